@@ -1,0 +1,91 @@
+"""How the projections of a model family couple: the only place that knows module names."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ppf.errors import PPFError
+from ppf.space import Prunable
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A projection whose output rows belong to atoms, `rows` consecutive ones each."""
+
+    linear: nn.Linear
+    rows: int
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """One prunable place of a loaded model.
+
+    Dropping atom j drops its rows of every producer and its `columns` columns of the consumer. Atoms can be
+    reordered (in all of them at once) without changing what the model computes.
+
+    Args:
+        kind: "attention" (an atom is a KV group) or "mlp" (an atom is a channel).
+        parent: the decoder layer.
+        attribute: where in `parent` the block lies whose output the consumer makes.
+    """
+
+    layer: int
+    kind: str
+    atoms: int
+    producers: tuple[Producer, ...]
+    consumer: nn.Linear
+    columns: int
+    parent: nn.Module
+    attribute: str
+
+    @property
+    def prunable(self) -> Prunable:
+        rows = sum(p.rows * (p.linear.in_features + (p.linear.bias is not None)) for p in self.producers)
+        return Prunable(
+            self.layer, self.kind, self.atoms, rows + self.columns * self.consumer.out_features
+        )
+
+
+class Adapter(ABC):
+    """Tells where a family's prunable projections lie.
+
+    To add a family: subclass this in a module of `ppf.llm`, import that module in `adapter_for`, set `model_types` to
+    the `config.model_type` values that it serves, and implement the methods below. `tests/llm/test_adapters.py` then
+    checks it on a random checkpoint: masked, live-pruned and exported logits must agree.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
+        """The decoder layers, in order."""
+
+    @abstractmethod
+    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+        """What stands between the last layer and the language-model head."""
+
+    @abstractmethod
+    def couplings(self, model: PreTrainedModel) -> list[Coupling]:
+        """The prunable places, attention before mlp in every layer."""
+
+    def prunables(self, model: PreTrainedModel) -> list[Prunable]:
+        return [coupling.prunable for coupling in self.couplings(model)]
+
+
+def adapter_for(model: PreTrainedModel) -> Adapter:
+    """The adapter of a model's family.
+
+    Raises:
+        PPFError: no adapter serves `config.model_type`.
+    """
+    from ppf.llm import llama  # noqa: F401  (registers itself as a subclass)
+
+    model_type = model.config.model_type
+    for adapter in Adapter.__subclasses__():
+        if model_type in adapter.model_types:
+            return adapter()
+    known = ", ".join(t for adapter in Adapter.__subclasses__() for t in adapter.model_types)
+    raise PPFError(f"model family '{model_type}' is not supported: give a model of {known}.")

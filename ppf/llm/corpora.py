@@ -1,0 +1,136 @@
+"""Where documents come from; each function takes a split's name last and returns its documents."""
+
+import bz2
+import importlib.util
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from pyarrow import parquet
+
+from ppf.errors import PPFError
+
+_ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_END_MATTER = re.compile(
+    r"\n==+ *(references|notes|footnotes|external links|further reading|see also|bibliography) *==.*",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def wikipedia_sample(split: str, *, cache: str, shortest_line: int) -> list[str]:
+    """The English Wikipedia articles that gensim carries among its test data, as plain paragraphs.
+
+    Args:
+        cache: the cleaned articles are kept there.
+        shortest_line: shorter lines (headings, captions, list crumbs) are left out.
+
+    Raises:
+        PPFError: gensim or mwparserfromhell is not installed.
+    """
+    store = Path(cache) / f"wikipedia_sample-{shortest_line}.parquet"
+    if not store.is_file():
+        spec = importlib.util.find_spec("gensim")
+        if spec is None or spec.origin is None or importlib.util.find_spec("mwparserfromhell") is None:
+            raise PPFError(
+                "text=wikipedia_sample needs gensim and mwparserfromhell:"
+                " run `pip install gensim mwparserfromhell` or give text.path=FILE."
+            )
+        articles = [_clean(a, shortest_line) for a in _articles(Path(spec.origin).parent / _ARTICLES)]
+        store.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pa.table({"text": articles}), store)
+    return parquet.read_table(store)["text"].to_pylist()
+
+
+def hub(split: str, *, path: str, name: str | None, data_files: dict | None, column: str, limit: int) -> list[str]:
+    """A data set through `datasets`: a hub id, or a local folder of the same form.
+
+    Args:
+        limit: documents to read at most (streamed, so that large sets are not fetched whole).
+
+    Raises:
+        PPFError: it cannot be reached or has no such column.
+    """
+    try:
+        stream = datasets.load_dataset(path, name, split=split, data_files=data_files, streaming=True)
+        return [row[column] for row in stream.take(limit)]
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise PPFError(
+            f"cannot read the data set '{path}' ({reason}): give a local copy with text.source.path=FOLDER,"
+            " or any file with text.path=FILE."
+        ) from error
+
+
+def wikitext(split: str, **source) -> list[str]:
+    """A WikiText set, its lines joined to articles (an article starts at a ` = Title = ` line)."""
+    articles: list[list[str]] = [[]]
+    for line in hub(split, **source):
+        if re.fullmatch(r" = [^=].* = \n?", line):
+            articles.append([])
+        articles[-1].append(line)
+    return ["".join(lines) for lines in articles]
+
+
+def sentences(split: str, *, per_document: int, **source) -> list[str]:
+    """A set of single sentences, joined to documents of `per_document`."""
+    rows = hub(split, **source)
+    return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]
+
+
+def file(split: str, *, path: str, column: str) -> list[str]:
+    """A local file: .jsonl and .parquet give `column` of every row, .txt gives paragraphs.
+
+    Raises:
+        PPFError: there is no such file, or it has no such column or another ending.
+    """
+    if not Path(path).is_file():
+        raise PPFError(f"text.path={path} does not exist.")
+    kinds = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+    kind = kinds.get(Path(path).suffix)
+    if kind is None:
+        raise PPFError(f"text.path={path} is not read: give a .txt, .jsonl or .parquet file.")
+    if kind == "text":
+        return re.split(r"\n\s*\n", Path(path).read_text(encoding="utf-8"))
+    rows = datasets.load_dataset(kind, data_files=path, split="train")
+    if column not in rows.column_names:
+        raise PPFError(f"text.path={path} has no column '{column}': give text.column, one of {rows.column_names}.")
+    return list(rows[column])
+
+
+def _articles(dump: Path) -> Iterator[str]:
+    with bz2.open(dump) as stream:
+        for _, element in ElementTree.iterparse(stream):
+            if not element.tag.endswith("}page"):
+                continue
+            prefix = element.tag.removesuffix("page")
+            text = element.findtext(f"{prefix}revision/{prefix}text") or ""
+            if element.findtext(f"{prefix}ns") == "0" and not text.lstrip().upper().startswith("#REDIRECT"):
+                yield text
+            element.clear()
+
+
+def _clean(article: str, shortest_line: int) -> str:
+    import mwparserfromhell
+
+    code = mwparserfromhell.parse(_END_MATTER.sub("", article))
+    for node in code.filter(matches=_is_clutter):
+        try:
+            code.remove(node)
+        except ValueError:  # it went with a node around it
+            continue
+    lines = code.strip_code(normalize=True, collapse=True).split("\n")
+    return "\n".join(line.strip() for line in lines if len(line.strip()) >= shortest_line)
+
+
+def _is_clutter(node: object) -> bool:
+    """Files, categories, references, tables and templates."""
+    import mwparserfromhell.nodes as nodes
+
+    if isinstance(node, nodes.Wikilink):
+        return str(node.title).strip().lower().startswith(("file:", "image:", "category:"))
+    if isinstance(node, nodes.Tag):
+        return str(node.tag).lower() in ("ref", "table", "gallery", "math")
+    return isinstance(node, nodes.Template)

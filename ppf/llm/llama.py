@@ -1,0 +1,45 @@
+"""Llama 1-3 and what shares its code: SmolLM2, TinyLlama, Mistral."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ppf.llm.adapter import Adapter, Coupling, Producer
+
+
+class LlamaAdapter(Adapter):
+    """Separate q, k, v, o projections (grouped or multi-head) and a gated FFN."""
+
+    model_types = ("llama", "mistral")
+
+    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
+        return model.model.layers
+
+    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.norm
+
+    def couplings(self, model: PreTrainedModel) -> list[Coupling]:
+        return [
+            coupling
+            for index, layer in enumerate(self.layers(model))
+            for coupling in (self._attention(index, layer), self._mlp(index, layer))
+        ]
+
+    def _attention(self, index: int, layer: nn.Module) -> Coupling:
+        attention = layer.self_attn
+        head = attention.head_dim
+        groups = attention.k_proj.out_features // head
+        queries = attention.q_proj.out_features // groups
+        producers = (
+            Producer(attention.q_proj, queries),
+            Producer(attention.k_proj, head),
+            Producer(attention.v_proj, head),
+        )
+        return Coupling(
+            index, "attention", groups, producers, attention.o_proj, queries, layer, "self_attn"
+        )
+
+    def _mlp(self, index: int, layer: nn.Module) -> Coupling:
+        mlp = layer.mlp
+        producers = (Producer(mlp.gate_proj, 1), Producer(mlp.up_proj, 1))
+        channels = mlp.down_proj.in_features
+        return Coupling(index, "mlp", channels, producers, mlp.down_proj, 1, layer, "mlp")

