@@ -1,0 +1,1 @@
+"""Pruning-policy search for language models."""

@@ -1,0 +1,19 @@
+"""What a search needs of a predictor."""
+
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Prediction(NamedTuple):
+    """Predicted log-perplexity (nats per token) and its standard deviation, per policy."""
+
+    mean: Float[Tensor, " batch"]
+    std: Float[Tensor, " batch"]
+
+
+class Predictor(Protocol):
+    """Answers for batches of policies, on the device of `kept`, differentiable nowhere, no host round trip."""
+
+    def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction: ...
