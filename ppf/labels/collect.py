@@ -1,0 +1,37 @@
+"""Collecting labels: from drawn policies to rows on disk."""
+
+import time
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ppf.labels.labeller import Labeller
+from ppf.labels.samplers import Sampler
+from ppf.labels.store import LabelStore, Row
+from ppf.labels.table import Labels
+from ppf.progress import say, track
+from ppf.space import Space
+
+
+def draw(space: Space, sampler: Sampler, count: int, seed: int) -> Int[Tensor, "rows sites"]:
+    """The distinct policies that a sampler gives, at most `count`, the dense one first; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.cat([space.dense[None], sampler.draw(space, count - 1, generator)])
+    return torch.tensor(list(dict.fromkeys(map(tuple, kept.tolist()))))
+
+
+def label(
+    store: LabelStore, labeller: Labeller, policies: Int[Tensor, "rows sites"], source: str
+) -> Labels:
+    """Labels what has no label yet and returns the labels of all `policies`, in their order."""
+    space = labeller.pruner.space
+    missing = sorted({tuple(kept) for kept in policies.tolist() if kept not in store})
+    if len(missing) < len(policies):
+        say(f"{len(policies) - len(missing)} of {len(policies)} policies are labelled already.")
+    for kept in track(missing, f"Labelling {len(missing)} policies"):
+        start = time.perf_counter()
+        nll = labeller.nll(kept)
+        ratio = float(space.ratio(torch.tensor(kept)))
+        store.add(Row(kept, ratio, nll, source, time.perf_counter() - start))
+    return store.labels(policies)

@@ -1,0 +1,105 @@
+"""Labels on disk: parquet shards that a killed or a second process cannot spoil."""
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from jaxtyping import Int
+from pyarrow import parquet
+from torch import Tensor
+
+from ppf.labels.table import Labels
+from ppf.progress import say
+
+_ROWS_PER_SHARD = 256
+_SCHEMA = pa.schema(
+    [
+        ("kept", pa.list_(pa.int16())),
+        ("ratio", pa.float64()),
+        ("nll", pa.float64()),
+        ("source", pa.string()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled policy.
+
+    Args:
+        ratio: pruning ratio really reached.
+        nll: nats per token.
+        source: the sampler that drew it.
+        seconds: what the label took.
+    """
+
+    kept: tuple[int, ...]
+    ratio: float
+    nll: float
+    source: str
+    seconds: float
+
+
+class LabelStore:
+    """All labels of one signature, in a folder.
+
+    Every process writes shards of its own; a shard is replaced atomically with each row, so a kill loses at most
+    the row in hand.
+
+    Args:
+        signature: of model, text, space, order and compensation; shards of another one are reported and skipped.
+    """
+
+    def __init__(self, folder: Path, signature: str) -> None:
+        self.folder, self.signature = folder, signature
+        folder.mkdir(parents=True, exist_ok=True)
+        self._shard = 0
+        self._mine: list[Row] = []
+        self._rows: dict[tuple[int, ...], Row] = {}
+        for path in sorted(folder.glob("*.parquet")):
+            self._rows |= {row.kept: row for row in self._read(path)}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, kept: Sequence[int]) -> bool:
+        return tuple(kept) in self._rows
+
+    def add(self, row: Row) -> None:
+        """Keeps a row, on disk before this returns."""
+        self._rows[row.kept] = row
+        if len(self._mine) == _ROWS_PER_SHARD:
+            self._mine, self._shard = [], self._shard + 1
+        self._mine.append(row)
+        name = f"{socket.gethostname()}-{os.getpid()}-{self._shard}.parquet"
+        table = pa.Table.from_pylist([asdict(r) for r in self._mine], schema=_SCHEMA)
+        table = table.replace_schema_metadata({"signature": self.signature})
+        draft = self.folder / f"{name}.draft"
+        parquet.write_table(table, draft)
+        draft.replace(self.folder / name)
+
+    def labels(self, policies: Int[Tensor, "rows sites"]) -> Labels:
+        """The labels of the policies given, in their order.
+
+        Raises:
+            KeyError: one has no label yet.
+        """
+        rows = [self._rows[tuple(kept)] for kept in policies.tolist()]
+        nll = torch.tensor([row.nll for row in rows], dtype=torch.double)
+        return Labels(policies, nll, [row.source for row in rows])
+
+    def _read(self, path: Path) -> list[Row]:
+        try:
+            table = parquet.read_table(path)
+        except (OSError, pa.ArrowException):
+            say(f"Warning: the shard {path} is corrupt: skipped, its policies will be labelled again.")
+            return []
+        if (table.schema.metadata or {}).get(b"signature", b"").decode() != self.signature:
+            say(f"Warning: the shard {path} belongs to other labels: skipped.")
+            return []
+        return [Row(**{**row, "kept": tuple(row["kept"])}) for row in table.to_pylist()]
