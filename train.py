@@ -1,0 +1,6 @@
+"""Trains a predictor on labelled policies: `python train.py --help`."""
+
+from ppf.cli.train import main
+
+if __name__ == "__main__":
+    main()
