@@ -1,0 +1,49 @@
+"""Shape and type checks for our tensors, and what all tests share. No test goes online."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Before the first import of these rooms.
+install_import_hook(
+    ["ppf.space", "ppf.pruning", "ppf.predictor", "ppf.agents"], "beartype.beartype"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where converted and random weights are kept: PPF_CACHE, or a folder of this session.
+
+    Commands that a test starts find the same folder in PPF_CACHE.
+    """
+    folder = os.environ.setdefault("PPF_CACHE", str(tmp_path_factory.mktemp("cache")))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's root."""
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tiny(cache: str):
+    """A tiny model of its own, with space, statistics and windows (see tests/tiny.py)."""
+    from tests.tiny import tiny_setup
+
+    return tiny_setup(cache)

@@ -1,0 +1,114 @@
+"""Lower rooms know nothing of higher ones."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A room imports only from the lines above its own.
+ORDER = [
+    {"errors", "progress"},
+    {"space"},
+    {"llm"},
+    {"pruning"},
+    {"labels"},
+    {"predictor"},
+    {"agents"},
+    {"search"},
+    {"export", "evaluation", "report"},
+    {"stages"},
+    {"cli"},
+]
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "ppf").rglob("*.py"))
+IN_ROOMS = [p for p in FILES if p.parts[1] not in ("__init__.py", "conf")]
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """Our modules that a module of `package` imports, those inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base]).rstrip(".")
+            names = [f"{base}.{a.name}" if _is_package(base) else base for a in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.startswith("ppf."))
+
+
+def _is_package(module: str) -> bool:
+    """Names that are imported from a package may be modules themselves."""
+    return (ROOT / module.replace(".", "/")).is_dir()
+
+
+def imports_of(file: Path) -> set[str]:
+    source = (ROOT / file).read_text(encoding="utf-8")
+    return set(imported(source, ".".join(file.parent.parts)))
+
+
+def allowed(room: str, module: str) -> bool:
+    other = room_of(module)
+    if room == "space":
+        return other in ("space", "errors")
+    if room == "agents" and other == "predictor":
+        return module == "ppf.predictor.protocol" or module.startswith("ppf.predictor.protocol.")
+    return other == room or RANK[other] < RANK[room]
+
+
+@pytest.mark.parametrize("file", IN_ROOMS, ids=str)
+def test_imports_only_from_lower_rooms(file: Path) -> None:
+    room = file.with_suffix("").parts[1]
+    assert room in RANK, f"give the room {room} a place in ORDER"
+    wrong = sorted(module for module in imports_of(file) if not allowed(room, module))
+    assert not wrong, f"{room} must not import {wrong}"
+
+
+def test_order_is_not_empty() -> None:
+    assert {"space", "llm", "pruning", "cli"} <= {p.parts[1] for p in IN_ROOMS}
+    assert "ppf.space.Space" in imports_of(Path("ppf/pruning/bank.py"))
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "expected"),
+    [
+        ("import ppf.cli.search", "ppf.space", {"ppf.cli.search"}),
+        ("from ppf import search", "ppf.space", {"ppf.search"}),
+        ("from ppf.llm.text import Text", "ppf.space", {"ppf.llm.text"}),
+        ("from ..llm import text", "ppf.space", {"ppf.llm.text"}),
+        ("def f():\n    from . import sites", "ppf.space", {"ppf.space.sites"}),
+        ("import torch, ppfx", "ppf.space", set()),
+    ],
+)
+def test_sees_every_form_of_import(source: str, package: str, expected: set[str]) -> None:
+    assert set(imported(source, package)) == expected
+
+
+@pytest.mark.parametrize(
+    ("room", "module", "expected"),
+    [
+        ("space", "ppf.progress", False),
+        ("labels", "ppf.predictor.protocol", False),
+        ("agents", "ppf.predictor.protocol", True),
+        ("agents", "ppf.predictor.module", False),
+        ("report", "ppf.export.gguf", False),
+        ("stages", "ppf.report.page", True),
+        ("stages", "ppf.cli.search", False),
+    ],
+)
+def test_allows_what_the_order_says(room: str, module: str, expected: bool) -> None:
+    assert allowed(room, module) is expected
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_no_file_is_a_drawer_for_everything(file: Path) -> None:
+    assert not {"utils", "util", "helpers", "misc", "common"} & set(file.with_suffix("").parts)
