@@ -24,14 +24,27 @@ def draw(space: Space, sampler: Sampler, count: int, seed: int) -> Int[Tensor, "
 def label(
     store: LabelStore, labeller: Labeller, policies: Int[Tensor, "rows sites"], source: str
 ) -> Labels:
-    """Labels what has no label yet and returns the labels of all `policies`, in their order."""
-    space = labeller.pruner.space
+    """Labels what has no label yet and returns the labels of all `policies`, in their order.
+
+    Ranks and other processes may work on the same store at once: each policy is labelled by the one that claims it, and
+    this returns when all have labels, whoever made them.
+    """
     missing = sorted({tuple(kept) for kept in policies.tolist() if kept not in store})
-    if len(missing) < len(policies):
+    if 0 < len(missing) < len(policies):
         say(f"{len(policies) - len(missing)} of {len(policies)} policies are labelled already.")
     for kept in track(missing, f"Labelling {len(missing)} policies"):
-        start = time.perf_counter()
-        nll = labeller.nll(kept)
-        ratio = float(space.ratio(torch.tensor(kept)))
-        store.add(Row(kept, ratio, nll, source, time.perf_counter() - start))
+        with store.claim(kept) as mine:
+            if mine:
+                _label_one(store, labeller, kept, source)
+    for kept in missing:  # what others had claimed is there by now, or was left by a killed process
+        with store.claim(kept, wait=True) as mine:
+            if mine:
+                _label_one(store, labeller, kept, source)
     return store.labels(policies)
+
+
+def _label_one(store: LabelStore, labeller: Labeller, kept: tuple[int, ...], source: str) -> None:
+    start = time.perf_counter()
+    nll = labeller.nll(kept)
+    ratio = float(labeller.pruner.space.ratio(torch.tensor(kept)))
+    store.add(Row(kept, ratio, nll, source, time.perf_counter() - start))

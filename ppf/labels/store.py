@@ -1,13 +1,16 @@
 """Labels on disk: parquet shards that a killed or a second process cannot spoil."""
 
+import hashlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Int
 from pyarrow import parquet
 from torch import Tensor
@@ -57,18 +60,51 @@ class LabelStore:
 
     def __init__(self, folder: Path, signature: str) -> None:
         self.folder, self.signature = folder, signature
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "claims").mkdir(parents=True, exist_ok=True)
         self._shard = 0
         self._mine: list[Row] = []
         self._rows: dict[tuple[int, ...], Row] = {}
-        for path in sorted(folder.glob("*.parquet")):
-            self._rows |= {row.kept: row for row in self._read(path)}
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self.refresh()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __contains__(self, kept: Sequence[int]) -> bool:
         return tuple(kept) in self._rows
+
+    def refresh(self) -> None:
+        """Reads what is on disk, other processes' rows among it."""
+        for path in sorted(self.folder.glob("*.parquet")):
+            state = path.stat().st_mtime_ns, path.stat().st_size
+            if self._seen.get(path) != state:
+                self._seen[path] = state
+                self._rows |= {row.kept: row for row in self._read(path)}
+
+    @contextmanager
+    def claim(self, kept: Sequence[int], *, wait: bool = False) -> Iterator[bool]:
+        """True while this process alone may label the policy; False if it has a label or another process is at it.
+
+        The claim is a file lock: the system drops it when the process dies.
+
+        Args:
+            wait: until the other process is done.
+        """
+        if kept in self:
+            yield False
+            return
+        name = hashlib.sha256(str(tuple(kept)).encode()).hexdigest()[:16]
+        lock = FileLock(self.folder / "claims" / f"{name}.lock")
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            yield False
+            return
+        try:
+            self.refresh()
+            yield kept not in self
+        finally:
+            lock.release()
 
     def add(self, row: Row) -> None:
         """Keeps a row, on disk before this returns."""

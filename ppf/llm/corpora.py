@@ -18,6 +18,7 @@ _END_MATTER = re.compile(
     r"\n==+ *(references|notes|footnotes|external links|further reading|see also|bibliography) *==.*",
     re.IGNORECASE | re.DOTALL,
 )
+_MARKUP = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||</?ref|\|thumb")  # what the parser could not pair
 
 
 def wikipedia_sample(split: str, *, cache: str, shortest_line: int) -> list[str]:
@@ -121,8 +122,8 @@ def _clean(article: str, shortest_line: int) -> str:
             code.remove(node)
         except ValueError:  # it went with a node around it
             continue
-    lines = code.strip_code(normalize=True, collapse=True).split("\n")
-    return "\n".join(line.strip() for line in lines if len(line.strip()) >= shortest_line)
+    lines = (line.strip() for line in code.strip_code(normalize=True, collapse=True).split("\n"))
+    return "\n".join(x for x in lines if len(x) >= shortest_line and not _MARKUP.search(x))
 
 
 def _is_clutter(node: object) -> bool:

@@ -22,7 +22,7 @@ class Bank:
         levels: per site of the space; entry k keeps k units.
     """
 
-    orders: list[Int[Tensor, " atoms"]]
+    orders: list[Int[Tensor, " _"]]
     levels: list[Levels]
 
     @property

@@ -70,7 +70,7 @@ class Random(Importance):
 
 def order_atoms(
     lm: LanguageModel, importance: Importance, statistics: Statistics
-) -> list[Int[Tensor, " atoms"]]:
+) -> list[Int[Tensor, " _"]]:
     """Per coupling, its atoms from most to least important."""
     return [
         importance.scores(coupling, gram, mean).argsort(descending=True, stable=True).cpu()

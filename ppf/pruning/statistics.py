@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppf.llm import Coupling, LanguageModel
@@ -22,16 +20,16 @@ class Statistics:
         mean: E[x].
     """
 
-    gram: list[Float[Tensor, "columns columns"]]
-    mean: list[Float[Tensor, " columns"]]
+    gram: list[Float[Tensor, "_ _"]]
+    mean: list[Float[Tensor, " _"]]
 
-    def save(self, path: Path) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as safetensors wants them."""
         named = {f"gram.{i}": g for i, g in enumerate(self.gram)}
-        save_file(named | {f"mean.{i}": m for i, m in enumerate(self.mean)}, path)
+        return named | {f"mean.{i}": m for i, m in enumerate(self.mean)}
 
     @classmethod
-    def load(cls, path: Path) -> "Statistics":
-        named = load_file(path)
+    def from_tensors(cls, named: dict[str, Tensor]) -> "Statistics":
         count = len(named) // 2
         return cls([named[f"gram.{i}"] for i in range(count)], [named[f"mean.{i}"] for i in range(count)])
 

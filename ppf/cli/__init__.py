@@ -1,0 +1,1 @@
+"""The commands: each composes a config, seeds, calls its stage, reports, returns."""

@@ -1,0 +1,57 @@
+"""What all commands share: errors become one sentence, seeds are set, loggers are closed."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+import hydra
+import lightning
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning import Fabric
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue
+
+from ppf.errors import PPFError
+
+Task = Callable[[DictConfig, Fabric], None]
+
+
+def command(name: str) -> Callable[[Task], Callable[[], None]]:
+    """Makes a Hydra application `ppf-<name>` of a function on the resolved config and the started Fabric."""
+
+    def decorate(task: Task) -> Callable[[], None]:
+        @hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")
+        @functools.wraps(task)
+        def main(cfg: DictConfig) -> None:
+            try:
+                lightning.seed_everything(cfg.seed, verbose=False)
+                fabric = instantiate(cfg.fabric)
+                fabric.launch()
+                task(cfg, fabric)
+            except (PPFError, MissingMandatoryValue, InstantiationException) as error:
+                sentence = _sentence(error)
+                if cfg.debug or sentence is None:
+                    raise
+                print(f"Error: {sentence}", file=sys.stderr)
+                sys.exit(1)
+
+        return main
+
+    return decorate
+
+
+def run_folder() -> str:
+    """The folder that this run (or this job of a multirun) writes to."""
+    return HydraConfig.get().runtime.output_dir
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user; None: not the user's to mend."""
+    if isinstance(error, InstantiationException):
+        return str(error.__cause__) if isinstance(error.__cause__, PPFError) else None
+    if isinstance(error, MissingMandatoryValue):
+        key = str(error).split("full_key: ")[-1].split("\n")[0]
+        return f"{key} is missing: give it as {key}=VALUE."
+    return str(error)

@@ -1,0 +1,20 @@
+"""ppf-collect: labels policies on the real model."""
+
+from lightning import Fabric
+from omegaconf import DictConfig
+
+from ppf.cli.app import command
+from ppf.progress import say
+from ppf.stages.collect import collect, label_store
+from ppf.stages.prepare import prepare
+
+
+@command("collect")
+def main(cfg: DictConfig, fabric: Fabric) -> None:
+    ready = prepare(cfg, fabric)
+    labels = collect(ready)
+    say(f"{len(labels)} labels in {label_store(ready).folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""collect: labels for the policies that the sampler draws."""
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+
+from ppf.labels.collect import draw, label
+from ppf.labels.store import LabelStore
+from ppf.labels.table import Labels
+from ppf.progress import say
+from ppf.stages.artefacts import require
+from ppf.stages.prepare import Prepared
+
+
+def label_store(ready: Prepared) -> LabelStore:
+    """All labels that there are for this model, text, space, order and compensation."""
+    folder = Path(ready.cfg.paths.artefacts) / "labels" / ready.signatures.labels
+    return LabelStore(folder, ready.signatures.labels)
+
+
+def drawn(ready: Prepared) -> torch.Tensor:
+    """The policies that the config's sampler draws, [rows, sites]."""
+    cfg = ready.cfg
+    return draw(ready.space, instantiate(cfg.sampler), cfg.labels.count, cfg.seed)
+
+
+def collect(ready: Prepared, *, upstream: bool = False) -> Labels:
+    """Labels what the sampler draws and has no label yet.
+
+    Args:
+        upstream: called by a later stage, which `upstream=require` forbids to label.
+    """
+    store, policies = label_store(ready), drawn(ready)
+    missing = sum(kept not in store for kept in policies.tolist())
+    if not missing:
+        say(f"Reusing {len(policies)} labels in {store.folder}.")
+    elif upstream:
+        require(ready.cfg, "labels", "python collect.py")
+    return label(store, ready.labeller, policies, "sampler")

@@ -1,0 +1,76 @@
+"""policy.json: what a search found, and everything needed to apply it again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ppf.errors import PPFError
+from ppf.space import Space
+from ppf.stages.artefacts import plain
+from ppf.stages.prepare import Prepared, Signatures, signatures
+
+FORMAT = 1
+CONFIG_GROUPS = ("model", "text", "space", "importance", "compensation", "labels")
+
+
+def policy_record(ready: Prepared, kept: list[int], numbers: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a policy.json.
+
+    Args:
+        numbers: of the search (ratio asked and achieved, predicted and measured values), merged in.
+    """
+    cfg = ready.cfg
+    return {
+        "format": FORMAT,
+        "model": cfg.model.name if not cfg.model.path else Path(cfg.model.path).name,
+        "space": cfg.space.name,
+        "text": ready.text.name,
+        "kept": dict(zip((site.name for site in ready.space.sites), kept, strict=True)),
+        "units": {site.name: site.units for site in ready.space.sites},
+        **numbers,
+        "signatures": vars(ready.signatures),
+        "config": {group: plain(cfg[group]) for group in CONFIG_GROUPS},
+    }
+
+
+def read_policy(path: str) -> dict[str, Any]:
+    """Reads a policy.json.
+
+    Raises:
+        PPFError: there is none, or it is no policy of this format.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PPFError(f"policy={path} cannot be read: give the policy.json that search.py wrote.") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise PPFError(f"policy={path} is no policy of format {FORMAT}: give one that search.py wrote.")
+    return record
+
+
+def policy_config(record: dict[str, Any], cfg: DictConfig) -> DictConfig:
+    """The config to prepare a policy's model with: its own groups, this command's paths."""
+    return DictConfig(OmegaConf.create(record["config"]) | {"paths": cfg.paths})
+
+
+def check_signature(record: dict[str, Any], config: DictConfig) -> Signatures:
+    """Raises PPFError where the model or text is no longer what the policy was found for."""
+    names = signatures(config)
+    if vars(names) != record["signatures"]:
+        raise PPFError(
+            f"the policy was found for another model, text or dtype than {config.model.name} is here"
+            f" (signature {record['signatures']['labels']}, not {names.labels}): search again."
+        )
+    return names
+
+
+def kept_units(record: dict[str, Any], space: Space) -> list[int]:
+    """The kept units in the space's order of sites; raises PPFError where they do not fit."""
+    names = [site.name for site in space.sites]
+    kept = [record["kept"].get(name, -1) for name in names]
+    if len(record["kept"]) != len(names):
+        kept = []
+    space.check_policy(kept)
+    return kept

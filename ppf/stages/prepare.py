@@ -1,0 +1,99 @@
+"""What every stage that touches the model needs: model, text, space, order, bank."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from lightning import Fabric
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+
+from ppf.labels.labeller import Labeller
+from ppf.llm import LanguageModel, Text, load
+from ppf.llm.loading import resolve_dtype
+from ppf.llm.text import build_text
+from ppf.progress import say
+from ppf.pruning import Bank, LivePruner, Statistics, collect_statistics, order_atoms
+from ppf.space import Space
+from ppf.stages.artefacts import model_identity, plain, signature, text_identity
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """Names of the artefacts of one config."""
+
+    statistics: str
+    order: str
+    labels: str
+
+
+@dataclass
+class Prepared:
+    """A loaded model, ready to be narrowed to any policy of the space."""
+
+    cfg: DictConfig
+    fabric: Fabric
+    lm: LanguageModel
+    text: Text
+    space: Space
+    pruner: LivePruner
+    signatures: Signatures
+
+    @property
+    def bank(self) -> Bank:
+        return self.pruner.bank
+
+    @cached_property
+    def labeller(self) -> Labeller:
+        windows = self.text.tokens("labelling", self.lm.tokenizer)
+        return Labeller(self.lm, self.pruner, windows, batch=self.cfg.labels.batch)
+
+
+def signatures(cfg: DictConfig) -> Signatures:
+    """Needs no model: a hash of the parts of the config that matter for each artefact."""
+    dtype = str(resolve_dtype(cfg.model.dtype))
+    statistics = signature(model_identity(cfg.model, dtype), text_identity(cfg.text, "calibration"))
+    order = signature(statistics, plain(cfg.importance))
+    labelling = text_identity(cfg.text, "labelling")
+    labels = signature(order, plain(cfg.space), plain(cfg.compensation), labelling)
+    return Signatures(statistics, order, labels)
+
+
+def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Prepared:
+    """Loads the model and everything that pruning it needs; statistics and order are made where they lack.
+
+    Args:
+        cfg: with model, text, space, importance, compensation, labels, paths.
+        dtype: load the weights in another dtype than `model.dtype`, under the same order and statistics.
+    """
+    names, artefacts = signatures(cfg), Path(cfg.paths.artefacts)
+    text = build_text(cfg.text, cfg.paths.cache)
+    order_file = artefacts / "order" / f"{names.order}.safetensors"
+    statistics_file = artefacts / "statistics" / f"{names.statistics}.safetensors"
+
+    lm = load(cfg.model, cfg.paths.cache, device=fabric.device)
+    if not statistics_file.is_file():
+        windows = text.tokens("calibration", lm.tokenizer)
+        say(f"No statistics of this model and text yet: calibrating on {windows.numel()} tokens.")
+        _write(statistics_file, collect_statistics(lm, windows).tensors())
+    statistics = Statistics.from_tensors(load_file(statistics_file))
+    if not order_file.is_file():
+        orders = order_atoms(lm, instantiate(cfg.importance), statistics)
+        _write(order_file, {f"{i:04}": order for i, order in enumerate(orders)})
+    orders = [order for _, order in sorted(load_file(order_file).items())]
+
+    if dtype and resolve_dtype(dtype) != lm.dtype:
+        lm = load(DictConfig(cfg.model | {"dtype": dtype}), cfg.paths.cache, device=fabric.device)
+    space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
+    bank = Bank.build(lm, space, orders, statistics, instantiate(cfg.compensation))
+    return Prepared(cfg, fabric, lm, text, space, LivePruner(lm, space, bank), names)
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    save_file(tensors, draft)
+    draft.replace(path)

@@ -1,0 +1,45 @@
+import multiprocessing
+from pathlib import Path
+
+import torch
+
+from ppf.labels.store import LabelStore, Row
+
+
+def _hold(folder: Path, held, done) -> None:
+    store = LabelStore(folder, "a")
+    with store.claim((1,)) as mine:
+        assert mine
+        held.set()
+        done.wait()
+        store.add(Row((1,), 0.3, 3.0, "other", 0.1))
+
+
+def test_a_policy_in_hand_elsewhere_is_left_alone_and_waited_for(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, done))
+    other.start()
+    assert held.wait(60)
+    store = LabelStore(tmp_path, "a")
+    with store.claim((1,)) as mine:
+        assert not mine
+    with store.claim((2,)) as mine:
+        assert mine
+    done.set()
+    with store.claim((1,), wait=True) as mine:
+        assert not mine
+    assert store.labels(torch.tensor([[1]])).source == ["other"]
+    other.join()
+
+
+def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, done))
+    other.start()
+    assert held.wait(60)
+    other.kill()
+    other.join()
+    with LabelStore(tmp_path, "a").claim((1,), wait=True) as mine:
+        assert mine

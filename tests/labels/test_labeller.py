@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import nn
+
+from ppf.labels.labeller import Labeller
+from ppf.pruning import LivePruner
+from ppf.space import uniform
+from tests.tiny import TinySetup
+
+
+@pytest.fixture
+def policies(tiny: TinySetup) -> list[list[int]]:
+    ratios = torch.tensor([0.0, 0.2, 0.4, 0.6])
+    kept = uniform(tiny.space, ratios)
+    kept[3, 4:] = kept[1, 4:]  # shares its last layers with another
+    empty = tiny.space.dense
+    empty[0] = 0
+    return [*kept.tolist(), empty.tolist()]
+
+
+def whole_model_nll(tiny: TinySetup, pruner: LivePruner, kept: list[int]) -> float:
+    with pruner.at(kept) as model, torch.inference_mode():
+        logits = model(tiny.windows).logits[:, :-1].flatten(0, 1)
+    return float(nn.functional.cross_entropy(logits, tiny.windows[:, 1:].flatten()))
+
+
+def test_agrees_with_the_whole_model(tiny: TinySetup, policies: list[list[int]]) -> None:
+    pruner = tiny.pruner()
+    labeller = Labeller(tiny.lm, pruner, tiny.windows, batch=3)
+    for kept in policies:
+        nll = labeller.nll(kept)
+        assert nll == pytest.approx(whole_model_nll(tiny, pruner, kept), abs=1e-5)
+
+
+def test_a_label_does_not_depend_on_what_was_labelled_before(
+    tiny: TinySetup, policies: list[list[int]]
+) -> None:
+    alone = [Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=4).nll(k) for k in policies]
+    labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=4)
+    backwards = [labeller.nll(kept) for kept in policies[::-1] + policies[::-1]]
+    assert backwards == pytest.approx(alone[::-1] * 2, abs=1e-6)
+
+
+def test_shared_first_layers_are_not_run_again(tiny: TinySetup, policies: list[list[int]]) -> None:
+    labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=8)
+    labeller.nll(policies[0])
+    calls: list[int] = []
+    for index, layer in enumerate(labeller.layers):
+        layer.register_forward_pre_hook(lambda module, inputs, index=index: calls.append(index))
+    changed = list(policies[0])
+    changed[-1] -= 1  # a site of the last layer
+    labeller.nll(changed)
+    assert calls == [len(labeller.layers) - 1]
+
+
+def test_out_of_memory_halves_the_batch(
+    tiny: TinySetup, policies: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=8)
+    expected = labeller.nll(policies[1])
+    score = Labeller._score
+
+    def full(self: Labeller, batch, first: int) -> torch.Tensor:
+        if len(batch.ids) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return score(self, batch, first)
+
+    monkeypatch.setattr(Labeller, "_score", full)
+    assert labeller.nll(policies[1]) == pytest.approx(expected, abs=1e-5)
+    assert len(labeller._batches[0].ids) == 2

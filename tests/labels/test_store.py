@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppf.labels.store import LabelStore, Row
+
+
+def row(*kept: int, nll: float = 3.0) -> Row:
+    return Row(kept, 0.3, nll, "sampler", 0.1)
+
+
+def test_rows_survive_and_come_back_in_the_order_asked(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path, "a")
+    for i in range(300):  # more than one shard holds
+        store.add(row(i, 1, nll=float(i)))
+    again = LabelStore(tmp_path, "a")
+    assert len(again) == 300
+    labels = again.labels(torch.tensor([[7, 1], [299, 1]]))
+    assert labels.nll.tolist() == [7.0, 299.0]
+    assert (7, 1) in again and (7, 2) not in again
+
+
+def test_non_finite_labels_are_kept_as_such(tmp_path: Path) -> None:
+    LabelStore(tmp_path, "a").add(row(1, nll=float("inf")))
+    assert LabelStore(tmp_path, "a").labels(torch.tensor([[1]])).nll.isinf().all()
+
+
+def test_a_corrupt_shard_is_reported_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    LabelStore(tmp_path, "a").add(row(1))
+    shard = next(tmp_path.glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-20])
+    assert len(LabelStore(tmp_path, "a")) == 0
+    assert "is corrupt: skipped" in capsys.readouterr().out
+
+
+def test_a_foreign_shard_is_reported_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    LabelStore(tmp_path, "other").add(row(1))
+    assert (1,) not in LabelStore(tmp_path, "a")
+    assert "belongs to other labels: skipped" in capsys.readouterr().out
+
+
+def test_another_process_writes_beside_ours(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path, "a")
+    store.add(row(1))
+    code = (
+        "import sys; from pathlib import Path; from ppf.labels.store import LabelStore, Row;"
+        "LabelStore(Path(sys.argv[1]), 'a').add(Row((2,), 0.3, 3.0, 'sampler', 0.1))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ)
+    assert (2,) not in store
+    store.refresh()
+    assert (2,) in store and (1,) in store

@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from omegaconf import OmegaConf
+
+from ppf.errors import PPFError
+from ppf.llm import Text
+from ppf.llm.sources import byte_tokenizer
+from ppf.llm.text import build_text
+
+CONF = Path(__file__).parents[2] / "ppf" / "conf" / "text"
+PARTS = ("calibration", "labelling", "test")
+
+
+def text(name: str = "wikipedia_sample", cache: str = "unused", **overrides: object) -> Text:
+    config = OmegaConf.merge(
+        OmegaConf.load(CONF / f"{name}.yaml"),
+        {"window": 16, "windows": {part: 4 for part in PARTS}},
+        overrides,
+    )
+    return build_text(config, cache)
+
+
+def documents() -> list[str]:
+    return [f"Document {i} says that " + " ".join(str(j * i) for j in range(60)) for i in range(40)]
+
+
+@pytest.fixture(params=["txt", "jsonl", "parquet"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    file = tmp_path / f"text.{request.param}"
+    if request.param == "txt":
+        file.write_text("\n\n".join(documents()))
+    elif request.param == "jsonl":
+        file.write_text("\n".join(json.dumps({"text": d}) for d in documents()))
+    else:
+        Dataset.from_dict({"text": documents()}).to_parquet(file)
+    return file
+
+
+def test_a_file_is_dealt_to_disjoint_parts(path: Path) -> None:
+    parts = text(path=str(path)).parts
+    dealt = [document for part in PARTS for document in parts[part]]
+    assert sorted(dealt) == sorted(documents())
+    assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
+
+
+def test_the_deal_follows_the_seed(path: Path) -> None:
+    first, same, other = (text(path=str(path), seed=s).parts["test"] for s in (0, 0, 1))
+    assert first == same != other
+
+
+def test_windows_have_the_shape_asked_for(path: Path) -> None:
+    windows = text(path=str(path)).tokens("labelling", byte_tokenizer())
+    assert windows.shape == (4, 16)
+
+
+def test_too_little_text_says_what_to_lower(path: Path) -> None:
+    small = text(path=str(path), windows={"labelling": 10_000})
+    with pytest.raises(PPFError, match=r"lower text\.windows\.labelling"):
+        small.tokens("labelling", byte_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [("/nowhere.txt", "does not exist"), (__file__, "give a .txt, .jsonl or .parquet")],
+)
+def test_a_wrong_file_is_named(override: str, sentence: str) -> None:
+    with pytest.raises(PPFError, match=sentence):
+        _ = text(path=override).parts
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    Dataset.from_dict({"body": ["a"]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(PPFError, match=r"give text\.column, one of \['body'\]"):
+        _ = text(path=str(tmp_path / "t.parquet")).parts
+
+
+def test_wikitext_lines_become_articles(tmp_path: Path) -> None:
+    lines = [line for i in range(6) for line in (f" = Title {i} = \n", " == Part == \n", f"Text {i}.\n")]
+    for split in ("train", "validation", "test"):
+        Dataset.from_dict({"text": lines}).to_parquet(tmp_path / f"{split}-0.parquet")
+    parts = text("wikitext2", source={"path": str(tmp_path), "name": None}).parts
+    assert [len(parts[p]) for p in PARTS] == [6, 6, 6]
+    assert sorted(parts["test"])[0] == " = Title 0 = \n == Part == \nText 0.\n"
+
+
+def test_ptb_sentences_become_documents(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        Dataset.from_dict({"sentence": [f"s{i}" for i in range(90)]}).to_parquet(
+            tmp_path / f"{split}-0.parquet"
+        )
+    parts = text("ptb", source={"path": str(tmp_path), "name": None}).parts
+    assert sorted(len(d.split()) for d in parts["calibration"]) == [10, 40, 40]
+
+
+def test_c4_files_are_read_from_a_local_copy(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        rows = "\n".join(json.dumps({"text": f"{split} {i}"}) for i in range(20))
+        (tmp_path / f"{split}.json").write_text(rows)
+    files = {"train": "train.json", "validation": "validation.json"}
+    parts = text("c4", source={"path": str(tmp_path), "data_files": files}).parts
+    assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
+    assert all(d.startswith("validation") for d in parts["test"])
+
+
+def test_no_network_names_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match=r"text\.path=FILE"):
+        _ = text("wikitext2", source={"path": str(tmp_path / "gone"), "name": None}).parts
+
+
+def test_the_wikipedia_sample_is_clean(cache: str) -> None:
+    parts = text(cache=cache).parts
+    articles = [document for part in PARTS for document in parts[part]]
+    assert len(articles) > 100
+    whole = "\n".join(articles)
+    assert not any(mark in whole for mark in ("[[", "]]", "{{", "}}", "<ref", "Category:", "|thumb"))

@@ -1,0 +1,53 @@
+"""A random four-layer Llama with everything that pruning it needs, for fast tests."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ppf.llm import LanguageModel, load
+from ppf.pruning import Bank, Compensation, LivePruner, Statistics, collect_statistics
+from ppf.pruning.compensation import LeastSquares
+from ppf.space import Space
+
+CONF = Path(__file__).parents[1] / "ppf" / "conf"
+
+
+@dataclass
+class TinySetup:
+    """A loaded tiny model; each `pruner()` restores what the last one changed."""
+
+    lm: LanguageModel
+    space: Space
+    statistics: Statistics
+    orders: list[Tensor]
+    windows: Tensor
+    last: LivePruner | None = None
+
+    def pruner(self, compensation: Compensation | None = None) -> LivePruner:
+        if self.last is not None:
+            self.last.restore()
+        bank = Bank.build(
+            self.lm, self.space, self.orders, self.statistics, compensation or LeastSquares(0.01)
+        )
+        self.last = LivePruner(self.lm, self.space, bank)
+        return self.last
+
+
+def tiny_setup(cache: str, space: str = "width") -> TinySetup:
+    """Random windows, a random order, blocks of 16 channels."""
+    generator = torch.Generator().manual_seed(0)
+    lm = load(OmegaConf.load(CONF / "model" / "tiny.yaml"), cache)
+    config = OmegaConf.merge(OmegaConf.load(CONF / "space" / f"{space}.yaml"), {"channel_multiple": 16})
+    windows = torch.randint(0, 257, (8, 32), generator=generator)
+    orders = [torch.randperm(c.atoms, generator=generator) for c in lm.couplings]
+    return TinySetup(
+        lm,
+        instantiate(config, lm.adapter.prunables(lm.model)),
+        collect_statistics(lm, windows),
+        orders,
+        windows,
+    )
