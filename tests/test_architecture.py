@@ -1,7 +1,11 @@
-"""Lower rooms know nothing of higher ones."""
+"""Lower rooms know nothing of higher ones, and what is imported is declared."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -31,19 +35,16 @@ def room_of(module: str) -> str:
 
 
 def imported(source: str, package: str) -> Iterator[str]:
-    """Our modules that a module of `package` imports, those inside functions too."""
+    """Modules that a module of `package` imports, at its top or inside functions."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, base]).rstrip(".")
-            names = [f"{base}.{a.name}" if _is_package(base) else base for a in node.names]
-        else:
-            continue
-        yield from (name for name in names if name.startswith("ppf."))
+            yield from (f"{base}.{a.name}" if _is_package(base) else base for a in node.names)
 
 
 def _is_package(module: str) -> bool:
@@ -54,6 +55,10 @@ def _is_package(module: str) -> bool:
 def imports_of(file: Path) -> set[str]:
     source = (ROOT / file).read_text(encoding="utf-8")
     return set(imported(source, ".".join(file.parent.parts)))
+
+
+def ours(modules: set[str]) -> set[str]:
+    return {module for module in modules if module.startswith("ppf.")}
 
 
 def allowed(room: str, module: str) -> bool:
@@ -69,7 +74,7 @@ def allowed(room: str, module: str) -> bool:
 def test_imports_only_from_lower_rooms(file: Path) -> None:
     room = file.with_suffix("").parts[1]
     assert room in RANK, f"give the room {room} a place in ORDER"
-    wrong = sorted(module for module in imports_of(file) if not allowed(room, module))
+    wrong = sorted(module for module in ours(imports_of(file)) if not allowed(room, module))
     assert not wrong, f"{room} must not import {wrong}"
 
 
@@ -90,7 +95,7 @@ def test_order_is_not_empty() -> None:
     ],
 )
 def test_sees_every_form_of_import(source: str, package: str, expected: set[str]) -> None:
-    assert set(imported(source, package)) == expected
+    assert ours(set(imported(source, package))) == expected
 
 
 @pytest.mark.parametrize(
@@ -112,3 +117,19 @@ def test_allows_what_the_order_says(room: str, module: str, expected: bool) -> N
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_no_file_is_a_drawer_for_everything(file: Path) -> None:
     assert not {"utils", "util", "helpers", "misc", "common"} & set(file.with_suffix("").parts)
+
+
+def test_every_imported_package_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    declared = {normal(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in wanted}
+    owners = packages_distributions()
+    modules = {module.split(".")[0] for file in FILES for module in imports_of(file)}
+    foreign = modules - set(sys.stdlib_module_names) - {"ppf"}
+    missing = {m for m in foreign if not declared & {normal(owner) for owner in owners.get(m, ())}}
+    assert not missing, f"pyproject.toml does not declare the packages of {missing}"
+
+
+def normal(name: str) -> str:
+    """A distribution's name, normalised as PyPI does."""
+    return re.sub(r"[-_.]+", "-", name).lower()
