@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ppf.errors import PPFError
 from ppf.space import Prunable
@@ -55,9 +55,15 @@ class Adapter(ABC):
     To add a family: subclass this in a module of `ppf.llm`, import that module in `adapter_for`, set `model_types` to
     the `config.model_type` values that it serves, and implement the methods below. `tests/llm/test_adapters.py` then
     checks it on a random checkpoint: masked, live-pruned and exported logits must agree.
+
+    Attributes:
+        kv_heads: what the family's config calls the number of key/value heads.
+        channels: what it calls the number of FFN channels.
     """
 
     model_types: ClassVar[tuple[str, ...]]
+    kv_heads: ClassVar[str] = "num_key_value_heads"
+    channels: ClassVar[str] = "intermediate_size"
 
     @abstractmethod
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
@@ -70,6 +76,13 @@ class Adapter(ABC):
     @abstractmethod
     def couplings(self, model: PreTrainedModel) -> list[Coupling]:
         """The prunable places, attention before mlp in every layer."""
+
+    def widths(self, config: PreTrainedConfig, kind: str, atoms: int) -> dict[str, int]:
+        """How the family's config says that a block has `atoms` left."""
+        if kind == "mlp":
+            return {self.channels: atoms}
+        queries = config.num_attention_heads // getattr(config, self.kv_heads)
+        return {self.kv_heads: atoms, "num_attention_heads": queries * atoms}
 
     def prunables(self, model: PreTrainedModel) -> list[Prunable]:
         return [coupling.prunable for coupling in self.couplings(model)]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ppf.llm import Coupling, LanguageModel
 from ppf.pruning.bank import Bank, expand
+from ppf.pruning.empty_block import EmptyBlock
 from ppf.space import Space
 
 
@@ -16,13 +17,17 @@ class LivePruner:
 
     The weights are permuted in place once; after that a policy swaps views and bank entries, copies nothing, and the
     next policy undoes it exactly. `restore` gives the model back as it came, to the bit.
+
+    Attributes:
+        kept: the present policy.
+        blocks: per coupling of the model, its dense block, in the model or (with nothing left) out of it.
     """
 
     def __init__(self, lm: LanguageModel, space: Space, bank: Bank) -> None:
         self.lm, self.space, self.bank = lm, space, bank
         index = {(c.layer, c.kind): i for i, c in enumerate(lm.couplings)}
         self._coupling = [index[site.layer, site.kind] for site in space.sites]
-        self._blocks = [getattr(c.parent, c.attribute) for c in lm.couplings]
+        self.blocks = [getattr(c.parent, c.attribute) for c in lm.couplings]
         self._dense = {
             module: (module.weight.data, module.bias.data if module.bias is not None else None)
             for coupling in lm.couplings
@@ -32,7 +37,15 @@ class LivePruner:
             self._permute(coupling, order)
         self.kept = space.dense.tolist()
 
-    @torch.inference_mode()
+    @property
+    def atoms(self) -> list[int]:
+        """Per coupling of the model, the atoms that are left."""
+        atoms = [coupling.atoms for coupling in self.lm.couplings]
+        for index, site, kept in zip(self._coupling, self.space.sites, self.kept, strict=True):
+            atoms[index] = kept * site.atoms_per_unit
+        return atoms
+
+    @torch.no_grad()
     def apply(self, kept: Sequence[int]) -> None:
         """Narrows the model to a policy; only the sites that differ from the present one are touched.
 
@@ -80,7 +93,9 @@ class LivePruner:
         if levels.biases is not None and kept < site.units:
             bias = levels.biases[kept] + (0 if bias is None else bias)
         _set(consumer, weight, bias)
-        block = self._blocks[self._coupling[index]] if kept else EmptyBlock(coupling, bias)
+        block = self.blocks[self._coupling[index]]
+        if not kept:
+            block = EmptyBlock(coupling.layer, coupling.kind == "attention", consumer.bias)
         setattr(coupling.parent, coupling.attribute, block)
 
     def _permute(self, coupling: Coupling, order: Tensor) -> None:
@@ -92,28 +107,6 @@ class LivePruner:
                 bias.copy_(bias[rows])
         weight, _ = self._dense[coupling.consumer]
         weight.copy_(weight[:, expand(order, coupling.columns).to(weight.device)])
-
-
-class EmptyBlock(nn.Module):
-    """Stands for a block with nothing left: its output is the consumer's bias, or zero.
-
-    An attention block still tells the KV cache how many tokens have passed, with zero heads.
-    """
-
-    def __init__(self, coupling: Coupling, bias: Tensor | None) -> None:
-        super().__init__()
-        self.layer, self.attention, self.bias = coupling.layer, coupling.kind == "attention", bias
-
-    def forward(self, hidden_states: Tensor, cache=None, past_key_values=None, **kwargs):
-        output = torch.zeros_like(hidden_states) if self.bias is None else self.bias.expand_as(hidden_states)
-        if not self.attention:
-            return output
-        cache = cache if cache is not None else past_key_values
-        if cache is not None:
-            batch, tokens, _ = hidden_states.shape
-            nothing = hidden_states.new_empty(batch, 0, tokens, 1)
-            cache.update(nothing, nothing, self.layer)
-        return output, None
 
 
 def _set(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

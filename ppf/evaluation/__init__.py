@@ -1,0 +1,1 @@
+"""What a model scores, and how large it is."""

@@ -1,0 +1,24 @@
+"""How large a model is."""
+
+from pathlib import Path
+
+from torch import nn
+
+from ppf.errors import PPFError
+
+
+def parameters(model: nn.Module) -> int:
+    """Parameters of a model; what is tied counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a Hugging Face folder's weight files, in bytes.
+
+    Raises:
+        PPFError: the folder has no safetensors.
+    """
+    files = list(folder.glob("*.safetensors"))
+    if not files:
+        raise PPFError(f"path={folder} has no safetensors: give a Hugging Face folder with weights.")
+    return sum(file.stat().st_size for file in files)

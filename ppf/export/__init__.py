@@ -1,0 +1,1 @@
+"""Pruned models as folders that other programs load."""

@@ -1,0 +1,106 @@
+"""The model card of an exported folder."""
+
+from collections.abc import Iterator, Mapping
+from string import Template
+from typing import Any
+
+from ppf.evaluation.size import parameters
+from ppf.pruning import LivePruner
+
+_STRUCTURE = ("format", "kept", "units", "signatures", "config")
+
+_CARD = Template("""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [pruned, structured-pruning]
+---
+# $name, pruned by $ratio
+
+Structured pruning: whole key/value heads (with their query heads) and FFN channels are gone, so the tensors are
+smaller and every layer has its own widths. `policy.json` lists them.
+
+| | dense | pruned |
+|---|---|---|
+| parameters | $dense | $pruned |
+| of the prunable ones | $prunable | $left |
+
+Pruning ratio: $ratio of the prunable parameters, $share of all.
+
+## Numbers of the policy
+Perplexity is the exponential of the mean negative log-likelihood (nll, nats per token).
+
+| | value | known by |
+|---|---|---|
+$numbers
+
+## Use
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+It needs transformers 5.20 or later; the code that it trusts is `modeling_pruned.py` and `empty_block.py`, in this folder.
+
+## Provenance
+$provenance
+""")
+
+
+def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
+    """Markdown with what was removed, what the policy is known to score, and where it all comes from."""
+    space, kept = pruner.space, pruner.kept
+    with pruner.at(space.dense.tolist()) as model:
+        dense = parameters(model)
+    pruned = parameters(pruner.lm.model)
+    removed = sum(
+        (site.units - k) * site.params for site, k in zip(space.sites, kept, strict=True)
+    )
+    return _CARD.substitute(
+        name=policy.get("model", "A language model"),
+        ratio=f"{removed / space.total:.1%}",
+        share=f"{1 - pruned / dense:.1%}",
+        dense=f"{dense:,}",
+        pruned=f"{pruned:,}",
+        prunable=f"{space.total:,}",
+        left=f"{space.total - removed:,}",
+        numbers="\n".join(_rows(policy)),
+        provenance="\n".join(_provenance(policy)),
+    )
+
+
+def _rows(policy: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in policy.items():
+        if key not in _STRUCTURE:
+            yield from (f"| {name} | {number} | {_known(name)} |" for name, number in _flat(key, value))
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """The numbers in a value, each with its dotted name; a list of numbers is one row."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flat(f"{name}.{key}", part)
+    elif isinstance(value, (list, tuple)) and all(isinstance(v, float) for v in value):
+        yield name, " – ".join(f"{v:.4g}" for v in value)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield name, f"{value:.4g}"
+
+
+def _known(name: str) -> str:
+    return next((how for how in ("predicted", "measured") if how in name), "exactly")
+
+
+def _provenance(policy: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each choice that the policy's config records."""
+    for group, choice in policy.get("config", {}).items():
+        if isinstance(choice, Mapping):
+            told = choice.get("path") or choice.get("name") or choice.get("_target_")
+            source = choice.get("source")
+            origin = f" ({_source(source)})" if isinstance(source, Mapping) else ""
+            yield f"- {group}: {told}{origin}"
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    known = ("repository", "requirement", "path", "_target_")
+    return str(next(source[key] for key in known if source.get(key)))

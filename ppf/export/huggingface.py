@@ -1,0 +1,104 @@
+"""A pruned model as a Hugging Face folder that plain transformers loads.
+
+The widths are told in transformers' own terms: `per_layer_config` overrides the family's attributes layer by layer
+(`num_key_value_heads`, `num_attention_heads`, `intermediate_size`), the global ones stay the dense model's. transformers
+sizes KV caches by it but builds no layers from it (5.24), so the folder carries `modeling_pruned.py`, one generic
+file for all families: the dense model's class, whose projections it narrows. What it needs beyond the widths is
+`pruned_blocks`: which projections an atom has rows or columns in, and how many.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ppf.export.card import model_card
+from ppf.llm import Coupling
+from ppf.pruning import LivePruner
+
+_MODELING = Path(__file__).with_name("modeling_pruned.py")
+_EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
+
+
+def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> None:
+    """Writes the model under its present policy: weights, config, code, tokenizer, policy.json and model card.
+
+    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it, without this package.
+
+    Args:
+        policy: what policy.json says of the policy.
+    """
+    model = pruner.lm.model
+    folder.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(_weights(model), folder, metadata={"format": "pt"})
+    pruned_config(pruner).save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    pruner.lm.tokenizer.save_pretrained(folder)
+    _write_code(folder, family=type(model).__name__)
+    (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(pruner, policy), encoding="utf-8")
+
+
+def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
+    """The dense model's config with the widths of the present policy."""
+    dense, adapter = pruner.lm.model.config, pruner.lm.adapter
+    config, widths = copy.deepcopy(dense), {}
+    for coupling, atoms in zip(pruner.lm.couplings, pruner.atoms, strict=True):
+        widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, atoms))
+    config.pruned_blocks = _pruned_blocks(pruner)
+    config.architectures = ["PrunedForCausalLM"]
+    config.auto_map = {"AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM"}
+    config.dtype = str(pruner.lm.dtype).removeprefix("torch.")
+    # Some families' configs check themselves by the dense model's number of heads.
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = widths
+    return config
+
+
+def _pruned_blocks(pruner: LivePruner) -> dict[str, dict[str, Any]]:
+    """Per kind, by name within a decoder layer, the projections that its atoms have rows or columns in."""
+    adapter = pruner.lm.adapter
+    counted_by = {"attention": adapter.kv_heads, "mlp": adapter.channels}
+    blocks: dict[str, dict[str, Any]] = {}
+    for coupling, block in zip(pruner.lm.couplings, pruner.blocks, strict=True):
+        if coupling.kind not in blocks:
+            blocks[coupling.kind] = {
+                "name": coupling.attribute,
+                "counted_by": counted_by[coupling.kind],
+                **_projections(coupling, block),
+                "biases": [],
+            }
+        if coupling.consumer.bias is not None:
+            blocks[coupling.kind]["biases"].append(coupling.layer)
+    return blocks
+
+
+def _projections(coupling: Coupling, block: nn.Module) -> dict[str, Any]:
+    names = {module: f"{coupling.attribute}.{name}" for name, module in block.named_modules()}
+    return {
+        "producers": {names[p.linear]: p.rows for p in coupling.producers},
+        "consumer": names[coupling.consumer],
+        "columns": coupling.columns,
+    }
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that is saved, by name: what is tied once, and no view keeps its dense storage."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    once, saved = {name for name, _ in named}, model.state_dict()
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in saved.items() if name in once}
+
+
+def _write_code(folder: Path, family: str) -> None:
+    """Copies the modelling code, its base class the family's, so that it needs only torch and transformers."""
+    code = _MODELING.read_text(encoding="utf-8")
+    code = code.replace("import LlamaForCausalLM as Base", f"import {family} as Base")
+    code = code.replace("from ppf.pruning.empty_block import", "from .empty_block import")
+    (folder / _MODELING.name).write_text(code, encoding="utf-8")
+    (folder / _EMPTY_BLOCK.name).write_text(_EMPTY_BLOCK.read_text(encoding="utf-8"))

@@ -1,0 +1,41 @@
+"""A pruned causal language model, whose layers differ in width.
+
+`config.per_layer_config` says how many heads and FFN channels each layer has left; `config.pruned_blocks` says which
+projections have those widths.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM as Base
+
+from ppf.pruning.empty_block import EmptyBlock
+
+
+class PrunedForCausalLM(Base):
+    """The dense model's class, every block narrowed to what is left of it."""
+
+    def __init__(self, config: Any) -> None:
+        widths = config.to_dict()["per_layer_config"]
+        config.per_layer_config = None  # so that the base class builds the dense model
+        super().__init__(config)
+        config.per_layer_config = widths
+        for index, layer in enumerate(self.get_decoder().layers):
+            for kind, block in config.pruned_blocks.items():
+                left = getattr(config.per_layer_config[index], block["counted_by"])
+                _narrow(layer, index, kind, block, left)
+        self.post_init()
+
+
+def _narrow(layer: nn.Module, index: int, kind: str, block: dict[str, Any], left: int) -> None:
+    """Gives a block's projections the widths of `left` key/value heads or channels."""
+    hidden, bias = layer.get_submodule(block["consumer"]).out_features, index in block["biases"]
+    if not left:
+        vector = nn.Parameter(torch.zeros(hidden)) if bias else None
+        layer.set_submodule(block["name"], EmptyBlock(index, kind == "attention", vector))
+        return
+    layer.set_submodule(block["consumer"], nn.Linear(left * block["columns"], hidden, bias))
+    for name, rows in block["producers"].items():
+        dense = layer.get_submodule(name)
+        layer.set_submodule(name, nn.Linear(dense.in_features, left * rows, dense.bias is not None))

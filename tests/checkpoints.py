@@ -1,0 +1,140 @@
+"""Random checkpoints of the supported families' forms, and what pruning them must come to."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig
+
+from ppf.llm import LanguageModel, adapter_for
+from ppf.llm.sources import byte_tokenizer
+from ppf.pruning import Bank, Compensation, LivePruner, Statistics, collect_statistics, order_atoms
+from ppf.pruning.compensation import NoCompensation
+from ppf.pruning.importance import Random
+from ppf.space import Space, build_space
+
+CHANNEL_MULTIPLE = 16
+_SMALL = {"vocab_size": 257, "num_hidden_layers": 3, "bos_token_id": 0, "eos_token_id": 0}
+
+CHECKPOINTS: dict[str, PreTrainedConfig] = {
+    "llama-32-heads-untied": LlamaConfig(
+        **_SMALL,
+        hidden_size=128,
+        intermediate_size=96,
+        num_attention_heads=32,
+        tie_word_embeddings=False,
+    ),
+    "llama-groups-of-3-tied": LlamaConfig(
+        **_SMALL,
+        hidden_size=96,
+        intermediate_size=128,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+    "llama-biases": LlamaConfig(
+        **_SMALL,
+        hidden_size=72,
+        intermediate_size=80,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+    ),
+    "llama-wide-heads": LlamaConfig(
+        **_SMALL,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=24,
+        tie_word_embeddings=False,
+    ),
+    "mistral-sliding-window": MistralConfig(
+        **_SMALL,
+        hidden_size=96,
+        intermediate_size=112,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        sliding_window=8,
+    ),
+}
+
+
+def random_model(config: PreTrainedConfig) -> LanguageModel:
+    """All of its weights random, biases and norms too."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    return LanguageModel(model, byte_tokenizer(), adapter_for(model))
+
+
+def random_windows() -> Tensor:
+    return torch.randint(0, 257, (4, 24), generator=torch.Generator().manual_seed(1))
+
+
+def width_space(lm: LanguageModel) -> Space:
+    return build_space(
+        lm.adapter.prunables(lm.model),
+        name="width",
+        kinds=["attention", "mlp"],
+        channel_multiple=CHANNEL_MULTIPLE,
+        whole_sites=False,
+    )
+
+
+def calibrated(lm: LanguageModel) -> tuple[Statistics, list[Tensor]]:
+    """Statistics and a random order."""
+    statistics = collect_statistics(lm, random_windows())
+    return statistics, order_atoms(lm, Random(0), statistics)
+
+
+def pruner_of(lm: LanguageModel, compensation: Compensation | None = None) -> LivePruner:
+    statistics, orders = calibrated(lm)
+    space = width_space(lm)
+    bank = Bank.build(lm, space, orders, statistics, compensation or NoCompensation())
+    return LivePruner(lm, space, bank)
+
+
+def policies(space: Space) -> dict[str, list[int]]:
+    """Among them those with blocks that have nothing left."""
+    dense = space.dense.tolist()
+    attention = [site.kind == "attention" for site in space.sites]
+    drawn = torch.Generator().manual_seed(2)
+    return {
+        "dense": dense,
+        "random": [int(torch.randint(1, k + 1, (), generator=drawn)) for k in dense],
+        "first attention empty": [0, *dense[1:-1], 1],
+        "a layer empty": [*dense[:2], 0, 0, *dense[4:]],
+        "no attention": [0 if a else k - 1 for a, k in zip(attention, dense, strict=True)],
+        "no mlp": [k if a else 0 for a, k in zip(attention, dense, strict=True)],
+    }
+
+
+def dropped_columns(
+    model: nn.Module, space: Space, orders: list[Tensor], kept: list[int]
+) -> list[tuple[nn.Linear, Tensor]]:
+    """Each site's consumer and the columns, by their first numbers, that a policy takes from it."""
+    config, columns = model.config, []
+    head = config.head_dim * config.num_attention_heads // config.num_key_value_heads
+    for site, order, keep in zip(space.sites, orders, kept, strict=True):
+        layer = model.model.layers[site.layer]
+        if site.kind == "attention":
+            gone, consumer, size = order[keep:], layer.self_attn.o_proj, head
+        else:
+            gone, consumer, size = order[keep * CHANNEL_MULTIPLE :], layer.mlp.down_proj, 1
+        first = gone[:, None] * size
+        columns.append((consumer, (first + torch.arange(size)).flatten()))
+    return columns
+
+
+def masked(
+    model: nn.Module, space: Space, orders: list[Tensor], kept: list[int]
+) -> nn.Module:
+    """A copy of the dense model that multiplies what the policy drops by zero."""
+    model = copy.deepcopy(model)
+    for consumer, columns in dropped_columns(model, space, orders, kept):
+        consumer.weight[:, columns] = 0
+    return model

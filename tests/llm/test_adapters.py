@@ -1,0 +1,79 @@
+"""For every family's form: masked, live-pruned and exported models give the same logits."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
+
+from ppf.errors import PPFError
+from ppf.export.huggingface import export_folder
+from ppf.llm import adapter_for
+from tests.checkpoints import (
+    CHECKPOINTS,
+    masked,
+    policies,
+    pruner_of,
+    random_model,
+    random_windows,
+    width_space,
+)
+
+TOLERANCE = 1e-4
+
+form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+
+
+@form
+def test_masked_and_live_pruned_logits_agree(config: PreTrainedConfig) -> None:
+    lm, ids = random_model(config), random_windows()
+    dense = copy.deepcopy(lm.model)
+    pruner = pruner_of(lm)
+    for kept in policies(pruner.space).values():
+        expected = masked(dense, pruner.space, pruner.bank.orders, kept)(ids).logits
+        with pruner.at(kept) as live:
+            torch.testing.assert_close(live(ids).logits, expected, atol=TOLERANCE, rtol=0)
+
+
+@form
+@pytest.mark.parametrize("policy", ["random", "a layer empty", "no attention"])
+def test_live_pruned_and_exported_logits_agree(
+    config: PreTrainedConfig, policy: str, tmp_path: Path
+) -> None:
+    lm, ids = random_model(config), random_windows()
+    pruner = pruner_of(lm)
+    pruner.apply(policies(pruner.space)[policy])
+    export_folder(pruner, tmp_path, {})
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            exported(ids).logits, lm.model(ids).logits, atol=TOLERANCE, rtol=0
+        )
+
+
+@form
+def test_the_space_counts_every_parameter_of_the_blocks_but_the_consumers_biases(
+    config: PreTrainedConfig,
+) -> None:
+    lm = random_model(config)
+    counted = sum(
+        parameter.numel()
+        for name, parameter in lm.model.named_parameters()
+        if "proj" in name and not name.endswith(("o_proj.bias", "down_proj.bias"))
+    )
+    assert width_space(lm).total == counted
+
+
+@form
+def test_widths_of_the_whole_blocks_are_the_configs_own(config: PreTrainedConfig) -> None:
+    lm = random_model(config)
+    for coupling in lm.couplings:
+        widths = lm.adapter.widths(lm.model.config, coupling.kind, coupling.atoms)
+        assert widths == {name: getattr(config, name) for name in widths}
+
+
+def test_an_unknown_family_is_refused_in_one_sentence() -> None:
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=2))
+    with pytest.raises(PPFError, match="'gpt2' is not supported: give a model of .*llama"):
+        adapter_for(model)

@@ -1,0 +1,187 @@
+import copy
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, StaticCache
+
+from ppf.errors import PPFError
+from ppf.llm import LanguageModel
+from ppf.pruning import Bank, Compensation, LivePruner, Statistics
+from ppf.pruning.compensation import Bias, LeastSquares, NoCompensation
+from tests.checkpoints import (
+    CHECKPOINTS,
+    calibrated,
+    dropped_columns,
+    policies,
+    pruner_of,
+    random_model,
+    random_windows,
+    width_space,
+)
+
+DAMPING = 0.01
+COMPENSATIONS = {
+    "none": NoCompensation(),
+    "bias": Bias(),
+    "least_squares": LeastSquares(damping=DAMPING),
+}
+
+form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+compensated = pytest.mark.parametrize("name", COMPENSATIONS)
+
+
+def zeroed(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) -> None:
+    consumer.weight[:, gone] = 0
+
+
+def mean_in_bias(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) -> None:
+    lost = consumer.weight[:, gone] @ mean[gone]
+    bias = lost if consumer.bias is None else consumer.bias + lost
+    consumer.bias = nn.Parameter(bias, requires_grad=False)
+    consumer.weight[:, gone] = 0
+
+
+def refitted(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) -> None:
+    if not len(gone):
+        return
+    left = torch.ones(len(gram), dtype=torch.bool)
+    left[gone] = False
+    wanted = consumer.weight.double() @ gram.double()[:, left]
+    ridge = DAMPING * gram.double().diagonal().mean() * torch.eye(int(left.sum()))
+    consumer.weight.zero_()
+    solution = torch.linalg.solve(gram.double()[left][:, left] + ridge, wanted, left=False)
+    consumer.weight[:, left] = solution.float()
+
+
+REFERENCES: dict[str, Callable[[nn.Linear, Tensor, Tensor, Tensor], None]] = {
+    "none": zeroed,
+    "bias": mean_in_bias,
+    "least_squares": refitted,
+}
+
+
+def reference(dense: nn.Module, pruner: LivePruner, statistics: Statistics, kept: list[int], name: str) -> nn.Module:
+    """A copy of the dense model under mask and compensation, by the textbook."""
+    model = copy.deepcopy(dense)
+    columns = dropped_columns(model, pruner.space, pruner.bank.orders, kept)
+    for (consumer, gone), gram, mean in zip(columns, statistics.gram, statistics.mean, strict=True):
+        REFERENCES[name](consumer, gone, gram, mean)
+    return model
+
+
+@form
+@compensated
+def test_live_logits_are_those_of_the_masked_and_compensated_model(
+    config: PreTrainedConfig, name: str
+) -> None:
+    lm, ids = random_model(config), random_windows()
+    dense = copy.deepcopy(lm.model)
+    statistics, orders = calibrated(lm)
+    space = width_space(lm)
+    bank = Bank.build(lm, space, orders, statistics, COMPENSATIONS[name])
+    pruner = LivePruner(lm, space, bank)
+    for kept in policies(space).values():
+        expected = reference(dense, pruner, statistics, kept, name)(ids).logits
+        with pruner.at(kept) as model:
+            torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@form
+@compensated
+def test_restore_gives_the_model_back_to_the_bit(config: PreTrainedConfig, name: str) -> None:
+    lm, ids = random_model(config), random_windows()
+    before, logits = copy.deepcopy(lm.model.state_dict()), lm.model(ids).logits
+    pruner = pruner_of(lm, COMPENSATIONS[name])
+    for kept in policies(pruner.space).values():
+        pruner.apply(kept)
+    pruner.restore()
+    after = lm.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert torch.equal(lm.model(ids).logits, logits)
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    return random_model(CHECKPOINTS["llama-biases"])
+
+
+@compensated
+def test_the_next_policy_undoes_the_last_exactly(lm: LanguageModel, name: str) -> None:
+    ids, pruner = random_windows(), pruner_of(lm, COMPENSATIONS[name])
+    drawn = policies(pruner.space)
+    pruner.apply(drawn["random"])
+    first = lm.model(ids).logits
+    for kept in drawn.values():
+        pruner.apply(kept)
+    pruner.apply(drawn["random"])
+    assert torch.equal(lm.model(ids).logits, first)
+
+
+def test_narrowing_copies_nothing(lm: LanguageModel) -> None:
+    dense = {p.untyped_storage().data_ptr() for p in lm.model.parameters()}
+    pruner = pruner_of(lm)
+    pruner.apply(policies(pruner.space)["random"])
+    assert {p.untyped_storage().data_ptr() for p in lm.model.parameters()} == dense
+
+
+def test_a_policy_holds_inside_at_only(lm: LanguageModel) -> None:
+    pruner = pruner_of(lm)
+    drawn = policies(pruner.space)
+    pruner.apply(drawn["random"])
+    with pytest.raises(RuntimeError), pruner.at(drawn["no mlp"]):
+        assert pruner.kept == drawn["no mlp"]
+        raise RuntimeError
+    assert pruner.kept == drawn["random"]
+
+
+def test_a_policy_of_another_space_is_refused(lm: LanguageModel) -> None:
+    pruner = pruner_of(lm)
+    with pytest.raises(PPFError, match="does not fit space=width"):
+        pruner.apply([*pruner.space.dense.tolist()[:-1], 10**6])
+
+
+def test_atoms_that_are_left(lm: LanguageModel) -> None:
+    pruner = pruner_of(lm)
+    pruner.apply([2, 1, 0, 5, 3, 0])
+    assert pruner.atoms == [2, 16, 0, 80, 3, 0]
+
+
+@form
+@pytest.mark.parametrize("make_cache", [DynamicCache, StaticCache])
+def test_a_kv_cache_changes_no_logits(config: PreTrainedConfig, make_cache: type) -> None:
+    """Positions and masks stay right though the first layer, or every layer, has no attention left."""
+    lm, ids = random_model(config), random_windows()
+    pruner = pruner_of(lm, Bias())
+    for kept in policies(pruner.space).values():
+        with pruner.at(kept) as model:
+            whole = model(ids, use_cache=False).logits
+            assert_steps_agree(model, ids, whole, make_cache)
+
+
+def assert_steps_agree(model: nn.Module, ids: Tensor, whole: Tensor, make_cache: type) -> None:
+    sized = {"max_cache_len": ids.shape[1]} if make_cache is StaticCache else {}
+    named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    cache, done = make_cache(config=model.config, **sized), 0
+    for some in ids.split((7, 5, 1, 1, 1, 9), dim=1):
+        here = torch.arange(done, done + some.shape[1])
+        logits = model(some, **{named: cache}, use_cache=True).logits
+        torch.testing.assert_close(logits, whole[:, here], atol=1e-4, rtol=1e-4)
+        done += some.shape[1]
+        assert int(cache.get_seq_length()) == done
+
+
+def test_generation_with_and_without_a_kv_cache_agrees(lm: LanguageModel) -> None:
+    pruner, prompt = pruner_of(lm, Bias()), random_windows()[:, :5]
+    wanted = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+    wanted["attention_mask"] = torch.ones_like(prompt)
+    for kept in policies(pruner.space).values():
+        with pruner.at(kept) as model:
+            plain = model.generate(prompt, use_cache=False, **wanted)
+            assert plain.shape == (4, 15)
+            assert torch.equal(model.generate(prompt, **wanted), plain)
+            beams = model.generate(prompt, num_beams=3, **wanted)
+            assert torch.equal(model.generate(prompt, num_beams=3, use_cache=False, **wanted), beams)
