@@ -1,0 +1,204 @@
+"""Plots of a search, each a function from plain numbers to a figure; no display is needed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+)
+
+from ppf.report.scores import Entry
+from ppf.report.style import BLUE, GREY, INK, KEPT, NAMED, OTHERS, PAPER, RATIO, styled
+from ppf.space import Space
+
+Row = Mapping[str, float | None]
+_STRIP = 32  # layers side by side that can still be read
+_CLOCKS = ("step", "epoch", "time")
+_NARROW = 6  # a range of perplexities, highest over lowest, that even ticks suit
+_FEW = 25  # points that are drawn one by one
+
+
+def scatter(
+    predicted: Sequence[float],
+    std: Sequence[float],
+    measured: Sequence[float],
+    ratio: Sequence[float],
+    searched: Sequence[Entry] = (),
+) -> Figure:
+    """Predicted against measured log-perplexity (nats per token), one point a policy.
+
+    Policies whose measured or predicted score is not finite are left out, and counted in the title.
+
+    Args:
+        std: standard deviations of the predictions, drawn as thin bars.
+        ratio: pruning ratios, drawn as colour.
+        searched: what a search proposed and measured, drawn as rings on top.
+    """
+    points = np.array([measured, predicted, std, ratio], dtype=float).reshape(4, -1)
+    finite = np.isfinite(points[:2]).all(0)
+    x, y, bars, shades = points[:, finite]
+    with styled():
+        figure = Figure(figsize=(6.2, 5.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.errorbar(x, y, bars, fmt="none", ecolor=GREY, elinewidth=0.6, alpha=0.7, zorder=2)
+        dots = axes.scatter(x, y, 22, shades, cmap=RATIO, linewidths=0, alpha=0.9, zorder=3)
+        _searched(axes, searched)
+        _identity(axes)
+        axes.set(xlabel="measured, nats per token", ylabel="predicted, nats per token")
+        left_out = np.count_nonzero(~finite)
+        note = f", {left_out} not finite" if left_out else ""
+        axes.set_title(f"{len(x)} held-out policies{note}", loc="left")
+        bar = figure.colorbar(dots, ax=axes, label="pruning ratio", pad=0.02, aspect=30)
+        bar.outline.set_visible(False)
+        bar.formatter = PercentFormatter(1, decimals=0)
+    return figure
+
+
+def _searched(axes: Axes, entries: Sequence[Entry]) -> None:
+    both = [
+        (e.measured.nll, e.predicted.nll, e.predicted.std)
+        for e in entries
+        if e.measured and e.predicted
+    ]
+    if not both:
+        return
+    x, y, bars = np.array(both, dtype=float).T
+    axes.errorbar(x, y, bars, fmt="none", ecolor=INK, elinewidth=0.7, zorder=4)
+    axes.scatter(
+        x, y, 44, facecolors="none", edgecolors=INK, zorder=4, label="proposed by the search"
+    )
+    axes.legend(loc="upper left", borderpad=0)
+
+
+def _identity(axes: Axes) -> None:
+    """The line where predicted equals measured, on equal axes."""
+    low = min(axes.get_xlim()[0], axes.get_ylim()[0])
+    high = max(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot([low, high], [low, high], color=GREY, lw=1, ls="--", zorder=1)
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+
+
+def policy_heatmap(space: Space, kept: Sequence[int]) -> Figure:
+    """The share of each site that a policy keeps, in per cent: layers across, kinds down.
+
+    Deep models are cut into strips of equal length, one below the other.
+    """
+    share = np.full((len(space.kinds), space.layers), np.nan)
+    for site, count in zip(space.sites, kept, strict=True):
+        share[space.kinds.index(site.kind), site.layer] = count / site.units
+    strips = math.ceil(space.layers / _STRIP)
+    length = math.ceil(space.layers / strips)
+    with styled():
+        height = 0.75 + strips * (0.42 * len(space.kinds) + 0.38)
+        figure = Figure(figsize=(max(3.4, 1.9 + 0.33 * length), height), layout="constrained")
+        grid = figure.subplots(strips, 1, squeeze=False)[:, 0]
+        for strip, axes in enumerate(grid):
+            first = strip * length
+            mesh = _strip(axes, share[:, first : first + length], first, length)
+            axes.set_yticks(np.arange(len(space.kinds)) + 0.5, list(space.kinds))
+        grid[-1].set_xlabel("layer")
+        bar = figure.colorbar(mesh, ax=list(grid), label="kept", pad=0.01, fraction=0.03, aspect=12)
+        bar.outline.set_visible(False)
+        bar.formatter = PercentFormatter(1, decimals=0)
+        bar.locator = MaxNLocator(2)
+    return figure
+
+
+def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
+    kinds, layers = share.shape
+    mesh = axes.pcolormesh(share, cmap=KEPT, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.2)
+    for kind, layer in zip(*np.nonzero(np.isfinite(share)), strict=True):
+        value = share[kind, layer]
+        axes.text(
+            layer + 0.5, kind + 0.5, f"{100 * value:.0f}", ha="center", va="center", size=7.5,
+            color="white" if value < 0.5 else "#1b2a4a",
+        )  # fmt: skip
+    axes.set_xticks(np.arange(layers) + 0.5, [str(first + layer) for layer in range(layers)])
+    axes.set(xlim=(0, length), ylim=(kinds, 0))
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return mesh
+
+
+def curves(rows: Sequence[Row]) -> Figure:
+    """Training curves, one small plot a metric, over the rows' `step`.
+
+    Rows without a step count by their number; a row may lack any metric.
+    """
+    names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in _CLOCKS]
+    series = {name: points for name in names if len(points := _series(rows, name))}
+    columns = min(3, len(series)) or 1
+    lines = math.ceil(len(series) / columns) or 1
+    with styled():
+        figure = Figure(figsize=(3.4 * columns, 2.1 * lines), layout="constrained")
+        for place, (name, points) in enumerate(series.items(), 1):
+            axes = figure.add_subplot(lines, columns, place)
+            marker = "o" if len(points) < _FEW else ""
+            axes.plot(points[:, 0], points[:, 1], color=BLUE, lw=1.4, marker=marker, ms=3)
+            axes.set_title(name, loc="left")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            if place > len(series) - columns:
+                axes.set_xlabel("step")
+    return figure
+
+
+def _series(rows: Sequence[Row], name: str) -> np.ndarray:
+    """One metric's points (step, value), where both are finite: [points, 2]."""
+    points = [(row.get("step", i), row.get(name)) for i, row in enumerate(rows)]
+    values = np.array(points, dtype=float).reshape(-1, 2)
+    return values[np.isfinite(values).all(1)]
+
+
+def ratio_curve(entries: Sequence[Entry]) -> Figure:
+    """Perplexity against pruning ratio, a colour a policy.
+
+    Full marks are measured; open ones are predicted, with the interval that holds 95 %.
+    """
+    names = list(dict.fromkeys(entry.policy for entry in entries))
+    others = iter(OTHERS * len(names))
+    with styled():
+        figure = Figure(figsize=(6.2, 3.9), layout="constrained")
+        axes = figure.add_subplot()
+        for name in names:
+            colour = NAMED.get(name) or next(others)
+            _points(axes, [e for e in entries if e.policy == name], colour)
+            axes.plot([], [], color=colour, lw=2, label=name)
+        axes.plot([], [], "o", color=INK, ms=5, label="measured")
+        axes.plot([], [], "o", color=INK, ms=5, mfc="none", label="predicted, 95 %")
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        narrow = high < _NARROW * low
+        axes.yaxis.set_major_locator(MaxNLocator(6) if narrow else LogLocator(10, subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
+        axes.set(xlabel="pruning ratio", ylabel="perplexity")
+        axes.legend(loc="upper left")
+    return figure
+
+
+def _points(axes: Axes, entries: Sequence[Entry], colour: str) -> None:
+    """One policy's scores, joined where there are several ratios."""
+    for known, fill, line in (("measured", colour, "-"), ("predicted", "none", ":")):
+        pairs = [(100 * e.ratio, s) for e in entries for s in e.scores if s.known == known]
+        pairs = sorted((p for p in pairs if math.isfinite(p[1].perplexity)), key=lambda p: p[0])
+        if not pairs:
+            continue
+        x, y = [ratio for ratio, _ in pairs], [score.perplexity for _, score in pairs]
+        axes.plot(x, y, "o" + line, color=colour, mfc=fill, ms=5, lw=1.2)
+        ends = np.array([score.interval for _, score in pairs if score.interval]).reshape(-1, 2)
+        if len(ends) == 1:
+            axes.vlines(x, ends[:, 0], ends[:, 1], colors=colour, alpha=0.5)
+        elif len(ends):
+            axes.fill_between(x, ends[:, 0], ends[:, 1], color=colour, alpha=0.13, lw=0)

@@ -1,0 +1,74 @@
+"""How every plot looks; colours that hold on light and dark paper."""
+
+from contextlib import AbstractContextManager
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+INK, FAINT, PAPER = "#24292f", "#d4d9e0", "#fefefe"
+BLUE, ORANGE, GREY = "#3f74d1", "#e0703a", "#8a919c"
+NAMED = {"dense": GREY, "uniform": ORANGE, "PPF": BLUE}
+OTHERS = ["#3d9a6b", "#a565c0", "#c9992b", "#4aa3b5", "#c95a7d"]
+RATIO = LinearSegmentedColormap.from_list("ratio", [BLUE, "#9a63bd", ORANGE])
+KEPT = LinearSegmentedColormap.from_list("kept", ["#2b2f77", "#3f74d1", "#9cc3ee", "#eef4fb"])
+_DPI = 150
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be selected, and takes the page's font
+    "svg.hashsalt": "ppf",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.facecolor": "none",
+    "figure.facecolor": PAPER,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """The context that figures are made and drawn in."""
+    return matplotlib.rc_context(_RC)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file's content."""
+    target = BytesIO()
+    with styled():
+        FigureCanvasAgg(figure).print_figure(target, format="png", dpi=_DPI, facecolor=PAPER)
+    return target.getvalue()
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Writes the figure as a PNG file."""
+    Path(path).write_bytes(png(figure))
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element on transparent paper, its text left as text."""
+    target = StringIO()
+    with styled():
+        canvas = FigureCanvasSVG(figure)
+        canvas.print_figure(target, format="svg", facecolor="none", metadata=_NO_METADATA)
+    text = target.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,71 @@
+"""The table that ends a search on the console."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from ppf.progress import console
+from ppf.report.scores import Entry, Score, decimal, duration, percent
+
+
+def print_summary(
+    entries: Sequence[Entry],
+    seconds: Mapping[str, float],
+    paths: Mapping[str, str | Path],
+    *,
+    target: Console = console,
+) -> None:
+    """Prints what was found, the time each stage took, and where the files are.
+
+    Nothing is cut or folded where the output is not a terminal, so that programs can read it.
+
+    Args:
+        entries: dense, uniform and the found policy; each of their scores gets a row.
+        seconds: by stage.
+        paths: by what they are.
+    """
+    _print(target, _scores(entries))
+    _print(target, _times(seconds))
+    width = max(map(len, paths), default=0)
+    for name, path in paths.items():
+        target.print(f"{name:<{width}}  {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _scores(entries: Sequence[Entry]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy")
+    for name in ("ratio", "perplexity"):
+        table.add_column(name, justify="right")
+    table.add_column("known how")
+    for name in ("95 % interval", "nats per token"):
+        table.add_column(name, justify="right")
+    for entry in entries:
+        for score in entry.scores:
+            style = "bold" if score is entry.measured else "dim"
+            table.add_row(entry.policy, percent(entry.ratio), *_cells(score), style=style)
+    return table
+
+
+def _cells(score: Score) -> tuple[str, ...]:
+    interval = " – ".join(map(decimal, score.interval or ()))
+    return decimal(score.perplexity), score.known, interval, f"{score.nll:.4f}"
+
+
+def _times(seconds: Mapping[str, float]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table.add_column("stage", footer="in all")
+    table.add_column("time", footer=duration(sum(seconds.values())), justify="right")
+    for stage, spent in seconds.items():
+        table.add_row(stage, duration(spent))
+    return table
+
+
+def _print(target: Console, table: Table) -> None:
+    if not target.is_terminal:
+        roomy = target.options.update(max_width=10_000)
+        table.width = Measurement.get(target, roomy, table).maximum
+    target.print(table, crop=target.is_terminal)

@@ -1,0 +1,110 @@
+import math
+import xml.etree.ElementTree as ElementTree
+from io import BytesIO
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
+from ppf.report.scores import Entry, Score
+from ppf.report.style import png, save_png, svg
+from ppf.space import Prunable, Space, build_space
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def space(layers: int) -> Space:
+    places = [
+        Prunable(layer, kind, atoms, 10)
+        for layer in range(layers)
+        for kind, atoms in (("attention", 4), ("mlp", 128))
+    ]
+    return build_space(
+        places, name="width", kinds=["attention", "mlp"], channel_multiple=32, whole_sites=False
+    )
+
+
+def texts(figure: Figure) -> list[str]:
+    return [str(element.text) for element in ElementTree.fromstring(svg(figure)).iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("layers", [1, 4, 30, 80])
+def test_heatmap_annotates_every_site_and_every_layer(layers: int) -> None:
+    place = space(layers)
+    kept = [site.layer % 2 + (site.kind == "mlp") for site in place.sites]
+    figure = policy_heatmap(place, kept)
+    cells = [text.get_text() for axes in figure.axes[:-1] for text in axes.texts]
+    assert sorted(cells) == sorted(str(25 * count) for count in kept)
+    ticks = [tick.get_text() for axes in figure.axes[:-1] for tick in axes.get_xticklabels()]
+    assert ticks == [str(layer) for layer in range(layers)]
+
+
+def test_heatmap_places_a_site_by_layer_and_kind() -> None:
+    place = space(3)
+    kept = place.dense.tolist()
+    kept[[site.name for site in place.sites].index("2.mlp")] = 0
+    figure = policy_heatmap(place, kept)
+    share = figure.axes[0].collections[0].get_array()
+    assert np.asarray(share).tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_scatter_leaves_out_what_is_not_finite_and_says_so() -> None:
+    figure = scatter([3.0, 3.5, 4.0], [0.1] * 3, [3.1, math.inf, 4.1], [0.1, 0.6, 0.4])
+    axes = figure.axes[0]
+    offsets = axes.collections[-1].get_offsets()
+    assert np.asarray(offsets).tolist() == [[3.1, 3.0], [4.1, 4.0]]
+    assert "2 held-out policies, 1 not finite" in texts(figure)
+    assert axes.get_xlim() == axes.get_ylim()
+
+
+def test_scatter_rings_what_the_search_proposed() -> None:
+    proposed = [Entry("1", 0.3, Score(3.4), Score(3.3, 0.02)), Entry("2", 0.3, Score(3.6))]
+    figure = scatter([3.0], [0.1], [3.1], [0.1], searched=proposed)
+    assert np.asarray(figure.axes[0].collections[-1].get_offsets()).tolist() == [[3.4, 3.3]]
+    assert "proposed by the search" in texts(figure)
+
+
+def test_no_held_out_policy_is_no_error() -> None:
+    assert png(scatter([], [], [], []))
+
+
+def test_curves_draws_each_metric_where_it_has_values() -> None:
+    rows = [{"step": 10 * i, "loss": 1 / (i + 1), "epoch": i} for i in range(4)]
+    rows[2] |= {"reward": 5.0, "loss": math.nan}
+    rows.append({"step": 40, "loss": None})  # type: ignore[dict-item]
+    figure = curves(rows)
+    drawn = {axes.get_title(loc="left"): axes.lines[0].get_xydata() for axes in figure.axes}
+    assert drawn.keys() == {"loss", "reward"}
+    assert np.asarray(drawn["loss"]).tolist() == [[0, 1], [10, 0.5], [30, 0.25]]
+    assert np.asarray(drawn["reward"]).tolist() == [[20, 5]]
+
+
+def test_ratio_curve_fills_measured_marks_only() -> None:
+    entries = [Entry("uniform", r / 10, predicted=Score(3 + r / 5, 0.1)) for r in (1, 2, 3)]
+    entries += [Entry("dense", 0, Score(2.7)), Entry("PPF", 0.9, Score(math.inf))]
+    axes = ratio_curve(entries).axes[0]
+    lines = [line for line in axes.lines if len(line.get_xydata())]  # type: ignore[arg-type]
+    assert [line.get_markerfacecolor() == "none" for line in lines] == [True, False]
+    assert np.allclose(lines[0].get_xydata(), [[10 * r, math.exp(3 + r / 5)] for r in (1, 2, 3)])
+    assert len(axes.collections) == 1, "the band of the predictions"
+
+
+@pytest.mark.parametrize("factor", [1.01, 2, 1e5])
+def test_ratio_curve_has_readable_ticks_for_any_range(factor: float) -> None:
+    entries = [Entry("PPF", 0.1, Score(3)), Entry("PPF", 0.5, Score(3 + math.log(factor)))]
+    axes = ratio_curve(entries).axes[0]
+    low, high = axes.get_ylim()
+    assert 2 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 20
+
+
+def test_figures_save_as_png_and_svg(tmp_path) -> None:
+    figure = ratio_curve([Entry("dense", 0, Score(2.7))])
+    save_png(figure, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size == (930, 585)
+    with Image.open(BytesIO(png(figure))) as image:
+        assert image.format == "PNG"
+    assert svg(figure).startswith("<svg")
+    assert svg(figure) == svg(figure), "same figure, same file"

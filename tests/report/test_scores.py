@@ -1,0 +1,30 @@
+import math
+
+import pytest
+
+from ppf.report.scores import Entry, Score, decimal, duration, percent
+
+
+def test_a_score_says_how_it_is_known() -> None:
+    measured, predicted = Score(math.log(20)), Score(math.log(20), 0.1)
+    assert (measured.known, measured.interval) == ("measured", None)
+    assert predicted.known == "predicted"
+    assert predicted.interval == pytest.approx((20 * math.exp(-0.196), 20 * math.exp(0.196)))
+    assert str(measured) == "20.00"
+    assert str(predicted) == "20.00 (16.44–24.33)"
+    assert Entry("uniform", 0.3, measured, predicted).scores == [measured, predicted]
+    assert Entry("uniform", 0.3, predicted=predicted).scores == [predicted]
+
+
+def test_broken_models_have_a_perplexity_too() -> None:
+    assert Score(1e4).perplexity == math.inf
+    assert str(Score(math.inf)) == "inf"
+    assert str(Score(math.nan)) == "nan"
+
+
+def test_numbers_as_people_read_them() -> None:
+    shown = [decimal(x) for x in (1.5, 31.824, 278.36, 12345.6, 3.2e9)]
+    assert shown == ["1.50", "31.82", "278.4", "12,346", "3.2e+09"]
+    assert percent(0.30049) == "30.0 %"
+    times = [duration(x) for x in (4.21, 59.99, 185, 3600 * 2 + 600)]
+    assert times == ["4.2 s", "1 min 00 s", "3 min 05 s", "2 h 10 min"]
