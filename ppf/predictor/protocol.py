@@ -1,6 +1,6 @@
 """What a search needs of a predictor."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,6 +13,7 @@ class Prediction(NamedTuple):
     std: Float[Tensor, " batch"]
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """Answers for batches of policies, on the device of `kept`, differentiable nowhere, no host round trip."""
 

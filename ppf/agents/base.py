@@ -1,0 +1,202 @@
+"""What every agent is given, and what it hands back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from lightning import Fabric
+from torch import Tensor
+
+from ppf.errors import PPFError
+from ppf.predictor.protocol import Predictor
+from ppf.space import Space, project, uniform
+
+Report = Callable[[int, Mapping[str, Tensor | float]], None]
+"""Takes a step and its metrics; tensors come as they are, so that only the logger synchronises."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a search minimises, and the trust region around uniform pruning that it stays inside.
+
+    Args:
+        ratio: the pruning ratio asked for.
+        spread_penalty: standard deviations of the prediction that count against a policy.
+        trust_region: largest deviation of a site from its uniform share, relative to that share.
+            Every site may move by one unit at least, rounded outwards: three KV groups would
+            otherwise stay where uniform puts them.
+        errors: relative reconstruction errors, [site, kept]; what is known of the sites.
+        device: where policies, predictions and agents live.
+    """
+
+    space: Space
+    predictor: Predictor
+    ratio: float
+    spread_penalty: float
+    trust_region: float
+    errors: Float[Tensor, "sites levels"]
+    device: torch.device
+
+    def cost(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
+        """Predicted log-perplexity plus the penalty on its spread, nats per token."""
+        mean, std = self.predictor.predict(kept)
+        return mean + self.spread_penalty * std
+
+    def ratios(self, batch: int) -> Float[Tensor, " batch"]:
+        """The ratio asked for, once per policy."""
+        return torch.full((batch,), self.ratio, dtype=torch.double, device=self.device)
+
+    def region(
+        self, ratio: Float[Tensor, " batch"]
+    ) -> tuple[
+        Float[Tensor, "batch sites"], Float[Tensor, "batch sites"], Float[Tensor, "batch sites"]
+    ]:
+        """Units kept at the trust region's lower end, in uniform pruning, and at the upper end."""
+        units = self.space.units.to(ratio.device).double()
+        share = (1 - ratio.double())[:, None] * units
+        reach = (self.trust_region * share).clamp_min(1)
+        return (
+            (share - reach).floor().clamp_min(0),
+            share,
+            torch.minimum((share + reach).ceil(), units),
+        )
+
+    def project(
+        self, wanted: Float[Tensor, "batch sites"], ratio: Float[Tensor, " batch"]
+    ) -> Int[Tensor, "batch sites"]:
+        """The policies nearest to `wanted`, inside the trust region, that meet the budget."""
+        lower, _, upper = self.region(ratio)
+        return project(self.space, wanted, ratio, (lower.long(), upper.long()))
+
+    def policy(
+        self, deviation: Float[Tensor, "batch sites"], ratio: Float[Tensor, " batch"]
+    ) -> Int[Tensor, "batch sites"]:
+        """Policies from deviations: -1 asks for the region's lower end, 1 for its upper end."""
+        return self.project(within(deviation, *self.region(ratio)), ratio)
+
+    def uniform(self) -> Int[Tensor, "1 sites"]:
+        """The uniform policy at the ratio asked for."""
+        return uniform(self.space, self.ratios(1))
+
+    def starts(self) -> Int[Tensor, "starts sites"]:
+        """Where searches begin: uniform, and per kind the policy that spares that kind."""
+        ratio, units = self.ratios(1), self.space.units.to(self.device)
+        spared = [
+            torch.tensor([site.kind == kind for site in self.space.sites], device=self.device)
+            for kind in self.space.kinds
+        ]
+        share = (1 - ratio[:, None]) * units
+        policies = [self.project(torch.where(mask, 2.0 * units, share), ratio) for mask in spared]
+        return torch.cat([self.uniform(), *policies])
+
+    def candidates(self, kept: Int[Tensor, "batch sites"]) -> "Candidates":
+        """The policies with their costs."""
+        return Candidates.merge(Candidates(kept, self.cost(kept)))
+
+
+def within(
+    deviation: Float[Tensor, "batch sites"],
+    lower: Float[Tensor, "batch sites"],
+    share: Float[Tensor, "batch sites"],
+    upper: Float[Tensor, "batch sites"],
+) -> Float[Tensor, "batch sites"]:
+    """Units wanted: `lower` at deviation -1, `share` at 0, `upper` at 1, linear between."""
+    deviation = deviation.double().clamp(-1, 1)
+    return share + deviation.relu() * (upper - share) - (-deviation).relu() * (share - lower)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Policies that a search proposes; `merge` leaves them distinct and best first.
+
+    Args:
+        cost: predicted, spread penalty included, nats per token.
+    """
+
+    kept: Int[Tensor, "n sites"]
+    cost: Float[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.cost)
+
+    @classmethod
+    def merge(cls, *parts: "Candidates") -> "Candidates":
+        """All policies of the parts once, best first; those without a finite cost come last."""
+        rows = torch.cat([part.kept for part in parts])
+        cost = torch.cat([part.cost for part in parts]).nan_to_num(torch.inf)
+        kept, index = rows.unique(dim=0, return_inverse=True)
+        cost = cost.new_full((len(kept),), torch.inf).scatter_reduce(0, index, cost, "amin")
+        cost, queue = cost.sort(stable=True)
+        return cls(kept[queue], cost)
+
+    def best(self, count: int) -> "Candidates":
+        """The first `count`."""
+        return Candidates(self.kept[:count], self.cost[:count])
+
+
+@runtime_checkable
+class Polish(Protocol):
+    """A local search on the predictor that starts from policies already found."""
+
+    def improve(
+        self, objective: Objective, start: Candidates, generator: torch.Generator
+    ) -> Candidates: ...
+
+
+class Agent(ABC):
+    """Searches for the policies of least cost at the objective's ratio.
+
+    To add one: subclass this in a module of `ppf.agents`, name it in a YAML of `conf/agent` with
+    all its hyper-parameters, and give it a behaviour and a determinism test.
+
+    Args:
+        threads: of the CPU that the search uses; on small tensors more of them mostly wait for each
+            other.
+        polish: what the runner adds to the search's result, or None where it has to stand for
+            itself.
+    """
+
+    def __init__(self, *, threads: int, polish: Polish | None) -> None:
+        self.threads, self.polish = threads, polish
+
+    @abstractmethod
+    def search(self, objective: Objective, fabric: Fabric, report: Report, seed: int) -> Candidates:
+        """Policies of this rank, best first; every few steps `report` gets their metrics.
+
+        Ranks draw different policies from the same seed; what they learn jointly they must agree
+        on.
+        """
+
+
+def predictions(
+    objective: Objective, best: Candidates, drawn: Candidates
+) -> dict[str, Tensor | float]:
+    """Metrics of a step, nats per token: the prediction for the best and for those drawn."""
+    mean, std = objective.predictor.predict(drawn.kept)
+    return {
+        "predicted_best": objective.predictor.predict(best.kept[:1]).mean[0],
+        "predicted_mean": mean.mean(),
+        "spread": std.mean(),
+    }
+
+
+def rank_seed(seed: int, fabric: Fabric) -> int:
+    """A seed for what must differ between ranks; the seed itself on a single process."""
+    return seed * fabric.world_size + fabric.global_rank
+
+
+def share(total: int, name: str, fabric: Fabric) -> int:
+    """This rank's part of `total`.
+
+    Raises:
+        PPFError: the ranks cannot share it evenly.
+    """
+    if total % fabric.world_size or total < fabric.world_size:
+        raise PPFError(
+            f"agent.{name}={total} cannot be shared evenly over {fabric.world_size} processes:"
+            f" give a multiple of {fabric.world_size}."
+        )
+    return total // fabric.world_size

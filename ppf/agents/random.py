@@ -1,0 +1,44 @@
+"""Random search, the floor that a search has to beat at equal evaluations."""
+
+import torch
+from lightning import Fabric
+
+from ppf.agents.base import (
+    Agent,
+    Candidates,
+    Objective,
+    Polish,
+    Report,
+    predictions,
+    rank_seed,
+    share,
+)
+
+
+class Random(Agent):
+    """Draws every site's deviation evenly from the trust region.
+
+    Args:
+        evaluations: policies drawn, over all ranks.
+        batch: policies drawn at a time.
+        elites: best policies that are kept.
+    """
+
+    def __init__(
+        self, *, evaluations: int, batch: int, elites: int, threads: int, polish: Polish | None
+    ) -> None:
+        super().__init__(threads=threads, polish=polish)
+        self.evaluations, self.batch, self.elites = evaluations, batch, elites
+
+    def search(self, objective: Objective, fabric: Fabric, report: Report, seed: int) -> Candidates:
+        generator = torch.Generator(objective.device).manual_seed(rank_seed(seed, fabric))
+        best = objective.candidates(objective.uniform())
+        left, step = share(self.evaluations, "evaluations", fabric), 0
+        while left > 0:
+            shape = (min(left, self.batch), len(objective.space))
+            deviation = 2 * torch.rand(shape, generator=generator, device=objective.device) - 1
+            drawn = objective.candidates(objective.policy(deviation, objective.ratios(shape[0])))
+            best = Candidates.merge(best, drawn).best(self.elites)
+            report(step, predictions(objective, best, drawn))
+            left, step = left - shape[0], step + 1
+        return best

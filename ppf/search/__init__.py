@@ -1,0 +1,6 @@
+"""Searches: agents on any number of processes, and what they find measured on the real model."""
+
+from ppf.search.runner import run_search
+from ppf.search.verify import Verification, verify
+
+__all__ = ["Verification", "run_search", "verify"]

@@ -1,0 +1,84 @@
+"""Runs an agent on one process or many, and picks what is worth measuring."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from lightning import Fabric
+from torch import Tensor
+
+from ppf.agents import Agent, Candidates, Objective, Report
+
+_GATHERED = 256  # policies that each rank hands over
+_APART = (
+    0.1  # share of the sites in which chosen policies differ, where there are enough such policies
+)
+
+
+def run_search(
+    agent: Agent,
+    objective: Objective,
+    fabric: Fabric,
+    top_k: int,
+    report: Report,
+    seed: int,
+) -> Candidates:
+    """The `top_k` policies to measure, best predicted first, the same on every rank.
+
+    The agent's rollouts are shared over the ranks; what all of them found, together with the
+    uniform policy, is polished on the predictor. Several near-identical policies would share the
+    predictor's error, so the chosen ones differ in a tenth of the sites; the rule yields where the
+    search found too few of that kind.
+
+    Args:
+        fabric: launched.
+        report: takes the metrics of the first rank.
+        seed: the same seed finds the same policies on one process.
+    """
+    with _threads(agent.threads):
+        heard = report if fabric.is_global_zero else _unheard
+        found = _gather(agent.search(objective, fabric, heard, seed), fabric)
+        found = Candidates.merge(found, objective.candidates(objective.uniform()))
+        if agent.polish is not None:
+            generator = torch.Generator(objective.device).manual_seed(seed)
+            found = agent.polish.improve(objective, found, generator)
+        return distinct(found, top_k)
+
+
+def distinct(candidates: Candidates, count: int) -> Candidates:
+    """The best candidates that differ from all better chosen ones; at most `count`, best first."""
+    kept, sites = candidates.kept, candidates.kept.shape[1]
+    chosen = torch.zeros(len(candidates), dtype=torch.bool, device=kept.device)
+    distance = torch.full_like(candidates.cost, sites, dtype=torch.long)
+    apart = max(round(_APART * sites), 1)
+    while apart and chosen.sum() < min(count, len(candidates)):
+        far = (distance >= apart) & ~chosen
+        if not far.any():
+            apart //= 2
+            continue
+        index = far.int().argmax()
+        chosen[index] = True
+        distance = torch.minimum(distance, (kept != kept[index]).sum(1))
+    return Candidates(kept[chosen], candidates.cost[chosen])
+
+
+def _gather(found: Candidates, fabric: Fabric) -> Candidates:
+    """The best of every rank."""
+    best = found.best(_GATHERED)
+    rows = torch.arange(_GATHERED, device=best.cost.device).clamp_max(len(best) - 1)
+    kept, cost = fabric.all_gather((best.kept[rows], best.cost[rows]))
+    return Candidates.merge(Candidates(kept.reshape(-1, best.kept.shape[1]), cost.reshape(-1)))
+
+
+def _unheard(step: int, metrics: Mapping[str, Tensor | float]) -> None:
+    """The other ranks' metrics."""
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

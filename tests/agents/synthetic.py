@@ -1,0 +1,80 @@
+"""A predictor that knows the best policy, to search against without a model."""
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Float, Int
+from lightning import Fabric
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ppf.agents import Agent, Objective
+from ppf.predictor.protocol import Prediction
+from ppf.space import Prunable, Space, build_space
+
+CONF = Path(__file__).parents[2] / "ppf" / "conf"
+
+
+def layered(layers: int = 10) -> Space:
+    """Three KV groups, a quarter of the parameters, and 24 MLP blocks a layer, as in SmolLM2."""
+    kinds = [("attention", 3, 8 * 64), ("mlp", 24 * 64, 3)]
+    return build_space(
+        [Prunable(layer, *kind) for layer in range(layers) for kind in kinds],
+        name="width",
+        kinds=["attention", "mlp"],
+        channel_multiple=64,
+        whole_sites=False,
+    )
+
+
+class Quadratic:
+    """Squared distance from a target that keeps attention whole and prunes MLPs unevenly.
+
+    It remembers the policies that it was asked for.
+    """
+
+    def __init__(self, space: Space, ratio: float) -> None:
+        whole = torch.tensor([site.kind == "attention" for site in space.sites])
+        uneven = 1 - ratio / 0.75 + torch.linspace(-0.15, 0.15, len(space))
+        self.target = torch.where(whole, 1.0, uneven)
+        self.units = space.units
+        self.asked: set[tuple[int, ...]] = set()
+
+    def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
+        self.asked.update(map(tuple, kept.tolist()))
+        distance: Float[Tensor, "batch sites"] = kept / self.units - self.target
+        mean = 3 + distance.square().sum(1)
+        return Prediction(mean, torch.full_like(mean, 0.01))
+
+
+def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) -> Objective:
+    """An objective over `Quadratic`."""
+    space = space or layered()
+    kept = torch.arange(int(space.units.max()) + 1) / space.units[:, None]
+    settings = {"spread_penalty": 1.0, "trust_region": 0.5} | changes
+    return Objective(
+        space=space,
+        predictor=Quadratic(space, ratio),
+        ratio=ratio,
+        errors=(1 - kept).clamp_min(0).square(),
+        device=torch.device("cpu"),
+        **settings,
+    )
+
+
+def agent(name: str, **changes: object) -> Agent:
+    """The agent of conf/agent, some of its hyper-parameters changed."""
+    return instantiate(OmegaConf.load(CONF / "agent" / f"{name}.yaml"), **changes)
+
+
+def one_process() -> Fabric:
+    """The default Fabric."""
+    return instantiate(OmegaConf.load(CONF / "fabric" / "default.yaml"))
+
+
+class Log(list):
+    """A report that remembers."""
+
+    def __call__(self, step: int, metrics: dict) -> None:
+        self.append((step, {name: float(value) for name, value in metrics.items()}))

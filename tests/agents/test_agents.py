@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from ppf.agents import Agent, Objective
+from tests.agents.synthetic import Log, agent, one_process, quadratic
+
+EVALUATIONS = 4096
+SMALL = {
+    "ppo": {"episodes": 128, "iterations": 30},
+    "evolution": {"generations": 32, "children": 128, "population": 32},
+    "random": {"evaluations": EVALUATIONS, "batch": 512},
+    "uniform": {},
+}
+
+
+def small(name: str) -> Agent:
+    return agent(name, **SMALL[name])
+
+
+def best(name: str, objective: Objective, seed: int = 0) -> float:
+    """The gap that an agent leaves to the best policy that there is, as a share of uniform's."""
+    found = small(name).search(objective, one_process(), Log(), seed)
+    floor = 3 + objective.spread_penalty * 0.01
+    gap = objective.cost(objective.uniform()).item() - floor
+    return (found.cost[0].item() - floor) / gap
+
+
+@pytest.mark.parametrize("name", ["ppo", "evolution"])
+def test_beats_uniform_and_random_at_equal_evaluations(name: str) -> None:
+    random, searched = quadratic(), quadratic()
+    floor, gap = best("random", random), best(name, searched)
+    assert len(searched.predictor.asked) <= len(random.predictor.asked)
+    assert gap < 0.02 < 0.1 < floor < 1
+
+
+def test_uniform_proposes_uniform_only() -> None:
+    objective = quadratic()
+    found = small("uniform").search(objective, one_process(), Log(), 0)
+    assert torch.equal(found.kept, objective.uniform())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_same_seed_finds_the_same_policies(name: str) -> None:
+    runs = [small(name).search(quadratic(), one_process(), Log(), seed) for seed in (3, 3, 4)]
+    assert torch.equal(runs[0].kept, runs[1].kept) and torch.equal(runs[0].cost, runs[1].cost)
+    assert name == "uniform" or not torch.equal(runs[0].kept, runs[2].kept)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("ratio", [0.0, 0.3])
+def test_candidates_are_distinct_sorted_and_on_budget(name: str, ratio: float) -> None:
+    objective = quadratic(ratio=ratio)
+    found = small(name).search(objective, one_process(), Log(), 0)
+    excess = objective.space.removed(found.kept) - ratio * objective.space.total
+    assert (excess > -1e-5).all() and (excess < objective.space.params.min()).all()
+    assert len(found.kept.unique(dim=0)) == len(found)
+    assert (found.cost.diff() >= 0).all()
+    torch.testing.assert_close(found.cost, objective.cost(found.kept))
+
+
+@pytest.mark.parametrize(
+    ("name", "curves"),
+    [
+        ("ppo", {"reward", "entropy", "predicted_best", "predicted_mean", "spread"}),
+        ("evolution", {"diversity", "predicted_best", "predicted_mean", "spread"}),
+        ("random", {"predicted_best", "predicted_mean", "spread"}),
+    ],
+)
+def test_reports_its_curves(name: str, curves: set[str]) -> None:
+    log = Log()
+    small(name).search(quadratic(), one_process(), log, 0)
+    steps = [step for step, _ in log]
+    assert len(steps) > 3 and steps == sorted(set(steps))
+    assert curves <= set(log[0][1])
+    assert log[-1][1]["predicted_best"] <= log[0][1]["predicted_best"]
+
+
+def test_ppo_learns_and_not_only_remembers() -> None:
+    log = Log()
+    small("ppo").search(quadratic(), one_process(), log, 0)
+    assert log[0][1]["reward"] < 0.1 * log[-1][1]["reward"]

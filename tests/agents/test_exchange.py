@@ -1,0 +1,31 @@
+import torch
+
+from ppf.agents.evolution import exchange
+from ppf.space import project
+from tests.agents.synthetic import quadratic
+
+
+def test_children_differ_a_little_and_keep_the_budget() -> None:
+    objective = quadratic()
+    parents = objective.uniform().expand(500, -1)
+    children = exchange(objective, parents, 1, 1, torch.Generator().manual_seed(0))
+    changed = (children != parents).sum(1)
+    assert changed.float().mean() > 1 and changed.max() <= 8
+    excess = objective.space.removed(children) - objective.ratio * objective.space.total
+    assert (excess > -1e-5).all() and (excess < objective.space.params.min()).all()
+
+
+def test_every_site_moves_both_ways() -> None:
+    objective = quadratic()
+    parents = objective.uniform().expand(4000, -1)
+    moved = exchange(objective, parents, 3, 2, torch.Generator().manual_seed(0)) - parents
+    assert (moved > 0).any(0).all() and (moved < 0).any(0).all()
+    shares = moved.double().mean(0) / objective.space.units
+    assert shares.abs().max() < 0.05  # no site drifts by the rounding
+
+
+def test_jitter_alone_changes_nothing() -> None:
+    objective = quadratic()
+    kept = objective.policy(torch.randn(200, len(objective.space)), objective.ratios(200))
+    jitter = 0.49 * (2 * torch.rand(kept.shape) - 1)
+    assert torch.equal(project(objective.space, kept + jitter, objective.ratios(200)), kept)

@@ -1,0 +1,122 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Fabric
+
+from ppf.agents import Candidates
+from ppf.errors import PPFError
+from ppf.search import run_search
+from ppf.search.runner import distinct
+from tests.agents.synthetic import Log, agent, one_process, quadratic
+
+SMALL_PPO = {"episodes": 64, "iterations": 6}
+SMALL_POLISH = {"polish": {"generations": 10, "children": 128}}
+TWO_PROCESSES = """
+import sys, torch
+from lightning import Fabric
+from ppf.agents.ppo import average_gradients
+from ppf.search import run_search
+from tests.agents.synthetic import Log, agent, quadratic
+
+if __name__ == "__main__":
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    log = Log()
+    for name, changes in {
+        "ppo": {"episodes": 64, "iterations": 6, "polish": {"generations": 5, "children": 64}},
+        "evolution": {"generations": 10, "children": 64, "population": 16},
+        "random": {"evaluations": 512, "batch": 128},
+    }.items():
+        log.clear()
+        found = run_search(agent(name, **changes), quadratic(), fabric, 4, log, 0)
+        heard = len(log)
+        own = agent(name, **changes).search(quadratic(), fabric, log, 0)
+        row = {"kept": found.kept, "cost": found.cost, "own": own.kept, "reports": heard}
+        torch.save(row, f"{sys.argv[1]}/{name}{fabric.global_rank}")
+    layer = torch.nn.Linear(3, 2)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, fabric.global_rank)
+    average_gradients(layer, fabric)
+    assert all((p.grad == 0.5).all() for p in layer.parameters())
+"""
+
+
+def search(name: str, seed: int = 0, top_k: int = 5, **changes: object) -> Candidates:
+    return run_search(agent(name, **changes), quadratic(), one_process(), top_k, Log(), seed)
+
+
+def test_the_same_seed_finds_the_same_policies() -> None:
+    runs = [search("ppo", seed, **SMALL_PPO, **SMALL_POLISH) for seed in (0, 0, 1)]
+    assert torch.equal(runs[0].kept, runs[1].kept)
+    assert not torch.equal(runs[0].kept, runs[2].kept)
+
+
+def test_top_policies_are_apart_and_best_first() -> None:
+    found = search("evolution", generations=30, children=128)
+    assert len(found) == 5
+    assert (found.cost.diff() >= 0).all()
+    apart = (found.kept[:, None] != found.kept).sum(2) + 100 * torch.eye(5)
+    assert apart.min() >= 2  # a tenth of 20 sites
+
+
+def test_polish_improves_what_the_agent_found() -> None:
+    rough = search("ppo", **SMALL_PPO, polish=None)
+    polished = search("ppo", **SMALL_PPO, **SMALL_POLISH)
+    assert polished.cost[0] < rough.cost[0]
+
+
+def test_uniform_is_always_among_the_candidates() -> None:
+    objective = quadratic()
+    found = run_search(agent("random", evaluations=64), objective, one_process(), 1000, Log(), 0)
+    assert (found.kept == objective.uniform()).all(1).any()
+
+
+def test_rules_stand_for_themselves() -> None:
+    assert torch.equal(search("uniform").kept, quadratic().uniform())
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    search("uniform", threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+def test_distinct_yields_where_all_are_alike() -> None:
+    kept = torch.ones(30, 40, dtype=torch.long)
+    kept[torch.arange(30), torch.arange(30)] = 0  # any two differ in two sites
+    found = distinct(Candidates(kept, torch.arange(30.0)), 4)
+    assert found.cost.tolist() == [0, 1, 2, 3]
+
+
+def test_distinct_prefers_those_far_from_better_ones() -> None:
+    kept = torch.ones(4, 40, dtype=torch.long)
+    kept[1, 0], kept[2, :10], kept[3, :20] = 0, 0, 0
+    found = distinct(Candidates(kept, torch.arange(4.0)), 3)
+    assert found.cost.tolist() == [0, 2, 3]
+
+
+def test_environments_must_be_shared_evenly() -> None:
+    class Three(Fabric):
+        world_size, global_rank = 3, 0
+
+    with pytest.raises(PPFError, match="agent.episodes=64 .* multiple of 3"):
+        agent("ppo", **SMALL_PPO).search(quadratic(), Three(accelerator="cpu"), Log(), 0)
+
+
+@pytest.mark.slow
+def test_two_processes_agree(tmp_path: Path, root: Path) -> None:
+    script = tmp_path / "search_on_two.py"
+    script.write_text(TWO_PROCESSES)
+    environment = {"PYTHONPATH": str(root), "PATH": "", "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, script, tmp_path], check=True, env=environment, timeout=300, cwd=root
+    )
+    for name in ("ppo", "evolution", "random"):
+        first, second = (torch.load(tmp_path / f"{name}{rank}") for rank in (0, 1))
+        assert torch.equal(first["kept"], second["kept"])
+        assert torch.equal(first["cost"], second["cost"])
+        assert first["reports"] > 0 and second["reports"] == 0
+        assert not torch.equal(first["own"][:4], second["own"][:4])  # ranks draw differently

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import Tensor
+
+from ppf.agents import Candidates
+from ppf.errors import PPFError
+from ppf.search import verify
+from tests.agents.synthetic import quadratic
+
+
+def candidates(count: int = 3) -> Candidates:
+    objective = quadratic()
+    deviation = torch.randn(count, len(objective.space), generator=torch.Generator().manual_seed(0))
+    return objective.candidates(objective.policy(deviation, objective.ratios(count)))
+
+
+def test_uniform_is_measured_first_and_once() -> None:
+    objective, asked = quadratic(), []
+
+    def measure(kept: Tensor) -> Tensor:
+        asked.append(kept)
+        return torch.arange(len(kept), 0, -1.0)
+
+    proposed = Candidates.merge(candidates(), objective.candidates(objective.uniform()))
+    verified = verify(proposed, objective, measure)
+    assert len(asked) == 1 and len(asked[0]) == 4
+    assert torch.equal(verified.kept[:1], objective.uniform())
+    assert verified.best == 3 and verified.measured[3] == 1
+    expected = objective.predictor.predict(verified.kept)
+    assert torch.equal(verified.mean, expected.mean) and torch.equal(verified.std, expected.std)
+
+
+@pytest.mark.parametrize(
+    ("measured", "best"),
+    [
+        ([3.5, 3.6, 3.7, 3.8], 0),  # the predictor was wrong: uniform stands
+        ([3.5, 3.6, 3.4, 3.8], 2),
+        ([3.5, torch.nan, torch.inf, 3.4], 3),
+    ],
+)
+def test_the_best_measured_one_is_reported(measured: list[float], best: int) -> None:
+    verified = verify(candidates(), quadratic(), lambda kept: torch.tensor(measured))
+    assert verified.best == best
+
+
+def test_nothing_finite_is_an_error() -> None:
+    broken = torch.tensor([torch.nan, torch.inf, torch.nan, torch.inf])
+    with pytest.raises(PPFError, match="ratio=0.3: give a smaller ratio"):
+        verify(candidates(), quadratic(), lambda kept: broken)

@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from ppf.space import Prunable, Space, build_space, project, uniform
+
+GENERATOR = torch.Generator().manual_seed(0)
+RATIOS = torch.cat([torch.tensor([0.0]), torch.rand(300, generator=GENERATOR) * 0.9]).double()
+
+
+def layered(kinds: list[str], layers: int = 12) -> Space:
+    places = [("attention", 3, 8 * 64 * 576), ("mlp", 1536, 3 * 576)]
+    return build_space(
+        [Prunable(layer, *place) for layer in range(layers) for place in places],
+        name="any",
+        kinds=kinds,
+        channel_multiple=64,
+        whole_sites=False,
+    )
+
+
+WIDTH = layered(["attention", "mlp"])
+SPACES = [WIDTH, layered(["mlp"]), layered(["attention"])]
+
+
+def wishes(space: Space, wild: float) -> torch.Tensor:
+    noise = torch.randn(len(RATIOS), len(space), generator=torch.Generator().manual_seed(1))
+    return (1 - RATIOS[:, None]) * space.units * (1 + wild * noise)
+
+
+def excess(space: Space, kept: torch.Tensor) -> torch.Tensor:
+    """Parameters removed beyond the budget."""
+    return space.removed(kept) - RATIOS * space.total
+
+
+def by_sorting(space: Space, wanted: torch.Tensor, ratio: float) -> list[int]:
+    """One kind of site only: what the budget takes, unit by unit."""
+    kept, target = space.dense.tolist(), ratio * space.total - 1e-6
+    removed = 0
+    while removed < target:
+        above = [
+            (k - 0.5 - w) / s.units
+            for k, w, s in zip(kept, wanted.tolist(), space.sites, strict=True)
+        ]
+        site = max(range(len(kept)), key=lambda i: above[i] if kept[i] else -torch.inf)
+        kept[site] -= 1
+        removed += space.sites[site].params
+    return kept
+
+
+@pytest.mark.parametrize("space", SPACES, ids=["width", "mlp", "attention"])
+@pytest.mark.parametrize("wild", [0.0, 0.3, 3.0])
+def test_removes_what_is_asked_and_less_than_one_unit_more(space: Space, wild: float) -> None:
+    kept = project(space, wishes(space, wild), RATIOS)
+    assert (kept >= 0).all() and (kept <= space.units).all()
+    assert (excess(space, kept) > -1e-5).all()
+    possible = RATIOS < 0.7 if space is WIDTH else RATIOS < 1  # MLPs must be left to fill up with
+    assert (excess(space, kept)[possible] < space.params.min()).all()
+
+
+def test_ratio_zero_is_dense() -> None:
+    assert torch.equal(project(WIDTH, wishes(WIDTH, 3.0), RATIOS)[0], WIDTH.dense)
+
+
+@pytest.mark.parametrize("space", SPACES[1:], ids=["mlp", "attention"])
+def test_takes_the_units_farthest_above_their_wish(space: Space) -> None:
+    wanted = wishes(space, 0.5)
+    kept = project(space, wanted, RATIOS)
+    for row in range(0, len(RATIOS), 25):
+        assert kept[row].tolist() == by_sorting(space, wanted[row], RATIOS[row].item())
+
+
+@pytest.mark.parametrize("space", SPACES[1:], ids=["mlp", "attention"])
+def test_uniform_policies_are_nested(space: Space) -> None:
+    ratios = RATIOS.sort().values
+    assert (uniform(space, ratios).diff(dim=0) <= 0).all()
+
+
+def test_higher_ratios_remove_more() -> None:
+    removed = WIDTH.removed(uniform(WIDTH, RATIOS.sort().values))
+    assert (removed.diff() >= 0).all()
+
+
+def test_uniform_is_nearly_uniform() -> None:
+    off = uniform(WIDTH, RATIOS) - (1 - RATIOS[:, None]) * WIDTH.units
+    mlp = torch.tensor([site.kind == "mlp" for site in WIDTH.sites])
+    assert off[:, ~mlp].abs().max() < 1  # of 3 KV groups
+    assert (off[:, mlp] / WIDTH.units[mlp]).abs().max() < 0.13  # makes up for whole groups
+    spread = off[:, mlp].amax(1) - off[:, mlp].amin(1)
+    assert spread.max() <= 1 + 1e-9
+
+
+def test_batches_do_not_matter() -> None:
+    wanted = wishes(WIDTH, 0.5)
+    whole = project(WIDTH, wanted, RATIOS)
+    assert torch.equal(project(WIDTH, wanted, RATIOS), whole)
+    rows = [project(WIDTH, wanted[i : i + 1], RATIOS[i : i + 1]) for i in range(0, 300, 30)]
+    assert torch.equal(torch.cat(rows), whole[:300:30])
+
+
+def test_bounds_hold_where_they_can() -> None:
+    share = (1 - RATIOS[:, None]) * WIDTH.units
+    lower = (0.7 * share - 1).floor().clamp_min(0).long()
+    upper = torch.minimum((1.3 * share + 1).ceil().long(), WIDTH.units)
+    kept = project(WIDTH, wishes(WIDTH, 3.0), RATIOS, (lower, upper))
+    assert (kept >= lower).all() and (kept <= upper).all()
+    assert (excess(WIDTH, kept) > -1e-5).all()
+    assert (excess(WIDTH, kept) < WIDTH.params.min()).all()
+
+
+def test_bounds_without_room_yield_to_the_budget() -> None:
+    wanted, everything = wishes(WIDTH, 0.3), WIDTH.units.expand(len(RATIOS), -1)
+    tight = project(WIDTH, wanted, RATIOS, (everything, everything))
+    assert torch.equal(tight, project(WIDTH, wanted, RATIOS))
