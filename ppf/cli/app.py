@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import hydra
 import lightning
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Fabric
@@ -14,6 +13,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 
 from ppf.errors import PPFError
+from ppf.report.loggers import build_loggers, finish
+from ppf.stages.artefacts import plain
 
 Task = Callable[[DictConfig, Fabric], None]
 
@@ -26,10 +27,7 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
         @functools.wraps(task)
         def main(cfg: DictConfig) -> None:
             try:
-                lightning.seed_everything(cfg.seed, verbose=False)
-                fabric = instantiate(cfg.fabric)
-                fabric.launch()
-                task(cfg, fabric)
+                _run(task, cfg)
             except (PPFError, MissingMandatoryValue, InstantiationException) as error:
                 sentence = _sentence(error)
                 if cfg.debug or sentence is None:
@@ -42,9 +40,17 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
     return decorate
 
 
-def run_folder() -> str:
-    """The folder that this run (or this job of a multirun) writes to."""
-    return HydraConfig.get().runtime.output_dir
+def _run(task: Task, cfg: DictConfig) -> None:
+    lightning.seed_everything(cfg.seed, verbose=False)
+    loggers = build_loggers(cfg.logger, cfg.paths.run, plain(cfg))
+    failed = True
+    try:
+        fabric = instantiate(cfg.fabric, loggers=loggers)
+        fabric.launch()
+        task(cfg, fabric)
+        failed = False
+    finally:
+        finish(loggers, failed=failed)
 
 
 def _sentence(error: Exception) -> str | None:

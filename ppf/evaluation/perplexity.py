@@ -2,12 +2,11 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from ppf.labels.labeller import summed_nll
 from ppf.progress import say, track
-
-_ROWS = 256  # tokens whose logits are in memory at a time
 
 
 @torch.inference_mode()
@@ -34,12 +33,5 @@ def mean_nll(
 
 
 def _summed_nll(model: PreTrainedModel, ids: Int[Tensor, "windows window"]) -> Float[Tensor, ""]:
-    """Logits in float32, a few rows at a time: those of a whole window would fill the memory."""
     hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
-    rows, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    head = model.get_output_embeddings()
-    losses = [
-        nn.functional.cross_entropy(head(some).float(), target, reduction="sum")
-        for some, target in zip(rows.split(_ROWS), targets.split(_ROWS), strict=True)
-    ]
-    return torch.stack(losses).double().sum().cpu()
+    return summed_nll(model.get_output_embeddings(), hidden, ids)

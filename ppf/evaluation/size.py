@@ -20,5 +20,7 @@ def weight_bytes(folder: Path) -> int:
     """
     files = list(folder.glob("*.safetensors"))
     if not files:
-        raise PPFError(f"path={folder} has no safetensors: give a Hugging Face folder with weights.")
+        raise PPFError(
+            f"path={folder} has no safetensors: give a Hugging Face folder with weights."
+        )
     return sum(file.stat().st_size for file in files)

@@ -12,7 +12,7 @@ from ppf.llm import LanguageModel
 from ppf.progress import say
 from ppf.pruning import LivePruner
 
-_HEAD_ROWS = 256
+_HEAD_ROWS = 64  # logits of so many tokens stay in cache
 
 
 @dataclass
@@ -88,17 +88,23 @@ class Labeller:
         del batch.trail[first + 1 :]
         for layer, call in zip(self.layers[first:], batch.calls[first:], strict=True):
             batch.trail.append(layer(batch.trail[-1], **call))
-        return self._head(self._norm(batch.trail[-1]), batch.ids)
+        hidden = self._norm(batch.trail[-1])
+        return summed_nll(self.lm.model.get_output_embeddings(), hidden, batch.ids)
 
-    def _head(self, hidden: Tensor, ids: Tensor) -> Float[Tensor, ""]:
-        """Summed NLL, a few rows at a time: the logits never fill the memory (and stay in the processor's cache)."""
-        rows, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-        head = self.lm.model.get_output_embeddings()
-        losses = [
-            nn.functional.cross_entropy(head(some).float(), target, reduction="sum")
-            for some, target in zip(rows.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
-        ]
-        return torch.stack(losses).double().sum().cpu()
+
+def summed_nll(
+    head: nn.Module, hidden: Float[Tensor, "windows window width"], ids: Int[Tensor, "windows window"]
+) -> Float[Tensor, ""]:
+    """Summed negative log-likelihood of each next token inside its window, nats, on the CPU.
+
+    The logits are made in float32 for a few rows at a time, so that they stay in the processor's cache.
+    """
+    rows, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    losses = [
+        nn.functional.cross_entropy(head(some).float(), target, reduction="sum")
+        for some, target in zip(rows.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
+    ]
+    return torch.stack(losses).double().sum().cpu()
 
 
 def _record(decoder: nn.Module, layers: nn.ModuleList, batch: _Batch) -> None:

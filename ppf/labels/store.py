@@ -104,6 +104,8 @@ class LabelStore:
             self.refresh()
             yield kept not in self
         finally:
+            if kept in self:  # whoever still holds the old file will find the row
+                Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
     def add(self, row: Row) -> None:

@@ -23,8 +23,8 @@ class Producer:
 class Coupling:
     """One prunable place of a loaded model.
 
-    Dropping atom j drops its rows of every producer and its `columns` columns of the consumer. Atoms can be
-    reordered (in all of them at once) without changing what the model computes.
+    Dropping atom j drops its rows of every producer and its `columns` columns of the consumer.
+    Atoms can be reordered (in all of them at once) without changing what the model computes.
 
     Args:
         kind: "attention" (an atom is a KV group) or "mlp" (an atom is a channel).
@@ -43,7 +43,9 @@ class Coupling:
 
     @property
     def prunable(self) -> Prunable:
-        rows = sum(p.rows * (p.linear.in_features + (p.linear.bias is not None)) for p in self.producers)
+        rows = sum(
+            p.rows * (p.linear.in_features + (p.linear.bias is not None)) for p in self.producers
+        )
         return Prunable(
             self.layer, self.kind, self.atoms, rows + self.columns * self.consumer.out_features
         )
@@ -52,9 +54,10 @@ class Coupling:
 class Adapter(ABC):
     """Tells where a family's prunable projections lie.
 
-    To add a family: subclass this in a module of `ppf.llm`, import that module in `adapter_for`, set `model_types` to
-    the `config.model_type` values that it serves, and implement the methods below. `tests/llm/test_adapters.py` then
-    checks it on a random checkpoint: masked, live-pruned and exported logits must agree.
+    To add a family: subclass this in a module of `ppf.llm`, import that module in `adapter_for`,
+    set `model_types` to the `config.model_type` values that it serves, and implement the abstract
+    methods. Give `tests/checkpoints.py` a config of its form: `tests/llm/test_adapters.py` then
+    checks that masked, live-pruned and exported logits agree.
 
     Attributes:
         kv_heads: what the family's config calls the number of key/value heads.

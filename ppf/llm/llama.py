@@ -1,5 +1,7 @@
 """Llama 1-3 and what shares its code: SmolLM2, TinyLlama, Mistral."""
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -11,10 +13,10 @@ class LlamaAdapter(Adapter):
 
     model_types = ("llama", "mistral")
 
-    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
+    def layers(self, model: Any) -> nn.ModuleList:
         return model.model.layers
 
-    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+    def final_norm(self, model: Any) -> nn.Module:
         return model.model.norm
 
     def couplings(self, model: PreTrainedModel) -> list[Coupling]:
@@ -24,7 +26,7 @@ class LlamaAdapter(Adapter):
             for coupling in (self._attention(index, layer), self._mlp(index, layer))
         ]
 
-    def _attention(self, index: int, layer: nn.Module) -> Coupling:
+    def _attention(self, index: int, layer: Any) -> Coupling:
         attention = layer.self_attn
         head = attention.head_dim
         groups = attention.k_proj.out_features // head
@@ -38,7 +40,7 @@ class LlamaAdapter(Adapter):
             index, "attention", groups, producers, attention.o_proj, queries, layer, "self_attn"
         )
 
-    def _mlp(self, index: int, layer: nn.Module) -> Coupling:
+    def _mlp(self, index: int, layer: Any) -> Coupling:
         mlp = layer.mlp
         producers = (Producer(mlp.gate_proj, 1), Producer(mlp.up_proj, 1))
         channels = mlp.down_proj.in_features

@@ -45,7 +45,7 @@ def load(config: DictConfig, cache: str, *, device: torch.device | str = "cpu") 
     Raises:
         PPFError: nothing is there, the hub cannot be reached, or no adapter knows the family.
     """
-    source = _local(config.path) if config.path else _source(config)(cache)
+    source = local_folder(config.path, "model.path") if config.path else _source(config)(cache)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=resolve_dtype(config.dtype))
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -73,9 +73,10 @@ def _fast_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _local(path: str) -> str:
+def local_folder(path: str, override: str) -> str:
+    """The path of a Hugging Face model folder, given as `override`; raises PPFError if it is none."""
     if not (Path(path) / "config.json").is_file():
-        raise PPFError(f"model.path={path} is no Hugging Face model folder: it has no config.json.")
+        raise PPFError(f"{override}={path} is no Hugging Face model folder: it has no config.json.")
     return path
 
 

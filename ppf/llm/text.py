@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.resources import files
 from typing import Literal
 
 import torch
@@ -72,6 +73,13 @@ class Text:
             )
         chosen = torch.linspace(0, available - 1, wanted).round().long()
         return ids[: available * self.window].view(available, self.window)[chosen]
+
+
+def default_text() -> DictConfig:
+    """The config of the default text."""
+    config = OmegaConf.load(str(files("ppf.conf") / "text" / "wikipedia_sample.yaml"))
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def build_text(config: DictConfig, cache: str) -> Text:

@@ -1,4 +1,4 @@
-"""The table that ends a search on the console."""
+"""The tables that end a search or an evaluation on the console."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from ppf.evaluation.results import Evaluation
 from ppf.progress import console
 from ppf.report.scores import Entry, Score, decimal, duration, percent
 
@@ -69,3 +70,38 @@ def _print(target: Console, table: Table) -> None:
         roomy = target.options.update(max_width=10_000)
         table.width = Measurement.get(target, roomy, table).maximum
     target.print(table, crop=target.is_terminal)
+
+
+def evaluation_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of an evaluation, as people read them."""
+    columns = ["model", "ratio", "test perplexity", "nats per token", "parameters", "weights"]
+    rows = [
+        [
+            found.name,
+            "" if found.ratio is None else percent(found.ratio),
+            decimal(found.perplexity),
+            f"{found.nll:.4f}",
+            f"{found.parameters:,}",
+            f"{found.bytes / 2**20:,.1f} MiB",
+        ]
+        for found in evaluation.results
+    ]
+    return columns, rows
+
+
+def print_evaluation(evaluation: Evaluation, *, target: Console = console) -> None:
+    """Prints what was measured, and on what."""
+    columns, rows = evaluation_table(evaluation)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for row in rows:
+        table.add_row(*row)
+    _print(target, table)
+    target.print(
+        f"Measured on the test part of {evaluation.text}:"
+        f" {evaluation.windows} windows of {evaluation.window} tokens.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

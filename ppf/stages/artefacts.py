@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.errors import PPFError
+from ppf.llm.loading import local_folder
 
 _DIGITS = 12
 
@@ -29,7 +30,7 @@ def model_identity(config: DictConfig, dtype: str) -> dict[str, Any]:
     """What tells a model's weights from others; a local folder counts by its content, not by its path."""
     if not config.path:
         return {"source": plain(config.source) if config.source else None, "dtype": dtype}
-    folder = Path(config.path)
+    folder = Path(local_folder(config.path, "model.path"))
     files = sorted(p for p in folder.iterdir() if p.name == "config.json" or p.suffix in _WEIGHTS)
     return {"folder": [(p.name, p.stat().st_size, _digest(p)) for p in files], "dtype": dtype}
 
