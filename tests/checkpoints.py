@@ -75,12 +75,12 @@ def random_windows() -> Tensor:
     return torch.randint(0, 257, (4, 24), generator=torch.Generator().manual_seed(1))
 
 
-def width_space(lm: LanguageModel) -> Space:
+def width_space(lm: LanguageModel, channel_multiple: int = CHANNEL_MULTIPLE) -> Space:
     return build_space(
         lm.adapter.prunables(lm.model),
         name="width",
         kinds=["attention", "mlp"],
-        channel_multiple=CHANNEL_MULTIPLE,
+        channel_multiple=channel_multiple,
         whole_sites=False,
     )
 
@@ -91,9 +91,15 @@ def calibrated(lm: LanguageModel) -> tuple[Statistics, list[Tensor]]:
     return statistics, order_atoms(lm, Random(0), statistics)
 
 
-def pruner_of(lm: LanguageModel, compensation: Compensation | None = None) -> LivePruner:
+def pruner_of(
+    lm: LanguageModel,
+    compensation: Compensation | None = None,
+    *,
+    channel_multiple: int = CHANNEL_MULTIPLE,
+) -> LivePruner:
+    """Ready to prune, without compensation unless told, in a random order."""
     statistics, orders = calibrated(lm)
-    space = width_space(lm)
+    space = width_space(lm, channel_multiple)
     bank = Bank.build(lm, space, orders, statistics, compensation or NoCompensation())
     return LivePruner(lm, space, bank)
 
@@ -130,9 +136,7 @@ def dropped_columns(
     return columns
 
 
-def masked(
-    model: nn.Module, space: Space, orders: list[Tensor], kept: list[int]
-) -> nn.Module:
+def masked(model: nn.Module, space: Space, orders: list[Tensor], kept: list[int]) -> nn.Module:
     """A copy of the dense model that multiplies what the policy drops by zero."""
     model = copy.deepcopy(model)
     for consumer, columns in dropped_columns(model, space, orders, kept):

@@ -1,10 +1,10 @@
 """The model card of an exported folder."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from string import Template
 from typing import Any
 
-from ppf.evaluation.size import parameters
 from ppf.pruning import LivePruner
 
 _STRUCTURE = ("format", "kept", "units", "signatures", "config")
@@ -17,8 +17,8 @@ tags: [pruned, structured-pruning]
 ---
 # $name, pruned by $ratio
 
-Structured pruning: whole key/value heads (with their query heads) and FFN channels are gone, so the tensors are
-smaller and every layer has its own widths. `policy.json` lists them.
+Structured pruning: whole key/value heads (with their query heads) and FFN channels are gone, so
+the tensors are smaller and every layer has its own widths. `policy.json` lists them.
 
 | | dense | pruned |
 |---|---|---|
@@ -41,7 +41,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
-It needs transformers 5.20 or later; the code that it trusts is `modeling_pruned.py` and `empty_block.py`, in this folder.
+It needs transformers 5.20 or later. The code to trust is in this folder: `modeling_pruned.py` and
+`empty_block.py`. transformers notes while loading that widths are read from a heterogeneous config;
+that is as it should be.
 
 ## Provenance
 $provenance
@@ -49,14 +51,12 @@ $provenance
 
 
 def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
-    """Markdown with what was removed, what the policy is known to score, and where it all comes from."""
+    """Markdown: what was removed, what the policy is known to score, where it comes from."""
     space, kept = pruner.space, pruner.kept
     with pruner.at(space.dense.tolist()) as model:
-        dense = parameters(model)
-    pruned = parameters(pruner.lm.model)
-    removed = sum(
-        (site.units - k) * site.params for site, k in zip(space.sites, kept, strict=True)
-    )
+        dense = model.num_parameters()
+    pruned = pruner.lm.model.num_parameters()
+    removed = sum((site.units - k) * site.params for site, k in zip(space.sites, kept, strict=True))
     return _CARD.substitute(
         name=policy.get("model", "A language model"),
         ratio=f"{removed / space.total:.1%}",
@@ -73,7 +73,9 @@ def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
 def _rows(policy: Mapping[str, Any]) -> Iterator[str]:
     for key, value in policy.items():
         if key not in _STRUCTURE:
-            yield from (f"| {name} | {number} | {_known(name)} |" for name, number in _flat(key, value))
+            yield from (
+                f"| {name} | {number} | {_known(name)} |" for name, number in _flat(key, value)
+            )
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -94,13 +96,16 @@ def _known(name: str) -> str:
 def _provenance(policy: Mapping[str, Any]) -> Iterator[str]:
     """One line for each choice that the policy's config records."""
     for group, choice in policy.get("config", {}).items():
-        if isinstance(choice, Mapping):
-            told = choice.get("path") or choice.get("name") or choice.get("_target_")
-            source = choice.get("source")
-            origin = f" ({_source(source)})" if isinstance(source, Mapping) else ""
-            yield f"- {group}: {told}{origin}"
+        if told := _told(choice):
+            yield f"- {group}: {told}"
 
 
-def _source(source: Mapping[str, Any]) -> str:
+def _told(choice: Mapping[str, Any]) -> str:
+    """A choice by its name, or its class, with where it comes from; empty where it has none."""
+    if choice.get("path"):
+        return Path(choice["path"]).name
+    name = choice.get("name") or choice.get("_target_", "").rpartition(".")[2]
+    source = choice.get("source") or {}
     known = ("repository", "requirement", "path", "_target_")
-    return str(next(source[key] for key in known if source.get(key)))
+    origin = next((source[key] for key in known if source.get(key)), None)
+    return f"{name} ({origin})" if origin else name

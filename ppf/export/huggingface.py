@@ -1,10 +1,11 @@
 """A pruned model as a Hugging Face folder that plain transformers loads.
 
-The widths are told in transformers' own terms: `per_layer_config` overrides the family's attributes layer by layer
-(`num_key_value_heads`, `num_attention_heads`, `intermediate_size`), the global ones stay the dense model's. transformers
-sizes KV caches by it but builds no layers from it (5.24), so the folder carries `modeling_pruned.py`, one generic
-file for all families: the dense model's class, whose projections it narrows. What it needs beyond the widths is
-`pruned_blocks`: which projections an atom has rows or columns in, and how many.
+The widths are told in transformers' own terms: `per_layer_config` overrides the family's attributes
+layer by layer (`num_key_value_heads`, `num_attention_heads`, `intermediate_size`); the global ones
+stay the dense model's. transformers sizes KV caches by it but builds no layers from it (5.24), so
+the folder carries `modeling_pruned.py`, one file for all families: the dense model's class, whose
+projections it narrows. Beyond the widths it needs `pruned_blocks`: which projections an atom has
+rows or columns in, and how many.
 """
 
 import copy
@@ -27,12 +28,13 @@ _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
 
 
 def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> None:
-    """Writes the model under its present policy: weights, config, code, tokenizer, policy.json and model card.
+    """Writes the model under its present policy, with config, code, tokenizer and model card.
 
-    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it, without this package.
+    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it, without this
+    package. Files of the same names in the folder are overwritten.
 
     Args:
-        policy: what policy.json says of the policy.
+        policy: the contents of policy.json.
     """
     model = pruner.lm.model
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,9 +50,10 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
 def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     """The dense model's config with the widths of the present policy."""
     dense, adapter = pruner.lm.model.config, pruner.lm.adapter
-    config, widths = copy.deepcopy(dense), {}
+    widths: dict[int, dict[str, int]] = {}
     for coupling, atoms in zip(pruner.lm.couplings, pruner.atoms, strict=True):
         widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, atoms))
+    config: Any = copy.deepcopy(dense)
     config.pruned_blocks = _pruned_blocks(pruner)
     config.architectures = ["PrunedForCausalLM"]
     config.auto_map = {"AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM"}
@@ -62,7 +65,7 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
 
 
 def _pruned_blocks(pruner: LivePruner) -> dict[str, dict[str, Any]]:
-    """Per kind, by name within a decoder layer, the projections that its atoms have rows or columns in."""
+    """Per kind, by name within a decoder layer, the projections that hold its atoms."""
     adapter = pruner.lm.adapter
     counted_by = {"attention": adapter.kv_heads, "mlp": adapter.channels}
     blocks: dict[str, dict[str, Any]] = {}
@@ -92,11 +95,15 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Everything that is saved, by name: what is tied once, and no view keeps its dense storage."""
     named = [*model.named_parameters(), *model.named_buffers()]
     once, saved = {name for name, _ in named}, model.state_dict()
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in saved.items() if name in once}
+    return {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in saved.items()
+        if name in once
+    }
 
 
 def _write_code(folder: Path, family: str) -> None:
-    """Copies the modelling code, its base class the family's, so that it needs only torch and transformers."""
+    """Copies the modelling code with the family's class as its base, free of this package."""
     code = _MODELING.read_text(encoding="utf-8")
     code = code.replace("import LlamaForCausalLM as Base", f"import {family} as Base")
     code = code.replace("from ppf.pruning.empty_block import", "from .empty_block import")

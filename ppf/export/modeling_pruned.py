@@ -1,7 +1,7 @@
 """A pruned causal language model, whose layers differ in width.
 
-`config.per_layer_config` says how many heads and FFN channels each layer has left; `config.pruned_blocks` says which
-projections have those widths.
+`config.per_layer_config` says how many heads and FFN channels each layer has left, and
+`config.pruned_blocks` which projections have those widths.
 """
 
 from typing import Any
@@ -30,12 +30,14 @@ class PrunedForCausalLM(Base):
 
 def _narrow(layer: nn.Module, index: int, kind: str, block: dict[str, Any], left: int) -> None:
     """Gives a block's projections the widths of `left` key/value heads or channels."""
-    hidden, bias = layer.get_submodule(block["consumer"]).out_features, index in block["biases"]
+    consumer: Any = layer.get_submodule(block["consumer"])
+    hidden, bias = consumer.out_features, index in block["biases"]
     if not left:
         vector = nn.Parameter(torch.zeros(hidden)) if bias else None
         layer.set_submodule(block["name"], EmptyBlock(index, kind == "attention", vector))
         return
     layer.set_submodule(block["consumer"], nn.Linear(left * block["columns"], hidden, bias))
     for name, rows in block["producers"].items():
-        dense = layer.get_submodule(name)
-        layer.set_submodule(name, nn.Linear(dense.in_features, left * rows, dense.bias is not None))
+        dense: Any = layer.get_submodule(name)
+        narrow = nn.Linear(dense.in_features, left * rows, dense.bias is not None)
+        layer.set_submodule(name, narrow)

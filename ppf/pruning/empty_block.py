@@ -1,4 +1,4 @@
-"""What stands where a block has nothing left. Imports only torch: exported models carry this file."""
+"""What stands where a block has nothing left; exported models carry this file."""
 
 from typing import Any
 
@@ -11,10 +11,12 @@ _CACHE_NAMES = ("cache", "past_key_values", "layer_past")  # by transformers ver
 class EmptyBlock(nn.Module):
     """Stands for a block with nothing left: its output is the consumer's bias, or zero.
 
-    An attention block still tells the KV cache how many tokens have passed, since positions and masks are counted by
-    the first layer's cache. transformers takes a cache without numbers for one without tokens, so this one holds two
-    numbers a token.
+    An attention block still tells the KV cache how many tokens have passed, since positions and
+    masks are counted by the first layer's cache. transformers takes a cache without numbers for one
+    without tokens, so this one holds two numbers a token.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(self, layer: int, attention: bool, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -22,7 +24,7 @@ class EmptyBlock(nn.Module):
         self.register_parameter("bias", bias)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the dense block would: a tensor, or with attention (output, no attention weights)."""
+        """Returns what the dense block would: for attention, (output, attention weights)."""
         output = torch.zeros_like(hidden_states)
         if self.bias is not None:
             output = output + self.bias

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ppf.llm import Coupling, LanguageModel
 from ppf.pruning.bank import Bank, expand
@@ -15,12 +16,12 @@ from ppf.space import Space
 class LivePruner:
     """Holds a model whose atoms lie in order of importance, and narrows it to policies.
 
-    The weights are permuted in place once; after that a policy swaps views and bank entries, copies nothing, and the
-    next policy undoes it exactly. `restore` gives the model back as it came, to the bit.
+    The weights are permuted in place once; after that a policy swaps views and bank entries, copies
+    nothing, and the next policy undoes it exactly. `restore` gives the model back to the bit.
 
     Attributes:
         kept: the present policy.
-        blocks: per coupling of the model, its dense block, in the model or (with nothing left) out of it.
+        blocks: per coupling of the model, its block, in the model or (with nothing left) out of it.
     """
 
     def __init__(self, lm: LanguageModel, space: Space, bank: Bank) -> None:
@@ -47,7 +48,7 @@ class LivePruner:
 
     @torch.no_grad()
     def apply(self, kept: Sequence[int]) -> None:
-        """Narrows the model to a policy; only the sites that differ from the present one are touched.
+        """Narrows the model to a policy, touching only the sites that differ from the present one.
 
         Raises:
             PPFError: the policy does not fit the space.
@@ -60,7 +61,7 @@ class LivePruner:
         self.kept = kept
 
     @contextmanager
-    def at(self, kept: Sequence[int]) -> Iterator[nn.Module]:
+    def at(self, kept: Sequence[int]) -> Iterator[PreTrainedModel]:
         """The model under a policy, as it was before on leaving."""
         before = self.kept
         self.apply(kept)
@@ -70,7 +71,7 @@ class LivePruner:
             self.apply(before)
 
     def restore(self) -> None:
-        """Makes the model dense again, its atoms in their first order; this pruner is then spent."""
+        """Makes the model dense again, atoms in their first order; this pruner is then spent."""
         self.apply(self.space.dense.tolist())
         for coupling, order in zip(self.lm.couplings, self.bank.orders, strict=True):
             self._permute(coupling, order.argsort())
@@ -93,7 +94,7 @@ class LivePruner:
         if levels.biases is not None and kept < site.units:
             bias = levels.biases[kept] + (0 if bias is None else bias)
         _set(consumer, weight, bias)
-        block = self.blocks[self._coupling[index]]
+        block: nn.Module = self.blocks[self._coupling[index]]
         if not kept:
             block = EmptyBlock(coupling.layer, coupling.kind == "attention", consumer.bias)
         setattr(coupling.parent, coupling.attribute, block)
@@ -111,5 +112,6 @@ class LivePruner:
 
 def _set(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    vector = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    linear.register_parameter("bias", vector)
     linear.out_features, linear.in_features = weight.shape

@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedConfig, StaticCache
 
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel
-from ppf.pruning import Bank, Compensation, LivePruner, Statistics
+from ppf.pruning import Bank, LivePruner, Statistics
 from ppf.pruning.compensation import Bias, LeastSquares, NoCompensation
 from tests.checkpoints import (
     CHECKPOINTS,
@@ -63,7 +63,9 @@ REFERENCES: dict[str, Callable[[nn.Linear, Tensor, Tensor, Tensor], None]] = {
 }
 
 
-def reference(dense: nn.Module, pruner: LivePruner, statistics: Statistics, kept: list[int], name: str) -> nn.Module:
+def reference(
+    dense: nn.Module, pruner: LivePruner, statistics: Statistics, kept: list[int], name: str
+) -> nn.Module:
     """A copy of the dense model under mask and compensation, by the textbook."""
     model = copy.deepcopy(dense)
     columns = dropped_columns(model, pruner.space, pruner.bank.orders, kept)
@@ -153,7 +155,7 @@ def test_atoms_that_are_left(lm: LanguageModel) -> None:
 @form
 @pytest.mark.parametrize("make_cache", [DynamicCache, StaticCache])
 def test_a_kv_cache_changes_no_logits(config: PreTrainedConfig, make_cache: type) -> None:
-    """Positions and masks stay right though the first layer, or every layer, has no attention left."""
+    """Positions and masks stay right though the first or every layer has no attention."""
     lm, ids = random_model(config), random_windows()
     pruner = pruner_of(lm, Bias())
     for kept in policies(pruner.space).values():
@@ -184,4 +186,6 @@ def test_generation_with_and_without_a_kv_cache_agrees(lm: LanguageModel) -> Non
             assert plain.shape == (4, 15)
             assert torch.equal(model.generate(prompt, **wanted), plain)
             beams = model.generate(prompt, num_beams=3, **wanted)
-            assert torch.equal(model.generate(prompt, num_beams=3, use_cache=False, **wanted), beams)
+            assert torch.equal(
+                model.generate(prompt, num_beams=3, use_cache=False, **wanted), beams
+            )

@@ -1,0 +1,170 @@
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ppf.evaluation.size import parameters, weight_bytes
+from ppf.export.huggingface import export_folder
+from ppf.llm import LanguageModel
+from ppf.pruning import LivePruner
+from ppf.space import uniform
+from tests.checkpoints import pruner_of, random_windows
+from tests.export.conftest import POLICY
+
+GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+
+
+def loaded(folder: Path, **wanted) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **wanted)
+
+
+@torch.inference_mode()
+def assert_same_logits(model: nn.Module, expected: nn.Module) -> None:
+    ids = random_windows()
+    torch.testing.assert_close(model(ids).logits, expected(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_the_loaded_model_is_the_live_one(pruner: LivePruner, folder: Path) -> None:
+    model = loaded(folder)
+    assert_same_logits(model, pruner.lm.model)
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in pruner.lm.model.named_parameters()
+    }
+
+
+def test_saved_again_and_loaded_again(pruner: LivePruner, folder: Path, tmp_path: Path) -> None:
+    loaded(folder).save_pretrained(tmp_path / "again")
+    assert_same_logits(loaded(tmp_path / "again"), pruner.lm.model)
+    for config in (folder / "config.json", tmp_path / "again" / "config.json"):
+        widths = json.loads(config.read_text())["per_layer_config"]
+        assert widths["0"]["num_key_value_heads"] == widths["0"]["num_attention_heads"] == 0
+
+
+@pytest.mark.parametrize("how", [{}, {"cache_implementation": "static"}, {"num_beams": 3}])
+def test_generates_with_a_kv_cache(pruner: LivePruner, folder: Path, how: dict) -> None:
+    model, prompt = loaded(folder), random_windows()[:, :5]
+    wanted = {**GREEDY, **how, "attention_mask": torch.ones_like(prompt)}
+    plain = {name: value for name, value in wanted.items() if name != "cache_implementation"}
+    expected = pruner.lm.model.generate(prompt, use_cache=False, **plain)
+    assert torch.equal(model.generate(prompt, **wanted), expected)
+
+
+def test_weights_shrink_by_what_the_policy_removed(
+    pruner: LivePruner, folder: Path, tmp_path: Path
+) -> None:
+    config, removed = pruner.lm.model.config, pruner.space.removed(torch.tensor(pruner.kept))
+    with pruner.at(pruner.space.dense.tolist()) as dense:
+        dense.save_pretrained(tmp_path / "dense")
+        before = parameters(dense)
+    # Bias compensation gives each narrowed consumer a bias where the family has none.
+    narrowed = sum(k < u for k, u in zip(pruner.kept, pruner.space.units.tolist(), strict=True))
+    added = 0 if getattr(config, "mlp_bias", False) else narrowed * config.hidden_size
+    after = before - int(removed) + added
+
+    model, tensors = loaded(folder), load_file(folder / "model.safetensors")
+    assert parameters(model) == after
+    assert sum(tensor.numel() for tensor in tensors.values()) == after
+    assert weight_bytes(folder) / weight_bytes(tmp_path / "dense") == pytest.approx(
+        after / before, rel=0.01
+    )
+
+
+def test_tied_embeddings_stay_tied_and_are_saved_once(pruner: LivePruner, folder: Path) -> None:
+    tied, model = pruner.lm.model.config.tie_word_embeddings, loaded(folder)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert ("lm_head.weight" in load_file(folder / "model.safetensors")) != tied
+
+
+def test_the_code_needs_only_torch_and_transformers(folder: Path) -> None:
+    trees = [ast.parse(file.read_text()) for file in folder.glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    absolute = {
+        str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
+    }
+    assert plain | absolute == {"torch", "transformers", "typing"}
+
+
+def test_another_dtype_and_gradients(pruner: LivePruner, folder: Path) -> None:
+    model = loaded(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    ids = random_windows()
+    model(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "proj" in name)
+
+
+def test_tokenizer_and_generation_config_come_along(pruner: LivePruner, folder: Path) -> None:
+    text = "Ünïcode, too."
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer(text).input_ids == pruner.lm.tokenizer(text).input_ids
+    assert loaded(folder).generation_config.eos_token_id == 0
+
+
+def test_policy_and_card(pruner: LivePruner, folder: Path) -> None:
+    assert json.loads((folder / "policy.json").read_text()) == POLICY
+    card = (folder / "README.md").read_text()
+    ratio = float(pruner.space.ratio(torch.tensor(pruner.kept)))
+    for line in (
+        f"# a model, pruned by {ratio:.1%}",
+        "| predicted.perplexity | 12.5 | predicted |",
+        "| predicted.interval | 11.25 – 13.75 | predicted |",
+        "| measured_nll | 2.562 | measured |",
+        "- model: a model (someone/a-model)",
+        "- compensation: Bias",
+    ):
+        assert line in card.splitlines()
+
+
+def test_exporting_leaves_the_live_model_as_it_was(pruner: LivePruner, tmp_path: Path) -> None:
+    ids, config = random_windows(), pruner.lm.model.config.to_dict()
+    logits = pruner.lm.model(ids).logits
+    export_folder(pruner, tmp_path, POLICY)
+    assert torch.equal(pruner.lm.model(ids).logits, logits)
+    assert pruner.lm.model.config.to_dict() == config
+
+
+def test_a_folder_is_overwritten(pruner: LivePruner, folder: Path) -> None:
+    pruner.apply([1] * len(pruner.space))
+    export_folder(pruner, folder, POLICY)
+    assert_same_logits(loaded(folder), pruner.lm.model)
+
+
+ALONE = """
+import sys
+sys.modules["ppf"] = None  # the folder must do without it
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+prompt = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=16, do_sample=False)[0]))
+"""
+
+
+@pytest.mark.slow
+def test_the_real_model(smollm2: LanguageModel, tmp_path: Path) -> None:
+    lm = smollm2
+    pruner = pruner_of(lm, channel_multiple=64)
+    lm.model.save_pretrained(tmp_path / "dense")
+    kept = uniform(pruner.space, torch.tensor([0.3]))[0]
+    kept[0] = 0
+    pruner.apply(kept.tolist())
+    export_folder(pruner, tmp_path / "pruned", POLICY)
+
+    assert_same_logits(loaded(tmp_path / "pruned"), lm.model)
+    dense, pruned = (weight_bytes(tmp_path / name) for name in ("dense", "pruned"))
+    assert dense - pruned == pytest.approx(4 * int(pruner.space.removed(kept)), rel=0.01)
+
+    run = [sys.executable, "-c", ALONE, str(tmp_path / "pruned")]
+    written = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    prompt = lm.tokenizer("The capital of France is", return_tensors="pt")
+    expected = lm.model.generate(**prompt, max_new_tokens=16, do_sample=False)[0]
+    assert written.strip() == lm.tokenizer.decode(expected)
