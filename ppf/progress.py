@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 
 from typing import TypeVar
 
@@ -53,3 +54,18 @@ def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
             left = (now - start) / done * (total - done)
             say(f"{label}: {done}/{total}, {now - start:.0f} s gone, {left:.0f} s left")
             shown = now
+
+
+class Stopwatch:
+    """Adds up the time of named parts: `with clock("labelling"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start

@@ -45,7 +45,7 @@ def _run(task: Task, cfg: DictConfig) -> None:
     loggers = build_loggers(cfg.logger, cfg.paths.run, plain(cfg))
     failed = True
     try:
-        fabric = instantiate(cfg.fabric, loggers=loggers)
+        fabric = instantiate(cfg.fabric, _partial_=True)(loggers=loggers)
         fabric.launch()
         task(cfg, fabric)
         failed = False

@@ -79,7 +79,7 @@ class Mixture(Sampler):
         for name, sampler in self.parts.items():
             start, reached = round(reached * count), reached + self.shares[name] / whole
             drawn.append(sampler.draw(space, round(reached * count) - start, generator))
-        return torch.cat(drawn)
+        return torch.cat(drawn)[torch.randperm(count, generator=generator)]
 
 
 def _smooth(space: Space, count: int, generator: torch.Generator) -> Float[Tensor, "count sites"]:

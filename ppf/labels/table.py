@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -22,3 +23,15 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def with_rows(
+        self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"], source: str
+    ) -> "Labels":
+        """These labels and those policies that are not among them yet."""
+        known = {tuple(row) for row in self.kept.tolist()}
+        new = [i for i, row in enumerate(kept.tolist()) if tuple(row) not in known]
+        return Labels(
+            torch.cat([self.kept, kept[new]]),
+            torch.cat([self.nll, nll[new]]),
+            self.source + [source] * len(new),
+        )

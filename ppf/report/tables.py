@@ -1,6 +1,7 @@
 """The tables that end a search or an evaluation on the console."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from rich import box
@@ -105,3 +106,30 @@ def print_evaluation(evaluation: Evaluation, *, target: Console = console) -> No
         highlight=False,
         soft_wrap=True,
     )
+
+
+def print_scores(
+    metrics: Mapping[str, float], bands: Sequence[float], *, target: Console = console
+) -> None:
+    """Prints a predictor's scores on held-out policies, overall and by ratio band."""
+    overall = [name.removeprefix("test/") for name in metrics if name.count("_") == 0]
+    edges = [f"{low * 100:.0f}_{high * 100:.0f}" for low, high in pairwise(bands)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("held-out policies")
+    for heading in ["all", *(f"{edge.replace('_', '–')} %" for edge in edges)]:
+        table.add_column(heading, justify="right")
+    for name in overall:
+        keys = [f"test/{name}", *(f"test/{name}_{edge}" for edge in edges)]
+        cells = [f"{metrics[key]:.4f}" if key in metrics else "too few" for key in keys]
+        table.add_row(_SCORES.get(name, name), *cells)
+    _print(target, table)
+
+
+_SCORES = {
+    "mae": "mean error, nats",
+    "median": "median error, nats",
+    "nmse": "normalised MSE",
+    "spearman": "Spearman",
+    "kendall": "Kendall",
+    "coverage": "90 % interval covers",
+}

@@ -10,9 +10,7 @@ from torch import Tensor
 from ppf.agents import Agent, Candidates, Objective, Report
 
 _GATHERED = 256  # policies that each rank hands over
-_APART = (
-    0.1  # share of the sites in which chosen policies differ, where there are enough such policies
-)
+_APART = 0.25  # share of the sites in which chosen policies differ, where that can be had
 
 
 def run_search(
@@ -27,8 +25,8 @@ def run_search(
 
     The agent's rollouts are shared over the ranks; what all of them found, together with the
     uniform policy, is polished on the predictor. Several near-identical policies would share the
-    predictor's error, so the chosen ones differ in a tenth of the sites; the rule yields where the
-    search found too few of that kind.
+    predictor's error, so the chosen ones differ in a quarter of the sites; the rule yields where
+    the search found too few of that kind.
 
     Args:
         fabric: launched.

@@ -1,6 +1,6 @@
 """What the predictor proposes, measured on the real model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ from ppf.errors import PPFError
 
 Measure = Callable[[Int[Tensor, "n sites"]], Float[Tensor, " n"]]
 """Policies to their log-perplexity on the real model, nats per token; may give inf or nan."""
+
+_FIELDS = ("kept", "mean", "std", "measured")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,18 @@ class Verification:
     def best(self) -> int:
         """The row that measured best."""
         return int(self.measured.nan_to_num(torch.inf).argmin())
+
+    @classmethod
+    def merge(cls, rounds: Sequence["Verification"]) -> "Verification":
+        """All rounds' policies once, each with its first prediction, made before it was measured."""
+        rows = [dict(zip(_FIELDS, row, strict=True)) for part in rounds for row in part._rows()]
+        first: dict[tuple[int, ...], dict[str, Tensor]] = {}
+        for row in rows:
+            first.setdefault(tuple(row["kept"].tolist()), row)
+        return cls(*(torch.stack([row[name] for row in first.values()]) for name in _FIELDS))
+
+    def _rows(self) -> Iterator[tuple[Tensor, ...]]:
+        return zip(self.kept, self.mean, self.std, self.measured, strict=True)
 
 
 def verify(candidates: Candidates, objective: Objective, measure: Measure) -> Verification:

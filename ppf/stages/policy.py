@@ -15,11 +15,14 @@ FORMAT = 1
 CONFIG_GROUPS = ("model", "text", "space", "importance", "compensation", "labels")
 
 
-def policy_record(ready: Prepared, kept: list[int], numbers: dict[str, Any]) -> dict[str, Any]:
+def policy_record(
+    ready: Prepared, kept: list[int], numbers: dict[str, Any], *, predictor: str
+) -> dict[str, Any]:
     """The contents of a policy.json.
 
     Args:
         numbers: of the search (ratio asked and achieved, predicted and measured values), merged in.
+        predictor: its signature.
     """
     cfg = ready.cfg
     return {
@@ -30,7 +33,7 @@ def policy_record(ready: Prepared, kept: list[int], numbers: dict[str, Any]) -> 
         "kept": dict(zip((site.name for site in ready.space.sites), kept, strict=True)),
         "units": {site.name: site.units for site in ready.space.sites},
         **numbers,
-        "signatures": vars(ready.signatures),
+        "signatures": vars(ready.signatures) | {"predictor": predictor},
         "config": {group: plain(cfg[group]) for group in CONFIG_GROUPS},
     }
 
@@ -58,7 +61,7 @@ def policy_config(record: dict[str, Any], cfg: DictConfig) -> DictConfig:
 def check_signature(record: dict[str, Any], config: DictConfig) -> Signatures:
     """Raises PPFError where the model or text is no longer what the policy was found for."""
     names = signatures(config)
-    if vars(names) != record["signatures"]:
+    if not vars(names).items() <= record["signatures"].items():
         raise PPFError(
             f"the policy was found for another model, text or dtype than {config.model.name} is here"
             f" (signature {record['signatures']['labels']}, not {names.labels}): search again."

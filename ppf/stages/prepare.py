@@ -10,6 +10,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
+from ppf.evaluation.size import parameters
 from ppf.labels.labeller import Labeller
 from ppf.llm import LanguageModel, Text, load
 from ppf.llm.loading import resolve_dtype
@@ -40,6 +41,8 @@ class Prepared:
     space: Space
     pruner: LivePruner
     signatures: Signatures
+    parameters: int
+    """Of the dense model; what is tied counts once."""
 
     @property
     def bank(self) -> Bank:
@@ -88,7 +91,8 @@ def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Pre
         lm = load(DictConfig(cfg.model | {"dtype": dtype}), cfg.paths.cache, device=fabric.device)
     space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
     bank = Bank.build(lm, space, orders, statistics, instantiate(cfg.compensation))
-    return Prepared(cfg, fabric, lm, text, space, LivePruner(lm, space, bank), names)
+    whole = parameters(lm.model)
+    return Prepared(cfg, fabric, lm, text, space, LivePruner(lm, space, bank), names, whole)
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:

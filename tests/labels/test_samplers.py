@@ -33,3 +33,4 @@ def test_a_draw_is_distinct_reproducible_and_starts_dense(tiny: TinySetup) -> No
     assert first[0].tolist() == space.dense.tolist()
     assert len({tuple(k) for k in first.tolist()}) == len(first) > 24
     assert not torch.equal(first, draw(space, mixture, 32, seed=2))
+    assert torch.equal(draw(space, mixture, 100, seed=1)[: len(first)], first)

@@ -1,0 +1,34 @@
+"""ppf-train: fits the mask → perplexity predictor."""
+
+from pathlib import Path
+
+from lightning import Fabric
+from omegaconf import DictConfig
+
+from ppf.cli.app import command
+from ppf.progress import say
+from ppf.report.loggers import log_figure
+from ppf.report.plots import scatter
+from ppf.report.style import save_png
+from ppf.report.tables import print_scores
+from ppf.stages.collect import collect
+from ppf.stages.prepare import prepare
+from ppf.stages.train import train
+
+
+@command("train")
+def main(cfg: DictConfig, fabric: Fabric) -> None:
+    """Trains the predictor, scores it on held-out policies and draws predicted against measured."""
+    ready = prepare(cfg, fabric)
+    trained = train(ready, collect(ready, upstream=True))
+    figure = scatter(*(column.tolist() for column in trained.fitted.held_out))
+    picture = Path(cfg.paths.run) / "predicted_measured.png"
+    save_png(figure, picture)
+    log_figure(fabric.loggers, "predictor/held_out", figure, None)
+    fabric.log_dict(trained.fitted.metrics)
+    print_scores(trained.fitted.metrics, cfg.predictor.bands)
+    say(f"Predictor: {trained.folder}\nPicture:   {picture}")
+
+
+if __name__ == "__main__":
+    main()

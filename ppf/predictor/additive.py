@@ -1,0 +1,80 @@
+"""Additive predictor: what each site's error costs, summed, through a monotone link."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ppf.predictor.encoders import Encoder
+from ppf.predictor.network import Network
+
+
+class Additive(Network):
+    """Non-negative site weights on monotone features, then a non-negative mix of powers.
+
+        z = Σ_rows Σ_features w[row, feature] · |x − x_dense|
+        out = asinh(Σ_p a_p z^p)
+
+    so removing more of a site never predicts a gain, whatever the weights. The weights are log-normal: a level for each
+    kind and feature, and deviations of the rows from it, which have the covariance of a Gaussian process over depth
+    (smooth within a kind) plus a part of their own (rough). All parameters are whitened, so the module's weight decay is their
+    prior, and with all of them zero every site counts the same.
+
+    Args:
+        powers: exponents p of the link.
+        smooth: standard deviation of the log-weights' smooth part.
+        length: its correlation length, in layers.
+        rough: standard deviation of the log-weights' part that is each row's own.
+        per_feature: standard deviation of a row's deviations by feature, relative to the one that its features share.
+        spread: standard deviation of the initial deviations, which tells ensemble members apart.
+    """
+
+    dense: Float[Tensor, "..."]
+    covariance_root: Float[Tensor, "rows rows"]
+    kinds: Int[Tensor, " rows"]
+    powers: Float[Tensor, " powers"]
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        powers: Sequence[float],
+        smooth: float,
+        length: float,
+        rough: float,
+        per_feature: float,
+        spread: float,
+    ) -> None:
+        super().__init__()
+        rows, features = len(encoder.kinds), encoder.shape[-1]
+        same_kind = encoder.kinds[:, None] == encoder.kinds
+        distance = (encoder.layers[:, None] - encoder.layers).abs()
+        covariance = same_kind * smooth**2 * torch.exp(-distance / length)
+        root = torch.linalg.cholesky(covariance + (rough**2 + _JITTER) * torch.eye(rows))
+        self.register_buffer("dense", encoder.dense)
+        self.register_buffer("kinds", encoder.kinds)
+        self.register_buffer("covariance_root", root)
+        self.register_buffer("powers", torch.tensor(list(powers)))
+        self.per_feature = per_feature
+        self.levels = nn.Parameter(torch.zeros(int(encoder.kinds.max()) + 1, features))
+        self.deviations = nn.Parameter(spread * torch.randn(rows))
+        self.feature_deviations = nn.Parameter(spread * torch.randn(rows, features))
+        self.link = nn.Parameter(torch.zeros(len(powers)))
+
+    @property
+    def weights(self) -> Float[Tensor, "rows features"]:
+        """What each feature of each row counts."""
+        whitened = self.deviations[:, None] + self.per_feature * self.feature_deviations
+        return torch.exp(self.levels[self.kinds] + self.covariance_root @ whitened)
+
+    def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        damage = (features - self.dense).abs().flatten(1, -2)
+        z = torch.einsum("brf,rf->b", damage, self.weights) / damage.shape[1] + _JITTER
+        terms = F.softplus(self.link) * z[:, None] ** self.powers
+        return torch.asinh(_SCALE * terms.sum(1))
+
+
+_JITTER = 1e-9  # keeps the root and the powers' gradients finite
+_SCALE = 5.0  # brings the output near the targets before training

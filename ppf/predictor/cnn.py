@@ -1,0 +1,44 @@
+"""Convolutional predictor over the mask matrices."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ppf.predictor.encoders import Encoder
+from ppf.predictor.network import Network
+
+
+class CNN(Network):
+    """Convolutions over depth, then one linear layer that reads every channel of every layer.
+
+    The features are laid out as one column a layer: all cells of its mask rows, of all kinds, are the channels. Places
+    that the encoder has no row for are zero.
+
+    Args:
+        channels: of the convolutions, one after the other.
+        kernel: layers that a convolution sees, an odd number.
+
+    Source: PPF (arXiv 2508.02381) reads masks with a CNN and does not publish its layers; these are ours.
+    """
+
+    dense: Float[Tensor, "..."]
+
+    def __init__(self, encoder: Encoder, *, channels: Sequence[int], kernel: int) -> None:
+        super().__init__()
+        depth, kinds = int(encoder.layers.max()) + 1, int(encoder.kinds.max()) + 1
+        self.register_buffer("dense", encoder.dense)
+        self.register_buffer("column", encoder.layers * kinds + encoder.kinds)
+        self.grid = (depth, kinds)
+        widths = [kinds * encoder.shape[-1], *channels]
+        convolutions: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            convolutions += [nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.SiLU()]
+        self.body = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(widths[-1] * depth, 1))
+
+    def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        rows = (features - self.dense).flatten(1, -2)
+        depth, kinds = self.grid
+        columns = rows.new_zeros(len(rows), depth * kinds, rows.shape[-1])
+        columns = columns.index_copy(1, self.column, rows).unflatten(1, self.grid)
+        return self.body(columns.flatten(2).transpose(1, 2)).squeeze(-1)

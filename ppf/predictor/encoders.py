@@ -1,0 +1,107 @@
+"""Encoders: policies as the features that networks read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ppf.space import Space
+
+
+class Encoder(nn.Module, ABC):
+    """Policies to features, in batch and on the module's device.
+
+    Every feature is monotone in the kept units of its own site, or constant. All dimensions but the last
+    enumerate rows, each of which belongs to one site; the last one holds a row's features. Networks that want
+    another shape reshape by that rule alone.
+
+    Attributes:
+        shape: of one policy's features.
+        kinds: the kind of each row, numbered as in `space.kinds`.
+        layers: the layer of each row.
+    """
+
+    kinds: Int[Tensor, " rows"]
+    layers: Int[Tensor, " rows"]
+    units: Int[Tensor, " sites"]
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.register_buffer("units", space.units)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.dense.shape)
+
+    @property
+    def dense(self) -> Float[Tensor, "..."]:
+        """Features of the policy that keeps everything."""
+        return self(self.units[None])[0]
+
+    @abstractmethod
+    def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch ..."]: ...
+
+
+class Masks(Encoder):
+    """Mask matrices, layers × units, one channel a kind, pooled by area to a common width.
+
+    A row of a mask is a run of ones, so its pooled cells follow from the kept share alone. Places that the
+    space does not prune stay zero.
+
+    Args:
+        width: cells that each mask row is pooled to.
+
+    Source: the predictor's input in PPF (arXiv 2508.02381); the pooling is ours.
+    """
+
+    def __init__(self, space: Space, errors: Tensor, *, width: int) -> None:
+        super().__init__(space)
+        place = [space.kinds.index(s.kind) * space.layers + s.layer for s in space.sites]
+        grid = torch.arange(len(space.kinds) * space.layers)
+        self.register_buffer("place", torch.tensor(place))
+        self.register_buffer("cells", torch.arange(width))
+        self.register_buffer("kinds", grid // space.layers)
+        self.register_buffer("layers", grid % space.layers)
+        self.grid = (len(space.kinds), space.layers)
+
+    def forward(
+        self, kept: Int[Tensor, "batch sites"]
+    ) -> Float[Tensor, "batch kinds layers width"]:
+        share = kept.float() / self.units
+        cells = (share[..., None] * len(self.cells) - self.cells).clamp(0, 1)
+        out = cells.new_zeros(len(kept), len(self.kinds), len(self.cells))
+        return out.index_copy(1, self.place, cells).unflatten(1, self.grid)
+
+
+class Sites(Encoder):
+    """Per site: removed share, powers of its reconstruction error, share of the cost, depth, kind (one-hot).
+
+    The error is made monotone in the kept units first (its running maximum from the dense end), which it nearly
+    is.
+
+    Args:
+        errors: relative reconstruction error when a site keeps k units, [site, k].
+        powers: exponents of the error, one feature each.
+    """
+
+    def __init__(
+        self, space: Space, errors: Float[Tensor, "sites levels"], *, powers: Sequence[float]
+    ) -> None:
+        super().__init__(space)
+        monotone = errors.float().flip(1).cummax(1).values.flip(1)
+        kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
+        layers = torch.tensor([site.layer for site in space.sites])
+        cost = (space.units * space.params).float() / space.total
+        constant = [cost[:, None] * len(space), layers[:, None] / space.layers]
+        self.register_buffer("powers", torch.stack([monotone**p for p in powers], -1))
+        self.register_buffer("constant", torch.cat([*constant, nn.functional.one_hot(kinds)], 1))
+        self.register_buffer("site", torch.arange(len(space)))
+        self.register_buffer("kinds", kinds)
+        self.register_buffer("layers", layers)
+
+    def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites features"]:
+        removed = (1 - kept.float() / self.units)[..., None]
+        constant = self.constant.expand(len(kept), -1, -1)
+        return torch.cat([removed, self.powers[self.site, kept.long()], constant], -1)

@@ -1,0 +1,46 @@
+"""Ensembles: copies of one network, trained and evaluated in one batched pass."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ppf.predictor.network import Network
+
+
+class Ensemble(nn.Module):
+    """Members of one architecture with their own initial weights, all parameters stacked.
+
+    Args:
+        build: makes one freshly initialised member; buffers are shared, so they must not depend on chance.
+        members: how many.
+
+    Source: deep ensembles (arXiv 1612.01474).
+    """
+
+    def __init__(self, build: Callable[[], Network], members: int) -> None:
+        super().__init__()
+        made = [build() for _ in range(members)]
+        self.names = [name for name, _ in made[0].named_parameters()]
+        self.stacked = nn.ParameterList(
+            torch.stack([member.get_parameter(name).detach() for member in made])
+            for name in self.names
+        )
+        self.skeleton = _without_parameters(made[0])
+
+    def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, "members batch"]:
+        """Every member's answer."""
+        member = vmap(self._member, in_dims=(0, None), randomness="different")
+        return member(dict(zip(self.names, self.stacked, strict=True)), features)
+
+    def _member(self, parameters: dict[str, Tensor], features: Tensor) -> Tensor:
+        return functional_call(self.skeleton, parameters, (features,))
+
+
+def _without_parameters(network: Network) -> Network:
+    for module in network.modules():
+        for name in list(module._parameters):
+            module.register_parameter(name, None)
+    return network

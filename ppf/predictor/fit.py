@@ -1,0 +1,131 @@
+"""Fitting a predictor to a labelled set: train, calibrate, test, save."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from ppf.labels.datamodule import LabelsDataModule
+from ppf.labels.table import Labels
+from ppf.predictor.module import PredictorModule, describe
+from ppf.space import Space
+
+FILE = "predictor.ckpt"
+_FITTING = ("data", "patience", "max_epochs", "threads")  # what the config says of the fit; the rest makes the module
+
+
+class HeldOut(NamedTuple):
+    """The test part: what was predicted, and what the model scored, in nats per token."""
+
+    predicted: Float[Tensor, " rows"]
+    std: Float[Tensor, " rows"]
+    measured: Float[Tensor, " rows"]
+    ratio: Float[Tensor, " rows"]
+
+
+class Fitted(NamedTuple):
+    """A trained predictor, its scores on the test part ("test/mae", …), and that part itself."""
+
+    predictor: PredictorModule
+    metrics: dict[str, float]
+    held_out: HeldOut
+
+
+def fit_predictor(
+    labels: Labels,
+    space: Space,
+    errors: Float[Tensor, "sites levels"],
+    dense_nll: float,
+    *,
+    predictor: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    seed: int,
+    folder: Path,
+    loggers: Sequence[Logger],
+    progress: bool,
+) -> Fitted:
+    """Trains a predictor with early stopping, calibrates its interval, tests it and saves `folder/predictor.ckpt`.
+
+    Args:
+        labels: the labelled set; rows without a finite label are left out.
+        errors: relative reconstruction error when a site keeps k units, [site, k].
+        dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
+        predictor: the config group of that name, as plain values.
+        trainer: the config group of that name, as plain values: arguments of Lightning's Trainer.
+        seed: of the split, the initial weights and the bootstrap.
+        progress: show a progress bar.
+
+    Raises:
+        PPFError: there are too few labels.
+    """
+    config = {key: value for key, value in predictor.items() if key not in _FITTING}
+    members = predictor["members"]
+    data = LabelsDataModule(labels, space, members=members, seed=seed, **predictor["data"])
+    with _quiet(), _threads(predictor["threads"]):
+        seed_everything(seed, verbose=False)
+        module = PredictorModule(
+            space=describe(space),
+            errors=errors.tolist(),
+            dense_nll=dense_nll,
+            **config,
+        )
+        best = ModelCheckpoint(
+            folder, "best", "validation/loss", save_weights_only=True, enable_version_counter=False
+        )
+        stop = EarlyStopping("validation/loss", patience=predictor["patience"], check_finite=False)
+        callbacks: list[Callback] = [best, stop]
+        engine = Trainer(
+            **trainer,
+            logger=list(loggers),
+            callbacks=callbacks + [RichProgressBar()] * progress,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        engine.fit(module, data)
+        _restore(module, Path(best.best_model_path))
+        module.calibrate(data.parts["validation"])
+        (metrics,) = engine.test(module, data, verbose=False)
+        engine.save_checkpoint(folder / FILE, weights_only=True)
+    module = module.cpu().eval()
+    test = data.parts["test"]
+    return Fitted(module, dict(metrics), HeldOut(*module.predict(test.kept), test.nll, test.ratio))
+
+
+def _restore(module: PredictorModule, checkpoint: Path) -> None:
+    state = torch.load(checkpoint, map_location=module.device, weights_only=True)["state_dict"]
+    module.load_state_dict(state)
+    checkpoint.unlink()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's remarks on devices, loaders and folders."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)

@@ -1,0 +1,189 @@
+"""The one LightningModule behind every predictor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hydra.utils import get_class
+from jaxtyping import Float, Int
+from lightning import LightningModule
+from torch import Tensor
+
+from ppf.errors import PPFError
+from ppf.labels.datamodule import Batch
+from ppf.predictor.encoders import Encoder
+from ppf.predictor.ensemble import Ensemble
+from ppf.predictor.network import Network
+from ppf.predictor.protocol import Prediction
+from ppf.predictor.scores import NOMINAL, Scores
+from ppf.space import Site, Space
+
+T = TypeVar("T")
+
+
+class PredictorModule(LightningModule):
+    """An ensemble of networks over encoded policies; it needs neither the model nor the bank.
+
+    Networks are fitted to asinh(excess / knee), excess being log-perplexity above the dense model's, under a Huber loss:
+    catastrophic policies weigh little. The prediction is the members' mean there, taken back to nats per token, so the dense
+    policy is always predicted exactly. All arguments are plain, so that checkpoints load with `weights_only=True`.
+
+    Args:
+        space: as `describe` gives it.
+        errors: relative reconstruction error when a site keeps k units, [site][k].
+        dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
+        encoder: `_target_`, an Encoder, and its arguments.
+        network: `_target_`, a Network, and its arguments.
+        optimizer: `_target_`, a torch optimizer, and its arguments.
+        members: of the ensemble.
+        weight_decay: precision of the Gaussian prior on all parameters, as a share of one mean loss.
+        knee: nats of excess from which on the scale is logarithmic.
+        huber: transformed error from which on the loss is linear.
+        bands: ascending edges of the ratio bands of the scores.
+    """
+
+    noise: Float[Tensor, ""]
+    widening: Float[Tensor, ""]
+    dense_features: Float[Tensor, "1 ..."]
+
+    def __init__(
+        self,
+        *,
+        space: dict[str, Any],
+        errors: list[list[float]],
+        dense_nll: float,
+        encoder: dict[str, Any],
+        network: dict[str, Any],
+        optimizer: dict[str, Any],
+        members: int,
+        weight_decay: float,
+        knee: float,
+        huber: float,
+        bands: list[float],
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.dense_nll, self.optimizer = dense_nll, optimizer
+        self.weight_decay, self.knee, self.huber = weight_decay, knee, huber
+        self.encoder = _build(encoder, Encoder, restore(space), torch.tensor(errors))
+        self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
+        self.register_buffer("dense_features", self.encoder.dense[None])
+        self.register_buffer("noise", torch.tensor(0.0))
+        self.register_buffer("widening", torch.tensor(1.0))
+        self.scores = Scores(bands, dense_nll)
+
+    def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
+        """Every member's transformed excess."""
+        answers = self.ensemble(torch.cat([self.dense_features, self.encoder(kept)]))
+        return answers[:, 1:] - answers[:, :1]
+
+    @torch.no_grad()
+    def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
+        """Log-perplexity in nats per token, and the standard deviation that held-out policies calibrated."""
+        mean, std = self._transformed(kept)
+        return Prediction(
+            self.dense_nll + self.knee * torch.sinh(mean),
+            self.widening * std * self.knee * torch.cosh(mean),
+        )
+
+    @torch.no_grad()
+    def calibrate(self, batch: Batch) -> None:
+        """Sets the noise and the one factor on the spread that make the 90 % interval hold on held-out rows.
+
+        Source of the quantile's finite-sample correction: split conformal prediction (arXiv 1604.04173).
+        """
+        target = self._target(batch.nll)
+        self.noise.zero_()
+        error = (self._transformed(batch.kept)[0] - target).abs()
+        self.noise.copy_(_MAD * error.median())
+        relative = error / self._transformed(batch.kept)[1]
+        count = len(relative)
+        rank = min(count, -(-9 * (count + 1) // 10))
+        self.widening.copy_(relative.sort().values[rank - 1] / NOMINAL)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        answers = self(batch.kept)
+        losses = self._loss(answers, self._target(batch.nll).expand_as(answers))
+        fit = (losses * batch.weights.T).mean(1).sum()
+        prior = sum((p.square().sum() for p in self.parameters()), start=torch.zeros_like(fit))
+        self.log("train/loss", fit / len(answers), on_step=False, on_epoch=True, batch_size=len(losses.T))
+        return fit + self.weight_decay / 2 * prior
+
+    def validation_step(self, batch: Batch) -> None:
+        loss = self._loss(self._transformed(batch.kept)[0], self._target(batch.nll)).mean()
+        self.log("validation/loss", loss, batch_size=len(batch.nll))
+        self.scores.update(self.predict(batch.kept), batch.nll, batch.ratio)
+
+    def test_step(self, batch: Batch) -> None:
+        self.scores.update(self.predict(batch.kept), batch.nll, batch.ratio)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("validation")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return _build(self.optimizer, torch.optim.Optimizer, self.parameters())
+
+    def _transformed(self, kept: Tensor) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        answers = self(kept)
+        std = (answers.var(0, correction=0) + self.noise**2).sqrt()
+        return answers.mean(0).clamp(max=_LARGEST), std
+
+    def _target(self, nll: Tensor) -> Tensor:
+        return torch.asinh((nll - self.dense_nll) / self.knee)
+
+    def _loss(self, answer: Tensor, target: Tensor) -> Tensor:
+        return F.huber_loss(answer, target, reduction="none", delta=self.huber) / self.huber
+
+    def _log_scores(self, part: str) -> None:
+        self.log_dict({f"{part}/{name}": score for name, score in self.scores.compute().items()})
+        self.scores.reset()
+
+
+def describe(space: Space) -> dict[str, Any]:
+    """A space as plain values."""
+    return {"name": space.name, "sites": [asdict(site) for site in space.sites]}
+
+
+def restore(description: Mapping[str, Any]) -> Space:
+    """The inverse of `describe`."""
+    return Space(tuple(Site(**site) for site in description["sites"]), description["name"])
+
+
+def load_predictor(path: Path | str) -> PredictorModule:
+    """A predictor from its checkpoint, ready to predict, on the CPU.
+
+    Raises:
+        PPFError: there is no such file, or it is no predictor.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        module = PredictorModule(**checkpoint["hyper_parameters"])
+        module.load_state_dict(checkpoint["state_dict"])
+    except FileNotFoundError as error:
+        raise PPFError(f"there is no predictor at {path}: train one with `python train.py`.") from error
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise PPFError(
+            f"{path} is not a predictor of this version: train it again with `python train.py`."
+        ) from error
+    return module.eval()
+
+
+def _build(config: Mapping[str, Any], base: type[T], *inputs: Any) -> T:
+    """Instantiates `config["_target_"]`, which must be a subclass of `base`; checkpoints can thus call nothing else."""
+    arguments = dict(config)
+    made = get_class(arguments.pop("_target_"))
+    if not issubclass(made, base):
+        raise PPFError(f"{made.__name__} is no {base.__name__}: correct the predictor's config.")
+    return made(*inputs, **arguments)
+
+
+_LARGEST = 5.0  # transformed excess; sinh stays finite
+_MAD = 1.4826  # median absolute error to standard deviation, for Gaussian errors

@@ -1,0 +1,132 @@
+"""What a search leaves: policy.json, summary.json and report.html, and what people see on the console."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppf.labels.table import Labels
+from ppf.report.html import HeldOut, SearchReport, write_report
+from ppf.report.scores import Entry, Score
+from ppf.stages.policy import policy_record
+from ppf.stages.prepare import Prepared
+from ppf.stages.search import Found
+
+
+def entries(ready: Prepared, labels: Labels, found: Found) -> list[Entry]:
+    """Dense, uniform and the policy found, as every table shows them."""
+    dense = Entry("dense", 0.0, measured=Score(float(labels.nll[0])))
+    return [dense, _entry(ready, found, 0, "uniform"), _entry(ready, found, found.measured.best, "PPF")]
+
+
+def record(ready: Prepared, found: Found) -> dict[str, Any]:
+    """The contents of policy.json."""
+    best, space = found.measured.best, ready.space
+    score = _entry(ready, found, best, "PPF")
+    uniform = _entry(ready, found, 0, "uniform")
+    removed = int(space.removed(found.measured.kept[best].cpu()))
+    numbers = {
+        "ratio": {
+            "asked": ready.cfg.ratio,
+            "achieved": removed / space.total,
+            "of_all_parameters": removed / ready.parameters,
+        },
+        "predicted": _known(score.predicted),
+        "measured": _known(score.measured) | {"part": "labelling"},
+        "uniform": {"measured": _known(uniform.measured) | {"part": "labelling"}},
+    }
+    return policy_record(ready, found.kept, numbers, predictor=found.trained.signature)
+
+
+def write(
+    ready: Prepared,
+    labels: Labels,
+    found: Found,
+    seconds: Mapping[str, float],
+    folder: Path,
+) -> dict[str, Path]:
+    """Writes all files of a search and returns them by what they are."""
+    policy, shown = record(ready, found), entries(ready, labels, found)
+    paths = {
+        "policy": folder / "policy.json",
+        "summary": folder / "summary.json",
+        "metrics": folder / "metrics.csv",
+        "report": folder / "report.html",
+    }
+    _write_json(paths["policy"], policy)
+    rows = [{"policy": e.policy, "ratio": e.ratio, **_scores(e)} for e in shown]
+    _write_json(paths["summary"], {"results": rows, "part": "labelling", "seconds": dict(seconds)})
+    report = _report(ready, labels, found, policy, shown, seconds, paths)
+    write_report(paths["report"], report)
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _report(
+    ready: Prepared,
+    labels: Labels,
+    found: Found,
+    policy: Mapping[str, Any],
+    shown: Sequence[Entry],
+    seconds: Mapping[str, float],
+    paths: Mapping[str, Path],
+) -> SearchReport:
+    cfg, fitted = ready.cfg, found.trained.fitted
+    quality = {k.removeprefix("test/"): v for k, v in fitted.metrics.items() if k.count("_") == 0}
+    order = found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
+    return SearchReport(
+        title=f"{policy['model']} at pruning ratio {cfg.ratio}",
+        command=" ".join(["python", "search.py", *sys.argv[1:]]),
+        model=policy["model"],
+        order=_name(cfg.importance),
+        compensation=_name(cfg.compensation),
+        text=ready.text.name,
+        predictor=_name(cfg.predictor.network),
+        agent=_name(cfg.agent),
+        ratio_asked=cfg.ratio,
+        ratio_achieved=policy["ratio"]["achieved"],
+        share_of_all=policy["ratio"]["of_all_parameters"],
+        space=ready.space,
+        kept=found.kept,
+        history=found.history,
+        held_out=HeldOut(*(column.tolist() for column in fitted.held_out), quality=quality),
+        summary=shown,
+        candidates=[_entry(ready, found, i, "uniform" if i == 0 else f"candidate {i}") for i in order],
+        curve=shown,
+        seconds=seconds,
+        paths=paths,
+        signatures=policy["signatures"],
+    )
+
+
+def _entry(ready: Prepared, found: Found, row: int, name: str) -> Entry:
+    measured = found.measured
+    return Entry(
+        name,
+        float(ready.space.ratio(measured.kept[row].cpu())),
+        measured=Score(float(measured.measured[row])),
+        predicted=Score(float(measured.mean[row]), float(measured.std[row])),
+    )
+
+
+def _known(score: Score | None) -> dict[str, Any]:
+    assert score is not None
+    known: dict[str, Any] = {"nll": score.nll, "perplexity": score.perplexity}
+    if score.interval:
+        known |= {"std": score.std, "interval_95": list(score.interval)}
+    return known
+
+
+def _scores(entry: Entry) -> dict[str, Any]:
+    return {score.known: _known(score) for score in entry.scores}
+
+
+def _name(config: Any) -> str:
+    """The last word of a config's target: the class that it makes."""
+    return str(config._target_).rpartition(".")[2]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,97 @@
+"""search: rounds of an agent against the predictor, each ended by measuring its best on the real model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.agents import Agent, Objective, Report
+from ppf.labels.collect import label
+from ppf.labels.table import Labels
+from ppf.progress import Stopwatch, say
+from ppf.search.runner import run_search
+from ppf.search.verify import Verification, verify
+from ppf.stages.collect import label_store
+from ppf.stages.prepare import Prepared
+from ppf.stages.train import Trained, train
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Args:
+        trained: the last round's predictor.
+        measured: policies measured at this ratio in all rounds, uniform first; each prediction was made before the policy
+            was measured.
+        history: rows of the agent's metrics, over all rounds.
+    """
+
+    trained: Trained
+    measured: Verification
+    history: list[dict[str, float]]
+
+    @property
+    def kept(self) -> list[int]:
+        """The best measured policy."""
+        return self.measured.kept[self.measured.best].tolist()
+
+
+def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
+    """Searches `search.rounds` times; what a round measures joins the labels that the next predictor is fitted to.
+
+    Args:
+        labels: of the sampler's policies, the dense one's first.
+        clock: told the time of each part.
+    """
+    cfg, store = ready.cfg, label_store(ready)
+    agent: Agent = instantiate(cfg.agent)
+
+    def measure(kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
+        return label(store, ready.labeller, kept.cpu(), "search").nll
+
+    history: list[dict[str, float]] = []
+    rounds: list[Verification] = []
+    for number in range(cfg.search.rounds):
+        with clock("training the predictor"):
+            trained = train(ready, labels, upstream=not rounds)
+        objective = _objective(ready, trained)
+        name = type(agent).__name__
+        say(f"Searching at ratio {cfg.ratio} with {name}, round {number + 1} of {cfg.search.rounds}.")
+        report = _reporter(ready, history)
+        with clock("searching on the predictor"):
+            found = run_search(
+                agent, objective, ready.fabric, cfg.search.top_k, report, cfg.seed + number
+            )
+        with clock("measuring the best"):
+            rounds.append(verify(found, objective, measure))
+        labels = labels.with_rows(rounds[-1].kept.cpu(), rounds[-1].measured.cpu(), "search")
+    return Found(trained, Verification.merge(rounds), history)
+
+
+def _objective(ready: Prepared, trained: Trained) -> Objective:
+    cfg = ready.cfg
+    return Objective(
+        space=ready.space,
+        predictor=trained.fitted.predictor,
+        ratio=cfg.ratio,
+        spread_penalty=cfg.search.spread_penalty,
+        trust_region=cfg.search.trust_region,
+        errors=ready.bank.errors.to(ready.fabric.device),
+        device=ready.fabric.device,
+    )
+
+
+def _reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
+    """Logs an agent's metrics; steps go on from round to round."""
+    first = int(history[-1]["step"]) + 1 if history else 0
+
+    def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        row = {name: float(value) for name, value in metrics.items()}
+        ready.fabric.log_dict({f"search/{name}": value for name, value in row.items()}, first + step)
+        history.append({"step": first + step, **row})
+
+    return report

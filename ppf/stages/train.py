@@ -1,0 +1,86 @@
+"""train: the predictor, fitted to labelled policies or found by its signature."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Fabric
+from omegaconf import DictConfig
+
+from ppf.labels.table import Labels
+from ppf.predictor.fit import FILE, Fitted, HeldOut, fit_predictor
+from ppf.predictor.module import load_predictor
+from ppf.progress import console, say
+from ppf.stages.artefacts import plain, require, signature
+from ppf.stages.prepare import Prepared
+
+_RECORD = "held_out.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A predictor and where it lies."""
+
+    fitted: Fitted
+    folder: Path
+    signature: str
+
+
+def train(ready: Prepared, labels: Labels, *, upstream: bool = False) -> Trained:
+    """The predictor of the config and these labels; the first rank trains it if it is not there yet.
+
+    Args:
+        labels: the dense policy's first.
+        upstream: called by a later stage, which `upstream=require` forbids to train.
+    """
+    cfg, fabric = ready.cfg, ready.fabric
+    name = _signature(ready, labels)
+    folder = Path(cfg.paths.artefacts) / "predictor" / name
+    if (folder / _RECORD).is_file():
+        say(f"Reusing the predictor in {folder}.")
+    else:
+        if upstream:
+            require(cfg, "predictor", "python train.py")
+        say(f"Training the predictor on {len(labels)} labels.")
+        if fabric.is_global_zero:
+            _fit(cfg, ready, labels, folder)
+        fabric.barrier()
+    return Trained(_load(folder, fabric), folder, name)
+
+
+def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    fitted = fit_predictor(
+        labels,
+        ready.space,
+        ready.bank.errors,
+        float(labels.nll[0]),
+        predictor=plain(cfg.predictor),
+        trainer=plain(cfg.trainer),
+        seed=cfg.seed,
+        folder=folder,
+        loggers=ready.fabric.loggers,
+        progress=console.is_terminal,
+    )
+    columns = {name: values.tolist() for name, values in fitted.held_out._asdict().items()}
+    record = {"metrics": fitted.metrics, "held_out": columns}
+    draft = folder / f"{_RECORD}.draft"
+    draft.write_text(json.dumps(record), encoding="utf-8")
+    draft.replace(folder / _RECORD)
+
+
+def _load(folder: Path, fabric: Fabric) -> Fitted:
+    record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    held_out = HeldOut(**{name: torch.tensor(column) for name, column in record["held_out"].items()})
+    predictor = load_predictor(folder / FILE).to(fabric.device)
+    return Fitted(predictor, record["metrics"], held_out)
+
+
+def _signature(ready: Prepared, labels: Labels) -> str:
+    cfg = ready.cfg
+    policies = signature(labels.kept.tolist())
+    return signature(
+        ready.signatures.labels, policies, plain(cfg.predictor), plain(cfg.trainer), cfg.seed
+    )
