@@ -59,7 +59,7 @@ def test_top_policies_are_apart_and_best_first() -> None:
     assert len(found) == 5
     assert (found.cost.diff() >= 0).all()
     apart = (found.kept[:, None] != found.kept).sum(2) + 100 * torch.eye(5)
-    assert apart.min() >= 2  # a tenth of 20 sites
+    assert apart.min() >= 5  # a quarter of 20 sites
 
 
 def test_polish_improves_what_the_agent_found() -> None:

@@ -1,0 +1,43 @@
+import pytest
+
+from ppf.search import run_search
+from ppf.space import Prunable, Space, build_space
+from tests.agents.synthetic import Log, agent, one_process, quadratic
+
+SMALL = {
+    "ppo": {"episodes": 16, "iterations": 2, "polish": {"generations": 3, "children": 32}},
+    "evolution": {"generations": 5, "children": 32},
+    "random": {"evaluations": 64},
+    "uniform": {},
+}
+
+
+def space(kinds: list[str], whole_sites: bool) -> Space:
+    places = [("attention", 4, 700), ("mlp", 192, 9)]
+    return build_space(
+        [Prunable(layer, *place) for layer in range(4) for place in places],
+        name="any",
+        kinds=kinds,
+        channel_multiple=64,
+        whole_sites=whole_sites,
+    )
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("ratio", [0.05, 0.6])
+@pytest.mark.parametrize(
+    "searched",
+    [
+        space(["attention", "mlp"], False),
+        space(["attention"], False),
+        space(["mlp"], False),
+        space(["attention", "mlp"], True),
+    ],
+    ids=["width", "attention", "mlp", "depth"],
+)
+def test_every_agent_searches_every_space(name: str, ratio: float, searched: Space) -> None:
+    objective = quadratic(searched, ratio)
+    found = run_search(agent(name, **SMALL[name]), objective, one_process(), 3, Log(), 0)
+    assert 1 <= len(found) <= 3
+    assert (searched.removed(found.kept) >= ratio * searched.total - 1e-5).all()
+    assert found.cost[0] <= objective.cost(objective.uniform())[0]
