@@ -21,7 +21,8 @@ ORDER = [
     {"predictor"},
     {"agents"},
     {"search"},
-    {"export", "evaluation", "report"},
+    {"evaluation"},
+    {"export", "report"},
     {"stages"},
     {"cli"},
 ]

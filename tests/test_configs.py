@@ -1,8 +1,9 @@
-"""Every YAML composes under every stage that has its group, and fits what it instantiates."""
+"""Every YAML composes under every stage that can choose it, and fits what it instantiates."""
 
 import inspect
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +17,79 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "ppf" / "conf"
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 STAGES = sorted(name.removeprefix("ppf-") for name in SCRIPTS)
-# Hydra's own group: its config comes with the defaults; launchers and sweepers may need an extra.
-OPTIONS = sorted(
-    (str(p.parent.relative_to(CONF)), p.stem)
-    for p in CONF.rglob("*.yaml")
-    if p.parent != CONF and p.relative_to(CONF).parts[0] != "hydra"
-)
+FILES = sorted(CONF.rglob("*.yaml"))
+OPTIONS = [(p.parent.relative_to(CONF).as_posix(), p.stem) for p in FILES if p.parent != CONF]
+
+Choices = dict[str, str]  # group (with its package, where it is not the group's own) → option
 
 
-def groups(config: str) -> set[str]:
-    """The config groups in the defaults list of a root config and of those it builds on."""
-    found: set[str] = set()
-    for entry in OmegaConf.load(CONF / f"{config}.yaml").get("defaults", []):
-        if isinstance(entry, str):
-            found |= groups(entry) if entry != "_self_" else set()
-        else:
-            found |= {str(key).split()[-1].lstrip("/") for key in entry}
-    return found
+def composed(stage: str, choices: Choices) -> DictConfig:
+    """A stage's config with Hydra's own part."""
+    overrides = [f"{group}={option}" for group, option in choices.items()]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose(stage, overrides, return_hydra_config=True)
+
+
+@cache
+def cases(stage: str) -> list[tuple[str, str, Choices]]:
+    """Each option that a stage can choose: its group, its name, and the choices that lead there."""
+    found: dict[tuple[str, str], Choices] = {}
+    waiting: list[Choices] = [{}]
+    while waiting:
+        so_far = waiting.pop()
+        cfg = composed(stage, so_far)
+        # Hydra does not tell of a group with several choices (logger); its key in the config does.
+        folders = [key for key in cfg if (CONF / key).is_dir()]
+        for key in dict.fromkeys([*cfg.hydra.runtime.choices, *folders]):
+            group = key.split("@")[0]
+            for option in (name for place, name in OPTIONS if place == group):
+                if (group, option) not in found:
+                    found[group, option] = so_far | {key: option}
+                    if any(place.startswith(f"{group}/") for place, _ in OPTIONS):
+                        waiting.append(found[group, option])
+    return [(group, option, choices) for (group, option), choices in sorted(found.items())]
 
 
 CASES = [
-    (stage, group, option)
+    pytest.param(stage, choices, id=f"{stage}-{group}={option}")
     for stage in STAGES
-    for group, option in OPTIONS
-    if group in groups(stage)
+    for group, option, choices in cases(stage)
 ]
 
 
-def composed(stage: str, overrides: list[str], folder: Path) -> DictConfig:
-    """A stage's config as a run in `folder` gets it."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(stage, overrides, return_hydra_config=True)
+def resolved(stage: str, choices: Choices, folder: Path) -> dict[str, Any]:
+    """The plain config that a run in `folder` gets."""
+    cfg = composed(stage, choices)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
+        HydraConfig.instance().set_config(cfg)
         del cfg["hydra"]
-    return cfg
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_command_has_a_config_and_a_shim(stage: str) -> None:
+    assert SCRIPTS[f"ppf-{stage}"] == f"ppf.cli.{stage}:main"
+    assert (CONF / f"{stage}.yaml").is_file()
+    assert f"from ppf.cli.{stage} import main" in (ROOT / f"{stage}.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_composes(stage: str, tmp_path: Path) -> None:
+    assert resolved(stage, {}, tmp_path)["paths"]["run"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(("stage", "choices"), CASES)
+def test_option_composes(stage: str, choices: Choices, tmp_path: Path) -> None:
+    resolved(stage, choices, tmp_path)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_a_stage_can_choose_every_option(group: str, option: str) -> None:
+    assert any((group, option) == case[:2] for stage in STAGES for case in cases(stage))
 
 
 def targets(node: Any) -> Iterator[dict[str, Any]]:
@@ -66,45 +103,22 @@ def targets(node: Any) -> Iterator[dict[str, Any]]:
             yield from targets(value)
 
 
-def check_target(node: dict[str, Any]) -> None:
-    """The target exists and takes what is given; ours have no second default for it."""
-    target = node["_target_"]
-    parameters = inspect.signature(get_object(target)).parameters
-    given = {key for key in node if not key.startswith("_")}
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        assert given <= set(parameters), f"{target} does not take {given - set(parameters)}"
-    if target.startswith("ppf."):
-        twice = {name for name in given if parameters[name].default is not inspect.Parameter.empty}
-        assert not twice, f"{target} has defaults for {twice}, which its YAML gives"
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF).as_posix())
+def test_targets_take_what_they_are_given(file: Path) -> None:
+    for node in targets(OmegaConf.to_container(OmegaConf.load(file))):
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        given = {key for key in node if not key.startswith("_")}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            assert given <= set(parameters)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_command_has_a_config_and_a_shim(stage: str) -> None:
-    assert SCRIPTS[f"ppf-{stage}"] == f"ppf.cli.{stage}:main"
-    assert (CONF / f"{stage}.yaml").is_file()
-    assert f"from ppf.cli.{stage} import main" in (ROOT / f"{stage}.py").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_composes(stage: str, tmp_path: Path) -> None:
-    cfg = composed(stage, [], tmp_path)
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    assert str(tmp_path) in str(resolved["paths"]["run"])
-
-
-@pytest.mark.parametrize(("stage", "group", "option"), CASES)
-def test_option_composes_and_fits_its_targets(
-    stage: str, group: str, option: str, tmp_path: Path
-) -> None:
-    cfg = composed(stage, [f"{group}={option}"], tmp_path)
-    OmegaConf.to_container(cfg, resolve=True)
-    for node in targets(OmegaConf.to_container(cfg, resolve=False)):
-        check_target(node)
-
-
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_belongs_to_a_stage(group: str, option: str) -> None:
-    assert any((group, option) == case[1:] for case in CASES)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF).as_posix())
+def test_defaults_live_once(file: Path) -> None:
+    for node in targets(OmegaConf.to_container(OmegaConf.load(file))):
+        if node["_target_"].startswith("ppf."):
+            parameters = inspect.signature(get_object(node["_target_"])).parameters
+            twice = {n for n, p in parameters.items() if n in node and p.default is not p.empty}
+            assert not twice, f"{node['_target_']} has defaults for {twice} too"
 
 
 def test_root_links_to_the_packaged_configs() -> None:
