@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-
 from typing import TypeVar
 
 from rich.console import Console

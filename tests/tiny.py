@@ -41,7 +41,9 @@ def tiny_setup(cache: str, space: str = "width") -> TinySetup:
     """Random windows, a random order, blocks of 16 channels."""
     generator = torch.Generator().manual_seed(0)
     lm = load(OmegaConf.load(CONF / "model" / "tiny.yaml"), cache)
-    config = OmegaConf.merge(OmegaConf.load(CONF / "space" / f"{space}.yaml"), {"channel_multiple": 16})
+    config = OmegaConf.merge(
+        OmegaConf.load(CONF / "space" / f"{space}.yaml"), {"channel_multiple": 16}
+    )
     windows = torch.randint(0, 257, (8, 32), generator=generator)
     orders = [torch.randperm(c.atoms, generator=generator) for c in lm.couplings]
     return TinySetup(

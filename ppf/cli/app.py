@@ -20,7 +20,7 @@ Task = Callable[[DictConfig, Fabric], None]
 
 
 def command(name: str) -> Callable[[Task], Callable[[], None]]:
-    """Makes a Hydra application `ppf-<name>` of a function on the resolved config and the started Fabric."""
+    """Makes a Hydra application of a function on the resolved config and the started Fabric."""
 
     def decorate(task: Task) -> Callable[[], None]:
         @hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")

@@ -11,6 +11,7 @@ from ppf.stages.prepare import prepare
 
 @command("collect")
 def main(cfg: DictConfig, fabric: Fabric) -> None:
+    """Labels what the sampler draws."""
     ready = prepare(cfg, fabric)
     labels = collect(ready)
     say(f"{len(labels)} labels in {label_store(ready).folder}")

@@ -18,7 +18,9 @@ from ppf.stages.policy import read_policy
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Measures what `cfg.policy` or `cfg.path` names."""
     if (cfg.policy is None) == (cfg.path is None):
-        raise PPFError("give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder).")
+        raise PPFError(
+            "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
+        )
     if cfg.policy:
         found = evaluate_policy(cfg, fabric, read_policy(cfg.policy))
     else:

@@ -1,0 +1,1 @@
+"""Labels: what the real pruned model scores for policies drawn by samplers."""

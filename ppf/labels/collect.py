@@ -19,7 +19,8 @@ _ROUND = 32  # policies, each round of them stratified by itself
 def draw(space: Space, sampler: Sampler, count: int, seed: int) -> Int[Tensor, "rows sites"]:
     """The distinct policies that a sampler gives, at most `count`, the dense one first.
 
-    The same seed gives the same policies, and a larger count only adds to them: they are drawn in rounds of a fixed size.
+    The same seed gives the same policies, and a larger count only adds to them: they are drawn in
+    rounds of a fixed size.
     """
     rounds = [
         sampler.draw(space, _ROUND, torch.Generator().manual_seed(seed * 1_000_003 + number))
@@ -34,8 +35,8 @@ def label(
 ) -> Labels:
     """Labels what has no label yet and returns the labels of all `policies`, in their order.
 
-    Ranks and other processes may work on the same store at once: each policy is labelled by the one that claims it, and
-    this returns when all have labels, whoever made them.
+    Ranks and other processes may work on the same store at once: each policy is labelled by the
+    one that claims it, and this returns when all have labels, whoever made them.
     """
     missing = sorted({tuple(kept) for kept in policies.tolist() if kept not in store})
     if 0 < len(missing) < len(policies):

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """A loader over rows that lie in memory: each epoch is a fixed number of batches, reshuffled as rows run out.
+    """A loader over rows in memory, reshuffled as they run out, whatever the length of an epoch.
 
     Args:
         rows: all rows.
@@ -68,14 +68,16 @@ class Batches:
 class LabelsDataModule(LightningDataModule):
     """Splits a labelled set into train, validation and test.
 
-    Equal policies always fall into the same part. Rows without a finite label are dropped, and their number is said.
+    Equal policies always fall into the same part. Rows without a finite label are dropped, and
+    their number is said.
 
     Args:
         labels: the labelled set.
         space: what its policies are of.
         shares: of the parts "train", "validation" and "test"; they sum to one.
         strata: bins of equally many policies by ratio, each split in these shares.
-        members: ensemble members; each weighs the training rows by its own Bayesian bootstrap (Rubin 1981).
+        members: ensemble members; each weighs the training rows by its own Bayesian bootstrap
+            (Rubin 1981).
         batch_size: rows of a training batch.
         steps: training batches of an epoch.
         seed: of the split, the bootstrap and the shuffles.
@@ -129,7 +131,7 @@ class LabelsDataModule(LightningDataModule):
     def _split(
         self, kept: Tensor, ratio: Tensor, shares: Mapping[str, float], strata: int
     ) -> Int[Tensor, " rows"]:
-        """The number of each row's part: policies, shuffled within their stratum, are dealt out by the shares."""
+        """Each row's part: policies, shuffled within their stratum, are dealt out by the shares."""
         policies, policy = torch.unique(kept, dim=0, return_inverse=True)
         count = len(policies)
         if count == 0:

@@ -17,7 +17,7 @@ _HEAD_ROWS = 64  # logits of so many tokens stay in cache
 
 @dataclass
 class _Batch:
-    """Some windows, how the model calls its layers on them, and the hidden states that entered each layer last."""
+    """Some windows, how layers are called on them, and the states that entered each one last."""
 
     ids: Int[Tensor, "windows window"]
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -27,8 +27,10 @@ class _Batch:
 class Labeller:
     """Scores policies one after another on fixed windows.
 
-    Hidden states are kept from one policy to the next, so that layers before the first changed one are not run
-    again: label policies in lexicographic order to gain most. The same policy gives the same number in any order.
+    Hidden states are kept from one policy to the next, so that layers before the first changed
+    one are not run
+    again: label policies in lexicographic order to gain most. The same policy gives the same
+        number in any order.
 
     Args:
         windows: of the labelling part.
@@ -36,7 +38,12 @@ class Labeller:
     """
 
     def __init__(
-        self, lm: LanguageModel, pruner: LivePruner, windows: Int[Tensor, "windows window"], *, batch: int
+        self,
+        lm: LanguageModel,
+        pruner: LivePruner,
+        windows: Int[Tensor, "windows window"],
+        *,
+        batch: int,
     ) -> None:
         self.lm, self.pruner = lm, pruner
         self.windows = windows.to(lm.device)
@@ -47,7 +54,7 @@ class Labeller:
 
     @torch.inference_mode()
     def nll(self, kept: Sequence[int]) -> float:
-        """Mean negative log-likelihood of the policy, nats per token; non-finite values are kept as such."""
+        """Mean negative log-likelihood of the policy, nats per token; kept if it is not finite."""
         try:
             return self._nll([int(k) for k in kept])
         except torch.OutOfMemoryError:
@@ -93,11 +100,14 @@ class Labeller:
 
 
 def summed_nll(
-    head: nn.Module, hidden: Float[Tensor, "windows window width"], ids: Int[Tensor, "windows window"]
+    head: nn.Module,
+    hidden: Float[Tensor, "windows window width"],
+    ids: Int[Tensor, "windows window"],
 ) -> Float[Tensor, ""]:
     """Summed negative log-likelihood of each next token inside its window, nats, on the CPU.
 
-    The logits are made in float32 for a few rows at a time, so that they stay in the processor's cache.
+    The logits are made in float32 for a few rows at a time, so that they stay in the processor's
+    cache.
     """
     rows, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     losses = [
@@ -108,7 +118,7 @@ def summed_nll(
 
 
 def _record(decoder: nn.Module, layers: nn.ModuleList, batch: _Batch) -> None:
-    """Learns from one run of the model how its layers are called: masks, positions and rotations do not depend on the policy."""
+    """Learns from one run how layers are called: masks and positions depend on no policy."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
         if not batch.calls:

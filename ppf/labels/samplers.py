@@ -22,8 +22,9 @@ class Sampler(ABC):
 class Profiles(Sampler):
     """Random profiles around uniform, stratified over the ratio.
 
-    The share kept at a site is (1 − ratio)(1 + spread · noise), with noise of unit size that is drawn per site (rough) or as
-    a smooth curve over depth for each kind; attention is protected by a random amount between the uniform share and all.
+    The share kept at a site is (1 − ratio)(1 + spread · noise), with noise of unit size that is
+    drawn per site (rough) or as a smooth curve over depth for each kind; attention is protected
+    by a random amount between the uniform share and all.
 
     Args:
         ratio: [lowest, highest].
@@ -39,10 +40,14 @@ class Profiles(Sampler):
             return torch.rand(*size, generator=generator)
 
         low, high = self.ratio
-        ratio = low + (high - low) * (torch.randperm(count, generator=generator) + rand(count)) / count
+        ratio = (
+            low + (high - low) * (torch.randperm(count, generator=generator) + rand(count)) / count
+        )
         spread = self.spread[0] + (self.spread[1] - self.spread[0]) * rand(count, 1)
         rough = torch.randn(count, len(space), generator=generator)
-        noise = self.smooth**0.5 * _smooth(space, count, generator) + (1 - self.smooth) ** 0.5 * rough
+        noise = (
+            self.smooth**0.5 * _smooth(space, count, generator) + (1 - self.smooth) ** 0.5 * rough
+        )
         share = (1 - ratio)[:, None] * (1 + spread * noise)
         attention = torch.tensor([site.kind == "attention" for site in space.sites])
         protected = share + rand(count, 1) * ratio[:, None]
@@ -56,7 +61,10 @@ class Sensitivities(Sampler):
     def draw(self, space: Space, count: int, generator: torch.Generator) -> Tensor:
         kept = space.dense.repeat(count, 1)
         sites = torch.cat(
-            [torch.randperm(len(space), generator=generator) for _ in range(count // len(space) + 1)]
+            [
+                torch.randperm(len(space), generator=generator)
+                for _ in range(count // len(space) + 1)
+            ]
         )[:count]
         cut = (torch.rand(count, generator=generator) * space.units[sites]).long()
         kept[torch.arange(count), sites] = cut

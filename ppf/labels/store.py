@@ -51,11 +51,12 @@ class Row:
 class LabelStore:
     """All labels of one signature, in a folder.
 
-    Every process writes shards of its own; a shard is replaced atomically with each row, so a kill loses at most
-    the row in hand.
+    Every process writes shards of its own; a shard is replaced atomically with each row, so a
+    kill loses at most the row in hand.
 
     Args:
-        signature: of model, text, space, order and compensation; shards of another one are reported and skipped.
+        signature: of model, text, space, order and compensation; shards of another one are
+            reported and skipped.
     """
 
     def __init__(self, folder: Path, signature: str) -> None:
@@ -83,7 +84,9 @@ class LabelStore:
 
     @contextmanager
     def claim(self, kept: Sequence[int], *, wait: bool = False) -> Iterator[bool]:
-        """True while this process alone may label the policy; False if it has a label or another process is at it.
+        """True while this process alone may label the policy.
+
+        False if the policy has a label or another process is at it.
 
         The claim is a file lock: the system drops it when the process dies.
 
@@ -135,7 +138,7 @@ class LabelStore:
         try:
             table = parquet.read_table(path)
         except (OSError, pa.ArrowException):
-            say(f"Warning: the shard {path} is corrupt: skipped, its policies will be labelled again.")
+            say(f"Warning: the shard {path} is corrupt: skipped, its rows are labelled again.")
             return []
         if (table.schema.metadata or {}).get(b"signature", b"").decode() != self.signature:
             say(f"Warning: the shard {path} belongs to other labels: skipped.")

@@ -13,7 +13,8 @@ class Labels:
 
     Args:
         kept: units kept, per policy and site.
-        nll: mean negative log-likelihood on the labelling text, nats per token; may hold inf or nan.
+        nll: mean negative log-likelihood on the labelling text, nats per token; may hold inf or
+            nan.
         source: the sampler that drew each policy.
     """
 

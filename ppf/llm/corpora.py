@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -15,7 +16,8 @@ from ppf.errors import PPFError
 
 _ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _END_MATTER = re.compile(
-    r"\n==+ *(references|notes|footnotes|external links|further reading|see also|bibliography) *==.*",
+    r"\n==+ *(references|notes|footnotes|external links|further reading|see also|bibliography)"
+    r" *==.*",
     re.IGNORECASE | re.DOTALL,
 )
 _MARKUP = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||</?ref|\|thumb")  # what the parser could not pair
@@ -34,18 +36,26 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: int) -> list[str]
     store = Path(cache) / f"wikipedia_sample-{shortest_line}.parquet"
     if not store.is_file():
         spec = importlib.util.find_spec("gensim")
-        if spec is None or spec.origin is None or importlib.util.find_spec("mwparserfromhell") is None:
+        if (
+            spec is None
+            or spec.origin is None
+            or importlib.util.find_spec("mwparserfromhell") is None
+        ):
             raise PPFError(
                 "text=wikipedia_sample needs gensim and mwparserfromhell:"
                 " run `pip install gensim mwparserfromhell` or give text.path=FILE."
             )
-        articles = [_clean(a, shortest_line) for a in _articles(Path(spec.origin).parent / _ARTICLES)]
+        articles = [
+            _clean(a, shortest_line) for a in _articles(Path(spec.origin).parent / _ARTICLES)
+        ]
         store.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(pa.table({"text": articles}), store)
     return parquet.read_table(store)["text"].to_pylist()
 
 
-def hub(split: str, *, path: str, name: str | None, data_files: dict | None, column: str, limit: int) -> list[str]:
+def hub(
+    split: str, *, path: str, name: str | None, data_files: dict | None, column: str, limit: int
+) -> list[str]:
     """A data set through `datasets`: a hub id, or a local folder of the same form.
 
     Args:
@@ -55,17 +65,19 @@ def hub(split: str, *, path: str, name: str | None, data_files: dict | None, col
         PPFError: it cannot be reached or has no such column.
     """
     try:
-        stream = datasets.load_dataset(path, name, split=split, data_files=data_files, streaming=True)
+        stream = datasets.load_dataset(
+            path, name, split=split, data_files=data_files, streaming=True
+        )
         return [row[column] for row in stream.take(limit)]
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise PPFError(
-            f"cannot read the data set '{path}' ({reason}): give a local copy with text.source.path=FOLDER,"
-            " or any file with text.path=FILE."
+            f"cannot read the data set '{path}' ({reason}): give a local copy with"
+            " text.source.path=FOLDER, or any file with text.path=FILE."
         ) from error
 
 
-def wikitext(split: str, **source) -> list[str]:
+def wikitext(split: str, **source: Any) -> list[str]:
     """A WikiText set, its lines joined to articles (an article starts at a ` = Title = ` line)."""
     articles: list[list[str]] = [[]]
     for line in hub(split, **source):
@@ -75,7 +87,7 @@ def wikitext(split: str, **source) -> list[str]:
     return ["".join(lines) for lines in articles]
 
 
-def sentences(split: str, *, per_document: int, **source) -> list[str]:
+def sentences(split: str, *, per_document: int, **source: Any) -> list[str]:
     """A set of single sentences, joined to documents of `per_document`."""
     rows = hub(split, **source)
     return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]
@@ -97,7 +109,10 @@ def file(split: str, *, path: str, column: str) -> list[str]:
         return re.split(r"\n\s*\n", Path(path).read_text(encoding="utf-8"))
     rows = datasets.load_dataset(kind, data_files=path, split="train")
     if column not in rows.column_names:
-        raise PPFError(f"text.path={path} has no column '{column}': give text.column, one of {rows.column_names}.")
+        raise PPFError(
+            f"text.path={path} has no column '{column}':"
+            f" give text.column, one of {rows.column_names}."
+        )
     return list(rows[column])
 
 
@@ -108,7 +123,9 @@ def _articles(dump: Path) -> Iterator[str]:
                 continue
             prefix = element.tag.removesuffix("page")
             text = element.findtext(f"{prefix}revision/{prefix}text") or ""
-            if element.findtext(f"{prefix}ns") == "0" and not text.lstrip().upper().startswith("#REDIRECT"):
+            if element.findtext(f"{prefix}ns") == "0" and not text.lstrip().upper().startswith(
+                "#REDIRECT"
+            ):
                 yield text
             element.clear()
 

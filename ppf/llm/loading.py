@@ -8,7 +8,12 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling, adapter_for
@@ -39,7 +44,8 @@ def load(config: DictConfig, cache: str, *, device: torch.device | str = "cpu") 
     """Loads what a `model=` config names.
 
     Args:
-        config: with `path` (a local folder, or null), `source` (a function of `ppf.llm.sources`) and `dtype`.
+        config: with `path` (a local folder, or null), `source` (a function of `ppf.llm.sources`)
+            and `dtype`.
         cache: where converted and random checkpoints are kept.
 
     Raises:
@@ -52,14 +58,15 @@ def load(config: DictConfig, cache: str, *, device: torch.device | str = "cpu") 
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise PPFError(
-            f"cannot load the model '{source}' ({reason}): give a local folder with model.path=FOLDER."
+            f"cannot load the model '{source}' ({reason}):"
+            " give a local folder with model.path=FOLDER."
         ) from error
     adapter = adapter_for(model)
     return LanguageModel(model.eval().requires_grad_(False).to(device), tokenizer, adapter)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """The dtype that `model.dtype` means; `auto` is bfloat16 where the hardware multiplies it faster than float32."""
+    """The dtype that `model.dtype` means; `auto` is bfloat16 where the hardware is faster in it."""
     if name == "auto":
         name = "bfloat16" if _fast_bfloat16() else "float32"
     if name not in ("float32", "bfloat16", "float16"):
@@ -74,7 +81,7 @@ def _fast_bfloat16() -> bool:
 
 
 def local_folder(path: str, override: str) -> str:
-    """The path of a Hugging Face model folder, given as `override`; raises PPFError if it is none."""
+    """The path of a model folder, given as `override`; raises PPFError if it is none."""
     if not (Path(path) / "config.json").is_file():
         raise PPFError(f"{override}={path} is no Hugging Face model folder: it has no config.json.")
     return path
@@ -82,5 +89,7 @@ def local_folder(path: str, override: str) -> str:
 
 def _source(config: DictConfig) -> Callable[[str], str]:
     if config.source is None:
-        raise PPFError("this model has no source of its own: give a local folder with model.path=FOLDER.")
+        raise PPFError(
+            "this model has no source of its own: give a local folder with model.path=FOLDER."
+        )
     return instantiate(config.source, _partial_=True, _convert_="all")

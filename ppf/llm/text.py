@@ -2,10 +2,10 @@
 
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -29,8 +29,8 @@ class Text:
         splits: source split → the parts that its documents are dealt to, with the share of each.
         documents: split → documents (`ppf.llm.corpora`).
         window: tokens in a window; windows do not overlap.
-        windows: how many windows each part has; None takes all. They are spread evenly over the part, so that
-            few windows still see many documents.
+        windows: how many windows each part has; None takes all. They are spread evenly over the
+            part, so that few windows still see many documents.
         seed: of the deal.
     """
 
@@ -56,7 +56,9 @@ class Text:
                 start = end
         return parts
 
-    def tokens(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "windows window"]:
+    def tokens(
+        self, part: Part, tokenizer: PreTrainedTokenizerBase
+    ) -> Int[Tensor, "windows window"]:
         """The windows of one part.
 
         Raises:
@@ -68,8 +70,9 @@ class Text:
         wanted = self.windows[part] or available
         if not available or available < wanted:
             raise PPFError(
-                f"the {part} part of text={self.name} has {available} windows of {self.window} tokens, not"
-                f" {wanted}: lower text.windows.{part} or text.window, or give a longer text."
+                f"the {part} part of text={self.name} has {available} windows of {self.window}"
+                f" tokens, not {wanted}: lower text.windows.{part} or text.window, or give a longer"
+                " text."
             )
         chosen = torch.linspace(0, available - 1, wanted).round().long()
         return ids[: available * self.window].view(available, self.window)[chosen]
@@ -88,8 +91,9 @@ def build_text(config: DictConfig, cache: str) -> Text:
     Args:
         cache: where cleaned corpora are kept.
     """
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    plain = {str(key): value for key, value in container.items()}
     path, source, column = plain.pop("path"), plain.pop("source"), plain.pop("column")
     if path:
         plain["splits"] = {"all": {"calibration": 0.25, "labelling": 0.25, "test": 0.5}}

@@ -1,0 +1,1 @@
+"""The predictor: masks to log-perplexity, with a standard deviation."""

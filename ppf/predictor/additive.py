@@ -17,17 +17,19 @@ class Additive(Network):
         z = Σ_rows Σ_features w[row, feature] · |x − x_dense|
         out = asinh(Σ_p a_p z^p)
 
-    so removing more of a site never predicts a gain, whatever the weights. The weights are log-normal: a level for each
-    kind and feature, and deviations of the rows from it, which have the covariance of a Gaussian process over depth
-    (smooth within a kind) plus a part of their own (rough). All parameters are whitened, so the module's weight decay is their
-    prior, and with all of them zero every site counts the same.
+    so removing more of a site never predicts a gain, whatever the weights. The weights are
+    log-normal: a level for each kind and feature, and deviations of the rows from it, which have
+    the covariance of a Gaussian process over depth (smooth within a kind) plus a part of their own
+    (rough). All parameters are whitened, so the module's weight decay is their prior, and with all
+    of them zero every site counts the same.
 
     Args:
         powers: exponents p of the link.
         smooth: standard deviation of the log-weights' smooth part.
         length: its correlation length, in layers.
         rough: standard deviation of the log-weights' part that is each row's own.
-        per_feature: standard deviation of a row's deviations by feature, relative to the one that its features share.
+        per_feature: standard deviation of a row's deviations by feature, relative to the one that
+            its features share.
         spread: standard deviation of the initial deviations, which tells ensemble members apart.
     """
 

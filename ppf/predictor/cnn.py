@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.predictor.encoders import Encoder
@@ -12,17 +12,19 @@ from ppf.predictor.network import Network
 class CNN(Network):
     """Convolutions over depth, then one linear layer that reads every channel of every layer.
 
-    The features are laid out as one column a layer: all cells of its mask rows, of all kinds, are the channels. Places
-    that the encoder has no row for are zero.
+    The features are laid out as one column a layer: all cells of its mask rows, of all kinds, are
+    the channels. Places that the encoder has no row for are zero.
 
     Args:
         channels: of the convolutions, one after the other.
         kernel: layers that a convolution sees, an odd number.
 
-    Source: PPF (arXiv 2508.02381) reads masks with a CNN and does not publish its layers; these are ours.
+    Source: PPF (arXiv 2508.02381) reads masks with a CNN and does not publish its layers; these are
+    ours.
     """
 
     dense: Float[Tensor, "..."]
+    column: Int[Tensor, " rows"]
 
     def __init__(self, encoder: Encoder, *, channels: Sequence[int], kernel: int) -> None:
         super().__init__()

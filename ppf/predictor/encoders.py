@@ -13,9 +13,9 @@ from ppf.space import Space
 class Encoder(nn.Module, ABC):
     """Policies to features, in batch and on the module's device.
 
-    Every feature is monotone in the kept units of its own site, or constant. All dimensions but the last
-    enumerate rows, each of which belongs to one site; the last one holds a row's features. Networks that want
-    another shape reshape by that rule alone.
+    Every feature is monotone in the kept units of its own site, or constant. All dimensions but the
+    last enumerate rows, each of which belongs to one site; the last one holds a row's features.
+    Networks that want another shape reshape by that rule alone.
 
     Attributes:
         shape: of one policy's features.
@@ -47,14 +47,17 @@ class Encoder(nn.Module, ABC):
 class Masks(Encoder):
     """Mask matrices, layers × units, one channel a kind, pooled by area to a common width.
 
-    A row of a mask is a run of ones, so its pooled cells follow from the kept share alone. Places that the
-    space does not prune stay zero.
+    A row of a mask is a run of ones, so its pooled cells follow from the kept share alone. Places
+    that the space does not prune stay zero.
 
     Args:
         width: cells that each mask row is pooled to.
 
     Source: the predictor's input in PPF (arXiv 2508.02381); the pooling is ours.
     """
+
+    place: Int[Tensor, " sites"]
+    cells: Int[Tensor, " width"]
 
     def __init__(self, space: Space, errors: Tensor, *, width: int) -> None:
         super().__init__(space)
@@ -76,15 +79,19 @@ class Masks(Encoder):
 
 
 class Sites(Encoder):
-    """Per site: removed share, powers of its reconstruction error, share of the cost, depth, kind (one-hot).
+    """Per site: removed share, powers of its reconstruction error, cost, depth, kind (one-hot).
 
-    The error is made monotone in the kept units first (its running maximum from the dense end), which it nearly
-    is.
+    The error is made monotone in the kept units first (its running maximum from the dense end),
+    which it nearly is.
 
     Args:
         errors: relative reconstruction error when a site keeps k units, [site, k].
         powers: exponents of the error, one feature each.
     """
+
+    site: Int[Tensor, " sites"]
+    powers: Float[Tensor, "sites levels powers"]
+    constant: Float[Tensor, "sites constants"]
 
     def __init__(
         self, space: Space, errors: Float[Tensor, "sites levels"], *, powers: Sequence[float]

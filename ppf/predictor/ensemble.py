@@ -14,7 +14,8 @@ class Ensemble(nn.Module):
     """Members of one architecture with their own initial weights, all parameters stacked.
 
     Args:
-        build: makes one freshly initialised member; buffers are shared, so they must not depend on chance.
+        build: makes one freshly initialised member; buffers are shared, so they must not depend on
+            chance.
         members: how many.
 
     Source: deep ensembles (arXiv 1612.01474).

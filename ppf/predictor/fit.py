@@ -20,7 +20,13 @@ from ppf.predictor.module import PredictorModule, describe
 from ppf.space import Space
 
 FILE = "predictor.ckpt"
-_FITTING = ("data", "patience", "max_epochs", "threads")  # what the config says of the fit; the rest makes the module
+_MONITOR = "validation/loss"
+_FITTING = (
+    "data",
+    "patience",
+    "max_epochs",
+    "threads",
+)  # what the config says of the fit; the rest makes the module
 
 
 class HeldOut(NamedTuple):
@@ -53,7 +59,7 @@ def fit_predictor(
     loggers: Sequence[Logger],
     progress: bool,
 ) -> Fitted:
-    """Trains a predictor with early stopping, calibrates its interval, tests it and saves `folder/predictor.ckpt`.
+    """Trains a predictor, calibrates its interval, tests it and saves `folder/predictor.ckpt`.
 
     Args:
         labels: the labelled set; rows without a finite label are left out.
@@ -79,20 +85,22 @@ def fit_predictor(
             **config,
         )
         best = ModelCheckpoint(
-            folder, "best", "validation/loss", save_weights_only=True, enable_version_counter=False
+            folder, "best", _MONITOR, save_weights_only=True, enable_version_counter=False
         )
-        stop = EarlyStopping("validation/loss", patience=predictor["patience"], check_finite=False)
-        callbacks: list[Callback] = [best, stop]
+        callbacks: list[Callback] = [best, EarlyStopping(_MONITOR, patience=predictor["patience"])]
+        if progress:
+            callbacks.append(RichProgressBar())
         engine = Trainer(
             **trainer,
             logger=list(loggers),
-            callbacks=callbacks + [RichProgressBar()] * progress,
+            callbacks=callbacks,
             enable_progress_bar=progress,
             enable_model_summary=False,
             default_root_dir=folder,
         )
         engine.fit(module, data)
-        _restore(module, Path(best.best_model_path))
+        if best.best_model_path:  # a fast_dev_run keeps none
+            _restore(module, Path(best.best_model_path))
         module.calibrate(data.parts["validation"])
         (metrics,) = engine.test(module, data, verbose=False)
         engine.save_checkpoint(folder / FILE, weights_only=True)

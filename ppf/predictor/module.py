@@ -1,11 +1,12 @@
 """The one LightningModule behind every predictor."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,15 +24,14 @@ from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.space import Site, Space
 
-T = TypeVar("T")
-
 
 class PredictorModule(LightningModule):
     """An ensemble of networks over encoded policies; it needs neither the model nor the bank.
 
-    Networks are fitted to asinh(excess / knee), excess being log-perplexity above the dense model's, under a Huber loss:
-    catastrophic policies weigh little. The prediction is the members' mean there, taken back to nats per token, so the dense
-    policy is always predicted exactly. All arguments are plain, so that checkpoints load with `weights_only=True`.
+    Networks are fitted to asinh(excess / knee), excess being log-perplexity above the dense
+    model's, under a Huber loss that counts catastrophic policies as censored. The prediction is the
+    members' mean there, taken back to nats per token, so the dense policy is always predicted
+    exactly. All arguments are plain, so that checkpoints load with `weights_only=True`.
 
     Args:
         space: as `describe` gives it.
@@ -41,9 +41,12 @@ class PredictorModule(LightningModule):
         network: `_target_`, a Network, and its arguments.
         optimizer: `_target_`, a torch optimizer, and its arguments.
         members: of the ensemble.
-        weight_decay: precision of the Gaussian prior on all parameters, as a share of one mean loss.
+        weight_decay: precision of the Gaussian prior on all parameters, as a share of one mean
+            loss.
         knee: nats of excess from which on the scale is logarithmic.
         huber: transformed error from which on the loss is linear.
+        catastrophic: nats of excess that tell no more: above them, a prediction may be anything
+            above.
         bands: ascending edges of the ratio bands of the scores.
     """
 
@@ -64,12 +67,14 @@ class PredictorModule(LightningModule):
         weight_decay: float,
         knee: float,
         huber: float,
+        catastrophic: float,
         bands: list[float],
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.dense_nll, self.optimizer = dense_nll, optimizer
         self.weight_decay, self.knee, self.huber = weight_decay, knee, huber
+        self.limit = math.asinh(catastrophic / knee)
         self.encoder = _build(encoder, Encoder, restore(space), torch.tensor(errors))
         self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
         self.register_buffer("dense_features", self.encoder.dense[None])
@@ -84,7 +89,7 @@ class PredictorModule(LightningModule):
 
     @torch.no_grad()
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
-        """Log-perplexity in nats per token, and the standard deviation that held-out policies calibrated."""
+        """Log-perplexity in nats per token, with the standard deviation that `calibrate` set."""
         mean, std = self._transformed(kept)
         return Prediction(
             self.dense_nll + self.knee * torch.sinh(mean),
@@ -93,9 +98,10 @@ class PredictorModule(LightningModule):
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
-        """Sets the noise and the one factor on the spread that make the 90 % interval hold on held-out rows.
+        """Fits noise and one factor on the standard deviation: a 90 % interval holds on these rows.
 
-        Source of the quantile's finite-sample correction: split conformal prediction (arXiv 1604.04173).
+        Source of the quantile's finite-sample correction: split conformal prediction (arXiv
+        1604.04173).
         """
         target = self._target(batch.nll)
         self.noise.zero_()
@@ -111,7 +117,9 @@ class PredictorModule(LightningModule):
         losses = self._loss(answers, self._target(batch.nll).expand_as(answers))
         fit = (losses * batch.weights.T).mean(1).sum()
         prior = sum((p.square().sum() for p in self.parameters()), start=torch.zeros_like(fit))
-        self.log("train/loss", fit / len(answers), on_step=False, on_epoch=True, batch_size=len(losses.T))
+        self.log(
+            "train/loss", fit / len(answers), on_step=False, on_epoch=True, batch_size=len(losses.T)
+        )
         return fit + self.weight_decay / 2 * prior
 
     def validation_step(self, batch: Batch) -> None:
@@ -140,7 +148,10 @@ class PredictorModule(LightningModule):
         return torch.asinh((nll - self.dense_nll) / self.knee)
 
     def _loss(self, answer: Tensor, target: Tensor) -> Tensor:
-        return F.huber_loss(answer, target, reduction="none", delta=self.huber) / self.huber
+        """Huber's, in units of its knee; a catastrophic policy only has to be predicted as one."""
+        capped = torch.where(target > self.limit, answer.clamp(max=self.limit), answer)
+        target = target.clamp(max=self.limit)
+        return F.huber_loss(capped, target, reduction="none", delta=self.huber) / self.huber
 
     def _log_scores(self, part: str) -> None:
         self.log_dict({f"{part}/{name}": score for name, score in self.scores.compute().items()})
@@ -168,16 +179,18 @@ def load_predictor(path: Path | str) -> PredictorModule:
         module = PredictorModule(**checkpoint["hyper_parameters"])
         module.load_state_dict(checkpoint["state_dict"])
     except FileNotFoundError as error:
-        raise PPFError(f"there is no predictor at {path}: train one with `python train.py`.") from error
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise PPFError(
+            f"there is no predictor at {path}: train one with `python train.py`."
+        ) from error
+    except (UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
         raise PPFError(
             f"{path} is not a predictor of this version: train it again with `python train.py`."
         ) from error
     return module.eval()
 
 
-def _build(config: Mapping[str, Any], base: type[T], *inputs: Any) -> T:
-    """Instantiates `config["_target_"]`, which must be a subclass of `base`; checkpoints can thus call nothing else."""
+def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
+    """Instantiates `_target_`, a subclass of `base`: a checkpoint can call nothing else."""
     arguments = dict(config)
     made = get_class(arguments.pop("_target_"))
     if not issubclass(made, base):

@@ -15,6 +15,6 @@ class Prediction(NamedTuple):
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Answers for batches of policies, on the device of `kept`, differentiable nowhere, no host round trip."""
+    """Answers for batches of policies, on the device of `kept`, without a host round trip."""
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction: ...

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
@@ -20,9 +20,10 @@ NOMINAL = 1.6449  # standard deviations of a 90 % interval
 class Scores(Metric):
     """Scores of a predictor on policies that it has not seen.
 
-    `compute` gives, for all rows as `name` and for each ratio band with enough rows as `name_15_30`:
-    mae and median (absolute error, nats per token), nmse (squared error over variance, of the log-perplexity, among policies
-    below ten times the dense perplexity), spearman, kendall, and coverage of the nominal 90 % interval.
+    `compute` gives, for all rows as `name` and for each ratio band with enough rows as
+    `name_15_30`: mae and median (absolute error, nats per token), nmse (squared error over
+    variance, of the log-perplexity, among policies below ten times the dense perplexity), spearman,
+    kendall, and coverage of the nominal 90 % interval.
 
     Args:
         bands: ascending edges of the ratio bands.
@@ -42,7 +43,10 @@ class Scores(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
-        self, prediction: Prediction, measured: Float[Tensor, " rows"], ratio: Float[Tensor, " rows"]
+        self,
+        prediction: Prediction,
+        measured: Float[Tensor, " rows"],
+        ratio: Float[Tensor, " rows"],
     ) -> None:
         self.mean.append(prediction.mean)
         self.std.append(prediction.std)
@@ -64,7 +68,7 @@ class Scores(Metric):
         if len(mean) < _FEWEST:
             return {}
         error = (mean - measured).abs()
-        scores = {
+        scores: dict[str, Any] = {
             "mae": error.mean(),
             "median": error.median(),
             "spearman": spearman_corrcoef(mean, measured),

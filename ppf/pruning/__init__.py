@@ -1,4 +1,4 @@
-"""From a dense model to a pruned one: statistics, order, compensation, the level bank, live pruning."""
+"""From a dense model to a pruned one: statistics, order, compensation, bank, live pruning."""
 
 from ppf.pruning.bank import Bank
 from ppf.pruning.compensation import Compensation

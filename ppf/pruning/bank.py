@@ -1,4 +1,4 @@
-"""The level bank: for every site and kept count, the ready consumer and its reconstruction error."""
+"""The level bank: for every site and kept count, the ready consumer and its error."""
 
 from dataclasses import dataclass
 
@@ -58,10 +58,12 @@ class Bank:
 
 
 def expand(atoms: Int[Tensor, " atoms"], size: int) -> Int[Tensor, " rows"]:
-    """Atom numbers to the row (or column) numbers that they stand for, `size` consecutive ones each."""
+    """Atom numbers to the rows (or columns) that they stand for, `size` consecutive ones each."""
     return (atoms[:, None] * size + torch.arange(size)).flatten()
 
 
 def _cast(levels: Levels, dtype: torch.dtype) -> Levels:
     weights = None if levels.weights is None else [w.to(dtype).contiguous() for w in levels.weights]
-    return Levels(levels.errors, weights, None if levels.biases is None else levels.biases.to(dtype))
+    return Levels(
+        levels.errors, weights, None if levels.biases is None else levels.biases.to(dtype)
+    )

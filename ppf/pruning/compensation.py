@@ -1,7 +1,7 @@
 """Compensation: what a consumer's remaining weights do about the inputs that went.
 
-Every method works on one site whose columns are already in order of importance, and answers for all levels (kept widths)
-at once, because the kept sets are nested prefixes.
+Every method works on one site whose columns are already in order of importance, and answers for
+all levels (kept widths) at once, because the kept sets are nested prefixes.
 """
 
 from abc import ABC, abstractmethod
@@ -18,8 +18,10 @@ class Levels:
     """One site's answer for every level.
 
     Args:
-        errors: relative reconstruction error ‖XWᵀ − X′W′ᵀ‖² / ‖XWᵀ‖² on calibration text, per level.
-        weights: the consumer's weight [hidden, width] per level below the dense one; None: the dense weight's prefix.
+        errors: relative reconstruction error ‖XWᵀ − X′W′ᵀ‖² / ‖XWᵀ‖² on calibration text, per
+            level.
+        weights: the consumer's weight [hidden, width] per level below the dense one; None: the
+            dense weight's prefix.
         biases: what is added to the consumer's bias per level, [levels, hidden]; None: nothing.
     """
 
@@ -65,14 +67,16 @@ class Bias(Compensation):
 class LeastSquares(Compensation):
     """Refit of the consumer to the columns that stay (ridge regression on calibration inputs).
 
-    With kept columns K and Gram matrix G:  W′ = W G[:, K] (G[K, K] + λI)⁻¹.  For nested prefixes all levels
-    share one Cholesky factor LLᵀ = G + λI: with V = W G L⁻ᵀ, level K is V[:, K] L⁻¹[K, K], whose leading columns
-    only grow by V[:, block] L⁻¹[block, :] from one level to the next, and the error falls by ‖V[:, block]‖².
+    With kept columns K and Gram matrix G:  W′ = W G[:, K] (G[K, K] + λI)⁻¹.  For nested prefixes
+    all levels share one Cholesky factor LLᵀ = G + λI: with V = W G L⁻ᵀ, level K is
+    V[:, K] L⁻¹[K, K]. From one level to the next its leading columns only grow by
+    V[:, block] L⁻¹[block, :], and the error falls by ‖V[:, block]‖².
 
     Args:
         damping: λ as a fraction of the mean diagonal of G.
 
-    Source: the optimal update of SlimGPT (arXiv 2412.18110); the shared factor is our own arithmetic.
+    Source: the optimal update of SlimGPT (arXiv 2412.18110); the shared factor is our own
+        arithmetic.
     """
 
     def __init__(self, damping: float) -> None:
@@ -105,7 +109,7 @@ class LeastSquares(Compensation):
 def _suffix_errors(
     weight: Tensor, moment: Tensor, gram: Tensor, widths: Sequence[int]
 ) -> Float[Tensor, " levels"]:
-    """Energy that the columns beyond each width carry under `moment`, as a share of the whole under `gram`."""
+    """Energy of the columns beyond each width under `moment`, over all of it under `gram`."""
     weight, moment, gram = weight.double(), moment.double(), gram.double()
     energy = ((weight @ gram) * weight).sum()
     errors = []

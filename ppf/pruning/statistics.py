@@ -31,7 +31,9 @@ class Statistics:
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor]) -> "Statistics":
         count = len(named) // 2
-        return cls([named[f"gram.{i}"] for i in range(count)], [named[f"mean.{i}"] for i in range(count)])
+        return cls(
+            [named[f"gram.{i}"] for i in range(count)], [named[f"mean.{i}"] for i in range(count)]
+        )
 
 
 @torch.inference_mode()

@@ -10,8 +10,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hydra.utils import instantiate
+from lightning.fabric.loggers import Logger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger as TrainerLogger
+from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,7 +25,7 @@ _STEP = "trainer/global_step"  # the horizontal axis that WandbLogger sends with
 
 def build_loggers(
     cfg: Mapping[str, Any], folder: str | Path, config: dict[str, Any]
-) -> list[Logger]:
+) -> list[TrainerLogger]:
     """The loggers of the config group `logger`, each told the config of the run.
 
     Args:

@@ -39,7 +39,7 @@ class Verification:
 
     @classmethod
     def merge(cls, rounds: Sequence["Verification"]) -> "Verification":
-        """All rounds' policies once, each with its first prediction, made before it was measured."""
+        """All rounds' policies once, each with the prediction made before it was measured."""
         rows = [dict(zip(_FIELDS, row, strict=True)) for part in rounds for row in part._rows()]
         first: dict[tuple[int, ...], dict[str, Tensor]] = {}
         for row in rows:

@@ -10,7 +10,7 @@ from ppf.space.sites import Space
 def masks(
     space: Space, kept: Int[Tensor, "batch sites"]
 ) -> dict[str, Bool[Tensor, "batch layers units"]]:
-    """Per kind, which units stay: rows are layers, columns are units from most to least important."""
+    """Per kind, which units stay; columns are units from most to least important."""
     return {kind: _mask(space, kept, kind) for kind in space.kinds}
 
 

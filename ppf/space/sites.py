@@ -94,7 +94,9 @@ class Space:
     def check_ratio(self, ratio: float) -> None:
         """Raises PPFError unless 0 ≤ ratio < 1."""
         if not 0 <= ratio < 1:
-            raise PPFError(f"ratio={ratio} is outside the space: give 0 ≤ ratio < 1, as in ratio=0.3.")
+            raise PPFError(
+                f"ratio={ratio} is outside the space: give 0 ≤ ratio < 1, as in ratio=0.3."
+            )
 
     def check_policy(self, kept: Sequence[int]) -> None:
         """Raises PPFError unless `kept` fits every site."""

@@ -27,7 +27,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def model_identity(config: DictConfig, dtype: str) -> dict[str, Any]:
-    """What tells a model's weights from others; a local folder counts by its content, not by its path."""
+    """What tells a model's weights from others; a local folder counts by its content."""
     if not config.path:
         return {"source": plain(config.source) if config.source else None, "dtype": dtype}
     folder = Path(local_folder(config.path, "model.path"))
@@ -47,7 +47,9 @@ def text_identity(config: DictConfig, *parts: str) -> dict[str, Any]:
 def require(cfg: DictConfig, what: str, command: str) -> None:
     """Raises PPFError where `upstream=require` forbids to make a missing artefact."""
     if cfg.upstream == "require":
-        raise PPFError(f"there are no {what} for this config: run `{command}` first, or set upstream=make.")
+        raise PPFError(
+            f"there are no {what} for this config: run `{command}` first, or set upstream=make."
+        )
     if cfg.upstream != "make":
         raise PPFError(f"upstream={cfg.upstream} is unknown: give make or require.")
 
@@ -57,7 +59,7 @@ _SAMPLE = 1 << 20
 
 
 def _digest(path: Path) -> str:
-    """A hash of a file's first and last MiB, which tells checkpoints apart without reading them whole."""
+    """A hash of a file's first and last MiB, which tells checkpoints apart quickly."""
     if not path.is_file():
         raise PPFError(f"{path} does not exist: give text.path or model.path another value.")
     with path.open("rb") as stream:

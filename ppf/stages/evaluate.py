@@ -22,7 +22,7 @@ from ppf.stages.prune import apply_policy
 
 
 def evaluate_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Evaluation:
-    """The policy's live-pruned model, and the dense and the uniformly pruned one where `cfg.baselines` asks for them."""
+    """The policy's live-pruned model; with `cfg.baselines` also dense and uniformly pruned."""
     ready = apply_policy(cfg, fabric, record)
     text = _text(cfg, ready.text)
     windows = text.tokens("test", ready.lm.tokenizer)
@@ -38,11 +38,11 @@ def evaluate_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> 
             size = parameters(model) * ready.lm.dtype.itemsize
             achieved = float(ready.space.ratio(torch.tensor(kept)))
             results.append(_measure(name, achieved, model, windows, cfg.batch, size))
-    return Evaluation(text.name, *windows.shape, results)
+    return Evaluation(text.name, len(windows), windows.shape[1], results)
 
 
 def evaluate_folder(cfg: DictConfig, fabric: Fabric) -> Evaluation:
-    """A Hugging Face folder, dense or pruned; a pruned one is scored on its own policy's text unless `text` is given."""
+    """A Hugging Face folder; a pruned one is scored on its policy's text unless `text` is given."""
     folder = Path(local_folder(cfg.path, "path"))
     pruned = (folder / "policy.json").is_file()
     record = read_policy(str(folder / "policy.json")) if pruned else None
@@ -56,7 +56,7 @@ def evaluate_folder(cfg: DictConfig, fabric: Fabric) -> Evaluation:
     model = model.eval().to(fabric.device)
     ratio = record["ratio"]["achieved"] if record else None
     result = _measure(folder.name, ratio, model, windows, cfg.batch, weight_bytes(folder))
-    return Evaluation(text.name, *windows.shape, [result])
+    return Evaluation(text.name, len(windows), windows.shape[1], [result])
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> Path:

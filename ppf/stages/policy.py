@@ -47,15 +47,19 @@ def read_policy(path: str) -> dict[str, Any]:
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PPFError(f"policy={path} cannot be read: give the policy.json that search.py wrote.") from error
+        raise PPFError(
+            f"policy={path} cannot be read: give the policy.json that search.py wrote."
+        ) from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise PPFError(f"policy={path} is no policy of format {FORMAT}: give one that search.py wrote.")
+        raise PPFError(
+            f"policy={path} is no policy of format {FORMAT}: give one that search.py wrote."
+        )
     return record
 
 
 def policy_config(record: dict[str, Any], cfg: DictConfig) -> DictConfig:
     """The config to prepare a policy's model with: its own groups, this command's paths."""
-    return DictConfig(OmegaConf.create(record["config"]) | {"paths": cfg.paths})
+    return OmegaConf.create({**record["config"], "paths": plain(cfg.paths)})
 
 
 def check_signature(record: dict[str, Any], config: DictConfig) -> Signatures:
@@ -63,8 +67,8 @@ def check_signature(record: dict[str, Any], config: DictConfig) -> Signatures:
     names = signatures(config)
     if not vars(names).items() <= record["signatures"].items():
         raise PPFError(
-            f"the policy was found for another model, text or dtype than {config.model.name} is here"
-            f" (signature {record['signatures']['labels']}, not {names.labels}): search again."
+            f"the policy was found for another model, text or dtype than {config.model.name}"
+            f" here (signature {record['signatures']['labels']}, not {names.labels}): search again."
         )
     return names
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from lightning import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ppf.evaluation.size import parameters
@@ -65,11 +65,12 @@ def signatures(cfg: DictConfig) -> Signatures:
 
 
 def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Prepared:
-    """Loads the model and everything that pruning it needs; statistics and order are made where they lack.
+    """Loads the model and all that pruning it needs; statistics and order are made where they lack.
 
     Args:
         cfg: with model, text, space, importance, compensation, labels, paths.
-        dtype: load the weights in another dtype than `model.dtype`, under the same order and statistics.
+        dtype: load the weights in another dtype than `model.dtype`, under the same order and
+            statistics.
     """
     names, artefacts = signatures(cfg), Path(cfg.paths.artefacts)
     text = build_text(cfg.text, cfg.paths.cache)
@@ -88,7 +89,8 @@ def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Pre
     orders = [order for _, order in sorted(load_file(order_file).items())]
 
     if dtype and resolve_dtype(dtype) != lm.dtype:
-        lm = load(DictConfig(cfg.model | {"dtype": dtype}), cfg.paths.cache, device=fabric.device)
+        model = OmegaConf.create({**plain(cfg.model), "dtype": dtype})
+        lm = load(model, cfg.paths.cache, device=fabric.device)
     space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
     bank = Bank.build(lm, space, orders, statistics, instantiate(cfg.compensation))
     whole = parameters(lm.model)

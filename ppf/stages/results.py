@@ -1,4 +1,4 @@
-"""What a search leaves: policy.json, summary.json and report.html, and what people see on the console."""
+"""What a search leaves: policy.json, summary.json, report.html, and rows for the console."""
 
 import json
 import sys
@@ -19,7 +19,11 @@ from ppf.stages.search import Found
 def entries(ready: Prepared, labels: Labels, found: Found) -> list[Entry]:
     """Dense, uniform and the policy found, as every table shows them."""
     dense = Entry("dense", 0.0, measured=Score(float(labels.nll[0])))
-    return [dense, _entry(ready, found, 0, "uniform"), _entry(ready, found, found.measured.best, "PPF")]
+    return [
+        dense,
+        _entry(ready, found, 0, "uniform"),
+        _entry(ready, found, found.measured.best, "PPF"),
+    ]
 
 
 def record(ready: Prepared, found: Found) -> dict[str, Any]:
@@ -75,6 +79,8 @@ def _report(
 ) -> SearchReport:
     cfg, fitted = ready.cfg, found.trained.fitted
     quality = {k.removeprefix("test/"): v for k, v in fitted.metrics.items() if k.count("_") == 0}
+    columns = {name: values.tolist() for name, values in fitted.held_out._asdict().items()}
+    held_out = HeldOut(**columns, quality=quality)
     order = found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
     return SearchReport(
         title=f"{policy['model']} at pruning ratio {cfg.ratio}",
@@ -91,9 +97,11 @@ def _report(
         space=ready.space,
         kept=found.kept,
         history=found.history,
-        held_out=HeldOut(*(column.tolist() for column in fitted.held_out), quality=quality),
+        held_out=held_out,
         summary=shown,
-        candidates=[_entry(ready, found, i, "uniform" if i == 0 else f"candidate {i}") for i in order],
+        candidates=[
+            _entry(ready, found, i, "uniform" if i == 0 else f"candidate {i}") for i in order
+        ],
         curve=shown,
         seconds=seconds,
         paths=paths,

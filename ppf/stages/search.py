@@ -1,9 +1,8 @@
-"""search: rounds of an agent against the predictor, each ended by measuring its best on the real model."""
+"""search: rounds of an agent against the predictor, each ended by measuring its best."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,8 +24,8 @@ class Found:
 
     Args:
         trained: the last round's predictor.
-        measured: policies measured at this ratio in all rounds, uniform first; each prediction was made before the policy
-            was measured.
+        measured: policies measured at this ratio in all rounds, uniform first; each prediction
+            was made before the policy was measured.
         history: rows of the agent's metrics, over all rounds.
     """
 
@@ -41,7 +40,9 @@ class Found:
 
 
 def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
-    """Searches `search.rounds` times; what a round measures joins the labels that the next predictor is fitted to.
+    """Searches `search.rounds` times.
+
+    What a round measures joins the labels that the next predictor is fitted to.
 
     Args:
         labels: of the sampler's policies, the dense one's first.
@@ -60,7 +61,10 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
             trained = train(ready, labels, upstream=not rounds)
         objective = _objective(ready, trained)
         name = type(agent).__name__
-        say(f"Searching at ratio {cfg.ratio} with {name}, round {number + 1} of {cfg.search.rounds}.")
+        say(
+            f"Searching at ratio {cfg.ratio} with {name},"
+            f" round {number + 1} of {cfg.search.rounds}."
+        )
         report = _reporter(ready, history)
         with clock("searching on the predictor"):
             found = run_search(
@@ -91,7 +95,9 @@ def _reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
 
     def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
         row = {name: float(value) for name, value in metrics.items()}
-        ready.fabric.log_dict({f"search/{name}": value for name, value in row.items()}, first + step)
+        ready.fabric.log_dict(
+            {f"search/{name}": value for name, value in row.items()}, first + step
+        )
         history.append({"step": first + step, **row})
 
     return report

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import Fabric
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ppf.labels.table import Labels
@@ -29,7 +30,7 @@ class Trained:
 
 
 def train(ready: Prepared, labels: Labels, *, upstream: bool = False) -> Trained:
-    """The predictor of the config and these labels; the first rank trains it if it is not there yet.
+    """The predictor of the config and these labels; the first rank trains it if it lacks.
 
     Args:
         labels: the dense policy's first.
@@ -61,7 +62,7 @@ def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None
         trainer=plain(cfg.trainer),
         seed=cfg.seed,
         folder=folder,
-        loggers=ready.fabric.loggers,
+        loggers=[logger for logger in ready.fabric.loggers if isinstance(logger, Logger)],
         progress=console.is_terminal,
     )
     columns = {name: values.tolist() for name, values in fitted.held_out._asdict().items()}
@@ -73,7 +74,9 @@ def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None
 
 def _load(folder: Path, fabric: Fabric) -> Fitted:
     record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    held_out = HeldOut(**{name: torch.tensor(column) for name, column in record["held_out"].items()})
+    held_out = HeldOut(
+        **{name: torch.tensor(column) for name, column in record["held_out"].items()}
+    )
     predictor = load_predictor(folder / FILE).to(fabric.device)
     return Fitted(predictor, record["metrics"], held_out)
 

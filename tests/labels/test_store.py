@@ -29,7 +29,9 @@ def test_non_finite_labels_are_kept_as_such(tmp_path: Path) -> None:
     assert LabelStore(tmp_path, "a").labels(torch.tensor([[1]])).nll.isinf().all()
 
 
-def test_a_corrupt_shard_is_reported_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_corrupt_shard_is_reported_and_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     LabelStore(tmp_path, "a").add(row(1))
     shard = next(tmp_path.glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-20])
@@ -37,7 +39,9 @@ def test_a_corrupt_shard_is_reported_and_skipped(tmp_path: Path, capsys: pytest.
     assert "is corrupt: skipped" in capsys.readouterr().out
 
 
-def test_a_foreign_shard_is_reported_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_foreign_shard_is_reported_and_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     LabelStore(tmp_path, "other").add(row(1))
     assert (1,) not in LabelStore(tmp_path, "a")
     assert "belongs to other labels: skipped" in capsys.readouterr().out

@@ -78,7 +78,9 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 
 def test_wikitext_lines_become_articles(tmp_path: Path) -> None:
-    lines = [line for i in range(6) for line in (f" = Title {i} = \n", " == Part == \n", f"Text {i}.\n")]
+    lines = [
+        line for i in range(6) for line in (f" = Title {i} = \n", " == Part == \n", f"Text {i}.\n")
+    ]
     for split in ("train", "validation", "test"):
         Dataset.from_dict({"text": lines}).to_parquet(tmp_path / f"{split}-0.parquet")
     parts = text("wikitext2", source={"path": str(tmp_path), "name": None}).parts
@@ -115,4 +117,6 @@ def test_the_wikipedia_sample_is_clean(cache: str) -> None:
     articles = [document for part in PARTS for document in parts[part]]
     assert len(articles) > 100
     whole = "\n".join(articles)
-    assert not any(mark in whole for mark in ("[[", "]]", "{{", "}}", "<ref", "Category:", "|thumb"))
+    assert not any(
+        mark in whole for mark in ("[[", "]]", "{{", "}}", "<ref", "Category:", "|thumb")
+    )

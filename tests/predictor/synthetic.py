@@ -1,0 +1,68 @@
+"""A made-up model whose losses follow from its reconstruction errors, and predictors of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ppf.labels.table import Labels
+from ppf.predictor.fit import Fitted, fit_predictor
+from ppf.space import Site, Space, project
+
+DENSE_NLL = 3.0
+LAYERS = 8
+
+
+def made_up_space() -> Space:
+    sites = []
+    for layer in range(LAYERS):
+        sites.append(Site(layer, "attention", units=3, atoms_per_unit=1, params=300))
+        sites.append(Site(layer, "mlp", units=24, atoms_per_unit=64, params=110))
+    return Space(tuple(sites))
+
+
+def made_up_errors(space: Space) -> Tensor:
+    """Convex, from one at nothing kept to zero at everything kept; narrow rows end in zeros."""
+    share = (torch.arange(25) / space.units[:, None]).clamp(max=1)
+    return (1 - share) ** torch.linspace(1.5, 3.5, len(space))[:, None]
+
+
+def made_up_labels(space: Space, errors: Tensor, count: int) -> Labels:
+    """Policies near uniform, scored by a convex function of weighted errors that interact."""
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.3 + torch.rand(len(space), generator=generator)
+    ratio = torch.linspace(0.0, 0.6, count)
+    noise = 1 + 0.25 * torch.randn(count, len(space), generator=generator)
+    kept = project(space, (1 - ratio)[:, None] * noise * space.units, ratio)
+    error = errors[torch.arange(len(space)), kept]
+    damage = error @ weight + 0.3 * (error[:, 0::2] * error[:, 1::2]).sum(1)
+    nll = DENSE_NLL + 0.25 * damage + 0.03 * damage**2
+    nll = nll + 0.003 * torch.randn(count, generator=generator)
+    return Labels(kept, nll, ["made up"] * count)
+
+
+def predictor_config(*overrides: str) -> dict[str, Any]:
+    """The config groups `predictor` and `trainer` as a stage hands them on."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose(overrides=["+predictor=additive", "+trainer=default", *overrides])
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def fitted_with(
+    labels: Labels, space: Space, errors: Tensor, folder: Path, *overrides: str, seed: int = 0
+) -> Fitted:
+    """A fit without loggers, with the defaults of the configs but for `overrides`."""
+    return fit_predictor(
+        labels,
+        space,
+        errors,
+        DENSE_NLL,
+        **predictor_config(*overrides),
+        seed=seed,
+        folder=folder,
+        loggers=[],
+        progress=False,
+    )

@@ -1,0 +1,155 @@
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from ppf.errors import PPFError
+from ppf.labels.table import Labels
+from ppf.predictor.fit import FILE, Fitted, fit_predictor
+from ppf.predictor.module import load_predictor
+from ppf.predictor.protocol import Predictor
+from ppf.space import Space
+from tests.predictor.synthetic import (
+    DENSE_NLL,
+    fitted_with,
+    made_up_labels,
+    predictor_config,
+)
+
+
+def test_additive_is_right_on_unseen_policies(fitted: Fitted) -> None:
+    assert fitted.metrics["test/kendall"] > 0.9
+    assert fitted.metrics["test/median"] < 0.02
+    assert fitted.metrics["test/nmse"] < 0.02
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_networks_learn(
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path, network: str
+) -> None:
+    fitted = fitted_with(
+        labels, space, errors, tmp_path, f"predictor={network}", "predictor.max_epochs=15"
+    )
+    assert fitted.metrics["test/kendall"] > 0.85
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_held_out_is_what_the_scores_are_of(fitted: Fitted, labels: Labels) -> None:
+    error = (fitted.held_out.predicted - fitted.held_out.measured).abs()
+    assert fitted.metrics["test/mae"] == pytest.approx(float(error.mean()), rel=1e-4)
+    assert len(error) == len(labels) // 10
+    assert (fitted.held_out.std > 0).all()
+
+
+def test_interval_covers_unseen_policies(
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+) -> None:
+    shares = "predictor.data.shares={train: 0.6, validation: 0.3, test: 0.1}"
+    fitted = fitted_with(labels, space, errors, tmp_path, shares)
+    fresh = made_up_labels(space, errors, count=500)
+    predicted = fitted.predictor.predict(fresh.kept)
+    covered = (predicted.mean - fresh.nll).abs() <= 1.645 * predicted.std
+    assert 0.8 <= float(covered.float().mean()) <= 0.98
+
+
+def test_checkpoint_loads_without_pickles(
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+) -> None:
+    fitted = fitted_with(labels, space, errors, tmp_path, "predictor.max_epochs=2")
+    torch.load(tmp_path / FILE, weights_only=True)
+    loaded = load_predictor(tmp_path / FILE)
+    assert isinstance(loaded, Predictor)
+    for before, after in zip(
+        fitted.predictor.predict(labels.kept), loaded.predict(labels.kept), strict=True
+    ):
+        assert torch.equal(before, after)
+
+
+def test_same_seed_same_predictor(
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+) -> None:
+    once, again, other = (
+        fitted_with(labels, space, errors, tmp_path, "predictor.max_epochs=3", seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(once.held_out.predicted, again.held_out.predicted)
+    assert not torch.equal(once.held_out.measured, other.held_out.measured)
+
+
+def test_infinite_labels_do_no_harm(
+    labels: Labels, space: Space, errors: Tensor, fitted: Fitted, tmp_path: Path
+) -> None:
+    nll = labels.nll.clone()
+    nll[7::40], nll[9::40] = torch.inf, torch.nan
+    hurt = fitted_with(Labels(labels.kept, nll, labels.source), space, errors, tmp_path)
+    assert hurt.held_out.measured.isfinite().all()
+    assert hurt.metrics["test/median"] < 0.02
+
+
+def test_catastrophic_labels_do_not_dominate(
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+) -> None:
+    kept, nll = labels.kept.clone(), labels.nll.clone()
+    kept[5::20, 2] = 0
+    lost = kept[:, 2] == 0
+    nll[lost] = 17.0
+    predictor = fitted_with(Labels(kept, nll, labels.source), space, errors, tmp_path).predictor
+    predicted = predictor.predict(kept).mean
+    assert (predicted - nll)[~lost].abs().median() < 0.05
+    assert predicted[lost].median() > nll[~lost].quantile(0.9)
+
+
+def test_loggers_get_the_scores(
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+) -> None:
+    config = predictor_config("predictor.max_epochs=2")
+    logger = CSVLogger(tmp_path / "log")
+    fit_predictor(
+        labels,
+        space,
+        errors,
+        DENSE_NLL,
+        **config,
+        seed=0,
+        folder=tmp_path,
+        loggers=[logger],
+        progress=False,
+    )
+    header = Path(logger.experiment.metrics_file_path).read_text().splitlines()[0].split(",")
+    assert {"train/loss", "validation/loss", "validation/kendall", "test/nmse"} <= set(header)
+
+
+def test_fit_takes_seconds(labels: Labels, space: Space, errors: Tensor, tmp_path: Path) -> None:
+    start = time.process_time()
+    fitted_with(labels, space, errors, tmp_path)
+    assert time.process_time() - start < 15
+
+
+def test_no_predictor_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match="there is no predictor"):
+        load_predictor(tmp_path / FILE)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"hyper_parameters": {}}, "text"])
+def test_foreign_checkpoints_are_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / FILE
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(PPFError, match="not a predictor"):
+        load_predictor(path)
+
+
+def test_checkpoints_can_only_build_networks(
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+) -> None:
+    fitted_with(labels, space, errors, tmp_path, "predictor.max_epochs=1")
+    checkpoint = torch.load(tmp_path / FILE, weights_only=True)
+    checkpoint["hyper_parameters"]["network"] = {"_target_": "subprocess.Popen", "args": "true"}
+    torch.save(checkpoint, tmp_path / FILE)
+    with pytest.raises(PPFError, match="Popen is no Network"):
+        load_predictor(tmp_path / FILE)

@@ -1,0 +1,76 @@
+from functools import partial
+
+import pytest
+import torch
+from hydra.utils import get_class
+from torch import Tensor
+
+from ppf.labels.table import Labels
+from ppf.predictor.additive import Additive
+from ppf.predictor.encoders import Sites
+from ppf.predictor.ensemble import Ensemble
+from ppf.predictor.mlp import MLP
+from ppf.predictor.module import PredictorModule, describe
+from ppf.space import Space
+from tests.predictor.synthetic import DENSE_NLL, predictor_config
+
+NETWORKS = ["cnn", "mlp", "additive"]
+
+
+def module_of(space: Space, errors: Tensor, *overrides: str) -> PredictorModule:
+    config = predictor_config(*overrides)["predictor"]
+    for name in ("data", "patience", "max_epochs", "threads"):
+        config.pop(name)
+    plain = {"space": describe(space), "errors": errors.tolist(), "dense_nll": DENSE_NLL}
+    return PredictorModule(**plain, **config)
+
+
+@pytest.mark.parametrize("encoder", ["masks", "sites"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_any_network_takes_any_encoder(
+    space: Space, errors: Tensor, labels: Labels, network: str, encoder: str
+) -> None:
+    module = module_of(space, errors, f"predictor={network}", f"predictor/encoder={encoder}")
+    prediction = module.predict(torch.cat([space.dense[None], labels.kept[:4]]))
+    assert prediction.mean.shape == prediction.std.shape == (5,)
+    assert prediction.mean[0] == pytest.approx(DENSE_NLL)
+    assert prediction.mean.isfinite().all()
+
+
+@pytest.mark.parametrize("encoder", ["masks", "sites"])
+def test_additive_never_predicts_a_gain(
+    space: Space, errors: Tensor, labels: Labels, encoder: str
+) -> None:
+    module = module_of(space, errors, f"predictor/encoder={encoder}")
+    for parameter in module.ensemble.parameters():
+        torch.nn.init.normal_(parameter)
+    less = (labels.kept - torch.randint(0, 3, labels.kept.shape)).clamp(min=0)
+    more, fewer = module.predict(labels.kept).mean, module.predict(less).mean
+    assert (more >= DENSE_NLL).all()
+    assert (fewer >= more - 1e-6).all()
+    assert (fewer > more + 1e-3).any()
+
+
+def test_equal_weights_already_rank(space: Space, errors: Tensor, labels: Labels) -> None:
+    config = predictor_config()["predictor"]["network"] | {"spread": 0.0}
+    config.pop("_target_")
+    encoder = Sites(space, errors, powers=[0.5, 1.0, 2.0])
+    answer = Additive(encoder, **config)(encoder(labels.kept))
+    ranks = torch.stack([answer, labels.nll]).argsort().argsort().double()
+    assert torch.corrcoef(ranks)[0, 1] > 0.9
+
+
+def test_ensemble_answers_as_its_members_do(space: Space, errors: Tensor, labels: Labels) -> None:
+    encoder = Sites(space, errors, powers=[1.0])
+    torch.manual_seed(1)
+    together = Ensemble(partial(MLP, encoder, hidden=[8]), members=3)(encoder(labels.kept))
+    torch.manual_seed(1)
+    alone = torch.stack([MLP(encoder, hidden=[8])(encoder(labels.kept)) for _ in range(3)])
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert (together.std(0) > 0).all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_configs_name_networks(network: str) -> None:
+    target = predictor_config(f"predictor={network}")["predictor"]["network"]["_target_"]
+    assert get_class(target).__module__ == f"ppf.predictor.{network}"
