@@ -106,7 +106,7 @@ class PredictorModule(LightningModule):
         target = self._target(batch.nll)
         self.noise.zero_()
         error = (self._transformed(batch.kept)[0] - target).abs()
-        self.noise.copy_(_MAD * error.median())
+        self.noise.copy_((_MAD * error.median()).clamp(min=_SMALLEST))
         relative = error / self._transformed(batch.kept)[1]
         count = len(relative)
         rank = min(count, -(-9 * (count + 1) // 10))
@@ -199,4 +199,5 @@ def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
 
 
 _LARGEST = 5.0  # transformed excess; sinh stays finite
+_SMALLEST = 1e-6  # transformed error; keeps the interval open where a fit is exact
 _MAD = 1.4826  # median absolute error to standard deviation, for Gaussian errors
