@@ -1,8 +1,7 @@
 """Labels on disk: parquet shards that a killed or a second process cannot spoil."""
 
 import hashlib
-import os
-import socket
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -51,7 +50,7 @@ class Row:
 class LabelStore:
     """All labels of one signature, in a folder.
 
-    Every process writes shards of its own; a shard is replaced atomically with each row, so a
+    Every store writes shards of its own; a shard is replaced atomically with each row, so a
     kill loses at most the row in hand.
 
     Args:
@@ -62,8 +61,7 @@ class LabelStore:
     def __init__(self, folder: Path, signature: str) -> None:
         self.folder, self.signature = folder, signature
         (folder / "claims").mkdir(parents=True, exist_ok=True)
-        self._shard = 0
-        self._mine: list[Row] = []
+        self._start_shard()
         self._rows: dict[tuple[int, ...], Row] = {}
         self._seen: dict[Path, tuple[int, int]] = {}
         self.refresh()
@@ -115,14 +113,13 @@ class LabelStore:
         """Keeps a row, on disk before this returns."""
         self._rows[row.kept] = row
         if len(self._mine) == _ROWS_PER_SHARD:
-            self._mine, self._shard = [], self._shard + 1
+            self._start_shard()
         self._mine.append(row)
-        name = f"{socket.gethostname()}-{os.getpid()}-{self._shard}.parquet"
         table = pa.Table.from_pylist([asdict(r) for r in self._mine], schema=_SCHEMA)
         table = table.replace_schema_metadata({"signature": self.signature})
-        draft = self.folder / f"{name}.draft"
+        draft = self._shard.with_suffix(".draft")
         parquet.write_table(table, draft)
-        draft.replace(self.folder / name)
+        draft.replace(self._shard)
 
     def labels(self, policies: Int[Tensor, "rows sites"]) -> Labels:
         """The labels of the policies given, in their order.
@@ -133,6 +130,10 @@ class LabelStore:
         rows = [self._rows[tuple(kept)] for kept in policies.tolist()]
         nll = torch.tensor([row.nll for row in rows], dtype=torch.double)
         return Labels(policies, nll, [row.source for row in rows])
+
+    def _start_shard(self) -> None:
+        self._mine: list[Row] = []
+        self._shard = self.folder / f"{uuid.uuid4().hex}.parquet"
 
     def _read(self, path: Path) -> list[Row]:
         try:

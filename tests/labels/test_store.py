@@ -24,6 +24,12 @@ def test_rows_survive_and_come_back_in_the_order_asked(tmp_path: Path) -> None:
     assert (7, 1) in again and (7, 2) not in again
 
 
+def test_two_stores_of_one_process_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    for kept in (1, 2):
+        LabelStore(tmp_path, "a").add(row(kept))
+    assert len(LabelStore(tmp_path, "a")) == 2
+
+
 def test_non_finite_labels_are_kept_as_such(tmp_path: Path) -> None:
     LabelStore(tmp_path, "a").add(row(1, nll=float("inf")))
     assert LabelStore(tmp_path, "a").labels(torch.tensor([[1]])).nll.isinf().all()
