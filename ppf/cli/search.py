@@ -10,6 +10,7 @@ from ppf.progress import Stopwatch
 from ppf.report.loggers import log_artifact, log_figure
 from ppf.report.plots import policy_heatmap
 from ppf.report.tables import print_summary
+from ppf.space import check_ratio
 from ppf.stages import results
 from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
@@ -19,10 +20,10 @@ from ppf.stages.search import search
 @command("search")
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels and trains what is missing, searches, measures and reports."""
+    check_ratio(cfg.ratio)
     clock = Stopwatch()
     with clock("preparing the model"):
         ready = prepare(cfg, fabric)
-    ready.space.check_ratio(cfg.ratio)
     with clock("labelling"):
         labels = collect(ready, upstream=True)
     found = search(ready, labels, clock)

@@ -2,6 +2,6 @@
 
 from ppf.space.budget import project, uniform
 from ppf.space.masks import masks
-from ppf.space.sites import Prunable, Site, Space, build_space
+from ppf.space.sites import Prunable, Site, Space, build_space, check_ratio
 
-__all__ = ["Prunable", "Site", "Space", "build_space", "masks", "project", "uniform"]
+__all__ = ["Prunable", "Site", "Space", "build_space", "check_ratio", "masks", "project", "uniform"]

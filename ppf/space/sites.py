@@ -91,13 +91,6 @@ class Space:
         """The pruning ratio that a policy really reaches."""
         return self.removed(kept).double() / self.total
 
-    def check_ratio(self, ratio: float) -> None:
-        """Raises PPFError unless 0 ≤ ratio < 1."""
-        if not 0 <= ratio < 1:
-            raise PPFError(
-                f"ratio={ratio} is outside the space: give 0 ≤ ratio < 1, as in ratio=0.3."
-            )
-
     def check_policy(self, kept: Sequence[int]) -> None:
         """Raises PPFError unless `kept` fits every site."""
         fits = len(kept) == len(self) and all(
@@ -139,3 +132,9 @@ def build_space(
         return Site(place.layer, place.kind, place.atoms // size, size, place.params * size)
 
     return Space(tuple(site(p) for p in prunables if p.kind in kinds), name)
+
+
+def check_ratio(ratio: float) -> None:
+    """Raises PPFError unless 0 ≤ ratio < 1."""
+    if not 0 <= ratio < 1:
+        raise PPFError(f"ratio={ratio} is outside the space: give 0 ≤ ratio < 1, as in ratio=0.3.")

