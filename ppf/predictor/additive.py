@@ -14,7 +14,7 @@ from ppf.predictor.network import Network
 class Additive(Network):
     """Non-negative site weights on monotone features, then a non-negative mix of powers.
 
-        z = Σ_rows Σ_features w[row, feature] · |x − x_dense|
+        z = Σ_rows Σ_features w[row, feature] · |x − x_denseX
         out = asinh(Σ_p a_p z^p)
 
     so removing more of a site never predicts a gain, whatever the weights. The weights are
@@ -35,6 +35,7 @@ class Additive(Network):
 
     dense: Float[Tensor, "..."]
     covariance_root: Float[Tensor, "rows rows"]
+    whole: Float[Tensor, ""]
     kinds: Int[Tensor, " rows"]
     powers: Float[Tensor, " powers"]
 
@@ -56,6 +57,7 @@ class Additive(Network):
         covariance = same_kind * smooth**2 * torch.exp(-distance / length)
         root = torch.linalg.cholesky(covariance + (rough**2 + _JITTER) * torch.eye(rows))
         self.register_buffer("dense", encoder.dense)
+        self.register_buffer("whole", (encoder.empty - encoder.dense).abs().sum())
         self.register_buffer("kinds", encoder.kinds)
         self.register_buffer("covariance_root", root)
         self.register_buffer("powers", torch.tensor(list(powers)))
@@ -69,14 +71,16 @@ class Additive(Network):
     def weights(self) -> Float[Tensor, "rows features"]:
         """What each feature of each row counts."""
         whitened = self.deviations[:, None] + self.per_feature * self.feature_deviations
-        return torch.exp(self.levels[self.kinds] + self.covariance_root @ whitened)
+        logs = self.levels[self.kinds] + self.covariance_root @ whitened
+        return logs.clamp(max=_LARGEST).exp()
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         damage = (features - self.dense).abs().flatten(1, -2)
-        z = torch.einsum("brf,rf->b", damage, self.weights) / damage.shape[1] + _JITTER
+        z = torch.einsum("brf,rf->b", damage, self.weights) / self.whole + _JITTER
         terms = F.softplus(self.link) * z[:, None] ** self.powers
         return torch.asinh(_SCALE * terms.sum(1))
 
 
 _JITTER = 1e-9  # keeps the root and the powers' gradients finite
+_LARGEST = 10.0  # log-weight; keeps a line search that goes astray finite
 _SCALE = 5.0  # brings the output near the targets before training

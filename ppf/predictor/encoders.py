@@ -40,6 +40,11 @@ class Encoder(nn.Module, ABC):
         """Features of the policy that keeps everything."""
         return self(self.units[None])[0]
 
+    @property
+    def empty(self) -> Float[Tensor, "..."]:
+        """Features of the policy that keeps nothing."""
+        return self(torch.zeros_like(self.units)[None])[0]
+
     @abstractmethod
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch ..."]: ...
 

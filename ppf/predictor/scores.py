@@ -68,14 +68,16 @@ class Scores(Metric):
         if len(mean) < _FEWEST:
             return {}
         error = (mean - measured).abs()
-        scores: dict[str, Any] = {
-            "mae": error.mean(),
-            "median": error.median(),
+        usual = measured < self.dense_nll + _CATASTROPHIC
+        spread = measured[usual].var(correction=0) if usual.any() else measured.new_zeros(())
+        ranks: dict[str, Any] = {
             "spearman": spearman_corrcoef(mean, measured),
             "kendall": kendall_rank_corrcoef(mean, measured),
-            "coverage": (error <= NOMINAL * std).float().mean(),
+            "nmse": error[usual].square().mean() / spread,
         }
-        usual = measured < self.dense_nll + _CATASTROPHIC
-        if usual.sum() >= _FEWEST:
-            scores["nmse"] = error[usual].square().mean() / measured[usual].var(correction=0)
-        return scores
+        return {
+            "mae": error.mean(),
+            "median": error.median(),
+            "coverage": (error <= NOMINAL * std).float().mean(),
+            **{name: score for name, score in ranks.items() if score.isfinite()},
+        }

@@ -27,12 +27,14 @@ def test_additive_is_right_on_unseen_policies(fitted: Fitted) -> None:
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_networks_learn(
-    labels: Labels, space: Space, errors: Tensor, tmp_path: Path, network: str
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path, network: str, optimizer: str
 ) -> None:
-    fitted = fitted_with(
-        labels, space, errors, tmp_path, f"predictor={network}", "predictor.max_epochs=15"
-    )
+    chosen = [f"predictor={network}", f"predictor/optimizer={optimizer}"]
+    steps = {"lbfgs": 1, "adam": 20}[optimizer]
+    length = ["predictor.max_epochs=15", f"predictor.data.steps={steps}"]
+    fitted = fitted_with(labels, space, errors, tmp_path, *chosen, *length)
     assert fitted.metrics["test/kendall"] > 0.85
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 

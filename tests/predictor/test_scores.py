@@ -46,3 +46,11 @@ def test_coverage_counts_the_ninety_percent_interval() -> None:
 
 def test_bands_with_too_few_rows_are_left_out() -> None:
     assert not [name for name in scored(MEASURED) if name.endswith("_15_30")]
+
+
+def test_equal_measurements_have_no_rank() -> None:
+    scores = Scores(bands=[0.0, 0.15], dense_nll=3.0)
+    same = torch.full((5,), 3.0)
+    scores.update(Prediction(same, same), same, RATIO)
+    assert "kendall" not in scores.compute()
+    assert scores.compute()["mae"] == 0
