@@ -14,7 +14,7 @@ from ppf.predictor.network import Network
 class Additive(Network):
     """Non-negative site weights on monotone features, then a non-negative mix of powers.
 
-        z = Σ_rows Σ_features w[row, feature] · |x − x_denseX
+        z = Σ_rows Σ_features w[row, feature] · |x − x_dense| / Σ Σ |x_empty − x_dense|
         out = asinh(Σ_p a_p z^p)
 
     so removing more of a site never predicts a gain, whatever the weights. The weights are
