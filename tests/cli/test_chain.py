@@ -59,7 +59,8 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(run: Run, llama2: Path, tmp_
 
     page = policy_file.with_name("report.html").read_text()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
-    rows = list(csv.DictReader(policy_file.with_name("metrics.csv").open()))
+    lines = policy_file.with_name("metrics.csv").read_text().splitlines()
+    rows = list(csv.DictReader(lines))
     assert any(row.get("search/predicted_best") for row in rows)
     assert json.loads(policy_file.with_name("summary.json").read_text())["part"] == "labelling"
     assert list((policy_file.parent / "wandb").glob("offline-run-*"))
