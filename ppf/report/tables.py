@@ -112,16 +112,15 @@ def print_scores(
     metrics: Mapping[str, float], bands: Sequence[float], *, target: Console = console
 ) -> None:
     """Prints a predictor's scores on held-out policies, overall and by ratio band."""
-    overall = [name.removeprefix("test/") for name in metrics if name.count("_") == 0]
     edges = [f"{low * 100:.0f}_{high * 100:.0f}" for low, high in pairwise(bands)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("held-out policies")
     for heading in ["all", *(f"{edge.replace('_', '–')} %" for edge in edges)]:
         table.add_column(heading, justify="right")
-    for name in overall:
+    for name, words in _SCORES.items():
         keys = [f"test/{name}", *(f"test/{name}_{edge}" for edge in edges)]
         cells = [f"{metrics[key]:.4f}" if key in metrics else "too few" for key in keys]
-        table.add_row(_SCORES.get(name, name), *cells)
+        table.add_row(words, *cells)
     _print(target, table)
 
 
