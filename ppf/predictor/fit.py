@@ -18,6 +18,7 @@ from ppf.labels.datamodule import LabelsDataModule
 from ppf.labels.table import Labels
 from ppf.predictor.module import PredictorModule, describe
 from ppf.space import Space
+from ppf.threads import cpu_threads
 
 FILE = "predictor.ckpt"
 _MONITOR = "validation/loss"
@@ -76,7 +77,7 @@ def fit_predictor(
     config = {key: value for key, value in predictor.items() if key not in _FITTING}
     members = predictor["members"]
     data = LabelsDataModule(labels, space, members=members, seed=seed, **predictor["data"])
-    with _quiet(), _threads(predictor["threads"]):
+    with _quiet(), cpu_threads(predictor["threads"]):
         seed_everything(seed, verbose=False)
         module = PredictorModule(
             space=describe(space),
@@ -127,13 +128,3 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    usual = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)

@@ -1,13 +1,13 @@
 """Runs an agent on one process or many, and picks what is worth measuring."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from lightning import Fabric
 from torch import Tensor
 
 from ppf.agents import Agent, Candidates, Objective, Report
+from ppf.threads import cpu_threads
 
 _GATHERED = 256  # policies that each rank hands over
 _APART = 0.25  # share of the sites in which chosen policies differ, where that can be had
@@ -33,7 +33,7 @@ def run_search(
         report: takes the metrics of the first rank.
         seed: the same seed finds the same policies on one process.
     """
-    with _threads(agent.threads):
+    with cpu_threads(agent.threads):
         heard = report if fabric.is_global_zero else _unheard
         found = _gather(agent.search(objective, fabric, heard, seed), fabric)
         found = Candidates.merge(found, objective.candidates(objective.uniform()))
@@ -70,13 +70,3 @@ def _gather(found: Candidates, fabric: Fabric) -> Candidates:
 
 def _unheard(step: int, metrics: Mapping[str, Tensor | float]) -> None:
     """The other ranks' metrics."""
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
