@@ -88,7 +88,7 @@ def width_space(lm: LanguageModel, channel_multiple: int = CHANNEL_MULTIPLE) -> 
 def calibrated(lm: LanguageModel) -> tuple[Statistics, list[Tensor]]:
     """Statistics and a random order."""
     statistics = collect_statistics(lm, random_windows())
-    return statistics, order_atoms(lm, Random(0), statistics)
+    return statistics, order_atoms(lm, Random(0), statistics, random_windows())
 
 
 def pruner_of(

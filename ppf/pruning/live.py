@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppf.llm import Coupling, LanguageModel
-from ppf.pruning.bank import Bank, expand
+from ppf.pruning.bank import Bank
 from ppf.pruning.empty_block import EmptyBlock
+from ppf.pruning.statistics import expand
 from ppf.space import Space
 
 
