@@ -75,9 +75,8 @@ Moments = dict[nn.Module, Tensor]
 def _watch(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Tensor]:
     """E[x] and E[x²] of what each projection reads, and each layer's influence."""
     linears = {linear for coupling in lm.couplings for linear in _linears(coupling)}
-    mean, square = (
-        {w: torch.zeros(w.in_features, device=lm.device) for w in linears} for _ in "ab"
-    )
+    mean: Moments = {w: torch.zeros(w.in_features, device=lm.device) for w in linears}
+    square: Moments = {w: torch.zeros_like(zeros) for w, zeros in mean.items()}
     stops = [*lm.adapter.layers(lm.model), lm.adapter.final_norm(lm.model)]
     influence = torch.zeros(len(stops) - 1, device=lm.device)
     entered: list[Tensor] = []
