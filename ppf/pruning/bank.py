@@ -73,7 +73,9 @@ class Bank:
 
         levels = []
         names = [site.name for site in space.sites]
-        for number, name in enumerate(track(names, f"Building the level bank ({len(space)} sites)")):
+        for number, name in enumerate(
+            track(names, f"Building the level bank ({len(space)} sites)")
+        ):
             make = partial(prepare, number)
             file = folder / f"{name}.safetensors"
             level = _spilled(file, widths[number], make) if factored else make()

@@ -71,7 +71,9 @@ class Taylor(Importance):
 
     def observe(self, lm: LanguageModel, windows: Tensor) -> None:
         self._squared = {c.consumer: torch.zeros(c.atoms, device=lm.device) for c in lm.couplings}
-        hooks = [c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in lm.couplings]
+        hooks = [
+            c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in lm.couplings
+        ]
         embeddings = lm.model.get_input_embeddings()
         hooks.append(embeddings.register_forward_hook(lambda *call: call[2].requires_grad_()))
         try:

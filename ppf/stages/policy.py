@@ -7,7 +7,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.errors import PPFError
-from ppf.space import Space
 from ppf.stages.artefacts import plain
 from ppf.stages.prepare import Prepared, Signatures, signatures
 
@@ -72,13 +71,3 @@ def check_signature(record: dict[str, Any], config: DictConfig) -> Signatures:
             f" here (signature {record['signatures']['labels']}, not {names.labels}): search again."
         )
     return names
-
-
-def kept_units(record: dict[str, Any], space: Space) -> list[int]:
-    """The kept units in the space's order of sites; raises PPFError where they do not fit."""
-    names = [site.name for site in space.sites]
-    kept = [record["kept"].get(name, -1) for name in names]
-    if len(record["kept"]) != len(names):
-        kept = []
-    space.check_policy(kept)
-    return kept

@@ -16,7 +16,16 @@ from ppf.llm import LanguageModel, Text, load
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import build_text
 from ppf.progress import say
-from ppf.pruning import Bank, LivePruner, Statistics, collect_statistics, order_atoms
+from ppf.pruning import (
+    Bank,
+    Evidence,
+    LivePruner,
+    Statistics,
+    Traits,
+    collect_statistics,
+    collect_traits,
+    order_atoms,
+)
 from ppf.pruning.statistics import write_tensors
 from ppf.space import Space
 from ppf.stages.artefacts import model_identity, plain, signature, text_identity
@@ -54,6 +63,17 @@ class Prepared:
     def labeller(self) -> Labeller:
         windows = self.text.tokens("labelling", self.lm.tokenizer)
         return Labeller(self.lm, self.pruner, windows, batch=self.cfg.labels.batch)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What allocation rules know; the dense model's traits are made where they lack."""
+        folder = Path(self.cfg.paths.artefacts) / "traits"
+        file = folder / f"{self.signatures.statistics}.safetensors"
+        if not file.is_file():
+            windows = self.text.tokens("calibration", self.lm.tokenizer)
+            with self.pruner.at(self.space.dense.tolist()):
+                write_tensors(file, collect_traits(self.lm, windows).tensors())
+        return Evidence(self.space, self.bank.errors, Traits.from_tensors(load_file(file)))
 
 
 def signatures(cfg: DictConfig) -> Signatures:

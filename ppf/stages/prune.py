@@ -7,7 +7,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.export.huggingface import export_folder
-from ppf.stages.policy import check_signature, kept_units, policy_config
+from ppf.stages.policy import check_signature, policy_config
 from ppf.stages.prepare import Prepared, prepare
 
 
@@ -24,5 +24,5 @@ def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pre
     config = policy_config(record, cfg)
     check_signature(record, config)
     ready = prepare(config, fabric, dtype=cfg.dtype)
-    ready.pruner.apply(kept_units(record, ready.space))
+    ready.pruner.apply(ready.space.policy(record["kept"]))
     return ready
