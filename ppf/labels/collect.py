@@ -53,6 +53,6 @@ def label(
 
 def _label_one(store: LabelStore, labeller: Labeller, kept: tuple[int, ...], source: str) -> None:
     start = time.perf_counter()
-    nll = labeller.nll(kept)
+    score = labeller.score(kept)
     ratio = float(labeller.pruner.space.ratio(torch.tensor(kept)))
-    store.add(Row(kept, ratio, nll, source, time.perf_counter() - start))
+    store.add(Row(kept, ratio, score.nll, score.kl, source, time.perf_counter() - start))

@@ -100,8 +100,8 @@ def _spilled(file: Path, widths: list[int], make: Callable[[], Levels]) -> Level
     if not file.is_file():
         made = make()
         assert isinstance(made.weights, Factors)
-        factors = {"projected": made.weights.projected, "inverse": made.weights.inverse}
-        write_tensors(file, {"errors": made.errors, **factors})
+        projected, inverse = made.weights.projected[:, :], made.weights.inverse[:, :]
+        write_tensors(file, {"errors": made.errors, "projected": projected, "inverse": inverse})
     stored = safe_open(file, "pt")
     projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
     return Levels(stored.get_tensor("errors"), Factors(projected, inverse, widths[:-1]))

@@ -24,7 +24,7 @@ class Sliceable(Protocol):
 
 
 @dataclass(frozen=True)
-class Factors(Sequence[Tensor]):
+class Factors:
     """All levels of a site as two nested factors: level K is V[:, :K] M[:K, :K].
 
     Args:
@@ -40,10 +40,7 @@ class Factors(Sequence[Tensor]):
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")
 
-    def __len__(self) -> int:
-        return len(self.widths)
-
-    def __getitem__(self, level: Any) -> Tensor:
+    def __getitem__(self, level: int) -> Tensor:
         width = self.widths[level]
         projected, inverse = self.projected[:, :width], self.inverse[:width, :width]
         return (projected.to(self.device) @ inverse.to(self.device)).to(self.dtype)
@@ -62,7 +59,7 @@ class Levels:
     """
 
     errors: Float[Tensor, " levels"]
-    weights: Sequence[Tensor] | None = None
+    weights: Sequence[Tensor] | Factors | None = None
     biases: Float[Tensor, "levels hidden"] | None = None
 
 

@@ -15,7 +15,7 @@ from ppf.pruning.statistics import Statistics, by_atom, damped, expand
 class Importance(ABC):
     """Scores the atoms of one coupling; higher stays longer."""
 
-    def observe(self, lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> None:
+    def observe(self, lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> None:  # noqa: B027
         """Looks at the dense model on calibration text, where the statistics do not suffice."""
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Taylor(Importance):
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         return self._squared[coupling.consumer]
 
-    def _watch(self, coupling: Coupling, consumer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _watch(self, coupling: Coupling, consumer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
 
         def add(gradient: Tensor) -> None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
@@ -62,7 +61,8 @@ class Prepared:
     @cached_property
     def labeller(self) -> Labeller:
         windows = self.text.tokens("labelling", self.lm.tokenizer)
-        return Labeller(self.lm, self.pruner, windows, batch=self.cfg.labels.batch)
+        labels = self.cfg.labels
+        return Labeller(self.lm, self.pruner, windows, batch=labels.batch, kl_top_k=labels.kl_top_k)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -83,7 +83,8 @@ def signatures(cfg: DictConfig) -> Signatures:
     order = signature(statistics, plain(cfg.importance))
     labelling = text_identity(cfg.text, "labelling")
     bank = signature(order, plain(cfg.space), plain(cfg.compensation))
-    return Signatures(statistics, order, bank, signature(bank, labelling))
+    labels = signature(bank, labelling, cfg.labels.kl_top_k)
+    return Signatures(statistics, order, bank, labels)
 
 
 def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Prepared:

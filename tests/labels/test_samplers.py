@@ -55,10 +55,7 @@ def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
 def test_families_share_their_first_layers_with_their_first_policy(tiny: TinySetup) -> None:
     kept = drawn(Branches(profiles(), depths=[0.5, 0.75]), tiny, 12)
     first = torch.tensor([site.layer for site in tiny.space.sites])
-    shared = torch.tensor(
-        [len(set(family)) for family in zip(*[iter(map(tuple, kept.tolist()))] * 3)]
-    )
-    assert (shared > 1).all()
+    assert kept.unique(dim=0).shape[0] > 8
     for family in kept.split(3):
         for member, layers in zip(family[1:], (2, 3), strict=True):
             assert torch.equal(member[first < layers], family[0][first < layers])
