@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ppf.llm import LanguageModel
+from ppf.llm import LanguageModel, LayerCalls
 from ppf.progress import say
 from ppf.pruning import LivePruner
 
@@ -52,7 +52,7 @@ class _Batch:
 
     ids: Int[Tensor, "windows window"]
     dense: Likeliest | None = None
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    calls: LayerCalls | None = None
     trail: list[Float[Tensor, "windows window hidden"]] = field(default_factory=list)
 
 
@@ -135,10 +135,11 @@ class Labeller:
 
     def _forward(self, batch: _Batch, first: int) -> Float[Tensor, "windows window hidden"]:
         """The states behind the last layer, the layers before `first` as they were."""
-        if not batch.calls:
-            _record(self.lm.model.get_decoder(), self.layers, batch)
+        if batch.calls is None:
+            batch.calls = LayerCalls.record(self.lm, batch.ids)
+            batch.trail = [batch.calls.entered]
         del batch.trail[first + 1 :]
-        for layer, call in zip(self.layers[first:], batch.calls[first:], strict=True):
+        for layer, call in zip(self.layers[first:], batch.calls.keywords[first:], strict=True):
             batch.trail.append(layer(batch.trail[-1], **call))
         return batch.trail[-1]
 
@@ -200,19 +201,3 @@ def _with_rest(log_probs: Float[Tensor, "positions top"]) -> Float[Tensor, "posi
 
 
 _LEAST = 1e-7  # probability; what float32 can tell from nothing
-
-
-def _record(decoder: nn.Module, layers: nn.ModuleList, batch: _Batch) -> None:
-    """Learns from one run how layers are called: masks and positions depend on no policy."""
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
-        if not batch.calls:
-            batch.trail.append(inputs[0])
-        batch.calls.append(keywords)
-
-    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
-    try:
-        decoder(batch.ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
