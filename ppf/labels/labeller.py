@@ -1,6 +1,6 @@
 """The labeller: what the real pruned model scores on the labelling text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ppf.llm import LanguageModel
+from ppf.llm import LanguageModel, output_head
 from ppf.progress import say
 from ppf.pruning import LivePruner
 
@@ -96,11 +96,11 @@ class Labeller:
         for layer, call in zip(self.layers[first:], batch.calls[first:], strict=True):
             batch.trail.append(layer(batch.trail[-1], **call))
         hidden = self._norm(batch.trail[-1])
-        return summed_nll(self.lm.model.get_output_embeddings(), hidden, batch.ids)
+        return summed_nll(output_head(self.lm.model), hidden, batch.ids)
 
 
 def summed_nll(
-    head: nn.Module,
+    head: Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "windows window width"],
     ids: Int[Tensor, "windows window"],
 ) -> Float[Tensor, ""]:
