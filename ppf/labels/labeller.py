@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ppf.llm import LanguageModel, LayerCalls
+from ppf.llm import LanguageModel, LayerCalls, output_head
 from ppf.progress import say
 from ppf.pruning import LivePruner
 
 T = TypeVar("T")
+Head = Callable[[Tensor], Tensor]
 _HEAD_ROWS = 64  # logits of so many tokens stay in cache
 
 
@@ -83,7 +84,7 @@ class Labeller:
         self.windows = windows.to(lm.device)
         self.layers = lm.adapter.layers(lm.model)
         self._norm = lm.adapter.final_norm(lm.model)
-        self._head = lm.model.get_output_embeddings()
+        self._head = output_head(lm.model)
         self._layer_of = [site.layer for site in pruner.space.sites]
         self._kl_top_k = kl_top_k
         self._start(batch)
@@ -169,7 +170,7 @@ class Labeller:
 
 
 def summed_nll(
-    head: nn.Module,
+    head: Head,
     hidden: Float[Tensor, "windows window width"],
     ids: Int[Tensor, "windows window"],
 ) -> Float[Tensor, ""]:
@@ -186,7 +187,7 @@ def summed_nll(
 
 
 def _logits(
-    head: nn.Module, hidden: Tensor, ids: Tensor
+    head: Head, hidden: Tensor, ids: Tensor
 ) -> Iterator[tuple[Float[Tensor, "rows vocabulary"], Int[Tensor, " rows"]]]:
     """Logits in float32 and the tokens that really follow, a few rows at a time."""
     rows, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()

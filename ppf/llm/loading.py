@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from ppf.errors import PPFError
-from ppf.llm.adapter import Adapter, Coupling, adapter_for
+from ppf.llm.adapter import Adapter, Coupling
+from ppf.llm.families import adapter_for
 
 
 @dataclass

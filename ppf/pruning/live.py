@@ -30,6 +30,9 @@ class LivePruner:
         index = {(c.layer, c.kind): i for i, c in enumerate(lm.couplings)}
         self._coupling = [index[site.layer, site.kind] for site in space.sites]
         self.blocks = [getattr(c.parent, c.attribute) for c in lm.couplings]
+        self._bypassed = [
+            {name: getattr(c.parent, name) for name in c.bypassed} for c in lm.couplings
+        ]
         self._dense = {
             module: (module.weight.data, module.bias.data if module.bias is not None else None)
             for coupling in lm.couplings
@@ -95,10 +98,19 @@ class LivePruner:
         if levels.biases is not None and kept < site.units:
             bias = levels.biases[kept] + (0 if bias is None else bias)
         _set(consumer, weight, bias)
-        block: nn.Module = self.blocks[self._coupling[index]]
-        if not kept:
-            block = EmptyBlock(coupling.layer, coupling.kind == "attention", consumer.bias)
+        self._place(self._coupling[index], atoms)
+
+    def _place(self, index: int, atoms: int) -> None:
+        """Puts the block with `atoms` left, or what stands for it, where the layer calls it."""
+        coupling, block = self.lm.couplings[index], self.blocks[index]
+        if coupling.heads:
+            setattr(block, coupling.heads, atoms)
+        if not atoms:
+            bias = coupling.consumer.bias
+            block = EmptyBlock(coupling.layer, coupling.kind == "attention", bias)
         setattr(coupling.parent, coupling.attribute, block)
+        for name, module in self._bypassed[index].items():
+            setattr(coupling.parent, name, module if atoms else nn.Identity())
 
     def _permute(self, coupling: Coupling, order: Tensor) -> None:
         for producer in coupling.producers:

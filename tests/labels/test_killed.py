@@ -41,7 +41,7 @@ def work(folder: Path, cache: str, started, log: Path) -> None:
 
 @pytest.fixture
 def start(tmp_path: Path, cache: str):
-    """Starts a labelling process and waits until it labels; processes are forked from a clean one."""
+    """Starts a labelling process, forked from a clean one, and waits until it labels."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny", "ppf.labels.labeller"])
 

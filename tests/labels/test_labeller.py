@@ -1,10 +1,13 @@
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ppf.labels.labeller import Labeller
 from ppf.pruning import LivePruner
 from ppf.space import uniform
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
+from tests.checkpoints import policies as drawn_policies
 from tests.tiny import TinySetup
 
 
@@ -39,6 +42,17 @@ def test_a_label_does_not_depend_on_what_was_labelled_before(
     labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=4)
     backwards = [labeller.score(kept).nll for kept in policies[::-1] + policies[::-1]]
     assert backwards == pytest.approx(alone[::-1] * 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_a_label_is_the_familys_own_loss(config: PreTrainedConfig) -> None:
+    lm, ids = random_model(config), random_windows()
+    pruner = pruner_of(lm)
+    labeller = Labeller(lm, pruner, ids, batch=3)
+    for kept in drawn_policies(pruner.space).values():
+        with pruner.at(kept) as model, torch.inference_mode():
+            loss = float(model(ids, labels=ids).loss)
+        assert labeller.nll(kept) == pytest.approx(loss, abs=1e-4)
 
 
 def test_shared_first_layers_are_not_run_again(tiny: TinySetup, policies: list[list[int]]) -> None:
