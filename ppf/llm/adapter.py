@@ -107,5 +107,9 @@ class Adapter(ABC):
         queries = config.num_attention_heads // getattr(config, self.kv_heads)
         return {self.kv_heads: atoms, "num_attention_heads": queries * atoms}
 
+    def adds_to_stream(self, config: PreTrainedConfig) -> bool:
+        """Whether what consumers give goes into the residual stream as it is, without a norm."""
+        return True
+
     def prunables(self, model: PreTrainedModel) -> list[Prunable]:
         return [coupling.prunable for coupling in self.couplings(model)]

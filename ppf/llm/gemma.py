@@ -1,5 +1,7 @@
 """Gemma 3, the text models (270M and 1B; what carries an image tower is of another family)."""
 
+from transformers import PreTrainedConfig
+
 from ppf.llm.llama import LlamaAdapter
 
 
@@ -11,3 +13,6 @@ class GemmaAdapter(LlamaAdapter):
     """
 
     model_types = ("gemma3_text",)
+
+    def adds_to_stream(self, config: PreTrainedConfig) -> bool:
+        return False

@@ -46,6 +46,10 @@ class OPTAdapter(Adapter):
             bypassed=("fc1",),
         )
 
+    def adds_to_stream(self, config: Any) -> bool:
+        """350M normalises behind its blocks."""
+        return config.do_layer_norm_before
+
     def final_norm(self, model: Any) -> nn.Module:
         """Either may be absent: 350M has no norm there, the others no projection."""
         decoder = model.get_decoder()

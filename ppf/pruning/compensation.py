@@ -63,6 +63,24 @@ class Levels:
     biases: Float[Tensor, "levels hidden"] | None = None
 
 
+@dataclass(frozen=True)
+class Shortfall:
+    """What the residual stream lacks behind a narrowed block, r, and what its consumer reads, x.
+
+    Args:
+        gram: E[x xᵀ].
+        cross: E[r xᵀ].
+        mean: E[r].
+    """
+
+    gram: Float[Tensor, "width width"]
+    cross: Float[Tensor, "hidden width"]
+    mean: Float[Tensor, " hidden"]
+
+
+Correction = tuple[Float[Tensor, "hidden width"] | None, Float[Tensor, " hidden"] | None]
+
+
 class Compensation(ABC):
     """Prepares one site.
 
@@ -89,6 +107,10 @@ class Compensation(ABC):
             factored: give new weights as factors in float32, not ready.
         """
 
+    @abstractmethod
+    def correction(self, shortfall: Shortfall) -> Correction:
+        """What to add to a narrowed consumer's weight and bias, so that the stream lacks less."""
+
 
 class NoCompensation(Compensation):
     """The pruned columns just go."""
@@ -103,6 +125,9 @@ class NoCompensation(Compensation):
         factored: bool = False,
     ) -> Levels:
         return Levels(_suffix_errors(weight, gram, gram, widths))
+
+    def correction(self, shortfall: Shortfall) -> Correction:
+        return None, None
 
 
 class Bias(Compensation):
@@ -124,6 +149,9 @@ class Bias(Compensation):
         biases = (partial[:, -1:] - partial[:, list(widths)]).T.contiguous()
         covariance = gram - torch.outer(mean, mean)
         return Levels(_suffix_errors(weight, covariance, gram, widths), biases=biases)
+
+    def correction(self, shortfall: Shortfall) -> Correction:
+        return None, shortfall.mean
 
 
 class LeastSquares(Compensation):
@@ -174,6 +202,12 @@ class LeastSquares(Compensation):
         factors = Factors(projected.to(dtype), inverse.to(dtype), widths[:-1])
         chosen = factors if factored else weights
         return Levels(torch.stack(errors).float().clamp(0, 1), chosen)
+
+    def correction(self, shortfall: Shortfall) -> Correction:
+        if not shortfall.gram.numel():
+            return None, None
+        ridged, _ = damped(shortfall.gram, self.damping)
+        return torch.linalg.solve(ridged, shortfall.cross.T.double()).T, None
 
 
 def _inverse_factor(

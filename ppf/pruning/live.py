@@ -41,6 +41,7 @@ class LivePruner:
         for coupling, order in zip(lm.couplings, bank.orders, strict=True):
             self._permute(coupling, order)
         self.kept = space.dense.tolist()
+        self._corrected: set[int] = set()
 
     @property
     def atoms(self) -> list[int]:
@@ -60,9 +61,8 @@ class LivePruner:
         kept = [int(k) for k in kept]
         self.space.check_policy(kept)
         for site, (now, then) in enumerate(zip(kept, self.kept, strict=True)):
-            if now != then:
-                self._narrow(site, now)
-        self.kept = kept
+            if now != then or site in self._corrected:
+                self.narrow(site, now)
 
     @contextmanager
     def at(self, kept: Sequence[int]) -> Iterator[PreTrainedModel]:
@@ -80,7 +80,11 @@ class LivePruner:
         for coupling, order in zip(self.lm.couplings, self.bank.orders, strict=True):
             self._permute(coupling, order.argsort())
 
-    def _narrow(self, index: int, kept: int) -> None:
+    @torch.no_grad()
+    def narrow(self, index: int, kept: int) -> None:
+        """Keeps `kept` units of one site, as the bank prepared it."""
+        self._corrected.discard(index)
+        self.kept = [*self.kept[:index], kept, *self.kept[index + 1 :]]
         site, levels = self.space.sites[index], self.bank.levels[index]
         coupling = self.lm.couplings[self._coupling[index]]
         atoms = kept * site.atoms_per_unit
@@ -99,6 +103,19 @@ class LivePruner:
             bias = levels.biases[kept] + (0 if bias is None else bias)
         _set(consumer, weight, bias)
         self._place(self._coupling[index], atoms)
+
+    @torch.no_grad()
+    def correct(self, index: int, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Adds to the weight and bias of one site's consumer, until it is narrowed again."""
+        number, consumer = self._coupling[index], self.lm.couplings[self._coupling[index]].consumer
+        total = consumer.weight.data if weight is None else consumer.weight + weight
+        shift = None if consumer.bias is None else consumer.bias.data
+        if bias is not None:
+            shift = bias if shift is None else shift + bias
+        dtype = consumer.weight.dtype
+        _set(consumer, total.to(dtype), None if shift is None else shift.to(dtype))
+        self._place(number, self.kept[index] * self.space.sites[index].atoms_per_unit)
+        self._corrected.add(index)
 
     def _place(self, index: int, atoms: int) -> None:
         """Puts the block with `atoms` left, or what stands for it, where the layer calls it."""

@@ -52,7 +52,7 @@ def test_a_label_is_the_familys_own_loss(config: PreTrainedConfig) -> None:
     for kept in drawn_policies(pruner.space).values():
         with pruner.at(kept) as model, torch.inference_mode():
             loss = float(model(ids, labels=ids).loss)
-        assert labeller.nll(kept) == pytest.approx(loss, abs=1e-4)
+        assert labeller.score(kept).nll == pytest.approx(loss, abs=1e-4)
 
 
 def test_shared_first_layers_are_not_run_again(tiny: TinySetup, policies: list[list[int]]) -> None:
