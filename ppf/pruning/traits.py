@@ -118,7 +118,8 @@ def _exponent(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
 
     Source: PL_Alpha_Hill of AlphaPruning (arXiv 2410.10912), with its fix-finger start of the tail.
     """
-    logs = torch.linalg.svdvals(weight).square().clamp_min(_SMALLEST).log().cpu()
+    narrow = weight.double() if len(weight) <= len(weight.T) else weight.double().T
+    logs = torch.linalg.eigvalsh(narrow @ narrow.T).clamp_min(_SMALLEST).log().cpu()
     low, high = float(logs.min()), float(logs.max())
     peak = low + (high - low) * int(torch.histc(logs, _BINS, low, high).argmax()) / _BINS
     tail = logs[logs >= peak] - peak
