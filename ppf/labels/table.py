@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -24,6 +24,10 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def catastrophic(self, dense_nll: float, limit: float) -> Bool[Tensor, " rows"]:
+        """Marks policies over `limit` nats above the dense model, or without a finite label."""
+        return ~(self.nll <= dense_nll + limit)
 
     def with_rows(
         self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"], source: str
