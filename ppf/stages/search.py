@@ -7,13 +7,14 @@ from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.agents import Agent, Objective, Report
+from ppf.agents import Agent, Report
 from ppf.labels.collect import label
 from ppf.labels.table import Labels
 from ppf.progress import Stopwatch, say
 from ppf.search.runner import run_search
 from ppf.search.verify import Verification, verify
 from ppf.stages.collect import label_store
+from ppf.stages.objective import checkpoint_of, objective_of
 from ppf.stages.prepare import Prepared
 from ppf.stages.train import Trained, train
 
@@ -59,16 +60,22 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
     for number in range(cfg.search.rounds):
         with clock("training the predictor"):
             trained = train(ready, labels, upstream=not rounds)
-        objective = _objective(ready, trained)
+        objective = objective_of(ready, trained, cfg.ratio, agent)
         name = type(agent).__name__
         say(
             f"Searching at ratio {cfg.ratio} with {name},"
             f" round {number + 1} of {cfg.search.rounds}."
         )
-        report = _reporter(ready, history)
+        report = reporter(ready, history)
         with clock("searching on the predictor"):
             found = run_search(
-                agent, objective, ready.fabric, cfg.search.top_k, report, cfg.seed + number
+                agent,
+                objective,
+                ready.fabric,
+                cfg.search.top_k,
+                report,
+                cfg.seed + number,
+                checkpoint_of(ready, trained, cfg.seed + number),
             )
         with clock("measuring the best"):
             rounds.append(verify(found, objective, measure))
@@ -76,20 +83,7 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
     return Found(trained, Verification.merge(rounds), history)
 
 
-def _objective(ready: Prepared, trained: Trained) -> Objective:
-    cfg = ready.cfg
-    return Objective(
-        space=ready.space,
-        predictor=trained.fitted.predictor,
-        ratio=cfg.ratio,
-        spread_penalty=cfg.search.spread_penalty,
-        trust_region=cfg.search.trust_region,
-        errors=ready.bank.errors.to(ready.fabric.device),
-        device=ready.fabric.device,
-    )
-
-
-def _reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
+def reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
     """Logs an agent's metrics; steps go on from round to round."""
     first = int(history[-1]["step"]) + 1 if history else 0
 
