@@ -31,7 +31,9 @@ class PredictorModule(LightningModule):
     Networks are fitted to asinh(excess / knee), excess being log-perplexity above the dense
     model's, under a Huber loss that counts catastrophic policies as censored. The prediction is the
     members' mean there, taken back to nats per token, so the dense policy is always predicted
-    exactly. All arguments are plain, so that checkpoints load with `weights_only=True`.
+    exactly. Each member leaves out one fold of the training rows, so that validation and
+    calibration use all of them, each as predicted by members that have not seen it. All arguments
+    are plain, so that checkpoints load with `weights_only=True`.
 
     Args:
         space: as `describe` gives it.
@@ -42,7 +44,7 @@ class PredictorModule(LightningModule):
         optimizer: `_target_`, a torch optimizer, and its arguments.
         members: of the ensemble.
         weight_decay: precision of the Gaussian prior on all parameters, as a share of one mean
-            loss.
+            loss; its centre is zero, or where `start_from` began.
         knee: nats of excess from which on the scale is logarithmic.
         huber: transformed error from which on the loss is linear.
         catastrophic: nats of excess that tell no more: above them, a prediction may be anything
@@ -80,6 +82,7 @@ class PredictorModule(LightningModule):
         self.register_buffer("dense_features", self.encoder.dense[None])
         self.register_buffer("noise", torch.tensor(0.0))
         self.register_buffer("widening", torch.tensor(1.0))
+        self.centre: list[Tensor] = [torch.zeros(()) for _ in self.ensemble.stacked]
         self.scores = Scores(bands, dense_nll)
 
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
@@ -90,24 +93,40 @@ class PredictorModule(LightningModule):
     @torch.no_grad()
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
         """Log-perplexity in nats per token, with the standard deviation that `calibrate` set."""
-        mean, std = self._transformed(kept)
-        return Prediction(
-            self.dense_nll + self.knee * torch.sinh(mean),
-            self.widening * std * self.knee * torch.cosh(mean),
-        )
+        answers = self(kept)
+        return self._in_nats(*self._summary(answers, torch.ones_like(answers)))
+
+    def start_from(self, other: "PredictorModule") -> None:
+        """Takes another predictor's weights, to start from and as the prior's centre.
+
+        Raises:
+            PPFError: it is another network, or of another space.
+        """
+        mine, theirs = self.ensemble.stacked, other.ensemble.stacked
+        shapes = [[p.shape[1:] for p in parameters] for parameters in (mine, theirs)]
+        if shapes[0] != shapes[1] or self.hparams["network"] != other.hparams["network"]:
+            raise PPFError(
+                "the predictor of predictor.init_from has another network or space: give one that"
+                " was trained with this predictor= and space=."
+            )
+        for parameter, start in zip(mine, theirs, strict=True):
+            member = torch.arange(len(parameter)) % len(start)
+            parameter.data.copy_(start.detach()[member])
+        self.centre = [parameter.detach().clone() for parameter in mine]
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
         """Fits noise and one factor on the standard deviation: a 90 % interval holds on these rows.
 
-        Source of the quantile's finite-sample correction: split conformal prediction (arXiv
-        1604.04173).
+        Each row is judged by the members that have not seen it, so training rows serve.
+
+        Source: cross-conformal prediction (arXiv 1208.0806), CV+ (arXiv 1905.02928).
         """
         target = self._target(batch.nll)
         self.noise.zero_()
-        error = (self._transformed(batch.kept)[0] - target).abs()
+        error = (self._unseen(batch)[0] - target).abs()
         self.noise.copy_((_MAD * error.median()).clamp(min=_SMALLEST))
-        relative = error / self._transformed(batch.kept)[1]
+        relative = error / self._unseen(batch)[1]
         count = len(relative)
         rank = min(count, -(-9 * (count + 1) // 10))
         self.widening.copy_(relative.sort().values[rank - 1] / NOMINAL)
@@ -116,16 +135,20 @@ class PredictorModule(LightningModule):
         answers = self(batch.kept)
         losses = self._loss(answers, self._target(batch.nll).expand_as(answers))
         fit = (losses * batch.weights.T).mean(1).sum()
-        prior = sum((p.square().sum() for p in self.parameters()), start=torch.zeros_like(fit))
+        prior = sum(
+            (p - centre.to(p)).square().sum()
+            for p, centre in zip(self.ensemble.stacked, self.centre, strict=True)
+        )
         self.log(
             "train/loss", fit / len(answers), on_step=False, on_epoch=True, batch_size=len(losses.T)
         )
         return fit + self.weight_decay / 2 * prior
 
     def validation_step(self, batch: Batch) -> None:
-        loss = self._loss(self._transformed(batch.kept)[0], self._target(batch.nll)).mean()
+        mean, std = self._unseen(batch)
+        loss = self._loss(mean, self._target(batch.nll)).mean()
         self.log("validation/loss", loss, batch_size=len(batch.nll))
-        self.scores.update(self.predict(batch.kept), batch.nll, batch.ratio)
+        self.scores.update(self._in_nats(mean, std), batch.nll, batch.ratio)
 
     def test_step(self, batch: Batch) -> None:
         self.scores.update(self.predict(batch.kept), batch.nll, batch.ratio)
@@ -139,10 +162,23 @@ class PredictorModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return _build(self.optimizer, torch.optim.Optimizer, self.parameters())
 
-    def _transformed(self, kept: Tensor) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        answers = self(kept)
-        std = (answers.var(0, correction=0) + self.noise**2).sqrt()
-        return answers.mean(0).clamp(max=_LARGEST), std
+    def _unseen(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """`_summary` of the members that have not been trained on each row."""
+        return self._summary(self(batch.kept), (batch.weights.T == 0).float())
+
+    def _summary(
+        self, answers: Float[Tensor, "members batch"], counted: Float[Tensor, "members batch"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Mean of the members that count, and the jackknife's standard deviation with the noise."""
+        mean = (answers * counted).sum(0) / counted.sum(0)
+        spread = (len(answers) - 1) * answers.var(0, correction=0)
+        return mean.clamp(max=_LARGEST), (spread + self.noise**2).sqrt()
+
+    def _in_nats(self, mean: Float[Tensor, " batch"], std: Float[Tensor, " batch"]) -> Prediction:
+        return Prediction(
+            self.dense_nll + self.knee * torch.sinh(mean),
+            self.widening * std * self.knee * torch.cosh(mean),
+        )
 
     def _target(self, nll: Tensor) -> Tensor:
         return torch.asinh((nll - self.dense_nll) / self.knee)
