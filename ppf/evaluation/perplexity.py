@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ppf.labels.labeller import summed_nll
+from ppf.llm import output_head
 from ppf.progress import say, track
 
 
@@ -34,4 +35,4 @@ def mean_nll(
 
 def _summed_nll(model: PreTrainedModel, ids: Int[Tensor, "windows window"]) -> Float[Tensor, ""]:
     hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
-    return summed_nll(model.get_output_embeddings(), hidden, ids)
+    return summed_nll(output_head(model), hidden, ids)

@@ -1,19 +1,34 @@
 """prune: a policy becomes a Hugging Face folder with really smaller tensors."""
 
+from math import exp
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.evaluation.perplexity import mean_nll
 from ppf.export.huggingface import export_folder
-from ppf.stages.policy import check_signature, kept_units, policy_config
+from ppf.progress import say
+from ppf.pruning.compensation import NoCompensation
+from ppf.pruning.sequential import refit_sequentially
+from ppf.stages.policy import check_signature, policy_config
 from ppf.stages.prepare import Prepared, prepare
 
 
 def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
-    """Exports the policy's model to `cfg.out`."""
+    """Exports the policy's model to `cfg.out`; with `cfg.sequential` its consumers are refitted."""
     ready = apply_policy(cfg, fabric, record)
+    if cfg.sequential and can_refit(ready):
+        before = _labelling_nll(ready)
+        refit(ready)
+        after = _labelling_nll(ready)
+        say(
+            f"Sequential re-estimation: perplexity on the labelling part {exp(before):.2f} before,"
+            f" {exp(after):.2f} after (measured)."
+        )
+        record = record | {"sequential": {"measured": {"nll_before": before, "nll": after}}}
     folder = Path(cfg.out)
     export_folder(ready.pruner, folder, record)
     return folder
@@ -24,5 +39,30 @@ def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pre
     config = policy_config(record, cfg)
     check_signature(record, config)
     ready = prepare(config, fabric, dtype=cfg.dtype)
-    ready.pruner.apply(kept_units(record, ready.space))
+    ready.pruner.apply(ready.space.policy(record["kept"]))
     return ready
+
+
+def can_refit(ready: Prepared) -> bool:
+    """Whether sequential re-estimation is to be had for this model and compensation; says why not."""
+    config = ready.lm.model.config
+    if ready.cfg.compensation._target_.endswith(NoCompensation.__name__):
+        say("No sequential re-estimation: compensation=none has nothing to estimate.")
+    elif not ready.lm.adapter.adds_to_stream(config):
+        say(
+            f"No sequential re-estimation: blocks of the family '{config.model_type}' end in norms."
+        )
+    else:
+        return True
+    return False
+
+
+def refit(ready: Prepared) -> None:
+    """Re-estimates the present policy's consumers front to back, on the calibration part."""
+    windows = ready.text.tokens("calibration", ready.lm.tokenizer)
+    refit_sequentially(ready.pruner, windows, instantiate(ready.cfg.compensation))
+
+
+def _labelling_nll(ready: Prepared) -> float:
+    windows = ready.text.tokens("labelling", ready.lm.tokenizer)
+    return mean_nll(ready.lm.model, windows, batch=ready.cfg.labels.batch)
