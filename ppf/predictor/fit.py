@@ -72,18 +72,12 @@ def fit_predictor(
     Raises:
         PPFError: there are too few labels.
     """
-    config = {key: value for key, value in predictor.items() if key not in _FITTING}
     data = LabelsDataModule(
         labels, space, members=predictor["members"], seed=seed, **predictor["data"]
     )
     with _quiet(), cpu_threads(predictor["threads"]):
         seed_everything(seed, verbose=False)
-        module = PredictorModule(
-            space=describe(space),
-            errors=errors.tolist(),
-            dense_nll=dense_nll,
-            **config,
-        )
+        module = untrained(space, errors, dense_nll, predictor)
         if predictor["init_from"]:
             module.start_from(load_predictor(predictor["init_from"]))
         best = ModelCheckpoint(
@@ -103,12 +97,26 @@ def fit_predictor(
         engine.fit(module, data)
         if best.best_model_path:  # a fast_dev_run keeps none
             _restore(module, Path(best.best_model_path))
+        module.correct(data.parts["train"])
         module.calibrate(data.parts["train"])
         (metrics,) = engine.test(module, data, verbose=False)
         engine.save_checkpoint(folder / FILE, weights_only=True)
     module = module.cpu().eval()
     test = data.parts["test"]
     return Fitted(module, dict(metrics), HeldOut(*module.predict(test.kept), test.nll, test.ratio))
+
+
+def untrained(
+    space: Space,
+    errors: Float[Tensor, "sites levels"],
+    dense_nll: float,
+    predictor: Mapping[str, Any],
+) -> PredictorModule:
+    """The predictor of a config, with its initial weights; arguments as for `fit_predictor`."""
+    config = {key: value for key, value in predictor.items() if key not in _FITTING}
+    return PredictorModule(
+        space=describe(space), errors=errors.tolist(), dense_nll=dense_nll, **config
+    )
 
 
 def _restore(module: PredictorModule, checkpoint: Path) -> None:

@@ -21,6 +21,7 @@ from ppf.predictor.encoders import Encoder
 from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
+from ppf.predictor.residual import KernelRidge
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.space import Site, Space
 
@@ -32,8 +33,9 @@ class PredictorModule(LightningModule):
     model's, under a Huber loss that counts catastrophic policies as censored. The prediction is the
     members' mean there, taken back to nats per token, so the dense policy is always predicted
     exactly. Each member leaves out one fold of the training rows, so that validation and
-    calibration use all of them, each as predicted by members that have not seen it. All arguments
-    are plain, so that checkpoints load with `weights_only=True`.
+    calibration use all of them, each as predicted by members that have not seen it. Training is
+    followed by `correct` and `calibrate`, in closed form. All arguments are plain, so that
+    checkpoints load with `weights_only=True`.
 
     Args:
         space: as `describe` gives it.
@@ -41,6 +43,7 @@ class PredictorModule(LightningModule):
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
         encoder: `_target_`, an Encoder, and its arguments.
         network: `_target_`, a Network, and its arguments.
+        residual: arguments of the kernel ridge regression on what the members leave over, or None.
         optimizer: `_target_`, a torch optimizer, and its arguments.
         members: of the ensemble.
         weight_decay: precision of the Gaussian prior on all parameters, as a share of one mean
@@ -54,7 +57,7 @@ class PredictorModule(LightningModule):
 
     noise: Float[Tensor, ""]
     widening: Float[Tensor, ""]
-    dense_features: Float[Tensor, "1 ..."]
+    dense: Int[Tensor, "1 sites"]
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class PredictorModule(LightningModule):
         dense_nll: float,
         encoder: dict[str, Any],
         network: dict[str, Any],
+        residual: dict[str, Any] | None,
         optimizer: dict[str, Any],
         members: int,
         weight_decay: float,
@@ -77,9 +81,11 @@ class PredictorModule(LightningModule):
         self.dense_nll, self.optimizer = dense_nll, optimizer
         self.weight_decay, self.knee, self.huber = weight_decay, knee, huber
         self.limit = math.asinh(catastrophic / knee)
-        self.encoder = _build(encoder, Encoder, restore(space), torch.tensor(errors))
+        sites = restore(space)
+        self.encoder = _build(encoder, Encoder, sites, torch.tensor(errors))
         self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
-        self.register_buffer("dense_features", self.encoder.dense[None])
+        self.residual = KernelRidge(**residual, huber=huber) if residual else None
+        self.register_buffer("dense", sites.dense[None])
         self.register_buffer("noise", torch.tensor(0.0))
         self.register_buffer("widening", torch.tensor(1.0))
         self.centre: list[Tensor] = [torch.zeros(()) for _ in self.ensemble.stacked]
@@ -87,7 +93,10 @@ class PredictorModule(LightningModule):
 
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
         """Every member's transformed excess."""
-        answers = self.ensemble(torch.cat([self.dense_features, self.encoder(kept)]))
+        kept = torch.cat([self.dense.to(kept), kept])
+        answers = self.ensemble(self.encoder(kept))
+        if self.residual is not None and self.residual.fitted:
+            answers = answers + self.residual(kept)
         return answers[:, 1:] - answers[:, :1]
 
     @torch.no_grad()
@@ -113,6 +122,16 @@ class PredictorModule(LightningModule):
             member = torch.arange(len(parameter)) % len(start)
             parameter.data.copy_(start.detach()[member])
         self.centre = [parameter.detach().clone() for parameter in mine]
+
+    @torch.no_grad()
+    def correct(self, batch: Batch) -> None:
+        """Fits the regression on what the members leave over on these rows."""
+        if self.residual is None:
+            return
+        answers = self(batch.kept)
+        target = self._target(batch.nll).clamp(max=self.limit).expand_as(answers)
+        answers = torch.where(target < self.limit, answers, answers.clamp(max=self.limit))
+        self.residual.fit(self._effects(), batch.kept, target - answers, batch.weights.T)
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
@@ -179,6 +198,14 @@ class PredictorModule(LightningModule):
             self.dense_nll + self.knee * torch.sinh(mean),
             self.widening * std * self.knee * torch.cosh(mean),
         )
+
+    def _effects(self) -> Float[Tensor, "sites levels"]:
+        """The members' mean for every cut of a single site, [site, kept]."""
+        sites, levels = self.dense.shape[1], int(self.dense.max()) + 1
+        kept = self.dense.repeat(sites * levels, 1).view(sites, levels, sites)
+        site = torch.arange(sites, device=self.device)
+        kept[site, :, site] = torch.arange(levels, device=self.device).minimum(self.dense.T)
+        return self(kept.flatten(0, 1)).mean(0).view(sites, levels)
 
     def _target(self, nll: Tensor) -> Tensor:
         return torch.asinh((nll - self.dense_nll) / self.knee)
