@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.errors import PPFError
+from ppf.space import Space
 from ppf.stages.artefacts import plain
 from ppf.stages.prepare import Prepared, Signatures, signatures
 
