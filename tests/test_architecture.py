@@ -24,6 +24,8 @@ ORDER = [
     {"evaluation"},
     {"export", "report"},
     {"stages"},
+    {"runtime"},
+    {"server"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -1,5 +1,6 @@
 """What every stage that touches the model needs: model, text, space, order, bank."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,11 @@ from ppf.llm import LanguageModel, Text, load
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import build_text
 from ppf.progress import say
-from ppf.pruning import Bank, LivePruner, Statistics, collect_statistics, order_atoms
+from ppf.pruning import Bank, Compensation, LivePruner, Statistics, collect_statistics, order_atoms
 from ppf.space import Space
 from ppf.stages.artefacts import model_identity, plain, signature, text_identity
+
+Choose = Callable[[LanguageModel, Space], Compensation]
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,16 @@ def signatures(cfg: DictConfig) -> Signatures:
     return Signatures(statistics, order, labels)
 
 
-def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Prepared:
+def prepare(
+    cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
+) -> Prepared:
     """Loads the model and all that pruning it needs; statistics and order are made where they lack.
 
     Args:
         cfg: with model, text, space, importance, compensation, labels, paths.
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
+        choose: the compensation, once model and space are known; None: what `cfg` names.
     """
     names, artefacts = signatures(cfg), Path(cfg.paths.artefacts)
     text = build_text(cfg.text, cfg.paths.cache)
@@ -92,7 +98,8 @@ def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Pre
         model = OmegaConf.create({**plain(cfg.model), "dtype": dtype})
         lm = load(model, cfg.paths.cache, device=fabric.device)
     space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
-    bank = Bank.build(lm, space, orders, statistics, instantiate(cfg.compensation))
+    compensation = choose(lm, space) if choose else instantiate(cfg.compensation)
+    bank = Bank.build(lm, space, orders, statistics, compensation)
     whole = parameters(lm.model)
     return Prepared(cfg, fabric, lm, text, space, LivePruner(lm, space, bank), names, whole)
 
