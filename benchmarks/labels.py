@@ -22,7 +22,7 @@ from torchmetrics.functional import kendall_rank_corrcoef
 from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Profiles
 from ppf.llm import LanguageModel, adapter_for
-from ppf.pruning.bank import expand
+from ppf.pruning.statistics import expand
 from ppf.stages.prepare import Prepared, prepare
 
 POLICIES = 6

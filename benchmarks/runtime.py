@@ -34,7 +34,7 @@ def resident_model(overrides: list[str]) -> DynamicModel:
     folders = [x.removeprefix("search=") for x in overrides if x.startswith("search=")]
     if folders:
         others = [x for x in overrides if not x.startswith("search=")]
-        return DynamicModel.from_search(folders[0], "bank_gib=0", *others)
+        return DynamicModel.from_search(folders[0], "bank.max_gib=0", *others)
     with initialize_config_module("ppf.conf", version_base="1.3"):
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("collect", ["compensation=bias", "space=width", run, *overrides])

@@ -4,11 +4,23 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from ppf.llm import LanguageModel, adapter_for
 from ppf.llm.sources import byte_tokenizer
 from ppf.pruning import Bank, Compensation, LivePruner, Statistics, collect_statistics, order_atoms
+from ppf.pruning.bank import expand
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.importance import Random
 from ppf.space import Space, build_space
@@ -59,6 +71,88 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
         num_key_value_heads=2,
         sliding_window=8,
     ),
+    "qwen2-groups-of-7-local-layers-tied": Qwen2Config(
+        **_SMALL,
+        hidden_size=112,
+        intermediate_size=96,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=1,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-32-heads-untied": Qwen3Config(
+        **_SMALL,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=8,
+        tie_word_embeddings=False,
+    ),
+    "gemma3-one-kv-head-tied": Gemma3TextConfig(
+        **_SMALL,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=8,
+        sliding_window_pattern=2,
+        tie_word_embeddings=True,
+    ),
+    "gemma3-groups-of-3-capped-logits-untied": Gemma3TextConfig(
+        **_SMALL,
+        hidden_size=96,
+        intermediate_size=80,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=8,
+        sliding_window_pattern=3,
+        final_logit_softcapping=2.0,
+        tie_word_embeddings=False,
+    ),
+    "opt-32-heads-tied": OPTConfig(
+        **_SMALL, hidden_size=128, ffn_dim=96, num_attention_heads=32, tie_word_embeddings=True
+    ),
+    "opt-projected-embeddings-norms-last": OPTConfig(
+        **_SMALL,
+        hidden_size=64,
+        word_embed_proj_dim=48,
+        ffn_dim=80,
+        num_attention_heads=4,
+        do_layer_norm_before=False,
+        tie_word_embeddings=True,
+    ),
+    "opt-no-biases-untied": OPTConfig(
+        **_SMALL,
+        hidden_size=72,
+        ffn_dim=112,
+        num_attention_heads=3,
+        enable_bias=False,
+        tie_word_embeddings=False,
+    ),
+    "gpt-neox-32-heads-untied": GPTNeoXConfig(
+        **_SMALL,
+        hidden_size=256,
+        intermediate_size=96,
+        num_attention_heads=32,
+        tie_word_embeddings=False,
+    ),
+    "gpt-neox-sequential-no-biases-tied": GPTNeoXConfig(
+        **_SMALL,
+        hidden_size=60,
+        intermediate_size=128,
+        num_attention_heads=5,
+        rotary_pct=1.0,
+        use_parallel_residual=False,
+        attention_bias=False,
+        tie_word_embeddings=True,
+    ),
 }
 
 
@@ -88,7 +182,7 @@ def width_space(lm: LanguageModel, channel_multiple: int = CHANNEL_MULTIPLE) -> 
 def calibrated(lm: LanguageModel) -> tuple[Statistics, list[Tensor]]:
     """Statistics and a random order."""
     statistics = collect_statistics(lm, random_windows())
-    return statistics, order_atoms(lm, Random(0), statistics)
+    return statistics, order_atoms(lm, Random(0), statistics, random_windows())
 
 
 def pruner_of(
@@ -120,23 +214,19 @@ def policies(space: Space) -> dict[str, list[int]]:
 
 
 def dropped_columns(
-    model: nn.Module, space: Space, orders: list[Tensor], kept: list[int]
+    model: PreTrainedModel, space: Space, orders: list[Tensor], kept: list[int]
 ) -> list[tuple[nn.Linear, Tensor]]:
     """Each site's consumer and the columns, by their first numbers, that a policy takes from it."""
-    config, columns = model.config, []
-    head = config.head_dim * config.num_attention_heads // config.num_key_value_heads
-    for site, order, keep in zip(space.sites, orders, kept, strict=True):
-        layer = model.model.layers[site.layer]
-        if site.kind == "attention":
-            gone, consumer, size = order[keep:], layer.self_attn.o_proj, head
-        else:
-            gone, consumer, size = order[keep * CHANNEL_MULTIPLE :], layer.mlp.down_proj, 1
-        first = gone[:, None] * size
-        columns.append((consumer, (first + torch.arange(size)).flatten()))
-    return columns
+    sites = zip(space.sites, adapter_for(model).couplings(model), orders, kept, strict=True)
+    return [
+        (coupling.consumer, expand(order[keep * site.atoms_per_unit :], coupling.columns))
+        for site, coupling, order, keep in sites
+    ]
 
 
-def masked(model: nn.Module, space: Space, orders: list[Tensor], kept: list[int]) -> nn.Module:
+def masked(
+    model: PreTrainedModel, space: Space, orders: list[Tensor], kept: list[int]
+) -> PreTrainedModel:
     """A copy of the dense model that multiplies what the policy drops by zero."""
     model = copy.deepcopy(model)
     for consumer, columns in dropped_columns(model, space, orders, kept):

@@ -1,6 +1,7 @@
 """A random four-layer Llama with everything that pruning it needs, for fast tests."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,7 +10,15 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ppf.llm import LanguageModel, load
-from ppf.pruning import Bank, Compensation, LivePruner, Statistics, collect_statistics
+from ppf.pruning import (
+    Bank,
+    Compensation,
+    Evidence,
+    LivePruner,
+    Statistics,
+    collect_statistics,
+    collect_traits,
+)
 from ppf.pruning.compensation import LeastSquares
 from ppf.space import Space
 
@@ -27,11 +36,20 @@ class TinySetup:
     windows: Tensor
     last: LivePruner | None = None
 
+    @cached_property
+    def evidence(self) -> Evidence:
+        traits = collect_traits(self.lm, self.windows)
+        return Evidence(self.space, self.pruner().bank.errors, traits)
+
     def pruner(self, compensation: Compensation | None = None) -> LivePruner:
         if self.last is not None:
             self.last.restore()
         bank = Bank.build(
-            self.lm, self.space, self.orders, self.statistics, compensation or LeastSquares(0.01)
+            self.lm,
+            self.space,
+            self.orders,
+            self.statistics,
+            compensation or LeastSquares(0.01, 0.01),
         )
         self.last = LivePruner(self.lm, self.space, bank)
         return self.last

@@ -50,9 +50,7 @@ def decode_seconds(
         "max_new_tokens": new_tokens + 1,
     }
     model.generate(ids, stopping_criteria=[clock], **options)  # type: ignore[operator]
-    return median(
-        then - now for now, then in zip(clock.times[:-1], clock.times[1:], strict=True)
-    )
+    return median(then - now for now, then in zip(clock.times[:-1], clock.times[1:], strict=True))
 
 
 class _Clock(StoppingCriteria):

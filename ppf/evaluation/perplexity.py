@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
 from ppf.labels.labeller import summed_nll
+from ppf.llm import output_head
 from ppf.progress import say, track
 
 
@@ -81,4 +82,4 @@ def _summed_nll(model: PreTrainedModel, part: Piece) -> Float[Tensor, ""]:
     ids = part.windows.to(model.device)
     hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
     scored = slice(part.first - 1, None)
-    return summed_nll(model.get_output_embeddings(), hidden[:, scored], ids[:, scored])
+    return summed_nll(output_head(model), hidden[:, scored], ids[:, scored])

@@ -54,6 +54,10 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     for coupling, atoms in zip(pruner.lm.couplings, pruner.atoms, strict=True):
         widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, atoms))
     config: Any = copy.deepcopy(dense)
+    # Not every family says it; no layer's own number of heads tells it any longer.
+    config.head_dim = getattr(dense, "head_dim", None) or (
+        dense.hidden_size // dense.num_attention_heads
+    )
     config.pruned_blocks = _pruned_blocks(pruner)
     config.architectures = ["PrunedForCausalLM"]
     config.auto_map = {"AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM"}
@@ -66,28 +70,27 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
 
 def _pruned_blocks(pruner: LivePruner) -> dict[str, dict[str, Any]]:
     """Per kind, by name within a decoder layer, the projections that hold its atoms."""
-    adapter = pruner.lm.adapter
+    adapter, couplings = pruner.lm.adapter, pruner.lm.couplings
     counted_by = {"attention": adapter.kv_heads, "mlp": adapter.channels}
-    blocks: dict[str, dict[str, Any]] = {}
-    for coupling, block in zip(pruner.lm.couplings, pruner.blocks, strict=True):
-        if coupling.kind not in blocks:
-            blocks[coupling.kind] = {
-                "name": coupling.attribute,
-                "counted_by": counted_by[coupling.kind],
-                **_projections(coupling, block),
-                "biases": [],
-            }
+    with pruner.at(pruner.space.dense.tolist()):  # no block stands outside of the model
+        first = {coupling.kind: coupling for coupling in reversed(couplings)}
+        blocks = {k: {"counted_by": counted_by[k], **_block(c)} for k, c in first.items()}
+    for coupling in couplings:
         if coupling.consumer.bias is not None:
             blocks[coupling.kind]["biases"].append(coupling.layer)
     return blocks
 
 
-def _projections(coupling: Coupling, block: nn.Module) -> dict[str, Any]:
-    names = {module: f"{coupling.attribute}.{name}" for name, module in block.named_modules()}
+def _block(coupling: Coupling) -> dict[str, Any]:
+    names = {module: name for name, module in coupling.parent.named_modules()}
     return {
+        "name": coupling.attribute,
         "producers": {names[p.linear]: p.rows for p in coupling.producers},
         "consumer": names[coupling.consumer],
         "columns": coupling.columns,
+        "bypassed": list(coupling.bypassed),
+        "heads": coupling.heads,
+        "biases": [],
     }
 
 

@@ -35,7 +35,11 @@ def _narrow(layer: nn.Module, index: int, kind: str, block: dict[str, Any], left
     if not left:
         vector = nn.Parameter(torch.zeros(hidden)) if bias else None
         layer.set_submodule(block["name"], EmptyBlock(index, kind == "attention", vector))
+        for name in block["bypassed"]:
+            layer.set_submodule(name, nn.Identity())
         return
+    if block["heads"]:
+        setattr(layer.get_submodule(block["name"]), block["heads"], left)
     layer.set_submodule(block["consumer"], nn.Linear(left * block["columns"], hidden, bias))
     for name, rows in block["producers"].items():
         dense: Any = layer.get_submodule(name)

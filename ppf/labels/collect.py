@@ -7,26 +7,25 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ppf.labels.labeller import Labeller
-from ppf.labels.samplers import Sampler
+from ppf.labels.samplers import Ground, Sampler
 from ppf.labels.store import LabelStore, Row
 from ppf.labels.table import Labels
 from ppf.progress import say, track
-from ppf.space import Space
 
 _ROUND = 32  # policies, each round of them stratified by itself
 
 
-def draw(space: Space, sampler: Sampler, count: int, seed: int) -> Int[Tensor, "rows sites"]:
+def draw(ground: Ground, sampler: Sampler, count: int, seed: int) -> Int[Tensor, "rows sites"]:
     """The distinct policies that a sampler gives, at most `count`, the dense one first.
 
     The same seed gives the same policies, and a larger count only adds to them: they are drawn in
     rounds of a fixed size.
     """
     rounds = [
-        sampler.draw(space, _ROUND, torch.Generator().manual_seed(seed * 1_000_003 + number))
+        sampler.draw(ground, _ROUND, torch.Generator().manual_seed(seed * 1_000_003 + number))
         for number in range(-(-count // _ROUND))
     ]
-    kept = torch.cat([space.dense[None], *rounds])[:count]
+    kept = torch.cat([ground.space.dense[None], *rounds])[:count]
     return torch.tensor(list(dict.fromkeys(map(tuple, kept.tolist()))))
 
 
@@ -54,6 +53,6 @@ def label(
 
 def _label_one(store: LabelStore, labeller: Labeller, kept: tuple[int, ...], source: str) -> None:
     start = time.perf_counter()
-    nll = labeller.nll(kept)
+    score = labeller.score(kept)
     ratio = float(labeller.pruner.space.ratio(torch.tensor(kept)))
-    store.add(Row(kept, ratio, nll, source, time.perf_counter() - start))
+    store.add(Row(kept, ratio, score.nll, score.kl, source, time.perf_counter() - start))

@@ -1,13 +1,36 @@
 """Samplers: where labelled policies come from."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppf.errors import PPFError
+from ppf.pruning import Allocation, Evidence
 from ppf.space import Space, project
+
+
+@runtime_checkable
+class Ground(Protocol):
+    """What samplers draw on; evidence is only gathered when one asks for it."""
+
+    @property
+    def space(self) -> Space: ...
+
+    @property
+    def evidence(self) -> Evidence: ...
+
+
+@runtime_checkable
+class RatioAgent(Protocol):
+    """Answers for any pruning ratio with the units kept at each site."""
+
+    def policy(self, ratio: float) -> list[int]: ...
 
 
 class Sampler(ABC):
@@ -15,7 +38,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def draw(
-        self, space: Space, count: int, generator: torch.Generator
+        self, ground: Ground, count: int, generator: torch.Generator
     ) -> Int[Tensor, "count sites"]: ...
 
 
@@ -35,14 +58,11 @@ class Profiles(Sampler):
     def __init__(self, ratio: list[float], spread: list[float], smooth: float) -> None:
         self.ratio, self.spread, self.smooth = ratio, spread, smooth
 
-    def draw(self, space: Space, count: int, generator: torch.Generator) -> Tensor:
+    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
         def rand(*size: int) -> Tensor:
             return torch.rand(*size, generator=generator)
 
-        low, high = self.ratio
-        ratio = (
-            low + (high - low) * (torch.randperm(count, generator=generator) + rand(count)) / count
-        )
+        space, ratio = ground.space, _stratified(self.ratio, count, generator)
         spread = self.spread[0] + (self.spread[1] - self.spread[0]) * rand(count, 1)
         rough = torch.randn(count, len(space), generator=generator)
         noise = (
@@ -58,7 +78,8 @@ class Profiles(Sampler):
 class Sensitivities(Sampler):
     """One site narrowed at a time, the rest dense: sites in turn, depths of the cut at random."""
 
-    def draw(self, space: Space, count: int, generator: torch.Generator) -> Tensor:
+    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+        space = ground.space
         kept = space.dense.repeat(count, 1)
         sites = torch.cat(
             [
@@ -69,6 +90,102 @@ class Sensitivities(Sampler):
         cut = (torch.rand(count, generator=generator) * space.units[sites]).long()
         kept[torch.arange(count), sites] = cut
         return kept
+
+
+class Allocated(Sampler):
+    """The policies of allocation rules, in turn, stratified over the ratio.
+
+    Args:
+        rules: name → rule.
+        ratio: [lowest, highest].
+    """
+
+    def __init__(self, rules: Mapping[str, Allocation], ratio: list[float]) -> None:
+        self.rules, self.ratio = list(rules.values()), ratio
+
+    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+        ratio = _stratified(self.ratio, count, generator)
+        first = int(torch.randint(len(self.rules), (), generator=generator))
+        wanted = torch.empty(count, len(ground.space), dtype=ratio.dtype)
+        for number, rule in enumerate(self.rules[first:] + self.rules[:first]):
+            rows = slice(number, count, len(self.rules))
+            if number < count:
+                wanted[rows] = rule.wanted(ground.evidence, ratio[rows])
+        return project(ground.space, wanted, ratio)
+
+
+class Given(Sampler):
+    """Policies found before, in turn.
+
+    Args:
+        paths: policy.json files of searches of the same space.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        if not paths:
+            raise PPFError("the sampler has no policies: give sampler.of.paths=[POLICY.json,...].")
+        self.paths = [Path(path) for path in paths]
+
+    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+        named = [json.loads(path.read_text(encoding="utf-8"))["kept"] for path in self.paths]
+        policies = torch.tensor([ground.space.policy(kept) for kept in named])
+        return policies.repeat(-(-count // len(policies)), 1)[:count]
+
+
+class Proposals(Sampler):
+    """The answers of a trained agent, stratified over the ratio.
+
+    Args:
+        ratio: [lowest, highest].
+    """
+
+    def __init__(self, agent: RatioAgent, ratio: list[float]) -> None:
+        self.agent, self.ratio = agent, ratio
+
+    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+        ratios = _stratified(self.ratio, count, generator).tolist()
+        return torch.tensor([self.agent.policy(ratio) for ratio in ratios])
+
+
+class Neighbours(Sampler):
+    """Policies of another sampler, shaken at the same pruning ratio.
+
+    Args:
+        of: draws the policies.
+        spread: standard deviation of a site's shake, as a share of its units; one unit at least.
+    """
+
+    def __init__(self, of: Sampler, spread: float) -> None:
+        self.of, self.spread = of, spread
+
+    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+        kept = self.of.draw(ground, count, generator)
+        reach = (self.spread * ground.space.units).clamp_min(1)
+        shaken = kept + reach * torch.randn(kept.shape, generator=generator)
+        return project(ground.space, shaken, ground.space.ratio(kept))
+
+
+class Branches(Sampler):
+    """Families of policies that share their first layers, which the labeller then runs only once.
+
+    A sampler's policies are sorted by ratio and dealt to families. Each member takes its family's
+    first policy up to a depth of its own, and its own policy beyond.
+
+    Args:
+        of: draws the policies.
+        depths: per member after the first, the share of the layers that it shares.
+    """
+
+    def __init__(self, of: Sampler, depths: Sequence[float]) -> None:
+        self.of, self.depths = of, [0.0, *depths]
+
+    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+        space, kept = ground.space, self.of.draw(ground, count, generator)
+        kept = kept[space.ratio(kept).argsort(stable=True)]
+        rows, members = torch.arange(count), len(self.depths)
+        depth = torch.tensor(self.depths)[rows % members] * space.layers
+        layers = torch.tensor([site.layer for site in space.sites])
+        return torch.where(layers < depth[:, None], kept[rows - rows % members], kept)
 
 
 class Mixture(Sampler):
@@ -82,12 +199,21 @@ class Mixture(Sampler):
     def __init__(self, parts: Mapping[str, Sampler], shares: Mapping[str, float]) -> None:
         self.parts, self.shares = parts, shares
 
-    def draw(self, space: Space, count: int, generator: torch.Generator) -> Tensor:
+    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
         whole, drawn, reached = sum(self.shares.values()), [], 0.0
         for name, sampler in self.parts.items():
             start, reached = round(reached * count), reached + self.shares[name] / whole
-            drawn.append(sampler.draw(space, round(reached * count) - start, generator))
+            drawn.append(sampler.draw(ground, round(reached * count) - start, generator))
         return torch.cat(drawn)[torch.randperm(count, generator=generator)]
+
+
+def _stratified(
+    ratio: list[float], count: int, generator: torch.Generator
+) -> Float[Tensor, " count"]:
+    """One ratio in each of `count` equal parts of [lowest, highest], in random order."""
+    low, high = ratio
+    places = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    return (low + (high - low) * places / max(count, 1)).double()
 
 
 def _smooth(space: Space, count: int, generator: torch.Generator) -> Float[Tensor, "count sites"]:

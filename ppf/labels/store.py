@@ -23,6 +23,7 @@ _SCHEMA = pa.schema(
         ("kept", pa.list_(pa.int16())),
         ("ratio", pa.float64()),
         ("nll", pa.float64()),
+        ("kl", pa.float64()),
         ("source", pa.string()),
         ("seconds", pa.float64()),
     ]
@@ -36,6 +37,7 @@ class Row:
     Args:
         ratio: pruning ratio really reached.
         nll: nats per token.
+        kl: from the dense model, nats per token; None where it was not measured.
         source: the sampler that drew it.
         seconds: what the label took.
     """
@@ -43,6 +45,7 @@ class Row:
     kept: tuple[int, ...]
     ratio: float
     nll: float
+    kl: float | None
     source: str
     seconds: float
 

@@ -1,7 +1,20 @@
 """Language models and texts: where they come from, and how a family's projections couple."""
 
-from ppf.llm.adapter import Adapter, Coupling, Producer, adapter_for
+from ppf.llm.adapter import Adapter, Coupling, Producer
+from ppf.llm.calls import LayerCalls
+from ppf.llm.families import adapter_for
+from ppf.llm.head import output_head
 from ppf.llm.loading import LanguageModel, load
 from ppf.llm.text import Text
 
-__all__ = ["Adapter", "Coupling", "LanguageModel", "Producer", "Text", "adapter_for", "load"]
+__all__ = [
+    "Adapter",
+    "Coupling",
+    "LanguageModel",
+    "LayerCalls",
+    "Producer",
+    "Text",
+    "adapter_for",
+    "load",
+    "output_head",
+]

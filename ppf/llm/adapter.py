@@ -2,12 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ppf.errors import PPFError
 from ppf.space import Prunable
 
 
@@ -29,7 +28,11 @@ class Coupling:
     Args:
         kind: "attention" (an atom is a KV group) or "mlp" (an atom is a channel).
         parent: the decoder layer.
-        attribute: where in `parent` the block lies whose output the consumer makes.
+        attribute: where in `parent` the block lies whose output the consumer makes. With nothing
+            left an `EmptyBlock` stands there.
+        bypassed: modules of `parent` that only serve this block but lie outside of it; with nothing
+            left they become identities.
+        heads: the block's own count of its atoms, where the family's code reads one.
     """
 
     layer: int
@@ -40,6 +43,8 @@ class Coupling:
     columns: int
     parent: nn.Module
     attribute: str
+    bypassed: tuple[str, ...] = ()
+    heads: str | None = None
 
     @property
     def prunable(self) -> Prunable:
@@ -54,10 +59,13 @@ class Coupling:
 class Adapter(ABC):
     """Tells where a family's prunable projections lie.
 
-    To add a family: subclass this in a module of `ppf.llm`, import that module in `adapter_for`,
-    set `model_types` to the `config.model_type` values that it serves, and implement the abstract
-    methods. Give `tests/checkpoints.py` a config of its form: `tests/llm/test_adapters.py` then
-    checks that masked, live-pruned and exported logits agree.
+    To add a family: subclass this in a module of `ppf.llm`, set `model_types` to the
+    `config.model_type` values that it serves, implement the abstract methods, and name the class in
+    `ppf.llm.families.ADAPTERS`. Read the family's modelling file for three things: which rows of
+    which projections belong to one KV group (`Producer.rows`), what counts heads outside of the
+    projections' shapes (`Coupling.heads`), and what the config calls its widths (below). Norms over
+    a single head need nothing. Give `tests/checkpoints.py` a config of its form:
+    `tests/llm/test_adapters.py` then checks that masked, live-pruned and exported logits agree.
 
     Attributes:
         kv_heads: what the family's config calls the number of key/value heads.
@@ -69,16 +77,28 @@ class Adapter(ABC):
     channels: ClassVar[str] = "intermediate_size"
 
     @abstractmethod
-    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
-        """The decoder layers, in order."""
+    def attention(self, index: int, layer: Any) -> Coupling:
+        """The attention of one decoder layer; its atoms are KV groups."""
 
     @abstractmethod
-    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+    def mlp(self, index: int, layer: Any) -> Coupling:
+        """The FFN of one decoder layer; its atoms are channels."""
+
+    @abstractmethod
+    def final_norm(self, model: Any) -> nn.Module:
         """What stands between the last layer and the language-model head."""
 
-    @abstractmethod
+    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
+        """The decoder layers, in order."""
+        return model.get_decoder().layers
+
     def couplings(self, model: PreTrainedModel) -> list[Coupling]:
         """The prunable places, attention before mlp in every layer."""
+        return [
+            coupling
+            for index, layer in enumerate(self.layers(model))
+            for coupling in (self.attention(index, layer), self.mlp(index, layer))
+        ]
 
     def widths(self, config: PreTrainedConfig, kind: str, atoms: int) -> dict[str, int]:
         """How the family's config says that a block has `atoms` left."""
@@ -87,21 +107,9 @@ class Adapter(ABC):
         queries = config.num_attention_heads // getattr(config, self.kv_heads)
         return {self.kv_heads: atoms, "num_attention_heads": queries * atoms}
 
+    def adds_to_stream(self, config: PreTrainedConfig) -> bool:
+        """Whether what consumers give goes into the residual stream as it is, without a norm."""
+        return True
+
     def prunables(self, model: PreTrainedModel) -> list[Prunable]:
         return [coupling.prunable for coupling in self.couplings(model)]
-
-
-def adapter_for(model: PreTrainedModel) -> Adapter:
-    """The adapter of a model's family.
-
-    Raises:
-        PPFError: no adapter serves `config.model_type`.
-    """
-    from ppf.llm import llama  # noqa: F401  (registers itself as a subclass)
-
-    model_type = model.config.model_type
-    for adapter in Adapter.__subclasses__():
-        if model_type in adapter.model_types:
-            return adapter()
-    known = ", ".join(t for adapter in Adapter.__subclasses__() for t in adapter.model_types)
-    raise PPFError(f"model family '{model_type}' is not supported: give a model of {known}.")

@@ -1,9 +1,8 @@
 """Llama 1-3 and what shares its code: SmolLM2, TinyLlama, Mistral."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from ppf.llm.adapter import Adapter, Coupling, Producer
 
@@ -11,22 +10,9 @@ from ppf.llm.adapter import Adapter, Coupling, Producer
 class LlamaAdapter(Adapter):
     """Separate q, k, v, o projections (grouped or multi-head) and a gated FFN."""
 
-    model_types = ("llama", "mistral")
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral")
 
-    def layers(self, model: Any) -> nn.ModuleList:
-        return model.model.layers
-
-    def final_norm(self, model: Any) -> nn.Module:
-        return model.model.norm
-
-    def couplings(self, model: PreTrainedModel) -> list[Coupling]:
-        return [
-            coupling
-            for index, layer in enumerate(self.layers(model))
-            for coupling in (self._attention(index, layer), self._mlp(index, layer))
-        ]
-
-    def _attention(self, index: int, layer: Any) -> Coupling:
+    def attention(self, index: int, layer: Any) -> Coupling:
         attention = layer.self_attn
         head = attention.head_dim
         groups = attention.k_proj.out_features // head
@@ -40,8 +26,11 @@ class LlamaAdapter(Adapter):
             index, "attention", groups, producers, attention.o_proj, queries, layer, "self_attn"
         )
 
-    def _mlp(self, index: int, layer: Any) -> Coupling:
+    def mlp(self, index: int, layer: Any) -> Coupling:
         mlp = layer.mlp
         producers = (Producer(mlp.gate_proj, 1), Producer(mlp.up_proj, 1))
         channels = mlp.down_proj.in_features
         return Coupling(index, "mlp", channels, producers, mlp.down_proj, 1, layer, "mlp")
+
+    def final_norm(self, model: Any) -> nn.Module:
+        return model.model.norm

@@ -1,8 +1,9 @@
 """Loading a causal language model with its tokenizer and adapter."""
 
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from transformers import (
 )
 
 from ppf.errors import PPFError
-from ppf.llm.adapter import Adapter, Coupling, adapter_for
+from ppf.llm.adapter import Adapter, Coupling
+from ppf.llm.families import adapter_for
 
 
 @dataclass
@@ -74,10 +76,17 @@ def resolve_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
+@cache
 def _fast_bfloat16() -> bool:
+    """On a CPU, timed: some have the instructions and are still slower in them than in float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return _matmul_seconds(torch.bfloat16) < _matmul_seconds(torch.float32)
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    return min(timeit.repeat(lambda: left @ right, repeat=7, number=1))
 
 
 def local_folder(path: str, override: str) -> str:

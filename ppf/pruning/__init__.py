@@ -1,17 +1,23 @@
 """From a dense model to a pruned one: statistics, order, compensation, bank, live pruning."""
 
+from ppf.pruning.allocation import Allocation, Evidence
 from ppf.pruning.bank import Bank
 from ppf.pruning.compensation import Compensation
 from ppf.pruning.importance import Importance, order_atoms
 from ppf.pruning.live import LivePruner
 from ppf.pruning.statistics import Statistics, collect_statistics
+from ppf.pruning.traits import Traits, collect_traits
 
 __all__ = [
+    "Allocation",
     "Bank",
     "Compensation",
+    "Evidence",
     "Importance",
     "LivePruner",
     "Statistics",
+    "Traits",
     "collect_statistics",
+    "collect_traits",
     "order_atoms",
 ]

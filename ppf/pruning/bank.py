@@ -1,16 +1,20 @@
 """The level bank: for every site and kept count, the ready consumer and its error."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import safe_open
 from torch import Tensor
 
-from ppf.llm import LanguageModel
-from ppf.progress import track
-from ppf.pruning.compensation import Compensation, Levels
-from ppf.pruning.statistics import Statistics
-from ppf.space import Space
+from ppf.llm import Coupling, LanguageModel
+from ppf.progress import say, track
+from ppf.pruning.compensation import Compensation, Factors, Levels
+from ppf.pruning.statistics import Statistics, expand, write_tensors
+from ppf.space import Site, Space
 
 
 @dataclass(frozen=True)
@@ -39,31 +43,75 @@ class Bank:
         orders: list[Tensor],
         statistics: Statistics,
         compensation: Compensation,
+        *,
+        max_gib: float = torch.inf,
+        folder: Path = Path(),
     ) -> "Bank":
-        """Prepares every site of `space`, on the model's device and in its dtype."""
+        """Prepares every site of `space`, on the model's device and in its dtype.
+
+        Args:
+            max_gib: memory for ready weights. A bank that would take more keeps two factors a site
+                in memory-mapped files instead, and multiplies a level's weight out when a policy
+                asks for it.
+            folder: where these files lie, of this bank alone; those that it holds are used again.
+        """
         index = {(c.layer, c.kind): i for i, c in enumerate(lm.couplings)}
-        levels = []
-        for site in track(space.sites, f"Building the level bank ({len(space)} sites)"):
-            i = index[site.layer, site.kind]
+        places = [index[site.layer, site.kind] for site in space.sites]
+        widths = [_widths(s, lm.couplings[i]) for s, i in zip(space.sites, places, strict=True)]
+        factored = compensation.refits and _ready_gib(lm, places, widths) > max_gib
+        if factored:
+            say(f"Ready levels would take more than {max_gib} GiB: factors go to {folder}.")
+
+        def prepare(number: int) -> Levels:
+            i = places[number]
             coupling = lm.couplings[i]
             columns = expand(orders[i], coupling.columns).to(lm.device)
             gram, mean = statistics.gram[i].to(lm.device), statistics.mean[i].to(lm.device)
-            weight = coupling.consumer.weight[:, columns]
-            widths = [k * site.atoms_per_unit * coupling.columns for k in range(site.units + 1)]
-            level = compensation.levels(
-                weight.float(), gram[columns][:, columns], mean[columns], widths
-            )
-            levels.append(_cast(level, lm.dtype))
+            weight = coupling.consumer.weight[:, columns].float()
+            moments = gram[columns][:, columns], mean[columns]
+            return compensation.levels(weight, *moments, widths[number], factored=factored)
+
+        levels = []
+        names = [site.name for site in space.sites]
+        for number, name in enumerate(
+            track(names, f"Building the level bank ({len(space)} sites)")
+        ):
+            make = partial(prepare, number)
+            file = folder / f"{name}.safetensors"
+            level = _spilled(file, widths[number], make) if factored else make()
+            levels.append(_cast(level, lm))
         return cls(orders, levels)
 
 
-def expand(atoms: Int[Tensor, " atoms"], size: int) -> Int[Tensor, " rows"]:
-    """Atom numbers to the rows (or columns) that they stand for, `size` consecutive ones each."""
-    return (atoms[:, None] * size + torch.arange(size)).flatten()
+def _widths(site: Site, coupling: Coupling) -> list[int]:
+    """The consumer's columns at every level."""
+    return [kept * site.atoms_per_unit * coupling.columns for kept in range(site.units + 1)]
 
 
-def _cast(levels: Levels, dtype: torch.dtype) -> Levels:
-    weights = None if levels.weights is None else [w.to(dtype).contiguous() for w in levels.weights]
-    return Levels(
-        levels.errors, weights, None if levels.biases is None else levels.biases.to(dtype)
-    )
+def _ready_gib(lm: LanguageModel, places: list[int], widths: list[list[int]]) -> float:
+    """Memory for the ready weights of all levels."""
+    hidden = [lm.couplings[i].consumer.out_features for i in places]
+    elements = sum(rows * sum(site[:-1]) for rows, site in zip(hidden, widths, strict=True))
+    return elements * lm.dtype.itemsize / 2**30
+
+
+def _spilled(file: Path, widths: list[int], make: Callable[[], Levels]) -> Levels:
+    """Levels whose factors lie in a file, which is made if it lacks."""
+    if not file.is_file():
+        made = make()
+        assert isinstance(made.weights, Factors)
+        projected, inverse = made.weights.projected[:, :], made.weights.inverse[:, :]
+        write_tensors(file, {"errors": made.errors, "projected": projected, "inverse": inverse})
+    stored = safe_open(file, "pt")
+    projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
+    return Levels(stored.get_tensor("errors"), Factors(projected, inverse, widths[:-1]))
+
+
+def _cast(levels: Levels, lm: LanguageModel) -> Levels:
+    weights = levels.weights
+    if isinstance(weights, Factors):
+        weights = replace(weights, dtype=lm.dtype, device=lm.device)
+    elif weights is not None:
+        weights = [weight.to(lm.dtype).contiguous() for weight in weights]
+    biases = None if levels.biases is None else levels.biases.to(lm.dtype)
+    return Levels(levels.errors, weights, biases)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppf.llm import Coupling, LanguageModel
-from ppf.pruning.bank import Bank, expand
+from ppf.pruning.bank import Bank
 from ppf.pruning.empty_block import EmptyBlock
+from ppf.pruning.statistics import expand
 from ppf.space import Space
 
 
@@ -29,6 +30,9 @@ class LivePruner:
         index = {(c.layer, c.kind): i for i, c in enumerate(lm.couplings)}
         self._coupling = [index[site.layer, site.kind] for site in space.sites]
         self.blocks = [getattr(c.parent, c.attribute) for c in lm.couplings]
+        self._bypassed = [
+            {name: getattr(c.parent, name) for name in c.bypassed} for c in lm.couplings
+        ]
         self._dense = {
             module: (module.weight.data, module.bias.data if module.bias is not None else None)
             for coupling in lm.couplings
@@ -37,6 +41,7 @@ class LivePruner:
         for coupling, order in zip(lm.couplings, bank.orders, strict=True):
             self._permute(coupling, order)
         self.kept = space.dense.tolist()
+        self._corrected: set[int] = set()
 
     @property
     def atoms(self) -> list[int]:
@@ -56,9 +61,8 @@ class LivePruner:
         kept = [int(k) for k in kept]
         self.space.check_policy(kept)
         for site, (now, then) in enumerate(zip(kept, self.kept, strict=True)):
-            if now != then:
-                self._narrow(site, now)
-        self.kept = kept
+            if now != then or site in self._corrected:
+                self.narrow(site, now)
 
     @contextmanager
     def at(self, kept: Sequence[int]) -> Iterator[PreTrainedModel]:
@@ -76,7 +80,11 @@ class LivePruner:
         for coupling, order in zip(self.lm.couplings, self.bank.orders, strict=True):
             self._permute(coupling, order.argsort())
 
-    def _narrow(self, index: int, kept: int) -> None:
+    @torch.no_grad()
+    def narrow(self, index: int, kept: int) -> None:
+        """Keeps `kept` units of one site, as the bank prepared it."""
+        self._corrected.discard(index)
+        self.kept = [*self.kept[:index], kept, *self.kept[index + 1 :]]
         site, levels = self.space.sites[index], self.bank.levels[index]
         coupling = self.lm.couplings[self._coupling[index]]
         atoms = kept * site.atoms_per_unit
@@ -94,10 +102,32 @@ class LivePruner:
         if levels.biases is not None and kept < site.units:
             bias = levels.biases[kept] + (0 if bias is None else bias)
         _set(consumer, weight, bias)
-        block: nn.Module = self.blocks[self._coupling[index]]
-        if not kept:
-            block = EmptyBlock(coupling.layer, coupling.kind == "attention", consumer.bias)
+        self._place(self._coupling[index], atoms)
+
+    @torch.no_grad()
+    def correct(self, index: int, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Adds to the weight and bias of one site's consumer, until it is narrowed again."""
+        number, consumer = self._coupling[index], self.lm.couplings[self._coupling[index]].consumer
+        total = consumer.weight.data if weight is None else consumer.weight + weight
+        shift = None if consumer.bias is None else consumer.bias.data
+        if bias is not None:
+            shift = bias if shift is None else shift + bias
+        dtype = consumer.weight.dtype
+        _set(consumer, total.to(dtype), None if shift is None else shift.to(dtype))
+        self._place(number, self.kept[index] * self.space.sites[index].atoms_per_unit)
+        self._corrected.add(index)
+
+    def _place(self, index: int, atoms: int) -> None:
+        """Puts the block with `atoms` left, or what stands for it, where the layer calls it."""
+        coupling, block = self.lm.couplings[index], self.blocks[index]
+        if coupling.heads:
+            setattr(block, coupling.heads, atoms)
+        if not atoms:
+            bias = coupling.consumer.bias
+            block = EmptyBlock(coupling.layer, coupling.kind == "attention", bias)
         setattr(coupling.parent, coupling.attribute, block)
+        for name, module in self._bypassed[index].items():
+            setattr(coupling.parent, name, module if atoms else nn.Identity())
 
     def _permute(self, coupling: Coupling, order: Tensor) -> None:
         for producer in coupling.producers:

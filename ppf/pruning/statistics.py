@@ -1,10 +1,13 @@
 """Second moments of what the consumers (o_proj, down_proj) read on calibration text."""
 
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ppf.llm import Coupling, LanguageModel
@@ -68,3 +71,25 @@ def collect_statistics(lm: LanguageModel, windows: Int[Tensor, "windows window"]
 def by_atom(coupling: Coupling, columns: Float[Tensor, " columns"]) -> Float[Tensor, " atoms"]:
     """Sums what belongs to the consumer's columns over each atom."""
     return columns.view(coupling.atoms, coupling.columns).sum(1)
+
+
+def expand(atoms: Int[Tensor, " atoms"], size: int) -> Int[Tensor, " rows"]:
+    """Atom numbers to the rows (or columns) that they stand for, `size` consecutive ones each."""
+    return (atoms[:, None] * size + torch.arange(size, device=atoms.device)).flatten()
+
+
+def damped(
+    gram: Float[Tensor, "columns columns"], damping: float
+) -> tuple[Float[Tensor, "columns columns"], Float[Tensor, ""]]:
+    """G + λI in float64, and λ, which is `damping` times the mean diagonal of G."""
+    gram = gram.double()
+    ridge = damping * gram.diagonal().mean()
+    return gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), ridge
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a safetensors file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{uuid.uuid4().hex}.draft")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
+    draft.replace(path)

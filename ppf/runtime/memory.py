@@ -3,7 +3,7 @@
 from ppf.llm import LanguageModel
 from ppf.progress import say
 from ppf.pruning import Compensation
-from ppf.pruning.compensation import Bias, LeastSquares
+from ppf.pruning.compensation import Bias
 from ppf.space import Space
 
 _GIB = 2**30
@@ -19,12 +19,12 @@ def bank_bytes(lm: LanguageModel, space: Space) -> int:
 
 def within(limit: float, wanted: Compensation, lm: LanguageModel, space: Space) -> Compensation:
     """`wanted`, or bias compensation where a least-squares bank would exceed `limit` GiB."""
-    if not isinstance(wanted, LeastSquares):
+    if not wanted.refits:
         return wanted
     needed = bank_bytes(lm, space) / _GIB
     if needed > limit:
         say(
-            f"The least-squares bank takes {needed:.2f} GiB, more than bank_gib={limit}:"
+            f"The least-squares bank takes {needed:.2f} GiB, more than bank.max_gib={limit}:"
             " pruning with bias compensation."
         )
         return Bias()

@@ -57,7 +57,7 @@ class DynamicModel:
         """The model of a search run's folder, dense at first.
 
         Args:
-            overrides: of `conf/runtime.yaml`, as on a command line: `"bank_gib=8"`.
+            overrides: of `conf/runtime.yaml`, as on a command line: `"bank.max_gib=8"`.
 
         Raises:
             PPFError: the folder holds no search, or the model is not that of the search any more.

@@ -12,7 +12,7 @@ from ppf.errors import PPFError
 from ppf.runtime.memory import within
 from ppf.runtime.policies import FoundPolicy, Policies
 from ppf.space import Space
-from ppf.stages.policy import check_signature, kept_units, policy_config, read_policy
+from ppf.stages.policy import check_signature, policy_config, read_policy
 from ppf.stages.prepare import Prepared, prepare
 
 
@@ -30,7 +30,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[Prepared, Policies]:
     record = read_policy(str(folder / "policy.json"))
     config = policy_config(record, cfg)
     check_signature(record, config)
-    choose = partial(within, cfg.bank_gib, instantiate(config.compensation))
+    choose = partial(within, cfg.bank.max_gib, instantiate(config.compensation))
     ready = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
     return ready, _policies(record, ready.space)
 
@@ -38,4 +38,4 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[Prepared, Policies]:
 def _policies(record: dict[str, Any], space: Space) -> Policies:
     predicted = record["predicted"]
     prediction = (predicted["nll"], predicted["std"])
-    return FoundPolicy(record["ratio"]["asked"], kept_units(record, space), prediction)
+    return FoundPolicy(record["ratio"]["asked"], space.policy(record["kept"]), prediction)

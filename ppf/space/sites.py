@@ -1,6 +1,6 @@
 """Sites (layer, kind) and the space that they span."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +90,12 @@ class Space:
     def ratio(self, kept: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
         """The pruning ratio that a policy really reaches."""
         return self.removed(kept).double() / self.total
+
+    def policy(self, named: Mapping[str, int]) -> list[int]:
+        """A policy from units by site name; raises PPFError where they do not fit."""
+        kept = [named.get(site.name, -1) for site in self.sites]
+        self.check_policy(kept if len(named) == len(kept) else [])
+        return kept
 
     def check_policy(self, kept: Sequence[int]) -> None:
         """Raises PPFError unless `kept` fits every site."""

@@ -22,7 +22,7 @@ def label_store(ready: Prepared) -> LabelStore:
 def drawn(ready: Prepared) -> torch.Tensor:
     """The policies that the config's sampler draws, [rows, sites]."""
     cfg = ready.cfg
-    return draw(ready.space, instantiate(cfg.sampler), cfg.labels.count, cfg.seed)
+    return draw(ready, instantiate(cfg.sampler), cfg.labels.count, cfg.seed)
 
 
 def collect(ready: Prepared, *, upstream: bool = False) -> Labels:

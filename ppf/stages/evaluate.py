@@ -18,11 +18,14 @@ from ppf.llm.text import Text, build_text, default_text
 from ppf.progress import say
 from ppf.space import uniform
 from ppf.stages.policy import policy_config, read_policy
-from ppf.stages.prune import apply_policy
+from ppf.stages.prune import apply_policy, refit
 
 
 def evaluate_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Evaluation:
-    """The policy's live-pruned model; with `cfg.baselines` also dense and uniformly pruned."""
+    """The policy's live-pruned model; with `cfg.baselines` also dense and uniformly pruned.
+
+    With `cfg.sequential` both pruned ones are re-estimated, as `prune` does.
+    """
     ready = apply_policy(cfg, fabric, record)
     text = _text(cfg, ready.text)
     windows = text.tokens("test", ready.lm.tokenizer)
@@ -35,6 +38,8 @@ def evaluate_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> 
     for name, kept in policies.items():
         say(f"Measuring {name}.")
         with ready.pruner.at(kept) as model:
+            if cfg.sequential:
+                refit(ready)
             size = parameters(model) * ready.lm.dtype.itemsize
             achieved = float(ready.space.ratio(torch.tensor(kept)))
             results.append(_measure(name, achieved, model, windows, cfg.batch, size))

@@ -7,7 +7,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.errors import PPFError
-from ppf.space import Space
 from ppf.stages.artefacts import plain
 from ppf.stages.prepare import Prepared, Signatures, signatures
 
@@ -58,26 +57,17 @@ def read_policy(path: str) -> dict[str, Any]:
 
 
 def policy_config(record: dict[str, Any], cfg: DictConfig) -> DictConfig:
-    """The config to prepare a policy's model with: its own groups, this command's paths."""
-    return OmegaConf.create({**record["config"], "paths": plain(cfg.paths)})
+    """The config to prepare a policy's model with: its own groups, this command's machine."""
+    machine = {name: plain(cfg[name]) for name in ("paths", "bank")}
+    return OmegaConf.create({**record["config"], **machine})
 
 
 def check_signature(record: dict[str, Any], config: DictConfig) -> Signatures:
     """Raises PPFError where the model or text is no longer what the policy was found for."""
     names = signatures(config)
-    if not vars(names).items() <= record["signatures"].items():
+    if names.labels != record["signatures"]["labels"]:
         raise PPFError(
             f"the policy was found for another model, text or dtype than {config.model.name}"
             f" here (signature {record['signatures']['labels']}, not {names.labels}): search again."
         )
     return names
-
-
-def kept_units(record: dict[str, Any], space: Space) -> list[int]:
-    """The kept units in the space's order of sites; raises PPFError where they do not fit."""
-    names = [site.name for site in space.sites]
-    kept = [record["kept"].get(name, -1) for name in names]
-    if len(record["kept"]) != len(names):
-        kept = []
-    space.check_policy(kept)
-    return kept

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ppf.evaluation.size import parameters
 from ppf.labels.labeller import Labeller
@@ -17,7 +16,18 @@ from ppf.llm import LanguageModel, Text, load
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import build_text
 from ppf.progress import say
-from ppf.pruning import Bank, Compensation, LivePruner, Statistics, collect_statistics, order_atoms
+from ppf.pruning import (
+    Bank,
+    Compensation,
+    Evidence,
+    LivePruner,
+    Statistics,
+    Traits,
+    collect_statistics,
+    collect_traits,
+    order_atoms,
+)
+from ppf.pruning.statistics import write_tensors
 from ppf.space import Space
 from ppf.stages.artefacts import model_identity, plain, signature, text_identity
 
@@ -30,6 +40,7 @@ class Signatures:
 
     statistics: str
     order: str
+    bank: str
     labels: str
 
 
@@ -54,7 +65,19 @@ class Prepared:
     @cached_property
     def labeller(self) -> Labeller:
         windows = self.text.tokens("labelling", self.lm.tokenizer)
-        return Labeller(self.lm, self.pruner, windows, batch=self.cfg.labels.batch)
+        labels = self.cfg.labels
+        return Labeller(self.lm, self.pruner, windows, batch=labels.batch, kl_top_k=labels.kl_top_k)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What allocation rules know; the dense model's traits are made where they lack."""
+        folder = Path(self.cfg.paths.artefacts) / "traits"
+        file = folder / f"{self.signatures.statistics}.safetensors"
+        if not file.is_file():
+            windows = self.text.tokens("calibration", self.lm.tokenizer)
+            with self.pruner.at(self.space.dense.tolist()):
+                write_tensors(file, collect_traits(self.lm, windows).tensors())
+        return Evidence(self.space, self.bank.errors, Traits.from_tensors(load_file(file)))
 
 
 def signatures(cfg: DictConfig) -> Signatures:
@@ -63,8 +86,9 @@ def signatures(cfg: DictConfig) -> Signatures:
     statistics = signature(model_identity(cfg.model, dtype), text_identity(cfg.text, "calibration"))
     order = signature(statistics, plain(cfg.importance))
     labelling = text_identity(cfg.text, "labelling")
-    labels = signature(order, plain(cfg.space), plain(cfg.compensation), labelling)
-    return Signatures(statistics, order, labels)
+    bank = signature(order, plain(cfg.space), plain(cfg.compensation))
+    labels = signature(bank, labelling, cfg.labels.kl_top_k)
+    return Signatures(statistics, order, bank, labels)
 
 
 def prepare(
@@ -87,26 +111,26 @@ def prepare(
     if not statistics_file.is_file():
         windows = text.tokens("calibration", lm.tokenizer)
         say(f"No statistics of this model and text yet: calibrating on {windows.numel()} tokens.")
-        _write(statistics_file, collect_statistics(lm, windows).tensors())
+        write_tensors(statistics_file, collect_statistics(lm, windows).tensors())
     statistics = Statistics.from_tensors(load_file(statistics_file))
     if not order_file.is_file():
-        orders = order_atoms(lm, instantiate(cfg.importance), statistics)
-        _write(order_file, {f"{i:04}": order for i, order in enumerate(orders)})
+        windows = text.tokens("calibration", lm.tokenizer)
+        orders = order_atoms(lm, instantiate(cfg.importance), statistics, windows)
+        write_tensors(order_file, {f"{i:04}": order for i, order in enumerate(orders)})
     orders = [order for _, order in sorted(load_file(order_file).items())]
 
     if dtype and resolve_dtype(dtype) != lm.dtype:
         model = OmegaConf.create({**plain(cfg.model), "dtype": dtype})
         lm = load(model, cfg.paths.cache, device=fabric.device)
     space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
-    compensation = choose(lm, space) if choose else instantiate(cfg.compensation)
-    bank = Bank.build(lm, space, orders, statistics, compensation)
+    bank = Bank.build(
+        lm,
+        space,
+        orders,
+        statistics,
+        choose(lm, space) if choose else instantiate(cfg.compensation),
+        max_gib=cfg.bank.max_gib,
+        folder=artefacts / "bank" / names.bank,
+    )
     whole = parameters(lm.model)
     return Prepared(cfg, fabric, lm, text, space, LivePruner(lm, space, bank), names, whole)
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes a file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    save_file(tensors, draft)
-    draft.replace(path)

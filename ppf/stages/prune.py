@@ -1,19 +1,33 @@
 """prune: a policy becomes a Hugging Face folder with really smaller tensors."""
 
+from math import exp, nan
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.evaluation.perplexity import mean_nll
 from ppf.export.huggingface import export_folder
-from ppf.stages.policy import check_signature, kept_units, policy_config
+from ppf.progress import say
+from ppf.pruning.compensation import NoCompensation
+from ppf.pruning.sequential import refit_sequentially
+from ppf.stages.policy import check_signature, policy_config
 from ppf.stages.prepare import Prepared, prepare
 
 
 def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
-    """Exports the policy's model to `cfg.out`."""
+    """Exports the policy's model to `cfg.out`; with `cfg.sequential` its consumers are refitted."""
     ready = apply_policy(cfg, fabric, record)
+    before = _labelling_nll(ready) if cfg.sequential else nan
+    if cfg.sequential and refit(ready):
+        after = _labelling_nll(ready)
+        say(
+            f"Sequential re-estimation: perplexity on the labelling part {exp(before):.2f} before,"
+            f" {exp(after):.2f} after (measured)."
+        )
+        record = record | {"sequential": {"measured": {"nll_before": before, "nll": after}}}
     folder = Path(cfg.out)
     export_folder(ready.pruner, folder, record)
     return folder
@@ -24,5 +38,29 @@ def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pre
     config = policy_config(record, cfg)
     check_signature(record, config)
     ready = prepare(config, fabric, dtype=cfg.dtype)
-    ready.pruner.apply(kept_units(record, ready.space))
+    ready.pruner.apply(ready.space.policy(record["kept"]))
     return ready
+
+
+def refit(ready: Prepared) -> bool:
+    """Re-estimates the present policy's consumers front to back, on the calibration part.
+
+    Returns whether there was something to re-estimate; if not, it says why.
+    """
+    compensation, config = instantiate(ready.cfg.compensation), ready.lm.model.config
+    if isinstance(compensation, NoCompensation):
+        say("No sequential re-estimation: compensation=none estimates nothing.")
+    elif not ready.lm.adapter.adds_to_stream(config):
+        say(
+            f"No sequential re-estimation: blocks of the family '{config.model_type}' end in norms."
+        )
+    elif ready.pruner.kept != ready.space.dense.tolist():
+        windows = ready.text.tokens("calibration", ready.lm.tokenizer)
+        refit_sequentially(ready.pruner, windows, compensation)
+        return True
+    return False
+
+
+def _labelling_nll(ready: Prepared) -> float:
+    windows = ready.text.tokens("labelling", ready.lm.tokenizer)
+    return mean_nll(ready.lm.model, windows, batch=ready.cfg.labels.batch)

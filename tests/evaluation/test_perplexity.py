@@ -9,7 +9,13 @@ from ppf.llm import LanguageModel
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 
-@pytest.fixture(params=["llama-groups-of-3-tied", "mistral-sliding-window"])
+@pytest.fixture(
+    params=[
+        "llama-groups-of-3-tied",
+        "mistral-sliding-window",
+        "gemma3-groups-of-3-capped-logits-untied",
+    ]
+)
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
     return random_model(CHECKPOINTS[request.param])
 

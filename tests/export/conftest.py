@@ -27,7 +27,17 @@ POLICY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=["llama-groups-of-3-tied", "llama-biases", "mistral-sliding-window"])
+FORMS = (
+    "llama-groups-of-3-tied",
+    "llama-biases",
+    "mistral-sliding-window",
+    "gemma3-groups-of-3-capped-logits-untied",
+    "opt-32-heads-tied",
+    "gpt-neox-32-heads-untied",
+)
+
+
+@pytest.fixture(params=FORMS)
 def pruner(request: pytest.FixtureRequest) -> LivePruner:
     """Pruned with bias compensation: the first layer has no attention, the second no FFN."""
     pruner = pruner_of(random_model(CHECKPOINTS[request.param]), Bias())

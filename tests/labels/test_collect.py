@@ -12,7 +12,7 @@ def _hold(folder: Path, held, done) -> None:
         assert mine
         held.set()
         done.wait()
-        store.add(Row((1,), 0.3, 3.0, "other", 0.1))
+        store.add(Row((1,), 0.3, 3.0, None, "other", 0.1))
 
 
 def test_a_policy_in_hand_elsewhere_is_left_alone_and_waited_for(tmp_path: Path) -> None:

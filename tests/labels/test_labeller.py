@@ -1,10 +1,13 @@
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ppf.labels.labeller import Labeller
 from ppf.pruning import LivePruner
 from ppf.space import uniform
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
+from tests.checkpoints import policies as drawn_policies
 from tests.tiny import TinySetup
 
 
@@ -28,28 +31,39 @@ def test_agrees_with_the_whole_model(tiny: TinySetup, policies: list[list[int]])
     pruner = tiny.pruner()
     labeller = Labeller(tiny.lm, pruner, tiny.windows, batch=3)
     for kept in policies:
-        nll = labeller.nll(kept)
+        nll = labeller.score(kept).nll
         assert nll == pytest.approx(whole_model_nll(tiny, pruner, kept), abs=1e-5)
 
 
 def test_a_label_does_not_depend_on_what_was_labelled_before(
     tiny: TinySetup, policies: list[list[int]]
 ) -> None:
-    alone = [Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=4).nll(k) for k in policies]
+    alone = [Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=4).score(k).nll for k in policies]
     labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=4)
-    backwards = [labeller.nll(kept) for kept in policies[::-1] + policies[::-1]]
+    backwards = [labeller.score(kept).nll for kept in policies[::-1] + policies[::-1]]
     assert backwards == pytest.approx(alone[::-1] * 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_a_label_is_the_familys_own_loss(config: PreTrainedConfig) -> None:
+    lm, ids = random_model(config), random_windows()
+    pruner = pruner_of(lm)
+    labeller = Labeller(lm, pruner, ids, batch=3)
+    for kept in drawn_policies(pruner.space).values():
+        with pruner.at(kept) as model, torch.inference_mode():
+            loss = float(model(ids, labels=ids).loss)
+        assert labeller.score(kept).nll == pytest.approx(loss, abs=1e-4)
 
 
 def test_shared_first_layers_are_not_run_again(tiny: TinySetup, policies: list[list[int]]) -> None:
     labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=8)
-    labeller.nll(policies[0])
+    labeller.score(policies[0])
     calls: list[int] = []
     for index, layer in enumerate(labeller.layers):
         layer.register_forward_pre_hook(lambda module, inputs, index=index: calls.append(index))
     changed = list(policies[0])
     changed[-1] -= 1  # a site of the last layer
-    labeller.nll(changed)
+    labeller.score(changed)
     assert calls == [len(labeller.layers) - 1]
 
 
@@ -57,14 +71,40 @@ def test_out_of_memory_halves_the_batch(
     tiny: TinySetup, policies: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=8)
-    expected = labeller.nll(policies[1])
-    score = Labeller._score
+    expected = labeller.score(policies[1]).nll
+    score = Labeller._forward
 
     def full(self: Labeller, batch, first: int) -> torch.Tensor:
         if len(batch.ids) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return score(self, batch, first)
 
-    monkeypatch.setattr(Labeller, "_score", full)
-    assert labeller.nll(policies[1]) == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr(Labeller, "_forward", full)
+    assert labeller.score(policies[1]).nll == pytest.approx(expected, abs=1e-5)
     assert len(labeller._batches[0].ids) == 2
+
+
+def test_divergence_from_the_dense_model_on_all_tokens(
+    tiny: TinySetup, policies: list[list[int]]
+) -> None:
+    pruner = tiny.pruner()
+    labeller = Labeller(tiny.lm, pruner, tiny.windows, batch=4, kl_top_k=257)
+    with torch.inference_mode():
+        dense = tiny.lm.model(tiny.windows).logits[:, :-1].log_softmax(-1)
+        for kept in policies:
+            score = labeller.score(kept)
+            with pruner.at(kept) as model:
+                pruned = model(tiny.windows).logits[:, :-1].log_softmax(-1)
+            expected = float((dense.exp() * (dense - pruned)).sum(-1).mean())
+            assert score.kl == pytest.approx(expected, abs=1e-5)
+            assert score.nll == pytest.approx(whole_model_nll(tiny, pruner, kept), abs=1e-5)
+
+
+def test_divergence_on_few_tokens_is_a_lower_bound(
+    tiny: TinySetup, policies: list[list[int]]
+) -> None:
+    found = [
+        Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=4, kl_top_k=k).score(policies[2]).kl
+        for k in (1, 16, 257)
+    ]
+    assert 0 < found[0] < found[1] < found[2]

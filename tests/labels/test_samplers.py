@@ -1,8 +1,26 @@
-import torch
+import json
+from pathlib import Path
 
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+
+from ppf.errors import PPFError
 from ppf.labels.collect import draw
-from ppf.labels.samplers import Mixture, Profiles, Sensitivities
-from ppf.space import Space
+from ppf.labels.samplers import (
+    Allocated,
+    Branches,
+    Given,
+    Mixture,
+    Neighbours,
+    Profiles,
+    Proposals,
+    Sampler,
+    Sensitivities,
+)
+from ppf.pruning.allocation import FLAP, Uniform
+from ppf.space import uniform
 from tests.tiny import TinySetup
 
 
@@ -10,27 +28,85 @@ def profiles() -> Profiles:
     return Profiles(ratio=[0.1, 0.5], spread=[0.05, 0.3], smooth=0.5)
 
 
+def drawn(sampler: Sampler, tiny: TinySetup, count: int) -> torch.Tensor:
+    return sampler.draw(tiny, count, torch.Generator().manual_seed(0))
+
+
 def test_profiles_cover_the_ratios_evenly(tiny: TinySetup) -> None:
-    kept = profiles().draw(tiny.space, 40, torch.Generator().manual_seed(0))
-    ratio = tiny.space.ratio(kept)
+    ratio = tiny.space.ratio(drawn(profiles(), tiny, 40))
     counts = torch.histc(ratio.float(), bins=4, min=0.1, max=0.52)
     assert ratio.min() >= 0.1 and (counts >= 7).all()
 
 
 def test_sensitivities_narrow_one_site_each(tiny: TinySetup) -> None:
-    kept = Sensitivities().draw(tiny.space, 20, torch.Generator().manual_seed(0))
-    changed = kept != tiny.space.units
+    changed = drawn(Sensitivities(), tiny, 20) != tiny.space.units
     assert (changed.sum(1) == 1).all() and changed.any(0).all()
 
 
-def test_a_draw_is_distinct_reproducible_and_starts_dense(tiny: TinySetup) -> None:
+def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
+    rules = Allocated({"uniform": Uniform(), "flap": FLAP()}, ratio=[0.2, 0.4])
+    kept = drawn(rules, tiny, 10)
+    ratio = tiny.space.ratio(kept)
+    assert ratio.min() >= 0.2 and ratio.max() < 0.45
+    is_uniform = (kept == uniform(tiny.space, ratio)).all(1)
+    assert is_uniform.sum() == 5
+
+
+def test_families_share_their_first_layers_with_their_first_policy(tiny: TinySetup) -> None:
+    kept = drawn(Branches(profiles(), depths=[0.5, 0.75]), tiny, 12)
+    first = torch.tensor([site.layer for site in tiny.space.sites])
+    assert kept.unique(dim=0).shape[0] > 8
+    for family in kept.split(3):
+        for member, layers in zip(family[1:], (2, 3), strict=True):
+            assert torch.equal(member[first < layers], family[0][first < layers])
+
+
+def test_neighbours_keep_the_ratio_and_stay_near(tiny: TinySetup, tmp_path: Path) -> None:
+    policy = uniform(tiny.space, torch.tensor([0.3]))[0]
+    names = [site.name for site in tiny.space.sites]
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"kept": dict(zip(names, policy.tolist(), strict=True))}))
+    kept = drawn(Neighbours(Given([str(file)]), spread=0.05), tiny, 16)
+    block = tiny.space.params.min() / tiny.space.total
+    assert (tiny.space.ratio(kept) - tiny.space.ratio(policy)).abs().max() < block
+    assert (kept != policy).any(1).sum() > 12
+    assert (kept - policy).abs().max() <= 4
+
+
+def test_given_policies_must_be_named_and_fit(tiny: TinySetup, tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match=r"sampler\.of\.paths"):
+        Given([])
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"kept": {"0.mlp": 1}}))
+    with pytest.raises(PPFError, match="does not fit"):
+        drawn(Given([str(file)]), tiny, 1)
+
+
+def test_proposals_are_the_agents_answers(tiny: TinySetup) -> None:
+    class Half:
+        def policy(self, ratio: float) -> list[int]:
+            return uniform(tiny.space, torch.tensor([ratio]))[0].tolist()
+
+    kept = drawn(Proposals(Half(), ratio=[0.1, 0.5]), tiny, 8)
+    assert torch.equal(kept, uniform(tiny.space, tiny.space.ratio(kept)))
+    assert tiny.space.ratio(kept).unique().numel() > 5
+
+
+@pytest.mark.parametrize("name", ["rough", "smooth", "sensitivities", "rules", "mixture"])
+def test_a_draw_is_distinct_reproducible_and_starts_dense(tiny: TinySetup, name: str) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        sampler = instantiate(compose("collect", [f"sampler={name}"]).sampler)
+    first, second = draw(tiny, sampler, 32, seed=1), draw(tiny, sampler, 32, seed=1)
+    assert torch.equal(first, second)
+    assert first[0].tolist() == tiny.space.dense.tolist()
+    assert len({tuple(k) for k in first.tolist()}) == len(first) > 15
+    assert not torch.equal(first, draw(tiny, sampler, 32, seed=2))
+    assert torch.equal(draw(tiny, sampler, 100, seed=1)[: len(first)], first)
+
+
+def test_a_mixture_draws_its_shares(tiny: TinySetup) -> None:
     mixture = Mixture(
         {"profiles": profiles(), "single": Sensitivities()}, {"profiles": 3.0, "single": 1.0}
     )
-    space: Space = tiny.space
-    first, second = draw(space, mixture, 32, seed=1), draw(space, mixture, 32, seed=1)
-    assert torch.equal(first, second)
-    assert first[0].tolist() == space.dense.tolist()
-    assert len({tuple(k) for k in first.tolist()}) == len(first) > 24
-    assert not torch.equal(first, draw(space, mixture, 32, seed=2))
-    assert torch.equal(draw(space, mixture, 100, seed=1)[: len(first)], first)
+    changed = (drawn(mixture, tiny, 40) != tiny.space.units).sum(1)
+    assert (changed == 1).sum() == 10

@@ -10,7 +10,7 @@ from ppf.labels.store import LabelStore, Row
 
 
 def row(*kept: int, nll: float = 3.0) -> Row:
-    return Row(kept, 0.3, nll, "sampler", 0.1)
+    return Row(kept, 0.3, nll, None, "sampler", 0.1)
 
 
 def test_rows_survive_and_come_back_in_the_order_asked(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_another_process_writes_beside_ours(tmp_path: Path) -> None:
     store.add(row(1))
     code = (
         "import sys; from pathlib import Path; from ppf.labels.store import LabelStore, Row;"
-        "LabelStore(Path(sys.argv[1]), 'a').add(Row((2,), 0.3, 3.0, 'sampler', 0.1))"
+        "LabelStore(Path(sys.argv[1]), 'a').add(Row((2,), 0.3, 3.0, None, 'sampler', 0.1))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ)
     assert (2,) not in store

@@ -53,14 +53,15 @@ def test_live_pruned_and_exported_logits_agree(
 
 
 @form
-def test_the_space_counts_every_parameter_of_the_blocks_but_the_consumers_biases(
+def test_the_space_counts_every_parameter_of_the_layers_but_norms_and_consumers_biases(
     config: PreTrainedConfig,
 ) -> None:
     lm = random_model(config)
+    consumers = {coupling.consumer.bias for coupling in lm.couplings}
     counted = sum(
         parameter.numel()
-        for name, parameter in lm.model.named_parameters()
-        if "proj" in name and not name.endswith(("o_proj.bias", "down_proj.bias"))
+        for name, parameter in lm.adapter.layers(lm.model).named_parameters()
+        if "norm" not in name and parameter not in consumers
     )
     assert width_space(lm).total == counted
 

@@ -1,0 +1,33 @@
+"""The model families that are served."""
+
+from transformers import PreTrainedModel
+
+from ppf.errors import PPFError
+from ppf.llm.adapter import Adapter
+from ppf.llm.gemma import GemmaAdapter
+from ppf.llm.gpt_neox import GPTNeoXAdapter
+from ppf.llm.llama import LlamaAdapter
+from ppf.llm.opt import OPTAdapter
+from ppf.llm.qwen import QwenAdapter
+
+ADAPTERS: tuple[type[Adapter], ...] = (
+    LlamaAdapter,
+    QwenAdapter,
+    GemmaAdapter,
+    OPTAdapter,
+    GPTNeoXAdapter,
+)
+
+
+def adapter_for(model: PreTrainedModel) -> Adapter:
+    """The adapter of a model's family.
+
+    Raises:
+        PPFError: no adapter serves `config.model_type`.
+    """
+    model_type = model.config.model_type
+    for adapter in ADAPTERS:
+        if model_type in adapter.model_types:
+            return adapter()
+    known = ", ".join(name for adapter in ADAPTERS for name in adapter.model_types)
+    raise PPFError(f"model family '{model_type}' is not supported: give a model of {known}.")

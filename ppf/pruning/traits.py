@@ -1,0 +1,139 @@
+"""What allocation rules read off the dense model: a pass over calibration text, and its weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from ppf.llm import Coupling, LanguageModel
+from ppf.progress import track
+from ppf.pruning.statistics import by_atom
+
+MULTIPLES = 16  # of the mean score, from 0, at which outliers are counted
+_BINS = 100  # of the histogram whose peak starts a spectrum's tail
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Numbers of layers and atoms that do not depend on the order of the atoms.
+
+    Args:
+        influence: 1 − mean cosine between the hidden states that enter and leave a layer.
+        outliers: share of a layer's scores |W_ij| ‖X_j‖ above m times their mean, [layer, m].
+        exponents: of the power law that the weights' spectra follow, mean over a layer's matrices.
+        fluctuation: by site ("3.mlp"), the atoms' variances of input times squared column norms,
+            standardised over the site.
+    """
+
+    influence: Float[Tensor, " layers"]
+    outliers: Float[Tensor, "layers multiples"]
+    exponents: Float[Tensor, " layers"]
+    fluctuation: dict[str, Float[Tensor, " _"]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as safetensors wants them."""
+        named = {name: getattr(self, name) for name in ("influence", "outliers", "exponents")}
+        return named | {f"fluctuation.{site}": f for site, f in self.fluctuation.items()}
+
+    @classmethod
+    def from_tensors(cls, named: dict[str, Tensor]) -> "Traits":
+        prefix = "fluctuation."
+        sites = {n.removeprefix(prefix): t for n, t in named.items() if n.startswith(prefix)}
+        return cls(named["influence"], named["outliers"], named["exponents"], sites)
+
+
+@torch.inference_mode()
+def collect_traits(lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> Traits:
+    """One pass of the dense model over the calibration windows, and one look at its weights."""
+    mean, square, influence = _watch(lm, windows)
+    outliers, exponents, fluctuation = [], [], {}
+    layers = groupby(lm.couplings, key=lambda coupling: coupling.layer)
+    for _, group in track(layers, "Reading the layers", len(influence)):
+        couplings = list(group)
+        linears = dict.fromkeys(linear for c in couplings for linear in _linears(c))
+        outliers.append(_outliers([w.weight.float().abs() * square[w].sqrt() for w in linears]))
+        exponents.append(torch.stack([_exponent(w.weight.float()) for w in linears]).mean())
+        for c in couplings:
+            variance = square[c.consumer] - mean[c.consumer].square()
+            fluctuation[f"{c.layer}.{c.kind}"] = _fluctuation(c, variance).cpu()
+    return Traits(
+        influence.cpu(), torch.stack(outliers).cpu(), torch.stack(exponents).cpu(), fluctuation
+    )
+
+
+def _linears(coupling: Coupling) -> list[nn.Linear]:
+    return [*(producer.linear for producer in coupling.producers), coupling.consumer]
+
+
+Moments = dict[nn.Module, Tensor]
+
+
+def _watch(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Tensor]:
+    """E[x] and E[x²] of what each projection reads, and each layer's influence."""
+    linears = {linear for coupling in lm.couplings for linear in _linears(coupling)}
+    mean: Moments = {w: torch.zeros(w.in_features, device=lm.device) for w in linears}
+    square: Moments = {w: torch.zeros_like(zeros) for w, zeros in mean.items()}
+    stops = [*lm.adapter.layers(lm.model), lm.adapter.final_norm(lm.model)]
+    influence = torch.zeros(len(stops) - 1, device=lm.device)
+    entered: list[Tensor] = []
+
+    def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].flatten(0, -2).float()
+        mean[module].add_(x.sum(0), alpha=1 / windows.numel())
+        square[module].add_(x.square().sum(0), alpha=1 / windows.numel())
+
+    def enter(index: int) -> Callable:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            state = inputs[0].float()
+            if index:
+                turn = 1 - cosine_similarity(entered.pop(), state, dim=-1)
+                influence[index - 1] += turn.sum() / windows.numel()
+            entered[:] = [state]
+
+        return hook
+
+    hooks = [linear.register_forward_pre_hook(read) for linear in linears]
+    hooks += [stop.register_forward_pre_hook(enter(i)) for i, stop in enumerate(stops)]
+    try:
+        for batch in track(windows.to(lm.device).split(4), "Observing the dense model"):
+            lm.model(batch, use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return mean, square, influence
+
+
+def _outliers(scores: list[Tensor]) -> Float[Tensor, " multiples"]:
+    whole = torch.cat([score.flatten() for score in scores])
+    mean = whole.mean()
+    return torch.stack([(whole > m * mean).float().mean() for m in range(MULTIPLES)])
+
+
+def _exponent(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
+    """Hill's estimate over the eigenvalues of WᵀW above the peak of their logarithms' histogram.
+
+    Source: PL_Alpha_Hill of AlphaPruning (arXiv 2410.10912), with its fix-finger start of the tail.
+    """
+    logs = torch.linalg.svdvals(weight).square().clamp_min(_SMALLEST).log().cpu()
+    low, high = float(logs.min()), float(logs.max())
+    peak = low + (high - low) * int(torch.histc(logs, _BINS, low, high).argmax()) / _BINS
+    tail = logs[logs >= peak] - peak
+    return 1 + len(tail) / tail.sum().clamp_min(_SMALLEST)
+
+
+def _fluctuation(
+    coupling: Coupling, variance: Float[Tensor, " columns"]
+) -> Float[Tensor, " atoms"]:
+    """FLAP's standardised WIFV metric; it squares the columns of attention first."""
+    score = variance * coupling.consumer.weight.float().square().sum(0)
+    if coupling.kind == "attention":
+        score = score.square()
+    standard = (score - score.mean()) / score.std().clamp_min(_SMALLEST)
+    return by_atom(coupling, standard) / coupling.columns
+
+
+_SMALLEST = 1e-12

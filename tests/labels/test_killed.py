@@ -1,0 +1,101 @@
+"""Real labelling processes: killed at random moments, and two at once."""
+
+import multiprocessing
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from ppf.labels.collect import draw, label
+from ppf.labels.labeller import Labeller
+from ppf.labels.samplers import Profiles
+from ppf.labels.store import LabelStore, Row
+from tests.tiny import tiny_setup
+
+POLICIES, KILLS = 400, 10
+
+
+def work(folder: Path, cache: str, started, log: Path) -> None:
+    """Labels all policies; every row that `add` has finished is noted in the log."""
+    torch.set_num_threads(1)
+    tiny = tiny_setup(cache)
+    store = LabelStore(folder, "a")
+    add = store.add
+
+    def noted(row: Row) -> None:
+        add(row)
+        with log.open("a") as lines:
+            lines.write(f"{row.kept}\n")
+
+    store.add = noted  # type: ignore[method-assign]
+    labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows[:2], batch=2)
+    sampler = Profiles(ratio=[0.1, 0.5], spread=[0.1, 0.3], smooth=0.5)
+    policies = draw(tiny, sampler, POLICIES, seed=0)
+    started.set()
+    label(store, labeller, policies, "sampler")
+
+
+@pytest.fixture
+def start(tmp_path: Path, cache: str):
+    """Starts a labelling process, forked from a clean one, and waits until it labels."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.tiny", "ppf.labels.labeller"])
+
+    def run() -> multiprocessing.process.BaseProcess:
+        started = context.Event()
+        arguments = (tmp_path / "labels", cache, started, tmp_path / "log")
+        process = context.Process(target=work, args=arguments)
+        process.start()
+        assert started.wait(120)
+        return process
+
+    return run
+
+
+def rows_on_disk(folder: Path) -> Counter[str]:
+    """How often every policy lies in a shard."""
+    shards = [parquet.read_table(path) for path in folder.glob("*.parquet")]
+    return Counter(str(tuple(kept)) for shard in shards for kept in shard["kept"].to_pylist())
+
+
+def finished(folder: Path) -> set[str]:
+    log = folder / "log"
+    return set(log.read_text().splitlines()) if log.is_file() else set()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_every_finished_row_is_there_once(start, tmp_path: Path) -> None:
+    folder, moments, counts = tmp_path / "labels", random.Random(0), []
+    for _ in range(KILLS):
+        process = start()
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.join()
+        rows = rows_on_disk(folder)
+        assert finished(tmp_path) <= rows.keys()
+        assert len(rows) <= len(finished(tmp_path)) + KILLS  # the row in hand may be there too
+        assert set(rows.values()) <= {1}
+        counts.append(len(rows))
+    assert 0 < counts[0] < POLICIES / 2 and counts == sorted(counts)
+
+    process = start()
+    process.join(120)
+    assert process.exitcode == 0
+    rows = rows_on_disk(folder)
+    assert set(rows.values()) == {1} and len(rows) > 0.9 * POLICIES
+    assert len(LabelStore(folder, "a")) == len(rows)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_set_without_doubling_a_policy(start, tmp_path: Path) -> None:
+    both = [start(), start()]
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0
+    rows = rows_on_disk(tmp_path / "labels")
+    assert set(rows.values()) == {1} and len(rows) > 0.9 * POLICIES
+    assert len(list((tmp_path / "labels").glob("*.parquet"))) >= 2

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from torch import Tensor
+
+from ppf.errors import PPFError
+from ppf.pruning import Allocation, Evidence, Traits, collect_traits
+from ppf.pruning.allocation import FLAP, OWL, AlphaPruning, BlockInfluence, ObsGlobal
+from ppf.space import Prunable, Space, build_space, project, uniform
+from tests.tiny import TinySetup
+
+RATIO = torch.tensor([0.0, 0.1, 0.3, 0.5], dtype=torch.double)
+with initialize_config_module("ppf.conf", version_base="1.3"):
+    RULES: dict[str, Allocation] = dict(instantiate(compose("collect").rules))
+
+
+def layered(layers: int = 4) -> Space:
+    places = [("attention", 3, 8 * 64), ("mlp", 512, 3)]
+    return build_space(
+        [Prunable(layer, *place) for layer in range(layers) for place in places],
+        name="width",
+        kinds=["attention", "mlp"],
+        channel_multiple=64,
+        whole_sites=False,
+    )
+
+
+def evidence(influence: list[float], atoms: float = 0.0) -> Evidence:
+    """The first layer matters most by every trait."""
+    space, size = layered(len(influence)), len(influence)
+    kept = torch.arange(9) / space.units[:, None]
+    value = torch.tensor(influence)
+    site_value = value[torch.tensor([site.layer for site in space.sites])]
+    fluctuation = {
+        site.name: site_value[i] + torch.linspace(-1, 1, site.units * site.atoms_per_unit)
+        for i, site in enumerate(space.sites)
+    }
+    outliers = torch.zeros(size, 16)
+    outliers[:, 5] = value
+    errors = site_value[:, None] * (1 - kept).clamp_min(0).square()
+    return Evidence(space, errors, Traits(value, outliers, 5 - value, fluctuation))
+
+
+def removed(space: Space, wanted: Tensor) -> Tensor:
+    return ((space.units - wanted) * space.params).sum(1) / space.total
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_answer_real_models_within_reach_of_the_budget(name: str, tiny: TinySetup) -> None:
+    bank = tiny.pruner().bank
+    known = Evidence(tiny.space, bank.errors, collect_traits(tiny.lm, tiny.windows))
+    wanted = RULES[name].wanted(known, RATIO)
+    assert wanted.shape == (4, len(tiny.space)) and wanted.isfinite().all()
+    off = (removed(tiny.space, wanted) - RATIO).abs()
+    assert off.max() < 0.03
+    kept = project(tiny.space, wanted, RATIO)
+    assert torch.equal(kept[0], tiny.space.dense)
+    assert name == "uniform" or (kept != uniform(tiny.space, RATIO)).any()
+
+
+@pytest.mark.parametrize(
+    "rule", [OWL(5, 0.08), AlphaPruning(0.3), BlockInfluence(0.3), FLAP(), ObsGlobal()]
+)
+def test_what_matters_more_keeps_more(rule: Allocation) -> None:
+    known = evidence([0.9, 0.5, 0.3, 0.1])
+    share = rule.wanted(known, RATIO[2:]) / known.space.units
+    layers = share.view(2, 4, 2).mean(2)
+    assert (layers.diff(dim=1) <= 1e-9).all() and (layers[:, 0] > layers[:, -1]).all()
+
+
+def test_owl_stays_within_its_bound() -> None:
+    lost = OWL(5, 0.08).removed(evidence([0.9, 0.5, 0.3, 0.1]), RATIO[2:])
+    torch.testing.assert_close(lost.mean(1), RATIO[2:])
+    torch.testing.assert_close(lost.amax(1) - lost.amin(1), torch.full((2,), 0.16).double())
+
+
+def test_owl_counts_whole_multiples() -> None:
+    with pytest.raises(PPFError, match="m=99"):
+        OWL(99, 0.08)
+
+
+def test_alphapruning_maps_exponents_linearly() -> None:
+    lost = AlphaPruning(0.3).removed(evidence([0.9, 0.5, 0.3, 0.1]), RATIO[2:3])[0]
+    torch.testing.assert_close(lost[-1] / lost[0], torch.tensor(1.3 / 0.7).double())
+    torch.testing.assert_close(lost.mean(), RATIO[2])  # layers of equal cost
+
+
+def test_block_influence_is_a_softmax() -> None:
+    lost = BlockInfluence(0.5).removed(evidence([0.9, 0.4]), RATIO[2:3])[0]
+    torch.testing.assert_close((lost[1] / lost[0]).log(), torch.tensor(1.0).double())
+
+
+def test_flap_keeps_the_atoms_above_one_threshold() -> None:
+    known = evidence([0.9, 0.5, 0.3, 0.1])
+    space, scores = known.space, known.traits.fluctuation
+    atoms = FLAP().wanted(known, RATIO[3:])[0] * torch.tensor(
+        [s.atoms_per_unit for s in space.sites]
+    )
+    kept, gone = [], []
+    for site, count in zip(space.sites, atoms.round().int().tolist(), strict=True):
+        queue = scores[site.name].sort(descending=True).values
+        kept += queue[:count].tolist()
+        gone += queue[count:].tolist()
+    assert min(kept) >= max(gone)
+
+
+def test_obs_global_removes_as_a_greedy_loop_does() -> None:
+    known = evidence([0.9, 0.5, 0.3, 0.1])
+    space, errors = known.space, known.errors
+    kept, target = space.dense.tolist(), 0.3 * space.total
+    while space.removed(torch.tensor(kept)) < target:
+        rises = [
+            (float(errors[i, k - 1] - errors[i, k]) / space.sites[i].params if k else torch.inf)
+            for i, k in enumerate(kept)
+        ]
+        kept[min(range(len(kept)), key=rises.__getitem__)] -= 1
+    assert ObsGlobal().wanted(known, RATIO[2:3])[0].tolist() == kept

@@ -1,0 +1,84 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppf.llm import LanguageModel
+from ppf.pruning import Statistics, collect_statistics, order_atoms
+from ppf.pruning.importance import OBS, Taylor
+from ppf.pruning.statistics import damped
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    return random_model(CHECKPOINTS["llama-groups-of-3-tied"])
+
+
+@pytest.fixture
+def statistics(lm: LanguageModel) -> Statistics:
+    return collect_statistics(lm, random_windows())
+
+
+def error_without(weight: Tensor, gram: Tensor, gone: list[int], size: int) -> float:
+    """Squared output error when these atoms go and the rest is refitted, by the textbook."""
+    left = torch.ones(len(gram), dtype=torch.bool)
+    for atom in gone:
+        left[atom * size : (atom + 1) * size] = False
+    solution = torch.linalg.solve(gram[left][:, left], gram[left] @ weight.T)
+    difference = weight.T.clone()
+    difference[left] -= solution
+    return float((difference * (gram @ difference)).sum())
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_obs_removes_the_atom_of_least_added_error_each_time(
+    lm: LanguageModel, statistics: Statistics, kind: str
+) -> None:
+    index = next(i for i, c in enumerate(lm.couplings) if c.kind == kind)
+    coupling, gram = lm.couplings[index], statistics.gram[index]
+    scores = OBS(damping=0.01, rounds=10_000).scores(coupling, gram, statistics.mean[index])
+    removal = scores.argsort().tolist()
+    weight = coupling.consumer.weight.double()
+    ridged, _ = damped(gram, 0.01)
+    for step in range(min(3, coupling.atoms - 1)):
+        errors = {
+            atom: error_without(weight, ridged, [*removal[:step], atom], coupling.columns)
+            for atom in removal[step:]
+        }
+        assert min(errors, key=lambda atom: errors[atom]) == removal[step]
+
+
+def test_obs_in_few_rounds_ranks_every_atom_once(lm: LanguageModel, statistics: Statistics) -> None:
+    for coupling, gram, mean in zip(lm.couplings, statistics.gram, statistics.mean, strict=True):
+        scores = OBS(damping=0.01, rounds=4).scores(coupling, gram, mean)
+        assert scores.isfinite().all()
+        assert scores.unique().numel() == coupling.atoms
+
+
+def test_taylor_is_the_squared_slope_of_the_loss_along_an_atoms_gate(lm: LanguageModel) -> None:
+    windows = random_windows()
+    taylor = Taylor()
+    taylor.observe(lm, windows)
+    coupling, atom, step = lm.couplings[3], 5, 1e-2
+    assert coupling.kind == "mlp"
+
+    def loss(gate: float, window: Tensor) -> float:
+        model = copy.deepcopy(lm.model).double()
+        model.model.layers[coupling.layer].mlp.down_proj.weight.data[:, atom] *= gate
+        return float(model(window[None], labels=window[None]).loss)
+
+    slopes = [(loss(1 + step, w) - loss(1 - step, w)) / (2 * step) for w in windows]
+    expected = sum(slope**2 for slope in slopes)
+    found = taylor.scores(coupling, torch.empty(0), torch.empty(0))[atom]
+    assert float(found) == pytest.approx(expected, rel=1e-2)
+
+
+def test_taylor_leaves_the_model_as_it_was(lm: LanguageModel, statistics: Statistics) -> None:
+    before, logits = copy.deepcopy(lm.model.state_dict()), lm.model(random_windows()).logits
+    orders = order_atoms(lm, Taylor(), statistics, random_windows())
+    assert [len(order) for order in orders] == [c.atoms for c in lm.couplings]
+    assert all(torch.equal(before[key], value) for key, value in lm.model.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in lm.model.parameters())
+    assert torch.equal(lm.model(random_windows()).logits, logits)

@@ -1,0 +1,106 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ppf.errors import PPFError
+from ppf.pruning import LivePruner
+from ppf.pruning.compensation import Bias, Compensation, LeastSquares, NoCompensation
+from ppf.pruning.sequential import refit_sequentially
+from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model, random_windows
+
+form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+REFITTED = {"bias": Bias(), "least_squares": LeastSquares(damping=0.01, refit_damping=0.01)}
+DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "bias": lambda lacking: lacking.mean((0, 1)).abs().max(),
+    "least_squares": lambda lacking: lacking.square().mean(),
+}
+
+
+def last_states(pruner: LivePruner, ids: Tensor) -> Tensor:
+    """Behind the last layer, before the final norm."""
+    states: list[Tensor] = []
+    last = pruner.lm.adapter.layers(pruner.lm.model)[-1]
+    with_hook = last.register_forward_hook(lambda module, inputs, output: states.append(output))
+    pruner.lm.model(ids)
+    with_hook.remove()
+    return states[0]
+
+
+@form
+@pytest.mark.parametrize(("name", "distance"), DISTANCES.items())
+def test_the_pruned_stream_comes_nearer_to_the_dense_one(
+    config: PreTrainedConfig, name: str, distance: Callable[[Tensor], Tensor]
+) -> None:
+    lm, ids = random_model(config), random_windows()
+    pruner = pruner_of(lm, REFITTED[name])
+    if not lm.adapter.adds_to_stream(lm.model.config):
+        with pytest.raises(PPFError, match="sequential=false"):
+            refit_sequentially(pruner, ids, REFITTED[name])
+        return
+    dense = last_states(pruner, ids)
+    drawn = policies(pruner.space)
+    for policy in ("random", "first attention empty", "no mlp"):
+        pruner.apply(drawn[policy])
+        before = distance(last_states(pruner, ids) - dense)
+        refit_sequentially(pruner, ids, REFITTED[name])
+        assert pruner.kept == drawn[policy]
+        assert distance(last_states(pruner, ids) - dense) < before
+
+
+@pytest.fixture
+def pruner() -> LivePruner:
+    return pruner_of(
+        random_model(CHECKPOINTS["llama-biases"]), LeastSquares(damping=0.01, refit_damping=0.01)
+    )
+
+
+def test_the_next_policy_undoes_it(pruner: LivePruner) -> None:
+    ids, kept = random_windows(), policies(pruner.space)["random"]
+    pruner.apply(kept)
+    before = pruner.lm.model(ids).logits
+    refit_sequentially(pruner, ids, LeastSquares(damping=0.01, refit_damping=0.01))
+    assert not torch.equal(pruner.lm.model(ids).logits, before)
+    pruner.apply(kept)
+    assert torch.equal(pruner.lm.model(ids).logits, before)
+
+
+@pytest.mark.parametrize(
+    "compensation", [NoCompensation(), LeastSquares(damping=0.01, refit_damping=0.01)]
+)
+def test_the_dense_policy_and_none_stay_as_they_are(
+    pruner: LivePruner, compensation: Compensation
+) -> None:
+    ids, drawn = random_windows(), policies(pruner.space)
+    pruner.apply(drawn["random" if isinstance(compensation, NoCompensation) else "dense"])
+    before = pruner.lm.model(ids).logits
+    refit_sequentially(pruner, ids, compensation)
+    torch.testing.assert_close(pruner.lm.model(ids).logits, before, atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_block_is_the_textbook_regression(pruner: LivePruner) -> None:
+    """On the first block's inputs nothing has gone yet: ridge regression of what it lacks."""
+    ids, kept = random_windows(), pruner.space.dense.tolist()
+    layer = pruner.lm.model.model.layers[0]
+    read: list[Tensor] = []
+    layer.self_attn.o_proj.register_forward_pre_hook(lambda module, x: read.append(x[0]))
+    target = copy.deepcopy(layer.self_attn.o_proj)
+    pruner.lm.model(ids)
+    full = read.pop().flatten(0, 1).double()
+    kept[0] -= 1
+    pruner.apply(kept)
+    pruner.lm.model(ids)
+    x = read.pop().flatten(0, 1).double()
+    weight = layer.self_attn.o_proj.weight.double()
+    bias = layer.self_attn.o_proj.bias.double()
+    lacking = full @ target.weight.double().T + target.bias.double() - x @ weight.T - bias
+    gram = x.T @ x / len(x)
+    ridge = 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+    expected = weight + torch.linalg.solve(gram + ridge, x.T @ lacking / len(x)).T
+    refit_sequentially(pruner, ids, LeastSquares(damping=0.01, refit_damping=0.01))
+    torch.testing.assert_close(
+        layer.self_attn.o_proj.weight.double(), expected, atol=1e-4, rtol=1e-4
+    )
