@@ -15,10 +15,14 @@ from ppf.progress import track
 
 
 def speed(
-    model: PreTrainedModel, ids: Int[Tensor, "batch prompt"], *, new_tokens: int, repeats: int
+    model: PreTrainedModel, *, batch: int, prompt: int, new_tokens: int, repeats: int
 ) -> Speed:
-    """Medians over `repeats` runs, after one that warms up and tells the peak memory."""
-    batch, prompt = ids.shape
+    """Medians over `repeats` runs, after one that warms up and tells the peak memory.
+
+    Args:
+        prompt: tokens of each prompt.
+    """
+    ids = torch.randint(model.config.vocab_size, (batch, prompt), device=model.device)
     with peak_bytes(model) as peak:
         prefill_seconds(model, ids)
         decode_seconds(model, ids, new_tokens)

@@ -40,7 +40,15 @@ def mean_nll(
 
 @torch.inference_mode()
 def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> float:
-    """The same over windows of several lengths, some of whose tokens are only context."""
+    """The same over windows of several lengths, some of whose tokens are only context.
+
+    Raises:
+        PPFError: the model has fewer positions than a window has tokens.
+    """
+    longest = max(piece.windows.shape[1] for piece in pieces)
+    positions = getattr(model.config, "max_position_embeddings", longest)
+    if longest > positions:
+        raise PPFError(f"window={longest} exceeds the model's {positions} positions: lower it.")
     batches = [Piece(ids, piece.first) for piece in pieces for ids in piece.windows.split(batch)]
     count = sum(len(piece.windows) for piece in pieces)
     label = f"Scoring {count} windows of {pieces[0].windows.shape[1]}"

@@ -1,7 +1,7 @@
 """What an evaluation found."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Measured:
         nll: nats per token.
         bytes: of the weights, on disk for a folder, in memory for a policy.
         speed: per batch size, where it was asked for.
-        tasks: zero-shot task → metric → value, where they were asked for.
+        tasks: task → metric → value, where they were asked for.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Measured:
     parameters: int
     bytes: int
     speed: Sequence[Speed] = ()
-    tasks: Mapping[str, Mapping[str, float]] | None = None
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

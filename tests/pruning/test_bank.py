@@ -15,7 +15,6 @@ from tests.checkpoints import (
     width_space,
 )
 
-
 LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.1)
 
 
