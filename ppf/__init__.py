@@ -1,5 +1,6 @@
 """Pruning-policy search for language models."""
 
+import importlib
 import os
 from typing import Any
 
@@ -9,9 +10,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def __getattr__(name: str) -> Any:
-    """`ppf.load_agent`, imported when it is asked for."""
+    """`ppf.load_agent` and `ppf.runtime`, imported when they are asked for."""
     if name == "load_agent":
-        from ppf.agents.ratio_agent import load_agent
-
-        return load_agent
+        return importlib.import_module("ppf.agents.ratio_agent").load_agent
+    if name == "runtime":
+        return importlib.import_module("ppf.runtime")
     raise AttributeError(f"module 'ppf' has no attribute '{name}'")
