@@ -1,7 +1,18 @@
 """Pruning-policy search for language models."""
 
+import importlib
 import os
+from typing import Any
 
 # Threads that wait for each other should sleep, not spin: spinning gains nothing measurable on an
 # idle machine and made labels five times slower beside another busy process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def __getattr__(name: str) -> Any:
+    """`ppf.load_agent` and `ppf.runtime`, imported when they are asked for."""
+    if name == "load_agent":
+        return importlib.import_module("ppf.agents.ratio_agent").load_agent
+    if name == "runtime":
+        return importlib.import_module("ppf.runtime")
+    raise AttributeError(f"module 'ppf' has no attribute '{name}'")

@@ -24,6 +24,8 @@ ORDER = [
     {"evaluation"},
     {"export", "report"},
     {"stages"},
+    {"runtime"},
+    {"server"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
@@ -122,7 +124,11 @@ def test_no_file_is_a_drawer_for_everything(file: Path) -> None:
 
 def test_every_imported_package_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    extras = project["optional-dependencies"]
+    wanted = [
+        *project["dependencies"],
+        *(r for name in extras if name != "dev" for r in extras[name]),
+    ]
     declared = {normal(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in wanted}
     owners = packages_distributions()
     modules = {module.split(".")[0] for file in FILES for module in imports_of(file)}

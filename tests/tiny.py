@@ -45,7 +45,11 @@ class TinySetup:
         if self.last is not None:
             self.last.restore()
         bank = Bank.build(
-            self.lm, self.space, self.orders, self.statistics, compensation or LeastSquares(0.01)
+            self.lm,
+            self.space,
+            self.orders,
+            self.statistics,
+            compensation or LeastSquares(0.01, 0.01),
         )
         self.last = LivePruner(self.lm, self.space, bank)
         return self.last

@@ -1,4 +1,4 @@
-"""ppf-evaluate: perplexity on the test part and size, of a policy or of a folder."""
+"""ppf-evaluate: test perplexity, size, speed and tasks, of a policy or of folders."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from omegaconf import DictConfig
 from ppf.cli.app import command
 from ppf.errors import PPFError
 from ppf.progress import say
+from ppf.report.evaluation import evaluation_tables, print_evaluation
 from ppf.report.loggers import log_table
-from ppf.report.tables import evaluation_table, print_evaluation
-from ppf.stages.evaluate import evaluate_folder, evaluate_policy, write_results
+from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
 from ppf.stages.policy import read_policy
 
 
@@ -21,13 +21,16 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         raise PPFError(
             "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
         )
+    procedure = Procedure.of(cfg)
     if cfg.policy:
-        found = evaluate_policy(cfg, fabric, read_policy(cfg.policy))
+        found = evaluate_policy(cfg, fabric, procedure, read_policy(cfg.policy))
     else:
-        found = evaluate_folder(cfg, fabric)
+        paths = [cfg.path] if isinstance(cfg.path, str) else list(cfg.path)
+        found = evaluate_folders(cfg, fabric, procedure, paths)
     path = write_results(Path(cfg.paths.run), found)
     print_evaluation(found)
-    log_table(fabric.loggers, "evaluation", *evaluation_table(found))
+    for name, table in evaluation_tables(found).items():
+        log_table(fabric.loggers, name, *table)
     say(f"Results: {path}")
 
 

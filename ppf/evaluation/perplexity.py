@@ -1,16 +1,30 @@
 """What a model scores on text."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ppf.errors import PPFError
 from ppf.labels.labeller import summed_nll
 from ppf.llm import output_head
 from ppf.progress import say, track
 
 
-@torch.inference_mode()
+class Piece(NamedTuple):
+    """Windows of equal length; their tokens before `first` are context only."""
+
+    windows: Int[Tensor, "windows window"]
+    first: int
+
+    @property
+    def scored(self) -> int:
+        return self.windows[:, self.first :].numel()
+
+
 def mean_nll(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int
 ) -> float:
@@ -21,18 +35,59 @@ def mean_nll(
     Args:
         batch: windows scored at a time; halved when memory does not suffice.
     """
-    scored = windows[:, 1:].numel()
+    return pieces_nll(model, [Piece(windows, 1)], batch=batch)
+
+
+@torch.inference_mode()
+def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> float:
+    """The same over windows of several lengths, some of whose tokens are only context.
+
+    Raises:
+        PPFError: the model has fewer positions than a window has tokens.
+    """
+    longest = max(piece.windows.shape[1] for piece in pieces)
+    positions = getattr(model.config, "max_position_embeddings", longest)
+    if longest > positions:
+        raise PPFError(f"window={longest} exceeds the model's {positions} positions: lower it.")
+    batches = [Piece(ids, piece.first) for piece in pieces for ids in piece.windows.split(batch)]
+    count = sum(len(piece.windows) for piece in pieces)
+    label = f"Scoring {count} windows of {pieces[0].windows.shape[1]}"
     try:
-        parts = track(windows.split(batch), f"Scoring {len(windows)} windows of {windows.shape[1]}")
-        return float(sum(_summed_nll(model, ids.to(model.device)) for ids in parts)) / scored
+        total = sum(float(_summed_nll(model, part)) for part in track(batches, label))
+        return total / sum(piece.scored for piece in pieces)
     except torch.OutOfMemoryError:
         if batch == 1:
             raise
     say(f"Out of memory: starting again with {batch // 2} windows at a time.")
     torch.cuda.empty_cache()
-    return mean_nll(model, windows, batch=batch // 2)
+    return pieces_nll(model, pieces, batch=batch // 2)
 
 
-def _summed_nll(model: PreTrainedModel, ids: Int[Tensor, "windows window"]) -> Float[Tensor, ""]:
+def sliding(tokens: Int[Tensor, " tokens"], *, window: int, stride: int) -> list[Piece]:
+    """A text cut into windows that start `stride` tokens apart, so that each token counts once.
+
+    The first window is scored whole, each later one on the tokens that the last one did not reach.
+
+    Raises:
+        PPFError: tokens would be left out, or there are fewer than two.
+
+    Source: Hugging Face, "Perplexity of fixed-length models".
+    """
+    if not (window >= 2 and 1 <= stride <= window and len(tokens) >= 2):
+        raise PPFError(
+            f"{len(tokens)} tokens cannot be scored with window={window} and stride={stride}:"
+            " give at least two tokens, window ≥ 2 and 1 ≤ stride ≤ window."
+        )
+    if len(tokens) <= window:
+        return [Piece(tokens[None], 1)]
+    whole, first = tokens.unfold(0, window, stride), max(window - stride, 1)
+    rest = tokens[None, len(whole) * stride :]
+    pieces = [Piece(whole[:1], 1), Piece(whole[1:], first), Piece(rest, first)]
+    return [piece for piece in pieces if piece.scored]
+
+
+def _summed_nll(model: PreTrainedModel, part: Piece) -> Float[Tensor, ""]:
+    ids = part.windows.to(model.device)
     hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
-    return summed_nll(output_head(model), hidden, ids)
+    scored = slice(part.first - 1, None)
+    return summed_nll(output_head(model), hidden[:, scored], ids[:, scored])

@@ -28,6 +28,10 @@ class Labels:
     def __len__(self) -> int:
         return len(self.source)
 
+    def catastrophic(self, dense_nll: float, limit: float) -> Bool[Tensor, " rows"]:
+        """Marks policies over `limit` nats above the dense model, or without a finite label."""
+        return ~(self.nll <= dense_nll + limit)
+
     @property
     def proposed(self) -> Bool[Tensor, " rows"]:
         """Whether a search proposed the policy."""

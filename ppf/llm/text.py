@@ -56,6 +56,11 @@ class Text:
                 start = end
         return parts
 
+    def stream(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " tokens"]:
+        """All tokens of one part, its documents one after another."""
+        joined = "\n\n".join(self.parts[part])
+        return torch.tensor(tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"])
+
     def tokens(
         self, part: Part, tokenizer: PreTrainedTokenizerBase
     ) -> Int[Tensor, "windows window"]:
@@ -64,8 +69,7 @@ class Text:
         Raises:
             PPFError: the part has too little text.
         """
-        joined = "\n\n".join(self.parts[part])
-        ids = torch.tensor(tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = self.stream(part, tokenizer)
         available = len(ids) // self.window
         wanted = self.windows[part] or available
         if not available or available < wanted:

@@ -133,6 +133,12 @@ class PredictorModule(LightningModule):
         answers = torch.where(target < self.limit, answers, answers.clamp(max=self.limit))
         self.residual.fit(self._effects(), batch.kept, target - answers, batch.weights.T)
 
+    def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
+        """`predict`'s mean for widths between whole units too, differentiable in `kept`."""
+        answers = self.ensemble(torch.cat([self.dense_features, self.encoder.relaxed(kept)]))
+        mean = (answers[:, 1:] - answers[:, :1]).mean(0).clamp(max=_LARGEST)
+        return self.dense_nll + self.knee * torch.sinh(mean)
+
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
         """Fits noise and one factor on the standard deviation: a 90 % interval holds on these rows.

@@ -164,6 +164,7 @@ class LeastSquares(Compensation):
 
     Args:
         damping: λ as a fraction of the mean diagonal of G.
+        refit_damping: the same for `correction`, whose target is noisier.
 
     Source: the optimal update of SlimGPT (arXiv 2412.18110); the shared factor is our own
         arithmetic.
@@ -171,8 +172,8 @@ class LeastSquares(Compensation):
 
     refits = True
 
-    def __init__(self, damping: float) -> None:
-        self.damping = damping
+    def __init__(self, damping: float, refit_damping: float) -> None:
+        self.damping, self.refit_damping = damping, refit_damping
 
     def levels(
         self,
@@ -206,7 +207,7 @@ class LeastSquares(Compensation):
     def correction(self, shortfall: Shortfall) -> Correction:
         if not shortfall.gram.numel():
             return None, None
-        ridged, _ = damped(shortfall.gram, self.damping)
+        ridged, _ = damped(shortfall.gram, self.refit_damping)
         return torch.linalg.solve(ridged, shortfall.cross.T.double()).T, None
 
 

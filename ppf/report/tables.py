@@ -1,4 +1,4 @@
-"""The tables that end a search or an evaluation on the console."""
+"""The tables that end a search or a training on the console."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from ppf.evaluation.results import Evaluation
 from ppf.progress import console
 from ppf.report.scores import Entry, Score, decimal, duration, percent
 
@@ -30,8 +29,8 @@ def print_summary(
         seconds: by stage.
         paths: by what they are.
     """
-    _print(target, _scores(entries))
-    _print(target, _times(seconds))
+    print_table(target, _scores(entries))
+    print_table(target, _times(seconds))
     width = max(map(len, paths), default=0)
     for name, path in paths.items():
         target.print(f"{name:<{width}}  {path}", markup=False, highlight=False, soft_wrap=True)
@@ -66,46 +65,12 @@ def _times(seconds: Mapping[str, float]) -> Table:
     return table
 
 
-def _print(target: Console, table: Table) -> None:
+def print_table(target: Console, table: Table) -> None:
+    """Prints a table, at its full width where the output is not a terminal."""
     if not target.is_terminal:
         roomy = target.options.update(max_width=10_000)
         table.width = Measurement.get(target, roomy, table).maximum
     target.print(table, crop=target.is_terminal)
-
-
-def evaluation_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of an evaluation, as people read them."""
-    columns = ["model", "ratio", "test perplexity", "nats per token", "parameters", "weights"]
-    rows = [
-        [
-            found.name,
-            "" if found.ratio is None else percent(found.ratio),
-            decimal(found.perplexity),
-            f"{found.nll:.4f}",
-            f"{found.parameters:,}",
-            f"{found.bytes / 2**20:,.1f} MiB",
-        ]
-        for found in evaluation.results
-    ]
-    return columns, rows
-
-
-def print_evaluation(evaluation: Evaluation, *, target: Console = console) -> None:
-    """Prints what was measured, and on what."""
-    columns, rows = evaluation_table(evaluation)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for row in rows:
-        table.add_row(*row)
-    _print(target, table)
-    target.print(
-        f"Measured on the test part of {evaluation.text}:"
-        f" {evaluation.windows} windows of {evaluation.window} tokens.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def print_scores(
@@ -121,7 +86,7 @@ def print_scores(
         keys = [f"test/{name}", *(f"test/{name}_{edge}" for edge in edges)]
         cells = [f"{metrics[key]:.4f}" if key in metrics else "too few" for key in keys]
         table.add_row(words, *cells)
-    _print(target, table)
+    print_table(target, table)
 
 
 _SCORES = {

@@ -1,62 +1,149 @@
-"""evaluate: what models score on the test part, and how large they are."""
+"""evaluate: what models score on the test part, and how large and fast they are."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ppf.evaluation.perplexity import mean_nll
+from ppf.evaluation.latency import speed
+from ppf.evaluation.perplexity import Piece, pieces_nll, sliding
 from ppf.evaluation.results import Evaluation, Measured
 from ppf.evaluation.size import parameters, weight_bytes
+from ppf.evaluation.tasks import Tasks
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.progress import say
-from ppf.space import uniform
 from ppf.stages.policy import policy_config, read_policy
-from ppf.stages.prune import apply_policy
+from ppf.stages.prune import apply_policy, refit
 
 
-def evaluate_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Evaluation:
-    """The policy's live-pruned model; with `cfg.baselines` also dense and uniformly pruned."""
+@dataclass(frozen=True)
+class Procedure:
+    """What every model of one evaluation goes through.
+
+    Args:
+        cfg: of evaluate.yaml.
+        tasks: None: none were asked for.
+    """
+
+    cfg: DictConfig
+    tasks: Tasks | None
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "Procedure":
+        """Loads the tasks, so that a wrong one is known before the work starts."""
+        wanted = Tasks(cfg.tasks, limit=cfg.limit, batch=cfg.batch) if cfg.tasks else None
+        return cls(cfg, wanted)
+
+    def pieces(self, text: Text, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+        """The text's own windows of its test part, or all of it in windows as `cfg` says."""
+        window, stride = self.cfg.window, self.cfg.stride
+        if not window and not stride:
+            return [Piece(text.tokens("test", tokenizer), 1)]
+        window = window or text.window
+        return sliding(text.stream("test", tokenizer), window=window, stride=stride or window)
+
+    def measure(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pieces: list[Piece],
+        *,
+        ratio: float | None,
+        size: int,
+    ) -> Measured:
+        """Everything that was asked for, of one model."""
+        cfg = self.cfg
+        say(f"Measuring {name}.")
+        nll = pieces_nll(model, pieces, batch=cfg.batch)
+        return Measured(
+            name,
+            ratio,
+            nll,
+            float(torch.tensor(nll, dtype=torch.double).exp()),
+            parameters(model),
+            size,
+            list(self._speeds(model)) if cfg.latency else [],
+            self.tasks.scores(model, tokenizer) if self.tasks else {},
+        )
+
+    def _speeds(self, model: PreTrainedModel) -> Iterator[Any]:
+        settings = dict(self.cfg.speed)
+        for batch in settings.pop("batches"):
+            yield speed(model, batch=batch, **settings)
+
+    def evaluation(self, text: Text, pieces: list[Piece], results: list[Measured]) -> Evaluation:
+        """The results with what they hold on."""
+        windows = sum(len(piece.windows) for piece in pieces)
+        window = pieces[0].windows.shape[1]
+        return Evaluation(text.name, windows, window, self.cfg.stride or window, results)
+
+
+def evaluate_policy(
+    cfg: DictConfig, fabric: Fabric, procedure: Procedure, record: dict[str, Any]
+) -> Evaluation:
+    """The policy's live-pruned model; with `cfg.baselines` also dense and uniformly pruned.
+
+    With `cfg.sequential` both pruned ones are re-estimated, as `prune` does.
+    """
     ready = apply_policy(cfg, fabric, record)
-    text = _text(cfg, ready.text)
-    windows = text.tokens("test", ready.lm.tokenizer)
+    text, tokenizer = _text(cfg, ready.text), ready.lm.tokenizer
+    pieces = procedure.pieces(text, tokenizer)
     policies = {"PPF": ready.pruner.kept}
     if cfg.baselines:
-        ratio = torch.tensor([record["ratio"]["asked"]], dtype=torch.double)
-        baselines = {"dense": ready.space.dense, "uniform": uniform(ready.space, ratio)[0]}
-        policies = {name: kept.tolist() for name, kept in baselines.items()} | policies
+        even = ready.space.policy(record["uniform"]["kept"])
+        policies = {"dense": ready.space.dense.tolist(), "uniform": even} | policies
     results = []
     for name, kept in policies.items():
-        say(f"Measuring {name}.")
         with ready.pruner.at(kept) as model:
+            if cfg.sequential:
+                refit(ready)
             size = parameters(model) * ready.lm.dtype.itemsize
             achieved = float(ready.space.ratio(torch.tensor(kept)))
-            results.append(_measure(name, achieved, model, windows, cfg.batch, size))
-    return Evaluation(text.name, len(windows), windows.shape[1], results)
+            results.append(
+                procedure.measure(name, model, tokenizer, pieces, ratio=achieved, size=size)
+            )
+    return procedure.evaluation(text, pieces, results)
 
 
-def evaluate_folder(cfg: DictConfig, fabric: Fabric) -> Evaluation:
-    """A Hugging Face folder; a pruned one is scored on its policy's text unless `text` is given."""
-    folder = Path(local_folder(cfg.path, "path"))
-    pruned = (folder / "policy.json").is_file()
-    record = read_policy(str(folder / "policy.json")) if pruned else None
-    # Only code that our own export wrote beside the weights is run.
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=resolve_dtype(cfg.dtype), trust_remote_code=pruned
-    )
-    own = policy_config(record, cfg).text if record else default_text()
+def evaluate_folders(
+    cfg: DictConfig, fabric: Fabric, procedure: Procedure, paths: list[str]
+) -> Evaluation:
+    """Hugging Face folders, one after another.
+
+    All are scored on one text: the one given, or that of the first pruned folder's policy.
+    """
+    folders = [Path(local_folder(path, "path")) for path in paths]
+    records = [_record(folder) for folder in folders]
+    found = next(filter(None, records), None)
+    own = policy_config(found, cfg).text if found else default_text()
     text = _text(cfg, build_text(own, cfg.paths.cache))
-    windows = text.tokens("test", AutoTokenizer.from_pretrained(folder))
-    model = model.eval().to(fabric.device)
-    ratio = record["ratio"]["achieved"] if record else None
-    result = _measure(folder.name, ratio, model, windows, cfg.batch, weight_bytes(folder))
-    return Evaluation(text.name, len(windows), windows.shape[1], [result])
+    pieces, results = list[Piece](), []
+    for folder, record in zip(folders, records, strict=True):
+        # Only code that our own export wrote beside the weights is run.
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=resolve_dtype(cfg.dtype), trust_remote_code=record is not None
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        pieces = procedure.pieces(text, tokenizer)
+        ratio = record["ratio"]["achieved"] if record else None
+        model, size = model.eval().to(fabric.device), weight_bytes(folder)
+        results.append(
+            procedure.measure(folder.name, model, tokenizer, pieces, ratio=ratio, size=size)
+        )
+    return procedure.evaluation(text, pieces, results)
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> Path:
@@ -71,14 +158,7 @@ def _text(cfg: DictConfig, own: Text) -> Text:
     return build_text(given, cfg.paths.cache) if given else own
 
 
-def _measure(
-    name: str,
-    ratio: float | None,
-    model: PreTrainedModel,
-    windows: torch.Tensor,
-    batch: int,
-    size: int,
-) -> Measured:
-    nll = mean_nll(model, windows, batch=batch)
-    perplexity = float(torch.tensor(nll, dtype=torch.double).exp())
-    return Measured(name, ratio, nll, perplexity, parameters(model), size)
+def _record(folder: Path) -> dict[str, Any] | None:
+    """The policy of a pruned folder."""
+    file = folder / "policy.json"
+    return read_policy(str(file)) if file.is_file() else None

@@ -1,5 +1,6 @@
 """What every stage that touches the model needs: model, text, space, order, bank."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from ppf.llm.text import build_text
 from ppf.progress import say
 from ppf.pruning import (
     Bank,
+    Compensation,
     Evidence,
     LivePruner,
     Statistics,
@@ -28,6 +30,8 @@ from ppf.pruning import (
 from ppf.pruning.statistics import write_tensors
 from ppf.space import Space
 from ppf.stages.artefacts import model_identity, plain, signature, text_identity
+
+Choose = Callable[[LanguageModel, Space], Compensation]
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,16 @@ def signatures(cfg: DictConfig) -> Signatures:
     return Signatures(statistics, order, bank, labels)
 
 
-def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Prepared:
+def prepare(
+    cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
+) -> Prepared:
     """Loads the model and all that pruning it needs; statistics and order are made where they lack.
 
     Args:
         cfg: with model, text, space, importance, compensation, labels, paths.
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
+        choose: the compensation, once model and space are known; None: what `cfg` names.
     """
     names, artefacts = signatures(cfg), Path(cfg.paths.artefacts)
     text = build_text(cfg.text, cfg.paths.cache)
@@ -121,7 +128,7 @@ def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Pre
         space,
         orders,
         statistics,
-        instantiate(cfg.compensation),
+        choose(lm, space) if choose else instantiate(cfg.compensation),
         max_gib=cfg.bank.max_gib,
         folder=artefacts / "bank" / names.bank,
     )

@@ -1,6 +1,6 @@
 """prune: a policy becomes a Hugging Face folder with really smaller tensors."""
 
-from math import exp
+from math import exp, nan
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from ppf.stages.prepare import Prepared, prepare
 def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     """Exports the policy's model to `cfg.out`; with `cfg.sequential` its consumers are refitted."""
     ready = apply_policy(cfg, fabric, record)
-    if cfg.sequential and can_refit(ready):
-        before = _labelling_nll(ready)
-        refit(ready)
+    before = _labelling_nll(ready) if cfg.sequential else nan
+    if cfg.sequential and refit(ready):
         after = _labelling_nll(ready)
         say(
             f"Sequential re-estimation: perplexity on the labelling part {exp(before):.2f} before,"
@@ -43,24 +42,23 @@ def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pre
     return ready
 
 
-def can_refit(ready: Prepared) -> bool:
-    """Whether sequential re-estimation is to be had for this model and compensation; says why not."""
-    config = ready.lm.model.config
-    if ready.cfg.compensation._target_.endswith(NoCompensation.__name__):
-        say("No sequential re-estimation: compensation=none has nothing to estimate.")
+def refit(ready: Prepared) -> bool:
+    """Re-estimates the present policy's consumers front to back, on the calibration part.
+
+    Returns whether there was something to re-estimate; if not, it says why.
+    """
+    compensation, config = instantiate(ready.cfg.compensation), ready.lm.model.config
+    if isinstance(compensation, NoCompensation):
+        say("No sequential re-estimation: compensation=none estimates nothing.")
     elif not ready.lm.adapter.adds_to_stream(config):
         say(
             f"No sequential re-estimation: blocks of the family '{config.model_type}' end in norms."
         )
-    else:
+    elif ready.pruner.kept != ready.space.dense.tolist():
+        windows = ready.text.tokens("calibration", ready.lm.tokenizer)
+        refit_sequentially(ready.pruner, windows, compensation)
         return True
     return False
-
-
-def refit(ready: Prepared) -> None:
-    """Re-estimates the present policy's consumers front to back, on the calibration part."""
-    windows = ready.text.tokens("calibration", ready.lm.tokenizer)
-    refit_sequentially(ready.pruner, windows, instantiate(ready.cfg.compensation))
 
 
 def _labelling_nll(ready: Prepared) -> float:

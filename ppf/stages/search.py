@@ -8,12 +8,13 @@ from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.agents import Agent, Objective, Report
+from ppf.agents import Agent, Report
 from ppf.labels.collect import label
 from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
 from ppf.search import Verification, agrees, run_search, verify, with_neighbours
 from ppf.stages.collect import label_store
+from ppf.stages.objective import checkpoint_of, objective_of
 from ppf.stages.prepare import Prepared
 from ppf.stages.train import Trained, train
 
@@ -56,14 +57,15 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
     for number in range(cfg.rounds):
         with clock("training the predictor"):
             trained = train(ready, labels, upstream=not rounds)
-        objective = _objective(ready, trained)
+        objective = objective_of(ready, trained, ready.cfg.ratio, agent)
         say(
             f"Searching at ratio {ready.cfg.ratio} with {type(agent).__name__},"
             f" round {number + 1} of {cfg.rounds}."
         )
-        report, seed = _reporter(ready, history), ready.cfg.seed + number
+        report, seed = reporter(ready, history), ready.cfg.seed + number
+        checkpoint = checkpoint_of(ready, trained, seed)
         with clock("searching on the predictor"):
-            found = run_search(agent, objective, ready.fabric, cfg.top_k, report, seed)
+            found = run_search(agent, objective, ready.fabric, cfg.top_k, report, seed, checkpoint)
         room = cfg.label_budget - _spent(rounds)
         proposed = with_neighbours(objective, found, cfg.neighbours, room, seed)
         with clock("measuring the best"):
@@ -96,20 +98,7 @@ def _done(ready: Prepared, rounds: Sequence[Verification]) -> bool:
     return False
 
 
-def _objective(ready: Prepared, trained: Trained) -> Objective:
-    cfg = ready.cfg
-    return Objective(
-        space=ready.space,
-        predictor=trained.fitted.predictor,
-        ratio=cfg.ratio,
-        spread_penalty=cfg.search.spread_penalty,
-        trust_region=cfg.search.trust_region,
-        errors=ready.bank.errors.to(ready.fabric.device),
-        device=ready.fabric.device,
-    )
-
-
-def _reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
+def reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
     """Logs an agent's metrics; steps go on from round to round."""
     first = int(history[-1]["step"]) + 1 if history else 0
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(run: Run, llama2: Path, tmp_
     assert list((policy_file.parent / "wandb").glob("offline-run-*"))
 
     again = run("search", *model, "agent=evolution").stdout
-    assert "Reusing 24 labels" in again and "Reusing the predictor" in again
+    assert re.search(r"Reusing \d+ labels", again) and "Reusing the predictor" in again
     assert "Labelling" not in again
 
     out = tmp_path / "pruned"

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from ppf.errors import PPFError
 from ppf.evaluation import perplexity
-from ppf.evaluation.perplexity import mean_nll
+from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll, sliding
 from ppf.labels import labeller
 from ppf.llm import LanguageModel
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
@@ -58,13 +59,59 @@ def test_out_of_memory_halves_the_batch(
     expected = mean_nll(lm.model, random_windows(), batch=4)
     score, sizes = perplexity._summed_nll, []
 
-    def small(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(ids))
-        if len(ids) > 1:
+    def small(model: torch.nn.Module, part: Piece) -> torch.Tensor:
+        sizes.append(len(part.windows))
+        if len(part.windows) > 1:
             raise torch.OutOfMemoryError
-        return score(model, ids)
+        return score(model, part)
 
     monkeypatch.setattr(perplexity, "_summed_nll", small)
     assert mean_nll(lm.model, random_windows(), batch=4) == pytest.approx(expected, abs=1e-5)
     assert sizes == [4, 2, 1, 1, 1, 1]
     assert "Out of memory: starting again with 2 windows" in capsys.readouterr().out
+
+
+def guide(model: torch.nn.Module, tokens: torch.Tensor, window: int, stride: int) -> float:
+    """Hugging Face's "Perplexity of fixed-length models", each loss weighted by what it covers."""
+    losses, counts, end_before = [], [], 0
+    for begin in range(0, len(tokens), stride):
+        end = min(begin + window, len(tokens))
+        ids, labels = tokens[None, begin:end], tokens[None, begin:end].clone()
+        labels[:, : -(end - end_before)] = -100
+        counts.append(int((labels[:, 1:] != -100).sum()))
+        losses.append(float(model(ids, labels=labels).loss) if counts[-1] else 0.0)
+        end_before = end
+        if end == len(tokens):
+            break
+    return sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride"), [(24, 8), (24, 24), (20, 7), (32, 1), (95, 5), (96, 96), (200, 50)]
+)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_sliding_windows_score_as_hugging_faces_guide(
+    lm: LanguageModel, window: int, stride: int, batch: int
+) -> None:
+    tokens = random_windows().flatten()  # 96 of them
+    pieces = sliding(tokens, window=window, stride=stride)
+    expected = guide(lm.model, tokens, window, stride)
+    assert pieces_nll(lm.model, pieces, batch=batch) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [2, 24, 25, 90])
+@pytest.mark.parametrize(("window", "stride"), [(24, 8), (24, 23), (10, 3)])
+def test_overlapping_windows_score_every_token_but_the_first_once(
+    tokens: int, window: int, stride: int
+) -> None:
+    pieces = sliding(torch.arange(tokens), window=window, stride=stride)
+    scored = torch.cat([piece.windows[:, piece.first :].flatten() for piece in pieces])
+    assert scored.sort().values.tolist() == list(range(1, tokens))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "window", "stride"), [(1, 8, 8), (9, 1, 1), (9, 4, 5), (9, 4, 0)]
+)
+def test_windows_that_leave_tokens_out_are_refused(tokens: int, window: int, stride: int) -> None:
+    with pytest.raises(PPFError, match="1 ≤ stride ≤ window"):
+        sliding(torch.arange(tokens), window=window, stride=stride)

@@ -26,7 +26,7 @@ DAMPING = 0.01
 COMPENSATIONS = {
     "none": NoCompensation(),
     "bias": Bias(),
-    "least_squares": LeastSquares(damping=DAMPING),
+    "least_squares": LeastSquares(damping=DAMPING, refit_damping=DAMPING),
 }
 
 form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())

@@ -13,7 +13,7 @@ from ppf.pruning.sequential import refit_sequentially
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model, random_windows
 
 form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
-REFITTED = {"bias": Bias(), "least_squares": LeastSquares(damping=0.01)}
+REFITTED = {"bias": Bias(), "least_squares": LeastSquares(damping=0.01, refit_damping=0.01)}
 DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
     "bias": lambda lacking: lacking.mean((0, 1)).abs().max(),
     "least_squares": lambda lacking: lacking.square().mean(),
@@ -53,20 +53,24 @@ def test_the_pruned_stream_comes_nearer_to_the_dense_one(
 
 @pytest.fixture
 def pruner() -> LivePruner:
-    return pruner_of(random_model(CHECKPOINTS["llama-biases"]), LeastSquares(damping=0.01))
+    return pruner_of(
+        random_model(CHECKPOINTS["llama-biases"]), LeastSquares(damping=0.01, refit_damping=0.01)
+    )
 
 
 def test_the_next_policy_undoes_it(pruner: LivePruner) -> None:
     ids, kept = random_windows(), policies(pruner.space)["random"]
     pruner.apply(kept)
     before = pruner.lm.model(ids).logits
-    refit_sequentially(pruner, ids, LeastSquares(damping=0.01))
+    refit_sequentially(pruner, ids, LeastSquares(damping=0.01, refit_damping=0.01))
     assert not torch.equal(pruner.lm.model(ids).logits, before)
     pruner.apply(kept)
     assert torch.equal(pruner.lm.model(ids).logits, before)
 
 
-@pytest.mark.parametrize("compensation", [NoCompensation(), LeastSquares(damping=0.01)])
+@pytest.mark.parametrize(
+    "compensation", [NoCompensation(), LeastSquares(damping=0.01, refit_damping=0.01)]
+)
 def test_the_dense_policy_and_none_stay_as_they_are(
     pruner: LivePruner, compensation: Compensation
 ) -> None:
@@ -96,7 +100,7 @@ def test_the_first_block_is_the_textbook_regression(pruner: LivePruner) -> None:
     gram = x.T @ x / len(x)
     ridge = 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
     expected = weight + torch.linalg.solve(gram + ridge, x.T @ lacking / len(x)).T
-    refit_sequentially(pruner, ids, LeastSquares(damping=0.01))
+    refit_sequentially(pruner, ids, LeastSquares(damping=0.01, refit_damping=0.01))
     torch.testing.assert_close(
         layer.self_attn.o_proj.weight.double(), expected, atol=1e-4, rtol=1e-4
     )

@@ -17,7 +17,7 @@ SMALL_POLISH = {"polish": {"generations": 10, "children": 128}}
 TWO_PROCESSES = """
 import sys, torch
 from lightning import Fabric
-from ppf.agents.ppo import average_gradients
+from ppf.agents.learner import average_gradients
 from ppf.search import run_search
 from tests.agents.synthetic import Log, agent, quadratic
 

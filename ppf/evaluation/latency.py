@@ -1,0 +1,74 @@
+"""How fast a model reads a prompt (prefill) and writes after it (decode)."""
+
+import time
+from statistics import median
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel, StoppingCriteria
+
+from ppf.evaluation.memory import peak_bytes
+from ppf.evaluation.results import Speed
+from ppf.progress import track
+
+
+def speed(
+    model: PreTrainedModel, *, batch: int, prompt: int, new_tokens: int, repeats: int
+) -> Speed:
+    """Medians over `repeats` runs, after one that warms up and tells the peak memory.
+
+    Args:
+        prompt: tokens of each prompt.
+    """
+    ids = torch.randint(model.config.vocab_size, (batch, prompt), device=model.device)
+    with peak_bytes(model) as peak:
+        prefill_seconds(model, ids)
+        decode_seconds(model, ids, new_tokens)
+    prefills, steps = [], []
+    for _ in track(range(repeats), f"Timing {batch} × {prompt} tokens"):
+        prefills.append(prefill_seconds(model, ids))
+        steps.append(decode_seconds(model, ids, new_tokens))
+    return Speed(batch, prompt, ids.numel() / median(prefills), batch / median(steps), peak.bytes)
+
+
+@torch.inference_mode()
+def prefill_seconds(model: PreTrainedModel, ids: Int[Tensor, "batch prompt"]) -> float:
+    """Time of one pass over the prompts that fills a KV cache and gives the next token's logits."""
+    start = _now(model)
+    model(ids, use_cache=True, logits_to_keep=1)
+    return _now(model) - start
+
+
+def decode_seconds(
+    model: PreTrainedModel, ids: Int[Tensor, "batch prompt"], new_tokens: int
+) -> float:
+    """Median time from one new token to the next, after the prompts, with a KV cache."""
+    clock = _Clock(model)
+    options: dict[str, Any] = {
+        "attention_mask": torch.ones_like(ids),
+        "pad_token_id": 0,
+        "do_sample": False,
+        "min_new_tokens": new_tokens + 1,
+        "max_new_tokens": new_tokens + 1,
+    }
+    model.generate(ids, stopping_criteria=[clock], **options)  # type: ignore[operator]
+    return median(then - now for now, then in zip(clock.times[:-1], clock.times[1:], strict=True))
+
+
+class _Clock(StoppingCriteria):
+    """Stops nothing; notes when each token was there."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.times = model, list[float]()
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        self.times.append(_now(self.model))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

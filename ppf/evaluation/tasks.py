@@ -1,0 +1,84 @@
+"""Zero-shot tasks through lm-evaluation-harness (the package lm_eval)."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ppf.errors import PPFError
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Task → metric → value; `acc_stderr` is the standard error of `acc`."""
+
+
+class Tasks:
+    """Loaded tasks, to be run on one model after another.
+
+    Args:
+        wanted: names of the harness's tasks, task YAML files, or folders of them.
+        limit: questions of a task at most; None: all.
+
+    Raises:
+        PPFError: lm_eval is not installed, or a task or its data cannot be found.
+    """
+
+    def __init__(self, wanted: Sequence[str], *, limit: int | None, batch: int) -> None:
+        self.limit, self.batch = limit, batch
+        with _without_script_folder():
+            self._tasks = _load(wanted)
+
+    def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
+        """What the model scores on each task, without examples in the prompt."""
+        with _without_script_folder():
+            from lm_eval import simple_evaluate
+            from lm_eval.models.huggingface import HFLM
+
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch)
+            found = simple_evaluate(
+                lm, tasks=self._tasks, num_fewshot=0, limit=self.limit, log_samples=False
+            )
+        assert found is not None
+        return {task: _numbers(values) for task, values in found["results"].items()}
+
+
+def _load(wanted: Sequence[str]) -> list[Any]:
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise PPFError(
+            f"tasks= needs the package {error.name}: run `pip install 'ppf-llm[tasks]'`."
+        ) from error
+    folders = [name for name in wanted if Path(name).is_dir()]
+    own = TaskManager(include_path=folders, include_defaults=False)
+    names = [name for name in wanted if name not in folders]
+    local = [name for name in names if Path(name).is_file()]
+    manager = own if len(local) == len(names) else TaskManager()
+    try:
+        loaded = [*manager.load(names)["tasks"].values()] if names else []
+        return loaded + [*own.load(own.all_subtasks)["tasks"].values()]
+    except Exception as error:  # the harness, `datasets` and task files raise anything
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise PPFError(
+            f"tasks={list(wanted)} cannot be loaded ({reason}): give names of"
+            " lm-evaluation-harness, task YAML files or folders of them, whose data can be read."
+        ) from error
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics among a task's results, whose keys end in the name of a filter."""
+    numbers = {key: value for key, value in values.items() if isinstance(value, float)}
+    return {key.removesuffix(",none"): value for key, value in numbers.items()}
+
+
+@contextmanager
+def _without_script_folder() -> Iterator[None]:
+    """Imports find the package `evaluate`, not the command `evaluate.py` beside the caller."""
+    before = sys.path.copy()
+    sys.path[:] = [folder for folder in before if not Path(folder, "evaluate.py").is_file()]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -1,0 +1,6 @@
+"""One resident model at any pruning ratio."""
+
+from ppf.runtime.model import DynamicModel
+from ppf.runtime.policies import FoundPolicy, Policies, UniformPolicies
+
+__all__ = ["DynamicModel", "FoundPolicy", "Policies", "UniformPolicies"]

@@ -1,0 +1,50 @@
+"""evaluate.py with all that can be asked of it, by the command that a user types."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.evaluation.conftest import task_file  # noqa: F401  (a fixture)
+
+TEXT = ("text.windows.labelling=2", "text.windows.calibration=4", "text.window=64")
+
+
+@pytest.mark.slow
+def test_sliding_windows_speed_and_tasks_dense_beside_pruned(
+    run: Run,
+    tmp_path: Path,
+    task_file: Path,  # noqa: F811
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    small = ("model=tiny", f"text.path={text}", *TEXT, "text.windows.test=4", "logger=csv")
+    run("search", *small, "agent=uniform", "labels.count=16", "search.rounds=1")
+    (policy,) = tmp_path.rglob("policy.json")
+    said = run(
+        "evaluate",
+        f"policy={policy}",
+        "window=96",
+        "stride=32",
+        "latency=true",
+        "speed={batches:[1,2],prompt:32,new_tokens:4,repeats:1}",
+        f"tasks=[{task_file}]",
+        "logger=csv",
+    ).stdout
+    assert "windows of 96 tokens, 32 apart" in said
+    assert "prefill, tokens/s" in said and "letters" in said
+
+    (written,) = tmp_path.rglob("evaluation.json")
+    results = {x["name"]: x for x in json.loads(written.read_text())["results"]}
+    assert results.keys() == {"dense", "uniform", "PPF"}
+    for found in results.values():
+        assert [x["batch"] for x in found["speed"]] == [1, 2]
+        assert 0 <= found["tasks"]["letters"]["acc"] <= 1
+    assert results["PPF"]["bytes"] < results["dense"]["bytes"]
+
+
+@pytest.mark.slow
+def test_an_unknown_task_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    done = run("evaluate", "path=/nowhere", "tasks=[/no/such.yaml]", "logger=csv", ok=False)
+    assert "Error: tasks=['/no/such.yaml'] cannot be loaded" in done.stderr

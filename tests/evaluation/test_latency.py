@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from ppf.evaluation import latency
+from ppf.evaluation.latency import decode_seconds, prefill_seconds, speed
+from ppf.evaluation.memory import peak_bytes
+from ppf.pruning.compensation import NoCompensation
+from tests.tiny import TinySetup
+
+
+def test_speed_tells_rates_over_the_whole_batch(
+    tiny: TinySetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "prefill_seconds", lambda model, ids: 0.5)
+    monkeypatch.setattr(latency, "decode_seconds", lambda model, ids, new: 0.25)
+    found = speed(tiny.lm.model, batch=3, prompt=16, new_tokens=4, repeats=2)
+    assert (found.batch, found.prompt, found.prefill, found.decode) == (3, 16, 96, 12)
+
+
+def test_a_narrower_model_is_timed_too(tiny: TinySetup) -> None:
+    pruner, ids = tiny.pruner(NoCompensation()), torch.arange(24).view(2, 12)
+    for kept in (tiny.space.dense.tolist(), [0] * len(tiny.space)):
+        with pruner.at(kept) as model:
+            assert prefill_seconds(model, ids) > 0
+            assert decode_seconds(model, ids, 3) > 0
+
+
+def test_peak_memory_counts_weights_and_what_is_allocated(tiny: TinySetup) -> None:
+    weights = sum(p.nbytes for p in tiny.lm.model.parameters())
+    with peak_bytes(tiny.lm.model) as idle:
+        pass
+    with peak_bytes(tiny.lm.model) as busy:
+        torch.ones(64, 2**18)
+    if idle.bytes is None or busy.bytes is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    assert weights <= idle.bytes < weights + 2**24
+    assert 0.9 < (busy.bytes - weights) / 2**26 < 1.25
+
+
+def test_a_pruned_models_weights_count_as_narrow_as_they_are(tiny: TinySetup) -> None:
+    pruner, peaks = tiny.pruner(NoCompensation()), []
+    for kept in (tiny.space.dense.tolist(), [0] * len(tiny.space)):
+        with pruner.at(kept) as model, peak_bytes(model) as peak:
+            peaks.append(sum(p.nbytes for p in model.parameters()))
+        assert peak.bytes is None or peak.bytes >= peaks[-1]
+    assert peaks[1] < peaks[0]

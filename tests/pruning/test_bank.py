@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppf.llm import LanguageModel
+from ppf.pruning import Bank, LivePruner
+from ppf.pruning.compensation import Bias, Compensation, Factors, LeastSquares, Levels
+from tests.checkpoints import (
+    CHECKPOINTS,
+    calibrated,
+    policies,
+    random_model,
+    random_windows,
+    width_space,
+)
+
+LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.1)
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    return random_model(CHECKPOINTS["llama-biases"])
+
+
+class Spent(LeastSquares):
+    def levels(self, *arguments: object, **named: object) -> Levels:
+        raise AssertionError("solved again")
+
+
+def bank(
+    lm: LanguageModel, folder: Path, max_gib: float, compensation: Compensation = LEAST_SQUARES
+) -> Bank:
+    statistics, orders = calibrated(lm)
+    space = width_space(lm)
+    return Bank.build(lm, space, orders, statistics, compensation, max_gib=max_gib, folder=folder)
+
+
+def test_a_spilled_bank_gives_the_same_models(lm: LanguageModel, tmp_path: Path) -> None:
+    ready, spilled = bank(lm, tmp_path, 1.0), bank(lm, tmp_path, 1e-9)
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(ready.levels)
+    assert all(isinstance(level.weights, Factors) for level in spilled.levels)
+    assert torch.equal(ready.errors, spilled.errors)
+    space, ids = width_space(lm), random_windows()
+    expected = {}
+    pruner = LivePruner(lm, space, ready)
+    for name, kept in policies(space).items():
+        with pruner.at(kept) as model:
+            expected[name] = model(ids).logits
+    pruner.restore()
+    pruner = LivePruner(lm, space, spilled)
+    for name, kept in policies(space).items():
+        with pruner.at(kept) as model:
+            torch.testing.assert_close(model(ids).logits, expected[name], atol=1e-4, rtol=1e-4)
+
+
+def test_spilled_factors_are_used_again(lm: LanguageModel, tmp_path: Path) -> None:
+    first = bank(lm, tmp_path, 1e-9)
+    again = bank(lm, tmp_path, 1e-9, Spent(damping=0.01, refit_damping=0.1))
+    assert torch.equal(again.errors, first.errors)
+
+
+def test_errors_fall_as_more_is_kept(lm: LanguageModel, tmp_path: Path) -> None:
+    space = width_space(lm)
+    for site, level in zip(space.sites, bank(lm, tmp_path, 1.0).levels, strict=True):
+        assert len(level.errors) == site.units + 1
+        assert level.errors[0] == 1 and level.errors[-1] == 0
+        assert (level.errors.diff() <= 0).all()
+
+
+def test_a_bank_without_weights_of_its_own_is_never_spilled(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    bank(lm, tmp_path, 1e-9, Bias())
+    assert not list(tmp_path.iterdir())

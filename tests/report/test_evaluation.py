@@ -1,0 +1,37 @@
+from io import StringIO
+
+from rich.console import Console
+
+from ppf.evaluation.results import Evaluation, Measured, Speed
+from ppf.report.evaluation import evaluation_tables, print_evaluation
+
+
+def measured(name: str, **more: object) -> Measured:
+    return Measured(name, 0.3, 3.0, 20.09, 1000, 2**21, **more)
+
+
+def printed(evaluation: Evaluation) -> str:
+    target = StringIO()
+    print_evaluation(evaluation, target=Console(file=target))
+    return target.getvalue()
+
+
+def test_without_requests_there_is_one_table() -> None:
+    found = Evaluation("a text", 4, 128, 128, [measured("dense")])
+    assert evaluation_tables(found).keys() == {"evaluation"}
+    said = printed(found)
+    assert "dense   30.0 %" in said and "2.0 MiB" in said
+    assert "4 windows of 128 tokens." in said
+
+
+def test_speed_and_tasks_get_tables_of_their_own() -> None:
+    speeds = [Speed(1, 64, 1234.5, 20.25, 2**20), Speed(8, 64, 5000, 80, None)]
+    tasks = {"letters": {"acc": 0.5, "acc_stderr": 0.125}}
+    models = [measured(name, speed=speeds, tasks=tasks) for name in ("dense", "PPF")]
+    found = Evaluation("a text", 9, 128, 64, models)
+    assert evaluation_tables(found)["tasks"] == (
+        ["task", "metric", "dense", "PPF"],
+        [["letters", "acc", "0.5000", "0.5000"], ["letters", "acc_stderr", "0.1250", "0.1250"]],
+    )
+    assert evaluation_tables(found)["speed"][1][2] == ["PPF", "1", "1,234.5", "20.2", "1.0 MiB"]
+    assert "windows of 128 tokens, 64 apart." in printed(found)

@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+from omegaconf import DictConfig
+
+from ppf.errors import PPFError
+from ppf.runtime import DynamicModel
+from ppf.runtime.memory import bank_bytes
+from ppf.space import uniform
+from ppf.stages.policy import policy_record
+from ppf.stages.prepare import Prepared, prepare
+
+QUICK = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
+
+
+@pytest.fixture(scope="module")
+def config(cache: str, tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
+    folder = tmp_path_factory.mktemp("search")
+    text = folder / "text.txt"
+    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    paths = [f"paths.run={folder}", f"paths.artefacts={folder}/artefacts", f"text.path={text}"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", ["model=tiny", f"paths.cache={cache}", *QUICK, *paths])
+
+
+@pytest.fixture(scope="module")
+def searched(config: DictConfig) -> Prepared:
+    """A search run's folder with the uniform policy at 0.3."""
+    ready = prepare(config, Fabric(accelerator="cpu", devices=1))
+    kept = uniform(ready.space, torch.tensor([0.3]))[0].tolist()
+    numbers = {"ratio": {"asked": 0.3}, "predicted": {"nll": 5.0, "std": 0.1}}
+    record = policy_record(ready, kept, numbers, predictor="none")
+    (Path(config.paths.run) / "policy.json").write_text(json.dumps(record))
+    return ready
+
+
+def load(config: DictConfig, *overrides: str) -> DynamicModel:
+    paths = (f"paths.artefacts={config.paths.artefacts}", f"paths.cache={config.paths.cache}")
+    return DynamicModel.from_search(config.paths.run, *paths, *overrides)
+
+
+def test_a_static_search_answers_its_own_ratio(searched: Prepared, config: DictConfig) -> None:
+    model = load(config)
+    ids = torch.arange(64)[None]
+    torch.testing.assert_close(model.lm.model(ids).logits, searched.lm.model(ids).logits)
+    model.set_ratio(0.3)
+    assert model.policies.predicted(0.3) == (5.0, 0.1)
+    assert model.policies.predicted(0.2) is None
+    with searched.pruner.at(model.kept) as same:
+        torch.testing.assert_close(model.lm.model(ids).logits, same(ids).logits)
+    with pytest.raises(PPFError, match=r"for ratio=0\.3, and none for 0\.4.*mode=dynamic"):
+        model.set_ratio(0.4)
+
+
+def test_a_bank_too_large_gives_way_to_bias_and_says_so(
+    searched: Prepared, config: DictConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(config).compensation == "least_squares"
+    assert "Pruning with least-squares compensation" in capsys.readouterr().out
+    assert load(config, "bank.max_gib=0.0").compensation == "bias"
+    assert "more than bank.max_gib=0.0: pruning with bias compensation" in capsys.readouterr().out
+
+
+def test_the_banks_size_is_known_before_it_is_built(searched: Prepared) -> None:
+    weights = (w for level in searched.bank.levels for w in level.weights)
+    assert bank_bytes(searched.lm, searched.space) == sum(w.nbytes for w in weights)
+
+
+def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match="holds no policy.json"):
+        DynamicModel.from_search(tmp_path)
