@@ -1,22 +1,20 @@
-"""prune: a policy becomes a Hugging Face folder with really smaller tensors."""
+"""prune: a policy becomes a model on disk with really smaller tensors."""
 
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.export.huggingface import export_folder
 from ppf.stages.policy import check_signature, kept_units, policy_config
 from ppf.stages.prepare import Prepared, prepare
 
 
 def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
-    """Exports the policy's model to `cfg.out`."""
+    """Exports the policy's model to the folder `cfg.out`; returns what `cfg.export` wrote."""
     ready = apply_policy(cfg, fabric, record)
-    folder = Path(cfg.out)
-    export_folder(ready.pruner, folder, record)
-    return folder
+    return instantiate(cfg.export, _partial_=True)(ready.pruner, Path(cfg.out), record)
 
 
 def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Prepared:
