@@ -55,7 +55,8 @@ def made_up_labels(
 def predictor_config(*overrides: str) -> dict[str, Any]:
     """The config groups `predictor` and `trainer` as a stage hands them on."""
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(overrides=["+predictor=additive", "+trainer=default", *overrides])
+        needed = ["+predictor=additive", "+trainer=default", "+labels.catastrophic=4.0"]
+        cfg = compose(overrides=[*needed, *overrides])
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
