@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hydra.utils import get_class
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from lightning import LightningModule
 from torch import Tensor
 
@@ -91,10 +91,11 @@ class PredictorModule(LightningModule):
         self.centre: list[Tensor] = [torch.zeros(()) for _ in self.ensemble.stacked]
         self.scores = Scores(bands, dense_nll)
 
-    def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
-        """Every member's transformed excess."""
+    def forward(self, kept: Num[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
+        """Every member's transformed excess; between whole units, if `kept` is real."""
         kept = torch.cat([self.dense.to(kept), kept])
-        answers = self.ensemble(self.encoder(kept))
+        encode = self.encoder.relaxed if kept.is_floating_point() else self.encoder
+        answers = self.ensemble(encode(kept))
         if self.residual is not None and self.residual.fitted:
             answers = answers + self.residual(kept)
         return answers[:, 1:] - answers[:, :1]
@@ -135,9 +136,7 @@ class PredictorModule(LightningModule):
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """`predict`'s mean for widths between whole units too, differentiable in `kept`."""
-        answers = self.ensemble(torch.cat([self.dense_features, self.encoder.relaxed(kept)]))
-        mean = (answers[:, 1:] - answers[:, :1]).mean(0).clamp(max=_LARGEST)
-        return self.dense_nll + self.knee * torch.sinh(mean)
+        return self.dense_nll + self.knee * torch.sinh(self(kept).mean(0).clamp(max=_LARGEST))
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:

@@ -57,7 +57,9 @@ def predictor_config(*overrides: str) -> dict[str, Any]:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         needed = ["+predictor=additive", "+trainer=default", "+labels.catastrophic=4.0"]
         cfg = compose(overrides=[*needed, *overrides])
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    return {
+        name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("predictor", "trainer")
+    }
 
 
 def fitted_with(
