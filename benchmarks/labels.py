@@ -1,31 +1,43 @@
-"""Labels: policies per minute of the labeller against Hugging Face's model with zeroed weights.
-
-All three score the same policies (profiles at ratio 0.3, compensation none) on the same windows,
-in turn, in one run:
+"""Labels: how fast they come, and how much text one needs.
 
     python benchmarks/labels.py [HYDRA OVERRIDES, as for collect.py]
+
+compares, in one run, policies a minute of Hugging Face's dense model with the policy applied by
+zeroing weights, in float32 and in bfloat16, and of the labeller; policies at mean ratio 0.3,
+compensation none. The labeller runs twice: on policies of the default sampler's families, sorted
+as `collect` sorts them, and on policies that share nothing.
+
+    python benchmarks/labels.py --text-size
+
+tells how well labels on few tokens rank policies of one ratio band, against the whole labelling
+part.
 """
 
+import argparse
 import copy
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 
 import torch
 from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 from lightning import Fabric
+from omegaconf import DictConfig
 from torch import Tensor
 from torchmetrics.functional import kendall_rank_corrcoef
 
-from ppf.labels.labeller import Labeller
+from ppf.labels.labeller import Labeller, summed_nll
 from ppf.labels.samplers import Profiles
-from ppf.llm import LanguageModel, adapter_for
+from ppf.llm import LanguageModel, adapter_for, output_head
+from ppf.progress import track
 from ppf.pruning.statistics import expand
+from ppf.space import uniform
 from ppf.stages.prepare import Prepared, prepare
 
-POLICIES = 6
+RATIO, FAMILIES, UNRELATED = 0.3, 24, 6
+BAND, BAND_POLICIES, TOKENS = (0.25, 0.35), 24, (512, 1024, 2048, 4096, 8192, 16384)
 
 
 class Zeroed:
@@ -36,7 +48,7 @@ class Zeroed:
         self.ready, self.model = ready, model
         self.couplings = adapter_for(model).couplings(model)
         self.weights = [c.consumer.weight.clone() for c in self.couplings]
-        self.windows = ready.text.tokens("labelling", ready.lm.tokenizer)
+        self.windows = ready.labeller.windows
 
     @torch.inference_mode()
     def nll(self, kept: list[int]) -> float:
@@ -50,49 +62,134 @@ class Zeroed:
         return float(self.model(self.windows, labels=self.windows, use_cache=False).loss)
 
 
+class Clocked(Labeller):
+    """A labeller that keeps the time of its parts: set-up, body and head."""
+
+    seconds: dict[str, float]
+
+    def start(self) -> None:
+        self.seconds = dict.fromkeys(("set-up", "body", "head"), 0.0)
+
+    def _forward(self, *arguments):  # type: ignore[no-untyped-def]
+        return self._clock("body", super()._forward, *arguments)
+
+    def _losses(self, *arguments):  # type: ignore[no-untyped-def]
+        return self._clock("head", super()._losses, *arguments)
+
+    def _clock(self, part: str, call: Callable, *arguments):  # type: ignore[no-untyped-def]
+        begin = time.perf_counter()
+        answer = call(*arguments)
+        self.seconds[part] += time.perf_counter() - begin
+        return answer
+
+    def nll(self, kept: list[int]) -> float:
+        self._clock("set-up", self.pruner.apply, kept)
+        return self.score(kept).nll
+
+
 def timed(nll: Callable[[list[int]], float], policies: Tensor) -> tuple[list[float], float]:
-    """The labels, and policies per minute; the first policy warms up."""
-    nll(policies[0].tolist())
-    start = time.perf_counter()
-    labels = [nll(kept) for kept in policies[1:].tolist()]
-    return labels, 60 * len(labels) / (time.perf_counter() - start)
+    """The labels, and policies per minute."""
+    begin = time.perf_counter()
+    labels = [nll(kept) for kept in policies.tolist()]
+    return labels, 60 * len(labels) / (time.perf_counter() - begin)
 
 
-def main() -> None:
-    """Prints a table and, last, one line of JSON."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        run = f"paths.run={tempfile.mkdtemp()}"
-        cfg = compose("collect", ["compensation=none", "space=width", run, *sys.argv[1:]])
-    fabric = Fabric(accelerator="cpu", devices=1)
-    ready = prepare(cfg, fabric)
-    sampler = Profiles(ratio=[0.3, 0.3], spread=[0.1, 0.3], smooth=0.5)
-    generator = torch.Generator().manual_seed(0)
-    policies = sampler.draw(ready.space, POLICIES + 1, generator)
-    policies = policies[sorted(range(len(policies)), key=lambda i: policies[i].tolist())]
+def in_order(policies: Tensor) -> Tensor:
+    """Sorted as `collect` labels them: those that share their first layers lie together."""
+    return torch.tensor(sorted(policies.tolist()))
 
+
+def speed(cfg: DictConfig, ready: Prepared, fabric: Fabric) -> dict[str, object]:
+    """The comparison; prints a table."""
+    generator = torch.Generator().manual_seed(cfg.seed)
+    profiles = Profiles(ratio=[RATIO, RATIO], spread=[0.1, 0.3], smooth=0.5)
+    families = in_order(instantiate(cfg.sampler).draw(ready, FAMILIES, generator))
+    unrelated = in_order(profiles.draw(ready, UNRELATED, generator))
     dense = prepare(cfg, fabric, dtype="float32")
     dense.pruner.restore()
-    scorers: dict[str, Callable[[list[int]], float]] = {
-        "hf_fp32": Zeroed(ready, dense.lm, torch.float32).nll,
-        "hf_bf16": Zeroed(ready, dense.lm, torch.bfloat16).nll,
-        "labeller": Labeller(
-            ready.lm, ready.pruner, ready.labeller.windows, batch=cfg.labels.batch
-        ).nll,
-    }
+    labeller = Clocked(ready.lm, ready.pruner, ready.labeller.windows, batch=cfg.labels.batch)
+    ratio = float(ready.space.ratio(families).mean())
+    print(f"labeller in {ready.lm.dtype}; families at mean ratio {ratio:.2f}")
+
     labels, rates = {}, {}
-    for name, nll in scorers.items():
-        labels[name], rates[name] = timed(nll, policies)
-        print(f"{name:<10} {rates[name]:6.1f} policies per minute")
+    for name, dtype in (("hf_fp32", torch.float32), ("hf_bf16", torch.bfloat16)):
+        zeroed = Zeroed(ready, dense.lm, dtype)
+        zeroed.nll(unrelated[0].tolist())
+        labels[name], rates[name] = timed(zeroed.nll, unrelated)
+    labeller.start()
+    labeller.nll(ready.space.dense.tolist())
+    labeller.start()
+    labels["unrelated"], rates["labeller_unrelated"] = timed(labeller.nll, unrelated)
+    shares = {part: s / sum(labeller.seconds.values()) for part, s in labeller.seconds.items()}
+    _, rates["labeller"] = timed(labeller.nll, families)
+    for name, rate in rates.items():
+        print(f"{name:<20} {rate:6.1f} policies per minute")
+    print("share of time (unrelated): " + ", ".join(f"{p} {s:.1%}" for p, s in shares.items()))
+
+    by_ratio = {}
+    for asked in (0.1, 0.2, 0.3, 0.4, 0.5):
+        kept = uniform(ready.space, torch.tensor([asked]))
+        _, by_ratio[f"{asked}"] = timed(labeller.nll, kept)
+        print(f"at ratio {asked}        {by_ratio[f'{asked}']:6.1f} policies per minute")
     agreement = kendall_rank_corrcoef(
-        torch.tensor(labels["hf_bf16"]), torch.tensor(labels["labeller"])
+        torch.tensor(labels["hf_bf16"]), torch.tensor(labels["unrelated"])
     )
-    result = {
+    return {
         "policies_per_minute": rates,
         "speedup_fp32": rates["labeller"] / rates["hf_fp32"],
         "speedup_bf16": rates["labeller"] / rates["hf_bf16"],
         "kendall": float(agreement),
+        "mean_ratio": ratio,
+        "share_of_time": shares,
+        "by_ratio": by_ratio,
+        "dtype": str(ready.lm.dtype),
     }
-    print(json.dumps(result))
+
+
+def text_size(cfg: DictConfig, ready: Prepared) -> dict[str, object]:
+    """Kendall between labels on few tokens and on the whole labelling part; prints a table."""
+    windows = ready.text.tokens("labelling", ready.lm.tokenizer)
+    profiles = Profiles(ratio=list(BAND), spread=[0.03, 0.25], smooth=0.5)
+    policies = profiles.draw(ready, BAND_POLICIES, torch.Generator().manual_seed(cfg.seed))
+    losses = torch.stack(
+        [window_losses(ready, k, windows) for k in track(in_order(policies), "Scoring policies")]
+    )
+    whole, kendall = losses.mean(1), {}
+    print(f"{len(policies)} policies at ratios {BAND}; the whole part has {windows.numel()} tokens")
+    for tokens in TOKENS:
+        count = tokens // windows.shape[1]
+        if count <= len(windows):
+            some = torch.linspace(0, len(windows) - 1, count).round().long()
+            kendall[f"{tokens}"] = float(kendall_rank_corrcoef(losses[:, some].mean(1), whole))
+            print(f"{tokens:6} tokens: Kendall {kendall[f'{tokens}']:.3f}")
+    return {"kendall_by_tokens": kendall, "whole": windows.numel(), "band": BAND}
+
+
+@torch.inference_mode()
+def window_losses(ready: Prepared, kept: Tensor, windows: Tensor) -> Tensor:
+    """Negative log-likelihood of every window."""
+    head = output_head(ready.lm.model)
+    with ready.pruner.at(kept.tolist()) as model:
+        batches = windows.split(8)
+        states = [model.get_decoder()(ids, use_cache=False).last_hidden_state for ids in batches]
+        pairs = zip(torch.cat(states).split(1), windows.split(1), strict=True)
+        return torch.stack([summed_nll(head, hidden, ids) for hidden, ids in pairs])
+
+
+def main() -> None:
+    """Prints tables and, last, one line of JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--text-size", action="store_true", help="how many tokens a label needs")
+    arguments, overrides = parser.parse_known_args()
+    mode = ["text.windows.labelling=null"] if arguments.text_size else ["compensation=none"]
+    run = f"paths.run={tempfile.mkdtemp()}"
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("collect", [*mode, "sampler=rough", run, *overrides])
+    fabric = Fabric(accelerator="cpu", devices=1)
+    ready = prepare(cfg, fabric)
+    print(json.dumps(text_size(cfg, ready) if arguments.text_size else speed(cfg, ready, fabric)))
 
 
 if __name__ == "__main__":

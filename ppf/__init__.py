@@ -10,7 +10,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def __getattr__(name: str) -> Any:
-    """`ppf.runtime` is there without an import of its own, and costs nothing until it is used."""
-    if name != "runtime":
-        raise AttributeError(f"module 'ppf' has no attribute '{name}'")
-    return importlib.import_module("ppf.runtime")
+    """`ppf.load_agent` and `ppf.runtime`, imported when they are asked for."""
+    if name == "load_agent":
+        return importlib.import_module("ppf.agents.ratio_agent").load_agent
+    if name == "runtime":
+        return importlib.import_module("ppf.runtime")
+    raise AttributeError(f"module 'ppf' has no attribute '{name}'")

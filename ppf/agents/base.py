@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,8 +11,10 @@ from jaxtyping import Float, Int
 from lightning import Fabric
 from torch import Tensor
 
+from ppf.agents.checkpoint import Checkpoint
 from ppf.errors import PPFError
 from ppf.predictor.protocol import Predictor
+from ppf.pruning import Allocation, Evidence
 from ppf.space import Space, project, uniform
 
 Report = Callable[[int, Mapping[str, Tensor | float]], None]
@@ -23,27 +26,48 @@ class Objective:
     """What a search minimises, and the trust region around uniform pruning that it stays inside.
 
     Args:
-        ratio: the pruning ratio asked for.
+        space: under the budget that policies have to meet.
+        ratio: the share of the budget's cost that policies have to save.
+        interval: ratios that a ratio-conditioned agent learns; a single one where both ends are
+            `ratio`.
         spread_penalty: standard deviations of the prediction that count against a policy.
         trust_region: largest deviation of a site from its uniform share, relative to that share.
             Every site may move by one unit at least, rounded outwards: three KV groups would
             otherwise stay where uniform puts them.
-        errors: relative reconstruction errors, [site, kept]; what is known of the sites.
+        evidence: what is known of the sites.
+        rules: allocation rules by name; searches start from their policies too.
         device: where policies, predictions and agents live.
     """
 
     space: Space
     predictor: Predictor
     ratio: float
+    interval: tuple[float, float]
     spread_penalty: float
     trust_region: float
-    errors: Float[Tensor, "sites levels"]
+    evidence: Evidence
+    rules: Mapping[str, Allocation]
     device: torch.device
+
+    def at(self, ratio: float) -> "Objective":
+        """The same objective at one ratio."""
+        return replace(self, ratio=ratio, interval=(ratio, ratio))
+
+    @property
+    def errors(self) -> Float[Tensor, "sites levels"]:
+        """Relative reconstruction errors, [site, kept]."""
+        return self.evidence.errors.to(self.device)
 
     def cost(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """Predicted log-perplexity plus the penalty on its spread, nats per token."""
         mean, std = self.predictor.predict(kept)
         return mean + self.spread_penalty * std
+
+    def gain(
+        self, cost: Float[Tensor, " batch"], ratio: Float[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """What policies save against uniform pruning at their ratios, predicted nats per token."""
+        return self.predictor.predict(uniform(self.space, ratio)).mean - cost
 
     def ratios(self, batch: int) -> Float[Tensor, " batch"]:
         """The ratio asked for, once per policy."""
@@ -56,7 +80,7 @@ class Objective:
     ]:
         """Units kept at the trust region's lower end, in uniform pruning, and at the upper end."""
         units = self.space.units.to(ratio.device).double()
-        share = (1 - ratio.double())[:, None] * units
+        share = self.space.shares(ratio)
         reach = (self.trust_region * share).clamp_min(1)
         return (
             (share - reach).floor().clamp_min(0),
@@ -81,16 +105,29 @@ class Objective:
         """The uniform policy at the ratio asked for."""
         return uniform(self.space, self.ratios(1))
 
+    def ruled(self) -> Int[Tensor, "rules sites"]:
+        """The rules' policies, wherever they lie."""
+        return project(self.space, self._wishes(), self.ratios(len(self.rules)))
+
     def starts(self) -> Int[Tensor, "starts sites"]:
-        """Where searches begin: uniform, and per kind the policy that spares that kind."""
+        """Where searches begin, inside the trust region.
+
+        Uniform, per kind the policy that spares that kind, and what the rules wish for.
+        """
         ratio, units = self.ratios(1), self.space.units.to(self.device)
         spared = [
             torch.tensor([site.kind == kind for site in self.space.sites], device=self.device)
             for kind in self.space.kinds
         ]
-        share = (1 - ratio[:, None]) * units
-        policies = [self.project(torch.where(mask, 2.0 * units, share), ratio) for mask in spared]
-        return torch.cat([self.uniform(), *policies])
+        share = self.space.shares(ratio)
+        wishes = [torch.where(mask, 2.0 * units, share) for mask in spared]
+        wanted = torch.cat([*wishes, self._wishes()])
+        return torch.cat([self.uniform(), self.project(wanted, self.ratios(len(wanted)))])
+
+    def _wishes(self) -> Float[Tensor, "rules sites"]:
+        ratio = self.ratios(1)
+        wishes = [rule.wanted(self.evidence, ratio).double() for rule in self.rules.values()]
+        return torch.cat([self.space.shares(ratio)[:0], *wishes])
 
     def candidates(self, kept: Int[Tensor, "batch sites"]) -> "Candidates":
         """The policies with their costs."""
@@ -163,24 +200,48 @@ class Agent(ABC):
         self.threads, self.polish = threads, polish
 
     @abstractmethod
-    def search(self, objective: Objective, fabric: Fabric, report: Report, seed: int) -> Candidates:
+    def search(
+        self,
+        objective: Objective,
+        fabric: Fabric,
+        report: Report,
+        seed: int,
+        checkpoint: Checkpoint | None = None,
+    ) -> Candidates:
         """Policies of this rank, best first; every few steps `report` gets their metrics.
 
         Ranks draw different policies from the same seed; what they learn jointly they must agree
         on.
+
+        Args:
+            checkpoint: where an agent that trains for long keeps its training.
         """
 
 
 def predictions(
-    objective: Objective, best: Candidates, drawn: Candidates
+    objective: Objective, best: Candidates, drawn: Int[Tensor, "batch sites"], ratio: Tensor
 ) -> dict[str, Tensor | float]:
-    """Metrics of a step, nats per token: the prediction for the best and for those drawn."""
-    mean, std = objective.predictor.predict(drawn.kept)
-    return {
+    """Metrics of a step: what is predicted for the best and for those drawn, nats per token.
+
+    Perplexities are given by band of the ratio, too; `violation` is the largest share of the cost
+    by which a drawn policy misses its ratio.
+    """
+    mean, std = objective.predictor.predict(drawn)
+    metrics: dict[str, Tensor | float] = {
         "predicted_best": objective.predictor.predict(best.kept[:1]).mean[0],
         "predicted_mean": mean.mean(),
         "spread": std.mean(),
+        "violation": (ratio - objective.space.saved(drawn) - _ROUNDING).max().relu(),
     }
+    for low, high in pairwise(_BANDS):
+        inside = (ratio >= low) & (ratio < high)
+        if inside.any():
+            metrics[f"perplexity_{low:.0%}_{high:.0%}".replace("%", "")] = mean[inside].mean().exp()
+    return metrics
+
+
+_BANDS = (0.0, 0.15, 0.3, 0.45, 0.6, 1.0)
+_ROUNDING = 1e-9
 
 
 def rank_seed(seed: int, fabric: Fabric) -> int:

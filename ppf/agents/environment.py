@@ -8,7 +8,6 @@ from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from ppf.agents.base import Candidates, Objective, within
-from ppf.space import uniform
 
 _KNOWN_SHARES = (0.25, 0.5, 0.75)  # kept shares at which the state tells a site's error
 
@@ -25,7 +24,8 @@ class PruningEnvironment(EnvBase):
 
     Args:
         episodes: run at once.
-        ratios: each episode's ratio is drawn evenly from this interval.
+        ratios: each episode's ratio is drawn evenly from this interval, or
+        given: is given, one an episode.
 
     Attributes:
         finished: the policies and costs that the latest episodes ended in, in their order, repeats
@@ -35,13 +35,19 @@ class PruningEnvironment(EnvBase):
         whole policies.
     """
 
-    def __init__(self, objective: Objective, episodes: int, ratios: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        episodes: int,
+        ratios: tuple[float, float],
+        given: Float[Tensor, " episodes"] | None = None,
+    ) -> None:
         super().__init__(device=objective.device, batch_size=torch.Size([episodes]))
-        self.objective, self.ratios = objective, ratios
+        self.objective, self.ratios, self.given = objective, ratios, given
         self.finished: Candidates
         self.features = site_features(objective)
-        self.share = (objective.space.units * objective.space.params).to(objective.device)
-        self.share = self.share.double() / objective.space.total
+        share = (objective.space.units * objective.space.cost).to(objective.device).double()
+        self.share = share / share.sum()
 
         size, column = self.features.shape[1] + _CHANGING, (episodes, 1)
         observation = Unbounded((episodes, size), device=self.device)
@@ -52,7 +58,7 @@ class PruningEnvironment(EnvBase):
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
         low, high = self.ratios
         draw = torch.rand(self.batch_size, device=self.device, dtype=torch.double)
-        self.ratio = low + (high - low) * draw
+        self.ratio = low + (high - low) * draw if self.given is None else self.given
         self.region = self.objective.region(self.ratio)
         self.site, self.removed = 0, torch.zeros_like(self.ratio)
         self.actions = torch.zeros(*self.batch_size, len(self.features), device=self.device)
@@ -87,12 +93,11 @@ class PruningEnvironment(EnvBase):
     def _reward(self) -> Float[Tensor, " episodes"]:
         kept = self.objective.policy(self.actions, self.ratio)
         self.finished = Candidates(kept, self.objective.cost(kept))
-        baseline = self.objective.predictor.predict(uniform(self.objective.space, self.ratio))
-        return baseline.mean - self.finished.cost
+        return self.objective.gain(self.finished.cost, self.ratio)
 
     def _observe(self) -> Float[Tensor, "episodes features"]:
         """After the last site, the first one's features stand in: nothing is decided there."""
-        ahead = self.share[self.site :].sum().clamp_min(self.share.min())
+        ahead = self.share[self.site :].sum().clamp_min(_LEAST)
         needed = (self.ratio - self.removed) / ahead
         last = self.actions[:, self.site - 1] if self.site else torch.zeros_like(self.ratio)
         excess = (needed - self.ratio).clamp(-1, 1)
@@ -101,27 +106,28 @@ class PruningEnvironment(EnvBase):
         return torch.cat([features.expand(len(changing), -1), changing], 1)
 
 
+_LEAST = 1e-3  # share of the cost
 _CHANGING = 4  # numbers of the state that differ between episodes
 
 
 def site_features(objective: Objective) -> Float[Tensor, "sites features"]:
     """What is known of each site: which it is, kind, depth, width, cost and errors."""
     space, device = objective.space, objective.device
-    units, params = space.units.to(device), space.params.to(device)
+    units, cost = space.units.to(device), space.cost.to(device)
     kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites], device=device)
     layers = torch.tensor([site.layer for site in space.sites], device=device)
     kept = torch.stack([(share * units).round().long() for share in _KNOWN_SHARES], 1)
     numbers = [
         layers / max(space.layers - 1, 1),
         units / units.max(),
-        units * params / (units * params).max(),
+        units * cost / (units * cost).max(),
     ]
     return torch.cat(
         [
             torch.eye(len(space), device=device),
             torch.nn.functional.one_hot(kinds, len(space.kinds)),
             torch.stack(numbers, 1),
-            objective.errors.to(device).gather(1, kept),
+            objective.errors.gather(1, kept),
         ],
         1,
     ).float()

@@ -18,6 +18,7 @@ from ppf.agents.base import (
     rank_seed,
     share,
 )
+from ppf.agents.checkpoint import Checkpoint
 
 
 class Evolution(Agent):
@@ -50,7 +51,14 @@ class Evolution(Agent):
         self.generations, self.children, self.population = generations, children, population
         self.exchanges, self.step, self.report_every = exchanges, step, report_every
 
-    def search(self, objective: Objective, fabric: Fabric, report: Report, seed: int) -> Candidates:
+    def search(
+        self,
+        objective: Objective,
+        fabric: Fabric,
+        report: Report,
+        seed: int,
+        checkpoint: Checkpoint | None = None,
+    ) -> Candidates:
         generator = torch.Generator(objective.device).manual_seed(rank_seed(seed, fabric))
         start = objective.candidates(objective.starts())
         children = share(self.children, "children", fabric)
@@ -84,7 +92,7 @@ class Evolution(Agent):
             leaders.append(population.best(_LEADERS))
             if report is not None and generation % self.report_every == 0:
                 diversity = population.kept.double().std(0, unbiased=False).mean()  # units
-                metrics = predictions(objective, population, born)
+                metrics = predictions(objective, population, drawn, objective.ratios(children))
                 report(generation, metrics | {"diversity": diversity})
         return Candidates.merge(population, *leaders)
 
@@ -99,21 +107,21 @@ def exchange(
     step: int,
     generator: torch.Generator,
 ) -> Int[Tensor, "batch sites"]:
-    """Children of policies: 1 to `exchanges` times, parameters move from one site to another.
+    """Children of policies: 1 to `exchanges` times, cost moves from one site to another.
 
     The projection then meets the budget again (sites differ in the cost of a unit). What it has to
     round falls on sites at random: wishes are jittered by less than half a unit, which by itself
     changes no policy.
     """
     batch, sites = kept.shape
-    params = objective.space.params.to(kept.device).double()
+    cost = objective.space.cost.to(kept.device).double().clamp_min(1)
     jitter = torch.rand(kept.shape, generator=generator, device=kept.device, dtype=torch.double)
     wanted = kept + 0.98 * (jitter - 0.5)
     count = torch.randint(1, exchanges + 1, (batch, 1), generator=generator, device=kept.device)
     for turn in range(exchanges):
         pair = torch.randint(sites, (2, batch, 1), generator=generator, device=kept.device)
         moved = torch.randint(1, step + 1, (batch, 1), generator=generator, device=kept.device)
-        amount = moved * (turn < count) * params[pair].amax(0)
-        wanted.scatter_add_(1, pair[0], -amount / params[pair[0]])
-        wanted.scatter_add_(1, pair[1], amount / params[pair[1]])
+        amount = moved * (turn < count) * cost[pair].amax(0)
+        wanted.scatter_add_(1, pair[0], -amount / cost[pair[0]])
+        wanted.scatter_add_(1, pair[1], amount / cost[pair[1]])
     return objective.project(wanted, objective.ratios(batch))

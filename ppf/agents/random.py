@@ -13,6 +13,7 @@ from ppf.agents.base import (
     rank_seed,
     share,
 )
+from ppf.agents.checkpoint import Checkpoint
 
 
 class Random(Agent):
@@ -30,15 +31,23 @@ class Random(Agent):
         super().__init__(threads=threads, polish=polish)
         self.evaluations, self.batch, self.elites = evaluations, batch, elites
 
-    def search(self, objective: Objective, fabric: Fabric, report: Report, seed: int) -> Candidates:
+    def search(
+        self,
+        objective: Objective,
+        fabric: Fabric,
+        report: Report,
+        seed: int,
+        checkpoint: Checkpoint | None = None,
+    ) -> Candidates:
         generator = torch.Generator(objective.device).manual_seed(rank_seed(seed, fabric))
         best = objective.candidates(objective.uniform())
         left, step = share(self.evaluations, "evaluations", fabric), 0
         while left > 0:
             shape = (min(left, self.batch), len(objective.space))
             deviation = 2 * torch.rand(shape, generator=generator, device=objective.device) - 1
-            drawn = objective.candidates(objective.policy(deviation, objective.ratios(shape[0])))
-            best = Candidates.merge(best, drawn).best(self.elites)
-            report(step, predictions(objective, best, drawn))
+            ratio = objective.ratios(shape[0])
+            drawn = objective.policy(deviation, ratio)
+            best = Candidates.merge(best, objective.candidates(drawn)).best(self.elites)
+            report(step, predictions(objective, best, drawn, ratio))
             left, step = left - shape[0], step + 1
         return best

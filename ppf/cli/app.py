@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import hydra
 import lightning
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 
@@ -46,11 +49,26 @@ def _run(task: Task, cfg: DictConfig) -> None:
     failed = True
     try:
         fabric = instantiate(cfg.fabric, _partial_=True)(loggers=loggers)
+        _check_launch(fabric)
         fabric.launch()
         task(cfg, fabric)
         failed = False
     finally:
         finish(loggers, failed=failed)
+
+
+def _check_launch(fabric: Fabric) -> None:
+    """Raises PPFError where a multirun's job would start processes of its own.
+
+    They would compose their configs anew, and not this job's.
+    """
+    processes = getattr(fabric.strategy, "num_processes", 1)
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    if multirun and processes > 1 and not SLURMEnvironment.detect():
+        raise PPFError(
+            f"a multirun cannot start {processes} processes a job here: run its jobs one by one,"
+            " without -m, or on a cluster with hydra/launcher=submitit_slurm."
+        )
 
 
 def _sentence(error: Exception) -> str | None:

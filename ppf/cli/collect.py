@@ -15,6 +15,12 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     ready = prepare(cfg, fabric)
     labels = collect(ready)
     say(f"{len(labels)} labels in {label_store(ready).folder}")
+    limit = cfg.labels.catastrophic
+    if wrecked := int(labels.catastrophic(float(labels.nll[0]), limit).sum()):
+        say(
+            f"{wrecked} of them are catastrophic, more than {limit} nats above the dense model;"
+            " predictors only learn that they are."
+        )
 
 
 if __name__ == "__main__":

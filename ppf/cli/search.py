@@ -1,4 +1,4 @@
-"""ppf-search: finds the policy of least perplexity at a pruning ratio."""
+"""ppf-search: finds the policy of least perplexity at a ratio, or an agent for every ratio."""
 
 from pathlib import Path
 
@@ -6,33 +6,57 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
+from ppf.errors import PPFError
+from ppf.labels.table import Labels
 from ppf.progress import Stopwatch
 from ppf.report.loggers import log_artifact, log_figure
-from ppf.report.plots import policy_heatmap
+from ppf.report.plots import policy_heatmap, ratio_curve
 from ppf.report.tables import print_summary
 from ppf.space import check_ratio
-from ppf.stages import results
+from ppf.stages import curve, results
 from ppf.stages.collect import collect
-from ppf.stages.prepare import prepare
+from ppf.stages.dynamic import dynamic
+from ppf.stages.prepare import Prepared, prepare
 from ppf.stages.search import search
 
 
 @command("search")
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels and trains what is missing, searches, measures and reports."""
+    if cfg.mode not in _MODES:
+        raise PPFError(f"mode={cfg.mode} is unknown: give static or dynamic.")
     check_ratio(cfg.ratio)
     clock = Stopwatch()
     with clock("preparing the model"):
         ready = prepare(cfg, fabric)
     with clock("labelling"):
         labels = collect(ready, upstream=True)
+    _MODES[cfg.mode](ready, labels, clock)
+
+
+def _static(ready: Prepared, labels: Labels, clock: Stopwatch) -> None:
     found = search(ready, labels, clock)
-    if not fabric.is_global_zero:
+    if not ready.fabric.is_global_zero:
         return
-    paths = results.write(ready, labels, found, clock.seconds, Path(cfg.paths.run))
-    log_artifact(fabric.loggers, paths["policy"], "policy", "policy")
-    log_figure(fabric.loggers, "policy", policy_heatmap(ready.space, found.kept), None)
+    loggers, folder = ready.fabric.loggers, Path(ready.cfg.paths.run)
+    paths = results.write(ready, labels, found, clock.seconds, folder)
+    log_artifact(loggers, paths["policy"], "policy", "policy")
+    log_figure(loggers, "policy", policy_heatmap(ready.space, found.kept), None)
     print_summary(results.entries(ready, labels, found), clock.seconds, paths)
+
+
+def _dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> None:
+    learnt = dynamic(ready, labels, clock)
+    if not ready.fabric.is_global_zero:
+        return
+    loggers, shown = ready.fabric.loggers, curve.entries(learnt.curve)
+    paths = curve.write(learnt, clock.seconds, Path(ready.cfg.paths.run))
+    log_artifact(loggers, paths["agent"], "agent", "agent")
+    log_figure(loggers, "curve", ratio_curve(shown), None)
+    print_summary(shown, clock.seconds, paths)
+
+
+_MODES = {"static": _static, "dynamic": _dynamic}
 
 
 if __name__ == "__main__":

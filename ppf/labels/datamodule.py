@@ -1,6 +1,6 @@
-"""The labelled set as a DataModule: split by policy, stratified by ratio, all in memory."""
+"""The labelled set as a DataModule: folds by policy, stratified by ratio, all in memory."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,6 @@ from ppf.labels.table import Labels
 from ppf.progress import say
 from ppf.space import Space
 
-_PARTS = ("train", "validation", "test")
-
 
 class Batch(NamedTuple):
     """Labelled policies.
@@ -23,7 +21,8 @@ class Batch(NamedTuple):
         kept: units kept, per policy and site.
         nll: measured log-perplexity, nats per token, always finite.
         ratio: pruning ratio reached.
-        weights: how much the row counts for each member of an ensemble, one on average.
+        weights: how much the row counts for each member of an ensemble; zero where the member must
+            not see it.
     """
 
     kept: Int[Tensor, "rows sites"]
@@ -66,24 +65,29 @@ class Batches:
 
 
 class LabelsDataModule(LightningDataModule):
-    """Splits a labelled set into train, validation and test.
+    """Splits a labelled set into test and train, and train into one fold for each member.
 
-    Equal policies always fall into the same part. Rows without a finite label are dropped, and
-    their number is said.
+    A member trains on all folds but its own, which serves as its validation: every training row
+    is thus predicted by a member that has not seen it. Equal policies always fall together. Only
+    policies that a sampler drew are held out; what a search proposed is always trained on. Rows
+    without a finite label are dropped, and their number is said.
 
     Args:
         labels: the labelled set.
         space: what its policies are of.
-        shares: of the parts "train", "validation" and "test"; they sum to one.
-        strata: bins of equally many policies by ratio, each split in these shares.
-        members: ensemble members; each weighs the training rows by its own Bayesian bootstrap
-            (Rubin 1981).
+        test: share of the drawn policies that is held out.
+        strata: bins of equally many policies by ratio, each split alike.
+        members: ensemble members, so many folds.
+        proposals: what a policy that a search proposed counts, relative to a drawn one.
+        low_loss: the policy of least loss in its bin counts 1 + low_loss, the one of most counts 1.
         batch_size: rows of a training batch.
         steps: training batches of an epoch.
-        seed: of the split, the bootstrap and the shuffles.
+        seed: of the split and the shuffles.
 
     Raises:
-        PPFError: a part comes out empty.
+        PPFError: a part or a fold comes out empty.
+
+    Source of the folds: cross-validation committees (Krogh & Vedelsby, NeurIPS 1994).
     """
 
     def __init__(
@@ -91,35 +95,51 @@ class LabelsDataModule(LightningDataModule):
         labels: Labels,
         space: Space,
         *,
-        shares: Mapping[str, float],
+        test: float,
         strata: int,
         members: int,
+        proposals: float,
+        low_loss: float,
         batch_size: int,
         steps: int,
         seed: int,
     ) -> None:
         super().__init__()
-        self.batch_size, self.steps = batch_size, steps
+        if members < 2:
+            raise PPFError(
+                f"predictor.members={members} leaves no member that has not seen a policy:"
+                " give at least 2."
+            )
+        self.batch_size, self.steps, self.strata = batch_size, steps, strata
         self.generator = torch.Generator().manual_seed(seed)
         finite = labels.nll.isfinite()
         if not finite.all():
             say(f"Leaving out {int((~finite).sum())} of {len(labels)} labels that are not finite.")
-        kept, nll = labels.kept[finite], labels.nll[finite]
+        kept, nll, proposed = labels.kept[finite], labels.nll[finite], labels.proposed[finite]
         ratio = space.ratio(kept)
-        part = self._split(kept, ratio, shares, strata)
-        rows = Batch(kept, nll.float(), ratio.float(), self._bootstrap(part == 0, members))
-        self.parts = {name: take(rows, part == i) for i, name in enumerate(_PARTS)}
-        if min(len(rows.nll) for rows in self.parts.values()) == 0:
+
+        held_out = torch.zeros_like(proposed)
+        held_out[~proposed] = self._deal(kept[~proposed], ratio[~proposed], [1 - test, test]) == 1
+        fold = self._deal(kept[~held_out], ratio[~held_out], [1 / members] * members)
+        weights = torch.ones(len(kept), members)
+        weights[~held_out] = (fold[:, None] != torch.arange(members)).float()
+        counts = (1 + low_loss * self._standing(ratio, nll)) * torch.where(proposed, proposals, 1)
+        weights = weights * counts[:, None].float()
+        rows = Batch(kept, nll.float(), ratio.float(), weights)
+        train = take(rows, ~held_out)
+        train = train._replace(weights=train.weights / train.weights.mean(0))
+        self.parts = {"train": train, "test": take(rows, held_out)}
+        if held_out.sum() == 0 or len(fold.unique()) < members:
             raise PPFError(
-                f"{len(nll)} finite labels are too few to split into train, validation and test:"
-                " give more with labels.count."
+                f"{len(nll)} finite labels are too few to split into a test part and {members}"
+                " folds: give more with labels.count."
             )
 
     def train_dataloader(self) -> Batches:
         return Batches(self.parts["train"], self.batch_size, self.steps, self.generator)
 
     def val_dataloader(self) -> Batches:
-        return self._whole("validation")
+        return self._whole("train")
 
     def test_dataloader(self) -> Batches:
         return self._whole("test")
@@ -128,27 +148,28 @@ class LabelsDataModule(LightningDataModule):
         rows = self.parts[part]
         return Batches(rows, self.batch_size, -(-len(rows.nll) // self.batch_size), None)
 
-    def _split(
-        self, kept: Tensor, ratio: Tensor, shares: Mapping[str, float], strata: int
-    ) -> Int[Tensor, " rows"]:
+    def _deal(self, kept: Tensor, ratio: Tensor, shares: list[float]) -> Int[Tensor, " rows"]:
         """Each row's part: policies, shuffled within their stratum, are dealt out by the shares."""
         policies, policy = torch.unique(kept, dim=0, return_inverse=True)
         count = len(policies)
         if count == 0:
             return policy
         ratios = ratio.new_zeros(count).scatter_(0, policy, ratio)
-        stratum = ratios.argsort().argsort() * strata // count
+        stratum = ratios.argsort().argsort() * self.strata // count
         queue = (stratum + torch.rand(count, generator=self.generator)).argsort()
         part = torch.empty_like(queue)
-        part[queue] = _deal(count, [shares[name] for name in _PARTS])
+        part[queue] = _deal(count, shares)
         return part[policy]
 
-    def _bootstrap(self, train: Tensor, members: int) -> Float[Tensor, "rows members"]:
-        weights = torch.ones(len(train), members)
-        if members > 1:
-            drawn = torch.empty(int(train.sum()), members).exponential_(generator=self.generator)
-            weights[train] = drawn / drawn.mean(0)
-        return weights
+    def _standing(self, ratio: Tensor, nll: Tensor) -> Float[Tensor, " rows"]:
+        """One for the row of least loss in its stratum, down to zero for the one of most."""
+        stratum = ratio.argsort().argsort() * self.strata // max(len(ratio), 1)
+        standing = torch.zeros(len(ratio))
+        for number in range(self.strata):
+            inside = stratum == number
+            ranks = nll[inside].argsort().argsort()
+            standing[inside] = 1 - ranks / (inside.sum() - 1).clamp(min=1)
+        return standing
 
 
 def take(rows: Batch, index: Tensor) -> Batch:

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+PROPOSED = "search"
+"""The source of policies that a search proposed."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,15 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def catastrophic(self, dense_nll: float, limit: float) -> Bool[Tensor, " rows"]:
+        """Marks policies over `limit` nats above the dense model, or without a finite label."""
+        return ~(self.nll <= dense_nll + limit)
+
+    @property
+    def proposed(self) -> Bool[Tensor, " rows"]:
+        """Whether a search proposed the policy."""
+        return torch.tensor([source == PROPOSED for source in self.source], dtype=torch.bool)
 
     def with_rows(
         self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"], source: str

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub import save_torch_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -84,7 +85,11 @@ def _cached(folder: Path, make: Made) -> str:
     if not folder.is_dir():
         draft = folder.with_name(f"{folder.name}.{os.getpid()}")
         model, tokenizer = make()
-        model.save_pretrained(draft)
+        # Not model.save_pretrained: of several ranks all but the first would write nothing.
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(draft)
+        model.generation_config.save_pretrained(draft)
+        save_torch_model(model, draft, metadata={"format": "pt"})
         tokenizer.save_pretrained(draft)
         try:
             draft.rename(folder)

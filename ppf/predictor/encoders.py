@@ -45,6 +45,19 @@ class Encoder(nn.Module, ABC):
         """Features of the policy that keeps nothing."""
         return self(torch.zeros_like(self.units)[None])[0]
 
+    @property
+    def owners(self) -> Int[Tensor, "..."]:
+        """The site that each row belongs to; rows that never change belong to any."""
+        dense = self.units.repeat(len(self.units), 1)
+        lost = self(dense - torch.diag(self.units)) != self.dense
+        return lost.any(-1).int().argmax(0)
+
+    def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, "batch ..."]:
+        """Features between whole units, linear in `kept` and differentiable."""
+        below = torch.minimum(kept.detach().floor().long().clamp_min(0), self.units - 1)
+        weight = (kept - below)[:, self.owners][..., None]
+        return torch.lerp(self(below), self(below + 1), weight.to(self.dense.dtype))
+
     @abstractmethod
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch ..."]: ...
 

@@ -16,18 +16,14 @@ from torch import Tensor
 
 from ppf.labels.datamodule import LabelsDataModule
 from ppf.labels.table import Labels
-from ppf.predictor.module import PredictorModule, describe
+from ppf.predictor.module import PredictorModule, describe, load_predictor
 from ppf.space import Space
 from ppf.threads import cpu_threads
 
 FILE = "predictor.ckpt"
 _MONITOR = "validation/loss"
-_FITTING = (
-    "data",
-    "patience",
-    "max_epochs",
-    "threads",
-)  # what the config says of the fit; the rest makes the module
+# What the config says of the fit; the rest makes the module.
+_FITTING = ("data", "patience", "max_epochs", "threads", "init_from")
 
 
 class HeldOut(NamedTuple):
@@ -62,29 +58,28 @@ def fit_predictor(
 ) -> Fitted:
     """Trains a predictor, calibrates its interval, tests it and saves `folder/predictor.ckpt`.
 
+    With `predictor["init_from"]`, the path of another predictor, it starts from that one's weights.
+
     Args:
         labels: the labelled set; rows without a finite label are left out.
         errors: relative reconstruction error when a site keeps k units, [site, k].
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
         predictor: the config group of that name, as plain values.
         trainer: the config group of that name, as plain values: arguments of Lightning's Trainer.
-        seed: of the split, the initial weights and the bootstrap.
+        seed: of the split and the initial weights.
         progress: show a progress bar.
 
     Raises:
         PPFError: there are too few labels.
     """
-    config = {key: value for key, value in predictor.items() if key not in _FITTING}
-    members = predictor["members"]
-    data = LabelsDataModule(labels, space, members=members, seed=seed, **predictor["data"])
+    data = LabelsDataModule(
+        labels, space, members=predictor["members"], seed=seed, **predictor["data"]
+    )
     with _quiet(), cpu_threads(predictor["threads"]):
         seed_everything(seed, verbose=False)
-        module = PredictorModule(
-            space=describe(space),
-            errors=errors.tolist(),
-            dense_nll=dense_nll,
-            **config,
-        )
+        module = untrained(space, errors, dense_nll, predictor)
+        if predictor["init_from"]:
+            module.start_from(load_predictor(predictor["init_from"]))
         best = ModelCheckpoint(
             folder, "best", _MONITOR, save_weights_only=True, enable_version_counter=False
         )
@@ -102,12 +97,26 @@ def fit_predictor(
         engine.fit(module, data)
         if best.best_model_path:  # a fast_dev_run keeps none
             _restore(module, Path(best.best_model_path))
-        module.calibrate(data.parts["validation"])
+        module.correct(data.parts["train"])
+        module.calibrate(data.parts["train"])
         (metrics,) = engine.test(module, data, verbose=False)
         engine.save_checkpoint(folder / FILE, weights_only=True)
     module = module.cpu().eval()
     test = data.parts["test"]
     return Fitted(module, dict(metrics), HeldOut(*module.predict(test.kept), test.nll, test.ratio))
+
+
+def untrained(
+    space: Space,
+    errors: Float[Tensor, "sites levels"],
+    dense_nll: float,
+    predictor: Mapping[str, Any],
+) -> PredictorModule:
+    """The predictor of a config, with its initial weights; arguments as for `fit_predictor`."""
+    config = {key: value for key, value in predictor.items() if key not in _FITTING}
+    return PredictorModule(
+        space=describe(space), errors=errors.tolist(), dense_nll=dense_nll, **config
+    )
 
 
 def _restore(module: PredictorModule, checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hydra.utils import get_class
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from lightning import LightningModule
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from ppf.predictor.encoders import Encoder
 from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
+from ppf.predictor.residual import KernelRidge
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.space import Site, Space
 
@@ -31,7 +32,10 @@ class PredictorModule(LightningModule):
     Networks are fitted to asinh(excess / knee), excess being log-perplexity above the dense
     model's, under a Huber loss that counts catastrophic policies as censored. The prediction is the
     members' mean there, taken back to nats per token, so the dense policy is always predicted
-    exactly. All arguments are plain, so that checkpoints load with `weights_only=True`.
+    exactly. Each member leaves out one fold of the training rows, so that validation and
+    calibration use all of them, each as predicted by members that have not seen it. Training is
+    followed by `correct` and `calibrate`, in closed form. All arguments are plain, so that
+    checkpoints load with `weights_only=True`.
 
     Args:
         space: as `describe` gives it.
@@ -39,10 +43,11 @@ class PredictorModule(LightningModule):
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
         encoder: `_target_`, an Encoder, and its arguments.
         network: `_target_`, a Network, and its arguments.
+        residual: arguments of the kernel ridge regression on what the members leave over, or None.
         optimizer: `_target_`, a torch optimizer, and its arguments.
         members: of the ensemble.
         weight_decay: precision of the Gaussian prior on all parameters, as a share of one mean
-            loss.
+            loss; its centre is zero, or where `start_from` began.
         knee: nats of excess from which on the scale is logarithmic.
         huber: transformed error from which on the loss is linear.
         catastrophic: nats of excess that tell no more: above them, a prediction may be anything
@@ -52,7 +57,7 @@ class PredictorModule(LightningModule):
 
     noise: Float[Tensor, ""]
     widening: Float[Tensor, ""]
-    dense_features: Float[Tensor, "1 ..."]
+    dense: Int[Tensor, "1 sites"]
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class PredictorModule(LightningModule):
         dense_nll: float,
         encoder: dict[str, Any],
         network: dict[str, Any],
+        residual: dict[str, Any] | None,
         optimizer: dict[str, Any],
         members: int,
         weight_decay: float,
@@ -75,39 +81,76 @@ class PredictorModule(LightningModule):
         self.dense_nll, self.optimizer = dense_nll, optimizer
         self.weight_decay, self.knee, self.huber = weight_decay, knee, huber
         self.limit = math.asinh(catastrophic / knee)
-        self.encoder = _build(encoder, Encoder, restore(space), torch.tensor(errors))
+        sites = restore(space)
+        self.encoder = _build(encoder, Encoder, sites, torch.tensor(errors))
         self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
-        self.register_buffer("dense_features", self.encoder.dense[None])
+        self.residual = KernelRidge(**residual, huber=huber) if residual else None
+        self.register_buffer("dense", sites.dense[None])
         self.register_buffer("noise", torch.tensor(0.0))
         self.register_buffer("widening", torch.tensor(1.0))
+        self.centre: list[Tensor] = [torch.zeros(()) for _ in self.ensemble.stacked]
         self.scores = Scores(bands, dense_nll)
 
-    def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
-        """Every member's transformed excess."""
-        answers = self.ensemble(torch.cat([self.dense_features, self.encoder(kept)]))
+    def forward(self, kept: Num[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
+        """Every member's transformed excess; between whole units, if `kept` is real."""
+        kept = torch.cat([self.dense.to(kept), kept])
+        encode = self.encoder.relaxed if kept.is_floating_point() else self.encoder
+        answers = self.ensemble(encode(kept))
+        if self.residual is not None and self.residual.fitted:
+            answers = answers + self.residual(kept)
         return answers[:, 1:] - answers[:, :1]
 
     @torch.no_grad()
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
         """Log-perplexity in nats per token, with the standard deviation that `calibrate` set."""
-        mean, std = self._transformed(kept)
-        return Prediction(
-            self.dense_nll + self.knee * torch.sinh(mean),
-            self.widening * std * self.knee * torch.cosh(mean),
-        )
+        answers = self(kept)
+        return self._in_nats(*self._summary(answers, torch.ones_like(answers)))
+
+    def start_from(self, other: "PredictorModule") -> None:
+        """Takes another predictor's weights, to start from and as the prior's centre.
+
+        Raises:
+            PPFError: it is another network, or of another space.
+        """
+        mine, theirs = self.ensemble.stacked, other.ensemble.stacked
+        shapes = [[p.shape[1:] for p in parameters] for parameters in (mine, theirs)]
+        if shapes[0] != shapes[1] or self.hparams["network"] != other.hparams["network"]:
+            raise PPFError(
+                "the predictor of predictor.init_from has another network or space: give one that"
+                " was trained with this predictor= and space=."
+            )
+        for parameter, start in zip(mine, theirs, strict=True):
+            member = torch.arange(len(parameter)) % len(start)
+            parameter.data.copy_(start.detach()[member])
+        self.centre = [parameter.detach().clone() for parameter in mine]
+
+    @torch.no_grad()
+    def correct(self, batch: Batch) -> None:
+        """Fits the regression on what the members leave over on these rows."""
+        if self.residual is None:
+            return
+        answers = self(batch.kept)
+        target = self._target(batch.nll).clamp(max=self.limit).expand_as(answers)
+        answers = torch.where(target < self.limit, answers, answers.clamp(max=self.limit))
+        self.residual.fit(self._effects(), batch.kept, target - answers, batch.weights.T)
+
+    def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
+        """`predict`'s mean for widths between whole units too, differentiable in `kept`."""
+        return self.dense_nll + self.knee * torch.sinh(self(kept).mean(0).clamp(max=_LARGEST))
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
         """Fits noise and one factor on the standard deviation: a 90 % interval holds on these rows.
 
-        Source of the quantile's finite-sample correction: split conformal prediction (arXiv
-        1604.04173).
+        Each row is judged by the members that have not seen it, so training rows serve.
+
+        Source: cross-conformal prediction (arXiv 1208.0806), CV+ (arXiv 1905.02928).
         """
         target = self._target(batch.nll)
         self.noise.zero_()
-        error = (self._transformed(batch.kept)[0] - target).abs()
+        error = (self._unseen(batch)[0] - target).abs()
         self.noise.copy_((_MAD * error.median()).clamp(min=_SMALLEST))
-        relative = error / self._transformed(batch.kept)[1]
+        relative = error / self._unseen(batch)[1]
         count = len(relative)
         rank = min(count, -(-9 * (count + 1) // 10))
         self.widening.copy_(relative.sort().values[rank - 1] / NOMINAL)
@@ -116,16 +159,20 @@ class PredictorModule(LightningModule):
         answers = self(batch.kept)
         losses = self._loss(answers, self._target(batch.nll).expand_as(answers))
         fit = (losses * batch.weights.T).mean(1).sum()
-        prior = sum((p.square().sum() for p in self.parameters()), start=torch.zeros_like(fit))
+        prior = sum(
+            (p - centre.to(p)).square().sum()
+            for p, centre in zip(self.ensemble.stacked, self.centre, strict=True)
+        )
         self.log(
             "train/loss", fit / len(answers), on_step=False, on_epoch=True, batch_size=len(losses.T)
         )
         return fit + self.weight_decay / 2 * prior
 
     def validation_step(self, batch: Batch) -> None:
-        loss = self._loss(self._transformed(batch.kept)[0], self._target(batch.nll)).mean()
+        mean, std = self._unseen(batch)
+        loss = self._loss(mean, self._target(batch.nll)).mean()
         self.log("validation/loss", loss, batch_size=len(batch.nll))
-        self.scores.update(self.predict(batch.kept), batch.nll, batch.ratio)
+        self.scores.update(self._in_nats(mean, std), batch.nll, batch.ratio)
 
     def test_step(self, batch: Batch) -> None:
         self.scores.update(self.predict(batch.kept), batch.nll, batch.ratio)
@@ -139,10 +186,31 @@ class PredictorModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return _build(self.optimizer, torch.optim.Optimizer, self.parameters())
 
-    def _transformed(self, kept: Tensor) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        answers = self(kept)
-        std = (answers.var(0, correction=0) + self.noise**2).sqrt()
-        return answers.mean(0).clamp(max=_LARGEST), std
+    def _unseen(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """`_summary` of the members that have not been trained on each row."""
+        return self._summary(self(batch.kept), (batch.weights.T == 0).float())
+
+    def _summary(
+        self, answers: Float[Tensor, "members batch"], counted: Float[Tensor, "members batch"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Mean of the members that count, and the jackknife's standard deviation with the noise."""
+        mean = (answers * counted).sum(0) / counted.sum(0)
+        spread = (len(answers) - 1) * answers.var(0, correction=0)
+        return mean.clamp(max=_LARGEST), (spread + self.noise**2).sqrt()
+
+    def _in_nats(self, mean: Float[Tensor, " batch"], std: Float[Tensor, " batch"]) -> Prediction:
+        return Prediction(
+            self.dense_nll + self.knee * torch.sinh(mean),
+            self.widening * std * self.knee * torch.cosh(mean),
+        )
+
+    def _effects(self) -> Float[Tensor, "sites levels"]:
+        """The members' mean for every cut of a single site, [site, kept]."""
+        sites, levels = self.dense.shape[1], int(self.dense.max()) + 1
+        kept = self.dense.repeat(sites * levels, 1).view(sites, levels, sites)
+        site = torch.arange(sites, device=self.device)
+        kept[site, :, site] = torch.arange(levels, device=self.device).minimum(self.dense.T)
+        return self(kept.flatten(0, 1)).mean(0).view(sites, levels)
 
     def _target(self, nll: Tensor) -> Tensor:
         return torch.asinh((nll - self.dense_nll) / self.knee)

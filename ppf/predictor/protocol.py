@@ -18,3 +18,11 @@ class Predictor(Protocol):
     """Answers for batches of policies, on the device of `kept`, without a host round trip."""
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction: ...
+
+
+@runtime_checkable
+class Differentiable(Predictor, Protocol):
+    """A predictor that answers between whole units too."""
+
+    def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
+        """Log-perplexity, nats per token, differentiable in `kept`."""

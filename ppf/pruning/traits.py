@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 from ppf.llm import Coupling, LanguageModel
 from ppf.progress import track
 from ppf.pruning.statistics import by_atom
+from ppf.threads import cpu_threads
 
 MULTIPLES = 16  # of the mean score, from 0, at which outliers are counted
 _BINS = 100  # of the histogram whose peak starts a spectrum's tail
@@ -118,7 +119,9 @@ def _exponent(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
 
     Source: PL_Alpha_Hill of AlphaPruning (arXiv 2410.10912), with its fix-finger start of the tail.
     """
-    logs = torch.linalg.svdvals(weight).square().clamp_min(_SMALLEST).log().cpu()
+    narrow = weight.double() if len(weight) <= len(weight.T) else weight.double().T
+    with cpu_threads(1):  # LAPACK's threads wait for each other, on a busy machine for seconds
+        logs = torch.linalg.eigvalsh(narrow @ narrow.T).clamp_min(_SMALLEST).log().cpu()
     low, high = float(logs.min()), float(logs.max())
     peak = low + (high - low) * int(torch.histc(logs, _BINS, low, high).argmax()) / _BINS
     tail = logs[logs >= peak] - peak

@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ppf.report.plots import Row, curves, policy_heatmap, ratio_curve, scatter
-from ppf.report.scores import Entry, decimal, duration, percent
+from ppf.report.plots import Row, curves, pareto_front, policy_heatmap, ratio_curve, scatter
+from ppf.report.scores import Entry, Score, decimal, duration, percent
 from ppf.report.style import FAINT, INK, PAPER, svg
 from ppf.space import Space
 
@@ -33,6 +33,32 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Pareto:
+    """Measured policies by two costs.
+
+    Args:
+        costs: names of the two.
+        saved: share of each cost that a policy saves.
+        nll: measured log-perplexity, nats per token.
+        front: whether no other policy beats it on perplexity and both costs.
+    """
+
+    costs: tuple[str, str]
+    saved: Sequence[tuple[float, float]]
+    nll: Sequence[float]
+    front: Sequence[bool]
+
+    @property
+    def rows(self) -> list[tuple[float, float, Score]]:
+        """The front, by the first cost."""
+        points = zip(self.saved, self.nll, self.front, strict=True)
+        return sorted(
+            ((x, y, Score(nll)) for (x, y), nll, chosen in points if chosen),
+            key=lambda row: (row[0], row[1], row[2].nll),
+        )
+
+
+@dataclass(frozen=True)
 class SearchReport:
     """Everything that the page of a search shows.
 
@@ -49,6 +75,7 @@ class SearchReport:
         summary: dense, uniform and the found policy at this ratio.
         candidates: the policies that the search proposed and measured, the best first.
         curve: policies over the ratios that were asked for.
+        pareto: all policies that were measured.
         seconds: time of each stage.
         paths: files that were written, by what they are.
         signatures: of the artefacts that were used, by what they are.
@@ -72,6 +99,7 @@ class SearchReport:
     summary: Sequence[Entry]
     candidates: Sequence[Entry]
     curve: Sequence[Entry]
+    pareto: Pareto
     seconds: Mapping[str, float]
     paths: Mapping[str, str | Path]
     signatures: Mapping[str, str]
@@ -89,6 +117,7 @@ def write_report(path: str | Path, context: SearchReport) -> None:
         training=_inline(curves(context.history)) if context.history else None,
         predictions=_inline(scatter(*columns, searched=context.candidates)),
         ratios=_inline(ratio_curve(context.curve)),
+        pareto=_inline(pareto_front(*vars(context.pareto).values())),
     )
     Path(path).write_text(text, encoding="utf-8")
 

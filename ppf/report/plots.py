@@ -160,6 +160,42 @@ def _series(rows: Sequence[Row], name: str) -> np.ndarray:
     return values[np.isfinite(values).all(1)]
 
 
+def pareto_front(
+    costs: tuple[str, str],
+    saved: Sequence[tuple[float, float]],
+    nll: Sequence[float],
+    front: Sequence[bool],
+) -> Figure:
+    """Two costs that policies save, perplexity as colour; the Pareto front is ringed.
+
+    Policies whose log-perplexity is not finite are left out.
+
+    Args:
+        nll: measured log-perplexity, nats per token.
+    """
+    columns = np.array([*zip(*saved, strict=True), nll, front], dtype=float).reshape(4, -1)
+    x, y, shades, chosen = columns[:, np.isfinite(columns[2])]
+    best = chosen > 0
+    with styled():
+        figure = Figure(figsize=(6.2, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.scatter(x[~best], y[~best], 14, shades[~best], cmap=RATIO, alpha=0.35, linewidths=0)
+        limits = (shades.min(initial=np.inf), shades.max(initial=-np.inf)) if len(x) else (0, 1)
+        dots = axes.scatter(
+            x[best], y[best], 34, shades[best], cmap=RATIO, edgecolors=INK, linewidths=0.7,
+            label="Pareto front",
+        )  # fmt: skip
+        for collection in axes.collections:
+            collection.set_clim(*limits)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(xlabel=f"{costs[0]} saved", ylabel=f"{costs[1]} saved")
+        axes.legend(loc="upper left")
+        bar = figure.colorbar(dots, ax=axes, label="nats per token", pad=0.02, aspect=30)
+        bar.outline.set_visible(False)
+    return figure
+
+
 def ratio_curve(entries: Sequence[Entry]) -> Figure:
     """Perplexity against pruning ratio, a colour a policy.
 

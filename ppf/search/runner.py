@@ -7,6 +7,7 @@ from lightning import Fabric
 from torch import Tensor
 
 from ppf.agents import Agent, Candidates, Objective, Report
+from ppf.agents.checkpoint import Checkpoint
 from ppf.threads import cpu_threads
 
 _GATHERED = 256  # policies that each rank hands over
@@ -20,23 +21,26 @@ def run_search(
     top_k: int,
     report: Report,
     seed: int,
+    checkpoint: Checkpoint | None = None,
 ) -> Candidates:
     """The `top_k` policies to measure, best predicted first, the same on every rank.
 
     The agent's rollouts are shared over the ranks; what all of them found, together with the
-    uniform policy, is polished on the predictor. Several near-identical policies would share the
-    predictor's error, so the chosen ones differ in a quarter of the sites; the rule yields where
-    the search found too few of that kind.
+    policies of uniform pruning and the allocation rules, is polished on the predictor. Several
+    near-identical policies would share the predictor's error, so the chosen ones differ in a
+    quarter of the sites; that yields where the search found too few of that kind.
 
     Args:
         fabric: launched.
         report: takes the metrics of the first rank.
         seed: the same seed finds the same policies on one process.
+        checkpoint: where the agent's training is kept meanwhile.
     """
     with cpu_threads(agent.threads):
         heard = report if fabric.is_global_zero else _unheard
-        found = _gather(agent.search(objective, fabric, heard, seed), fabric)
-        found = Candidates.merge(found, objective.candidates(objective.uniform()))
+        found = _gather(agent.search(objective, fabric, heard, seed, checkpoint), fabric)
+        known = torch.cat([objective.uniform(), objective.ruled()])
+        found = Candidates.merge(found, objective.candidates(known))
         if agent.polish is not None:
             generator = torch.Generator(objective.device).manual_seed(seed)
             found = agent.polish.improve(objective, found, generator)

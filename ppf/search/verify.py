@@ -13,20 +13,25 @@ from ppf.errors import PPFError
 Measure = Callable[[Int[Tensor, "n sites"]], Float[Tensor, " n"]]
 """Policies to their log-perplexity on the real model, nats per token; may give inf or nan."""
 
+CANDIDATE = "candidate"
 _FIELDS = ("kept", "mean", "std", "measured")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Measured policies: the uniform one first, then the candidates, best predicted first.
+    """Measured policies: uniform pruning first, then the rules, then the candidates.
+
+    Candidates stand best predicted first.
 
     Args:
+        names: "uniform", the rule's, or `CANDIDATE`.
         mean: predicted log-perplexity, nats per token.
         std: standard deviation of the prediction.
         measured: log-perplexity on the real model, nats per token; not finite where the model
             broke.
     """
 
+    names: tuple[str, ...]
     kept: Int[Tensor, "n sites"]
     mean: Float[Tensor, " n"]
     std: Float[Tensor, " n"]
@@ -40,25 +45,28 @@ class Verification:
     @classmethod
     def merge(cls, rounds: Sequence["Verification"]) -> "Verification":
         """All rounds' policies once, each with the prediction made before it was measured."""
-        rows = [dict(zip(_FIELDS, row, strict=True)) for part in rounds for row in part._rows()]
-        first: dict[tuple[int, ...], dict[str, Tensor]] = {}
-        for row in rows:
-            first.setdefault(tuple(row["kept"].tolist()), row)
-        return cls(*(torch.stack([row[name] for row in first.values()]) for name in _FIELDS))
+        first: dict[tuple[int, ...], tuple[str, tuple[Tensor, ...]]] = {}
+        for part in rounds:
+            for name, row in zip(part.names, part._rows(), strict=True):
+                first.setdefault(tuple(row[0].tolist()), (name, row))
+        names, rows = zip(*first.values(), strict=True)
+        return cls(names, *(torch.stack(column) for column in zip(*rows, strict=True)))
 
     def _rows(self) -> Iterator[tuple[Tensor, ...]]:
-        return zip(self.kept, self.mean, self.std, self.measured, strict=True)
+        return zip(*(getattr(self, field) for field in _FIELDS), strict=True)
 
 
 def verify(candidates: Candidates, objective: Objective, measure: Measure) -> Verification:
-    """Measures the candidates and the uniform policy: no search reports worse than it has seen.
+    """Measures the candidates, uniform pruning and the rules: none reports worse than it has seen.
 
     Raises:
         PPFError: none of them has a finite log-perplexity.
     """
-    reference = objective.uniform()
-    others = candidates.kept[(candidates.kept != reference).any(1)]
-    kept = torch.cat([reference, others])
+    kept = torch.cat([objective.uniform(), objective.ruled(), candidates.kept])
+    named = ["uniform", *objective.rules, *[CANDIDATE] * len(candidates)]
+    first = {tuple(row): place for place, row in reversed(list(enumerate(kept.tolist())))}
+    places = sorted(first.values())
+    kept, names = kept[places], tuple(named[place] for place in places)
     mean, std = objective.predictor.predict(kept)
     measured = measure(kept).to(mean.device)
     if not measured.isfinite().any():
@@ -66,4 +74,4 @@ def verify(candidates: Candidates, objective: Objective, measure: Measure) -> Ve
             f"all {len(kept)} measured policies broke the model at ratio={objective.ratio}:"
             " give a smaller ratio."
         )
-    return Verification(kept, mean, std, measured)
+    return Verification(names, kept, mean, std, measured)

@@ -1,11 +1,11 @@
 """Sites (layer, kind) and the space that they span."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppf.errors import PPFError
@@ -48,10 +48,16 @@ class Space:
 
     A policy is `kept: Int[Tensor, "sites"]`, between 0 and `units` at every site. The pruning ratio
     is removed parameters over the parameters of all sites.
+
+    Args:
+        budget: what searches in this space are charged, as in "kv".
+        prices: what it charges for one unit, per site, in whole numbers; None: its parameters.
     """
 
     sites: tuple[Site, ...]
     name: str = "width"
+    budget: str = "params"
+    prices: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -69,6 +75,35 @@ class Space:
     def total(self) -> int:
         """Parameters of all sites."""
         return int((self.units * self.params).sum())
+
+    @cached_property
+    def cost(self) -> Int[Tensor, " sites"]:
+        """What the budget charges for one unit, per site; 0: the site is free, and stays whole."""
+        return self.params if self.prices is None else torch.tensor(self.prices)
+
+    def priced(self, budget: str, prices: Sequence[int]) -> "Space":
+        """The same sites under another budget.
+
+        Raises:
+            PPFError: it charges for none of them.
+        """
+        if not any(prices):
+            raise PPFError(
+                f"budget={budget} charges for nothing in space={self.name}: give another budget or"
+                " space."
+            )
+        return replace(self, budget=budget, prices=tuple(prices))
+
+    def part(self, chosen: Bool[Tensor, " sites"]) -> "Space":
+        """The space of some of the sites."""
+        index = chosen.nonzero().flatten().tolist()
+        prices = None if self.prices is None else tuple(self.prices[i] for i in index)
+        return replace(self, sites=tuple(self.sites[i] for i in index), prices=prices)
+
+    def shares(self, ratio: Float[Tensor, " batch"]) -> Float[Tensor, "batch sites"]:
+        """Units that uniform pruning would keep, if units could be split."""
+        units, charged = self.units.to(ratio.device), self.cost.to(ratio.device) > 0
+        return torch.where(charged, (1 - ratio.double())[:, None] * units, units.double())
 
     @cached_property
     def layers(self) -> int:
@@ -96,6 +131,11 @@ class Space:
         kept = [named.get(site.name, -1) for site in self.sites]
         self.check_policy(kept if len(named) == len(kept) else [])
         return kept
+
+    def saved(self, kept: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
+        """The share of the budget's cost that a policy saves."""
+        units, cost = self.units.to(kept.device), self.cost.to(kept.device)
+        return ((units - kept) * cost).sum(-1).double() / (units * cost).sum()
 
     def check_policy(self, kept: Sequence[int]) -> None:
         """Raises PPFError unless `kept` fits every site."""

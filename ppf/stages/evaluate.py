@@ -24,7 +24,6 @@ from ppf.evaluation.tasks import Tasks
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.progress import say
-from ppf.space import uniform
 from ppf.stages.policy import policy_config, read_policy
 from ppf.stages.prune import apply_policy, refit
 
@@ -104,9 +103,8 @@ def evaluate_policy(
     pieces = procedure.pieces(text, tokenizer)
     policies = {"PPF": ready.pruner.kept}
     if cfg.baselines:
-        ratio = torch.tensor([record["ratio"]["asked"]], dtype=torch.double)
-        baselines = {"dense": ready.space.dense, "uniform": uniform(ready.space, ratio)[0]}
-        policies = {name: kept.tolist() for name, kept in baselines.items()} | policies
+        even = ready.space.policy(record["uniform"]["kept"])
+        policies = {"dense": ready.space.dense.tolist(), "uniform": even} | policies
     results = []
     for name, kept in policies.items():
         with ready.pruner.at(kept) as model:

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.errors import PPFError
+from ppf.space import Space
 from ppf.stages.artefacts import plain
 from ppf.stages.prepare import Prepared, Signatures, signatures
 
@@ -29,12 +30,17 @@ def policy_record(
         "model": cfg.model.name if not cfg.model.path else Path(cfg.model.path).name,
         "space": cfg.space.name,
         "text": ready.text.name,
-        "kept": dict(zip((site.name for site in ready.space.sites), kept, strict=True)),
+        "kept": by_site(ready.space, kept),
         "units": {site.name: site.units for site in ready.space.sites},
         **numbers,
         "signatures": vars(ready.signatures) | {"predictor": predictor},
         "config": {group: plain(cfg[group]) for group in CONFIG_GROUPS},
     }
+
+
+def by_site(space: Space, kept: list[int]) -> dict[str, int]:
+    """Units kept by the site's name."""
+    return dict(zip((site.name for site in space.sites), kept, strict=True))
 
 
 def read_policy(path: str) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from ppf.labels.table import Labels
-from ppf.report.html import HeldOut, SearchReport, write_report
+from ppf.report.html import HeldOut, Pareto, SearchReport, write_report
 from ppf.report.scores import Entry, Score
-from ppf.stages.policy import policy_record
+from ppf.search.pareto import front
+from ppf.search.verify import CANDIDATE
+from ppf.stages.budgets import saved
+from ppf.stages.policy import by_site, policy_record
 from ppf.stages.prepare import Prepared
 from ppf.stages.search import Found
 
@@ -38,9 +41,16 @@ def record(ready: Prepared, found: Found) -> dict[str, Any]:
             "achieved": removed / space.total,
             "of_all_parameters": removed / ready.parameters,
         },
+        "budget": {
+            "name": ready.cfg.budget.name,
+            "saved": float(saved(ready, ready.cfg.budget, found.measured.kept[best, None].cpu())),
+        },
         "predicted": _known(score.predicted),
         "measured": _known(score.measured) | {"part": "labelling"},
-        "uniform": {"measured": _known(uniform.measured) | {"part": "labelling"}},
+        "uniform": {
+            "kept": by_site(space, found.measured.kept[0].tolist()),
+            "measured": _known(uniform.measured) | {"part": "labelling"},
+        },
     }
     return policy_record(ready, found.kept, numbers, predictor=found.trained.signature)
 
@@ -61,7 +71,7 @@ def write(
         "report": folder / "report.html",
     }
     _write_json(paths["policy"], policy)
-    rows = [{"policy": e.policy, "ratio": e.ratio, **_scores(e)} for e in shown]
+    rows = [{"policy": e.policy, "ratio": e.ratio, **scores(e)} for e in shown]
     _write_json(paths["summary"], {"results": rows, "part": "labelling", "seconds": dict(seconds)})
     report = _report(ready, labels, found, policy, shown, seconds, paths)
     write_report(paths["report"], report)
@@ -99,14 +109,25 @@ def _report(
         history=found.history,
         held_out=held_out,
         summary=shown,
-        candidates=[
-            _entry(ready, found, i, "uniform" if i == 0 else f"candidate {i}") for i in order
-        ],
+        candidates=[_entry(ready, found, i, _candidate(found, i)) for i in order],
         curve=shown,
+        pareto=_pareto(ready, labels, found),
         seconds=seconds,
         paths=paths,
         signatures=policy["signatures"],
     )
+
+
+def _pareto(ready: Prepared, labels: Labels, found: Found) -> Pareto:
+    """All policies that were labelled or measured, by the two costs of the config."""
+    budgets = (ready.cfg.pareto.x, ready.cfg.pareto.y)
+    every = labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), "search")
+    share = torch.stack([saved(ready, budget, every.kept) for budget in budgets], 1)
+    nll = every.nll.double().nan_to_num(torch.inf)
+    chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()
+    pairs = [(first, second) for first, second in share.tolist()]
+    names = (str(budgets[0].name), str(budgets[1].name))
+    return Pareto(names, pairs, nll.tolist(), chosen.tolist())
 
 
 def _entry(ready: Prepared, found: Found, row: int, name: str) -> Entry:
@@ -119,6 +140,11 @@ def _entry(ready: Prepared, found: Found, row: int, name: str) -> Entry:
     )
 
 
+def _candidate(found: Found, row: int) -> str:
+    name = found.measured.names[row]
+    return f"{name} {row}" if name == CANDIDATE else name
+
+
 def _known(score: Score | None) -> dict[str, Any]:
     assert score is not None
     known: dict[str, Any] = {"nll": score.nll, "perplexity": score.perplexity}
@@ -127,7 +153,8 @@ def _known(score: Score | None) -> dict[str, Any]:
     return known
 
 
-def _scores(entry: Entry) -> dict[str, Any]:
+def scores(entry: Entry) -> dict[str, Any]:
+    """What is known of a policy, as JSON."""
     return {score.known: _known(score) for score in entry.scores}
 
 

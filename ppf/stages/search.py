@@ -1,19 +1,20 @@
 """search: rounds of an agent against the predictor, each ended by measuring its best."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.agents import Agent, Objective, Report
+from ppf.agents import Agent, Report
 from ppf.labels.collect import label
-from ppf.labels.table import Labels
+from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
-from ppf.search.runner import run_search
-from ppf.search.verify import Verification, verify
+from ppf.search import Verification, agrees, run_search, verify, with_neighbours
 from ppf.stages.collect import label_store
+from ppf.stages.objective import checkpoint_of, objective_of
 from ppf.stages.prepare import Prepared
 from ppf.stages.train import Trained, train
 
@@ -40,56 +41,64 @@ class Found:
 
 
 def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
-    """Searches `search.rounds` times.
+    """Searches in rounds until predicted and measured agree, at most `search.rounds` times.
 
-    What a round measures joins the labels that the next predictor is fitted to.
+    What a round measures joins the labels that the next predictor is fitted to; at most
+    `search.label_budget` policies are measured in all, beside the uniform one.
 
     Args:
         labels: of the sampler's policies, the dense one's first.
         clock: told the time of each part.
     """
-    cfg, store = ready.cfg, label_store(ready)
-    agent: Agent = instantiate(cfg.agent)
-
-    def measure(kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
-        return label(store, ready.labeller, kept.cpu(), "search").nll
-
+    cfg = ready.cfg.search
+    agent: Agent = instantiate(ready.cfg.agent)
     history: list[dict[str, float]] = []
     rounds: list[Verification] = []
-    for number in range(cfg.search.rounds):
+    for number in range(cfg.rounds):
         with clock("training the predictor"):
             trained = train(ready, labels, upstream=not rounds)
-        objective = _objective(ready, trained)
-        name = type(agent).__name__
+        objective = objective_of(ready, trained, ready.cfg.ratio, agent)
         say(
-            f"Searching at ratio {cfg.ratio} with {name},"
-            f" round {number + 1} of {cfg.search.rounds}."
+            f"Searching at ratio {ready.cfg.ratio} with {type(agent).__name__},"
+            f" round {number + 1} of {cfg.rounds}."
         )
-        report = _reporter(ready, history)
+        report, seed = reporter(ready, history), ready.cfg.seed + number
+        checkpoint = checkpoint_of(ready, trained, seed)
         with clock("searching on the predictor"):
-            found = run_search(
-                agent, objective, ready.fabric, cfg.search.top_k, report, cfg.seed + number
-            )
+            found = run_search(agent, objective, ready.fabric, cfg.top_k, report, seed, checkpoint)
+        room = cfg.label_budget - _spent(rounds)
+        proposed = with_neighbours(objective, found, cfg.neighbours, room, seed)
         with clock("measuring the best"):
-            rounds.append(verify(found, objective, measure))
-        labels = labels.with_rows(rounds[-1].kept.cpu(), rounds[-1].measured.cpu(), "search")
+            rounds.append(verify(proposed, objective, partial(_measure, ready)))
+        kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
+        labels = labels.with_rows(kept, measured, PROPOSED)
+        if number + 1 < cfg.rounds and _done(ready, rounds):
+            break
     return Found(trained, Verification.merge(rounds), history)
 
 
-def _objective(ready: Prepared, trained: Trained) -> Objective:
-    cfg = ready.cfg
-    return Objective(
-        space=ready.space,
-        predictor=trained.fitted.predictor,
-        ratio=cfg.ratio,
-        spread_penalty=cfg.search.spread_penalty,
-        trust_region=cfg.search.trust_region,
-        errors=ready.bank.errors.to(ready.fabric.device),
-        device=ready.fabric.device,
-    )
+def _measure(ready: Prepared, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
+    return label(label_store(ready), ready.labeller, kept.cpu(), PROPOSED).nll
 
 
-def _reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
+def _spent(rounds: Sequence[Verification]) -> int:
+    """Policies that the rounds measured, beside the uniform one."""
+    return sum(len(verified.kept) - 1 for verified in rounds)
+
+
+def _done(ready: Prepared, rounds: Sequence[Verification]) -> bool:
+    """Whether another round is not needed, or has no labels left."""
+    cfg = ready.cfg.search
+    if agrees(rounds[-1], cfg.agreement, cfg.tolerance):
+        say("Predicted and measured agree: no further round is needed.")
+        return True
+    if _spent(rounds) >= cfg.label_budget:
+        say(f"All {cfg.label_budget} labels of search.label_budget are spent.")
+        return True
+    return False
+
+
+def reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
     """Logs an agent's metrics; steps go on from round to round."""
     first = int(history[-1]["step"]) + 1 if history else 0
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from lightning import Fabric
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ppf.agents import Agent, Objective
 from ppf.predictor.protocol import Prediction
+from ppf.pruning import Evidence, Traits
 from ppf.space import Prunable, Space, build_space
 
 CONF = Path(__file__).parents[2] / "ppf" / "conf"
@@ -43,21 +45,32 @@ class Quadratic:
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
         self.asked.update(map(tuple, kept.tolist()))
-        distance: Float[Tensor, "batch sites"] = kept / self.units - self.target
-        mean = 3 + distance.square().sum(1)
+        mean = self.relaxed(kept.float())
         return Prediction(mean, torch.full_like(mean, 0.01))
+
+    def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
+        return 3 + (kept / self.units - self.target).square().sum(1)
+
+
+def evidence(space: Space) -> Evidence:
+    """Quadratic errors, and a model of which nothing else is known."""
+    kept = torch.arange(int(space.units.max()) + 1) / space.units[:, None]
+    nothing = torch.zeros(space.layers)
+    traits = Traits(nothing, torch.zeros(space.layers, 16), nothing, {})
+    return Evidence(space, (1 - kept).clamp_min(0).square(), traits)
 
 
 def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) -> Objective:
     """An objective over `Quadratic`."""
     space = space or layered()
-    kept = torch.arange(int(space.units.max()) + 1) / space.units[:, None]
     settings = {"spread_penalty": 1.0, "trust_region": 0.5} | changes
     return Objective(
         space=space,
         predictor=Quadratic(space, ratio),
         ratio=ratio,
-        errors=(1 - kept).clamp_min(0).square(),
+        interval=(ratio, ratio),
+        evidence=evidence(space),
+        rules={},
         device=torch.device("cpu"),
         **settings,
     )
@@ -65,7 +78,9 @@ def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) 
 
 def agent(name: str, **changes: object) -> Agent:
     """The agent of conf/agent, some of its hyper-parameters changed."""
-    return instantiate(OmegaConf.load(CONF / "agent" / f"{name}.yaml"), **changes)
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        config = compose("search", [f"agent={name}"])
+    return instantiate(config.agent, **changes)
 
 
 def one_process() -> Fabric:

@@ -12,8 +12,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def run(root: Path, cache: str, tmp_path: Path) -> Run:
     """Runs a root script as a user would; artefacts of tiny runs are shared by the session."""
 
-    def start(script: str, *overrides: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        quick = ["paths.outputs=" + str(tmp_path / "outputs"), f"paths.artefacts={cache}/artefacts"]
+    def start(
+        script: str, *overrides: str, ok: bool = True, artefacts: str = f"{cache}/artefacts"
+    ) -> subprocess.CompletedProcess[str]:
+        quick = ["paths.outputs=" + str(tmp_path / "outputs"), f"paths.artefacts={artefacts}"]
         done = subprocess.run(
             [sys.executable, f"{script}.py", *overrides, *quick],
             cwd=root,

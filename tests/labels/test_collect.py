@@ -4,6 +4,7 @@ from pathlib import Path
 import torch
 
 from ppf.labels.store import LabelStore, Row
+from ppf.labels.table import Labels
 
 
 def _hold(folder: Path, held, done) -> None:
@@ -43,3 +44,9 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     other.join()
     with LabelStore(tmp_path, "a").claim((1,), wait=True) as mine:
         assert mine
+
+
+def test_catastrophic_and_broken_policies_are_marked() -> None:
+    nll = torch.tensor([3.0, 6.9, 7.1, torch.inf, torch.nan], dtype=torch.double)
+    labels = Labels(torch.arange(5)[:, None], nll, ["sampler"] * 5)
+    assert labels.catastrophic(3.0, 4.0).tolist() == [False, False, True, True, True]

@@ -5,14 +5,16 @@ import torch
 
 from ppf.errors import PPFError
 from ppf.labels.datamodule import LabelsDataModule
-from ppf.labels.table import Labels
+from ppf.labels.table import PROPOSED, Labels
 from ppf.space import Site, Space, uniform
 
 SPACE = Space(tuple(Site(layer, "mlp", 20, 1, 10) for layer in range(4)))
 CONFIG: dict[str, Any] = {
-    "shares": {"train": 0.8, "validation": 0.1, "test": 0.1},
+    "test": 0.2,
     "strata": 4,
     "members": 3,
+    "proposals": 1.0,
+    "low_loss": 0.0,
     "batch_size": 1000,
     "steps": 2,
     "seed": 0,
@@ -34,7 +36,7 @@ def test_parts_have_their_shares_in_every_stratum() -> None:
     data = module(labels)
     sizes = {name: len(rows.nll) for name, rows in data.parts.items()}
     assert sum(sizes.values()) == len(labels)
-    assert sizes["validation"] == pytest.approx(len(labels) / 10, abs=1)
+    assert sizes["test"] == pytest.approx(len(labels) / 5, abs=1)
     spread = data.parts["test"].ratio
     assert spread.min() < 0.2
     assert spread.max() > 0.4
@@ -45,6 +47,10 @@ def test_equal_policies_stay_together() -> None:
     twice = Labels(labels.kept.repeat(2, 1), labels.nll.repeat(2), labels.source * 2)
     parts = [set(map(tuple, rows.kept.tolist())) for rows in module(twice).parts.values()]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(labels)
+    train = module(twice).parts["train"]
+    unseen: dict[tuple[int, ...], list[bool]] = {}
+    for row, weights in zip(train.kept.tolist(), train.weights.tolist(), strict=True):
+        assert unseen.setdefault(tuple(row), [w == 0 for w in weights]) == [w == 0 for w in weights]
 
 
 def test_rows_without_a_finite_label_go_and_are_counted(
@@ -61,17 +67,49 @@ def test_rows_without_a_finite_label_go_and_are_counted(
 
 def test_too_few_labels_are_refused() -> None:
     with pytest.raises(PPFError, match="labels.count"):
-        module(labelled(5))
+        module(labelled(3))
     with pytest.raises(PPFError, match="0 finite labels"):
         module(Labels(SPACE.dense[None], torch.tensor([torch.nan]), ["dense"]))
 
 
-def test_bootstrap_weighs_training_rows_only() -> None:
+def test_every_training_row_is_unseen_by_one_member() -> None:
     data = module(labelled(40))
+    unseen = data.parts["train"].weights == 0
+    assert (unseen.sum(1) == 1).all()
+    assert unseen.sum(0).max() - unseen.sum(0).min() <= 1
     assert torch.allclose(data.parts["train"].weights.mean(0), torch.ones(3))
-    assert data.parts["train"].weights.std(0).min() > 0.5
-    assert (data.parts["test"].weights == 1).all()
-    assert (module(labelled(40), members=1).parts["train"].weights == 1).all()
+    assert (data.parts["test"].weights > 0).all()
+
+
+def test_one_member_is_refused() -> None:
+    with pytest.raises(PPFError, match="predictor.members=1 .* at least 2"):
+        module(labelled(40), members=1)
+
+
+def test_proposals_are_trained_on_and_count_more() -> None:
+    labels = labelled(40)
+    source = [PROPOSED if i % 3 == 0 else "uniform" for i in range(len(labels))]
+    labels = Labels(labels.kept, labels.nll, source)
+    data = module(labels, proposals=4.0)
+    weight = dict(
+        zip(
+            map(tuple, data.parts["train"].kept.tolist()),
+            data.parts["train"].weights.amax(1).tolist(),
+            strict=True,
+        )
+    )
+    proposed = [weight[tuple(row)] for row in labels.kept[labels.proposed].tolist()]
+    assert min(proposed) > 2 * min(weight.values())
+
+
+def test_low_losses_count_more_within_their_bin() -> None:
+    kept = uniform(SPACE, torch.linspace(0, 0.6, 40)).unique(dim=0)
+    nll = 5 - kept.sum(1) / 40 + torch.arange(len(kept)) % 2
+    train = module(Labels(kept, nll, ["made up"] * len(kept)), strata=1, low_loss=2.0).parts[
+        "train"
+    ]
+    weights = train.weights.amax(1)
+    assert weights[train.nll.argmin()] > 2 * weights[train.nll.argmax()]
 
 
 def test_seed_decides_the_split() -> None:

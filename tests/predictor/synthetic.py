@@ -30,15 +30,23 @@ def made_up_errors(space: Space) -> Tensor:
     return (1 - share) ** torch.linspace(1.5, 3.5, len(space))[:, None]
 
 
-def made_up_labels(space: Space, errors: Tensor, count: int) -> Labels:
-    """Policies near uniform, scored by a convex function of weighted errors that interact."""
+def made_up_labels(
+    space: Space, errors: Tensor, count: int, interaction: float = 0.3, other: float = 0.0
+) -> Labels:
+    """Policies near uniform, scored by a convex function of weighted errors that interact.
+
+    Args:
+        interaction: of a layer's attention and MLP.
+        other: how far another text's weights lie from the usual ones.
+    """
     generator = torch.Generator().manual_seed(0)
     weight = 0.3 + torch.rand(len(space), generator=generator)
+    weight = weight * (1 + other * (-1.0) ** torch.arange(len(space)))
     ratio = torch.linspace(0.0, 0.6, count)
     noise = 1 + 0.25 * torch.randn(count, len(space), generator=generator)
     kept = project(space, (1 - ratio)[:, None] * noise * space.units, ratio)
     error = errors[torch.arange(len(space)), kept]
-    damage = error @ weight + 0.3 * (error[:, 0::2] * error[:, 1::2]).sum(1)
+    damage = error @ weight + interaction * (error[:, 0::2] * error[:, 1::2]).sum(1)
     nll = DENSE_NLL + 0.25 * damage + 0.03 * damage**2
     nll = nll + 0.003 * torch.randn(count, generator=generator)
     return Labels(kept, nll, ["made up"] * count)
@@ -47,8 +55,11 @@ def made_up_labels(space: Space, errors: Tensor, count: int) -> Labels:
 def predictor_config(*overrides: str) -> dict[str, Any]:
     """The config groups `predictor` and `trainer` as a stage hands them on."""
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(overrides=["+predictor=additive", "+trainer=default", *overrides])
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+        needed = ["+predictor=additive", "+trainer=default", "+labels.catastrophic=4.0"]
+        cfg = compose(overrides=[*needed, *overrides])
+    return {
+        name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("predictor", "trainer")
+    }
 
 
 def fitted_with(

@@ -26,14 +26,14 @@ def test_additive_is_right_on_unseen_policies(fitted: Fitted) -> None:
     assert fitted.metrics["test/nmse"] < 0.02
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("network", ["mlp", "cnn", "transformer", "ridge"])
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_networks_learn(
     labels: Labels, space: Space, errors: Tensor, tmp_path: Path, network: str, optimizer: str
 ) -> None:
-    chosen = [f"predictor={network}", f"predictor/optimizer={optimizer}"]
+    chosen = [f"predictor={network}", f"predictor/optimizer={optimizer}", "predictor.members=2"]
     steps = {"lbfgs": 1, "adam": 20}[optimizer]
-    length = ["predictor.max_epochs=15", f"predictor.data.steps={steps}"]
+    length = ["predictor.max_epochs=10", f"predictor.data.steps={steps}"]
     fitted = fitted_with(labels, space, errors, tmp_path, *chosen, *length)
     assert fitted.metrics["test/kendall"] > 0.85
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
@@ -46,21 +46,23 @@ def test_held_out_is_what_the_scores_are_of(fitted: Fitted, labels: Labels) -> N
     assert (fitted.held_out.std > 0).all()
 
 
+@pytest.mark.parametrize("predictor", ["additive", "residual"])
 def test_interval_covers_unseen_policies(
-    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path, predictor: str
 ) -> None:
-    shares = "predictor.data.shares={train: 0.6, validation: 0.3, test: 0.1}"
-    fitted = fitted_with(labels, space, errors, tmp_path, shares)
+    fitted = fitted_with(labels, space, errors, tmp_path, f"predictor={predictor}")
     fresh = made_up_labels(space, errors, count=500)
     predicted = fitted.predictor.predict(fresh.kept)
     covered = (predicted.mean - fresh.nll).abs() <= 1.645 * predicted.std
-    assert 0.8 <= float(covered.float().mean()) <= 0.98
+    assert 0.85 <= float(covered.float().mean()) <= 0.95
 
 
+@pytest.mark.parametrize("predictor", ["additive", "residual"])
 def test_checkpoint_loads_without_pickles(
-    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path, predictor: str
 ) -> None:
-    fitted = fitted_with(labels, space, errors, tmp_path, "predictor.max_epochs=2")
+    chosen = [f"predictor={predictor}", "predictor.max_epochs=2"]
+    fitted = fitted_with(labels, space, errors, tmp_path, *chosen)
     torch.load(tmp_path / FILE, weights_only=True)
     loaded = load_predictor(tmp_path / FILE)
     assert isinstance(loaded, Predictor)

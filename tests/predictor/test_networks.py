@@ -9,20 +9,17 @@ from ppf.labels.table import Labels
 from ppf.predictor.additive import Additive
 from ppf.predictor.encoders import Sites
 from ppf.predictor.ensemble import Ensemble
+from ppf.predictor.fit import untrained
 from ppf.predictor.mlp import MLP
-from ppf.predictor.module import PredictorModule, describe
+from ppf.predictor.module import PredictorModule
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, predictor_config
 
-NETWORKS = ["cnn", "mlp", "additive"]
+NETWORKS = ["additive", "cnn", "mlp", "ridge", "transformer"]
 
 
 def module_of(space: Space, errors: Tensor, *overrides: str) -> PredictorModule:
-    config = predictor_config(*overrides)["predictor"]
-    for name in ("data", "patience", "max_epochs", "threads"):
-        config.pop(name)
-    plain = {"space": describe(space), "errors": errors.tolist(), "dense_nll": DENSE_NLL}
-    return PredictorModule(**plain, **config)
+    return untrained(space, errors, DENSE_NLL, predictor_config(*overrides)["predictor"])
 
 
 @pytest.mark.parametrize("encoder", ["masks", "sites"])

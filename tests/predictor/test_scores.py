@@ -39,6 +39,11 @@ def test_ranks_overall_and_within_bands() -> None:
     assert scores["kendall"] == pytest.approx(0.4)
 
 
+def test_regret_is_the_price_of_a_wrong_first_place() -> None:
+    scores = scored(torch.tensor([3.4, 3.1, 3.5, 3.6, 9.0]))
+    assert scores["regret"] == scores["regret_0_15"] == pytest.approx(0.2)
+
+
 def test_coverage_counts_the_ninety_percent_interval() -> None:
     off = torch.tensor([0.1, 0.15, 0.17, 0.3, 0.0])
     assert scored(MEASURED + off)["coverage"] == pytest.approx(0.6)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ppf.report.html import HeldOut, SearchReport, write_report
+from ppf.report.html import HeldOut, Pareto, SearchReport, write_report
 from ppf.report.scores import Entry, Score
 from ppf.space import Prunable, build_space
 
@@ -67,6 +67,7 @@ def report() -> SearchReport:
         summary=[Entry("dense", 0, Score(2.5)), found],
         candidates=[found],
         curve=[Entry("uniform", 0.5, predicted=Score(4.0, 0.1)), found],
+        pareto=Pareto(("params", "kv"), [(0.3, 0.5), (0.2, 0.1)], [3.0, 3.2], [True, False]),
         seconds={"collect": 65.0, "search": 3.0},
         paths={"policy.json": Path("outputs/run/policy.json")},
         signatures={"labels": "0123456789ab"},

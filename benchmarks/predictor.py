@@ -1,0 +1,83 @@
+"""Predictor: policies one at a time and in batches, against one real evaluation on the test part.
+
+Everything is timed in one run, on all threads that torch takes for the real evaluation and on
+`predictor.threads` for the predictor, as in a search. The predictor is not trained, which
+changes nothing in its speed:
+
+    python benchmarks/predictor.py [HYDRA OVERRIDES, as for train.py]
+"""
+
+import json
+import sys
+import tempfile
+import time
+
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+from torch import Tensor
+
+from ppf.evaluation.perplexity import mean_nll
+from ppf.predictor.fit import untrained
+from ppf.predictor.module import PredictorModule
+from ppf.space import uniform
+from ppf.stages.artefacts import plain
+from ppf.stages.prepare import Prepared, prepare
+from ppf.threads import cpu_threads
+
+BATCHES = (1, 64, 4096)
+RATIO = 0.3
+SECONDS = 2.0  # of timing for each batch size
+
+
+def real_evaluation(ready: Prepared) -> float:
+    """Seconds that the uniform policy takes on the whole test part."""
+    windows = ready.text.tokens("test", ready.lm.tokenizer)
+    kept = uniform(ready.space, torch.tensor([RATIO]))[0].tolist()
+    with ready.pruner.at(kept) as model:
+        start = time.perf_counter()
+        mean_nll(model, windows, batch=ready.cfg.labels.batch)
+        return time.perf_counter() - start
+
+
+def policies_per_second(predictor: PredictorModule, kept: Tensor) -> float:
+    """Of batches of this size, one after another; the first one warms up."""
+    predictor.predict(kept).mean.sum().item()
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        predictor.predict(kept).mean.sum().item()  # waits for the device
+        done += len(kept)
+    return done / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Prints a table and, last, one line of JSON."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        run = f"paths.run={tempfile.mkdtemp()}"
+        cfg = compose("train", [run, *sys.argv[1:]])
+    ready = prepare(cfg, Fabric(accelerator="cpu", devices=1))
+    space, config = ready.space, plain(cfg.predictor)
+    predictor = untrained(space, ready.bank.errors, 3.0, config).eval()
+
+    seconds = real_evaluation(ready)
+    print(f"one real evaluation on the test part: {seconds:.1f} s")
+    rates: dict[str, dict[int, float]] = {}
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        predictor.to(device)
+        rates[device] = {}
+        for batch in BATCHES:
+            kept = (torch.rand(batch, len(space)) * (space.units + 1)).long().to(device)
+            with cpu_threads(config["threads"]):
+                rates[device][batch] = policies_per_second(predictor, kept)
+            print(f"{device:<5} batches of {batch:<5} {rates[device][batch]:12,.0f} policies/s")
+    result = {
+        "speedup_single": seconds * rates["cpu"][1],
+        "policies_per_second": rates["cpu"][BATCHES[-1]],
+        "real_evaluation_seconds": seconds,
+        "rates": rates,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Budget-preserving evolution on the real model, to compare with: no predictor.
+
+Source: EvoPress (arXiv 2410.14649) and Týr-the-Pruner (NeurIPS 2025): level-switch mutations of one
+parent, selection by measured loss. Order, compensation, text and budget are those of the searches.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ppf.agents import Objective
+from ppf.agents.evolution import exchange
+
+Measure = Callable[[Int[Tensor, "n sites"]], Tensor]
+
+
+def evolve(
+    objective: Objective,
+    measure: Measure,
+    *,
+    evaluations: int,
+    children: int,
+    exchanges: int,
+    step: int,
+    seed: int,
+) -> tuple[list[int], float]:
+    """The best policy of `evaluations` measured ones, and its loss in nats per token.
+
+    The parent, uniform pruning at first, is replaced by the best of its children where that is
+    better.
+
+    Args:
+        measure: policies to their loss on the labelling part.
+        children: of a generation.
+        exchanges: most exchanges between two sites in one child.
+        step: most units that move in one exchange.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parent = objective.uniform()
+    loss = measure(parent)
+    seen = {tuple(parent[0].tolist())}
+    while len(seen) < evaluations:
+        drawn = exchange(objective, parent.expand(4 * children, -1), exchanges, step, generator)
+        fresh = [row for row in dict.fromkeys(map(tuple, drawn.tolist())) if row not in seen]
+        fresh = fresh[: min(children, evaluations - len(seen))]
+        if not fresh:
+            break
+        seen.update(fresh)
+        kept = torch.tensor(fresh)
+        losses = measure(kept).nan_to_num(torch.inf)
+        if losses.min() < loss:
+            parent, loss = kept[losses.argmin()][None], losses.min()[None]
+    return parent[0].tolist(), float(loss)

@@ -1,0 +1,212 @@
+"""Every agent and rule at every ratio, measured on the test part: rows of results.json.
+
+    python experiments/search/run.py [--agents ppo owl …] [--ratios 0.2 …] [--seeds 0 …] [OVERRIDES]
+
+Rows that are there already are left as they are, so a killed run goes on with the same command.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from evolution import evolve
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from lightning import Fabric, seed_everything
+from omegaconf import DictConfig
+
+from ppf.agents.rule import Rule
+from ppf.errors import PPFError
+from ppf.evaluation.perplexity import mean_nll
+from ppf.labels.collect import label
+from ppf.labels.table import Labels
+from ppf.progress import Stopwatch, say
+from ppf.stages.collect import collect, label_store
+from ppf.stages.dynamic import dynamic
+from ppf.stages.objective import objective_of
+from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.search import search
+from ppf.stages.train import train
+
+HERE = Path(__file__).parent
+RULES = ["uniform", "owl", "alphapruning", "flap", "block_influence", "obs_global"]
+AGENTS = [
+    *("ppo", "sac", "ddpg", "td3", "reinforce", "gradient", "evolution", "cmaes", "random"),
+    *RULES,
+    *("dynamic", "real_evolution"),
+]
+REAL = {"children": 8, "exchanges": 3, "step": 2}  # of the evolution on real evaluations
+
+
+@dataclass(frozen=True)
+class Result:
+    """A policy that one of the agents found.
+
+    Args:
+        predicted: log-perplexity before it was measured, nats per token; None: not predicted.
+        seconds: from a trained predictor on, measuring included.
+        real_evaluations: on which the result rests, the labels of the predictor included.
+    """
+
+    kept: list[int]
+    predicted: float | None
+    labelling: float
+    seconds: float
+    real_evaluations: int
+
+
+def configured(agent: str, ratio: float, seed: int, overrides: list[str]) -> DictConfig:
+    """The search's config; what is no agent of its own runs with the default one."""
+    chosen = [] if agent in ("dynamic", "real_evolution") else [f"agent={agent}"]
+    run = [f"ratio={ratio}", f"seed={seed}", "logger=none", "paths.run=."]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", [*chosen, *run, *overrides])
+
+
+def searched(ready: Prepared, labels: Labels) -> Result:
+    """A static search's policy: an agent's, or the one of a rule."""
+    cfg, clock = ready.cfg, Stopwatch()
+    train(ready, labels)
+    start = time.perf_counter()
+    if cfg.agent._target_.endswith(".Rule"):
+        return _ruled(ready, labels, start)
+    found = search(ready, labels, clock)
+    best = found.measured.best
+    return Result(
+        found.kept,
+        float(found.measured.mean[best]),
+        float(found.measured.measured[best]),
+        time.perf_counter() - start,
+        len(labels) + len(found.measured.names),
+    )
+
+
+def _ruled(ready: Prepared, labels: Labels, start: float) -> Result:
+    rule = instantiate(ready.cfg.agent)
+    assert isinstance(rule, Rule)
+    objective = objective_of(ready, train(ready, labels), ready.cfg.ratio, rule)
+    found = rule.search(objective, ready.fabric, lambda step, metrics: None, ready.cfg.seed)
+    mean = float(objective.predictor.predict(found.kept).mean[0])
+    nll = float(measured(ready, found.kept)[0])
+    return Result(found.kept[0].tolist(), mean, nll, time.perf_counter() - start, 1)
+
+
+def measured(ready: Prepared, kept: torch.Tensor) -> torch.Tensor:
+    """Log-perplexity on the labelling part, nats per token."""
+    return label(label_store(ready), ready.labeller, kept.cpu(), "experiment").nll
+
+
+def really_evolved(ready: Prepared, labels: Labels) -> Result:
+    """As many real evaluations as a static search rests on, and no predictor."""
+    cfg = ready.cfg
+    count = len(labels) + cfg.search.rounds * cfg.search.top_k + len(cfg.rules)
+    objective = replace(
+        objective_of(ready, train(ready, labels), cfg.ratio, instantiate(cfg.agent)),
+        trust_region=1.0,
+    )
+    start = time.perf_counter()
+    kept, nll = evolve(
+        objective, lambda some: measured(ready, some), evaluations=count, seed=cfg.seed, **REAL
+    )
+    return Result(kept, None, nll, time.perf_counter() - start, count)
+
+
+def learnt(ready: Prepared, labels: Labels, ratios: list[float]) -> Iterator[tuple[float, Result]]:
+    """One dynamic agent's policies at all ratios; the seconds are those of one answer."""
+    before = len(label_store(ready))
+    agent = dynamic(ready, labels, Stopwatch()).agent
+    evaluations = len(labels) + len(label_store(ready)) - before
+    for ratio in ratios:
+        agent.policy(ratio)
+        start = time.perf_counter()
+        kept = agent.policy(ratio)
+        seconds = time.perf_counter() - start
+        nll = float(measured(ready, torch.tensor([kept]))[0])
+        yield ratio, Result(kept, agent.predicted(ratio)[0], nll, seconds, evaluations)
+
+
+def tested(ready: Prepared, kept: list[int]) -> float:
+    """Log-perplexity on the test part, nats per token."""
+    windows = ready.text.tokens("test", ready.lm.tokenizer)
+    with ready.pruner.at(kept) as model:
+        return mean_nll(model, windows, batch=ready.cfg.labels.batch)
+
+
+class Table:
+    """results.json, written anew after every row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+
+    def __contains__(self, key: tuple[str, float, int]) -> bool:
+        return any((row["agent"], row["ratio"], row["seed"]) == key for row in self.rows)
+
+    def add(self, agent: str, ratio: float, seed: int, found: Result, test: float) -> None:
+        def perplexity(nll: float | None) -> float | None:
+            return None if nll is None else float(torch.tensor(nll, dtype=torch.double).exp())
+
+        row = {
+            "agent": agent,
+            "ratio": ratio,
+            "seed": seed,
+            "predicted_ppl": perplexity(found.predicted),
+            "labelling_ppl": perplexity(found.labelling),
+            "test_ppl": perplexity(test),
+            "seconds": found.seconds,
+            "real_evaluations": found.real_evaluations,
+            "kept": found.kept,
+        }
+        self.rows.append(row)
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
+        draft.replace(self.path)
+        say(f"{agent} at {ratio}, seed {seed}: test perplexity {row['test_ppl']:.2f}")
+
+
+def run(
+    agents: list[str], ratios: list[float], seeds: list[int], out: Path, rest: list[str]
+) -> None:
+    """Fills the table; the model is loaded once."""
+    table, ready = Table(out), None
+    fabric = Fabric(accelerator="cpu", devices=1)
+    for seed, agent in product(seeds, agents):
+        missing = [ratio for ratio in ratios if (agent, ratio, seed) not in table]
+        for ratio in missing:
+            if (agent, ratio, seed) in table:  # a dynamic agent answers for all ratios at once
+                continue
+            cfg = configured(agent, ratio, seed, rest)
+            seed_everything(seed, verbose=False)
+            ready = prepare(cfg, fabric) if ready is None else replace(ready, cfg=cfg)
+            labels = collect(ready, upstream=True)
+            if agent == "dynamic":
+                results = list(learnt(ready, labels, missing))
+            else:
+                make = really_evolved if agent == "real_evolution" else searched
+                results = [(ratio, make(ready, labels))]
+            for place, found in results:
+                table.add(agent, place, seed, found, tested(ready, found.kept))
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--agents", nargs="+", default=AGENTS, choices=AGENTS)
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.3, 0.4, 0.5])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    known, rest = parser.parse_known_args()
+    try:
+        run(known.agents, known.ratios, known.seeds, known.out, rest)
+    except PPFError as error:
+        raise SystemExit(f"Error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Where a training is kept, so that a killed one goes on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning import Fabric
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Modules, optimizers, schedules, buffers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+class Checkpoint:
+    """One training's file, of which each rank has its own; plain values and tensors only.
+
+    Args:
+        path: named by what determines the training, so that no other one is resumed.
+        every: iterations between two writes.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def load(self, fabric: Fabric, parts: Mapping[str, Stateful]) -> int:
+        """Restores the parts and torch's generator; returns the iterations that are behind them.
+
+        Nothing is restored where there is no file, or where ranks were killed between writes.
+        """
+        file = self._file(fabric)
+        stored: dict[str, Any] = {"iterations": 0}
+        if file.is_file():
+            stored = torch.load(file, weights_only=True)
+        behind = fabric.all_gather(torch.tensor(stored["iterations"]))
+        assert isinstance(behind, torch.Tensor)
+        behind = behind.flatten()
+        if not (behind == behind[0]).all() or not behind[0]:
+            return 0
+        for name, part in parts.items():
+            part.load_state_dict(stored["parts"][name])
+        torch.set_rng_state(stored["generator"])
+        return int(behind[0])
+
+    def save(self, fabric: Fabric, parts: Mapping[str, Stateful], iterations: int) -> None:
+        """Replaces this rank's file, where a write is due."""
+        if iterations % self.every:
+            return
+        file = self._file(fabric)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".draft")
+        states = {name: part.state_dict() for name, part in parts.items()}
+        stored = {"iterations": iterations, "parts": states, "generator": torch.get_rng_state()}
+        torch.save(stored, draft)
+        draft.replace(file)
+
+    def remove(self, fabric: Fabric) -> None:
+        """The training is done."""
+        self._file(fabric).unlink(missing_ok=True)
+
+    def _file(self, fabric: Fabric) -> Path:
+        return self.path.with_suffix(f".{fabric.global_rank}.ckpt")

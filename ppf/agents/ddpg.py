@@ -1,0 +1,38 @@
+"""Deep deterministic policy gradient (arXiv 1509.02971), the agent of AMC (arXiv 1802.03494)."""
+
+from typing import Any
+
+from tensordict.nn import TensorDictSequential
+from torch import nn
+from torchrl.modules import AdditiveGaussianModule
+from torchrl.objectives import DDPGLoss, LossModule
+
+from ppf.agents.environment import PruningEnvironment
+from ppf.agents.networks import action_critic, deterministic_actor
+from ppf.agents.offpolicy import OffPolicy
+
+
+class DDPG(OffPolicy):
+    """A deterministic actor that follows its critic uphill, and plays with Gaussian noise.
+
+    Args:
+        noise: standard deviation of the noise on the actions.
+        off_policy: see `OffPolicy`.
+    """
+
+    def __init__(self, *, noise: float, **off_policy: Any) -> None:
+        super().__init__(**off_policy)
+        self.noise = noise
+
+    def networks(self, environment: PruningEnvironment) -> tuple[nn.Module, nn.Module, LossModule]:
+        actor = deterministic_actor(environment, self.hidden)
+        value = action_critic(environment, self.hidden)
+        return actor, noisy(actor, environment, self.noise), DDPGLoss(actor, value)
+
+
+def noisy(actor: nn.Module, environment: PruningEnvironment, std: float) -> nn.Module:
+    """The actor with Gaussian noise on its actions, cut off at the trust region."""
+    noise = AdditiveGaussianModule(
+        environment.action_spec, sigma_init=std, sigma_end=std, device=environment.device
+    )
+    return TensorDictSequential(actor, noise)

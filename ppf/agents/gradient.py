@@ -1,0 +1,99 @@
+"""Gradient descent through the predictor on widths between whole units, then projection."""
+
+import torch
+from jaxtyping import Float
+from lightning import Fabric
+from torch import Tensor
+from torch.optim import Adam
+
+from ppf.agents.base import Agent, Candidates, Objective, Polish, Report, predictions, rank_seed
+from ppf.agents.checkpoint import Checkpoint
+from ppf.errors import PPFError
+from ppf.predictor.protocol import Differentiable
+
+
+class Gradient(Agent):
+    """Several descents at once, from random deviations; each keeps its budget along the way.
+
+    Args:
+        descents: on every rank.
+        iterations: steps of each.
+        lr: of Adam, in shares of the trust region.
+        spread: standard deviation of the starting deviations.
+        round_every: steps between roundings to policies.
+        elites: best policies that are kept.
+        report_every: roundings between reports.
+    """
+
+    def __init__(
+        self,
+        *,
+        descents: int,
+        iterations: int,
+        lr: float,
+        spread: float,
+        round_every: int,
+        elites: int,
+        report_every: int,
+        threads: int,
+        polish: Polish | None,
+    ) -> None:
+        super().__init__(threads=threads, polish=polish)
+        self.descents, self.iterations, self.lr, self.spread = descents, iterations, lr, spread
+        self.round_every, self.elites, self.report_every = round_every, elites, report_every
+
+    def search(
+        self,
+        objective: Objective,
+        fabric: Fabric,
+        report: Report,
+        seed: int,
+        checkpoint: Checkpoint | None = None,
+    ) -> Candidates:
+        predictor = objective.predictor
+        if not isinstance(predictor, Differentiable):
+            raise PPFError(
+                f"agent=gradient needs a differentiable predictor, which {type(predictor).__name__}"
+                " is not: choose another agent."
+            )
+        generator = torch.Generator(objective.device).manual_seed(rank_seed(seed, fabric))
+        shape, ratio = (self.descents, len(objective.space)), objective.ratios(self.descents)
+        noise = torch.randn(shape, generator=generator, device=objective.device)
+        deviation = (self.spread * noise).requires_grad_()
+        optimizer = Adam([deviation], lr=self.lr)
+        best = objective.candidates(objective.starts())
+        for iteration in range(self.iterations):
+            optimizer.zero_grad()
+            predictor.relaxed(affordable(objective, deviation)).sum().backward()
+            optimizer.step()
+            roundings, due = divmod(iteration, self.round_every)
+            if not due:
+                drawn = objective.policy(deviation.detach(), ratio)
+                best = Candidates.merge(best, objective.candidates(drawn)).best(self.elites)
+                if roundings % self.report_every == 0:
+                    report(iteration, predictions(objective, best, drawn, ratio))
+        last = objective.candidates(objective.policy(deviation.detach(), ratio))
+        return Candidates.merge(best, last)
+
+
+def affordable(
+    objective: Objective, deviation: Float[Tensor, "batch sites"]
+) -> Float[Tensor, "batch sites"]:
+    """Widths that meet the budget, differentiable: what is too much goes from all sites alike.
+
+    A cut of the same share of every site keeps the cost; sites at an end of the trust region stay
+    there, so it is made again for the others.
+    """
+    lower, share, upper = (edge.float() for edge in objective.region(objective.ratios(1)))
+    units, cost = objective.space.units.to(share), objective.space.cost.to(share)
+    reach = torch.where(deviation > 0, upper - share, share - lower)
+    wanted = share + deviation * reach
+    for _ in range(_CUTS):
+        wanted = torch.minimum(torch.maximum(wanted, lower), upper)
+        over = ((wanted - share) @ cost)[:, None]
+        free = torch.where(over > 0, wanted > lower, wanted < upper) & (cost > 0)
+        wanted = wanted - free * units * over / (free * units * cost).sum(1, True).clamp_min(1)
+    return wanted
+
+
+_CUTS = 4

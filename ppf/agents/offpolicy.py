@@ -1,0 +1,132 @@
+"""What agents share that learn from a replay buffer."""
+
+from abc import abstractmethod
+
+import torch
+from lightning import Fabric
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.optim import Adam
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.postprocs import MultiStep
+from torchrl.objectives import LossModule, SoftUpdate
+
+from ppf.agents.base import Objective, Polish, share
+from ppf.agents.checkpoint import Stateful
+from ppf.agents.environment import PruningEnvironment
+from ppf.agents.learner import Learner, Played, Training, average_gradients
+from ppf.agents.networks import intended, play
+
+
+class OffPolicy(Learner):
+    """Plays with noise, remembers transitions, and learns from samples of them.
+
+    Args:
+        episodes: policies in one batch of episodes, over all ranks.
+        iterations: batches of episodes, each followed by updates.
+        warmup: batches of episodes from which only the critics learn.
+        updates: gradient steps after each batch of episodes.
+        batch: transitions of a gradient step, on each rank.
+        memory: transitions that the buffer holds, on each rank.
+        lookahead: steps whose rewards a return adds up before the critic's estimate stands in.
+        lr: of Adam.
+        tau: share of the networks that their slow targets take over at each gradient step.
+        grad_norm: gradients are clipped to this norm.
+        hidden: width of the two hidden layers.
+    """
+
+    def __init__(
+        self,
+        *,
+        episodes: int,
+        iterations: int,
+        warmup: int,
+        updates: int,
+        batch: int,
+        memory: int,
+        lookahead: int,
+        lr: float,
+        tau: float,
+        grad_norm: float,
+        hidden: int,
+        patience: int,
+        elites: int,
+        report_every: int,
+        threads: int,
+        polish: Polish | None,
+    ) -> None:
+        super().__init__(
+            iterations=iterations,
+            patience=patience,
+            elites=elites,
+            report_every=report_every,
+            threads=threads,
+            polish=polish,
+        )
+        self.episodes, self.updates, self.batch, self.memory = episodes, updates, batch, memory
+        self.warmup, self.lookahead, self.lr, self.tau = warmup, lookahead, lr, tau
+        self.grad_norm, self.hidden = grad_norm, hidden
+
+    def begin(self, objective: Objective, fabric: Fabric) -> Training:
+        return _Training(self, objective, fabric)
+
+    @abstractmethod
+    def networks(self, environment: PruningEnvironment) -> tuple[nn.Module, nn.Module, LossModule]:
+        """The actor, the actor as it explores, and the loss of actor and critics."""
+
+
+class _Training(Training):
+    def __init__(self, config: OffPolicy, objective: Objective, fabric: Fabric) -> None:
+        self.config, self.fabric = config, fabric
+        episodes = share(config.episodes, "episodes", fabric)
+        self.environment = PruningEnvironment(objective, episodes, objective.interval)
+        self.actor, self.explorer, self.loss = config.networks(self.environment)
+        self.loss.make_value_estimator(gamma=1.0)
+        self.targets = SoftUpdate(self.loss, tau=config.tau)
+        self.optimizer = Adam(self.loss.parameters(), lr=config.lr)
+        self.returns = MultiStep(1.0, config.lookahead)
+        self.warmup = config.warmup * episodes * len(objective.space)  # transitions
+        storage = LazyTensorStorage(config.memory, device=objective.device)
+        self.buffer = TensorDictReplayBuffer(storage=storage, batch_size=config.batch)
+
+    def step(self) -> Played:
+        rollout = play(self.environment, self.explorer)
+        played = self.environment.finished
+        gain = rollout["next", "reward"].sum(1).squeeze(-1)
+        self.buffer.extend(self.returns(rollout).select(*_LEARNT).reshape(-1))
+        for _ in range(self.config.updates):
+            losses = self._update(self.buffer.sample())
+        metrics = {name: losses[name] for name in ("entropy", "alpha") if name in losses}
+        return Played(played.kept, played.cost, self.environment.ratio, gain, metrics)
+
+    def _update(self, samples: TensorDictBase) -> TensorDictBase:
+        """One gradient step; ranks take it together."""
+        losses = self.loss(samples)
+        self.optimizer.zero_grad()
+        critics = len(self.buffer) <= self.warmup
+        learning = {"loss_qvalue", "loss_value"} if critics else _LOSSES
+        total = sum(value for name, value in losses.items() if name in learning)
+        self.fabric.backward(torch.as_tensor(total))
+        average_gradients(self.loss, self.fabric)
+        nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.grad_norm)
+        self.optimizer.step()
+        self.targets.step()
+        return losses.detach()
+
+    def deviations(self, ratio: Tensor) -> Tensor:
+        return intended(self.environment, self.actor, ratio)
+
+    def parts(self) -> dict[str, Stateful]:
+        return {"loss": self.loss, "optimizer": self.optimizer, "buffer": self.buffer}
+
+
+_LOSSES = {"loss_actor", "loss_alpha", "loss_qvalue", "loss_value"}
+_LEARNT = (
+    "observation",
+    "action",
+    ("next", "observation"),
+    ("next", "reward"),
+    ("next", "done"),
+    ("next", "terminated"),
+    "steps_to_next_obs",
+)

@@ -1,0 +1,105 @@
+"""REINFORCE (Williams 1992) in one shot: a Gaussian over all sites at once, no episodes."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from lightning import Fabric
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.optim import Adam
+
+from ppf.agents.base import Objective, Polish, share
+from ppf.agents.checkpoint import Stateful
+from ppf.agents.learner import Learner, Played, Training, average_gradients
+
+
+class Reinforce(Learner):
+    """Draws all sites' deviations from Gaussians whose means bend with the ratio.
+
+    Args:
+        samples: policies in one batch, over all ranks.
+        iterations: batches, each followed by one gradient step.
+        lr: of Adam.
+        std: of the Gaussians at the start.
+        degree: of the polynomial in the ratio that gives each site's mean.
+        entropy: weight of the entropy bonus.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: int,
+        iterations: int,
+        lr: float,
+        std: float,
+        degree: int,
+        entropy: float,
+        patience: int,
+        elites: int,
+        report_every: int,
+        threads: int,
+        polish: Polish | None,
+    ) -> None:
+        super().__init__(
+            iterations=iterations,
+            patience=patience,
+            elites=elites,
+            report_every=report_every,
+            threads=threads,
+            polish=polish,
+        )
+        self.samples, self.lr, self.std = samples, lr, std
+        self.degree, self.entropy = degree, entropy
+
+    def begin(self, objective: Objective, fabric: Fabric) -> Training:
+        return _Training(self, objective, fabric)
+
+
+class _Gaussians(nn.Module):
+    """Mean deviation of each site, a polynomial in the ratio's place in the interval, and width."""
+
+    def __init__(self, objective: Objective, degree: int, std: float) -> None:
+        super().__init__()
+        sites, (self.low, self.high) = len(objective.space), objective.interval
+        self.coefficients = nn.Parameter(torch.zeros(degree + 1, sites))
+        self.log_std = nn.Parameter(torch.full((sites,), math.log(std)))
+
+    def forward(self, ratio: Float[Tensor, " batch"]) -> Normal:
+        place = (2 * ratio - self.low - self.high) / max(self.high - self.low, 1e-9)
+        powers = place[:, None] ** torch.arange(len(self.coefficients), device=ratio.device)
+        return Normal(powers.float() @ self.coefficients, self.log_std.exp())
+
+
+class _Training(Training):
+    def __init__(self, config: Reinforce, objective: Objective, fabric: Fabric) -> None:
+        self.config, self.objective, self.fabric = config, objective, fabric
+        self.samples = share(config.samples, "samples", fabric)
+        self.policy = _Gaussians(objective, config.degree, config.std).to(objective.device)
+        self.optimizer = Adam(self.policy.parameters(), lr=config.lr)
+
+    def step(self) -> Played:
+        low, high = self.objective.interval
+        draw = torch.rand(self.samples, device=self.objective.device, dtype=torch.double)
+        ratio = low + (high - low) * draw
+        gaussians = self.policy(ratio)
+        deviation = gaussians.sample()
+        kept = self.objective.policy(deviation, ratio)
+        cost = self.objective.cost(kept)
+        gain = self.objective.gain(cost, ratio)
+
+        advantage = (gain - gain.mean()) / gain.std().clamp_min(1e-9)
+        likelihood = gaussians.log_prob(deviation).sum(1)
+        entropy = gaussians.entropy().mean()
+        self.optimizer.zero_grad()
+        self.fabric.backward(-(advantage * likelihood).mean() - self.config.entropy * entropy)
+        average_gradients(self.policy, self.fabric)
+        self.optimizer.step()
+        return Played(kept, cost, ratio, gain, {"entropy": entropy.detach()})
+
+    @torch.no_grad()
+    def deviations(self, ratio: Tensor) -> Tensor:
+        return self.policy(ratio).mean
+
+    def parts(self) -> dict[str, Stateful]:
+        return {"policy": self.policy, "optimizer": self.optimizer}

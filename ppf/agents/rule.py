@@ -1,0 +1,28 @@
+"""Allocation rules, published and not searched, in the place of an agent."""
+
+from lightning import Fabric
+
+from ppf.agents.base import Agent, Candidates, Objective, Polish, Report
+from ppf.agents.checkpoint import Checkpoint
+from ppf.pruning import Allocation
+from ppf.space import project
+
+
+class Rule(Agent):
+    """The one policy of an allocation rule, wherever it lies."""
+
+    def __init__(self, *, allocation: Allocation, threads: int, polish: Polish | None) -> None:
+        super().__init__(threads=threads, polish=polish)
+        self.allocation = allocation
+
+    def search(
+        self,
+        objective: Objective,
+        fabric: Fabric,
+        report: Report,
+        seed: int,
+        checkpoint: Checkpoint | None = None,
+    ) -> Candidates:
+        ratio = objective.ratios(1)
+        wanted = self.allocation.wanted(objective.evidence, ratio)
+        return objective.candidates(project(objective.space, wanted, ratio))

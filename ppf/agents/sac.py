@@ -1,0 +1,37 @@
+"""Soft actor-critic (arXiv 1801.01290), with a learned temperature (arXiv 1812.05905)."""
+
+from typing import Any
+
+from torch import nn
+from torchrl.objectives import LossModule, SACLoss
+
+from ppf.agents.environment import PruningEnvironment
+from ppf.agents.networks import action_critic, stochastic_actor
+from ppf.agents.offpolicy import OffPolicy
+
+
+class SAC(OffPolicy):
+    """A Gaussian actor that is rewarded for its entropy, against the lower of two critics.
+
+    Args:
+        std: of the actions at the start, before tanh squeezes them into the trust region.
+        temperature: weight of the entropy at the start.
+        entropy: of an action, that the temperature is tuned to, nats.
+        off_policy: see `OffPolicy`.
+    """
+
+    def __init__(
+        self, *, std: float, temperature: float, entropy: float, **off_policy: Any
+    ) -> None:
+        super().__init__(**off_policy)
+        self.std, self.temperature, self.entropy = std, temperature, entropy
+
+    def networks(self, environment: PruningEnvironment) -> tuple[nn.Module, nn.Module, LossModule]:
+        actor = stochastic_actor(environment, self.hidden, self.std)
+        loss = SACLoss(
+            actor,
+            action_critic(environment, self.hidden),
+            alpha_init=self.temperature,
+            target_entropy=self.entropy,
+        )
+        return actor, actor, loss

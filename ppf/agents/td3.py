@@ -1,0 +1,41 @@
+"""Twin delayed DDPG (arXiv 1802.09477)."""
+
+from typing import Any
+
+from torch import nn
+from torchrl.objectives import LossModule, TD3Loss
+
+from ppf.agents.ddpg import noisy
+from ppf.agents.environment import PruningEnvironment
+from ppf.agents.networks import action_critic, deterministic_actor
+from ppf.agents.offpolicy import OffPolicy
+
+
+class TD3(OffPolicy):
+    """DDPG against the lower of two critics, whose targets are smoothed over nearby actions.
+
+    The actor is not delayed: it learns at every step from its slow critics' gradient.
+
+    Args:
+        noise: standard deviation of the noise on the actions played.
+        smoothing: standard deviation of the noise on the targets' actions.
+        smoothing_clip: its largest size.
+        off_policy: see `OffPolicy`.
+    """
+
+    def __init__(
+        self, *, noise: float, smoothing: float, smoothing_clip: float, **off_policy: Any
+    ) -> None:
+        super().__init__(**off_policy)
+        self.noise, self.smoothing, self.smoothing_clip = noise, smoothing, smoothing_clip
+
+    def networks(self, environment: PruningEnvironment) -> tuple[nn.Module, nn.Module, LossModule]:
+        actor = deterministic_actor(environment, self.hidden)
+        loss = TD3Loss(
+            actor,
+            action_critic(environment, self.hidden),
+            action_spec=environment.action_spec_unbatched,
+            policy_noise=self.smoothing,
+            noise_clip=self.smoothing_clip,
+        )
+        return actor, noisy(actor, environment, self.noise), loss

@@ -1,0 +1,56 @@
+"""Transformer over sites."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ppf.predictor.encoders import Encoder
+from ppf.predictor.network import Network
+
+
+class Transformer(Network):
+    """Every row of the features is a token, told apart by a learned embedding of its place.
+
+    Args:
+        width: of a token.
+        heads: of the attention.
+        depth: blocks of attention and a two-layer perceptron, normalised before each (arXiv
+            2002.04745).
+    """
+
+    dense: Float[Tensor, "..."]
+
+    def __init__(self, encoder: Encoder, *, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.register_buffer("dense", encoder.dense)
+        self.features = nn.Linear(encoder.shape[-1], width)
+        self.place = nn.Parameter(0.1 * torch.randn(len(encoder.kinds), width))
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        self.answer = nn.Linear(width, 1)
+
+    def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        tokens = self.features((features - self.dense).flatten(1, -2)) + self.place
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.answer(tokens).sum((1, 2))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * width))
+        self.back = nn.Linear(width, width)
+        self.each = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(
+        self, tokens: Float[Tensor, "batch rows width"]
+    ) -> Float[Tensor, "batch rows width"]:
+        heads = self.mix(tokens).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)
+        query, key, value = heads.unbind(2)
+        # Written out: torch has no fused attention for members evaluated side by side.
+        attention = (query @ key.mT / key.shape[-1] ** 0.5).softmax(-1)
+        tokens = tokens + self.back((attention @ value).transpose(1, 2).flatten(2))
+        return tokens + self.each(tokens)

@@ -1,0 +1,59 @@
+"""The search's budget, and what policies cost by others."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ppf.progress import say
+from ppf.pruning.costs import Cost
+from ppf.space import Space
+from ppf.stages.artefacts import plain, signature
+from ppf.stages.prepare import Prepared
+
+
+def priced(ready: Prepared, budget: DictConfig) -> Space:
+    """The model's space under a budget."""
+    return ready.space.priced(budget.name, prices(ready, budget))
+
+
+def saved(ready: Prepared, budget: DictConfig, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
+    """The share of a cost that policies save; none of what is not there."""
+    price, units = torch.tensor(prices(ready, budget)), ready.space.units
+    return ((units - kept) * price).sum(1).double() / (units * price).sum().clamp_min(1)
+
+
+def prices(ready: Prepared, budget: DictConfig) -> list[int]:
+    """Of one unit, per site; what has to be measured is measured once on a machine."""
+    cost: Cost = instantiate(budget.cost)
+    if not cost.measured:
+        return cost.prices(ready.pruner)
+    name = signature(ready.signatures.labels, plain(budget), _machine(ready))
+    file = Path(ready.cfg.paths.artefacts) / "costs" / f"{name}.json"
+    if ready.fabric.is_global_zero and not file.is_file():
+        say(f"No {budget.name} of this model on this machine yet: measuring it.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".draft")
+        draft.write_text(json.dumps(cost.prices(ready.pruner)), encoding="utf-8")
+        draft.replace(file)
+    ready.fabric.barrier()
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _machine(ready: Prepared) -> dict[str, Any]:
+    device = ready.fabric.device
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "host": platform.node(),
+        "processor": platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+    }

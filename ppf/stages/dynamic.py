@@ -1,0 +1,170 @@
+"""search, mode=dynamic: one agent for every ratio, from a learner and the experts it leads to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.agents import Objective
+from ppf.agents.learner import Learner
+from ppf.agents.ratio_agent import RatioAgent
+from ppf.errors import PPFError
+from ppf.labels.collect import label
+from ppf.labels.table import Labels
+from ppf.progress import Stopwatch, say
+from ppf.search.experts import improve_along
+from ppf.space import uniform
+from ppf.stages.artefacts import plain
+from ppf.stages.collect import label_store
+from ppf.stages.objective import checkpoint_of, objective_of
+from ppf.stages.policy import CONFIG_GROUPS
+from ppf.stages.prepare import Prepared
+from ppf.stages.search import reporter
+from ppf.stages.train import Trained, train
+from ppf.threads import cpu_threads
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What the agent and uniform pruning reach at the ratios asked for, nats per token.
+
+    Args:
+        kept: the agent's policies.
+        predicted: mean and standard deviation, as the agent tells them.
+        measured: on the labelling part.
+    """
+
+    ratios: list[float]
+    kept: Int[Tensor, "ratios sites"]
+    predicted: Float[Tensor, "ratios 2"]
+    measured: Float[Tensor, " ratios"]
+    uniform: Int[Tensor, "ratios sites"]
+    uniform_measured: Float[Tensor, " ratios"]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A dynamic search's result."""
+
+    agent: RatioAgent
+    curve: Curve
+    history: list[dict[str, float]]
+
+
+def dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> Learnt:
+    """Trains `search.rounds` times and measures some experts after each.
+
+    A round trains the learner on random ratios of `dynamic.train`, takes its policies at
+    `dynamic.knots` ratios and improves them on the predictor. A share of them, at other ratios each
+    round, is measured and joins the labels. The last experts, on the last predictor, are the agent.
+
+    Raises:
+        PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
+    """
+    cfg, store = ready.cfg, label_store(ready)
+    learner, (low, high) = _learner(ready), cfg.dynamic.train
+    knots = torch.linspace(low, high, cfg.dynamic.knots, dtype=torch.double)
+    knots = knots.to(ready.fabric.device)
+    history: list[dict[str, float]] = []
+    experts: list[Int[Tensor, "knots sites"]] = []
+    for number in range(cfg.search.rounds):
+        with clock("training the predictor"):
+            trained = train(ready, labels, upstream=not experts)
+        objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high))
+        say(f"Learning ratios {low} to {high}, round {number + 1} of {cfg.search.rounds}.")
+        with clock("learning"), cpu_threads(learner.threads):
+            proposal = _propose(ready, learner, objective, trained, knots, number, history)
+        with clock("improving the experts"), cpu_threads(learner.threads):
+            experts.append(_improve(ready, objective, knots, [proposal, *experts[-1:]]))
+        chosen = experts[-1][number % cfg.dynamic.stride :: cfg.dynamic.stride].cpu()
+        with clock("measuring"):
+            measured = label(store, ready.labeller, chosen, "search")
+        labels = labels.with_rows(chosen, measured.nll, "search")
+    with clock("training the predictor"):
+        trained = train(ready, labels)
+    objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high))
+    with clock("improving the experts"), cpu_threads(learner.threads):
+        last = _improve(ready, objective, knots, experts[::-1])
+    agent = _agent(ready, objective, knots, last)
+    with clock("measuring"):
+        return Learnt(agent, _curve(ready, agent), history)
+
+
+def _learner(ready: Prepared) -> Learner:
+    cfg = ready.cfg
+    learner = instantiate(cfg.agent)
+    if not isinstance(learner, Learner):
+        raise PPFError(
+            f"mode=dynamic needs an agent that learns over ratios, not {type(learner).__name__}:"
+            " give agent=ppo, sac, ddpg, td3 or reinforce."
+        )
+    low, high = cfg.dynamic.train
+    outside = [ratio for ratio in cfg.ratios if not low <= ratio <= high]
+    if not 0 <= low < high < 1 or outside:
+        raise PPFError(
+            f"ratios={outside} lie outside of dynamic.train=[{low},{high}]: widen it, as in"
+            " dynamic.train=[0.02,0.6], or give other ratios."
+        )
+    return learner
+
+
+def _propose(
+    ready: Prepared,
+    learner: Learner,
+    objective: Objective,
+    trained: Trained,
+    knots: Tensor,
+    number: int,
+    history: list[dict[str, float]],
+) -> Int[Tensor, "knots sites"]:
+    """What the trained learner would do at the knots, the same on every rank."""
+    seed = ready.cfg.seed + number
+    checkpoint = checkpoint_of(ready, trained, seed)
+    heard = reporter(ready, history) if ready.fabric.is_global_zero else _unheard
+    training, _ = learner.learn(objective, ready.fabric, heard, seed, checkpoint)
+    return ready.fabric.broadcast(objective.policy(training.deviations(knots), knots))
+
+
+def _unheard(step: int, metrics: object) -> None:
+    """The other ranks' metrics."""
+
+
+def _improve(
+    ready: Prepared, objective: Objective, knots: Tensor, proposals: Sequence[Tensor]
+) -> Int[Tensor, "knots sites"]:
+    generator = torch.Generator(objective.device).manual_seed(ready.cfg.seed)
+    polish, tolerance = instantiate(ready.cfg.dynamic.polish), ready.cfg.dynamic.tolerance
+    stacked = torch.stack(list(proposals))
+    return improve_along(objective, knots, stacked, polish, tolerance, generator)
+
+
+def _agent(
+    ready: Prepared, objective: Objective, knots: Tensor, experts: Int[Tensor, "knots sites"]
+) -> RatioAgent:
+    dense = objective.space.dense[None].to(experts)
+    kept = torch.cat([dense, experts]) if knots[0] > 0 else experts
+    mean, std = objective.predictor.predict(kept)
+    record = {
+        "signatures": vars(ready.signatures),
+        "config": {group: plain(ready.cfg[group]) for group in CONFIG_GROUPS},
+    }
+    return RatioAgent(
+        objective.space,
+        torch.cat([knots.new_zeros(1), knots])[-len(kept) :].cpu(),
+        kept.double().cpu(),
+        mean.cpu(),
+        std.cpu(),
+        record,
+    )
+
+
+def _curve(ready: Prepared, agent: RatioAgent) -> Curve:
+    store, ratios = label_store(ready), list(ready.cfg.ratios)
+    kept = torch.tensor([agent.policy(ratio) for ratio in ratios])
+    even = uniform(agent.space, torch.tensor(ratios, dtype=torch.double))
+    measured = label(store, ready.labeller, torch.cat([kept, even]), "curve").nll
+    predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])
+    return Curve(ratios, kept, predicted, measured[: len(kept)], even, measured[len(kept) :])

@@ -1,0 +1,36 @@
+"""Processes of one run, and jobs of a sweep, share the labelling."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from tests.cli.conftest import Run
+
+TINY = (
+    "model=tiny",
+    "sampler=rough",
+    "text.windows.labelling=2",
+    "text.windows.calibration=8",
+    "text.window=128",
+    "logger=none",
+)
+
+
+@pytest.mark.slow
+def test_two_processes_and_the_jobs_of_a_sweep_label_each_policy_once(
+    run: Run, tmp_path: Path
+) -> None:
+    own = str(tmp_path)
+    run("collect", *TINY, "fabric.devices=2", "labels.count=48", artefacts=own)
+    (folder,) = (tmp_path / "labels").iterdir()
+    assert len(list(folder.glob("*.parquet"))) == 2  # each process has its own
+
+    swept = run("collect", "-m", *TINY, "labels.count=32,64", artefacts=own).stdout
+    assert re.search(r"Reusing \d+ labels", swept)
+    assert re.search(r"\d+ of \d+ policies are labelled already", swept)
+    shards = [parquet.read_table(path) for path in folder.glob("*.parquet")]
+    rows = Counter(tuple(kept) for shard in shards for kept in shard["kept"].to_pylist())
+    assert set(rows.values()) == {1} and len(rows) > 40
