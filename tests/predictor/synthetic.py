@@ -55,8 +55,9 @@ def made_up_labels(
 def predictor_config(*overrides: str) -> dict[str, Any]:
     """The config groups `predictor` and `trainer` as a stage hands them on."""
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(overrides=["+predictor=additive", "+trainer=default", *overrides])
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+        cfg = compose("train", list(overrides))
+    groups = {group: cfg[group] for group in ("predictor", "trainer")}
+    return {group: OmegaConf.to_container(part, resolve=True) for group, part in groups.items()}
 
 
 def fitted_with(
