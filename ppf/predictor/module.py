@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hydra.utils import get_class
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor
 
@@ -91,14 +91,10 @@ class PredictorModule(LightningModule):
         self.centre: list[Tensor] = [torch.zeros(()) for _ in self.ensemble.stacked]
         self.scores = Scores(bands, dense_nll)
 
-    def forward(self, kept: Num[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
-        """Every member's transformed excess; between whole units, if `kept` is real."""
+    def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
+        """Every member's transformed excess."""
         kept = torch.cat([self.dense.to(kept), kept])
-        encode = self.encoder.relaxed if kept.is_floating_point() else self.encoder
-        answers = self.ensemble(encode(kept))
-        if self.residual is not None and self.residual.fitted:
-            answers = answers + self.residual(kept)
-        return answers[:, 1:] - answers[:, :1]
+        return self._above_dense(kept, self.encoder(kept))
 
     @torch.no_grad()
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
@@ -136,7 +132,10 @@ class PredictorModule(LightningModule):
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """`predict`'s mean for widths between whole units too, differentiable in `kept`."""
-        return self.dense_nll + self.knee * torch.sinh(self(kept).mean(0).clamp(max=_LARGEST))
+        kept = torch.cat([self.dense.to(kept), kept])
+        answers = self._above_dense(kept, self.encoder.relaxed(kept))
+        mean = answers.mean(0).clamp(max=_LARGEST)
+        return self.dense_nll + self.knee * torch.sinh(mean)
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
@@ -185,6 +184,13 @@ class PredictorModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return _build(self.optimizer, torch.optim.Optimizer, self.parameters())
+
+    def _above_dense(self, kept: Tensor, features: Tensor) -> Float[Tensor, "members batch"]:
+        """Answers relative to that of the first policy, which is the dense one."""
+        answers = self.ensemble(features)
+        if self.residual is not None and self.residual.fitted:
+            answers = answers + self.residual(kept)
+        return answers[:, 1:] - answers[:, :1]
 
     def _unseen(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """`_summary` of the members that have not been trained on each row."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 
@@ -41,8 +41,8 @@ class KernelRidge(nn.Module):
     def fitted(self) -> bool:
         return self.coefficients.numel() > 0
 
-    def forward(self, kept: Num[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
-        """What to add to each member's answer."""
+    def forward(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
+        """What to add to each member's answer; widths may lie between whole units."""
         return self.coefficients @ self._kernel(self._coordinates(kept), self.length).T
 
     def fit(
@@ -74,13 +74,12 @@ class KernelRidge(nn.Module):
                 self.coefficients, self.length, least = coefficients, length * unit, error
 
     def _coordinates(self, kept: Tensor) -> Float[Tensor, "batch sites"]:
-        """Linear between whole units."""
-        lower = kept.T.long()
-        effects = self.effects.gather(1, lower)
-        if not kept.is_floating_point():
-            return effects.T
-        upper = (lower + 1).clamp(max=self.effects.shape[1] - 1)
-        return effects.lerp(self.effects.gather(1, upper), kept.T - lower).T
+        below = kept.T.long()
+        coordinates = self.effects.gather(1, below)
+        if kept.is_floating_point():
+            above = self.effects.gather(1, (below + 1).clamp(max=self.effects.shape[1] - 1))
+            coordinates = coordinates + (kept.T - below).to(above) * (above - coordinates)
+        return coordinates.T
 
     def _kernel(self, coordinates: Tensor, length: Tensor) -> Float[Tensor, "batch rows"]:
         return torch.exp(-torch.cdist(coordinates, self.points).square() / (2 * length**2))

@@ -82,8 +82,9 @@ def _load(folder: Path, fabric: Fabric) -> Fitted:
 
 
 def _signature(ready: Prepared, labels: Labels) -> str:
-    cfg = ready.cfg
-    policies = signature(labels.kept.tolist())
-    return signature(
-        ready.signatures.labels, policies, plain(cfg.predictor), plain(cfg.trainer), cfg.seed
-    )
+    cfg, predictor = ready.cfg, plain(ready.cfg.predictor)
+    if predictor["init_from"]:  # counts by its content
+        state = load_predictor(predictor["init_from"]).state_dict()
+        predictor["init_from"] = [value.tolist() for value in state.values()]
+    policies = signature(labels.kept.tolist(), labels.proposed.tolist())
+    return signature(ready.signatures.labels, policies, predictor, plain(cfg.trainer), cfg.seed)

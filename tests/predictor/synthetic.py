@@ -55,11 +55,9 @@ def made_up_labels(
 def predictor_config(*overrides: str) -> dict[str, Any]:
     """The config groups `predictor` and `trainer` as a stage hands them on."""
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        needed = ["+predictor=additive", "+trainer=default", "+labels.catastrophic=4.0"]
-        cfg = compose(overrides=[*needed, *overrides])
-    return {
-        name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("predictor", "trainer")
-    }
+        cfg = compose("train", list(overrides))
+    groups = {group: cfg[group] for group in ("predictor", "trainer")}
+    return {group: OmegaConf.to_container(part, resolve=True) for group, part in groups.items()}
 
 
 def fitted_with(

@@ -72,3 +72,16 @@ def test_another_network_is_no_start(
     fitted_with(labels, space, errors, tmp_path, "predictor=ridge", "predictor.max_epochs=1")
     with pytest.raises(PPFError, match="init_from has another network or space"):
         fitted_with(labels, space, errors, tmp_path, start)
+
+
+def test_relaxed_widths_agree_with_whole_ones(
+    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+) -> None:
+    predictor = fitted_with(
+        labels, space, errors, tmp_path, "predictor=residual", "predictor.max_epochs=3"
+    ).predictor
+    kept = labels.kept[100:104].double().requires_grad_()
+    relaxed = predictor.relaxed(kept)
+    assert torch.allclose(relaxed, predictor.predict(labels.kept[100:104]).mean, atol=1e-4)
+    relaxed.sum().backward()
+    assert kept.grad is not None and kept.grad.isfinite().all() and kept.grad.any()

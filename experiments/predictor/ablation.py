@@ -1,0 +1,112 @@
+"""Search with the predictor against evolution on real evaluations, at equal labels and equal time.
+
+    python experiments/predictor/ablation.py [--ratios 0.3] [--seeds 0] [HYDRA OVERRIDES]
+
+Both start from uniform pruning under the same order, compensation and labelling text. The time of
+a label is the one that its making took, whenever that was; fitting and searching are timed here,
+so start with artefacts that hold no predictors.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from lightning import Fabric
+from pyarrow import parquet
+from setting import configured
+from torch import Tensor
+
+from ppf.agents import Agent
+from ppf.evaluation.perplexity import mean_nll
+from ppf.labels.collect import label
+from ppf.labels.table import Labels
+from ppf.progress import Stopwatch
+from ppf.stages.collect import collect, label_store
+from ppf.stages.objective import objective_of
+from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.search import search
+
+sys.path.append(str(Path(__file__).parents[1] / "search"))
+from evolution import evolve  # noqa: E402
+
+FILE = Path(__file__).with_name("ablation.json")
+REAL = {"children": 8, "exchanges": 3, "step": 2}  # of the evolution on real evaluations
+
+
+def label_seconds(ready: Prepared, kept: Tensor) -> float:
+    """What the labels of policies took to make."""
+    rows = parquet.read_table(label_store(ready).folder).to_pylist()
+    seconds = {tuple(row["kept"]): row["seconds"] for row in rows}
+    return sum(seconds[policy] for policy in set(map(tuple, kept.tolist())))
+
+
+def compared(ready: Prepared, labels: Labels) -> Iterator[dict[str, object]]:
+    """The predictor's search, then evolution on real evaluations with as many labels, and as long.
+
+    Its labels are those that the predictor is fitted to and those that its rounds measured.
+    """
+    clock = Stopwatch()
+    found = search(ready, labels, clock)
+    used = torch.cat([labels.kept, found.measured.kept.cpu()]).unique(dim=0)
+    computing = (
+        clock.seconds["training the predictor"] + clock.seconds["searching on the predictor"]
+    )
+    labelling = label_seconds(ready, used)
+    yield {"method": "predictor", "labels": len(used), "seconds": computing + labelling} | result(
+        ready, found.kept, float(found.measured.measured[found.measured.best])
+    )
+    agent: Agent = instantiate(ready.cfg.agent)
+    objective = objective_of(ready, found.trained, ready.cfg.ratio, agent)
+    objective = replace(objective, trust_region=1.0)
+    each = label_seconds(ready, found.measured.kept.cpu()) / len(found.measured.kept)
+    evaluations = {"labels": len(used), "time": round((computing + labelling) / each)}
+    for equal, count in evaluations.items():
+        asked: list[Tensor] = []
+
+        def measure(kept: Tensor, asked: list[Tensor] = asked) -> Tensor:
+            asked.append(kept)
+            return label(label_store(ready), ready.labeller, kept, "real search").nll
+
+        kept, nll = evolve(objective, measure, evaluations=count, seed=ready.cfg.seed, **REAL)
+        policies = torch.cat(asked).unique(dim=0)
+        spent = {"labels": len(policies), "seconds": label_seconds(ready, policies)}
+        yield {"method": f"real evaluations, equal {equal}", **spent} | result(ready, kept, nll)
+
+
+def result(ready: Prepared, kept: list[int], nll: float) -> dict[str, object]:
+    """A policy's loss on the labelling and on the test part, nats per token."""
+    windows = ready.text.tokens("test", ready.lm.tokenizer)
+    with ready.pruner.at(kept) as model:
+        test = mean_nll(model, windows, batch=ready.cfg.labels.batch)
+    return {"labelling_nll": nll, "test_nll": test}
+
+
+def main() -> None:
+    """Writes ablation.json after each ratio and seed; rows that it has are skipped."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ratios", default="0.3")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--results", type=Path, default=FILE)
+    options, overrides = parser.parse_known_args()
+    rows = json.loads(options.results.read_text()) if options.results.is_file() else []
+    done = {(row["ratio"], row["seed"]) for row in rows}
+    ready = prepare(configured(*overrides), Fabric(accelerator="cpu", devices=1))
+    for seed in map(int, options.seeds.split(",")):
+        for ratio in map(float, options.ratios.split(",")):
+            if (ratio, seed) in done:
+                continue
+            given = configured(*overrides, f"ratio={ratio}", f"seed={seed}")
+            here = replace(ready, cfg=given)
+            for row in compared(here, collect(here)):
+                rows.append({"ratio": ratio, "seed": seed, **row})
+                print(rows[-1])
+            options.results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Predictors × numbers of labels, on policies drawn at random and on proposals of searches.
+
+    python experiments/predictor/run.py [--predictors additive,cnn] [--labels 128,256] [OVERRIDES]
+
+Both held-out sets are labelled once and shared by all rows. The random one comes from the sampler
+under another seed. The proposals are what an evolution finds, at ratios and seeds of its own, on
+predictors that were fitted to the first labels: no predictor of the table was trained on them.
+Labels and predictors are found again by their signatures, and rows that results.json has are
+skipped.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from lightning import Fabric
+from omegaconf import DictConfig
+from setting import configured
+
+from ppf.labels.collect import draw, label
+from ppf.labels.table import Labels
+from ppf.predictor.module import PredictorModule
+from ppf.predictor.scores import Scores
+from ppf.progress import say
+from ppf.search import run_search
+from ppf.stages.collect import collect, label_store
+from ppf.stages.objective import objective_of
+from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.train import train
+
+FILE = Path(__file__).with_name("results.json")
+PREDICTORS = ("residual", "additive", "ridge", "mlp", "cnn", "transformer")
+LABELS = (128, 256, 512, 1024, 2048)
+RANDOM = 256  # policies of the random set
+RATIOS = (0.06, 0.1, 0.14, 0.18, 0.22, 0.27, 0.33, 0.37, 0.42, 0.47, 0.52, 0.57)  # of the proposals
+SEEDS = (101, 102)
+EACH = 4  # proposals of a ratio and seed
+FITTED_TO = 256  # labels of the predictor whose proposals they are
+SCORES = ("kendall", "spearman", "mae", "median", "nmse", "coverage", "regret")
+FIRST_SEED = 1  # of the random set
+
+
+def random_set(ready: Prepared) -> Labels:
+    """Policies of the sampler that no predictor was trained on."""
+    cfg = ready.cfg
+    kept = draw(ready, instantiate(cfg.sampler), RANDOM, cfg.seed + FIRST_SEED)
+    return label(label_store(ready), ready.labeller, kept, "random set")
+
+
+def proposals(ready: Prepared, labels: Labels) -> Labels:
+    """What searches propose at ratios and seeds of their own."""
+    found = []
+    for seed in SEEDS:
+        cfg = ready.cfg.copy()
+        cfg.seed = seed
+        trained = train(replace(ready, cfg=cfg), first(labels, FITTED_TO))
+        agent = instantiate(cfg.agent)
+        for ratio in RATIOS:
+            objective = objective_of(ready, trained, ratio, agent)
+            best = run_search(agent, objective, ready.fabric, EACH, lambda *_: None, seed)
+            found.append(best.kept.cpu())
+    kept = torch.cat(found).unique(dim=0)
+    return label(label_store(ready), ready.labeller, kept, "proposals")
+
+
+def first(labels: Labels, count: int) -> Labels:
+    """The first rows, the dense policy's among them."""
+    return Labels(labels.kept[:count], labels.nll[:count], labels.source[:count])
+
+
+def unseen(held_out: Labels, labels: Labels) -> Labels:
+    """The rows that are finite and not among the labels."""
+    known = set(map(tuple, labels.kept.tolist()))
+    rows = [
+        i
+        for i, (kept, nll) in enumerate(zip(held_out.kept.tolist(), held_out.nll, strict=True))
+        if tuple(kept) not in known and nll.isfinite()
+    ]
+    return Labels(held_out.kept[rows], held_out.nll[rows], [held_out.source[i] for i in rows])
+
+
+def scored(
+    predictor: PredictorModule, ready: Prepared, held_out: Labels
+) -> Iterator[dict[str, object]]:
+    """One row for all policies, and one for each ratio band."""
+    bands = ready.cfg.predictor.bands
+    scores = Scores(bands, predictor.dense_nll)
+    ratio = ready.space.ratio(held_out.kept)
+    scores.update(predictor.predict(held_out.kept), held_out.nll.float(), ratio.float())
+    values = {name: round(float(value), 5) for name, value in scores.compute().items()}
+    edges = [f"{low * 100:.0f}_{high * 100:.0f}" for low, high in pairwise(bands)]
+    for band in ("all", *edges):
+        suffix = "" if band == "all" else f"_{band}"
+        yield {"band": band, **{name: values.get(name + suffix) for name in SCORES}}
+
+
+def rows_of(
+    cfg: DictConfig, name: str, ready: Prepared, labels: Labels, sets: dict[str, Labels]
+) -> Iterator[dict[str, object]]:
+    """All rows of one predictor and number of labels."""
+    predictor = train(replace(ready, cfg=cfg), labels).fitted.predictor
+    for held_out, policies in sets.items():
+        for row in scored(predictor, ready, unseen(policies, labels)):
+            yield {"predictor": name, "labels": len(labels), "set": held_out, **row}
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: over all bands, and the worst band's Kendall."""
+    lines = ["| predictor | labels | set | Kendall | worst band | median | nmse | 90 % covers |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for row in (r for r in rows if r["band"] == "all"):
+        key = [row[k] for k in ("predictor", "labels", "set")]
+        same = [r for r in rows if [r[k] for k in ("predictor", "labels", "set")] == key]
+        worst = min(r["kendall"] for r in same if r["kendall"] is not None)
+        cells = [row["kendall"], worst, row["median"], row["nmse"], row["coverage"]]
+        numbers = ["" if cell is None else f"{cell:.4f}" for cell in cells]
+        lines.append("| " + " | ".join([*map(str, key), *numbers]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Scores what is missing, writes results.json after each predictor and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--predictors", default=",".join(PREDICTORS))
+    parser.add_argument("--labels", default=",".join(map(str, LABELS)))
+    parser.add_argument("--results", type=Path, default=FILE)
+    options, overrides = parser.parse_known_args()
+    counts = [int(count) for count in options.labels.split(",")]
+
+    cfg = configured(f"labels.count={max(counts)}", "agent=evolution", *overrides)
+    ready = prepare(cfg, Fabric(accelerator="cpu", devices=1))
+    labels = collect(ready)
+    sets = {"random": random_set(ready), "proposals": proposals(ready, labels)}
+
+    rows = json.loads(options.results.read_text()) if options.results.is_file() else []
+    done = {(row["predictor"], row["labels"]) for row in rows}
+    for name in options.predictors.split(","):
+        chosen = configured(f"predictor={name}", f"labels.count={max(counts)}", *overrides)
+        for count in counts:
+            some = first(labels, count)
+            if (name, len(some)) in done:
+                continue
+            say(f"{name} on {len(some)} labels.")
+            rows += rows_of(chosen, name, ready, some, sets)
+            done.add((name, len(some)))
+            options.results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
