@@ -28,7 +28,7 @@ def agrees(verified: Verification, share: float, tolerance: float) -> bool:
     """Whether the predictor is right where the search looked.
 
     Args:
-        share: of the measured policies whose 90 % interval must hold; uniform and rules do not count.
+        share: of the proposed policies whose 90 % interval must hold.
         tolerance: largest error of the best measured policy's prediction, nats per token.
     """
     error = (verified.mean - verified.measured).abs()
