@@ -1,5 +1,6 @@
 """What every stage that touches the model needs: model, text, space, order, bank."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +121,6 @@ def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> Pre
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Writes a file that is either whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
+    draft = path.with_suffix(f".{os.getpid()}.draft")  # ranks may write the same at once
     save_file(tensors, draft)
     draft.replace(path)
