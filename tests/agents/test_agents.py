@@ -6,10 +6,10 @@ import torch
 from ppf.agents import Agent, Objective
 from ppf.pruning.allocation import ObsGlobal
 from ppf.space import project
-from tests.agents.synthetic import Log, agent, one_process, quadratic
+from tests.agents.synthetic import Log, agent, layered, one_process, quadratic
 
 EVALUATIONS = 4096
-OFF_POLICY = {"episodes": 64, "iterations": 16, "warmup": 4, "updates": 48}
+OFF_POLICY = {"episodes": 16, "iterations": 5, "warmup": 2, "updates": 4}
 SMALL = {
     "ppo": {"episodes": 128, "iterations": 30},
     "sac": OFF_POLICY,
@@ -23,7 +23,14 @@ SMALL = {
     "uniform": {},
 }
 RULES = ["uniform"]
-LEARNERS = ["ppo", "sac", "ddpg", "td3", "reinforce"]
+TRAINED = {"episodes": 64, "iterations": 24, "warmup": 4, "updates": 48, "batch": 128}
+LEARNERS = {
+    "ppo": {"episodes": 64, "iterations": 20},
+    "sac": TRAINED,
+    "ddpg": TRAINED,
+    "td3": TRAINED,
+    "reinforce": SMALL["reinforce"],
+}
 
 
 def small(name: str) -> Agent:
@@ -94,7 +101,7 @@ def test_reports_its_curves(name: str, curves: set[str]) -> None:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_learns_and_not_only_remembers(name: str) -> None:
     log = Log()
-    small(name).search(quadratic(), one_process(), log, 0)
+    agent(name, **LEARNERS[name]).search(quadratic(layered(4)), one_process(), log, 0)
     assert log[-1][1]["reward"] > 0.2 > log[0][1]["reward"]
 
 
@@ -112,11 +119,9 @@ def test_learns_many_ratios_at_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_training_stops_early(name: str) -> None:
-    log = Log()
-    agent(name, **SMALL[name] | {"iterations": 50, "patience": 0, "report_every": 1}).search(
-        quadratic(), one_process(), log, 0
-    )
-    assert len(log) < 50
+    log, hurried = Log(), {"iterations": 100, "patience": 0, "report_every": 1}
+    agent(name, **SMALL[name] | hurried).search(quadratic(layered(2)), one_process(), log, 0)
+    assert len(log) < 100
     rewards = [metrics["reward"] for _, metrics in log]
     assert rewards[-1] <= max(rewards[:-1])
 
