@@ -39,7 +39,8 @@ def resident_model(overrides: list[str]) -> DynamicModel:
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("collect", ["compensation=bias", "space=width", run, *overrides])
     ready = prepare(cfg, Fabric(accelerator="cpu", devices=1))
-    return DynamicModel(ready.pruner, UniformPolicies(ready.space), window=ready.text.window)
+    policies = UniformPolicies(ready.space)
+    return DynamicModel(ready.pruner, policies, ratios=RATIOS, window=ready.text.window)
 
 
 def tensor_bytes() -> int:

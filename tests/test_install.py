@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 pytestmark = pytest.mark.slow
-STAGES = ("collect", "train", "search", "prune", "evaluate")
+STAGES = ("collect", "train", "search", "prune", "evaluate", "serve")
 
 
 def run(*command: str | Path, cwd: Path) -> str:

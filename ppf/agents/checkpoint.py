@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning import Fabric
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """Modules, optimizers, schedules, buffers."""
 

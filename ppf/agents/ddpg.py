@@ -8,7 +8,7 @@ from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import DDPGLoss, LossModule
 
 from ppf.agents.environment import PruningEnvironment
-from ppf.agents.networks import critic, deterministic_actor
+from ppf.agents.networks import action_critic, deterministic_actor
 from ppf.agents.offpolicy import OffPolicy
 
 
@@ -26,7 +26,7 @@ class DDPG(OffPolicy):
 
     def networks(self, environment: PruningEnvironment) -> tuple[nn.Module, nn.Module, LossModule]:
         actor = deterministic_actor(environment, self.hidden)
-        value = critic(environment, self.hidden, ["observation", "action"])
+        value = action_critic(environment, self.hidden)
         return actor, noisy(actor, environment, self.noise), DDPGLoss(actor, value)
 
 

@@ -1,7 +1,5 @@
 """Networks of the agents that decide site by site."""
 
-from collections.abc import Sequence
-
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -50,26 +48,32 @@ def stochastic_actor(
 
 def deterministic_actor(environment: PruningEnvironment, hidden: int) -> TensorDictModule:
     """One action for each observation."""
-    body = nn.Sequential(layers(observed(environment), 1, hidden), nn.Tanh())
+    body = nn.Sequential(layers(observed(environment), 1, hidden), nn.Softsign())
     actor = TensorDictModule(body, in_keys=["observation"], out_keys=["action"])
     return actor.to(environment.device)
 
 
-class _Joined(nn.Module):
-    """A network on several inputs side by side."""
+class _ActionValue(nn.Module):
+    """Reads observation, action and their product: which site it is decides what an action does."""
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    def __init__(self, observed: int, hidden: int) -> None:
         super().__init__()
-        self.body = layers(inputs, 1, hidden)
+        self.body = layers(2 * observed + 1, 1, hidden)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.body(torch.cat(inputs, -1))
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return self.body(torch.cat([observation, action, observation * action], -1))
 
 
-def critic(environment: PruningEnvironment, hidden: int, keys: Sequence[str]) -> ValueOperator:
-    """The gain to come, as seen from an "observation", or from it and the "action" taken."""
-    inputs = observed(environment) + ("action" in keys)
-    return ValueOperator(_Joined(inputs, hidden), in_keys=list(keys)).to(environment.device)
+def state_critic(environment: PruningEnvironment, hidden: int) -> ValueOperator:
+    """The gain to come, as seen from an observation."""
+    body = layers(observed(environment), 1, hidden)
+    return ValueOperator(body, in_keys=["observation"]).to(environment.device)
+
+
+def action_critic(environment: PruningEnvironment, hidden: int) -> ValueOperator:
+    """The gain to come after an action."""
+    body = _ActionValue(observed(environment), hidden)
+    return ValueOperator(body, in_keys=["observation", "action"]).to(environment.device)
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ class OffPolicy(Learner):
             polish=polish,
         )
         self.episodes, self.updates, self.batch, self.memory = episodes, updates, batch, memory
-        self.warmup, self.lookahead, self.lr, self.tau = lookahead, lr, tau
+        self.warmup, self.lookahead, self.lr, self.tau = warmup, lookahead, lr, tau
         self.grad_norm, self.hidden = grad_norm, hidden
 
     def begin(self, objective: Objective, fabric: Fabric) -> Training:

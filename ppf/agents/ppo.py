@@ -13,7 +13,7 @@ from ppf.agents.base import Objective, Polish, share
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Played, Training, average_gradients
-from ppf.agents.networks import critic, intended, play, stochastic_actor
+from ppf.agents.networks import intended, play, state_critic, stochastic_actor
 
 
 class PPO(Learner):
@@ -77,7 +77,7 @@ class _Training(Training):
         episodes = share(config.episodes, "episodes", fabric)
         self.environment = PruningEnvironment(objective, episodes, objective.interval)
         self.actor = stochastic_actor(self.environment, config.hidden, config.std)
-        value = critic(self.environment, config.hidden, ["observation"])
+        value = state_critic(self.environment, config.hidden)
         self.loss = ClipPPOLoss(
             self.actor,
             value,

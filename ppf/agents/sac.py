@@ -6,7 +6,7 @@ from torch import nn
 from torchrl.objectives import LossModule, SACLoss
 
 from ppf.agents.environment import PruningEnvironment
-from ppf.agents.networks import critic, stochastic_actor
+from ppf.agents.networks import action_critic, stochastic_actor
 from ppf.agents.offpolicy import OffPolicy
 
 
@@ -30,7 +30,7 @@ class SAC(OffPolicy):
         actor = stochastic_actor(environment, self.hidden, self.std)
         loss = SACLoss(
             actor,
-            critic(environment, self.hidden, ["observation", "action"]),
+            action_critic(environment, self.hidden),
             alpha_init=self.temperature,
             target_entropy=self.entropy,
         )

@@ -7,7 +7,7 @@ from torchrl.objectives import LossModule, TD3Loss
 
 from ppf.agents.ddpg import noisy
 from ppf.agents.environment import PruningEnvironment
-from ppf.agents.networks import critic, deterministic_actor
+from ppf.agents.networks import action_critic, deterministic_actor
 from ppf.agents.offpolicy import OffPolicy
 
 
@@ -33,7 +33,7 @@ class TD3(OffPolicy):
         actor = deterministic_actor(environment, self.hidden)
         loss = TD3Loss(
             actor,
-            critic(environment, self.hidden, ["observation", "action"]),
+            action_critic(environment, self.hidden),
             action_spec=environment.action_spec_unbatched,
             policy_noise=self.smoothing,
             noise_clip=self.smoothing_clip,

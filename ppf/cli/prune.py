@@ -1,4 +1,4 @@
-"""ppf-prune: writes a policy's model as a Hugging Face folder."""
+"""ppf-prune: writes a policy's model, for transformers or llama.cpp."""
 
 from lightning import Fabric
 from omegaconf import DictConfig
@@ -12,9 +12,10 @@ from ppf.stages.prune import prune
 
 @command("prune")
 def main(cfg: DictConfig, fabric: Fabric) -> None:
-    """Writes `cfg.out`."""
-    folder = prune(cfg, fabric, read_policy(cfg.policy))
-    say(f"{weight_bytes(folder) / 2**20:.1f} MiB of weights in {folder}")
+    """Writes into the folder `cfg.out`."""
+    path = prune(cfg, fabric, read_policy(cfg.policy))
+    size = weight_bytes(path) if path.is_dir() else path.stat().st_size
+    say(f"{size / 2**20:.1f} MiB of weights in {path}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ _MODELING = Path(__file__).with_name("modeling_pruned.py")
 _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
 
 
-def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> None:
+def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
     """Writes the model under its present policy, with config, code, tokenizer and model card.
 
     `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it, without this
@@ -35,6 +35,9 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
 
     Args:
         policy: the contents of policy.json.
+
+    Returns:
+        The folder.
     """
     model = pruner.lm.model
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +48,7 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
     _write_code(folder, family=type(model).__name__)
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(pruner, policy), encoding="utf-8")
+    return folder
 
 
 def pruned_config(pruner: LivePruner) -> PreTrainedConfig:

@@ -1,6 +1,6 @@
 """The dense model, resident once, at whatever pruning ratio is asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -42,12 +42,15 @@ class DynamicModel:
 
     Attributes:
         policies: who answers a ratio with a policy.
+        ratios: ascending ratios to offer; an agent answers those between them too.
         window: tokens that `perplexity` looks at together, unless told.
     """
 
-    def __init__(self, pruner: LivePruner, policies: Policies, *, window: int) -> None:
+    def __init__(
+        self, pruner: LivePruner, policies: Policies, *, ratios: Sequence[float], window: int
+    ) -> None:
         self.pruner, self.lm, self.space = pruner, pruner.lm, pruner.space
-        self.policies, self.window = policies, window
+        self.policies, self.ratios, self.window = policies, ratios, window
         self._lock, self._running = RLock(), False
         name = uuid4().hex
         CacheGuard(self.lm.model, lambda: (name, *pruner.kept))
@@ -72,8 +75,8 @@ class DynamicModel:
     @classmethod
     def from_config(cls, cfg: DictConfig, fabric: Fabric) -> "DynamicModel":
         """The same, from a composed config and a started Fabric."""
-        ready, policies = read_search(cfg, fabric)
-        return cls(ready.pruner, policies, window=ready.text.window)
+        ready, (policies, ratios) = read_search(cfg, fabric)
+        return cls(ready.pruner, policies, ratios=ratios, window=ready.text.window)
 
     @property
     def ratio(self) -> float:

@@ -1,5 +1,6 @@
 """What a search run's folder holds: policy.json of a static search, agent.json of a dynamic one."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
+import ppf
 from ppf.errors import PPFError
 from ppf.runtime.memory import within
 from ppf.runtime.policies import FoundPolicy, Policies
@@ -15,27 +17,40 @@ from ppf.space import Space
 from ppf.stages.policy import check_signature, policy_config, read_policy
 from ppf.stages.prepare import Prepared, prepare
 
+Answers = tuple[Policies, list[float]]
+"""Who answers ratios, and the ratios to offer."""
 
-def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[Prepared, Policies]:
+
+def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[Prepared, Answers]:
     """The model of the search in `cfg.search`, dense, and who answers ratios for it.
 
     Raises:
         PPFError: there is no search, or the model is not that of the search any more.
     """
     folder = Path(cfg.search)
+    if (folder / "agent.json").is_file():
+        agent = ppf.load_agent(folder)
+        highest = round(100 * agent.record["ratios"][1])
+        ready = _model(cfg, fabric, agent.record)
+        return ready, (agent, [percent / 100 for percent in range(highest + 1)])
     if not (folder / "policy.json").is_file():
         raise PPFError(
-            f"search={folder} holds no policy.json: give the folder of a run of search.py."
+            f"search={folder} holds neither agent.json nor policy.json:"
+            " give the folder of a run of search.py."
         )
     record = read_policy(str(folder / "policy.json"))
-    config = policy_config(record, cfg)
-    check_signature(record, config)
+    ready = _model(cfg, fabric, record)
+    return ready, (_found(record, ready.space), [0.0, record["ratio"]["asked"]])
+
+
+def _model(cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any]) -> Prepared:
+    config = policy_config(dict(record), cfg)
+    check_signature(dict(record), config)
     choose = partial(within, cfg.bank.max_gib, instantiate(config.compensation))
-    ready = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
-    return ready, _policies(record, ready.space)
+    return prepare(config, fabric, dtype=cfg.dtype, choose=choose)
 
 
-def _policies(record: dict[str, Any], space: Space) -> Policies:
+def _found(record: Mapping[str, Any], space: Space) -> FoundPolicy:
     predicted = record["predicted"]
     prediction = (predicted["nll"], predicted["std"])
     return FoundPolicy(record["ratio"]["asked"], space.policy(record["kept"]), prediction)

@@ -28,12 +28,12 @@ def agrees(verified: Verification, share: float, tolerance: float) -> bool:
     """Whether the predictor is right where the search looked.
 
     Args:
-        share: of the measured policies whose 90 % interval must hold; uniform does not count.
+        share: of the proposed policies whose 90 % interval must hold.
         tolerance: largest error of the best measured policy's prediction, nats per token.
     """
     error = (verified.mean - verified.measured).abs()
-    held = error <= NOMINAL * verified.std
-    return bool(held[1:].float().mean() >= share and error[verified.best] <= tolerance)
+    held = (error <= NOMINAL * verified.std)[verified.proposed]
+    return bool(held.float().mean() >= share and error[verified.best] <= tolerance)
 
 
 def _new(

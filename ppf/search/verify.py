@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppf.agents import Candidates, Objective
@@ -41,6 +41,11 @@ class Verification:
     def best(self) -> int:
         """The row that measured best."""
         return int(self.measured.nan_to_num(torch.inf).argmin())
+
+    @property
+    def proposed(self) -> Bool[Tensor, " n"]:
+        """Which policies a search proposed."""
+        return torch.tensor([name == CANDIDATE for name in self.names])
 
     @classmethod
     def merge(cls, rounds: Sequence["Verification"]) -> "Verification":

@@ -34,6 +34,9 @@ from ppf.stages.artefacts import model_identity, plain, signature, text_identity
 Choose = Callable[[LanguageModel, Space], Compensation]
 
 
+_TRAITS_STRIDE = 4  # of calibration windows: layers' traits are means over far fewer numbers
+
+
 @dataclass(frozen=True)
 class Signatures:
     """Names of the artefacts of one config."""
@@ -74,7 +77,7 @@ class Prepared:
         folder = Path(self.cfg.paths.artefacts) / "traits"
         file = folder / f"{self.signatures.statistics}.safetensors"
         if not file.is_file():
-            windows = self.text.tokens("calibration", self.lm.tokenizer)
+            windows = self.text.tokens("calibration", self.lm.tokenizer)[::_TRAITS_STRIDE]
             with self.pruner.at(self.space.dense.tolist()):
                 write_tensors(file, collect_traits(self.lm, windows).tensors())
         return Evidence(self.space, self.bank.errors, Traits.from_tensors(load_file(file)))

@@ -1,4 +1,4 @@
-"""prune: a policy becomes a Hugging Face folder with really smaller tensors."""
+"""prune: a policy becomes a model on disk with really smaller tensors."""
 
 from math import exp, nan
 from pathlib import Path
@@ -9,7 +9,6 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.evaluation.perplexity import mean_nll
-from ppf.export.huggingface import export_folder
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.sequential import refit_sequentially
@@ -18,7 +17,10 @@ from ppf.stages.prepare import Prepared, prepare
 
 
 def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
-    """Exports the policy's model to `cfg.out`; with `cfg.sequential` its consumers are refitted."""
+    """Exports the policy's model to the folder `cfg.out`; returns what `cfg.export` wrote.
+
+    With `cfg.sequential` its consumers are refitted first.
+    """
     ready = apply_policy(cfg, fabric, record)
     before = _labelling_nll(ready) if cfg.sequential else nan
     if cfg.sequential and refit(ready):
@@ -28,9 +30,7 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
             f" {exp(after):.2f} after (measured)."
         )
         record = record | {"sequential": {"measured": {"nll_before": before, "nll": after}}}
-    folder = Path(cfg.out)
-    export_folder(ready.pruner, folder, record)
-    return folder
+    return instantiate(cfg.export, _partial_=True)(ready.pruner, Path(cfg.out), record)
 
 
 def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Prepared:

@@ -44,7 +44,7 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
     """Searches in rounds until predicted and measured agree, at most `search.rounds` times.
 
     What a round measures joins the labels that the next predictor is fitted to; at most
-    `search.label_budget` policies are measured in all, beside the uniform one.
+    `search.label_budget` policies are measured in all, beside those of uniform pruning and rules.
 
     Args:
         labels: of the sampler's policies, the dense one's first.
@@ -82,8 +82,8 @@ def _measure(ready: Prepared, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n
 
 
 def _spent(rounds: Sequence[Verification]) -> int:
-    """Policies that the rounds measured, beside the uniform one."""
-    return sum(len(verified.kept) - 1 for verified in rounds)
+    """Policies that the rounds proposed and measured."""
+    return sum(int(verified.proposed.sum()) for verified in rounds)
 
 
 def _done(ready: Prepared, rounds: Sequence[Verification]) -> bool:

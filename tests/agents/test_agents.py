@@ -1,16 +1,29 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ppf.agents import Agent, Objective
+from ppf.pruning.allocation import ObsGlobal
+from ppf.space import project
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 
 EVALUATIONS = 4096
+OFF_POLICY = {"episodes": 64, "iterations": 16, "warmup": 4, "updates": 48}
 SMALL = {
     "ppo": {"episodes": 128, "iterations": 30},
+    "sac": OFF_POLICY,
+    "ddpg": OFF_POLICY,
+    "td3": OFF_POLICY,
+    "reinforce": {"samples": 64, "iterations": 60},
+    "gradient": {"descents": 16, "iterations": 40},
     "evolution": {"generations": 32, "children": 128, "population": 32},
+    "cmaes": {"generations": 60, "children": 32},
     "random": {"evaluations": EVALUATIONS, "batch": 512},
     "uniform": {},
 }
+RULES = ["uniform"]
+LEARNERS = ["ppo", "sac", "ddpg", "td3", "reinforce"]
 
 
 def small(name: str) -> Agent:
@@ -25,7 +38,7 @@ def best(name: str, objective: Objective, seed: int = 0) -> float:
     return (found.cost[0].item() - floor) / gap
 
 
-@pytest.mark.parametrize("name", ["ppo", "evolution"])
+@pytest.mark.parametrize("name", ["ppo", "reinforce", "gradient", "evolution", "cmaes"])
 def test_beats_uniform_and_random_at_equal_evaluations(name: str) -> None:
     random, searched = quadratic(), quadratic()
     floor, gap = best("random", random), best(name, searched)
@@ -43,7 +56,7 @@ def test_uniform_proposes_uniform_only() -> None:
 def test_the_same_seed_finds_the_same_policies(name: str) -> None:
     runs = [small(name).search(quadratic(), one_process(), Log(), seed) for seed in (3, 3, 4)]
     assert torch.equal(runs[0].kept, runs[1].kept) and torch.equal(runs[0].cost, runs[1].cost)
-    assert name == "uniform" or not torch.equal(runs[0].kept, runs[2].kept)
+    assert name in RULES or not torch.equal(runs[0].kept, runs[2].kept)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -62,6 +75,8 @@ def test_candidates_are_distinct_sorted_and_on_budget(name: str, ratio: float) -
     ("name", "curves"),
     [
         ("ppo", {"reward", "entropy", "predicted_best", "predicted_mean", "spread"}),
+        ("sac", {"reward", "entropy", "alpha", "violation", "perplexity_30_45"}),
+        ("reinforce", {"reward", "entropy", "violation"}),
         ("evolution", {"diversity", "predicted_best", "predicted_mean", "spread"}),
         ("random", {"predicted_best", "predicted_mean", "spread"}),
     ],
@@ -73,9 +88,49 @@ def test_reports_its_curves(name: str, curves: set[str]) -> None:
     assert len(steps) > 3 and steps == sorted(set(steps))
     assert curves <= set(log[0][1])
     assert log[-1][1]["predicted_best"] <= log[0][1]["predicted_best"]
+    assert all(metrics["violation"] == 0 for _, metrics in log)
 
 
-def test_ppo_learns_and_not_only_remembers() -> None:
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learns_and_not_only_remembers(name: str) -> None:
     log = Log()
-    small("ppo").search(quadratic(), one_process(), log, 0)
-    assert log[0][1]["reward"] < 0.1 * log[-1][1]["reward"]
+    small(name).search(quadratic(), one_process(), log, 0)
+    assert log[-1][1]["reward"] > 0.2 > log[0][1]["reward"]
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
+def test_learns_many_ratios_at_once(name: str) -> None:
+    objective = replace(quadratic(), interval=(0.1, 0.5))
+    training, elites = small(name).learn(objective, one_process(), Log(), 0)
+    ratio = torch.tensor([0.2, 0.3, 0.4], dtype=torch.double)
+    kept = objective.policy(training.deviations(ratio), ratio)
+    excess = objective.space.removed(kept) - ratio * objective.space.total
+    assert (excess > -1e-5).all() and (excess < objective.space.params.min()).all()
+    assert (objective.gain(objective.cost(kept), ratio) > 0.2).all()
+    assert len(elites) < 5  # nothing that was played at other ratios
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_training_stops_early(name: str) -> None:
+    log = Log()
+    agent(name, **SMALL[name] | {"iterations": 50, "patience": 0, "report_every": 1}).search(
+        quadratic(), one_process(), log, 0
+    )
+    assert len(log) < 50
+    rewards = [metrics["reward"] for _, metrics in log]
+    assert rewards[-1] <= max(rewards[:-1])
+
+
+def test_rules_give_their_one_policy() -> None:
+    objective = quadratic()
+    found = agent("obs_global").search(objective, one_process(), Log(), 0)
+    wanted = ObsGlobal().wanted(objective.evidence, objective.ratios(1))
+    assert torch.equal(found.kept, project(objective.space, wanted, objective.ratios(1)))
+
+
+def test_searches_start_from_what_the_rules_wish() -> None:
+    objective = replace(quadratic(), rules={"obs_global": ObsGlobal()})
+    assert len(objective.starts()) == len(quadratic().starts()) + 1
+    assert len(objective.ruled()) == 1 and len(quadratic().ruled()) == 0
+    lower, _, upper = objective.region(objective.ratios(1))
+    assert ((objective.starts() >= lower) & (objective.starts() <= upper)).all()

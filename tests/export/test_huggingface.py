@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,6 +42,10 @@ def test_the_loaded_model_is_the_live_one(pruner: LivePruner, folder: Path) -> N
 
 def test_saved_again_and_loaded_again(pruner: LivePruner, folder: Path, tmp_path: Path) -> None:
     loaded(folder).save_pretrained(tmp_path / "again")
+    assert {file.name for file in (tmp_path / "again").glob("*.py")} == {
+        "modeling_pruned.py",
+        "empty_block.py",
+    }
     assert_same_logits(loaded(tmp_path / "again"), pruner.lm.model)
     for config in (folder / "config.json", tmp_path / "again" / "config.json"):
         widths = json.loads(config.read_text())["per_layer_config"]
@@ -112,6 +117,48 @@ def test_another_dtype_and_gradients(pruner: LivePruner, folder: Path) -> None:
     model(ids, labels=ids).loss.backward()
     # A norm whose block is gone is asked for nothing.
     assert all(p.grad is not None for name, p in model.named_parameters() if "norm" not in name)
+
+
+@pytest.mark.parametrize("where", ["auto", "cpu"])
+def test_placed_by_accelerate(pruner: LivePruner, folder: Path, where: str) -> None:
+    model = loaded(folder, device_map=where)
+    assert_same_logits(model, pruner.lm.model)
+
+
+def test_bfloat16_generates(folder: Path) -> None:
+    model, prompt = loaded(folder, dtype=torch.bfloat16), random_windows()[:, :5]
+    wanted = {**GREEDY, "attention_mask": torch.ones_like(prompt)}
+    assert model.generate(prompt, **wanted).shape == (4, 17)
+
+
+def test_nothing_is_left_of_a_site_without_units(folder: Path) -> None:
+    """But the bias that bias compensation gave it."""
+    layers = loaded(folder).get_decoder().layers
+    for layer, kind in ((layers[0], "attention"), (layers[1], "mlp")):
+        (empty,) = (m for m in layer.modules() if type(m).__name__ == "EmptyBlock")
+        assert empty.attention == (kind == "attention")
+        assert [name for name, _ in empty.named_parameters()] == ["bias"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # peft
+def test_low_rank_adapters_are_trained_on_top(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ids = random_windows()
+    wanted = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(loaded(folder), wanted)
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
+    before = model(input_ids=ids, labels=ids).loss
+    before.backward()
+    optimizer.step()
+    with torch.inference_mode():
+        after = model(input_ids=ids, labels=ids).loss
+    assert after < before
+
+    merged = model.merge_and_unload().eval()
+    merged.save_pretrained(tmp_path / "merged")
+    assert_same_logits(loaded(tmp_path / "merged"), merged)
 
 
 def test_tokenizer_and_generation_config_come_along(pruner: LivePruner, folder: Path) -> None:

@@ -8,4 +8,5 @@ from tests.tiny import TinySetup
 @pytest.fixture
 def model(tiny: TinySetup) -> DynamicModel:
     """The tiny model with bias compensation, pruned uniformly."""
-    return DynamicModel(tiny.pruner(Bias()), UniformPolicies(tiny.space), window=32)
+    policies = UniformPolicies(tiny.space)
+    return DynamicModel(tiny.pruner(Bias()), policies, ratios=[0.0, 0.2, 0.5], window=32)

@@ -105,7 +105,8 @@ def test_a_kv_cache_of_a_forward_pass_is_marked_too(model: DynamicModel) -> None
 
 def test_a_kv_cache_of_another_model_is_refused(tiny: TinySetup) -> None:
     cache = tiny.lm.model(PROMPT, use_cache=True).cache
-    model = DynamicModel(tiny.pruner(), UniformPolicies(tiny.space), window=32)
+    policies = UniformPolicies(tiny.space)
+    model = DynamicModel(tiny.pruner(), policies, ratios=[0.0], window=32)
     with pytest.raises(PPFError, match="by another model"):
         model.lm.model(PROMPT, cache=cache)
 

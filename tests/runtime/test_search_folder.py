@@ -48,6 +48,7 @@ def test_a_static_search_answers_its_own_ratio(searched: Prepared, config: DictC
     ids = torch.arange(64)[None]
     torch.testing.assert_close(model.lm.model(ids).logits, searched.lm.model(ids).logits)
     model.set_ratio(0.3)
+    assert model.ratios == [0.0, 0.3]
     assert model.policies.predicted(0.3) == (5.0, 0.1)
     assert model.policies.predicted(0.2) is None
     with searched.pruner.at(model.kept) as same:
@@ -71,5 +72,5 @@ def test_the_banks_size_is_known_before_it_is_built(searched: Prepared) -> None:
 
 
 def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PPFError, match="holds no policy.json"):
+    with pytest.raises(PPFError, match="holds neither agent.json nor policy.json"):
         DynamicModel.from_search(tmp_path)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from lightning import Fabric
 
 from ppf.agents import Candidates
 from ppf.errors import PPFError
+from ppf.pruning.allocation import ObsGlobal
 from ppf.search import run_search
 from ppf.search.runner import distinct
 from tests.agents.synthetic import Log, agent, one_process, quadratic
@@ -27,6 +29,8 @@ if __name__ == "__main__":
     log = Log()
     for name, changes in {
         "ppo": {"episodes": 64, "iterations": 6, "polish": {"generations": 5, "children": 64}},
+        "sac": {"episodes": 16, "iterations": 3, "updates": 4, "warmup": 1, "polish": None},
+        "reinforce": {"samples": 32, "iterations": 4, "polish": None},
         "evolution": {"generations": 10, "children": 64, "population": 16},
         "random": {"evaluations": 512, "batch": 128},
     }.items():
@@ -78,6 +82,12 @@ def test_rules_stand_for_themselves() -> None:
     assert torch.equal(search("uniform").kept, quadratic().uniform())
 
 
+def test_no_search_proposes_worse_than_a_rule() -> None:
+    objective = replace(quadratic(), rules={"obs_global": ObsGlobal()})
+    found = run_search(agent("random", evaluations=64), objective, one_process(), 1, Log(), 0)
+    assert found.cost[0] <= objective.cost(objective.ruled())[0]
+
+
 def test_threads_are_given_back() -> None:
     before = torch.get_num_threads()
     search("uniform", threads=before + 1)
@@ -114,7 +124,7 @@ def test_two_processes_agree(tmp_path: Path, root: Path) -> None:
     subprocess.run(
         [sys.executable, script, tmp_path], check=True, env=environment, timeout=300, cwd=root
     )
-    for name in ("ppo", "evolution", "random"):
+    for name in ("ppo", "sac", "reinforce", "evolution", "random"):
         first, second = (torch.load(tmp_path / f"{name}{rank}") for rank in (0, 1))
         assert torch.equal(first["kept"], second["kept"])
         assert torch.equal(first["cost"], second["cost"])

@@ -4,8 +4,17 @@ from ppf.search import run_search
 from ppf.space import Prunable, Space, build_space
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 
+POLISH = {"polish": {"generations": 3, "children": 32}}
+OFF_POLICY = {"episodes": 16, "iterations": 2, "warmup": 1, "updates": 2, **POLISH}
 SMALL = {
-    "ppo": {"episodes": 16, "iterations": 2, "polish": {"generations": 3, "children": 32}},
+    "ppo": {"episodes": 16, "iterations": 2, **POLISH},
+    "sac": OFF_POLICY,
+    "ddpg": OFF_POLICY,
+    "td3": OFF_POLICY,
+    "reinforce": {"samples": 16, "iterations": 2, **POLISH},
+    "gradient": {"descents": 4, "iterations": 10, **POLISH},
+    "cmaes": {"generations": 3, "children": 8, **POLISH},
+    "obs_global": {},
     "evolution": {"generations": 5, "children": 32},
     "random": {"evaluations": 64},
     "uniform": {},
@@ -40,4 +49,14 @@ def test_every_agent_searches_every_space(name: str, ratio: float, searched: Spa
     found = run_search(agent(name, **SMALL[name]), objective, one_process(), 3, Log(), 0)
     assert 1 <= len(found) <= 3
     assert (searched.removed(found.kept) >= ratio * searched.total - 1e-5).all()
-    assert found.cost[0] <= objective.cost(objective.uniform())[0]
+    if name not in ("uniform", "obs_global"):
+        assert found.cost[0] <= objective.cost(objective.uniform())[0]
+
+
+def test_a_budget_may_leave_sites_free() -> None:
+    searched = space(["attention", "mlp"], False).priced("kv", [64, 0] * 4)
+    objective = quadratic(searched, 0.5)
+    for name, changes in SMALL.items():
+        found = run_search(agent(name, **changes), objective, one_process(), 3, Log(), 0)
+        assert (found.kept[:, 1::2] == searched.units[1::2]).all(), name
+        assert (searched.saved(found.kept) == 0.5).all(), name

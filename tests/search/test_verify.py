@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from ppf.agents import Candidates
 from ppf.errors import PPFError
-from ppf.search import verify
+from ppf.pruning.allocation import ObsGlobal, Uniform
+from ppf.search import Verification, verify
 from tests.agents.synthetic import quadratic
 
 
@@ -41,6 +44,15 @@ def test_uniform_is_measured_first_and_once() -> None:
 def test_the_best_measured_one_is_reported(measured: list[float], best: int) -> None:
     verified = verify(candidates(), quadratic(), lambda kept: torch.tensor(measured))
     assert verified.best == best
+
+
+def test_rules_are_measured_too_and_named() -> None:
+    objective = replace(quadratic(), rules={"even": Uniform(), "obs_global": ObsGlobal()})
+    verified = verify(candidates(), objective, lambda kept: torch.arange(len(kept)) + 1.0)
+    assert verified.names == ("uniform", "obs_global", *["candidate"] * 3)
+    assert torch.equal(verified.kept[1:2], objective.ruled()[1:])
+    merged = Verification.merge([verified, verified])
+    assert merged.names == verified.names and torch.equal(merged.measured, verified.measured)
 
 
 def test_nothing_finite_is_an_error() -> None:

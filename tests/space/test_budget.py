@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ppf.errors import PPFError
 from ppf.space import Prunable, Space, build_space, project, uniform
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -111,3 +112,29 @@ def test_bounds_without_room_yield_to_the_budget() -> None:
     wanted, everything = wishes(WIDTH, 0.3), WIDTH.units.expand(len(RATIOS), -1)
     tight = project(WIDTH, wanted, RATIOS, (everything, everything))
     assert torch.equal(tight, project(WIDTH, wanted, RATIOS))
+
+
+def test_another_budget_is_met_as_exactly() -> None:
+    prices = [5 if site.kind == "attention" else 7 for site in WIDTH.sites]
+    space = WIDTH.priced("latency", prices)
+    kept = project(space, wishes(space, 0.3), RATIOS)
+    over = space.saved(kept) - RATIOS
+    assert (over > -1e-9).all()
+    assert (over[RATIOS < 0.25] * (space.units * space.cost).sum() < min(prices)).all()
+
+
+def test_sites_that_cost_nothing_stay_whole() -> None:
+    space = WIDTH.priced("kv", [256 if site.kind == "attention" else 0 for site in WIDTH.sites])
+    free = space.cost == 0
+    bounds = (torch.zeros_like(space.units), space.units)
+    for limits in (None, tuple(bound.expand(len(RATIOS), -1) for bound in bounds)):
+        kept = project(space, wishes(space, 1.0), RATIOS, limits)
+        assert (kept[:, free] == space.units[free]).all()
+        over = space.saved(kept) - RATIOS
+        assert (over > -1e-9).all() and (over < 1 / space.units[~free].sum()).all()
+    assert (uniform(space, RATIOS)[:, free] == space.units[free]).all()
+
+
+def test_a_budget_must_charge_for_something() -> None:
+    with pytest.raises(PPFError, match="budget=kv charges for nothing"):
+        layered(["mlp"]).priced("kv", [0] * 12)

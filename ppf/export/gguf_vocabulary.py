@@ -1,0 +1,119 @@
+"""A tokenizer as GGUF metadata."""
+
+import json
+from typing import Any
+
+import gguf
+from gguf import TokenType
+from transformers import PreTrainedTokenizerBase
+
+from ppf.errors import PPFError
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# How a byte-level tokenizer splits a text before it merges → llama.cpp's name for it.
+_SPLITS = {
+    ("words",): "gpt-2",
+    ("digits", "words"): "smollm",
+    (_LLAMA3, "bytes"): "llama-bpe",
+}
+
+
+def write_vocabulary(
+    writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int
+) -> None:
+    """Writes tokens, how they are merged, special tokens and chat template.
+
+    Args:
+        rows: of the embedding; those that no token uses get a placeholder.
+
+    Raises:
+        PPFError: llama.cpp has no such tokenizer.
+    """
+    parts = _parts(tokenizer)
+    tokens, types = _tokens(tokenizer, rows)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if parts["model"]["byte_fallback"]:
+        _write_sentencepiece(writer, parts, tokens)
+    else:
+        _write_byte_level(writer, parts, tokens)
+    for name in ("bos", "eos", "unk", "pad"):
+        if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What tokenizer.json holds."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend else {"model": {"type": None}}
+    if parts["model"]["type"] != "BPE":
+        raise PPFError(
+            "only byte-pair encoding is written to GGUF, not this model's tokenizer:"
+            " give export=huggingface."
+        )
+    return parts
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], list[TokenType]]:
+    """Token and type of every row of the embedding."""
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    if max(vocabulary.values()) >= rows:
+        raise PPFError(
+            f"the tokenizer has more tokens than the embedding's {rows} rows:"
+            " give export=huggingface."
+        )
+    tokens, types = [f"[PAD{i}]" for i in range(rows)], [TokenType.UNUSED] * rows
+    for token, number in vocabulary.items():
+        tokens[number] = token
+        if number in added:
+            special = added[number].special
+            types[number] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+        else:
+            types[number] = TokenType.NORMAL
+    return tokens, types
+
+
+def _write_byte_level(writer: gguf.GGUFWriter, parts: dict[str, Any], tokens: list[str]) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_split(parts["pre_tokenizer"]))
+    # llama.cpp reads no tokenizer without merges; a special token is never half of one.
+    merges = parts["model"]["merges"] or [tokens[:2]]
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+
+
+def _split(step: dict[str, Any]) -> str:
+    told = tuple(_told(part) for part in step.get("pretokenizers", [step]))
+    if told not in _SPLITS:
+        raise PPFError(
+            f"llama.cpp splits no text as this model's tokenizer does ({', then '.join(told)}):"
+            " give export=huggingface."
+        )
+    return _SPLITS[told]
+
+
+def _told(step: dict[str, Any]) -> str:
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex}:
+            return "words" if regex else "bytes"
+        case {"type": "Digits", "individual_digits": True}:
+            return "digits"
+        case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}:
+            return regex
+    return step["type"]
+
+
+def _write_sentencepiece(writer: gguf.GGUFWriter, parts: dict[str, Any], tokens: list[str]) -> None:
+    """SentencePiece merges by score; here the earlier a merge, the higher its result's."""
+    rank: dict[str, int] = {}
+    for pair in parts["model"]["merges"]:
+        rank.setdefault("".join(pair), len(rank))
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores([-float(rank.get(token, len(rank))) for token in tokens])
+    writer.add_add_space_prefix('"prepend' in json.dumps(parts["normalizer"]).lower())

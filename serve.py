@@ -1,0 +1,6 @@
+"""Serves a search's model at any pruning ratio: `python serve.py --help`."""
+
+from ppf.cli.serve import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A killed training goes on from its last checkpoint, as if nothing had happened."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppf.agents.checkpoint import Checkpoint
+from tests.agents.synthetic import Log, agent, one_process, quadratic
+
+SMALL = {
+    "ppo": {"episodes": 16, "iterations": 8},
+    "sac": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "memory": 4000},
+    "td3": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "memory": 4000},
+    "ddpg": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "memory": 4000},
+    "reinforce": {"samples": 16, "iterations": 8},
+}
+KILLED = """
+import os, sys
+from pathlib import Path
+from ppf.agents.checkpoint import Checkpoint
+from tests.agents.synthetic import agent, one_process, quadratic
+from tests.agents.test_checkpoint import SMALL
+
+def report(step, metrics):
+    if step == 5:
+        os._exit(9)
+
+name, folder = sys.argv[1:]
+checkpoint = Checkpoint(Path(folder) / "training", 2)
+agent(name, report_every=1, **SMALL[name]).search(quadratic(), one_process(), report, 0, checkpoint)
+"""
+
+
+class StoppedError(Exception):
+    pass
+
+
+class Stopping(Log):
+    """Stops the training at a step."""
+
+    def __call__(self, step: int, metrics: dict) -> None:
+        super().__call__(step, metrics)
+        if step == 5:
+            raise StoppedError
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_resumes_where_it_was_stopped(name: str, tmp_path: Path) -> None:
+    def searched(log: Log, checkpoint: Checkpoint | None) -> torch.Tensor:
+        learner = agent(name, report_every=1, **SMALL[name])
+        return learner.search(quadratic(), one_process(), log, 0, checkpoint).kept
+
+    whole, second = Log(), Log()
+    expected = searched(whole, None)
+    checkpoint = Checkpoint(tmp_path / "training", 2)
+    with pytest.raises(StoppedError):
+        searched(Stopping(), checkpoint)
+    assert torch.equal(searched(second, checkpoint), expected)
+    assert second == whole[4:]  # iterations 0 to 3 were in the checkpoint
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on(tmp_path: Path, root: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    environment = {"PYTHONPATH": str(root), "PATH": "", "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, script, "ppo", tmp_path], env=environment, cwd=root)
+    assert killed.returncode == 9
+    log, checkpoint = Log(), Checkpoint(tmp_path / "training", 2)
+    learner = agent("ppo", report_every=1, **SMALL["ppo"])
+    resumed = learner.search(quadratic(), one_process(), log, 0, checkpoint)
+    assert log[0][0] == 4
+    whole = learner.search(quadratic(), one_process(), Log(), 0)
+    assert torch.equal(resumed.kept, whole.kept)

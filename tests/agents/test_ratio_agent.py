@@ -1,0 +1,93 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+import ppf
+from ppf.agents.ratio_agent import RatioAgent
+from ppf.errors import PPFError
+from tests.agents.synthetic import layered, quadratic
+
+KNOTS = torch.tensor([0.0, 0.1, 0.3, 0.5], dtype=torch.double)
+
+
+def ratio_agent(layers: int = 10) -> RatioAgent:
+    objective = quadratic(layered(layers))
+    generator = torch.Generator().manual_seed(0)
+    deviation = torch.randn(4, len(objective.space), generator=generator)
+    kept = objective.policy(deviation, KNOTS)
+    record = {"config": {"model": {"name": "tiny"}}, "signatures": {"labels": "0123"}}
+    mean, std = torch.tensor([3.0, 3.1, 3.3, 3.7]), torch.tensor([0.0, 0.1, 0.1, 0.2])
+    return RatioAgent(objective.space, KNOTS, kept.double(), mean, std, record)
+
+
+def test_answers_meet_the_budget_at_any_ratio() -> None:
+    agent = ratio_agent()
+    for ratio in torch.linspace(0, 0.5, 41).tolist():
+        saved = agent.space.saved(torch.tensor(agent.policy(ratio)))
+        assert -1e-9 < saved - ratio < agent.space.params.min() / agent.space.total
+    assert agent.policy(0.0) == agent.space.dense.tolist()
+    assert agent.policy(0.3) == agent.widths[2].int().tolist()
+
+
+def test_predictions_are_linear_between_knots() -> None:
+    agent = ratio_agent()
+    assert agent.predicted(0.3) == pytest.approx((3.3, 0.1))
+    assert agent.predicted(0.4) == pytest.approx((3.5, 0.15))
+
+
+def test_survives_storage_without_pickle(tmp_path: Path) -> None:
+    agent = ratio_agent()
+    path = agent.save(tmp_path)
+    content = json.loads(path.read_text())
+    assert content["format"] == 1 and content["ratios"] == [0.0, 0.5]
+    assert content["signatures"] == {"labels": "0123"} and content["units"]["0.attention"] == 3
+    for place in (tmp_path, path, str(tmp_path)):
+        again = ppf.load_agent(place)
+        assert again.space == agent.space and again.policy(0.37) == agent.policy(0.37)
+        assert again.predicted(0.37) == agent.predicted(0.37)
+
+
+def test_another_budget_is_remembered(tmp_path: Path) -> None:
+    agent = ratio_agent()
+    space = agent.space.priced("kv", [4, 0] * 10)
+    RatioAgent(space, KNOTS, agent.widths, agent.mean, agent.std, {}).save(tmp_path)
+    again = ppf.load_agent(tmp_path)
+    kept = torch.tensor(again.policy(0.4))
+    assert again.space == space and space.saved(kept) == pytest.approx(0.4)
+
+
+def test_answers_within_ten_milliseconds() -> None:
+    agent = ratio_agent(30)
+    agent.policy(0.37)
+    seconds = []
+    for _ in range(50):
+        start = time.process_time()  # other processes may be at work
+        agent.policy(0.37)
+        seconds.append(time.process_time() - start)
+    assert median(seconds) < 0.010
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 0.51])
+def test_refuses_ratios_that_it_has_not_learnt(ratio: float) -> None:
+    with pytest.raises(PPFError, match="give 0 ≤ ratio ≤ 0.5"):
+        ratio_agent().policy(ratio)
+
+
+def test_says_what_is_wrong_with_a_path(tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match="no agent at .* mode=dynamic"):
+        ppf.load_agent(tmp_path)
+    (tmp_path / "agent.json").write_text("{}")
+    with pytest.raises(PPFError, match="no agent of format 1"):
+        ppf.load_agent(tmp_path)
+
+
+@pytest.mark.slow
+def test_importing_ppf_stays_light() -> None:
+    code = "import ppf, sys; assert 'torch' not in sys.modules and callable(ppf.load_agent)"
+    subprocess.run([sys.executable, "-c", code], check=True)

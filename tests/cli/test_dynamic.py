@@ -1,0 +1,110 @@
+"""The real commands on a tiny model: an agent for every ratio, other budgets, two processes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import ppf
+from tests.cli.conftest import Run
+from tests.cli.test_errors import sentence
+
+TINY = (
+    "model=tiny",
+    "labels.count=24",
+    "text.window=64",
+    "text.windows={calibration:4,labelling:2,test:2}",
+    "space.channel_multiple=16",
+    "logger=csv",
+    "search.rounds=1",
+    "search.top_k=2",
+)
+PPO = ("agent.episodes=16", "agent.iterations=3", "agent.polish.generations=3")
+
+
+def only(folder: Path, name: str) -> Path:
+    (path,) = folder.rglob(name)
+    return path
+
+
+@pytest.mark.slow
+def test_one_agent_for_every_ratio(run: Run, tmp_path: Path) -> None:
+    quick = ("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=2")
+    said = run("search", "mode=dynamic", "ratios=[0.2,0.37]", *quick, *TINY, *PPO).stdout
+    assert "Learning ratios" in said and "PPF" in said
+    path = only(tmp_path / "outputs", "agent.json")
+    agent = ppf.load_agent(path.parent)
+    summary = json.loads(path.with_name("summary.json").read_text())
+    rows = [row for row in summary["results"] if row["policy"] == "PPF"]
+    assert [row["ratio"] for row in rows] == [0.2, 0.37]
+    for row in rows:
+        mean, std = agent.predicted(row["ratio"])
+        assert row["predicted"]["nll"] == pytest.approx(mean)
+        assert row["predicted"]["std"] == pytest.approx(std)
+        assert summary["kept"][str(row["ratio"])] == agent.policy(row["ratio"])
+    assert path.with_name("curve.png").stat().st_size > 1000
+    assert set(agent.record["signatures"]) == {"statistics", "order", "labels"}
+
+
+@pytest.mark.slow
+def test_the_kv_cache_as_a_budget(run: Run, tmp_path: Path) -> None:
+    run("search", "budget=kv", "ratio=0.5", "budget@pareto.y=flops", *TINY, *PPO)
+    policy = json.loads(only(tmp_path / "outputs", "policy.json").read_text())
+    assert policy["budget"] == {"name": "kv", "saved": 0.5}
+    whole = {name: policy["units"][name] for name in policy["units"] if name.endswith("mlp")}
+    assert whole.items() <= policy["kept"].items()
+    page = only(tmp_path / "outputs", "report.html").read_text()
+    assert "Pareto front" in page and "flops saved" in page
+    path = only(tmp_path / "outputs", "policy.json")
+    assert "uniform" in run("evaluate", f"policy={path}", "logger=csv").stdout
+
+
+@pytest.mark.slow
+def test_two_processes_search_together(run: Run, tmp_path: Path) -> None:
+    two = ("fabric.devices=2", "fabric.accelerator=cpu")
+    said = run("search", *two, *TINY, *PPO).stdout
+    assert said.count("known how") == 1  # the first one reports
+    policy = json.loads(only(tmp_path / "outputs", "policy.json").read_text())
+    assert policy["measured"]["nll"] <= policy["uniform"]["measured"]["nll"]
+    assert len(list((tmp_path / "outputs").rglob("summary.json"))) == 1
+
+
+@pytest.mark.slow
+def test_what_mode_dynamic_cannot_do_is_said(run: Run) -> None:
+    wrong = sentence(run, "search", "mode=dynamic", "agent=evolution", *TINY)
+    assert "not Evolution: give agent=ppo, sac, ddpg, td3 or reinforce" in wrong
+    outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", *TINY)
+    assert "ratios=[0.7] lie outside of dynamic.train" in outside
+    assert "give static or dynamic" in sentence(run, "search", "mode=other", *TINY)
+
+
+@pytest.mark.slow
+def test_a_multirun_starts_no_processes_of_its_own(run: Run) -> None:
+    wrong = sentence(run, "search", "-m", "fabric.devices=2", "ratio=0.2,0.3", *TINY)
+    assert "a multirun cannot start 2 processes a job" in wrong
+
+
+@pytest.mark.slow
+def test_the_study_fills_its_table_and_goes_on(
+    root: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = root / "experiments" / "search"
+    monkeypatch.syspath_prepend(folder)
+    sys.modules.pop("run", None)
+    import run as study
+
+    table = tmp_path / "results.json"
+    rest = [*TINY, f"paths.artefacts={cache}/artefacts", "agent.polish.generations=2"]
+    rest = [entry for entry in rest if not entry.startswith("logger")]
+    quick = [*rest, "agent.generations=3"]
+    study.run(["cmaes"], [0.3], [0], table, quick)
+    study.run(["owl", "real_evolution"], [0.3], [0], table, rest[:-1])
+    rows = json.loads(table.read_text())
+    assert [row["agent"] for row in rows] == ["cmaes", "owl", "real_evolution"]
+    assert all(row["test_ppl"] > 1 and row["labelling_ppl"] > 1 for row in rows)
+    assert [row["real_evaluations"] for row in rows][1:] == [1, 24 + 2 + 6]
+    shutil.copy(table, tmp_path / "before.json")
+    study.run(["cmaes", "owl"], [0.3], [0], table, quick)
+    assert table.read_text() == (tmp_path / "before.json").read_text()

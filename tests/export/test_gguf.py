@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, TokenType
+from gguf.quants import dequantize
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ppf.errors import PPFError
+from ppf.export.gguf import export_gguf
+from ppf.export.gguf_vocabulary import _LLAMA3
+from ppf.pruning import LivePruner
+from ppf.space import uniform
+from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
+from tests.export.conftest import POLICY
+
+
+@pytest.fixture(params=["llama-groups-of-3-tied", "llama-biases", "mistral-sliding-window"])
+def pruner(request: pytest.FixtureRequest) -> LivePruner:
+    return pruner_of(random_model(CHECKPOINTS[request.param]))
+
+
+def value(reader: GGUFReader, key: str) -> Any:
+    return reader.fields[key].contents()
+
+
+def values(reader: GGUFReader) -> dict[str, torch.Tensor]:
+    return {
+        t.name: torch.from_numpy(dequantize(t.data, t.tensor_type).astype(np.float32))
+        for t in reader.tensors
+    }
+
+
+def test_widths_and_provenance_are_told(pruner: LivePruner, tmp_path: Path) -> None:
+    kept = policies(pruner.space)["random"]
+    pruner.apply([0, kept[1], kept[2], 0, 0, *kept[5:]])
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
+    config: Any = pruner.lm.model.config
+    queries = config.num_attention_heads // config.num_key_value_heads
+    biased = pruner.blocks[4].o_proj.bias is not None
+    groups = [1, kept[2], int(biased)]  # one stands for none in the first layer, or where a bias is
+    channels = [16 * kept[1], 32, 16 * kept[5]]
+    told = {
+        "general.architecture": "deci",
+        "general.name": "a model",
+        "deci.block_count": 3,
+        "deci.attention.head_count": [queries * count for count in groups],
+        "deci.attention.head_count_kv": groups,
+        "deci.feed_forward_length": channels,
+        "deci.attention.key_length": config.head_dim,
+        "deci.attention.value_length": config.head_dim,
+        "deci.rope.dimension_count": config.head_dim,
+        "deci.rope.freq_base": config.rope_parameters["rope_theta"],
+        "deci.embedding_length": config.hidden_size,
+        "deci.vocab_size": 257,
+        "deci.context_length": getattr(config, "sliding_window", None) or 2048,
+    }
+    assert {key: value(reader, key) for key in told} == told
+    assert json.loads(value(reader, "ppf.policy")) == POLICY
+
+
+def test_tensors_are_the_models_own(pruner: LivePruner, tmp_path: Path) -> None:
+    pruner.apply(policies(pruner.space)["random"])
+    found = values(GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16")))
+    own, head = pruner.lm.model.state_dict(), pruner.lm.model.config.head_dim
+    for name, expected in {
+        "token_embd.weight": own["model.embed_tokens.weight"],
+        "output_norm.weight": own["model.norm.weight"],
+        "blk.1.attn_v.weight": own["model.layers.1.self_attn.v_proj.weight"],
+        "blk.1.attn_output.weight": own["model.layers.1.self_attn.o_proj.weight"],
+        "blk.2.ffn_down.weight": own["model.layers.2.mlp.down_proj.weight"],
+        "blk.2.ffn_norm.weight": own["model.layers.2.post_attention_layernorm.weight"],
+    }.items():
+        torch.testing.assert_close(found[name], expected, atol=1e-3, rtol=1e-3)
+    keys, halves = found["blk.1.attn_k.weight"], own["model.layers.1.self_attn.k_proj.weight"]
+    pairs = torch.stack([halves[: head // 2], halves[head // 2 : head]], 1).flatten(0, 1)
+    torch.testing.assert_close(keys[:head], pairs, atol=1e-3, rtol=1e-3)
+    assert ("output.weight" in found) != pruner.lm.model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("type", ["f16", "q8_0"])
+def test_the_file_shrinks_by_what_the_policy_removed(type: str, tmp_path: Path) -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS["llama-32-heads-untied"]), channel_multiple=32)
+    dense = export_gguf(pruner, tmp_path / "dense", POLICY, type=type)
+    kept = uniform(pruner.space, torch.tensor([0.5]))[0]
+    kept[::2] = 8  # of 32 heads of size 4: rows of 32 numbers, which q8_0 divides
+    pruner.apply(kept.tolist())
+    pruned = export_gguf(pruner, tmp_path / "pruned", POLICY, type=type)
+    number = {"f16": 2, "q8_0": 34 / 32}[type]
+    removed = number * int(pruner.space.removed(kept))
+    assert dense.stat().st_size - pruned.stat().st_size == pytest.approx(removed, rel=0.01)
+
+
+def test_q8_0_is_close_and_rows_that_it_cannot_divide_stay_f16(
+    pruner: LivePruner, tmp_path: Path
+) -> None:
+    pruner.apply([1, 1, *pruner.space.dense.tolist()[2:]])
+    full, small = (
+        GGUFReader(export_gguf(pruner, tmp_path, POLICY, type=type)) for type in ("f16", "q8_0")
+    )
+    types = {t.name: t.tensor_type.name for t in small.tensors}
+    assert types["blk.0.ffn_down.weight"] == "F16"  # 16 channels
+    wide = pruner.lm.model.config.hidden_size % 32 == 0
+    assert types["token_embd.weight"] == ("Q8_0" if wide else "F16")
+    exact = values(full)
+    for name, tensor in values(small).items():
+        torch.testing.assert_close(tensor, exact[name], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("form", "type", "part"),
+    [
+        ("qwen3-32-heads-untied", "f16", "from llama and mistral models only, not from qwen3"),
+        ("llama-biases", "q4_0", "export.type=q4_0 is unknown: give f16 or q8_0"),
+    ],
+)
+def test_what_llama_cpp_lacks_is_refused(form: str, type: str, part: str, tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match=part):
+        export_gguf(pruner_of(random_model(CHECKPOINTS[form])), tmp_path, POLICY, type=type)
+
+
+def with_split(split: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE({"<s>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")]))
+    tokenizer.pre_tokenizer = split
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
+SPLITS = {
+    "gpt-2": WORDS,
+    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WORDS]),
+    "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_LLAMA3), "isolated"), BYTES]),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -> None:
+    pruner.lm.tokenizer = with_split(SPLITS[name])
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
+    assert value(reader, "tokenizer.ggml.model") == "gpt2"
+    assert value(reader, "tokenizer.ggml.pre") == name
+    tokens = value(reader, "tokenizer.ggml.tokens")
+    assert tokens[:4] == ["<s>", "a", "b", "ab"] and len(tokens) == 257
+    types = value(reader, "tokenizer.ggml.token_type")
+    assert types[:5] == [TokenType.CONTROL, *3 * [TokenType.NORMAL], TokenType.UNUSED]
+    assert value(reader, "tokenizer.ggml.merges") == ["a b"]
+    assert value(reader, "tokenizer.ggml.bos_token_id") == 0
+    assert value(reader, "tokenizer.ggml.add_bos_token") is False
+
+
+def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:
+    pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
+    with pytest.raises(PPFError, match=r"splits no text as .* does \(Whitespace\)"):
+        export_gguf(pruner, tmp_path, POLICY, type="f16")

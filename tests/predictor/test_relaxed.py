@@ -1,0 +1,46 @@
+"""Predictions between whole units."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppf.labels.table import Labels
+from ppf.predictor.encoders import Encoder, Masks, Sites
+from ppf.predictor.fit import Fitted
+from ppf.predictor.protocol import Differentiable
+from ppf.space import Space
+
+
+@pytest.fixture(params=["sites", "masks"])
+def encoder(request: pytest.FixtureRequest, space: Space, errors: Tensor) -> Encoder:
+    if request.param == "masks":
+        return Masks(space, errors, width=8)
+    return Sites(space, errors, powers=[0.5, 1.0])
+
+
+def test_whole_units_have_their_own_features(encoder: Encoder, labels: Labels) -> None:
+    relaxed = encoder.relaxed(labels.kept.float())
+    torch.testing.assert_close(relaxed, encoder(labels.kept))
+
+
+def test_features_are_linear_between_units(encoder: Encoder, space: Space) -> None:
+    below = (space.units // 2)[None]
+    half = encoder.relaxed(below + 0.5)
+    torch.testing.assert_close(half, (encoder(below) + encoder(below + 1)) / 2)
+
+
+def test_each_row_belongs_to_its_site(space: Space, errors: Tensor) -> None:
+    owners = Sites(space, errors, powers=[1.0]).owners
+    assert owners.tolist() == list(range(len(space)))
+
+
+def test_the_gradient_tells_what_a_unit_is_worth(fitted: Fitted, space: Space) -> None:
+    predictor = fitted.predictor
+    assert isinstance(predictor, Differentiable)
+    kept = (0.6 * space.units).round()[None].float().requires_grad_()
+    value = predictor.relaxed(kept)
+    torch.testing.assert_close(
+        value.detach(), predictor.predict(kept.long()).mean, rtol=1e-4, atol=1e-4
+    )
+    value.sum().backward()
+    assert (kept.grad <= 0).all() and (kept.grad < 0).any()
