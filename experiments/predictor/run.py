@@ -132,15 +132,15 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     counts = [int(count) for count in options.labels.split(",")]
 
-    cfg = configured(f"labels.count={max(counts)}", "agent=evolution", *overrides)
-    ready = prepare(cfg, Fabric(accelerator="cpu", devices=1))
+    given = (f"labels.count={max(counts)}", "agent=evolution", *overrides)
+    ready = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
     labels = collect(ready)
     sets = {"random": random_set(ready), "proposals": proposals(ready, labels)}
 
     rows = json.loads(options.results.read_text()) if options.results.is_file() else []
     done = {(row["predictor"], row["labels"]) for row in rows}
     for name in options.predictors.split(","):
-        chosen = configured(f"predictor={name}", f"labels.count={max(counts)}", *overrides)
+        chosen = configured(f"predictor={name}", *given)
         for count in counts:
             some = first(labels, count)
             if (name, len(some)) in done:

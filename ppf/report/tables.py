@@ -96,4 +96,5 @@ _SCORES = {
     "spearman": "Spearman",
     "kendall": "Kendall",
     "coverage": "90 % interval covers",
+    "regret": "regret of the best predicted, nats",
 }

@@ -31,5 +31,6 @@ def labels(space: Space, errors: Tensor) -> Labels:
 def fitted(
     labels: Labels, space: Space, errors: Tensor, tmp_path_factory: pytest.TempPathFactory
 ) -> Fitted:
-    """The default predictor."""
-    return fitted_with(labels, space, errors, tmp_path_factory.mktemp("predictor"))
+    """The additive predictor."""
+    folder = tmp_path_factory.mktemp("predictor")
+    return fitted_with(labels, space, errors, folder, "predictor=additive")
