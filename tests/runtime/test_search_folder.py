@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
 from ppf.runtime.memory import bank_bytes
@@ -74,3 +75,23 @@ def test_the_banks_size_is_known_before_it_is_built(searched: Prepared) -> None:
 def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match="holds neither agent.json nor policy.json"):
         DynamicModel.from_search(tmp_path)
+
+
+def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
+    searched: Prepared, config: DictConfig, tmp_path: Path
+) -> None:
+    knots = torch.tensor([0.0, 0.5], dtype=torch.double)
+    kept = torch.stack([searched.space.dense, uniform(searched.space, knots[1:])[0]])
+    nats = torch.tensor([3.0, 4.0])
+    record = policy_record(searched, searched.space.dense.tolist(), {}, predictor="none")
+    RatioAgent(searched.space, knots, kept.double(), nats, nats / 10, record).save(tmp_path)
+
+    paths = (f"paths.artefacts={config.paths.artefacts}", f"paths.cache={config.paths.cache}")
+    model = DynamicModel.from_search(tmp_path, *paths)
+    assert model.ratios == [percent / 100 for percent in range(51)]
+    for ratio in (0.0, 0.137, 0.37, 0.5):
+        model.set_ratio(ratio)
+        assert ratio <= model.ratio < ratio + 0.1
+        assert model.policies.predicted(ratio)[0] == pytest.approx(3 + 2 * ratio, rel=1e-5)
+    with pytest.raises(PPFError, match="give 0 ≤ ratio ≤ 0.5"):
+        model.set_ratio(0.6)
