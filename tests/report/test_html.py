@@ -90,11 +90,11 @@ def test_page_needs_no_network(report: SearchReport, tmp_path: Path) -> None:
 
 def test_page_tells_everything(report: SearchReport, tmp_path: Path) -> None:
     page = Page(written(report, tmp_path))
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
     for said in (
         "A search of tiny <at> ratio 0.3", "python search.py model=tiny", "least_squares",
         "12.300 %", "37.500 %", "Kendall 0.876", "1 min 05 s", "outputs/run/policy.json",
-        "0123456789ab", "reward", "proposed by the search",
+        "0123456789ab", "reward", "proposed by the search", "params saved",
     ):  # fmt: skip
         assert said in page.text, said
 
@@ -109,7 +109,7 @@ def test_page_marks_each_number(report: SearchReport, tmp_path: Path) -> None:
 def test_agents_that_do_not_train_have_no_curves(report: SearchReport, tmp_path: Path) -> None:
     page = Page(written(replace(report, history=[]), tmp_path))
     assert "Training of the agent" not in page.text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
 
 
 def test_figures_take_the_colours_of_the_page(report: SearchReport, tmp_path: Path) -> None:
