@@ -94,7 +94,7 @@ def test_page_tells_everything(report: SearchReport, tmp_path: Path) -> None:
     for said in (
         "A search of tiny <at> ratio 0.3", "python search.py model=tiny", "least_squares",
         "12.300 %", "37.500 %", "Kendall 0.876", "1 min 05 s", "outputs/run/policy.json",
-        "0123456789ab", "reward", "proposed by the search",
+        "0123456789ab", "reward", "proposed by the search", "params saved",
     ):  # fmt: skip
         assert said in page.text, said
 

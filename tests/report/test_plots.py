@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
+from ppf.report.plots import curves, pareto_front, policy_heatmap, ratio_curve, scatter
 from ppf.report.scores import Entry, Score
 from ppf.report.style import png, save_png, svg
 from ppf.space import Prunable, Space, build_space
@@ -108,3 +108,11 @@ def test_figures_save_as_png_and_svg(tmp_path) -> None:
         assert image.format == "PNG"
     assert svg(figure).startswith("<svg")
     assert svg(figure) == svg(figure), "same figure, same file"
+
+
+def test_the_pareto_front_is_drawn_without_broken_policies() -> None:
+    saved = [(0.1, 0.2), (0.3, 0.1), (0.5, 0.5)]
+    figure = pareto_front(("params", "kv"), saved, [3.0, 3.5, math.inf], [True, False, False])
+    axes = figure.axes[0]
+    assert [len(dots.get_offsets()) for dots in axes.collections] == [1, 1]
+    assert axes.get_xlabel() == "params saved" and axes.get_ylabel() == "kv saved"
