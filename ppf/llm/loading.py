@@ -1,9 +1,9 @@
 """Loading a causal language model with its tokenizer and adapter."""
 
-import timeit
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -76,17 +76,13 @@ def resolve_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-@cache
 def _fast_bfloat16() -> bool:
-    """On a CPU, timed: some have the instructions and are still slower in them than in float32."""
+    """On x86 its matrix units (AMX) decide: vector instructions alone are no faster than float32's."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return _matmul_seconds(torch.bfloat16) < _matmul_seconds(torch.float32)
-
-
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    return min(timeit.repeat(lambda: left @ right, repeat=7, number=1))
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def local_folder(path: str, override: str) -> str:
