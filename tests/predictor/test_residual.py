@@ -40,6 +40,7 @@ def test_noise_is_not_corrected() -> None:
     assert not regression(kept).any()
 
 
+@pytest.mark.slow
 def test_residual_knows_interactions(space: Space, errors: Tensor, tmp_path: Path) -> None:
     labels = made_up_labels(space, errors, 300, STRONG)
     error = {}
@@ -50,6 +51,7 @@ def test_residual_knows_interactions(space: Space, errors: Tensor, tmp_path: Pat
     assert error["residual"] < 0.95 * error["additive"]
 
 
+@pytest.mark.slow
 def test_fewer_labels_are_needed_from_another_texts_predictor(
     space: Space, errors: Tensor, tmp_path: Path
 ) -> None:
