@@ -105,6 +105,8 @@ def prepare(
             statistics.
         choose: the compensation, once model and space are known; None: what `cfg` names.
     """
+    cfg = cfg.copy()  # records made from it name the dtype, whatever `auto` means elsewhere
+    cfg.model.dtype = str(resolve_dtype(cfg.model.dtype)).removeprefix("torch.")
     names, artefacts = signatures(cfg), Path(cfg.paths.artefacts)
     text = build_text(cfg.text, cfg.paths.cache)
     order_file = artefacts / "order" / f"{names.order}.safetensors"
