@@ -77,7 +77,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def _fast_bfloat16() -> bool:
-    """On x86 its matrix units (AMX) decide: vector instructions alone are no faster than float32's."""
+    """On x86 its matrix units (AMX) decide: vector instructions are no faster than float32's."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     if platform.machine() in ("x86_64", "AMD64"):
