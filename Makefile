@@ -25,7 +25,7 @@ demo: install  ## Search a pruning policy for a real 135M model (about 10 minute
 	$(BIN)/python search.py $(ARGS)
 
 test: install  ## Run every test, the real model's too; make test ARGS='-m "not slow"' for the quick ones
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: install  ## Check style, format and types
 	$(BIN)/ruff check .
