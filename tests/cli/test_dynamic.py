@@ -45,7 +45,7 @@ def test_one_agent_for_every_ratio(run: Run, tmp_path: Path) -> None:
         assert row["predicted"]["std"] == pytest.approx(std)
         assert summary["kept"][str(row["ratio"])] == agent.policy(row["ratio"])
     assert path.with_name("curve.png").stat().st_size > 1000
-    assert set(agent.record["signatures"]) == {"statistics", "order", "labels"}
+    assert set(agent.record["signatures"]) == {"statistics", "order", "bank", "labels"}
 
 
 @pytest.mark.slow

@@ -26,7 +26,6 @@ def test_two_processes_and_the_jobs_of_a_sweep_label_each_policy_once(
     own = str(tmp_path)
     run("collect", *TINY, "fabric.devices=2", "labels.count=48", artefacts=own)
     (folder,) = (tmp_path / "labels").iterdir()
-    assert len(list(folder.glob("*.parquet"))) == 2  # each process has its own
 
     swept = run("collect", "-m", *TINY, "labels.count=32,64", artefacts=own).stdout
     assert re.search(r"Reusing \d+ labels", swept)

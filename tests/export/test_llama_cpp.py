@@ -142,7 +142,7 @@ def test_a_tokenizer_of_sentencepieces_form(llama_cpp: Run, tmp_path: Path) -> N
 
 def unevenly_pruned(lm: LanguageModel) -> LivePruner:
     """A layer without attention, one without an FFN, the others cut a little."""
-    pruner = pruner_of(lm, LeastSquares(0.01), channel_multiple=64)
+    pruner = pruner_of(lm, LeastSquares(0.01, 0.01), channel_multiple=64)
     drawn = torch.Generator().manual_seed(0)
     kept = pruner.space.units - torch.randint(0, 2, (len(pruner.space),), generator=drawn)
     kept[2 * 14], kept[2 * 20 + 1] = 0, 0
