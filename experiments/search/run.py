@@ -105,7 +105,7 @@ def measured(ready: Prepared, kept: torch.Tensor) -> torch.Tensor:
 def really_evolved(ready: Prepared, labels: Labels) -> Result:
     """As many real evaluations as a static search rests on, and no predictor."""
     cfg = ready.cfg
-    count = len(labels) + cfg.search.rounds * cfg.search.top_k + len(cfg.rules)
+    count = len(labels) + cfg.search.label_budget + len(cfg.rules)
     objective = replace(
         objective_of(ready, train(ready, labels), cfg.ratio, instantiate(cfg.agent)),
         trust_region=1.0,
