@@ -14,7 +14,7 @@ from ppf.pruning import LivePruner
 
 T = TypeVar("T")
 Head = Callable[[Tensor], Tensor]
-_HEAD_ROWS = 64  # logits of so many tokens stay in cache
+_HEAD_ROWS = 128  # logits of so many tokens stay in cache
 
 
 class Score(NamedTuple):
