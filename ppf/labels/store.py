@@ -66,7 +66,7 @@ class LabelStore:
         (folder / "claims").mkdir(parents=True, exist_ok=True)
         self._start_shard()
         self._rows: dict[tuple[int, ...], Row] = {}
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._seen: dict[Path, tuple[int, int, int]] = {}
         self.refresh()
 
     def __len__(self) -> int:
@@ -78,7 +78,8 @@ class LabelStore:
     def refresh(self) -> None:
         """Reads what is on disk, other processes' rows among it."""
         for path in sorted(self.folder.glob("*.parquet")):
-            state = path.stat().st_mtime_ns, path.stat().st_size
+            stat = path.stat()
+            state = stat.st_ino, stat.st_mtime_ns, stat.st_size
             if self._seen.get(path) != state:
                 self._seen[path] = state
                 self._rows |= {row.kept: row for row in self._read(path)}
@@ -140,7 +141,8 @@ class LabelStore:
 
     def _read(self, path: Path) -> list[Row]:
         try:
-            table = parquet.read_table(path)
+            with path.open("rb") as file:  # a path would be looked up twice, and replaced between
+                table = parquet.read_table(file)
         except (OSError, pa.ArrowException):
             say(f"Warning: the shard {path} is corrupt: skipped, its rows are labelled again.")
             return []

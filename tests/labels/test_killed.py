@@ -99,3 +99,32 @@ def test_two_processes_share_a_set_without_doubling_a_policy(start, tmp_path: Pa
     rows = rows_on_disk(tmp_path / "labels")
     assert set(rows.values()) == {1} and len(rows) > 0.9 * POLICIES
     assert len(list((tmp_path / "labels").glob("*.parquet"))) >= 2
+
+
+def claim_all(folder: Path, ready, start) -> None:
+    """Adds whatever it may, as fast as it can: shards are read while others replace them."""
+    store = LabelStore(folder, "a")
+    ready.release()
+    start.wait()
+    for number in range(POLICIES // 2):
+        with store.claim((number,)) as mine:
+            if mine:
+                store.add(Row((number,), 0.3, 3.0, None, "sampler", 0.1))
+
+
+@pytest.mark.slow
+def test_shards_that_are_being_replaced_are_read_whole(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    ready, begin = context.Semaphore(0), context.Event()
+    all_at_once = [
+        context.Process(target=claim_all, args=(tmp_path, ready, begin)) for _ in range(3)
+    ]
+    for process in all_at_once:
+        process.start()
+    for _ in all_at_once:
+        assert ready.acquire(timeout=120)
+    begin.set()
+    for process in all_at_once:
+        process.join(120)
+        assert process.exitcode == 0
+    assert set(rows_on_disk(tmp_path).values()) == {1}
