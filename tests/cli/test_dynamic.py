@@ -96,7 +96,8 @@ def test_the_study_fills_its_table_and_goes_on(
     import run as study
 
     table = tmp_path / "results.json"
-    rest = [*TINY, f"paths.artefacts={cache}/artefacts", "agent.polish.generations=2"]
+    rest = [*TINY, f"paths.artefacts={cache}/artefacts", "search.label_budget=2"]
+    rest.append("agent.polish.generations=2")
     rest = [entry for entry in rest if not entry.startswith("logger")]
     quick = [*rest, "agent.generations=3"]
     study.run(["cmaes"], [0.3], [0], table, quick)
