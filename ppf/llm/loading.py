@@ -1,7 +1,7 @@
 """Loading a causal language model with its tokenizer and adapter."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import (
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
 from ppf.llm.families import adapter_for
+from ppf.space import Site
 
 
 @dataclass
@@ -32,6 +33,11 @@ class LanguageModel:
     @cached_property
     def couplings(self) -> list[Coupling]:
         return self.adapter.couplings(self.model)
+
+    def places(self, sites: Iterable[Site]) -> list[int]:
+        """The numbers of the couplings that sites are at."""
+        index = {(c.layer, c.kind): i for i, c in enumerate(self.couplings)}
+        return [index[site.layer, site.kind] for site in sites]
 
     @property
     def device(self) -> torch.device:

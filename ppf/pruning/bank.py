@@ -55,10 +55,9 @@ class Bank:
                 asks for it.
             folder: where these files lie, of this bank alone; those that it holds are used again.
         """
-        index = {(c.layer, c.kind): i for i, c in enumerate(lm.couplings)}
-        places = [index[site.layer, site.kind] for site in space.sites]
+        places = lm.places(space.sites)
         widths = [_widths(s, lm.couplings[i]) for s, i in zip(space.sites, places, strict=True)]
-        factored = compensation.refits and _ready_gib(lm, places, widths) > max_gib
+        factored = compensation.refits and ready_gib(lm, space) > max_gib
         if factored:
             say(f"Ready levels would take more than {max_gib} GiB: factors go to {folder}.")
 
@@ -88,11 +87,11 @@ def _widths(site: Site, coupling: Coupling) -> list[int]:
     return [kept * site.atoms_per_unit * coupling.columns for kept in range(site.units + 1)]
 
 
-def _ready_gib(lm: LanguageModel, places: list[int], widths: list[list[int]]) -> float:
-    """Memory for the ready weights of all levels."""
-    hidden = [lm.couplings[i].consumer.out_features for i in places]
-    elements = sum(rows * sum(site[:-1]) for rows, site in zip(hidden, widths, strict=True))
-    return elements * lm.dtype.itemsize / 2**30
+def ready_gib(lm: LanguageModel, space: Space) -> float:
+    """Memory for the ready weights of all levels: a consumer of its own for each but the dense."""
+    consumers = [lm.couplings[i].consumer.weight for i in lm.places(space.sites)]
+    pairs = zip(space.sites, consumers, strict=True)
+    return sum(weight.nbytes * (site.units - 1) / 2 for site, weight in pairs) / 2**30
 
 
 def _spilled(file: Path, widths: list[int], make: Callable[[], Levels]) -> Levels:

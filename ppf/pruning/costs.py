@@ -24,8 +24,9 @@ class Cost(ABC):
 
     def prices(self, pruner: LivePruner) -> list[int]:
         """Of one unit, per site of the pruner's space."""
-        index = {(c.layer, c.kind): c for c in pruner.lm.couplings}
-        return [self.price(pruner, s, index[s.layer, s.kind]) for s in pruner.space.sites]
+        sites, couplings = pruner.space.sites, pruner.lm.couplings
+        pairs = zip(sites, pruner.lm.places(sites), strict=True)
+        return [self.price(pruner, site, couplings[i]) for site, i in pairs]
 
     @abstractmethod
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int: ...

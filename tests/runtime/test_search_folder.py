@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
+from ppf.pruning.bank import ready_gib
 from ppf.runtime import DynamicModel
-from ppf.runtime.memory import bank_bytes
 from ppf.space import uniform
 from ppf.stages.policy import policy_record
 from ppf.stages.prepare import Prepared, prepare
@@ -69,7 +69,7 @@ def test_a_bank_too_large_gives_way_to_bias_and_says_so(
 
 def test_the_banks_size_is_known_before_it_is_built(searched: Prepared) -> None:
     weights = (w for level in searched.bank.levels for w in level.weights)
-    assert bank_bytes(searched.lm, searched.space) == sum(w.nbytes for w in weights)
+    assert ready_gib(searched.lm, searched.space) * 2**30 == sum(w.nbytes for w in weights)
 
 
 def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
