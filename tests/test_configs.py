@@ -106,7 +106,12 @@ def targets(node: Any) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF).as_posix())
 def test_targets_take_what_they_are_given(file: Path) -> None:
     for node in targets(OmegaConf.to_container(OmegaConf.load(file))):
-        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        target = get_object(node["_target_"])
+        parameters = dict(inspect.signature(target).parameters)
+        for base in inspect.getmro(target)[1:-1] if inspect.isclass(target) else ():
+            if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # handed on to the base
+                parameters = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+                parameters |= inspect.signature(base).parameters
         given = {key for key in node if not key.startswith("_")} - {"defaults"}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             assert given <= set(parameters)

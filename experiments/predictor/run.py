@@ -22,6 +22,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from setting import configured
 
+from ppf.agents import Run
 from ppf.labels.collect import draw, label
 from ppf.labels.table import Labels
 from ppf.predictor.module import PredictorModule
@@ -62,7 +63,7 @@ def proposals(ready: Prepared, labels: Labels) -> Labels:
         agent = instantiate(cfg.agent)
         for ratio in RATIOS:
             objective = objective_of(ready, trained, ratio, agent)
-            best = run_search(agent, objective, ready.fabric, EACH, lambda *_: None, seed)
+            best = run_search(agent, objective, Run(ready.fabric, lambda *_: None, seed), EACH)
             found.append(best.kept.cpu())
     kept = torch.cat(found).unique(dim=0)
     return label(label_store(ready), ready.labeller, kept, "proposals")

@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from lightning import Fabric, seed_everything
 from omegaconf import DictConfig
 
+from ppf.agents import Run
 from ppf.agents.rule import Rule
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
@@ -91,7 +92,7 @@ def _ruled(ready: Prepared, labels: Labels, start: float) -> Result:
     rule = instantiate(ready.cfg.agent)
     assert isinstance(rule, Rule)
     objective = objective_of(ready, train(ready, labels), ready.cfg.ratio, rule)
-    found = rule.search(objective, ready.fabric, lambda step, metrics: None, ready.cfg.seed)
+    found = rule.search(objective, Run(ready.fabric, lambda step, metrics: None, ready.cfg.seed))
     mean = float(objective.predictor.predict(found.kept).mean[0])
     nll = float(measured(ready, found.kept)[0])
     return Result(found.kept[0].tolist(), mean, nll, time.perf_counter() - start, 1)

@@ -1,5 +1,5 @@
 """Agents: from a pruning ratio and what is known of the sites to a policy; one algorithm a file."""
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Report
+from ppf.agents.base import Agent, Candidates, Objective, Polish, Report, Run
 
-__all__ = ["Agent", "Candidates", "Objective", "Polish", "Report"]
+__all__ = ["Agent", "Candidates", "Objective", "Polish", "Report", "Run"]

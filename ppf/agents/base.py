@@ -174,6 +174,37 @@ class Candidates:
         return Candidates(self.kept[:count], self.cost[:count])
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of an agent.
+
+    Args:
+        fabric: launched; its processes share the run.
+        report: takes the metrics of the first rank.
+        seed: the same one finds the same policies on one process.
+        checkpoint: where an agent that trains for long keeps its training; None: nowhere.
+    """
+
+    fabric: Fabric
+    report: Report
+    seed: int
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def rank_seed(self) -> int:
+        """A seed for what must differ between ranks; the seed itself on a single process."""
+        return self.seed * self.fabric.world_size + self.fabric.global_rank
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """This rank's own."""
+        return torch.Generator(device).manual_seed(self.rank_seed)
+
+    def tell(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        """Reports metrics; those of the other ranks are not heard."""
+        if self.fabric.is_global_zero:
+            self.report(step, metrics)
+
+
 @runtime_checkable
 class Polish(Protocol):
     """A local search on the predictor that starts from policies already found."""
@@ -200,21 +231,10 @@ class Agent(ABC):
         self.threads, self.polish = threads, polish
 
     @abstractmethod
-    def search(
-        self,
-        objective: Objective,
-        fabric: Fabric,
-        report: Report,
-        seed: int,
-        checkpoint: Checkpoint | None = None,
-    ) -> Candidates:
-        """Policies of this rank, best first; every few steps `report` gets their metrics.
+    def search(self, objective: Objective, run: Run) -> Candidates:
+        """Policies of this rank, best first; every few steps the run is told their metrics.
 
-        Ranks draw different policies from the same seed; what they learn jointly they must agree
-        on.
-
-        Args:
-            checkpoint: where an agent that trains for long keeps its training.
+        Ranks draw different policies; what they learn jointly they must agree on.
         """
 
 
@@ -242,11 +262,6 @@ def predictions(
 
 _BANDS = (0.0, 0.15, 0.3, 0.45, 0.6, 1.0)
 _ROUNDING = 1e-9
-
-
-def rank_seed(seed: int, fabric: Fabric) -> int:
-    """A seed for what must differ between ranks; the seed itself on a single process."""
-    return seed * fabric.world_size + fabric.global_rank
 
 
 def share(total: int, name: str, fabric: Fabric) -> int:

@@ -6,10 +6,8 @@ Source: CMA-ES (arXiv 1604.00772); separable (Ros & Hansen 2008) where there are
 import numpy as np
 import torch
 from cmaes import CMA, SepCMA
-from lightning import Fabric
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Report, predictions, rank_seed
-from ppf.agents.checkpoint import Checkpoint
+from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
 
 
 class CMAES(Agent):
@@ -41,21 +39,14 @@ class CMAES(Agent):
         self.separable_above = separable_above
         self.elites, self.report_every = elites, report_every
 
-    def search(
-        self,
-        objective: Objective,
-        fabric: Fabric,
-        report: Report,
-        seed: int,
-        checkpoint: Checkpoint | None = None,
-    ) -> Candidates:
+    def search(self, objective: Objective, run: Run) -> Candidates:
         sites, ratio = len(objective.space), objective.ratios(self.children)
         method = SepCMA if sites > self.separable_above else CMA
         optimizer = method(
             np.zeros(sites),
             self.sigma,
             bounds=np.array([[-1.0, 1.0]] * sites),
-            seed=rank_seed(seed, fabric),
+            seed=run.rank_seed,
             population_size=self.children,
         )
         best = objective.candidates(objective.starts())
@@ -67,7 +58,7 @@ class CMAES(Agent):
             optimizer.tell(list(zip(asked, cost.tolist(), strict=True)))
             best = Candidates.merge(best, Candidates(drawn, cost)).best(self.elites)
             if generation % self.report_every == 0:
-                report(generation, predictions(objective, best, drawn, ratio))
+                run.tell(generation, predictions(objective, best, drawn, ratio))
             if optimizer.should_stop():
                 break
         return best

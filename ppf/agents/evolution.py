@@ -5,7 +5,6 @@ Source: the level-switch mutation of EvoPress (arXiv 2410.14649), with a predict
 
 import torch
 from jaxtyping import Int
-from lightning import Fabric
 from torch import Tensor
 
 from ppf.agents.base import (
@@ -14,11 +13,10 @@ from ppf.agents.base import (
     Objective,
     Polish,
     Report,
+    Run,
     predictions,
-    rank_seed,
     share,
 )
-from ppf.agents.checkpoint import Checkpoint
 
 
 class Evolution(Agent):
@@ -51,18 +49,11 @@ class Evolution(Agent):
         self.generations, self.children, self.population = generations, children, population
         self.exchanges, self.step, self.report_every = exchanges, step, report_every
 
-    def search(
-        self,
-        objective: Objective,
-        fabric: Fabric,
-        report: Report,
-        seed: int,
-        checkpoint: Checkpoint | None = None,
-    ) -> Candidates:
-        generator = torch.Generator(objective.device).manual_seed(rank_seed(seed, fabric))
+    def search(self, objective: Objective, run: Run) -> Candidates:
+        generator = run.generator(objective.device)
         start = objective.candidates(objective.starts())
-        children = share(self.children, "children", fabric)
-        return self._evolve(objective, start, children, generator, report)
+        children = share(self.children, "children", run.fabric)
+        return self._evolve(objective, start, children, generator, run.tell)
 
     def improve(
         self, objective: Objective, start: Candidates, generator: torch.Generator

@@ -2,12 +2,10 @@
 
 import torch
 from jaxtyping import Float
-from lightning import Fabric
 from torch import Tensor
 from torch.optim import Adam
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Report, predictions, rank_seed
-from ppf.agents.checkpoint import Checkpoint
+from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
 from ppf.errors import PPFError
 from ppf.predictor.protocol import Differentiable
 
@@ -42,21 +40,14 @@ class Gradient(Agent):
         self.descents, self.iterations, self.lr, self.spread = descents, iterations, lr, spread
         self.round_every, self.elites, self.report_every = round_every, elites, report_every
 
-    def search(
-        self,
-        objective: Objective,
-        fabric: Fabric,
-        report: Report,
-        seed: int,
-        checkpoint: Checkpoint | None = None,
-    ) -> Candidates:
+    def search(self, objective: Objective, run: Run) -> Candidates:
         predictor = objective.predictor
         if not isinstance(predictor, Differentiable):
             raise PPFError(
                 f"agent=gradient needs a differentiable predictor, which {type(predictor).__name__}"
                 " is not: choose another agent."
             )
-        generator = torch.Generator(objective.device).manual_seed(rank_seed(seed, fabric))
+        generator = run.generator(objective.device)
         shape, ratio = (self.descents, len(objective.space)), objective.ratios(self.descents)
         noise = torch.randn(shape, generator=generator, device=objective.device)
         deviation = (self.spread * noise).requires_grad_()
@@ -71,7 +62,7 @@ class Gradient(Agent):
                 drawn = objective.policy(deviation.detach(), ratio)
                 best = Candidates.merge(best, objective.candidates(drawn)).best(self.elites)
                 if roundings % self.report_every == 0:
-                    report(iteration, predictions(objective, best, drawn, ratio))
+                    run.tell(iteration, predictions(objective, best, drawn, ratio))
         last = objective.candidates(objective.policy(deviation.detach(), ratio))
         return Candidates.merge(best, last)
 

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from lightning import Fabric
 from torch import Tensor, nn
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Report, predictions, rank_seed
-from ppf.agents.checkpoint import Checkpoint, Stateful
+from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
+from ppf.agents.checkpoint import Stateful
 
 
 @dataclass(frozen=True)
@@ -74,31 +74,18 @@ class Learner(Agent):
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
         """A training from the start; ranks call this with the same generator."""
 
-    def search(
-        self,
-        objective: Objective,
-        fabric: Fabric,
-        report: Report,
-        seed: int,
-        checkpoint: Checkpoint | None = None,
-    ) -> Candidates:
-        training, elites = self.learn(objective, fabric, report, seed, checkpoint)
+    def search(self, objective: Objective, run: Run) -> Candidates:
+        training, elites = self.learn(objective, run)
         ratio = objective.ratios(1)
         learnt = objective.policy(training.deviations(ratio), ratio)
         return Candidates.merge(elites, objective.candidates(learnt))
 
-    def learn(
-        self,
-        objective: Objective,
-        fabric: Fabric,
-        report: Report,
-        seed: int,
-        checkpoint: Checkpoint | None = None,
-    ) -> tuple[Training, Candidates]:
+    def learn(self, objective: Objective, run: Run) -> tuple[Training, Candidates]:
         """The finished training, and the best policies that it met at the objective's ratio."""
-        torch.manual_seed(seed)
+        fabric, checkpoint = run.fabric, run.checkpoint
+        torch.manual_seed(run.seed)
         training = self.begin(objective, fabric)
-        torch.manual_seed(rank_seed(seed, fabric))
+        torch.manual_seed(run.rank_seed)
         memory = _Memory(objective.candidates(objective.starts()))
         parts = {"memory": memory, **training.parts()}
         first = checkpoint.load(fabric, parts) if checkpoint else 0
@@ -109,7 +96,7 @@ class Learner(Agent):
                 gain = fabric.all_reduce(played.gain.mean(), reduce_op="mean")
                 assert isinstance(gain, Tensor)
                 metrics = predictions(objective, memory.elites, played.kept, played.ratio)
-                report(iteration, {"reward": gain, **played.metrics, **metrics})
+                run.tell(iteration, {"reward": gain, **played.metrics, **metrics})
                 if memory.stale(iteration, float(gain)) > self.patience:
                     break
             if checkpoint:

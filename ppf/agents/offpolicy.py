@@ -1,6 +1,7 @@
 """What agents share that learn from a replay buffer."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from lightning import Fabric
@@ -11,7 +12,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
 from torchrl.objectives import LossModule, SoftUpdate
 
-from ppf.agents.base import Objective, Polish, share
+from ppf.agents.base import Objective, share
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Played, Training, average_gradients
@@ -23,7 +24,6 @@ class OffPolicy(Learner):
 
     Args:
         episodes: policies in one batch of episodes, over all ranks.
-        iterations: batches of episodes, each followed by updates.
         warmup: batches of episodes from which only the critics learn.
         updates: gradient steps after each batch of episodes.
         batch: transitions of a gradient step, on each rank.
@@ -33,13 +33,13 @@ class OffPolicy(Learner):
         tau: share of the networks that their slow targets take over at each gradient step.
         grad_norm: gradients are clipped to this norm.
         hidden: width of the two hidden layers.
+        learner: see `Learner`; an iteration is a batch of episodes, followed by updates.
     """
 
     def __init__(
         self,
         *,
         episodes: int,
-        iterations: int,
         warmup: int,
         updates: int,
         batch: int,
@@ -49,20 +49,9 @@ class OffPolicy(Learner):
         tau: float,
         grad_norm: float,
         hidden: int,
-        patience: int,
-        elites: int,
-        report_every: int,
-        threads: int,
-        polish: Polish | None,
+        **learner: Any,
     ) -> None:
-        super().__init__(
-            iterations=iterations,
-            patience=patience,
-            elites=elites,
-            report_every=report_every,
-            threads=threads,
-            polish=polish,
-        )
+        super().__init__(**learner)
         self.episodes, self.updates, self.batch, self.memory = episodes, updates, batch, memory
         self.warmup, self.lookahead, self.lr, self.tau = warmup, lookahead, lr, tau
         self.grad_norm, self.hidden = grad_norm, hidden

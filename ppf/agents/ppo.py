@@ -1,5 +1,7 @@
 """Proximal policy optimisation (arXiv 1707.06347), generalised advantages (arXiv 1506.02438)."""
 
+from typing import Any
+
 import torch
 from lightning import Fabric
 from tensordict import TensorDictBase
@@ -9,7 +11,7 @@ from torch.optim.lr_scheduler import LinearLR
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from ppf.agents.base import Objective, Polish, share
+from ppf.agents.base import Objective, share
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Played, Training, average_gradients
@@ -21,7 +23,6 @@ class PPO(Learner):
 
     Args:
         episodes: policies in one rollout, over all ranks.
-        iterations: rollouts, each followed by an update.
         epochs: passes of an update over its rollout.
         minibatches: gradient steps in a pass.
         lr: of Adam, falling linearly to a hundredth.
@@ -32,13 +33,13 @@ class PPO(Learner):
         grad_norm: gradients are clipped to this norm.
         hidden: width of the two hidden layers.
         std: of the actions at the start, before tanh squeezes them into the trust region.
+        learner: see `Learner`; an iteration is a rollout, followed by an update.
     """
 
     def __init__(
         self,
         *,
         episodes: int,
-        iterations: int,
         epochs: int,
         minibatches: int,
         lr: float,
@@ -49,20 +50,9 @@ class PPO(Learner):
         grad_norm: float,
         hidden: int,
         std: float,
-        patience: int,
-        elites: int,
-        report_every: int,
-        threads: int,
-        polish: Polish | None,
+        **learner: Any,
     ) -> None:
-        super().__init__(
-            iterations=iterations,
-            patience=patience,
-            elites=elites,
-            report_every=report_every,
-            threads=threads,
-            polish=polish,
-        )
+        super().__init__(**learner)
         self.episodes, self.epochs, self.minibatches = episodes, epochs, minibatches
         self.lr, self.lmbda, self.clip, self.grad_norm = lr, lmbda, clip, grad_norm
         self.entropy, self.critic, self.hidden, self.std = entropy, critic, hidden, std

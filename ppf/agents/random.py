@@ -1,19 +1,16 @@
 """Random search, the floor that a search has to beat at equal evaluations."""
 
 import torch
-from lightning import Fabric
 
 from ppf.agents.base import (
     Agent,
     Candidates,
     Objective,
     Polish,
-    Report,
+    Run,
     predictions,
-    rank_seed,
     share,
 )
-from ppf.agents.checkpoint import Checkpoint
 
 
 class Random(Agent):
@@ -31,23 +28,16 @@ class Random(Agent):
         super().__init__(threads=threads, polish=polish)
         self.evaluations, self.batch, self.elites = evaluations, batch, elites
 
-    def search(
-        self,
-        objective: Objective,
-        fabric: Fabric,
-        report: Report,
-        seed: int,
-        checkpoint: Checkpoint | None = None,
-    ) -> Candidates:
-        generator = torch.Generator(objective.device).manual_seed(rank_seed(seed, fabric))
+    def search(self, objective: Objective, run: Run) -> Candidates:
+        generator = run.generator(objective.device)
         best = objective.candidates(objective.uniform())
-        left, step = share(self.evaluations, "evaluations", fabric), 0
+        left, step = share(self.evaluations, "evaluations", run.fabric), 0
         while left > 0:
             shape = (min(left, self.batch), len(objective.space))
             deviation = 2 * torch.rand(shape, generator=generator, device=objective.device) - 1
             ratio = objective.ratios(shape[0])
             drawn = objective.policy(deviation, ratio)
             best = Candidates.merge(best, objective.candidates(drawn)).best(self.elites)
-            report(step, predictions(objective, best, drawn, ratio))
+            run.tell(step, predictions(objective, best, drawn, ratio))
             left, step = left - shape[0], step + 1
         return best

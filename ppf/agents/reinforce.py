@@ -1,6 +1,7 @@
 """REINFORCE (Williams 1992) in one shot: a Gaussian over all sites at once, no episodes."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.optim import Adam
 
-from ppf.agents.base import Objective, Polish, share
+from ppf.agents.base import Objective, share
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.learner import Learner, Played, Training, average_gradients
 
@@ -19,36 +20,24 @@ class Reinforce(Learner):
 
     Args:
         samples: policies in one batch, over all ranks.
-        iterations: batches, each followed by one gradient step.
         lr: of Adam.
         std: of the Gaussians at the start.
         degree: of the polynomial in the ratio that gives each site's mean.
         entropy: weight of the entropy bonus.
+        learner: see `Learner`; an iteration is a batch, followed by one gradient step.
     """
 
     def __init__(
         self,
         *,
         samples: int,
-        iterations: int,
         lr: float,
         std: float,
         degree: int,
         entropy: float,
-        patience: int,
-        elites: int,
-        report_every: int,
-        threads: int,
-        polish: Polish | None,
+        **learner: Any,
     ) -> None:
-        super().__init__(
-            iterations=iterations,
-            patience=patience,
-            elites=elites,
-            report_every=report_every,
-            threads=threads,
-            polish=polish,
-        )
+        super().__init__(**learner)
         self.samples, self.lr, self.std = samples, lr, std
         self.degree, self.entropy = degree, entropy
 

@@ -1,9 +1,6 @@
 """Allocation rules, published and not searched, in the place of an agent."""
 
-from lightning import Fabric
-
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Report
-from ppf.agents.checkpoint import Checkpoint
+from ppf.agents.base import Agent, Candidates, Objective, Polish, Run
 from ppf.pruning import Allocation
 from ppf.space import project
 
@@ -15,14 +12,7 @@ class Rule(Agent):
         super().__init__(threads=threads, polish=polish)
         self.allocation = allocation
 
-    def search(
-        self,
-        objective: Objective,
-        fabric: Fabric,
-        report: Report,
-        seed: int,
-        checkpoint: Checkpoint | None = None,
-    ) -> Candidates:
+    def search(self, objective: Objective, run: Run) -> Candidates:
         ratio = objective.ratios(1)
         wanted = self.allocation.wanted(objective.evidence, ratio)
         return objective.candidates(project(objective.space, wanted, ratio))

@@ -1,48 +1,29 @@
 """Runs an agent on one process or many, and picks what is worth measuring."""
 
-from collections.abc import Mapping
-
 import torch
 from lightning import Fabric
-from torch import Tensor
 
-from ppf.agents import Agent, Candidates, Objective, Report
-from ppf.agents.checkpoint import Checkpoint
+from ppf.agents import Agent, Candidates, Objective, Run
 from ppf.threads import cpu_threads
 
 _GATHERED = 256  # policies that each rank hands over
 _APART = 0.25  # share of the sites in which chosen policies differ, where that can be had
 
 
-def run_search(
-    agent: Agent,
-    objective: Objective,
-    fabric: Fabric,
-    top_k: int,
-    report: Report,
-    seed: int,
-    checkpoint: Checkpoint | None = None,
-) -> Candidates:
+def run_search(agent: Agent, objective: Objective, run: Run, top_k: int) -> Candidates:
     """The `top_k` policies to measure, best predicted first, the same on every rank.
 
     The agent's rollouts are shared over the ranks; what all of them found, together with the
     policies of uniform pruning and the allocation rules, is polished on the predictor. Several
     near-identical policies would share the predictor's error, so the chosen ones differ in a
     quarter of the sites; that yields where the search found too few of that kind.
-
-    Args:
-        fabric: launched.
-        report: takes the metrics of the first rank.
-        seed: the same seed finds the same policies on one process.
-        checkpoint: where the agent's training is kept meanwhile.
     """
     with cpu_threads(agent.threads):
-        heard = report if fabric.is_global_zero else _unheard
-        found = _gather(agent.search(objective, fabric, heard, seed, checkpoint), fabric)
+        found = _gather(agent.search(objective, run), run.fabric)
         known = torch.cat([objective.uniform(), objective.ruled()])
         found = Candidates.merge(found, objective.candidates(known))
         if agent.polish is not None:
-            generator = torch.Generator(objective.device).manual_seed(seed)
+            generator = torch.Generator(objective.device).manual_seed(run.seed)
             found = agent.polish.improve(objective, found, generator)
         return distinct(found, top_k)
 
@@ -70,7 +51,3 @@ def _gather(found: Candidates, fabric: Fabric) -> Candidates:
     rows = torch.arange(_GATHERED, device=best.cost.device).clamp_max(len(best) - 1)
     kept, cost = fabric.all_gather((best.kept[rows], best.cost[rows]))
     return Candidates.merge(Candidates(kept.reshape(-1, best.kept.shape[1]), cost.reshape(-1)))
-
-
-def _unheard(step: int, metrics: Mapping[str, Tensor | float]) -> None:
-    """The other ranks' metrics."""

@@ -13,16 +13,16 @@ from ppf.agents.learner import Learner
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.collect import label
-from ppf.labels.table import Labels
+from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
 from ppf.search.experts import improve_along
 from ppf.space import uniform
 from ppf.stages.artefacts import plain
 from ppf.stages.collect import label_store
-from ppf.stages.objective import checkpoint_of, objective_of
+from ppf.stages.objective import objective_of
 from ppf.stages.policy import CONFIG_GROUPS
 from ppf.stages.prepare import Prepared
-from ppf.stages.search import reporter
+from ppf.stages.search import run_of
 from ppf.stages.train import Trained, train
 from ppf.threads import cpu_threads
 
@@ -81,8 +81,8 @@ def dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> Learnt:
             experts.append(_improve(ready, objective, knots, [proposal, *experts[-1:]]))
         chosen = experts[-1][number % cfg.dynamic.stride :: cfg.dynamic.stride].cpu()
         with clock("measuring"):
-            measured = label(store, ready.labeller, chosen, "search")
-        labels = labels.with_rows(chosen, measured.nll, "search")
+            measured = label(store, ready.labeller, chosen, PROPOSED)
+        labels = labels.with_rows(chosen, measured.nll, PROPOSED)
     with clock("training the predictor"):
         trained = train(ready, labels)
     objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high))
@@ -121,15 +121,8 @@ def _propose(
     history: list[dict[str, float]],
 ) -> Int[Tensor, "knots sites"]:
     """What the trained learner would do at the knots, the same on every rank."""
-    seed = ready.cfg.seed + number
-    checkpoint = checkpoint_of(ready, trained, seed)
-    heard = reporter(ready, history) if ready.fabric.is_global_zero else _unheard
-    training, _ = learner.learn(objective, ready.fabric, heard, seed, checkpoint)
+    training, _ = learner.learn(objective, run_of(ready, trained, history, number))
     return ready.fabric.broadcast(objective.policy(training.deviations(knots), knots))
-
-
-def _unheard(step: int, metrics: object) -> None:
-    """The other ranks' metrics."""
 
 
 def _improve(

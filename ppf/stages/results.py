@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ppf.labels.table import Labels
+from ppf.labels.table import PROPOSED, Labels
 from ppf.report.html import HeldOut, Pareto, SearchReport, write_report
 from ppf.report.scores import Entry, Score
 from ppf.search.pareto import front
@@ -121,7 +121,7 @@ def _report(
 def _pareto(ready: Prepared, labels: Labels, found: Found) -> Pareto:
     """All policies that were labelled or measured, by the two costs of the config."""
     budgets = (ready.cfg.pareto.x, ready.cfg.pareto.y)
-    every = labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), "search")
+    every = labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), PROPOSED)
     share = torch.stack([saved(ready, budget, every.kept) for budget in budgets], 1)
     nll = every.nll.double().nan_to_num(torch.inf)
     chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()

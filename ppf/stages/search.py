@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.agents import Agent, Report
+from ppf.agents import Agent, Report, Run
 from ppf.labels.collect import label
 from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
@@ -62,12 +62,11 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
             f"Searching at ratio {ready.cfg.ratio} with {type(agent).__name__},"
             f" round {number + 1} of {cfg.rounds}."
         )
-        report, seed = reporter(ready, history), ready.cfg.seed + number
-        checkpoint = checkpoint_of(ready, trained, seed)
+        run = run_of(ready, trained, history, number)
         with clock("searching on the predictor"):
-            found = run_search(agent, objective, ready.fabric, cfg.top_k, report, seed, checkpoint)
+            found = run_search(agent, objective, run, cfg.top_k)
         room = cfg.label_budget - _spent(rounds)
-        proposed = with_neighbours(objective, found, cfg.neighbours, room, seed)
+        proposed = with_neighbours(objective, found, cfg.neighbours, room, run.seed)
         with clock("measuring the best"):
             rounds.append(verify(proposed, objective, partial(_measure, ready)))
         kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
@@ -98,7 +97,14 @@ def _done(ready: Prepared, rounds: Sequence[Verification]) -> bool:
     return False
 
 
-def reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
+def run_of(ready: Prepared, trained: Trained, history: list[dict[str, float]], number: int) -> Run:
+    """A round's run: its metrics join the history, and each round has a seed of its own."""
+    seed = ready.cfg.seed + number
+    checkpoint = checkpoint_of(ready, trained, seed)
+    return Run(ready.fabric, _reporter(ready, history), seed, checkpoint)
+
+
+def _reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
     """Logs an agent's metrics; steps go on from round to round."""
     first = int(history[-1]["step"]) + 1 if history else 0
 

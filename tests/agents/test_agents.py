@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ppf.agents import Agent, Objective
+from ppf.agents import Agent, Objective, Run
 from ppf.pruning.allocation import ObsGlobal
 from ppf.space import project
 from tests.agents.synthetic import Log, agent, layered, one_process, quadratic
@@ -39,7 +39,7 @@ def small(name: str) -> Agent:
 
 def best(name: str, objective: Objective, seed: int = 0) -> float:
     """The gap that an agent leaves to the best policy that there is, as a share of uniform's."""
-    found = small(name).search(objective, one_process(), Log(), seed)
+    found = small(name).search(objective, Run(one_process(), Log(), seed))
     floor = 3 + objective.spread_penalty * 0.01
     gap = objective.cost(objective.uniform()).item() - floor
     return (found.cost[0].item() - floor) / gap
@@ -55,13 +55,13 @@ def test_beats_uniform_and_random_at_equal_evaluations(name: str) -> None:
 
 def test_uniform_proposes_uniform_only() -> None:
     objective = quadratic()
-    found = small("uniform").search(objective, one_process(), Log(), 0)
+    found = small("uniform").search(objective, Run(one_process(), Log(), 0))
     assert torch.equal(found.kept, objective.uniform())
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_same_seed_finds_the_same_policies(name: str) -> None:
-    runs = [small(name).search(quadratic(), one_process(), Log(), seed) for seed in (3, 3, 4)]
+    runs = [small(name).search(quadratic(), Run(one_process(), Log(), seed)) for seed in (3, 3, 4)]
     assert torch.equal(runs[0].kept, runs[1].kept) and torch.equal(runs[0].cost, runs[1].cost)
     assert name in RULES or not torch.equal(runs[0].kept, runs[2].kept)
 
@@ -70,7 +70,7 @@ def test_the_same_seed_finds_the_same_policies(name: str) -> None:
 @pytest.mark.parametrize("ratio", [0.0, 0.3])
 def test_candidates_are_distinct_sorted_and_on_budget(name: str, ratio: float) -> None:
     objective = quadratic(ratio=ratio)
-    found = small(name).search(objective, one_process(), Log(), 0)
+    found = small(name).search(objective, Run(one_process(), Log(), 0))
     excess = objective.space.removed(found.kept) - ratio * objective.space.total
     assert (excess > -1e-5).all() and (excess < objective.space.params.min()).all()
     assert len(found.kept.unique(dim=0)) == len(found)
@@ -90,7 +90,7 @@ def test_candidates_are_distinct_sorted_and_on_budget(name: str, ratio: float) -
 )
 def test_reports_its_curves(name: str, curves: set[str]) -> None:
     log = Log()
-    small(name).search(quadratic(), one_process(), log, 0)
+    small(name).search(quadratic(), Run(one_process(), log, 0))
     steps = [step for step, _ in log]
     assert len(steps) > 3 and steps == sorted(set(steps))
     assert curves <= set(log[0][1])
@@ -101,14 +101,14 @@ def test_reports_its_curves(name: str, curves: set[str]) -> None:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_learns_and_not_only_remembers(name: str) -> None:
     log = Log()
-    agent(name, **LEARNERS[name]).search(quadratic(layered(4)), one_process(), log, 0)
+    agent(name, **LEARNERS[name]).search(quadratic(layered(4)), Run(one_process(), log, 0))
     assert log[-1][1]["reward"] > 0.2 > log[0][1]["reward"]
 
 
 @pytest.mark.parametrize("name", ["ppo", "reinforce"])
 def test_learns_many_ratios_at_once(name: str) -> None:
     objective = replace(quadratic(), interval=(0.1, 0.5))
-    training, elites = small(name).learn(objective, one_process(), Log(), 0)
+    training, elites = small(name).learn(objective, Run(one_process(), Log(), 0))
     ratio = torch.tensor([0.2, 0.3, 0.4], dtype=torch.double)
     kept = objective.policy(training.deviations(ratio), ratio)
     excess = objective.space.removed(kept) - ratio * objective.space.total
@@ -120,7 +120,7 @@ def test_learns_many_ratios_at_once(name: str) -> None:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_training_stops_early(name: str) -> None:
     log, hurried = Log(), {"iterations": 100, "patience": 0, "report_every": 1}
-    agent(name, **SMALL[name] | hurried).search(quadratic(layered(2)), one_process(), log, 0)
+    agent(name, **SMALL[name] | hurried).search(quadratic(layered(2)), Run(one_process(), log, 0))
     assert len(log) < 100
     rewards = [metrics["reward"] for _, metrics in log]
     assert rewards[-1] <= max(rewards[:-1])
@@ -128,7 +128,7 @@ def test_training_stops_early(name: str) -> None:
 
 def test_rules_give_their_one_policy() -> None:
     objective = quadratic()
-    found = agent("obs_global").search(objective, one_process(), Log(), 0)
+    found = agent("obs_global").search(objective, Run(one_process(), Log(), 0))
     wanted = ObsGlobal().wanted(objective.evidence, objective.ratios(1))
     assert torch.equal(found.kept, project(objective.space, wanted, objective.ratios(1)))
 

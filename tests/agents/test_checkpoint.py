@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppf.agents import Run
 from ppf.agents.checkpoint import Checkpoint
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 
@@ -20,6 +21,7 @@ SMALL = {
 KILLED = """
 import os, sys
 from pathlib import Path
+from ppf.agents import Run
 from ppf.agents.checkpoint import Checkpoint
 from tests.agents.synthetic import agent, one_process, quadratic
 from tests.agents.test_checkpoint import SMALL
@@ -29,8 +31,8 @@ def report(step, metrics):
         os._exit(9)
 
 name, folder = sys.argv[1:]
-checkpoint = Checkpoint(Path(folder) / "training", 2)
-agent(name, report_every=1, **SMALL[name]).search(quadratic(), one_process(), report, 0, checkpoint)
+run = Run(one_process(), report, 0, Checkpoint(Path(folder) / "training", 2))
+agent(name, report_every=1, **SMALL[name]).search(quadratic(), run)
 """
 
 
@@ -51,7 +53,7 @@ class Stopping(Log):
 def test_resumes_where_it_was_stopped(name: str, tmp_path: Path) -> None:
     def searched(log: Log, checkpoint: Checkpoint | None) -> torch.Tensor:
         learner = agent(name, report_every=1, **SMALL[name])
-        return learner.search(quadratic(), one_process(), log, 0, checkpoint).kept
+        return learner.search(quadratic(), Run(one_process(), log, 0, checkpoint)).kept
 
     whole, second = Log(), Log()
     expected = searched(whole, None)
@@ -72,7 +74,7 @@ def test_a_killed_search_goes_on(tmp_path: Path, root: Path) -> None:
     assert killed.returncode == 9
     log, checkpoint = Log(), Checkpoint(tmp_path / "training", 2)
     learner = agent("ppo", report_every=1, **SMALL["ppo"])
-    resumed = learner.search(quadratic(), one_process(), log, 0, checkpoint)
+    resumed = learner.search(quadratic(), Run(one_process(), log, 0, checkpoint))
     assert log[0][0] == 4
-    whole = learner.search(quadratic(), one_process(), Log(), 0)
+    whole = learner.search(quadratic(), Run(one_process(), Log(), 0))
     assert torch.equal(resumed.kept, whole.kept)

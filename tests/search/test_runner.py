@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import Fabric
 
-from ppf.agents import Candidates
+from ppf.agents import Candidates, Run
 from ppf.errors import PPFError
 from ppf.pruning.allocation import ObsGlobal
 from ppf.search import run_search
@@ -19,6 +19,7 @@ SMALL_POLISH = {"polish": {"generations": 10, "children": 128}}
 TWO_PROCESSES = """
 import sys, torch
 from lightning import Fabric
+from ppf.agents import Run
 from ppf.agents.learner import average_gradients
 from ppf.search import run_search
 from tests.agents.synthetic import Log, agent, quadratic
@@ -35,9 +36,9 @@ if __name__ == "__main__":
         "random": {"evaluations": 512, "batch": 128},
     }.items():
         log.clear()
-        found = run_search(agent(name, **changes), quadratic(), fabric, 4, log, 0)
+        found = run_search(agent(name, **changes), quadratic(), Run(fabric, log, 0), 4)
         heard = len(log)
-        own = agent(name, **changes).search(quadratic(), fabric, log, 0)
+        own = agent(name, **changes).search(quadratic(), Run(fabric, log, 0))
         row = {"kept": found.kept, "cost": found.cost, "own": own.kept, "reports": heard}
         torch.save(row, f"{sys.argv[1]}/{name}{fabric.global_rank}")
     layer = torch.nn.Linear(3, 2)
@@ -49,7 +50,7 @@ if __name__ == "__main__":
 
 
 def search(name: str, seed: int = 0, top_k: int = 5, **changes: object) -> Candidates:
-    return run_search(agent(name, **changes), quadratic(), one_process(), top_k, Log(), seed)
+    return run_search(agent(name, **changes), quadratic(), Run(one_process(), Log(), seed), top_k)
 
 
 def test_the_same_seed_finds_the_same_policies() -> None:
@@ -74,7 +75,9 @@ def test_polish_improves_what_the_agent_found() -> None:
 
 def test_uniform_is_always_among_the_candidates() -> None:
     objective = quadratic()
-    found = run_search(agent("random", evaluations=64), objective, one_process(), 1000, Log(), 0)
+    found = run_search(
+        agent("random", evaluations=64), objective, Run(one_process(), Log(), 0), 1000
+    )
     assert (found.kept == objective.uniform()).all(1).any()
 
 
@@ -84,7 +87,7 @@ def test_rules_stand_for_themselves() -> None:
 
 def test_no_search_proposes_worse_than_a_rule() -> None:
     objective = replace(quadratic(), rules={"obs_global": ObsGlobal()})
-    found = run_search(agent("random", evaluations=64), objective, one_process(), 1, Log(), 0)
+    found = run_search(agent("random", evaluations=64), objective, Run(one_process(), Log(), 0), 1)
     assert found.cost[0] <= objective.cost(objective.ruled())[0]
 
 
@@ -113,7 +116,7 @@ def test_environments_must_be_shared_evenly() -> None:
         world_size, global_rank = 3, 0
 
     with pytest.raises(PPFError, match="agent.episodes=64 .* multiple of 3"):
-        agent("ppo", **SMALL_PPO).search(quadratic(), Three(accelerator="cpu"), Log(), 0)
+        agent("ppo", **SMALL_PPO).search(quadratic(), Run(Three(accelerator="cpu"), Log(), 0))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import pytest
 
+from ppf.agents import Run
 from ppf.search import run_search
 from ppf.space import Prunable, Space, build_space
 from tests.agents.synthetic import Log, agent, one_process, quadratic
@@ -46,7 +47,7 @@ def space(kinds: list[str], whole_sites: bool) -> Space:
 )
 def test_every_agent_searches_every_space(name: str, ratio: float, searched: Space) -> None:
     objective = quadratic(searched, ratio)
-    found = run_search(agent(name, **SMALL[name]), objective, one_process(), 3, Log(), 0)
+    found = run_search(agent(name, **SMALL[name]), objective, Run(one_process(), Log(), 0), 3)
     assert 1 <= len(found) <= 3
     assert (searched.removed(found.kept) >= ratio * searched.total - 1e-5).all()
     if name not in ("uniform", "obs_global"):
@@ -57,6 +58,6 @@ def test_a_budget_may_leave_sites_free() -> None:
     searched = space(["attention", "mlp"], False).priced("kv", [64, 0] * 4)
     objective = quadratic(searched, 0.5)
     for name, changes in SMALL.items():
-        found = run_search(agent(name, **changes), objective, one_process(), 3, Log(), 0)
+        found = run_search(agent(name, **changes), objective, Run(one_process(), Log(), 0), 3)
         assert (found.kept[:, 1::2] == searched.units[1::2]).all(), name
         assert (searched.saved(found.kept) == 0.5).all(), name
