@@ -22,7 +22,7 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.progress import say
 from ppf.space import uniform
 from ppf.stages.prepare import Prepared, prepare
-from ppf.stages.prune import refit
+from ppf.stages.prune import can_refit, refit
 
 FILE = Path(__file__).with_name("results.json")
 IMPORTANCES = ("magnitude", "wanda", "fluctuation", "taylor", "obs")
@@ -36,8 +36,10 @@ def cells(ready: Prepared, ratios: list[float], windows: int) -> Iterator[dict[s
     for ratio in ratios:
         ready.pruner.apply(uniform(ready.space, torch.tensor([ratio]))[0].tolist())
         for sequential in (False, True):
-            if sequential and (ready.pruner.bank.levels[0].weights is None or not refit(ready)):
-                continue
+            if sequential:
+                if ready.pruner.bank.levels[0].weights is None or not can_refit(ready):
+                    continue
+                refit(ready)
             nll = mean_nll(ready.lm.model, text[chosen], batch=8)
             say(
                 f"ratio {ratio}, sequential {sequential}: perplexity {math.exp(nll):.2f} (measured)"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.space import Site, Space, project
+from ppf.space import Space, project
 
 FORMAT = 1
 FILE, WEIGHTS = "agent.json", "agent.safetensors"
@@ -59,7 +59,7 @@ class RatioAgent:
         content = {
             "format": FORMAT,
             **self.record,
-            "space": asdict(self.space),
+            "space": self.space.describe(),
             "units": {site.name: site.units for site in self.space.sites},
             "ratios": [0.0, float(self.knots[-1])],
             "weights": WEIGHTS,
@@ -104,8 +104,5 @@ def load_agent(path: str | Path) -> RatioAgent:
             f"{file} is no agent of format {FORMAT}: make it again with"
             " `python search.py mode=dynamic`."
         )
-    described = content.pop("space")
-    sites = tuple(Site(**site) for site in described["sites"])
-    prices = described["prices"] and tuple(described["prices"])
-    space = Space(sites, described["name"], described["budget"], prices)
+    space = Space.restore(content.pop("space"))
     return RatioAgent(space, **load_file(file.parent / content["weights"]), record=content)

@@ -91,7 +91,7 @@ class Labeller:
 
     @torch.inference_mode()
     def score(self, kept: Sequence[int]) -> Score:
-        """The policy's score; every label costs one call."""
+        """What the policy scores."""
         try:
             return self._score([int(k) for k in kept])
         except torch.OutOfMemoryError:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppf.labels.datamodule import LabelsDataModule
 from ppf.labels.table import Labels
-from ppf.predictor.module import PredictorModule, describe, load_predictor
+from ppf.predictor.module import PredictorModule, load_predictor
 from ppf.space import Space
 from ppf.threads import cpu_threads
 
@@ -115,7 +115,7 @@ def untrained(
     """The predictor of a config, with its initial weights; arguments as for `fit_predictor`."""
     config = {key: value for key, value in predictor.items() if key not in _FITTING}
     return PredictorModule(
-        space=describe(space), errors=errors.tolist(), dense_nll=dense_nll, **config
+        space=space.describe(), errors=errors.tolist(), dense_nll=dense_nll, **config
     )
 
 

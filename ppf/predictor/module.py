@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,7 +22,7 @@ from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import KernelRidge
 from ppf.predictor.scores import NOMINAL, Scores
-from ppf.space import Site, Space
+from ppf.space import Space
 
 
 class PredictorModule(LightningModule):
@@ -38,7 +37,7 @@ class PredictorModule(LightningModule):
     checkpoints load with `weights_only=True`.
 
     Args:
-        space: as `describe` gives it.
+        space: as its `describe` gives it.
         errors: relative reconstruction error when a site keeps k units, [site][k].
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
         encoder: `_target_`, an Encoder, and its arguments.
@@ -81,7 +80,7 @@ class PredictorModule(LightningModule):
         self.dense_nll, self.optimizer = dense_nll, optimizer
         self.weight_decay, self.knee, self.huber = weight_decay, knee, huber
         self.limit = math.asinh(catastrophic / knee)
-        sites = restore(space)
+        sites = Space.restore(space)
         self.encoder = _build(encoder, Encoder, sites, torch.tensor(errors))
         self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
         self.residual = KernelRidge(**residual, huber=huber) if residual else None
@@ -230,16 +229,6 @@ class PredictorModule(LightningModule):
     def _log_scores(self, part: str) -> None:
         self.log_dict({f"{part}/{name}": score for name, score in self.scores.compute().items()})
         self.scores.reset()
-
-
-def describe(space: Space) -> dict[str, Any]:
-    """A space as plain values."""
-    return {"name": space.name, "sites": [asdict(site) for site in space.sites]}
-
-
-def restore(description: Mapping[str, Any]) -> Space:
-    """The inverse of `describe`."""
-    return Space(tuple(Site(**site) for site in description["sites"]), description["name"])
 
 
 def load_predictor(path: Path | str) -> PredictorModule:

@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
+from ppf.report.scores import Score
 from ppf.runtime import DynamicModel
 from ppf.server.requests import CompletionRequest
 from ppf.server.writer import Completion
@@ -122,6 +123,5 @@ def _perplexity(prediction: tuple[float, float] | None) -> dict[str, Any] | None
     """Predicted perplexity with its 95 % interval."""
     if prediction is None:
         return None
-    mean, std = prediction
-    low, middle, high = torch.tensor([mean - 1.96 * std, mean, mean + 1.96 * std]).exp().tolist()
-    return {"mean": middle, "interval_95": [low, high]}
+    score = Score(*prediction)
+    return {"mean": score.perplexity, "interval_95": score.interval}

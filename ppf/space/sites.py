@@ -1,8 +1,9 @@
 """Sites (layer, kind) and the space that they span."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -61,6 +62,17 @@ class Space:
 
     def __len__(self) -> int:
         return len(self.sites)
+
+    def describe(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self) | {"sites": [asdict(site) for site in self.sites]}
+
+    @classmethod
+    def restore(cls, description: Mapping[str, Any]) -> "Space":
+        """The inverse of `describe`, also where JSON has made lists of tuples."""
+        sites = tuple(Site(**site) for site in description["sites"])
+        prices = description["prices"] and tuple(description["prices"])
+        return cls(sites, description["name"], description["budget"], prices)
 
     @cached_property
     def units(self) -> Int[Tensor, " sites"]:
@@ -133,9 +145,9 @@ class Space:
         return kept
 
     def saved(self, kept: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
-        """The share of the budget's cost that a policy saves."""
+        """The share of the budget's cost that a policy saves; none where all sites are free."""
         units, cost = self.units.to(kept.device), self.cost.to(kept.device)
-        return ((units - kept) * cost).sum(-1).double() / (units * cost).sum()
+        return ((units - kept) * cost).sum(-1).double() / (units * cost).sum().clamp_min(1)
 
     def check_policy(self, kept: Sequence[int]) -> None:
         """Raises PPFError unless `kept` fits every site."""

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ def priced(ready: Prepared, budget: DictConfig) -> Space:
 
 
 def saved(ready: Prepared, budget: DictConfig, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
-    """The share of a cost that policies save; none of what is not there."""
-    price, units = torch.tensor(prices(ready, budget)), ready.space.units
-    return ((units - kept) * price).sum(1).double() / (units * price).sum().clamp_min(1)
+    """The share of a cost that policies save, be it one that the space has none of."""
+    return replace(ready.space, prices=tuple(prices(ready, budget))).saved(kept)
 
 
 def prices(ready: Prepared, budget: DictConfig) -> list[int]:

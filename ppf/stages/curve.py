@@ -1,14 +1,14 @@
 """What a dynamic search leaves: the agent, its curve as summary.json and as a plot."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from ppf.report.plots import ratio_curve
 from ppf.report.scores import Entry, Score
 from ppf.report.style import save_png
+from ppf.stages.artefacts import write_json
 from ppf.stages.dynamic import Curve, Learnt
-from ppf.stages.results import scores
+from ppf.stages.results import summary
 
 
 def entries(curve: Curve) -> list[Entry]:
@@ -31,9 +31,7 @@ def write(learnt: Learnt, seconds: Mapping[str, float], folder: Path) -> dict[st
         "curve": folder / "curve.png",
     }
     shown = entries(learnt.curve)
-    results = [{"policy": e.policy, "ratio": e.ratio, **scores(e)} for e in shown]
     kept = {str(r): k for r, k in zip(learnt.curve.ratios, learnt.curve.kept.tolist(), strict=True)}
-    content = {"results": results, "part": "labelling", "seconds": dict(seconds), "kept": kept}
-    paths["summary"].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(paths["summary"], summary(shown, seconds) | {"kept": kept})
     save_png(ratio_curve(shown), paths["curve"])
     return paths

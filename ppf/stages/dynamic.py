@@ -17,10 +17,9 @@ from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
 from ppf.search.experts import improve_along
 from ppf.space import uniform
-from ppf.stages.artefacts import plain
 from ppf.stages.collect import label_store
 from ppf.stages.objective import objective_of
-from ppf.stages.policy import CONFIG_GROUPS
+from ppf.stages.policy import provenance
 from ppf.stages.prepare import Prepared
 from ppf.stages.search import run_of
 from ppf.stages.train import Trained, train
@@ -140,17 +139,13 @@ def _agent(
     dense = objective.space.dense[None].to(experts)
     kept = torch.cat([dense, experts]) if knots[0] > 0 else experts
     mean, std = objective.predictor.predict(kept)
-    record = {
-        "signatures": vars(ready.signatures),
-        "config": {group: plain(ready.cfg[group]) for group in CONFIG_GROUPS},
-    }
     return RatioAgent(
         objective.space,
         torch.cat([knots.new_zeros(1), knots])[-len(kept) :].cpu(),
         kept.double().cpu(),
         mean.cpu(),
         std.cpu(),
-        record,
+        provenance(ready),
     )
 
 

@@ -1,6 +1,5 @@
 """evaluate: what models score on the test part, and how large and fast they are."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +23,9 @@ from ppf.evaluation.tasks import Tasks
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.progress import say
+from ppf.stages.artefacts import write_json
 from ppf.stages.policy import policy_config, read_policy
-from ppf.stages.prune import apply_policy, refit
+from ppf.stages.prune import apply_policy, can_refit, refit
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def evaluate_policy(
     results = []
     for name, kept in policies.items():
         with ready.pruner.at(kept) as model:
-            if cfg.sequential:
+            if cfg.sequential and can_refit(ready):
                 refit(ready)
             size = parameters(model) * ready.lm.dtype.itemsize
             achieved = float(ready.space.ratio(torch.tensor(kept)))
@@ -149,7 +149,7 @@ def evaluate_folders(
 def write_results(folder: Path, evaluation: Evaluation) -> Path:
     """evaluation.json: the results and the text they hold on."""
     path = folder / "evaluation.json"
-    path.write_text(json.dumps(asdict(evaluation), indent=2) + "\n", encoding="utf-8")
+    write_json(path, asdict(evaluation))
     return path
 
 

@@ -12,7 +12,7 @@ from ppf.stages.artefacts import plain
 from ppf.stages.prepare import Prepared, Signatures, signatures
 
 FORMAT = 1
-CONFIG_GROUPS = ("model", "text", "space", "importance", "compensation", "labels")
+_CONFIG_GROUPS = ("model", "text", "space", "importance", "compensation", "labels")
 
 
 def policy_record(
@@ -33,8 +33,19 @@ def policy_record(
         "kept": by_site(ready.space, kept),
         "units": {site.name: site.units for site in ready.space.sites},
         **numbers,
-        "signatures": vars(ready.signatures) | {"predictor": predictor},
-        "config": {group: plain(cfg[group]) for group in CONFIG_GROUPS},
+        **provenance(ready, predictor=predictor),
+    }
+
+
+def provenance(ready: Prepared, **more: str) -> dict[str, Any]:
+    """What a record needs so that its model can be prepared again, or refused.
+
+    Args:
+        more: signatures beyond the model's.
+    """
+    return {
+        "signatures": vars(ready.signatures) | more,
+        "config": {group: plain(ready.cfg[group]) for group in _CONFIG_GROUPS},
     }
 
 

@@ -1,6 +1,6 @@
 """prune: a policy becomes a model on disk with really smaller tensors."""
 
-from math import exp, nan
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     With `cfg.sequential` its consumers are refitted first.
     """
     ready = apply_policy(cfg, fabric, record)
-    before = _labelling_nll(ready) if cfg.sequential else nan
-    if cfg.sequential and refit(ready):
-        after = _labelling_nll(ready)
+    if cfg.sequential and can_refit(ready):
+        windows = ready.text.tokens("labelling", ready.lm.tokenizer)
+        before = mean_nll(ready.lm.model, windows, batch=ready.cfg.labels.batch)
+        refit(ready)
+        after = mean_nll(ready.lm.model, windows, batch=ready.cfg.labels.batch)
         say(
             f"Sequential re-estimation: perplexity on the labelling part {exp(before):.2f} before,"
             f" {exp(after):.2f} after (measured)."
@@ -42,25 +44,23 @@ def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pre
     return ready
 
 
-def refit(ready: Prepared) -> bool:
-    """Re-estimates the present policy's consumers front to back, on the calibration part.
-
-    Returns whether there was something to re-estimate; if not, it says why.
-    """
-    compensation, config = instantiate(ready.cfg.compensation), ready.lm.model.config
-    if isinstance(compensation, NoCompensation):
+def can_refit(ready: Prepared) -> bool:
+    """Whether the present policy's consumers can be re-estimated; says why, where they cannot."""
+    config = ready.lm.model.config
+    if ready.pruner.kept == ready.space.dense.tolist():
+        return False
+    if isinstance(instantiate(ready.cfg.compensation), NoCompensation):
         say("No sequential re-estimation: compensation=none estimates nothing.")
-    elif not ready.lm.adapter.adds_to_stream(config):
+        return False
+    if not ready.lm.adapter.adds_to_stream(config):
         say(
             f"No sequential re-estimation: blocks of the family '{config.model_type}' end in norms."
         )
-    elif ready.pruner.kept != ready.space.dense.tolist():
-        windows = ready.text.tokens("calibration", ready.lm.tokenizer)
-        refit_sequentially(ready.pruner, windows, compensation)
-        return True
-    return False
+        return False
+    return True
 
 
-def _labelling_nll(ready: Prepared) -> float:
-    windows = ready.text.tokens("labelling", ready.lm.tokenizer)
-    return mean_nll(ready.lm.model, windows, batch=ready.cfg.labels.batch)
+def refit(ready: Prepared) -> None:
+    """Re-estimates the present policy's consumers front to back, on the calibration part."""
+    windows = ready.text.tokens("calibration", ready.lm.tokenizer)
+    refit_sequentially(ready.pruner, windows, instantiate(ready.cfg.compensation))

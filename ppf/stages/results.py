@@ -1,6 +1,5 @@
 """What a search leaves: policy.json, summary.json, report.html, and rows for the console."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from ppf.report.html import HeldOut, Pareto, SearchReport, write_report
 from ppf.report.scores import Entry, Score
 from ppf.search.pareto import front
 from ppf.search.verify import CANDIDATE
+from ppf.stages.artefacts import write_json
 from ppf.stages.budgets import saved
 from ppf.stages.policy import by_site, policy_record
 from ppf.stages.prepare import Prepared
@@ -70,9 +70,8 @@ def write(
         "metrics": folder / "metrics.csv",
         "report": folder / "report.html",
     }
-    _write_json(paths["policy"], policy)
-    rows = [{"policy": e.policy, "ratio": e.ratio, **scores(e)} for e in shown]
-    _write_json(paths["summary"], {"results": rows, "part": "labelling", "seconds": dict(seconds)})
+    write_json(paths["policy"], policy)
+    write_json(paths["summary"], summary(shown, seconds))
     report = _report(ready, labels, found, policy, shown, seconds, paths)
     write_report(paths["report"], report)
     return {name: path for name, path in paths.items() if path.is_file()}
@@ -99,7 +98,8 @@ def _report(
         order=_name(cfg.importance),
         compensation=_name(cfg.compensation),
         text=ready.text.name,
-        predictor=_name(cfg.predictor.network),
+        predictor=_name(cfg.predictor.network)
+        + (" with kernel regression" if cfg.predictor.residual else ""),
         agent=_name(cfg.agent),
         ratio_asked=cfg.ratio,
         ratio_achieved=policy["ratio"]["achieved"],
@@ -153,15 +153,16 @@ def _known(score: Score | None) -> dict[str, Any]:
     return known
 
 
-def scores(entry: Entry) -> dict[str, Any]:
-    """What is known of a policy, as JSON."""
-    return {score.known: _known(score) for score in entry.scores}
+def summary(shown: Sequence[Entry], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The contents of summary.json: what is known of each policy, and what it took."""
+    rows = [
+        {"policy": entry.policy, "ratio": entry.ratio}
+        | {score.known: _known(score) for score in entry.scores}
+        for entry in shown
+    ]
+    return {"results": rows, "part": "labelling", "seconds": dict(seconds)}
 
 
 def _name(config: Any) -> str:
     """The last word of a config's target: the class that it makes."""
     return str(config._target_).rpartition(".")[2]
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
