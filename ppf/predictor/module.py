@@ -24,6 +24,8 @@ from ppf.predictor.residual import KernelRidge
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.space import Space
 
+FORMAT = 2  # of checkpoints; raised when older ones no longer load
+
 
 class PredictorModule(LightningModule):
     """An ensemble of networks over encoded policies; it needs neither the model nor the bank.

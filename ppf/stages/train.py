@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from ppf.labels.table import Labels
 from ppf.predictor.fit import FILE, Fitted, HeldOut, fit_predictor
-from ppf.predictor.module import load_predictor
+from ppf.predictor.module import FORMAT, load_predictor
 from ppf.progress import console, say
 from ppf.stages.artefacts import plain, require, signature
 from ppf.stages.prepare import Prepared
@@ -87,4 +87,5 @@ def _signature(ready: Prepared, labels: Labels) -> str:
         state = load_predictor(predictor["init_from"]).state_dict()
         predictor["init_from"] = [value.tolist() for value in state.values()]
     policies = signature(labels.kept.tolist(), labels.proposed.tolist())
-    return signature(ready.signatures.labels, policies, predictor, plain(cfg.trainer), cfg.seed)
+    made_of = (ready.signatures.labels, policies, predictor, plain(cfg.trainer), cfg.seed)
+    return signature(FORMAT, *made_of)
