@@ -18,11 +18,12 @@ from lightning import Fabric
 from torch import Tensor
 
 from ppf.evaluation.perplexity import mean_nll
-from ppf.predictor.fit import untrained
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
 from ppf.stages.artefacts import plain
+from ppf.stages.collect import collect
 from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.train import train
 from ppf.threads import cpu_threads
 
 BATCHES = (1, 64, 4096)
@@ -57,7 +58,7 @@ def main() -> None:
         cfg = compose("train", [run, *sys.argv[1:]])
     ready = prepare(cfg, Fabric(accelerator="cpu", devices=1))
     space, config = ready.space, plain(cfg.predictor)
-    predictor = untrained(space, ready.bank.errors, 3.0, config).eval()
+    predictor = train(ready, collect(ready)).fitted.predictor
 
     seconds = real_evaluation(ready)
     print(f"one real evaluation on the test part: {seconds:.1f} s")

@@ -19,7 +19,15 @@ from transformers import (
 
 from ppf.llm import LanguageModel, adapter_for
 from ppf.llm.sources import byte_tokenizer
-from ppf.pruning import Bank, Compensation, LivePruner, Statistics, collect_statistics, order_atoms
+from ppf.pruning import (
+    Bank,
+    Compensation,
+    LivePruner,
+    Statistics,
+    collect_statistics,
+    order_atoms,
+    score_atoms,
+)
 from ppf.pruning.bank import expand
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.importance import Random
@@ -182,7 +190,7 @@ def width_space(lm: LanguageModel, channel_multiple: int = CHANNEL_MULTIPLE) -> 
 def calibrated(lm: LanguageModel) -> tuple[Statistics, list[Tensor]]:
     """Statistics and a random order."""
     statistics = collect_statistics(lm, random_windows())
-    return statistics, order_atoms(lm, Random(0), statistics, random_windows())
+    return statistics, order_atoms(score_atoms(lm, Random(0), statistics, random_windows()))
 
 
 def pruner_of(

@@ -39,7 +39,8 @@ class TinySetup:
     @cached_property
     def evidence(self) -> Evidence:
         traits = collect_traits(self.lm, self.windows)
-        return Evidence(self.space, self.pruner().bank.errors, traits)
+        errors = self.pruner().bank.errors
+        return Evidence(self.space, errors, 1 - errors, traits)
 
     def pruner(self, compensation: Compensation | None = None) -> LivePruner:
         if self.last is not None:

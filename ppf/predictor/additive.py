@@ -20,7 +20,8 @@ class Additive(Network):
     so removing more of a site never predicts a gain, whatever the weights. The weights are
     log-normal: a level for each kind and feature, and deviations of the rows from it, which have
     the covariance of a Gaussian process over depth (smooth within a kind) plus a part of their own
-    (rough). All parameters are whitened, so the module's weight decay is their prior, and with all
+    (rough). What a kind's levels leave open is first read off the sites' energies: log-weights have
+    a slope in the logarithm of the energy, standardised over the kind. All parameters are whitened, so the module's weight decay is their prior, and with all
     of them zero every site counts the same.
 
     Args:
@@ -37,6 +38,7 @@ class Additive(Network):
     covariance_root: Float[Tensor, "rows rows"]
     whole: Float[Tensor, ""]
     kinds: Int[Tensor, " rows"]
+    energy: Float[Tensor, " rows"]
     powers: Float[Tensor, " powers"]
 
     def __init__(
@@ -59,10 +61,12 @@ class Additive(Network):
         self.register_buffer("dense", encoder.dense)
         self.register_buffer("whole", (encoder.empty - encoder.dense).abs().sum())
         self.register_buffer("kinds", encoder.kinds)
+        self.register_buffer("energy", _standardised(encoder.energy, encoder.kinds))
         self.register_buffer("covariance_root", root)
         self.register_buffer("powers", torch.tensor(list(powers)))
         self.per_feature = per_feature
         self.levels = nn.Parameter(torch.zeros(int(encoder.kinds.max()) + 1, features))
+        self.slopes = nn.Parameter(torch.zeros(len(self.levels)))
         self.deviations = nn.Parameter(spread * torch.randn(rows))
         self.feature_deviations = nn.Parameter(spread * torch.randn(rows, features))
         self.link = nn.Parameter(torch.zeros(len(powers)))
@@ -71,7 +75,8 @@ class Additive(Network):
     def weights(self) -> Float[Tensor, "rows features"]:
         """What each feature of each row counts."""
         whitened = self.deviations[:, None] + self.per_feature * self.feature_deviations
-        logs = self.levels[self.kinds] + self.covariance_root @ whitened
+        told = self.slopes[self.kinds] * self.energy
+        logs = self.levels[self.kinds] + told[:, None] + self.covariance_root @ whitened
         return logs.clamp(max=_LARGEST).exp()
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
@@ -79,6 +84,18 @@ class Additive(Network):
         z = torch.einsum("brf,rf->b", damage, self.weights) / self.whole + _JITTER
         terms = F.softplus(self.link) * z[:, None] ** self.powers
         return torch.asinh(_SCALE * terms.sum(1))
+
+
+def _standardised(
+    energy: Float[Tensor, " rows"], kinds: Int[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
+    """Logarithms with mean 0 and variance 1 over the rows of a kind that have any energy."""
+    logs = torch.zeros_like(energy)
+    for kind in kinds.unique():
+        here = (kinds == kind) & (energy > 0)
+        values = energy[here].log()
+        logs[here] = (values - values.mean()) / values.std(correction=0).clamp(min=_JITTER)
+    return logs
 
 
 _JITTER = 1e-9  # keeps the root and the powers' gradients finite

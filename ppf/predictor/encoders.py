@@ -2,12 +2,34 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.space import Space
+
+
+class Facts(NamedTuple):
+    """What is known of a space's sites before any policy is measured.
+
+    Args:
+        errors: relative reconstruction error when a site keeps k units, [site, k].
+        retained: share of a site's importance in the k units that stay, [site, k].
+        energy: of what a site adds to the hidden state, relative to that of the sum.
+    """
+
+    errors: Float[Tensor, "sites levels"]
+    retained: Float[Tensor, "sites levels"]
+    energy: Float[Tensor, " sites"]
+
+    def plain(self) -> dict[str, Any]:
+        return {name: fact.tolist() for name, fact in self._asdict().items()}
+
+    @classmethod
+    def restore(cls, plain: dict[str, Any]) -> "Facts":
+        return cls(**{name: torch.tensor(fact) for name, fact in plain.items()})
 
 
 class Encoder(nn.Module, ABC):
@@ -21,10 +43,12 @@ class Encoder(nn.Module, ABC):
         shape: of one policy's features.
         kinds: the kind of each row, numbered as in `space.kinds`.
         layers: the layer of each row.
+        energy: of each row's site, as in `Facts`; zero where a row belongs to none.
     """
 
     kinds: Int[Tensor, " rows"]
     layers: Int[Tensor, " rows"]
+    energy: Float[Tensor, " rows"]
     units: Int[Tensor, " sites"]
 
     def __init__(self, space: Space) -> None:
@@ -77,7 +101,7 @@ class Masks(Encoder):
     place: Int[Tensor, " sites"]
     cells: Int[Tensor, " width"]
 
-    def __init__(self, space: Space, errors: Tensor, *, width: int) -> None:
+    def __init__(self, space: Space, facts: Facts, *, width: int) -> None:
         super().__init__(space)
         place = [space.kinds.index(s.kind) * space.layers + s.layer for s in space.sites]
         grid = torch.arange(len(space.kinds) * space.layers)
@@ -85,6 +109,8 @@ class Masks(Encoder):
         self.register_buffer("cells", torch.arange(width))
         self.register_buffer("kinds", grid // space.layers)
         self.register_buffer("layers", grid % space.layers)
+        energy = torch.zeros(len(grid)).index_copy(0, self.place, facts.energy)
+        self.register_buffer("energy", energy)
         self.grid = (len(space.kinds), space.layers)
 
     def forward(
@@ -97,36 +123,39 @@ class Masks(Encoder):
 
 
 class Sites(Encoder):
-    """Per site: removed share, powers of its reconstruction error, cost, depth, kind (one-hot).
+    """Per site: removed share and importance, powers of its error, cost, depth, energy, kind.
 
     The error is made monotone in the kept units first (its running maximum from the dense end),
     which it nearly is.
 
     Args:
-        errors: relative reconstruction error when a site keeps k units, [site, k].
         powers: exponents of the error, one feature each.
     """
 
     site: Int[Tensor, " sites"]
-    powers: Float[Tensor, "sites levels powers"]
+    levels: Float[Tensor, "sites levels features"]
     constant: Float[Tensor, "sites constants"]
 
-    def __init__(
-        self, space: Space, errors: Float[Tensor, "sites levels"], *, powers: Sequence[float]
-    ) -> None:
+    def __init__(self, space: Space, facts: Facts, *, powers: Sequence[float]) -> None:
         super().__init__(space)
-        monotone = errors.float().flip(1).cummax(1).values.flip(1)
+        monotone = facts.errors.float().flip(1).cummax(1).values.flip(1)
         kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
         layers = torch.tensor([site.layer for site in space.sites])
         cost = (space.units * space.params).float() / space.total
-        constant = [cost[:, None] * len(space), layers[:, None] / space.layers]
-        self.register_buffer("powers", torch.stack([monotone**p for p in powers], -1))
+        constant = [
+            cost[:, None] * len(space),
+            layers[:, None] / space.layers,
+            facts.energy[:, None],
+        ]
+        levels = [1 - facts.retained.float(), *(monotone**p for p in powers)]
+        self.register_buffer("levels", torch.stack(levels, -1))
         self.register_buffer("constant", torch.cat([*constant, nn.functional.one_hot(kinds)], 1))
         self.register_buffer("site", torch.arange(len(space)))
         self.register_buffer("kinds", kinds)
         self.register_buffer("layers", layers)
+        self.register_buffer("energy", facts.energy.float())
 
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites features"]:
         removed = (1 - kept.float() / self.units)[..., None]
         constant = self.constant.expand(len(kept), -1, -1)
-        return torch.cat([removed, self.powers[self.site, kept.long()], constant], -1)
+        return torch.cat([removed, self.levels[self.site, kept.long()], constant], -1)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppf.labels.datamodule import LabelsDataModule
 from ppf.labels.table import Labels
+from ppf.predictor.encoders import Facts
 from ppf.predictor.module import PredictorModule, load_predictor
 from ppf.space import Space
 from ppf.threads import cpu_threads
@@ -46,7 +47,7 @@ class Fitted(NamedTuple):
 def fit_predictor(
     labels: Labels,
     space: Space,
-    errors: Float[Tensor, "sites levels"],
+    facts: Facts,
     dense_nll: float,
     *,
     predictor: Mapping[str, Any],
@@ -62,7 +63,7 @@ def fit_predictor(
 
     Args:
         labels: the labelled set; rows without a finite label are left out.
-        errors: relative reconstruction error when a site keeps k units, [site, k].
+        facts: of the space's sites.
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
         predictor: the config group of that name, as plain values.
         trainer: the config group of that name, as plain values: arguments of Lightning's Trainer.
@@ -77,7 +78,7 @@ def fit_predictor(
     )
     with _quiet(), cpu_threads(predictor["threads"]):
         seed_everything(seed, verbose=False)
-        module = untrained(space, errors, dense_nll, predictor)
+        module = untrained(space, facts, dense_nll, predictor)
         if predictor["init_from"]:
             module.start_from(load_predictor(predictor["init_from"]))
         best = ModelCheckpoint(
@@ -97,8 +98,8 @@ def fit_predictor(
         engine.fit(module, data)
         if best.best_model_path:  # a fast_dev_run keeps none
             _restore(module, Path(best.best_model_path))
-        module.correct(data.parts["train"])
-        module.calibrate(data.parts["train"])
+        variance = module.correct(data.parts["train"])
+        module.calibrate(data.parts["train"], variance)
         (metrics,) = engine.test(module, data, verbose=False)
         engine.save_checkpoint(folder / FILE, weights_only=True)
     module = module.cpu().eval()
@@ -108,14 +109,14 @@ def fit_predictor(
 
 def untrained(
     space: Space,
-    errors: Float[Tensor, "sites levels"],
+    facts: Facts,
     dense_nll: float,
     predictor: Mapping[str, Any],
 ) -> PredictorModule:
     """The predictor of a config, with its initial weights; arguments as for `fit_predictor`."""
     config = {key: value for key, value in predictor.items() if key not in _FITTING}
     return PredictorModule(
-        space=space.describe(), errors=errors.tolist(), dense_nll=dense_nll, **config
+        space=space.describe(), facts=facts.plain(), dense_nll=dense_nll, **config
     )
 
 

@@ -1,7 +1,7 @@
 """The one LightningModule behind every predictor."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.labels.datamodule import Batch
-from ppf.predictor.encoders import Encoder
+from ppf.predictor.encoders import Encoder, Facts
 from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
-from ppf.predictor.residual import KernelRidge
+from ppf.predictor.residual import GaussianProcess
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.space import Space
 
-FORMAT = 2  # of checkpoints; raised when older ones no longer load
+FORMAT = 3  # of checkpoints; raised when older ones no longer load
 
 
 class PredictorModule(LightningModule):
@@ -40,11 +40,11 @@ class PredictorModule(LightningModule):
 
     Args:
         space: as its `describe` gives it.
-        errors: relative reconstruction error when a site keeps k units, [site][k].
+        facts: of the sites, as `Facts.plain` gives them.
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
         encoder: `_target_`, an Encoder, and its arguments.
         network: `_target_`, a Network, and its arguments.
-        residual: arguments of the kernel ridge regression on what the members leave over, or None.
+        residual: arguments of the Gaussian process on what the members leave over, or None.
         optimizer: `_target_`, a torch optimizer, and its arguments.
         members: of the ensemble.
         weight_decay: precision of the Gaussian prior on all parameters, as a share of one mean
@@ -64,7 +64,7 @@ class PredictorModule(LightningModule):
         self,
         *,
         space: dict[str, Any],
-        errors: list[list[float]],
+        facts: dict[str, Any],
         dense_nll: float,
         encoder: dict[str, Any],
         network: dict[str, Any],
@@ -83,9 +83,9 @@ class PredictorModule(LightningModule):
         self.weight_decay, self.knee, self.huber = weight_decay, knee, huber
         self.limit = math.asinh(catastrophic / knee)
         sites = Space.restore(space)
-        self.encoder = _build(encoder, Encoder, sites, torch.tensor(errors))
+        self.encoder = _build(encoder, Encoder, sites, Facts.restore(facts))
         self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
-        self.residual = KernelRidge(**residual, huber=huber) if residual else None
+        self.residual = GaussianProcess(sites, **residual, huber=huber) if residual else None
         self.register_buffer("dense", sites.dense[None])
         self.register_buffer("noise", torch.tensor(0.0))
         self.register_buffer("widening", torch.tensor(1.0))
@@ -94,14 +94,15 @@ class PredictorModule(LightningModule):
 
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
         """Every member's transformed excess."""
-        kept = torch.cat([self.dense.to(kept), kept])
-        return self._above_dense(kept, self.encoder(kept))
+        return self._answers(kept, self.encoder)[0]
 
     @torch.no_grad()
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
         """Log-perplexity in nats per token, with the standard deviation that `calibrate` set."""
-        answers = self(kept)
-        return self._in_nats(*self._summary(answers, torch.ones_like(answers)))
+        answers, variance = self._answers(kept, self.encoder)
+        if variance is None:
+            variance = self._jackknife(answers)
+        return self._in_nats(answers.mean(0), variance)
 
     def start_from(self, other: "PredictorModule") -> None:
         """Takes another predictor's weights, to start from and as the prior's centre.
@@ -122,35 +123,41 @@ class PredictorModule(LightningModule):
         self.centre = [parameter.detach().clone() for parameter in mine]
 
     @torch.no_grad()
-    def correct(self, batch: Batch) -> None:
-        """Fits the regression on what the members leave over on these rows."""
+    def correct(self, batch: Batch) -> Float[Tensor, " batch"] | None:
+        """Fits the Gaussian process to what the members leave over on these rows, if there is one.
+
+        Returns the variance that it gives each row, had it not seen the row's fold.
+        """
         if self.residual is None:
-            return
+            return None
         answers = self(batch.kept)
         target = self._target(batch.nll).clamp(max=self.limit).expand_as(answers)
         answers = torch.where(target < self.limit, answers, answers.clamp(max=self.limit))
-        self.residual.fit(self._effects(), batch.kept, target - answers, batch.weights.T)
+        return self.residual.fit(self._effects(), batch.kept, target - answers, batch.weights.T)
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """`predict`'s mean for widths between whole units too, differentiable in `kept`."""
-        kept = torch.cat([self.dense.to(kept), kept])
-        answers = self._above_dense(kept, self.encoder.relaxed(kept))
-        mean = answers.mean(0).clamp(max=_LARGEST)
+        mean = self._answers(kept, self.encoder.relaxed)[0].mean(0).clamp(max=_LARGEST)
         return self.dense_nll + self.knee * torch.sinh(mean)
 
     @torch.no_grad()
-    def calibrate(self, batch: Batch) -> None:
-        """Fits noise and one factor on the standard deviation: a 90 % interval holds on these rows.
+    def calibrate(self, batch: Batch, variance: Float[Tensor, " batch"] | None = None) -> None:
+        """Fits one factor on the standard deviation: a 90 % interval holds on these rows.
 
         Each row is judged by the members that have not seen it, so training rows serve.
 
+        Args:
+            variance: of each row, as `correct` gives it; None: the jackknife's, for which the
+                noise is fitted too.
+
         Source: cross-conformal prediction (arXiv 1208.0806), CV+ (arXiv 1905.02928).
         """
-        target = self._target(batch.nll)
-        self.noise.zero_()
-        error = (self._unseen(batch)[0] - target).abs()
-        self.noise.copy_((_MAD * error.median()).clamp(min=_SMALLEST))
-        relative = error / self._unseen(batch)[1]
+        answers = self(batch.kept)
+        error = (self._unseen(answers, batch) - self._target(batch.nll)).abs()
+        if variance is None:
+            self.noise.copy_((_MAD * error.median()).clamp(min=_SMALLEST))
+            variance = self._jackknife(answers)
+        relative = error / variance.clamp(min=_SMALLEST**2).sqrt()
         count = len(relative)
         rank = min(count, -(-9 * (count + 1) // 10))
         self.widening.copy_(relative.sort().values[rank - 1] / NOMINAL)
@@ -169,10 +176,12 @@ class PredictorModule(LightningModule):
         return fit + self.weight_decay / 2 * prior
 
     def validation_step(self, batch: Batch) -> None:
-        mean, std = self._unseen(batch)
+        answers = self(batch.kept)
+        mean = self._unseen(answers, batch)
         loss = self._loss(mean, self._target(batch.nll)).mean()
         self.log("validation/loss", loss, batch_size=len(batch.nll))
-        self.scores.update(self._in_nats(mean, std), batch.nll, batch.ratio)
+        prediction = self._in_nats(mean, self._jackknife(answers))
+        self.scores.update(prediction, batch.nll, batch.ratio)
 
     def test_step(self, batch: Batch) -> None:
         self.scores.update(self.predict(batch.kept), batch.nll, batch.ratio)
@@ -186,26 +195,31 @@ class PredictorModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return _build(self.optimizer, torch.optim.Optimizer, self.parameters())
 
-    def _above_dense(self, kept: Tensor, features: Tensor) -> Float[Tensor, "members batch"]:
-        """Answers relative to that of the first policy, which is the dense one."""
-        answers = self.ensemble(features)
+    def _answers(
+        self, kept: Tensor, encode: Callable[[Tensor], Tensor]
+    ) -> tuple[Float[Tensor, "members batch"], Float[Tensor, " batch"] | None]:
+        """Members' answers relative to those for the dense policy; the Gaussian process's variance."""
+        kept = torch.cat([self.dense.to(kept), kept])
+        answers, variance = self.ensemble(encode(kept)), None
         if self.residual is not None and self.residual.fitted:
-            answers = answers + self.residual(kept)
-        return answers[:, 1:] - answers[:, :1]
+            corrections, variance = self.residual(kept)
+            answers, variance = answers + corrections, variance[1:]
+        return answers[:, 1:] - answers[:, :1], variance
 
-    def _unseen(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """`_summary` of the members that have not been trained on each row."""
-        return self._summary(self(batch.kept), (batch.weights.T == 0).float())
+    def _unseen(
+        self, answers: Float[Tensor, "members batch"], batch: Batch
+    ) -> Float[Tensor, " batch"]:
+        """The mean of the members that have not been trained on each row."""
+        counted = (batch.weights.T == 0).to(answers)
+        return (answers * counted).sum(0) / counted.sum(0)
 
-    def _summary(
-        self, answers: Float[Tensor, "members batch"], counted: Float[Tensor, "members batch"]
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Mean of the members that count, and the jackknife's standard deviation with the noise."""
-        mean = (answers * counted).sum(0) / counted.sum(0)
-        spread = (len(answers) - 1) * answers.var(0, correction=0)
-        return mean.clamp(max=_LARGEST), (spread + self.noise**2).sqrt()
+    def _jackknife(self, answers: Float[Tensor, "members batch"]) -> Float[Tensor, " batch"]:
+        """The jackknife's variance of the mean, with the noise."""
+        return (len(answers) - 1) * answers.var(0, correction=0) + self.noise**2
 
-    def _in_nats(self, mean: Float[Tensor, " batch"], std: Float[Tensor, " batch"]) -> Prediction:
+    def _in_nats(self, mean: Float[Tensor, " batch"], variance: Tensor) -> Prediction:
+        mean = mean.clamp(max=_LARGEST)
+        std = variance.clamp(min=_SMALLEST**2).sqrt()
         return Prediction(
             self.dense_nll + self.knee * torch.sinh(mean),
             self.widening * std * self.knee * torch.cosh(mean),

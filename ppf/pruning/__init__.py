@@ -3,7 +3,12 @@
 from ppf.pruning.allocation import Allocation, Evidence
 from ppf.pruning.bank import Bank
 from ppf.pruning.compensation import Compensation
-from ppf.pruning.importance import Importance, order_atoms
+from ppf.pruning.importance import (
+    Importance,
+    order_atoms,
+    retained_importance,
+    score_atoms,
+)
 from ppf.pruning.live import LivePruner
 from ppf.pruning.statistics import Statistics, collect_statistics
 from ppf.pruning.traits import Traits, collect_traits
@@ -20,4 +25,6 @@ __all__ = [
     "collect_statistics",
     "collect_traits",
     "order_atoms",
+    "retained_importance",
+    "score_atoms",
 ]

@@ -19,11 +19,13 @@ class Evidence:
 
     Args:
         errors: relative reconstruction error when a site keeps k units, [site, k].
+        retained: share of a site's importance in the k units that stay, [site, k].
         traits: of the dense model.
     """
 
     space: Space
     errors: Float[Tensor, "sites levels"]
+    retained: Float[Tensor, "sites levels"]
     traits: Traits
 
 

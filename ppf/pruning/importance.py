@@ -1,6 +1,7 @@
 """Importance: which atoms (KV groups, FFN channels) of a site matter most."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ppf.llm import Coupling, LanguageModel
 from ppf.progress import track
 from ppf.pruning.statistics import Statistics, by_atom, damped, expand
+from ppf.space import Space
 
 
 class Importance(ABC):
@@ -152,19 +154,35 @@ class Random(Importance):
         return torch.rand(coupling.atoms, generator=generator)
 
 
-def order_atoms(
+def score_atoms(
     lm: LanguageModel,
     importance: Importance,
     statistics: Statistics,
     windows: Int[Tensor, "windows window"],
-) -> list[Int[Tensor, " _"]]:
-    """Per coupling, its atoms from most to least important.
+) -> list[Float[Tensor, " _"]]:
+    """Per coupling, the importance of its atoms.
 
     Args:
         windows: of the calibration part, from which the statistics are.
     """
     importance.observe(lm, windows)
     return [
-        importance.scores(coupling, gram, mean).argsort(descending=True, stable=True).cpu()
+        importance.scores(coupling, gram, mean).float().cpu()
         for coupling, gram, mean in zip(lm.couplings, statistics.gram, statistics.mean, strict=True)
     ]
+
+
+def order_atoms(scores: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
+    """Per coupling, its atoms from most to least important."""
+    return [score.argsort(descending=True, stable=True) for score in scores]
+
+
+def retained_importance(
+    lm: LanguageModel, space: Space, scores: Sequence[Float[Tensor, " _"]]
+) -> Float[Tensor, "sites levels"]:
+    """The share of a site's importance in the k units that stay, [site, k]."""
+    shares = []
+    for site, place in zip(space.sites, lm.places(space.sites), strict=True):
+        whole = nn.functional.pad(scores[place].sort(descending=True).values.cumsum(0), (1, 0))
+        shares.append(whole[:: site.atoms_per_unit] / whole[-1])
+    return nn.utils.rnn.pad_sequence(shares, True)

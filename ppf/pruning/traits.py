@@ -26,6 +26,8 @@ class Traits:
         influence: 1 − mean cosine between the hidden states that enter and leave a layer.
         outliers: share of a layer's scores |W_ij| ‖X_j‖ above m times their mean, [layer, m].
         exponents: of the power law that the weights' spectra follow, mean over a layer's matrices.
+        energy: by site, the squared norm of what it adds to the hidden state over that of the sum,
+            taking both as orthogonal, mean over tokens.
         fluctuation: by site ("3.mlp"), the atoms' variances of input times squared column norms,
             standardised over the site.
     """
@@ -33,25 +35,34 @@ class Traits:
     influence: Float[Tensor, " layers"]
     outliers: Float[Tensor, "layers multiples"]
     exponents: Float[Tensor, " layers"]
+    energy: dict[str, Float[Tensor, ""]]
     fluctuation: dict[str, Float[Tensor, " _"]]
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, as safetensors wants them."""
         named = {name: getattr(self, name) for name in ("influence", "outliers", "exponents")}
-        return named | {f"fluctuation.{site}": f for site, f in self.fluctuation.items()}
+        for name in _BY_SITE:
+            named |= {f"{name}.{site}": tensor for site, tensor in getattr(self, name).items()}
+        return named
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor]) -> "Traits":
-        prefix = "fluctuation."
-        sites = {n.removeprefix(prefix): t for n, t in named.items() if n.startswith(prefix)}
-        return cls(named["influence"], named["outliers"], named["exponents"], sites)
+        by_site: dict[str, dict[str, Tensor]] = {name: {} for name in _BY_SITE}
+        layers = {}
+        for key, tensor in named.items():
+            name, _, site = key.partition(".")
+            if site:
+                by_site[name][site] = tensor
+            else:
+                layers[name] = tensor
+        return cls(**layers, **by_site)
 
 
 @torch.inference_mode()
 def collect_traits(lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> Traits:
     """One pass of the dense model over the calibration windows, and one look at its weights."""
-    mean, square, influence = _watch(lm, windows)
-    outliers, exponents, fluctuation = [], [], {}
+    mean, square, added, influence = _watch(lm, windows)
+    outliers, exponents, energy, fluctuation = [], [], {}, {}
     layers = groupby(lm.couplings, key=lambda coupling: coupling.layer)
     for _, group in track(layers, "Reading the layers", len(influence)):
         couplings = list(group)
@@ -61,8 +72,13 @@ def collect_traits(lm: LanguageModel, windows: Int[Tensor, "windows window"]) ->
         for c in couplings:
             variance = square[c.consumer] - mean[c.consumer].square()
             fluctuation[f"{c.layer}.{c.kind}"] = _fluctuation(c, variance).cpu()
+            energy[f"{c.layer}.{c.kind}"] = added[c.consumer].cpu()
     return Traits(
-        influence.cpu(), torch.stack(outliers).cpu(), torch.stack(exponents).cpu(), fluctuation
+        influence.cpu(),
+        torch.stack(outliers).cpu(),
+        torch.stack(exponents).cpu(),
+        energy,
+        fluctuation,
     )
 
 
@@ -73,11 +89,12 @@ def _linears(coupling: Coupling) -> list[nn.Linear]:
 Moments = dict[nn.Module, Tensor]
 
 
-def _watch(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Tensor]:
-    """E[x] and E[x²] of what each projection reads, and each layer's influence."""
+def _watch(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Moments, Tensor]:
+    """E[x] and E[x²] of what each projection reads, consumers' energies, layers' influences."""
     linears = {linear for coupling in lm.couplings for linear in _linears(coupling)}
     mean: Moments = {w: torch.zeros(w.in_features, device=lm.device) for w in linears}
     square: Moments = {w: torch.zeros_like(zeros) for w, zeros in mean.items()}
+    added: Moments = {c.consumer: torch.zeros((), device=lm.device) for c in lm.couplings}
     stops = [*lm.adapter.layers(lm.model), lm.adapter.final_norm(lm.model)]
     influence = torch.zeros(len(stops) - 1, device=lm.device)
     entered: list[Tensor] = []
@@ -86,6 +103,10 @@ def _watch(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Tensor
         x = inputs[0].flatten(0, -2).float()
         mean[module].add_(x.sum(0), alpha=1 / windows.numel())
         square[module].add_(x.square().sum(0), alpha=1 / windows.numel())
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        own, state = (x.float().square().sum(-1).flatten() for x in (output, entered[0]))
+        added[module].add_((own / (own + state)).sum(), alpha=1 / windows.numel())
 
     def enter(index: int) -> Callable:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -99,13 +120,14 @@ def _watch(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Tensor
 
     hooks = [linear.register_forward_pre_hook(read) for linear in linears]
     hooks += [stop.register_forward_pre_hook(enter(i)) for i, stop in enumerate(stops)]
+    hooks += [consumer.register_forward_hook(add) for consumer in added]
     try:
         for batch in track(windows.to(lm.device).split(4), "Observing the dense model"):
             lm.model(batch, use_cache=False, logits_to_keep=1)
     finally:
         for handle in hooks:
             handle.remove()
-    return mean, square, influence
+    return mean, square, added, influence
 
 
 def _outliers(scores: list[Tensor]) -> Float[Tensor, " multiples"]:
@@ -139,4 +161,5 @@ def _fluctuation(
     return by_atom(coupling, standard) / coupling.columns
 
 
+_BY_SITE = ("energy", "fluctuation")
 _SMALLEST = 1e-12

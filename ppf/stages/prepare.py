@@ -1,14 +1,17 @@
 """What every stage that touches the model needs: model, text, space, order, bank."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from hydra.utils import instantiate
+from jaxtyping import Float
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ppf.evaluation.size import parameters
 from ppf.labels.labeller import Labeller
@@ -26,6 +29,8 @@ from ppf.pruning import (
     collect_statistics,
     collect_traits,
     order_atoms,
+    retained_importance,
+    score_atoms,
 )
 from ppf.pruning.statistics import write_tensors
 from ppf.space import Space
@@ -57,6 +62,8 @@ class Prepared:
     text: Text
     space: Space
     pruner: LivePruner
+    retained: Float[Tensor, "sites levels"]
+    """Share of a site's importance in the k units that stay, [site, k]."""
     signatures: Signatures
     parameters: int
     """Of the dense model; what is tied counts once."""
@@ -75,12 +82,14 @@ class Prepared:
     def evidence(self) -> Evidence:
         """What allocation rules know; the dense model's traits are made where they lack."""
         folder = Path(self.cfg.paths.artefacts) / "traits"
-        file = folder / f"{self.signatures.statistics}.safetensors"
+        fields = [field.name for field in dataclasses.fields(Traits)]
+        file = folder / f"{signature(self.signatures.statistics, fields)}.safetensors"
         if not file.is_file():
             windows = self.text.tokens("calibration", self.lm.tokenizer)[::_TRAITS_STRIDE]
             with self.pruner.at(self.space.dense.tolist()):
                 write_tensors(file, collect_traits(self.lm, windows).tensors())
-        return Evidence(self.space, self.bank.errors, Traits.from_tensors(load_file(file)))
+        traits = Traits.from_tensors(load_file(file))
+        return Evidence(self.space, self.bank.errors, self.retained, traits)
 
 
 def signatures(cfg: DictConfig) -> Signatures:
@@ -109,7 +118,7 @@ def prepare(
     cfg.model.dtype = str(resolve_dtype(cfg.model.dtype)).removeprefix("torch.")
     names, artefacts = signatures(cfg), Path(cfg.paths.artefacts)
     text = build_text(cfg.text, cfg.paths.cache)
-    order_file = artefacts / "order" / f"{names.order}.safetensors"
+    importance_file = artefacts / "importance" / f"{names.order}.safetensors"
     statistics_file = artefacts / "statistics" / f"{names.statistics}.safetensors"
 
     lm = load(cfg.model, cfg.paths.cache, device=fabric.device)
@@ -118,11 +127,11 @@ def prepare(
         say(f"No statistics of this model and text yet: calibrating on {windows.numel()} tokens.")
         write_tensors(statistics_file, collect_statistics(lm, windows).tensors())
     statistics = Statistics.from_tensors(load_file(statistics_file))
-    if not order_file.is_file():
+    if not importance_file.is_file():
         windows = text.tokens("calibration", lm.tokenizer)
-        orders = order_atoms(lm, instantiate(cfg.importance), statistics, windows)
-        write_tensors(order_file, {f"{i:04}": order for i, order in enumerate(orders)})
-    orders = [order for _, order in sorted(load_file(order_file).items())]
+        scores = score_atoms(lm, instantiate(cfg.importance), statistics, windows)
+        write_tensors(importance_file, {f"{i:04}": score for i, score in enumerate(scores)})
+    scores = [score for _, score in sorted(load_file(importance_file).items())]
 
     if dtype and resolve_dtype(dtype) != lm.dtype:
         model = OmegaConf.create({**plain(cfg.model), "dtype": dtype})
@@ -131,11 +140,11 @@ def prepare(
     bank = Bank.build(
         lm,
         space,
-        orders,
+        order_atoms(scores),
         statistics,
         choose(lm, space) if choose else instantiate(cfg.compensation),
         max_gib=cfg.bank.max_gib,
         folder=artefacts / "bank" / names.bank,
     )
-    whole = parameters(lm.model)
-    return Prepared(cfg, fabric, lm, text, space, LivePruner(lm, space, bank), names, whole)
+    pruner, retained = LivePruner(lm, space, bank), retained_importance(lm, space, scores)
+    return Prepared(cfg, fabric, lm, text, space, pruner, retained, names, parameters(lm.model))

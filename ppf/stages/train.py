@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ppf.labels.table import Labels
+from ppf.predictor.encoders import Facts
 from ppf.predictor.fit import FILE, Fitted, HeldOut, fit_predictor
 from ppf.predictor.module import FORMAT, load_predictor
 from ppf.progress import console, say
@@ -56,7 +57,7 @@ def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None
     fitted = fit_predictor(
         labels,
         ready.space,
-        ready.bank.errors,
+        facts_of(ready),
         float(labels.nll[0]),
         predictor=plain(cfg.predictor),
         trainer=plain(cfg.trainer),
@@ -70,6 +71,13 @@ def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None
     draft = folder / f"{_RECORD}.draft"
     draft.write_text(json.dumps(record), encoding="utf-8")
     draft.replace(folder / _RECORD)
+
+
+def facts_of(ready: Prepared) -> Facts:
+    """What predictors are told of the space's sites."""
+    evidence = ready.evidence
+    energy = torch.stack([evidence.traits.energy[site.name] for site in ready.space.sites])
+    return Facts(evidence.errors, evidence.retained, energy)
 
 
 def _load(folder: Path, fabric: Fabric) -> Fitted:

@@ -56,8 +56,8 @@ def evidence(space: Space) -> Evidence:
     """Quadratic errors, and a model of which nothing else is known."""
     kept = torch.arange(int(space.units.max()) + 1) / space.units[:, None]
     nothing = torch.zeros(space.layers)
-    traits = Traits(nothing, torch.zeros(space.layers, 16), nothing, {})
-    return Evidence(space, (1 - kept).clamp_min(0).square(), traits)
+    traits = Traits(nothing, torch.zeros(space.layers, 16), nothing, {}, {})
+    return Evidence(space, (1 - kept).clamp_min(0).square(), kept.clamp(max=1), traits)
 
 
 def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) -> Objective:

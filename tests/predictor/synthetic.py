@@ -1,4 +1,4 @@
-"""A made-up model whose losses follow from its reconstruction errors, and predictors of it."""
+"""A made-up model whose losses follow from its reconstruction facts, and predictors of it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from ppf.labels.table import Labels
+from ppf.predictor.encoders import Facts
 from ppf.predictor.fit import Fitted, fit_predictor
 from ppf.space import Site, Space, project
 
@@ -24,14 +24,18 @@ def made_up_space() -> Space:
     return Space(tuple(sites))
 
 
-def made_up_errors(space: Space) -> Tensor:
-    """Convex, from one at nothing kept to zero at everything kept; narrow rows end in zeros."""
+def made_up_facts(space: Space) -> Facts:
+    """Errors are convex, from one at nothing kept to zero at everything; narrow rows end in zeros.
+
+    Importance and energy tell nothing.
+    """
     share = (torch.arange(25) / space.units[:, None]).clamp(max=1)
-    return (1 - share) ** torch.linspace(1.5, 3.5, len(space))[:, None]
+    errors = (1 - share) ** torch.linspace(1.5, 3.5, len(space))[:, None]
+    return Facts(errors, share, torch.full((len(space),), 0.1))
 
 
 def made_up_labels(
-    space: Space, errors: Tensor, count: int, interaction: float = 0.3, other: float = 0.0
+    space: Space, facts: Facts, count: int, interaction: float = 0.3, other: float = 0.0
 ) -> Labels:
     """Policies near uniform, scored by a convex function of weighted errors that interact.
 
@@ -45,7 +49,7 @@ def made_up_labels(
     ratio = torch.linspace(0.0, 0.6, count)
     noise = 1 + 0.25 * torch.randn(count, len(space), generator=generator)
     kept = project(space, (1 - ratio)[:, None] * noise * space.units, ratio)
-    error = errors[torch.arange(len(space)), kept]
+    error = facts.errors[torch.arange(len(space)), kept]
     damage = error @ weight + interaction * (error[:, 0::2] * error[:, 1::2]).sum(1)
     nll = DENSE_NLL + 0.25 * damage + 0.03 * damage**2
     nll = nll + 0.003 * torch.randn(count, generator=generator)
@@ -61,13 +65,13 @@ def predictor_config(*overrides: str) -> dict[str, Any]:
 
 
 def fitted_with(
-    labels: Labels, space: Space, errors: Tensor, folder: Path, *overrides: str, seed: int = 0
+    labels: Labels, space: Space, facts: Facts, folder: Path, *overrides: str, seed: int = 0
 ) -> Fitted:
     """A fit without loggers, with the defaults of the configs but for `overrides`."""
     return fit_predictor(
         labels,
         space,
-        errors,
+        facts,
         DENSE_NLL,
         **predictor_config(*overrides),
         seed=seed,

@@ -1,48 +1,49 @@
 import pytest
 import torch
-from torch import Tensor
 
 from ppf.labels.table import Labels
-from ppf.predictor.encoders import Masks, Sites
+from ppf.predictor.encoders import Facts, Masks, Sites
 from ppf.space import Space, masks
 from tests.predictor.synthetic import LAYERS
 
 
-def test_masks_are_the_mask_matrices(space: Space, errors: Tensor, labels: Labels) -> None:
+def test_masks_are_the_mask_matrices(space: Space, facts: Facts, labels: Labels) -> None:
     matrices = masks(space, labels.kept)
-    cells = Masks(space, errors, width=24)(labels.kept)
+    cells = Masks(space, facts, width=24)(labels.kept)
     assert torch.equal(cells[:, 1], matrices["mlp"].float())
     blocks = torch.nn.functional.interpolate(matrices["attention"].float(), 24)
     assert torch.allclose(cells[:, 0], blocks, atol=1e-6)
 
 
-def test_masks_pool_by_area(space: Space, errors: Tensor, labels: Labels) -> None:
+def test_masks_pool_by_area(space: Space, facts: Facts, labels: Labels) -> None:
     matrix = masks(space, labels.kept)["mlp"].float()
     pooled = torch.nn.functional.adaptive_avg_pool1d(matrix, 8)
-    assert torch.allclose(Masks(space, errors, width=8)(labels.kept)[:, 1], pooled, atol=1e-5)
+    assert torch.allclose(Masks(space, facts, width=8)(labels.kept)[:, 1], pooled, atol=1e-5)
 
 
-def test_sites_hold_the_powers_of_each_error(space: Space, errors: Tensor, labels: Labels) -> None:
-    features = Sites(space, errors, powers=[0.5, 1.0, 2.0])(labels.kept)
-    error = errors[torch.arange(len(space)), labels.kept]
-    assert features.shape == (len(labels), len(space), 1 + 3 + 2 + 2)
+def test_sites_hold_the_powers_of_each_error(space: Space, facts: Facts, labels: Labels) -> None:
+    features = Sites(space, facts, powers=[0.5, 1.0, 2.0])(labels.kept)
+    error = facts.errors[torch.arange(len(space)), labels.kept]
+    assert features.shape == (len(labels), len(space), 2 + 3 + 3 + 2)
     assert torch.allclose(features[..., 0], 1 - labels.kept / space.units)
-    assert torch.allclose(features[..., 1:4], torch.stack([error**0.5, error, error**2], -1))
-    assert torch.allclose(features[..., 4].mean(1), torch.ones(len(labels)))  # cost
+    retained = facts.retained[torch.arange(len(space)), labels.kept]
+    assert torch.allclose(features[..., 1], 1 - retained)
+    assert torch.allclose(features[..., 2:5], torch.stack([error**0.5, error, error**2], -1))
+    assert torch.allclose(features[..., 5].mean(1), torch.ones(len(labels)))  # cost
 
 
-def test_sites_make_errors_monotone(space: Space, errors: Tensor) -> None:
-    bumpy = errors.clone()
+def test_sites_make_errors_monotone(space: Space, facts: Facts) -> None:
+    bumpy = facts.errors.clone()
     bumpy[1, 5] = 0.0
-    features = Sites(space, bumpy, powers=[1.0])
+    features = Sites(space, facts._replace(errors=bumpy), powers=[1.0])
     kept = space.dense.repeat(2, 1)
     kept[0, 1], kept[1, 1] = 5, 6
-    assert torch.equal(features(kept)[0, 1, 1], features(kept)[1, 1, 1])
+    assert torch.equal(features(kept)[0, 1, 2], features(kept)[1, 1, 2])
 
 
 @pytest.mark.parametrize("kind", ["masks", "sites"])
-def test_rows_know_their_place(space: Space, errors: Tensor, kind: str) -> None:
-    made = {"masks": Masks(space, errors, width=4), "sites": Sites(space, errors, powers=[1.0])}
+def test_rows_know_their_place(space: Space, facts: Facts, kind: str) -> None:
+    made = {"masks": Masks(space, facts, width=4), "sites": Sites(space, facts, powers=[1.0])}
     encoder = made[kind]
     site = 5  # the MLP of layer 2
     kept = space.dense[None].clone()
@@ -51,3 +52,4 @@ def test_rows_know_their_place(space: Space, errors: Tensor, kind: str) -> None:
     assert encoder.layers[changed].tolist() == [2]
     assert encoder.kinds[changed].tolist() == [1]
     assert len(encoder.kinds) == 2 * LAYERS
+    assert torch.equal(encoder.energy[changed], facts.energy[[site]])

@@ -2,20 +2,19 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from ppf.labels.table import Labels
-from ppf.predictor.encoders import Encoder, Masks, Sites
+from ppf.predictor.encoders import Encoder, Facts, Masks, Sites
 from ppf.predictor.fit import Fitted
 from ppf.predictor.protocol import Differentiable
 from ppf.space import Space
 
 
 @pytest.fixture(params=["sites", "masks"])
-def encoder(request: pytest.FixtureRequest, space: Space, errors: Tensor) -> Encoder:
+def encoder(request: pytest.FixtureRequest, space: Space, facts: Facts) -> Encoder:
     if request.param == "masks":
-        return Masks(space, errors, width=8)
-    return Sites(space, errors, powers=[0.5, 1.0])
+        return Masks(space, facts, width=8)
+    return Sites(space, facts, powers=[0.5, 1.0])
 
 
 def test_whole_units_have_their_own_features(encoder: Encoder, labels: Labels) -> None:
@@ -29,8 +28,8 @@ def test_features_are_linear_between_units(encoder: Encoder, space: Space) -> No
     torch.testing.assert_close(half, (encoder(below) + encoder(below + 1)) / 2)
 
 
-def test_each_row_belongs_to_its_site(space: Space, errors: Tensor) -> None:
-    owners = Sites(space, errors, powers=[1.0]).owners
+def test_each_row_belongs_to_its_site(space: Space, facts: Facts) -> None:
+    owners = Sites(space, facts, powers=[1.0]).owners
     assert owners.tolist() == list(range(len(space)))
 
 

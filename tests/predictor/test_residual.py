@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
+from ppf.predictor.encoders import Facts
 from ppf.predictor.fit import FILE
-from ppf.predictor.residual import KernelRidge
+from ppf.predictor.residual import GaussianProcess
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, fitted_with, made_up_labels
 
@@ -17,35 +18,60 @@ STRONG = 3.0  # interaction
 QUICK = "predictor.max_epochs=10"
 
 
-def test_regression_passes_through_what_it_has_seen() -> None:
-    torch.manual_seed(0)
-    regression = KernelRidge(lengths=[1.0], ridges=[1e-4], huber=10.0)
-    effects = torch.linspace(1, 0, 9).repeat(6, 1)
-    kept = torch.randint(0, 9, (60, 6))
+def process(space: Space) -> GaussianProcess:
+    return GaussianProcess(space, spans=[0.0, 1.0], length=2.0, rows=200, steps=60, huber=10.0)
+
+
+def policies_of(space: Space, count: int) -> tuple[Tensor, Tensor]:
+    """Random policies, and what their cuts cost alone."""
+    generator = torch.Generator().manual_seed(0)
+    kept = (torch.rand(count, len(space), generator=generator) * (space.units + 1)).long()
+    levels = torch.arange(25) / space.units[:, None]
+    effects = (1 - levels.clamp(max=1)) ** 2
+    return kept, effects
+
+
+def halves(count: int) -> Tensor:
+    """Weights of two members, each of which must not see one half."""
+    return (torch.arange(count) % 2 == torch.arange(2)[:, None]).float()
+
+
+def test_process_passes_through_what_it_has_seen(space: Space) -> None:
+    kept, effects = policies_of(space, 200)
     truth = effects.gather(1, kept.T).T
-    left = (truth[:, 0] * truth[:, 1]).repeat(2, 1)
-    weights = torch.ones(2, 60)
-    weights[0, :30], weights[1, 30:] = 0, 0
-    regression.fit(effects, kept, left, weights)
-    error = (regression(kept) - left).abs()
-    assert error[weights > 0].max() < 0.01
-    assert 0.01 < error[weights == 0].mean() < 0.5 * left.mean()
+    left = (truth[:, 1] * truth[:, 3] + 0.3 * truth[:, 5]).repeat(2, 1)
+    residual, weights = process(space), halves(200)
+    residual.fit(effects, kept, left, weights)
+    error = (residual(kept)[0] - left).abs()
+    assert error[weights > 0].mean() < 0.2 * error[weights == 0].mean()
+    assert error[weights == 0].mean() < 0.5 * (left - left.mean()).abs().mean()
 
 
-def test_noise_is_not_corrected() -> None:
-    torch.manual_seed(0)
-    regression = KernelRidge(lengths=[1.0], ridges=[0.01], huber=10.0)
-    kept, weights = torch.randint(0, 9, (60, 6)), torch.eye(2).repeat(30, 1).T
-    regression.fit(torch.linspace(1, 0, 9).repeat(6, 1), kept, torch.randn(2, 60), weights)
-    assert not regression(kept).any()
+def test_variance_is_least_where_it_has_measured(space: Space) -> None:
+    kept, effects = policies_of(space, 200)
+    truth = effects.gather(1, kept.T).T
+    left = (truth[:, 1] * truth[:, 3]).repeat(2, 1)
+    residual = process(space)
+    unseen = residual.fit(effects, kept, left, halves(200))
+    far = residual(torch.zeros_like(kept[:1]))[1]
+    assert residual(kept)[1].mean() < unseen.mean() < far
+
+
+def test_noise_is_not_corrected(space: Space) -> None:
+    kept, effects = policies_of(space, 200)
+    noise = torch.randn(200, generator=torch.Generator().manual_seed(1)).repeat(2, 1)
+    residual = process(space)
+    variance = residual.fit(effects, kept, noise, halves(200))
+    assert residual(kept)[0].abs().mean() < 0.3
+    assert variance.mean() == pytest.approx(1, rel=0.3)
 
 
 @pytest.mark.slow
-def test_residual_knows_interactions(space: Space, errors: Tensor, tmp_path: Path) -> None:
-    labels = made_up_labels(space, errors, 300, STRONG)
+def test_residual_knows_interactions(space: Space, facts: Facts, tmp_path: Path) -> None:
+    labels = made_up_labels(space, facts, 300, STRONG)
     error = {}
     for name in ("additive", "residual"):
-        fitted = fitted_with(labels, space, errors, tmp_path, f"predictor={name}", QUICK)
+        fitted = fitted_with(labels, space, facts, tmp_path, f"predictor={name}", QUICK)
         error[name] = fitted.metrics["test/mae"]
         assert fitted.predictor.predict(space.dense[None]).mean == pytest.approx(DENSE_NLL)
     assert error["residual"] < 0.95 * error["additive"]
@@ -53,34 +79,34 @@ def test_residual_knows_interactions(space: Space, errors: Tensor, tmp_path: Pat
 
 @pytest.mark.slow
 def test_fewer_labels_are_needed_from_another_texts_predictor(
-    space: Space, errors: Tensor, tmp_path: Path
+    space: Space, facts: Facts, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    fitted_with(made_up_labels(space, errors, 240), space, errors, first, QUICK)
-    fresh = made_up_labels(space, errors, 500, other=0.2)
+    fitted_with(made_up_labels(space, facts, 240), space, facts, first, QUICK)
+    fresh = made_up_labels(space, facts, 500, other=0.2)
 
     def error(count: int, *overrides: str) -> float:
-        labels = made_up_labels(space, errors, count, other=0.2)
-        fitted = fitted_with(labels, space, errors, second, QUICK, *overrides)
+        labels = made_up_labels(space, facts, count, other=0.2)
+        fitted = fitted_with(labels, space, facts, second, QUICK, *overrides)
         return float((fitted.predictor.predict(fresh.kept).mean - fresh.nll).abs().median())
 
     assert error(40, f"predictor.init_from={first / FILE}") < error(80)
 
 
 def test_another_network_is_no_start(
-    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+    labels: Labels, space: Space, facts: Facts, tmp_path: Path
 ) -> None:
     start = f"predictor.init_from={tmp_path / FILE}"
-    fitted_with(labels, space, errors, tmp_path, "predictor=ridge", "predictor.max_epochs=1")
+    fitted_with(labels, space, facts, tmp_path, "predictor=ridge", "predictor.max_epochs=1")
     with pytest.raises(PPFError, match="init_from has another network or space"):
-        fitted_with(labels, space, errors, tmp_path, start)
+        fitted_with(labels, space, facts, tmp_path, start)
 
 
 def test_relaxed_widths_agree_with_whole_ones(
-    labels: Labels, space: Space, errors: Tensor, tmp_path: Path
+    labels: Labels, space: Space, facts: Facts, tmp_path: Path
 ) -> None:
     predictor = fitted_with(
-        labels, space, errors, tmp_path, "predictor=residual", "predictor.max_epochs=3"
+        labels, space, facts, tmp_path, "predictor=residual", "predictor.max_epochs=3"
     ).predictor
     kept = labels.kept[100:104].double().requires_grad_()
     relaxed = predictor.relaxed(kept)

@@ -5,7 +5,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.pruning import Allocation, Evidence, Traits, collect_traits
+from ppf.pruning import Allocation, Evidence, Traits
 from ppf.pruning.allocation import FLAP, OWL, AlphaPruning, BlockInfluence, ObsGlobal
 from ppf.space import Prunable, Space, build_space, project, uniform
 from tests.tiny import TinySetup
@@ -39,7 +39,7 @@ def evidence(influence: list[float], atoms: float = 0.0) -> Evidence:
     outliers = torch.zeros(size, 16)
     outliers[:, 5] = value
     errors = site_value[:, None] * (1 - kept).clamp_min(0).square()
-    return Evidence(space, errors, Traits(value, outliers, 5 - value, fluctuation))
+    return Evidence(space, errors, kept, Traits(value, outliers, 5 - value, {}, fluctuation))
 
 
 def removed(space: Space, wanted: Tensor) -> Tensor:
@@ -48,9 +48,7 @@ def removed(space: Space, wanted: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", RULES)
 def test_rules_answer_real_models_within_reach_of_the_budget(name: str, tiny: TinySetup) -> None:
-    bank = tiny.pruner().bank
-    known = Evidence(tiny.space, bank.errors, collect_traits(tiny.lm, tiny.windows))
-    wanted = RULES[name].wanted(known, RATIO)
+    wanted = RULES[name].wanted(tiny.evidence, RATIO)
     assert wanted.shape == (4, len(tiny.space)) and wanted.isfinite().all()
     off = (removed(tiny.space, wanted) - RATIO).abs()
     assert off.max() < 0.03

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from ppf.llm import LanguageModel
-from ppf.pruning import Statistics, collect_statistics, order_atoms
-from ppf.pruning.importance import OBS, Taylor
+from ppf.pruning import Statistics, collect_statistics, retained_importance, score_atoms
+from ppf.pruning.importance import OBS, Taylor, Wanda
 from ppf.pruning.statistics import damped
-from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
 
 
 @pytest.fixture
@@ -77,8 +77,19 @@ def test_taylor_is_the_squared_slope_of_the_loss_along_an_atoms_gate(lm: Languag
 
 def test_taylor_leaves_the_model_as_it_was(lm: LanguageModel, statistics: Statistics) -> None:
     before, logits = copy.deepcopy(lm.model.state_dict()), lm.model(random_windows()).logits
-    orders = order_atoms(lm, Taylor(), statistics, random_windows())
-    assert [len(order) for order in orders] == [c.atoms for c in lm.couplings]
+    scores = score_atoms(lm, Taylor(), statistics, random_windows())
+    assert [len(score) for score in scores] == [c.atoms for c in lm.couplings]
     assert all(torch.equal(before[key], value) for key, value in lm.model.state_dict().items())
     assert not any(p.requires_grad or p.grad is not None for p in lm.model.parameters())
     assert torch.equal(lm.model(random_windows()).logits, logits)
+
+
+def test_the_most_important_units_retain_most(lm: LanguageModel, statistics: Statistics) -> None:
+    space = width_space(lm)
+    scores = score_atoms(lm, Wanda(), statistics, random_windows())
+    retained = retained_importance(lm, space, scores)
+    for site, score, row in zip(space.sites, scores, retained, strict=True):
+        best = score.sort(descending=True).values
+        for kept in range(site.units + 1):
+            expected = best[: kept * site.atoms_per_unit].sum() / score.sum()
+            assert float(row[kept]) == pytest.approx(float(expected), abs=1e-5)

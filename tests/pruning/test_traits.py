@@ -39,4 +39,19 @@ def test_traits_survive_storage(tiny: TinySetup) -> None:
     traits = collect_traits(tiny.lm, tiny.windows)
     again = Traits.from_tensors(traits.tensors())
     assert torch.equal(again.outliers, traits.outliers)
+    assert again.energy == traits.energy
     assert list(again.fluctuation) == [f"{i}.{k}" for i in range(4) for k in ("attention", "mlp")]
+
+
+def test_energy_is_what_a_site_adds_to_the_hidden_state(tiny: TinySetup) -> None:
+    energy = collect_traits(tiny.lm, tiny.windows).energy["1.mlp"]
+    layer, seen = tiny.lm.adapter.layers(tiny.lm.model)[1], {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: seen.update(state=inputs[0])),
+        layer.mlp.register_forward_hook(lambda _, inputs, output: seen.update(added=output)),
+    ]
+    tiny.lm.model(tiny.windows)
+    for hook in hooks:
+        hook.remove()
+    state, added = (seen[name].square().sum(-1) for name in ("state", "added"))
+    torch.testing.assert_close(energy, (added / (state + added)).mean())
