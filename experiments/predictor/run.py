@@ -37,10 +37,10 @@ from ppf.stages.train import train
 FILE = Path(__file__).with_name("results.json")
 PREDICTORS = ("residual", "additive", "ridge", "mlp", "cnn", "transformer")
 LABELS = (128, 256, 512, 1024, 2048)
-RANDOM = 256  # policies of the random set
+RANDOM = 160  # policies of the random set
 RATIOS = (0.06, 0.1, 0.14, 0.18, 0.22, 0.27, 0.33, 0.37, 0.42, 0.47, 0.52, 0.57)  # of the proposals
-SEEDS = (101, 102)
-EACH = 4  # proposals of a ratio and seed
+SEEDS = (101,)
+EACH = 6  # proposals of a ratio and seed
 FITTED_TO = 256  # labels of the predictor whose proposals they are
 SCORES = ("kendall", "spearman", "mae", "median", "nmse", "coverage", "regret")
 FIRST_SEED = 1  # of the random set

@@ -20,9 +20,9 @@ class Additive(Network):
     so removing more of a site never predicts a gain, whatever the weights. The weights are
     log-normal: a level for each kind and feature, and deviations of the rows from it, which have
     the covariance of a Gaussian process over depth (smooth within a kind) plus a part of their own
-    (rough). What a kind's levels leave open is first read off the sites' energies: log-weights have
-    a slope in the logarithm of the energy, standardised over the kind. All parameters are whitened, so the module's weight decay is their prior, and with all
-    of them zero every site counts the same.
+    (rough). Their mean has a slope, learnt for each kind, in the logarithm of the rows' energies.
+    All parameters are whitened, so the module's weight decay is their prior, and with all of them
+    zero every site counts the same.
 
     Args:
         powers: exponents p of the link.

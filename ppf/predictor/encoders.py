@@ -142,14 +142,10 @@ class Sites(Encoder):
         kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
         layers = torch.tensor([site.layer for site in space.sites])
         cost = (space.units * space.params).float() / space.total
-        constant = [
-            cost[:, None] * len(space),
-            layers[:, None] / space.layers,
-            facts.energy[:, None],
-        ]
+        per_site = torch.stack([cost * len(space), layers / space.layers, facts.energy.float()], 1)
         levels = [1 - facts.retained.float(), *(monotone**p for p in powers)]
         self.register_buffer("levels", torch.stack(levels, -1))
-        self.register_buffer("constant", torch.cat([*constant, nn.functional.one_hot(kinds)], 1))
+        self.register_buffer("constant", torch.cat([per_site, nn.functional.one_hot(kinds)], 1))
         self.register_buffer("site", torch.arange(len(space)))
         self.register_buffer("kinds", kinds)
         self.register_buffer("layers", layers)

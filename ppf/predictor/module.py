@@ -198,7 +198,7 @@ class PredictorModule(LightningModule):
     def _answers(
         self, kept: Tensor, encode: Callable[[Tensor], Tensor]
     ) -> tuple[Float[Tensor, "members batch"], Float[Tensor, " batch"] | None]:
-        """Members' answers relative to those for the dense policy; the Gaussian process's variance."""
+        """Members' answers above those for the dense policy, and the process's variance, if any."""
         kept = torch.cat([self.dense.to(kept), kept])
         answers, variance = self.ensemble(encode(kept)), None
         if self.residual is not None and self.residual.fitted:

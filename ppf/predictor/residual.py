@@ -124,7 +124,7 @@ class GaussianProcess(nn.Module):
         return coordinates.T
 
     def _alone(self, points: Tensor) -> Float[Tensor, "batch functions"]:
-        """What sites' own functions are made of: a line and a parabola each, level at their ends."""
+        """What sites' own functions are made of: a line and a parabola, level at their ends."""
         mean, spread = self.scales.to(points)
         lines = ((points - mean) / spread).clamp(-_REACH, _REACH)
         return torch.cat([lines, lines.square() / 2**0.5], 1) / points.shape[1] ** 0.5
@@ -191,7 +191,7 @@ class GaussianProcess(nn.Module):
 
 
 def _pool(space: Space, span: float) -> Float[Tensor, "sites runs"]:
-    """One where a site belongs to a run: a kind's sites in so many layers that follow each other."""
+    """One where a site belongs to a run: a kind's sites in so many neighbouring layers."""
     layers = max(1, round(span * space.layers))
     run = torch.tensor([site.layer // layers for site in space.sites])
     kind = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
