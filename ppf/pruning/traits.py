@@ -55,7 +55,7 @@ class Traits:
                 by_site[name][site] = tensor
             else:
                 layers[name] = tensor
-        return cls(**layers, **by_site)
+        return cls(**layers, energy=by_site["energy"], fluctuation=by_site["fluctuation"])
 
 
 @torch.inference_mode()

@@ -43,6 +43,11 @@ class Verification:
         return int(self.measured.nan_to_num(torch.inf).argmin())
 
     @property
+    def least(self) -> float:
+        """Log-perplexity of the best one, nats per token."""
+        return float(self.measured[self.best])
+
+    @property
     def proposed(self) -> Bool[Tensor, " n"]:
         """Which policies a search proposed."""
         return torch.tensor([name == CANDIDATE for name in self.names])

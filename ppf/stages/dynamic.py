@@ -58,7 +58,8 @@ def dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> Learnt:
 
     A round trains the learner on random ratios of `dynamic.train`, takes its policies at
     `dynamic.knots` ratios and improves them on the predictor. A share of them, at other ratios each
-    round, is measured and joins the labels. The last experts, on the last predictor, are the agent.
+    round, is measured and joins the labels; where predicted and measured agree, the trust region is
+    widened. The last experts, on the last predictor, are the agent.
 
     Raises:
         PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
@@ -69,10 +70,11 @@ def dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> Learnt:
     knots = knots.to(ready.fabric.device)
     history: list[dict[str, float]] = []
     experts: list[Int[Tensor, "knots sites"]] = []
+    radius = cfg.search.trust_region
     for number in range(cfg.search.rounds):
         with clock("training the predictor"):
             trained = train(ready, labels, upstream=not experts)
-        objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high))
+        objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high), radius)
         say(f"Learning ratios {low} to {high}, round {number + 1} of {cfg.search.rounds}.")
         with clock("learning"), cpu_threads(learner.threads):
             proposal = _propose(ready, learner, objective, trained, knots, number, history)
@@ -82,9 +84,13 @@ def dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> Learnt:
         with clock("measuring"):
             measured = label(store, ready.labeller, chosen, PROPOSED)
         labels = labels.with_rows(chosen, measured.nll, PROPOSED)
+        predicted = trained.fitted.predictor.predict(chosen.to(objective.device)).mean.cpu()
+        if (predicted - measured.nll).abs().median() <= cfg.search.tolerance:
+            radius = min(cfg.search.widen * radius, 1.0)
+            say(f"Predicted and measured agree: the trust region widens to {radius:.0%}.")
     with clock("training the predictor"):
         trained = train(ready, labels)
-    objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high))
+    objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high), radius)
     with clock("improving the experts"), cpu_threads(learner.threads):
         last = _improve(ready, objective, knots, experts[::-1])
     agent = _agent(ready, objective, knots, last)

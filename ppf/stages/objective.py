@@ -19,11 +19,13 @@ def objective_of(
     ratio: float,
     agent: Agent,
     interval: tuple[float, float] | None = None,
+    radius: float | None = None,
 ) -> Objective:
     """The config's objective at a ratio; a rule is measured alone, without the other rules.
 
     Args:
         interval: of ratios to learn; None: the one ratio.
+        radius: of the trust region; None: the config's.
     """
     cfg = ready.cfg
     return Objective(
@@ -32,7 +34,7 @@ def objective_of(
         ratio=ratio,
         interval=interval or (ratio, ratio),
         spread_penalty=cfg.search.spread_penalty,
-        trust_region=cfg.search.trust_region,
+        trust_region=radius or cfg.search.trust_region,
         evidence=ready.evidence,
         rules={} if isinstance(agent, Rule) else instantiate(cfg.rules),
         device=ready.fabric.device,

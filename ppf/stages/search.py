@@ -41,10 +41,12 @@ class Found:
 
 
 def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
-    """Searches in rounds until predicted and measured agree, at most `search.rounds` times.
+    """Searches in rounds, at most `search.rounds`, in a trust region around uniform pruning.
 
     What a round measures joins the labels that the next predictor is fitted to; at most
     `search.label_budget` policies are measured in all, beside those of uniform pruning and rules.
+    Where predicted and measured agree, the region is widened; where they do and that has brought
+    no better policy, the search is over.
 
     Args:
         labels: of the sampler's policies, the dense one's first.
@@ -54,10 +56,11 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
     agent: Agent = instantiate(ready.cfg.agent)
     history: list[dict[str, float]] = []
     rounds: list[Verification] = []
+    radius = cfg.trust_region
     for number in range(cfg.rounds):
         with clock("training the predictor"):
             trained = train(ready, labels, upstream=not rounds)
-        objective = objective_of(ready, trained, ready.cfg.ratio, agent)
+        objective = objective_of(ready, trained, ready.cfg.ratio, agent, radius=radius)
         say(
             f"Searching at ratio {ready.cfg.ratio} with {type(agent).__name__},"
             f" round {number + 1} of {cfg.rounds}."
@@ -71,8 +74,11 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
             rounds.append(verify(proposed, objective, partial(_measure, ready)))
         kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
         labels = labels.with_rows(kept, measured, PROPOSED)
-        if number + 1 < cfg.rounds and _done(ready, rounds):
+        if number + 1 == cfg.rounds or _done(ready, rounds):
             break
+        if agrees(rounds[-1], cfg.agreement, cfg.tolerance):
+            radius = min(cfg.widen * radius, 1.0)
+            say(f"Predicted and measured agree: the trust region widens to {radius:.0%}.")
     return Found(trained, Verification.merge(rounds), history)
 
 
@@ -86,10 +92,12 @@ def _spent(rounds: Sequence[Verification]) -> int:
 
 
 def _done(ready: Prepared, rounds: Sequence[Verification]) -> bool:
-    """Whether another round is not needed, or has no labels left."""
+    """Whether another round promises nothing, or has no labels left."""
     cfg = ready.cfg.search
-    if agrees(rounds[-1], cfg.agreement, cfg.tolerance):
-        say("Predicted and measured agree: no further round is needed.")
+    before, last = Verification.merge(rounds[:-1] or rounds), rounds[-1]
+    stuck = len(rounds) > 1 and before.least - last.least < cfg.gain
+    if stuck and agrees(last, cfg.agreement, cfg.tolerance):
+        say("Predicted and measured agree, and nothing better was found: no further round.")
         return True
     if _spent(rounds) >= cfg.label_budget:
         say(f"All {cfg.label_budget} labels of search.label_budget are spent.")
