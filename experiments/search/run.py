@@ -103,10 +103,14 @@ def measured(ready: Prepared, kept: torch.Tensor) -> torch.Tensor:
     return label(label_store(ready), ready.labeller, kept.cpu(), "experiment").nll
 
 
-def really_evolved(ready: Prepared, labels: Labels) -> Result:
-    """As many real evaluations as a static search rests on, and no predictor."""
+def really_evolved(ready: Prepared, labels: Labels, share: int) -> Result:
+    """As many real evaluations as a static search rests on, and no predictor.
+
+    Args:
+        share: of the predictor's labels that this ratio has to pay, as one over it.
+    """
     cfg = ready.cfg
-    count = len(labels) + cfg.search.label_budget + len(cfg.rules)
+    count = len(labels) // share + cfg.search.label_budget + len(cfg.rules)
     objective = replace(
         objective_of(ready, train(ready, labels), cfg.ratio, instantiate(cfg.agent)),
         trust_region=1.0,
@@ -132,9 +136,10 @@ def learnt(ready: Prepared, labels: Labels, ratios: list[float]) -> Iterator[tup
         yield ratio, Result(kept, agent.predicted(ratio)[0], nll, seconds, evaluations)
 
 
-def tested(ready: Prepared, kept: list[int]) -> float:
-    """Log-perplexity on the test part, nats per token."""
+def tested(ready: Prepared, kept: list[int], count: int) -> float:
+    """Log-perplexity on `count` windows of the test part, evenly spread, nats per token."""
     windows = ready.text.tokens("test", ready.lm.tokenizer)
+    windows = windows[torch.linspace(0, len(windows) - 1, min(count, len(windows))).round().long()]
     with ready.pruner.at(kept) as model:
         return mean_nll(model, windows, batch=ready.cfg.labels.batch)
 
@@ -171,14 +176,37 @@ class Table:
         say(f"{agent} at {ratio}, seed {seed}: test perplexity {row['test_ppl']:.2f}")
 
 
-def run(
-    agents: list[str], ratios: list[float], seeds: list[int], out: Path, rest: list[str]
-) -> None:
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """One line an agent and ratio: means over seeds, and the spread of the test perplexity."""
+    names = ("predicted_ppl", "labelling_ppl", "test_ppl", "seconds", "real_evaluations")
+    heads = ("ratio", "agent", "seeds", "predicted", "labelling", "test", "±", "s", "evaluations")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["ratio"], row["test_ppl"])):
+        groups.setdefault((row["ratio"], row["agent"]), []).append(row)
+    for (ratio, agent), same in groups.items():
+        columns = [[row[name] for row in same if row[name] is not None] for name in names]
+        means = [sum(column) / len(column) if column else None for column in columns]
+        predicted, labelling, test = ("" if m is None else f"{m:.2f}" for m in means[:3])
+        spread = (max(columns[2]) - min(columns[2])) / 2
+        numbers = [
+            predicted,
+            labelling,
+            test,
+            f"{spread:.2f}",
+            f"{means[3]:.2g}",
+            f"{means[4]:.0f}",
+        ]
+        lines.append(f"| {ratio:.0%} | {agent} | {len(same)} | " + " | ".join(numbers) + " |")
+    return "\n".join(lines)
+
+
+def run(known: argparse.Namespace, rest: list[str]) -> None:
     """Fills the table; the model is loaded once."""
-    table, ready = Table(out), None
+    table, ready = Table(known.out), None
     fabric = Fabric(accelerator="cpu", devices=1)
-    for seed, agent in product(seeds, agents):
-        missing = [ratio for ratio in ratios if (agent, ratio, seed) not in table]
+    for seed, agent in product(known.seeds, known.agents):
+        missing = [ratio for ratio in known.ratios if (agent, ratio, seed) not in table]
         for ratio in missing:
             if (agent, ratio, seed) in table:  # a dynamic agent answers for all ratios at once
                 continue
@@ -188,11 +216,13 @@ def run(
             labels = collect(ready, upstream=True)
             if agent == "dynamic":
                 results = list(learnt(ready, labels, missing))
+            elif agent == "real_evolution":
+                results = [(ratio, really_evolved(ready, labels, known.share))]
             else:
-                make = really_evolved if agent == "real_evolution" else searched
-                results = [(ratio, make(ready, labels))]
+                results = [(ratio, searched(ready, labels))]
             for place, found in results:
-                table.add(agent, place, seed, found, tested(ready, found.kept))
+                table.add(agent, place, seed, found, tested(ready, found.kept, known.windows))
+    print(markdown(table.rows))
 
 
 def main() -> None:
@@ -201,10 +231,17 @@ def main() -> None:
     parser.add_argument("--agents", nargs="+", default=AGENTS, choices=AGENTS)
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.3, 0.4, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--windows", type=int, default=128, help="of the test part, evenly spread")
+    parser.add_argument(
+        "--share",
+        type=int,
+        default=1,
+        help="ratios that share the labels when real_evolution is granted as many evaluations",
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     known, rest = parser.parse_known_args()
     try:
-        run(known.agents, known.ratios, known.seeds, known.out, rest)
+        run(known, rest)
     except PPFError as error:
         raise SystemExit(f"Error: {error}") from error
 

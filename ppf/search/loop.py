@@ -1,5 +1,8 @@
 """Rounds of a search: what is measured beside its proposals, and when no further one is needed."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -7,6 +10,7 @@ from torch import Tensor
 from ppf.agents import Candidates, Objective
 from ppf.agents.evolution import exchange
 from ppf.predictor.scores import NOMINAL
+from ppf.progress import say
 from ppf.search.verify import Verification
 
 
@@ -24,16 +28,44 @@ def with_neighbours(
     return Candidates(kept, objective.cost(kept))
 
 
-def agrees(verified: Verification, share: float, tolerance: float) -> bool:
-    """Whether the predictor is right where the search looked.
+@dataclass
+class TrustRegion:
+    """How far from uniform pruning a search may look: further after each round that was as told.
 
     Args:
-        share: of the proposed policies whose 90 % interval must hold.
-        tolerance: largest error of the best measured policy's prediction, nats per token.
+        radius: largest relative deviation of a site from its uniform share.
+        widen: factor on it after a round whose intervals held.
+        agreement: share of a round's proposals whose 90 % interval must hold for that.
+        tolerance: largest error of the best policy's prediction with which a search may end, nats
+            per token.
+        gain: nats per token that a widening has to bring for the search to go on.
+        settled: log-perplexity of the best policy when the region was last widened.
     """
-    error = (verified.mean - verified.measured).abs()
-    held = (error <= NOMINAL * verified.std)[verified.proposed]
-    return bool(held.float().mean() >= share and error[verified.best] <= tolerance)
+
+    radius: float
+    widen: float
+    agreement: float
+    tolerance: float
+    gain: float
+    settled: float = math.inf
+
+    def exhausted(self, last: Verification, least: float) -> bool:
+        """Widens the region where the last round allows it; true once nothing better is near.
+
+        Args:
+            least: log-perplexity of the best policy of all rounds, nats per token.
+        """
+        error = (last.mean - last.measured).abs()
+        held = (error <= NOMINAL * last.std)[last.proposed].float().mean()
+        if held < self.agreement:
+            return False
+        stuck = self.radius >= 1 or self.settled - least < self.gain
+        if stuck and error[last.best] <= self.tolerance:
+            say("Predicted and measured agree, and nothing better is near: no further round.")
+            return True
+        self.radius, self.settled = min(self.widen * self.radius, 1.0), least
+        say(f"Predicted and measured agree: the trust region is now {self.radius:.0%}.")
+        return False
 
 
 def _new(

@@ -12,7 +12,7 @@ from ppf.agents import Agent, Report, Run
 from ppf.labels.collect import label
 from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
-from ppf.search import Verification, agrees, run_search, verify, with_neighbours
+from ppf.search import TrustRegion, Verification, run_search, verify, with_neighbours
 from ppf.stages.collect import label_store
 from ppf.stages.objective import checkpoint_of, objective_of
 from ppf.stages.prepare import Prepared
@@ -45,8 +45,8 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
 
     What a round measures joins the labels that the next predictor is fitted to; at most
     `search.label_budget` policies are measured in all, beside those of uniform pruning and rules.
-    Where predicted and measured agree, the region is widened; where they do and that has brought
-    no better policy, the search is over.
+    Where the intervals of what is measured hold, the region is widened. The search is over where
+    they do, the best policy's prediction is right, and the last widening has brought no better one.
 
     Args:
         labels: of the sampler's policies, the dense one's first.
@@ -56,11 +56,11 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
     agent: Agent = instantiate(ready.cfg.agent)
     history: list[dict[str, float]] = []
     rounds: list[Verification] = []
-    radius = cfg.trust_region
+    region = TrustRegion(cfg.trust_region, cfg.widen, cfg.agreement, cfg.tolerance, cfg.gain)
     for number in range(cfg.rounds):
         with clock("training the predictor"):
             trained = train(ready, labels, upstream=not rounds)
-        objective = objective_of(ready, trained, ready.cfg.ratio, agent, radius=radius)
+        objective = objective_of(ready, trained, ready.cfg.ratio, agent, radius=region.radius)
         say(
             f"Searching at ratio {ready.cfg.ratio} with {type(agent).__name__},"
             f" round {number + 1} of {cfg.rounds}."
@@ -74,11 +74,13 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
             rounds.append(verify(proposed, objective, partial(_measure, ready)))
         kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
         labels = labels.with_rows(kept, measured, PROPOSED)
-        if number + 1 == cfg.rounds or _done(ready, rounds):
+        if number + 1 == cfg.rounds:
             break
-        if agrees(rounds[-1], cfg.agreement, cfg.tolerance):
-            radius = min(cfg.widen * radius, 1.0)
-            say(f"Predicted and measured agree: the trust region widens to {radius:.0%}.")
+        if _spent(rounds) >= cfg.label_budget:
+            say(f"All {cfg.label_budget} labels of search.label_budget are spent.")
+            break
+        if region.exhausted(rounds[-1], Verification.merge(rounds).least):
+            break
     return Found(trained, Verification.merge(rounds), history)
 
 
@@ -89,20 +91,6 @@ def _measure(ready: Prepared, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n
 def _spent(rounds: Sequence[Verification]) -> int:
     """Policies that the rounds proposed and measured."""
     return sum(int(verified.proposed.sum()) for verified in rounds)
-
-
-def _done(ready: Prepared, rounds: Sequence[Verification]) -> bool:
-    """Whether another round promises nothing, or has no labels left."""
-    cfg = ready.cfg.search
-    before, last = Verification.merge(rounds[:-1] or rounds), rounds[-1]
-    stuck = len(rounds) > 1 and before.least - last.least < cfg.gain
-    if stuck and agrees(last, cfg.agreement, cfg.tolerance):
-        say("Predicted and measured agree, and nothing better was found: no further round.")
-        return True
-    if _spent(rounds) >= cfg.label_budget:
-        say(f"All {cfg.label_budget} labels of search.label_budget are spent.")
-        return True
-    return False
 
 
 def run_of(ready: Prepared, trained: Trained, history: list[dict[str, float]], number: int) -> Run:

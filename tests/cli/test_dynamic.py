@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -100,12 +101,17 @@ def test_the_study_fills_its_table_and_goes_on(
     rest.append("agent.polish.generations=2")
     rest = [entry for entry in rest if not entry.startswith("logger")]
     quick = [*rest, "agent.generations=3"]
-    study.run(["cmaes"], [0.3], [0], table, quick)
-    study.run(["owl", "real_evolution"], [0.3], [0], table, rest[:-1])
+
+    def run(agents: list[str], overrides: list[str]) -> None:
+        known = {"agents": agents, "ratios": [0.3], "seeds": [0], "out": table}
+        study.run(Namespace(**known, windows=4, share=1), overrides)
+
+    run(["cmaes"], quick)
+    run(["owl", "real_evolution"], rest[:-1])
     rows = json.loads(table.read_text())
     assert [row["agent"] for row in rows] == ["cmaes", "owl", "real_evolution"]
     assert all(row["test_ppl"] > 1 and row["labelling_ppl"] > 1 for row in rows)
     assert [row["real_evaluations"] for row in rows][1:] == [1, 24 + 2 + 6]
     shutil.copy(table, tmp_path / "before.json")
-    study.run(["cmaes", "owl"], [0.3], [0], table, quick)
+    run(["cmaes", "owl"], quick)
     assert table.read_text() == (tmp_path / "before.json").read_text()

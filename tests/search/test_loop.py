@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from ppf.agents import Candidates
-from ppf.search import Verification, agrees, with_neighbours
+from ppf.search import TrustRegion, Verification, with_neighbours
 from tests.agents.synthetic import quadratic
 
 
@@ -42,14 +42,30 @@ def verified(measured: Tensor) -> Verification:
     )
 
 
+def region() -> TrustRegion:
+    return TrustRegion(0.4, widen=2, agreement=0.6, tolerance=0.02, gain=0.01)
+
+
 @pytest.mark.parametrize(
-    ("measured", "expected"),
+    ("measured", "radius"),
     [
-        ([9.0, 3.49, 3.6, 3.55], True),  # uniform does not count
-        ([3.6, 3.45, 3.6, 3.55], False),  # the best one is off by more than the tolerance
-        ([3.6, 3.49, 3.8, 3.9], False),  # intervals do not hold
-        ([3.6, 3.49, torch.inf, torch.nan], False),
+        ([9.0, 3.49, 3.6, 3.55], 0.8),  # uniform does not count
+        ([3.6, 3.45, 3.6, 3.55], 0.8),
+        ([3.6, 3.49, 3.8, 3.9], 0.4),  # intervals do not hold
+        ([3.6, 3.49, torch.inf, torch.nan], 0.4),
     ],
 )
-def test_agreement_stops_the_rounds(measured: list[float], expected: bool) -> None:
-    assert agrees(verified(torch.tensor(measured)), share=0.6, tolerance=0.02) is expected
+def test_the_region_widens_where_intervals_hold(measured: list[float], radius: float) -> None:
+    wide = region()
+    assert not wide.exhausted(verified(torch.tensor(measured)), least=3.4)
+    assert wide.radius == radius
+
+
+def test_a_search_ends_where_widening_brings_nothing() -> None:
+    wide, right = region(), verified(torch.tensor([3.6, 3.49, 3.6, 3.55]))
+    assert not wide.exhausted(right, least=3.49)
+    assert not wide.exhausted(right, least=3.45)  # better, so it widens again
+    assert wide.radius == 1
+    off = verified(torch.tensor([3.6, 3.44, 3.6, 3.55]))  # by more than the tolerance
+    assert not wide.exhausted(off, least=3.44)
+    assert wide.exhausted(right, least=3.44)
