@@ -53,13 +53,15 @@ class Additive(Network):
         spread: float,
     ) -> None:
         super().__init__()
-        rows, features = len(encoder.kinds), encoder.shape[-1]
+        lost = (encoder.empty - encoder.dense).abs().flatten(0, -2)
+        rows, features = len(encoder.kinds), int(lost.any(0).nonzero().max()) + 1
         same_kind = encoder.kinds[:, None] == encoder.kinds
         distance = (encoder.layers[:, None] - encoder.layers).abs()
         covariance = same_kind * smooth**2 * torch.exp(-distance / length)
         root = torch.linalg.cholesky(covariance + (rough**2 + _JITTER) * torch.eye(rows))
-        self.register_buffer("dense", encoder.dense)
-        self.register_buffer("whole", (encoder.empty - encoder.dense).abs().sum())
+        self.features = features  # those that come after them are constant
+        self.register_buffer("dense", encoder.dense[..., :features])
+        self.register_buffer("whole", lost.sum())
         self.register_buffer("kinds", encoder.kinds)
         self.register_buffer("energy", _standardised(encoder.energy, encoder.kinds))
         self.register_buffer("covariance_root", root)
@@ -80,7 +82,7 @@ class Additive(Network):
         return logs.clamp(max=_LARGEST).exp()
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        damage = (features - self.dense).abs().flatten(1, -2)
+        damage = (features[..., : self.features] - self.dense).abs().flatten(1, -2)
         z = torch.einsum("brf,rf->b", damage, self.weights) / self.whole + _JITTER
         terms = F.softplus(self.link) * z[:, None] ** self.powers
         return torch.asinh(_SCALE * terms.sum(1))

@@ -123,7 +123,7 @@ class Masks(Encoder):
 
 
 class Sites(Encoder):
-    """Per site: removed share and importance, powers of its error, cost, depth, energy, kind.
+    """Per site: removed share and importance, powers of its error; cost, depth, energy and kind.
 
     The error is made monotone in the kept units first (its running maximum from the dense end),
     which it nearly is.

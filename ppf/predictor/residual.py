@@ -129,20 +129,21 @@ class GaussianProcess(nn.Module):
         lines = ((points - mean) / spread).clamp(-_REACH, _REACH)
         return torch.cat([lines, lines.square() / 2**0.5], 1) / points.shape[1] ** 0.5
 
-    def _distances(self, left: Tensor, right: Tensor) -> list[Float[Tensor, "batch rows"]]:
-        """Squared distances in the effects summed over each span's runs."""
-        pool = self.pool.to(left)
-        summed = [(points @ pool).split(self.runs, 1) for points in (left, right)]
-        return [torch.cdist(a, b).square() for a, b in zip(*summed, strict=True)]
+    def _summed(self, points: Tensor) -> tuple[Float[Tensor, "batch runs"], ...]:
+        """Effects summed over each span's runs."""
+        return (points @ self.pool.to(points)).split(self.runs, 1)
 
     def _covariance(
         self, left: Tensor, right: Tensor, settings: Tensor
     ) -> Float[Tensor, "batch rows"]:
         amplitudes, lengths, own, _ = self._split(settings)
         covariance = own * self._alone(left) @ self._alone(right).T
-        parts = zip(self._distances(left, right), amplitudes, lengths, strict=True)
-        for distances, amplitude, length in parts:
-            covariance = covariance + amplitude * torch.exp(-distances / (2 * length**2))
+        parts = zip(self._summed(left), self._summed(right), amplitudes, lengths, strict=True)
+        for a, b, amplitude, length in parts:
+            a, b = a / length, b / length
+            norms = a.square().sum(1, keepdim=True) / 2, b.square().sum(1) / 2
+            exponent = torch.addmm(amplitude.log() - norms[1], a, b.T) - norms[0]
+            covariance = covariance + exponent.exp()
         return covariance
 
     def _variance(self, points: Tensor, settings: Tensor) -> Float[Tensor, " batch"]:
@@ -166,7 +167,7 @@ class GaussianProcess(nn.Module):
         Its centre: variances a quarter of the target's, lengths the median distances.
         """
         variance = target.square().mean().clamp(min=_SMALLEST**2) / 4
-        lengths = [d.median().sqrt() for d in self._distances(points, points)]
+        lengths = [torch.pdist(summed).median() for summed in self._summed(points)]
         centre = variance.expand(2 * len(lengths) + 2).clone()
         centre[len(lengths) : -2] = torch.stack(lengths).clamp(min=_SMALLEST)
         logs = torch.zeros_like(centre, requires_grad=True)
