@@ -99,7 +99,7 @@ def _report(
         compensation=_name(cfg.compensation),
         text=ready.text.name,
         predictor=_name(cfg.predictor.network)
-        + (" with kernel regression" if cfg.predictor.residual else ""),
+        + (" with Gaussian process" if cfg.predictor.residual else ""),
         agent=_name(cfg.agent),
         ratio_asked=cfg.ratio,
         ratio_achieved=policy["ratio"]["achieved"],
