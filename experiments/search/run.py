@@ -1,6 +1,6 @@
 """Every agent and rule at every ratio, measured on the test part: rows of results.json.
 
-    python experiments/search/run.py [--agents ppo owl …] [--ratios 0.2 …] [--seeds 0 …] [OVERRIDES]
+    python experiments/search/run.py [OVERRIDES] [--agents ppo owl …] [--ratios 0.2 …] [--seeds 0 …]
 
 Rows that are there already are left as they are, so a killed run goes on with the same command.
 """
