@@ -141,8 +141,10 @@ class LabelStore:
 
     def _read(self, path: Path) -> list[Row]:
         try:
-            with path.open("rb") as file:  # a path would be looked up twice, and replaced between
-                table = parquet.read_table(file)
+            # A path would be looked up twice, and replaced between; Arrow's threads on a Python file
+            # may abort or hang when the process ends (apache/arrow issues 34314 and 50482).
+            content = pa.BufferReader(path.read_bytes())
+            table = parquet.read_table(content, use_threads=False, pre_buffer=False)
         except (OSError, pa.ArrowException):
             say(f"Warning: the shard {path} is corrupt: skipped, its rows are labelled again.")
             return []
