@@ -1,4 +1,8 @@
-"""Labels on disk: parquet shards that a killed or a second process cannot spoil."""
+"""Labels on disk: parquet shards that a killed or a second process cannot spoil.
+
+Shards pass through memory: where Arrow opens files itself, its threads at times abort a process
+that ends soon after (apache/arrow issues 34314 and 50482).
+"""
 
 import hashlib
 import uuid
@@ -122,7 +126,9 @@ class LabelStore:
         table = pa.Table.from_pylist([asdict(r) for r in self._mine], schema=_SCHEMA)
         table = table.replace_schema_metadata({"signature": self.signature})
         draft = self._shard.with_suffix(".draft")
-        parquet.write_table(table, draft)
+        content = pa.BufferOutputStream()
+        parquet.write_table(table, content)
+        draft.write_bytes(content.getvalue())
         draft.replace(self._shard)
 
     def labels(self, policies: Int[Tensor, "rows sites"]) -> Labels:
@@ -141,8 +147,6 @@ class LabelStore:
 
     def _read(self, path: Path) -> list[Row]:
         try:
-            # A path would be looked up twice, and replaced between; Arrow's threads on a Python file
-            # may abort or hang when the process ends (apache/arrow issues 34314 and 50482).
             content = pa.BufferReader(path.read_bytes())
             table = parquet.read_table(content, use_threads=False, pre_buffer=False)
         except (OSError, pa.ArrowException):
