@@ -63,9 +63,14 @@ class TrustRegion:
         if stuck and error[last.best] <= self.tolerance:
             say("Predicted and measured agree, and nothing better is near: no further round.")
             return True
-        self.radius, self.settled = min(self.widen * self.radius, 1.0), least
-        say(f"Predicted and measured agree: the trust region is now {self.radius:.0%}.")
+        self.settled = least
+        self.grow()
         return False
+
+    def grow(self) -> None:
+        """Widens the region by one step, at most to the whole space."""
+        self.radius = min(self.widen * self.radius, 1.0)
+        say(f"Predicted and measured agree: the trust region is now {self.radius:.0%}.")
 
 
 def _new(

@@ -18,7 +18,7 @@ from ppf.progress import Stopwatch, say
 from ppf.search.experts import improve_along
 from ppf.space import uniform
 from ppf.stages.collect import label_store
-from ppf.stages.objective import objective_of
+from ppf.stages.objective import objective_of, region_of
 from ppf.stages.policy import provenance
 from ppf.stages.prepare import Prepared
 from ppf.stages.search import run_of
@@ -70,11 +70,13 @@ def dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> Learnt:
     knots = knots.to(ready.fabric.device)
     history: list[dict[str, float]] = []
     experts: list[Int[Tensor, "knots sites"]] = []
-    radius = cfg.search.trust_region
+    region = region_of(ready)
     for number in range(cfg.search.rounds):
         with clock("training the predictor"):
             trained = train(ready, labels, upstream=not experts)
-        objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high), radius)
+        objective = objective_of(
+            ready, trained, (low + high) / 2, learner, (low, high), region.radius
+        )
         say(f"Learning ratios {low} to {high}, round {number + 1} of {cfg.search.rounds}.")
         with clock("learning"), cpu_threads(learner.threads):
             proposal = _propose(ready, learner, objective, trained, knots, number, history)
@@ -86,11 +88,10 @@ def dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> Learnt:
         labels = labels.with_rows(chosen, measured.nll, PROPOSED)
         predicted = trained.fitted.predictor.predict(chosen.to(objective.device)).mean.cpu()
         if (predicted - measured.nll).abs().median() <= cfg.search.tolerance:
-            radius = min(cfg.search.widen * radius, 1.0)
-            say(f"Predicted and measured agree: the trust region widens to {radius:.0%}.")
+            region.grow()
     with clock("training the predictor"):
         trained = train(ready, labels)
-    objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high), radius)
+    objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high), region.radius)
     with clock("improving the experts"), cpu_threads(learner.threads):
         last = _improve(ready, objective, knots, experts[::-1])
     agent = _agent(ready, objective, knots, last)

@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from ppf.agents import Agent, Objective
 from ppf.agents.checkpoint import Checkpoint
 from ppf.agents.rule import Rule
+from ppf.search import TrustRegion
 from ppf.stages.artefacts import plain, signature
 from ppf.stages.budgets import priced
 from ppf.stages.prepare import Prepared
@@ -39,6 +40,12 @@ def objective_of(
         rules={} if isinstance(agent, Rule) else instantiate(cfg.rules),
         device=ready.fabric.device,
     )
+
+
+def region_of(ready: Prepared) -> TrustRegion:
+    """The config's trust region, as a search starts with it."""
+    cfg = ready.cfg.search
+    return TrustRegion(cfg.trust_region, cfg.widen, cfg.agreement, cfg.tolerance, cfg.gain)
 
 
 def checkpoint_of(ready: Prepared, trained: Trained, seed: int) -> Checkpoint:

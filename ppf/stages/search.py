@@ -12,9 +12,9 @@ from ppf.agents import Agent, Report, Run
 from ppf.labels.collect import label
 from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
-from ppf.search import TrustRegion, Verification, run_search, verify, with_neighbours
+from ppf.search import Verification, run_search, verify, with_neighbours
 from ppf.stages.collect import label_store
-from ppf.stages.objective import checkpoint_of, objective_of
+from ppf.stages.objective import checkpoint_of, objective_of, region_of
 from ppf.stages.prepare import Prepared
 from ppf.stages.train import Trained, train
 
@@ -56,7 +56,7 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
     agent: Agent = instantiate(ready.cfg.agent)
     history: list[dict[str, float]] = []
     rounds: list[Verification] = []
-    region = TrustRegion(cfg.trust_region, cfg.widen, cfg.agreement, cfg.tolerance, cfg.gain)
+    region = region_of(ready)
     for number in range(cfg.rounds):
         with clock("training the predictor"):
             trained = train(ready, labels, upstream=not rounds)

@@ -57,7 +57,7 @@ def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None
     fitted = fit_predictor(
         labels,
         ready.space,
-        facts_of(ready),
+        _facts(ready),
         float(labels.nll[0]),
         predictor=plain(cfg.predictor),
         trainer=plain(cfg.trainer),
@@ -73,7 +73,7 @@ def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None
     draft.replace(folder / _RECORD)
 
 
-def facts_of(ready: Prepared) -> Facts:
+def _facts(ready: Prepared) -> Facts:
     """What predictors are told of the space's sites."""
     evidence = ready.evidence
     energy = torch.stack([evidence.traits.energy[site.name] for site in ready.space.sites])
