@@ -1,8 +1,4 @@
-"""Labels on disk: parquet shards that a killed or a second process cannot spoil.
-
-Shards pass through memory: where Arrow opens files itself, its threads at times abort a process
-that ends soon after (apache/arrow issues 34314 and 50482).
-"""
+"""Labels on disk: parquet shards that a killed or a second process cannot spoil."""
 
 import hashlib
 import uuid
@@ -126,9 +122,7 @@ class LabelStore:
         table = pa.Table.from_pylist([asdict(r) for r in self._mine], schema=_SCHEMA)
         table = table.replace_schema_metadata({"signature": self.signature})
         draft = self._shard.with_suffix(".draft")
-        content = pa.BufferOutputStream()
-        parquet.write_table(table, content)
-        draft.write_bytes(content.getvalue())
+        parquet.write_table(table, draft)
         draft.replace(self._shard)
 
     def labels(self, policies: Int[Tensor, "rows sites"]) -> Labels:
@@ -147,8 +141,10 @@ class LabelStore:
 
     def _read(self, path: Path) -> list[Row]:
         try:
-            content = pa.BufferReader(path.read_bytes())
-            table = parquet.read_table(content, use_threads=False, pre_buffer=False)
+            # A path would be looked up twice, and replaced between; a file or buffer of Python's, let
+            # go by one of Arrow's threads, aborts a process that ends just then.
+            with pa.OSFile(str(path)) as file:
+                table = parquet.ParquetFile(file).read(use_threads=False)
         except (OSError, pa.ArrowException):
             say(f"Warning: the shard {path} is corrupt: skipped, its rows are labelled again.")
             return []
