@@ -18,7 +18,7 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 
-from ppf.evaluation.perplexity import mean_nll
+from ppf.evaluation.perplexity import evenly, mean_nll
 from ppf.progress import say
 from ppf.space import uniform
 from ppf.stages.prepare import Prepared, prepare
@@ -31,8 +31,7 @@ COMPENSATIONS = ("none", "bias", "least_squares")
 
 def cells(ready: Prepared, ratios: list[float], windows: int) -> Iterator[dict[str, object]]:
     """Measured rows of one order and compensation, one-shot and sequential."""
-    text = ready.text.tokens("test", ready.lm.tokenizer)
-    chosen = torch.linspace(0, len(text) - 1, min(windows, len(text))).round().long()
+    text = evenly(ready.text.tokens("test", ready.lm.tokenizer), windows)
     for ratio in ratios:
         ready.pruner.apply(uniform(ready.space, torch.tensor([ratio]))[0].tolist())
         for sequential in (False, True):
@@ -40,7 +39,7 @@ def cells(ready: Prepared, ratios: list[float], windows: int) -> Iterator[dict[s
                 if ready.pruner.bank.levels[0].weights is None or not can_refit(ready):
                     continue
                 refit(ready)
-            nll = mean_nll(ready.lm.model, text[chosen], batch=8)
+            nll = mean_nll(ready.lm.model, text, batch=8)
             say(
                 f"ratio {ratio}, sequential {sequential}: perplexity {math.exp(nll):.2f} (measured)"
             )

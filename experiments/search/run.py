@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from ppf.agents import Run
 from ppf.agents.rule import Rule
 from ppf.errors import PPFError
-from ppf.evaluation.perplexity import mean_nll
+from ppf.evaluation.perplexity import evenly, mean_nll
 from ppf.labels.collect import label
 from ppf.labels.table import Labels
 from ppf.progress import Stopwatch, say
@@ -139,9 +139,8 @@ def learnt(ready: Prepared, labels: Labels, ratios: list[float]) -> Iterator[tup
 def tested(ready: Prepared, kept: list[int], count: int) -> float:
     """Log-perplexity on `count` windows of the test part, evenly spread, nats per token."""
     windows = ready.text.tokens("test", ready.lm.tokenizer)
-    windows = windows[torch.linspace(0, len(windows) - 1, min(count, len(windows))).round().long()]
     with ready.pruner.at(kept) as model:
-        return mean_nll(model, windows, batch=ready.cfg.labels.batch)
+        return mean_nll(model, evenly(windows, count), batch=ready.cfg.labels.batch)
 
 
 class Table:

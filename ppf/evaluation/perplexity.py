@@ -25,6 +25,12 @@ class Piece(NamedTuple):
         return self.windows[:, self.first :].numel()
 
 
+def evenly(windows: Int[Tensor, "windows window"], count: int) -> Int[Tensor, "chosen window"]:
+    """`count` of the windows, evenly spread over them, or all of them where they are fewer."""
+    places = torch.linspace(0, len(windows) - 1, min(count, len(windows)))
+    return windows[places.round().long()]
+
+
 def mean_nll(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int
 ) -> float:

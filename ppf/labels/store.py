@@ -141,8 +141,8 @@ class LabelStore:
 
     def _read(self, path: Path) -> list[Row]:
         try:
-            # A path would be looked up twice, and replaced between; a file or buffer of Python's, let
-            # go by one of Arrow's threads, aborts a process that ends just then.
+            # A path would be looked up twice, and replaced between. A file or buffer of Python's
+            # that one of Arrow's threads lets go aborts a process which ends just then.
             with pa.OSFile(str(path)) as file:
                 table = parquet.ParquetFile(file).read(use_threads=False)
         except (OSError, pa.ArrowException):

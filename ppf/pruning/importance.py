@@ -184,5 +184,8 @@ def retained_importance(
     shares = []
     for site, place in zip(space.sites, lm.places(space.sites), strict=True):
         whole = nn.functional.pad(scores[place].sort(descending=True).values.cumsum(0), (1, 0))
-        shares.append(whole[:: site.atoms_per_unit] / whole[-1])
+        shares.append(whole[:: site.atoms_per_unit] / whole[-1].clamp_min(_SMALLEST))
     return nn.utils.rnn.pad_sequence(shares, True)
+
+
+_SMALLEST = 1e-30  # importance of a site; one that has none retains none
