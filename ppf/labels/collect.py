@@ -22,7 +22,9 @@ def draw(ground: Ground, sampler: Sampler, count: int, seed: int) -> Int[Tensor,
     rounds of a fixed size.
     """
     rounds = [
-        sampler.draw(ground, _ROUND, torch.Generator().manual_seed(seed * 1_000_003 + number))
+        sampler.draw(
+            ground, _ROUND, torch.Generator().manual_seed(seed * 1_000_003 + number), number
+        )
         for number in range(-(-count // _ROUND))
     ]
     kept = torch.cat([ground.space.dense[None], *rounds])[:count]

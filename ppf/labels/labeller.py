@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ppf.llm import LanguageModel, LayerCalls, output_head
+from ppf.llm import LanguageModel, LayerCalls, fast_attention, output_head
 from ppf.progress import say
 from ppf.pruning import LivePruner
 
@@ -140,8 +140,9 @@ class Labeller:
             batch.calls = LayerCalls.record(self.lm, batch.ids)
             batch.trail = [batch.calls.entered]
         del batch.trail[first + 1 :]
-        for layer, call in zip(self.layers[first:], batch.calls.keywords[first:], strict=True):
-            batch.trail.append(layer(batch.trail[-1], **call))
+        with fast_attention(self.lm.model):
+            for layer, call in zip(self.layers[first:], batch.calls.keywords[first:], strict=True):
+                batch.trail.append(layer(batch.trail[-1], **call))
         return batch.trail[-1]
 
     def _losses(self, batch: _Batch, hidden: Tensor) -> Float[Tensor, "2"]:

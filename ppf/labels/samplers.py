@@ -38,8 +38,13 @@ class Sampler(ABC):
 
     @abstractmethod
     def draw(
-        self, ground: Ground, count: int, generator: torch.Generator
-    ) -> Int[Tensor, "count sites"]: ...
+        self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0
+    ) -> Int[Tensor, "count sites"]:
+        """Draws `count` policies.
+
+        Args:
+            turn: how many draws of this size came before; who goes through a list goes on with it.
+        """
 
 
 class Profiles(Sampler):
@@ -58,7 +63,7 @@ class Profiles(Sampler):
     def __init__(self, ratio: list[float], spread: list[float], smooth: float) -> None:
         self.ratio, self.spread, self.smooth = ratio, spread, smooth
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
         def rand(*size: int) -> Tensor:
             return torch.rand(*size, generator=generator)
 
@@ -76,19 +81,22 @@ class Profiles(Sampler):
 
 
 class Sensitivities(Sampler):
-    """One site narrowed at a time, the rest dense: sites in turn, depths of the cut at random."""
+    """One site narrowed at a time, the rest dense.
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+    Sites come in turn, in a shuffled order. In the first two passes each is once emptied and once
+    cut to a random depth; further cuts are of random depth.
+    """
+
+    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
         space = ground.space
         kept = space.dense.repeat(count, 1)
-        sites = torch.cat(
-            [
-                torch.randperm(len(space), generator=generator)
-                for _ in range(count // len(space) + 1)
-            ]
-        )[:count]
+        order = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))
+        number = turn * count + torch.arange(count)
+        place, passed = number % len(space), number // len(space)
+        sites = order[place]
         cut = (torch.rand(count, generator=generator) * space.units[sites]).long()
-        kept[torch.arange(count), sites] = cut
+        emptied = (passed < 2) & ((place + passed) % 2 == 0)
+        kept[torch.arange(count), sites] = torch.where(emptied, 0, cut)
         return kept
 
 
@@ -103,9 +111,9 @@ class Allocated(Sampler):
     def __init__(self, rules: Mapping[str, Allocation], ratio: list[float]) -> None:
         self.rules, self.ratio = list(rules.values()), ratio
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
         ratio = _stratified(self.ratio, count, generator)
-        first = int(torch.randint(len(self.rules), (), generator=generator))
+        first = turn * count % len(self.rules)
         wanted = torch.empty(count, len(ground.space), dtype=ratio.dtype)
         for number, rule in enumerate(self.rules[first:] + self.rules[:first]):
             rows = slice(number, count, len(self.rules))
@@ -126,10 +134,10 @@ class Given(Sampler):
             raise PPFError("the sampler has no policies: give sampler.of.paths=[POLICY.json,...].")
         self.paths = [Path(path) for path in paths]
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
         named = [json.loads(path.read_text(encoding="utf-8"))["kept"] for path in self.paths]
         policies = torch.tensor([ground.space.policy(kept) for kept in named])
-        return policies.repeat(-(-count // len(policies)), 1)[:count]
+        return policies[(turn * count + torch.arange(count)) % len(policies)]
 
 
 class Proposals(Sampler):
@@ -142,7 +150,7 @@ class Proposals(Sampler):
     def __init__(self, agent: RatioAgent, ratio: list[float]) -> None:
         self.agent, self.ratio = agent, ratio
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
         ratios = _stratified(self.ratio, count, generator).tolist()
         return torch.tensor([self.agent.policy(ratio) for ratio in ratios])
 
@@ -158,8 +166,8 @@ class Neighbours(Sampler):
     def __init__(self, of: Sampler, spread: float) -> None:
         self.of, self.spread = of, spread
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
-        kept = self.of.draw(ground, count, generator)
+    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
+        kept = self.of.draw(ground, count, generator, turn)
         reach = (self.spread * ground.space.units).clamp_min(1)
         shaken = kept + reach * torch.randn(kept.shape, generator=generator)
         return project(ground.space, shaken, ground.space.ratio(kept))
@@ -179,8 +187,8 @@ class Branches(Sampler):
     def __init__(self, of: Sampler, depths: Sequence[float]) -> None:
         self.of, self.depths = of, [0.0, *depths]
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
-        space, kept = ground.space, self.of.draw(ground, count, generator)
+    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
+        space, kept = ground.space, self.of.draw(ground, count, generator, turn)
         kept = kept[space.ratio(kept).argsort(stable=True)]
         rows, members = torch.arange(count), len(self.depths)
         depth = torch.tensor(self.depths)[rows % members] * space.layers
@@ -199,11 +207,12 @@ class Mixture(Sampler):
     def __init__(self, parts: Mapping[str, Sampler], shares: Mapping[str, float]) -> None:
         self.parts, self.shares = parts, shares
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator) -> Tensor:
+    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
         whole, drawn, reached = sum(self.shares.values()), [], 0.0
         for name, sampler in self.parts.items():
             start, reached = round(reached * count), reached + self.shares[name] / whole
-            drawn.append(sampler.draw(ground, round(reached * count) - start, generator))
+            part = round(reached * count) - start
+            drawn.append(sampler.draw(ground, part, generator, turn))
         return torch.cat(drawn)[torch.randperm(count, generator=generator)]
 
 

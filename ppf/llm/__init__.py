@@ -1,6 +1,7 @@
 """Language models and texts: where they come from, and how a family's projections couple."""
 
 from ppf.llm.adapter import Adapter, Coupling, Producer
+from ppf.llm.attention import fast_attention
 from ppf.llm.calls import LayerCalls
 from ppf.llm.families import adapter_for
 from ppf.llm.head import output_head
@@ -15,6 +16,7 @@ __all__ = [
     "Producer",
     "Text",
     "adapter_for",
+    "fast_attention",
     "load",
     "output_head",
 ]

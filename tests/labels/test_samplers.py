@@ -43,6 +43,24 @@ def test_sensitivities_narrow_one_site_each(tiny: TinySetup) -> None:
     assert (changed.sum(1) == 1).all() and changed.any(0).all()
 
 
+def test_sensitivities_empty_every_site_once_in_two_passes(tiny: TinySetup) -> None:
+    sites, size = len(tiny.space), 3
+    turns = range(-(-2 * sites // size))
+    kept = torch.cat(
+        [Sensitivities().draw(tiny, size, torch.Generator().manual_seed(t), t) for t in turns]
+    )[: 2 * sites]
+    narrowed = (kept != tiny.space.units).sum(0)
+    assert (narrowed == 2).all()
+    assert (kept == 0).any(0).all()
+
+
+def test_rules_go_on_where_the_draw_before_ended(tiny: TinySetup) -> None:
+    rules = Allocated({"uniform": Uniform(), "flap": FLAP()}, ratio=[0.2, 0.4])
+    kept = torch.cat([rules.draw(tiny, 1, torch.Generator().manual_seed(0), t) for t in (0, 1)])
+    is_uniform = (kept == uniform(tiny.space, tiny.space.ratio(kept))).all(1)
+    assert is_uniform.tolist() == [True, False]
+
+
 def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
     rules = Allocated({"uniform": Uniform(), "flap": FLAP()}, ratio=[0.2, 0.4])
     kept = drawn(rules, tiny, 10)

@@ -1,0 +1,37 @@
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedConfig
+
+from ppf.llm.attention import causal, fast_attention
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+
+
+@pytest.mark.parametrize("window", [1, 63, 64, 200])
+@pytest.mark.parametrize("heads", [2, 6])
+def test_blocks_agree_with_pytorchs_attention(window: int, heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, h, window, 16, generator=generator) for h in (heads, 2, 2))
+    expected = scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=0.3, enable_gqa=True
+    )
+    torch.testing.assert_close(causal(query, key, value, 0.3), expected)
+
+
+@pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_a_family_gives_the_same_logits_within_it(config: PreTrainedConfig) -> None:
+    model, ids = random_model(config).model.bfloat16(), random_windows()
+    usual = model.config._attn_implementation
+    with torch.inference_mode():
+        expected = model(ids).logits.float()
+        with fast_attention(model):
+            assert model.config._attn_implementation != usual
+            found = model(ids).logits.float()
+    assert model.config._attn_implementation == usual
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+def test_float32_attends_as_always() -> None:
+    model = random_model(next(iter(CHECKPOINTS.values()))).model.float()
+    with fast_attention(model):
+        assert model.config._attn_implementation == "sdpa"
