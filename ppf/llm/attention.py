@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 _NAME = "ppf_blocks"
 _BLOCK = 64  # queries whose scores stay in cache
@@ -59,7 +60,7 @@ def _attend(
     is_causal: bool | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' interface: plain causal attention in blocks, all else as `sdpa` does it."""
+    """As transformers calls it: plain causal attention in blocks, all else as `sdpa` does it."""
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     bias = rest.get("position_bias")
     if attention_mask is None and is_causal and bias is None and query.shape[2] == key.shape[2]:
@@ -71,3 +72,4 @@ def _attend(
 
 
 AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
