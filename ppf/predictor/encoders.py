@@ -18,11 +18,13 @@ class Facts(NamedTuple):
         errors: relative reconstruction error when a site keeps k units, [site, k].
         retained: share of a site's importance in the k units that stay, [site, k].
         energy: of what a site adds to the hidden state, relative to that of the sum.
+        losses: expected of keeping k units at a site and all elsewhere, [site, k], nats per token.
     """
 
     errors: Float[Tensor, "sites levels"]
     retained: Float[Tensor, "sites levels"]
     energy: Float[Tensor, " sites"]
+    losses: Float[Tensor, "sites levels"]
 
     def plain(self) -> dict[str, Any]:
         return {name: fact.tolist() for name, fact in self._asdict().items()}
@@ -123,27 +125,32 @@ class Masks(Encoder):
 
 
 class Sites(Encoder):
-    """Per site: removed share and importance, powers of its error; cost, depth, energy and kind.
+    """Per site: removed share and importance, powers of error and loss; cost, depth, energy, kind.
 
-    The error is made monotone in the kept units first (its running maximum from the dense end),
-    which it nearly is.
+    Error and loss are made monotone in the kept units first (their running maximum from the dense
+    end), which they nearly are; losses count relative to the mean one of an empty site.
 
     Args:
         powers: exponents of the error, one feature each.
+        loss_powers: exponents of the expected loss, one feature each.
     """
 
     site: Int[Tensor, " sites"]
     levels: Float[Tensor, "sites levels features"]
     constant: Float[Tensor, "sites constants"]
 
-    def __init__(self, space: Space, facts: Facts, *, powers: Sequence[float]) -> None:
+    def __init__(
+        self, space: Space, facts: Facts, *, powers: Sequence[float], loss_powers: Sequence[float]
+    ) -> None:
         super().__init__(space)
-        monotone = facts.errors.float().flip(1).cummax(1).values.flip(1)
+        errors, losses = _monotone(facts.errors), _monotone(facts.losses)
+        losses = losses / losses[:, 0].mean().clamp(min=_SMALLEST)
         kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
         layers = torch.tensor([site.layer for site in space.sites])
         cost = (space.units * space.params).float() / space.total
         per_site = torch.stack([cost * len(space), layers / space.layers, facts.energy.float()], 1)
-        levels = [1 - facts.retained.float(), *(monotone**p for p in powers)]
+        told = [*(errors**p for p in powers), *(losses**p for p in loss_powers)]
+        levels = [1 - facts.retained.float(), *told]
         self.register_buffer("levels", torch.stack(levels, -1))
         self.register_buffer("constant", torch.cat([per_site, nn.functional.one_hot(kinds)], 1))
         self.register_buffer("site", torch.arange(len(space)))
@@ -155,3 +162,11 @@ class Sites(Encoder):
         removed = (1 - kept.float() / self.units)[..., None]
         constant = self.constant.expand(len(kept), -1, -1)
         return torch.cat([removed, self.levels[self.site, kept.long()], constant], -1)
+
+
+def _monotone(levels: Float[Tensor, "sites levels"]) -> Float[Tensor, "sites levels"]:
+    """Made to fall with the kept units."""
+    return levels.float().flip(1).cummax(1).values.flip(1)
+
+
+_SMALLEST = 1e-12  # nats; a model that no cut harms tells nothing

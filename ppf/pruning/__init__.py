@@ -10,6 +10,7 @@ from ppf.pruning.importance import (
     score_atoms,
 )
 from ppf.pruning.live import LivePruner
+from ppf.pruning.sensitivity import sensitivity
 from ppf.pruning.statistics import Statistics, collect_statistics
 from ppf.pruning.traits import Traits, collect_traits
 
@@ -27,4 +28,5 @@ __all__ = [
     "order_atoms",
     "retained_importance",
     "score_atoms",
+    "sensitivity",
 ]

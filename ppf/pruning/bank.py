@@ -56,7 +56,7 @@ class Bank:
             folder: where these files lie, of this bank alone; those that it holds are used again.
         """
         places = lm.places(space.sites)
-        widths = [_widths(s, lm.couplings[i]) for s, i in zip(space.sites, places, strict=True)]
+        columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, places, strict=True)]
         factored = compensation.refits and ready_gib(lm, space) > max_gib
         if factored:
             say(f"Ready levels would take more than {max_gib} GiB: factors go to {folder}.")
@@ -68,7 +68,7 @@ class Bank:
             gram, mean = statistics.gram[i].to(lm.device), statistics.mean[i].to(lm.device)
             weight = coupling.consumer.weight[:, columns].float()
             moments = gram[columns][:, columns], mean[columns]
-            return compensation.levels(weight, *moments, widths[number], factored=factored)
+            return compensation.levels(weight, *moments, columns_of[number], factored=factored)
 
         levels = []
         names = [site.name for site in space.sites]
@@ -77,12 +77,12 @@ class Bank:
         ):
             make = partial(prepare, number)
             file = folder / f"{name}.safetensors"
-            level = _spilled(file, widths[number], make) if factored else make()
+            level = _spilled(file, columns_of[number], make) if factored else make()
             levels.append(_cast(level, lm))
         return cls(orders, levels)
 
 
-def _widths(site: Site, coupling: Coupling) -> list[int]:
+def widths(site: Site, coupling: Coupling) -> list[int]:
     """The consumer's columns at every level."""
     return [kept * site.atoms_per_unit * coupling.columns for kept in range(site.units + 1)]
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppf.pruning.statistics import damped
 
@@ -61,6 +61,45 @@ class Levels:
     errors: Float[Tensor, " levels"]
     weights: Sequence[Tensor] | Factors | None = None
     biases: Float[Tensor, "levels hidden"] | None = None
+
+    def along(
+        self,
+        direction: Float[Tensor, "tokens hidden"],
+        x: Float[Tensor, "tokens columns"],
+        weight: Float[Tensor, "hidden columns"],
+        widths: Sequence[int],
+    ) -> Float[Tensor, "tokens levels"]:
+        """What the consumer puts out along a direction, under every level.
+
+        Args:
+            x: what the dense consumer reads.
+            weight: the dense consumer's.
+            widths: kept columns per level, as for `Compensation.levels`.
+        """
+        whole = _prefix_sums((direction @ weight) * x)
+        if self.weights is None:
+            outputs = whole[:, list(widths)]
+        elif isinstance(self.weights, Factors):
+            projected, inverse = (
+                part[:, :].to(x) for part in (self.weights.projected, self.weights.inverse)
+            )
+            # M is lower triangular, so M x has the leading part of each level's.
+            sums = _prefix_sums((direction @ projected) * (x @ inverse.T))
+            outputs = torch.cat([sums[:, list(widths[:-1])], whole[:, -1:]], 1)
+        else:
+            ready = [
+                ((direction @ part) * x[:, :width]).float().sum(1)
+                for part, width in zip(self.weights, widths[:-1], strict=True)
+            ]
+            outputs = torch.stack([*ready, whole[:, -1]], 1)
+        if self.biases is not None:
+            outputs = outputs + direction.float() @ self.biases.float().T
+        return outputs
+
+
+def _prefix_sums(terms: Float[Tensor, "tokens columns"]) -> Float[Tensor, "tokens sums"]:
+    """Sums of the first 0, 1, … columns, in float32."""
+    return nn.functional.pad(terms.float().cumsum(1), (1, 0))
 
 
 @dataclass(frozen=True)

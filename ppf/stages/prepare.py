@@ -31,6 +31,7 @@ from ppf.pruning import (
     order_atoms,
     retained_importance,
     score_atoms,
+    sensitivity,
 )
 from ppf.pruning.statistics import write_tensors
 from ppf.space import Space
@@ -39,7 +40,7 @@ from ppf.stages.artefacts import model_identity, plain, signature, text_identity
 Choose = Callable[[LanguageModel, Space], Compensation]
 
 
-_TRAITS_STRIDE = 4  # of calibration windows: layers' traits are means over far fewer numbers
+_STRIDE = 4  # of calibration windows: layers' traits are means over far fewer numbers
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,34 @@ class Prepared:
     @cached_property
     def evidence(self) -> Evidence:
         """What allocation rules know; the dense model's traits are made where they lack."""
-        folder = Path(self.cfg.paths.artefacts) / "traits"
         fields = [field.name for field in dataclasses.fields(Traits)]
-        file = folder / f"{signature(self.signatures.statistics, fields)}.safetensors"
+        traits = self._observed(
+            "traits",
+            signature(self.signatures.statistics, fields),
+            lambda windows: collect_traits(self.lm, windows).tensors(),
+        )
+        return Evidence(self.space, self.bank.errors, self.retained, Traits.from_tensors(traits))
+
+    @cached_property
+    def sensitivity(self) -> Float[Tensor, "sites levels"]:
+        """Expected loss of cuts of single sites, nats per token; made where it lacks."""
+        observed = self._observed(
+            "sensitivity",
+            self.signatures.bank,
+            lambda windows: {"losses": sensitivity(self.pruner, windows, seed=0)},
+        )
+        return observed["losses"]
+
+    def _observed(
+        self, what: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What is seen of the dense model on some calibration windows; made where it lacks."""
+        file = Path(self.cfg.paths.artefacts) / what / f"{name}.safetensors"
         if not file.is_file():
-            windows = self.text.tokens("calibration", self.lm.tokenizer)[::_TRAITS_STRIDE]
+            windows = self.text.tokens("calibration", self.lm.tokenizer)[::_STRIDE]
             with self.pruner.at(self.space.dense.tolist()):
-                write_tensors(file, collect_traits(self.lm, windows).tensors())
-        traits = Traits.from_tensors(load_file(file))
-        return Evidence(self.space, self.bank.errors, self.retained, traits)
+                write_tensors(file, observe(windows))
+        return load_file(file)
 
 
 def signatures(cfg: DictConfig) -> Signatures:

@@ -77,7 +77,7 @@ def _facts(ready: Prepared) -> Facts:
     """What predictors are told of the space's sites."""
     evidence = ready.evidence
     energy = torch.stack([evidence.traits.energy[site.name] for site in ready.space.sites])
-    return Facts(evidence.errors, evidence.retained, energy)
+    return Facts(evidence.errors, evidence.retained, energy, ready.sensitivity)
 
 
 def _load(folder: Path, fabric: Fabric) -> Fitted:

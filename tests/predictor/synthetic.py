@@ -27,11 +27,11 @@ def made_up_space() -> Space:
 def made_up_facts(space: Space) -> Facts:
     """Errors are convex, from one at nothing kept to zero at everything; narrow rows end in zeros.
 
-    Importance and energy tell nothing.
+    Importance and energy tell nothing, and losses no more than errors.
     """
     share = (torch.arange(25) / space.units[:, None]).clamp(max=1)
     errors = (1 - share) ** torch.linspace(1.5, 3.5, len(space))[:, None]
-    return Facts(errors, share, torch.full((len(space),), 0.1))
+    return Facts(errors, share, torch.full((len(space),), 0.1), 0.1 * errors)
 
 
 def made_up_labels(

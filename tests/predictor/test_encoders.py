@@ -21,21 +21,22 @@ def test_masks_pool_by_area(space: Space, facts: Facts, labels: Labels) -> None:
     assert torch.allclose(Masks(space, facts, width=8)(labels.kept)[:, 1], pooled, atol=1e-5)
 
 
-def test_sites_hold_the_powers_of_each_error(space: Space, facts: Facts, labels: Labels) -> None:
-    features = Sites(space, facts, powers=[0.5, 1.0, 2.0])(labels.kept)
-    error = facts.errors[torch.arange(len(space)), labels.kept]
+def test_sites_hold_powers_of_error_and_loss(space: Space, facts: Facts, labels: Labels) -> None:
+    features = Sites(space, facts, powers=[0.5, 1.0], loss_powers=[2.0])(labels.kept)
+    here = (torch.arange(len(space)), labels.kept)
+    error, loss = facts.errors[here], facts.losses[here] / facts.losses[:, 0].mean()
     assert features.shape == (len(labels), len(space), 2 + 3 + 3 + 2)
     assert torch.allclose(features[..., 0], 1 - labels.kept / space.units)
     retained = facts.retained[torch.arange(len(space)), labels.kept]
     assert torch.allclose(features[..., 1], 1 - retained)
-    assert torch.allclose(features[..., 2:5], torch.stack([error**0.5, error, error**2], -1))
+    assert torch.allclose(features[..., 2:5], torch.stack([error**0.5, error, loss**2], -1))
     assert torch.allclose(features[..., 5].mean(1), torch.ones(len(labels)))  # cost
 
 
 def test_sites_make_errors_monotone(space: Space, facts: Facts) -> None:
     bumpy = facts.errors.clone()
     bumpy[1, 5] = 0.0
-    features = Sites(space, facts._replace(errors=bumpy), powers=[1.0])
+    features = Sites(space, facts._replace(errors=bumpy), powers=[1.0], loss_powers=[])
     kept = space.dense.repeat(2, 1)
     kept[0, 1], kept[1, 1] = 5, 6
     assert torch.equal(features(kept)[0, 1, 2], features(kept)[1, 1, 2])
@@ -43,7 +44,10 @@ def test_sites_make_errors_monotone(space: Space, facts: Facts) -> None:
 
 @pytest.mark.parametrize("kind", ["masks", "sites"])
 def test_rows_know_their_place(space: Space, facts: Facts, kind: str) -> None:
-    made = {"masks": Masks(space, facts, width=4), "sites": Sites(space, facts, powers=[1.0])}
+    made = {
+        "masks": Masks(space, facts, width=4),
+        "sites": Sites(space, facts, powers=[1.0], loss_powers=[]),
+    }
     encoder = made[kind]
     site = 5  # the MLP of layer 2
     kept = space.dense[None].clone()

@@ -50,14 +50,14 @@ def test_additive_never_predicts_a_gain(
 def test_equal_weights_already_rank(space: Space, facts: Facts, labels: Labels) -> None:
     config = predictor_config()["predictor"]["network"] | {"spread": 0.0}
     config.pop("_target_")
-    encoder = Sites(space, facts, powers=[0.5, 1.0, 2.0])
+    encoder = Sites(space, facts, powers=[0.5, 1.0, 2.0], loss_powers=[])
     answer = Additive(encoder, **config)(encoder(labels.kept))
     ranks = torch.stack([answer, labels.nll]).argsort().argsort().double()
     assert torch.corrcoef(ranks)[0, 1] > 0.9
 
 
 def test_ensemble_answers_as_its_members_do(space: Space, facts: Facts, labels: Labels) -> None:
-    encoder = Sites(space, facts, powers=[1.0])
+    encoder = Sites(space, facts, powers=[1.0], loss_powers=[])
     torch.manual_seed(1)
     together = Ensemble(partial(MLP, encoder, hidden=[8]), members=3)(encoder(labels.kept))
     torch.manual_seed(1)

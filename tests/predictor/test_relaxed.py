@@ -14,7 +14,7 @@ from ppf.space import Space
 def encoder(request: pytest.FixtureRequest, space: Space, facts: Facts) -> Encoder:
     if request.param == "masks":
         return Masks(space, facts, width=8)
-    return Sites(space, facts, powers=[0.5, 1.0])
+    return Sites(space, facts, powers=[0.5, 1.0], loss_powers=[])
 
 
 def test_whole_units_have_their_own_features(encoder: Encoder, labels: Labels) -> None:
@@ -29,7 +29,7 @@ def test_features_are_linear_between_units(encoder: Encoder, space: Space) -> No
 
 
 def test_each_row_belongs_to_its_site(space: Space, facts: Facts) -> None:
-    owners = Sites(space, facts, powers=[1.0]).owners
+    owners = Sites(space, facts, powers=[1.0], loss_powers=[]).owners
     assert owners.tolist() == list(range(len(space)))
 
 

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppf.llm import LanguageModel
+from ppf.pruning import Bank, LivePruner, sensitivity
+from ppf.pruning.compensation import Bias, Compensation, LeastSquares, NoCompensation
+from tests.checkpoints import CHECKPOINTS, calibrated, random_model, random_windows, width_space
+
+LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.1)
+COMPENSATIONS = {"none": NoCompensation(), "bias": Bias(), "least_squares": LEAST_SQUARES}
+
+
+def pruner_with(
+    lm: LanguageModel, compensation: Compensation, folder: Path, max_gib: float = 1.0
+) -> LivePruner:
+    statistics, orders = calibrated(lm)
+    space = width_space(lm)
+    bank = Bank.build(lm, space, orders, statistics, compensation, max_gib=max_gib, folder=folder)
+    return LivePruner(lm, space, bank)
+
+
+@pytest.mark.parametrize("compensation", COMPENSATIONS.values(), ids=COMPENSATIONS.keys())
+def test_outputs_along_a_direction_are_those_of_the_narrowed_consumer(
+    compensation: Compensation, tmp_path: Path
+) -> None:
+    lm = random_model(CHECKPOINTS["llama-biases"])
+    pruner = pruner_with(lm, compensation, tmp_path)
+    site = pruner.space.sites[1]
+    coupling = lm.couplings[1]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, coupling.consumer.in_features, generator=generator)
+    direction = torch.randn(7, coupling.consumer.out_features, generator=generator)
+    columns = [kept * site.atoms_per_unit * coupling.columns for kept in range(site.units + 1)]
+    weight, bias = coupling.consumer.weight.clone(), coupling.consumer.bias.clone()
+    found = pruner.bank.levels[1].along(direction, x, weight, columns)
+    for kept, width in enumerate(columns):
+        pruner.narrow(1, kept)
+        output = coupling.consumer(x[:, :width]) - bias
+        torch.testing.assert_close(
+            found[:, kept], (direction * output).sum(1), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_spilled_factors_tell_the_same(tmp_path: Path) -> None:
+    lm, windows = random_model(CHECKPOINTS["llama-groups-of-3-tied"]), random_windows()
+    ready = pruner_with(lm, LEAST_SQUARES, tmp_path)
+    expected = sensitivity(ready, windows, seed=0)
+    ready.restore()
+    found = sensitivity(pruner_with(lm, LEAST_SQUARES, tmp_path, 1e-9), windows, seed=0)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_every_cut_costs_and_keeping_everything_does_not(config, tmp_path: Path) -> None:
+    pruner = pruner_with(random_model(config), LEAST_SQUARES, tmp_path)
+    losses = sensitivity(pruner, random_windows(), seed=0)
+    assert losses.shape == (len(pruner.space), int(pruner.space.units.max()) + 1)
+    assert losses.isfinite().all()
+    for row, units in zip(losses, pruner.space.units.tolist(), strict=True):
+        assert row[units] == 0 and (row[:units] > 0).all()
+
+
+def test_a_small_cut_costs_its_divergence_from_the_dense_model(tmp_path: Path) -> None:
+    lm, windows = random_model(CHECKPOINTS["llama-groups-of-3-tied"]), random_windows()
+    last = len(lm.couplings) - 1  # behind it, no token sees another
+    lm.couplings[last].consumer.weight.mul_(0.05)
+    pruner = pruner_with(lm, NoCompensation(), tmp_path)
+    expected = torch.stack([sensitivity(pruner, windows, seed)[last] for seed in range(40)]).mean(0)
+    kept = pruner.space.dense.tolist()
+    with torch.inference_mode():
+        dense = lm.model(windows).logits.log_softmax(-1)
+        with pruner.at([*kept[:last], 0]) as model:
+            pruned = model(windows).logits.log_softmax(-1)
+    divergence = float((dense.exp() * (dense - pruned)).sum(-1).mean())
+    assert float(expected[0]) == pytest.approx(divergence, rel=0.15)
