@@ -30,7 +30,7 @@ from torchmetrics.functional import kendall_rank_corrcoef
 
 from ppf.labels.labeller import Labeller, summed_nll
 from ppf.labels.samplers import Profiles
-from ppf.llm import LanguageModel, adapter_for, output_head
+from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head
 from ppf.progress import track
 from ppf.pruning.statistics import expand
 from ppf.space import uniform
@@ -169,7 +169,7 @@ def text_size(cfg: DictConfig, ready: Prepared) -> dict[str, object]:
 def window_losses(ready: Prepared, kept: Tensor, windows: Tensor) -> Tensor:
     """Negative log-likelihood of every window."""
     head = output_head(ready.lm.model)
-    with ready.pruner.at(kept.tolist()) as model:
+    with ready.pruner.at(kept.tolist()) as model, fast_attention(model):
         batches = windows.split(8)
         states = [model.get_decoder()(ids, use_cache=False).last_hidden_state for ids in batches]
         pairs = zip(torch.cat(states).split(1), windows.split(1), strict=True)

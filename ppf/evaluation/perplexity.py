@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
 from ppf.labels.labeller import summed_nll
-from ppf.llm import output_head
+from ppf.llm import fast_attention, output_head
 from ppf.progress import say, track
 
 
@@ -94,6 +94,7 @@ def sliding(tokens: Int[Tensor, " tokens"], *, window: int, stride: int) -> list
 
 def _summed_nll(model: PreTrainedModel, part: Piece) -> Float[Tensor, ""]:
     ids = part.windows.to(model.device)
-    hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
+    with fast_attention(model):
+        hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
     scored = slice(part.first - 1, None)
     return summed_nll(output_head(model), hidden[:, scored], ids[:, scored])

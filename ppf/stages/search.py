@@ -69,7 +69,8 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
         with clock("searching on the predictor"):
             found = run_search(agent, objective, run, cfg.top_k)
         room = cfg.label_budget - _spent(rounds)
-        proposed = with_neighbours(objective, found, cfg.neighbours, room, run.seed)
+        each = cfg.neighbours if number + 1 < cfg.rounds else 0  # they teach the next predictor
+        proposed = with_neighbours(objective, found, each, room, run.seed)
         with clock("measuring the best"):
             rounds.append(verify(proposed, objective, partial(_measure, ready)))
         kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
