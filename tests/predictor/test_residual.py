@@ -19,7 +19,9 @@ QUICK = "predictor.max_epochs=10"
 
 
 def process(space: Space) -> GaussianProcess:
-    return GaussianProcess(space, spans=[0.0, 1.0], length=2.0, rows=200, steps=60, huber=10.0)
+    return GaussianProcess(
+        space, effects=[0.0, 1.0], shares=[0.0], length=2.0, rows=200, steps=60, huber=10.0
+    )
 
 
 def policies_of(space: Space, count: int) -> tuple[Tensor, Tensor]:
@@ -55,6 +57,28 @@ def test_variance_is_least_where_it_has_measured(space: Space) -> None:
     unseen = residual.fit(effects, kept, left, halves(200))
     far = residual(torch.zeros_like(kept[:1]))[1]
     assert residual(kept)[1].mean() < unseen.mean() < far
+
+
+def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) -> None:
+    kept, effects = policies_of(space, 400)
+    kept[::4, 1] = 0
+    left = 0.5 * (kept[:, 1] == 0).float().repeat(2, 1)
+    residual = process(space)
+    residual.fit(effects, kept, left, halves(400))
+    dense = space.dense.repeat(2, 1)
+    dense[0, 1], dense[1, 1] = 0, 1
+    emptied, narrowed = residual(dense)[0].mean(0).tolist()
+    assert emptied - narrowed > 0.3
+
+
+def test_large_batches_are_told_the_same(space: Space) -> None:
+    kept, effects = policies_of(space, 900)
+    truth = effects.gather(1, kept.T).T
+    residual = process(space)
+    residual.fit(effects, kept[:300], truth[:300, 1].repeat(2, 1), halves(300))
+    whole, variance = residual(kept)
+    torch.testing.assert_close(whole[:, 700:705], residual(kept[700:705])[0])
+    torch.testing.assert_close(variance[700:705], residual(kept[700:705])[1], atol=1e-5, rtol=1e-3)
 
 
 def test_noise_is_not_corrected(space: Space) -> None:
