@@ -6,7 +6,7 @@ Both held-out sets are labelled once and shared by all rows. The random one come
 under another seed. The proposals are what an evolution finds, at ratios and seeds of its own, on
 predictors that were fitted to the first labels: no predictor of the table was trained on them.
 Labels and predictors are found again by their signatures, and rows that results.json has are
-skipped.
+skipped. `sensitivity` needs no labels: it is the sum of what each cut alone should cost.
 """
 
 import argparse
@@ -21,11 +21,13 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 from setting import configured
+from torch import Tensor
 
 from ppf.agents import Run
 from ppf.labels.collect import draw, label
 from ppf.labels.table import Labels
 from ppf.predictor.module import PredictorModule
+from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import Scores
 from ppf.progress import say
 from ppf.search import run_search
@@ -85,8 +87,19 @@ def unseen(held_out: Labels, labels: Labels) -> Labels:
     return Labels(held_out.kept[rows], held_out.nll[rows], [held_out.source[i] for i in rows])
 
 
+class Sensitivity:
+    """The expected losses of all cuts alone, added up."""
+
+    def __init__(self, ready: Prepared, dense_nll: float) -> None:
+        self.losses, self.dense_nll = ready.sensitivity, dense_nll
+
+    def predict(self, kept: Tensor) -> Prediction:
+        excess = self.losses[torch.arange(kept.shape[1]), kept].sum(1)
+        return Prediction(self.dense_nll + excess, torch.full_like(excess, torch.nan))
+
+
 def scored(
-    predictor: PredictorModule, ready: Prepared, held_out: Labels
+    predictor: PredictorModule | Sensitivity, ready: Prepared, held_out: Labels
 ) -> Iterator[dict[str, object]]:
     """One row for all policies, and one for each ratio band."""
     bands = ready.cfg.predictor.bands
@@ -108,6 +121,16 @@ def rows_of(
     for held_out, policies in sets.items():
         for row in scored(predictor, ready, unseen(policies, labels)):
             yield {"predictor": name, "labels": len(labels), "set": held_out, **row}
+
+
+def unlabelled(
+    ready: Prepared, dense_nll: float, sets: dict[str, Labels]
+) -> Iterator[dict[str, object]]:
+    """All rows of the sensitivities; they have no intervals."""
+    for held_out, policies in sets.items():
+        for row in scored(Sensitivity(ready, dense_nll), ready, policies):
+            named = {"predictor": "sensitivity", "labels": 0, "set": held_out}
+            yield named | row | {"coverage": None}
 
 
 def table(rows: list[dict]) -> str:
@@ -140,6 +163,8 @@ def main() -> None:
 
     rows = json.loads(options.results.read_text()) if options.results.is_file() else []
     done = {(row["predictor"], row["labels"]) for row in rows}
+    if ("sensitivity", 0) not in done:
+        rows += unlabelled(ready, float(labels.nll[0]), sets)
     for name in options.predictors.split(","):
         chosen = configured(f"predictor={name}", *given)
         for count in counts:

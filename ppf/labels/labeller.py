@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ppf.llm import LanguageModel, LayerCalls, fast_attention, output_head
+from ppf.llm import LanguageModel, LayerCalls, OutputHead, fast_attention, output_head
 from ppf.progress import say
 from ppf.pruning import LivePruner
 
 T = TypeVar("T")
-Head = Callable[[Tensor], Tensor]
-_HEAD_ROWS = 128  # logits of so many tokens stay in cache
+_HEAD_ROWS = 128  # whose logits over the whole vocabulary stay in cache
+_ROWS, _VOCABULARY = 1024, 2048  # the same for a part of the vocabulary
 
 
 class Score(NamedTuple):
@@ -171,24 +171,35 @@ class Labeller:
 
 
 def summed_nll(
-    head: Head,
+    head: OutputHead,
     hidden: Float[Tensor, "windows window width"],
     ids: Int[Tensor, "windows window"],
 ) -> Float[Tensor, ""]:
     """Summed negative log-likelihood of each next token inside its window, nats, on the CPU.
 
-    The logits are made in float32 for a few rows at a time, so that they stay in the processor's
-    cache.
+    A CPU makes the logits for a part of the rows and of the vocabulary at a time, so that they stay
+    in its cache; they are summed in float32.
     """
-    losses = [
-        nn.functional.cross_entropy(logits, target, reduction="sum")
-        for logits, target in _logits(head, hidden, ids)
-    ]
-    return torch.stack(losses).double().sum().cpu()
+    step = _VOCABULARY if hidden.device.type == "cpu" else head.tokens
+    losses = []
+    rows, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    for some, target in zip(rows.split(_ROWS), targets.split(_ROWS), strict=True):
+        sums = [
+            _log_sum_exp(head(some, slice(start, start + step)).float())
+            for start in range(0, head.tokens, step)
+        ]
+        losses.append((torch.stack(sums).logsumexp(0) - head.of(some, target)).double().sum())
+    return torch.stack(losses).sum().cpu()
+
+
+def _log_sum_exp(logits: Float[Tensor, "rows tokens"]) -> Float[Tensor, " rows"]:
+    """Over the tokens; overwrites the logits."""
+    largest = logits.amax(1, keepdim=True)
+    return logits.sub_(largest).exp_().sum(1).log() + largest[:, 0]
 
 
 def _logits(
-    head: Head, hidden: Tensor, ids: Tensor
+    head: OutputHead, hidden: Tensor, ids: Tensor
 ) -> Iterator[tuple[Float[Tensor, "rows vocabulary"], Int[Tensor, " rows"]]]:
     """Logits in float32 and the tokens that really follow, a few rows at a time."""
     rows, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()

@@ -4,7 +4,7 @@ from ppf.llm.adapter import Adapter, Coupling, Producer
 from ppf.llm.attention import fast_attention
 from ppf.llm.calls import LayerCalls
 from ppf.llm.families import adapter_for
-from ppf.llm.head import output_head
+from ppf.llm.head import OutputHead, output_head
 from ppf.llm.loading import LanguageModel, load
 from ppf.llm.text import Text
 
@@ -13,6 +13,7 @@ __all__ = [
     "Coupling",
     "LanguageModel",
     "LayerCalls",
+    "OutputHead",
     "Producer",
     "Text",
     "adapter_for",
