@@ -1,8 +1,7 @@
 """Predictor: policies one at a time and in batches, against one real evaluation on the test part.
 
 Everything is timed in one run, on all threads that torch takes for the real evaluation and on
-`predictor.threads` for the predictor, as in a search. The predictor is not trained, which
-changes nothing in its speed:
+`predictor.threads` for the predictor, as in a search. More labels make a Gaussian process slower:
 
     python benchmarks/predictor.py [HYDRA OVERRIDES, as for train.py]
 """
