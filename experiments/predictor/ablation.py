@@ -57,8 +57,12 @@ def compared(ready: Prepared, labels: Labels) -> Iterator[dict[str, object]]:
         clock.seconds["training the predictor"] + clock.seconds["searching on the predictor"]
     )
     labelling = label_seconds(ready, used)
-    yield {"method": "predictor", "labels": len(used), "seconds": computing + labelling} | result(
-        ready, found.kept, float(found.measured.measured[found.measured.best])
+    best = found.measured.best
+    predicted = {"predicted_nll": float(found.measured.mean[best])}
+    yield (
+        {"method": "predictor", "labels": len(used), "seconds": computing + labelling}
+        | result(ready, found.kept, float(found.measured.measured[best]))
+        | predicted
     )
     agent: Agent = instantiate(ready.cfg.agent)
     objective = objective_of(ready, found.trained, ready.cfg.ratio, agent)

@@ -3,6 +3,7 @@
     python experiments/search/run.py [OVERRIDES] [--agents ppo owl …] [--ratios 0.2 …] [--seeds 0 …]
 
 Rows that are there already are left as they are, so a killed run goes on with the same command.
+Seeds are the predictor's and the agent's: all of them learn from the labels of the first seed.
 """
 
 import argparse
@@ -42,6 +43,7 @@ AGENTS = [
     *RULES,
     *("dynamic", "real_evolution"),
 ]
+FIRST_SEED = 0
 REAL = {"children": 8, "exchanges": 3, "step": 2}  # of the evolution on real evaluations
 
 
@@ -212,7 +214,8 @@ def run(known: argparse.Namespace, rest: list[str]) -> None:
             cfg = configured(agent, ratio, seed, rest)
             seed_everything(seed, verbose=False)
             ready = prepare(cfg, fabric) if ready is None else replace(ready, cfg=cfg)
-            labels = collect(ready, upstream=True)
+            drawn = configured(agent, ratio, FIRST_SEED, rest)
+            labels = collect(replace(ready, cfg=drawn), upstream=True)
             if agent == "dynamic":
                 results = list(learnt(ready, labels, missing))
             elif agent == "real_evolution":
