@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from lightning import Fabric
-from pyarrow import parquet
 from setting import configured
 from torch import Tensor
 
@@ -40,9 +39,8 @@ REAL = {"children": 8, "exchanges": 3, "step": 2}  # of the evolution on real ev
 
 def label_seconds(ready: Prepared, kept: Tensor) -> float:
     """What the labels of policies took to make."""
-    rows = parquet.read_table(label_store(ready).folder).to_pylist()
-    seconds = {tuple(row["kept"]): row["seconds"] for row in rows}
-    return sum(seconds[policy] for policy in set(map(tuple, kept.tolist())))
+    store = label_store(ready)
+    return sum(store[policy].seconds for policy in set(map(tuple, kept.tolist())))
 
 
 def compared(ready: Prepared, labels: Labels) -> Iterator[dict[str, object]]:

@@ -75,6 +75,9 @@ class LabelStore:
     def __contains__(self, kept: Sequence[int]) -> bool:
         return tuple(kept) in self._rows
 
+    def __getitem__(self, kept: Sequence[int]) -> Row:
+        return self._rows[tuple(kept)]
+
     def refresh(self) -> None:
         """Reads what is on disk, other processes' rows among it."""
         for path in sorted(self.folder.glob("*.parquet")):
@@ -131,7 +134,7 @@ class LabelStore:
         Raises:
             KeyError: one has no label yet.
         """
-        rows = [self._rows[tuple(kept)] for kept in policies.tolist()]
+        rows = [self[kept] for kept in policies.tolist()]
         nll = torch.tensor([row.nll for row in rows], dtype=torch.double)
         return Labels(policies, nll, [row.source for row in rows])
 
