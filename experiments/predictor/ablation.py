@@ -31,16 +31,9 @@ from ppf.stages.prepare import Prepared, prepare
 from ppf.stages.search import search
 
 sys.path.append(str(Path(__file__).parents[1] / "search"))
-from evolution import evolve  # noqa: E402
+from evolution import evolve, label_seconds  # noqa: E402
 
 FILE = Path(__file__).with_name("ablation.json")
-REAL = {"children": 8, "exchanges": 3, "step": 2}  # of the evolution on real evaluations
-
-
-def label_seconds(ready: Prepared, kept: Tensor) -> float:
-    """What the labels of policies took to make."""
-    store = label_store(ready)
-    return sum(store[policy].seconds for policy in set(map(tuple, kept.tolist())))
 
 
 def compared(ready: Prepared, labels: Labels) -> Iterator[dict[str, object]]:
@@ -74,7 +67,7 @@ def compared(ready: Prepared, labels: Labels) -> Iterator[dict[str, object]]:
             asked.append(kept)
             return label(label_store(ready), ready.labeller, kept, "real search").nll
 
-        kept, nll = evolve(objective, measure, evaluations=count, seed=ready.cfg.seed, **REAL)
+        kept, nll = evolve(objective, measure, evaluations=count, seed=ready.cfg.seed)
         policies = torch.cat(asked).unique(dim=0)
         spent = {"labels": len(policies), "seconds": label_seconds(ready, policies)}
         yield {"method": f"real evaluations, equal {equal}", **spent} | result(ready, kept, nll)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ppf.agents import Objective
 from ppf.agents.evolution import exchange
+from ppf.stages.collect import label_store
+from ppf.stages.prepare import Prepared
 
 Measure = Callable[[Int[Tensor, "n sites"]], Tensor]
 
@@ -21,10 +23,10 @@ def evolve(
     measure: Measure,
     *,
     evaluations: int,
-    children: int,
-    exchanges: int,
-    step: int,
     seed: int,
+    children: int = 8,
+    exchanges: int = 3,
+    step: int = 2,
 ) -> tuple[list[int], float]:
     """The best policy of `evaluations` measured ones, and its loss in nats per token.
 
@@ -53,3 +55,9 @@ def evolve(
         if losses.min() < loss:
             parent, loss = kept[losses.argmin()][None], losses.min()[None]
     return parent[0].tolist(), float(loss)
+
+
+def label_seconds(ready: Prepared, kept: Tensor) -> float:
+    """What the labels of policies took to make."""
+    store = label_store(ready)
+    return sum(store[policy].seconds for policy in set(map(tuple, kept.tolist())))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evolution import evolve
+from evolution import evolve, label_seconds
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric, seed_everything
@@ -44,7 +44,6 @@ AGENTS = [
     *("dynamic", "real_evolution"),
 ]
 FIRST_SEED = 0
-REAL = {"children": 8, "exchanges": 3, "step": 2}  # of the evolution on real evaluations
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ class Result:
 
     Args:
         predicted: log-perplexity before it was measured, nats per token; None: not predicted.
-        seconds: from a trained predictor on, measuring included.
+        seconds: from a trained predictor on, measuring included; without one, those that its
+            labels took, whenever they were made.
         real_evaluations: on which the result rests, the labels of the predictor included.
     """
 
@@ -117,11 +117,14 @@ def really_evolved(ready: Prepared, labels: Labels, share: int) -> Result:
         objective_of(ready, train(ready, labels), cfg.ratio, instantiate(cfg.agent)),
         trust_region=1.0,
     )
-    start = time.perf_counter()
-    kept, nll = evolve(
-        objective, lambda some: measured(ready, some), evaluations=count, seed=cfg.seed, **REAL
-    )
-    return Result(kept, None, nll, time.perf_counter() - start, count)
+    asked: list[torch.Tensor] = []
+
+    def measure(kept: torch.Tensor) -> torch.Tensor:
+        asked.append(kept)
+        return measured(ready, kept)
+
+    kept, nll = evolve(objective, measure, evaluations=count, seed=cfg.seed)
+    return Result(kept, None, nll, label_seconds(ready, torch.cat(asked)), count)
 
 
 def learnt(ready: Prepared, labels: Labels, ratios: list[float]) -> Iterator[tuple[float, Result]]:
