@@ -60,17 +60,15 @@ def compared(ready: Prepared, labels: Labels) -> Iterator[dict[str, object]]:
     objective = replace(objective, trust_region=1.0)
     each = label_seconds(ready, found.measured.kept.cpu()) / len(found.measured.kept)
     evaluations = {"labels": len(used), "time": round((computing + labelling) / each)}
+
+    def measure(kept: Tensor) -> Tensor:
+        return label(label_store(ready), ready.labeller, kept, "real search").nll
+
     for equal, count in evaluations.items():
-        asked: list[Tensor] = []
-
-        def measure(kept: Tensor, asked: list[Tensor] = asked) -> Tensor:
-            asked.append(kept)
-            return label(label_store(ready), ready.labeller, kept, "real search").nll
-
-        kept, nll = evolve(objective, measure, evaluations=count, seed=ready.cfg.seed)
-        policies = torch.cat(asked).unique(dim=0)
-        spent = {"labels": len(policies), "seconds": label_seconds(ready, policies)}
-        yield {"method": f"real evaluations, equal {equal}", **spent} | result(ready, kept, nll)
+        real = evolve(objective, measure, evaluations=count, seed=ready.cfg.seed)
+        spent = {"labels": len(real.measured), "seconds": label_seconds(ready, real.measured)}
+        method = {"method": f"real evaluations, equal {equal}"}
+        yield method | spent | result(ready, real.kept, real.nll)
 
 
 def result(ready: Prepared, kept: list[int], nll: float) -> dict[str, object]:

@@ -3,7 +3,7 @@
     python experiments/predictor/monotone.py [--policies 4000] [HYDRA OVERRIDES]
 
 Policies come from the sampler under a seed that no predictor was trained on; each loses one unit at
-a site drawn at random. Nothing is measured on the real model.
+a site drawn at random. None of these policies is measured; the predictor is trained if it lacks.
 """
 
 import argparse

@@ -5,6 +5,7 @@ parent, selection by measured loss. Order, compensation, text and budget are tho
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -18,6 +19,14 @@ from ppf.stages.prepare import Prepared
 Measure = Callable[[Int[Tensor, "n sites"]], Tensor]
 
 
+class Evolved(NamedTuple):
+    """The best policy, its loss in nats per token, and all policies that were measured for it."""
+
+    kept: list[int]
+    nll: float
+    measured: Int[Tensor, "evaluations sites"]
+
+
 def evolve(
     objective: Objective,
     measure: Measure,
@@ -27,8 +36,8 @@ def evolve(
     children: int = 8,
     exchanges: int = 3,
     step: int = 2,
-) -> tuple[list[int], float]:
-    """The best policy of `evaluations` measured ones, and its loss in nats per token.
+) -> Evolved:
+    """The best policy of `evaluations` measured ones.
 
     The parent, uniform pruning at first, is replaced by the best of its children where that is
     better.
@@ -54,10 +63,10 @@ def evolve(
         losses = measure(kept).nan_to_num(torch.inf)
         if losses.min() < loss:
             parent, loss = kept[losses.argmin()][None], losses.min()[None]
-    return parent[0].tolist(), float(loss)
+    return Evolved(parent[0].tolist(), float(loss), torch.tensor(sorted(seen)))
 
 
 def label_seconds(ready: Prepared, kept: Tensor) -> float:
-    """What the labels of policies took to make."""
+    """What the labels of policies, all different, took to make."""
     store = label_store(ready)
-    return sum(store[policy].seconds for policy in set(map(tuple, kept.tolist())))
+    return sum(store[policy].seconds for policy in kept.tolist())

@@ -3,7 +3,7 @@
     python experiments/search/run.py [OVERRIDES] [--agents ppo owl …] [--ratios 0.2 …] [--seeds 0 …]
 
 Rows that are there already are left as they are, so a killed run goes on with the same command.
-Seeds are the predictor's and the agent's: all of them learn from the labels of the first seed.
+Seeds are the predictor's and the agent's: all of them learn from the same labels.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ AGENTS = [
     *RULES,
     *("dynamic", "real_evolution"),
 ]
-FIRST_SEED = 0
+LABEL_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,8 @@ def really_evolved(ready: Prepared, labels: Labels, share: int) -> Result:
         objective_of(ready, train(ready, labels), cfg.ratio, instantiate(cfg.agent)),
         trust_region=1.0,
     )
-    asked: list[torch.Tensor] = []
-
-    def measure(kept: torch.Tensor) -> torch.Tensor:
-        asked.append(kept)
-        return measured(ready, kept)
-
-    kept, nll = evolve(objective, measure, evaluations=count, seed=cfg.seed)
-    return Result(kept, None, nll, label_seconds(ready, torch.cat(asked)), count)
+    found = evolve(objective, partial(measured, ready), evaluations=count, seed=cfg.seed)
+    return Result(found.kept, None, found.nll, label_seconds(ready, found.measured), count)
 
 
 def learnt(ready: Prepared, labels: Labels, ratios: list[float]) -> Iterator[tuple[float, Result]]:
@@ -217,7 +212,7 @@ def run(known: argparse.Namespace, rest: list[str]) -> None:
             cfg = configured(agent, ratio, seed, rest)
             seed_everything(seed, verbose=False)
             ready = prepare(cfg, fabric) if ready is None else replace(ready, cfg=cfg)
-            drawn = configured(agent, ratio, FIRST_SEED, rest)
+            drawn = configured(agent, ratio, LABEL_SEED, rest)
             labels = collect(replace(ready, cfg=drawn), upstream=True)
             if agent == "dynamic":
                 results = list(learnt(ready, labels, missing))
