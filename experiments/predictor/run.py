@@ -39,7 +39,7 @@ from ppf.stages.train import train
 FILE = Path(__file__).with_name("results.json")
 PREDICTORS = ("residual", "additive", "ridge", "mlp", "cnn", "transformer")
 LABELS = (128, 256, 512, 1024, 2048)
-RANDOM = 160  # policies of the random set
+RANDOM = 512  # policies of the random set
 RATIOS = (0.06, 0.1, 0.14, 0.18, 0.22, 0.27, 0.33, 0.37, 0.42, 0.47, 0.52, 0.57)  # of the proposals
 SEEDS = (101,)
 EACH = 4  # proposals of a ratio and seed

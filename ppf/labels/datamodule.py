@@ -125,10 +125,9 @@ class LabelsDataModule(LightningDataModule):
         weights[~held_out] = (fold[:, None] != torch.arange(members)).float()
         counts = (1 + low_loss * self._standing(ratio, nll)) * torch.where(proposed, proposals, 1)
         weights = weights * counts[:, None].float()
+        weights = weights / weights[~held_out].mean(0)
         rows = Batch(kept, nll.float(), ratio.float(), weights)
-        train = take(rows, ~held_out)
-        train = train._replace(weights=train.weights / train.weights.mean(0))
-        self.parts = {"train": train, "test": take(rows, held_out)}
+        self.parts = {"train": take(rows, ~held_out), "test": take(rows, held_out), "all": rows}
         if held_out.sum() == 0 or len(fold.unique()) < members:
             raise PPFError(
                 f"{len(nll)} finite labels are too few to split into a test part and {members}"

@@ -98,13 +98,14 @@ def fit_predictor(
         engine.fit(module, data)
         if best.best_model_path:  # a fast_dev_run keeps none
             _restore(module, Path(best.best_model_path))
-        variance = module.correct(data.parts["train"])
-        module.calibrate(data.parts["train"], variance)
+        unseen = module.correct(data.parts["train"])
+        module.calibrate(data.parts["train"], unseen)
         (metrics,) = engine.test(module, data, verbose=False)
+        test = data.parts["test"]
+        held_out = HeldOut(*module.predict(test.kept), test.nll, test.ratio)
+        module.condition(data.parts["all"])
         engine.save_checkpoint(folder / FILE, weights_only=True)
-    module = module.cpu().eval()
-    test = data.parts["test"]
-    return Fitted(module, dict(metrics), HeldOut(*module.predict(test.kept), test.nll, test.ratio))
+    return Fitted(module.cpu().eval(), dict(metrics), held_out)
 
 
 def untrained(

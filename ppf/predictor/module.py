@@ -20,11 +20,11 @@ from ppf.predictor.encoders import Encoder, Facts
 from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
-from ppf.predictor.residual import GaussianProcess
+from ppf.predictor.residual import Correction, GaussianProcess
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.space import Space
 
-FORMAT = 5  # of checkpoints; raised when older ones no longer load
+FORMAT = 6  # of checkpoints; raised when older ones no longer load
 
 
 class PredictorModule(LightningModule):
@@ -123,17 +123,22 @@ class PredictorModule(LightningModule):
         self.centre = [parameter.detach().clone() for parameter in mine]
 
     @torch.no_grad()
-    def correct(self, batch: Batch) -> Float[Tensor, " batch"] | None:
+    def correct(self, batch: Batch) -> Correction | None:
         """Fits the Gaussian process to what the members leave over on these rows, if there is one.
 
-        Returns the variance that it gives each row, had it not seen the row's fold.
+        Returns what it would tell of each row, had it not seen the row's fold.
         """
         if self.residual is None:
             return None
-        answers = self(batch.kept)
-        target = self._target(batch.nll).clamp(max=self.limit).expand_as(answers)
-        answers = torch.where(target < self.limit, answers, answers.clamp(max=self.limit))
-        return self.residual.fit(self._effects(), batch.kept, target - answers, batch.weights.T)
+        effects = self._effects()
+        return self.residual.fit(effects, batch.kept, self._left(batch), batch.weights.T)
+
+    @torch.no_grad()
+    def condition(self, batch: Batch) -> None:
+        """Lets the Gaussian process, if there is one, go by these rows, its settings unchanged."""
+        if self.residual is not None:
+            weights = batch.weights.amax(1)
+            self.residual.condition(batch.kept, self._left(batch).mean(0), weights)
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """`predict`'s mean for widths between whole units too, differentiable in `kept`."""
@@ -141,23 +146,25 @@ class PredictorModule(LightningModule):
         return self.dense_nll + self.knee * torch.sinh(mean)
 
     @torch.no_grad()
-    def calibrate(self, batch: Batch, variance: Float[Tensor, " batch"] | None = None) -> None:
+    def calibrate(self, batch: Batch, unseen: Correction | None = None) -> None:
         """Fits one factor on the standard deviation: a 90 % interval holds on these rows.
 
         Each row is judged by the members that have not seen it, so training rows serve.
 
         Args:
-            variance: of each row, as `correct` gives it; None: the jackknife's, for which the
+            unseen: as `correct` gives it; None: the variance is the jackknife's, for which the
                 noise is fitted too.
 
         Source: cross-conformal prediction (arXiv 1208.0806), CV+ (arXiv 1905.02928).
         """
-        answers = self(batch.kept)
-        error = (self._unseen(answers, batch) - self._target(batch.nll)).abs()
-        if variance is None:
-            self.noise.copy_((_MAD * error.median()).clamp(min=_SMALLEST))
+        answers = self._members(batch.kept, self.encoder)
+        error = self._unseen(answers, batch) - self._target(batch.nll)
+        if unseen is None:
+            self.noise.copy_((_MAD * error.abs().median()).clamp(min=_SMALLEST))
             variance = self._jackknife(answers)
-        relative = error / variance.clamp(min=_SMALLEST**2).sqrt()
+        else:
+            error, variance = error + unseen.mean, unseen.variance
+        relative = error.abs() / variance.clamp(min=_SMALLEST**2).sqrt()
         count = len(relative)
         rank = min(count, -(-9 * (count + 1) // 10))
         self.widening.copy_(relative.sort().values[rank - 1] / NOMINAL)
@@ -198,13 +205,25 @@ class PredictorModule(LightningModule):
     def _answers(
         self, kept: Tensor, encode: Callable[[Tensor], Tensor]
     ) -> tuple[Float[Tensor, "members batch"], Float[Tensor, " batch"] | None]:
-        """Members' answers above those for the dense policy, and the process's variance, if any."""
-        kept = torch.cat([self.dense.to(kept), kept])
-        answers, variance = self.ensemble(encode(kept)), None
-        if self.residual is not None and self.residual.fitted:
-            corrections, variance = self.residual(kept)
-            answers, variance = answers + corrections, variance[1:]
-        return answers[:, 1:] - answers[:, :1], variance
+        """Members' corrected answers, and the process's variance, if there is one."""
+        answers = self._members(kept, encode)
+        if self.residual is None or not self.residual.fitted:
+            return answers, None
+        mean, variance = self.residual(torch.cat([self.dense.to(kept), kept]))
+        return answers + (mean[1:] - mean[0]), variance[1:]
+
+    def _members(
+        self, kept: Tensor, encode: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "members batch"]:
+        """Members' own answers above those for the dense policy."""
+        answers = self.ensemble(encode(torch.cat([self.dense.to(kept), kept])))
+        return answers[:, 1:] - answers[:, :1]
+
+    def _left(self, batch: Batch) -> Float[Tensor, "members batch"]:
+        """What the members' own answers leave over; nothing where both are catastrophic."""
+        answers = self._members(batch.kept, self.encoder)
+        target = self._target(batch.nll).clamp(max=self.limit).expand_as(answers)
+        return target - torch.where(target < self.limit, answers, answers.clamp(max=self.limit))
 
     def _unseen(
         self, answers: Float[Tensor, "members batch"], batch: Batch
@@ -231,7 +250,7 @@ class PredictorModule(LightningModule):
         kept = self.dense.repeat(sites * levels, 1).view(sites, levels, sites)
         site = torch.arange(sites, device=self.device)
         kept[site, :, site] = torch.arange(levels, device=self.device).minimum(self.dense.T)
-        return self(kept.flatten(0, 1)).mean(0).view(sites, levels)
+        return self._members(kept.flatten(0, 1), self.encoder).mean(0).view(sites, levels)
 
     def _target(self, nll: Tensor) -> Tensor:
         return torch.asinh((nll - self.dense_nll) / self.knee)

@@ -1,30 +1,47 @@
 """What an ensemble leaves over: a Gaussian process on the interactions between sites."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from ppf.space import Space
 
 
+class Correction(NamedTuple):
+    """What to add to the members' answers, and the variance that is left, noise included."""
+
+    mean: Float[Tensor, " batch"]
+    variance: Float[Tensor, " batch"]
+
+
+class _Settings(NamedTuple):
+    """Of the covariance: amplitudes of all parts, lengths of the distances, factors on features."""
+
+    amplitudes: Float[Tensor, " parts"]
+    lengths: Float[Tensor, " distances"]
+    relevance: Float[Tensor, " features"]
+    noise: Float[Tensor, ""]
+
+
 class GaussianProcess(nn.Module):
-    """A smooth function of the policy for each member, fitted to what that member leaves over.
+    """A smooth function of the policy, fitted to what the members of an ensemble leave over.
 
     Policies are compared by what they remove of each site and by their effects: what each of their
     cuts alone is predicted to cost. Their covariance sums Matérn functions of distances in both,
-    summed over runs of layers; a quadratic function of each site's effect alone, with a jump where
-    it is emptied; and the squared products of two policies, which know all pairs of sites. The
-    correction fades away from measured policies, and goes through them where they are dense.
-    Amplitudes, lengths and the noise maximise the marginal likelihood of what members leave over of
-    policies that they have not seen; each member then has coefficients of its own.
+    summed over runs of layers; a quadratic function of each site's effect alone; and the squared
+    product of two policies, which knows all pairs of sites. The sites and pairs of sites that both
+    have emptied add to it where the coarsest effects are alike, since what an emptied site costs
+    depends on what else is gone. The correction fades away from measured policies, and goes through
+    them where they are dense. Amplitudes, lengths, the noise and the relevance of each site
+    maximise the marginal likelihood of what members leave over of policies that they have not seen.
 
     Args:
         effects: spans of the runs of layers over which effects are summed, as shares of the depth;
-            one layer at least.
+            one layer at least; from the finest, which has relevances, to the coarsest.
         shares: the same for the removed shares.
         length: of a site's own function, in standard deviations of its effect.
         rows: most policies that the likelihood looks at.
@@ -38,10 +55,11 @@ class GaussianProcess(nn.Module):
     units: Int[Tensor, " sites"]
     effect_pool: Float[Tensor, "sites runs"]
     share_pool: Float[Tensor, "sites runs"]
+    relevant: Bool[Tensor, " features"]
     effects: Float[Tensor, "sites levels"]
     scales: Float[Tensor, "2 sites"]
     points: Float[Tensor, "rows features"]
-    coefficients: Float[Tensor, "members rows"]
+    coefficients: Float[Tensor, " rows"]
     whitener: Float[Tensor, "rows rows"]
     settings: Float[Tensor, " settings"]
 
@@ -60,9 +78,13 @@ class GaussianProcess(nn.Module):
         self.length, self.rows, self.steps, self.huber = length, rows, steps, huber
         pools = [[_pool(space, span) for span in spans] for spans in (effects, shares)]
         self.runs = [pool.shape[1] for pool in sum(pools, [])]
+        self.coarsest = len(effects) - 1
         for name, pool in zip(("effect_pool", "share_pool"), pools, strict=True):
             self.register_buffer(name, torch.cat(pool, 1))
         self.register_buffer("units", space.units)
+        weighed = [True, *[False] * (len(self.runs) - 1), True, True, False]
+        relevant = torch.tensor(weighed).repeat_interleave(torch.tensor(self.sizes))
+        self.register_buffer("relevant", relevant, persistent=False)
         for name in _STATE:
             self.register_buffer(name, torch.empty(0))
 
@@ -70,21 +92,20 @@ class GaussianProcess(nn.Module):
     def fitted(self) -> bool:
         return self.coefficients.numel() > 0
 
-    def forward(
-        self, kept: Shaped[Tensor, "batch sites"]
-    ) -> tuple[Float[Tensor, "members batch"], Float[Tensor, " batch"]]:
-        """What to add to each member's answer, and the variance that is left, noise included.
+    def forward(self, kept: Shaped[Tensor, "batch sites"]) -> Correction:
+        """What to add to the members' answers.
 
         Widths may lie between whole units.
         """
         size = max(_IN_CACHE // len(self.points), 1) if kept.device.type == "cpu" else len(kept)
         parts = [self._told(points) for points in self._features(kept).split(size)]
-        return torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts])
+        return Correction(*map(torch.cat, zip(*parts, strict=True)))
 
-    def _told(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def _told(self, points: Tensor) -> Correction:
         covariance = self._covariance(points, self.points, self.settings)
         explained = (covariance @ self.whitener.T).square().sum(1)
-        return self.coefficients @ covariance.T, self._variance(points, self.settings) - explained
+        variance = self._variance(points, self.settings) - explained
+        return Correction(covariance @ self.coefficients, variance)
 
     def fit(
         self,
@@ -92,8 +113,11 @@ class GaussianProcess(nn.Module):
         kept: Int[Tensor, "rows sites"],
         left: Float[Tensor, "members rows"],
         weights: Float[Tensor, "members rows"],
-    ) -> Float[Tensor, " rows"]:
-        """Fits all members at once; returns each row's variance without what its fold tells.
+    ) -> Correction:
+        """Finds the settings, and conditions on all rows.
+
+        Returns what it would tell of each row had it not seen the row's fold, under settings found
+        on the other half of the folds.
 
         Args:
             effects: predicted cost of keeping k units at a site and all elsewhere, [site, k].
@@ -103,28 +127,58 @@ class GaussianProcess(nn.Module):
         self.effects = effects.double()
         spread, mean = torch.std_mean(self._effects(kept), 0)
         self.scales = torch.stack([mean, self.length * spread.clamp(min=_SMALLEST)])
-        points = self._features(kept)
-        left, unseen = left.double(), weights.argmin(0)
-        weights = weights * self.huber / left.abs().clamp(min=self.huber)
-        target = left.gather(0, unseen[None])[0]
-        some = torch.linspace(0, len(kept) - 1, min(self.rows, len(kept))).long()
-        average = weights.sum(0, keepdim=True) / (len(weights) - 1)
-        settings = self._most_likely(points[some], target[some], average[0, some])
+        points, left, unseen = self._features(kept), left.double(), weights.argmin(0)
+        target, whole = left.gather(0, unseen[None])[0], weights.amax(0)
 
-        covariance = self._covariance(points, points, settings)
-        roots = torch.cat([weights, average]).sqrt()
-        noise = settings[-1] * torch.eye(len(kept)).to(covariance)
-        factors = torch.linalg.cholesky(roots[:, :, None] * covariance * roots[:, None] + noise)
-        scaled = (roots[:-1] * left)[..., None]
-        coefficients = roots[:-1] * torch.cholesky_solve(scaled, factors[:-1])[..., 0]
-        inverse = torch.linalg.solve_triangular(factors, torch.diag_embed(roots), upper=False)
-        explained = (inverse[:-1] @ covariance).square().sum(1).gather(0, unseen[None])[0]
+        def settings(rows: Tensor) -> Tensor:
+            some = rows[torch.linspace(0, len(rows) - 1, min(self.rows, len(rows))).long()]
+            weights = self._robust(whole[some], target[some])
+            return self._most_likely(points[some], target[some], weights)
 
-        self.points, self.settings = points, settings
-        self.coefficients, self.whitener = coefficients, inverse[-1]
+        told = torch.empty(2, len(kept), dtype=torch.double, device=kept.device)
+        for members in torch.arange(len(left), device=kept.device).chunk(2):
+            mine = torch.isin(unseen, members)
+            self.settings = settings((~mine).nonzero()[:, 0])
+            covariance = self._covariance(points, points, self.settings)
+            whiteners = self._whitener(covariance, self._robust(weights, left)[members])
+            projected = whiteners @ covariance[:, mine]
+            mean = (projected.mT @ (whiteners @ left[members, :, None]))[..., 0]
+            explained = projected.square().sum(1)
+            fold = (unseen[mine] - members[0])[None]
+            variance = self._variance(points[mine], self.settings) - explained.gather(0, fold)[0]
+            told[:, mine] = torch.stack([mean.gather(0, fold)[0], variance])
+        self.settings = settings(torch.arange(len(kept), device=kept.device))
+        self.condition(kept, left.mean(0), whole)
+        return Correction(*told.float())
+
+    def condition(
+        self,
+        kept: Int[Tensor, "rows sites"],
+        left: Float[Tensor, " rows"],
+        weights: Float[Tensor, " rows"],
+    ) -> None:
+        """Goes by these rows from now on, under the settings that `fit` has found."""
+        for name in _STATE:
+            setattr(self, name, getattr(self, name).double())
+        self.points, left = self._features(kept), left.double()
+        covariance = self._covariance(self.points, self.points, self.settings)
+        self.whitener = self._whitener(covariance, self._robust(weights, left))
+        self.coefficients = self.whitener.T @ (self.whitener @ left)
         for name in _STATE:
             setattr(self, name, getattr(self, name).float())
-        return (self._variance(points, settings) - explained).float()
+
+    def _robust(self, weights: Tensor, left: Tensor) -> Tensor:
+        """Weights of the rows, less where much is left over."""
+        return weights * self.huber / left.abs().clamp(min=self.huber)
+
+    def _whitener(
+        self, covariance: Float[Tensor, "rows rows"], weights: Float[Tensor, "*members rows"]
+    ) -> Float[Tensor, "*members rows rows"]:
+        """The root of the inverse covariance of measurements, rows of no weight left out."""
+        roots = weights.sqrt()
+        noise = self._split(self.settings).noise * torch.eye(len(covariance)).to(covariance)
+        factors = torch.linalg.cholesky(roots[..., None] * covariance * roots[..., None, :] + noise)
+        return torch.linalg.solve_triangular(factors, torch.diag_embed(roots), upper=False)
 
     def _effects(self, kept: Tensor) -> Float[Tensor, "batch sites"]:
         below = kept.T.long()
@@ -146,43 +200,52 @@ class GaussianProcess(nn.Module):
                 removed @ self.share_pool.to(effects),
                 lines,
                 lines.square() / 2**0.5,
-                (1 - kept).clamp(min=0).to(effects),
-                removed,
                 effects.clamp(min=_SMALLEST).sqrt(),
+                (1 - kept).clamp(min=0).to(effects),
             ],
             1,
         )
 
     @property
     def sizes(self) -> list[int]:
-        """Features of each part of the covariance: the distances' first, then the products'."""
+        """Features of each part: the distances', own functions, roots of effects, emptied sites."""
         sites = len(self.units)
-        return [*self.runs, 2 * sites, sites, sites, sites]
+        return [*self.runs, 2 * sites, sites, sites]
 
     def _covariance(
         self, left: Tensor, right: Tensor, settings: Tensor
     ) -> Float[Tensor, "batch rows"]:
-        amplitudes, lengths = self._split(settings)
-        parts = list(zip(left.split(self.sizes, 1), right.split(self.sizes, 1), strict=True))
-        covariance = torch.zeros((), dtype=left.dtype, device=left.device)
-        for (a, b), amplitude, length in zip(parts, amplitudes, lengths, strict=False):
-            covariance = covariance + amplitude * _matern(a / length, b / length)
-        products = zip(parts[len(lengths) :], amplitudes[len(lengths) :], _DEGREES, strict=True)
-        for (a, b), amplitude, degree in products:
-            covariance = covariance + amplitude * (a @ b.T) ** degree
+        amplitudes, lengths, relevance, _ = self._split(settings)
+        parts = zip(*(x.mul(relevance).split(self.sizes, 1) for x in (left, right)), strict=True)
+        *near, lines, roots, emptied = parts
+        line, pair, one, two = amplitudes[len(near) :]
+        common = emptied[0] @ emptied[1].T
+        covariance = line * lines[0] @ lines[1].T + pair * (roots[0] @ roots[1].T).square()
+        for number, (a, b) in enumerate(near):
+            scale = amplitudes[number]
+            if number == self.coarsest:
+                scale = scale + one * common + two * common.square()
+            covariance = covariance + scale * _matern(a / lengths[number], b / lengths[number])
         return covariance
 
     def _variance(self, points: Tensor, settings: Tensor) -> Float[Tensor, " batch"]:
         """Before anything is measured, noise included."""
-        amplitudes, lengths = self._split(settings)
-        own = [part.square().sum(1) for part in points.split(self.sizes, 1)[len(lengths) :]]
-        products = zip(own, amplitudes[len(lengths) :], _DEGREES, strict=True)
-        constant = amplitudes[: len(lengths)].sum() + settings[-1]
-        return constant + sum(amplitude * norm**degree for norm, amplitude, degree in products)
+        amplitudes, lengths, relevance, noise = self._split(settings)
+        lines, roots, emptied = _norms(points * relevance, self.sizes)[len(lengths) :]
+        line, pair, one, two = amplitudes[len(lengths) :]
+        products = line * lines + pair * roots.square() + one * emptied + two * emptied.square()
+        return amplitudes[: len(lengths)].sum() + noise + products
 
-    def _split(self, settings: Tensor) -> tuple[Tensor, Tensor]:
-        """Amplitudes of all parts, and lengths of those that look at distances."""
-        return settings[: len(self.sizes)], settings[len(self.sizes) : -1]
+    def _split(self, settings: Tensor) -> _Settings:
+        near, products = len(self.runs), len(self.runs) + _PRODUCTS
+        relevance = torch.ones(len(self.relevant)).to(settings)
+        relevance = relevance.masked_scatter(self.relevant, settings[near + products + 1 :])
+        return _Settings(
+            settings[:products],
+            settings[products : near + products],
+            relevance,
+            settings[near + products],
+        )
 
     def _most_likely(
         self,
@@ -190,33 +253,35 @@ class GaussianProcess(nn.Module):
         target: Float[Tensor, " rows"],
         weights: Float[Tensor, " rows"],
     ) -> Float[Tensor, " settings"]:
-        """Settings of largest marginal likelihood, under a broad log-normal prior.
+        """Settings of largest marginal likelihood, under a log-normal prior.
 
         Its centre: a quarter of the target's variance is noise and all parts share the rest;
-        lengths are the median distances.
+        lengths are the median distances, relevances one.
         """
-        parts = points.split(self.sizes, 1)
-        near, far = parts[: len(self.runs)], parts[len(self.runs) :]
+        near = points.split(self.sizes, 1)[: len(self.runs)]
+        lines, roots, emptied = (n.mean() for n in _norms(points, self.sizes)[len(near) :])
         variance = target.square().mean().clamp(min=_SMALLEST**2)
-        each = 0.75 * variance / len(parts)
-        norms = [
-            part.square().sum(1).mean() ** degree
-            for part, degree in zip(far, _DEGREES, strict=True)
-        ]
-        amplitudes = [each] * len(near) + [each / n.clamp(min=_SMALLEST) for n in norms]
+        each = 0.75 * variance / (len(near) + _PRODUCTS)
+        once = each / emptied.clamp(min=1 / len(points))
+        products = [each / lines.clamp(min=_SMALLEST), each / roots.square().clamp(min=_SMALLEST)]
         lengths = [torch.pdist(part).median().clamp(min=_SMALLEST) for part in near]
-        centre = torch.stack([*amplitudes, *lengths, variance / 4])
+        relevances = torch.ones(int(self.relevant.sum())).to(points)
+        rest = [each] * len(near) + [*products, once, once, *lengths, variance / 4]
+        centre = torch.cat([torch.stack(rest), relevances])
+        prior = torch.full_like(centre, _PRIOR)
+        prior[len(rest) :] = _PRIOR_OF_RELEVANCE
         logs = torch.zeros_like(centre, requires_grad=True)
         optimizer = torch.optim.Adam([logs], lr=_RATE)
         with torch.enable_grad():
             for _ in range(self.steps):
                 settings = centre * logs.exp()
                 covariance = self._covariance(points, points, settings)
-                factor = torch.linalg.cholesky(covariance + torch.diag(settings[-1] / weights))
+                noise = torch.diag(self._split(settings).noise / weights)
+                factor = torch.linalg.cholesky(covariance + noise)
                 whitened = torch.linalg.solve_triangular(factor, target[:, None], upper=False)
                 surprise = whitened.square().sum() / 2 + factor.diagonal().log().sum()
                 optimizer.zero_grad()
-                (surprise + logs.square().sum() / (2 * _PRIOR**2)).backward()
+                (surprise + (logs / prior).square().sum() / 2).backward()
                 optimizer.step()
         return centre * logs.detach().exp()
 
@@ -238,6 +303,11 @@ def _matern(
     return torch.add(1 + distances, squares, alpha=1 / 3) * torch.exp(-distances)
 
 
+def _norms(points: Tensor, sizes: list[int]) -> list[Float[Tensor, " rows"]]:
+    """The squared norm of each part."""
+    return [part.square().sum(1) for part in points.split(sizes, 1)]
+
+
 def _pool(space: Space, span: float) -> Float[Tensor, "sites runs"]:
     """One where a site belongs to a run: a kind's sites in so many neighbouring layers."""
     layers = max(1, round(span * space.layers))
@@ -247,9 +317,10 @@ def _pool(space: Space, span: float) -> Float[Tensor, "sites runs"]:
 
 
 _IN_CACHE = 1 << 17  # covariances worked on at a time by a CPU
-_DEGREES = (1, 1, 2, 2)  # of the products: own functions, emptied sites, shares, effects' roots
+_PRODUCTS = 4  # own functions, pairs of effects' roots, emptied sites and their pairs
 _STATE = ("effects", "scales", "points", "coefficients", "whitener", "settings")
 _SMALLEST = 1e-6  # distance between policies
 _REACH = 1.5  # lengths beyond which a site's own function is constant
 _RATE = 0.1  # of a log-setting, in one step
-_PRIOR = 2.0  # standard deviation of the log-settings
+_PRIOR = 2.0  # standard deviation of the log-settings,
+_PRIOR_OF_RELEVANCE = 0.5
