@@ -1,6 +1,6 @@
 """Labels saved where a predictor starts from that of another text, order or compensation.
 
-    python experiments/predictor/transfer.py [--source text=ptb] [--labels 16,32] [OVERRIDES]
+    python experiments/predictor/transfer.py [--source "text=ptb labels.count=512"] [OVERRIDES]
 
 The source predictor is fitted to all labels under `--source`; under the plain overrides, predictors
 are then fitted to few labels, from zero and from the source, and scored on further labels.
@@ -34,7 +34,7 @@ def main() -> None:
     counts = [int(count) for count in options.labels.split(",")]
     fabric = Fabric(accelerator="cpu", devices=1)
 
-    source = prepare(configured(*overrides, options.source), fabric)
+    source = prepare(configured(*overrides, *options.source.split()), fabric)
     checkpoint = train(source, collect(source)).folder / CHECKPOINT
     source.pruner.restore()
 

@@ -107,6 +107,8 @@ class PredictorModule(LightningModule):
     def start_from(self, other: "PredictorModule") -> None:
         """Takes another predictor's weights, to start from and as the prior's centre.
 
+        The same goes for the settings of its Gaussian process.
+
         Raises:
             PPFError: it is another network, or of another space.
         """
@@ -117,6 +119,8 @@ class PredictorModule(LightningModule):
                 "the predictor of predictor.init_from has another network or space: give one that"
                 " was trained with this predictor= and space=."
             )
+        if self.residual is not None and other.residual is not None:
+            self.residual.centre = other.residual.settings.double()
         for parameter, start in zip(mine, theirs, strict=True):
             member = torch.arange(len(parameter)) % len(start)
             parameter.data.copy_(start.detach()[member])

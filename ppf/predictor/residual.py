@@ -87,6 +87,7 @@ class GaussianProcess(nn.Module):
         self.register_buffer("relevant", relevant, persistent=False)
         for name in _STATE:
             self.register_buffer(name, torch.empty(0))
+        self.centre: Float[Tensor, " settings"] | None = None
 
     @property
     def fitted(self) -> bool:
@@ -253,23 +254,10 @@ class GaussianProcess(nn.Module):
         target: Float[Tensor, " rows"],
         weights: Float[Tensor, " rows"],
     ) -> Float[Tensor, " settings"]:
-        """Settings of largest marginal likelihood, under a log-normal prior.
-
-        Its centre: a quarter of the target's variance is noise and all parts share the rest;
-        lengths are the median distances, relevances one.
-        """
-        near = points.split(self.sizes, 1)[: len(self.runs)]
-        lines, roots, emptied = (n.mean() for n in _norms(points, self.sizes)[len(near) :])
-        variance = target.square().mean().clamp(min=_SMALLEST**2)
-        each = 0.75 * variance / (len(near) + _PRODUCTS)
-        once = each / emptied.clamp(min=1 / len(points))
-        products = [each / lines.clamp(min=_SMALLEST), each / roots.square().clamp(min=_SMALLEST)]
-        lengths = [torch.pdist(part).median().clamp(min=_SMALLEST) for part in near]
-        relevances = torch.ones(int(self.relevant.sum())).to(points)
-        rest = [each] * len(near) + [*products, once, once, *lengths, variance / 4]
-        centre = torch.cat([torch.stack(rest), relevances])
+        """Settings of largest marginal likelihood, under a log-normal prior around `centre`."""
+        centre = self._usual(points, target) if self.centre is None else self.centre.to(points)
         prior = torch.full_like(centre, _PRIOR)
-        prior[len(rest) :] = _PRIOR_OF_RELEVANCE
+        prior[-int(self.relevant.sum()) :] = _PRIOR_OF_RELEVANCE
         logs = torch.zeros_like(centre, requires_grad=True)
         optimizer = torch.optim.Adam([logs], lr=_RATE)
         with torch.enable_grad():
@@ -284,6 +272,23 @@ class GaussianProcess(nn.Module):
                 (surprise + (logs / prior).square().sum() / 2).backward()
                 optimizer.step()
         return centre * logs.detach().exp()
+
+    def _usual(
+        self, points: Float[Tensor, "rows features"], target: Float[Tensor, " rows"]
+    ) -> Float[Tensor, " settings"]:
+        """A quarter of the target's variance is noise and all parts share the rest.
+
+        Lengths are the median distances, relevances one.
+        """
+        near = points.split(self.sizes, 1)[: len(self.runs)]
+        lines, roots, emptied = (n.mean() for n in _norms(points, self.sizes)[len(near) :])
+        variance = target.square().mean().clamp(min=_SMALLEST**2)
+        each = 0.75 * variance / (len(near) + _PRODUCTS)
+        once = each / emptied.clamp(min=1 / len(points))
+        products = [each / lines.clamp(min=_SMALLEST), each / roots.square().clamp(min=_SMALLEST)]
+        lengths = [torch.pdist(part).median().clamp(min=_SMALLEST) for part in near]
+        rest = [each] * len(near) + [*products, once, once, *lengths, variance / 4]
+        return torch.cat([torch.stack(rest), torch.ones(int(self.relevant.sum())).to(points)])
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Takes the number of rows from the checkpoint."""
