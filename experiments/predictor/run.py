@@ -6,11 +6,14 @@ Both held-out sets are labelled once and shared by all rows. The random one come
 under another seed. The proposals are what an evolution finds, at ratios and seeds of its own, on
 predictors that were fitted to the first labels: no predictor of the table was trained on them.
 Labels and predictors are found again by their signatures, and rows that results.json has are
-skipped. `sensitivity` needs no labels: it is the sum of what each cut alone should cost.
+skipped. The folder `labels` holds labels in float32, so that no machine needs to make them again;
+`--export` adds all that this one has made. `sensitivity` needs no labels: it is the sum of what
+each cut alone should cost.
 """
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -37,9 +40,10 @@ from ppf.stages.prepare import Prepared, prepare
 from ppf.stages.train import train
 
 FILE = Path(__file__).with_name("results.json")
+LABELLED = Path(__file__).with_name("labels")
 PREDICTORS = ("residual", "additive", "ridge", "mlp", "cnn", "transformer")
 LABELS = (128, 256, 512, 1024, 2048)
-RANDOM = 512  # policies of the random set
+RANDOM = 256  # policies of the random set
 RATIOS = (0.06, 0.1, 0.14, 0.18, 0.22, 0.27, 0.33, 0.37, 0.42, 0.47, 0.52, 0.57)  # of the proposals
 SEEDS = (101,)
 EACH = 4  # proposals of a ratio and seed
@@ -153,13 +157,20 @@ def main() -> None:
     parser.add_argument("--predictors", default=",".join(PREDICTORS))
     parser.add_argument("--labels", default=",".join(map(str, LABELS)))
     parser.add_argument("--results", type=Path, default=FILE)
+    parser.add_argument("--export", action="store_true", help="write all labels into `labels`")
     options, overrides = parser.parse_known_args()
     counts = [int(count) for count in options.labels.split(",")]
 
-    given = (f"labels.count={max(counts)}", "agent=evolution", *overrides)
+    given = (f"labels.count={max(counts)}", "agent=evolution", "model.dtype=float32", *overrides)
     ready = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
+    labelled = LABELLED / f"{ready.signatures.labels}.parquet"
+    if labelled.is_file():
+        shutil.copy(labelled, label_store(ready).folder)
     labels = collect(ready)
     sets = {"random": random_set(ready), "proposals": proposals(ready, labels)}
+    if options.export:
+        LABELLED.mkdir(exist_ok=True)
+        label_store(ready).export(labelled)
 
     rows = json.loads(options.results.read_text()) if options.results.is_file() else []
     done = {(row["predictor"], row["labels"]) for row in rows}

@@ -122,11 +122,13 @@ class LabelStore:
         if len(self._mine) == _ROWS_PER_SHARD:
             self._start_shard()
         self._mine.append(row)
-        table = pa.Table.from_pylist([asdict(r) for r in self._mine], schema=_SCHEMA)
-        table = table.replace_schema_metadata({"signature": self.signature})
         draft = self._shard.with_suffix(".draft")
-        parquet.write_table(table, draft)
+        self._write(self._mine, draft)
         draft.replace(self._shard)
+
+    def export(self, path: Path) -> None:
+        """Writes all rows as one shard, for the folder of another store."""
+        self._write(list(self._rows.values()), path)
 
     def labels(self, policies: Int[Tensor, "rows sites"]) -> Labels:
         """The labels of the policies given, in their order.
@@ -141,6 +143,10 @@ class LabelStore:
     def _start_shard(self) -> None:
         self._mine: list[Row] = []
         self._shard = self.folder / f"{uuid.uuid4().hex}.parquet"
+
+    def _write(self, rows: Sequence[Row], path: Path) -> None:
+        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA)
+        parquet.write_table(table.replace_schema_metadata({"signature": self.signature}), path)
 
     def _read(self, path: Path) -> list[Row]:
         try:

@@ -28,7 +28,10 @@ _FITTING = ("data", "patience", "max_epochs", "threads", "init_from")
 
 
 class HeldOut(NamedTuple):
-    """The test part: what was predicted, and what the model scored, in nats per token."""
+    """The test part: what was predicted, and what the model scored, in nats per token.
+
+    Predicted before the predictor went by these rows too.
+    """
 
     predicted: Float[Tensor, " rows"]
     std: Float[Tensor, " rows"]
@@ -59,7 +62,9 @@ def fit_predictor(
 ) -> Fitted:
     """Trains a predictor, calibrates its interval, tests it and saves `folder/predictor.ckpt`.
 
-    With `predictor["init_from"]`, the path of another predictor, it starts from that one's weights.
+    A Gaussian process goes by the test part too in the end, after its scores: they are not to be
+    taken again from the predictor that is returned. With `predictor["init_from"]`, the path of
+    another predictor, it starts from that one's weights and settings.
 
     Args:
         labels: the labelled set; rows without a finite label are left out.

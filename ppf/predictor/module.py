@@ -35,8 +35,8 @@ class PredictorModule(LightningModule):
     members' mean there, taken back to nats per token, so the dense policy is always predicted
     exactly. Each member leaves out one fold of the training rows, so that validation and
     calibration use all of them, each as predicted by members that have not seen it. Training is
-    followed by `correct` and `calibrate`, in closed form. All arguments are plain, so that
-    checkpoints load with `weights_only=True`.
+    followed by `correct`, `calibrate` and `condition`, in closed form. All arguments are plain, so
+    that checkpoints load with `weights_only=True`.
 
     Args:
         space: as its `describe` gives it.
@@ -114,13 +114,14 @@ class PredictorModule(LightningModule):
         """
         mine, theirs = self.ensemble.stacked, other.ensemble.stacked
         shapes = [[p.shape[1:] for p in parameters] for parameters in (mine, theirs)]
-        if shapes[0] != shapes[1] or self.hparams["network"] != other.hparams["network"]:
+        same = all(self.hparams[name] == other.hparams[name] for name in ("network", "residual"))
+        if shapes[0] != shapes[1] or not same:
             raise PPFError(
                 "the predictor of predictor.init_from has another network or space: give one that"
                 " was trained with this predictor= and space=."
             )
         if self.residual is not None and other.residual is not None:
-            self.residual.centre = other.residual.settings.double()
+            self.residual.centre = other.residual.settings
         for parameter, start in zip(mine, theirs, strict=True):
             member = torch.arange(len(parameter)) % len(start)
             parameter.data.copy_(start.detach()[member])
@@ -213,8 +214,8 @@ class PredictorModule(LightningModule):
         answers = self._members(kept, encode)
         if self.residual is None or not self.residual.fitted:
             return answers, None
-        mean, variance = self.residual(torch.cat([self.dense.to(kept), kept]))
-        return answers + (mean[1:] - mean[0]), variance[1:]
+        mean, variance = self.residual(kept)
+        return answers + mean, variance
 
     def _members(
         self, kept: Tensor, encode: Callable[[Tensor], Tensor]

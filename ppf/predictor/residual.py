@@ -19,7 +19,10 @@ class Correction(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """Of the covariance: amplitudes of all parts, lengths of the distances, factors on features."""
+    """Of the covariance: amplitudes of all parts, lengths of the distances, factors on features.
+
+    The noise is a measurement's, of weight one.
+    """
 
     amplitudes: Float[Tensor, " parts"]
     lengths: Float[Tensor, " distances"]
@@ -32,12 +35,14 @@ class GaussianProcess(nn.Module):
 
     Policies are compared by what they remove of each site and by their effects: what each of their
     cuts alone is predicted to cost. Their covariance sums Matérn functions of distances in both,
-    summed over runs of layers; a quadratic function of each site's effect alone; and the squared
-    product of two policies, which knows all pairs of sites. The sites and pairs of sites that both
-    have emptied add to it where the coarsest effects are alike, since what an emptied site costs
-    depends on what else is gone. The correction fades away from measured policies, and goes through
-    them where they are dense. Amplitudes, lengths, the noise and the relevance of each site
-    maximise the marginal likelihood of what members leave over of policies that they have not seen.
+    summed over runs of layers; a quadratic function of each site's effect alone; and the product of
+    their effects' roots with its square, which knows all pairs of sites. The sites and pairs of
+    sites that both have emptied add to it where the coarsest effects are alike, since what an
+    emptied site costs depends on what else is gone. The correction fades away from measured
+    policies, goes through them where they are dense, and is nothing for the dense policy.
+    Amplitudes, lengths, the noise and relevances, of each site in the finest effects and in the
+    products, maximise the marginal likelihood of what members leave over of policies that they have
+    not seen.
 
     Args:
         effects: spans of the runs of layers over which effects are summed, as shares of the depth;
@@ -103,10 +108,11 @@ class GaussianProcess(nn.Module):
         return Correction(*map(torch.cat, zip(*parts, strict=True)))
 
     def _told(self, points: Tensor) -> Correction:
-        covariance = self._covariance(points, self.points, self.settings)
+        covariance, variance = self._prior(points, self.points, self.settings)
         explained = (covariance @ self.whitener.T).square().sum(1)
-        variance = self._variance(points, self.settings) - explained
-        return Correction(covariance @ self.coefficients, variance)
+        noise = self._split(self.settings).noise
+        left = (variance - explained).clamp(min=0) + noise
+        return Correction(covariance @ self.coefficients, left)
 
     def fit(
         self,
@@ -128,29 +134,19 @@ class GaussianProcess(nn.Module):
         self.effects = effects.double()
         spread, mean = torch.std_mean(self._effects(kept), 0)
         self.scales = torch.stack([mean, self.length * spread.clamp(min=_SMALLEST)])
-        points, left, unseen = self._features(kept), left.double(), weights.argmin(0)
-        target, whole = left.gather(0, unseen[None])[0], weights.amax(0)
-
-        def settings(rows: Tensor) -> Tensor:
-            some = rows[torch.linspace(0, len(rows) - 1, min(self.rows, len(rows))).long()]
-            weights = self._robust(whole[some], target[some])
-            return self._most_likely(points[some], target[some], weights)
-
-        told = torch.empty(2, len(kept), dtype=torch.double, device=kept.device)
-        for members in torch.arange(len(left), device=kept.device).chunk(2):
-            mine = torch.isin(unseen, members)
-            self.settings = settings((~mine).nonzero()[:, 0])
-            covariance = self._covariance(points, points, self.settings)
-            whiteners = self._whitener(covariance, self._robust(weights, left)[members])
-            projected = whiteners @ covariance[:, mine]
-            mean = (projected.mT @ (whiteners @ left[members, :, None]))[..., 0]
-            explained = projected.square().sum(1)
-            fold = (unseen[mine] - members[0])[None]
-            variance = self._variance(points[mine], self.settings) - explained.gather(0, fold)[0]
-            told[:, mine] = torch.stack([mean.gather(0, fold)[0], variance])
-        self.settings = settings(torch.arange(len(kept), device=kept.device))
+        unseen, whole = weights.argmin(0), weights.amax(0)
+        target = left.gather(0, unseen[None])[0]
+        told = torch.empty(2, len(kept), device=kept.device)
+        for half in torch.arange(len(left), device=kept.device).chunk(2):
+            others = ~torch.isin(unseen, half)
+            self.settings = self._most_likely(kept[others], target[others], whole[others])
+            for member in half:
+                rows = unseen == member
+                self.condition(kept, left[member], weights[member])
+                told[:, rows] = torch.stack(self(kept[rows]))
+        self.settings = self._most_likely(kept, target, whole)
         self.condition(kept, left.mean(0), whole)
-        return Correction(*told.float())
+        return Correction(*told)
 
     def condition(
         self,
@@ -162,7 +158,7 @@ class GaussianProcess(nn.Module):
         for name in _STATE:
             setattr(self, name, getattr(self, name).double())
         self.points, left = self._features(kept), left.double()
-        covariance = self._covariance(self.points, self.points, self.settings)
+        covariance, _ = self._prior(self.points, self.points, self.settings)
         self.whitener = self._whitener(covariance, self._robust(weights, left))
         self.coefficients = self.whitener.T @ (self.whitener @ left)
         for name in _STATE:
@@ -173,13 +169,13 @@ class GaussianProcess(nn.Module):
         return weights * self.huber / left.abs().clamp(min=self.huber)
 
     def _whitener(
-        self, covariance: Float[Tensor, "rows rows"], weights: Float[Tensor, "*members rows"]
-    ) -> Float[Tensor, "*members rows rows"]:
+        self, covariance: Float[Tensor, "rows rows"], weights: Float[Tensor, " rows"]
+    ) -> Float[Tensor, "rows rows"]:
         """The root of the inverse covariance of measurements, rows of no weight left out."""
         roots = weights.sqrt()
         noise = self._split(self.settings).noise * torch.eye(len(covariance)).to(covariance)
-        factors = torch.linalg.cholesky(roots[..., None] * covariance * roots[..., None, :] + noise)
-        return torch.linalg.solve_triangular(factors, torch.diag_embed(roots), upper=False)
+        factor = torch.linalg.cholesky(roots[:, None] * covariance * roots + noise)
+        return torch.linalg.solve_triangular(factor, roots.diag(), upper=False)
 
     def _effects(self, kept: Tensor) -> Float[Tensor, "batch sites"]:
         below = kept.T.long()
@@ -213,48 +209,60 @@ class GaussianProcess(nn.Module):
         sites = len(self.units)
         return [*self.runs, 2 * sites, sites, sites]
 
+    def _prior(
+        self, points: Tensor, rows: Tensor, settings: Tensor
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, " batch"]]:
+        """Covariances with the rows, and variances, given that the dense policy is known."""
+        dense = self._features(self.units[None]).to(rows)
+        covariance = self._covariance(points, torch.cat([rows, dense]), settings)
+        to_rows, to_dense = covariance.split([len(rows), 1], 1)
+        share = to_dense / self._variance(dense, settings)
+        known = share @ self._covariance(dense, rows, settings)
+        return to_rows - known, self._variance(points, settings) - (share * to_dense)[:, 0]
+
     def _covariance(
         self, left: Tensor, right: Tensor, settings: Tensor
     ) -> Float[Tensor, "batch rows"]:
         amplitudes, lengths, relevance, _ = self._split(settings)
         parts = zip(*(x.mul(relevance).split(self.sizes, 1) for x in (left, right)), strict=True)
         *near, lines, roots, emptied = parts
-        line, pair, one, two = amplitudes[len(near) :]
-        common = emptied[0] @ emptied[1].T
-        covariance = line * lines[0] @ lines[1].T + pair * (roots[0] @ roots[1].T).square()
+        line, root, pair, one, two = amplitudes[len(near) :]
+        own, product, common = (a @ b.T for a, b in (lines, roots, emptied))
+        covariance = line * own + product * (root + pair * product)
         for number, (a, b) in enumerate(near):
             scale = amplitudes[number]
             if number == self.coarsest:
-                scale = scale + one * common + two * common.square()
+                scale = scale + common * (one + two * common)
             covariance = covariance + scale * _matern(a / lengths[number], b / lengths[number])
         return covariance
 
     def _variance(self, points: Tensor, settings: Tensor) -> Float[Tensor, " batch"]:
-        """Before anything is measured, noise included."""
-        amplitudes, lengths, relevance, noise = self._split(settings)
+        """The diagonal of the covariance."""
+        amplitudes, lengths, relevance, _ = self._split(settings)
         lines, roots, emptied = _norms(points * relevance, self.sizes)[len(lengths) :]
-        line, pair, one, two = amplitudes[len(lengths) :]
-        products = line * lines + pair * roots.square() + one * emptied + two * emptied.square()
-        return amplitudes[: len(lengths)].sum() + noise + products
+        line, root, pair, one, two = amplitudes[len(lengths) :]
+        products = line * lines + roots * (root + pair * roots) + emptied * (one + two * emptied)
+        return amplitudes[: len(lengths)].sum() + products
 
     def _split(self, settings: Tensor) -> _Settings:
-        near, products = len(self.runs), len(self.runs) + _PRODUCTS
+        near = len(self.runs)
+        parts = [near + _PRODUCTS, near, 1, int(self.relevant.sum())]
+        amplitudes, lengths, noise, relevant = settings.split(parts)
         relevance = torch.ones(len(self.relevant)).to(settings)
-        relevance = relevance.masked_scatter(self.relevant, settings[near + products + 1 :])
         return _Settings(
-            settings[:products],
-            settings[products : near + products],
-            relevance,
-            settings[near + products],
+            amplitudes, lengths, relevance.masked_scatter(self.relevant, relevant), noise[0]
         )
 
     def _most_likely(
         self,
-        points: Float[Tensor, "rows features"],
+        kept: Int[Tensor, "rows sites"],
         target: Float[Tensor, " rows"],
         weights: Float[Tensor, " rows"],
     ) -> Float[Tensor, " settings"]:
         """Settings of largest marginal likelihood, under a log-normal prior around `centre`."""
+        some = torch.linspace(0, len(kept) - 1, min(self.rows, len(kept))).long()
+        points, target = self._features(kept[some]).double(), target[some].double()
+        weights = self._robust(weights[some], target)
         centre = self._usual(points, target) if self.centre is None else self.centre.to(points)
         prior = torch.full_like(centre, _PRIOR)
         prior[-int(self.relevant.sum()) :] = _PRIOR_OF_RELEVANCE
@@ -263,7 +271,7 @@ class GaussianProcess(nn.Module):
         with torch.enable_grad():
             for _ in range(self.steps):
                 settings = centre * logs.exp()
-                covariance = self._covariance(points, points, settings)
+                covariance, _ = self._prior(points, points, settings)
                 noise = torch.diag(self._split(settings).noise / weights)
                 factor = torch.linalg.cholesky(covariance + noise)
                 whitened = torch.linalg.solve_triangular(factor, target[:, None], upper=False)
@@ -285,7 +293,7 @@ class GaussianProcess(nn.Module):
         variance = target.square().mean().clamp(min=_SMALLEST**2)
         each = 0.75 * variance / (len(near) + _PRODUCTS)
         once = each / emptied.clamp(min=1 / len(points))
-        products = [each / lines.clamp(min=_SMALLEST), each / roots.square().clamp(min=_SMALLEST)]
+        products = [each / n.clamp(min=_SMALLEST) for n in (lines, roots, roots.square())]
         lengths = [torch.pdist(part).median().clamp(min=_SMALLEST) for part in near]
         rest = [each] * len(near) + [*products, once, once, *lengths, variance / 4]
         return torch.cat([torch.stack(rest), torch.ones(int(self.relevant.sum())).to(points)])
@@ -322,7 +330,7 @@ def _pool(space: Space, span: float) -> Float[Tensor, "sites runs"]:
 
 
 _IN_CACHE = 1 << 17  # covariances worked on at a time by a CPU
-_PRODUCTS = 4  # own functions, pairs of effects' roots, emptied sites and their pairs
+_PRODUCTS = 5  # own functions, effects' roots and their pairs, emptied sites and theirs
 _STATE = ("effects", "scales", "points", "coefficients", "whitener", "settings")
 _SMALLEST = 1e-6  # distance between policies
 _REACH = 1.5  # lengths beyond which a site's own function is constant

@@ -24,6 +24,17 @@ def test_rows_survive_and_come_back_in_the_order_asked(tmp_path: Path) -> None:
     assert (7, 1) in again and (7, 2) not in again
 
 
+def test_exported_rows_serve_another_store(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "here", "a")
+    for kept in (1, 2):
+        store.add(row(kept, nll=float(kept)))
+    there = LabelStore(tmp_path / "there", "a")
+    store.export(there.folder / "exported.parquet")
+    there.refresh()
+    assert len(there) == 2
+    assert all(there[(kept,)] == store[(kept,)] for kept in (1, 2))
+
+
 def test_two_stores_of_one_process_do_not_overwrite_each_other(tmp_path: Path) -> None:
     for kept in (1, 2):
         LabelStore(tmp_path, "a").add(row(kept))

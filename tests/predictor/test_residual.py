@@ -25,9 +25,10 @@ def process(space: Space) -> GaussianProcess:
 
 
 def policies_of(space: Space, count: int) -> tuple[Tensor, Tensor]:
-    """Random policies, and what their cuts cost alone."""
+    """Random policies, the dense one first, and what their cuts cost alone."""
     generator = torch.Generator().manual_seed(0)
     kept = (torch.rand(count, len(space), generator=generator) * (space.units + 1)).long()
+    kept[0] = space.units
     levels = torch.arange(25) / space.units[:, None]
     effects = (1 - levels.clamp(max=1)) ** 2
     return kept, effects
@@ -44,8 +45,31 @@ def test_process_is_nearer_to_what_it_has_seen(space: Space) -> None:
     left = (truth[:, 1] * truth[:, 3] + 0.3 * truth[:, 5]).repeat(2, 1)
     residual = process(space)
     unseen = (residual.fit(effects, kept, left, halves(200)).mean - left[0]).abs().mean()
-    assert (residual(kept).mean - left[0]).abs().mean() < 0.6 * unseen
+    assert (residual(kept).mean - left[0]).abs().mean() < 0.75 * unseen
     assert unseen < 0.5 * (left - left.mean()).abs().mean()
+
+
+def test_a_row_is_judged_without_its_fold(space: Space) -> None:
+    kept, effects = policies_of(space, 80)
+    left = effects.gather(1, kept.T).T[:, 1].repeat(4, 1)
+    folds = (torch.arange(80) % 4 != torch.arange(4)[:, None]).float()
+    unseen = process(space).fit(effects, kept, left, folds)
+    left[:, folds[2] == 0] += 1
+    again = process(space).fit(effects, kept, left, folds)
+    changed = unseen.mean != again.mean
+    assert not changed[folds[2] == 0].any() and changed[1:][folds[2, 1:] == 1].all()
+
+
+def test_the_prior_knows_the_dense_policy_alone(space: Space) -> None:
+    kept, effects = policies_of(space, 60)
+    kept[1::3] = 0
+    residual = process(space)
+    residual.fit(effects, kept, torch.randn(2, 60), halves(60))
+    points, settings = residual._features(kept).double(), residual.settings.double()
+    covariance, variance = residual._prior(points, points, settings)
+    torch.testing.assert_close(variance, covariance.diagonal(), rtol=1e-4, atol=1e-6)
+    assert covariance[0].abs().max() < 1e-4 * variance[1:].min()
+    assert torch.linalg.eigvalsh(covariance).min() > -1e-6 * variance.max()
 
 
 def test_further_rows_count(space: Space) -> None:
@@ -71,7 +95,7 @@ def test_variance_is_least_where_it_has_measured(space: Space) -> None:
 
 def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) -> None:
     kept, effects = policies_of(space, 400)
-    kept[::4, 1] = 0
+    kept[1::4, 1] = 0
     left = 0.5 * (kept[:, 1] == 0).float().repeat(2, 1)
     residual = process(space)
     residual.fit(effects, kept, left, halves(400))
@@ -128,11 +152,12 @@ def test_fewer_labels_are_needed_from_another_texts_predictor(
     assert error(40, f"predictor.init_from={first / FILE}") < error(80)
 
 
+@pytest.mark.parametrize("other", ["predictor=ridge", "predictor.residual.shares=[0.0]"])
 def test_another_network_is_no_start(
-    labels: Labels, space: Space, facts: Facts, tmp_path: Path
+    other: str, labels: Labels, space: Space, facts: Facts, tmp_path: Path
 ) -> None:
     start = f"predictor.init_from={tmp_path / FILE}"
-    fitted_with(labels, space, facts, tmp_path, "predictor=ridge", "predictor.max_epochs=1")
+    fitted_with(labels, space, facts, tmp_path, other, "predictor.max_epochs=1")
     with pytest.raises(PPFError, match="init_from has another network or space"):
         fitted_with(labels, space, facts, tmp_path, start)
 
