@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from lightning import Fabric
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -47,13 +48,15 @@ def train(ready: Prepared, labels: Labels, *, upstream: bool = False) -> Trained
             require(cfg, "predictor", "python train.py")
         say(f"Training the predictor on {len(labels)} labels.")
         if fabric.is_global_zero:
-            _fit(cfg, ready, labels, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "training.lock"):
+                if not (folder / _RECORD).is_file():  # by another process, meanwhile
+                    _fit(cfg, ready, labels, folder)
         fabric.barrier()
     return Trained(_load(folder, fabric), folder, name)
 
 
 def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     fitted = fit_predictor(
         labels,
         ready.space,

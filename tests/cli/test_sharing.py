@@ -1,7 +1,8 @@
-"""Processes of one run, and jobs of a sweep, share the labelling."""
+"""Processes of one run, jobs of a sweep, and commands side by side share labels and predictors."""
 
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,15 @@ def test_two_processes_and_the_jobs_of_a_sweep_label_each_policy_once(
     shards = [parquet.read_table(path) for path in folder.glob("*.parquet")]
     rows = Counter(tuple(kept) for shard in shards for kept in shard["kept"].to_pylist())
     assert set(rows.values()) == {1} and len(rows) > 40
+
+
+@pytest.mark.slow
+def test_two_commands_side_by_side_train_one_predictor(run: Run, tmp_path: Path) -> None:
+    def train(_: int) -> str:
+        return run("train", *TINY, "labels.count=48", artefacts=str(tmp_path)).stdout
+
+    with ThreadPoolExecutor() as pool:
+        told = list(pool.map(train, range(2)))
+    assert any("Training the predictor" in text for text in told)
+    (folder,) = (tmp_path / "predictor").iterdir()
+    assert {"predictor.ckpt", "held_out.json"} <= {path.name for path in folder.iterdir()}
