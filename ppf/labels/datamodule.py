@@ -126,8 +126,8 @@ class LabelsDataModule(LightningDataModule):
         counts = (1 + low_loss * self._standing(ratio, nll)) * torch.where(proposed, proposals, 1)
         weights = weights * counts[:, None].float()
         weights = weights / weights[~held_out].mean(0)
-        rows = Batch(kept, nll.float(), ratio.float(), weights)
-        self.parts = {"train": take(rows, ~held_out), "test": take(rows, held_out), "all": rows}
+        self.rows = rows = Batch(kept, nll.float(), ratio.float(), weights)
+        self.parts = {"train": take(rows, ~held_out), "test": take(rows, held_out)}
         if held_out.sum() == 0 or len(fold.unique()) < members:
             raise PPFError(
                 f"{len(nll)} finite labels are too few to split into a test part and {members}"

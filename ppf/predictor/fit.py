@@ -108,7 +108,7 @@ def fit_predictor(
         (metrics,) = engine.test(module, data, verbose=False)
         test = data.parts["test"]
         held_out = HeldOut(*module.predict(test.kept), test.nll, test.ratio)
-        module.condition(data.parts["all"])
+        module.condition(data.rows)
         engine.save_checkpoint(folder / FILE, weights_only=True)
     return Fitted(module.cpu().eval(), dict(metrics), held_out)
 
