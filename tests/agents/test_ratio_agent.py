@@ -1,7 +1,9 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -58,6 +60,17 @@ def test_another_budget_is_remembered(tmp_path: Path) -> None:
     again = ppf.load_agent(tmp_path)
     kept = torch.tensor(again.policy(0.4))
     assert again.space == space and space.saved(kept) == pytest.approx(0.4)
+
+
+def test_answers_within_ten_milliseconds() -> None:
+    agent = ratio_agent(30)
+    agent.policy(0.37)
+    seconds = []
+    for _ in range(50):
+        start = time.process_time()  # other processes may be at work
+        agent.policy(0.37)
+        seconds.append(time.process_time() - start)
+    assert median(seconds) < 0.010
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 0.51])
