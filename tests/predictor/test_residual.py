@@ -40,12 +40,12 @@ def halves(count: int) -> Tensor:
 
 
 def test_process_is_nearer_to_what_it_has_seen(space: Space) -> None:
-    kept, effects = policies_of(space, 200)
+    kept, effects = policies_of(space, 150)
     truth = effects.gather(1, kept.T).T
     left = (truth[:, 1] * truth[:, 3] + 0.3 * truth[:, 5]).repeat(2, 1)
     residual = process(space)
-    unseen = (residual.fit(effects, kept, left, halves(200)).mean - left[0]).abs().mean()
-    assert (residual(kept).mean - left[0]).abs().mean() < 0.75 * unseen
+    unseen = (residual.fit(effects, kept, left, halves(150)).mean - left[0]).abs().mean()
+    assert (residual(kept).mean - left[0]).abs().mean() < 0.6 * unseen
     assert unseen < 0.5 * (left - left.mean()).abs().mean()
 
 
