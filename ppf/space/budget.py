@@ -9,7 +9,8 @@ from ppf.space.sites import Space
 Bounds = tuple[Int[Tensor, "batch sites"], Int[Tensor, "batch sites"]]
 """Fewest and most units to keep."""
 
-_HALVINGS = 52  # of an interval of shares: down to the resolution of float64
+_BITS = 42  # of an interval of shares, far below `_spread`
+_AT_ONCE = 4096  # numbers that take hardly longer to work out than one
 
 
 def project(
@@ -90,21 +91,24 @@ def _cut(
 ) -> Float[Tensor, "batch sites"]:
     """Removes units, farthest above their wish first, until `target` of the cost is gone."""
 
-    def keep(share: Tensor) -> Tensor:
-        return torch.addcmul(start, share, units).clamp_(lower, upper).long().double()
+    def keep(share: Float[Tensor, "batch cuts"]) -> Float[Tensor, "cuts batch sites"]:
+        shares = share.T[..., None]
+        return torch.addcmul(start, shares, units).clamp_(lower, upper).floor_()
 
     budget = (units * cost).sum() - target  # what may stay
     low = (-start / units).amin(1, keepdim=True) - 1
     high = ((units + 1 - start) / units).amax(1, keepdim=True)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        enough = (keep(middle) @ cost)[:, None] <= budget
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    # The interval is halved again and again; small batches see several halvings ahead.
+    bits = max(1, (_AT_ONCE // (start.numel() + 1)).bit_length() - 1)
+    steps = torch.arange(2**bits + 1, device=start.device, dtype=torch.double) / 2**bits
+    for _ in range(-(-_BITS // bits)):
+        cuts = torch.lerp(low, high, steps)
+        stays = (keep(cuts[:, 1:-1]) @ cost).T
+        last = (stays <= budget).sum(1, keepdim=True)
+        low, high = cuts.gather(1, last), cuts.gather(1, last + 1)
 
-    most = keep(high)
-    tied = most - keep(
-        low
-    )  # one unit at most, and only where wishes tie: the first sites yield first
+    (least,), (most,) = keep(low), keep(high)
+    tied = most - least  # one unit at most, and only where wishes tie: the first sites yield first
     spent = tied * cost
     over = (most @ cost)[:, None] - budget
     return most - tied * (spent.cumsum(1) - spent < over)

@@ -58,6 +58,15 @@ def test_removes_what_is_asked_and_less_than_one_unit_more(space: Space, wild: f
     assert (excess(space, kept)[possible] < space.params.min()).all()
 
 
+@pytest.mark.parametrize("wild", [0.0, 0.3, 1e6])
+def test_a_policy_does_not_depend_on_the_batch(wild: float) -> None:
+    wanted = wishes(WIDTH, wild)
+    together = project(WIDTH, wanted, RATIOS)
+    alone = [project(WIDTH, wanted[i : i + 1], RATIOS[i : i + 1]) for i in range(len(RATIOS))]
+    assert torch.equal(torch.cat(alone), together)
+    assert project(WIDTH, wanted[:0], RATIOS[:0]).shape == (0, len(WIDTH))
+
+
 def test_ratio_zero_is_dense() -> None:
     assert torch.equal(project(WIDTH, wishes(WIDTH, 3.0), RATIOS)[0], WIDTH.dense)
 
