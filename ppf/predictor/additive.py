@@ -82,8 +82,8 @@ class Additive(Network):
         return logs.clamp(max=_LARGEST).exp()
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        damage = (features[..., : self.features] - self.dense).abs().flatten(1, -2)
-        z = torch.einsum("brf,rf->b", damage, self.weights) / self.whole + _JITTER
+        damage = (features[..., : self.features] - self.dense).abs().flatten(1)
+        z = damage @ self.weights.flatten() / self.whole + _JITTER
         terms = F.softplus(self.link) * z[:, None] ** self.powers
         return torch.asinh(_SCALE * terms.sum(1))
 
