@@ -7,8 +7,8 @@ under another seed. The proposals are what an evolution finds, at ratios and see
 predictors that were fitted to the first labels: no predictor of the table was trained on them.
 Labels and predictors are found again by their signatures, and rows that results.json has are
 skipped. The folder `labels` holds labels in float32, so that no machine needs to make them again;
-`--export` adds all that this one has made. `sensitivity` needs no labels: it is the sum of what
-each cut alone should cost.
+its proposals are the table's as well, and `--export` adds all that this one has made.
+`sensitivity` needs no labels: it is the sum of what each cut alone should cost.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
+from pyarrow import parquet
 from setting import configured
 from torch import Tensor
 
@@ -50,6 +51,15 @@ EACH = 4  # proposals of a ratio and seed
 FITTED_TO = 256  # labels of the predictor whose proposals they are
 SCORES = ("kendall", "spearman", "mae", "median", "nmse", "coverage", "regret")
 FIRST_SEED = 1  # of the random set
+PROPOSALS = "proposals"
+
+
+def take_over(ready: Prepared) -> Path:
+    """Where labels of this form are kept; puts those that are there where collect finds them."""
+    labelled = LABELLED / f"{ready.signatures.labels}.parquet"
+    if labelled.is_file():
+        shutil.copy(labelled, label_store(ready).folder)
+    return labelled
 
 
 def random_set(ready: Prepared) -> Labels:
@@ -59,9 +69,14 @@ def random_set(ready: Prepared) -> Labels:
     return label(label_store(ready), ready.labeller, kept, "random set")
 
 
-def proposals(ready: Prepared, labels: Labels) -> Labels:
-    """What searches propose at ratios and seeds of their own."""
+def proposals(ready: Prepared, labels: Labels, labelled: Path) -> Labels:
+    """What searches propose at ratios and seeds of their own, or did when `labelled` was made."""
     found = []
+    if labelled.is_file():
+        table = parquet.read_table(labelled, filters=[("source", "=", PROPOSALS)])
+        if len(table):
+            kept = torch.tensor(table["kept"].to_pylist())
+            return label(label_store(ready), ready.labeller, kept, PROPOSALS)
     for seed in SEEDS:
         cfg = ready.cfg.copy()
         cfg.seed = seed
@@ -72,7 +87,7 @@ def proposals(ready: Prepared, labels: Labels) -> Labels:
             best = run_search(agent, objective, Run(ready.fabric, lambda *_: None, seed), EACH)
             found.append(best.kept.cpu())
     kept = torch.cat(found).unique(dim=0)
-    return label(label_store(ready), ready.labeller, kept, "proposals")
+    return label(label_store(ready), ready.labeller, kept, PROPOSALS)
 
 
 def first(labels: Labels, count: int) -> Labels:
@@ -163,11 +178,9 @@ def main() -> None:
 
     given = (f"labels.count={max(counts)}", "agent=evolution", "model.dtype=float32", *overrides)
     ready = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
-    labelled = LABELLED / f"{ready.signatures.labels}.parquet"
-    if labelled.is_file():
-        shutil.copy(labelled, label_store(ready).folder)
+    labelled = take_over(ready)
     labels = collect(ready)
-    sets = {"random": random_set(ready), "proposals": proposals(ready, labels)}
+    sets = {"random": random_set(ready), "proposals": proposals(ready, labels, labelled)}
     if options.export:
         LABELLED.mkdir(exist_ok=True)
         label_store(ready).export(labelled)
