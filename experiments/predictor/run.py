@@ -71,12 +71,12 @@ def random_set(ready: Prepared) -> Labels:
 
 def proposals(ready: Prepared, labels: Labels, labelled: Path) -> Labels:
     """What searches propose at ratios and seeds of their own, or did when `labelled` was made."""
-    found = []
     if labelled.is_file():
         table = parquet.read_table(labelled, filters=[("source", "=", PROPOSALS)])
         if len(table):
             kept = torch.tensor(table["kept"].to_pylist())
             return label(label_store(ready), ready.labeller, kept, PROPOSALS)
+    found = []
     for seed in SEEDS:
         cfg = ready.cfg.copy()
         cfg.seed = seed
