@@ -5,7 +5,8 @@
 The first policies of the sampler are labelled in float32 and in bfloat16.
 """
 
-import sys
+import argparse
+from collections.abc import Sequence
 from math import log
 
 from lightning import Fabric
@@ -17,9 +18,9 @@ from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
 
 
-def labelled(dtype: str) -> Labels:
+def labelled(dtype: str, overrides: Sequence[str]) -> Labels:
     """The sampler's policies, measured in this dtype."""
-    given = ("labels.count=128", *sys.argv[1:], f"model.dtype={dtype}")
+    given = ("labels.count=128", *overrides, f"model.dtype={dtype}")
     ready = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
     take_over(ready)
     return collect(ready)
@@ -27,7 +28,11 @@ def labelled(dtype: str) -> Labels:
 
 def main() -> None:
     """Prints what bfloat16 adds to the labels of policies that still work."""
-    exact, rounded = labelled("float32"), labelled("bfloat16")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    _, overrides = parser.parse_known_args()
+    exact, rounded = (labelled(dtype, overrides) for dtype in ("float32", "bfloat16"))
     works = ~exact.catastrophic(float(exact.nll[0]), log(10))  # ten times the perplexity
     added = (rounded.nll - exact.nll)[works]
     print(
