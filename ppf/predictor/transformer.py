@@ -51,6 +51,6 @@ class _Block(nn.Module):
         heads = self.mix(tokens).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)
         query, key, value = heads.unbind(2)
         # Written out: torch has no fused attention for members evaluated side by side.
-        attention = (query @ key.mT / key.shape[-1] ** 0.5).softmax(-1)
+        attention = (query / key.shape[-1] ** 0.5 @ key.mT).softmax(-1)
         tokens = tokens + self.back((attention @ value).transpose(1, 2).flatten(2))
         return tokens + self.each(tokens)

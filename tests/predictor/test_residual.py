@@ -19,9 +19,7 @@ QUICK = "predictor.max_epochs=10"
 
 
 def process(space: Space) -> GaussianProcess:
-    return GaussianProcess(
-        space, effects=[0.0, 1.0], shares=[0.0], length=2.0, rows=200, steps=60, huber=10.0
-    )
+    return GaussianProcess(space, effects=[0.0, 1.0], shares=[0.0], rows=200, steps=60, huber=10.0)
 
 
 def policies_of(space: Space, count: int) -> tuple[Tensor, Tensor]:
