@@ -3,7 +3,8 @@
     python experiments/predictor/run.py [--predictors additive,cnn] [--labels 128,256] [OVERRIDES]
 
 Both held-out sets are labelled once and shared by all rows. The random one comes from the sampler
-under another seed. The proposals are what an evolution finds, at ratios and seeds of its own, on
+under another seed, and has the labels beyond the first 1024 as well for rows of fewer. The
+proposals are what an evolution finds, at ratios and seeds of its own, on
 predictors that were fitted to the first labels: no predictor of the table was trained on them.
 Labels and predictors are found again by their signatures, and rows that results.json has are
 skipped. The folder `labels` holds labels in float32, so that no machine needs to make them again;
@@ -44,7 +45,8 @@ FILE = Path(__file__).with_name("results.json")
 LABELLED = Path(__file__).with_name("labels")
 PREDICTORS = ("residual", "additive", "ridge", "mlp", "cnn", "transformer")
 LABELS = (128, 256, 512, 1024, 2048)
-RANDOM = 256  # policies of the random set
+RANDOM = 256  # policies of the random set under another seed
+HELD_OUT = 1024  # labels after which the others belong to the random set too
 RATIOS = (0.06, 0.1, 0.14, 0.18, 0.22, 0.27, 0.33, 0.37, 0.42, 0.47, 0.52, 0.57)  # of the proposals
 SEEDS = (101,)
 EACH = 4  # proposals of a ratio and seed
@@ -62,11 +64,12 @@ def take_over(ready: Prepared) -> Path:
     return labelled
 
 
-def random_set(ready: Prepared) -> Labels:
-    """Policies of the sampler that no predictor was trained on."""
+def random_set(ready: Prepared, labels: Labels) -> Labels:
+    """Policies of the sampler; what a predictor was trained on does not count for it (`unseen`)."""
     cfg = ready.cfg
     kept = draw(ready, instantiate(cfg.sampler), RANDOM, cfg.seed + FIRST_SEED)
-    return label(label_store(ready), ready.labeller, kept, "random set")
+    other = label(label_store(ready), ready.labeller, kept, "random set")
+    return other.with_rows(labels.kept[HELD_OUT:], labels.nll[HELD_OUT:], "sampler")
 
 
 def proposals(ready: Prepared, labels: Labels, labelled: Path) -> Labels:
@@ -176,11 +179,11 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     counts = [int(count) for count in options.labels.split(",")]
 
-    given = (f"labels.count={max(counts)}", "agent=evolution", "model.dtype=float32", *overrides)
+    given = (f"labels.count={max(LABELS)}", "agent=evolution", "model.dtype=float32", *overrides)
     ready = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
     labelled = take_over(ready)
     labels = collect(ready)
-    sets = {"random": random_set(ready), "proposals": proposals(ready, labels, labelled)}
+    sets = {"random": random_set(ready, labels), "proposals": proposals(ready, labels, labelled)}
     if options.export:
         LABELLED.mkdir(exist_ok=True)
         label_store(ready).export(labelled)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from ppf.space import Space
@@ -36,14 +36,13 @@ class GaussianProcess(nn.Module):
     Policies are compared by what they remove of each site and by their effects: what each of their
     cuts alone is predicted to cost. Their covariance sums Matérn functions of distances in both,
     summed over runs of layers; the product of their effects' roots; and the effect that their cuts
-    have in common, Σ min(effect, effect′), which knows every unit by itself. The squares of the
-    last two know all pairs of sites. What cuts have in common counts once more where the coarsest
-    effects are alike, since what a cut costs depends on what else is gone, and there the sites and
-    pairs of sites count that both have emptied. The correction fades away from measured policies,
-    goes through them where they are dense, and is nothing for the dense policy. Amplitudes,
-    lengths, the noise and relevances, of each site in the finest effects and in all effects' roots
-    and common parts, maximise the marginal likelihood of what members leave over of policies that
-    they have not seen.
+    have in common, Σ min(effect, effect′), which knows what every single unit does. The squares of
+    the last two know all pairs of sites. Since what a cut costs depends on what else is gone, the
+    common effect counts once more where the coarsest effects are alike, and with it the sites and
+    pairs of sites that both have emptied. The correction fades away from measured policies, goes
+    through them where they are dense, and is nothing for the dense policy. Amplitudes, lengths, the
+    noise and relevances, of each site in the finest effects and in products and common effects,
+    maximise the marginal likelihood of what members leave over of policies that they have not seen.
 
     Args:
         effects: spans of the runs of layers over which effects are summed, as shares of the depth;
@@ -54,15 +53,14 @@ class GaussianProcess(nn.Module):
         huber: transformed error from which on a row counts less, as 1 / error.
 
     Source of the method: Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006),
-        chapters 2, 4 and 5; sums of covariances as in Duvenaud et al. (NeurIPS 2011). min(a, b) is
-        the covariance of Brownian motion.
+        chapters 2, 4 and 5; sums of covariances as in Duvenaud et al. (NeurIPS 2011); min(a, b) is
+        that of Brownian motion.
     """
 
     units: Int[Tensor, " sites"]
     effect_pool: Float[Tensor, "sites runs"]
     share_pool: Float[Tensor, "sites runs"]
-    relevant: Int[Tensor, " features"]
-    cuts: Int[Tensor, " cuts"]
+    relevant: Bool[Tensor, " features"]
     effects: Float[Tensor, "sites levels"]
     points: Float[Tensor, "rows features"]
     coefficients: Float[Tensor, " rows"]
@@ -86,10 +84,10 @@ class GaussianProcess(nn.Module):
         self.coarsest = len(effects) - 1
         for name, pool in zip(("effect_pool", "share_pool"), pools, strict=True):
             self.register_buffer(name, torch.cat(pool, 1))
-        cuts = torch.arange(int(space.units.max())) < space.units[:, None]
         self.register_buffer("units", space.units)
-        self.register_buffer("cuts", cuts.flatten().nonzero()[:, 0], persistent=False)
-        self.register_buffer("relevant", self._relevant(), persistent=False)
+        weighed = [True, *[False] * (len(self.runs) - 1), True, False]
+        relevant = torch.tensor(weighed).repeat_interleave(torch.tensor(self.sizes))
+        self.register_buffer("relevant", relevant, persistent=False)
         for name in _STATE:
             self.register_buffer(name, torch.empty(0))
         self.centre: Float[Tensor, " settings"] | None = None
@@ -186,35 +184,21 @@ class GaussianProcess(nn.Module):
     def _features(self, kept: Tensor) -> Float[Tensor, "batch features"]:
         """All that policies are compared by, in the order of `sizes`."""
         effects = self._effects(kept)
-        kept = kept.to(effects)
-        removed = 1 - kept / self.units
-        steps = -self.effects.diff().clamp(max=0).to(effects)
-        cut = (torch.arange(1, len(steps.T) + 1).to(kept) - kept[..., None]).clamp(0, 1)
+        removed = 1 - kept.to(effects) / self.units
         return torch.cat(
             [
                 effects @ self.effect_pool.to(effects),
                 removed @ self.share_pool.to(effects),
                 effects.clamp(min=_SMALLEST).sqrt(),
-                (cut * steps.sqrt()).flatten(1)[:, self.cuts],
-                (1 - kept).clamp(min=0),
+                (1 - kept).clamp(min=0).to(effects),
             ],
             1,
         )
 
     @property
     def sizes(self) -> list[int]:
-        """Features of each part: the distances', roots of effects, their steps, emptied sites."""
-        sites = len(self.units)
-        return [*self.runs, sites, len(self.cuts), sites]
-
-    def _relevant(self) -> Int[Tensor, " features"]:
-        """The number of each feature's relevance, zero where it has none."""
-        finest, sites = self.runs[0], torch.arange(len(self.units))
-        of_sites = torch.cat([sites, self.cuts // int(self.units.max())])
-        numbers = [torch.zeros(size, dtype=torch.long) for size in self.sizes]
-        numbers[0] = torch.arange(finest) + 1
-        coarser, emptied = numbers[1 : len(self.runs)], numbers[-1]
-        return torch.cat([numbers[0], *coarser, of_sites + finest + 1, emptied])
+        """Features of each part: the distances', roots of effects, emptied sites."""
+        return [*self.runs, len(self.units), len(self.units)]
 
     def _prior(
         self, points: Tensor, rows: Tensor, settings: Tensor
@@ -232,31 +216,34 @@ class GaussianProcess(nn.Module):
     ) -> Float[Tensor, "batch rows"]:
         amplitudes, lengths, relevance, _ = self._split(settings)
         parts = zip(*(x.mul(relevance).split(self.sizes, 1) for x in (left, right)), strict=True)
-        *near, roots, cuts, emptied = parts
-        root, root_pair, cut, cut_pair, cut_alike, one, two = amplitudes[len(near) :]
-        product, common, gone = (a @ b.T for a, b in (roots, cuts, emptied))
+        *near, roots, emptied = parts
+        root, root_pair, cut, cut_pair, alike, one, two = amplitudes[len(near) :]
+        product, gone = (a @ b.T for a, b in (roots, emptied))
+        common = _common(*(x.square() for x in roots))
         covariance = product * (root + root_pair * product) + common * (cut + cut_pair * common)
         for number, (a, b) in enumerate(near):
             scale = amplitudes[number]
             if number == self.coarsest:
-                scale = scale + cut_alike * common + gone * (one + two * gone)
+                scale = scale + alike * common + gone * (one + two * gone)
             covariance = covariance + scale * _matern(a / lengths[number], b / lengths[number])
         return covariance
 
     def _variance(self, points: Tensor, settings: Tensor) -> Float[Tensor, " batch"]:
         """The diagonal of the covariance."""
         amplitudes, lengths, relevance, _ = self._split(settings)
-        roots, cuts, emptied = _norms(points * relevance, self.sizes)[len(lengths) :]
-        root, root_pair, cut, cut_pair, cut_alike, one, two = amplitudes[len(lengths) :]
-        products = roots * (root + root_pair * roots) + cuts * (cut + cut_alike + cut_pair * cuts)
-        return amplitudes[: len(lengths)].sum() + products + emptied * (one + two * emptied)
+        whole, gone = _norms(points * relevance, self.sizes)[len(lengths) :]
+        root, root_pair, cut, cut_pair, alike, one, two = amplitudes[len(lengths) :]
+        effects = whole * (root + cut + alike + (root_pair + cut_pair) * whole)
+        return amplitudes[: len(lengths)].sum() + effects + gone * (one + two * gone)
 
     def _split(self, settings: Tensor) -> _Settings:
         near = len(self.runs)
-        parts = [near + _PRODUCTS, near, 1, int(self.relevant.max())]
-        amplitudes, lengths, noise, relevances = settings.split(parts)
-        relevance = F.pad(relevances, (1, 0), value=1.0)[self.relevant]
-        return _Settings(amplitudes, lengths, relevance, noise[0])
+        parts = [near + _PRODUCTS, near, 1, int(self.relevant.sum())]
+        amplitudes, lengths, noise, relevant = settings.split(parts)
+        relevance = torch.ones(len(self.relevant)).to(settings)
+        return _Settings(
+            amplitudes, lengths, relevance.masked_scatter(self.relevant, relevant), noise[0]
+        )
 
     def _most_likely(
         self,
@@ -270,7 +257,7 @@ class GaussianProcess(nn.Module):
         weights = self._robust(weights[some], target)
         centre = self._usual(points, target) if self.centre is None else self.centre.to(points)
         prior = torch.full_like(centre, _PRIOR)
-        prior[-int(self.relevant.max()) :] = _PRIOR_OF_RELEVANCE
+        prior[-int(self.relevant.sum()) :] = _PRIOR_OF_RELEVANCE
         logs = torch.zeros_like(centre, requires_grad=True)
         optimizer = torch.optim.Adam([logs], lr=_RATE)
         with torch.enable_grad():
@@ -294,15 +281,24 @@ class GaussianProcess(nn.Module):
         Lengths are the median distances, relevances one.
         """
         near = points.split(self.sizes, 1)[: len(self.runs)]
-        roots, cuts, emptied = (n.mean() for n in _norms(points, self.sizes)[len(near) :])
+        whole, gone = (n.mean() for n in _norms(points, self.sizes)[len(near) :])
         variance = target.square().mean().clamp(min=_SMALLEST**2)
         each = 0.75 * variance / (len(near) + _PRODUCTS)
-        once = each / emptied.clamp(min=1 / len(points))
-        sizes = (roots, roots.square(), cuts, cuts.square(), cuts)
-        products = [each / size.clamp(min=_SMALLEST) for size in sizes]
+        once = each / gone.clamp(min=1 / len(points))
+        first, second = (each / n.clamp(min=_SMALLEST) for n in (whole, whole.square()))
         lengths = [torch.pdist(part).median().clamp(min=_SMALLEST) for part in near]
-        rest = [each] * len(near) + [*products, once, once, *lengths, variance / 4]
-        return torch.cat([torch.stack(rest), torch.ones(int(self.relevant.max())).to(points)])
+        rest = [each] * len(near) + [
+            first,
+            second,
+            first,
+            second,
+            first,
+            once,
+            once,
+            *lengths,
+            variance / 4,
+        ]
+        return torch.cat([torch.stack(rest), torch.ones(int(self.relevant.sum())).to(points)])
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Takes the number of rows from the checkpoint."""
@@ -322,6 +318,13 @@ def _matern(
     return torch.add(1 + distances, squares, alpha=1 / 3) * torch.exp(-distances)
 
 
+def _common(
+    a: Float[Tensor, "batch sites"], b: Float[Tensor, "rows sites"]
+) -> Float[Tensor, "batch rows"]:
+    """Sums of the lesser of both, for numbers that are not negative."""
+    return (a.sum(1, keepdim=True) + b.sum(1) - torch.cdist(a, b, p=1)) / 2
+
+
 def _norms(points: Tensor, sizes: list[int]) -> list[Float[Tensor, " rows"]]:
     """The squared norm of each part."""
     return [part.square().sum(1) for part in points.split(sizes, 1)]
@@ -336,8 +339,7 @@ def _pool(space: Space, span: float) -> Float[Tensor, "sites runs"]:
 
 
 _IN_CACHE = 1 << 17  # covariances worked on at a time by a CPU
-# Roots of effects and pairs; common effects, pairs, and where alike; emptied sites and pairs.
-_PRODUCTS = 7
+_PRODUCTS = 7  # roots of effects, common effects, both squared, alike ones, emptied sites, pairs
 _STATE = ("effects", "points", "coefficients", "whitener", "settings")
 _SMALLEST = 1e-6  # distance between policies
 _RATE = 0.1  # of a log-setting, in one step
