@@ -103,6 +103,16 @@ def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) ->
     assert emptied - narrowed > 0.3
 
 
+def test_single_units_count(space: Space) -> None:
+    kept, effects = policies_of(space, 400)
+    site = int(space.units.argmax())
+    steps = torch.randn(int(space.units.max()), generator=torch.Generator().manual_seed(1))
+    walk = torch.cat([steps.flip(0).cumsum(0).flip(0), torch.zeros(1)])
+    left = walk[kept[:, site]].repeat(2, 1)
+    unseen = process(space).fit(effects, kept, left, halves(400)).mean
+    assert (unseen - left[0]).abs().mean() < 0.1 * (left - left.mean()).abs().mean()
+
+
 def test_large_batches_are_told_the_same(space: Space) -> None:
     kept, effects = policies_of(space, 900)
     truth = effects.gather(1, kept.T).T
