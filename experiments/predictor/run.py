@@ -3,9 +3,9 @@
     python experiments/predictor/run.py [--predictors additive,cnn] [--labels 128,256] [OVERRIDES]
 
 Both held-out sets are labelled once and shared by all rows. The random one comes from the sampler
-under another seed, and has the labels beyond the first 1024 as well for rows of fewer. The
-proposals are what an evolution finds, at ratios and seeds of its own, on
-predictors that were fitted to the first labels: no predictor of the table was trained on them.
+under another seed; for rows of at most 1024 labels, the labels after those belong to it too. The
+proposals are what an evolution finds, at ratios and seeds of its own, on predictors that were
+fitted to the first labels: no predictor of the table was trained on them.
 Labels and predictors are found again by their signatures, and rows that results.json has are
 skipped. The folder `labels` holds labels in float32, so that no machine needs to make them again;
 its proposals are the table's as well, and `--export` adds all that this one has made.

@@ -287,17 +287,8 @@ class GaussianProcess(nn.Module):
         once = each / gone.clamp(min=1 / len(points))
         first, second = (each / n.clamp(min=_SMALLEST) for n in (whole, whole.square()))
         lengths = [torch.pdist(part).median().clamp(min=_SMALLEST) for part in near]
-        rest = [each] * len(near) + [
-            first,
-            second,
-            first,
-            second,
-            first,
-            once,
-            once,
-            *lengths,
-            variance / 4,
-        ]
+        products = [first, second, first, second, first, once, once]
+        rest = [each] * len(near) + [*products, *lengths, variance / 4]
         return torch.cat([torch.stack(rest), torch.ones(int(self.relevant.sum())).to(points)])
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
