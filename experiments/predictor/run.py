@@ -8,7 +8,9 @@ proposals are what an evolution finds, at ratios and seeds of its own, on predic
 fitted to the first labels: no predictor of the table was trained on them.
 Labels and predictors are found again by their signatures, and rows that results.json has are
 skipped. The folder `labels` holds labels in float32, so that no machine needs to make them again;
-its proposals are the table's as well, and `--export` adds all that this one has made.
+its proposals are the table's as well, and `--export` adds all that this one has made. Whatever
+`--labels` says, all 2048 are there first, since they belong to the random set: elsewhere than in
+float32, labels.count= makes fewer.
 `sensitivity` needs no labels: it is the sum of what each cut alone should cost.
 """
 
