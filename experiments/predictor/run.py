@@ -25,19 +25,19 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from lightning import Fabric
-from omegaconf import DictConfig
 from pyarrow import parquet
 from setting import configured
 from torch import Tensor
 
 from ppf.agents import Run
 from ppf.labels.collect import draw, label
-from ppf.labels.table import Labels
+from ppf.labels.table import ASKED, Labels
 from ppf.predictor.module import PredictorModule
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import Scores
 from ppf.progress import say
 from ppf.search import run_search
+from ppf.stages.ask import ask
 from ppf.stages.collect import collect, label_store
 from ppf.stages.objective import objective_of
 from ppf.stages.prepare import Prepared, prepare
@@ -56,6 +56,7 @@ FITTED_TO = 256  # labels of the predictor whose proposals they are
 SCORES = ("kendall", "spearman", "mae", "median", "nmse", "coverage", "regret")
 FIRST_SEED = 1  # of the random set
 PROPOSALS = "proposals"
+KEY = ("predictor", "labels", "asked", "set")
 
 
 def take_over(ready: Prepared) -> Path:
@@ -74,13 +75,18 @@ def random_set(ready: Prepared, labels: Labels) -> Labels:
     return other.with_rows(labels.kept[HELD_OUT:], labels.nll[HELD_OUT:], "sampler")
 
 
+def exported(labelled: Path, source: str) -> Tensor:
+    """The policies of this source that `labelled` has, [rows, sites]; there may be none."""
+    if not labelled.is_file():
+        return torch.empty(0, 0)
+    table = parquet.read_table(labelled, filters=[("source", "=", source)])
+    return torch.tensor(table["kept"].to_pylist())
+
+
 def proposals(ready: Prepared, labels: Labels, labelled: Path) -> Labels:
     """What searches propose at ratios and seeds of their own, or did when `labelled` was made."""
-    if labelled.is_file():
-        table = parquet.read_table(labelled, filters=[("source", "=", PROPOSALS)])
-        if len(table):
-            kept = torch.tensor(table["kept"].to_pylist())
-            return label(label_store(ready), ready.labeller, kept, PROPOSALS)
+    if len(before := exported(labelled, PROPOSALS)):
+        return label(label_store(ready), ready.labeller, before, PROPOSALS)
     found = []
     for seed in SEEDS:
         cfg = ready.cfg.copy()
@@ -93,6 +99,16 @@ def proposals(ready: Prepared, labels: Labels, labelled: Path) -> Labels:
             found.append(best.kept.cpu())
     kept = torch.cat(found).unique(dim=0)
     return label(label_store(ready), ready.labeller, kept, PROPOSALS)
+
+
+def with_asked(ready: Prepared, labels: Labels, sets: dict[str, Labels], labelled: Path) -> Labels:
+    """The labels, and as many as `labels.asked` says: of what their predictor asks for now.
+
+    Where `labelled` has as many as are wanted, what it asked for when that was made.
+    """
+    if len(before := exported(labelled, ASKED)) == ready.cfg.labels.asked > 0:
+        return labels.with_rows(before, label_store(ready).labels(before).nll, ASKED)
+    return ask(ready, labels, beside=torch.cat([held_out.kept for held_out in sets.values()]))
 
 
 def first(labels: Labels, count: int) -> Labels:
@@ -138,13 +154,18 @@ def scored(
 
 
 def rows_of(
-    cfg: DictConfig, name: str, ready: Prepared, labels: Labels, sets: dict[str, Labels]
+    name: str, ready: Prepared, labels: Labels, sets: dict[str, Labels]
 ) -> Iterator[dict[str, object]]:
     """All rows of one predictor and number of labels."""
-    predictor = train(replace(ready, cfg=cfg), labels).fitted.predictor
+    predictor = train(ready, labels).fitted.predictor
     for held_out, policies in sets.items():
         for row in scored(predictor, ready, unseen(policies, labels)):
-            yield {"predictor": name, "labels": len(labels), "set": held_out, **row}
+            yield {"predictor": name, **numbers(labels), "set": held_out, **row}
+
+
+def numbers(labels: Labels) -> dict[str, int]:
+    """How many labels there are, and how many of them a predictor asked for."""
+    return {"labels": len(labels), "asked": int(labels.asked.sum())}
 
 
 def unlabelled(
@@ -153,21 +174,23 @@ def unlabelled(
     """All rows of the sensitivities; they have no intervals."""
     for held_out, policies in sets.items():
         for row in scored(Sensitivity(ready, dense_nll), ready, policies):
-            named = {"predictor": "sensitivity", "labels": 0, "set": held_out}
+            named = {"predictor": "sensitivity", "labels": 0, "asked": 0, "set": held_out}
             yield named | row | {"coverage": None}
 
 
 def table(rows: list[dict]) -> str:
     """Markdown: over all bands, and the worst band's Kendall."""
-    lines = ["| predictor | labels | set | Kendall | worst band | median | nmse | 90 % covers |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = [
+        "| predictor | labels | asked | set | Kendall | worst band | median | nmse | 90 % covers |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in (r for r in rows if r["band"] == "all"):
-        key = [row[k] for k in ("predictor", "labels", "set")]
-        same = [r for r in rows if [r[k] for k in ("predictor", "labels", "set")] == key]
+        key = [row[k] for k in KEY]
+        same = [r for r in rows if [r[k] for k in KEY] == key]
         worst = min(r["kendall"] for r in same if r["kendall"] is not None)
         cells = [row["kendall"], worst, row["median"], row["nmse"], row["coverage"]]
-        numbers = ["" if cell is None else f"{cell:.4f}" for cell in cells]
-        lines.append("| " + " | ".join([*map(str, key), *numbers]) + " |")
+        shown = ["" if cell is None else f"{cell:.4f}" for cell in cells]
+        lines.append("| " + " | ".join([*map(str, key), *shown]) + " |")
     return "\n".join(lines)
 
 
@@ -191,18 +214,19 @@ def main() -> None:
         label_store(ready).export(labelled)
 
     rows = json.loads(options.results.read_text()) if options.results.is_file() else []
-    done = {(row["predictor"], row["labels"]) for row in rows}
-    if ("sensitivity", 0) not in done:
+    done = {tuple(row[k] for k in KEY[:3]) for row in rows}
+    if ("sensitivity", 0, 0) not in done:
         rows += unlabelled(ready, float(labels.nll[0]), sets)
     for name in options.predictors.split(","):
-        chosen = configured(f"predictor={name}", *given)
+        chosen = replace(ready, cfg=configured(f"predictor={name}", *given))
         for count in counts:
-            some = first(labels, count)
-            if (name, len(some)) in done:
+            some = with_asked(chosen, first(labels, count), sets, labelled)
+            key = (name, *numbers(some).values())
+            if key in done:
                 continue
             say(f"{name} on {len(some)} labels.")
-            rows += rows_of(chosen, name, ready, some, sets)
-            done.add((name, len(some)))
+            rows += rows_of(name, chosen, some, sets)
+            done.add(key)
             options.results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
 

@@ -14,6 +14,7 @@ from ppf.report.plots import policy_heatmap, ratio_curve
 from ppf.report.tables import print_summary
 from ppf.space import check_ratio
 from ppf.stages import curve, results
+from ppf.stages.ask import ask
 from ppf.stages.collect import collect
 from ppf.stages.dynamic import dynamic
 from ppf.stages.prepare import Prepared, prepare
@@ -30,7 +31,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     with clock("preparing the model"):
         ready = prepare(cfg, fabric)
     with clock("labelling"):
-        labels = collect(ready, upstream=True)
+        labels = ask(ready, collect(ready, upstream=True), upstream=True)
     _MODES[cfg.mode](ready, labels, clock)
 
 

@@ -69,8 +69,8 @@ class LabelsDataModule(LightningDataModule):
 
     A member trains on all folds but its own, which serves as its validation: every training row
     is thus predicted by a member that has not seen it. Equal policies always fall together. Only
-    policies that a sampler drew are held out; what a search proposed is always trained on. Rows
-    without a finite label are dropped, and their number is said.
+    policies that a sampler drew are held out; what a search proposed or a predictor asked for is
+    always trained on. Rows without a finite label are dropped, and their number is said.
 
     Args:
         labels: the labelled set.
@@ -116,10 +116,10 @@ class LabelsDataModule(LightningDataModule):
         if not finite.all():
             say(f"Leaving out {int((~finite).sum())} of {len(labels)} labels that are not finite.")
         kept, nll, proposed = labels.kept[finite], labels.nll[finite], labels.proposed[finite]
-        ratio = space.ratio(kept)
+        ratio, drawn = space.ratio(kept), ~(proposed | labels.asked[finite])
 
         held_out = torch.zeros_like(proposed)
-        held_out[~proposed] = self._deal(kept[~proposed], ratio[~proposed], [1 - test, test]) == 1
+        held_out[drawn] = self._deal(kept[drawn], ratio[drawn], [1 - test, test]) == 1
         fold = self._deal(kept[~held_out], ratio[~held_out], [1 / members] * members)
         weights = torch.ones(len(kept), members)
         weights[~held_out] = (fold[:, None] != torch.arange(members)).float()

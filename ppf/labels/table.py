@@ -8,6 +8,8 @@ from torch import Tensor
 
 PROPOSED = "search"
 """The source of policies that a search proposed."""
+ASKED = "asked"
+"""The source of policies that a predictor asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,12 @@ class Labels:
     @property
     def proposed(self) -> Bool[Tensor, " rows"]:
         """Whether a search proposed the policy."""
-        return torch.tensor([source == PROPOSED for source in self.source], dtype=torch.bool)
+        return self._from(PROPOSED)
+
+    @property
+    def asked(self) -> Bool[Tensor, " rows"]:
+        """Whether a predictor asked for the policy."""
+        return self._from(ASKED)
 
     def with_rows(
         self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"], source: str
@@ -48,3 +55,6 @@ class Labels:
             torch.cat([self.nll, nll[new]]),
             self.source + [source] * len(new),
         )
+
+    def _from(self, name: str) -> Bool[Tensor, " rows"]:
+        return torch.tensor([source == name for source in self.source], dtype=torch.bool)

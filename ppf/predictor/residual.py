@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from ppf.progress import track
 from ppf.space import Space
 
 
@@ -159,6 +160,28 @@ class GaussianProcess(nn.Module):
         self.coefficients = self.whitener.T @ (self.whitener @ left)
         for name in _STATE:
             setattr(self, name, getattr(self, name).float())
+
+    def most_telling(
+        self, kept: Int[Tensor, "policies sites"], count: int
+    ) -> Int[Tensor, " chosen"]:
+        """Which policies to measure, in turn, so that the mean variance over all falls most.
+
+        Variances do not depend on what is measured, so all can be chosen beforehand.
+
+        Source: Cohn, Ghahramani & Jordan, "Active learning with statistical models" (JAIR 1996).
+        """
+        settings, rows, whitener = (x.double() for x in (self.settings, self.points, self.whitener))
+        points, noise = self._features(kept).double(), self._split(settings).noise
+        known = self._prior(points, rows, settings)[0] @ whitener.T
+        covariance = self._prior(points, points, settings)[0] - known @ known.T
+        variance, chosen = covariance.diagonal(), kept.new_empty(0)
+        for _ in track(range(min(count, len(kept))), f"Choosing {count} of {len(kept)} policies"):
+            gains = covariance.square().sum(0) / (variance + noise)
+            best = gains.index_fill(0, chosen, -1).argmax()
+            column = covariance[best] / (variance[best] + noise).sqrt()
+            covariance.addr_(column, column, alpha=-1)
+            chosen = torch.cat([chosen, best[None]])
+        return chosen
 
     def _robust(self, weights: Tensor, left: Tensor) -> Tensor:
         """Weights of the rows, less where much is left over."""

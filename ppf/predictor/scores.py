@@ -13,7 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 from ppf.predictor.protocol import Prediction
 
 _FEWEST = 3  # rows below which a score says nothing
-_CATASTROPHIC = math.log(10)  # nats above the dense model
+USUAL = math.log(10)  # nats above the dense model, below which errors are squared
 NOMINAL = 1.6449  # standard deviations of a 90 % interval
 
 
@@ -69,7 +69,7 @@ class Scores(Metric):
         if len(mean) < _FEWEST:
             return {}
         error = (mean - measured).abs()
-        usual = measured < self.dense_nll + _CATASTROPHIC
+        usual = measured < self.dense_nll + USUAL
         spread = measured[usual].var(correction=0) if usual.any() else measured.new_zeros(())
         ranks: dict[str, Any] = {
             "spearman": spearman_corrcoef(mean, measured),

@@ -97,6 +97,6 @@ def _signature(ready: Prepared, labels: Labels) -> str:
     if predictor["init_from"]:  # counts by its content
         state = load_predictor(predictor["init_from"]).state_dict()
         predictor["init_from"] = [value.tolist() for value in state.values()]
-    policies = signature(labels.kept.tolist(), labels.proposed.tolist())
+    policies = signature(labels.kept.tolist(), labels.proposed.tolist(), labels.asked.tolist())
     made_of = (ready.signatures.labels, policies, predictor, plain(cfg.trainer), cfg.seed)
     return signature(FORMAT, *made_of)

@@ -118,6 +118,18 @@ def test_train_draws_and_scores(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_predictor_asks_for_labels(run: Run) -> None:
+    given = ("model=tiny", *QUICK, "labels.asked=6", "labels.pool=64")
+    first = run("train", *given).stdout
+    assert "Choosing 6 of" in first and "Labelling 6 policies" in first
+    assert "on 24 labels" in first and "on 30 labels" in first
+    again = run("search", *given, "agent=uniform", "search.rounds=1", "upstream=require").stdout
+    assert "Labelling 6 policies" not in again
+    more = run("search", *given, "labels.asked=7", "upstream=require", ok=False).stderr
+    assert "run `python train.py` first" in more
+
+
+@pytest.mark.slow
 def test_the_config_of_a_large_model_composes_without_it(run: Run) -> None:
     said = run("search", "--cfg", "job", "agent=ppo", "model=llama2_7b").stdout
     assert "meta-llama/Llama-2-7b-hf" in said

@@ -45,6 +45,12 @@ def test_a_wrong_override_is_named(run: Run, script: str, override: str, part: s
 
 
 @pytest.mark.slow
+def test_only_a_process_can_ask_for_labels(run: Run) -> None:
+    said = sentence(run, "train", *TINY, "labels.asked=8", "predictor=additive")
+    assert "give predictor=residual" in said
+
+
+@pytest.mark.slow
 def test_an_unknown_model_is_hydras_to_name(run: Run) -> None:
     done = run("search", "model=nonsense", ok=False)
     assert "Could not find 'model/nonsense'" in done.stderr and "smollm2_135m" in done.stderr

@@ -103,6 +103,27 @@ def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) ->
     assert emptied - narrowed > 0.3
 
 
+def test_telling_policies_lower_the_variance_of_all(space: Space) -> None:
+    kept, effects = policies_of(space, 260)
+    rows, pool = kept[:60], kept[60:]
+    left = effects.gather(1, rows.T).T[:, [1, 3]].prod(1).repeat(2, 1)
+    residual = process(space)
+    residual.fit(effects, rows, left, halves(60))
+
+    def variance(some: Tensor) -> float:
+        measured = torch.cat([rows, pool[some]])
+        residual.condition(measured, torch.zeros(len(measured)), torch.ones(len(measured)))
+        return float(residual(pool).variance.mean())
+
+    chosen = residual.most_telling(pool, 20)
+    assert len(chosen.unique()) == 20
+    assert torch.equal(residual.most_telling(pool, 5), chosen[:5])
+    others = [
+        torch.randperm(200, generator=torch.Generator().manual_seed(i))[:20] for i in range(5)
+    ]
+    assert variance(chosen) < 0.95 * min(map(variance, others))
+
+
 def test_single_units_count(space: Space) -> None:
     kept, effects = policies_of(space, 400)
     site = int(space.units.argmax())
