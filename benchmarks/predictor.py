@@ -20,6 +20,7 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
 from ppf.stages.artefacts import plain
+from ppf.stages.ask import ask
 from ppf.stages.collect import collect
 from ppf.stages.prepare import Prepared, prepare
 from ppf.stages.train import train
@@ -57,7 +58,7 @@ def main() -> None:
         cfg = compose("train", [run, *sys.argv[1:]])
     ready = prepare(cfg, Fabric(accelerator="cpu", devices=1))
     space, config = ready.space, plain(cfg.predictor)
-    predictor = train(ready, collect(ready)).fitted.predictor
+    predictor = train(ready, ask(ready, collect(ready))).fitted.predictor
 
     seconds = real_evaluation(ready)
     print(f"one real evaluation on the test part: {seconds:.1f} s")

@@ -14,6 +14,7 @@ from lightning import Fabric
 from setting import configured
 
 from ppf.labels.collect import draw
+from ppf.stages.ask import ask
 from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
 from ppf.stages.train import train
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--policies", type=int, default=4000)
     options, overrides = parser.parse_known_args()
     ready = prepare(configured(*overrides), Fabric(accelerator="cpu", devices=1))
-    predictor = train(ready, collect(ready)).fitted.predictor
+    predictor = train(ready, ask(ready, collect(ready))).fitted.predictor
 
     kept = draw(ready, instantiate(ready.cfg.sampler), options.policies, SEED)
     rows = torch.arange(len(kept))

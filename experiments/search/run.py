@@ -30,6 +30,7 @@ from ppf.evaluation.perplexity import evenly, mean_nll
 from ppf.labels.collect import label
 from ppf.labels.table import Labels
 from ppf.progress import Stopwatch, say
+from ppf.stages.ask import ask
 from ppf.stages.collect import collect, label_store
 from ppf.stages.dynamic import dynamic
 from ppf.stages.objective import objective_of
@@ -212,8 +213,8 @@ def run(known: argparse.Namespace, rest: list[str]) -> None:
             cfg = configured(agent, ratio, seed, rest)
             seed_everything(seed, verbose=False)
             ready = prepare(cfg, fabric) if ready is None else replace(ready, cfg=cfg)
-            drawn = configured(agent, ratio, LABEL_SEED, rest)
-            labels = collect(replace(ready, cfg=drawn), upstream=True)
+            shared = replace(ready, cfg=configured(agent, ratio, LABEL_SEED, rest))
+            labels = ask(shared, collect(shared))
             if agent == "dynamic":
                 results = list(learnt(ready, labels, missing))
             elif agent == "real_evolution":
