@@ -1,6 +1,7 @@
 """Collecting labels: from drawn policies to rows on disk."""
 
 import time
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -36,6 +37,8 @@ def label(
 ) -> Labels:
     """Labels what has no label yet and returns the labels of all `policies`, in their order.
 
+    Whatever asked for a label first, all that are returned are of this source.
+
     Ranks and other processes may work on the same store at once: each policy is labelled by the
     one that claims it, and this returns when all have labels, whoever made them.
     """
@@ -50,7 +53,7 @@ def label(
         with store.claim(kept, wait=True) as mine:
             if mine:
                 _label_one(store, labeller, kept, source)
-    return store.labels(policies)
+    return replace(store.labels(policies), source=[source] * len(policies))
 
 
 def _label_one(store: LabelStore, labeller: Labeller, kept: tuple[int, ...], source: str) -> None:

@@ -24,7 +24,7 @@ from ppf.predictor.residual import Correction, GaussianProcess
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.space import Space
 
-FORMAT = 7  # of checkpoints; raised when older ones no longer load
+FORMAT = 8  # of checkpoints; raised when older ones no longer load
 
 
 class PredictorModule(LightningModule):

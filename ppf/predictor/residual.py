@@ -22,13 +22,13 @@ class Correction(NamedTuple):
 class _Settings(NamedTuple):
     """Of the covariance: amplitudes of all parts, lengths of the distances, factors on features.
 
-    The noise is a measurement's, of weight one.
+    The noise is a measurement's, of weight one: what all have, and what grows with the effects.
     """
 
     amplitudes: Float[Tensor, " parts"]
     lengths: Float[Tensor, " distances"]
     relevance: Float[Tensor, " features"]
-    noise: Float[Tensor, ""]
+    noise: Float[Tensor, "2"]
 
 
 class GaussianProcess(nn.Module):
@@ -40,7 +40,8 @@ class GaussianProcess(nn.Module):
     have in common, Σ min(effect, effect′), which knows what every single unit does. The squares of
     the last two know all pairs of sites. Since what a cut costs depends on what else is gone, the
     common effect counts once more where the coarsest effects are alike, and with it the sites and
-    pairs of sites that both have emptied. The correction fades away from measured policies, goes
+    pairs of sites that both have emptied. Noise has a part that grows steeply with a policy's summed
+    effects: a few wrecked policies would mislead it about the others. The correction fades away from measured policies, goes
     through them where they are dense, and is nothing for the dense policy. Amplitudes, lengths, the
     noise and relevances, of each site in the finest effects and in products and common effects,
     maximise the marginal likelihood of what members leave over of policies that they have not seen.
@@ -109,8 +110,7 @@ class GaussianProcess(nn.Module):
     def _told(self, points: Tensor) -> Correction:
         covariance, variance = self._prior(points, self.points, self.settings)
         explained = (covariance @ self.whitener.T).square().sum(1)
-        noise = self._split(self.settings).noise
-        left = (variance - explained).clamp(min=0) + noise
+        left = (variance - explained).clamp(min=0) + self._noise(points, self.settings)
         return Correction(covariance @ self.coefficients, left)
 
     def fit(
@@ -156,7 +156,8 @@ class GaussianProcess(nn.Module):
             setattr(self, name, getattr(self, name).double())
         self.points, left = self._features(kept), left.double()
         covariance, _ = self._prior(self.points, self.points, self.settings)
-        self.whitener = self._whitener(covariance, self._robust(weights, left))
+        noise = self._noise(self.points, self.settings)
+        self.whitener = _whitener(covariance, noise, self._robust(weights, left))
         self.coefficients = self.whitener.T @ (self.whitener @ left)
         for name in _STATE:
             setattr(self, name, getattr(self, name).float())
@@ -171,14 +172,15 @@ class GaussianProcess(nn.Module):
         Source: Cohn, Ghahramani & Jordan, "Active learning with statistical models" (JAIR 1996).
         """
         settings, rows, whitener = (x.double() for x in (self.settings, self.points, self.whitener))
-        points, noise = self._features(kept).double(), self._split(settings).noise
+        points = self._features(kept).double()
+        noise = self._noise(points, settings)
         known = self._prior(points, rows, settings)[0] @ whitener.T
         covariance = self._prior(points, points, settings)[0] - known @ known.T
         variance, chosen = covariance.diagonal(), kept.new_empty(0)
         for _ in track(range(min(count, len(kept))), f"Choosing {count} of {len(kept)} policies"):
             gains = covariance.square().sum(0) / (variance + noise)
             best = gains.index_fill(0, chosen, -1).argmax()
-            column = covariance[best] / (variance[best] + noise).sqrt()
+            column = covariance[best] / (variance[best] + noise[best]).sqrt()
             covariance.addr_(column, column, alpha=-1)
             chosen = torch.cat([chosen, best[None]])
         return chosen
@@ -187,14 +189,11 @@ class GaussianProcess(nn.Module):
         """Weights of the rows, less where much is left over."""
         return weights * self.huber / left.abs().clamp(min=self.huber)
 
-    def _whitener(
-        self, covariance: Float[Tensor, "rows rows"], weights: Float[Tensor, " rows"]
-    ) -> Float[Tensor, "rows rows"]:
-        """The root of the inverse covariance of measurements, rows of no weight left out."""
-        roots = weights.sqrt()
-        noise = self._split(self.settings).noise * torch.eye(len(covariance)).to(covariance)
-        factor = torch.linalg.cholesky(roots[:, None] * covariance * roots + noise)
-        return torch.linalg.solve_triangular(factor, roots.diag(), upper=False)
+    def _noise(self, points: Tensor, settings: Tensor) -> Float[Tensor, " batch"]:
+        """Variance of measurements of weight one: wrecked policies tell little of others."""
+        same, growing = self._split(settings).noise
+        effects = _norms(points, self.sizes)[len(self.runs)]
+        return same + growing * effects**_GROWTH
 
     def _effects(self, kept: Tensor) -> Float[Tensor, "batch sites"]:
         below = kept.T.long()
@@ -261,11 +260,11 @@ class GaussianProcess(nn.Module):
 
     def _split(self, settings: Tensor) -> _Settings:
         near = len(self.runs)
-        parts = [near + _PRODUCTS, near, 1, int(self.relevant.sum())]
+        parts = [near + _PRODUCTS, near, 2, int(self.relevant.sum())]
         amplitudes, lengths, noise, relevant = settings.split(parts)
         relevance = torch.ones(len(self.relevant)).to(settings)
         return _Settings(
-            amplitudes, lengths, relevance.masked_scatter(self.relevant, relevant), noise[0]
+            amplitudes, lengths, relevance.masked_scatter(self.relevant, relevant), noise
         )
 
     def _most_likely(
@@ -287,8 +286,8 @@ class GaussianProcess(nn.Module):
             for _ in range(self.steps):
                 settings = centre * logs.exp()
                 covariance, _ = self._prior(points, points, settings)
-                noise = torch.diag(self._split(settings).noise / weights)
-                factor = torch.linalg.cholesky(covariance + noise)
+                noise = self._noise(points, settings) / weights
+                factor = torch.linalg.cholesky(covariance + noise.diag())
                 whitened = torch.linalg.solve_triangular(factor, target[:, None], upper=False)
                 surprise = whitened.square().sum() / 2 + factor.diagonal().log().sum()
                 optimizer.zero_grad()
@@ -311,7 +310,8 @@ class GaussianProcess(nn.Module):
         first, second = (each / n.clamp(min=_SMALLEST) for n in (whole, whole.square()))
         lengths = [torch.pdist(part).median().clamp(min=_SMALLEST) for part in near]
         products = [first, second, first, second, first, once, once]
-        rest = [each] * len(near) + [*products, *lengths, variance / 4]
+        noise = [variance / 8, variance / 8 / whole.clamp(min=_SMALLEST) ** _GROWTH]
+        rest = [each] * len(near) + [*products, *lengths, *noise]
         return torch.cat([torch.stack(rest), torch.ones(int(self.relevant.sum())).to(points)])
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -319,6 +319,17 @@ class GaussianProcess(nn.Module):
         for name in _STATE:
             setattr(self, name, torch.empty_like(state[prefix + name]))
         super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _whitener(
+    covariance: Float[Tensor, "rows rows"],
+    noise: Float[Tensor, " rows"],
+    weights: Float[Tensor, " rows"],
+) -> Float[Tensor, "rows rows"]:
+    """The root of the inverse covariance of measurements, rows of no weight left out."""
+    roots = weights.sqrt()
+    factor = torch.linalg.cholesky(roots[:, None] * covariance * roots + noise.diag())
+    return torch.linalg.solve_triangular(factor, roots.diag(), upper=False)
 
 
 def _matern(
@@ -354,6 +365,7 @@ def _pool(space: Space, span: float) -> Float[Tensor, "sites runs"]:
 
 _IN_CACHE = 1 << 17  # covariances worked on at a time by a CPU
 _PRODUCTS = 7  # roots of effects, common effects, both squared, alike ones, emptied sites, pairs
+_GROWTH = 8  # of the noise with a policy's summed effects
 _STATE = ("effects", "points", "coefficients", "whitener", "settings")
 _SMALLEST = 1e-6  # distance between policies
 _RATE = 0.1  # of a log-setting, in one step

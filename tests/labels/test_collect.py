@@ -1,8 +1,11 @@
 import multiprocessing
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import torch
 
+from ppf.labels.collect import label
+from ppf.labels.labeller import Labeller
 from ppf.labels.store import LabelStore, Row
 from ppf.labels.table import Labels
 
@@ -44,6 +47,13 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     other.join()
     with LabelStore(tmp_path, "a").claim((1,), wait=True) as mine:
         assert mine
+
+
+def test_labels_are_of_the_source_that_wants_them_now(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path, "a")
+    store.add(Row((1,), 0.3, 3.0, None, "search", 0.1))
+    labels = label(store, create_autospec(Labeller), torch.tensor([[1]]), "sampler")
+    assert labels.source == ["sampler"] and labels.nll.tolist() == [3.0]
 
 
 def test_catastrophic_and_broken_policies_are_marked() -> None:

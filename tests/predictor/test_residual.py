@@ -103,6 +103,21 @@ def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) ->
     assert emptied - narrowed > 0.3
 
 
+def test_wrecked_policies_tell_little_of_others(space: Space) -> None:
+    kept, effects = policies_of(space, 300)
+    kept[100:] = (space.units + kept[100:]) // 2
+    truth = effects.gather(1, kept.T).T
+    wrecked = truth.sum(1) > 1.2 * truth[100:].sum(1).max()
+    assert 5 < wrecked.sum() < 100
+    noise = torch.randn(300, generator=torch.Generator().manual_seed(1)) * wrecked
+    left = truth[:, 1] * truth[:, 3] + 0.3 * noise
+    residual = process(space)
+    residual.fit(effects, kept[:200], left[:200].repeat(2, 1), halves(200))
+    told = residual(kept)
+    assert (told.mean - left)[200:].abs().mean() < 0.3 * left[200:].abs().mean()
+    assert told.variance[wrecked].mean() > 20 * told.variance[200:].mean()
+
+
 def test_telling_policies_lower_the_variance_of_all(space: Space) -> None:
     kept, effects = policies_of(space, 260)
     rows, pool = kept[:60], kept[60:]
