@@ -40,11 +40,12 @@ class GaussianProcess(nn.Module):
     have in common, Σ min(effect, effect′), which knows what every single unit does. The squares of
     the last two know all pairs of sites. Since what a cut costs depends on what else is gone, the
     common effect counts once more where the coarsest effects are alike, and with it the sites and
-    pairs of sites that both have emptied. Noise has a part that grows steeply with a policy's summed
-    effects: a few wrecked policies would mislead it about the others. The correction fades away from measured policies, goes
-    through them where they are dense, and is nothing for the dense policy. Amplitudes, lengths, the
-    noise and relevances, of each site in the finest effects and in products and common effects,
-    maximise the marginal likelihood of what members leave over of policies that they have not seen.
+    pairs of sites that both have emptied. Noise has a part that grows steeply with a policy's
+    summed effects: a few wrecked policies would mislead it about the others. The correction fades
+    away from measured policies, goes through them where they are dense, and is nothing for the
+    dense policy. Amplitudes, lengths, the noise and relevances, of each site in the finest effects
+    and in products and common effects, maximise the marginal likelihood of what members leave over
+    of policies that they have not seen.
 
     Args:
         effects: spans of the runs of layers over which effects are summed, as shares of the depth;
