@@ -11,6 +11,7 @@ skipped. The folder `labels` holds labels in float32, so that no machine needs t
 its proposals are the table's as well, and `--export` adds all that this one has made. Whatever
 `--labels` says, all 2048 are there first, since they belong to the random set: elsewhere than in
 float32, labels.count= makes fewer.
+With labels.asked=N, each row's labels are joined by N that a predictor of them asks for.
 `sensitivity` needs no labels: it is the sum of what each cut alone should cost.
 """
 
