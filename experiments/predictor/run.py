@@ -54,6 +54,7 @@ RATIOS = (0.06, 0.1, 0.14, 0.18, 0.22, 0.27, 0.33, 0.37, 0.42, 0.47, 0.52, 0.57)
 SEEDS = (101,)
 EACH = 4  # proposals of a ratio and seed
 FITTED_TO = 256  # labels of the predictor whose proposals they are
+ASKED_AFTER = 512  # labels of the predictor that asked for what the folder has
 SCORES = ("kendall", "spearman", "mae", "median", "nmse", "coverage", "regret")
 FIRST_SEED = 1  # of the random set
 PROPOSALS = "proposals"
@@ -105,9 +106,10 @@ def proposals(ready: Prepared, labels: Labels, labelled: Path) -> Labels:
 def with_asked(ready: Prepared, labels: Labels, sets: dict[str, Labels], labelled: Path) -> Labels:
     """The labels, and as many as `labels.asked` says: of what their predictor asks for now.
 
-    Where `labelled` has as many as are wanted, what it asked for when that was made.
+    Those of the first labels that `labelled` tells of: what it asked for when that was made.
     """
-    if len(before := exported(labelled, ASKED)) == ready.cfg.labels.asked > 0:
+    before = exported(labelled, ASKED)
+    if len(labels) == ASKED_AFTER and len(before) == ready.cfg.labels.asked > 0:
         return labels.with_rows(before, label_store(ready).labels(before).nll, ASKED)
     return ask(ready, labels, beside=torch.cat([held_out.kept for held_out in sets.values()]))
 
