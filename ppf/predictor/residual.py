@@ -193,8 +193,8 @@ class GaussianProcess(nn.Module):
     def _noise(self, points: Tensor, settings: Tensor) -> Float[Tensor, " batch"]:
         """Variance of measurements of weight one: wrecked policies tell little of others."""
         same, growing = self._split(settings).noise
-        effects = _norms(points, self.sizes)[len(self.runs)]
-        return same + growing * effects**_GROWTH
+        roots = points.split(self.sizes, 1)[len(self.runs)]
+        return same + growing * roots.square().sum(1) ** _GROWTH
 
     def _effects(self, kept: Tensor) -> Float[Tensor, "batch sites"]:
         below = kept.T.long()
