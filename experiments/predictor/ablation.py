@@ -25,6 +25,7 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.labels.collect import label
 from ppf.labels.table import Labels
 from ppf.progress import Stopwatch
+from ppf.stages.ask import ask
 from ppf.stages.collect import collect, label_store
 from ppf.stages.objective import objective_of
 from ppf.stages.prepare import Prepared, prepare
@@ -95,7 +96,7 @@ def main() -> None:
                 continue
             given = configured(*overrides, f"ratio={ratio}", f"seed={seed}")
             here = replace(ready, cfg=given)
-            for row in compared(here, collect(here)):
+            for row in compared(here, ask(here, collect(here))):
                 rows.append({"ratio": ratio, "seed": seed, **row})
                 print(rows[-1])
             options.results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

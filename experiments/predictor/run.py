@@ -110,7 +110,8 @@ def with_asked(ready: Prepared, labels: Labels, sets: dict[str, Labels], labelle
     """
     before = exported(labelled, ASKED)
     if len(labels) == ASKED_AFTER and len(before) == ready.cfg.labels.asked > 0:
-        return labels.with_rows(before, label_store(ready).labels(before).nll, ASKED)
+        measured = label(label_store(ready), ready.labeller, before, ASKED)
+        return labels.with_rows(before, measured.nll, ASKED)
     return ask(ready, labels, beside=torch.cat([held_out.kept for held_out in sets.values()]))
 
 
@@ -223,10 +224,11 @@ def main() -> None:
     for name in options.predictors.split(","):
         chosen = replace(ready, cfg=configured(f"predictor={name}", *given))
         for count in counts:
-            some = with_asked(chosen, first(labels, count), sets, labelled)
-            key = (name, *numbers(some).values())
+            drawn, asked = first(labels, count), ready.cfg.labels.asked
+            key = (name, len(drawn) + asked, asked)
             if key in done:
                 continue
+            some = with_asked(chosen, drawn, sets, labelled)
             say(f"{name} on {len(some)} labels.")
             rows += rows_of(name, chosen, some, sets)
             done.add(key)

@@ -214,7 +214,7 @@ def run(known: argparse.Namespace, rest: list[str]) -> None:
             seed_everything(seed, verbose=False)
             ready = prepare(cfg, fabric) if ready is None else replace(ready, cfg=cfg)
             shared = replace(ready, cfg=configured(agent, ratio, LABEL_SEED, rest))
-            labels = ask(shared, collect(shared))
+            labels = ask(shared, collect(shared, upstream=True), upstream=True)
             if agent == "dynamic":
                 results = list(learnt(ready, labels, missing))
             elif agent == "real_evolution":

@@ -4,14 +4,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from ppf.agents import Candidates, Objective
 from ppf.agents.evolution import exchange
 from ppf.predictor.scores import NOMINAL
 from ppf.progress import say
 from ppf.search.verify import Verification
+from ppf.space import new_policies
 
 
 def with_neighbours(
@@ -23,7 +22,7 @@ def with_neighbours(
     """
     generator = torch.Generator(objective.device).manual_seed(seed)
     shaken = exchange(objective, found.kept.repeat(each, 1), 1, 1, generator)
-    new = _new(shaken, found.kept)[: max(room - len(found), 0)]
+    new = new_policies(shaken, found.kept)[: max(room - len(found), 0)]
     kept = torch.cat([found.kept[:room], new])
     return Candidates(kept, objective.cost(kept))
 
@@ -71,12 +70,3 @@ class TrustRegion:
         """Widens the region by one step, at most to the whole space."""
         self.radius = min(self.widen * self.radius, 1.0)
         say(f"Predicted and measured agree: the trust region is now {self.radius:.0%}.")
-
-
-def _new(
-    kept: Int[Tensor, "n sites"], known: Int[Tensor, "known sites"]
-) -> Int[Tensor, "new sites"]:
-    """The distinct policies that are not known yet, in their order."""
-    old = set(map(tuple, known.tolist()))
-    rows = [row for row in dict.fromkeys(map(tuple, kept.tolist())) if row not in old]
-    return kept.new_tensor(rows).reshape(-1, kept.shape[1])

@@ -196,3 +196,12 @@ def check_ratio(ratio: float) -> None:
     """Raises PPFError unless 0 ≤ ratio < 1."""
     if not 0 <= ratio < 1:
         raise PPFError(f"ratio={ratio} is outside the space: give 0 ≤ ratio < 1, as in ratio=0.3.")
+
+
+def new_policies(
+    kept: Int[Tensor, "n sites"], known: Int[Tensor, "known sites"]
+) -> Int[Tensor, "new sites"]:
+    """The distinct policies that are not known yet, in their order."""
+    old = set(map(tuple, known.tolist()))
+    rows = [row for row in dict.fromkeys(map(tuple, kept.tolist())) if row not in old]
+    return kept.new_tensor(rows).reshape(-1, kept.shape[1])

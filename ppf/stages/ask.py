@@ -10,6 +10,7 @@ from ppf.labels.collect import draw, label
 from ppf.labels.table import ASKED, Labels
 from ppf.predictor.module import PredictorModule
 from ppf.predictor.scores import USUAL
+from ppf.space import new_policies
 from ppf.stages.artefacts import require
 from ppf.stages.collect import label_store
 from ppf.stages.prepare import Prepared
@@ -36,7 +37,7 @@ def ask(
         upstream: called by a later stage, which `upstream=require` forbids to train and to label.
 
     Raises:
-        PPFError: the predictor has no Gaussian process.
+        PPFError: the predictor has no Gaussian process, or the pool is too small.
     """
     cfg = ready.cfg
     if not cfg.labels.asked:
@@ -59,8 +60,11 @@ def _chosen(
     cfg = ready.cfg
     assert predictor.residual is not None
     drawn = draw(ready, instantiate(cfg.sampler), cfg.labels.pool, cfg.seed + _STREAM)
-    old = set(map(tuple, known.tolist()))
-    pool = torch.tensor([kept for kept in drawn.tolist() if tuple(kept) not in old])
-    pool = pool.to(predictor.device)
+    pool = new_policies(drawn, known).to(predictor.device)
     pool = pool[predictor.predict(pool).mean < predictor.dense_nll + USUAL]
+    if len(pool) < cfg.labels.asked:
+        raise PPFError(
+            f"labels.asked={cfg.labels.asked} is more than the {len(pool)} policies to choose from:"
+            " give a larger labels.pool."
+        )
     return pool[predictor.residual.most_telling(pool, cfg.labels.asked)].cpu()

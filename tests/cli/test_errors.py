@@ -51,6 +51,12 @@ def test_only_a_process_can_ask_for_labels(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_a_pool_that_is_too_small_is_named(run: Run) -> None:
+    said = sentence(run, "train", *TINY, "labels.asked=80", "labels.pool=64")
+    assert "give a larger labels.pool" in said
+
+
+@pytest.mark.slow
 def test_an_unknown_model_is_hydras_to_name(run: Run) -> None:
     done = run("search", "model=nonsense", ok=False)
     assert "Could not find 'model/nonsense'" in done.stderr and "smollm2_135m" in done.stderr
