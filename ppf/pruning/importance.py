@@ -139,7 +139,8 @@ def _added_errors(weight: Tensor, inverse: Tensor, size: int) -> Float[Tensor, "
     atoms = len(inverse) // size
     own = inverse.view(atoms, size, atoms, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     columns = weight.view(len(weight), atoms, size).permute(1, 2, 0)
-    return (columns * torch.linalg.solve(own, columns)).sum((1, 2))
+    solved = torch.cholesky_solve(columns, torch.linalg.cholesky(own))  # LU in batches can fail
+    return (columns * solved).sum((1, 2))
 
 
 class Random(Importance):

@@ -2,12 +2,14 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppf.llm import LanguageModel
+from ppf.llm.adapter import Coupling
 from ppf.pruning import Statistics, collect_statistics, retained_importance, score_atoms
 from ppf.pruning.importance import OBS, Taylor, Wanda
 from ppf.pruning.statistics import damped
+from ppf.threads import cpu_threads
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
 
 
@@ -55,6 +57,20 @@ def test_obs_in_few_rounds_ranks_every_atom_once(lm: LanguageModel, statistics: 
         scores = OBS(damping=0.01, rounds=4).scores(coupling, gram, mean)
         assert scores.isfinite().all()
         assert scores.unique().numel() == coupling.atoms
+
+
+def test_obs_of_large_atoms_works_on_several_threads() -> None:
+    """Solving batches of systems beyond some 150 unknowns by LU does not, with MKL."""
+    torch.manual_seed(0)
+    inputs = torch.randn(1000, 576).double()
+    consumer = nn.Linear(576, 8).requires_grad_(requires_grad=False)
+    coupling = Coupling(0, "attention", 3, (), consumer, 192, nn.Module(), "block")
+    with cpu_threads(2):
+        scores = OBS(damping=0.01, rounds=1).scores(coupling, inputs.T @ inputs, torch.empty(0))
+    ridged, _ = damped(inputs.T @ inputs, 0.01)
+    errors = [error_without(consumer.weight.double(), ridged, [atom], 192) for atom in range(3)]
+    expected = torch.tensor(errors) / max(errors) / 2
+    torch.testing.assert_close(scores, expected.float(), rtol=1e-4, atol=0)
 
 
 def test_taylor_is_the_squared_slope_of_the_loss_along_an_atoms_gate(lm: LanguageModel) -> None:
