@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ppf.errors import PPFError
 from ppf.llm import LanguageModel, LayerCalls, OutputHead, fast_attention, output_head
 from ppf.progress import say
 from ppf.pruning import LivePruner
@@ -49,9 +50,14 @@ class Likeliest(NamedTuple):
 
 @dataclass
 class _Batch:
-    """Some windows, how layers are called on them, and the states that entered each one last."""
+    """Some windows, how layers are called on them, and the states that entered each one last.
+
+    Args:
+        scored: the ids that are scored, and the one before them.
+    """
 
     ids: Int[Tensor, "windows window"]
+    scored: Int[Tensor, "windows rest"]
     dense: Likeliest | None = None
     calls: LayerCalls | None = None
     trail: list[Float[Tensor, "windows window hidden"]] = field(default_factory=list)
@@ -67,8 +73,14 @@ class Labeller:
     Args:
         windows: of the labelling part.
         batch: windows scored at a time; halved when memory does not suffice.
+        context: tokens at the start of each window that are read but not scored; at least the
+            first. With hardly a token before them, what these lose is far less smooth a function
+            of the policy than what all others do.
         kl_top_k: likeliest tokens of the dense model that the divergence from it looks at; 0: none
             is measured.
+
+    Raises:
+        PPFError: windows have no token beyond the context.
     """
 
     def __init__(
@@ -78,15 +90,21 @@ class Labeller:
         windows: Int[Tensor, "windows window"],
         *,
         batch: int,
+        context: int = 1,
         kl_top_k: int = 0,
     ) -> None:
+        if not 1 <= context < windows.shape[1]:
+            raise PPFError(
+                f"labels.context={context} must be at least 1 and leave tokens to score in windows"
+                f" of {windows.shape[1]}."
+            )
         self.lm, self.pruner = lm, pruner
         self.windows = windows.to(lm.device)
         self.layers = lm.adapter.layers(lm.model)
         self._norm = lm.adapter.final_norm(lm.model)
         self._head = output_head(lm.model)
         self._layer_of = [site.layer for site in pruner.space.sites]
-        self._kl_top_k = kl_top_k
+        self._context, self._kl_top_k = context, kl_top_k
         self._start(batch)
 
     @torch.inference_mode()
@@ -104,7 +122,8 @@ class Labeller:
             return self.score(kept)
 
     def _start(self, batch: int) -> None:
-        self._batches = [_Batch(ids) for ids in self.windows.split(batch)]
+        start = self._context - 1
+        self._batches = [_Batch(ids, ids[:, start:]) for ids in self.windows.split(batch)]
         self._scored: list[int] | None = None
 
     def _score(self, kept: list[int]) -> Score:
@@ -112,7 +131,7 @@ class Labeller:
             self._run(self.pruner.space.dense.tolist(), self._remember)
         nll, kl = torch.stack(self._run(kept, self._losses)).sum(0).tolist()
         windows, window = self.windows.shape
-        positions = windows * (window - 1)
+        positions = windows * (window - self._context)
         return Score(nll / positions, kl / positions if self._kl_top_k else None)
 
     def _run(self, kept: list[int], read: Callable[[_Batch, Tensor], T]) -> list[T]:
@@ -120,7 +139,7 @@ class Labeller:
         first = self._first_changed(kept)
         self._scored = None  # the trail is not to be trusted if this policy is interrupted
         self.pruner.apply(kept)
-        answers = [read(batch, self._norm(self._forward(batch, first))) for batch in self._batches]
+        answers = [read(batch, self._told(batch, first)) for batch in self._batches]
         self._scored = kept
         return answers
 
@@ -133,6 +152,10 @@ class Labeller:
             if now != before
         )
         return min(changed, default=len(self.layers))
+
+    def _told(self, batch: _Batch, first: int) -> Float[Tensor, "windows rest hidden"]:
+        """The last hidden states of the tokens that are scored, and of the one before them."""
+        return self._norm(self._forward(batch, first)[:, -batch.scored.shape[1] :])
 
     def _forward(self, batch: _Batch, first: int) -> Float[Tensor, "windows window hidden"]:
         """The states behind the last layer, the layers before `first` as they were."""
@@ -148,11 +171,11 @@ class Labeller:
     def _losses(self, batch: _Batch, hidden: Tensor) -> Float[Tensor, "2"]:
         """Summed negative log-likelihood and divergence from the dense model, nats."""
         if batch.dense is None:
-            nll = summed_nll(self._head, hidden, batch.ids)
+            nll = summed_nll(self._head, hidden, batch.scored)
             return torch.stack([nll, torch.zeros_like(nll)])
         sums = []
         parts = zip(*(part.split(_HEAD_ROWS) for part in batch.dense), strict=True)
-        chunks = _logits(self._head, hidden, batch.ids)
+        chunks = _logits(self._head, hidden, batch.scored)
         for (logits, target), dense in zip(chunks, parts, strict=True):
             log_probs = logits.log_softmax(-1)
             nll = nn.functional.nll_loss(log_probs, target, reduction="sum")
@@ -163,7 +186,7 @@ class Labeller:
         """Keeps the dense model's likeliest tokens."""
         tops = [
             logits.log_softmax(-1).topk(self._kl_top_k)
-            for logits, _ in _logits(self._head, hidden, batch.ids)
+            for logits, _ in _logits(self._head, hidden, batch.scored)
         ]
         batch.dense = Likeliest(
             torch.cat([top.indices for top in tops]), torch.cat([top.values for top in tops])

@@ -77,7 +77,14 @@ class Prepared:
     def labeller(self) -> Labeller:
         windows = self.text.tokens("labelling", self.lm.tokenizer)
         labels = self.cfg.labels
-        return Labeller(self.lm, self.pruner, windows, batch=labels.batch, kl_top_k=labels.kl_top_k)
+        return Labeller(
+            self.lm,
+            self.pruner,
+            windows,
+            batch=labels.batch,
+            context=labels.context,
+            kl_top_k=labels.kl_top_k,
+        )
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -119,7 +126,7 @@ def signatures(cfg: DictConfig) -> Signatures:
     order = signature(statistics, plain(cfg.importance))
     labelling = text_identity(cfg.text, "labelling")
     bank = signature(order, plain(cfg.space), plain(cfg.compensation))
-    labels = signature(bank, labelling, cfg.labels.kl_top_k)
+    labels = signature(bank, labelling, cfg.labels.context, cfg.labels.kl_top_k)
     return Signatures(statistics, order, bank, labels)
 
 

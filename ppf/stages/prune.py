@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.evaluation.perplexity import mean_nll
+from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.sequential import refit_sequentially
@@ -24,9 +24,10 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     ready = apply_policy(cfg, fabric, record)
     if cfg.sequential and can_refit(ready):
         windows = ready.text.tokens("labelling", ready.lm.tokenizer)
-        before = mean_nll(ready.lm.model, windows, batch=ready.cfg.labels.batch)
+        scored, batch = [Piece(windows, ready.cfg.labels.context)], ready.cfg.labels.batch
+        before = pieces_nll(ready.lm.model, scored, batch=batch)
         refit(ready)
-        after = mean_nll(ready.lm.model, windows, batch=ready.cfg.labels.batch)
+        after = pieces_nll(ready.lm.model, scored, batch=batch)
         say(
             f"Sequential re-estimation: perplexity on the labelling part {exp(before):.2f} before,"
             f" {exp(after):.2f} after (measured)."

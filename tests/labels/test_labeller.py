@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ppf.errors import PPFError
 from ppf.labels.labeller import Labeller
 from ppf.pruning import LivePruner
 from ppf.space import uniform
@@ -33,6 +34,24 @@ def test_agrees_with_the_whole_model(tiny: TinySetup, policies: list[list[int]])
     for kept in policies:
         nll = labeller.score(kept).nll
         assert nll == pytest.approx(whole_model_nll(tiny, pruner, kept), abs=1e-5)
+
+
+@pytest.mark.parametrize("kl_top_k", [0, 5])
+def test_the_context_is_read_but_not_scored(
+    tiny: TinySetup, policies: list[list[int]], kl_top_k: int
+) -> None:
+    pruner, kept = tiny.pruner(), policies[2]
+    labeller = Labeller(tiny.lm, pruner, tiny.windows, batch=3, context=7, kl_top_k=kl_top_k)
+    with pruner.at(kept) as model, torch.inference_mode():
+        logits = model(tiny.windows).logits[:, 6:-1].flatten(0, 1)
+    expected = float(nn.functional.cross_entropy(logits, tiny.windows[:, 7:].flatten()))
+    assert labeller.score(kept).nll == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("context", [0, 10_000])
+def test_a_context_that_leaves_nothing_is_refused(tiny: TinySetup, context: int) -> None:
+    with pytest.raises(PPFError, match=f"labels.context={context}"):
+        Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=3, context=context)
 
 
 def test_a_label_does_not_depend_on_what_was_labelled_before(
