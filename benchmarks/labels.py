@@ -167,13 +167,13 @@ def text_size(cfg: DictConfig, ready: Prepared) -> dict[str, object]:
 
 @torch.inference_mode()
 def window_losses(ready: Prepared, kept: Tensor, windows: Tensor) -> Tensor:
-    """Negative log-likelihood of every window."""
-    head = output_head(ready.lm.model)
+    """Negative log-likelihood of every window's tokens that a label scores."""
+    head, start = output_head(ready.lm.model), ready.cfg.labels.context - 1
     with ready.pruner.at(kept.tolist()) as model, fast_attention(model):
         batches = windows.split(8)
         states = [model.get_decoder()(ids, use_cache=False).last_hidden_state for ids in batches]
         pairs = zip(torch.cat(states).split(1), windows.split(1), strict=True)
-        return torch.stack([summed_nll(head, hidden, ids) for hidden, ids in pairs])
+        return torch.stack([summed_nll(head, h[:, start:], ids[:, start:]) for h, ids in pairs])
 
 
 def main() -> None:

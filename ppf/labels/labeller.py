@@ -155,7 +155,7 @@ class Labeller:
 
     def _told(self, batch: _Batch, first: int) -> Float[Tensor, "windows rest hidden"]:
         """The last hidden states of the tokens that are scored, and of the one before them."""
-        return self._norm(self._forward(batch, first)[:, -batch.scored.shape[1] :])
+        return self._norm(self._forward(batch, first)[:, self._context - 1 :])
 
     def _forward(self, batch: _Batch, first: int) -> Float[Tensor, "windows window hidden"]:
         """The states behind the last layer, the layers before `first` as they were."""
