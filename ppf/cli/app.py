@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import hydra
 import lightning
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from ppf.errors import PPFError
@@ -30,6 +31,7 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
         @functools.wraps(task)
         def main(cfg: DictConfig) -> None:
             try:
+                _check_numbers(cfg)
                 _run(task, cfg)
             except (PPFError, MissingMandatoryValue, InstantiationException) as error:
                 sentence = _sentence(error)
@@ -41,6 +43,23 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
         return main
 
     return decorate
+
+
+def _check_numbers(cfg: DictConfig) -> None:
+    """Raises PPFError where an override is no number and stands for one.
+
+    Those of `fabric` and `trainer` are for Lightning to judge, which takes words too.
+    """
+    hydra_config = HydraConfig.get()
+    keys = {given: given.split("=")[0].lstrip("+~") for given in hydra_config.overrides.task}
+    choices = [given for given, key in keys.items() if key in hydra_config.runtime.choices]
+    defaults = compose(hydra_config.job.config_name, choices)
+    for given, key in keys.items():
+        if given in choices or key.startswith(("fabric.", "trainer.")):
+            continue
+        default, value = OmegaConf.select(defaults, key), OmegaConf.select(cfg, key)
+        if type(default) in (int, float) and isinstance(value, str):
+            raise PPFError(f"{given}: {key} must be a number, as {default} is.")
 
 
 def _run(task: Task, cfg: DictConfig) -> None:

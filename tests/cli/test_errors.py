@@ -27,6 +27,8 @@ def sentence(run: Run, script: str, *overrides: str) -> str:
     [
         ("search", "ratio=1.4", "ratio=1.4 is outside the space"),
         ("search", "ratio=-0.1", "ratio=-0.1 is outside the space"),
+        ("search", "ratio=30%", "ratio=30%: ratio must be a number, as 0.3 is"),
+        ("collect", "labels.count=many", "labels.count must be a number, as 128 is"),
         ("search", "model.path=/nowhere", "model.path=/nowhere is no Hugging Face model folder"),
         ("search", "text.path=/nowhere.txt", "/nowhere.txt does not exist"),
         ("search", "model.dtype=int3", "model.dtype=int3 is unknown"),
