@@ -50,15 +50,22 @@ def _check_numbers(cfg: DictConfig) -> None:
 
     Those of `fabric` and `trainer` are for Lightning to judge, which takes words too.
     """
-    hydra_config = HydraConfig.get()
-    keys = {given: given.split("=")[0].lstrip("+~") for given in hydra_config.overrides.task}
-    choices = [given for given, key in keys.items() if key in hydra_config.runtime.choices]
-    defaults = compose(hydra_config.job.config_name, choices)
-    for given, key in keys.items():
-        if given in choices or key.startswith(("fabric.", "trainer.")):
-            continue
-        default, value = OmegaConf.select(defaults, key), OmegaConf.select(cfg, key)
-        if type(default) in (int, float) and isinstance(value, str):
+    told = HydraConfig.get()
+    keys = {given: given.split("=")[0].lstrip("+~") for given in told.overrides.task}
+    choices = [given for given, key in keys.items() if key in told.runtime.choices]
+    words = {
+        given: key
+        for given, key in keys.items()
+        if given not in choices
+        and not key.startswith(("fabric.", "trainer."))
+        and isinstance(OmegaConf.select(cfg, key), str)
+    }
+    if not words:
+        return
+    defaults = compose(told.job.config_name, choices)
+    for given, key in words.items():
+        default = OmegaConf.select(defaults, key)
+        if type(default) in (int, float):
             raise PPFError(f"{given}: {key} must be a number, as {default} is.")
 
 
