@@ -2,7 +2,7 @@
 
     python benchmarks/bank.py [--hidden 4096 --ffn 11008 --heads 32 --layers 32 --multiple 64]
 
-prints time, memory and disk of the spilled bank (two factors a site, float32), what the ready
+prints time, memory and disk of the spilled bank (two factors a site, float32), what the context
 levels would take instead, and how long one level takes to be read and multiplied out.
 """
 

@@ -34,7 +34,7 @@ from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head
 from ppf.progress import track
 from ppf.pruning.statistics import expand
 from ppf.space import uniform
-from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.prepare import PruningContext, prepare
 
 RATIO, FAMILIES, UNRELATED = 0.3, 24, 6
 BAND, BAND_POLICIES, TOKENS = (0.25, 0.35), 24, (512, 1024, 2048, 4096, 8192, 16384)
@@ -43,18 +43,18 @@ BAND, BAND_POLICIES, TOKENS = (0.25, 0.35), 24, (512, 1024, 2048, 4096, 8192, 16
 class Zeroed:
     """Hugging Face's dense model; a policy zeroes the columns that it removes."""
 
-    def __init__(self, ready: Prepared, dense: LanguageModel, dtype: torch.dtype) -> None:
+    def __init__(self, context: PruningContext, dense: LanguageModel, dtype: torch.dtype) -> None:
         model = copy.deepcopy(dense.model).to(dtype)
-        self.ready, self.model = ready, model
+        self.context, self.model = context, model
         self.couplings = adapter_for(model).couplings(model)
         self.weights = [c.consumer.weight.clone() for c in self.couplings]
-        self.windows = ready.labeller.windows
+        self.windows = context.labeller.windows
 
     @torch.inference_mode()
     def nll(self, kept: list[int]) -> float:
-        orders = self.ready.bank.orders
+        orders = self.context.bank.orders
         for coupling, weight, order, site, units in zip(
-            self.couplings, self.weights, orders, self.ready.space.sites, kept, strict=True
+            self.couplings, self.weights, orders, self.context.space.sites, kept, strict=True
         ):
             removed = expand(order[units * site.atoms_per_unit :], coupling.columns)
             coupling.consumer.weight.copy_(weight)
@@ -99,25 +99,25 @@ def in_order(policies: Tensor) -> Tensor:
     return torch.tensor(sorted(policies.tolist()))
 
 
-def speed(cfg: DictConfig, ready: Prepared, fabric: Fabric) -> dict[str, object]:
+def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str, object]:
     """The comparison; prints a table."""
     generator = torch.Generator().manual_seed(cfg.seed)
     profiles = Profiles(ratio=[RATIO, RATIO], spread=[0.1, 0.3], smooth=0.5)
-    families = in_order(instantiate(cfg.sampler).draw(ready, FAMILIES, generator))
-    unrelated = in_order(profiles.draw(ready, UNRELATED, generator))
+    families = in_order(instantiate(cfg.sampler).draw(context, FAMILIES, generator))
+    unrelated = in_order(profiles.draw(context, UNRELATED, generator))
     dense = prepare(cfg, fabric, dtype="float32")
     dense.pruner.restore()
-    labeller = Clocked(ready.lm, ready.pruner, ready.labeller.windows, batch=cfg.labels.batch)
-    ratio = float(ready.space.ratio(families).mean())
-    print(f"labeller in {ready.lm.dtype}; families at mean ratio {ratio:.2f}")
+    labeller = Clocked(context.lm, context.pruner, context.labeller.windows, batch=cfg.labels.batch)
+    ratio = float(context.space.ratio(families).mean())
+    print(f"labeller in {context.lm.dtype}; families at mean ratio {ratio:.2f}")
 
     labels, rates = {}, {}
     for name, dtype in (("hf_fp32", torch.float32), ("hf_bf16", torch.bfloat16)):
-        zeroed = Zeroed(ready, dense.lm, dtype)
+        zeroed = Zeroed(context, dense.lm, dtype)
         zeroed.nll(unrelated[0].tolist())
         labels[name], rates[name] = timed(zeroed.nll, unrelated)
     labeller.start()
-    labeller.nll(ready.space.dense.tolist())
+    labeller.nll(context.space.dense.tolist())
     labeller.start()
     labels["unrelated"], rates["labeller_unrelated"] = timed(labeller.nll, unrelated)
     shares = {part: s / sum(labeller.seconds.values()) for part, s in labeller.seconds.items()}
@@ -128,7 +128,7 @@ def speed(cfg: DictConfig, ready: Prepared, fabric: Fabric) -> dict[str, object]
 
     by_ratio = {}
     for asked in (0.1, 0.2, 0.3, 0.4, 0.5):
-        kept = uniform(ready.space, torch.tensor([asked]))
+        kept = uniform(context.space, torch.tensor([asked]))
         _, by_ratio[f"{asked}"] = timed(labeller.nll, kept)
         print(f"at ratio {asked}        {by_ratio[f'{asked}']:6.1f} policies per minute")
     agreement = kendall_rank_corrcoef(
@@ -142,17 +142,17 @@ def speed(cfg: DictConfig, ready: Prepared, fabric: Fabric) -> dict[str, object]
         "mean_ratio": ratio,
         "share_of_time": shares,
         "by_ratio": by_ratio,
-        "dtype": str(ready.lm.dtype),
+        "dtype": str(context.lm.dtype),
     }
 
 
-def text_size(cfg: DictConfig, ready: Prepared) -> dict[str, object]:
+def text_size(cfg: DictConfig, context: PruningContext) -> dict[str, object]:
     """Kendall between labels on few tokens and on the whole labelling part; prints a table."""
-    windows = ready.text.tokens("labelling", ready.lm.tokenizer)
+    windows = context.text.tokens("labelling", context.lm.tokenizer)
     profiles = Profiles(ratio=list(BAND), spread=[0.03, 0.25], smooth=0.5)
-    policies = profiles.draw(ready, BAND_POLICIES, torch.Generator().manual_seed(cfg.seed))
+    policies = profiles.draw(context, BAND_POLICIES, torch.Generator().manual_seed(cfg.seed))
     losses = torch.stack(
-        [window_losses(ready, k, windows) for k in track(in_order(policies), "Scoring policies")]
+        [window_losses(context, k, windows) for k in track(in_order(policies), "Scoring policies")]
     )
     whole, kendall = losses.mean(1), {}
     print(f"{len(policies)} policies at ratios {BAND}; the whole part has {windows.numel()} tokens")
@@ -166,10 +166,10 @@ def text_size(cfg: DictConfig, ready: Prepared) -> dict[str, object]:
 
 
 @torch.inference_mode()
-def window_losses(ready: Prepared, kept: Tensor, windows: Tensor) -> Tensor:
+def window_losses(context: PruningContext, kept: Tensor, windows: Tensor) -> Tensor:
     """Negative log-likelihood of every window's tokens that a label scores."""
-    head, start = output_head(ready.lm.model), ready.cfg.labels.context - 1
-    with ready.pruner.at(kept.tolist()) as model, fast_attention(model):
+    head, start = output_head(context.lm.model), context.cfg.labels.context - 1
+    with context.pruner.at(kept.tolist()) as model, fast_attention(model):
         batches = windows.split(8)
         states = [model.get_decoder()(ids, use_cache=False).last_hidden_state for ids in batches]
         pairs = zip(torch.cat(states).split(1), windows.split(1), strict=True)
@@ -188,8 +188,10 @@ def main() -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("collect", [*mode, "sampler=rough", run, *overrides])
     fabric = Fabric(accelerator="cpu", devices=1)
-    ready = prepare(cfg, fabric)
-    print(json.dumps(text_size(cfg, ready) if arguments.text_size else speed(cfg, ready, fabric)))
+    context = prepare(cfg, fabric)
+    print(
+        json.dumps(text_size(cfg, context) if arguments.text_size else speed(cfg, context, fabric))
+    )
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from torch import Tensor
 from ppf.evaluation.perplexity import mean_nll
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
+from ppf.stages.acquire import acquire
 from ppf.stages.artefacts import plain
-from ppf.stages.ask import ask
 from ppf.stages.collect import collect
-from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.train import train
 from ppf.threads import cpu_threads
 
@@ -31,13 +31,13 @@ RATIO = 0.3
 SECONDS = 2.0  # of timing for each batch size
 
 
-def real_evaluation(ready: Prepared) -> float:
+def real_evaluation(context: PruningContext) -> float:
     """Seconds that the uniform policy takes on the whole test part."""
-    windows = ready.text.tokens("test", ready.lm.tokenizer)
-    kept = uniform(ready.space, torch.tensor([RATIO]))[0].tolist()
-    with ready.pruner.at(kept) as model:
+    windows = context.text.tokens("test", context.lm.tokenizer)
+    kept = uniform(context.space, torch.tensor([RATIO]))[0].tolist()
+    with context.pruner.at(kept) as model:
         start = time.perf_counter()
-        mean_nll(model, windows, batch=ready.cfg.labels.batch)
+        mean_nll(model, windows, batch=context.cfg.labels.batch)
         return time.perf_counter() - start
 
 
@@ -56,11 +56,11 @@ def main() -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("train", [run, *sys.argv[1:]])
-    ready = prepare(cfg, Fabric(accelerator="cpu", devices=1))
-    space, config = ready.space, plain(cfg.predictor)
-    predictor = train(ready, ask(ready, collect(ready))).fitted.predictor
+    context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
+    space, config = context.space, plain(cfg.predictor)
+    predictor = train(context, acquire(context, collect(context))).fitted.predictor
 
-    seconds = real_evaluation(ready)
+    seconds = real_evaluation(context)
     print(f"one real evaluation on the test part: {seconds:.1f} s")
     rates: dict[str, dict[int, float]] = {}
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:

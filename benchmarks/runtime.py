@@ -38,9 +38,9 @@ def resident_model(overrides: list[str]) -> DynamicModel:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("collect", ["compensation=bias", "space=width", run, *overrides])
-    ready = prepare(cfg, Fabric(accelerator="cpu", devices=1))
-    policies = UniformPolicies(ready.space)
-    return DynamicModel(ready.pruner, policies, ratios=RATIOS, window=ready.text.window)
+    context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
+    policies = UniformPolicies(context.space)
+    return DynamicModel(context.pruner, policies, ratios=RATIOS, window=context.text.window)
 
 
 def tensor_bytes() -> int:

@@ -21,7 +21,7 @@ from lightning import Fabric
 from ppf.evaluation.perplexity import evenly, mean_nll
 from ppf.progress import say
 from ppf.space import uniform
-from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.prune import can_refit, refit
 
 FILE = Path(__file__).with_name("results.json")
@@ -29,22 +29,24 @@ IMPORTANCES = ("magnitude", "wanda", "fluctuation", "taylor", "obs")
 COMPENSATIONS = ("none", "bias", "least_squares")
 
 
-def cells(ready: Prepared, ratios: list[float], windows: int) -> Iterator[dict[str, object]]:
+def cells(
+    context: PruningContext, ratios: list[float], windows: int
+) -> Iterator[dict[str, object]]:
     """Measured rows of one order and compensation, one-shot and sequential."""
-    text = evenly(ready.text.tokens("test", ready.lm.tokenizer), windows)
+    text = evenly(context.text.tokens("test", context.lm.tokenizer), windows)
     for ratio in ratios:
-        ready.pruner.apply(uniform(ready.space, torch.tensor([ratio]))[0].tolist())
+        context.pruner.apply(uniform(context.space, torch.tensor([ratio]))[0].tolist())
         for sequential in (False, True):
             if sequential:
-                if ready.pruner.bank.levels[0].weights is None or not can_refit(ready):
+                if context.pruner.bank.levels[0].weights is None or not can_refit(context):
                     continue
-                refit(ready)
-            nll = mean_nll(ready.lm.model, text, batch=8)
+                refit(context)
+            nll = mean_nll(context.lm.model, text, batch=8)
             say(
                 f"ratio {ratio}, sequential {sequential}: perplexity {math.exp(nll):.2f} (measured)"
             )
             yield {"ratio": ratio, "sequential": sequential, "nll": nll, "test_ppl": math.exp(nll)}
-    ready.pruner.restore()
+    context.pruner.restore()
 
 
 def table(rows: list[dict], ratios: list[float]) -> str:
@@ -88,8 +90,8 @@ def main() -> None:
             with initialize_config_module("ppf.conf", version_base="1.3"):
                 run = f"paths.run={tempfile.mkdtemp()}"
                 cfg = compose("collect", [*choices, run, *overrides])
-            ready = prepare(cfg, Fabric(accelerator="cpu", devices=1))
-            for cell in cells(ready, missing, arguments.windows):
+            context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
+            for cell in cells(context, missing, arguments.windows):
                 rows.append(name | cell)
             file.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows, ratios))

@@ -25,10 +25,10 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.labels.collect import label
 from ppf.labels.table import Labels
 from ppf.progress import Stopwatch
-from ppf.stages.ask import ask
+from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect, label_store
 from ppf.stages.objective import objective_of
-from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
 
 sys.path.append(str(Path(__file__).parents[1] / "search"))
@@ -37,46 +37,46 @@ from evolution import evolve, label_seconds  # noqa: E402
 FILE = Path(__file__).with_name("ablation.json")
 
 
-def compared(ready: Prepared, labels: Labels) -> Iterator[dict[str, object]]:
+def compared(context: PruningContext, labels: Labels) -> Iterator[dict[str, object]]:
     """The predictor's search, then evolution on real evaluations with as many labels, and as long.
 
     Its labels are those that the predictor is fitted to and those that its rounds measured.
     """
     clock = Stopwatch()
-    found = search(ready, labels, clock)
+    found = search(context, labels, clock)
     used = torch.cat([labels.kept, found.measured.kept.cpu()]).unique(dim=0)
     computing = (
         clock.seconds["training the predictor"] + clock.seconds["searching on the predictor"]
     )
-    labelling = label_seconds(ready, used)
+    labelling = label_seconds(context, used)
     best = found.measured.best
     predicted = {"predicted_nll": float(found.measured.mean[best])}
     yield (
         {"method": "predictor", "labels": len(used), "seconds": computing + labelling}
-        | result(ready, found.kept, float(found.measured.measured[best]))
+        | result(context, found.kept, float(found.measured.measured[best]))
         | predicted
     )
-    agent: Agent = instantiate(ready.cfg.agent)
-    objective = objective_of(ready, found.trained, ready.cfg.ratio, agent)
+    agent: Agent = instantiate(context.cfg.agent)
+    objective = objective_of(context, found.trained, context.cfg.ratio, agent)
     objective = replace(objective, trust_region=1.0)
-    each = label_seconds(ready, found.measured.kept.cpu()) / len(found.measured.kept)
+    each = label_seconds(context, found.measured.kept.cpu()) / len(found.measured.kept)
     evaluations = {"labels": len(used), "time": round((computing + labelling) / each)}
 
     def measure(kept: Tensor) -> Tensor:
-        return label(label_store(ready), ready.labeller, kept, "real search").nll
+        return label(label_store(context), context.labeller, kept, "real search").nll
 
     for equal, count in evaluations.items():
-        real = evolve(objective, measure, evaluations=count, seed=ready.cfg.seed)
-        spent = {"labels": len(real.measured), "seconds": label_seconds(ready, real.measured)}
+        real = evolve(objective, measure, evaluations=count, seed=context.cfg.seed)
+        spent = {"labels": len(real.measured), "seconds": label_seconds(context, real.measured)}
         method = {"method": f"real evaluations, equal {equal}"}
-        yield method | spent | result(ready, real.kept, real.nll)
+        yield method | spent | result(context, real.kept, real.nll)
 
 
-def result(ready: Prepared, kept: list[int], nll: float) -> dict[str, object]:
+def result(context: PruningContext, kept: list[int], nll: float) -> dict[str, object]:
     """A policy's loss on the labelling and on the test part, nats per token."""
-    windows = ready.text.tokens("test", ready.lm.tokenizer)
-    with ready.pruner.at(kept) as model:
-        test = mean_nll(model, windows, batch=ready.cfg.labels.batch)
+    windows = context.text.tokens("test", context.lm.tokenizer)
+    with context.pruner.at(kept) as model:
+        test = mean_nll(model, windows, batch=context.cfg.labels.batch)
     return {"labelling_nll": nll, "test_nll": test}
 
 
@@ -89,14 +89,14 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     rows = json.loads(options.results.read_text()) if options.results.is_file() else []
     done = {(row["ratio"], row["seed"]) for row in rows}
-    ready = prepare(configured(*overrides), Fabric(accelerator="cpu", devices=1))
+    context = prepare(configured(*overrides), Fabric(accelerator="cpu", devices=1))
     for seed in map(int, options.seeds.split(",")):
         for ratio in map(float, options.ratios.split(",")):
             if (ratio, seed) in done:
                 continue
             given = configured(*overrides, f"ratio={ratio}", f"seed={seed}")
-            here = replace(ready, cfg=given)
-            for row in compared(here, ask(here, collect(here))):
+            here = replace(context, cfg=given)
+            for row in compared(here, acquire(here, collect(here))):
                 rows.append({"ratio": ratio, "seed": seed, **row})
                 print(rows[-1])
             options.results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

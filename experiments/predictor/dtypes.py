@@ -21,9 +21,9 @@ from ppf.stages.prepare import prepare
 def labelled(dtype: str, overrides: Sequence[str]) -> Labels:
     """The sampler's policies, measured in this dtype."""
     given = ("labels.count=128", *overrides, f"model.dtype={dtype}")
-    ready = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
-    take_over(ready)
-    return collect(ready)
+    context = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
+    take_over(context)
+    return collect(context)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from lightning import Fabric
 from setting import configured
 
 from ppf.labels.collect import draw
-from ppf.stages.ask import ask
+from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
 from ppf.stages.train import train
@@ -30,10 +30,10 @@ def main() -> None:
     )
     parser.add_argument("--policies", type=int, default=4000)
     options, overrides = parser.parse_known_args()
-    ready = prepare(configured(*overrides), Fabric(accelerator="cpu", devices=1))
-    predictor = train(ready, ask(ready, collect(ready))).fitted.predictor
+    context = prepare(configured(*overrides), Fabric(accelerator="cpu", devices=1))
+    predictor = train(context, acquire(context, collect(context))).fitted.predictor
 
-    kept = draw(ready, instantiate(ready.cfg.sampler), options.policies, SEED)
+    kept = draw(context, instantiate(context.cfg.sampler), options.policies, SEED)
     rows = torch.arange(len(kept))
     site = torch.randint(kept.shape[1], rows.shape, generator=torch.Generator().manual_seed(SEED))
     some = kept[rows, site] > 0

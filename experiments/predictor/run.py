@@ -11,7 +11,7 @@ skipped. The folder `labels` holds labels in float32, so that no machine needs t
 its proposals are the table's as well, and `--export` adds all that this one has made. Whatever
 `--labels` says, all 2048 are there first, since they belong to the random set: elsewhere than in
 float32, labels.count= makes fewer.
-With labels.asked=N, each row's labels are joined by N that a predictor of them asks for.
+With labels.acquired=N, each row's labels are joined by N that a predictor of them asks for.
 `sensitivity` needs no labels: it is the sum of what each cut alone should cost.
 """
 
@@ -32,16 +32,16 @@ from torch import Tensor
 
 from ppf.agents import Run
 from ppf.labels.collect import draw, label
-from ppf.labels.table import ASKED, Labels
+from ppf.labels.table import ACQUIRED, Labels
 from ppf.predictor.module import PredictorModule
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import Scores
 from ppf.progress import say
 from ppf.search import run_search
-from ppf.stages.ask import ask
+from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect, label_store
 from ppf.stages.objective import objective_of
-from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.train import train
 
 FILE = Path(__file__).with_name("results.json")
@@ -54,26 +54,26 @@ RATIOS = (0.06, 0.1, 0.14, 0.18, 0.22, 0.27, 0.33, 0.37, 0.42, 0.47, 0.52, 0.57)
 SEEDS = (101,)
 EACH = 4  # proposals of a ratio and seed
 FITTED_TO = 256  # labels of the predictor whose proposals they are
-ASKED_AFTER = 512  # labels of the predictor that asked for what the folder has
+ACQUIRED_AFTER = 512  # labels of the predictor that asked for what the folder has
 SCORES = ("kendall", "spearman", "mae", "median", "nmse", "coverage", "regret")
 FIRST_SEED = 1  # of the random set
 PROPOSALS = "proposals"
-KEY = ("predictor", "labels", "asked", "set")
+KEY = ("predictor", "labels", "acquired", "set")
 
 
-def take_over(ready: Prepared) -> Path:
+def take_over(context: PruningContext) -> Path:
     """Where labels of this form are kept; puts those that are there where collect finds them."""
-    labelled = LABELLED / f"{ready.signatures.labels}.parquet"
+    labelled = LABELLED / f"{context.signatures.labels}.parquet"
     if labelled.is_file():
-        shutil.copy(labelled, label_store(ready).folder)
+        shutil.copy(labelled, label_store(context).folder)
     return labelled
 
 
-def random_set(ready: Prepared, labels: Labels) -> Labels:
+def random_set(context: PruningContext, labels: Labels) -> Labels:
     """Policies of the sampler; what a predictor was trained on does not count for it (`unseen`)."""
-    cfg = ready.cfg
-    kept = draw(ready, instantiate(cfg.sampler), RANDOM, cfg.seed + FIRST_SEED)
-    other = label(label_store(ready), ready.labeller, kept, "random set")
+    cfg = context.cfg
+    kept = draw(context, instantiate(cfg.sampler), RANDOM, cfg.seed + FIRST_SEED)
+    other = label(label_store(context), context.labeller, kept, "random set")
     return other.with_rows(labels.kept[HELD_OUT:], labels.nll[HELD_OUT:], "sampler")
 
 
@@ -85,34 +85,36 @@ def exported(labelled: Path, source: str) -> Tensor:
     return torch.tensor(table["kept"].to_pylist())
 
 
-def proposals(ready: Prepared, labels: Labels, labelled: Path) -> Labels:
+def proposals(context: PruningContext, labels: Labels, labelled: Path) -> Labels:
     """What searches propose at ratios and seeds of their own, or did when `labelled` was made."""
     if len(before := exported(labelled, PROPOSALS)):
-        return label(label_store(ready), ready.labeller, before, PROPOSALS)
+        return label(label_store(context), context.labeller, before, PROPOSALS)
     found = []
     for seed in SEEDS:
-        cfg = ready.cfg.copy()
+        cfg = context.cfg.copy()
         cfg.seed = seed
-        trained = train(replace(ready, cfg=cfg), first(labels, FITTED_TO))
+        trained = train(replace(context, cfg=cfg), first(labels, FITTED_TO))
         agent = instantiate(cfg.agent)
         for ratio in RATIOS:
-            objective = objective_of(ready, trained, ratio, agent)
-            best = run_search(agent, objective, Run(ready.fabric, lambda *_: None, seed), EACH)
+            objective = objective_of(context, trained, ratio, agent)
+            best = run_search(agent, objective, Run(context.fabric, lambda *_: None, seed), EACH)
             found.append(best.kept.cpu())
     kept = torch.cat(found).unique(dim=0)
-    return label(label_store(ready), ready.labeller, kept, PROPOSALS)
+    return label(label_store(context), context.labeller, kept, PROPOSALS)
 
 
-def with_asked(ready: Prepared, labels: Labels, sets: dict[str, Labels], labelled: Path) -> Labels:
-    """The labels, and as many as `labels.asked` says: of what their predictor asks for now.
+def with_asked(
+    context: PruningContext, labels: Labels, sets: dict[str, Labels], labelled: Path
+) -> Labels:
+    """The labels, and as many as `labels.acquired` says: of what their predictor asks for now.
 
     Those of the first labels that `labelled` tells of: what it asked for when that was made.
     """
-    before = exported(labelled, ASKED)
-    if len(labels) == ASKED_AFTER and len(before) == ready.cfg.labels.asked > 0:
-        measured = label(label_store(ready), ready.labeller, before, ASKED)
-        return labels.with_rows(before, measured.nll, ASKED)
-    return ask(ready, labels, beside=torch.cat([held_out.kept for held_out in sets.values()]))
+    before = exported(labelled, ACQUIRED)
+    if len(labels) == ACQUIRED_AFTER and len(before) == context.cfg.labels.acquired > 0:
+        measured = label(label_store(context), context.labeller, before, ACQUIRED)
+        return labels.with_rows(before, measured.nll, ACQUIRED)
+    return acquire(context, labels, beside=torch.cat([held_out.kept for held_out in sets.values()]))
 
 
 def first(labels: Labels, count: int) -> Labels:
@@ -134,8 +136,8 @@ def unseen(held_out: Labels, labels: Labels) -> Labels:
 class Sensitivity:
     """The expected losses of all cuts alone, added up."""
 
-    def __init__(self, ready: Prepared, dense_nll: float) -> None:
-        self.losses, self.dense_nll = ready.sensitivity, dense_nll
+    def __init__(self, context: PruningContext, dense_nll: float) -> None:
+        self.losses, self.dense_nll = context.sensitivity, dense_nll
 
     def predict(self, kept: Tensor) -> Prediction:
         excess = self.losses[torch.arange(kept.shape[1]), kept].sum(1)
@@ -143,12 +145,12 @@ class Sensitivity:
 
 
 def scored(
-    predictor: PredictorModule | Sensitivity, ready: Prepared, held_out: Labels
+    predictor: PredictorModule | Sensitivity, context: PruningContext, held_out: Labels
 ) -> Iterator[dict[str, object]]:
     """One row for all policies, and one for each ratio band."""
-    bands = ready.cfg.predictor.bands
+    bands = context.cfg.predictor.bands
     scores = Scores(bands, predictor.dense_nll)
-    ratio = ready.space.ratio(held_out.kept)
+    ratio = context.space.ratio(held_out.kept)
     scores.update(predictor.predict(held_out.kept), held_out.nll.float(), ratio.float())
     values = {name: round(float(value), 5) for name, value in scores.compute().items()}
     edges = [f"{low * 100:.0f}_{high * 100:.0f}" for low, high in pairwise(bands)]
@@ -158,27 +160,27 @@ def scored(
 
 
 def rows_of(
-    name: str, ready: Prepared, labels: Labels, sets: dict[str, Labels]
+    name: str, context: PruningContext, labels: Labels, sets: dict[str, Labels]
 ) -> Iterator[dict[str, object]]:
     """All rows of one predictor and number of labels."""
-    predictor = train(ready, labels).fitted.predictor
+    predictor = train(context, labels).fitted.predictor
     for held_out, policies in sets.items():
-        for row in scored(predictor, ready, unseen(policies, labels)):
+        for row in scored(predictor, context, unseen(policies, labels)):
             yield {"predictor": name, **numbers(labels), "set": held_out, **row}
 
 
 def numbers(labels: Labels) -> dict[str, int]:
     """How many labels there are, and how many of them a predictor asked for."""
-    return {"labels": len(labels), "asked": int(labels.asked.sum())}
+    return {"labels": len(labels), "acquired": int(labels.acquired.sum())}
 
 
 def unlabelled(
-    ready: Prepared, dense_nll: float, sets: dict[str, Labels]
+    context: PruningContext, dense_nll: float, sets: dict[str, Labels]
 ) -> Iterator[dict[str, object]]:
     """All rows of the sensitivities; they have no intervals."""
     for held_out, policies in sets.items():
-        for row in scored(Sensitivity(ready, dense_nll), ready, policies):
-            named = {"predictor": "sensitivity", "labels": 0, "asked": 0, "set": held_out}
+        for row in scored(Sensitivity(context, dense_nll), context, policies):
+            named = {"predictor": "sensitivity", "labels": 0, "acquired": 0, "set": held_out}
             yield named | row | {"coverage": None}
 
 
@@ -209,22 +211,25 @@ def main() -> None:
     counts = [int(count) for count in options.labels.split(",")]
 
     given = (f"labels.count={max(LABELS)}", "agent=evolution", "model.dtype=float32", *overrides)
-    ready = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
-    labelled = take_over(ready)
-    labels = collect(ready)
-    sets = {"random": random_set(ready, labels), "proposals": proposals(ready, labels, labelled)}
+    context = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
+    labelled = take_over(context)
+    labels = collect(context)
+    sets = {
+        "random": random_set(context, labels),
+        "proposals": proposals(context, labels, labelled),
+    }
     if options.export:
         LABELLED.mkdir(exist_ok=True)
-        label_store(ready).export(labelled)
+        label_store(context).export(labelled)
 
     rows = json.loads(options.results.read_text()) if options.results.is_file() else []
     done = {tuple(row[k] for k in KEY[:3]) for row in rows}
     if ("sensitivity", 0, 0) not in done:
-        rows += unlabelled(ready, float(labels.nll[0]), sets)
+        rows += unlabelled(context, float(labels.nll[0]), sets)
     for name in options.predictors.split(","):
-        chosen = replace(ready, cfg=configured(f"predictor={name}", *given))
+        chosen = replace(context, cfg=configured(f"predictor={name}", *given))
         for count in counts:
-            drawn, asked = first(labels, count), ready.cfg.labels.asked
+            drawn, asked = first(labels, count), context.cfg.labels.acquired
             key = (name, len(drawn) + asked, asked)
             if key in done:
                 continue

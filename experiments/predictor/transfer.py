@@ -38,8 +38,8 @@ def main() -> None:
     checkpoint = train(source, collect(source)).folder / CHECKPOINT
     source.pruner.restore()
 
-    ready = prepare(configured(*overrides), fabric)
-    labels = collect(ready)
+    context = prepare(configured(*overrides), fabric)
+    labels = collect(context)
     rest = max(counts)
     held_out = Labels(labels.kept[rest:], labels.nll[rest:], labels.source[rest:])
     rows = []
@@ -48,8 +48,8 @@ def main() -> None:
         for start in ("none", "source"):
             given = [f"predictor.init_from={checkpoint}"] if start == "source" else []
             cfg = configured(*overrides, *given)
-            predictor = train(replace(ready, cfg=cfg), some).fitted.predictor
-            row = next(iter(scored(predictor, ready, unseen(held_out, some))))
+            predictor = train(replace(context, cfg=cfg), some).fitted.predictor
+            row = next(iter(scored(predictor, context, unseen(held_out, some))))
             rows.append({"labels": len(some), "start": start, **row})
             print(f"{len(some):5} labels, start {start:<6} median {row['median']:.4f} nats")
     options.results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

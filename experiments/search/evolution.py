@@ -14,7 +14,7 @@ from torch import Tensor
 from ppf.agents import Objective
 from ppf.agents.evolution import exchange
 from ppf.stages.collect import label_store
-from ppf.stages.prepare import Prepared
+from ppf.stages.prepare import PruningContext
 
 Measure = Callable[[Int[Tensor, "n sites"]], Tensor]
 
@@ -66,7 +66,7 @@ def evolve(
     return Evolved(parent[0].tolist(), float(loss), torch.tensor(sorted(seen)))
 
 
-def label_seconds(ready: Prepared, kept: Tensor) -> float:
+def label_seconds(context: PruningContext, kept: Tensor) -> float:
     """What the labels of policies, all different, took to make."""
-    store = label_store(ready)
+    store = label_store(context)
     return sum(store[policy].seconds for policy in kept.tolist())

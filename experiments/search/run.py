@@ -30,11 +30,11 @@ from ppf.evaluation.perplexity import evenly, mean_nll
 from ppf.labels.collect import label
 from ppf.labels.table import Labels
 from ppf.progress import Stopwatch, say
-from ppf.stages.ask import ask
+from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect, label_store
 from ppf.stages.dynamic import dynamic
 from ppf.stages.objective import objective_of
-from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
 from ppf.stages.train import train
 
@@ -74,14 +74,14 @@ def configured(agent: str, ratio: float, seed: int, overrides: list[str]) -> Dic
         return compose("search", [*chosen, *run, *overrides])
 
 
-def searched(ready: Prepared, labels: Labels) -> Result:
+def searched(context: PruningContext, labels: Labels) -> Result:
     """A static search's policy: an agent's, or the one of a rule."""
-    cfg, clock = ready.cfg, Stopwatch()
-    train(ready, labels)
+    cfg, clock = context.cfg, Stopwatch()
+    train(context, labels)
     start = time.perf_counter()
     if cfg.agent._target_.endswith(".Rule"):
-        return _ruled(ready, labels, start)
-    found = search(ready, labels, clock)
+        return _ruled(context, labels, start)
+    found = search(context, labels, clock)
     best = found.measured.best
     return Result(
         found.kept,
@@ -92,56 +92,60 @@ def searched(ready: Prepared, labels: Labels) -> Result:
     )
 
 
-def _ruled(ready: Prepared, labels: Labels, start: float) -> Result:
-    rule = instantiate(ready.cfg.agent)
+def _ruled(context: PruningContext, labels: Labels, start: float) -> Result:
+    rule = instantiate(context.cfg.agent)
     assert isinstance(rule, Rule)
-    objective = objective_of(ready, train(ready, labels), ready.cfg.ratio, rule)
-    found = rule.search(objective, Run(ready.fabric, lambda step, metrics: None, ready.cfg.seed))
+    objective = objective_of(context, train(context, labels), context.cfg.ratio, rule)
+    found = rule.search(
+        objective, Run(context.fabric, lambda step, metrics: None, context.cfg.seed)
+    )
     mean = float(objective.predictor.predict(found.kept).mean[0])
-    nll = float(measured(ready, found.kept)[0])
+    nll = float(measured(context, found.kept)[0])
     return Result(found.kept[0].tolist(), mean, nll, time.perf_counter() - start, 1)
 
 
-def measured(ready: Prepared, kept: torch.Tensor) -> torch.Tensor:
+def measured(context: PruningContext, kept: torch.Tensor) -> torch.Tensor:
     """Log-perplexity on the labelling part, nats per token."""
-    return label(label_store(ready), ready.labeller, kept.cpu(), "experiment").nll
+    return label(label_store(context), context.labeller, kept.cpu(), "experiment").nll
 
 
-def really_evolved(ready: Prepared, labels: Labels, share: int) -> Result:
+def really_evolved(context: PruningContext, labels: Labels, share: int) -> Result:
     """As many real evaluations as a static search rests on, and no predictor.
 
     Args:
         share: of the predictor's labels that this ratio has to pay, as one over it.
     """
-    cfg = ready.cfg
+    cfg = context.cfg
     count = len(labels) // share + cfg.search.label_budget + len(cfg.rules)
     objective = replace(
-        objective_of(ready, train(ready, labels), cfg.ratio, instantiate(cfg.agent)),
+        objective_of(context, train(context, labels), cfg.ratio, instantiate(cfg.agent)),
         trust_region=1.0,
     )
-    found = evolve(objective, partial(measured, ready), evaluations=count, seed=cfg.seed)
-    return Result(found.kept, None, found.nll, label_seconds(ready, found.measured), count)
+    found = evolve(objective, partial(measured, context), evaluations=count, seed=cfg.seed)
+    return Result(found.kept, None, found.nll, label_seconds(context, found.measured), count)
 
 
-def learnt(ready: Prepared, labels: Labels, ratios: list[float]) -> Iterator[tuple[float, Result]]:
+def learnt(
+    context: PruningContext, labels: Labels, ratios: list[float]
+) -> Iterator[tuple[float, Result]]:
     """One dynamic agent's policies at all ratios; the seconds are those of one answer."""
-    before = len(label_store(ready))
-    agent = dynamic(ready, labels, Stopwatch()).agent
-    evaluations = len(labels) + len(label_store(ready)) - before
+    before = len(label_store(context))
+    agent = dynamic(context, labels, Stopwatch()).agent
+    evaluations = len(labels) + len(label_store(context)) - before
     for ratio in ratios:
         agent.policy(ratio)
         start = time.perf_counter()
         kept = agent.policy(ratio)
         seconds = time.perf_counter() - start
-        nll = float(measured(ready, torch.tensor([kept]))[0])
+        nll = float(measured(context, torch.tensor([kept]))[0])
         yield ratio, Result(kept, agent.predicted(ratio)[0], nll, seconds, evaluations)
 
 
-def tested(ready: Prepared, kept: list[int], count: int) -> float:
+def tested(context: PruningContext, kept: list[int], count: int) -> float:
     """Log-perplexity on `count` windows of the test part, evenly spread, nats per token."""
-    windows = ready.text.tokens("test", ready.lm.tokenizer)
-    with ready.pruner.at(kept) as model:
-        return mean_nll(model, evenly(windows, count), batch=ready.cfg.labels.batch)
+    windows = context.text.tokens("test", context.lm.tokenizer)
+    with context.pruner.at(kept) as model:
+        return mean_nll(model, evenly(windows, count), batch=context.cfg.labels.batch)
 
 
 class Table:
@@ -203,7 +207,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def run(known: argparse.Namespace, rest: list[str]) -> None:
     """Fills the table; the model is loaded once."""
-    table, ready = Table(known.out), None
+    table, context = Table(known.out), None
     fabric = Fabric(accelerator="cpu", devices=1)
     for seed, agent in product(known.seeds, known.agents):
         missing = [ratio for ratio in known.ratios if (agent, ratio, seed) not in table]
@@ -212,17 +216,17 @@ def run(known: argparse.Namespace, rest: list[str]) -> None:
                 continue
             cfg = configured(agent, ratio, seed, rest)
             seed_everything(seed, verbose=False)
-            ready = prepare(cfg, fabric) if ready is None else replace(ready, cfg=cfg)
-            shared = replace(ready, cfg=configured(agent, ratio, LABEL_SEED, rest))
-            labels = ask(shared, collect(shared, upstream=True), upstream=True)
+            context = prepare(cfg, fabric) if context is None else replace(context, cfg=cfg)
+            shared = replace(context, cfg=configured(agent, ratio, LABEL_SEED, rest))
+            labels = acquire(shared, collect(shared, upstream=True), upstream=True)
             if agent == "dynamic":
-                results = list(learnt(ready, labels, missing))
+                results = list(learnt(context, labels, missing))
             elif agent == "real_evolution":
-                results = [(ratio, really_evolved(ready, labels, known.share))]
+                results = [(ratio, really_evolved(context, labels, known.share))]
             else:
-                results = [(ratio, searched(ready, labels))]
+                results = [(ratio, searched(context, labels))]
             for place, found in results:
-                table.add(agent, place, seed, found, tested(ready, found.kept, known.windows))
+                table.add(agent, place, seed, found, tested(context, found.kept, known.windows))
     print(markdown(table.rows))
 
 

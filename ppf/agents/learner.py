@@ -15,7 +15,7 @@ from ppf.agents.checkpoint import Stateful
 
 
 @dataclass(frozen=True)
-class Played:
+class Rollout:
     """Policies that episodes ended in.
 
     Args:
@@ -34,7 +34,7 @@ class Training(ABC):
     """A learner at work on one rank. All its randomness comes from torch's global generator."""
 
     @abstractmethod
-    def step(self) -> Played:
+    def step(self) -> Rollout:
         """Plays one batch of episodes and learns from it, together with the other ranks."""
 
     @abstractmethod
@@ -113,7 +113,7 @@ class _Memory:
     elites: Candidates
     best: list[float] = field(default_factory=lambda: [-torch.inf, 0])
 
-    def take(self, objective: Objective, played: Played, count: int) -> None:
+    def take(self, objective: Objective, played: Rollout, count: int) -> None:
         """Remembers what was played at the objective's own ratio."""
         own = played.ratio == objective.ratio
         drawn = Candidates(played.kept[own], played.cost[own])

@@ -15,7 +15,7 @@ from torchrl.objectives import LossModule, SoftUpdate
 from ppf.agents.base import Objective, share
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
-from ppf.agents.learner import Learner, Played, Training, average_gradients
+from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.agents.networks import intended, play
 
 
@@ -27,8 +27,8 @@ class OffPolicy(Learner):
         warmup: batches of episodes from which only the critics learn.
         updates: gradient steps after each batch of episodes.
         batch: transitions of a gradient step, on each rank.
-        memory: transitions that the buffer holds, on each rank.
-        lookahead: steps whose rewards a return adds up before the critic's estimate stands in.
+        buffer_size: transitions that the buffer holds, on each rank.
+        n_steps: steps whose rewards a return adds up before the critic's estimate stands in.
         lr: of Adam.
         tau: share of the networks that their slow targets take over at each gradient step.
         grad_norm: gradients are clipped to this norm.
@@ -43,8 +43,8 @@ class OffPolicy(Learner):
         warmup: int,
         updates: int,
         batch: int,
-        memory: int,
-        lookahead: int,
+        buffer_size: int,
+        n_steps: int,
         lr: float,
         tau: float,
         grad_norm: float,
@@ -52,8 +52,13 @@ class OffPolicy(Learner):
         **learner: Any,
     ) -> None:
         super().__init__(**learner)
-        self.episodes, self.updates, self.batch, self.memory = episodes, updates, batch, memory
-        self.warmup, self.lookahead, self.lr, self.tau = warmup, lookahead, lr, tau
+        self.episodes, self.updates, self.batch, self.buffer_size = (
+            episodes,
+            updates,
+            batch,
+            buffer_size,
+        )
+        self.warmup, self.n_steps, self.lr, self.tau = warmup, n_steps, lr, tau
         self.grad_norm, self.hidden = grad_norm, hidden
 
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
@@ -73,12 +78,12 @@ class _Training(Training):
         self.loss.make_value_estimator(gamma=1.0)
         self.targets = SoftUpdate(self.loss, tau=config.tau)
         self.optimizer = Adam(self.loss.parameters(), lr=config.lr)
-        self.returns = MultiStep(1.0, config.lookahead)
+        self.returns = MultiStep(1.0, config.n_steps)
         self.warmup = config.warmup * episodes * len(objective.space)  # transitions
-        storage = LazyTensorStorage(config.memory, device=objective.device)
+        storage = LazyTensorStorage(config.buffer_size, device=objective.device)
         self.buffer = TensorDictReplayBuffer(storage=storage, batch_size=config.batch)
 
-    def step(self) -> Played:
+    def step(self) -> Rollout:
         rollout = play(self.environment, self.explorer)
         played = self.environment.finished
         gain = rollout["next", "reward"].sum(1).squeeze(-1)
@@ -86,7 +91,7 @@ class _Training(Training):
         for _ in range(self.config.updates):
             losses = self._update(self.buffer.sample())
         metrics = {name: losses[name] for name in ("entropy", "alpha") if name in losses}
-        return Played(played.kept, played.cost, self.environment.ratio, gain, metrics)
+        return Rollout(played.kept, played.cost, self.environment.ratio, gain, metrics)
 
     def _update(self, samples: TensorDictBase) -> TensorDictBase:
         """One gradient step; ranks take it together."""

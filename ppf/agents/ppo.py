@@ -14,7 +14,7 @@ from torchrl.objectives.value import GAE
 from ppf.agents.base import Objective, share
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
-from ppf.agents.learner import Learner, Played, Training, average_gradients
+from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.agents.networks import intended, play, state_critic, stochastic_actor
 
 
@@ -80,7 +80,7 @@ class _Training(Training):
         self.optimizer = Adam(self.loss.parameters(), lr=config.lr)
         self.schedule = LinearLR(self.optimizer, 1.0, 0.01, config.iterations)
 
-    def step(self) -> Played:
+    def step(self) -> Rollout:
         rollout = play(self.environment, self.actor)
         played = self.environment.finished
         with torch.no_grad():
@@ -89,7 +89,7 @@ class _Training(Training):
         self.schedule.step()
         gain = rollout["next", "reward"].sum(1).squeeze(-1)
         metrics = {"entropy": losses["entropy"]}
-        return Played(played.kept, played.cost, self.environment.ratio, gain, metrics)
+        return Rollout(played.kept, played.cost, self.environment.ratio, gain, metrics)
 
     def _update(self, samples: TensorDictBase) -> TensorDictBase:
         """Several passes of clipped gradient steps over a rollout; ranks step together."""

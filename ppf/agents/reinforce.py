@@ -12,7 +12,7 @@ from torch.optim import Adam
 
 from ppf.agents.base import Objective, share
 from ppf.agents.checkpoint import Stateful
-from ppf.agents.learner import Learner, Played, Training, average_gradients
+from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 
 
 class Reinforce(Learner):
@@ -67,7 +67,7 @@ class _Training(Training):
         self.policy = _Gaussians(objective, config.degree, config.std).to(objective.device)
         self.optimizer = Adam(self.policy.parameters(), lr=config.lr)
 
-    def step(self) -> Played:
+    def step(self) -> Rollout:
         low, high = self.objective.interval
         draw = torch.rand(self.samples, device=self.objective.device, dtype=torch.double)
         ratio = low + (high - low) * draw
@@ -84,7 +84,7 @@ class _Training(Training):
         self.fabric.backward(-(advantage * likelihood).mean() - self.config.entropy * entropy)
         average_gradients(self.policy, self.fabric)
         self.optimizer.step()
-        return Played(kept, cost, ratio, gain, {"entropy": entropy.detach()})
+        return Rollout(kept, cost, ratio, gain, {"entropy": entropy.detach()})
 
     @torch.no_grad()
     def deviations(self, ratio: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from ppf.stages.prepare import prepare
 @command("collect")
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels what the sampler draws."""
-    ready = prepare(cfg, fabric)
-    labels = collect(ready)
-    say(f"{len(labels)} labels in {label_store(ready).folder}")
+    context = prepare(cfg, fabric)
+    labels = collect(context)
+    say(f"{len(labels)} labels in {label_store(context).folder}")
     limit = cfg.labels.catastrophic
     if wrecked := int(labels.catastrophic(float(labels.nll[0]), limit).sum()):
         say(

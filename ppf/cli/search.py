@@ -14,10 +14,10 @@ from ppf.report.plots import policy_heatmap, ratio_curve
 from ppf.report.tables import print_summary
 from ppf.space import check_ratio
 from ppf.stages import curve, results
-from ppf.stages.ask import ask
+from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
 from ppf.stages.dynamic import dynamic
-from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
 
 
@@ -29,29 +29,29 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     check_ratio(cfg.ratio)
     clock = Stopwatch()
     with clock("preparing the model"):
-        ready = prepare(cfg, fabric)
+        context = prepare(cfg, fabric)
     with clock("labelling"):
-        labels = ask(ready, collect(ready, upstream=True), upstream=True)
-    _MODES[cfg.mode](ready, labels, clock)
+        labels = acquire(context, collect(context, upstream=True), upstream=True)
+    _MODES[cfg.mode](context, labels, clock)
 
 
-def _static(ready: Prepared, labels: Labels, clock: Stopwatch) -> None:
-    found = search(ready, labels, clock)
-    if not ready.fabric.is_global_zero:
+def _static(context: PruningContext, labels: Labels, clock: Stopwatch) -> None:
+    found = search(context, labels, clock)
+    if not context.fabric.is_global_zero:
         return
-    loggers, folder = ready.fabric.loggers, Path(ready.cfg.paths.run)
-    paths = results.write(ready, labels, found, clock.seconds, folder)
+    loggers, folder = context.fabric.loggers, Path(context.cfg.paths.run)
+    paths = results.write(context, labels, found, clock.seconds, folder)
     log_artifact(loggers, paths["policy"], "policy", "policy")
-    log_figure(loggers, "policy", policy_heatmap(ready.space, found.kept), None)
-    print_summary(results.entries(ready, labels, found), clock.seconds, paths)
+    log_figure(loggers, "policy", policy_heatmap(context.space, found.kept), None)
+    print_summary(results.entries(context, labels, found), clock.seconds, paths)
 
 
-def _dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> None:
-    learnt = dynamic(ready, labels, clock)
-    if not ready.fabric.is_global_zero:
+def _dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> None:
+    learnt = dynamic(context, labels, clock)
+    if not context.fabric.is_global_zero:
         return
-    loggers, shown = ready.fabric.loggers, curve.entries(learnt.curve)
-    paths = curve.write(learnt, clock.seconds, Path(ready.cfg.paths.run))
+    loggers, shown = context.fabric.loggers, curve.entries(learnt.curve)
+    paths = curve.write(learnt, clock.seconds, Path(context.cfg.paths.run))
     log_artifact(loggers, paths["agent"], "agent", "agent")
     log_figure(loggers, "curve", ratio_curve(shown), None)
     print_summary(shown, clock.seconds, paths)

@@ -11,7 +11,7 @@ from ppf.report.loggers import log_figure
 from ppf.report.plots import scatter
 from ppf.report.style import save_png
 from ppf.report.tables import print_scores
-from ppf.stages.ask import ask
+from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
 from ppf.stages.train import train
@@ -20,8 +20,8 @@ from ppf.stages.train import train
 @command("train")
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Trains the predictor, scores it on held-out policies and draws predicted against measured."""
-    ready = prepare(cfg, fabric)
-    trained = train(ready, ask(ready, collect(ready, upstream=True)))
+    context = prepare(cfg, fabric)
+    trained = train(context, acquire(context, collect(context, upstream=True)))
     figure = scatter(*(column.tolist() for column in trained.fitted.held_out))
     picture = Path(cfg.paths.run) / "predicted_measured.png"
     save_png(figure, picture)

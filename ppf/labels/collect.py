@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ppf.labels.labeller import Labeller
-from ppf.labels.samplers import Ground, Sampler
+from ppf.labels.samplers import Sampler, SamplingContext
 from ppf.labels.store import LabelStore, Row
 from ppf.labels.table import Labels
 from ppf.progress import say, track
@@ -16,7 +16,9 @@ from ppf.progress import say, track
 _ROUND = 32  # policies, each round of them stratified by itself
 
 
-def draw(ground: Ground, sampler: Sampler, count: int, seed: int) -> Int[Tensor, "rows sites"]:
+def draw(
+    context: SamplingContext, sampler: Sampler, count: int, seed: int
+) -> Int[Tensor, "rows sites"]:
     """The distinct policies that a sampler gives, at most `count`, the dense one first.
 
     The same seed gives the same policies, and a larger count only adds to them: they are drawn in
@@ -24,11 +26,11 @@ def draw(ground: Ground, sampler: Sampler, count: int, seed: int) -> Int[Tensor,
     """
     rounds = [
         sampler.draw(
-            ground, _ROUND, torch.Generator().manual_seed(seed * 1_000_003 + number), number
+            context, _ROUND, torch.Generator().manual_seed(seed * 1_000_003 + number), number
         )
         for number in range(-(-count // _ROUND))
     ]
-    kept = torch.cat([ground.space.dense[None], *rounds])[:count]
+    kept = torch.cat([context.space.dense[None], *rounds])[:count]
     return torch.tensor(list(dict.fromkeys(map(tuple, kept.tolist()))))
 
 

@@ -116,7 +116,7 @@ class LabelsDataModule(LightningDataModule):
         if not finite.all():
             say(f"Leaving out {int((~finite).sum())} of {len(labels)} labels that are not finite.")
         kept, nll, proposed = labels.kept[finite], labels.nll[finite], labels.proposed[finite]
-        ratio, drawn = space.ratio(kept), ~(proposed | labels.asked[finite])
+        ratio, drawn = space.ratio(kept), ~(proposed | labels.acquired[finite])
 
         held_out = torch.zeros_like(proposed)
         held_out[drawn] = self._deal(kept[drawn], ratio[drawn], [1 - test, test]) == 1

@@ -16,7 +16,7 @@ from ppf.space import Space, project
 
 
 @runtime_checkable
-class Ground(Protocol):
+class SamplingContext(Protocol):
     """What samplers draw on; evidence is only gathered when one asks for it."""
 
     @property
@@ -38,7 +38,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def draw(
-        self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0
+        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Int[Tensor, "count sites"]:
         """Draws `count` policies.
 
@@ -63,11 +63,13 @@ class Profiles(Sampler):
     def __init__(self, ratio: list[float], spread: list[float], smooth: float) -> None:
         self.ratio, self.spread, self.smooth = ratio, spread, smooth
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
+    def draw(
+        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+    ) -> Tensor:
         def rand(*size: int) -> Tensor:
             return torch.rand(*size, generator=generator)
 
-        space, ratio = ground.space, _stratified(self.ratio, count, generator)
+        space, ratio = context.space, _stratified(self.ratio, count, generator)
         spread = self.spread[0] + (self.spread[1] - self.spread[0]) * rand(count, 1)
         rough = torch.randn(count, len(space), generator=generator)
         noise = (
@@ -87,8 +89,10 @@ class Sensitivities(Sampler):
     cut to a random depth; further cuts are of random depth.
     """
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
-        space = ground.space
+    def draw(
+        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+    ) -> Tensor:
+        space = context.space
         kept = space.dense.repeat(count, 1)
         order = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))
         number = turn * count + torch.arange(count)
@@ -111,18 +115,20 @@ class Allocated(Sampler):
     def __init__(self, rules: Mapping[str, Allocation], ratio: list[float]) -> None:
         self.rules, self.ratio = list(rules.values()), ratio
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
+    def draw(
+        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+    ) -> Tensor:
         ratio = _stratified(self.ratio, count, generator)
         first = turn * count % len(self.rules)
-        wanted = torch.empty(count, len(ground.space), dtype=ratio.dtype)
+        wanted = torch.empty(count, len(context.space), dtype=ratio.dtype)
         for number, rule in enumerate(self.rules[first:] + self.rules[:first]):
             rows = slice(number, count, len(self.rules))
             if number < count:
-                wanted[rows] = rule.wanted(ground.evidence, ratio[rows])
-        return project(ground.space, wanted, ratio)
+                wanted[rows] = rule.wanted(context.evidence, ratio[rows])
+        return project(context.space, wanted, ratio)
 
 
-class Given(Sampler):
+class FromFiles(Sampler):
     """Policies found before, in turn.
 
     Args:
@@ -134,9 +140,11 @@ class Given(Sampler):
             raise PPFError("the sampler has no policies: give sampler.of.paths=[POLICY.json,...].")
         self.paths = [Path(path) for path in paths]
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
+    def draw(
+        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+    ) -> Tensor:
         named = [json.loads(path.read_text(encoding="utf-8"))["kept"] for path in self.paths]
-        policies = torch.tensor([ground.space.policy(kept) for kept in named])
+        policies = torch.tensor([context.space.policy(kept) for kept in named])
         return policies[(turn * count + torch.arange(count)) % len(policies)]
 
 
@@ -150,7 +158,9 @@ class Proposals(Sampler):
     def __init__(self, agent: RatioAgent, ratio: list[float]) -> None:
         self.agent, self.ratio = agent, ratio
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
+    def draw(
+        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+    ) -> Tensor:
         ratios = _stratified(self.ratio, count, generator).tolist()
         return torch.tensor([self.agent.policy(ratio) for ratio in ratios])
 
@@ -166,14 +176,16 @@ class Neighbours(Sampler):
     def __init__(self, of: Sampler, spread: float) -> None:
         self.of, self.spread = of, spread
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
-        kept = self.of.draw(ground, count, generator, turn)
-        reach = (self.spread * ground.space.units).clamp_min(1)
+    def draw(
+        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+    ) -> Tensor:
+        kept = self.of.draw(context, count, generator, turn)
+        reach = (self.spread * context.space.units).clamp_min(1)
         shaken = kept + reach * torch.randn(kept.shape, generator=generator)
-        return project(ground.space, shaken, ground.space.ratio(kept))
+        return project(context.space, shaken, context.space.ratio(kept))
 
 
-class Branches(Sampler):
+class SharedPrefix(Sampler):
     """Families of policies that share their first layers, which the labeller then runs only once.
 
     A sampler's policies are sorted by ratio and dealt to families. Each member takes its family's
@@ -187,8 +199,10 @@ class Branches(Sampler):
     def __init__(self, of: Sampler, depths: Sequence[float]) -> None:
         self.of, self.depths = of, [0.0, *depths]
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
-        space, kept = ground.space, self.of.draw(ground, count, generator, turn)
+    def draw(
+        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+    ) -> Tensor:
+        space, kept = context.space, self.of.draw(context, count, generator, turn)
         kept = kept[space.ratio(kept).argsort(stable=True)]
         rows, members = torch.arange(count), len(self.depths)
         depth = torch.tensor(self.depths)[rows % members] * space.layers
@@ -207,12 +221,14 @@ class Mixture(Sampler):
     def __init__(self, parts: Mapping[str, Sampler], shares: Mapping[str, float]) -> None:
         self.parts, self.shares = parts, shares
 
-    def draw(self, ground: Ground, count: int, generator: torch.Generator, turn: int = 0) -> Tensor:
+    def draw(
+        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+    ) -> Tensor:
         whole, drawn, reached = sum(self.shares.values()), [], 0.0
         for name, sampler in self.parts.items():
             start, reached = round(reached * count), reached + self.shares[name] / whole
             part = round(reached * count) - start
-            drawn.append(sampler.draw(ground, part, generator, turn))
+            drawn.append(sampler.draw(context, part, generator, turn))
         return torch.cat(drawn)[torch.randperm(count, generator=generator)]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 PROPOSED = "search"
 """The source of policies that a search proposed."""
-ASKED = "asked"
+ACQUIRED = "acquired"
 """The source of policies that a predictor asked for."""
 
 
@@ -40,9 +40,9 @@ class Labels:
         return self._from(PROPOSED)
 
     @property
-    def asked(self) -> Bool[Tensor, " rows"]:
+    def acquired(self) -> Bool[Tensor, " rows"]:
         """Whether a predictor asked for the policy."""
-        return self._from(ASKED)
+        return self._from(ACQUIRED)
 
     def with_rows(
         self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"], source: str

@@ -163,7 +163,7 @@ class GaussianProcess(nn.Module):
         for name in _STATE:
             setattr(self, name, getattr(self, name).float())
 
-    def most_telling(
+    def select_by_integrated_variance(
         self, kept: Int[Tensor, "policies sites"], count: int
     ) -> Int[Tensor, " chosen"]:
         """Which policies to measure, in turn, so that the mean variance over all falls most.

@@ -75,8 +75,8 @@ class DynamicModel:
     @classmethod
     def from_config(cls, cfg: DictConfig, fabric: Fabric) -> "DynamicModel":
         """The same, from a composed config and a started Fabric."""
-        ready, (policies, ratios) = read_search(cfg, fabric)
-        return cls(ready.pruner, policies, ratios=ratios, window=ready.text.window)
+        context, (policies, ratios) = read_search(cfg, fabric)
+        return cls(context.pruner, policies, ratios=ratios, window=context.text.window)
 
     @property
     def ratio(self) -> float:

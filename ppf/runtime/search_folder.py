@@ -15,13 +15,13 @@ from ppf.runtime.memory import within
 from ppf.runtime.policies import FoundPolicy, Policies
 from ppf.space import Space
 from ppf.stages.policy import check_signature, policy_config, read_policy
-from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.prepare import PruningContext, prepare
 
 Answers = tuple[Policies, list[float]]
 """Who answers ratios, and the ratios to offer."""
 
 
-def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[Prepared, Answers]:
+def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answers]:
     """The model of the search in `cfg.search`, dense, and who answers ratios for it.
 
     Raises:
@@ -31,19 +31,19 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[Prepared, Answers]:
     if (folder / "agent.json").is_file():
         agent = ppf.load_agent(folder)
         highest = round(100 * agent.record["ratios"][1])
-        ready = _model(cfg, fabric, agent.record)
-        return ready, (agent, [percent / 100 for percent in range(highest + 1)])
+        context = _model(cfg, fabric, agent.record)
+        return context, (agent, [percent / 100 for percent in range(highest + 1)])
     if not (folder / "policy.json").is_file():
         raise PPFError(
             f"search={folder} holds neither agent.json nor policy.json:"
             " give the folder of a run of search.py."
         )
     record = read_policy(str(folder / "policy.json"))
-    ready = _model(cfg, fabric, record)
-    return ready, (_found(record, ready.space), [0.0, record["ratio"]["asked"]])
+    context = _model(cfg, fabric, record)
+    return context, (_found(record, context.space), [0.0, record["ratio"]["asked"]])
 
 
-def _model(cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any]) -> Prepared:
+def _model(cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any]) -> PruningContext:
     config = policy_config(dict(record), cfg)
     check_signature(dict(record), config)
     choose = partial(within, cfg.bank.max_gib, instantiate(config.compensation))

@@ -17,38 +17,40 @@ from ppf.progress import say
 from ppf.pruning.costs import Cost
 from ppf.space import Space
 from ppf.stages.artefacts import plain, signature
-from ppf.stages.prepare import Prepared
+from ppf.stages.prepare import PruningContext
 
 
-def priced(ready: Prepared, budget: DictConfig) -> Space:
+def priced(context: PruningContext, budget: DictConfig) -> Space:
     """The model's space under a budget."""
-    return ready.space.priced(budget.name, prices(ready, budget))
+    return context.space.priced(budget.name, prices(context, budget))
 
 
-def saved(ready: Prepared, budget: DictConfig, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
+def saved(
+    context: PruningContext, budget: DictConfig, kept: Int[Tensor, "n sites"]
+) -> Float[Tensor, " n"]:
     """The share of a cost that policies save, be it one that the space has none of."""
-    return replace(ready.space, prices=tuple(prices(ready, budget))).saved(kept)
+    return replace(context.space, prices=tuple(prices(context, budget))).saved(kept)
 
 
-def prices(ready: Prepared, budget: DictConfig) -> list[int]:
+def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     """Of one unit, per site; what has to be measured is measured once on a machine."""
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
-        return cost.prices(ready.pruner)
-    name = signature(ready.signatures.labels, plain(budget), _machine(ready))
-    file = Path(ready.cfg.paths.artefacts) / "costs" / f"{name}.json"
-    if ready.fabric.is_global_zero and not file.is_file():
+        return cost.prices(context.pruner)
+    name = signature(context.signatures.labels, plain(budget), _machine(context))
+    file = Path(context.cfg.paths.artefacts) / "costs" / f"{name}.json"
+    if context.fabric.is_global_zero and not file.is_file():
         say(f"No {budget.name} of this model on this machine yet: measuring it.")
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(".draft")
-        draft.write_text(json.dumps(cost.prices(ready.pruner)), encoding="utf-8")
+        draft.write_text(json.dumps(cost.prices(context.pruner)), encoding="utf-8")
         draft.replace(file)
-    ready.fabric.barrier()
+    context.fabric.barrier()
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _machine(ready: Prepared) -> dict[str, Any]:
-    device = ready.fabric.device
+def _machine(context: PruningContext) -> dict[str, Any]:
+    device = context.fabric.device
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "host": platform.node(),

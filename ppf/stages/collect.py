@@ -10,31 +10,31 @@ from ppf.labels.store import LabelStore
 from ppf.labels.table import Labels
 from ppf.progress import say
 from ppf.stages.artefacts import require
-from ppf.stages.prepare import Prepared
+from ppf.stages.prepare import PruningContext
 
 
-def label_store(ready: Prepared) -> LabelStore:
+def label_store(context: PruningContext) -> LabelStore:
     """All labels that there are for this model, text, space, order and compensation."""
-    folder = Path(ready.cfg.paths.artefacts) / "labels" / ready.signatures.labels
-    return LabelStore(folder, ready.signatures.labels)
+    folder = Path(context.cfg.paths.artefacts) / "labels" / context.signatures.labels
+    return LabelStore(folder, context.signatures.labels)
 
 
-def drawn(ready: Prepared) -> torch.Tensor:
+def drawn(context: PruningContext) -> torch.Tensor:
     """The policies that the config's sampler draws, [rows, sites]."""
-    cfg = ready.cfg
-    return draw(ready, instantiate(cfg.sampler), cfg.labels.count, cfg.seed)
+    cfg = context.cfg
+    return draw(context, instantiate(cfg.sampler), cfg.labels.count, cfg.seed)
 
 
-def collect(ready: Prepared, *, upstream: bool = False) -> Labels:
+def collect(context: PruningContext, *, upstream: bool = False) -> Labels:
     """Labels what the sampler draws and has no label yet.
 
     Args:
         upstream: called by a later stage, which `upstream=require` forbids to label.
     """
-    store, policies = label_store(ready), drawn(ready)
+    store, policies = label_store(context), drawn(context)
     missing = sum(kept not in store for kept in policies.tolist())
     if not missing:
         say(f"Reusing {len(policies)} labels in {store.folder}.")
     elif upstream:
-        require(ready.cfg, "labels", "python collect.py")
-    return label(store, ready.labeller, policies, "sampler")
+        require(context.cfg, "labels", "python collect.py")
+    return label(store, context.labeller, policies, "sampler")

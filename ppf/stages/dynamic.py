@@ -20,7 +20,7 @@ from ppf.space import uniform
 from ppf.stages.collect import label_store
 from ppf.stages.objective import objective_of, region_of
 from ppf.stages.policy import provenance
-from ppf.stages.prepare import Prepared
+from ppf.stages.prepare import PruningContext
 from ppf.stages.search import run_of
 from ppf.stages.train import Trained, train
 from ppf.threads import cpu_threads
@@ -53,7 +53,7 @@ class Learnt:
     history: list[dict[str, float]]
 
 
-def dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> Learnt:
+def dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> Learnt:
     """Trains `search.rounds` times and measures some experts after each.
 
     A round trains the learner on random ratios of `dynamic.train`, takes its policies at
@@ -64,43 +64,45 @@ def dynamic(ready: Prepared, labels: Labels, clock: Stopwatch) -> Learnt:
     Raises:
         PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
     """
-    cfg, store = ready.cfg, label_store(ready)
-    learner, (low, high) = _learner(ready), cfg.dynamic.train
+    cfg, store = context.cfg, label_store(context)
+    learner, (low, high) = _learner(context), cfg.dynamic.train
     knots = torch.linspace(low, high, cfg.dynamic.knots, dtype=torch.double)
-    knots = knots.to(ready.fabric.device)
+    knots = knots.to(context.fabric.device)
     history: list[dict[str, float]] = []
     experts: list[Int[Tensor, "knots sites"]] = []
-    region = region_of(ready)
+    region = region_of(context)
     for number in range(cfg.search.rounds):
         with clock("training the predictor"):
-            trained = train(ready, labels, upstream=not experts)
+            trained = train(context, labels, upstream=not experts)
         objective = objective_of(
-            ready, trained, (low + high) / 2, learner, (low, high), region.radius
+            context, trained, (low + high) / 2, learner, (low, high), region.radius
         )
         say(f"Learning ratios {low} to {high}, round {number + 1} of {cfg.search.rounds}.")
         with clock("learning"), cpu_threads(learner.threads):
-            proposal = _propose(ready, learner, objective, trained, knots, number, history)
+            proposal = _propose(context, learner, objective, trained, knots, number, history)
         with clock("improving the experts"), cpu_threads(learner.threads):
-            experts.append(_improve(ready, objective, knots, [proposal, *experts[-1:]]))
+            experts.append(_improve(context, objective, knots, [proposal, *experts[-1:]]))
         chosen = experts[-1][number % cfg.dynamic.stride :: cfg.dynamic.stride].cpu()
         with clock("measuring"):
-            measured = label(store, ready.labeller, chosen, PROPOSED)
+            measured = label(store, context.labeller, chosen, PROPOSED)
         labels = labels.with_rows(chosen, measured.nll, PROPOSED)
         predicted = trained.fitted.predictor.predict(chosen.to(objective.device)).mean.cpu()
         if (predicted - measured.nll).abs().median() <= cfg.search.tolerance:
             region.grow()
     with clock("training the predictor"):
-        trained = train(ready, labels)
-    objective = objective_of(ready, trained, (low + high) / 2, learner, (low, high), region.radius)
+        trained = train(context, labels)
+    objective = objective_of(
+        context, trained, (low + high) / 2, learner, (low, high), region.radius
+    )
     with clock("improving the experts"), cpu_threads(learner.threads):
-        last = _improve(ready, objective, knots, experts[::-1])
-    agent = _agent(ready, objective, knots, last)
+        last = _improve(context, objective, knots, experts[::-1])
+    agent = _agent(context, objective, knots, last)
     with clock("measuring"):
-        return Learnt(agent, _curve(ready, agent), history)
+        return Learnt(agent, _curve(context, agent), history)
 
 
-def _learner(ready: Prepared) -> Learner:
-    cfg = ready.cfg
+def _learner(context: PruningContext) -> Learner:
+    cfg = context.cfg
     learner = instantiate(cfg.agent)
     if not isinstance(learner, Learner):
         raise PPFError(
@@ -118,7 +120,7 @@ def _learner(ready: Prepared) -> Learner:
 
 
 def _propose(
-    ready: Prepared,
+    context: PruningContext,
     learner: Learner,
     objective: Objective,
     trained: Trained,
@@ -127,21 +129,24 @@ def _propose(
     history: list[dict[str, float]],
 ) -> Int[Tensor, "knots sites"]:
     """What the trained learner would do at the knots, the same on every rank."""
-    training, _ = learner.learn(objective, run_of(ready, trained, history, number))
-    return ready.fabric.broadcast(objective.policy(training.deviations(knots), knots))
+    training, _ = learner.learn(objective, run_of(context, trained, history, number))
+    return context.fabric.broadcast(objective.policy(training.deviations(knots), knots))
 
 
 def _improve(
-    ready: Prepared, objective: Objective, knots: Tensor, proposals: Sequence[Tensor]
+    context: PruningContext, objective: Objective, knots: Tensor, proposals: Sequence[Tensor]
 ) -> Int[Tensor, "knots sites"]:
-    generator = torch.Generator(objective.device).manual_seed(ready.cfg.seed)
-    polish, tolerance = instantiate(ready.cfg.dynamic.polish), ready.cfg.dynamic.tolerance
+    generator = torch.Generator(objective.device).manual_seed(context.cfg.seed)
+    polish, tolerance = instantiate(context.cfg.dynamic.polish), context.cfg.dynamic.tolerance
     stacked = torch.stack(list(proposals))
     return improve_along(objective, knots, stacked, polish, tolerance, generator)
 
 
 def _agent(
-    ready: Prepared, objective: Objective, knots: Tensor, experts: Int[Tensor, "knots sites"]
+    context: PruningContext,
+    objective: Objective,
+    knots: Tensor,
+    experts: Int[Tensor, "knots sites"],
 ) -> RatioAgent:
     dense = objective.space.dense[None].to(experts)
     kept = torch.cat([dense, experts]) if knots[0] > 0 else experts
@@ -152,14 +157,14 @@ def _agent(
         kept.double().cpu(),
         mean.cpu(),
         std.cpu(),
-        provenance(ready),
+        provenance(context),
     )
 
 
-def _curve(ready: Prepared, agent: RatioAgent) -> Curve:
-    store, ratios = label_store(ready), list(ready.cfg.ratios)
+def _curve(context: PruningContext, agent: RatioAgent) -> Curve:
+    store, ratios = label_store(context), list(context.cfg.ratios)
     kept = torch.tensor([agent.policy(ratio) for ratio in ratios])
     even = uniform(agent.space, torch.tensor(ratios, dtype=torch.double))
-    measured = label(store, ready.labeller, torch.cat([kept, even]), "curve").nll
+    measured = label(store, context.labeller, torch.cat([kept, even]), "curve").nll
     predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])
     return Curve(ratios, kept, predicted, measured[: len(kept)], even, measured[len(kept) :])

@@ -98,20 +98,20 @@ def evaluate_policy(
 
     With `cfg.sequential` both pruned ones are re-estimated, as `prune` does.
     """
-    ready = apply_policy(cfg, fabric, record)
-    text, tokenizer = _text(cfg, ready.text), ready.lm.tokenizer
+    context = apply_policy(cfg, fabric, record)
+    text, tokenizer = _text(cfg, context.text), context.lm.tokenizer
     pieces = procedure.pieces(text, tokenizer)
-    policies = {"PPF": ready.pruner.kept}
+    policies = {"PPF": context.pruner.kept}
     if cfg.baselines:
-        even = ready.space.policy(record["uniform"]["kept"])
-        policies = {"dense": ready.space.dense.tolist(), "uniform": even} | policies
+        even = context.space.policy(record["uniform"]["kept"])
+        policies = {"dense": context.space.dense.tolist(), "uniform": even} | policies
     results = []
     for name, kept in policies.items():
-        with ready.pruner.at(kept) as model:
-            if cfg.sequential and can_refit(ready):
-                refit(ready)
-            size = parameters(model) * ready.lm.dtype.itemsize
-            achieved = float(ready.space.ratio(torch.tensor(kept)))
+        with context.pruner.at(kept) as model:
+            if cfg.sequential and can_refit(context):
+                refit(context)
+            size = parameters(model) * context.lm.dtype.itemsize
+            achieved = float(context.space.ratio(torch.tensor(kept)))
             results.append(
                 procedure.measure(name, model, tokenizer, pieces, ratio=achieved, size=size)
             )

@@ -9,14 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.errors import PPFError
 from ppf.space import Space
 from ppf.stages.artefacts import plain
-from ppf.stages.prepare import Prepared, Signatures, signatures
+from ppf.stages.prepare import PruningContext, Signatures, signatures
 
 FORMAT = 1
 _CONFIG_GROUPS = ("model", "text", "space", "importance", "compensation", "labels")
 
 
 def policy_record(
-    ready: Prepared, kept: list[int], numbers: dict[str, Any], *, predictor: str
+    context: PruningContext, kept: list[int], numbers: dict[str, Any], *, predictor: str
 ) -> dict[str, Any]:
     """The contents of a policy.json.
 
@@ -24,28 +24,28 @@ def policy_record(
         numbers: of the search (ratio asked and achieved, predicted and measured values), merged in.
         predictor: its signature.
     """
-    cfg = ready.cfg
+    cfg = context.cfg
     return {
         "format": FORMAT,
         "model": cfg.model.name if not cfg.model.path else Path(cfg.model.path).name,
         "space": cfg.space.name,
-        "text": ready.text.name,
-        "kept": by_site(ready.space, kept),
-        "units": {site.name: site.units for site in ready.space.sites},
+        "text": context.text.name,
+        "kept": by_site(context.space, kept),
+        "units": {site.name: site.units for site in context.space.sites},
         **numbers,
-        **provenance(ready, predictor=predictor),
+        **provenance(context, predictor=predictor),
     }
 
 
-def provenance(ready: Prepared, **more: str) -> dict[str, Any]:
+def provenance(context: PruningContext, **more: str) -> dict[str, Any]:
     """What a record needs so that its model can be prepared again, or refused.
 
     Args:
         more: signatures beyond the model's.
     """
     return {
-        "signatures": vars(ready.signatures) | more,
-        "config": {group: plain(ready.cfg[group]) for group in _CONFIG_GROUPS},
+        "signatures": vars(context.signatures) | more,
+        "config": {group: plain(context.cfg[group]) for group in _CONFIG_GROUPS},
     }
 
 

@@ -54,7 +54,7 @@ class Signatures:
 
 
 @dataclass
-class Prepared:
+class PruningContext:
     """A loaded model, ready to be narrowed to any policy of the space."""
 
     cfg: DictConfig
@@ -132,7 +132,7 @@ def signatures(cfg: DictConfig) -> Signatures:
 
 def prepare(
     cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
-) -> Prepared:
+) -> PruningContext:
     """Loads the model and all that pruning it needs; statistics and order are made where they lack.
 
     Args:
@@ -174,4 +174,6 @@ def prepare(
         folder=artefacts / "bank" / names.bank,
     )
     pruner, retained = LivePruner(lm, space, bank), retained_importance(lm, space, scores)
-    return Prepared(cfg, fabric, lm, text, space, pruner, retained, names, parameters(lm.model))
+    return PruningContext(
+        cfg, fabric, lm, text, space, pruner, retained, names, parameters(lm.model)
+    )

@@ -15,35 +15,37 @@ from ppf.search.verify import CANDIDATE
 from ppf.stages.artefacts import write_json
 from ppf.stages.budgets import saved
 from ppf.stages.policy import by_site, policy_record
-from ppf.stages.prepare import Prepared
+from ppf.stages.prepare import PruningContext
 from ppf.stages.search import Found
 
 
-def entries(ready: Prepared, labels: Labels, found: Found) -> list[Entry]:
+def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry]:
     """Dense, uniform and the policy found, as every table shows them."""
     dense = Entry("dense", 0.0, measured=Score(float(labels.nll[0])))
     return [
         dense,
-        _entry(ready, found, 0, "uniform"),
-        _entry(ready, found, found.measured.best, "PPF"),
+        _entry(context, found, 0, "uniform"),
+        _entry(context, found, found.measured.best, "PPF"),
     ]
 
 
-def record(ready: Prepared, found: Found) -> dict[str, Any]:
+def record(context: PruningContext, found: Found) -> dict[str, Any]:
     """The contents of policy.json."""
-    best, space = found.measured.best, ready.space
-    score = _entry(ready, found, best, "PPF")
-    uniform = _entry(ready, found, 0, "uniform")
+    best, space = found.measured.best, context.space
+    score = _entry(context, found, best, "PPF")
+    uniform = _entry(context, found, 0, "uniform")
     removed = int(space.removed(found.measured.kept[best].cpu()))
     numbers = {
         "ratio": {
-            "asked": ready.cfg.ratio,
+            "asked": context.cfg.ratio,
             "achieved": removed / space.total,
-            "of_all_parameters": removed / ready.parameters,
+            "of_all_parameters": removed / context.parameters,
         },
         "budget": {
-            "name": ready.cfg.budget.name,
-            "saved": float(saved(ready, ready.cfg.budget, found.measured.kept[best, None].cpu())),
+            "name": context.cfg.budget.name,
+            "saved": float(
+                saved(context, context.cfg.budget, found.measured.kept[best, None].cpu())
+            ),
         },
         "predicted": _known(score.predicted),
         "measured": _known(score.measured) | {"part": "labelling"},
@@ -52,18 +54,18 @@ def record(ready: Prepared, found: Found) -> dict[str, Any]:
             "measured": _known(uniform.measured) | {"part": "labelling"},
         },
     }
-    return policy_record(ready, found.kept, numbers, predictor=found.trained.signature)
+    return policy_record(context, found.kept, numbers, predictor=found.trained.signature)
 
 
 def write(
-    ready: Prepared,
+    context: PruningContext,
     labels: Labels,
     found: Found,
     seconds: Mapping[str, float],
     folder: Path,
 ) -> dict[str, Path]:
     """Writes all files of a search and returns them by what they are."""
-    policy, shown = record(ready, found), entries(ready, labels, found)
+    policy, shown = record(context, found), entries(context, labels, found)
     paths = {
         "policy": folder / "policy.json",
         "summary": folder / "summary.json",
@@ -72,13 +74,13 @@ def write(
     }
     write_json(paths["policy"], policy)
     write_json(paths["summary"], summary(shown, seconds))
-    report = _report(ready, labels, found, policy, shown, seconds, paths)
+    report = _report(context, labels, found, policy, shown, seconds, paths)
     write_report(paths["report"], report)
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def _report(
-    ready: Prepared,
+    context: PruningContext,
     labels: Labels,
     found: Found,
     policy: Mapping[str, Any],
@@ -86,7 +88,7 @@ def _report(
     seconds: Mapping[str, float],
     paths: Mapping[str, Path],
 ) -> SearchReport:
-    cfg, fitted = ready.cfg, found.trained.fitted
+    cfg, fitted = context.cfg, found.trained.fitted
     quality = {k.removeprefix("test/"): v for k, v in fitted.metrics.items() if k.count("_") == 0}
     columns = {name: values.tolist() for name, values in fitted.held_out._asdict().items()}
     held_out = HeldOut(**columns, quality=quality)
@@ -97,32 +99,32 @@ def _report(
         model=policy["model"],
         order=_name(cfg.importance),
         compensation=_name(cfg.compensation),
-        text=ready.text.name,
+        text=context.text.name,
         predictor=_name(cfg.predictor.network)
         + (" with Gaussian process" if cfg.predictor.residual else ""),
         agent=_name(cfg.agent),
         ratio_asked=cfg.ratio,
         ratio_achieved=policy["ratio"]["achieved"],
         share_of_all=policy["ratio"]["of_all_parameters"],
-        space=ready.space,
+        space=context.space,
         kept=found.kept,
         history=found.history,
         held_out=held_out,
         summary=shown,
-        candidates=[_entry(ready, found, i, _candidate(found, i)) for i in order],
+        candidates=[_entry(context, found, i, _candidate(found, i)) for i in order],
         curve=shown,
-        pareto=_pareto(ready, labels, found),
+        pareto=_pareto(context, labels, found),
         seconds=seconds,
         paths=paths,
         signatures=policy["signatures"],
     )
 
 
-def _pareto(ready: Prepared, labels: Labels, found: Found) -> Pareto:
+def _pareto(context: PruningContext, labels: Labels, found: Found) -> Pareto:
     """All policies that were labelled or measured, by the two costs of the config."""
-    budgets = (ready.cfg.pareto.x, ready.cfg.pareto.y)
+    budgets = (context.cfg.pareto.x, context.cfg.pareto.y)
     every = labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), PROPOSED)
-    share = torch.stack([saved(ready, budget, every.kept) for budget in budgets], 1)
+    share = torch.stack([saved(context, budget, every.kept) for budget in budgets], 1)
     nll = every.nll.double().nan_to_num(torch.inf)
     chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()
     pairs = [(first, second) for first, second in share.tolist()]
@@ -130,11 +132,11 @@ def _pareto(ready: Prepared, labels: Labels, found: Found) -> Pareto:
     return Pareto(names, pairs, nll.tolist(), chosen.tolist())
 
 
-def _entry(ready: Prepared, found: Found, row: int, name: str) -> Entry:
+def _entry(context: PruningContext, found: Found, row: int, name: str) -> Entry:
     measured = found.measured
     return Entry(
         name,
-        float(ready.space.ratio(measured.kept[row].cpu())),
+        float(context.space.ratio(measured.kept[row].cpu())),
         measured=Score(float(measured.measured[row])),
         predicted=Score(float(measured.mean[row]), float(measured.std[row])),
     )

@@ -15,7 +15,7 @@ from ppf.progress import Stopwatch, say
 from ppf.search import Verification, run_search, verify, with_neighbours
 from ppf.stages.collect import label_store
 from ppf.stages.objective import checkpoint_of, objective_of, region_of
-from ppf.stages.prepare import Prepared
+from ppf.stages.prepare import PruningContext
 from ppf.stages.train import Trained, train
 
 
@@ -40,7 +40,7 @@ class Found:
         return self.measured.kept[self.measured.best].tolist()
 
 
-def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
+def search(context: PruningContext, labels: Labels, clock: Stopwatch) -> Found:
     """Searches in rounds, at most `search.rounds`, in a trust region around uniform pruning.
 
     What a round measures joins the labels that the next predictor is fitted to; at most
@@ -52,27 +52,27 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
         labels: of the sampler's policies, the dense one's first.
         clock: told the time of each part.
     """
-    cfg = ready.cfg.search
-    agent: Agent = instantiate(ready.cfg.agent)
+    cfg = context.cfg.search
+    agent: Agent = instantiate(context.cfg.agent)
     history: list[dict[str, float]] = []
     rounds: list[Verification] = []
-    region = region_of(ready)
+    region = region_of(context)
     for number in range(cfg.rounds):
         with clock("training the predictor"):
-            trained = train(ready, labels, upstream=not rounds)
-        objective = objective_of(ready, trained, ready.cfg.ratio, agent, radius=region.radius)
+            trained = train(context, labels, upstream=not rounds)
+        objective = objective_of(context, trained, context.cfg.ratio, agent, radius=region.radius)
         say(
-            f"Searching at ratio {ready.cfg.ratio} with {type(agent).__name__},"
+            f"Searching at ratio {context.cfg.ratio} with {type(agent).__name__},"
             f" round {number + 1} of {cfg.rounds}."
         )
-        run = run_of(ready, trained, history, number)
+        run = run_of(context, trained, history, number)
         with clock("searching on the predictor"):
             found = run_search(agent, objective, run, cfg.top_k)
         room = cfg.label_budget - _spent(rounds)
         each = cfg.neighbours if number + 1 < cfg.rounds else 0  # they teach the next predictor
         proposed = with_neighbours(objective, found, each, room, run.seed)
         with clock("measuring the best"):
-            rounds.append(verify(proposed, objective, partial(_measure, ready)))
+            rounds.append(verify(proposed, objective, partial(_measure, context)))
         kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
         labels = labels.with_rows(kept, measured, PROPOSED)
         if number + 1 == cfg.rounds:
@@ -85,8 +85,8 @@ def search(ready: Prepared, labels: Labels, clock: Stopwatch) -> Found:
     return Found(trained, Verification.merge(rounds), history)
 
 
-def _measure(ready: Prepared, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
-    return label(label_store(ready), ready.labeller, kept.cpu(), PROPOSED).nll
+def _measure(context: PruningContext, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
+    return label(label_store(context), context.labeller, kept.cpu(), PROPOSED).nll
 
 
 def _spent(rounds: Sequence[Verification]) -> int:
@@ -94,20 +94,22 @@ def _spent(rounds: Sequence[Verification]) -> int:
     return sum(int(verified.proposed.sum()) for verified in rounds)
 
 
-def run_of(ready: Prepared, trained: Trained, history: list[dict[str, float]], number: int) -> Run:
+def run_of(
+    context: PruningContext, trained: Trained, history: list[dict[str, float]], number: int
+) -> Run:
     """A round's run: its metrics join the history, and each round has a seed of its own."""
-    seed = ready.cfg.seed + number
-    checkpoint = checkpoint_of(ready, trained, seed)
-    return Run(ready.fabric, _reporter(ready, history), seed, checkpoint)
+    seed = context.cfg.seed + number
+    checkpoint = checkpoint_of(context, trained, seed)
+    return Run(context.fabric, _reporter(context, history), seed, checkpoint)
 
 
-def _reporter(ready: Prepared, history: list[dict[str, float]]) -> Report:
+def _reporter(context: PruningContext, history: list[dict[str, float]]) -> Report:
     """Logs an agent's metrics; steps go on from round to round."""
     first = int(history[-1]["step"]) + 1 if history else 0
 
     def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
         row = {name: float(value) for name, value in metrics.items()}
-        ready.fabric.log_dict(
+        context.fabric.log_dict(
             {f"search/{name}": value for name, value in row.items()}, first + step
         )
         history.append({"step": first + step, **row})

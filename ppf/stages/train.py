@@ -17,7 +17,7 @@ from ppf.predictor.fit import FILE, Fitted, HeldOut, fit_predictor
 from ppf.predictor.module import FORMAT, load_predictor
 from ppf.progress import console, say
 from ppf.stages.artefacts import plain, require, signature
-from ppf.stages.prepare import Prepared
+from ppf.stages.prepare import PruningContext
 
 _RECORD = "held_out.json"
 
@@ -31,15 +31,15 @@ class Trained:
     signature: str
 
 
-def train(ready: Prepared, labels: Labels, *, upstream: bool = False) -> Trained:
+def train(context: PruningContext, labels: Labels, *, upstream: bool = False) -> Trained:
     """The predictor of the config and these labels; the first rank trains it if it lacks.
 
     Args:
         labels: the dense policy's first.
         upstream: called by a later stage, which `upstream=require` forbids to train.
     """
-    cfg, fabric = ready.cfg, ready.fabric
-    name = _signature(ready, labels)
+    cfg, fabric = context.cfg, context.fabric
+    name = _signature(context, labels)
     folder = Path(cfg.paths.artefacts) / "predictor" / name
     if (folder / _RECORD).is_file():
         say(f"Reusing the predictor in {folder}.")
@@ -51,22 +51,22 @@ def train(ready: Prepared, labels: Labels, *, upstream: bool = False) -> Trained
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "training.lock"):
                 if not (folder / _RECORD).is_file():  # by another process, meanwhile
-                    _fit(cfg, ready, labels, folder)
+                    _fit(cfg, context, labels, folder)
         fabric.barrier()
     return Trained(_load(folder, fabric), folder, name)
 
 
-def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None:
+def _fit(cfg: DictConfig, context: PruningContext, labels: Labels, folder: Path) -> None:
     fitted = fit_predictor(
         labels,
-        ready.space,
-        _facts(ready),
+        context.space,
+        _facts(context),
         float(labels.nll[0]),
         predictor=plain(cfg.predictor),
         trainer=plain(cfg.trainer),
         seed=cfg.seed,
         folder=folder,
-        loggers=[logger for logger in ready.fabric.loggers if isinstance(logger, Logger)],
+        loggers=[logger for logger in context.fabric.loggers if isinstance(logger, Logger)],
         progress=console.is_terminal,
     )
     columns = {name: values.tolist() for name, values in fitted.held_out._asdict().items()}
@@ -76,11 +76,11 @@ def _fit(cfg: DictConfig, ready: Prepared, labels: Labels, folder: Path) -> None
     draft.replace(folder / _RECORD)
 
 
-def _facts(ready: Prepared) -> Facts:
+def _facts(context: PruningContext) -> Facts:
     """What predictors are told of the space's sites."""
-    evidence = ready.evidence
-    energy = torch.stack([evidence.traits.energy[site.name] for site in ready.space.sites])
-    return Facts(evidence.errors, evidence.retained, energy, ready.sensitivity)
+    evidence = context.evidence
+    energy = torch.stack([evidence.traits.energy[site.name] for site in context.space.sites])
+    return Facts(evidence.errors, evidence.retained, energy, context.sensitivity)
 
 
 def _load(folder: Path, fabric: Fabric) -> Fitted:
@@ -92,11 +92,11 @@ def _load(folder: Path, fabric: Fabric) -> Fitted:
     return Fitted(predictor, record["metrics"], held_out)
 
 
-def _signature(ready: Prepared, labels: Labels) -> str:
-    cfg, predictor = ready.cfg, plain(ready.cfg.predictor)
+def _signature(context: PruningContext, labels: Labels) -> str:
+    cfg, predictor = context.cfg, plain(context.cfg.predictor)
     if predictor["init_from"]:  # counts by its content
         state = load_predictor(predictor["init_from"]).state_dict()
         predictor["init_from"] = [value.tolist() for value in state.values()]
-    policies = signature(labels.kept.tolist(), labels.proposed.tolist(), labels.asked.tolist())
-    made_of = (ready.signatures.labels, policies, predictor, plain(cfg.trainer), cfg.seed)
+    policies = signature(labels.kept.tolist(), labels.proposed.tolist(), labels.acquired.tolist())
+    made_of = (context.signatures.labels, policies, predictor, plain(cfg.trainer), cfg.seed)
     return signature(FORMAT, *made_of)

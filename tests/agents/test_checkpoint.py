@@ -13,9 +13,9 @@ from tests.agents.synthetic import Log, agent, one_process, quadratic
 
 SMALL = {
     "ppo": {"episodes": 16, "iterations": 8},
-    "sac": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "memory": 4000},
-    "td3": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "memory": 4000},
-    "ddpg": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "memory": 4000},
+    "sac": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "buffer_size": 4000},
+    "td3": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "buffer_size": 4000},
+    "ddpg": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "buffer_size": 4000},
     "reinforce": {"samples": 16, "iterations": 8},
 }
 KILLED = """

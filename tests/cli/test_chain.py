@@ -121,14 +121,14 @@ def test_train_draws_and_scores(run: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_predictor_asks_for_labels(run: Run, tmp_path: Path) -> None:
     own = partial(run, artefacts=str(tmp_path / "artefacts"))
-    given = ("model=tiny", *QUICK, "labels.asked=6", "labels.pool=64")
+    given = ("model=tiny", *QUICK, "labels.acquired=6", "labels.pool=64")
     first = own("train", *given).stdout
     assert "Choosing 6 of" in first and "Labelling 6 policies" in first
     drawn, all_of_them = map(int, re.findall(r"Training the predictor on (\d+) labels", first))
     assert all_of_them == drawn + 6
     again = own("search", *given, "agent=uniform", "search.rounds=1", "upstream=require").stdout
     assert "Labelling 6 policies" not in again
-    more = own("search", *given, "labels.asked=7", "upstream=require", ok=False).stderr
+    more = own("search", *given, "labels.acquired=7", "upstream=require", ok=False).stderr
     assert "run `python train.py` first" in more
 
 

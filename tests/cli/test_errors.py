@@ -48,13 +48,13 @@ def test_a_wrong_override_is_named(run: Run, script: str, override: str, part: s
 
 @pytest.mark.slow
 def test_only_a_process_can_ask_for_labels(run: Run) -> None:
-    said = sentence(run, "train", *TINY, "labels.asked=8", "predictor=additive")
+    said = sentence(run, "train", *TINY, "labels.acquired=8", "predictor=additive")
     assert "give predictor=residual" in said
 
 
 @pytest.mark.slow
 def test_a_pool_that_is_too_small_is_named(run: Run) -> None:
-    said = sentence(run, "train", *TINY, "labels.asked=80", "labels.pool=64")
+    said = sentence(run, "train", *TINY, "labels.acquired=80", "labels.pool=64")
     assert "give a larger labels.pool" in said
 
 

@@ -5,7 +5,7 @@ import torch
 
 from ppf.errors import PPFError
 from ppf.labels.datamodule import LabelsDataModule
-from ppf.labels.table import ASKED, PROPOSED, Labels
+from ppf.labels.table import ACQUIRED, PROPOSED, Labels
 from ppf.space import Site, Space, uniform
 
 SPACE = Space(tuple(Site(layer, "mlp", 20, 1, 10) for layer in range(4)))
@@ -104,10 +104,10 @@ def test_proposals_are_trained_on_and_count_more() -> None:
 
 def test_what_a_predictor_asked_for_is_trained_on_and_counts_as_drawn() -> None:
     labels = labelled(40)
-    source = [ASKED if i % 2 == 0 else "uniform" for i in range(len(labels))]
+    source = [ACQUIRED if i % 2 == 0 else "uniform" for i in range(len(labels))]
     labels = Labels(labels.kept, labels.nll, source)
     data = module(labels, proposals=4.0, low_loss=0.0)
-    asked = set(map(tuple, labels.kept[labels.asked].tolist()))
+    asked = set(map(tuple, labels.kept[labels.acquired].tolist()))
     assert not asked & set(map(tuple, data.parts["test"].kept.tolist()))
     assert len(data.parts["train"].weights.amax(1).unique()) == 1
 

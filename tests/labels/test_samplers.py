@@ -10,14 +10,14 @@ from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.samplers import (
     Allocated,
-    Branches,
-    Given,
+    FromFiles,
     Mixture,
     Neighbours,
     Profiles,
     Proposals,
     Sampler,
     Sensitivities,
+    SharedPrefix,
 )
 from ppf.pruning.allocation import FLAP, Uniform
 from ppf.space import uniform
@@ -71,7 +71,7 @@ def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
 
 
 def test_families_share_their_first_layers_with_their_first_policy(tiny: TinySetup) -> None:
-    kept = drawn(Branches(profiles(), depths=[0.5, 0.75]), tiny, 12)
+    kept = drawn(SharedPrefix(profiles(), depths=[0.5, 0.75]), tiny, 12)
     first = torch.tensor([site.layer for site in tiny.space.sites])
     assert kept.unique(dim=0).shape[0] > 8
     for family in kept.split(3):
@@ -84,7 +84,7 @@ def test_neighbours_keep_the_ratio_and_stay_near(tiny: TinySetup, tmp_path: Path
     names = [site.name for site in tiny.space.sites]
     file = tmp_path / "policy.json"
     file.write_text(json.dumps({"kept": dict(zip(names, policy.tolist(), strict=True))}))
-    kept = drawn(Neighbours(Given([str(file)]), spread=0.05), tiny, 16)
+    kept = drawn(Neighbours(FromFiles([str(file)]), spread=0.05), tiny, 16)
     block = tiny.space.params.min() / tiny.space.total
     assert (tiny.space.ratio(kept) - tiny.space.ratio(policy)).abs().max() < block
     assert (kept != policy).any(1).sum() > 12
@@ -93,11 +93,11 @@ def test_neighbours_keep_the_ratio_and_stay_near(tiny: TinySetup, tmp_path: Path
 
 def test_given_policies_must_be_named_and_fit(tiny: TinySetup, tmp_path: Path) -> None:
     with pytest.raises(PPFError, match=r"sampler\.of\.paths"):
-        Given([])
+        FromFiles([])
     file = tmp_path / "policy.json"
     file.write_text(json.dumps({"kept": {"0.mlp": 1}}))
     with pytest.raises(PPFError, match="does not fit"):
-        drawn(Given([str(file)]), tiny, 1)
+        drawn(FromFiles([str(file)]), tiny, 1)
 
 
 def test_proposals_are_the_agents_answers(tiny: TinySetup) -> None:

@@ -130,9 +130,9 @@ def test_telling_policies_lower_the_variance_of_all(space: Space) -> None:
         residual.condition(measured, torch.zeros(len(measured)), torch.ones(len(measured)))
         return float(residual(pool).variance.mean())
 
-    chosen = residual.most_telling(pool, 20)
+    chosen = residual.select_by_integrated_variance(pool, 20)
     assert len(chosen.unique()) == 20
-    assert torch.equal(residual.most_telling(pool, 5), chosen[:5])
+    assert torch.equal(residual.select_by_integrated_variance(pool, 5), chosen[:5])
     others = [
         torch.randperm(200, generator=torch.Generator().manual_seed(i))[:20] for i in range(5)
     ]

@@ -45,9 +45,9 @@ def test_outputs_along_a_direction_are_those_of_the_narrowed_consumer(
 
 def test_spilled_factors_tell_the_same(tmp_path: Path) -> None:
     lm, windows = random_model(CHECKPOINTS["llama-groups-of-3-tied"]), random_windows()
-    ready = pruner_with(lm, LEAST_SQUARES, tmp_path)
-    expected = sensitivity(ready, windows, seed=0)
-    ready.restore()
+    context = pruner_with(lm, LEAST_SQUARES, tmp_path)
+    expected = sensitivity(context, windows, seed=0)
+    context.restore()
     found = sensitivity(pruner_with(lm, LEAST_SQUARES, tmp_path, 1e-9), windows, seed=0)
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-6)
 

@@ -13,7 +13,7 @@ from ppf.pruning.bank import ready_gib
 from ppf.runtime import DynamicModel
 from ppf.space import uniform
 from ppf.stages.policy import policy_record
-from ppf.stages.prepare import Prepared, prepare
+from ppf.stages.prepare import PruningContext, prepare
 
 QUICK = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
 
@@ -29,14 +29,14 @@ def config(cache: str, tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def searched(config: DictConfig) -> Prepared:
+def searched(config: DictConfig) -> PruningContext:
     """A search run's folder with the uniform policy at 0.3."""
-    ready = prepare(config, Fabric(accelerator="cpu", devices=1))
-    kept = uniform(ready.space, torch.tensor([0.3]))[0].tolist()
+    context = prepare(config, Fabric(accelerator="cpu", devices=1))
+    kept = uniform(context.space, torch.tensor([0.3]))[0].tolist()
     numbers = {"ratio": {"asked": 0.3}, "predicted": {"nll": 5.0, "std": 0.1}}
-    record = policy_record(ready, kept, numbers, predictor="none")
+    record = policy_record(context, kept, numbers, predictor="none")
     (Path(config.paths.run) / "policy.json").write_text(json.dumps(record))
-    return ready
+    return context
 
 
 def load(config: DictConfig, *overrides: str) -> DynamicModel:
@@ -44,7 +44,9 @@ def load(config: DictConfig, *overrides: str) -> DynamicModel:
     return DynamicModel.from_search(config.paths.run, *paths, *overrides)
 
 
-def test_a_static_search_answers_its_own_ratio(searched: Prepared, config: DictConfig) -> None:
+def test_a_static_search_answers_its_own_ratio(
+    searched: PruningContext, config: DictConfig
+) -> None:
     model = load(config)
     ids = torch.arange(64)[None]
     torch.testing.assert_close(model.lm.model(ids).logits, searched.lm.model(ids).logits)
@@ -59,7 +61,7 @@ def test_a_static_search_answers_its_own_ratio(searched: Prepared, config: DictC
 
 
 def test_a_bank_too_large_gives_way_to_bias_and_says_so(
-    searched: Prepared, config: DictConfig, capsys: pytest.CaptureFixture[str]
+    searched: PruningContext, config: DictConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert load(config).compensation == "least_squares"
     assert "Pruning with least-squares compensation" in capsys.readouterr().out
@@ -67,7 +69,7 @@ def test_a_bank_too_large_gives_way_to_bias_and_says_so(
     assert "more than bank.max_gib=0.0: pruning with bias compensation" in capsys.readouterr().out
 
 
-def test_the_banks_size_is_known_before_it_is_built(searched: Prepared) -> None:
+def test_the_banks_size_is_known_before_it_is_built(searched: PruningContext) -> None:
     weights = (w for level in searched.bank.levels for w in level.weights)
     assert ready_gib(searched.lm, searched.space) * 2**30 == sum(w.nbytes for w in weights)
 
@@ -78,7 +80,7 @@ def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
-    searched: Prepared, config: DictConfig, tmp_path: Path
+    searched: PruningContext, config: DictConfig, tmp_path: Path
 ) -> None:
     knots = torch.tensor([0.0, 0.5], dtype=torch.double)
     kept = torch.stack([searched.space.dense, uniform(searched.space, knots[1:])[0]])

@@ -7,30 +7,30 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.labels.collect import draw, label
-from ppf.labels.table import ASKED, Labels
+from ppf.labels.table import ACQUIRED, Labels
 from ppf.predictor.module import PredictorModule
 from ppf.predictor.scores import USUAL
 from ppf.space import new_policies
 from ppf.stages.artefacts import require
 from ppf.stages.collect import label_store
-from ppf.stages.prepare import Prepared
+from ppf.stages.prepare import PruningContext
 from ppf.stages.train import train
 
 _STREAM = 77  # of the pool's seed: draws that are no labels
 
 
-def ask(
-    ready: Prepared,
+def acquire(
+    context: PruningContext,
     labels: Labels,
     *,
     beside: Int[Tensor, "rows sites"] | None = None,
     upstream: bool = False,
 ) -> Labels:
-    """The labels, and `labels.asked` more: of policies that their predictor knows least about.
+    """The labels, and `labels.acquired` more: of policies that their predictor knows least about.
 
     They are chosen from `labels.pool` further draws of the sampler, among those that are predicted
     below ten times the dense model's perplexity, so that the predictor's variance over all of these
-    falls most. Larger `labels.asked` only adds to a smaller one.
+    falls most. Larger `labels.acquired` only adds to a smaller one.
 
     Args:
         beside: policies that are not to be asked for.
@@ -39,32 +39,34 @@ def ask(
     Raises:
         PPFError: the predictor has no Gaussian process, or the pool is too small.
     """
-    cfg = ready.cfg
-    if not cfg.labels.asked:
+    cfg = context.cfg
+    if not cfg.labels.acquired:
         return labels
     if not cfg.predictor.residual:
-        raise PPFError("labels.asked needs a Gaussian process to choose: give predictor=residual.")
-    predictor = train(ready, labels, upstream=upstream).fitted.predictor
+        raise PPFError(
+            "labels.acquired needs a Gaussian process to choose: give predictor=residual."
+        )
+    predictor = train(context, labels, upstream=upstream).fitted.predictor
     known = labels.kept if beside is None else torch.cat([labels.kept, beside])
-    policies = ready.fabric.broadcast(_chosen(ready, predictor, known))
-    store = label_store(ready)
+    policies = context.fabric.broadcast(_chosen(context, predictor, known))
+    store = label_store(context)
     if upstream and any(kept not in store for kept in policies.tolist()):
         require(cfg, "labels", "python train.py")
-    measured = label(store, ready.labeller, policies, ASKED)
-    return labels.with_rows(policies, measured.nll, ASKED)
+    measured = label(store, context.labeller, policies, ACQUIRED)
+    return labels.with_rows(policies, measured.nll, ACQUIRED)
 
 
 def _chosen(
-    ready: Prepared, predictor: PredictorModule, known: Int[Tensor, "rows sites"]
+    context: PruningContext, predictor: PredictorModule, known: Int[Tensor, "rows sites"]
 ) -> Int[Tensor, "policies sites"]:
-    cfg = ready.cfg
+    cfg = context.cfg
     assert predictor.residual is not None
-    drawn = draw(ready, instantiate(cfg.sampler), cfg.labels.pool, cfg.seed + _STREAM)
+    drawn = draw(context, instantiate(cfg.sampler), cfg.labels.pool, cfg.seed + _STREAM)
     pool = new_policies(drawn, known).to(predictor.device)
     pool = pool[predictor.predict(pool).mean < predictor.dense_nll + USUAL]
-    if len(pool) < cfg.labels.asked:
+    if len(pool) < cfg.labels.acquired:
         raise PPFError(
-            f"labels.asked={cfg.labels.asked} is more than the {len(pool)} policies to choose from:"
+            f"labels.acquired={cfg.labels.acquired} is more than the {len(pool)} policies to choose from:"
             " give a larger labels.pool."
         )
-    return pool[predictor.residual.most_telling(pool, cfg.labels.asked)].cpu()
+    return pool[predictor.residual.select_by_integrated_variance(pool, cfg.labels.acquired)].cpu()
