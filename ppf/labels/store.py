@@ -4,7 +4,7 @@ import hashlib
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,14 +18,16 @@ from ppf.labels.table import Labels
 from ppf.progress import say
 
 _ROWS_PER_SHARD = 256
+_FORMAT = "2"
+_UNITS = pa.field("element", pa.int16(), nullable=False)
 _SCHEMA = pa.schema(
     [
-        ("kept", pa.list_(pa.int16())),
-        ("ratio", pa.float64()),
-        ("nll", pa.float64()),
-        ("kl", pa.float64()),
-        ("source", pa.string()),
-        ("seconds", pa.float64()),
+        pa.field("kept", pa.list_(_UNITS), nullable=False),
+        pa.field("ratio", pa.float64(), nullable=False),
+        pa.field("nll", pa.float64(), nullable=False),
+        pa.field("kl", pa.float64()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
     ]
 )
 
@@ -54,15 +56,17 @@ class LabelStore:
     """All labels of one signature, in a folder.
 
     Every store writes shards of its own; a shard is replaced atomically with each row, so a
-    kill loses at most the row in hand.
+    kill loses at most the row in hand. A shard carries a checksum of its rows; one that is damaged,
+    or holds policies that do not fit the space, is reported and skipped.
 
     Args:
         signature: of model, text, space, order and compensation; shards of another one are
             reported and skipped.
+        units: of each site of the space.
     """
 
-    def __init__(self, folder: Path, signature: str) -> None:
-        self.folder, self.signature = folder, signature
+    def __init__(self, folder: Path, signature: str, units: Sequence[int]) -> None:
+        self.folder, self.signature, self.units = folder, signature, units
         (folder / "claims").mkdir(parents=True, exist_ok=True)
         self._start_shard()
         self._rows: dict[tuple[int, ...], Row] = {}
@@ -145,8 +149,9 @@ class LabelStore:
         self._shard = self.folder / f"{uuid.uuid4().hex}.parquet"
 
     def _write(self, rows: Sequence[Row], path: Path) -> None:
-        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA)
-        parquet.write_table(table.replace_schema_metadata({"signature": self.signature}), path)
+        table = pa.Table.from_pylist([vars(row) for row in rows], schema=_SCHEMA)
+        metadata = {**self._identity, "sha256": _checksum(table)}
+        parquet.write_table(table.replace_schema_metadata(metadata), path)
 
     def _read(self, path: Path) -> list[Row]:
         try:
@@ -154,10 +159,32 @@ class LabelStore:
             # that one of Arrow's threads lets go aborts a process which ends just then.
             with pa.OSFile(str(path)) as file:
                 table = parquet.ParquetFile(file).read(use_threads=False)
-        except (OSError, pa.ArrowException):
-            say(f"Warning: the shard {path} is corrupt: skipped, its rows are labelled again.")
-            return []
-        if (table.schema.metadata or {}).get(b"signature", b"").decode() != self.signature:
-            say(f"Warning: the shard {path} belongs to other labels: skipped.")
-            return []
-        return [Row(**{**row, "kept": tuple(row["kept"])}) for row in table.to_pylist()]
+            metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+            checksum = _checksum(table)
+        except (OSError, ValueError, pa.ArrowException):
+            return self._skip(path, "is corrupt")
+        if not self._identity.items() <= metadata.items():
+            return self._skip(path, "belongs to other labels or another version")
+        if metadata.get("sha256") != checksum or not table.schema.equals(_SCHEMA):
+            return self._skip(path, "is corrupt")
+        rows = [Row(**{**row, "kept": tuple(row["kept"])}) for row in table.to_pylist()]
+        if not all(self._fits(row.kept) for row in rows):
+            return self._skip(path, "holds policies of another space")
+        return rows
+
+    @property
+    def _identity(self) -> dict[str, str]:
+        return {"format": _FORMAT, "signature": self.signature}
+
+    def _fits(self, kept: tuple[int, ...]) -> bool:
+        return len(kept) == len(self.units) and all(
+            0 <= k <= units for k, units in zip(kept, self.units, strict=True)
+        )
+
+    def _skip(self, path: Path, reason: str) -> list[Row]:
+        say(f"Warning: the shard {path} {reason}: skipped, what lacks a label is labelled again.")
+        return []
+
+
+def _checksum(table: pa.Table) -> str:
+    return hashlib.sha256(repr(table.to_pydict()).encode()).hexdigest()

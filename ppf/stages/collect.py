@@ -15,8 +15,8 @@ from ppf.stages.prepare import PruningContext
 
 def label_store(context: PruningContext) -> LabelStore:
     """All labels that there are for this model, text, space, order and compensation."""
-    folder = Path(context.cfg.paths.artefacts) / "labels" / context.signatures.labels
-    return LabelStore(folder, context.signatures.labels)
+    name, units = context.signatures.labels, context.space.units.tolist()
+    return LabelStore(Path(context.cfg.paths.artefacts) / "labels" / name, name, units)
 
 
 def drawn(context: PruningContext) -> torch.Tensor:

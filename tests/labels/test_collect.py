@@ -11,7 +11,7 @@ from ppf.labels.table import Labels
 
 
 def _hold(folder: Path, held, done) -> None:
-    store = LabelStore(folder, "a")
+    store = LabelStore(folder, "a", [2])
     with store.claim((1,)) as mine:
         assert mine
         held.set()
@@ -25,7 +25,7 @@ def test_a_policy_in_hand_elsewhere_is_left_alone_and_waited_for(tmp_path: Path)
     other = context.Process(target=_hold, args=(tmp_path, held, done))
     other.start()
     assert held.wait(60)
-    store = LabelStore(tmp_path, "a")
+    store = LabelStore(tmp_path, "a", [2])
     with store.claim((1,)) as mine:
         assert not mine
     with store.claim((2,)) as mine:
@@ -45,12 +45,12 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     assert held.wait(60)
     other.kill()
     other.join()
-    with LabelStore(tmp_path, "a").claim((1,), wait=True) as mine:
+    with LabelStore(tmp_path, "a", [2]).claim((1,), wait=True) as mine:
         assert mine
 
 
 def test_labels_are_of_the_source_that_wants_them_now(tmp_path: Path) -> None:
-    store = LabelStore(tmp_path, "a")
+    store = LabelStore(tmp_path, "a", [2])
     store.add(Row((1,), 0.3, 3.0, None, "search", 0.1))
     labels = label(store, create_autospec(Labeller), torch.tensor([[1]]), "sampler")
     assert labels.source == ["sampler"] and labels.nll.tolist() == [3.0]

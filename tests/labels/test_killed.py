@@ -14,7 +14,7 @@ from ppf.labels.collect import draw, label
 from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Profiles
 from ppf.labels.store import LabelStore, Row
-from tests.tiny import tiny_setup
+from tests.tiny import TinySetup, tiny_setup
 
 POLICIES, KILLS = 400, 10
 
@@ -23,7 +23,7 @@ def work(folder: Path, cache: str, started, log: Path) -> None:
     """Labels all policies; every row that `add` has finished is noted in the log."""
     torch.set_num_threads(1)
     tiny = tiny_setup(cache)
-    store = LabelStore(folder, "a")
+    store = LabelStore(folder, "a", tiny.space.units.tolist())
     add = store.add
 
     def noted(row: Row) -> None:
@@ -68,7 +68,9 @@ def finished(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_every_finished_row_is_there_once(start, tmp_path: Path) -> None:
+def test_killed_at_random_moments_every_finished_row_is_there_once(
+    start, tmp_path: Path, tiny: TinySetup
+) -> None:
     folder, moments, counts = tmp_path / "labels", random.Random(0), []
     for _ in range(KILLS):
         process = start()
@@ -87,7 +89,7 @@ def test_killed_at_random_moments_every_finished_row_is_there_once(start, tmp_pa
     assert process.exitcode == 0
     rows = rows_on_disk(folder)
     assert set(rows.values()) == {1} and len(rows) > 0.9 * POLICIES
-    assert len(LabelStore(folder, "a")) == len(rows)
+    assert len(LabelStore(folder, "a", tiny.space.units.tolist())) == len(rows)
 
 
 @pytest.mark.slow
@@ -103,7 +105,7 @@ def test_two_processes_share_a_set_without_doubling_a_policy(start, tmp_path: Pa
 
 def claim_all(folder: Path, ready, start) -> None:
     """Adds whatever it may, as fast as it can: shards are read while others replace them."""
-    store = LabelStore(folder, "a")
+    store = LabelStore(folder, "a", [POLICIES])
     ready.release()
     start.wait()
     for number in range(POLICIES // 2):

@@ -13,11 +13,15 @@ def row(*kept: int, nll: float = 3.0) -> Row:
     return Row(kept, 0.3, nll, None, "sampler", 0.1)
 
 
+def one_site(folder: Path, signature: str = "a") -> LabelStore:
+    return LabelStore(folder, signature, units=[2])
+
+
 def test_rows_survive_and_come_back_in_the_order_asked(tmp_path: Path) -> None:
-    store = LabelStore(tmp_path, "a")
+    store = LabelStore(tmp_path, "a", units=[300, 2])
     for i in range(300):  # more than one shard holds
         store.add(row(i, 1, nll=float(i)))
-    again = LabelStore(tmp_path, "a")
+    again = LabelStore(tmp_path, "a", units=[300, 2])
     assert len(again) == 300
     labels = again.labels(torch.tensor([[7, 1], [299, 1]]))
     assert labels.nll.tolist() == [7.0, 299.0]
@@ -25,10 +29,10 @@ def test_rows_survive_and_come_back_in_the_order_asked(tmp_path: Path) -> None:
 
 
 def test_exported_rows_serve_another_store(tmp_path: Path) -> None:
-    store = LabelStore(tmp_path / "here", "a")
+    store = one_site(tmp_path / "here")
     for kept in (1, 2):
         store.add(row(kept, nll=float(kept)))
-    there = LabelStore(tmp_path / "there", "a")
+    there = one_site(tmp_path / "there")
     store.export(there.folder / "exported.parquet")
     there.refresh()
     assert len(there) == 2
@@ -37,39 +41,39 @@ def test_exported_rows_serve_another_store(tmp_path: Path) -> None:
 
 def test_two_stores_of_one_process_do_not_overwrite_each_other(tmp_path: Path) -> None:
     for kept in (1, 2):
-        LabelStore(tmp_path, "a").add(row(kept))
-    assert len(LabelStore(tmp_path, "a")) == 2
+        one_site(tmp_path).add(row(kept))
+    assert len(one_site(tmp_path)) == 2
 
 
 def test_non_finite_labels_are_kept_as_such(tmp_path: Path) -> None:
-    LabelStore(tmp_path, "a").add(row(1, nll=float("inf")))
-    assert LabelStore(tmp_path, "a").labels(torch.tensor([[1]])).nll.isinf().all()
+    one_site(tmp_path).add(row(1, nll=float("inf")))
+    assert one_site(tmp_path).labels(torch.tensor([[1]])).nll.isinf().all()
 
 
 def test_a_corrupt_shard_is_reported_and_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    LabelStore(tmp_path, "a").add(row(1))
+    one_site(tmp_path).add(row(1))
     shard = next(tmp_path.glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-20])
-    assert len(LabelStore(tmp_path, "a")) == 0
+    assert len(one_site(tmp_path)) == 0
     assert "is corrupt: skipped" in capsys.readouterr().out
 
 
 def test_a_foreign_shard_is_reported_and_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    LabelStore(tmp_path, "other").add(row(1))
-    assert (1,) not in LabelStore(tmp_path, "a")
-    assert "belongs to other labels: skipped" in capsys.readouterr().out
+    one_site(tmp_path, "other").add(row(1))
+    assert (1,) not in one_site(tmp_path)
+    assert "belongs to other labels" in capsys.readouterr().out
 
 
 def test_another_process_writes_beside_ours(tmp_path: Path) -> None:
-    store = LabelStore(tmp_path, "a")
+    store = one_site(tmp_path)
     store.add(row(1))
     code = (
         "import sys; from pathlib import Path; from ppf.labels.store import LabelStore, Row;"
-        "LabelStore(Path(sys.argv[1]), 'a').add(Row((2,), 0.3, 3.0, None, 'sampler', 0.1))"
+        "LabelStore(Path(sys.argv[1]), 'a', [2]).add(Row((2,), 0.3, 3.0, None, 'sampler', 0.1))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ)
     assert (2,) not in store
