@@ -66,7 +66,7 @@ def _chosen(
     pool = pool[predictor.predict(pool).mean < predictor.dense_nll + USUAL]
     if len(pool) < cfg.labels.acquired:
         raise PPFError(
-            f"labels.acquired={cfg.labels.acquired} is more than the {len(pool)} policies to choose from:"
-            " give a larger labels.pool."
+            f"labels.acquired={cfg.labels.acquired} is more than the {len(pool)} policies to choose"
+            " from: give a larger labels.pool."
         )
     return pool[predictor.residual.select_by_integrated_variance(pool, cfg.labels.acquired)].cpu()
