@@ -234,7 +234,7 @@ class LeastSquares(Compensation):
             block = slice(start, width)
             solution[:, :width].addmm_(projected[:, block], inverse[block, :width])
             explained = projected[:, :width].square().sum() + ridge * solution.square().sum()
-            errors.append(1 - explained / energy)
+            errors.append((energy - explained) / energy.clamp_min(_SMALLEST))
             if not factored:
                 weights.append(solution[:, :width].to(dtype, copy=True))
             start = width
@@ -265,9 +265,12 @@ def _suffix_errors(
 ) -> Float[Tensor, " levels"]:
     """Energy of the columns beyond each width under `moment`, over all of it under `gram`."""
     weight, moment, gram = weight.double(), moment.double(), gram.double()
-    energy = ((weight @ gram) * weight).sum()
+    energy = ((weight @ gram) * weight).sum().clamp_min(_SMALLEST)
     errors = []
     for width in widths:
         tail = weight[:, width:]
         errors.append(((tail @ moment[width:, width:]) * tail).sum() / energy)
     return torch.stack(errors).float().clamp(min=0)
+
+
+_SMALLEST = 1e-30  # energy of a site; one that has none loses none

@@ -59,7 +59,7 @@ class Fluctuation(Importance):
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         weight = coupling.consumer.weight.float().square().sum(0)
-        variance = gram.diagonal() - mean.square()
+        variance = (gram.diagonal() - mean.square()).clamp_min(0)
         return by_atom(coupling, weight * variance.to(weight.device))
 
 
@@ -118,7 +118,10 @@ class OBS(Importance):
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         size = coupling.columns
         weight = coupling.consumer.weight.double()
-        gram, _ = damped(gram.to(weight.device), self.damping)
+        gram = gram.to(weight.device)
+        # Removing an input that is always zero adds no error; damping would charge for it.
+        weight = weight * (gram.diagonal() > 0)
+        gram, _ = damped(gram, self.damping)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
         left = torch.arange(coupling.atoms, device=weight.device)
         scores = torch.empty(coupling.atoms, device=weight.device)
@@ -126,7 +129,8 @@ class OBS(Importance):
             added = _added_errors(weight, inverse, size)
             queue = added.argsort(stable=True)
             out, stay = queue[: len(gone)], queue[len(gone) :].sort().values
-            scores[left[out]] = number + (added[out] / added[out].max()).float() / 2
+            share = added[out] / added[out].max().clamp_min(_SMALLEST)
+            scores[left[out]] = number + share.float() / 2
             left, pruned, kept = left[stay], expand(out, size), expand(stay, size)
             update = torch.linalg.solve(inverse[pruned][:, pruned], inverse[pruned][:, kept])
             weight = weight[:, kept] - weight[:, pruned] @ update
@@ -161,16 +165,20 @@ def score_atoms(
     statistics: Statistics,
     windows: Int[Tensor, "windows window"],
 ) -> list[Float[Tensor, " _"]]:
-    """Per coupling, the importance of its atoms.
+    """Per coupling, the importance of its atoms; 0 for those that add nothing to the output.
 
     Args:
         windows: of the calibration part, from which the statistics are.
     """
     importance.observe(lm, windows)
-    return [
-        importance.scores(coupling, gram, mean).float().cpu()
-        for coupling, gram, mean in zip(lm.couplings, statistics.gram, statistics.mean, strict=True)
-    ]
+    moments = list(zip(lm.couplings, statistics.gram, statistics.mean, strict=True))
+    scores = []
+    for coupling, gram, mean in track(moments, f"Scoring the atoms of {len(moments)} sites"):
+        silent = Wanda().scores(coupling, gram, mean) == 0
+        scores.append(
+            importance.scores(coupling, gram, mean).float().cpu().masked_fill(silent.cpu(), 0)
+        )
+    return scores
 
 
 def order_atoms(scores: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:

@@ -81,9 +81,9 @@ def expand(atoms: Int[Tensor, " atoms"], size: int) -> Int[Tensor, " rows"]:
 def damped(
     gram: Float[Tensor, "columns columns"], damping: float
 ) -> tuple[Float[Tensor, "columns columns"], Float[Tensor, ""]]:
-    """G + λI in float64, and λ, which is `damping` times the mean diagonal of G."""
+    """G + λI in float64, and λ: `damping` times the mean diagonal of G, more than 0 if G is 0."""
     gram = gram.double()
-    ridge = damping * gram.diagonal().mean()
+    ridge = (damping * gram.diagonal().mean()).clamp_min(_SMALLEST)
     return gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), ridge
 
 
@@ -93,3 +93,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     draft = path.with_suffix(f".{uuid.uuid4().hex}.draft")
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
     draft.replace(path)
+
+
+_SMALLEST = 1e-30  # ridge

@@ -106,7 +106,8 @@ def _watch(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Moment
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         own, state = (x.float().square().sum(-1).flatten() for x in (output, entered[0]))
-        added[module].add_((own / (own + state)).sum(), alpha=1 / windows.numel())
+        share = own / (own + state).clamp_min(_SMALLEST)
+        added[module].add_(share.sum(), alpha=1 / windows.numel())
 
     def enter(index: int) -> Callable:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
