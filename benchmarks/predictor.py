@@ -20,9 +20,9 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
 from ppf.stages.acquire import acquire
-from ppf.stages.artefacts import plain
 from ppf.stages.collect import collect
 from ppf.stages.prepare import PruningContext, prepare
+from ppf.stages.signatures import plain
 from ppf.stages.train import train
 from ppf.threads import cpu_threads
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from lightning import Fabric
 
+from ppf.artefacts import draft, read_if_whole
+
 
 @runtime_checkable
 class Stateful(Protocol):
@@ -31,12 +33,10 @@ class Checkpoint:
     def load(self, fabric: Fabric, parts: Mapping[str, Stateful]) -> int:
         """Restores the parts and torch's generator; returns the iterations that are behind them.
 
-        Nothing is restored where there is no file, or where ranks were killed between writes.
+        Nothing is restored if there is no file, if it is damaged, or if ranks were killed between
+        writes.
         """
-        file = self._file(fabric)
-        stored: dict[str, Any] = {"iterations": 0}
-        if file.is_file():
-            stored = torch.load(file, weights_only=True)
+        stored = read_if_whole(self._file(fabric), _load) or {"iterations": 0}
         behind = fabric.all_gather(torch.tensor(stored["iterations"]))
         assert isinstance(behind, torch.Tensor)
         behind = behind.flatten()
@@ -51,13 +51,10 @@ class Checkpoint:
         """Replaces this rank's file, where a write is due."""
         if iterations % self.every:
             return
-        file = self._file(fabric)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
         states = {name: part.state_dict() for name, part in parts.items()}
         stored = {"iterations": iterations, "parts": states, "generator": torch.get_rng_state()}
-        torch.save(stored, draft)
-        draft.replace(file)
+        with draft(self._file(fabric)) as file:
+            torch.save(stored, file)
 
     def remove(self, fabric: Fabric) -> None:
         """The training is done."""
@@ -65,3 +62,7 @@ class Checkpoint:
 
     def _file(self, fabric: Fabric) -> Path:
         return self.path.with_suffix(f".{fabric.global_rank}.ckpt")
+
+
+def _load(file: Path) -> dict[str, Any]:
+    return torch.load(file, weights_only=True)

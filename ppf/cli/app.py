@@ -18,7 +18,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from ppf.errors import PPFError
 from ppf.report.loggers import build_loggers, finish
-from ppf.stages.artefacts import plain
+from ppf.stages.signatures import plain
 
 Task = Callable[[DictConfig, Fabric], None]
 

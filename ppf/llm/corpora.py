@@ -12,6 +12,7 @@ import datasets
 import pyarrow as pa
 from pyarrow import parquet
 
+from ppf.artefacts import get_or_make
 from ppf.errors import PPFError
 
 _ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -33,24 +34,13 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: int) -> list[str]
     Raises:
         PPFError: gensim or mwparserfromhell is not installed.
     """
+
+    def clean(draft: Path) -> None:
+        articles = [_clean(a, shortest_line) for a in _articles(_dump())]
+        parquet.write_table(pa.table({"text": articles}), draft)
+
     store = Path(cache) / f"wikipedia_sample-{shortest_line}.parquet"
-    if not store.is_file():
-        spec = importlib.util.find_spec("gensim")
-        if (
-            spec is None
-            or spec.origin is None
-            or importlib.util.find_spec("mwparserfromhell") is None
-        ):
-            raise PPFError(
-                "text=wikipedia_sample needs gensim and mwparserfromhell:"
-                " run `pip install gensim mwparserfromhell` or give text.path=FILE."
-            )
-        articles = [
-            _clean(a, shortest_line) for a in _articles(Path(spec.origin).parent / _ARTICLES)
-        ]
-        store.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(pa.table({"text": articles}), store)
-    return parquet.read_table(store)["text"].to_pylist()
+    return get_or_make(store, read=_column, make=clean)
 
 
 def hub(
@@ -114,6 +104,21 @@ def file(split: str, *, path: str, column: str) -> list[str]:
             f" give text.column, one of {rows.column_names}."
         )
     return list(rows[column])
+
+
+def _column(file: Path) -> list[str]:
+    return parquet.read_table(file)["text"].to_pylist()
+
+
+def _dump() -> Path:
+    """Where gensim keeps the articles."""
+    spec = importlib.util.find_spec("gensim")
+    if spec is None or spec.origin is None or importlib.util.find_spec("mwparserfromhell") is None:
+        raise PPFError(
+            "text=wikipedia_sample needs gensim and mwparserfromhell:"
+            " run `pip install gensim mwparserfromhell` or give text.path=FILE."
+        )
+    return Path(spec.origin).parent / _ARTICLES
 
 
 def _articles(dump: Path) -> Iterator[str]:

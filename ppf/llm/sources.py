@@ -1,13 +1,12 @@
 """Where checkpoints come from; each function returns a folder or hub id for `from_pretrained`."""
 
 import importlib.util
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_model
+from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -18,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ppf.artefacts import get_or_make
 from ppf.errors import PPFError
 
 Made = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -81,9 +81,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _cached(folder: Path, make: Made) -> str:
-    """`folder`, filled by `make` in one atomic step when it is not there yet."""
-    if not folder.is_dir():
-        draft = folder.with_name(f"{folder.name}.{os.getpid()}")
+    """A checkpoint in the cache, converted or drawn by `make` if it is missing or damaged."""
+
+    def write(draft: Path) -> None:
         model, tokenizer = make()
         # Not model.save_pretrained: of several ranks all but the first would write nothing.
         model.config.architectures = [type(model).__name__]
@@ -91,8 +91,14 @@ def _cached(folder: Path, make: Made) -> str:
         model.generation_config.save_pretrained(draft)
         save_torch_model(model, draft, metadata={"format": "pt"})
         tokenizer.save_pretrained(draft)
-        try:
-            draft.rename(folder)
-        except OSError:  # another process was first
-            shutil.rmtree(draft)
+
+    return get_or_make(folder, read=_checked, make=write)
+
+
+def _checked(folder: Path) -> str:
+    """The folder; raises if its config or the header of its weights cannot be read."""
+    AutoConfig.from_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt"):
+            pass
     return str(folder)

@@ -1,7 +1,7 @@
 """Texts in three disjoint parts: calibration, labelling, test."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.resources import files
@@ -48,12 +48,10 @@ class Text:
         for split, shares in self.splits.items():
             documents = [d for d in self.documents(split) if d.strip()]
             random.Random(self.seed).shuffle(documents)
-            start, reached, whole = 0, 0.0, sum(shares.values())
-            for part, share in shares.items():
-                reached += share
-                end = round(len(documents) * reached / whole)
-                parts.setdefault(part, []).extend(documents[start:end])
-                start = end
+            for part in shares:
+                low, high = spans(self.splits, part)[split]
+                chosen = slice(round(len(documents) * low), round(len(documents) * high))
+                parts.setdefault(part, []).extend(documents[chosen])
         return parts
 
     def stream(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " tokens"]:
@@ -82,6 +80,24 @@ class Text:
         return ids[: available * self.window].view(available, self.window)[chosen]
 
 
+def spans(splits: Mapping[str, Mapping[Part, float]], part: str) -> dict[str, tuple[float, float]]:
+    """The documents that a part takes of each split, as a range between 0 and 1."""
+    found = {}
+    for split, shares in splits.items():
+        reached = 0.0
+        for name, share in shares.items():
+            low, reached = reached, reached + share
+            if name == part:
+                whole = sum(shares.values())
+                found[split] = (low / whole, reached / whole)
+    return found
+
+
+def local_splits() -> dict[str, dict[Part, float]]:
+    """How the documents of a local file are dealt to the parts."""
+    return {"all": {"calibration": 0.25, "labelling": 0.25, "test": 0.5}}
+
+
 def default_text() -> DictConfig:
     """The config of the default text."""
     config = OmegaConf.load(str(files("ppf.conf") / "text" / "wikipedia_sample.yaml"))
@@ -100,7 +116,7 @@ def build_text(config: DictConfig, cache: str) -> Text:
     plain = {str(key): value for key, value in container.items()}
     path, source, column = plain.pop("path"), plain.pop("source"), plain.pop("column")
     if path:
-        plain["splits"] = {"all": {"calibration": 0.25, "labelling": 0.25, "test": 0.5}}
+        plain["splits"] = local_splits()
         plain["name"] = Path(path).name
         return Text(**plain, documents=partial(corpora.file, path=path, column=column))
     if source["_target_"] == "ppf.llm.corpora.wikipedia_sample":

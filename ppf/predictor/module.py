@@ -24,8 +24,6 @@ from ppf.predictor.residual import Correction, GaussianProcess
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.space import Space
 
-FORMAT = 8  # of checkpoints; raised when older ones no longer load
-
 
 class PredictorModule(LightningModule):
     """An ensemble of networks over encoded policies; it needs neither the model nor the bank.

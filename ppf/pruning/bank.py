@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
+from ppf.artefacts import Ranks, get_or_make
 from ppf.llm import Coupling, LanguageModel
 from ppf.progress import say, track
 from ppf.pruning.compensation import Compensation, Factors, Levels
@@ -46,6 +47,7 @@ class Bank:
         *,
         max_gib: float = torch.inf,
         folder: Path = Path(),
+        ranks: Ranks | None = None,
     ) -> "Bank":
         """Prepares every site of `space`, on the model's device and in its dtype.
 
@@ -53,7 +55,8 @@ class Bank:
             max_gib: memory for ready weights. A bank that would take more keeps two factors a site
                 in memory-mapped files instead, and multiplies a level's weight out when a policy
                 asks for it.
-            folder: where these files lie, of this bank alone; those that it holds are used again.
+            folder: of these files, for this bank alone; files that it already has are used again.
+            ranks: processes that build the same bank; only rank 0 writes the files.
         """
         places = lm.places(space.sites)
         columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, places, strict=True)]
@@ -77,7 +80,7 @@ class Bank:
         ):
             make = partial(prepare, number)
             file = folder / f"{name}.safetensors"
-            level = _spilled(file, columns_of[number], make) if factored else make()
+            level = _spilled(file, columns_of[number], make, ranks) if factored else make()
             levels.append(_cast(level, lm))
         return cls(orders, levels)
 
@@ -94,16 +97,23 @@ def ready_gib(lm: LanguageModel, space: Space) -> float:
     return sum(weight.nbytes * (site.units - 1) / 2 for site, weight in pairs) / 2**30
 
 
-def _spilled(file: Path, widths: list[int], make: Callable[[], Levels]) -> Levels:
-    """Levels whose factors lie in a file, which is made if it lacks."""
-    if not file.is_file():
+def _spilled(
+    file: Path, widths: list[int], make: Callable[[], Levels], ranks: Ranks | None
+) -> Levels:
+    """Levels whose factors lie in a file, which is made if it is missing."""
+
+    def write(draft: Path) -> None:
         made = make()
         assert isinstance(made.weights, Factors)
         projected, inverse = made.weights.projected[:, :], made.weights.inverse[:, :]
-        write_tensors(file, {"errors": made.errors, "projected": projected, "inverse": inverse})
-    stored = safe_open(file, "pt")
-    projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
-    return Levels(stored.get_tensor("errors"), Factors(projected, inverse, widths[:-1]))
+        write_tensors(draft, {"errors": made.errors, "projected": projected, "inverse": inverse})
+
+    def read(path: Path) -> Levels:
+        stored = safe_open(path, "pt")
+        projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
+        return Levels(stored.get_tensor("errors"), Factors(projected, inverse, widths[:-1]))
+
+    return get_or_make(file, read=read, make=write, ranks=ranks)
 
 
 def _cast(levels: Levels, lm: LanguageModel) -> Levels:

@@ -1,6 +1,5 @@
 """Second moments of what the consumers (o_proj, down_proj) read on calibration text."""
 
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +87,8 @@ def damped(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a safetensors file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{uuid.uuid4().hex}.draft")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
-    draft.replace(path)
+    """Writes a safetensors file."""
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 _SMALLEST = 1e-30  # ridge

@@ -11,9 +11,9 @@ from ppf.labels.table import ACQUIRED, Labels
 from ppf.predictor.module import PredictorModule
 from ppf.predictor.scores import USUAL
 from ppf.space import new_policies
-from ppf.stages.artefacts import require
 from ppf.stages.collect import label_store
 from ppf.stages.prepare import PruningContext
+from ppf.stages.signatures import require
 from ppf.stages.train import train
 
 _STREAM = 77  # of the pool's seed: draws that are no labels

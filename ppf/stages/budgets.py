@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ppf.artefacts import get_or_make, signature
 from ppf.progress import say
 from ppf.pruning.costs import Cost
 from ppf.space import Space
-from ppf.stages.artefacts import plain, signature
 from ppf.stages.prepare import PruningContext
+from ppf.stages.signatures import plain
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
@@ -37,16 +38,18 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
         return cost.prices(context.pruner)
-    name = signature(context.signatures.labels, plain(budget), _machine(context))
-    file = Path(context.cfg.paths.artefacts) / "costs" / f"{name}.json"
-    if context.fabric.is_global_zero and not file.is_file():
+    name = signature("costs", context.signatures.labels, plain(budget), _machine(context))
+
+    def measure(draft: Path) -> None:
         say(f"No {budget.name} of this model on this machine yet: measuring it.")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
         draft.write_text(json.dumps(cost.prices(context.pruner)), encoding="utf-8")
-        draft.replace(file)
-    context.fabric.barrier()
-    return json.loads(file.read_text(encoding="utf-8"))
+
+    file = Path(context.cfg.paths.artefacts) / "costs" / f"{name}.json"
+    return get_or_make(file, read=_numbers, make=measure, ranks=context.fabric)
+
+
+def _numbers(file: Path) -> list[int]:
+    return [int(price) for price in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def _machine(context: PruningContext) -> dict[str, Any]:

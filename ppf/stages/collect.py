@@ -9,8 +9,8 @@ from ppf.labels.collect import draw, label
 from ppf.labels.store import LabelStore
 from ppf.labels.table import Labels
 from ppf.progress import say
-from ppf.stages.artefacts import require
 from ppf.stages.prepare import PruningContext
+from ppf.stages.signatures import require
 
 
 def label_store(context: PruningContext) -> LabelStore:

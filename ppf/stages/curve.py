@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from ppf.artefacts import write_json
 from ppf.report.plots import ratio_curve
 from ppf.report.scores import Entry, Score
 from ppf.report.style import save_png
-from ppf.stages.artefacts import write_json
 from ppf.stages.dynamic import Curve, Learnt
 from ppf.stages.results import summary
 

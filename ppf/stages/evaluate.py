@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ppf.artefacts import write_json
 from ppf.evaluation.latency import speed
 from ppf.evaluation.perplexity import Piece, pieces_nll, sliding
 from ppf.evaluation.results import Evaluation, Measured
@@ -23,7 +24,6 @@ from ppf.evaluation.tasks import Tasks
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.progress import say
-from ppf.stages.artefacts import write_json
 from ppf.stages.policy import policy_config, read_policy
 from ppf.stages.prune import apply_policy, can_refit, refit
 

@@ -7,10 +7,11 @@ from hydra.utils import instantiate
 from ppf.agents import Agent, Objective
 from ppf.agents.checkpoint import Checkpoint
 from ppf.agents.rule import Rule
+from ppf.artefacts import signature
 from ppf.search import TrustRegion
-from ppf.stages.artefacts import plain, signature
 from ppf.stages.budgets import priced
 from ppf.stages.prepare import PruningContext
+from ppf.stages.signatures import plain
 from ppf.stages.train import Trained
 
 
@@ -53,6 +54,6 @@ def checkpoint_of(context: PruningContext, trained: Trained, seed: int) -> Check
     cfg = context.cfg
     groups = [plain(cfg[group]) for group in ("agent", "budget", "rules", "search", "dynamic")]
     processes = context.fabric.world_size
-    name = signature(trained.signature, groups, cfg.mode, cfg.ratio, seed, processes)
+    name = signature("training", trained.signature, groups, cfg.mode, cfg.ratio, seed, processes)
     folder = Path(cfg.paths.artefacts) / "training"
     return Checkpoint(folder / name, cfg.search.checkpoint_every)

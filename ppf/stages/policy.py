@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.errors import PPFError
 from ppf.space import Space
-from ppf.stages.artefacts import plain
-from ppf.stages.prepare import PruningContext, Signatures, signatures
+from ppf.stages.prepare import PruningContext
+from ppf.stages.signatures import Signatures, plain, signatures
 
 FORMAT = 1
 _CONFIG_GROUPS = ("model", "text", "space", "importance", "compensation", "labels")

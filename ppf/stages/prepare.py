@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ppf.artefacts import get_or_make, signature
 from ppf.evaluation.size import parameters
 from ppf.labels.labeller import Labeller
 from ppf.llm import LanguageModel, Text, load
@@ -35,22 +36,12 @@ from ppf.pruning import (
 )
 from ppf.pruning.statistics import write_tensors
 from ppf.space import Space
-from ppf.stages.artefacts import model_identity, plain, signature, text_identity
+from ppf.stages.signatures import Signatures, plain, signatures
 
 Choose = Callable[[LanguageModel, Space], Compensation]
 
 
 _STRIDE = 4  # of calibration windows: layers' traits are means over far fewer numbers
-
-
-@dataclass(frozen=True)
-class Signatures:
-    """Names of the artefacts of one config."""
-
-    statistics: str
-    order: str
-    bank: str
-    labels: str
 
 
 @dataclass
@@ -92,7 +83,7 @@ class PruningContext:
         fields = [field.name for field in dataclasses.fields(Traits)]
         traits = self._observed(
             "traits",
-            signature(self.signatures.statistics, fields),
+            signature("traits", self.signatures.statistics, fields),
             lambda windows: collect_traits(self.lm, windows).tensors(),
         )
         return Evidence(self.space, self.bank.errors, self.retained, Traits.from_tensors(traits))
@@ -102,32 +93,22 @@ class PruningContext:
         """Expected loss of cuts of single sites, nats per token; made where it lacks."""
         observed = self._observed(
             "sensitivity",
-            self.signatures.bank,
+            signature("sensitivity", self.signatures.bank),
             lambda windows: {"losses": sensitivity(self.pruner, windows, seed=0)},
         )
         return observed["losses"]
 
     def _observed(
-        self, what: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]
+        self, kind: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What is seen of the dense model on some calibration windows; made where it lacks."""
-        file = Path(self.cfg.paths.artefacts) / what / f"{name}.safetensors"
-        if not file.is_file():
+        """What is seen of the dense model on some calibration windows."""
+
+        def make() -> dict[str, Tensor]:
             windows = self.text.tokens("calibration", self.lm.tokenizer)[::_STRIDE]
             with self.pruner.at(self.space.dense.tolist()):
-                write_tensors(file, observe(windows))
-        return load_file(file)
+                return observe(windows)
 
-
-def signatures(cfg: DictConfig) -> Signatures:
-    """Needs no model: a hash of the parts of the config that matter for each artefact."""
-    dtype = str(resolve_dtype(cfg.model.dtype))
-    statistics = signature(model_identity(cfg.model, dtype), text_identity(cfg.text, "calibration"))
-    order = signature(statistics, plain(cfg.importance))
-    labelling = text_identity(cfg.text, "labelling")
-    bank = signature(order, plain(cfg.space), plain(cfg.compensation))
-    labels = signature(bank, labelling, cfg.labels.context, cfg.labels.kl_top_k)
-    return Signatures(statistics, order, bank, labels)
+        return _stored(self.cfg, self.fabric, kind, name, make)
 
 
 def prepare(
@@ -143,23 +124,22 @@ def prepare(
     """
     cfg = cfg.copy()  # records made from it name the dtype, whatever `auto` means elsewhere
     cfg.model.dtype = str(resolve_dtype(cfg.model.dtype)).removeprefix("torch.")
-    names, artefacts = signatures(cfg), Path(cfg.paths.artefacts)
-    text = build_text(cfg.text, cfg.paths.cache)
-    importance_file = artefacts / "importance" / f"{names.order}.safetensors"
-    statistics_file = artefacts / "statistics" / f"{names.statistics}.safetensors"
-
+    names, text = signatures(cfg), build_text(cfg.text, cfg.paths.cache)
     lm = load(cfg.model, cfg.paths.cache, device=fabric.device)
-    if not statistics_file.is_file():
+
+    def calibrate() -> dict[str, Tensor]:
         windows = text.tokens("calibration", lm.tokenizer)
         say(f"No statistics of this model and text yet: calibrating on {windows.numel()} tokens.")
-        write_tensors(statistics_file, collect_statistics(lm, windows).tensors())
-    statistics = Statistics.from_tensors(load_file(statistics_file))
-    if not importance_file.is_file():
+        return collect_statistics(lm, windows).tensors()
+
+    def score() -> dict[str, Tensor]:
         windows = text.tokens("calibration", lm.tokenizer)
         scores = score_atoms(lm, instantiate(cfg.importance), statistics, windows)
-        write_tensors(importance_file, {f"{i:04}": score for i, score in enumerate(scores)})
-    scores = [score for _, score in sorted(load_file(importance_file).items())]
+        return {f"{i:04}": score for i, score in enumerate(scores)}
 
+    stored = partial(_stored, cfg, fabric)
+    statistics = Statistics.from_tensors(stored("statistics", names.statistics, calibrate))
+    scores = [score for _, score in sorted(stored("importance", names.order, score).items())]
     if dtype and resolve_dtype(dtype) != lm.dtype:
         model = OmegaConf.create({**plain(cfg.model), "dtype": dtype})
         lm = load(model, cfg.paths.cache, device=fabric.device)
@@ -171,9 +151,20 @@ def prepare(
         statistics,
         choose(lm, space) if choose else instantiate(cfg.compensation),
         max_gib=cfg.bank.max_gib,
-        folder=artefacts / "bank" / names.bank,
+        folder=Path(cfg.paths.artefacts) / "bank" / names.bank / str(lm.dtype),
+        ranks=fabric,
     )
     pruner, retained = LivePruner(lm, space, bank), retained_importance(lm, space, scores)
     return PruningContext(
         cfg, fabric, lm, text, space, pruner, retained, names, parameters(lm.model)
+    )
+
+
+def _stored(
+    cfg: DictConfig, fabric: Fabric, kind: str, name: str, make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Tensors that are an artefact, made if they are missing."""
+    file = Path(cfg.paths.artefacts) / kind / f"{name}.safetensors"
+    return get_or_make(
+        file, read=load_file, make=lambda draft: write_tensors(draft, make()), ranks=fabric
     )

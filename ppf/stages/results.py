@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from ppf.artefacts import write_json
 from ppf.labels.table import PROPOSED, Labels
 from ppf.report.html import HeldOut, Pareto, SearchReport, write_report
 from ppf.report.scores import Entry, Score
 from ppf.search.pareto import front
 from ppf.search.verify import CANDIDATE
-from ppf.stages.artefacts import write_json
 from ppf.stages.budgets import saved
 from ppf.stages.policy import by_site, policy_record
 from ppf.stages.prepare import PruningContext

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
-from lightning import Fabric
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from ppf.artefacts import get_or_make, signature
 from ppf.labels.table import Labels
 from ppf.predictor.encoders import Facts
 from ppf.predictor.fit import FILE, Fitted, HeldOut, fit_predictor
-from ppf.predictor.module import FORMAT, load_predictor
+from ppf.predictor.module import load_predictor
 from ppf.progress import console, say
-from ppf.stages.artefacts import plain, require, signature
 from ppf.stages.prepare import PruningContext
+from ppf.stages.signatures import file_digest, plain, require
 
 _RECORD = "held_out.json"
+_MACHINE = ("accelerator", "devices", "num_nodes", "strategy")  # where, not what, is trained
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,27 @@ def train(context: PruningContext, labels: Labels, *, upstream: bool = False) ->
         upstream: called by a later stage, which `upstream=require` forbids to train.
     """
     cfg, fabric = context.cfg, context.fabric
-    name = _signature(context, labels)
+    name = predictor_signature(cfg, context.signatures.labels, labels)
     folder = Path(cfg.paths.artefacts) / "predictor" / name
-    if (folder / _RECORD).is_file():
-        say(f"Reusing the predictor in {folder}.")
-    else:
+    reused = True
+
+    def make(draft: Path) -> None:
+        nonlocal reused
+        reused = False
         if upstream:
             require(cfg, "predictor", "python train.py")
         say(f"Training the predictor on {len(labels)} labels.")
-        if fabric.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / "training.lock"):
-                if not (folder / _RECORD).is_file():  # by another process, meanwhile
-                    _fit(cfg, context, labels, folder)
-        fabric.barrier()
-    return Trained(_load(folder, fabric), folder, name)
+        _fit(context, labels, draft)
+
+    fitted = get_or_make(folder, read=_load, make=make, ranks=fabric)
+    if reused:
+        say(f"Reusing the predictor in {folder}.")
+    fitted.predictor.to(fabric.device)
+    return Trained(fitted, folder, name)
 
 
-def _fit(cfg: DictConfig, context: PruningContext, labels: Labels, folder: Path) -> None:
+def _fit(context: PruningContext, labels: Labels, folder: Path) -> None:
+    cfg = context.cfg
     fitted = fit_predictor(
         labels,
         context.space,
@@ -71,9 +74,7 @@ def _fit(cfg: DictConfig, context: PruningContext, labels: Labels, folder: Path)
     )
     columns = {name: values.tolist() for name, values in fitted.held_out._asdict().items()}
     record = {"metrics": fitted.metrics, "held_out": columns}
-    draft = folder / f"{_RECORD}.draft"
-    draft.write_text(json.dumps(record), encoding="utf-8")
-    draft.replace(folder / _RECORD)
+    (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
 
 
 def _facts(context: PruningContext) -> Facts:
@@ -83,20 +84,23 @@ def _facts(context: PruningContext) -> Facts:
     return Facts(evidence.errors, evidence.retained, energy, context.sensitivity)
 
 
-def _load(folder: Path, fabric: Fabric) -> Fitted:
+def _load(folder: Path) -> Fitted:
     record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     held_out = HeldOut(
         **{name: torch.tensor(column) for name, column in record["held_out"].items()}
     )
-    predictor = load_predictor(folder / FILE).to(fabric.device)
-    return Fitted(predictor, record["metrics"], held_out)
+    return Fitted(load_predictor(folder / FILE), record["metrics"], held_out)
 
 
-def _signature(context: PruningContext, labels: Labels) -> str:
-    cfg, predictor = context.cfg, plain(context.cfg.predictor)
-    if predictor["init_from"]:  # counts by its content
-        state = load_predictor(predictor["init_from"]).state_dict()
-        predictor["init_from"] = [value.tolist() for value in state.values()]
-    policies = signature(labels.kept.tolist(), labels.proposed.tolist(), labels.acquired.tolist())
-    made_of = (context.signatures.labels, policies, predictor, plain(cfg.trainer), cfg.seed)
-    return signature(FORMAT, *made_of)
+def predictor_signature(cfg: DictConfig, label_name: str, labels: Labels) -> str:
+    """Hashes what determines a predictor.
+
+    Args:
+        label_name: signature of the labels' store.
+    """
+    predictor = plain(cfg.predictor)
+    if predictor["init_from"]:
+        predictor["init_from"] = file_digest(cfg, "predictor.init_from")
+    policies = (labels.kept.tolist(), labels.proposed.tolist(), labels.acquired.tolist())
+    trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in _MACHINE}
+    return signature("predictor", label_name, policies, predictor, trainer, cfg.seed)

@@ -1,0 +1,230 @@
+"""Artefacts on disk: found by signature, made once by one process, never seen half written."""
+
+import errno
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from filelock import FileLock, Timeout
+
+from ppf.errors import PPFError
+from ppf.progress import say
+
+T = TypeVar("T")
+FORMATS = {
+    "statistics": 1,
+    "importance": 1,
+    "bank": 1,
+    "traits": 1,
+    "sensitivity": 1,
+    "labels": 1,
+    "predictor": 9,
+    "costs": 1,
+    "training": 1,
+}
+"""Raise a kind's number when its content changes: what older versions made is then made again."""
+_DIGITS = 12
+_CHUNK = 1 << 20  # bytes
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """The processes of one run; Lightning's Fabric is one."""
+
+    @property
+    def is_global_zero(self) -> bool: ...
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any: ...
+
+
+def signature(kind: str, *parts: Any) -> str:
+    """A short hash of an artefact's kind, its format and the plain values that determine it."""
+    text = json.dumps([kind, FORMATS[kind], *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+
+
+def digest(path: Path, cache: Path) -> str:
+    """SHA-256 of a file's whole content.
+
+    Args:
+        cache: folder that remembers digests by path, size and modification time.
+    """
+    path, stat = path.resolve(), path.stat()
+    key, store = f"{path}:{stat.st_size}:{stat.st_mtime_ns}", cache / "digests.json"
+    known = _known_digests(store)
+    if key not in known:
+        with path.open("rb") as stream:
+            known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        with draft(store) as file:
+            file.write_text(json.dumps(known), encoding="utf-8")
+    return known[key]
+
+
+def get_or_make(
+    path: Path,
+    *,
+    read: Callable[[Path], T],
+    make: Callable[[Path], None],
+    ranks: Ranks | None = None,
+) -> T:
+    """Reads an artefact; where it is missing or unreadable, one process makes it first.
+
+    Other processes on this machine wait for that one. Ranks must share the file system.
+
+    Args:
+        read: raises any exception if the file or folder is damaged.
+        make: writes the file or folder at the path that it is given, which does not exist yet.
+        ranks: processes that all call this function; only rank 0 makes the artefact.
+
+    Raises:
+        PPFError: on every rank, if `make` raises it on rank 0, or if nothing can be written.
+    """
+    if ranks is None:
+        return _read_or_make(path, read, make)
+    found, sentence = None, None
+    if ranks.is_global_zero:
+        try:
+            found = _read_or_make(path, read, make)
+        except PPFError as error:
+            sentence = str(error)
+    sentence = ranks.broadcast(sentence)
+    if sentence is not None:
+        raise PPFError(sentence)
+    return found if found is not None else read(path)
+
+
+@contextmanager
+def draft(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which replaces `path` when the block ends without error.
+
+    Raises:
+        PPFError: the disk is full, or the folder cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
+        try:
+            yield made
+            if path.is_dir():
+                shutil.rmtree(path)
+            made.replace(path)
+        except BaseException:
+            _remove(made)
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns failures of the disk into one sentence.
+
+    Raises:
+        PPFError: the disk is full, or `path` cannot be written.
+    """
+    try:
+        yield
+    except PPFError:
+        raise
+    except Exception as error:
+        if (reason := _disk_failure(error, path)) is None:
+            raise
+        raise PPFError(
+            f"cannot write {path} ({reason}): free some space, or choose another folder with"
+            " paths.outputs, paths.artefacts or paths.cache."
+        ) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON that people may read, too."""
+    with draft(path) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_or_make(path: Path, read: Callable[[Path], T], make: Callable[[Path], None]) -> T:
+    if (found := read_if_whole(path, read, warn=False)) is not None:
+        return found
+    with _lock(path):
+        if (found := read_if_whole(path, read)) is not None:  # another process made it
+            return found
+        for stale in path.parent.glob(f".{path.name}.*.draft"):
+            _remove(stale)  # of a killed process: this one holds the lock
+        with draft(path) as file:
+            make(file)
+    return read(path)
+
+
+def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -> T | None:
+    """The artefact; None if it is missing or damaged.
+
+    Args:
+        warn: print one line if it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if warn:
+            reason = str(error).split("\n")[0] or type(error).__name__
+            say(f"Warning: {path} cannot be read ({reason}): it is made again.")
+        return None
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            say(f"Another process is making {path}: waiting for it.")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _known_digests(store: Path) -> dict[str, str]:
+    try:
+        known = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _disk_failure(error: BaseException, path: Path) -> str | None:
+    """Why a write to `path` failed; None if the disk is not the cause."""
+    if isinstance(error, OSError) and error.errno is not None:
+        full = error.errno in _FULL
+        return error.strerror if full or _concerns(error.filename, path) else None
+    # safetensors and torch wrap the system's error in types of their own.
+    text = str(error)
+    wrapped = (f"os error {number})" in text for number in (*_FULL, errno.EROFS, errno.EACCES))
+    if any(wrapped) or "PytorchStreamWriter failed writing" in text:
+        return text.split("\n")[0]
+    return None
+
+
+def _concerns(name: Any, path: Path) -> bool:
+    """Whether a system error's file is `path`, one of its folders, or a draft of it."""
+    if not isinstance(name, str):
+        return False
+    return path.is_relative_to(name) or Path(name).is_relative_to(path.parent)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

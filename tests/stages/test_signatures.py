@@ -1,0 +1,138 @@
+"""What each config key invalidates, and that equal names mean equal content."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+
+from ppf.labels.table import Labels
+from ppf.llm import load
+from ppf.stages.signatures import Signatures, signatures
+from ppf.stages.train import predictor_signature
+
+ALL = ("statistics", "order", "bank", "labels", "predictor")
+# The longest prefix of a key tells what changes with it; all other keys invalidate nothing.
+INVALIDATES = {
+    "model.dtype": ALL,
+    "model.source": ALL,
+    "text": ALL,
+    "text.name": (),
+    "text.windows.calibration": ALL,
+    "text.windows.labelling": ("labels", "predictor"),
+    "text.windows.test": (),
+    "importance": ("order", "bank", "labels", "predictor"),
+    "space": ("bank", "labels", "predictor"),
+    "compensation": ("bank", "labels", "predictor"),
+    "labels.context": ("labels", "predictor"),
+    "labels.kl_top_k": ("labels", "predictor"),
+    "labels.catastrophic": ("predictor",),
+    "predictor": ("predictor",),
+    "trainer": ("predictor",),
+    "trainer.accelerator": (),
+    "trainer.devices": (),
+    "seed": ("predictor",),
+}
+
+
+@pytest.fixture(scope="module")
+def config() -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", ["paths.run=x", "model.dtype=float32"])
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def names(cfg: DictConfig) -> dict[str, str]:
+    found: Signatures = signatures(cfg)
+    kept = torch.tensor([[3, 3], [2, 3]])
+    labels = Labels(kept, torch.tensor([3.0, 3.5], dtype=torch.double), ["sampler"] * 2)
+    return vars(found) | {"predictor": predictor_signature(cfg, found.labels, labels)}
+
+
+def leaves(node: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in node:
+        value = OmegaConf.select(node, str(key))
+        name = f"{prefix}{key}"
+        keys += leaves(value, f"{name}.") if isinstance(value, DictConfig) else [name]
+    return keys
+
+
+def changed(value: object) -> object:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, ListConfig):
+        return [*value, "other"]
+    return "bfloat16" if value == "float32" else "other"
+
+
+def expected(key: str) -> tuple[str, ...]:
+    parts = key.split(".")
+    prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    return next((INVALIDATES[prefix] for prefix in prefixes if prefix in INVALIDATES), ())
+
+
+def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
+    before, wrong = names(config), {}
+    keys = leaves(config)
+    assert len(keys) > 100
+    for key in keys:
+        if key in ("text.path", "model.path", "predictor.init_from"):
+            continue  # files have tests of their own
+        cfg = config.copy()
+        OmegaConf.update(cfg, key, changed(OmegaConf.select(config, key)))
+        after = names(cfg)
+        different = tuple(name for name in ALL if before[name] != after[name])
+        if different != expected(key):
+            wrong[key] = different
+    assert not wrong
+
+
+def test_a_further_part_leaves_the_others_valid(config: DictConfig) -> None:
+    cfg = config.copy()
+    cfg.text.splits.all = {"calibration": 0.25, "labelling": 0.25, "training": 0.3, "test": 0.2}
+    cfg.text.windows.training = 64
+    assert names(cfg) == names(config)
+
+
+def tiny_folder(cache: str, folder: Path) -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", ["model=tiny", "paths.run=x"])
+    load(cfg.model, cache)
+    shutil.copytree(Path(cache) / "tiny-0", folder)
+    cfg.model.path, cfg.paths.cache = str(folder), cache
+    return cfg
+
+
+def test_models_that_differ_in_one_tensor_have_other_names(cache: str, tmp_path: Path) -> None:
+    cfg = tiny_folder(cache, tmp_path / "model")
+    before = signatures(cfg)
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.2.mlp.up_proj.weight"].zero_()
+    save_file(weights, file, metadata={"format": "pt"})
+    assert signatures(cfg).statistics != before.statistics
+
+
+def test_tokenizers_tell_models_apart(cache: str, tmp_path: Path) -> None:
+    cfg = tiny_folder(cache, tmp_path / "model")
+    before = signatures(cfg)
+    file = tmp_path / "model" / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("ByteLevel", "ByteLeveL"))
+    assert signatures(cfg).labels != before.labels
+
+
+def test_texts_with_different_middles_have_other_names(config: DictConfig, tmp_path: Path) -> None:
+    cfg, file = config.copy(), tmp_path / "text.txt"
+    cfg.text.path, cfg.paths.cache = str(file), str(tmp_path)
+    found = set()
+    for middle in ("a", "b"):
+        file.write_text("x" * (2 << 20) + middle + "x" * (2 << 20))
+        found.add(signatures(cfg).statistics)
+    assert len(found) == 2

@@ -1,0 +1,167 @@
+"""The keeper of artefacts: one maker, nothing half written, damage repaired."""
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ppf.artefacts import digest, draft, get_or_make, read_if_whole
+from ppf.errors import PPFError
+
+
+def read(path: Path) -> dict[str, int]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def make(path: Path) -> None:
+    path.write_text('{"made": 1}', encoding="utf-8")
+
+
+def fail(*arguments: object) -> None:
+    raise AssertionError("made again")
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"made"', b"\xff\xfe"], ids=["empty", "cut", "bytes"])
+def test_a_damaged_artefact_is_made_again(
+    tmp_path: Path, damage: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "kind" / "a.json"
+    assert get_or_make(file, read=read, make=make) == {"made": 1}
+    assert get_or_make(file, read=read, make=fail) == {"made": 1}
+    file.write_bytes(damage)
+    assert read_if_whole(file, read, warn=False) is None
+    assert get_or_make(file, read=read, make=make) == {"made": 1}
+    assert f"Warning: {file} cannot be read" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_damaged_is_replaced(tmp_path: Path) -> None:
+    def make_folder(folder: Path) -> None:
+        folder.mkdir()
+        save_file({"a": torch.ones(2)}, folder / "a.safetensors")
+
+    def read_folder(folder: Path) -> torch.Tensor:
+        return load_file(folder / "a.safetensors")["a"]
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.safetensors").write_bytes(b"")
+    (folder / "old").touch()
+    assert get_or_make(folder, read=read_folder, make=make_folder).tolist() == [1, 1]
+    assert not (folder / "old").exists()
+
+
+def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    def broken(path: Path) -> None:
+        make(path)
+        raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        get_or_make(tmp_path / "a.json", read=read, make=broken)
+    assert not [path for path in tmp_path.iterdir() if not path.name.endswith(".lock")]
+
+
+def test_drafts_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    stale = tmp_path / ".a.json.0123.draft"
+    stale.touch()
+    get_or_make(tmp_path / "a.json", read=read, make=make)
+    assert not stale.exists()
+
+
+def _slowly(path: Path) -> None:
+    time.sleep(0.2)
+    path.write_text(json.dumps({"made": os.getpid()}), encoding="utf-8")
+
+
+def _process(file: Path, answers: "multiprocessing.Queue[int]") -> None:
+    answers.put(get_or_make(file, read=read, make=_slowly)["made"])
+
+
+def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    running = [
+        context.Process(target=_process, args=(tmp_path / "a.json", answers)) for _ in range(3)
+    ]
+    for process in running:
+        process.start()
+    makers = {answers.get(timeout=60) for _ in running}
+    for process in running:
+        process.join()
+    assert len(makers) == 1
+
+
+class Ranks:
+    """Ranks that share what rank 0 sends."""
+
+    def __init__(self, rank: int, sent: list[object]) -> None:
+        self.is_global_zero, self.sent = rank == 0, sent
+
+    def broadcast(self, obj: object, src: int = 0) -> object:
+        if self.is_global_zero:
+            self.sent.append(obj)
+        return self.sent[-1]
+
+
+def test_only_rank_0_makes_it(tmp_path: Path) -> None:
+    file, sent = tmp_path / "a.json", list[object]()
+    get_or_make(file, read=read, make=make, ranks=Ranks(0, sent))
+    assert get_or_make(file, read=read, make=fail, ranks=Ranks(1, sent)) == {"made": 1}
+
+
+def test_an_error_of_rank_0_is_every_ranks(tmp_path: Path) -> None:
+    def refuse(path: Path) -> None:
+        raise PPFError("no weights.")
+
+    sent = list[object]()
+    for rank in (0, 1):
+        with pytest.raises(PPFError, match="no weights"):
+            get_or_make(tmp_path / "a.json", read=read, make=refuse, ranks=Ranks(rank, sent))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match="No space left on device"), draft(tmp_path / "a") as file:
+        with Path("/dev/full").open("wb", buffering=0) as stream:
+            stream.write(b"1")
+        make(file)
+
+
+@pytest.mark.parametrize("folder", ["/proc/ppf", "/dev/null/ppf"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(folder: str) -> None:
+    with pytest.raises(PPFError, match=f"cannot write {folder}"):
+        get_or_make(Path(folder) / "a.json", read=read, make=make)
+
+
+def test_other_errors_are_not_blamed_on_the_disk(tmp_path: Path) -> None:
+    def looks_elsewhere(path: Path) -> None:
+        Path("/nonexistent/weights").read_bytes()
+
+    with pytest.raises(FileNotFoundError):
+        get_or_make(tmp_path / "a.json", read=read, make=looks_elsewhere)
+
+
+def test_a_digest_sees_the_middle_of_a_file(tmp_path: Path) -> None:
+    file, cache = tmp_path / "weights", tmp_path / "cache"
+    content = bytearray(3 << 20)
+    file.write_bytes(content)
+    first = digest(file, cache)
+    content[len(content) // 2] = 1
+    file.write_bytes(content)
+    os.utime(file, ns=(0, 1))
+    assert digest(file, cache) != first
+
+
+def test_a_digest_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache = tmp_path / "weights", tmp_path / "cache"
+    file.write_bytes(b"1")
+    first = digest(file, cache)
+    monkeypatch.setattr("hashlib.file_digest", fail)
+    assert digest(file, cache) == first
+    (cache / "digests.json").write_text("garbage")
+    with pytest.raises(AssertionError):
+        digest(file, cache)
