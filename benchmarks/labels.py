@@ -28,9 +28,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torchmetrics.functional import kendall_rank_corrcoef
 
-from ppf.labels.labeller import Labeller, summed_nll
+from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Profiles
-from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head
+from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head, summed_nll
 from ppf.progress import track
 from ppf.pruning.statistics import expand
 from ppf.space import uniform

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
-from ppf.labels.labeller import summed_nll
-from ppf.llm import fast_attention, output_head
+from ppf.llm import fast_attention, output_head, summed_nll
 from ppf.progress import say, track
 
 

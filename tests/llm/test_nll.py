@@ -1,0 +1,102 @@
+"""Every label and every perplexity is a sum that this function makes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppf.llm import OutputHead, nll, output_head, summed_nll
+from tests.checkpoints import CHECKPOINTS, random_model
+
+ROWS, VOCABULARY, WIDTH = 8, 16, 12
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nll, "_ROWS", ROWS)
+    monkeypatch.setattr(nll, "_VOCABULARY", VOCABULARY)
+
+
+def reference(head: OutputHead, hidden: Tensor, ids: Tensor) -> float:
+    """The definition, in float64 and without chunks."""
+    bias = None if head.linear.bias is None else head.linear.bias.double()
+    logits = nn.functional.linear(hidden.double(), head.linear.weight.double(), bias)
+    if head.cap is not None:
+        logits = head.cap * (logits / head.cap).tanh()
+    log_probs = logits.log_softmax(-1)[:, :-1].flatten(0, 1)
+    return float(-log_probs.gather(1, ids[:, 1:].reshape(-1, 1)).sum())
+
+
+def drawn(
+    rows: int, tokens: int, *, bias: bool = False, cap: float | None = None, windows: int = 1
+) -> tuple[OutputHead, Tensor, Tensor]:
+    """A head, hidden states and ids; each window has `rows` tokens to score."""
+    torch.manual_seed(0)
+    linear = nn.Linear(WIDTH, tokens, bias).requires_grad_(False)
+    linear.weight.normal_()
+    hidden = torch.randn(windows, rows + 1, WIDTH)
+    return OutputHead(linear, cap), hidden, torch.randint(tokens, (windows, rows + 1))
+
+
+@pytest.mark.parametrize("rows", [1, *(k * ROWS + d for k in (1, 2) for d in (-1, 0, 1))])
+@pytest.mark.parametrize("tokens", [2, *(k * VOCABULARY + d for k in (1, 2) for d in (-1, 0, 1))])
+def test_agrees_with_the_definition_at_every_chunks_edge(rows: int, tokens: int) -> None:
+    head, hidden, ids = drawn(rows, tokens)
+    assert float(summed_nll(head, hidden, ids)) == pytest.approx(
+        reference(head, hidden, ids), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("token", [0, VOCABULARY - 1, VOCABULARY, 2 * VOCABULARY])
+def test_a_token_at_a_chunks_edge_counts_once(token: int) -> None:
+    head, hidden, ids = drawn(2 * ROWS + 1, 2 * VOCABULARY + 1, bias=True)
+    head.linear.bias[token] = 20.0  # nearly all probability
+    for target in (token, 3):
+        ids.fill_(target)
+        expected = reference(head, hidden, ids)
+        assert float(summed_nll(head, hidden, ids)) == pytest.approx(expected, rel=1e-5, abs=1e-3)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_biases_and_capped_logits(bias: bool, cap: float | None) -> None:
+    head, hidden, ids = drawn(ROWS + 3, VOCABULARY + 3, bias=bias, cap=cap, windows=2)
+    assert float(summed_nll(head, hidden, ids)) == pytest.approx(
+        reference(head, hidden, ids), rel=1e-6
+    )
+
+
+def test_bfloat16_rounds_the_logits_and_nothing_else() -> None:
+    head, hidden, ids = drawn(ROWS + 3, VOCABULARY + 3, windows=2)
+    head.linear.to(torch.bfloat16)
+    hidden, targets = hidden.to(torch.bfloat16), ids[:, 1:].flatten()
+    rounded = head(hidden).double()[:, :-1].flatten(0, 1).logsumexp(1).sum()
+    exact = hidden.double()[:, :-1].flatten(0, 1) * head.linear.weight.double()[targets]
+    assert float(summed_nll(head, hidden, ids)) == pytest.approx(
+        float(rounded - exact.sum()), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("form", ["llama-groups-of-3-tied", "opt-no-biases-untied"])
+def test_a_models_own_head_tied_or_not(form: str) -> None:
+    lm = random_model(CHECKPOINTS[form])
+    head, ids = output_head(lm.model), torch.randint(257, (2, 13))
+    hidden = torch.randn(2, 13, head.linear.in_features)
+    assert float(summed_nll(head, hidden, ids)) == pytest.approx(
+        reference(head, hidden, ids), rel=1e-6
+    )
+
+
+def test_logits_that_overflow_exp_are_finite() -> None:
+    head, hidden, ids = drawn(ROWS + 1, VOCABULARY + 1)
+    assert float(summed_nll(head, 100 * hidden, ids)) == pytest.approx(
+        reference(head, 100 * hidden, ids), rel=1e-5
+    )
+
+
+def test_the_real_chunks_agree_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    head, hidden, ids = drawn(nll._ROWS + 1, nll._VOCABULARY + 1)
+    assert nll._ROWS > ROWS
+    assert float(summed_nll(head, hidden, ids)) == pytest.approx(
+        reference(head, hidden, ids), rel=1e-6
+    )
