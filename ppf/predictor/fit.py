@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from ppf.labels.datamodule import LabelsDataModule
 from ppf.labels.table import Labels
+from ppf.predictor.datamodule import LabelsDataModule
 from ppf.predictor.encoders import Facts
 from ppf.predictor.module import PredictorModule, load_predictor
 from ppf.space import Space

@@ -15,7 +15,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.labels.datamodule import Batch
+from ppf.predictor.datamodule import Batch
 from ppf.predictor.encoders import Encoder, Facts
 from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.network import Network

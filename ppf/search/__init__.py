@@ -1,7 +1,7 @@
 """Searches: agents on any number of processes, and what they find measured on the real model."""
 
-from ppf.search.loop import TrustRegion, with_neighbours
 from ppf.search.runner import run_search
+from ppf.search.trust_region import TrustRegion, with_neighbours
 from ppf.search.verify import Verification, verify
 
 __all__ = ["Verification", "TrustRegion", "run_search", "verify", "with_neighbours"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ppf.errors import PPFError
-from ppf.labels.datamodule import LabelsDataModule
 from ppf.labels.table import ACQUIRED, PROPOSED, Labels
+from ppf.predictor.datamodule import LabelsDataModule
 from ppf.space import Site, Space, uniform
 
 SPACE = Space(tuple(Site(layer, "mlp", 20, 1, 10) for layer in range(4)))
