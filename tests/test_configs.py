@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
@@ -50,13 +49,6 @@ def cases(stage: str) -> list[tuple[str, str, Choices]]:
     return [(group, option, choices) for (group, option), choices in sorted(found.items())]
 
 
-CASES = [
-    pytest.param(stage, choices, id=f"{stage}-{group}={option}")
-    for stage in STAGES
-    for group, option, choices in cases(stage)
-]
-
-
 def resolved(stage: str, choices: Choices, folder: Path) -> dict[str, Any]:
     """The plain config that a run in `folder` gets."""
     cfg = composed(stage, choices)
@@ -70,26 +62,22 @@ def resolved(stage: str, choices: Choices, folder: Path) -> dict[str, Any]:
         HydraConfig.instance().cfg = None
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_command_has_a_config_and_a_shim(stage: str) -> None:
-    assert SCRIPTS[f"ppf-{stage}"] == f"ppf.cli.{stage}:main"
-    assert (CONF / f"{stage}.yaml").is_file()
-    assert f"from ppf.cli.{stage} import main" in (ROOT / f"{stage}.py").read_text(encoding="utf-8")
+def test_every_command_has_a_config_and_a_shim() -> None:
+    for stage in STAGES:
+        assert SCRIPTS[f"ppf-{stage}"] == f"ppf.cli.{stage}:main"
+        assert (CONF / f"{stage}.yaml").is_file()
+        assert f"from ppf.cli.{stage} import main" in (ROOT / f"{stage}.py").read_text("utf-8")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_composes(stage: str, tmp_path: Path) -> None:
-    assert resolved(stage, {}, tmp_path)["paths"]["run"] == str(tmp_path)
-
-
-@pytest.mark.parametrize(("stage", "choices"), CASES)
-def test_option_composes(stage: str, choices: Choices, tmp_path: Path) -> None:
-    resolved(stage, choices, tmp_path)
-
-
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_a_stage_can_choose_every_option(group: str, option: str) -> None:
-    assert any((group, option) == case[:2] for stage in STAGES for case in cases(stage))
+def test_every_option_composes_with_a_command(tmp_path: Path) -> None:
+    chosen = set[tuple[str, str]]()
+    for stage in STAGES:
+        assert resolved(stage, {}, tmp_path)["paths"]["run"] == str(tmp_path)
+        for group, option, choices in cases(stage):
+            if (group, option) not in chosen:  # commands that share a base compose it alike
+                resolved(stage, choices, tmp_path)
+                chosen.add((group, option))
+    assert not set(OPTIONS) - chosen, "no command can choose these"
 
 
 def targets(node: Any) -> Iterator[dict[str, Any]]:
@@ -103,9 +91,16 @@ def targets(node: Any) -> Iterator[dict[str, Any]]:
             yield from targets(value)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF).as_posix())
-def test_targets_take_what_they_are_given(file: Path) -> None:
-    for node in targets(OmegaConf.to_container(OmegaConf.load(file))):
+def parts_of_files() -> Iterator[tuple[str, dict[str, Any]]]:
+    """All parts of all YAML files that name a `_target_`, with the file's name."""
+    for file in FILES:
+        for node in targets(OmegaConf.to_container(OmegaConf.load(file))):
+            yield file.relative_to(CONF).as_posix(), node
+
+
+def test_targets_take_what_they_are_given() -> None:
+    wrong = {}
+    for name, node in parts_of_files():
         target = get_object(node["_target_"])
         parameters = dict(inspect.signature(target).parameters)
         for base in inspect.getmro(target)[1:-1] if inspect.isclass(target) else ():
@@ -113,17 +108,20 @@ def test_targets_take_what_they_are_given(file: Path) -> None:
                 parameters = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
                 parameters |= inspect.signature(base).parameters
         given = {key for key in node if not key.startswith("_")} - {"defaults"}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            assert given <= set(parameters)
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if not takes_all and (unknown := given - set(parameters)):
+            wrong[name] = unknown
+    assert not wrong
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF).as_posix())
-def test_defaults_live_once(file: Path) -> None:
-    for node in targets(OmegaConf.to_container(OmegaConf.load(file))):
+def test_defaults_live_once() -> None:
+    twice = {}
+    for name, node in parts_of_files():
         if node["_target_"].startswith("ppf."):
             parameters = inspect.signature(get_object(node["_target_"])).parameters
-            twice = {n for n, p in parameters.items() if n in node and p.default is not p.empty}
-            assert not twice, f"{node['_target_']} has defaults for {twice} too"
+            if both := {n for n, p in parameters.items() if n in node and p.default is not p.empty}:
+                twice[name] = both
+    assert not twice
 
 
 def test_root_links_to_the_packaged_configs() -> None:
