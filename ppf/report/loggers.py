@@ -1,13 +1,10 @@
 """Loggers for Trainer and Fabric alike: W&B, which never asks for a key, and CSV files."""
 
-import netrc
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from hydra.utils import instantiate
 from lightning.fabric.loggers import Logger
@@ -34,7 +31,7 @@ def build_loggers(
         config: the resolved config as plain dicts and lists.
 
     Raises:
-        PPFError: W&B is to be online but has no key, or does not start.
+        PPFError: W&B shall be online but has no API key, or it does not start.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     loggers = [instantiate(node, save_dir=str(folder)) for node in cfg.values()]
@@ -47,11 +44,10 @@ def build_loggers(
 
 
 def wandb_logger(save_dir: str, *, mode: str, init_timeout: float, **arguments: Any) -> WandbLogger:
-    """A W&B run of its own, silent on the console.
+    """A new W&B run that prints nothing.
 
     Args:
-        mode: "online", "offline", "disabled", or "auto": what WANDB_MODE says, else online where
-            there is a key, else offline.
+        mode: "offline", "online" or "disabled".
         init_timeout: seconds that its server may take to answer.
         arguments: to `wandb.init`.
     """
@@ -63,61 +59,18 @@ def wandb_logger(save_dir: str, *, mode: str, init_timeout: float, **arguments: 
 def _start(init_timeout: float, arguments: dict[str, Any]) -> Any:
     import wandb
 
-    arguments["mode"] = wandb_mode(arguments["mode"])
     settings = wandb.Settings(silent=True, console="off", init_timeout=init_timeout)
+    wandb.setup(settings)  # silent from now on: it raises an error instead of asking for a key
     try:
         run = wandb.init(settings=settings, reinit="finish_previous", **arguments)
     except wandb.errors.Error as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise PPFError(
-            f"W&B does not start ({reason}): set WANDB_MODE=offline or logger=csv."
+            f"W&B does not start ({reason}): run `wandb login`, or set logger.wandb.mode=offline."
         ) from error
     run.define_metric(_STEP)
     run.define_metric("*", step_metric=_STEP, step_sync=True)
     return run
-
-
-def wandb_mode(mode: str) -> str:
-    """The mode to start W&B in; it never asks for a key.
-
-    Raises:
-        PPFError: the mode is "online" and there is no key.
-    """
-    asked = os.environ.get("WANDB_MODE") or "auto" if mode == "auto" else mode
-    keyed = asked in ("auto", "online") and has_wandb_key()
-    if asked == "auto":
-        return "online" if keyed else "offline"
-    if asked == "online" and not keyed:
-        raise PPFError(
-            "W&B is to be online but has no API key:"
-            " set WANDB_API_KEY, WANDB_MODE=offline or logger=csv."
-        )
-    return asked
-
-
-def has_wandb_key() -> bool:
-    """Whether W&B finds a key by itself: in the environment, its settings files or ~/.netrc."""
-    import wandb
-
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    settings = wandb.setup().settings
-    url = os.environ.get("WANDB_BASE_URL") or settings.base_url
-    hosts = {urlsplit(url).netloc}
-    if url == wandb.Settings().base_url:
-        hosts.add("api.wandb.ai")  # the public server, whatever name newer versions call it by
-    return bool(settings.api_key) or _in_netrc(hosts)
-
-
-def _in_netrc(hosts: set[str]) -> bool:
-    named = os.environ.get("NETRC")
-    places = [named] if named else ["~/.netrc", "~/_netrc"]
-    files = [path for path in map(os.path.expanduser, places) if os.path.isfile(path)]
-    try:
-        entries = [netrc.netrc(path).authenticators(host) for path in files for host in hosts]
-    except (netrc.NetrcParseError, OSError):
-        return False  # W&B cannot read it either
-    return any(entries)
 
 
 def log_figure(loggers: Sequence[Logger], name: str, figure: Figure, step: int | None) -> None:

@@ -1,5 +1,6 @@
 import csv
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,12 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from ppf.errors import PPFError
 from ppf.report.loggers import (
     build_loggers,
     finish,
-    has_wandb_key,
     log_artifact,
     log_figure,
     log_table,
-    wandb_mode,
 )
 
 CONFIG = {"seed": 0, "model": {"name": "tiny", "layers": [1, 2]}}
@@ -130,36 +128,34 @@ def test_no_key_means_offline_without_a_question(keyless: Path, tmp_path: Path) 
     assert list(tmp_path.glob("run/wandb/offline-run-*"))
 
 
-def test_mode_follows_what_is_asked_and_known(keyless: Path, monkeypatch) -> None:
-    assert wandb_mode("auto") == "offline"
-    assert wandb_mode("disabled") == "disabled"
+def test_the_environment_or_an_override_sets_the_mode(composed, keyless: Path, monkeypatch) -> None:
+    assert composed().wandb.mode == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wandb_mode("auto") == "disabled"
-    assert wandb_mode("offline") == "offline", "an override beats the environment"
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert wandb_mode("auto") == "disabled"
-    monkeypatch.delenv("WANDB_MODE")
-    assert wandb_mode("auto") == "online"
+    assert composed().wandb.mode == "disabled"
+    assert composed("logger.wandb.mode=online").wandb.mode == "online"
 
 
-def test_online_without_a_key_is_refused(keyless: Path, monkeypatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    with pytest.raises(PPFError, match="WANDB_API_KEY"):
-        wandb_mode("auto")
-
-
-def test_keys_are_found_where_wandb_looks(keyless: Path, monkeypatch) -> None:
-    assert not has_wandb_key()
-    netrc = keyless / ".netrc"
-    netrc.write_text("machine example.org login user password " + "x" * 40 + "\n")
-    netrc.chmod(0o600)
-    assert not has_wandb_key()
-    netrc.write_text("machine api.wandb.ai login user password " + "x" * 40 + "\n")
-    assert has_wandb_key()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
-    assert not has_wandb_key(), "that key is another server's"
-    netrc.write_text("this is no netrc file")
-    assert not has_wandb_key()
+def test_online_without_a_key_is_refused_without_a_question(keyless: Path, tmp_path: Path) -> None:
+    code = (
+        "from omegaconf import OmegaConf as O\n"
+        "from ppf.report.loggers import build_loggers\n"
+        "cfg = O.load('ppf/conf/logger/wandb.yaml')\n"
+        "cfg.wandb.mode = 'online'\n"
+        f"build_loggers(cfg, {str(tmp_path / 'run')!r}, {{}})\n"
+    )
+    ours, terminal = pty.openpty()
+    started = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _, errors = started.communicate(timeout=120)
+    os.close(ours)
+    os.close(terminal)
+    assert "PPFError('W&B does not start (No API key configured" in errors
 
 
 def test_disabled_wandb_writes_nothing(composed, tmp_path: Path, monkeypatch) -> None:
