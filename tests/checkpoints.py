@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -13,6 +14,7 @@ from transformers import (
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -171,6 +173,16 @@ def random_model(config: PreTrainedConfig) -> LanguageModel:
     for name, parameter in model.named_parameters():
         parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
     return LanguageModel(model, byte_tokenizer(), adapter_for(model))
+
+
+def bos_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte tokenizer, which puts its end-of-text token before every text, as OPT's does."""
+    tokenizer = byte_tokenizer()
+    name, token = tokenizer.eos_token, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{name} $A", special_tokens=[(name, token)]
+    )
+    return tokenizer
 
 
 def random_windows() -> Tensor:

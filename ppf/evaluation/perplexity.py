@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
 from ppf.llm import fast_attention, output_head, summed_nll
+from ppf.llm.windows import begin_with, check_window
 from ppf.progress import say, track
 
 
@@ -50,10 +51,7 @@ def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -
     Raises:
         PPFError: the model has fewer positions than a window has tokens.
     """
-    longest = max(piece.windows.shape[1] for piece in pieces)
-    positions = getattr(model.config, "max_position_embeddings", longest)
-    if longest > positions:
-        raise PPFError(f"window={longest} exceeds the model's {positions} positions: lower it.")
+    check_window(max(piece.windows.shape[1] for piece in pieces), model.config, "window")
     batches = [Piece(ids, piece.first) for piece in pieces for ids in piece.windows.split(batch)]
     count = sum(len(piece.windows) for piece in pieces)
     label = f"Scoring {count} windows of {pieces[0].windows.shape[1]}"
@@ -68,26 +66,42 @@ def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -
     return pieces_nll(model, pieces, batch=batch // 2)
 
 
-def sliding(tokens: Int[Tensor, " tokens"], *, window: int, stride: int) -> list[Piece]:
+def sliding(
+    tokens: Int[Tensor, " tokens"], *, window: int, stride: int, leading: Sequence[int] = ()
+) -> list[Piece]:
     """A text cut into windows that start `stride` tokens apart, so that each token counts once.
 
-    The first window is scored whole, each later one on the tokens that the last one did not reach.
+    The first window is scored whole, each later one on the tokens that the last one did not reach;
+    the last window may be shorter. Without `leading` the text's first token is context only.
+
+    On its prefix token followed by the text, window=L+1 and stride=L give the nats of
+    lm-evaluation-harness's rolling log-likelihood with `max_length=L` and `add_bos_token=False`,
+    if L divides the tokens of the text. The harness gives an incomplete last window more context.
+
+    Args:
+        window: tokens in a window, those of `leading` among them.
+        stride: tokens of the text; larger ones than a window holds leave no token out.
+        leading: ids that every window begins with; they are never scored.
 
     Raises:
-        PPFError: tokens would be left out, or there are fewer than two.
+        PPFError: tokens would be left out, or there is none to score.
 
     Source: Hugging Face, "Perplexity of fixed-length models".
     """
-    if not (window >= 2 and 1 <= stride <= window and len(tokens) >= 2):
+    size, first = window - len(leading), max(len(leading), 1)
+    if not (window > first and 1 <= stride <= window and len(tokens) + len(leading) > first):
         raise PPFError(
             f"{len(tokens)} tokens cannot be scored with window={window} and stride={stride}:"
             " give at least two tokens, window ≥ 2 and 1 ≤ stride ≤ window."
         )
-    if len(tokens) <= window:
-        return [Piece(tokens[None], 1)]
-    whole, first = tokens.unfold(0, window, stride), max(window - stride, 1)
-    rest = tokens[None, len(whole) * stride :]
-    pieces = [Piece(whole[:1], 1), Piece(whole[1:], first), Piece(rest, first)]
+    leading = list(leading)
+    if len(tokens) <= size:
+        return [Piece(begin_with(leading, tokens[None]), first)]
+    stride = min(stride, size)
+    whole = begin_with(leading, tokens.unfold(0, size, stride))
+    rest = begin_with(leading, tokens[None, len(whole) * stride :])
+    later = max(window - stride, first)
+    pieces = [Piece(whole[:1], first), Piece(whole[1:], later), Piece(rest, later)]
     return [piece for piece in pieces if piece.scored]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.errors import PPFError
+from ppf.llm.windows import leading_tokens
 
 Scores = Mapping[str, Mapping[str, float]]
 """Task → metric → value; `acc_stderr` is the standard error of `acc`."""
@@ -31,12 +32,18 @@ class Tasks:
             self._tasks = _load(wanted)
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
-        """What the model scores on each task, without examples in the prompt."""
+        """What the model scores on each task, without examples in the prompt.
+
+        Prompts begin with BOS if the tokenizer adds one to a text.
+        """
         with _without_script_folder():
             from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
 
-            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch)
+            bos = bool(leading_tokens(tokenizer))
+            lm = HFLM(
+                pretrained=model, tokenizer=tokenizer, batch_size=self.batch, add_bos_token=bos
+            )
             found = simple_evaluate(
                 lm, tasks=self._tasks, num_fewshot=0, limit=self.limit, log_samples=False
             )

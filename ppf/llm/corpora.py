@@ -77,6 +77,14 @@ def wikitext(split: str, **source: Any) -> list[str]:
     return ["".join(lines) for lines in articles]
 
 
+def one_stream(split: str, **source: Any) -> list[str]:
+    """A whole split as one document: all rows in order, joined by one empty line.
+
+    Empty rows stay. Wanda, FLAP and SliceGPT read the test split of WikiText-2 so.
+    """
+    return ["\n\n".join(hub(split, **source))]
+
+
 def sentences(split: str, *, per_document: int, **source: Any) -> list[str]:
     """A set of single sentences, joined to documents of `per_document`."""
     rows = hub(split, **source)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ppf.errors import PPFError
 from ppf.llm import corpora
+from ppf.llm.windows import begin_with, leading_tokens
 
 Part = Literal["calibration", "labelling", "test"]
 
@@ -32,6 +33,12 @@ class Text:
         windows: how many windows each part has; None takes all. They are spread evenly over the
             part, so that few windows still see many documents.
         seed: of the deal.
+        bos: where the tokens stand that a tokenizer puts before every text (BOS for Gemma and
+            Llama): "window", at the start of every window, as part of its length; "stream", once,
+            before the first window of a part. A window's first token is never scored.
+
+    Raises:
+        PPFError: a number or `bos` has no meaning.
     """
 
     name: str
@@ -40,6 +47,18 @@ class Text:
     window: int
     windows: dict[Part, int | None]
     seed: int
+    bos: Literal["window", "stream"] = "window"
+
+    def __post_init__(self) -> None:
+        if self.window < 2:
+            raise PPFError(f"text.window={self.window} is too short: give at least 2 tokens.")
+        if self.bos not in ("window", "stream"):
+            raise PPFError(f"text.bos={self.bos} is unknown: give window or stream.")
+        for part, count in self.windows.items():
+            if count is not None and count < 1:
+                raise PPFError(
+                    f"text.windows.{part}={count} is too few: give at least 1, or null for all."
+                )
 
     @cached_property
     def parts(self) -> dict[str, list[str]]:
@@ -54,10 +73,15 @@ class Text:
                 parts.setdefault(part, []).extend(documents[chosen])
         return parts
 
+    def leading(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The ids that every window of this text begins with."""
+        return leading_tokens(tokenizer) if self.bos == "window" else []
+
     def stream(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " tokens"]:
-        """All tokens of one part, its documents one after another."""
-        joined = "\n\n".join(self.parts[part])
-        return torch.tensor(tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"])
+        """All tokens of one part, its documents one after another, without `leading`."""
+        joined, special = "\n\n".join(self.parts[part]), self.bos == "stream"
+        ids = tokenizer(joined, add_special_tokens=special, verbose=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long)
 
     def tokens(
         self, part: Part, tokenizer: PreTrainedTokenizerBase
@@ -67,17 +91,18 @@ class Text:
         Raises:
             PPFError: the part has too little text.
         """
-        ids = self.stream(part, tokenizer)
-        available = len(ids) // self.window
-        wanted = self.windows[part] or available
-        if not available or available < wanted:
+        ids, leading = self.stream(part, tokenizer), self.leading(tokenizer)
+        size = self.window - len(leading)
+        available = len(ids) // size
+        wanted = self.windows[part] or max(available, 1)
+        if available < wanted:
             raise PPFError(
                 f"the {part} part of text={self.name} has {available} windows of {self.window}"
                 f" tokens, not {wanted}: lower text.windows.{part} or text.window, or give a longer"
                 " text."
             )
         chosen = torch.linspace(0, available - 1, wanted).round().long()
-        return ids[: available * self.window].view(available, self.window)[chosen]
+        return begin_with(leading, ids[: available * size].view(available, size)[chosen])
 
 
 def spans(splits: Mapping[str, Mapping[Part, float]], part: str) -> dict[str, tuple[float, float]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll, sliding
+from ppf.llm.windows import leading_tokens
 from ppf.pruning import LivePruner
 from ppf.runtime.caches import CacheGuard
 from ppf.runtime.policies import Policies
@@ -146,14 +147,17 @@ class DynamicModel:
     ) -> float:
         """Perplexity of a text at the present ratio.
 
+        Every window begins with BOS if the tokenizer adds one to a text.
+
         Args:
-            window: tokens seen together; None: as many as the search's own windows had.
-            stride: tokens from one window's start to the next; None: as long as a window.
+            window: tokens of a window, BOS among them; None: as many as the search's windows had.
+            stride: tokens from one window's start to the next; None: windows do not overlap.
             batch: windows scored at a time.
         """
-        window = window or self.window
-        ids = self.lm.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
-        pieces = sliding(ids, window=window, stride=stride or window)
+        window, tokenizer = window or self.window, self.lm.tokenizer
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens, leading = torch.tensor(ids, dtype=torch.long), leading_tokens(tokenizer)
+        pieces = sliding(tokens, window=window, stride=stride or window, leading=leading)
         with self._in_use() as model:
             nll = pieces_nll(model, pieces, batch=batch)
         return float(torch.tensor(nll, dtype=torch.double).exp())

@@ -1,7 +1,7 @@
 """evaluate: what models score on the test part, and how large and fast they are."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,13 @@ class Procedure:
 
     def pieces(self, text: Text, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
         """The text's own windows of its test part, or all of it in windows as `cfg` says."""
-        window, stride = self.cfg.window, self.cfg.stride
-        if not window and not stride:
-            return [Piece(text.tokens("test", tokenizer), 1)]
-        window = window or text.window
-        return sliding(text.stream("test", tokenizer), window=window, stride=stride or window)
+        window, stride = self.cfg.window or text.window, self.cfg.stride
+        if stride:
+            tokens, leading = text.stream("test", tokenizer), text.leading(tokenizer)
+            return sliding(tokens, window=window, stride=stride, leading=leading)
+        if self.cfg.window:
+            text = replace(text, window=window, windows={"test": None})
+        return [Piece(text.tokens("test", tokenizer), 1)]
 
     def measure(
         self,

@@ -104,6 +104,18 @@ def test_overlapping_windows_score_every_token_but_the_first_once(
     assert scored.sort().values.tolist() == list(range(1, tokens))
 
 
+@pytest.mark.parametrize("tokens", [1, 23, 24, 90])
+@pytest.mark.parametrize(("window", "stride"), [(24, 8), (24, 23), (24, 24), (2, 1)])
+def test_behind_a_leading_token_every_token_is_scored_once(
+    tokens: int, window: int, stride: int
+) -> None:
+    pieces = sliding(torch.arange(tokens), window=window, stride=stride, leading=[-1])
+    assert all((piece.windows[:, 0] == -1).all() for piece in pieces)
+    assert all(piece.windows.shape[1] <= window for piece in pieces)
+    scored = torch.cat([piece.windows[:, piece.first :].flatten() for piece in pieces])
+    assert scored.sort().values.tolist() == list(range(tokens))
+
+
 @pytest.mark.parametrize(
     ("tokens", "window", "stride"), [(1, 8, 8), (9, 1, 1), (9, 4, 5), (9, 4, 0)]
 )

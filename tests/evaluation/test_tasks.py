@@ -1,10 +1,14 @@
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ppf.errors import PPFError
 from ppf.evaluation.tasks import Tasks, _without_script_folder
+from ppf.llm.sources import byte_tokenizer
+from tests.checkpoints import bos_tokenizer
 from tests.evaluation.conftest import QUESTIONS
 from tests.tiny import TinySetup
 
@@ -23,6 +27,21 @@ def test_a_local_task_runs_dense_and_pruned(tiny: TinySetup, task_file: Path, fo
         assert "acc_stderr" in scores
     limited = Tasks([str(task_file.parent)], limit=2, batch=4)  # a folder of tasks
     assert limited.scores(tiny.lm.model, tiny.lm.tokenizer)["letters"]["acc"] in (0, 0.5, 1)
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, bos_tokenizer])
+def test_prompts_begin_with_bos_where_the_tokenizer_adds_it(
+    tiny: TinySetup, task_file: Path, make: Callable[[], Any]
+) -> None:
+    prompts: list[int] = []
+
+    def note(module: Any, inputs: Any, named: dict[str, Any]) -> None:
+        prompts.extend((inputs[0] if inputs else named["input_ids"])[:, 0].tolist())
+
+    tiny.lm.model.register_forward_pre_hook(note, with_kwargs=True)
+    Tasks([str(task_file)], limit=1, batch=1).scores(tiny.lm.model, make())
+    first = 0 if make is bos_tokenizer else byte_tokenizer()("W")["input_ids"][0]
+    assert set(prompts) == {first}
 
 
 def test_an_unknown_task_is_named_before_the_work_starts() -> None:

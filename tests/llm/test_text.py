@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from omegaconf import OmegaConf
 
@@ -9,6 +10,7 @@ from ppf.errors import PPFError
 from ppf.llm import Text
 from ppf.llm.sources import byte_tokenizer
 from ppf.llm.text import build_text
+from tests.checkpoints import bos_tokenizer
 
 CONF = Path(__file__).parents[2] / "ppf" / "conf" / "text"
 PARTS = ("calibration", "labelling", "test")
@@ -56,6 +58,35 @@ def test_windows_have_the_shape_asked_for(path: Path) -> None:
     assert windows.shape == (4, 16)
 
 
+def test_windows_begin_with_the_tokenizers_bos(path: Path) -> None:
+    read, plain, bos = text(path=str(path)), byte_tokenizer(), bos_tokenizer()
+    windows, stream = read.tokens("test", bos), read.stream("test", plain)
+    assert windows.shape == (4, 16) and (windows[:, 0] == 0).all()
+    assert torch.equal(windows[0, 1:], stream[:15])
+    assert torch.equal(read.stream("test", bos), stream)
+
+
+def test_windows_without_bos_are_runs_of_the_stream(path: Path) -> None:
+    read, tokenizer = text(path=str(path)), byte_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token  # known to the tokenizer, but not added by it
+    every = read.stream("test", tokenizer)
+    whole = every[: len(every) // 16 * 16].view(-1, 16)
+    assert torch.equal(read.tokens("test", tokenizer)[[0, -1]], whole[[0, -1]])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"window": 1}, r"text\.window=1 is too short"),
+        ({"windows": {"test": 0}}, r"text\.windows\.test=0 is too few"),
+        ({"bos": "never"}, r"text\.bos=never is unknown: give window or stream"),
+    ],
+)
+def test_numbers_without_a_meaning_are_refused(overrides: dict, sentence: str) -> None:
+    with pytest.raises(PPFError, match=sentence):
+        text(**overrides)
+
+
 def test_too_little_text_says_what_to_lower(path: Path) -> None:
     small = text(path=str(path), windows={"labelling": 10_000})
     with pytest.raises(PPFError, match=r"lower text\.windows\.labelling"):
@@ -86,6 +117,42 @@ def test_wikitext_lines_become_articles(tmp_path: Path) -> None:
     parts = text("wikitext2", source={"path": str(tmp_path), "name": None}).parts
     assert [len(parts[p]) for p in PARTS] == [6, 6, 6]
     assert sorted(parts["test"])[0] == " = Title 0 = \n == Part == \nText 0.\n"
+
+
+RAW = [" \n", " = Robert Boulter = \n", "", " An actor . \n", " \n", " = = Career = = \n"] * 9
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A folder of WikiText-2's form."""
+    for split in ("train", "validation", "test"):
+        Dataset.from_dict({"text": [*RAW, f"{split} ends .\n"]}).to_parquet(
+            tmp_path / f"{split}-0.parquet"
+        )
+    return tmp_path
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, bos_tokenizer])
+@pytest.mark.parametrize(
+    ("split", "part"), [("test", "test"), ("validation", "labelling"), ("train", "calibration")]
+)
+def test_raw_wikitext_has_the_published_chunks(raw: Path, make, split: str, part: str) -> None:
+    """As Wanda and SliceGPT make them; BOS is where the tokenizer puts it."""
+    tokenizer, length = make(), 20
+    rows = Dataset.from_parquet(str(raw / f"{split}-0.parquet"))["text"]
+    encoded = tokenizer("\n\n".join(rows), return_tensors="pt")["input_ids"]
+    count = encoded.numel() // length
+    expected = [encoded[:, i * length : (i + 1) * length] for i in range(count)]
+
+    every = {"windows": {name: None for name in PARTS}, "window": length}
+    read = text("wikitext2_raw", source={"path": str(raw), "name": None}, **every)
+    assert torch.equal(read.tokens(part, tokenizer), torch.cat(expected))
+
+
+def test_raw_wikitext_can_begin_every_window_with_bos(raw: Path) -> None:
+    read = text("wikitext2_raw", source={"path": str(raw), "name": None}, bos="window")
+    windows = read.tokens("test", bos_tokenizer())
+    assert (windows[:, 0] == 0).all() and (windows[:, 1:] != 0).all()
 
 
 def test_ptb_sentences_become_documents(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import copy
+import math
 import subprocess
 import sys
 import threading
@@ -12,9 +13,10 @@ from transformers import StoppingCriteria
 
 import ppf
 from ppf.errors import PPFError
-from ppf.evaluation.perplexity import mean_nll
+from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.runtime import DynamicModel, UniformPolicies
 from ppf.space import uniform
+from tests.checkpoints import bos_tokenizer
 from tests.tiny import TinySetup
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
@@ -76,6 +78,16 @@ def test_perplexity_is_that_of_the_pruned_model(model: DynamicModel) -> None:
         nll = torch.tensor(mean_nll(model.lm.model, windows, batch=3))
         assert model.perplexity(text) == pytest.approx(float(nll.exp()), rel=1e-5)
         assert model.perplexity(text, stride=8) != model.perplexity(text)
+
+
+def test_perplexity_begins_every_window_with_the_tokenizers_bos(model: DynamicModel) -> None:
+    text = "what a text!" * 8  # three windows of 31 bytes and a rest of 3
+    model.lm.tokenizer = bos_tokenizer()
+    ids = torch.tensor(model.lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    windows = torch.cat([torch.zeros(3, 1, dtype=torch.long), ids[:93].view(3, 31)], 1)
+    rest = torch.cat([torch.zeros(1, 1, dtype=torch.long), ids[None, 93:]], 1)
+    nll = pieces_nll(model.lm.model, [Piece(windows, 1), Piece(rest, 1)], batch=3)
+    assert model.perplexity(text) == pytest.approx(math.exp(nll), rel=1e-5)
 
 
 def test_a_kv_cache_goes_on_at_its_own_ratio(model: DynamicModel) -> None:

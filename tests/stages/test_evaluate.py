@@ -1,0 +1,55 @@
+"""Which tokens `evaluate` scores."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerFast
+
+from ppf.evaluation.perplexity import Piece
+from ppf.llm import Text
+from ppf.stages.evaluate import Procedure
+from tests.checkpoints import bos_tokenizer
+
+TOKENS = 100
+
+
+def pieces(
+    tokenizer: PreTrainedTokenizerFast, *, bos: str = "window", **cfg: int | None
+) -> list[Piece]:
+    text = Text(
+        "letters",
+        splits={"all": {"test": 1}},
+        documents=lambda split: ["".join(chr(97 + i * i % 23) for i in range(TOKENS))],
+        window=10,
+        windows={"test": 2},
+        seed=0,
+        bos=bos,
+    )
+    settings = OmegaConf.create({"window": None, "stride": None} | cfg)
+    return Procedure(settings, None).pieces(text, tokenizer)
+
+
+def test_the_texts_own_windows_unless_told() -> None:
+    (piece,) = pieces(bos_tokenizer())
+    assert piece.windows.shape == (2, 10) and piece.first == 1
+    assert (piece.windows[:, 0] == 0).all()
+
+
+def test_a_window_cuts_up_the_whole_part_and_leaves_out_the_rest() -> None:
+    (piece,) = pieces(bos_tokenizer(), window=13)
+    assert piece.windows.shape == (TOKENS // 12, 13)
+
+
+def test_in_one_stream_bos_stands_once() -> None:
+    (piece,) = pieces(bos_tokenizer(), bos="stream", window=13)
+    assert piece.windows.shape == ((TOKENS + 1) // 13, 13)
+    assert (piece.windows == 0).nonzero().tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("stride", [5, 13])
+def test_a_stride_scores_every_token_once(stride: int) -> None:
+    found = pieces(bos_tokenizer(), window=13, stride=stride)
+    assert all((piece.windows[:, 0] == 0).all() for piece in found)
+    assert sum(piece.scored for piece in found) == TOKENS
+    together = torch.cat([piece.windows[:, piece.first :].flatten() for piece in found])
+    assert (together != 0).all()
