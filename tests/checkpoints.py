@@ -189,13 +189,15 @@ def random_windows() -> Tensor:
     return torch.randint(0, 257, (4, 24), generator=torch.Generator().manual_seed(1))
 
 
-def width_space(lm: LanguageModel, channel_multiple: int = CHANNEL_MULTIPLE) -> Space:
+def width_space(
+    lm: LanguageModel, channel_multiple: int = CHANNEL_MULTIPLE, *, whole_sites: bool = False
+) -> Space:
     return build_space(
         lm.adapter.prunables(lm.model),
         name="width",
         kinds=["attention", "mlp"],
         channel_multiple=channel_multiple,
-        whole_sites=False,
+        whole_sites=whole_sites,
     )
 
 

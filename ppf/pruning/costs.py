@@ -1,14 +1,14 @@
 """What one unit of a site costs: parameters, FLOPs, KV-cache bytes, time."""
 
-import statistics
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 
-from ppf.llm import Coupling
+from ppf.llm import Coupling, LayerCalls
 from ppf.pruning.live import LivePruner
 from ppf.space import Site
 
@@ -67,16 +67,16 @@ class KVCache(Cost):
 
 
 class Latency(Cost):
-    """Nanoseconds for a batch of windows on this machine, as the slope over a block's widths.
+    """Nanoseconds for a batch of windows on this machine, as the slope over a site's widths.
 
-    One block of each kind is timed at several widths, from nothing to all of it, and stands for
-    all of its kind.
+    For each kind, one decoder layer is timed with that site at several widths, from nothing to all
+    of it. Its slope stands for all sites of the kind.
 
     Args:
         batch: windows at a time.
         window: tokens.
-        widths: at which a block is timed.
-        repeats: runs at each width, of which the median counts.
+        widths: at which the layer is timed.
+        repeats: runs at each width, of which the fastest counts.
     """
 
     measured = True
@@ -93,52 +93,29 @@ class Latency(Cost):
     @torch.inference_mode()
     def _slope(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
         ids = torch.zeros(self.batch, self.window, dtype=torch.long, device=pruner.lm.device)
-        place = pruner.space.sites.index(site)
+        dense, place = pruner.space.dense.tolist(), pruner.space.sites.index(site)
         widths = torch.linspace(0, site.units, min(self.widths, site.units + 1)).round()
-        seconds = []
-        with pruner.at(pruner.space.dense.tolist()):
-            inputs, keywords = _called(pruner, coupling, ids)
-            for kept in widths.int().tolist():
-                policy = pruner.space.dense.tolist()
-                policy[place] = kept
-                pruner.apply(policy)
-                seconds.append(self._seconds(_block(coupling), inputs, keywords))
+        with pruner.at(dense):
+            calls = LayerCalls.record(pruner.lm, ids)
+            run = partial(coupling.parent, calls.entered, **calls.keywords[coupling.layer])
+
+            def timed(kept: int) -> float:
+                pruner.apply([*dense[:place], kept, *dense[place + 1 :]])
+                return self._seconds(run)
+
+            # Other work on the machine comes in bursts: all widths take turns.
+            rounds = [[timed(k) for k in widths.int().tolist()] for _ in range(self.repeats)]
+        seconds = torch.tensor(rounds, dtype=torch.double).amin(0)
         centred = widths.double() - widths.double().mean()
-        slope = (centred * torch.tensor(seconds)).sum() / centred.square().sum()
+        slope = (centred * seconds).sum() / centred.square().sum()
         return max(round(1e9 * float(slope)), 1)
 
-    def _seconds(self, block: nn.Module, inputs: Any, keywords: Any) -> float:
-        block(*inputs, **keywords)
-        return statistics.median(_timed(block, inputs, keywords) for _ in range(self.repeats))
-
-
-def _block(coupling: Coupling) -> nn.Module:
-    return getattr(coupling.parent, coupling.attribute)
-
-
-def _called(
-    pruner: LivePruner, coupling: Coupling, ids: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How the model calls a block."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        calls.append((inputs, keywords))
-
-    handle = _block(coupling).register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        pruner.lm.model(ids, use_cache=False, logits_to_keep=1)
-    finally:
-        handle.remove()
-    return calls[0]
-
-
-def _timed(block: nn.Module, inputs: Any, keywords: Any) -> float:
-    _wait()
-    start = time.perf_counter()
-    block(*inputs, **keywords)
-    _wait()
-    return time.perf_counter() - start
+    def _seconds(self, run: Callable[[], Any]) -> float:
+        _wait()
+        start = time.perf_counter()
+        run()
+        _wait()
+        return time.perf_counter() - start
 
 
 def _wait() -> None:

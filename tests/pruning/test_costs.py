@@ -1,6 +1,11 @@
+import pytest
 import torch
+from transformers import PreTrainedConfig
 
+from ppf.pruning import Bank, LivePruner
+from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.costs import Flops, KVCache, Latency, Params
+from tests.checkpoints import CHECKPOINTS, calibrated, random_model, width_space
 from tests.tiny import TinySetup
 
 
@@ -33,11 +38,25 @@ def test_latency_is_positive_and_alike_for_a_kind(tiny: TinySetup) -> None:
     assert pruner.kept == tiny.space.dense.tolist()
 
 
-def test_wider_blocks_take_longer(tiny: TinySetup) -> None:
-    class Counting(Latency):
-        def _seconds(self, block, inputs, keywords):  # as exact as a clock without noise
-            return 1e-6 * sum(p.numel() for p in block.parameters())
+class Counting(Latency):
+    """As exact as a clock without noise, for a layer whose every parameter takes a nanosecond."""
 
-    space = tiny.space
-    prices = torch.tensor(Counting(1, 8, 4, 1).prices(tiny.pruner()))
-    assert torch.allclose(prices.double(), 1e3 * space.params.double(), rtol=1e-3)
+    def _seconds(self, run):
+        run()
+        return 1e-9 * sum(p.numel() for p in run.func.parameters())
+
+
+@pytest.mark.parametrize("whole_sites", [False, True])
+@pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_a_units_time_is_the_slope_of_its_layers(
+    config: PreTrainedConfig, whole_sites: bool
+) -> None:
+    lm = random_model(config)
+    space = width_space(lm, whole_sites=whole_sites)
+    statistics, orders = calibrated(lm)
+    pruner = LivePruner(lm, space, Bank.build(lm, space, orders, statistics, NoCompensation()))
+    prices = Counting(1, 8, 4, 1).prices(pruner)
+    # With nothing left, the consumer's bias stays, but not the norms that its block may hold.
+    assert prices == pytest.approx(space.params.tolist(), rel=0.02)
+    assert min(Latency(1, 8, 3, 2).prices(pruner)) > 0
+    assert pruner.kept == space.dense.tolist()
