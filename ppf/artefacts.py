@@ -8,12 +8,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from ppf.errors import PPFError
-from ppf.progress import say
+from ppf.progress import say, warning
+from ppf.ranks import Ranks, on_rank_0
 
 T = TypeVar("T")
 FORMATS = {
@@ -25,21 +26,11 @@ FORMATS = {
     "labels": 1,
     "predictor": 9,
     "costs": 1,
-    "training": 1,
+    "training": 2,
 }
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12
 _CHUNK = 1 << 20  # bytes
-
-
-@runtime_checkable
-class Ranks(Protocol):
-    """The processes of one run; Lightning's Fabric is one."""
-
-    @property
-    def is_global_zero(self) -> bool: ...
-
-    def broadcast(self, obj: Any, src: int = 0) -> Any: ...
 
 
 def signature(kind: str, *parts: Any) -> str:
@@ -78,24 +69,16 @@ def get_or_make(
 
     Args:
         read: raises any exception if the file or folder is damaged.
-        make: writes the file or folder at the path that it is given, which does not exist yet.
+        make: writes the file or folder at the path that it is given, which does not exist yet;
+            must not wait for other ranks.
         ranks: processes that all call this function; only rank 0 makes the artefact.
 
     Raises:
         PPFError: on every rank, if `make` raises it on rank 0, or if nothing can be written.
     """
-    if ranks is None:
-        return _read_or_make(path, read, make)
-    found, sentence = None, None
-    if ranks.is_global_zero:
-        try:
-            found = _read_or_make(path, read, make)
-        except PPFError as error:
-            sentence = str(error)
-    sentence = ranks.broadcast(sentence)
-    if sentence is not None:
-        raise PPFError(sentence)
-    return found if found is not None else read(path)
+    found: list[T] = []
+    on_rank_0(ranks, lambda: found.append(_read_or_make(path, read, make)))
+    return found[0] if found else read(path)
 
 
 @contextmanager
@@ -172,7 +155,7 @@ def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -
     except Exception as error:
         if warn:
             reason = str(error).split("\n")[0] or type(error).__name__
-            say(f"Warning: {path} cannot be read ({reason}): it is made again.")
+            warning(f"{path} cannot be read ({reason}): it is made again.")
         return None
 
 

@@ -25,8 +25,15 @@ def say(message: str) -> None:
     console.print(message, markup=False, highlight=False)
 
 
+def warning(message: str) -> None:
+    """One line of plain text that every rank prints, the silent ones too."""
+    print(f"Warning: {message}", flush=True)
+
+
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Yields `items` while showing how far they are and how long they will still take."""
+    if console.quiet:
+        return iter(items)
     if total is None:
         total = len(items) if isinstance(items, Sized) else None
     return _bar(items, label, total) if console.is_terminal else _lines(items, label, total)

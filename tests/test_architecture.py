@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 # A room imports only from the lines above its own.
 ORDER = [
     {"errors", "progress", "threads"},
+    {"ranks", "processes"},
     {"artefacts"},
     {"space"},
     {"llm"},

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ppf.artefacts import digest, draft, get_or_make, read_if_whole
 from ppf.errors import PPFError
+from tests.ranks import FakeRanks
 
 
 def read(path: Path) -> dict[str, int]:
@@ -95,22 +96,10 @@ def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
     assert len(makers) == 1
 
 
-class Ranks:
-    """Ranks that share what rank 0 sends."""
-
-    def __init__(self, rank: int, sent: list[object]) -> None:
-        self.is_global_zero, self.sent = rank == 0, sent
-
-    def broadcast(self, obj: object, src: int = 0) -> object:
-        if self.is_global_zero:
-            self.sent.append(obj)
-        return self.sent[-1]
-
-
 def test_only_rank_0_makes_it(tmp_path: Path) -> None:
     file, sent = tmp_path / "a.json", list[object]()
-    get_or_make(file, read=read, make=make, ranks=Ranks(0, sent))
-    assert get_or_make(file, read=read, make=fail, ranks=Ranks(1, sent)) == {"made": 1}
+    get_or_make(file, read=read, make=make, ranks=FakeRanks(0, sent))
+    assert get_or_make(file, read=read, make=fail, ranks=FakeRanks(1, sent)) == {"made": 1}
 
 
 def test_an_error_of_rank_0_is_every_ranks(tmp_path: Path) -> None:
@@ -120,7 +109,7 @@ def test_an_error_of_rank_0_is_every_ranks(tmp_path: Path) -> None:
     sent = list[object]()
     for rank in (0, 1):
         with pytest.raises(PPFError, match="no weights"):
-            get_or_make(tmp_path / "a.json", read=read, make=refuse, ranks=Ranks(rank, sent))
+            get_or_make(tmp_path / "a.json", read=read, make=refuse, ranks=FakeRanks(rank, sent))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")

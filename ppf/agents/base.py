@@ -173,6 +173,10 @@ class Candidates:
         """The first `count`."""
         return Candidates(self.kept[:count], self.cost[:count])
 
+    def to(self, device: torch.device | str) -> "Candidates":
+        """The same on another device."""
+        return Candidates(self.kept.to(device), self.cost.to(device))
+
 
 @dataclass(frozen=True)
 class Run:

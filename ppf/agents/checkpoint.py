@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning import Fabric
+from torch import Tensor
 
 from ppf.artefacts import draft, read_if_whole
 
@@ -31,7 +32,7 @@ class Checkpoint:
         self.path, self.every = path, every
 
     def load(self, fabric: Fabric, parts: Mapping[str, Stateful]) -> int:
-        """Restores the parts and torch's generator; returns the iterations that are behind them.
+        """Restores the parts and torch's generators; returns the iterations that are behind them.
 
         Nothing is restored if there is no file, if it is damaged, or if ranks were killed between
         writes.
@@ -44,15 +45,18 @@ class Checkpoint:
             return 0
         for name, part in parts.items():
             part.load_state_dict(stored["parts"][name])
-        torch.set_rng_state(stored["generator"])
+        _restore_generators(stored["generators"], fabric.device)
         return int(behind[0])
 
     def save(self, fabric: Fabric, parts: Mapping[str, Stateful], iterations: int) -> None:
         """Replaces this rank's file, where a write is due."""
         if iterations % self.every:
             return
-        states = {name: part.state_dict() for name, part in parts.items()}
-        stored = {"iterations": iterations, "parts": states, "generator": torch.get_rng_state()}
+        stored = {
+            "iterations": iterations,
+            "parts": {name: part.state_dict() for name, part in parts.items()},
+            "generators": _generators(fabric.device),
+        }
         with draft(self._file(fabric)) as file:
             torch.save(stored, file)
 
@@ -62,6 +66,20 @@ class Checkpoint:
 
     def _file(self, fabric: Fabric) -> Path:
         return self.path.with_suffix(f".{fabric.global_rank}.ckpt")
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """States of the CPU's generator and, if it has its own, the device's."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _load(file: Path) -> dict[str, Any]:

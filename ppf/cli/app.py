@@ -9,22 +9,28 @@ import lightning
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from ppf.cli.launch import check_launch
 from ppf.errors import PPFError
+from ppf.processes import launch
 from ppf.report.loggers import build_loggers, finish
 from ppf.stages.signatures import plain
 
 Task = Callable[[DictConfig, Fabric], None]
 
 
-def command(name: str) -> Callable[[Task], Callable[[], None]]:
-    """Makes a Hydra application of a function on the resolved config and the started Fabric."""
+def command(name: str, *, one_process: bool = False) -> Callable[[Task], Callable[[], None]]:
+    """Makes a Hydra application of a function on the resolved config and the started Fabric.
+
+    Args:
+        name: of the config.
+        one_process: the function does not share its work between processes.
+    """
 
     def decorate(task: Task) -> Callable[[], None]:
         @hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")
@@ -32,12 +38,13 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
         def main(cfg: DictConfig) -> None:
             try:
                 _check_numbers(cfg)
-                _run(task, cfg)
+                _run(task, cfg, one_process)
             except (PPFError, MissingMandatoryValue, InstantiationException) as error:
                 sentence = _sentence(error)
                 if cfg.debug or sentence is None:
                     raise
-                print(f"Error: {sentence}", file=sys.stderr)
+                rank = getattr(rank_zero_only, "rank", 0)
+                print(f"Error{f' on rank {rank}' if rank else ''}: {sentence}", file=sys.stderr)
                 sys.exit(1)
 
         return main
@@ -69,32 +76,20 @@ def _check_numbers(cfg: DictConfig) -> None:
             raise PPFError(f"{given}: {key} must be a number, as {default} is.")
 
 
-def _run(task: Task, cfg: DictConfig) -> None:
+def _run(task: Task, cfg: DictConfig, one_process: bool) -> None:
     lightning.seed_everything(cfg.seed, verbose=False)
+    check_launch(cfg, one_process=one_process)
+    fabric = instantiate(cfg.fabric)
+    # Fabric has set the rank by now: only rank 0's loggers write.
     loggers = build_loggers(cfg.logger, cfg.paths.run, plain(cfg))
+    fabric.loggers.extend(loggers)
     failed = True
     try:
-        fabric = instantiate(cfg.fabric, _partial_=True)(loggers=loggers)
-        _check_launch(fabric)
-        fabric.launch()
+        launch(fabric)
         task(cfg, fabric)
         failed = False
     finally:
         finish(loggers, failed=failed)
-
-
-def _check_launch(fabric: Fabric) -> None:
-    """Raises PPFError where a multirun's job would start processes of its own.
-
-    They would compose their configs anew, and not this job's.
-    """
-    processes = getattr(fabric.strategy, "num_processes", 1)
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    if multirun and processes > 1 and not SLURMEnvironment.detect():
-        raise PPFError(
-            f"a multirun cannot start {processes} processes a job here: run its jobs one by one,"
-            " without -m, or on a cluster with hydra/launcher=submitit_slurm."
-        )
 
 
 def _sentence(error: Exception) -> str | None:

@@ -14,7 +14,7 @@ from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, wr
 from ppf.stages.policy import read_policy
 
 
-@command("evaluate")
+@command("evaluate", one_process=True)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Measures what `cfg.policy` or `cfg.path` names."""
     if (cfg.policy is None) == (cfg.path is None):

@@ -37,10 +37,10 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
 
 def _static(context: PruningContext, labels: Labels, clock: Stopwatch) -> None:
     found = search(context, labels, clock)
-    if not context.fabric.is_global_zero:
-        return
     loggers, folder = context.fabric.loggers, Path(context.cfg.paths.run)
     paths = results.write(context, labels, found, clock.seconds, folder)
+    if not context.fabric.is_global_zero:
+        return
     log_artifact(loggers, paths["policy"], "policy", "policy")
     log_figure(loggers, "policy", policy_heatmap(context.space, found.kept), None)
     print_summary(results.entries(context, labels, found), clock.seconds, paths)

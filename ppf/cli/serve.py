@@ -11,7 +11,7 @@ from ppf.progress import say
 from ppf.runtime import DynamicModel
 
 
-@command("serve")
+@command("serve", one_process=True)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Serves the search in `cfg.search` until it is stopped."""
     try:

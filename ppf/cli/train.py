@@ -22,6 +22,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Trains the predictor, scores it on held-out policies and draws predicted against measured."""
     context = prepare(cfg, fabric)
     trained = train(context, acquire(context, collect(context, upstream=True)))
+    if not fabric.is_global_zero:
+        return
     figure = scatter(*(column.tolist() for column in trained.fitted.held_out))
     picture = Path(cfg.paths.run) / "predicted_measured.png"
     save_png(figure, picture)

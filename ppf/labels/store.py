@@ -15,7 +15,7 @@ from pyarrow import parquet
 from torch import Tensor
 
 from ppf.labels.table import Labels
-from ppf.progress import say
+from ppf.progress import warning
 
 _ROWS_PER_SHARD = 256
 _FORMAT = "2"
@@ -182,7 +182,7 @@ class LabelStore:
         )
 
     def _skip(self, path: Path, reason: str) -> list[Row]:
-        say(f"Warning: the shard {path} {reason}: skipped, what lacks a label is labelled again.")
+        warning(f"the shard {path} {reason}: skipped, what lacks a label is labelled again.")
         return []
 
 

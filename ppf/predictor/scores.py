@@ -38,7 +38,7 @@ class Scores(Metric):
     ratio: list[Tensor]
 
     def __init__(self, bands: Sequence[float], dense_nll: float) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # rank 0 trains alone: the others hold no rows
         self.bands, self.dense_nll = list(bands), dense_nll
         for name in ("mean", "std", "measured", "ratio"):
             self.add_state(name, default=[], dist_reduce_fx="cat")

@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from ppf.artefacts import Ranks, get_or_make
+from ppf.artefacts import get_or_make
 from ppf.llm import Coupling, LanguageModel
 from ppf.progress import say, track
 from ppf.pruning.compensation import Compensation, Factors, Levels
 from ppf.pruning.statistics import Statistics, expand, write_tensors
+from ppf.ranks import Ranks
 from ppf.space import Site, Space
 
 

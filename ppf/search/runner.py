@@ -4,6 +4,7 @@ import torch
 from lightning import Fabric
 
 from ppf.agents import Agent, Candidates, Objective, Run
+from ppf.ranks import on_rank_0
 from ppf.threads import cpu_threads
 
 _GATHERED = 256  # policies that each rank hands over
@@ -20,12 +21,20 @@ def run_search(agent: Agent, objective: Objective, run: Run, top_k: int) -> Cand
     """
     with cpu_threads(agent.threads):
         found = _gather(agent.search(objective, run), run.fabric)
-        known = torch.cat([objective.uniform(), objective.ruled()])
-        found = Candidates.merge(found, objective.candidates(known))
-        if agent.polish is not None:
-            generator = torch.Generator(objective.device).manual_seed(run.seed)
-            found = agent.polish.improve(objective, found, generator)
-        return distinct(found, top_k)
+        chosen = on_rank_0(
+            run.fabric, lambda: distinct(_polished(agent, objective, found, run), top_k).to("cpu")
+        )
+    return chosen.to(objective.device)
+
+
+def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -> Candidates:
+    """What was found, uniform pruning and the rules, polished."""
+    known = torch.cat([objective.uniform(), objective.ruled()])
+    found = Candidates.merge(found, objective.candidates(known))
+    if agent.polish is None:
+        return found
+    generator = torch.Generator(objective.device).manual_seed(run.seed)
+    return agent.polish.improve(objective, found, generator)
 
 
 def distinct(candidates: Candidates, count: int) -> Candidates:

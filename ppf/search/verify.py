@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ppf.agents import Candidates, Objective
 from ppf.errors import PPFError
+from ppf.ranks import Ranks, on_rank_0
 
 Measure = Callable[[Int[Tensor, "n sites"]], Float[Tensor, " n"]]
 """Policies to their log-perplexity on the real model, nats per token; may give inf or nan."""
@@ -66,18 +68,19 @@ class Verification:
         return zip(*(getattr(self, field) for field in _FIELDS), strict=True)
 
 
-def verify(candidates: Candidates, objective: Objective, measure: Measure) -> Verification:
+def verify(
+    candidates: Candidates, objective: Objective, measure: Measure, ranks: Ranks | None = None
+) -> Verification:
     """Measures the candidates, uniform pruning and the rules: none reports worse than it has seen.
+
+    Args:
+        ranks: processes that measure together; rank 0's policies and predictions count.
 
     Raises:
         PPFError: none of them has a finite log-perplexity.
     """
-    kept = torch.cat([objective.uniform(), objective.ruled(), candidates.kept])
-    named = ["uniform", *objective.rules, *[CANDIDATE] * len(candidates)]
-    first = {tuple(row): place for place, row in reversed(list(enumerate(kept.tolist())))}
-    places = sorted(first.values())
-    kept, names = kept[places], tuple(named[place] for place in places)
-    mean, std = objective.predictor.predict(kept)
+    names, *predicted = on_rank_0(ranks, partial(_predicted, candidates, objective))
+    kept, mean, std = (values.to(objective.device) for values in predicted)
     measured = measure(kept).to(mean.device)
     if not measured.isfinite().any():
         raise PPFError(
@@ -85,3 +88,16 @@ def verify(candidates: Candidates, objective: Objective, measure: Measure) -> Ve
             " give a smaller ratio."
         )
     return Verification(names, kept, mean, std, measured)
+
+
+def _predicted(
+    candidates: Candidates, objective: Objective
+) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
+    """Names, policies and predictions of what is to be measured, each policy once."""
+    kept = torch.cat([objective.uniform(), objective.ruled(), candidates.kept])
+    named = ["uniform", *objective.rules, *[CANDIDATE] * len(candidates)]
+    first = {tuple(row): place for place, row in reversed(list(enumerate(kept.tolist())))}
+    places = sorted(first.values())
+    mean, std = objective.predictor.predict(kept[places])
+    names = tuple(named[place] for place in places)
+    return names, kept[places].cpu(), mean.cpu(), std.cpu()

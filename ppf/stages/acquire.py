@@ -10,6 +10,7 @@ from ppf.labels.collect import draw, label
 from ppf.labels.table import ACQUIRED, Labels
 from ppf.predictor.module import PredictorModule
 from ppf.predictor.scores import USUAL
+from ppf.ranks import on_rank_0
 from ppf.space import new_policies
 from ppf.stages.collect import label_store
 from ppf.stages.prepare import PruningContext
@@ -48,25 +49,27 @@ def acquire(
         )
     predictor = train(context, labels, upstream=upstream).fitted.predictor
     known = labels.kept if beside is None else torch.cat([labels.kept, beside])
-    policies = context.fabric.broadcast(_chosen(context, predictor, known))
+    pool = new_policies(
+        draw(context, instantiate(cfg.sampler), cfg.labels.pool, cfg.seed + _STREAM), known
+    )
+    policies = on_rank_0(context.fabric, lambda: _chosen(predictor, pool, cfg.labels.acquired))
     store = label_store(context)
-    if upstream and any(kept not in store for kept in policies.tolist()):
+    missing = any(kept not in store for kept in policies.tolist())
+    if upstream and context.fabric.broadcast(missing):
         require(cfg, "labels", "python train.py")
     measured = label(store, context.labeller, policies, ACQUIRED)
     return labels.with_rows(policies, measured.nll, ACQUIRED)
 
 
 def _chosen(
-    context: PruningContext, predictor: PredictorModule, known: Int[Tensor, "rows sites"]
-) -> Int[Tensor, "policies sites"]:
-    cfg = context.cfg
+    predictor: PredictorModule, pool: Int[Tensor, "pool sites"], count: int
+) -> Int[Tensor, "count sites"]:
     assert predictor.residual is not None
-    drawn = draw(context, instantiate(cfg.sampler), cfg.labels.pool, cfg.seed + _STREAM)
-    pool = new_policies(drawn, known).to(predictor.device)
+    pool = pool.to(predictor.device)
     pool = pool[predictor.predict(pool).mean < predictor.dense_nll + USUAL]
-    if len(pool) < cfg.labels.acquired:
+    if len(pool) < count:
         raise PPFError(
-            f"labels.acquired={cfg.labels.acquired} is more than the {len(pool)} policies to choose"
+            f"labels.acquired={count} is more than the {len(pool)} policies to choose"
             " from: give a larger labels.pool."
         )
-    return pool[predictor.residual.select_by_integrated_variance(pool, cfg.labels.acquired)].cpu()
+    return pool[predictor.residual.select_by_integrated_variance(pool, count)].cpu()

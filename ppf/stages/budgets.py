@@ -39,6 +39,7 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     if not cost.measured:
         return cost.prices(context.pruner)
     name = signature("costs", context.signatures.labels, plain(budget), _machine(context))
+    name = context.fabric.broadcast(name)  # ranks on other machines take rank 0's measurement
 
     def measure(draft: Path) -> None:
         say(f"No {budget.name} of this model on this machine yet: measuring it.")

@@ -31,8 +31,9 @@ def collect(context: PruningContext, *, upstream: bool = False) -> Labels:
     Args:
         upstream: called by a later stage, which `upstream=require` forbids to label.
     """
-    store, policies = label_store(context), drawn(context)
-    missing = sum(kept not in store for kept in policies.tolist())
+    broadcast = context.fabric.broadcast  # rank 0 counts: the others may see its first labels
+    store, policies = label_store(context), broadcast(drawn(context))
+    missing = broadcast(sum(kept not in store for kept in policies.tolist()))
     if not missing:
         say(f"Reusing {len(policies)} labels in {store.folder}.")
     elif upstream:

@@ -15,6 +15,7 @@ from ppf.errors import PPFError
 from ppf.labels.collect import label
 from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
+from ppf.ranks import on_rank_0
 from ppf.search.experts import improve_along
 from ppf.space import uniform
 from ppf.stages.collect import label_store
@@ -87,7 +88,8 @@ def dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> Learnt
             measured = label(store, context.labeller, chosen, PROPOSED)
         labels = labels.with_rows(chosen, measured.nll, PROPOSED)
         predicted = trained.fitted.predictor.predict(chosen.to(objective.device)).mean.cpu()
-        if (predicted - measured.nll).abs().median() <= cfg.search.tolerance:
+        error = float((predicted - measured.nll).abs().median())
+        if context.fabric.broadcast(error) <= cfg.search.tolerance:
             region.grow()
     with clock("training the predictor"):
         trained = train(context, labels)
@@ -128,9 +130,12 @@ def _propose(
     number: int,
     history: list[dict[str, float]],
 ) -> Int[Tensor, "knots sites"]:
-    """What the trained learner would do at the knots, the same on every rank."""
+    """What the trained learner would do at the knots."""
     training, _ = learner.learn(objective, run_of(context, trained, history, number))
-    return context.fabric.broadcast(objective.policy(training.deviations(knots), knots))
+    proposal = on_rank_0(
+        context.fabric, lambda: objective.policy(training.deviations(knots), knots).cpu()
+    )
+    return proposal.to(objective.device)
 
 
 def _improve(
@@ -139,7 +144,11 @@ def _improve(
     generator = torch.Generator(objective.device).manual_seed(context.cfg.seed)
     polish, tolerance = instantiate(context.cfg.dynamic.polish), context.cfg.dynamic.tolerance
     stacked = torch.stack(list(proposals))
-    return improve_along(objective, knots, stacked, polish, tolerance, generator)
+    experts = on_rank_0(
+        context.fabric,
+        lambda: improve_along(objective, knots, stacked, polish, tolerance, generator).cpu(),
+    )
+    return experts.to(objective.device)
 
 
 def _agent(
@@ -163,7 +172,7 @@ def _agent(
 
 def _curve(context: PruningContext, agent: RatioAgent) -> Curve:
     store, ratios = label_store(context), list(context.cfg.ratios)
-    kept = torch.tensor([agent.policy(ratio) for ratio in ratios])
+    kept = context.fabric.broadcast(torch.tensor([agent.policy(ratio) for ratio in ratios]))
     even = uniform(agent.space, torch.tensor(ratios, dtype=torch.double))
     measured = label(store, context.labeller, torch.cat([kept, even]), "curve").nll
     predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])

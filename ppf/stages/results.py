@@ -64,7 +64,10 @@ def write(
     seconds: Mapping[str, float],
     folder: Path,
 ) -> dict[str, Path]:
-    """Writes all files of a search and returns them by what they are."""
+    """Writes all files of a search, on rank 0, and returns them by what they are.
+
+    All ranks call this: a budget that has to be measured is theirs together.
+    """
     policy, shown = record(context, found), entries(context, labels, found)
     paths = {
         "policy": folder / "policy.json",
@@ -72,10 +75,11 @@ def write(
         "metrics": folder / "metrics.csv",
         "report": folder / "report.html",
     }
-    write_json(paths["policy"], policy)
-    write_json(paths["summary"], summary(shown, seconds))
     report = _report(context, labels, found, policy, shown, seconds, paths)
-    write_report(paths["report"], report)
+    if context.fabric.is_global_zero:
+        write_json(paths["policy"], policy)
+        write_json(paths["summary"], summary(shown, seconds))
+        write_report(paths["report"], report)
     return {name: path for name, path in paths.items() if path.is_file()}
 
 

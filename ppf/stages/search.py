@@ -72,7 +72,8 @@ def search(context: PruningContext, labels: Labels, clock: Stopwatch) -> Found:
         each = cfg.neighbours if number + 1 < cfg.rounds else 0  # they teach the next predictor
         proposed = with_neighbours(objective, found, each, room, run.seed)
         with clock("measuring the best"):
-            rounds.append(verify(proposed, objective, partial(_measure, context)))
+            measure = partial(_measure, context)
+            rounds.append(verify(proposed, objective, measure, context.fabric))
         kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
         labels = labels.with_rows(kept, measured, PROPOSED)
         if number + 1 == cfg.rounds:

@@ -32,7 +32,10 @@ class Trained:
 
 
 def train(context: PruningContext, labels: Labels, *, upstream: bool = False) -> Trained:
-    """The predictor of the config and these labels; the first rank trains it if it lacks.
+    """The predictor of the config and these labels; rank 0 trains it if it lacks.
+
+    Other ranks wait: the networks are small and see all labels at once, and the Gaussian process
+    is fitted in closed form, so that several devices would gain nothing.
 
     Args:
         labels: the dense policy's first.
@@ -41,7 +44,7 @@ def train(context: PruningContext, labels: Labels, *, upstream: bool = False) ->
     cfg, fabric = context.cfg, context.fabric
     name = predictor_signature(cfg, context.signatures.labels, labels)
     folder = Path(cfg.paths.artefacts) / "predictor" / name
-    reused = True
+    facts, reused = _facts(context), True  # all ranks make the facts together
 
     def make(draft: Path) -> None:
         nonlocal reused
@@ -49,7 +52,7 @@ def train(context: PruningContext, labels: Labels, *, upstream: bool = False) ->
         if upstream:
             require(cfg, "predictor", "python train.py")
         say(f"Training the predictor on {len(labels)} labels.")
-        _fit(context, labels, draft)
+        _fit(context, labels, facts, draft)
 
     fitted = get_or_make(folder, read=_load, make=make, ranks=fabric)
     if reused:
@@ -58,12 +61,12 @@ def train(context: PruningContext, labels: Labels, *, upstream: bool = False) ->
     return Trained(fitted, folder, name)
 
 
-def _fit(context: PruningContext, labels: Labels, folder: Path) -> None:
+def _fit(context: PruningContext, labels: Labels, facts: Facts, folder: Path) -> None:
     cfg = context.cfg
     fitted = fit_predictor(
         labels,
         context.space,
-        _facts(context),
+        facts,
         float(labels.nll[0]),
         predictor=plain(cfg.predictor),
         trainer=plain(cfg.trainer),

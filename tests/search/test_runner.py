@@ -41,6 +41,10 @@ if __name__ == "__main__":
         own = agent(name, **changes).search(quadratic(), Run(fabric, log, 0))
         row = {"kept": found.kept, "cost": found.cost, "own": own.kept, "reports": heard}
         torch.save(row, f"{sys.argv[1]}/{name}{fabric.global_rank}")
+    other = quadratic()
+    other.predictor.target += 0.1 * fabric.global_rank  # ranks predict differently
+    chosen = run_search(agent("random", evaluations=512), other, Run(fabric, log, 0), 4)
+    torch.save(chosen.kept, f"{sys.argv[1]}/other{fabric.global_rank}")
     layer = torch.nn.Linear(3, 2)
     for parameter in layer.parameters():
         parameter.grad = torch.full_like(parameter, fabric.global_rank)
@@ -133,3 +137,4 @@ def test_two_processes_agree(tmp_path: Path, root: Path) -> None:
         assert torch.equal(first["cost"], second["cost"])
         assert first["reports"] > 0 and second["reports"] == 0
         assert not torch.equal(first["own"][:4], second["own"][:4])  # ranks draw differently
+    assert torch.equal(*(torch.load(tmp_path / f"other{rank}") for rank in (0, 1)))

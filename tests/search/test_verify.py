@@ -8,7 +8,8 @@ from ppf.agents import Candidates
 from ppf.errors import PPFError
 from ppf.pruning.allocation import ObsGlobal, Uniform
 from ppf.search import Verification, verify
-from tests.agents.synthetic import quadratic
+from tests.agents.synthetic import Quadratic, quadratic
+from tests.ranks import FakeRanks
 
 
 def candidates(count: int = 3) -> Candidates:
@@ -53,6 +54,23 @@ def test_rules_are_measured_too_and_named() -> None:
     assert torch.equal(verified.kept[1:2], objective.ruled()[1:])
     merged = Verification.merge([verified, verified])
     assert merged.names == verified.names and torch.equal(merged.measured, verified.measured)
+
+
+def test_rank_0s_policies_and_predictions_count() -> None:
+    sent, asked = list[object](), list[Tensor]()
+
+    def verified(rank: int, count: int, ratio: float) -> Verification:
+        objective = replace(quadratic(), predictor=Quadratic(quadratic().space, ratio))
+        return verify(candidates(count), objective, measure, FakeRanks(rank, sent))
+
+    def measure(kept: Tensor) -> Tensor:
+        asked.append(kept)
+        return torch.arange(len(kept)) + 1.0
+
+    first, second = verified(0, 3, 0.3), verified(1, 2, 0.5)  # rank 1 computes otherwise
+    assert torch.equal(*asked)
+    assert first.names == second.names
+    assert torch.equal(first.mean, second.mean) and torch.equal(first.std, second.std)
 
 
 def test_nothing_finite_is_an_error() -> None:

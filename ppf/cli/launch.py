@@ -1,0 +1,98 @@
+"""Refuses, before the work starts, processes that would not work together."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from ppf.errors import PPFError
+from ppf.processes import processes
+from ppf.stages.signatures import plain
+
+
+class _Started(NamedTuple):
+    """Processes that a launcher started.
+
+    Args:
+        option: of the launcher, that says how many a node runs.
+        each: processes a node.
+    """
+
+    launcher: str
+    option: str
+    processes: int
+    nodes: int
+    each: int
+
+
+def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
+    """Checks the processes that `cfg` asks for.
+
+    Args:
+        one_process: the command does not share its work between processes.
+
+    Raises:
+        PPFError: the devices do not exist here, a launcher started another number of processes,
+            several would work where one is enough, or a multirun would start several.
+    """
+    count = _count("fabric", plain(cfg.fabric))
+    _check_launcher(cfg, count)
+    if count == 1:
+        pass
+    elif one_process:
+        raise PPFError(f"this command uses one process, not {count}: give fabric.devices=1.")
+    elif HydraConfig.get().mode == RunMode.MULTIRUN and not SLURMEnvironment.detect():
+        # Lightning starts processes by repeating the command, which would be the whole multirun.
+        raise PPFError(
+            f"a multirun cannot start {count} processes a job here: run its jobs one by one,"
+            " without -m, or on a cluster with hydra/launcher=submitit_slurm."
+        )
+    if "trainer" in cfg and _count("trainer", plain(cfg.trainer)) > 1:
+        raise PPFError(
+            "the predictor is too small to gain from several devices: give trainer.devices=1"
+            " (fabric.devices shares labelling and search)."
+        )
+
+
+def _count(group: str, arguments: Mapping[str, Any]) -> int:
+    try:
+        return processes(arguments)
+    except (RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+        given = [f"{group}.{name}={arguments[name]}" for name in ("accelerator", "devices")]
+        raise PPFError(
+            f"{' '.join(given)} cannot be used here ({str(error).rstrip('.')}): give others, as in"
+            f" {group}.accelerator=cpu {group}.devices=1."
+        ) from error
+
+
+def _check_launcher(cfg: DictConfig, count: int) -> None:
+    """Raises PPFError if torchrun or Slurm started other processes than the config counts on."""
+    found, nodes = _started(), cfg.fabric.num_nodes
+    if found is None or found.processes == count == 1:
+        return
+    if (found.processes, found.nodes, found.each) != (count, nodes, count // nodes):
+        raise PPFError(
+            f"{found.launcher} started {found.processes} processes ({found.each} a node), but"
+            f" fabric.devices={cfg.fabric.devices} and fabric.num_nodes={nodes} need {count}: give"
+            f" fabric.devices={found.each} fabric.num_nodes={found.nodes}, or start the command"
+            f" with {found.option}={count // nodes}."
+        )
+
+
+def _started() -> _Started | None:
+    """The processes of the launcher that started this one, if there is one."""
+    told = os.environ
+    if TorchElasticEnvironment.detect():
+        total, each = int(told["WORLD_SIZE"]), int(told["LOCAL_WORLD_SIZE"])
+        return _Started("torchrun", "--nproc_per_node", total, total // each, each)
+    if SLURMEnvironment.detect():
+        total, nodes = int(told["SLURM_NTASKS"]), int(told.get("SLURM_NNODES", 1))
+        # Lightning insists on this variable, which `srun --ntasks` leaves out.
+        each = int(told.setdefault("SLURM_NTASKS_PER_NODE", str(total // nodes)))
+        return _Started("Slurm", "--ntasks-per-node", total, nodes, each)
+    return None

@@ -1,0 +1,59 @@
+"""Several processes of one run (ranks): how they start and end."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from threading import Thread
+from typing import Any
+
+from lightning import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies import DDPStrategy
+
+from ppf.progress import console
+
+_WATCH_EVERY = 5.0  # seconds
+_DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
+
+
+def fabric(*, timeout_hours: float, **arguments: Any) -> Fabric:
+    """Lightning's Fabric, whose ranks wait for each other for longer than its 30 minutes.
+
+    Rank 0 makes most artefacts alone, which takes hours for large models.
+
+    Args:
+        timeout_hours: that a rank waits for the others; then it fails.
+        arguments: of Fabric.
+    """
+    if processes(arguments) == 1:  # whatever a launcher's environment says
+        return Fabric(**arguments, plugins=LightningEnvironment())
+    if arguments["strategy"] in ("auto", "ddp"):
+        arguments["strategy"] = DDPStrategy(timeout=timedelta(hours=timeout_hours))
+    return Fabric(**arguments)
+
+
+def processes(arguments: Mapping[str, Any]) -> int:
+    """How many processes Lightning would use.
+
+    Args:
+        arguments: of Fabric or Trainer; all but devices, nodes and strategy are ignored.
+    """
+    asked = {name: arguments[name] for name in _DEVICES if name in arguments}
+    return Fabric(**asked, plugins=LightningEnvironment()).world_size
+
+
+def launch(fabric: Fabric) -> None:
+    """Starts the ranks: only rank 0 prints, and the others end when their parent process does."""
+    if fabric.local_rank > 0:
+        Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    fabric.launch()
+    console.quiet = not fabric.is_global_zero
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process once its parent has ended; otherwise it would work on for nobody."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_EVERY)
+    os.kill(os.getpid(), signal.SIGKILL)  # a collective operation ignores gentler signals

@@ -1,0 +1,45 @@
+"""What ranks, the processes of one run, must agree on comes from rank 0."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from ppf.errors import PPFError
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """The processes of one run; Lightning's Fabric is one."""
+
+    @property
+    def is_global_zero(self) -> bool: ...
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any: ...
+
+
+def on_rank_0(ranks: Ranks | None, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank.
+
+    Ranks on different hardware round differently. What must be equal on all of them, such as the
+    policies to measure, comes from one.
+
+    Args:
+        ranks: None: there is only this process.
+        work: returns something small, its tensors on the CPU; must not wait for other ranks.
+
+    Raises:
+        PPFError: on every rank, if `work` raises it on rank 0.
+    """
+    if ranks is None:
+        return work()
+    answer, sentence = None, None
+    if ranks.is_global_zero:
+        try:
+            answer = work()
+        except PPFError as error:
+            sentence = str(error)
+    answer, sentence = ranks.broadcast((answer, sentence))
+    if sentence is not None:
+        raise PPFError(sentence)
+    return answer

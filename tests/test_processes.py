@@ -1,0 +1,39 @@
+"""Several processes of one run: who waits how long, and who prints."""
+
+from datetime import timedelta
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from lightning import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from ppf import progress
+
+
+def fabric(*overrides: str) -> Fabric:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return instantiate(compose("collect", list(overrides)).fabric)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_ranks_wait_as_long_as_the_config_says(strategy: str) -> None:
+    two = fabric("fabric.devices=2", "fabric.timeout_hours=7", f"fabric.strategy={strategy}")
+    assert isinstance(two.strategy, DDPStrategy) and two.world_size == 2
+    assert two.strategy._timeout == timedelta(hours=7)
+
+
+def test_one_process_forms_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # Lightning refuses this without tasks per node
+    assert fabric().world_size == 1
+    assert not isinstance(fabric().strategy, DDPStrategy)
+
+
+def test_silent_ranks_still_warn(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress.console, "quiet", True)
+    progress.say("one")
+    assert list(progress.track([1, 2], "two")) == [1, 2]
+    progress.warning("three")
+    assert capsys.readouterr().out == "Warning: three\n"
