@@ -7,7 +7,7 @@ from typing import Any
 
 from ppf.pruning import LivePruner
 
-_STRUCTURE = ("format", "kept", "units", "signatures", "config")
+_STRUCTURE = ("format", "kept", "units", "signatures", "config", "exported")
 
 _CARD = Template("""\
 ---
@@ -27,8 +27,9 @@ the tensors are smaller and every layer has its own widths. `policy.json` lists 
 
 Pruning ratio: $ratio of the prunable parameters, $share of all.
 
-## Numbers of the policy
-Perplexity is the exponential of the mean negative log-likelihood (nll, nats per token).
+$scored## Numbers of the policy
+What the search knew of it, under one-shot compensation. Perplexity is the exponential of the mean
+negative log-likelihood (nll, nats per token).
 
 | | value | known by |
 |---|---|---|
@@ -50,6 +51,20 @@ $provenance
 """)
 
 
+_SCORED = Template("""\
+## What these weights score
+Measured in $dtype on $windows windows of $window tokens of the labelling part of $text; the first
+$context of each window are context only. Compensation in this folder: $kept.
+
+| compensation | nll | perplexity |
+|---|---|---|
+$rows
+
+""")
+
+_COMPENSATIONS = {"one_shot": "one-shot", "sequential": "re-estimated front to back"}
+
+
 def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
     """Markdown: what was removed, what the policy is known to score, where it comes from."""
     space, kept = pruner.space, pruner.kept
@@ -65,9 +80,27 @@ def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
         pruned=f"{pruned:,}",
         prunable=f"{space.total:,}",
         left=f"{space.total - removed:,}",
+        scored=_scored(policy),
         numbers="\n".join(_rows(policy)),
         provenance="\n".join(_provenance(policy)),
     )
+
+
+def _scored(policy: Mapping[str, Any]) -> str:
+    """What the exported weights score; empty where it was not measured."""
+    if not (exported := policy.get("exported")):
+        return ""
+    rows = [
+        f"| {name} | {_decimal(found['nll'])} | {_decimal(found['perplexity'])} |"
+        for key, name in _COMPENSATIONS.items()
+        if (found := exported["measured"].get(key))
+    ]
+    kept = _COMPENSATIONS[exported["compensation"]]
+    return _SCORED.substitute(exported, text=policy["text"], kept=kept, rows="\n".join(rows))
+
+
+def _decimal(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def _rows(policy: Mapping[str, Any]) -> Iterator[str]:

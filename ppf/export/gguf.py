@@ -28,7 +28,8 @@ def export_gguf(pruner: LivePruner, folder: Path, policy: Mapping[str, Any], *, 
     """Writes the model under its present policy, with its tokenizer.
 
     Args:
-        policy: the contents of policy.json; kept under the key `ppf.policy`.
+        policy: the contents of policy.json, kept under the key `ppf.policy`; what it tells under
+            `exported` was measured before matrices become `type`.
         type: of the matrices, f16 or q8_0; vectors are float32.
 
     Returns:

@@ -25,7 +25,7 @@ from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.progress import say
 from ppf.stages.policy import policy_config, read_policy
-from ppf.stages.prune import apply_policy, can_refit, refit
+from ppf.stages.prune import apply_policy, can_refit, keep_better
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def evaluate_policy(
 ) -> Evaluation:
     """The policy's live-pruned model; with `cfg.baselines` also dense and uniformly pruned.
 
-    With `cfg.sequential` both pruned ones are re-estimated, as `prune` does.
+    With `cfg.sequential` both pruned ones are re-estimated where that helps, as `prune` does.
     """
     context = apply_policy(cfg, fabric, record)
     text, tokenizer = _text(cfg, context.text), context.lm.tokenizer
@@ -111,7 +111,7 @@ def evaluate_policy(
     for name, kept in policies.items():
         with context.pruner.at(kept) as model:
             if cfg.sequential and can_refit(context):
-                refit(context)
+                keep_better(context)
             size = parameters(model) * context.lm.dtype.itemsize
             achieved = float(context.space.ratio(torch.tensor(kept)))
             results.append(

@@ -1,6 +1,7 @@
 """prune: a policy becomes a model on disk with really smaller tensors."""
 
-from math import exp
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,63 @@ from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.sequential import refit_sequentially
+from ppf.report.scores import Score
 from ppf.stages.policy import check_signature, policy_config
 from ppf.stages.prepare import PruningContext, prepare
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """What the present policy scores on the labelling part, nats per token.
+
+    Args:
+        one_shot: with the level bank's compensation.
+        sequential: with compensation re-estimated front to back; None: not tried.
+    """
+
+    one_shot: float
+    sequential: float | None = None
+
+    @property
+    def kept(self) -> str:
+        """The better one; one-shot where the other broke the model."""
+        tried = self.sequential
+        better = tried is not None and isfinite(tried) and not tried >= self.one_shot
+        return "sequential" if better else "one_shot"
 
 
 def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     """Exports the policy's model to the folder `cfg.out`; returns what `cfg.export` wrote.
 
-    With `cfg.sequential` its consumers are refitted first.
+    With `cfg.sequential` the better of one-shot and re-estimated compensation is exported. The
+    record beside the weights tells under `exported` what they score in `cfg.dtype`.
     """
     context = apply_policy(cfg, fabric, record)
     if cfg.sequential and can_refit(context):
-        windows = context.text.tokens("labelling", context.lm.tokenizer)
-        scored, batch = [Piece(windows, context.cfg.labels.context)], context.cfg.labels.batch
-        before = pieces_nll(context.lm.model, scored, batch=batch)
-        refit(context)
-        after = pieces_nll(context.lm.model, scored, batch=batch)
-        say(
-            f"Sequential re-estimation: perplexity on the labelling part {exp(before):.2f} before,"
-            f" {exp(after):.2f} after (measured)."
-        )
-        record = record | {"sequential": {"measured": {"nll_before": before, "nll": after}}}
+        scores = keep_better(context)
+    else:
+        scores = Compensated(_nll(context))
+    record = record | {"exported": _exported(context, scores)}
     return instantiate(cfg.export, _partial_=True)(context.pruner, Path(cfg.out), record)
+
+
+def keep_better(context: PruningContext) -> Compensated:
+    """Re-estimates the present policy's consumers, and undoes it if the perplexity is not lower.
+
+    The labelling part decides: re-estimation fits the calibration part, and the test part is left
+    to `evaluate`.
+    """
+    before, labelling = _nll(context), _labelling(context)
+    refit(context)
+    scores = Compensated(before, after := _nll(context))
+    if scores.kept == "one_shot":
+        context.pruner.apply(context.pruner.kept)
+    say(
+        f"Sequential re-estimation: perplexity {Score(before)} before, {Score(after)} after,"
+        f" measured on {len(labelling.windows)} windows of the labelling part."
+        f" Kept the {'weights before it' if scores.kept == 'one_shot' else 're-estimated weights'}."
+    )
+    return scores
 
 
 def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> PruningContext:
@@ -65,3 +101,33 @@ def refit(context: PruningContext) -> None:
     """Re-estimates the present policy's consumers front to back, on the calibration part."""
     windows = context.text.tokens("calibration", context.lm.tokenizer)
     refit_sequentially(context.pruner, windows, instantiate(context.cfg.compensation))
+
+
+def _labelling(context: PruningContext) -> Piece:
+    windows = context.text.tokens("labelling", context.lm.tokenizer)
+    return Piece(windows, context.cfg.labels.context)
+
+
+def _nll(context: PruningContext) -> float:
+    """What the model as it stands scores on the labelling part, nats per token."""
+    batch = context.cfg.labels.batch
+    return pieces_nll(context.lm.model, [_labelling(context)], batch=batch)
+
+
+def _exported(context: PruningContext, scores: Compensated) -> dict[str, Any]:
+    piece = _labelling(context)
+    return {
+        "compensation": scores.kept,
+        "measured": {name: _known(nll) for name, nll in vars(scores).items() if nll is not None},
+        "part": "labelling",
+        "windows": len(piece.windows),
+        "window": piece.windows.shape[1],
+        "context": piece.first,
+        "dtype": str(context.lm.dtype).removeprefix("torch."),
+    }
+
+
+def _known(nll: float) -> dict[str, float | None]:
+    """JSON has no numbers for what is not finite."""
+    found = {"nll": nll, "perplexity": Score(nll).perplexity}
+    return {name: value if isfinite(value) else None for name, value in found.items()}

@@ -1,0 +1,152 @@
+"""Which of the two compensations `prune` exports, and what it says of the weights."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+from omegaconf import DictConfig
+from transformers import AutoModelForCausalLM
+
+from ppf.evaluation.perplexity import Piece, pieces_nll
+from ppf.space import uniform
+from ppf.stages import prune as stage
+from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
+from ppf.stages.policy import by_site, policy_record
+from ppf.stages.prepare import PruningContext, prepare
+from ppf.stages.prune import keep_better, prune, refit
+
+SMALL = ("text.windows.calibration=2", "text.windows.labelling=3", "text.windows.test=2")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Configures commands on a tiny model and a short text."""
+
+    folder: Path
+    cache: str
+
+    def config(self, command: str, *overrides: str) -> DictConfig:
+        paths = [f"paths.artefacts={self.folder}/artefacts", f"paths.cache={self.cache}"]
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            return compose(command, [*overrides, f"paths.run={self.folder}", *paths])
+
+
+@pytest.fixture(scope="module")
+def setting(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting(tmp_path_factory.mktemp("prune"), cache)
+
+
+@pytest.fixture(scope="module")
+def prepared(setting: Setting) -> PruningContext:
+    text = setting.folder / "text.txt"
+    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    given = ("model=tiny", f"text.path={text}", "text.window=64", *SMALL)
+    return prepare(setting.config("search", *given), one_process())
+
+
+@pytest.fixture
+def context(prepared: PruningContext) -> PruningContext:
+    """At the uniform policy of 0.5."""
+    prepared.pruner.apply(uniform(prepared.space, torch.tensor([0.5]))[0].tolist())
+    return prepared
+
+
+def one_process() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def record(context: PruningContext) -> dict[str, Any]:
+    kept = context.pruner.kept
+    even = {"kept": by_site(context.space, kept)}
+    ratio = {"asked": 0.5, "achieved": float(context.space.ratio(torch.tensor(kept)))}
+    return policy_record(context, kept, {"ratio": ratio, "uniform": even}, predictor="none")
+
+
+def labelling(context: PruningContext) -> Piece:
+    windows = context.text.tokens("labelling", context.lm.tokenizer)
+    return Piece(windows, context.cfg.labels.context)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ((5.0, 4.0), "sequential"),
+        ((5.0, 6.0), "one_shot"),
+        ((5.0, 5.0), "one_shot"),
+        ((5.0, math.nan), "one_shot"),
+        ((5.0, math.inf), "one_shot"),
+        ((math.nan, 6.0), "sequential"),
+        ((math.inf, math.nan), "one_shot"),
+    ],
+)
+def test_the_weights_of_the_lower_perplexity_stay(
+    context: PruningContext,
+    scores: tuple[float, float],
+    kept: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    ids, told = context.text.tokens("test", context.lm.tokenizer), iter(scores)
+    before = context.lm.model(ids).logits
+    refit(context)
+    after = context.lm.model(ids).logits
+    assert not torch.equal(before, after)
+    context.pruner.apply(context.pruner.kept)
+
+    monkeypatch.setattr(stage, "pieces_nll", lambda *given, **named: next(told))
+    assert keep_better(context).kept == kept
+    assert torch.equal(context.lm.model(ids).logits, after if kept == "sequential" else before)
+    said = capsys.readouterr().out
+    assert "measured on 3 windows of the labelling part" in said
+    assert ("Kept the re-estimated weights" in said) == (kept == "sequential")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_record_and_the_card_tell_what_the_exported_weights_score(
+    setting: Setting, context: PruningContext, dtype: str, tmp_path: Path
+) -> None:
+    cfg = setting.config("prune", "policy=null", f"out={tmp_path}", f"dtype={dtype}")
+    out = prune(cfg, one_process(), record(context))
+
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    assert str(model.dtype) == f"torch.{dtype}"
+    nll = pieces_nll(model, [labelling(context)], batch=2)
+    exported = json.loads((out / "policy.json").read_text())["exported"]
+    scores = {name: found["nll"] for name, found in exported["measured"].items()}
+    assert scores.keys() == {"one_shot", "sequential"}
+    assert scores[exported["compensation"]] == min(scores.values()) == pytest.approx(nll, abs=2e-3)
+    card = (out / "README.md").read_text()
+    assert f"Measured in {dtype} on 3 windows of 64 tokens of the labelling part" in card
+    kept = {"one_shot": "one-shot", "sequential": "re-estimated front to back"}
+    name = kept[exported["compensation"]]
+    assert f"Compensation in this folder: {name}." in card
+    assert f"| {name} | {min(scores.values()):.4g} |" in card
+
+
+def test_without_re_estimation_the_card_tells_the_one_shot_score(
+    setting: Setting, context: PruningContext, tmp_path: Path
+) -> None:
+    cfg = setting.config("prune", "policy=null", f"out={tmp_path}", "sequential=false")
+    out = prune(cfg, one_process(), record(context))
+    exported = json.loads((out / "policy.json").read_text())["exported"]
+    nll = pieces_nll(context.lm.model, [labelling(context)], batch=2)
+    assert exported["compensation"] == "one_shot"
+    assert exported["measured"]["one_shot"]["nll"] == pytest.approx(nll, abs=1e-4)
+
+
+def test_evaluate_measures_the_weights_that_prune_exports(
+    setting: Setting, context: PruningContext, tmp_path: Path
+) -> None:
+    cfg = setting.config("prune", "policy=null", f"out={tmp_path}")
+    out = prune(cfg, one_process(), record(context))
+    cfg = setting.config("evaluate", "dtype=float32", "baselines=false")
+    procedure = Procedure.of(cfg)
+    live = evaluate_policy(cfg, one_process(), procedure, record(context))
+    folder = evaluate_folders(cfg, one_process(), procedure, [str(out)])
+    assert live.results[0].nll == pytest.approx(folder.results[0].nll, abs=1e-4)
