@@ -46,7 +46,7 @@ class Zeroed:
     def __init__(self, context: PruningContext, dense: LanguageModel, dtype: torch.dtype) -> None:
         model = copy.deepcopy(dense.model).to(dtype)
         self.context, self.model = context, model
-        self.couplings = adapter_for(model).couplings(model)
+        self.couplings = adapter_for(model.config).couplings(model)
         self.weights = [c.consumer.weight.clone() for c in self.couplings]
         self.windows = context.labeller.windows
 

@@ -172,7 +172,7 @@ def random_model(config: PreTrainedConfig) -> LanguageModel:
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    return LanguageModel(model, byte_tokenizer(), adapter_for(model))
+    return LanguageModel(model, byte_tokenizer(), adapter_for(config))
 
 
 def bos_tokenizer() -> PreTrainedTokenizerFast:
@@ -239,7 +239,7 @@ def dropped_columns(
     model: PreTrainedModel, space: Space, orders: list[Tensor], kept: list[int]
 ) -> list[tuple[nn.Linear, Tensor]]:
     """Each site's consumer and the columns, by their first numbers, that a policy takes from it."""
-    sites = zip(space.sites, adapter_for(model).couplings(model), orders, kept, strict=True)
+    sites = zip(space.sites, adapter_for(model.config).couplings(model), orders, kept, strict=True)
     return [
         (coupling.consumer, expand(order[keep * site.atoms_per_unit :], coupling.columns))
         for site, coupling, order, keep in sites

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ppf.errors import PPFError
+from ppf.errors import PPFError, reason
 from ppf.llm.windows import leading_tokens
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -67,9 +67,8 @@ def _load(wanted: Sequence[str]) -> list[Any]:
         loaded = [*manager.load(names)["tasks"].values()] if names else []
         return loaded + [*own.load(own.all_subtasks)["tasks"].values()]
     except Exception as error:  # the harness, `datasets` and task files raise anything
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise PPFError(
-            f"tasks={list(wanted)} cannot be loaded ({reason}): give names of"
+            f"tasks={list(wanted)} cannot be loaded ({reason(error)}): give names of"
             " lm-evaluation-harness, task YAML files or folders of them, whose data can be read."
         ) from error
 

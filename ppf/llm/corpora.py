@@ -13,7 +13,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ppf.artefacts import get_or_make
-from ppf.errors import PPFError
+from ppf.errors import PPFError, reason
+from ppf.llm.text_file import strings
 
 _ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _END_MATTER = re.compile(
@@ -52,19 +53,19 @@ def hub(
         limit: documents to read at most (streamed, so that large sets are not fetched whole).
 
     Raises:
-        PPFError: it cannot be reached or has no such column.
+        PPFError: it cannot be reached, is damaged, or has no such column of text.
     """
     try:
         stream = datasets.load_dataset(
             path, name, split=split, data_files=data_files, streaming=True
         )
-        return [row[column] for row in stream.take(limit)]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        rows = [row[column] for row in stream.take(limit)]
+    except Exception as error:  # `datasets` passes on whatever its readers raise
         raise PPFError(
-            f"cannot read the data set '{path}' ({reason}): give a local copy with"
+            f"cannot read the data set '{path}' ({reason(error)}): give a local copy with"
             " text.source.path=FOLDER, or any file with text.path=FILE."
         ) from error
+    return strings(rows, f"column '{column}' of '{path}'", "text.source.column")
 
 
 def wikitext(split: str, **source: Any) -> list[str]:
@@ -89,29 +90,6 @@ def sentences(split: str, *, per_document: int, **source: Any) -> list[str]:
     """A set of single sentences, joined to documents of `per_document`."""
     rows = hub(split, **source)
     return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]
-
-
-def file(split: str, *, path: str, column: str) -> list[str]:
-    """A local file: .jsonl and .parquet give `column` of every row, .txt gives paragraphs.
-
-    Raises:
-        PPFError: there is no such file, or it has no such column or another ending.
-    """
-    if not Path(path).is_file():
-        raise PPFError(f"text.path={path} does not exist.")
-    kinds = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-    kind = kinds.get(Path(path).suffix)
-    if kind is None:
-        raise PPFError(f"text.path={path} is not read: give a .txt, .jsonl or .parquet file.")
-    if kind == "text":
-        return re.split(r"\n\s*\n", Path(path).read_text(encoding="utf-8"))
-    rows = datasets.load_dataset(kind, data_files=path, split="train")
-    if column not in rows.column_names:
-        raise PPFError(
-            f"text.path={path} has no column '{column}':"
-            f" give text.column, one of {rows.column_names}."
-        )
-    return list(rows[column])
 
 
 def _column(file: Path) -> list[str]:

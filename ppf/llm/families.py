@@ -1,6 +1,6 @@
 """The model families that are served."""
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter
@@ -19,13 +19,13 @@ ADAPTERS: tuple[type[Adapter], ...] = (
 )
 
 
-def adapter_for(model: PreTrainedModel) -> Adapter:
+def adapter_for(config: PreTrainedConfig) -> Adapter:
     """The adapter of a model's family.
 
     Raises:
         PPFError: no adapter serves `config.model_type`.
     """
-    model_type = model.config.model_type
+    model_type = config.model_type
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:
             return adapter()

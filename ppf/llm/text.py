@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ppf.errors import PPFError
-from ppf.llm import corpora
+from ppf.llm.text_file import read_file
 from ppf.llm.windows import begin_with, leading_tokens
 
 Part = Literal["calibration", "labelling", "test"]
@@ -143,7 +143,7 @@ def build_text(config: DictConfig, cache: str) -> Text:
     if path:
         plain["splits"] = local_splits()
         plain["name"] = Path(path).name
-        return Text(**plain, documents=partial(corpora.file, path=path, column=column))
+        return Text(**plain, documents=lambda split: read_file(path, column))
     if source["_target_"] == "ppf.llm.corpora.wikipedia_sample":
         source["cache"] = cache
     return Text(**plain, documents=instantiate(source, _partial_=True, _convert_="all"))

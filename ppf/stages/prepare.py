@@ -125,7 +125,9 @@ def prepare(
     cfg = cfg.copy()  # records made from it name the dtype, whatever `auto` means elsewhere
     cfg.model.dtype = str(resolve_dtype(cfg.model.dtype)).removeprefix("torch.")
     names, text = signatures(cfg), build_text(cfg.text, cfg.paths.cache)
-    lm = load(cfg.model, cfg.paths.cache, device=fabric.device)
+    if cfg.text.path:
+        _ = text.parts  # damaged files are refused before the model is loaded
+    lm = load(cfg.model, cfg.paths.cache, device=fabric.device, window=text.window)
 
     def calibrate() -> dict[str, Tensor]:
         windows = text.tokens("calibration", lm.tokenizer)

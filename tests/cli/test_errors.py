@@ -37,7 +37,8 @@ def sentence(run: Run, script: str, *overrides: str) -> str:
         ("search", "model=llama2_7b", "give a local folder with model.path=FOLDER"),
         ("search", "text=wikitext2", "or any file with text.path=FILE"),
         ("train", "upstream=require", "run `python collect.py` first"),
-        ("collect", "text.window=100000", "lower text.windows.calibration or text.window"),
+        ("collect", "text.window=1025", "text.window=1025 exceeds the model's 1024 positions"),
+        ("collect", "text.windows.calibration=9999", "lower text.windows.calibration or text.w"),
     ],
 )
 def test_a_wrong_override_is_named(run: Run, script: str, override: str, part: str) -> None:

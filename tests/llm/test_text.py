@@ -174,6 +174,20 @@ def test_c4_files_are_read_from_a_local_copy(tmp_path: Path) -> None:
     assert all(d.startswith("validation") for d in parts["test"])
 
 
+def test_a_data_set_whose_column_is_no_text_is_refused(tmp_path: Path) -> None:
+    Dataset.from_dict({"text": [1, 2]}).to_parquet(tmp_path / "train-0.parquet")
+    source = {"path": str(tmp_path), "name": None}
+    with pytest.raises(PPFError, match=r"holds int, not text: give another text\.source\.column"):
+        _ = text("wikitext2_raw", source=source, splits={"train": {"calibration": 1}}).parts
+
+
+def test_a_damaged_data_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"text": "one')
+    source = {"path": str(tmp_path), "data_files": {"train": "train.json"}}
+    with pytest.raises(PPFError, match="cannot read the data set"):
+        _ = text("c4", source=source).parts
+
+
 def test_no_network_names_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match=r"text\.path=FILE"):
         _ = text("wikitext2", source={"path": str(tmp_path / "gone"), "name": None}).parts

@@ -1,0 +1,214 @@
+"""Damaged checkpoints are refused in one sentence, and none chooses code to run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ppf.errors import PPFError
+from ppf.llm import LanguageModel, load
+from tests.checkpoints import CHECKPOINTS, random_model
+
+FORM = "llama-wide-heads"
+LAYER = "model.layers.1.mlp.up_proj.weight"
+
+
+def saved(folder: Path, form: str = FORM) -> Path:
+    lm = random_model(CHECKPOINTS[form])
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return saved(tmp_path)
+
+
+def loaded(folder: Path, **options: Any) -> LanguageModel:
+    config = OmegaConf.create({"path": str(folder), "source": None, "dtype": "float32"})
+    return load(config, "unused", **options)
+
+
+def refusal(folder: Path, **options: Any) -> str:
+    """The sentence, which names the override."""
+    with pytest.raises(PPFError) as caught:
+        loaded(folder, **options)
+    sentence = str(caught.value)
+    assert "model.path=FOLDER" in sentence and "\n" not in sentence
+    return sentence
+
+
+def change(folder: Path, alter: Callable[[dict[str, Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    alter(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def configure(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize("form", CHECKPOINTS)
+def test_a_whole_checkpoint_of_every_family_loads(form: str, tmp_path: Path) -> None:
+    first = random_model(CHECKPOINTS[form]).model.state_dict()
+    again = loaded(saved(tmp_path, form)).model.state_dict()
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(
+    ("form", "obsolete"),
+    [
+        ("llama-groups-of-3-tied", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("llama-groups-of-3-tied", "lm_head.weight"),
+        ("gpt-neox-32-heads-untied", "gpt_neox.layers.0.attention.masked_bias"),
+    ],
+)
+def test_what_old_checkpoints_carry_is_accepted(form: str, obsolete: str, tmp_path: Path) -> None:
+    def add(tensors: dict[str, Tensor]) -> None:
+        tied = tensors.get("model.embed_tokens.weight")
+        tensors[obsolete] = tied.clone() if "lm_head" in obsolete else torch.ones(3)
+
+    change(saved(tmp_path, form), add)
+    loaded(tmp_path)
+
+
+def test_missing_tensors_are_named(folder: Path) -> None:
+    change(folder, lambda tensors: [tensors.pop(n) for n in (LAYER, "model.norm.weight")])
+    assert f"lacks {LAYER} and 1 more" in refusal(folder)
+
+
+def test_an_untied_head_must_be_there(folder: Path) -> None:
+    change(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    assert "lacks lm_head.weight:" in refusal(folder)
+
+
+def test_unknown_tensors_are_named(folder: Path) -> None:
+    change(folder, lambda tensors: tensors.update({"model.extra": torch.ones(2)}))
+    assert "has an unknown tensor model.extra:" in refusal(folder)
+
+
+def test_tensors_of_another_shape_are_named(folder: Path) -> None:
+    change(folder, lambda tensors: tensors.update({LAYER: torch.ones(5, 64)}))
+    assert f"has {LAYER} of shape (5, 64), not (96, 64)" in refusal(folder)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_values_that_are_not_finite_are_named(folder: Path, value: str) -> None:
+    change(folder, lambda tensors: tensors[LAYER][-1, -1].fill_(float(value)))
+    assert f"has NaN or infinite values in {LAYER}" in refusal(folder)
+
+
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused(folder: Path) -> None:
+    tokenizer = random_model(CHECKPOINTS[FORM]).tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma 3's
+    tokenizer.save_pretrained(folder)
+    loaded(folder)
+    tokenizer.add_tokens(["word"])
+    tokenizer.save_pretrained(folder)
+    assert "gives ids up to 258, but the model embeds 257 tokens" in refusal(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_weight_file_is_named(folder: Path, share: float) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    assert f"cannot load '{file}'" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"model_type": "llama", "rope_theta": "x"}']
+)
+def test_a_garbage_config_is_refused(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    assert f"{folder}" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"model": {"type": "BPE"}}'])
+def test_a_garbage_tokenizer_is_refused(folder: Path, content: str | None) -> None:
+    (folder / "tokenizer.json").unlink()
+    if content is not None:
+        (folder / "tokenizer.json").write_text(content)
+    assert f"cannot load '{folder}'" in refusal(folder)
+
+
+def test_pickled_weights_are_not_read(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert (
+        "has no safetensors: convert its weights with transformers' `save_pretrained`"
+        in refusal(folder)
+    )
+
+
+@pytest.fixture
+def code(folder: Path) -> Path:
+    """A module that tells when it is run, beside the weights."""
+    ran = folder / "ran"
+    (folder / "own.py").write_text(
+        f"open({str(ran)!r}, 'w')\n"
+        "from transformers import LlamaConfig as Config, LlamaForCausalLM as Model\n"
+        "from transformers import PreTrainedTokenizerFast as Tokenizer\n"
+    )
+    return ran
+
+
+@pytest.mark.parametrize("model_type", ["llama", "unknown"])
+@pytest.mark.parametrize(
+    "auto_map",
+    [
+        {"AutoModelForCausalLM": "own.Model"},
+        {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+    ],
+)
+def test_code_beside_the_weights_is_not_run(
+    folder: Path, code: Path, model_type: str, auto_map: dict[str, str], capfd: Any
+) -> None:
+    configure(folder, model_type=model_type, auto_map=auto_map)
+    refusal(folder)
+    assert not code.exists() and "[y/N]" not in "".join(capfd.readouterr())
+
+
+def test_code_of_a_tokenizer_is_not_run(folder: Path, code: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": [None, "own.Tokenizer"]}, "tokenizer_class": "Tokenizer"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    (folder / "tokenizer.json").unlink()
+    refusal(folder)
+    assert not code.exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_chooses_no_attention_kernel(folder: Path, key: str) -> None:
+    configure(folder, **{key: "stranger/kernel"})
+    assert loaded(folder).model.config._attn_implementation == "sdpa"
+
+
+def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    loaded(folder)
+    assert capfd.readouterr() == ("", "")
+    change(folder, lambda tensors: tensors.pop(LAYER))
+    refusal(folder)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_window_beyond_the_positions_is_refused_before_weights_are_read(folder: Path) -> None:
+    loaded(folder, window=2048)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(PPFError, match=r"text\.window=2049 exceeds the model's 2048 positions"):
+        loaded(folder, window=2049)
+
+
+def test_an_unknown_family_is_refused_before_weights_are_read(folder: Path) -> None:
+    configure(folder, model_type="gpt2")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(PPFError, match="'gpt2' is not supported"):
+        loaded(folder)
