@@ -1,10 +1,23 @@
 """The one error type that a command turns into a sentence and exit code 1."""
 
+from unicodedata import category
+
 
 class PPFError(Exception):
-    """What is wrong, and which override mends it, in one sentence."""
+    """What is wrong, and which override mends it, in one printable sentence."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
 
 
 def reason(error: Exception) -> str:
     """An error's type and first line, to be quoted inside a sentence."""
     return f"{type(error).__name__}: {error}".split("\n")[0].rstrip(".:")
+
+
+def printable(text: str) -> str:
+    """The text with "?" for each character that steers a terminal instead of being shown."""
+    return "".join("?" if category(char) in _STEERING else char for char in text)
+
+
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats, surrogates, line separators

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors", "progress", "threads"},
     {"ranks", "processes"},
-    {"artefacts"},
+    {"artefacts", "records"},
     {"space"},
     {"llm"},
     {"pruning", "evaluation"},

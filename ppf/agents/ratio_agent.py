@@ -1,21 +1,23 @@
 """One agent for every ratio: it answers in milliseconds, without predictor or model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppf.errors import PPFError
+from ppf.records import read
+from ppf.records.agent import FORMAT, WEIGHTS, Agent
 from ppf.space import Space, project
 
-FORMAT = 1
-FILE, WEIGHTS = "agent.json", "agent.safetensors"
+FILE = "agent.json"
 
 
 @dataclass(frozen=True)
@@ -82,27 +84,39 @@ class RatioAgent:
         return torch.lerp(values[above - 1], values[above], (ratio - low) / (high - low))
 
 
-def load_agent(path: str | Path) -> RatioAgent:
-    """The agent that `search.py mode=dynamic` wrote.
+def load_agent(path: str | Path, trusted: Collection[str] = ()) -> RatioAgent:
+    """The agent that `search.py mode=dynamic` wrote; its files may come from a stranger.
 
     Args:
         path: its folder, or the agent.json in it.
+        trusted: classes of your own that agent.json may name.
 
     Raises:
-        PPFError: there is none, or it is of another format.
+        PPFError: there is none, or a file does not fit its schema.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    record = read(file, Agent, _REMEDY, trusted)
+    space, weights = Space.restore(record["space"]), file.with_name(WEIGHTS)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PPFError(
-            f"there is no agent at {path}: give a folder that `python search.py mode=dynamic`"
-            " wrote."
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "space" not in content:
-        raise PPFError(
-            f"{file} is no agent of format {FORMAT}: make it again with"
-            " `python search.py mode=dynamic`."
-        )
-    space = Space.restore(content.pop("space"))
-    return RatioAgent(space, **load_file(file.parent / content["weights"]), record=content)
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise PPFError(f"{weights} cannot be read: {_REMEDY}.") from error
+    if not _sound(space, tensors):
+        raise PPFError(f"{weights} does not fit {file}: {_REMEDY}.")
+    return RatioAgent(space, **tensors, record=record)
+
+
+def _sound(space: Space, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether shapes agree, knots ascend from 0, and widths lie between 0 and a site's units."""
+    count = tensors["knots"].numel() if "knots" in tensors else 0
+    shapes = {"knots": (count,), "widths": (count, len(space)), "mean": (count,), "std": (count,)}
+    if count < 2 or {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        return False
+    if not all(x.is_floating_point() and x.isfinite().all() for x in tensors.values()):
+        return False
+    knots, widths = tensors["knots"], tensors["widths"]
+    ascending = knots[0] == 0 and knots[-1] < 1 and (knots.diff() > 0).all()
+    return bool(ascending and ((widths >= 0) & (widths <= space.units)).all())
+
+
+_REMEDY = "give a folder that `python search.py mode=dynamic` wrote"

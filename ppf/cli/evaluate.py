@@ -23,7 +23,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         )
     procedure = Procedure.of(cfg)
     if cfg.policy:
-        found = evaluate_policy(cfg, fabric, procedure, read_policy(cfg.policy))
+        policy = read_policy(cfg.policy, cfg.trust_targets)
+        found = evaluate_policy(cfg, fabric, procedure, policy)
     else:
         paths = [cfg.path] if isinstance(cfg.path, str) else list(cfg.path)
         found = evaluate_folders(cfg, fabric, procedure, paths)

@@ -13,7 +13,7 @@ from ppf.stages.prune import prune
 @command("prune", one_process=True)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Writes into the folder `cfg.out`."""
-    path = prune(cfg, fabric, read_policy(cfg.policy))
+    path = prune(cfg, fabric, read_policy(cfg.policy, cfg.trust_targets))
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
 

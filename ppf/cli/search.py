@@ -17,6 +17,7 @@ from ppf.stages import curve, results
 from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
 from ppf.stages.dynamic import dynamic
+from ppf.stages.policy import warn_if_unreadable
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
 
@@ -27,6 +28,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     if cfg.mode not in _MODES:
         raise PPFError(f"mode={cfg.mode} is unknown: give static or dynamic.")
     check_ratio(cfg.ratio)
+    warn_if_unreadable(cfg)
     clock = Stopwatch()
     with clock("preparing the model"):
         context = prepare(cfg, fabric)

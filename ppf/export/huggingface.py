@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ppf.export.card import model_card
-from ppf.llm import Coupling
+from ppf.llm import Adapter, Coupling
 from ppf.pruning import LivePruner
 
 _MODELING = Path(__file__).with_name("modeling_pruned.py")
@@ -72,13 +72,17 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     return config
 
 
-def _pruned_blocks(pruner: LivePruner) -> dict[str, dict[str, Any]]:
-    """Per kind, by name within a decoder layer, the projections that hold its atoms."""
-    adapter, couplings = pruner.lm.adapter, pruner.lm.couplings
+def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, dict[str, Any]]:
+    """Per kind, by name within a decoder layer, the projections that hold a dense model's atoms."""
     counted_by = {"attention": adapter.kv_heads, "mlp": adapter.channels}
+    first = {coupling.kind: coupling for coupling in reversed(couplings)}
+    return {kind: {"counted_by": counted_by[kind], **_block(c)} for kind, c in first.items()}
+
+
+def _pruned_blocks(pruner: LivePruner) -> dict[str, dict[str, Any]]:
+    couplings = pruner.lm.couplings
     with pruner.at(pruner.space.dense.tolist()):  # no block stands outside of the model
-        first = {coupling.kind: coupling for coupling in reversed(couplings)}
-        blocks = {k: {"counted_by": counted_by[k], **_block(c)} for k, c in first.items()}
+        blocks = describe_blocks(pruner.lm.adapter, couplings)
     for coupling in couplings:
         if coupling.consumer.bias is not None:
             blocks[coupling.kind]["biases"].append(coupling.layer)

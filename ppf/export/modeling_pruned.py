@@ -13,8 +13,11 @@ from transformers import LlamaForCausalLM as Base
 from ppf.pruning.empty_block import EmptyBlock
 
 
-class PrunedForCausalLM(Base):
-    """The dense model's class, every block narrowed to what is left of it."""
+class Narrowed(nn.Module):
+    """Comes before a dense model's class and narrows every block to what is left of it."""
+
+    get_decoder: Any
+    post_init: Any
 
     def __init__(self, config: Any) -> None:
         widths = config.to_dict()["per_layer_config"]
@@ -26,6 +29,10 @@ class PrunedForCausalLM(Base):
                 left = getattr(config.per_layer_config[index], block["counted_by"])
                 _narrow(layer, index, kind, block, left)
         self.post_init()
+
+
+class PrunedForCausalLM(Narrowed, Base):
+    """The pruned model, of the dense model's class."""
 
 
 def _narrow(layer: nn.Module, index: int, kind: str, block: dict[str, Any], left: int) -> None:

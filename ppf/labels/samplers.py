@@ -1,9 +1,7 @@
 """Samplers: where labelled policies come from."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,6 +10,8 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.pruning import Allocation, Evidence
+from ppf.records import read
+from ppf.records.policy import Policy
 from ppf.space import Space, project
 
 
@@ -138,13 +138,13 @@ class FromFiles(Sampler):
     def __init__(self, paths: Sequence[str]) -> None:
         if not paths:
             raise PPFError("the sampler has no policies: give sampler.of.paths=[POLICY.json,...].")
-        self.paths = [Path(path) for path in paths]
+        remedy = "give sampler.of.paths=[POLICY.json,...] that search.py wrote"
+        self.policies = [read(path, Policy, remedy)["kept"] for path in paths]
 
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
-        named = [json.loads(path.read_text(encoding="utf-8"))["kept"] for path in self.paths]
-        policies = torch.tensor([context.space.policy(kept) for kept in named])
+        policies = torch.tensor([context.space.policy(kept) for kept in self.policies])
         return policies[(turn * count + torch.arange(count)) % len(policies)]
 
 

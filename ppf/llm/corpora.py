@@ -53,8 +53,10 @@ def hub(
         limit: documents to read at most (streamed, so that large sets are not fetched whole).
 
     Raises:
-        PPFError: it cannot be reached, is damaged, or has no such column of text.
+        PPFError: it cannot be reached, is damaged, is a pickle, or has no such column of text.
     """
+    if path == "pandas":  # of `datasets` 4; a pickle can run code
+        raise PPFError("text.source.path=pandas reads pickles: give text.path=FILE.")
     try:
         stream = datasets.load_dataset(
             path, name, split=split, data_files=data_files, streaming=True

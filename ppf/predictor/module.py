@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import Correction, GaussianProcess
 from ppf.predictor.scores import NOMINAL, Scores
+from ppf.records import check
+from ppf.records.predictor import Predictor
 from ppf.space import Space
 
 
@@ -269,29 +270,39 @@ class PredictorModule(LightningModule):
         self.scores.reset()
 
 
-def load_predictor(path: Path | str) -> PredictorModule:
+def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) -> PredictorModule:
     """A predictor from its checkpoint, ready to predict, on the CPU.
+
+    The checkpoint may come from a stranger. It holds plain values and tensors only, and names no
+    classes but those of the packaged configs and of `config`.
+
+    Args:
+        config: the run's `predictor`, as plain values.
 
     Raises:
         PPFError: there is no such file, or it is no predictor.
     """
+    remedy = "train it again with `python train.py`"
+    parts = [part for part in (config or {}).values() if isinstance(part, dict)]
+    trusted = [part["_target_"] for part in parts if "_target_" in part]
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        module = PredictorModule(**checkpoint["hyper_parameters"])
+        parameters = check(checkpoint["hyper_parameters"], Predictor, path, remedy, trusted)
+        module = PredictorModule(**parameters)
         module.load_state_dict(checkpoint["state_dict"])
+    except PPFError:
+        raise
     except FileNotFoundError as error:
         raise PPFError(
             f"there is no predictor at {path}: train one with `python train.py`."
         ) from error
-    except (UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
-        raise PPFError(
-            f"{path} is not a predictor of this version: train it again with `python train.py`."
-        ) from error
+    except Exception as error:  # what a damaged pickle raises is not told
+        raise PPFError(f"{path} is not a predictor of this version: {remedy}.") from error
     return module.eval()
 
 
 def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
-    """Instantiates `_target_`, a subclass of `base`: a checkpoint can call nothing else."""
+    """Instantiates `_target_`, a subclass of `base`."""
     arguments = dict(config)
     made = get_class(arguments.pop("_target_"))
     if not issubclass(made, base):

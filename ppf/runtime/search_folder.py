@@ -29,7 +29,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
     """
     folder = Path(cfg.search)
     if (folder / "agent.json").is_file():
-        agent = ppf.load_agent(folder)
+        agent = ppf.load_agent(folder, cfg.trust_targets)
         highest = round(100 * agent.record["ratios"][1])
         context = _model(cfg, fabric, agent.record)
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
@@ -38,7 +38,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
             f"search={folder} holds neither agent.json nor policy.json:"
             " give the folder of a run of search.py."
         )
-    record = read_policy(str(folder / "policy.json"))
+    record = read_policy(folder / "policy.json", cfg.trust_targets)
     context = _model(cfg, fabric, record)
     return context, (_found(record, context.space), [0.0, record["ratio"]["asked"]])
 

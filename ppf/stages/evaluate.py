@@ -1,6 +1,6 @@
 """evaluate: what models score on the test part, and how large and fast they are."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.evaluation.latency import speed
@@ -21,6 +16,7 @@ from ppf.evaluation.perplexity import Piece, pieces_nll, sliding
 from ppf.evaluation.results import Evaluation, Measured
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
+from ppf.export.loading import load_folder
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.progress import say
@@ -128,17 +124,15 @@ def evaluate_folders(
     All are scored on one text: the one given, or that of the first pruned folder's policy.
     """
     folders = [Path(local_folder(path, "path")) for path in paths]
-    records = [_record(folder) for folder in folders]
+    records = [_record(folder, cfg.trust_targets) for folder in folders]
     found = next(filter(None, records), None)
     own = policy_config(found, cfg).text if found else default_text()
     text = _text(cfg, build_text(own, cfg.paths.cache))
     pieces, results = list[Piece](), []
     for folder, record in zip(folders, records, strict=True):
-        # Only code that our own export wrote beside the weights is run.
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=resolve_dtype(cfg.dtype), trust_remote_code=record is not None
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        trust = cfg.trust_remote_code
+        model = load_folder(folder, resolve_dtype(cfg.dtype), trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         pieces = procedure.pieces(text, tokenizer)
         ratio = record["ratio"]["achieved"] if record else None
         model, size = model.eval().to(fabric.device), weight_bytes(folder)
@@ -160,7 +154,7 @@ def _text(cfg: DictConfig, own: Text) -> Text:
     return build_text(given, cfg.paths.cache) if given else own
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
+def _record(folder: Path, trusted: Collection[str]) -> dict[str, Any] | None:
     """The policy of a pruned folder."""
     file = folder / "policy.json"
-    return read_policy(str(file)) if file.is_file() else None
+    return read_policy(file, trusted) if file.is_file() else None

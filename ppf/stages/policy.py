@@ -1,18 +1,21 @@
 """policy.json: what a search found, and everything needed to apply it again."""
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.errors import PPFError
+from ppf.progress import say
+from ppf.records import check, read
+from ppf.records.policy import FORMAT, Config, Policy
 from ppf.space import Space
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import Signatures, plain, signatures
 
-FORMAT = 1
-_CONFIG_GROUPS = ("model", "text", "space", "importance", "compensation", "labels")
+_REFUSAL = "prune.py, evaluate.py and serve.py will refuse what this search finds"
+_REMEDY = "keep to the packaged keys, or give those commands trust_targets"
 
 
 def policy_record(
@@ -45,8 +48,12 @@ def provenance(context: PruningContext, **more: str) -> dict[str, Any]:
     """
     return {
         "signatures": vars(context.signatures) | more,
-        "config": {group: plain(context.cfg[group]) for group in _CONFIG_GROUPS},
+        "config": _groups(context.cfg),
     }
+
+
+def _groups(cfg: DictConfig) -> dict[str, Any]:
+    return {group: plain(cfg[group]) for group in Config.model_fields}
 
 
 def by_site(space: Space, kept: list[int]) -> dict[str, int]:
@@ -54,23 +61,24 @@ def by_site(space: Space, kept: list[int]) -> dict[str, int]:
     return dict(zip((site.name for site in space.sites), kept, strict=True))
 
 
-def read_policy(path: str) -> dict[str, Any]:
-    """Reads a policy.json.
+def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
+    """Reads a policy.json, which may come from a stranger.
+
+    Args:
+        trusted: `trust_targets`: classes of the user's own that it may name.
 
     Raises:
-        PPFError: there is none, or it is no policy of this format.
+        PPFError: it cannot be read, or it does not fit its schema.
     """
+    return read(path, Policy, "give the policy.json that search.py wrote", trusted)
+
+
+def warn_if_unreadable(cfg: DictConfig) -> None:
+    """Says before a search what would keep other commands from reading its policy."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PPFError(
-            f"policy={path} cannot be read: give the policy.json that search.py wrote."
-        ) from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise PPFError(
-            f"policy={path} is no policy of format {FORMAT}: give one that search.py wrote."
-        )
-    return record
+        check(_groups(cfg), Config, _REFUSAL, _REMEDY)
+    except PPFError as error:
+        say(f"Warning: {error}")
 
 
 def policy_config(record: dict[str, Any], cfg: DictConfig) -> DictConfig:

@@ -1,5 +1,6 @@
 """What a search leaves: policy.json, summary.json, report.html, and rows for the console."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -153,10 +154,15 @@ def _candidate(found: Found, row: int) -> str:
 
 def _known(score: Score | None) -> dict[str, Any]:
     assert score is not None
-    known: dict[str, Any] = {"nll": score.nll, "perplexity": score.perplexity}
+    known: dict[str, Any] = {"nll": _finite(score.nll), "perplexity": _finite(score.perplexity)}
     if score.interval:
-        known |= {"std": score.std, "interval_95": list(score.interval)}
+        known |= {"std": score.std, "interval_95": [_finite(end) for end in score.interval]}
     return known
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
 
 
 def summary(shown: Sequence[Entry], seconds: Mapping[str, float]) -> dict[str, Any]:

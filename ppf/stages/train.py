@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def train(context: PruningContext, labels: Labels, *, upstream: bool = False) ->
         say(f"Training the predictor on {len(labels)} labels.")
         _fit(context, labels, facts, draft)
 
-    fitted = get_or_make(folder, read=_load, make=make, ranks=fabric)
+    read = partial(_load, config=plain(cfg.predictor))
+    fitted = get_or_make(folder, read=read, make=make, ranks=fabric)
     if reused:
         say(f"Reusing the predictor in {folder}.")
     fitted.predictor.to(fabric.device)
@@ -87,12 +89,12 @@ def _facts(context: PruningContext) -> Facts:
     return Facts(evidence.errors, evidence.retained, energy, context.sensitivity)
 
 
-def _load(folder: Path) -> Fitted:
+def _load(folder: Path, config: dict[str, Any]) -> Fitted:
     record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     held_out = HeldOut(
         **{name: torch.tensor(column) for name, column in record["held_out"].items()}
     )
-    return Fitted(load_predictor(folder / FILE), record["metrics"], held_out)
+    return Fitted(load_predictor(folder / FILE, config), record["metrics"], held_out)
 
 
 def predictor_signature(cfg: DictConfig, label_name: str, labels: Labels) -> str:

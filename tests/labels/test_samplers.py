@@ -21,6 +21,7 @@ from ppf.labels.samplers import (
 )
 from ppf.pruning.allocation import FLAP, Uniform
 from ppf.space import uniform
+from tests.records import examples
 from tests.tiny import TinySetup
 
 
@@ -83,7 +84,8 @@ def test_neighbours_keep_the_ratio_and_stay_near(tiny: TinySetup, tmp_path: Path
     policy = uniform(tiny.space, torch.tensor([0.3]))[0]
     names = [site.name for site in tiny.space.sites]
     file = tmp_path / "policy.json"
-    file.write_text(json.dumps({"kept": dict(zip(names, policy.tolist(), strict=True))}))
+    kept = dict(zip(names, policy.tolist(), strict=True))
+    file.write_text(json.dumps(examples.policy(kept, units=kept)))
     kept = drawn(Neighbours(FromFiles([str(file)]), spread=0.05), tiny, 16)
     block = tiny.space.params.min() / tiny.space.total
     assert (tiny.space.ratio(kept) - tiny.space.ratio(policy)).abs().max() < block
@@ -95,7 +97,7 @@ def test_given_policies_must_be_named_and_fit(tiny: TinySetup, tmp_path: Path) -
     with pytest.raises(PPFError, match=r"sampler\.of\.paths"):
         FromFiles([])
     file = tmp_path / "policy.json"
-    file.write_text(json.dumps({"kept": {"0.mlp": 1}}))
+    file.write_text(json.dumps(examples.policy({"0.mlp": 1}, units={"0.mlp": 1})))
     with pytest.raises(PPFError, match="does not fit"):
         drawn(FromFiles([str(file)]), tiny, 1)
 

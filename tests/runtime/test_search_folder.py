@@ -12,8 +12,9 @@ from ppf.errors import PPFError
 from ppf.pruning.bank import ready_gib
 from ppf.runtime import DynamicModel
 from ppf.space import uniform
-from ppf.stages.policy import policy_record
+from ppf.stages.policy import by_site, policy_record, provenance
 from ppf.stages.prepare import PruningContext, prepare
+from tests.records import examples
 
 QUICK = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
 
@@ -33,8 +34,10 @@ def searched(config: DictConfig) -> PruningContext:
     """A search run's folder with the uniform policy at 0.3."""
     context = prepare(config, Fabric(accelerator="cpu", devices=1))
     kept = uniform(context.space, torch.tensor([0.3]))[0].tolist()
-    numbers = {"ratio": {"asked": 0.3}, "predicted": {"nll": 5.0, "std": 0.1}}
-    record = policy_record(context, kept, numbers, predictor="none")
+    names = ("ratio", "budget", "predicted", "measured")
+    numbers = {name: examples.policy()[name] for name in names}
+    uniform_one = {"kept": by_site(context.space, kept), "measured": numbers["measured"]}
+    record = policy_record(context, kept, numbers | {"uniform": uniform_one}, predictor="0")
     (Path(config.paths.run) / "policy.json").write_text(json.dumps(record))
     return context
 
@@ -85,8 +88,8 @@ def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
     knots = torch.tensor([0.0, 0.5], dtype=torch.double)
     kept = torch.stack([searched.space.dense, uniform(searched.space, knots[1:])[0]])
     nats = torch.tensor([3.0, 4.0])
-    record = policy_record(searched, searched.space.dense.tolist(), {}, predictor="none")
-    RatioAgent(searched.space, knots, kept.double(), nats, nats / 10, record).save(tmp_path)
+    agent = RatioAgent(searched.space, knots, kept.double(), nats, nats / 10, provenance(searched))
+    agent.save(tmp_path)
 
     paths = (f"paths.artefacts={config.paths.artefacts}", f"paths.cache={config.paths.cache}")
     model = DynamicModel.from_search(tmp_path, *paths)

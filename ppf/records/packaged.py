@@ -1,0 +1,91 @@
+"""Sections of a config that files may carry: those of our own YAML files, and no others."""
+
+from collections.abc import Iterator
+from functools import reduce
+from importlib.resources import files
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import OmegaConf
+from pydantic import (
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+)
+
+from ppf.records.values import Natural, Number, Record, Word
+
+TARGET = "_target_"
+
+
+def packaged(group: str, key: str | None = None) -> Any:
+    """The type of a section that the YAML files of `ppf/conf/<group>` describe.
+
+    A section names one of their targets. It has the keys that they give this target, and values
+    of the kinds that these keys have in the group. So the config group is the list of what files
+    may name: a new class needs its YAML file, and no change here. Targets in the validation's
+    context are the user's own, and take any plain values.
+
+    Args:
+        group: as in "importance" or "predictor/encoder".
+        key: of a part of each file, as in "source"; None: the whole file.
+    """
+    sections = list(_sections(group, key))
+    targets = dict.fromkeys(section.get(TARGET) for section in sections)
+    choices = [_model([s for s in sections if s.get(TARGET) == t], sections) for t in targets]
+    one_of: Any = reduce(or_, choices)
+    if len(choices) > 1:
+        one_of = Annotated[one_of, Field(discriminator="field0")]
+    return Annotated[one_of, WrapValidator(_trusting)]
+
+
+def _trusting(value: Any, ours: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    own = isinstance(value, dict) and value.get(TARGET) in (info.context or ())
+    return _OWN.validate_python(value) if own else ours(value)
+
+
+def _sections(group: str, key: str | None) -> Iterator[dict[str, Any]]:
+    folder = Path(str(files("ppf.conf"))) / group
+    for file in sorted(folder.glob("*.yaml")):
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        section = content.get(key) if key else content
+        if section:
+            yield section
+
+
+def _model(same: list[dict[str, Any]], group: list[dict[str, Any]]) -> type[Record]:
+    """Takes the keys of `same`, with the kinds of value that they have anywhere in `group`."""
+    keys = sorted({key for section in same for key in section}, key=lambda key: key != TARGET)
+    fields: dict[str, Any] = {}
+    for number, key in enumerate(keys):
+        if key == TARGET:
+            kind: Any = Literal[same[0][TARGET]]
+        else:
+            kind = _kind([section[key] for section in group if key in section])
+        fields[f"field{number}"] = (kind, Field(alias=key))
+    return create_model("Section", __base__=Record, **fields)
+
+
+def _kind(examples: list[Any]) -> Any:
+    """The type of these values; text where none of them tells."""
+    kinds = [_SCALARS[type(value)] for value in examples if type(value) in _SCALARS]
+    if lists := [value for value in examples if isinstance(value, list)]:
+        kinds.append(Annotated[list[_kind(sum(lists, []))], Field(max_length=64)])  # type: ignore
+    if parts := [value for value in examples if isinstance(value, dict)]:
+        kinds.append(_model(parts, parts))
+    kinds = kinds or [Word]
+    return reduce(or_, [*kinds, None] if None in examples else kinds)
+
+
+_SCALARS: dict[type, Any] = {bool: bool, int: Natural, float: Number, str: Word}
+_Scalar = bool | int | float | Word | None
+_Key = Annotated[str, StringConstraints(pattern=r"^(_target_|[A-Za-z]\w*)$")]
+_OWN: TypeAdapter[Any] = TypeAdapter(
+    dict[_Key, _Scalar | list[_Scalar]], config=ConfigDict(strict=True, allow_inf_nan=False)
+)

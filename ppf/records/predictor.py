@@ -1,0 +1,48 @@
+"""Hyper-parameters of a predictor's checkpoint."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from ppf.records.packaged import packaged
+from ppf.records.space import Space
+from ppf.records.values import Number, Record
+
+_Levels = list[list[float]]
+
+
+class Facts(Record):
+    """What is known of the sites, with one row a site and one column for each number of units."""
+
+    errors: _Levels
+    retained: _Levels
+    energy: list[float]
+    losses: _Levels
+
+
+class Predictor(Record):
+    """Arguments of `PredictorModule`."""
+
+    space: Space
+    facts: Facts
+    dense_nll: float
+    encoder: packaged("predictor/encoder")  # type: ignore[valid-type]
+    network: packaged("predictor", "network")  # type: ignore[valid-type]
+    residual: packaged("predictor", "residual") | None  # type: ignore[valid-type]
+    optimizer: packaged("predictor/optimizer")  # type: ignore[valid-type]
+    members: Annotated[int, Field(ge=1, le=64)]
+    weight_decay: Number
+    knee: Annotated[float, Field(gt=0)]
+    huber: Annotated[float, Field(gt=0)]
+    catastrophic: Number
+    bands: Annotated[list[Number], Field(min_length=2, max_length=64)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Predictor":
+        sites, levels = len(self.space.sites), 1 + max(site.units for site in self.space.sites)
+        for rows in (self.facts.errors, self.facts.retained, self.facts.losses):
+            if len(rows) != sites or any(len(row) != levels for row in rows):
+                raise ValueError(f"facts should have {sites} sites of {levels} levels")
+        if len(self.facts.energy) != sites:
+            raise ValueError(f"facts.energy should have {sites} sites")
+        return self

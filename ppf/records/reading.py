@@ -1,0 +1,111 @@
+"""The one way in for files that may come from strangers."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ppf.errors import PPFError
+from ppf.records.packaged import TARGET
+from ppf.records.values import Record
+
+_LARGEST = 16 << 20  # bytes; a policy has some thousands
+_LONGEST = 120  # characters of a field's name in a message
+
+
+def read(
+    path: str | Path, schema: type[Record], remedy: str, trusted: Collection[str] = ()
+) -> dict[str, Any]:
+    """The content of a JSON file, exactly as it stands there.
+
+    Args:
+        remedy: what the user should do, as in "give the policy.json that search.py wrote".
+        trusted: classes of the user's own that the file may name.
+
+    Raises:
+        PPFError: the file cannot be read, or its content does not fit the schema.
+    """
+    try:
+        content = _parse(Path(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PPFError(f"{path} cannot be read ({_reason(error)}): {remedy}.") from error
+    return check(content, schema, path, remedy, trusted)
+
+
+def check(
+    content: Any, schema: type[Record], origin: object, remedy: str, trusted: Collection[str] = ()
+) -> dict[str, Any]:
+    """The content itself, if it fits the schema; arguments as for `read`.
+
+    Args:
+        origin: where the content is from, for the message.
+
+    Raises:
+        PPFError: it does not fit; the sentence names the first wrong field.
+    """
+    try:
+        schema.model_validate(content, context=trusted)
+    except ValidationError as error:
+        raise PPFError(f"{origin}: {_sentence(error, content)}: {remedy}.") from error
+    return content
+
+
+def _parse(path: Path) -> Any:
+    if not path.is_file():  # a pipe would block, a device never end
+        raise ValueError("there is no such file")
+    with path.open("rb") as stream:
+        raw = stream.read(_LARGEST + 1)
+    if len(raw) > _LARGEST:
+        raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
+    return json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number in JSON")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _sentence(error: ValidationError, content: Any) -> str:
+    """What is wrong with the first field that is."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = _where(first["loc"], content)
+    only_one = first["type"] == "literal_error" and first["loc"][-1] == TARGET
+    if only_one or first["type"].startswith("union_tag"):
+        return f"{where} names a class that is neither PPF's own nor in trust_targets"
+    said = _SAID.get(first["type"]) or first["msg"]
+    return f"{where} {said.removeprefix('Input ').removeprefix('Value error, ')}".strip()
+
+
+def _where(place: tuple[int | str, ...], content: Any) -> str:
+    """The dotted name of a place, without the targets that pydantic puts between."""
+    names = []
+    for part in place:
+        if isinstance(content, dict) and part == content.get(TARGET):
+            continue
+        names.append(str(part))
+        inside = isinstance(content, dict) and part in content or isinstance(part, int)
+        content = content[part] if inside else None
+    return ".".join(names)[:_LONGEST]
+
+
+_SAID = {
+    "extra_forbidden": "is unknown",
+    "missing": "is missing",
+    "dict_type": "should be an object",
+    "model_type": "should be an object",
+    "model_attributes_type": "should be an object",
+}

@@ -1,0 +1,41 @@
+"""A space as agents and predictors carry it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ppf.records.values import Natural, Positive, Record, Word
+
+_LARGEST_SUM = 2**62  # parameters are added up in 64 bits
+
+
+class Site(Record):
+    """One prunable place."""
+
+    layer: Annotated[int, Field(ge=0, lt=4096)]
+    kind: Literal["attention", "mlp"]
+    units: Annotated[int, Field(ge=1, le=2**20)]
+    atoms_per_unit: Positive
+    params: Annotated[int, Field(ge=1, lt=2**42)]
+
+
+class Space(Record):
+    """The sites, and what the budget charges for one unit of each; null: its parameters."""
+
+    sites: Annotated[list[Site], Field(min_length=1, max_length=8192)]
+    name: Word
+    budget: Word
+    prices: list[Natural] | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Space":
+        if len({(site.layer, site.kind) for site in self.sites}) < len(self.sites):
+            raise ValueError("should name each site once")
+        costs = [site.params for site in self.sites] if self.prices is None else self.prices
+        if len(costs) != len(self.sites) or not any(costs):
+            raise ValueError("should have one price a site, and not all of them 0")
+        for each in (costs, [site.params for site in self.sites]):
+            whole = sum(site.units * n for site, n in zip(self.sites, each, strict=True))
+            if whole >= _LARGEST_SUM:
+                raise ValueError("should not have so many parameters")
+        return self

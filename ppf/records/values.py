@@ -1,0 +1,30 @@
+"""Plain values as files may hold them."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from ppf.errors import printable
+
+
+class Record(BaseModel):
+    """A schema that takes its own fields only, each of exactly its own type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _plain(text: str) -> str:
+    if "${" in text or text == "???":
+        raise ValueError("must not refer to other values")
+    if printable(text) != text:
+        raise ValueError("must not hold control characters")
+    return text
+
+
+Word = Annotated[str, StringConstraints(max_length=4096), AfterValidator(_plain)]
+"""Text that OmegaConf takes as it stands and that a terminal can show."""
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Number = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+SiteName = Annotated[str, StringConstraints(pattern=r"^\d{1,4}\.(attention|mlp)$")]

@@ -1,0 +1,116 @@
+"""Folders are data: their code runs where it is trusted, and nowhere else."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ppf.errors import PPFError
+from ppf.export.loading import load_folder
+from ppf.llm.sources import byte_tokenizer
+from ppf.pruning import LivePruner
+from tests.checkpoints import random_windows
+
+
+def loaded(folder: Path, trust_remote_code: bool = False) -> Any:
+    return load_folder(folder, torch.float32, trust_remote_code=trust_remote_code)
+
+
+@pytest.fixture
+def marker(folder: Path) -> Iterator[Path]:
+    """A file that the folder's own modelling code makes."""
+    file = folder.parent / "ran"
+    code = folder / "modeling_pruned.py"
+    code.write_text(f"open({str(file)!r}, 'w').close()\n" + code.read_text())
+    yield file
+
+
+def test_our_own_code_builds_what_we_exported(
+    pruner: LivePruner, folder: Path, marker: Path
+) -> None:
+    ids = random_windows()
+    with torch.inference_mode():
+        logits = loaded(folder).eval()(ids).logits
+        torch.testing.assert_close(logits, pruner.lm.model(ids).logits, atol=1e-4, rtol=0)
+    assert not marker.exists()
+
+
+def changed(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("pruner", ["llama-groups-of-3-tied"], indirect=True)
+class TestOneFamily:
+    def test_the_folders_code_runs_where_it_is_trusted(self, folder: Path, marker: Path) -> None:
+        loaded(folder, trust_remote_code=True)
+        assert marker.exists()
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda c: c["pruned_blocks"]["mlp"].update(consumer="mlp.up_proj"),
+            lambda c: c["pruned_blocks"]["mlp"].update(name="__class__"),
+            lambda c: c["pruned_blocks"]["attention"].update(heads="forward"),
+            lambda c: c["pruned_blocks"]["attention"].update(columns=2**40),
+            lambda c: c["pruned_blocks"]["attention"].update(columns=True),
+            lambda c: c["pruned_blocks"]["attention"].update(more=1),
+            lambda c: c["pruned_blocks"].pop("mlp"),
+            lambda c: c["pruned_blocks"].update({"mlp\x1b[31m": {}}),
+            lambda c: c.update(pruned_blocks=None),
+            lambda c: c.update(pruned_blocks="${oc.env:HOME}"),
+            lambda c: c["per_layer_config"]["2"].update(intermediate_size=10**9),
+            lambda c: c["per_layer_config"]["2"].update(intermediate_size=-1),
+            lambda c: c["per_layer_config"]["2"].update(intermediate_size=32),
+            lambda c: c["per_layer_config"]["2"].update(hidden_size=32),
+            lambda c: c["per_layer_config"]["2"].update(num_attention_heads=5),
+            lambda c: c["per_layer_config"].update({"9": {"intermediate_size": 1}}),
+            lambda c: c.update(per_layer_config=[]),
+            lambda c: c.update(hidden_size="large"),
+            lambda c: c.update(num_hidden_layers=4),
+            lambda c: c.update(vocab_size=[]),
+        ],
+    )
+    def test_a_config_that_is_none_is_one_sentence(self, folder: Path, spoil: Any) -> None:
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        spoil(config)
+        file.write_text(json.dumps(config))
+        with pytest.raises(PPFError) as caught:
+            loaded(folder)
+        assert str(caught.value).isprintable()
+
+    def test_a_missing_tensor_is_named(self, folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["model.norm.weight"]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(PPFError, match=r"model\.norm\.weight"):
+            loaded(folder)
+
+
+def test_a_foreign_folders_code_is_not_run_unasked(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    byte_tokenizer().save_pretrained(tmp_path)
+    for part in ("configuration", "modeling"):
+        (tmp_path / f"{part}_evil.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    classes = {
+        "AutoConfig": "configuration_evil.C",
+        "AutoModelForCausalLM": "modeling_evil.M",
+        "AutoTokenizer": ["modeling_evil.T", None],
+    }
+    for model_type in ("evil", "llama"):
+        config = {"model_type": model_type, "auto_map": classes, "pruned_blocks": {}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(PPFError):
+            loaded(tmp_path)
+        assert not ran.exists()
+    with pytest.raises(PPFError, match="trust_remote_code=true"):
+        (tmp_path / "config.json").write_text(
+            json.dumps({"model_type": "evil"} | {"auto_map": classes})
+        )
+        loaded(tmp_path)
+    assert not ran.exists()

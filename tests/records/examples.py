@@ -1,0 +1,88 @@
+"""Good records of the tiny model, which tests then spoil."""
+
+import copy
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from ppf.records.policy import Config
+
+Place = tuple[str | int, ...]
+UNITS = {f"{layer}.{kind}": n for layer in range(4) for kind, n in (("attention", 4), ("mlp", 3))}
+SIGNATURES = dict.fromkeys(("statistics", "order", "bank", "labels"), "0123456789ab")
+
+
+@cache
+def _composed(*overrides: str) -> Any:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", [*overrides])
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    """The groups of a search's config that its records carry."""
+    composed: Any = OmegaConf.to_container(
+        OmegaConf.masked_copy(_composed(*overrides), list(Config.model_fields)), resolve=True
+    )
+    return composed
+
+
+def policy(kept: dict[str, int] | None = None, **changes: Any) -> dict[str, Any]:
+    """What a search writes as policy.json."""
+    kept = kept or dict.fromkeys(UNITS, 2)
+    measured = {"nll": 5.25, "perplexity": 190.5, "part": "labelling"}
+    predicted = {"nll": 5.0, "perplexity": 148.4, "std": 0.1, "interval_95": [122.0, 180.5]}
+    return {
+        "format": 1,
+        "model": "tiny",
+        "space": "width",
+        "text": "wikipedia_sample",
+        "kept": dict(kept),
+        "units": UNITS,
+        "ratio": {"asked": 0.3, "achieved": 0.31, "of_all_parameters": 0.2},
+        "budget": {"name": "params", "saved": 0.31},
+        "predicted": predicted,
+        "measured": measured,
+        "uniform": {"kept": dict(kept), "measured": dict(measured)},
+        "signatures": SIGNATURES | {"predictor": "ba9876543210"},
+        "config": config("model=tiny"),
+    } | changes
+
+
+def agent(**changes: Any) -> dict[str, Any]:
+    """What a dynamic search writes as agent.json."""
+    sites = [
+        {"layer": layer, "kind": kind, "units": n, "atoms_per_unit": 1, "params": 64}
+        for layer in range(4)
+        for kind, n in (("attention", 4), ("mlp", 3))
+    ]
+    return {
+        "format": 1,
+        "signatures": SIGNATURES,
+        "config": config("model=tiny"),
+        "space": {"sites": sites, "name": "width", "budget": "params", "prices": None},
+        "units": UNITS,
+        "ratios": [0.0, 0.6],
+        "weights": "agent.safetensors",
+    } | changes
+
+
+def places(node: Any, at: Place = ()) -> Iterator[Place]:
+    """Every place of a record, below its top."""
+    children = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in children:
+        yield (*at, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*at, key))
+
+
+def spoilt(record: Any, place: Place, value: Any) -> Any:
+    """The record with another value at a place."""
+    record = copy.deepcopy(record)
+    node = record
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    return record

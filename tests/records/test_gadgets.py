@@ -1,0 +1,109 @@
+"""No file can name what runs code, wherever in it the name stands."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from lightning import Fabric
+
+import ppf
+from ppf.errors import PPFError
+from ppf.labels.samplers import FromFiles
+from ppf.predictor.fit import untrained
+from ppf.predictor.module import load_predictor
+from ppf.runtime.search_folder import read_search
+from ppf.stages.evaluate import Procedure, evaluate_folders
+from ppf.stages.policy import read_policy
+from ppf.stages.prune import prune
+from tests.predictor.synthetic import DENSE_NLL, made_up_facts, made_up_space, predictor_config
+from tests.records import examples
+from tests.records.examples import places, spoilt
+
+Armed = tuple[dict[str, dict[str, Any]], Path]
+FABRIC = Fabric(accelerator="cpu", devices=1)
+NAMES = [
+    "os.system", "subprocess", "eval", "exec", "sympify", "torch.load", "torch.hub", "joblib",
+    "numpy", "pickle", "transformers", "nested", "as an argument", "partial", "by our modules",
+    "called later",
+]  # fmt: skip
+"""What `gadgets` makes."""
+SECTIONS = ["model.source", "text.source", "space", "importance", "compensation"]
+
+
+def refuses(read: Callable[[], Any], marker: Path) -> None:
+    with pytest.raises(PPFError):
+        read()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["sympify", "torch.load", "torch.hub", "joblib", "numpy", "transformers", "nested"]
+)
+def test_gadgets_run_where_nothing_refuses_them(armed: Armed, marker: Path, name: str) -> None:
+    instantiate(armed[0][name])
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nowhere_in_a_policy(armed: Armed, marker: Path, tmp_path: Path, name: str) -> None:
+    file, good = tmp_path / "policy.json", examples.policy()
+    for place in places(good):
+        file.write_text(json.dumps(spoilt(good, place, armed[0][name])))
+        refuses(lambda: read_policy(file, ()), marker)
+        refuses(lambda: FromFiles([str(file)]), marker)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nowhere_in_an_agent(armed: Armed, marker: Path, tmp_path: Path, name: str) -> None:
+    good = examples.agent()
+    for place in places(good):
+        (tmp_path / "agent.json").write_text(json.dumps(spoilt(good, place, armed[0][name])))
+        refuses(lambda: ppf.load_agent(tmp_path), marker)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nowhere_in_a_predictor(armed: Armed, marker: Path, tmp_path: Path, name: str) -> None:
+    space = made_up_space()
+    config = predictor_config()["predictor"]
+    module = untrained(space, made_up_facts(space), DENSE_NLL, config)
+    parameters, state = dict(module.hparams), module.state_dict()
+    torch.save({"hyper_parameters": parameters, "state_dict": state}, tmp_path / "good.ckpt")
+    load_predictor(tmp_path / "good.ckpt")
+    for place in places({**parameters, "facts": {}, "space": {}}):
+        spoiled = spoilt(parameters, place, armed[0][name])
+        torch.save({"hyper_parameters": spoiled, "state_dict": state}, tmp_path / "bad.ckpt")
+        refuses(lambda: load_predictor(tmp_path / "bad.ckpt"), marker)
+        refuses(lambda: load_predictor(tmp_path / "bad.ckpt", config), marker)
+
+
+def search_config(folder: Path, config: str = "runtime", *overrides: str) -> Any:
+    given = [f"paths.run={folder}", f"paths.artefacts={folder}", *overrides]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose(config, given)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_prune_serve_and_evaluate_run_none(
+    armed: Armed, marker: Path, tmp_path: Path, section: str
+) -> None:
+    """By the functions that the commands call."""
+    (tmp_path / "config.json").write_text("{}")
+    file, at = tmp_path / "policy.json", ("config", *section.split("."))
+    serving = search_config(tmp_path, "runtime", f"search={tmp_path}")
+    pruning = search_config(tmp_path, "prune", f"policy={file}", f"out={tmp_path}/out")
+    evaluating = search_config(tmp_path, "evaluate", f"path={tmp_path}")
+    procedure = Procedure.of(evaluating)
+    for gadget in armed[0].values():
+        file.write_text(json.dumps(spoilt(examples.policy(), at, gadget)))
+        refuses(lambda: prune(pruning, FABRIC, read_policy(file, pruning.trust_targets)), marker)
+        refuses(lambda: read_search(serving, FABRIC), marker)
+        refuses(lambda: evaluate_folders(evaluating, FABRIC, procedure, [str(tmp_path)]), marker)
+    file.unlink()
+    for gadget in armed[0].values():
+        (tmp_path / "agent.json").write_text(json.dumps(spoilt(examples.agent(), at, gadget)))
+        refuses(lambda: read_search(serving, FABRIC), marker)

@@ -1,0 +1,190 @@
+"""What schemas take: all that our own commands write, and nothing that does not fit."""
+
+import copy
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from ppf.errors import PPFError
+from ppf.records import check
+from ppf.records.agent import Agent
+from ppf.records.policy import Config, Policy
+from ppf.records.values import Record
+from ppf.stages.policy import check_signature, policy_config
+from tests.records import examples
+from tests.records.examples import places
+
+CONF = Path(__file__).parents[2] / "ppf" / "conf"
+RECORDED = ("model", "text", "space", "importance", "compensation")
+OPTIONS = [f"{group}={file.stem}" for group in RECORDED for file in (CONF / group).glob("*.yaml")]
+
+
+def fits(content: Any, schema: type[Record] = Policy, trusted: tuple[str, ...] = ()) -> None:
+    check(content, schema, "this", "mend it", trusted)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_packaged_option_can_be_recorded(option: str) -> None:
+    fits(examples.config(option), Config)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.path='/some folder/ü'",
+        "text.path=/text.txt",
+        "text.windows.test=null",
+        "compensation.damping=1",
+        "space.channel_multiple=32",
+        "space.kinds=[mlp]",
+        "model.dtype=bfloat16",
+        "labels.kl_top_k=64",
+    ],
+)
+def test_what_users_override_can_be_recorded(override: str) -> None:
+    fits(examples.config("model=tiny", override), Config)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+compensation.more=1", "compensation.more is unknown"),
+        ("~compensation.damping", "compensation.damping is missing"),
+        ("compensation.damping=-1", "compensation.damping should be greater than or equal to 0"),
+        ("compensation.damping=word", "compensation.damping should be a valid number"),
+        ("space.channel_multiple=2.5", "space.channel_multiple should be a valid integer"),
+        ("space.whole_sites=1", "space.whole_sites should be a valid boolean"),
+        ("space._target_=ppf.space.uniform", "space._target_ names a class that is neither"),
+        ("importance._target_=ppf.pruning.importance.Nothing", "importance names a class that is"),
+        ("+importance._partial_=true", "importance._partial_ is unknown"),
+        ("+model.source.config.auto_map=x", "model.source.config.auto_map is unknown"),
+        ("model.dtype=int8", "model.dtype should be"),
+        ("labels.batch=0", "labels.batch should be greater"),
+    ],
+)
+def test_other_sections_are_refused(override: str, said: str) -> None:
+    with pytest.raises(PPFError, match=said):
+        fits(examples.config("model=tiny", override), Config)
+
+
+def test_classes_of_the_users_own_are_taken_where_they_are_trusted() -> None:
+    own = {"_target_": "mine.Compensation", "rank": 3, "name": None, "scales": [0.5, 1]}
+    config = examples.config("model=tiny") | {"compensation": own}
+    with pytest.raises(PPFError, match="neither PPF's own nor in trust_targets"):
+        fits(config, Config)
+    fits(config, Config, ("mine.Compensation",))
+    for more in ({"of": {"_target_": "mine.Compensation"}}, {"_partial_": True}, {"a": "${b}"}):
+        with pytest.raises(PPFError, match="compensation"):
+            fits(config | {"compensation": own | more}, Config, ("mine.Compensation",))
+
+
+@pytest.mark.parametrize("units", [3.5, 2.0, True, "2", -1, 5, 2**80, None, [2], {"2": 2}])
+def test_units_are_whole_numbers_in_range(units: Any) -> None:
+    for record in (
+        examples.policy(examples.policy()["kept"] | {"2.mlp": units}),
+        examples.policy(uniform=examples.policy()["uniform"] | {"kept": {"2.mlp": units}}),
+    ):
+        with pytest.raises(PPFError, match=r"^this: (uniform\.)?kept"):
+            fits(record)
+
+
+@pytest.mark.parametrize("kept", [{}, {"0.mlp": 1}, dict.fromkeys([*examples.UNITS, "9.mlp"], 1)])
+def test_sites_are_those_of_the_space(kept: dict[str, int]) -> None:
+    with pytest.raises(PPFError, match="kept"):
+        fits(examples.policy() | {"kept": kept})
+
+
+@pytest.mark.parametrize("field", ["ratio.asked", "predicted.std", "measured.nll", "budget.saved"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.3", True, [0.3], 10**400])
+def test_numbers_are_finite(field: str, value: Any) -> None:
+    record = copy.deepcopy(examples.policy())
+    group, name = field.split(".")
+    record[group][name] = value
+    with pytest.raises(PPFError, match=f"^this: {field} should be"):
+        fits(record)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": "../agent.safetensors"}, "weights should be 'agent.safetensors'"),
+        ({"space": None}, "space should be an object"),
+        ({"ratios": [0.0]}, "ratios"),
+    ],
+)
+def test_agents_are_checked(change: dict[str, Any], said: str) -> None:
+    fits(examples.agent(), Agent)
+    with pytest.raises(PPFError, match=said):
+        fits(examples.agent(**change), Agent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sites": []},
+        {"sites": [{"layer": 0, "kind": "mlp", "units": 10**9, "atoms_per_unit": 1, "params": 1}]},
+        {"sites": [{"layer": 0, "kind": "norm", "units": 1, "atoms_per_unit": 1, "params": 1}]},
+        {"sites": [{"layer": 0, "kind": "mlp", "units": 1.0, "atoms_per_unit": 1, "params": 1}]},
+        {"sites": examples.agent()["space"]["sites"] * 2},
+        {"prices": [1]},
+        {"prices": [0] * 8},
+        {"prices": [2**62] * 8},
+        {"prices": [True] * 8},
+        {"more": 1},
+    ],
+)
+def test_spaces_are_checked(change: dict[str, Any]) -> None:
+    with pytest.raises(PPFError, match="space"):
+        fits(examples.agent(space=examples.agent()["space"] | change), Agent)
+
+
+EXTREMES = [
+    None, True, False, 0, -1, 1, 3.5, -0.0, 1e308, float("inf"), float("nan"), 2**63, 10**400,
+    "", "x", "${x}", "\x1b[31m", "0.mlp", "1", "../..", [], {}, [[]], [1, "a"], {"a": 1},
+    {"_target_": "os.system"},
+]  # fmt: skip
+
+
+def mutated(record: Any, chance: random.Random) -> Any:
+    """The record with one place changed: another value, one name less, or one more."""
+    record = copy.deepcopy(record)
+    *above, key = chance.choice(list(places(record)))
+    node = record
+    for name in above:
+        node = node[name]
+    how = chance.choice(["value", "value", "less", "more", "swap"])
+    if how == "less":
+        del node[key]
+    elif how == "more" and isinstance(node, dict):
+        more = chance.choice(["x", "_target_", "_args_", "0.mlp", "9.mlp", "path"])
+        node[more] = chance.choice(EXTREMES)
+    elif how == "swap":
+        other = chance.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        node[key], node[other] = node[other], node[key]
+    else:
+        node[key] = chance.choice(EXTREMES)
+    return record
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mutated_policies_fit_or_are_named(seed: int) -> None:
+    chance, good, fitting = random.Random(seed), examples.policy(), 0
+    machine = OmegaConf.create({"paths": {"artefacts": "none", "cache": "none"}, "bank": {}})
+    for _ in range(50):
+        record = mutated(good, chance)
+        if chance.random() < 0.3:
+            record = mutated(record, chance)
+        try:
+            fits(json.loads(json.dumps(record)))
+            fitting += 1
+            assert record["kept"].keys() == record["units"].keys()
+            for site, units in record["units"].items():
+                assert type(record["kept"][site]) is int and 0 <= record["kept"][site] <= units
+            check_signature(record, policy_config(record, machine))
+        except PPFError as error:
+            assert str(error).isprintable() and len(str(error)) < 500
+    assert fitting < 25
