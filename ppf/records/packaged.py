@@ -1,6 +1,6 @@
 """Sections of a config that files may carry: those of our own YAML files, and no others."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import reduce
 from importlib.resources import files
 from operator import or_
@@ -24,7 +24,7 @@ from ppf.records.values import Natural, Number, Record, Word
 TARGET = "_target_"
 
 
-def packaged(group: str, key: str | None = None) -> Any:
+def packaged(group: str, key: str | None = None, fixed: Collection[str] = ()) -> Any:
     """The type of a section that the YAML files of `ppf/conf/<group>` describe.
 
     A section names one of their targets. It has the keys that they give this target, and values
@@ -35,10 +35,14 @@ def packaged(group: str, key: str | None = None) -> Any:
     Args:
         group: as in "importance" or "predictor/encoder".
         key: of a part of each file, as in "source"; None: the whole file.
+        fixed: keys of a section that take no other text than the YAML files give them.
     """
     sections = list(_sections(group, key))
     targets = dict.fromkeys(section.get(TARGET) for section in sections)
-    choices = [_model([s for s in sections if s.get(TARGET) == t], sections) for t in targets]
+    choices = [
+        _model([s for s in sections if s.get(TARGET) == target], sections, (TARGET, *fixed))
+        for target in targets
+    ]
     one_of: Any = reduce(or_, choices)
     if len(choices) > 1:
         one_of = Annotated[one_of, Field(discriminator="field0")]
@@ -59,16 +63,18 @@ def _sections(group: str, key: str | None) -> Iterator[dict[str, Any]]:
             yield section
 
 
-def _model(same: list[dict[str, Any]], group: list[dict[str, Any]]) -> type[Record]:
+def _model(
+    same: list[dict[str, Any]], group: list[dict[str, Any]], fixed: Collection[str] = ()
+) -> type[Record]:
     """Takes the keys of `same`, with the kinds of value that they have anywhere in `group`."""
-    keys = sorted({key for section in same for key in section}, key=lambda key: key != TARGET)
     fields: dict[str, Any] = {}
-    for number, key in enumerate(keys):
-        if key == TARGET:
-            kind: Any = Literal[same[0][TARGET]]
+    # Fields get names of their own, since pydantic reserves some; that of the target comes first.
+    for key in sorted({key for section in same for key in section}, key=lambda key: key != TARGET):
+        if key in fixed:
+            kind: Any = Literal[tuple(section[key] for section in same)]
         else:
             kind = _kind([section[key] for section in group if key in section])
-        fields[f"field{number}"] = (kind, Field(alias=key))
+        fields[f"field{len(fields)}"] = (kind, Field(alias=key))
     return create_model("Section", __base__=Record, **fields)
 
 

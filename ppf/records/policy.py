@@ -12,6 +12,8 @@ _Part = Literal["calibration", "labelling", "test"]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
 _Units = Annotated[dict[SiteName, Natural], Field(min_length=1, max_length=8192)]
 
+_WHEEL = ("package", "file", "requirement")  # users are told to install it
+
 
 class Model(Record):
     """As in `conf/model`."""
@@ -19,7 +21,7 @@ class Model(Record):
     name: Word
     path: Word | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    source: packaged("model", "source") | None  # type: ignore[valid-type]
+    source: packaged("model", "source", _WHEEL) | None  # type: ignore[valid-type]
 
 
 class Windows(Record):

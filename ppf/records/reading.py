@@ -45,6 +45,7 @@ def check(
     Raises:
         PPFError: it does not fit; the sentence names the first wrong field.
     """
+    trusted = (trusted,) if isinstance(trusted, str) else tuple(trusted)
     try:
         schema.model_validate(content, context=trusted)
     except ValidationError as error:

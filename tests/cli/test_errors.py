@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ppf.llm.sources import byte_tokenizer
 from tests.cli.conftest import Run
+from tests.records import examples
 
 TINY = ("model=tiny", "labels.count=16", "text.windows.labelling=2", "logger=csv")
 
@@ -90,3 +91,21 @@ def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None
     assert "path=/nowhere is no Hugging Face" in sentence(
         run, "evaluate", "path=/nowhere", "logger=csv"
     )
+
+
+@pytest.mark.slow
+def test_no_command_runs_what_a_file_names(run: Run, tmp_path: Path) -> None:
+    ran, policy = tmp_path / "ran", tmp_path / "policy.json"
+    code = f"__import__('pathlib').Path({str(ran)!r}).touch()"
+    record = examples.policy()
+    record["config"]["compensation"] = {"_target_": "sympy.sympify", "a": code}
+    policy.write_text(json.dumps(record))
+    (tmp_path / "config.json").write_text("{}")
+    for script, override in (
+        ("prune", f"policy={policy}"),
+        ("evaluate", f"path={tmp_path}"),
+        ("serve", f"search={tmp_path}"),
+    ):
+        said = sentence(run, script, "logger=csv", override)
+        assert "config.compensation names a class that is neither PPF's own" in said
+    assert not ran.exists()

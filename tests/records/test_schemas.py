@@ -23,7 +23,7 @@ RECORDED = ("model", "text", "space", "importance", "compensation")
 OPTIONS = [f"{group}={file.stem}" for group in RECORDED for file in (CONF / group).glob("*.yaml")]
 
 
-def fits(content: Any, schema: type[Record] = Policy, trusted: tuple[str, ...] = ()) -> None:
+def fits(content: Any, schema: type[Record] = Policy, trusted: str | tuple[str, ...] = ()) -> None:
     check(content, schema, "this", "mend it", trusted)
 
 
@@ -64,11 +64,13 @@ def test_what_users_override_can_be_recorded(override: str) -> None:
         ("+model.source.config.auto_map=x", "model.source.config.auto_map is unknown"),
         ("model.dtype=int8", "model.dtype should be"),
         ("labels.batch=0", "labels.batch should be greater"),
+        ("model=smollm2_135m model.source.package=os.path", "model.source.package should be"),
+        ("model=smollm2_135m model.source.requirement=evil", "model.source.requirement should be"),
     ],
 )
 def test_other_sections_are_refused(override: str, said: str) -> None:
     with pytest.raises(PPFError, match=said):
-        fits(examples.config("model=tiny", override), Config)
+        fits(examples.config("model=tiny", *override.split()), Config)
 
 
 def test_classes_of_the_users_own_are_taken_where_they_are_trusted() -> None:
@@ -77,6 +79,8 @@ def test_classes_of_the_users_own_are_taken_where_they_are_trusted() -> None:
     with pytest.raises(PPFError, match="neither PPF's own nor in trust_targets"):
         fits(config, Config)
     fits(config, Config, ("mine.Compensation",))
+    with pytest.raises(PPFError, match="trust_targets"):
+        fits(config, Config, "not.mine.Compensation")  # one class, and no part of its name
     for more in ({"of": {"_target_": "mine.Compensation"}}, {"_partial_": True}, {"a": "${b}"}):
         with pytest.raises(PPFError, match="compensation"):
             fits(config | {"compensation": own | more}, Config, ("mine.Compensation",))

@@ -1,0 +1,20 @@
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from ppf.stages.policy import warn_if_unreadable
+
+
+def config(*overrides: str) -> Any:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", [*overrides])
+
+
+def test_a_search_says_at_once_what_others_will_refuse(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_if_unreadable(config())
+    assert not capsys.readouterr().out
+    warn_if_unreadable(config("compensation._target_=mine.Own"))
+    said = capsys.readouterr().out
+    assert said.startswith("Warning: prune.py, evaluate.py and serve.py will refuse")
+    assert "compensation names a class" in said
