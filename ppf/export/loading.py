@@ -1,82 +1,99 @@
-"""Hugging Face folders as they are loaded for evaluation: no code in them runs unasked."""
+"""Hugging Face folders for evaluation: the code that lies in them runs only where it is trusted."""
 
 import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ppf.errors import PPFError
+from ppf.errors import PPFError, reason
 from ppf.export.huggingface import describe_blocks
 from ppf.export.modeling_pruned import Narrowed
-from ppf.llm.families import adapter_for
+from ppf.llm import adapter_for
+from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.records import read
 from ppf.records.exported import ExportedConfig
 
+_REMEDY = "export the policy again with prune.py"
+Widths = dict[str, dict[str, int]]
+"""Layer → what its config calls a width → the width."""
 
-def load_folder(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool) -> PreTrainedModel:
-    """The model of a folder; what `export_folder` wrote is built by this package's own code.
+
+def load_folder(
+    folder: Path, dtype: torch.dtype, *, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer of a folder.
 
     Args:
-        trust_remote_code: run the modelling code in the folder instead.
+        trust_remote_code: run the code in the folder. Otherwise this package's own code builds what
+            `export_folder` wrote, and a folder that needs other code is refused.
 
     Raises:
         PPFError: the folder cannot be loaded, or it needs code of its own and is not trusted.
     """
-    try:
-        if not trust_remote_code:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            if hasattr(config, "pruned_blocks"):
-                return _pruned(folder, config, dtype)
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    except PPFError:
-        raise
-    except Exception as error:  # transformers wraps few of the errors that a folder can cause
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    if trust_remote_code:
+        return _trusted(folder, dtype)
+    config = read_config(str(folder), "path")
+    own_code, pruned = hasattr(config, "auto_map"), hasattr(config, "pruned_blocks")
+    if own_code and not pruned:
         raise PPFError(
-            f"path={folder} cannot be loaded ({reason}): give another folder, or"
-            " trust_remote_code=true if this one needs its own code and you have read it."
+            f"path={folder} brings code of its own: read it, and run it with"
+            " trust_remote_code=true."
+        )
+    made = _pruned_class(folder, config) if pruned else AutoModelForCausalLM
+    model = read_model(str(folder), config, dtype, "path", made)
+    return model, read_tokenizer(str(folder), config, "path")
+
+
+def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=True)
+        return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    except Exception as error:  # the folder's code can raise anything
+        raise PPFError(
+            f"path={folder} cannot be loaded ({reason(error)}): give another folder."
         ) from error
 
 
-def _pruned(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    remedy = "export the policy again with prune.py"
-    told = read(folder / "config.json", ExportedConfig, remedy)
-    dense = copy.deepcopy(config)
-    dense.per_layer_config = None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(dense, trust_remote_code=False)
-    if not _fits(told, model):
-        raise PPFError(f"{folder}/config.json does not describe a pruned model: {remedy}.")
-    made: Any = type("PrunedForCausalLM", (Narrowed, type(model)), {})
-    pruned, found = made.from_pretrained(
-        folder, config=config, dtype=dtype, output_loading_info=True
-    )
-    if wrong := [*found["missing_keys"], *found["unexpected_keys"]]:
-        raise PPFError(f"the weights in {folder} lack or do not know {wrong[0]}: {remedy}.")
-    return pruned
+def _pruned_class(folder: Path, config: PreTrainedConfig) -> Any:
+    """The class of a pruned model, after a check of all that config.json says of its blocks."""
+    told = read(folder / "config.json", ExportedConfig, _REMEDY)
+    config = copy.deepcopy(config)
+    config.per_layer_config = None
+    try:
+        with torch.device("meta"):
+            dense = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # of values that transformers does not check
+        raise PPFError(
+            f"{folder}/config.json fits no model ({reason(error)}): {_REMEDY}."
+        ) from error
+    if not _fits(told, dense):
+        raise PPFError(f"{folder}/config.json describes no pruned model: {_REMEDY}.")
+    return type("PrunedForCausalLM", (Narrowed, type(dense)), {})
 
 
 def _fits(told: dict[str, Any], dense: PreTrainedModel) -> bool:
-    """Whether blocks are those of the family, and each is as wide as in the dense model at most."""
-    adapter = adapter_for(dense)
+    """Whether the blocks are the family's, and none is wider than in the dense model."""
+    adapter = adapter_for(dense.config)
     couplings = adapter.couplings(dense)
     blocks = {kind: block | {"biases": []} for kind, block in told["pruned_blocks"].items()}
     if blocks != describe_blocks(adapter, couplings):
         return False
-    whole: dict[str, dict[str, int]] = {}
-    fitting: dict[str, dict[str, int]] = {}
+    given: Widths = told["per_layer_config"]
+    whole: Widths = {}
+    fitting: Widths = {}
     for coupling in couplings:
-        layer, kind = str(coupling.layer), coupling.kind
-        atoms = told["per_layer_config"].get(layer, {}).get(blocks[kind]["counted_by"])
-        left = coupling.atoms if atoms is None else min(atoms, coupling.atoms)
-        whole.setdefault(layer, {}).update(adapter.widths(dense.config, kind, coupling.atoms))
-        fitting.setdefault(layer, {}).update(adapter.widths(dense.config, kind, left))
-    layers = whole.keys() | told["per_layer_config"].keys()
-    return all(
-        whole.get(layer, {}) | told["per_layer_config"].get(layer, {}) == fitting.get(layer)
-        for layer in layers
-    )
+        layer, kind, atoms = str(coupling.layer), coupling.kind, coupling.atoms
+        left = given.get(layer, {}).get(blocks[kind]["counted_by"], atoms)
+        whole.setdefault(layer, {}).update(adapter.widths(dense.config, kind, atoms))
+        fitting.setdefault(layer, {}).update(adapter.widths(dense.config, kind, min(left, atoms)))
+    # Widths that are the dense model's need not be given.
+    told_of = {layer: whole.get(layer, {}) | given.get(layer, {}) for layer in whole | given}
+    return told_of == fitting

@@ -103,11 +103,16 @@ class Predicted(Record):
     interval_95: Annotated[list[float | None], Field(min_length=2, max_length=2)]
 
 
-class Measured(Record):
+class Known(Record):
     """Nats per token; null where the model broke down."""
 
     nll: float | None
     perplexity: float | None
+
+
+class Measured(Known):
+    """What a policy scores on a part of the text."""
+
     part: _Part
 
 
@@ -116,6 +121,18 @@ class Uniform(Record):
 
     kept: _Units
     measured: Measured
+
+
+class Exported(Record):
+    """What the weights beside a policy.json score, and on what."""
+
+    compensation: Literal["one_shot", "sequential"]
+    measured: dict[Literal["one_shot", "sequential"], Known]
+    part: _Part
+    windows: Positive
+    window: Positive
+    context: Positive
+    dtype: Word
 
 
 class Policy(Record):
@@ -134,7 +151,7 @@ class Policy(Record):
     uniform: Uniform
     signatures: Signatures
     config: Config
-    sequential: dict[Word, dict[Word, float]] = {}  # of an exported folder
+    exported: Exported | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "Policy":

@@ -1,7 +1,9 @@
 """Perplexities that say how they are known."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,6 +37,13 @@ class Score:
             return None
         reach = _TWO_SIDED_95 * self.std
         return _exp(self.nll - reach), _exp(self.nll + reach)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON files hold it, with null for numbers that JSON does not have."""
+        known: dict[str, Any] = {"nll": _finite(self.nll), "perplexity": _finite(self.perplexity)}
+        if self.interval:
+            known |= {"std": self.std, "interval_95": [_finite(end) for end in self.interval]}
+        return known
 
     def __str__(self) -> str:
         if self.interval is None:
@@ -90,3 +99,7 @@ def duration(seconds: float) -> str:
 
 def _exp(nll: float) -> float:
     return float(torch.tensor(nll, dtype=torch.double).exp())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.evaluation.latency import speed
@@ -130,9 +130,8 @@ def evaluate_folders(
     text = _text(cfg, build_text(own, cfg.paths.cache))
     pieces, results = list[Piece](), []
     for folder, record in zip(folders, records, strict=True):
-        trust = cfg.trust_remote_code
-        model = load_folder(folder, resolve_dtype(cfg.dtype), trust_remote_code=trust)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        dtype, trust = resolve_dtype(cfg.dtype), cfg.trust_remote_code
+        model, tokenizer = load_folder(folder, dtype, trust_remote_code=trust)
         pieces = procedure.pieces(text, tokenizer)
         ratio = record["ratio"]["achieved"] if record else None
         model, size = model.eval().to(fabric.device), weight_bytes(folder)

@@ -118,16 +118,12 @@ def _exported(context: PruningContext, scores: Compensated) -> dict[str, Any]:
     piece = _labelling(context)
     return {
         "compensation": scores.kept,
-        "measured": {name: _known(nll) for name, nll in vars(scores).items() if nll is not None},
+        "measured": {
+            name: Score(nll).record() for name, nll in vars(scores).items() if nll is not None
+        },
         "part": "labelling",
         "windows": len(piece.windows),
         "window": piece.windows.shape[1],
         "context": piece.first,
         "dtype": str(context.lm.dtype).removeprefix("torch."),
     }
-
-
-def _known(nll: float) -> dict[str, float | None]:
-    """JSON has no numbers for what is not finite."""
-    found = {"nll": nll, "perplexity": Score(nll).perplexity}
-    return {name: value if isfinite(value) else None for name, value in found.items()}

@@ -1,6 +1,5 @@
 """What a search leaves: policy.json, summary.json, report.html, and rows for the console."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,8 +32,8 @@ def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry
 def record(context: PruningContext, found: Found) -> dict[str, Any]:
     """The contents of policy.json."""
     best, space = found.measured.best, context.space
-    score = _entry(context, found, best, "PPF")
-    uniform = _entry(context, found, 0, "uniform")
+    scores = _scores(_entry(context, found, best, "PPF"))
+    uniform = _scores(_entry(context, found, 0, "uniform"))
     removed = int(space.removed(found.measured.kept[best].cpu()))
     numbers = {
         "ratio": {
@@ -48,11 +47,11 @@ def record(context: PruningContext, found: Found) -> dict[str, Any]:
                 saved(context, context.cfg.budget, found.measured.kept[best, None].cpu())
             ),
         },
-        "predicted": _known(score.predicted),
-        "measured": _known(score.measured) | {"part": "labelling"},
+        "predicted": scores["predicted"],
+        "measured": scores["measured"] | {"part": "labelling"},
         "uniform": {
             "kept": by_site(space, found.measured.kept[0].tolist()),
-            "measured": _known(uniform.measured) | {"part": "labelling"},
+            "measured": uniform["measured"] | {"part": "labelling"},
         },
     }
     return policy_record(context, found.kept, numbers, predictor=found.trained.signature)
@@ -152,26 +151,13 @@ def _candidate(found: Found, row: int) -> str:
     return f"{name} {row}" if name == CANDIDATE else name
 
 
-def _known(score: Score | None) -> dict[str, Any]:
-    assert score is not None
-    known: dict[str, Any] = {"nll": _finite(score.nll), "perplexity": _finite(score.perplexity)}
-    if score.interval:
-        known |= {"std": score.std, "interval_95": [_finite(end) for end in score.interval]}
-    return known
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
-    return value if math.isfinite(value) else None
+def _scores(entry: Entry) -> dict[str, dict[str, Any]]:
+    return {score.known: score.record() for score in entry.scores}
 
 
 def summary(shown: Sequence[Entry], seconds: Mapping[str, float]) -> dict[str, Any]:
     """The contents of summary.json: what is known of each policy, and what it took."""
-    rows = [
-        {"policy": entry.policy, "ratio": entry.ratio}
-        | {score.known: _known(score) for score in entry.scores}
-        for entry in shown
-    ]
+    rows = [{"policy": entry.policy, "ratio": entry.ratio} | _scores(entry) for entry in shown]
     return {"results": rows, "part": "labelling", "seconds": dict(seconds)}
 
 

@@ -17,7 +17,7 @@ from tests.checkpoints import random_windows
 
 
 def loaded(folder: Path, trust_remote_code: bool = False) -> Any:
-    return load_folder(folder, torch.float32, trust_remote_code=trust_remote_code)
+    return load_folder(folder, torch.float32, trust_remote_code=trust_remote_code)[0]
 
 
 @pytest.fixture
@@ -92,25 +92,24 @@ class TestOneFamily:
             loaded(folder)
 
 
-def test_a_foreign_folders_code_is_not_run_unasked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["evil", "llama"])
+@pytest.mark.parametrize("more", [{}, {"pruned_blocks": {}}])
+def test_a_foreign_folders_code_is_not_run_unasked(
+    tmp_path: Path, model_type: str, more: dict[str, Any]
+) -> None:
     ran = tmp_path / "ran"
     byte_tokenizer().save_pretrained(tmp_path)
-    for part in ("configuration", "modeling"):
-        (tmp_path / f"{part}_evil.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
-    classes = {
-        "AutoConfig": "configuration_evil.C",
-        "AutoModelForCausalLM": "modeling_evil.M",
-        "AutoTokenizer": ["modeling_evil.T", None],
-    }
-    for model_type in ("evil", "llama"):
-        config = {"model_type": model_type, "auto_map": classes, "pruned_blocks": {}}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(PPFError):
-            loaded(tmp_path)
-        assert not ran.exists()
-    with pytest.raises(PPFError, match="trust_remote_code=true"):
-        (tmp_path / "config.json").write_text(
-            json.dumps({"model_type": "evil"} | {"auto_map": classes})
-        )
+    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    classes = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+    config = {"model_type": model_type, "auto_map": classes} | more
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PPFError) as caught:
         loaded(tmp_path)
-    assert not ran.exists()
+    assert str(caught.value).isprintable() and not ran.exists()
+
+
+def test_a_folder_that_needs_its_own_code_says_what_to_give(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PPFError, match="read it, and run it with trust_remote_code=true"):
+        loaded(tmp_path)

@@ -22,6 +22,12 @@ def test_broken_models_have_a_perplexity_too() -> None:
     assert str(Score(math.nan)) == "nan"
 
 
+def test_records_hold_no_number_that_json_lacks() -> None:
+    assert Score(math.nan).record() == {"nll": None, "perplexity": None}
+    assert Score(1e4).record() == {"nll": 1e4, "perplexity": None}
+    assert Score(5.0, 1e4).record()["interval_95"] == [0.0, None]
+
+
 def test_numbers_as_people_read_them() -> None:
     shown = [decimal(x) for x in (1.5, 31.824, 278.36, 12345.6, 3.2e9)]
     assert shown == ["1.50", "31.82", "278.4", "12,346", "3.2e+09"]
