@@ -74,13 +74,14 @@ def sliding(
     The first window is scored whole, each later one on the tokens that the last one did not reach;
     the last window may be shorter. Without `leading` the text's first token is context only.
 
-    On its prefix token followed by the text, window=L+1 and stride=L give the nats of
-    lm-evaluation-harness's rolling log-likelihood with `max_length=L` and `add_bos_token=False`,
-    if L divides the tokens of the text. The harness gives an incomplete last window more context.
+    lm-evaluation-harness reads a prefix token and then the text. Its rolling log-likelihood with
+    `max_length=L` and `add_bos_token=False` gives the nats of window=L+1 and stride=L on them,
+    if L divides the number of tokens in the text. Otherwise its last window has more context.
 
     Args:
         window: tokens in a window, those of `leading` among them.
-        stride: tokens of the text; larger ones than a window holds leave no token out.
+        stride: tokens of the text between the starts of two windows; lowered to the number that a
+            window holds beside `leading`.
         leading: ids that every window begins with; they are never scored.
 
     Raises:

@@ -36,7 +36,7 @@ def read_config(source: str, override: str = "model.path") -> PreTrainedConfig:
     """
     with _reading(source, override):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    config._attn_implementation = "sdpa"  # a kernel's name would make transformers download it
+    config._attn_implementation = None  # the name of a kernel would make transformers download it
     return config
 
 
@@ -53,10 +53,11 @@ def read_tokenizer(
     # Special tokens do not come out of plain text. Gemma 3's for images has no row in text models.
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
-    if largest >= config.vocab_size:
+    embedded = config.get_text_config().vocab_size
+    if largest >= embedded:
         raise PPFError(
             f"the tokenizer of {source} gives ids up to {largest}, but the model embeds"
-            f" {config.vocab_size} tokens: give a folder whose files belong together with"
+            f" {embedded} tokens: give a folder whose files belong together with"
             f" {override}=FOLDER."
         )
     return tokenizer
