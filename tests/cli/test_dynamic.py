@@ -1,4 +1,4 @@
-"""The real commands on a tiny model: an agent for every ratio, other budgets, two processes."""
+"""The real commands on a tiny model: an agent for every ratio, and other budgets."""
 
 import json
 import shutil
@@ -60,16 +60,6 @@ def test_the_kv_cache_as_a_budget(run: Run, tmp_path: Path) -> None:
     assert "Pareto front" in page and "flops saved" in page
     path = only(tmp_path / "outputs", "policy.json")
     assert "uniform" in run("evaluate", f"policy={path}", "logger=csv").stdout
-
-
-@pytest.mark.slow
-def test_two_processes_search_together(run: Run, tmp_path: Path) -> None:
-    two = ("fabric.devices=2", "fabric.accelerator=cpu")
-    said = run("search", *two, *TINY, *PPO).stdout
-    assert said.count("known how") == 1  # the first one reports
-    policy = json.loads(only(tmp_path / "outputs", "policy.json").read_text())
-    assert policy["measured"]["nll"] <= policy["uniform"]["measured"]["nll"]
-    assert len(list((tmp_path / "outputs").rglob("summary.json"))) == 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,183 @@
+"""Two processes start from nothing, find what one finds, and do not outlive each other."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from pyarrow import parquet
+
+from ppf.predictor.module import load_predictor
+from ppf.stages.acquire import acquire
+from ppf.stages.collect import collect
+from ppf.stages.prepare import prepare
+from ppf.stages.train import train
+
+TINY = (
+    "model=tiny",
+    "labels.count=24",
+    "text.window=64",
+    "text.windows={calibration:4,labelling:2,test:2}",
+    "space.channel_multiple=16",
+    "search.rounds=1",
+    "search.top_k=2",
+    "agent.episodes=16",
+    "agent.iterations=3",
+    "agent.polish.generations=3",
+)
+ACQUIRED = ("labels.acquired=4", "labels.pool=64")
+WITHIN = 60  # seconds
+
+
+def labels_in(outputs: Path) -> dict[str, dict[tuple[int, ...], float]]:
+    """Log-perplexities of labelled policies, by source. No policy may have two labels."""
+    files = (outputs / "artefacts" / "labels").rglob("*.parquet")
+    rows = [row for file in files for row in parquet.read_table(file).to_pylist()]
+    assert len({tuple(row["kept"]) for row in rows}) == len(rows)
+    found = defaultdict[str, dict[tuple[int, ...], float]](dict)
+    for row in rows:
+        found[row["source"]][tuple(row["kept"])] = row["nll"]
+    return found
+
+
+def alone(folder: Path, *overrides: str) -> Path:
+    """The predictor that one process, this one, trains on the same labels."""
+    places = [f"paths.outputs={folder}", f"paths.run={folder}"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", [*overrides, *places])
+    fabric = instantiate(cfg.fabric)
+    fabric.launch()
+    context = prepare(cfg, fabric)
+    return train(context, acquire(context, collect(context))).folder
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.rglob(pattern)
+    return path
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_find_what_one_finds(
+    root: Path, cache: str, tmp_path: Path
+) -> None:
+    given = [*TINY, *ACQUIRED, "budget@pareto.y=latency"]
+    two, one = tmp_path / "two", tmp_path / "one"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [
+            *torchrun,
+            "--nproc_per_node=2",
+            "search.py",
+            *given,
+            "fabric.devices=2",
+            f"paths.outputs={two}",
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in ("Labelling 24 policies: 24/24", "Training the predictor on 24", "known how"):
+        assert done.stdout.count(line) == 1, done.stdout
+    policy = json.loads(only(two, "policy.json").read_text())
+    assert policy["measured"]["nll"] <= policy["uniform"]["measured"]["nll"]
+    for file in ("metrics.csv", "report.html", "offline-run-*"):
+        only(two, file)
+
+    predictor = alone(one, *given)
+    labels, expected = labels_in(two), labels_in(one)
+    for source in ("sampler", "acquired"):
+        assert labels[source] == pytest.approx(expected[source])
+    same = two / "artefacts" / "predictor" / predictor.name / "predictor.ckpt"
+    states = [load_predictor(file).state_dict() for file in (same, predictor / "predictor.ckpt")]
+    torch.testing.assert_close(*states)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_agent_for_every_ratio(
+    root: Path, cache: str, tmp_path: Path
+) -> None:
+    quick = ("mode=dynamic", "ratios=[0.2,0.37]", "dynamic.knots=4", "dynamic.stride=2")
+    done = subprocess.run(
+        [sys.executable, "search.py", *TINY, *quick, "dynamic.polish.generations=2"]
+        + ["fabric.devices=2", "logger=csv", f"paths.outputs={tmp_path}"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("known how") == 1
+    summary = json.loads(only(tmp_path, "summary.json").read_text())
+    assert len(summary["results"]) == 4
+    only(tmp_path, "agent.json")
+    assert labels_in(tmp_path)
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(root: Path, cache: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts a command on two processes and kills what is left of it in the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(script: str, *overrides: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, f"{script}.py", *overrides, "fabric.devices=2", "logger=none"]
+            + [f"paths.outputs={tmp_path}"],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        with process:
+            subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=False)
+
+
+def wait_for(path: Path, pattern: str, count: int, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 240
+    while len(list(path.rglob(pattern))) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"no {pattern}"
+        time.sleep(0.2)
+
+
+def child(process: subprocess.Popen[str]) -> int:
+    found = subprocess.run(
+        ["pgrep", "--parent", str(process.pid), "--full", "train_ddp_process_1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(found.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_dead_rank_ends_the_other(start: Start, tmp_path: Path, rank: int) -> None:
+    if rank == 0:  # while the other one labels, for minutes
+        long = ("text.window=512", "text.windows.labelling=64", "labels.count=2000")
+        process = start("collect", "model=tiny", "sampler=rough", *long)
+        wait_for(tmp_path, "*.parquet", 2, process)
+    else:  # while the other one waits for its gradients
+        process = start("search", *TINY, "agent.iterations=100000", "agent.patience=100000")
+        wait_for(tmp_path, "*.ckpt", 3, process)  # the predictor and each rank's training
+    victim = process.pid if rank == 0 else child(process)
+    subprocess.run(["kill", "-KILL", str(victim)], check=True)
+    process.communicate(timeout=WITHIN)  # until both have closed their output
+    assert process.returncode
