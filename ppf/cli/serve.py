@@ -15,17 +15,24 @@ from ppf.runtime import DynamicModel
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Serves the search in `cfg.search` until it is stopped."""
     try:
-        import uvicorn
-
         from ppf.server.app import create_app
+        from ppf.server.process import allowed_hosts, bind, is_loopback, serve
+        from ppf.server.scheduler import Limits, Scheduler
     except ModuleNotFoundError as error:
         raise PPFError(
             f"serve.py needs the package {error.name}: run `pip install 'ppf-llm[serve]'`."
         ) from error
+    key = None if cfg.api_key is None else str(cfg.api_key)
+    bound, host = bind(cfg.host, cfg.port), f"[{cfg.host}]" if ":" in cfg.host else cfg.host
+    if key is None and not is_loopback(bound):
+        say(f"Warning: host={cfg.host} lets other machines use the model: give api_key=KEY.")
     model = DynamicModel.from_config(cfg, fabric)
-    app = create_app(model, cfg.name or Path(str(model.lm.model.name_or_path)).name)
-    say(f"Serving {cfg.search} on http://{cfg.host}:{cfg.port} (Ctrl+C stops it).")
-    uvicorn.run(app, host=cfg.host, port=cfg.port, log_level=cfg.log_level)
+    name = cfg.name or Path(str(model.lm.model.name_or_path)).name
+    scheduler = Scheduler(Limits(**cfg.limits))
+    app = create_app(model, name, scheduler, hosts=allowed_hosts(host, bound), api_key=key)
+    bound.listen()
+    say(f"Serving {cfg.search} on http://{host}:{bound.getsockname()[1]} (Ctrl+C stops it).")
+    serve(app, scheduler, bound, cfg.log_level)
 
 
 if __name__ == "__main__":

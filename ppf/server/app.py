@@ -3,105 +3,134 @@
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Sequence
 from importlib.resources import files
 from typing import Any
 
 import torch
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.responses import HTMLResponse, StreamingResponse
 
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.report.scores import Score
 from ppf.runtime import DynamicModel
+from ppf.server.errors import FAILURE, add_handlers, content
+from ppf.server.guard import Guard
 from ppf.server.requests import CompletionRequest
+from ppf.server.scheduler import Generation, Scheduler
 from ppf.server.writer import Completion
 
 
-def create_app(model: DynamicModel, name: str) -> FastAPI:
+def create_app(
+    model: DynamicModel,
+    name: str,
+    scheduler: Scheduler,
+    *,
+    hosts: Sequence[str],
+    api_key: str | None,
+) -> FastAPI:
     """The application that serves one model.
+
+    Routes are coroutines, so that none waits for a thread while completions are generated.
 
     Args:
         name: the model's, as clients see it.
+        hosts: the host names that requests may carry; "*" stands for any.
+        api_key: that clients must send to use /v1; None: they need none.
     """
     app = FastAPI(title="PPF", docs_url=None, redoc_url=None)
-    page = (files("ppf.server") / "templates" / "page.html").read_text(encoding="utf-8")
+    add_handlers(app)
+    app.add_middleware(Guard, api_key=api_key, body_mib=scheduler.limits.body_mib)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     prunable = model.space.total / parameters(model.lm.model)
-
-    @app.exception_handler(PPFError)
-    def refuse(request: Request, error: PPFError) -> JSONResponse:
-        return _refusal(str(error))
-
-    @app.exception_handler(RequestValidationError)
-    def refuse_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or "the request"
-        return _refusal(f"{place}: {first['msg']}.")
+    page = (files("ppf.server") / "templates" / "page.html").read_text(encoding="utf-8")
+    entry = {
+        "id": name,
+        "object": "model",
+        "owned_by": "ppf",
+        "pruning_ratios": model.ratios,
+        "compensation": model.compensation,
+    }
 
     @app.get("/", response_class=HTMLResponse)
-    def show() -> str:
+    async def show() -> str:
         return page
 
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
-        entry = {"id": name, "object": "model", "owned_by": "ppf"}
-        more = {"pruning_ratios": model.ratios, "compensation": model.compensation}
-        return {"object": "list", "data": [entry | more]}
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [entry]}
 
     @app.get("/v1/policies")
-    def policy(pruning_ratio: float) -> dict[str, Any]:
-        kept = model.policy(pruning_ratio)
-        achieved = float(model.space.ratio(torch.tensor(kept)))
-        return {
-            "pruning_ratio": achieved,
-            "of_all_parameters": achieved * prunable,
-            "predicted_perplexity": _perplexity(model.policies.predicted(pruning_ratio)),
-            "sites": [
-                {"layer": s.layer, "kind": s.kind, "kept": k, "units": s.units}
-                for s, k in zip(model.space.sites, kept, strict=True)
-            ],
-        }
+    async def policy(pruning_ratio: float) -> dict[str, Any]:
+        return await run_in_threadpool(_policy, model, pruning_ratio, prunable)
 
     @app.post("/v1/completions", response_model=None)
-    def complete(request: CompletionRequest) -> StreamingResponse | dict[str, Any]:
-        if request.model not in (None, name):
-            raise PPFError(f"there is no model '{request.model}' here: ask for '{name}'.")
-        completion = Completion(model, request)
+    async def complete(
+        asked: CompletionRequest, request: Request
+    ) -> StreamingResponse | dict[str, Any]:
+        if asked.model not in (None, name):
+            raise PPFError(f"there is no model '{asked.model}' here: ask for '{name}'.")
+        completion = Completion(model, asked)
         head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": name,
         }
-        if request.stream:
-            return StreamingResponse(_events(head, completion), media_type="text/event-stream")
-        text = "".join(completion)
+        pieces = scheduler.start(completion, request)
+        # A stream begins with its first piece, so that what fails before has a status of its own.
+        text = await anext(pieces, "")
+        if asked.stream:
+            events = _events(head, text, pieces, completion)
+            return StreamingResponse(events, media_type="text/event-stream")
+        text += "".join([piece async for piece in pieces])
         return head | _choice(text, completion.finish_reason) | _counts(completion)
 
     return app
 
 
-def _refusal(sentence: str) -> JSONResponse:
-    error = {"message": sentence, "type": "invalid_request_error"}
-    return JSONResponse({"error": error}, status_code=400)
+def _policy(model: DynamicModel, ratio: float, prunable: float) -> dict[str, Any]:
+    """The answer of /v1/policies; `prunable` is the share of parameters that sites hold."""
+    kept = model.policy(ratio)
+    achieved = float(model.space.ratio(torch.tensor(kept)))
+    return {
+        "pruning_ratio": achieved,
+        "of_all_parameters": achieved * prunable,
+        "predicted_perplexity": _perplexity(model.policies.predicted(ratio)),
+        "sites": [
+            {"layer": s.layer, "kind": s.kind, "kept": k, "units": s.units}
+            for s, k in zip(model.space.sites, kept, strict=True)
+        ],
+    }
 
 
-def _events(head: dict[str, Any], completion: Completion) -> Iterator[str]:
-    """Server-sent events: the text's pieces, the counts, and OpenAI's end mark."""
-    for text in completion:
+async def _events(
+    head: dict[str, Any], text: str, pieces: Generation, completion: Completion
+) -> AsyncIterator[str]:
+    """Server-sent events: the text's pieces, the counts, and OpenAI's end mark; or an error."""
+    try:
         yield _event(head | _choice(text, None))
-    yield _event(head | _choice("", completion.finish_reason) | _counts(completion))
-    yield "data: [DONE]\n\n"
+        async for piece in pieces:
+            yield _event(head | _choice(piece, None))
+    except HTTPException as error:
+        yield _event(content(error.status_code, error.detail))
+    except Exception:
+        yield _event(content(500, FAILURE))
+        raise
+    else:
+        yield _event(head | _choice("", completion.finish_reason) | _counts(completion))
+        yield "data: [DONE]\n\n"
 
 
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content)}\n\n"
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data)}\n\n"
 
 
 def _choice(text: str, finish_reason: str | None) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""Errors as OpenAI's clients expect them: one sentence in JSON, with the fitting status."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ppf.errors import PPFError
+
+FAILURE = "the server failed: its log tells why."
+
+
+def content(status: int, sentence: str) -> dict[str, Any]:
+    """The body of an error's answer."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {"error": {"message": sentence, "type": kind}}
+
+
+def refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The answer to a request that is not served."""
+    printable = sentence.encode(errors="backslashreplace").decode()
+    return JSONResponse(content(status, printable), status, headers)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Makes every exception of the routes an answer."""
+
+    @app.exception_handler(PPFError)
+    async def refuse(request: Request, error: PPFError) -> JSONResponse:
+        return refusal(400, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_request(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+        return refusal(400, f"{place[:80]}: {first['msg']}.")
+
+    @app.exception_handler(HTTPException)
+    async def answer(request: Request, error: HTTPException) -> JSONResponse:
+        return refusal(error.status_code, error.detail, error.headers)
+
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> JSONResponse:
+        return refusal(500, FAILURE)

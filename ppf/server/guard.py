@@ -1,0 +1,57 @@
+"""What is checked before a request reaches a route: the API key and the size of its body."""
+
+from asyncio import CancelledError
+from contextlib import suppress
+from hmac import compare_digest
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ppf.server.errors import refusal
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        api_key: that requests to /v1 must carry; None: they need none.
+        body_mib: the largest body, in MiB.
+    """
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None, body_mib: float) -> None:
+        self._app, self._body_mib = app, body_mib
+        self._key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        closed = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        app = self._app
+        if closed and not self._authorised(Headers(scope=scope)):
+            sentence = "this server needs its API key, as `Authorization: Bearer KEY`."
+            app = refusal(401, sentence, {"WWW-Authenticate": "Bearer"})
+        # uvicorn cancels what outlasts its shutdown, and would log that as a fault.
+        with suppress(CancelledError):
+            await app(scope, self._limited(receive), send)
+
+    def _authorised(self, headers: Headers) -> bool:
+        if self._key is None:
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and compare_digest(key.encode("latin-1"), self._key)
+
+    def _limited(self, receive: Receive) -> Receive:
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._body_mib * 2**20:
+                raise HTTPException(
+                    413,
+                    f"the request's body is larger than {self._body_mib:g} MiB: shorten the prompt,"
+                    " or start the server with a larger limits.body_mib.",
+                )
+            return message
+
+        return limited
