@@ -34,12 +34,12 @@ def create_app(
 ) -> FastAPI:
     """The application that serves one model.
 
-    Routes are coroutines, so that none waits for a thread while completions are generated.
+    Routes are coroutines: they answer at once, however many completions wait.
 
     Args:
         name: the model's, as clients see it.
         hosts: the host names that requests may carry; "*" stands for any.
-        api_key: that clients must send to use /v1; None: they need none.
+        api_key: the key that requests to /v1 must carry; None: they need none.
     """
     app = FastAPI(title="PPF", docs_url=None, redoc_url=None)
     add_handlers(app)
@@ -85,7 +85,7 @@ def create_app(
             "model": name,
         }
         pieces = scheduler.start(completion, request)
-        # A stream begins with its first piece, so that what fails before has a status of its own.
+        # The answer starts after the first piece: an error before it can still set the status.
         text = await anext(pieces, "")
         if asked.stream:
             events = _events(head, text, pieces, completion)

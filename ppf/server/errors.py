@@ -36,7 +36,8 @@ def add_handlers(app: FastAPI) -> None:
     async def refuse_request(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "the request"
-        return refusal(400, f"{place[:80]}: {first['msg']}.")
+        sentence = first["msg"].removeprefix("Value error, ")
+        return refusal(400, f"{place[:80]}: {sentence}.")
 
     @app.exception_handler(HTTPException)
     async def answer(request: Request, error: HTTPException) -> JSONResponse:

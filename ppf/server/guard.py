@@ -12,10 +12,10 @@ from ppf.server.errors import refusal
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that answers 401 and 413.
 
     Args:
-        api_key: that requests to /v1 must carry; None: they need none.
+        api_key: the key that requests to /v1 must carry; None: they need none.
         body_mib: the largest body, in MiB.
     """
 
@@ -29,7 +29,7 @@ class Guard:
         if closed and not self._authorised(Headers(scope=scope)):
             sentence = "this server needs its API key, as `Authorization: Bearer KEY`."
             app = refusal(401, sentence, {"WWW-Authenticate": "Bearer"})
-        # uvicorn cancels what outlasts its shutdown, and would log that as a fault.
+        # At shutdown uvicorn cancels requests, and would log this error with its traceback.
         with suppress(CancelledError):
             await app(scope, self._limited(receive), send)
 

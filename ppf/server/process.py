@@ -12,14 +12,14 @@ from fastapi import FastAPI
 from ppf.errors import PPFError
 from ppf.server.scheduler import Scheduler
 
-_ANSWERING_SECONDS = 2  # that stopped requests have to send their last answer
+_ANSWERING_SECONDS = 2  # time for stopped requests to send their last answer
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket with the address, which refuses connections until `serve` listens.
+    """A socket with the address, which refuses connections until it listens.
 
     Raises:
-        PPFError: the address cannot be had.
+        PPFError: the address is taken, or not this machine's.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -28,7 +28,7 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         bound.close()
         raise PPFError(
-            f"the server cannot use host={host} port={port} ({error}): give others."
+            f"the server cannot listen on host={host} port={port} ({error}): give another port=."
         ) from error
     return bound
 
@@ -39,10 +39,10 @@ def is_loopback(bound: socket.socket) -> bool:
 
 
 def allowed_hosts(host: str, bound: socket.socket) -> list[str]:
-    """The Host headers to answer; "*" stands for any.
+    """The host names that requests may carry; "*" stands for any.
 
-    A web site could point its own name at the loopback address and so send requests from a
-    browser on this machine (DNS rebinding). They carry the site's name.
+    A web site may point its own name at the loopback address, so that a browser on this machine
+    sends the site's requests here (DNS rebinding). Such requests carry the site's name.
     """
     return ["localhost", "127.0.0.1", "[::1]", host] if is_loopback(bound) else ["*"]
 
@@ -55,7 +55,7 @@ def serve(app: FastAPI, scheduler: Scheduler, bound: socket.socket, log_level: s
 
 
 class _Server(uvicorn.Server):
-    """Stops generations at shutdown, and leaves connections that stay open all the same."""
+    """Stops generations at shutdown; connections that stay open after that are cut."""
 
     def __init__(self, app: FastAPI, scheduler: Scheduler, log_level: str) -> None:
         self._scheduler = scheduler

@@ -3,16 +3,13 @@
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
 _LEAST_TEMPERATURE = 1e-6  # below it, logits divided by the temperature could overflow float32
 
 
 def _finite_logits(temperature: float) -> float:
     if 0 < temperature < _LEAST_TEMPERATURE:
-        raise PydanticCustomError(
-            "temperature", f"Input should be 0 or at least {_LEAST_TEMPERATURE:g}"
-        )
+        raise ValueError(f"Input should be 0 or at least {_LEAST_TEMPERATURE:g}")
     return temperature
 
 

@@ -23,10 +23,10 @@ class Limits:
 
 
 class Generation:
-    """The pieces of one completion's text, as an asynchronous iterator.
+    """The pieces of one completion's text: an asynchronous iterator that a thread fills.
 
     Raises:
-        HTTPException: the request has passed its time limit, or was cancelled.
+        HTTPException: the request passed its time limit or was cancelled (503).
         PPFError: the model cannot serve the request.
     """
 
@@ -57,10 +57,10 @@ class Scheduler:
         self._last_seconds = 1.0
 
     def start(self, completion: Completion, request: Request) -> Generation:
-        """Puts a completion into the queue, until it is written or its client has gone.
+        """Queues a completion; it is cancelled when its client disconnects.
 
         Raises:
-            HTTPException: the queue is full.
+            HTTPException: the queue is full (429).
         """
         if len(self._open) > self.limits.queue:
             raise HTTPException(
@@ -79,7 +79,7 @@ class Scheduler:
         return generation
 
     def stop(self) -> None:
-        """Cancels all requests, those that wait and the one that is generated."""
+        """Cancels every request, waiting or running."""
         for work in self._open:
             work.cancel()
 

@@ -33,7 +33,7 @@ class Completion(TextStreamer):
         super().__init__(model.lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._model, self._request = model, request
         self._inputs: dict[str, Tensor] = {}
-        self._emit: Callable[[str], object] = print
+        self._emit: Callable[[str], object]
         self._stopped = Event()
         self._start = 0.0
         self.prompt_tokens = self.new_tokens = 0
@@ -60,7 +60,9 @@ class Completion(TextStreamer):
             )
 
     def write(self, emit: Callable[[str], object]) -> None:
-        """Generates the text and hands each piece to `emit`; holds the model until then.
+        """Generates the text, hands each piece to `emit`, and holds the model meanwhile.
+
+        The first piece comes with the first token, even if no character is complete yet.
 
         Raises:
             StoppedError: `stop` was called.
@@ -96,7 +98,7 @@ class Completion(TextStreamer):
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
+        if text or self.new_tokens == 1:
             self._emit(text)
 
     @contextmanager

@@ -1,12 +1,18 @@
+import socket
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from omegaconf import OmegaConf
 
 from ppf.pruning.compensation import Bias
 from ppf.runtime import DynamicModel, UniformPolicies
 from ppf.server.app import create_app
+from ppf.server.scheduler import Limits, Scheduler
 from tests.tiny import TinySetup
 
 
@@ -24,11 +30,37 @@ def model(tiny: TinySetup) -> DynamicModel:
 
 
 @pytest.fixture
-def app(model: DynamicModel) -> FastAPI:
-    return create_app(model, "tiny")
+def limits(root: Path) -> Limits:
+    """The defaults; a test may parametrise this fixture."""
+    return Limits(**OmegaConf.load(root / "conf" / "serve.yaml").limits)
+
+
+@pytest.fixture
+def api_key() -> str | None:
+    """None; a test may parametrise this fixture."""
+    return None
+
+
+@pytest.fixture
+def app(model: DynamicModel, limits: Limits, api_key: str | None) -> FastAPI:
+    hosts = ["localhost", "127.0.0.1", "[::1]"]
+    return create_app(model, "tiny", Scheduler(limits), hosts=hosts, api_key=api_key)
 
 
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app) as client:
+    with TestClient(app, "http://localhost") as client:
         yield client
+
+
+@pytest.fixture
+def address(app: FastAPI) -> Iterator[str]:
+    """Of a server that listens on a real socket."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

@@ -4,10 +4,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from ppf.runtime import DynamicModel
-from ppf.server.requests import CompletionRequest
 from ppf.server.writer import Completion
 
 ASKED: dict[str, Any] = {"prompt": "Hello", "max_tokens": 6, "temperature": 0}
@@ -117,21 +117,36 @@ def test_requests_at_different_ratios_do_not_mix(client: TestClient) -> None:
     assert len(found) == 6 and all(choices == expected[ratio] for ratio, choices in found)
 
 
-def test_a_reader_that_leaves_stops_the_writing(model: DynamicModel) -> None:
-    completion = Completion(model, CompletionRequest(**ASKED | {"max_tokens": 900}))
-    pieces = iter(completion)
-    next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
-    assert 0 < completion.new_tokens < 900
-    model.set_ratio(0.2)
-
-
-def test_an_error_while_writing_reaches_the_reader(
-    model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_the_server_is_an_answer_and_an_exception(
+    app: FastAPI, model: DynamicModel, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     def broken(*inputs: Any, **options: Any) -> None:
         raise ArithmeticError("broken")
 
     monkeypatch.setattr(model, "generate", broken)
+    quiet = TestClient(app, "http://localhost", raise_server_exceptions=False)
+    response = post(quiet, stream=stream)
+    assert response.status_code == 500 and "log" in response.json()["error"]["message"]
     with pytest.raises(ArithmeticError, match="broken"):
-        list(Completion(model, CompletionRequest(**ASKED)))
+        post(TestClient(app, "http://localhost"), stream=stream)
+
+
+def test_a_fault_inside_a_stream_is_its_last_event(
+    app: FastAPI, model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*inputs: Any, streamer: Completion, **options: Any) -> None:
+        streamer.on_finalized_text("some text")
+        raise ArithmeticError("broken")
+
+    monkeypatch.setattr(model, "generate", broken)
+    quiet = TestClient(app, "http://localhost", raise_server_exceptions=False)
+    response = post(quiet, stream=True)
+    first, last = [line for line in response.text.split("\n\n") if line]
+    assert response.status_code == 200 and "some text" in first and '"error"' in last
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere"])
+def test_an_unknown_path_is_an_error_in_json(client: TestClient, path: str) -> None:
+    response = client.get(path)
+    assert response.status_code == 404 and response.json()["error"]["message"] == "Not Found"

@@ -1,0 +1,121 @@
+"""The real command, from its first line to its end."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+
+from ppf.errors import PPFError
+from ppf.server.process import allowed_hosts, bind, is_loopback
+from ppf.space import uniform
+from ppf.stages.policy import policy_record
+from ppf.stages.prepare import prepare
+
+Serve = Callable[..., tuple[subprocess.Popen[str], str, str]]
+"""Starts the command; returns it, its address, and what it said before that."""
+
+
+@pytest.fixture
+def folder(cache: str, tmp_path: Path) -> Path:
+    """A search run's folder with the uniform policy at 0.3."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    quick = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
+    paths = [f"paths.run={tmp_path}", f"paths.artefacts={tmp_path}/artefacts", f"text.path={text}"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        config = compose("search", ["model=tiny", f"paths.cache={cache}", *quick, *paths])
+    context = prepare(config, Fabric(accelerator="cpu", devices=1))
+    kept = uniform(context.space, torch.tensor([0.3]))[0].tolist()
+    numbers = {"ratio": {"asked": 0.3}, "predicted": {"nll": 5.0, "std": 0.1}}
+    record = policy_record(context, kept, numbers, predictor="none")
+    (tmp_path / "policy.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+@pytest.fixture
+def serve(root: Path, folder: Path) -> Iterator[Serve]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*overrides: str) -> tuple[subprocess.Popen[str], str, str]:
+        paths = [f"paths.artefacts={folder}/artefacts", f"paths.outputs={folder}/outputs"]
+        process = subprocess.Popen(
+            [sys.executable, "serve.py", f"search={folder}", "port=0", *paths, *overrides],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        said = ""
+        for line in process.stdout:
+            said += line
+            if found := re.search(r"http://\S+:(\d+)", line):
+                return process, f"http://127.0.0.1:{found[1]}", said
+        raise AssertionError(said + process.stderr.read())
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_an_address_that_cannot_be_had_is_one_sentence() -> None:
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        for host, port in (("127.0.0.1", taken.getsockname()[1]), ("127.0.0.1", 99999), ("no.", 0)):
+            with pytest.raises(PPFError, match=f"cannot listen on host={host} port={port}"):
+                bind(host, port)
+
+
+def test_only_a_loopback_address_is_bound_to_host_names() -> None:
+    with bind("127.0.0.1", 0) as inside, bind("0.0.0.0", 0) as outside:
+        assert is_loopback(inside) and not is_loopback(outside)
+        assert "[::1]" in allowed_hosts("127.0.0.1", inside)
+        assert allowed_hosts("0.0.0.0", outside) == ["*"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "host"), [(signal.SIGTERM, "127.0.0.1"), (signal.SIGINT, "0.0.0.0")]
+)
+def test_a_signal_ends_the_server_and_an_open_address_is_warned_of(
+    serve: Serve, number: signal.Signals, host: str
+) -> None:
+    process, address, said = serve("limits.shutdown_seconds=1", f"host={host}")
+    warning = "Warning: host=0.0.0.0 lets other machines use the model: give api_key=KEY."
+    assert (warning in said) == (host == "0.0.0.0")
+
+    def ask(seed: int) -> httpx.Response:
+        asked = {"prompt": "Hello", "max_tokens": 1000, "seed": seed, "stream": seed % 2 == 0}
+        return httpx.post(f"{address}/v1/completions", json=asked, timeout=60)
+
+    with ThreadPoolExecutor(17) as threads, half_sent(address):
+        answers = [threads.submit(ask, seed) for seed in range(17)]
+        time.sleep(1)
+        start = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(timeout=30) == -number
+        assert time.monotonic() - start < 10
+    statuses = {answer.result().status_code for answer in answers}
+    assert 503 in statuses and statuses <= {200, 503}
+    assert "Traceback" not in process.stderr.read()
+
+
+def half_sent(address: str) -> socket.socket:
+    """A request whose body never ends."""
+    connection = socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])))
+    head = "POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Length: 9"
+    connection.sendall("\r\n".join([*head, "", "{"]).encode())
+    return connection

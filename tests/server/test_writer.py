@@ -1,0 +1,44 @@
+import pytest
+
+from ppf.errors import PPFError
+from ppf.runtime import DynamicModel
+from ppf.server.requests import CompletionRequest
+from ppf.server.writer import Completion, StoppedError
+
+
+def completion(model: DynamicModel, **asked: object) -> Completion:
+    request = {"prompt": "Hello", "max_tokens": 900, "temperature": 0.0, "pruning_ratio": 0.2}
+    made = Completion(model, CompletionRequest.model_validate(request | asked))
+    made.prepare()
+    return made
+
+
+def test_a_stopped_completion_writes_no_further_and_frees_the_model(model: DynamicModel) -> None:
+    stopped = completion(model)
+    pieces: list[str] = []
+
+    def emit(piece: str) -> None:
+        pieces.append(piece)
+        stopped.stop()
+
+    with pytest.raises(StoppedError):
+        stopped.write(emit)
+    assert len(pieces) == 1 and stopped.new_tokens < 20
+    assert model.ratio == 0 and not model.lm.adapter.layers(model.lm.model)[0]._forward_pre_hooks
+    model.set_ratio(0.2)
+
+
+def test_a_prefill_stops_before_the_next_layer(model: DynamicModel) -> None:
+    stopped = completion(model)
+    seen: list[int] = []
+    for number, layer in enumerate(model.lm.adapter.layers(model.lm.model)):
+        layer.register_forward_hook(lambda *_, number=number: seen.append(number))
+    model.lm.adapter.layers(model.lm.model)[1].register_forward_hook(lambda *_: stopped.stop())
+    with pytest.raises(StoppedError):
+        stopped.write(print)
+    assert seen == [0, 1]
+
+
+def test_too_few_positions_are_refused_before_any_work(model: DynamicModel) -> None:
+    with pytest.raises(PPFError, match="more than the model's 1024 positions"):
+        completion(model, max_tokens=1020)
