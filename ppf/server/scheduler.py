@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
 
 from ppf.server.writer import Completion
 
@@ -45,14 +44,14 @@ class Generation:
 
 
 class Scheduler:
-    """Generates one completion at a time, in the order of arrival, in a single worker thread.
+    """Generates one completion at a time, in the order of arrival.
 
-    Waiting requests are coroutines and take no thread.
+    One thread prepares completions, another generates them; requests that wait take no thread.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="generation")
+        self._preparer, self._generator = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._open: set[asyncio.Task[None]] = set()
         self._last_seconds = 1.0
 
@@ -91,8 +90,8 @@ class Scheduler:
 
         try:
             async with asyncio.timeout(seconds):
-                await run_in_threadpool(completion.prepare)
-                await loop.run_in_executor(self._worker, write)
+                await loop.run_in_executor(self._preparer, completion.prepare)
+                await loop.run_in_executor(self._generator, write)
             self._last_seconds = completion.prefill + completion.seconds
             generation.put(StopAsyncIteration())
         except TimeoutError:

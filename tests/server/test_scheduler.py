@@ -63,7 +63,7 @@ def test_other_routes_answer_at_once_under_load(address: str) -> None:
         for path in ("/health", "/v1/models", "/v1/policies?pruning_ratio=0.2", "/"):
             start = time.monotonic()
             assert ask(address, path) == 200
-            assert time.monotonic() - start < 1
+            assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize("limits", [{"queue": 1}], indirect=True)
