@@ -13,11 +13,12 @@ from ppf.llm import LanguageModel, load
 from ppf.pruning import (
     Bank,
     Compensation,
-    Evidence,
     LivePruner,
+    SiteFeatures,
     Statistics,
     collect_statistics,
     collect_traits,
+    sensitivity,
 )
 from ppf.pruning.compensation import LeastSquares
 from ppf.space import Space
@@ -37,10 +38,11 @@ class TinySetup:
     last: LivePruner | None = None
 
     @cached_property
-    def evidence(self) -> Evidence:
-        traits = collect_traits(self.lm, self.windows)
-        errors = self.pruner().bank.errors
-        return Evidence(self.space, errors, 1 - errors, traits)
+    def features(self) -> SiteFeatures:
+        traits, pruner = collect_traits(self.lm, self.windows), self.pruner()
+        errors, losses = pruner.bank.errors, sensitivity(pruner, self.windows, seed=0)
+        energy = torch.stack([traits.energy[site.name] for site in self.space.sites])
+        return SiteFeatures(self.space, errors, 1 - errors, energy, losses, traits)
 
     def pruner(self, compensation: Compensation | None = None) -> LivePruner:
         if self.last is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ppf.agents.checkpoint import Checkpoint
 from ppf.errors import PPFError
 from ppf.predictor.protocol import Predictor
-from ppf.pruning import Allocation, Evidence
+from ppf.pruning import Allocation, SiteFeatures
 from ppf.space import Space, project, uniform
 
 Report = Callable[[int, Mapping[str, Tensor | float]], None]
@@ -34,7 +34,7 @@ class Objective:
         trust_region: largest deviation of a site from its uniform share, relative to that share.
             Every site may move by one unit at least, rounded outwards: three KV groups would
             otherwise stay where uniform puts them.
-        evidence: what is known of the sites.
+        features: what is known of the sites.
         rules: allocation rules by name; searches start from their policies too.
         device: where policies, predictions and agents live.
     """
@@ -45,7 +45,7 @@ class Objective:
     interval: tuple[float, float]
     spread_penalty: float
     trust_region: float
-    evidence: Evidence
+    features: SiteFeatures
     rules: Mapping[str, Allocation]
     device: torch.device
 
@@ -56,7 +56,7 @@ class Objective:
     @property
     def errors(self) -> Float[Tensor, "sites levels"]:
         """Relative reconstruction errors, [site, kept]."""
-        return self.evidence.errors.to(self.device)
+        return self.features.errors.to(self.device)
 
     def cost(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """Predicted log-perplexity plus the penalty on its spread, nats per token."""
@@ -126,7 +126,7 @@ class Objective:
 
     def _wishes(self) -> Float[Tensor, "rules sites"]:
         ratio = self.ratios(1)
-        wishes = [rule.wanted(self.evidence, ratio).double() for rule in self.rules.values()]
+        wishes = [rule.wanted(self.features, ratio).double() for rule in self.rules.values()]
         return torch.cat([self.space.shares(ratio)[:0], *wishes])
 
     def candidates(self, kept: Int[Tensor, "batch sites"]) -> "Candidates":

@@ -9,18 +9,14 @@ from torchrl.envs import EnvBase
 
 from ppf.agents.base import Candidates, Objective, within
 
-_KNOWN_SHARES = (0.25, 0.5, 0.75)  # kept shares at which the state tells a site's error
-
 
 class PruningEnvironment(EnvBase):
     """Visits the sites in order, all episodes in step; one action a site, one reward an episode.
 
-    State: the site's features, the ratio, the share removed so far, the share that the sites ahead
-        must lose
-    beyond the ratio, and the last action. Action: the site's deviation from its uniform share, in
-    [-1, 1] of the trust region. Reward, at the last site: the predicted log-perplexity of the
-    uniform policy at that ratio minus the cost of the projected policy (nats per token). The
-    projection makes the budget exact whatever the actions.
+    State: site features, ratio, share removed so far, share that the remaining sites must still
+    lose, last action. Action: the site's deviation from its uniform share, from -1 to 1 in units
+    of the trust region. Reward, at the last site: predicted log-perplexity of the uniform policy
+    minus the cost of the projected policy, nats per token. The projection meets the budget exactly.
 
     Args:
         episodes: run at once.
@@ -45,11 +41,11 @@ class PruningEnvironment(EnvBase):
         super().__init__(device=objective.device, batch_size=torch.Size([episodes]))
         self.objective, self.ratios, self.given = objective, ratios, given
         self.finished: Candidates
-        self.features = site_features(objective)
+        self.table = objective.features.table(objective.space, objective.device)
         share = (objective.space.units * objective.space.cost).to(objective.device).double()
         self.share = share / share.sum()
 
-        size, column = self.features.shape[1] + _CHANGING, (episodes, 1)
+        size, column = self.table.shape[1] + _CHANGING, (episodes, 1)
         observation = Unbounded((episodes, size), device=self.device)
         self.observation_spec = Composite(observation=observation, shape=(episodes,))
         self.action_spec = Bounded(-1, 1, column, device=self.device, dtype=torch.float32)
@@ -61,7 +57,7 @@ class PruningEnvironment(EnvBase):
         self.ratio = low + (high - low) * draw if self.given is None else self.given
         self.region = self.objective.region(self.ratio)
         self.site, self.removed = 0, torch.zeros_like(self.ratio)
-        self.actions = torch.zeros(*self.batch_size, len(self.features), device=self.device)
+        self.actions = torch.zeros(*self.batch_size, len(self.table), device=self.device)
         return TensorDict({"observation": self._observe()}, self.batch_size, device=self.device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -72,7 +68,7 @@ class PruningEnvironment(EnvBase):
         self.removed = self.removed + (lost * self.share[site]).squeeze(1)
         self.site += 1
 
-        last = self.site == len(self.features)
+        last = self.site == len(self.table)
         reward = self._reward() if last else torch.zeros_like(self.ratio)
         done = torch.full((*self.batch_size, 1), last, device=self.device)
         return TensorDict(
@@ -96,38 +92,15 @@ class PruningEnvironment(EnvBase):
         return self.objective.gain(self.finished.cost, self.ratio)
 
     def _observe(self) -> Float[Tensor, "episodes features"]:
-        """After the last site, the first one's features stand in: nothing is decided there."""
+        """The state; after the last site it shows the first one, where nothing is decided."""
         ahead = self.share[self.site :].sum().clamp_min(_LEAST)
         needed = (self.ratio - self.removed) / ahead
         last = self.actions[:, self.site - 1] if self.site else torch.zeros_like(self.ratio)
         excess = (needed - self.ratio).clamp(-1, 1)
         changing = torch.stack([self.ratio, self.removed, excess, last.double()], 1).float()
-        features = self.features[self.site % len(self.features)]
+        features = self.table[self.site % len(self.table)]
         return torch.cat([features.expand(len(changing), -1), changing], 1)
 
 
 _LEAST = 1e-3  # share of the cost
 _CHANGING = 4  # numbers of the state that differ between episodes
-
-
-def site_features(objective: Objective) -> Float[Tensor, "sites features"]:
-    """What is known of each site: which it is, kind, depth, width, cost and errors."""
-    space, device = objective.space, objective.device
-    units, cost = space.units.to(device), space.cost.to(device)
-    kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites], device=device)
-    layers = torch.tensor([site.layer for site in space.sites], device=device)
-    kept = torch.stack([(share * units).round().long() for share in _KNOWN_SHARES], 1)
-    numbers = [
-        layers / max(space.layers - 1, 1),
-        units / units.max(),
-        units * cost / (units * cost).max(),
-    ]
-    return torch.cat(
-        [
-            torch.eye(len(space), device=device),
-            torch.nn.functional.one_hot(kinds, len(space.kinds)),
-            torch.stack(numbers, 1),
-            objective.errors.gather(1, kept),
-        ],
-        1,
-    ).float()

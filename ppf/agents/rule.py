@@ -14,5 +14,5 @@ class Rule(Agent):
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         ratio = objective.ratios(1)
-        wanted = self.allocation.wanted(objective.evidence, ratio)
+        wanted = self.allocation.wanted(objective.features, ratio)
         return objective.candidates(project(objective.space, wanted, ratio))

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.pruning import Allocation, Evidence
+from ppf.pruning import Allocation, SiteFeatures
 from ppf.records import read
 from ppf.records.policy import Policy
 from ppf.space import Space, project
@@ -17,13 +17,13 @@ from ppf.space import Space, project
 
 @runtime_checkable
 class SamplingContext(Protocol):
-    """What samplers draw on; evidence is only gathered when one asks for it."""
+    """What samplers draw on; the features are computed when a sampler reads them."""
 
     @property
     def space(self) -> Space: ...
 
     @property
-    def evidence(self) -> Evidence: ...
+    def features(self) -> SiteFeatures: ...
 
 
 @runtime_checkable
@@ -124,7 +124,7 @@ class Allocated(Sampler):
         for number, rule in enumerate(self.rules[first:] + self.rules[:first]):
             rows = slice(number, count, len(self.rules))
             if number < count:
-                wanted[rows] = rule.wanted(context.evidence, ratio[rows])
+                wanted[rows] = rule.wanted(context.features, ratio[rows])
         return project(context.space, wanted, ratio)
 
 

@@ -1,8 +1,9 @@
 """From a dense model to a pruned one: statistics, order, compensation, bank, live pruning."""
 
-from ppf.pruning.allocation import Allocation, Evidence
+from ppf.pruning.allocation import Allocation
 from ppf.pruning.bank import Bank
 from ppf.pruning.compensation import Compensation
+from ppf.pruning.features import SiteFeatures
 from ppf.pruning.importance import (
     Importance,
     order_atoms,
@@ -18,7 +19,7 @@ __all__ = [
     "Allocation",
     "Bank",
     "Compensation",
-    "Evidence",
+    "SiteFeatures",
     "Importance",
     "LivePruner",
     "Statistics",

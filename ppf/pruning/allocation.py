@@ -2,35 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ppf.errors import PPFError
+from ppf.pruning.features import SiteFeatures
 from ppf.pruning.traits import MULTIPLES, Traits
 from ppf.space import Space
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What rules may know.
-
-    Args:
-        errors: relative reconstruction error when a site keeps k units, [site, k].
-        retained: share of a site's importance in the k units that stay, [site, k].
-        traits: of the dense model.
-    """
-
-    space: Space
-    errors: Float[Tensor, "sites levels"]
-    retained: Float[Tensor, "sites levels"]
-    traits: Traits
-
-
 class Allocation(ABC):
-    """A rule from evidence to widths; the importance order of the units is not its business.
+    """A rule from site features to widths; it does not change the order of the units.
 
     To add one: subclass this, give it a YAML in `conf/allocation` with all its hyper-parameters,
     and name it in `conf/rules/all.yaml` and in a YAML of `conf/agent`.
@@ -38,7 +22,7 @@ class Allocation(ABC):
 
     @abstractmethod
     def wanted(
-        self, evidence: Evidence, ratio: Float[Tensor, " batch"]
+        self, features: SiteFeatures, ratio: Float[Tensor, " batch"]
     ) -> Float[Tensor, "batch sites"]:
         """Units to keep, real numbers that `ppf.space.project` rounds to the budget."""
 
@@ -46,22 +30,22 @@ class Allocation(ABC):
 class Uniform(Allocation):
     """The same share of every site."""
 
-    def wanted(self, evidence: Evidence, ratio: Tensor) -> Tensor:
-        return (1 - ratio)[:, None] * evidence.space.units.to(ratio.device)
+    def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        return (1 - ratio)[:, None] * features.space.units.to(ratio.device)
 
 
 class LayerRule(Allocation):
     """A rule that gives every layer a pruning ratio; here all sites of a layer share it."""
 
-    def wanted(self, evidence: Evidence, ratio: Tensor) -> Tensor:
-        space = evidence.space
+    def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        space = features.space
         layers = torch.tensor([site.layer for site in space.sites], device=ratio.device)
-        removed = self.removed(evidence, ratio)[:, layers]
+        removed = self.removed(features, ratio)[:, layers]
         return (1 - removed) * space.units.to(ratio.device)
 
     @abstractmethod
     def removed(
-        self, evidence: Evidence, ratio: Float[Tensor, " batch"]
+        self, features: SiteFeatures, ratio: Float[Tensor, " batch"]
     ) -> Float[Tensor, "batch layers"]:
         """The share that each layer loses."""
 
@@ -84,8 +68,8 @@ class OWL(LayerRule):
             raise PPFError(f"OWL's m={m} is not counted: give 0 ≤ m < {MULTIPLES}.")
         self.m, self.bound = m, bound
 
-    def removed(self, evidence: Evidence, ratio: Tensor) -> Tensor:
-        outliers = _unit_range(evidence.traits.outliers[:, self.m].to(ratio))
+    def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        outliers = _unit_range(_traits(features).outliers[:, self.m].to(ratio))
         return ratio[:, None] - 2 * self.bound * (outliers - outliers.mean())
 
 
@@ -103,10 +87,10 @@ class AlphaPruning(LayerRule):
     def __init__(self, epsilon: float) -> None:
         self.epsilon = epsilon
 
-    def removed(self, evidence: Evidence, ratio: Tensor) -> Tensor:
-        exponents = _unit_range(evidence.traits.exponents.to(ratio))
+    def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        exponents = _unit_range(_traits(features).exponents.to(ratio))
         share = 1 - self.epsilon + 2 * self.epsilon * exponents
-        return ratio[:, None] * share / (share * _layer_cost(evidence.space).to(ratio)).sum()
+        return ratio[:, None] * share / (share * _layer_cost(features.space).to(ratio)).sum()
 
 
 class BlockInfluence(LayerRule):
@@ -124,8 +108,8 @@ class BlockInfluence(LayerRule):
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
 
-    def removed(self, evidence: Evidence, ratio: Tensor) -> Tensor:
-        influence = evidence.traits.influence.to(ratio)
+    def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        influence = _traits(features).influence.to(ratio)
         return ratio[:, None] * len(influence) * (-influence / self.temperature).softmax(0)
 
 
@@ -136,8 +120,8 @@ class FLAP(Allocation):
         counts a head as 512 / 3 channels, here each atom counts its parameters.
     """
 
-    def wanted(self, evidence: Evidence, ratio: Tensor) -> Tensor:
-        space, scores = evidence.space, evidence.traits.fluctuation
+    def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        space, scores = features.space, _traits(features).fluctuation
         per_unit = torch.tensor([site.atoms_per_unit for site in space.sites], device=ratio.device)
         here = [scores[site.name].to(ratio) for site in space.sites]
         cost = space.params.to(ratio) / per_unit
@@ -151,8 +135,8 @@ class ObsGlobal(Allocation):
         errors of the level bank, which include the compensation.
     """
 
-    def wanted(self, evidence: Evidence, ratio: Tensor) -> Tensor:
-        space, errors = evidence.space, evidence.errors.to(ratio)
+    def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        space, errors = features.space, features.errors.to(ratio)
         rises = [
             # A unit goes after those before it: greedy waits for the dearest of them.
             -row[: site.units + 1].diff().flip(0).cummin(0).values / site.params
@@ -188,3 +172,8 @@ def _cheapest(
 
 
 _ROUNDING = 1e-12
+
+
+def _traits(features: SiteFeatures) -> Traits:
+    assert features.traits is not None, "allocation rules need the traits of the dense model"
+    return features.traits

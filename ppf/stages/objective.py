@@ -37,7 +37,7 @@ def objective_of(
         interval=interval or (ratio, ratio),
         spread_penalty=cfg.search.spread_penalty,
         trust_region=radius or cfg.search.trust_region,
-        evidence=context.evidence,
+        features=context.features,
         rules={} if isinstance(agent, Rule) else instantiate(cfg.rules),
         device=context.fabric.device,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
 from hydra.utils import instantiate
 from jaxtyping import Float
 from lightning import Fabric
@@ -23,8 +24,8 @@ from ppf.progress import say
 from ppf.pruning import (
     Bank,
     Compensation,
-    Evidence,
     LivePruner,
+    SiteFeatures,
     Statistics,
     Traits,
     collect_statistics,
@@ -78,25 +79,23 @@ class PruningContext:
         )
 
     @cached_property
-    def evidence(self) -> Evidence:
-        """What allocation rules know; the dense model's traits are made where they lack."""
+    def features(self) -> SiteFeatures:
+        """What is known of the sites; the dense model is observed where an artefact is missing."""
         fields = [field.name for field in dataclasses.fields(Traits)]
-        traits = self._observed(
-            "traits",
-            signature("traits", self.signatures.statistics, fields),
-            lambda windows: collect_traits(self.lm, windows).tensors(),
+        traits = Traits.from_tensors(
+            self._observed(
+                "traits",
+                signature("traits", self.signatures.statistics, fields),
+                lambda windows: collect_traits(self.lm, windows).tensors(),
+            )
         )
-        return Evidence(self.space, self.bank.errors, self.retained, Traits.from_tensors(traits))
-
-    @cached_property
-    def sensitivity(self) -> Float[Tensor, "sites levels"]:
-        """Expected loss of cuts of single sites, nats per token; made where it lacks."""
-        observed = self._observed(
+        losses = self._observed(
             "sensitivity",
             signature("sensitivity", self.signatures.bank),
             lambda windows: {"losses": sensitivity(self.pruner, windows, seed=0)},
-        )
-        return observed["losses"]
+        )["losses"]
+        energy = torch.stack([traits.energy[site.name] for site in self.space.sites])
+        return SiteFeatures(self.space, self.bank.errors, self.retained, energy, losses, traits)
 
     def _observed(
         self, kind: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]

@@ -83,10 +83,8 @@ def _fit(context: PruningContext, labels: Labels, facts: Facts, folder: Path) ->
 
 
 def _facts(context: PruningContext) -> Facts:
-    """What predictors are told of the space's sites."""
-    evidence = context.evidence
-    energy = torch.stack([evidence.traits.energy[site.name] for site in context.space.sites])
-    return Facts(evidence.errors, evidence.retained, energy, context.sensitivity)
+    features = context.features
+    return Facts(features.errors, features.retained, features.energy, features.losses)
 
 
 def _load(folder: Path, config: dict[str, Any]) -> Fitted:

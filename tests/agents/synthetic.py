@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppf.agents import Agent, Objective
 from ppf.predictor.protocol import Prediction
-from ppf.pruning import Evidence, Traits
+from ppf.pruning import SiteFeatures, Traits
 from ppf.space import Prunable, Space, build_space
 
 CONF = Path(__file__).parents[2] / "ppf" / "conf"
@@ -52,12 +52,13 @@ class Quadratic:
         return 3 + (kept / self.units - self.target).square().sum(1)
 
 
-def evidence(space: Space) -> Evidence:
+def features(space: Space) -> SiteFeatures:
     """Quadratic errors, and a model of which nothing else is known."""
     kept = torch.arange(int(space.units.max()) + 1) / space.units[:, None]
     nothing = torch.zeros(space.layers)
     traits = Traits(nothing, torch.zeros(space.layers, 16), nothing, {}, {})
-    return Evidence(space, (1 - kept).clamp_min(0).square(), kept.clamp(max=1), traits)
+    errors, energy = (1 - kept).clamp_min(0).square(), torch.ones(len(space))
+    return SiteFeatures(space, errors, kept.clamp(max=1), energy, errors, traits)
 
 
 def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) -> Objective:
@@ -69,7 +70,7 @@ def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) 
         predictor=Quadratic(space, ratio),
         ratio=ratio,
         interval=(ratio, ratio),
-        evidence=evidence(space),
+        features=features(space),
         rules={},
         device=torch.device("cpu"),
         **settings,

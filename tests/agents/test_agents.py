@@ -129,7 +129,7 @@ def test_training_stops_early(name: str) -> None:
 def test_rules_give_their_one_policy() -> None:
     objective = quadratic()
     found = agent("obs_global").search(objective, Run(one_process(), Log(), 0))
-    wanted = ObsGlobal().wanted(objective.evidence, objective.ratios(1))
+    wanted = ObsGlobal().wanted(objective.features, objective.ratios(1))
     assert torch.equal(found.kept, project(objective.space, wanted, objective.ratios(1)))
 
 

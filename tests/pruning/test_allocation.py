@@ -5,7 +5,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.pruning import Allocation, Evidence, Traits
+from ppf.pruning import Allocation, SiteFeatures, Traits
 from ppf.pruning.allocation import FLAP, OWL, AlphaPruning, BlockInfluence, ObsGlobal
 from ppf.space import Prunable, Space, build_space, project, uniform
 from tests.tiny import TinySetup
@@ -26,7 +26,7 @@ def layered(layers: int = 4) -> Space:
     )
 
 
-def evidence(influence: list[float], atoms: float = 0.0) -> Evidence:
+def features(influence: list[float], atoms: float = 0.0) -> SiteFeatures:
     """The first layer matters most by every trait."""
     space, size = layered(len(influence)), len(influence)
     kept = torch.arange(9) / space.units[:, None]
@@ -39,7 +39,8 @@ def evidence(influence: list[float], atoms: float = 0.0) -> Evidence:
     outliers = torch.zeros(size, 16)
     outliers[:, 5] = value
     errors = site_value[:, None] * (1 - kept).clamp_min(0).square()
-    return Evidence(space, errors, kept, Traits(value, outliers, 5 - value, {}, fluctuation))
+    traits = Traits(value, outliers, 5 - value, {}, fluctuation)
+    return SiteFeatures(space, errors, kept, site_value, errors, traits)
 
 
 def removed(space: Space, wanted: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def removed(space: Space, wanted: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", RULES)
 def test_rules_answer_real_models_within_reach_of_the_budget(name: str, tiny: TinySetup) -> None:
-    wanted = RULES[name].wanted(tiny.evidence, RATIO)
+    wanted = RULES[name].wanted(tiny.features, RATIO)
     assert wanted.shape == (4, len(tiny.space)) and wanted.isfinite().all()
     off = (removed(tiny.space, wanted) - RATIO).abs()
     assert off.max() < 0.03
@@ -61,14 +62,14 @@ def test_rules_answer_real_models_within_reach_of_the_budget(name: str, tiny: Ti
     "rule", [OWL(5, 0.08), AlphaPruning(0.3), BlockInfluence(0.3), FLAP(), ObsGlobal()]
 )
 def test_what_matters_more_keeps_more(rule: Allocation) -> None:
-    known = evidence([0.9, 0.5, 0.3, 0.1])
+    known = features([0.9, 0.5, 0.3, 0.1])
     share = rule.wanted(known, RATIO[2:]) / known.space.units
     layers = share.view(2, 4, 2).mean(2)
     assert (layers.diff(dim=1) <= 1e-9).all() and (layers[:, 0] > layers[:, -1]).all()
 
 
 def test_owl_stays_within_its_bound() -> None:
-    lost = OWL(5, 0.08).removed(evidence([0.9, 0.5, 0.3, 0.1]), RATIO[2:])
+    lost = OWL(5, 0.08).removed(features([0.9, 0.5, 0.3, 0.1]), RATIO[2:])
     torch.testing.assert_close(lost.mean(1), RATIO[2:])
     torch.testing.assert_close(lost.amax(1) - lost.amin(1), torch.full((2,), 0.16).double())
 
@@ -79,18 +80,18 @@ def test_owl_counts_whole_multiples() -> None:
 
 
 def test_alphapruning_maps_exponents_linearly() -> None:
-    lost = AlphaPruning(0.3).removed(evidence([0.9, 0.5, 0.3, 0.1]), RATIO[2:3])[0]
+    lost = AlphaPruning(0.3).removed(features([0.9, 0.5, 0.3, 0.1]), RATIO[2:3])[0]
     torch.testing.assert_close(lost[-1] / lost[0], torch.tensor(1.3 / 0.7).double())
     torch.testing.assert_close(lost.mean(), RATIO[2])  # layers of equal cost
 
 
 def test_block_influence_is_a_softmax() -> None:
-    lost = BlockInfluence(0.5).removed(evidence([0.9, 0.4]), RATIO[2:3])[0]
+    lost = BlockInfluence(0.5).removed(features([0.9, 0.4]), RATIO[2:3])[0]
     torch.testing.assert_close((lost[1] / lost[0]).log(), torch.tensor(1.0).double())
 
 
 def test_flap_keeps_the_atoms_above_one_threshold() -> None:
-    known = evidence([0.9, 0.5, 0.3, 0.1])
+    known = features([0.9, 0.5, 0.3, 0.1])
     space, scores = known.space, known.traits.fluctuation
     atoms = FLAP().wanted(known, RATIO[3:])[0] * torch.tensor(
         [s.atoms_per_unit for s in space.sites]
@@ -104,7 +105,7 @@ def test_flap_keeps_the_atoms_above_one_threshold() -> None:
 
 
 def test_obs_global_removes_as_a_greedy_loop_does() -> None:
-    known = evidence([0.9, 0.5, 0.3, 0.1])
+    known = features([0.9, 0.5, 0.3, 0.1])
     space, errors = known.space, known.errors
     kept, target = space.dense.tolist(), 0.3 * space.total
     while space.removed(torch.tensor(kept)) < target:

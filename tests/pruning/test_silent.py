@@ -9,8 +9,8 @@ from torch import nn
 from ppf.llm import Coupling, LanguageModel
 from ppf.pruning import (
     Bank,
-    Evidence,
     LivePruner,
+    SiteFeatures,
     collect_statistics,
     collect_traits,
     order_atoms,
@@ -106,7 +106,7 @@ def test_what_is_known_of_silent_sites_is_finite(
     else:  # half of the atoms are silent, so half of the units cost next to nothing
         for site, row in zip(space.sites, bank.errors, strict=True):
             assert row[-(-site.units // 2)] < 0.05 < row[0]
-    evidence = Evidence(space, bank.errors, retained, traits)
+    features = SiteFeatures(space, bank.errors, retained, torch.ones(len(space)), losses, traits)
     for file in (CONF / "allocation").glob("*.yaml"):
         rule = instantiate(OmegaConf.load(file))
-        assert rule.wanted(evidence, torch.tensor([0.1, 0.5]).double()).isfinite().all()
+        assert rule.wanted(features, torch.tensor([0.1, 0.5]).double()).isfinite().all()
