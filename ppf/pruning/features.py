@@ -41,7 +41,8 @@ class SiteFeatures:
     @classmethod
     def restore(cls, space: Space, plain: dict[str, Any]) -> "SiteFeatures":
         """The inverse of `plain`."""
-        return cls(space, *(torch.tensor(plain[name]) for name in _FIELDS))
+        errors, retained, energy, losses = (torch.tensor(plain[name]) for name in _FIELDS)
+        return cls(space, errors, retained, energy, losses)
 
     def table(self, space: Space, device: torch.device) -> Float[Tensor, "sites features"]:
         """One row a site: which it is, its kind, depth, size, cost, and error at three widths.

@@ -1,0 +1,77 @@
+"""The code on the pages that tell how to extend PPF runs as it stands."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import StableLmConfig, StableLmForCausalLM
+
+ROOT = Path(__file__).parents[1]
+FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
+COMMAND = re.compile(r"^PYTHONPATH=\. python (\w+\.py) (.*)$", re.MULTILINE)
+
+
+def write_files(page: str, folder: Path) -> str:
+    """Writes a page's titled blocks and returns its text."""
+    text = (ROOT / "docs" / "extend" / f"{page}.md").read_text(encoding="utf-8")
+    for name, content in FILE.findall(text):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    return text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["agent"])
+def test_the_command_of_a_page_runs(page: str, cache: str, tmp_path: Path) -> None:
+    ((script, arguments),) = COMMAND.findall(write_files(page, tmp_path))
+    paths = [f"paths.outputs={tmp_path}/outputs", f"paths.artefacts={cache}/artefacts"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *shlex.split(arguments), *paths, "search.rounds=1"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([".", str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "policy.json" in done.stdout
+
+
+def test_the_familys_adapter_couples_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files("family", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from stablelm import StableLmAdapter
+
+    config = StableLmConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model, adapter = StableLmForCausalLM(config), StableLmAdapter()
+    ids, before = torch.arange(16)[None], None
+    for coupling in adapter.couplings(model):
+        before = model(ids).logits
+        # Reordering a coupling's atoms in all its projections changes nothing.
+        order = torch.arange(coupling.atoms).flip(0)
+        for producer in coupling.producers:
+            producer.linear.weight.data = reordered(producer.linear.weight, order, producer.rows, 0)
+        weight = coupling.consumer.weight
+        coupling.consumer.weight.data = reordered(weight, order, coupling.columns, 1)
+        torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-5)
+    assert before is not None and adapter.final_norm(model) is model.model.norm
+
+
+def reordered(weight: torch.Tensor, order: torch.Tensor, size: int, dim: int) -> torch.Tensor:
+    """Moves runs of `size` rows or columns to another order."""
+    index = (order[:, None] * size + torch.arange(size)).flatten()
+    return weight.detach().index_select(dim, index)
