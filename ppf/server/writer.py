@@ -16,7 +16,7 @@ from ppf.server.requests import CompletionRequest
 
 
 class StoppedError(Exception):
-    """Ends a generation that nobody waits for any more."""
+    """Raised inside a generation that was cancelled."""
 
 
 class Completion(TextStreamer):

@@ -1,10 +1,7 @@
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
@@ -12,34 +9,27 @@ from ppf.errors import PPFError
 from ppf.pruning.bank import ready_gib
 from ppf.runtime import DynamicModel
 from ppf.space import uniform
-from ppf.stages.policy import by_site, policy_record, provenance
-from ppf.stages.prepare import PruningContext, prepare
-from tests.records import examples
+from ppf.stages.policy import provenance
+from ppf.stages.prepare import PruningContext
+from tests.searched import write_search
 
-QUICK = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
-
-
-@pytest.fixture(scope="module")
-def config(cache: str, tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
-    folder = tmp_path_factory.mktemp("search")
-    text = folder / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
-    paths = [f"paths.run={folder}", f"paths.artefacts={folder}/artefacts", f"text.path={text}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", ["model=tiny", f"paths.cache={cache}", *QUICK, *paths])
+Search = tuple[DictConfig, PruningContext]
 
 
 @pytest.fixture(scope="module")
-def searched(config: DictConfig) -> PruningContext:
+def search(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Search:
     """A search run's folder with the uniform policy at 0.3."""
-    context = prepare(config, Fabric(accelerator="cpu", devices=1))
-    kept = uniform(context.space, torch.tensor([0.3]))[0].tolist()
-    names = ("ratio", "budget", "predicted", "measured")
-    numbers = {name: examples.policy()[name] for name in names}
-    uniform_one = {"kept": by_site(context.space, kept), "measured": numbers["measured"]}
-    record = policy_record(context, kept, numbers | {"uniform": uniform_one}, predictor="0")
-    (Path(config.paths.run) / "policy.json").write_text(json.dumps(record))
-    return context
+    return write_search(tmp_path_factory.mktemp("search"), cache)
+
+
+@pytest.fixture(scope="module")
+def config(search: Search) -> DictConfig:
+    return search[0]
+
+
+@pytest.fixture(scope="module")
+def searched(search: Search) -> PruningContext:
+    return search[1]
 
 
 def load(config: DictConfig, *overrides: str) -> DynamicModel:

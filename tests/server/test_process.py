@@ -1,6 +1,5 @@
 """The real command, from its first line to its end."""
 
-import json
 import re
 import signal
 import socket
@@ -13,15 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
-from hydra import compose, initialize_config_module
-from lightning import Fabric
 
 from ppf.errors import PPFError
 from ppf.server.process import allowed_hosts, bind, is_loopback
-from ppf.space import uniform
-from ppf.stages.policy import policy_record
-from ppf.stages.prepare import prepare
+from tests.searched import write_search
 
 Serve = Callable[..., tuple[subprocess.Popen[str], str, str]]
 """Starts the command; returns it, its address, and what it said before that."""
@@ -29,18 +23,7 @@ Serve = Callable[..., tuple[subprocess.Popen[str], str, str]]
 
 @pytest.fixture
 def folder(cache: str, tmp_path: Path) -> Path:
-    """A search run's folder with the uniform policy at 0.3."""
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
-    quick = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
-    paths = [f"paths.run={tmp_path}", f"paths.artefacts={tmp_path}/artefacts", f"text.path={text}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        config = compose("search", ["model=tiny", f"paths.cache={cache}", *quick, *paths])
-    context = prepare(config, Fabric(accelerator="cpu", devices=1))
-    kept = uniform(context.space, torch.tensor([0.3]))[0].tolist()
-    numbers = {"ratio": {"asked": 0.3}, "predicted": {"nll": 5.0, "std": 0.1}}
-    record = policy_record(context, kept, numbers, predictor="none")
-    (tmp_path / "policy.json").write_text(json.dumps(record))
+    write_search(tmp_path, cache)
     return tmp_path
 
 

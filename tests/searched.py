@@ -1,0 +1,33 @@
+"""The folder of a static search of the tiny model, for tests of what serves it."""
+
+import json
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+from omegaconf import DictConfig
+
+from ppf.space import uniform
+from ppf.stages.policy import by_site, policy_record
+from ppf.stages.prepare import PruningContext, prepare
+from tests.records import examples
+
+QUICK = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
+
+
+def write_search(folder: Path, cache: str) -> tuple[DictConfig, PruningContext]:
+    """Writes policy.json with the uniform policy at 0.3; artefacts lie in `folder` too."""
+    text = folder / "text.txt"
+    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    paths = [f"paths.run={folder}", f"paths.artefacts={folder}/artefacts", f"text.path={text}"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        config = compose("search", ["model=tiny", f"paths.cache={cache}", *QUICK, *paths])
+    context = prepare(config, Fabric(accelerator="cpu", devices=1))
+    kept = uniform(context.space, torch.tensor([0.3]))[0].tolist()
+    names = ("ratio", "budget", "predicted", "measured")
+    numbers = {name: examples.policy()[name] for name in names}
+    uniform_one = {"kept": by_site(context.space, kept), "measured": numbers["measured"]}
+    record = policy_record(context, kept, numbers | {"uniform": uniform_one}, predictor="0")
+    (folder / "policy.json").write_text(json.dumps(record))
+    return config, context
