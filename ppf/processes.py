@@ -1,7 +1,6 @@
 """Several processes of one run (ranks): how they start and end."""
 
 import os
-import signal
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -18,7 +17,7 @@ _WATCH_EVERY = 5.0  # seconds
 _DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 
 
-def fabric(*, timeout_hours: float, **arguments: Any) -> Fabric:
+def build_fabric(*, timeout_hours: float, **arguments: Any) -> Fabric:
     """Lightning's Fabric, whose ranks wait for each other for longer than its 30 minutes.
 
     Rank 0 makes most artefacts alone, which takes hours for large models.
@@ -27,14 +26,14 @@ def fabric(*, timeout_hours: float, **arguments: Any) -> Fabric:
         timeout_hours: that a rank waits for the others; then it fails.
         arguments: of Fabric.
     """
-    if processes(arguments) == 1:  # whatever a launcher's environment says
+    if process_count(arguments) == 1:  # even under a launcher, whose environment does not count
         return Fabric(**arguments, plugins=LightningEnvironment())
     if arguments["strategy"] in ("auto", "ddp"):
         arguments["strategy"] = DDPStrategy(timeout=timedelta(hours=timeout_hours))
     return Fabric(**arguments)
 
 
-def processes(arguments: Mapping[str, Any]) -> int:
+def process_count(arguments: Mapping[str, Any]) -> int:
     """How many processes Lightning would use.
 
     Args:
@@ -56,4 +55,4 @@ def _end_with(parent: int) -> None:
     """Ends this process once its parent has ended; otherwise it would work on for nobody."""
     while os.getppid() == parent:
         time.sleep(_WATCH_EVERY)
-    os.kill(os.getpid(), signal.SIGKILL)  # a collective operation ignores gentler signals
+    os._exit(1)  # the main thread may wait for other ranks, and would not hear an exception

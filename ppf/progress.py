@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True)  # quiet on all ranks but rank 0
 _LINE_EVERY = 15.0  # seconds
 
 

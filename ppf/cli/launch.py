@@ -11,16 +11,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from ppf.errors import PPFError
-from ppf.processes import processes
+from ppf.processes import process_count
 from ppf.stages.signatures import plain
 
 
 class _Started(NamedTuple):
-    """Processes that a launcher started.
+    """Processes that torchrun or Slurm started.
 
     Args:
-        option: of the launcher, that says how many a node runs.
-        each: processes a node.
+        option: of the launcher: processes per node.
+        each: processes per node.
     """
 
     launcher: str
@@ -40,13 +40,12 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
         PPFError: the devices do not exist here, a launcher started another number of processes,
             several would work where one is enough, or a multirun would start several.
     """
-    count = _count("fabric", plain(cfg.fabric))
-    _check_launcher(cfg, count)
-    if count == 1:
-        pass
-    elif one_process:
-        raise PPFError(f"this command uses one process, not {count}: give fabric.devices=1.")
-    elif HydraConfig.get().mode == RunMode.MULTIRUN and not SLURMEnvironment.detect():
+    count, started = _count("fabric", plain(cfg.fabric)), _started()
+    if one_process and (count > 1 or started and started.processes > 1):
+        raise PPFError("this command uses one process: give fabric.devices=1 and start it once.")
+    if started and max(started.processes, count) > 1:
+        _check_launcher(started, cfg, count)
+    elif count > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
         # Lightning starts processes by repeating the command, which would be the whole multirun.
         raise PPFError(
             f"a multirun cannot start {count} processes a job here: run its jobs one by one,"
@@ -61,7 +60,7 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
 
 def _count(group: str, arguments: Mapping[str, Any]) -> int:
     try:
-        return processes(arguments)
+        return process_count(arguments)
     except (RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
         given = [f"{group}.{name}={arguments[name]}" for name in ("accelerator", "devices")]
         raise PPFError(
@@ -70,11 +69,9 @@ def _count(group: str, arguments: Mapping[str, Any]) -> int:
         ) from error
 
 
-def _check_launcher(cfg: DictConfig, count: int) -> None:
-    """Raises PPFError if torchrun or Slurm started other processes than the config counts on."""
-    found, nodes = _started(), cfg.fabric.num_nodes
-    if found is None or found.processes == count == 1:
-        return
+def _check_launcher(found: _Started, cfg: DictConfig, count: int) -> None:
+    """Raises PPFError if a launcher started other processes than the config counts on."""
+    nodes = cfg.fabric.num_nodes
     if (found.processes, found.nodes, found.each) != (count, nodes, count // nodes):
         raise PPFError(
             f"{found.launcher} started {found.processes} processes ({found.each} a node), but"
@@ -91,7 +88,8 @@ def _started() -> _Started | None:
         total, each = int(told["WORLD_SIZE"]), int(told["LOCAL_WORLD_SIZE"])
         return _Started("torchrun", "--nproc_per_node", total, total // each, each)
     if SLURMEnvironment.detect():
-        total, nodes = int(told["SLURM_NTASKS"]), int(told.get("SLURM_NNODES", 1))
+        total = int(told["SLURM_NTASKS"])
+        nodes = min(int(told.get("SLURM_NNODES", 1)), total)  # the rest of them runs nothing
         # Lightning insists on this variable, which `srun --ntasks` leaves out.
         each = int(told.setdefault("SLURM_NTASKS_PER_NODE", str(total // nodes)))
         return _Started("Slurm", "--ntasks-per-node", total, nodes, each)

@@ -66,7 +66,7 @@ def write(
 ) -> dict[str, Path]:
     """Writes all files of a search, on rank 0, and returns them by what they are.
 
-    All ranks call this: a budget that has to be measured is theirs together.
+    All ranks must call this, since they measure budgets together.
     """
     policy, shown = record(context, found), entries(context, labels, found)
     paths = {

@@ -93,7 +93,7 @@ def test_the_predictor_is_trained_on_one_device() -> None:
 @pytest.mark.usefixtures("launcher")
 def test_a_command_may_use_one_process_only() -> None:
     check(one_process=True)
-    with pytest.raises(PPFError, match=r"one process, not 2: give fabric\.devices=1"):
+    with pytest.raises(PPFError, match=r"one process: give fabric\.devices=1"):
         check("fabric.devices=2", one_process=True)
 
 
