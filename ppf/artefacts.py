@@ -24,7 +24,7 @@ FORMATS = {
     "traits": 1,
     "sensitivity": 1,
     "labels": 1,
-    "predictor": 9,
+    "predictor": 10,
     "costs": 1,
     "training": 2,
 }

@@ -64,7 +64,7 @@ def fit_predictor(
 
     A Gaussian process goes by the test part too in the end, after its scores: they are not to be
     taken again from the predictor that is returned. With `predictor["init_from"]`, the path of
-    another predictor, it starts from that one's weights and settings.
+    another predictor, it starts from that one's parameters.
 
     Args:
         labels: the labelled set; rows without a finite label are left out.

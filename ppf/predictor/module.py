@@ -19,7 +19,7 @@ from ppf.predictor.encoders import Encoder, Facts
 from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
-from ppf.predictor.residual import Correction, GaussianProcess
+from ppf.predictor.residual import GaussianProcess, Posterior
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.records import check
 from ppf.records.predictor import Predictor
@@ -27,31 +27,33 @@ from ppf.space import Space
 
 
 class PredictorModule(LightningModule):
-    """An ensemble of networks over encoded policies; it needs neither the model nor the bank.
+    """An ensemble of networks over encoded policies; it predicts without the language model.
 
-    Networks are fitted to asinh(excess / knee), excess being log-perplexity above the dense
-    model's, under a Huber loss that counts catastrophic policies as censored. The prediction is the
-    members' mean there, taken back to nats per token, so the dense policy is always predicted
-    exactly. Each member leaves out one fold of the training rows, so that validation and
-    calibration use all of them, each as predicted by members that have not seen it. Training is
-    followed by `correct`, `calibrate` and `condition`, in closed form. All arguments are plain, so
-    that checkpoints load with `weights_only=True`.
+    The excess of a policy is its log-perplexity minus that of the dense model. Networks predict
+    the transformed excess, asinh(excess / knee), under a Huber loss. Catastrophic policies are
+    censored: their prediction only has to be as high as the limit. The prediction is the members'
+    mean, transformed back to nats per token, so it is exact for the dense policy.
+
+    Each member leaves out one fold of the training rows. Validation and calibration use
+    out-of-fold predictions: the mean of the members that have not been trained on a row. After
+    training, `correct`, `calibrate` and `condition` are called, in this order.
+
+    All arguments are plain values, so that checkpoints load with `weights_only=True`.
 
     Args:
-        space: as its `describe` gives it.
-        facts: of the sites, as `Facts.plain` gives them.
+        space: what `Space.describe` returns.
+        facts: what `Facts.plain` returns.
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
         encoder: `_target_`, an Encoder, and its arguments.
         network: `_target_`, a Network, and its arguments.
-        residual: arguments of the Gaussian process on what the members leave over, or None.
+        residual: arguments of the Gaussian process on the members' residuals; None for no process.
         optimizer: `_target_`, a torch optimizer, and its arguments.
-        members: of the ensemble.
-        weight_decay: precision of the Gaussian prior on all parameters, as a share of one mean
-            loss; its centre is zero, or where `start_from` began.
-        knee: nats of excess from which on the scale is logarithmic.
-        huber: transformed error from which on the loss is linear.
-        catastrophic: nats of excess that tell no more: above them, a prediction may be anything
-            above.
+        members: number of networks in the ensemble.
+        weight_decay: precision of the Gaussian prior on all parameters, relative to one mean loss.
+            The prior's mean is zero, or the parameters of the predictor given to `start_from`.
+        knee: excess in nats per token above which the transformed scale is about logarithmic.
+        huber: transformed error above which the loss is linear.
+        catastrophic: excess in nats per token above which policies are censored.
         bands: ascending edges of the ratio bands of the scores.
     """
 
@@ -92,24 +94,24 @@ class PredictorModule(LightningModule):
         self.scores = Scores(bands, dense_nll)
 
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
-        """Every member's transformed excess."""
-        return self._answers(kept, self.encoder)[0]
+        """Each member's prediction of the transformed excess."""
+        return self._corrected(kept, self.encoder)[0]
 
     @torch.no_grad()
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
-        """Log-perplexity in nats per token, with the standard deviation that `calibrate` set."""
-        answers, variance = self._answers(kept, self.encoder)
+        """Log-perplexity in nats per token, with its calibrated standard deviation."""
+        answers, variance = self._corrected(kept, self.encoder)
         if variance is None:
-            variance = self._jackknife(answers)
+            variance = self._jackknife_variance(answers)
         return self._in_nats(answers.mean(0), variance)
 
     def start_from(self, other: "PredictorModule") -> None:
-        """Takes another predictor's weights, to start from and as the prior's centre.
+        """Starts from another predictor's parameters, and centres the prior on them.
 
-        The same goes for the settings of its Gaussian process.
+        The hyper-parameters of the Gaussian process are taken over in the same way.
 
         Raises:
-            PPFError: it is another network, or of another space.
+            PPFError: the other predictor has another network, process or space.
         """
         mine, theirs = self.ensemble.stacked, other.ensemble.stacked
         shapes = [[p.shape[1:] for p in parameters] for parameters in (mine, theirs)]
@@ -120,54 +122,58 @@ class PredictorModule(LightningModule):
                 " was trained with this predictor= and space=."
             )
         if self.residual is not None and other.residual is not None:
-            self.residual.centre = other.residual.settings
+            self.residual.prior_centre = dict(other.residual.named_parameters())
         for parameter, start in zip(mine, theirs, strict=True):
             member = torch.arange(len(parameter)) % len(start)
             parameter.data.copy_(start.detach()[member])
         self.centre = [parameter.detach().clone() for parameter in mine]
 
     @torch.no_grad()
-    def correct(self, batch: Batch) -> Correction | None:
-        """Fits the Gaussian process to what the members leave over on these rows, if there is one.
+    def correct(self, batch: Batch) -> Posterior | None:
+        """Fits the Gaussian process, if there is one, to the members' residuals on these rows.
 
-        Returns what it would tell of each row, had it not seen the row's fold.
+        Returns its out-of-fold prediction of each row's residual.
         """
         if self.residual is None:
             return None
-        effects = self._effects()
-        return self.residual.fit(effects, batch.kept, self._left(batch), batch.weights.T)
+        residuals, weights = self._residuals(batch), batch.weights.T
+        return self.residual.fit(self._single_cuts(), batch.kept, residuals, weights)
 
     @torch.no_grad()
     def condition(self, batch: Batch) -> None:
-        """Lets the Gaussian process, if there is one, go by these rows, its settings unchanged."""
+        """Conditions the Gaussian process, if there is one, on these rows instead of earlier ones.
+
+        Its hyper-parameters do not change.
+        """
         if self.residual is not None:
             weights = batch.weights.amax(1)
-            self.residual.condition(batch.kept, self._left(batch).mean(0), weights)
+            self.residual.condition(batch.kept, self._residuals(batch).mean(0), weights)
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
-        """`predict`'s mean for widths between whole units too, differentiable in `kept`."""
-        mean = self._answers(kept, self.encoder.relaxed)[0].mean(0).clamp(max=_LARGEST)
+        """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
+        mean = self._corrected(kept, self.encoder.relaxed)[0].mean(0).clamp(max=_LARGEST)
         return self.dense_nll + self.knee * torch.sinh(mean)
 
     @torch.no_grad()
-    def calibrate(self, batch: Batch, unseen: Correction | None = None) -> None:
-        """Fits one factor on the standard deviation: a 90 % interval holds on these rows.
+    def calibrate(self, batch: Batch, posterior: Posterior | None = None) -> None:
+        """Scales the standard deviation so that 90 % intervals cover 90 % of these rows.
 
-        Each row is judged by the members that have not seen it, so training rows serve.
+        Rows are predicted out of fold, so training rows can be used.
 
         Args:
-            unseen: as `correct` gives it; None: the variance is the jackknife's, for which the
-                noise is fitted too.
+            batch: the rows.
+            posterior: what `correct` returned. Without a Gaussian process the variance is the
+                jackknife's, and the noise is fitted here too.
 
         Source: cross-conformal prediction (arXiv 1208.0806), CV+ (arXiv 1905.02928).
         """
         answers = self._members(batch.kept, self.encoder)
-        error = self._unseen(answers, batch) - self._target(batch.nll)
-        if unseen is None:
+        error = self._out_of_fold_mean(answers, batch) - self._transformed(batch.nll)
+        if posterior is None:
             self.noise.copy_((_MAD * error.abs().median()).clamp(min=_SMALLEST))
-            variance = self._jackknife(answers)
+            variance = self._jackknife_variance(answers)
         else:
-            error, variance = error + unseen.mean, unseen.variance
+            error, variance = error + posterior.mean, posterior.variance
         relative = error.abs() / variance.clamp(min=_SMALLEST**2).sqrt()
         count = len(relative)
         rank = min(count, -(-9 * (count + 1) // 10))
@@ -175,7 +181,7 @@ class PredictorModule(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         answers = self(batch.kept)
-        losses = self._loss(answers, self._target(batch.nll).expand_as(answers))
+        losses = self._loss(answers, self._transformed(batch.nll).expand_as(answers))
         fit = (losses * batch.weights.T).mean(1).sum()
         prior = sum(
             (p - centre.to(p)).square().sum()
@@ -188,10 +194,10 @@ class PredictorModule(LightningModule):
 
     def validation_step(self, batch: Batch) -> None:
         answers = self(batch.kept)
-        mean = self._unseen(answers, batch)
-        loss = self._loss(mean, self._target(batch.nll)).mean()
+        mean = self._out_of_fold_mean(answers, batch)
+        loss = self._loss(mean, self._transformed(batch.nll)).mean()
         self.log("validation/loss", loss, batch_size=len(batch.nll))
-        prediction = self._in_nats(mean, self._jackknife(answers))
+        prediction = self._in_nats(mean, self._jackknife_variance(answers))
         self.scores.update(prediction, batch.nll, batch.ratio)
 
     def test_step(self, batch: Batch) -> None:
@@ -204,12 +210,15 @@ class PredictorModule(LightningModule):
         self._log_scores("test")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return _build(self.optimizer, torch.optim.Optimizer, self.parameters())
+        return _build(self.optimizer, torch.optim.Optimizer, self.ensemble.parameters())
 
-    def _answers(
+    def _corrected(
         self, kept: Tensor, encode: Callable[[Tensor], Tensor]
     ) -> tuple[Float[Tensor, "members batch"], Float[Tensor, " batch"] | None]:
-        """Members' corrected answers, and the process's variance, if there is one."""
+        """Members' predictions plus the mean of the Gaussian process, and the latter's variance.
+
+        Without a fitted process the predictions are the members' own, and the variance is None.
+        """
         answers = self._members(kept, encode)
         if self.residual is None or not self.residual.fitted:
             return answers, None
@@ -219,25 +228,27 @@ class PredictorModule(LightningModule):
     def _members(
         self, kept: Tensor, encode: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "members batch"]:
-        """Members' own answers above those for the dense policy."""
+        """Each member's own prediction, minus its prediction for the dense policy."""
         answers = self.ensemble(encode(torch.cat([self.dense.to(kept), kept])))
         return answers[:, 1:] - answers[:, :1]
 
-    def _left(self, batch: Batch) -> Float[Tensor, "members batch"]:
-        """What the members' own answers leave over; nothing where both are catastrophic."""
+    def _residuals(self, batch: Batch) -> Float[Tensor, "members batch"]:
+        """Target minus each member's prediction; zero where both are catastrophic."""
         answers = self._members(batch.kept, self.encoder)
-        target = self._target(batch.nll).clamp(max=self.limit).expand_as(answers)
+        target = self._transformed(batch.nll).clamp(max=self.limit).expand_as(answers)
         return target - torch.where(target < self.limit, answers, answers.clamp(max=self.limit))
 
-    def _unseen(
+    def _out_of_fold_mean(
         self, answers: Float[Tensor, "members batch"], batch: Batch
     ) -> Float[Tensor, " batch"]:
-        """The mean of the members that have not been trained on each row."""
-        counted = (batch.weights.T == 0).to(answers)
-        return (answers * counted).sum(0) / counted.sum(0)
+        """Mean prediction of the members that have not been trained on the row."""
+        out_of_fold = (batch.weights.T == 0).to(answers)
+        return (answers * out_of_fold).sum(0) / out_of_fold.sum(0)
 
-    def _jackknife(self, answers: Float[Tensor, "members batch"]) -> Float[Tensor, " batch"]:
-        """The jackknife's variance of the mean, with the noise."""
+    def _jackknife_variance(
+        self, answers: Float[Tensor, "members batch"]
+    ) -> Float[Tensor, " batch"]:
+        """The jackknife's variance of the members' mean, plus the noise variance."""
         return (len(answers) - 1) * answers.var(0, correction=0) + self.noise**2
 
     def _in_nats(self, mean: Float[Tensor, " batch"], variance: Tensor) -> Prediction:
@@ -248,19 +259,19 @@ class PredictorModule(LightningModule):
             self.widening * std * self.knee * torch.cosh(mean),
         )
 
-    def _effects(self) -> Float[Tensor, "sites levels"]:
-        """The members' mean for every cut of a single site, [site, kept]."""
+    def _single_cuts(self) -> Float[Tensor, "sites levels"]:
+        """Mean prediction of keeping k units at one site and all units elsewhere, [site, k]."""
         sites, levels = self.dense.shape[1], int(self.dense.max()) + 1
         kept = self.dense.repeat(sites * levels, 1).view(sites, levels, sites)
         site = torch.arange(sites, device=self.device)
         kept[site, :, site] = torch.arange(levels, device=self.device).minimum(self.dense.T)
         return self._members(kept.flatten(0, 1), self.encoder).mean(0).view(sites, levels)
 
-    def _target(self, nll: Tensor) -> Tensor:
+    def _transformed(self, nll: Tensor) -> Tensor:
         return torch.asinh((nll - self.dense_nll) / self.knee)
 
     def _loss(self, answer: Tensor, target: Tensor) -> Tensor:
-        """Huber's, in units of its knee; a catastrophic policy only has to be predicted as one."""
+        """Huber loss divided by `huber`; zero where answer and target are both catastrophic."""
         capped = torch.where(target > self.limit, answer.clamp(max=self.limit), answer)
         target = target.clamp(max=self.limit)
         return F.huber_loss(capped, target, reduction="none", delta=self.huber) / self.huber
@@ -271,7 +282,7 @@ class PredictorModule(LightningModule):
 
 
 def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) -> PredictorModule:
-    """A predictor from its checkpoint, ready to predict, on the CPU.
+    """Loads a predictor from its checkpoint onto the CPU, in evaluation mode.
 
     The checkpoint may come from a stranger. It holds plain values and tensors only, and names no
     classes but those of the packaged configs and of `config`.
@@ -280,7 +291,7 @@ def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) ->
         config: the run's `predictor`, as plain values.
 
     Raises:
-        PPFError: there is no such file, or it is no predictor.
+        PPFError: the file does not exist, or it is not a predictor of this version.
     """
     remedy = "train it again with `python train.py`"
     parts = [part for part in (config or {}).values() if isinstance(part, dict)]
@@ -310,6 +321,6 @@ def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
     return made(*inputs, **arguments)
 
 
-_LARGEST = 5.0  # transformed excess; sinh stays finite
-_SMALLEST = 1e-6  # transformed error; keeps the interval open where a fit is exact
-_MAD = 1.4826  # median absolute error to standard deviation, for Gaussian errors
+_LARGEST = 5.0  # transformed excess; keeps sinh finite
+_SMALLEST = 1e-6  # transformed error; keeps intervals wider than zero where a fit is exact
+_MAD = 1.4826  # standard deviation over median absolute error of a Gaussian

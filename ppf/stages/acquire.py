@@ -8,6 +8,7 @@ from torch import Tensor
 from ppf.errors import PPFError
 from ppf.labels.collect import draw, label
 from ppf.labels.table import ACQUIRED, Labels
+from ppf.predictor.acquisition import select_by_integrated_variance
 from ppf.predictor.module import PredictorModule
 from ppf.predictor.scores import USUAL
 from ppf.ranks import on_rank_0
@@ -72,4 +73,4 @@ def _chosen(
             f"labels.acquired={count} is more than the {len(pool)} policies to choose"
             " from: give a larger labels.pool."
         )
-    return pool[predictor.residual.select_by_integrated_variance(pool, count)].cpu()
+    return pool[select_by_integrated_variance(predictor.residual, pool, count)].cpu()

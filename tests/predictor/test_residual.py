@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
+from gpytorch.models import ExactGP
 from torch import Tensor
 
 from ppf.errors import PPFError
@@ -18,12 +21,14 @@ STRONG = 3.0  # interaction
 QUICK = "predictor.max_epochs=10"
 
 
-def process(space: Space) -> GaussianProcess:
-    return GaussianProcess(space, effects=[0.0, 1.0], shares=[0.0], rows=200, steps=60, huber=10.0)
+def new_process(space: Space, steps: int = 60) -> GaussianProcess:
+    return GaussianProcess(
+        space, effects=[0.0, 1.0], shares=[0.0], rows=200, steps=steps, huber=10.0
+    )
 
 
 def policies_of(space: Space, count: int) -> tuple[Tensor, Tensor]:
-    """Random policies, the dense one first, and what their cuts cost alone."""
+    """Random policies, the dense one first, and the effects of their cuts."""
     generator = torch.Generator().manual_seed(0)
     kept = (torch.rand(count, len(space), generator=generator) * (space.units + 1)).long()
     kept[0] = space.units
@@ -33,110 +38,137 @@ def policies_of(space: Space, count: int) -> tuple[Tensor, Tensor]:
 
 
 def halves(count: int) -> Tensor:
-    """Weights of two members, each of which must not see one half."""
+    """Weights of two members, each of which leaves one half out."""
     return (torch.arange(count) % 2 == torch.arange(2)[:, None]).float()
 
 
+def with_interactions(space: Space, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random policies, the effects of their cuts, and residuals that two sites make together."""
+    kept, effects = policies_of(space, count)
+    cut = effects.gather(1, kept.T)
+    return kept, effects, cut[1] * cut[3]
+
+
 def test_process_is_nearer_to_what_it_has_seen(space: Space) -> None:
-    kept, effects = policies_of(space, 150)
-    truth = effects.gather(1, kept.T).T
-    left = (truth[:, 1] * truth[:, 3] + 0.3 * truth[:, 5]).repeat(2, 1)
-    residual = process(space)
-    unseen = (residual.fit(effects, kept, left, halves(150)).mean - left[0]).abs().mean()
-    assert (residual(kept).mean - left[0]).abs().mean() < 0.6 * unseen
-    assert unseen < 0.5 * (left - left.mean()).abs().mean()
+    kept, effects, residuals = with_interactions(space, 150)
+    residuals = residuals + 0.3 * effects.gather(1, kept.T)[5]
+    process = new_process(space)
+    mean = process.fit(effects, kept, residuals.repeat(2, 1), halves(150)).mean
+    error = (mean - residuals).abs().mean()
+    assert (process(kept).mean - residuals).abs().mean() < 0.6 * error
+    assert error < 0.5 * (residuals - residuals.mean()).abs().mean()
 
 
-def test_a_row_is_judged_without_its_fold(space: Space) -> None:
+def test_a_row_is_predicted_without_its_fold(space: Space) -> None:
     kept, effects = policies_of(space, 80)
-    left = effects.gather(1, kept.T).T[:, 1].repeat(4, 1)
-    folds = (torch.arange(80) % 4 != torch.arange(4)[:, None]).float()
-    unseen = process(space).fit(effects, kept, left, folds)
-    left[:, folds[2] == 0] += 1
-    again = process(space).fit(effects, kept, left, folds)
-    changed = unseen.mean != again.mean
-    assert not changed[folds[2] == 0].any() and changed[1:][folds[2, 1:] == 1].all()
+    residuals = effects.gather(1, kept.T)[1].repeat(4, 1)
+    weights = (torch.arange(80) % 4 != torch.arange(4)[:, None]).float()
+    before = new_process(space).fit(effects, kept, residuals, weights)
+    residuals[:, weights[2] == 0] += 1
+    after = new_process(space).fit(effects, kept, residuals, weights)
+    changed = before.mean != after.mean
+    assert not changed[weights[2] == 0].any() and changed[1:][weights[2, 1:] == 1].all()
 
 
-def test_the_prior_knows_the_dense_policy_alone(space: Space) -> None:
+def test_the_dense_policy_is_known_and_no_other(space: Space) -> None:
     kept, effects = policies_of(space, 60)
     kept[1::3] = 0
-    residual = process(space)
-    residual.fit(effects, kept, torch.randn(2, 60), halves(60))
-    points, settings = residual._features(kept).double(), residual.settings.double()
-    covariance, variance = residual._prior(points, points, settings)
+    process = new_process(space)
+    process.fit(effects, kept, torch.randn(2, 60), halves(60))
+    x = process.double().features(kept)
+    covariance, variance = process.kernel.with_variance(x, x)
     torch.testing.assert_close(variance, covariance.diagonal(), rtol=1e-4, atol=1e-6)
     assert covariance[0].abs().max() < 1e-4 * variance[1:].min()
     assert torch.linalg.eigvalsh(covariance).min() > -1e-6 * variance.max()
 
 
+def test_predicts_as_gpytorch_does(space: Space) -> None:
+    kept, effects, residuals = with_interactions(space, 120)
+    process = new_process(space)
+    process.fit(effects, kept[:80], residuals[:80].repeat(2, 1), halves(80))
+    process.condition(kept[:80], residuals[:80], torch.linspace(0.5, 2, 80))
+    mean, variance = process(kept[80:])
+
+    class Reference(ExactGP):
+        def forward(self, x: Tensor) -> MultivariateNormal:
+            return MultivariateNormal(torch.zeros(len(x)).to(x), process.kernel(x))
+
+    x = process.double().features(kept)
+    noise = process.noise.variance(x)
+    likelihood = FixedNoiseGaussianLikelihood(noise[:80] / torch.linspace(0.5, 2, 80))
+    reference = Reference(x[:80], residuals[:80].double(), likelihood).eval()
+    with torch.no_grad():
+        posterior = reference(x[80:])
+    torch.testing.assert_close(mean.double(), posterior.mean, rtol=1e-3, atol=1e-4)
+    expected = posterior.variance + noise[80:]
+    torch.testing.assert_close(variance.double(), expected, rtol=1e-2, atol=1e-5)
+
+
+def test_rows_of_no_weight_do_not_count(space: Space) -> None:
+    kept, effects, residuals = with_interactions(space, 80)
+    process = new_process(space)
+    process.fit(effects, kept, residuals.repeat(2, 1), halves(80))
+    process.condition(kept[:60], residuals[:60], torch.ones(60))
+    some = process(kept[60:])
+    process.condition(kept, residuals, (torch.arange(80) < 60).float())
+    torch.testing.assert_close(process(kept[60:]), some)
+
+
+def test_a_checkpoint_tells_the_number_of_rows_and_no_other_shape(space: Space) -> None:
+    kept, effects, residuals = with_interactions(space, 80)
+    process, other = new_process(space, steps=1), new_process(space)
+    process.fit(effects, kept, residuals.repeat(2, 1), halves(80))
+    state = process.state_dict()
+    other.load_state_dict(state)
+    assert torch.equal(other(kept).mean, process(kept).mean)
+    assert torch.equal(state["noise.log_growth"], process.noise.log_growth)
+    state["noise.log_growth"] = torch.zeros(2)
+    with pytest.raises(RuntimeError, match="size mismatch for noise.log_growth"):
+        other.load_state_dict(state)
+
+
 def test_further_rows_count(space: Space) -> None:
-    kept, effects = policies_of(space, 300)
-    truth = effects.gather(1, kept.T).T
-    left = truth[:, 1] * truth[:, 3]
-    residual = process(space)
-    residual.fit(effects, kept[:200], left[:200].repeat(2, 1), halves(200))
-    before = (residual(kept[200:]).mean - left[200:]).abs().mean()
-    residual.condition(kept, left, torch.ones(300))
-    assert (residual(kept[200:]).mean - left[200:]).abs().mean() < 0.5 * before
+    kept, effects, residuals = with_interactions(space, 300)
+    process = new_process(space)
+    process.fit(effects, kept[:200], residuals[:200].repeat(2, 1), halves(200))
+    before = (process(kept[200:]).mean - residuals[200:]).abs().mean()
+    process.condition(kept, residuals, torch.ones(300))
+    assert (process(kept[200:]).mean - residuals[200:]).abs().mean() < 0.5 * before
 
 
 def test_variance_is_least_where_it_has_measured(space: Space) -> None:
-    kept, effects = policies_of(space, 200)
-    truth = effects.gather(1, kept.T).T
-    left = (truth[:, 1] * truth[:, 3]).repeat(2, 1)
-    residual = process(space)
-    unseen = residual.fit(effects, kept, left, halves(200))
-    far = residual(torch.zeros_like(kept[:1])).variance
-    assert residual(kept).variance.mean() < unseen.variance.mean() < far
+    kept, effects, residuals = with_interactions(space, 200)
+    process = new_process(space)
+    out_of_fold = process.fit(effects, kept, residuals.repeat(2, 1), halves(200))
+    far = process(torch.zeros_like(kept[:1])).variance
+    assert process(kept).variance.mean() < out_of_fold.variance.mean() < far
 
 
 def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) -> None:
     kept, effects = policies_of(space, 400)
     kept[1::4, 1] = 0
-    left = 0.5 * (kept[:, 1] == 0).float().repeat(2, 1)
-    residual = process(space)
-    residual.fit(effects, kept, left, halves(400))
+    residuals = 0.5 * (kept[:, 1] == 0).float().repeat(2, 1)
+    process = new_process(space)
+    process.fit(effects, kept, residuals, halves(400))
     dense = space.dense.repeat(2, 1)
     dense[0, 1], dense[1, 1] = 0, 1
-    emptied, narrowed = residual(dense).mean.tolist()
+    emptied, narrowed = process(dense).mean.tolist()
     assert emptied - narrowed > 0.3
 
 
-def test_wrecked_policies_tell_little_of_others(space: Space) -> None:
+def test_noise_grows_with_the_effects(space: Space) -> None:
     kept, effects = policies_of(space, 300)
     kept[100:] = (space.units + kept[100:]) // 2
-    truth = effects.gather(1, kept.T).T
-    wrecked = truth.sum(1) > 1.2 * truth[100:].sum(1).max()
-    assert 5 < wrecked.sum() < 100
-    noise = torch.randn(300, generator=torch.Generator().manual_seed(1)) * wrecked
-    left = truth[:, 1] * truth[:, 3] + 0.3 * noise
-    residual = process(space)
-    residual.fit(effects, kept[:200], left[:200].repeat(2, 1), halves(200))
-    told = residual(kept)
-    assert (told.mean - left)[200:].abs().mean() < 0.3 * left[200:].abs().mean()
-    assert told.variance[wrecked].mean() > 20 * told.variance[200:].mean()
-
-
-def test_telling_policies_lower_the_variance_of_all(space: Space) -> None:
-    kept, effects = policies_of(space, 260)
-    rows, pool = kept[:60], kept[60:]
-    left = effects.gather(1, rows.T).T[:, [1, 3]].prod(1).repeat(2, 1)
-    residual = process(space)
-    residual.fit(effects, rows, left, halves(60))
-
-    def variance(some: Tensor) -> float:
-        measured = torch.cat([rows, pool[some]])
-        residual.condition(measured, torch.zeros(len(measured)), torch.ones(len(measured)))
-        return float(residual(pool).variance.mean())
-
-    chosen = residual.select_by_integrated_variance(pool, 20)
-    assert len(chosen.unique()) == 20
-    assert torch.equal(residual.select_by_integrated_variance(pool, 5), chosen[:5])
-    others = [
-        torch.randperm(200, generator=torch.Generator().manual_seed(i))[:20] for i in range(5)
-    ]
-    assert variance(chosen) < 0.95 * min(map(variance, others))
+    cut = effects.gather(1, kept.T)
+    catastrophic = cut.sum(0) > 1.2 * cut[:, 100:].sum(0).max()
+    assert 5 < catastrophic.sum() < 100
+    noise = torch.randn(300, generator=torch.Generator().manual_seed(1)) * catastrophic
+    residuals = cut[1] * cut[3] + 0.3 * noise
+    process = new_process(space)
+    process.fit(effects, kept[:200], residuals[:200].repeat(2, 1), halves(200))
+    mean, variance = process(kept)
+    assert (mean - residuals)[200:].abs().mean() < 0.3 * residuals[200:].abs().mean()
+    assert variance[catastrophic].mean() > 20 * variance[200:].mean()
 
 
 def test_single_units_count(space: Space) -> None:
@@ -144,29 +176,43 @@ def test_single_units_count(space: Space) -> None:
     site = int(space.units.argmax())
     steps = torch.randn(int(space.units.max()), generator=torch.Generator().manual_seed(1))
     walk = torch.cat([steps.flip(0).cumsum(0).flip(0), torch.zeros(1)])
-    left = walk[kept[:, site]].repeat(2, 1)
-    unseen = process(space).fit(effects, kept, left, halves(400)).mean
-    assert (unseen - left[0]).abs().mean() < 0.1 * (left - left.mean()).abs().mean()
+    residuals = walk[kept[:, site]]
+    mean = new_process(space).fit(effects, kept, residuals.repeat(2, 1), halves(400)).mean
+    assert (mean - residuals).abs().mean() < 0.1 * (residuals - residuals.mean()).abs().mean()
 
 
-def test_large_batches_are_told_the_same(space: Space) -> None:
+def test_large_batches_are_predicted_as_small_ones(space: Space) -> None:
     kept, effects = policies_of(space, 900)
-    truth = effects.gather(1, kept.T).T
-    residual = process(space)
-    residual.fit(effects, kept[:300], truth[:300, 1].repeat(2, 1), halves(300))
-    whole, variance = residual(kept)
-    some = residual(kept[700:705])
-    torch.testing.assert_close(whole[700:705], some.mean)
+    residuals = effects.gather(1, kept[:300].T)[1]
+    process = new_process(space)
+    process.fit(effects, kept[:300], residuals.repeat(2, 1), halves(300))
+    mean, variance = process(kept)
+    some = process(kept[700:705])
+    torch.testing.assert_close(mean[700:705], some.mean)
     torch.testing.assert_close(variance[700:705], some.variance, atol=1e-5, rtol=1e-3)
 
 
 def test_noise_is_not_corrected(space: Space) -> None:
     kept, effects = policies_of(space, 200)
     noise = torch.randn(200, generator=torch.Generator().manual_seed(1)).repeat(2, 1)
-    residual = process(space)
-    variance = residual.fit(effects, kept, noise, halves(200)).variance
-    assert residual(kept).mean.abs().mean() < 0.3
+    process = new_process(space)
+    variance = process.fit(effects, kept, noise, halves(200)).variance
+    assert process(kept).mean.abs().mean() < 0.3
     assert variance.mean() == pytest.approx(1, rel=0.3)
+
+
+def test_the_fit_starts_from_the_prior_centre(space: Space) -> None:
+    kept, effects, residuals = with_interactions(space, 80)
+    first, second = new_process(space), new_process(space, steps=0)
+    first.fit(effects, kept, residuals.repeat(2, 1), halves(80))
+    centre = {name: value.clone() for name, value in first.named_parameters()}
+    second.prior_centre = dict(first.named_parameters())
+    second.fit(effects, kept, -residuals.repeat(2, 1), halves(80))
+    torch.testing.assert_close(dict(second.named_parameters()), centre)
+    second.steps = 5
+    second.fit(effects, kept, -residuals.repeat(2, 1), halves(80))
+    assert not torch.equal(second.noise.log_constant, centre["noise.log_constant"])
+    torch.testing.assert_close(dict(first.named_parameters()), centre)
 
 
 @pytest.mark.slow

@@ -1,0 +1,203 @@
+"""Kernels: how alike two policies' residuals are expected to be.
+
+All hyper-parameters are positive. Parameters hold their logarithms, with normal priors.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import mul
+
+import torch
+from gpytorch import Module
+from gpytorch.constraints import Positive
+from gpytorch.kernels import Kernel, MaternKernel
+from gpytorch.priors import NormalPrior
+from jaxtyping import Bool, Float
+from linear_operator import to_dense
+from torch import Tensor, nn
+
+from ppf.predictor.policy_features import EMPTIED, ROOTS
+
+
+class DotProductKernel(Kernel):
+    """k(x, y) = Σ_i x_i y_i."""
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
+        return (x1 * x2).sum(-1) if diag else x1 @ x2.mT
+
+
+class CommonEffectKernel(Kernel):
+    """The effect that the cuts of two policies have in common; x_i² is the effect at site i.
+
+        k(x, y) = Σ_i min(x_i², y_i²)
+
+    It is the sum over sites of Brownian motions that run over the site's effect: steps between
+    neighbouring widths are independent, so the kernel can learn single units.
+    """
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
+        effects, others = x1.square(), x2.square()
+        if diag:
+            return torch.minimum(effects, others).sum(-1)
+        sums = effects.sum(-1)[:, None] + others.sum(-1)
+        return (sums - torch.cdist(effects, others, p=1)) / 2  # as 2 min(a, b) = a + b - |a - b|
+
+
+class SumOfProductsKernel(Kernel):
+    """A sum of scaled products of kernels.
+
+        k(x, y) = Σ_t s_t Π_{j ∈ t} k_j(x, y)
+
+    The same as an AdditiveKernel of ScaleKernels of ProductKernels, but a kernel k_j that occurs
+    in several products is evaluated once.
+
+    Args:
+        factors: the columns that each kernel k_j reads, and the kernel, by name.
+        terms: names of the factors of each product.
+    """
+
+    def __init__(
+        self, factors: Mapping[str, tuple[slice, Kernel]], terms: Sequence[Sequence[str]]
+    ) -> None:
+        super().__init__()
+        self.columns = {name: columns for name, (columns, _) in factors.items()}
+        self.factors = nn.ModuleDict({name: kernel for name, (_, kernel) in factors.items()})
+        self.terms = {"*".join(term): term for term in terms}
+        self.log_scales = nn.ParameterDict({name: torch.zeros(()) for name in self.terms})
+        prior = NormalPrior(torch.zeros(len(terms)), DEVIATION)
+        self.register_prior("log_scales_prior", prior, _stacked_scales)
+
+    def products(self, x1: Tensor, x2: Tensor, diag: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """The logarithm of each term's scale, and the product that it scales."""
+        values = {
+            name: to_dense(self.factors[name](x1[:, columns], x2[:, columns], diag=diag))
+            for name, columns in self.columns.items()
+        }
+        for name, term in self.terms.items():
+            yield self.log_scales[name], reduce(mul, (values[factor] for factor in term))
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
+        terms = (scale.exp() * product for scale, product in self.products(x1, x2, diag))
+        return sum(terms, start=x1.new_zeros(()))
+
+
+class RelevanceKernel(Kernel):
+    """A kernel of inputs, some of which count more than others.
+
+        k(x, y) = base(r ⊙ x, r ⊙ y),  r_i = 1 but for the chosen columns
+
+    Args:
+        base_kernel: the kernel of the weighted inputs.
+        relevant: the inputs whose relevance r_i is a hyper-parameter.
+    """
+
+    relevant: Bool[Tensor, " features"]
+
+    def __init__(self, base_kernel: Kernel, relevant: Bool[Tensor, " features"]) -> None:
+        super().__init__()
+        self.base_kernel = base_kernel
+        self.register_buffer("relevant", relevant, persistent=False)
+        count = int(relevant.sum())
+        register_log_parameter(self, "log_relevance", count, DEVIATION_OF_RELEVANCE)
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
+        relevance = torch.ones_like(x1[0]).masked_scatter(self.relevant, self.log_relevance.exp())
+        return to_dense(self.base_kernel(x1 * relevance, x2 * relevance, diag=diag))
+
+
+class ConditionedKernel(Kernel):
+    """The covariance that remains once the function is known at one input, d.
+
+        k(x, y) = base(x, y) − base(x, d) base(d, y) / base(d, d)
+
+    Args:
+        base_kernel: the covariance before that.
+        features: number of inputs.
+    """
+
+    known: Float[Tensor, "1 features"]
+
+    def __init__(self, base_kernel: Kernel, features: int) -> None:
+        super().__init__()
+        self.base_kernel = base_kernel
+        self.register_buffer("known", torch.zeros(1, features))
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
+        return self.with_variance(x1, self.known)[1] if diag else self.with_variance(x1, x2)[0]
+
+    def with_variance(
+        self, x1: Float[Tensor, "batch features"], x2: Float[Tensor, "rows features"]
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, " batch"]]:
+        """The covariance of all pairs, and the variance at x1, for little more than the former."""
+        left, right = (torch.cat([x, self.known]) for x in (x1, x2))
+        covariance = to_dense(self.base_kernel(left, right))
+        to_known = covariance[:-1, -1:]
+        share = to_known / covariance[-1, -1]
+        variance = self.base_kernel(x1, diag=True) - (share * to_known)[:, 0]
+        return covariance[:-1, :-1] - share * covariance[-1:, :-1], variance
+
+
+def policy_kernel(columns: Mapping[str, slice]) -> ConditionedKernel:
+    """The covariance of residuals, which are zero for the dense policy.
+
+        k = Σ_g M_g + L + L² + C + C² + M_c (C + E + E²)
+
+    with a scale for each term. M_g are Matérn kernels on groups of summed effects and shares, M_c
+    the one on the coarsest effects; L is the dot product of the roots of effects, C the common
+    effect and E the number of sites that both policies empty. Squares know all pairs of sites.
+    Products with M_c let a cut's cost depend on what else is gone. Each site has a relevance in
+    its own effect (effects_0), and one in L and C.
+
+    Args:
+        columns: of each group of features, as in `PolicyFeatures`.
+
+    Source: Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), chapter 4; sums
+        of kernels as in Duvenaud et al. (NeurIPS 2011).
+    """
+    groups = [name for name in columns if name not in (ROOTS, EMPTIED)]
+    coarsest = [name for name in groups if name.startswith("effects")][-1]
+    factors: dict[str, tuple[slice, Kernel]] = {name: (columns[name], _matern()) for name in groups}
+    factors["linear"] = columns[ROOTS], DotProductKernel()
+    factors["common"] = columns[ROOTS], CommonEffectKernel()
+    factors["emptied"] = columns[EMPTIED], DotProductKernel()
+    terms = [
+        *((name,) for name in groups),
+        ("linear",),
+        ("linear", "linear"),
+        ("common",),
+        ("common", "common"),
+        (coarsest, "common"),
+        (coarsest, "emptied"),
+        (coarsest, "emptied", "emptied"),
+    ]
+    relevant = torch.zeros(columns[EMPTIED].stop, dtype=torch.bool)
+    relevant[columns["effects_0"]] = relevant[columns[ROOTS]] = True
+    weighted = RelevanceKernel(SumOfProductsKernel(factors, terms), relevant)
+    return ConditionedKernel(weighted, len(relevant))
+
+
+def register_log_parameter(module: Module, name: str, count: int, deviation: float) -> None:
+    """Registers logarithms of hyper-parameters, and their normal prior."""
+    module.register_parameter(name, nn.Parameter(torch.zeros(count)))
+    _register_prior(module, name, deviation)
+
+
+def _register_prior(module: Module, name: str, deviation: float) -> None:
+    parameter = module.get_parameter(name)
+    prior = NormalPrior(torch.zeros_like(parameter), deviation)
+    module.register_prior(f"{name}_prior", prior, name)
+
+
+def _matern() -> MaternKernel:
+    kernel = MaternKernel(2.5, lengthscale_constraint=Positive(torch.exp, torch.log))
+    _register_prior(kernel, "raw_lengthscale", DEVIATION)
+    return kernel
+
+
+def _stacked_scales(kernel: SumOfProductsKernel) -> Float[Tensor, " terms"]:
+    return torch.stack(list(kernel.log_scales.values()))
+
+
+# Standard deviations of the priors on logarithms.
+DEVIATION = 2.0
+DEVIATION_OF_RELEVANCE = 0.5

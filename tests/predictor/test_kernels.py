@@ -1,0 +1,95 @@
+"""Kernels against their formulas, and against gpytorch's own compositions."""
+
+from copy import deepcopy
+
+import torch
+from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
+from linear_operator import to_dense
+from torch import Tensor
+
+from ppf.predictor.kernels import (
+    CommonEffectKernel,
+    ConditionedKernel,
+    DotProductKernel,
+    RelevanceKernel,
+    SumOfProductsKernel,
+    policy_kernel,
+)
+
+COLUMNS = {
+    "effects_0": slice(0, 3),
+    "effects_1": slice(3, 4),
+    "shares_0": slice(4, 7),
+    "roots": slice(7, 10),
+    "emptied": slice(10, 13),
+}
+
+
+def rows(count: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, 13, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def randomised(kernel: Kernel) -> Kernel:
+    """The same kernel, with hyper-parameters that all differ."""
+    generator = torch.Generator().manual_seed(0)
+    kernel = kernel.double().requires_grad_(False)
+    for parameter in kernel.parameters():
+        parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return kernel
+
+
+def composed(kernel: SumOfProductsKernel) -> AdditiveKernel:
+    """The same sum of products from gpytorch's own kernels."""
+    scaled = []
+    for name, term in kernel.terms.items():
+        factors = [deepcopy(kernel.factors[factor]) for factor in term]
+        for factor, copied in zip(term, factors, strict=True):
+            copied.active_dims = torch.arange(13)[kernel.columns[factor]]
+        scaled.append(ScaleKernel(ProductKernel(*factors)).double())
+        scaled[-1].outputscale = kernel.log_scales[name].exp()
+    return AdditiveKernel(*scaled).requires_grad_(False)
+
+
+def test_sum_of_products_is_gpytorchs() -> None:
+    kernel = randomised(policy_kernel(COLUMNS)).base_kernel.base_kernel
+    x, y = rows(7), rows(5, seed=1)
+    assert len(kernel.terms) == 10
+    torch.testing.assert_close(to_dense(kernel(x, y)), to_dense(composed(kernel)(x, y)))
+    torch.testing.assert_close(kernel(x, diag=True), composed(kernel)(x, diag=True))
+
+
+def test_diagonal_is_that_of_the_matrix() -> None:
+    kernel, x = randomised(policy_kernel(COLUMNS)), rows(7)
+    diagonal = kernel(x, diag=True)
+    torch.testing.assert_close(to_dense(kernel(x)).diagonal(), diagonal)
+    torch.testing.assert_close(kernel.with_variance(x, rows(5, seed=1))[1], diagonal)
+    assert diagonal.min() > 0
+
+
+def test_dot_product_and_common_effect_follow_their_formulas() -> None:
+    x, y = rows(4), rows(6, seed=1)
+    products = torch.einsum("ai,bi->ab", x, y)
+    common = torch.minimum(x[:, None].square(), y.square()).sum(-1)
+    torch.testing.assert_close(to_dense(DotProductKernel()(x, y)), products)
+    torch.testing.assert_close(to_dense(CommonEffectKernel()(x, y)), common)
+
+
+def test_relevance_weighs_the_chosen_inputs_alone() -> None:
+    kernel = RelevanceKernel(DotProductKernel(), torch.arange(13) == 2).double()
+    kernel.requires_grad_(False)
+    kernel.log_relevance.fill_(0.7)
+    weighted = rows(4)
+    weighted[:, 2] *= torch.tensor(0.7).exp()
+    torch.testing.assert_close(to_dense(kernel(rows(4))), weighted @ weighted.T)
+
+
+def test_conditioning_is_a_row_without_noise() -> None:
+    base = randomised(policy_kernel(COLUMNS)).base_kernel
+    kernel = ConditionedKernel(base, 13).double()
+    kernel.known.copy_(rows(1, seed=2))
+    x = torch.cat([rows(4), kernel.known])
+    joint = to_dense(base(x))
+    expected = joint[:4, :4] - joint[:4, 4:] @ joint[4:, 4:].inverse() @ joint[4:, :4]
+    covariance = to_dense(kernel(x))
+    torch.testing.assert_close(covariance[:4, :4], expected)
+    assert covariance[4].abs().max() < 1e-12
