@@ -1,4 +1,7 @@
-"""How the projections of a model family couple: the only place that knows module names."""
+"""Base class of model families: which rows and columns of which projections are pruned together.
+
+Only the adapters know the names of modules.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -7,12 +10,16 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ppf.space import Prunable
+from ppf.space import Prunable, site_name
 
 
 @dataclass(frozen=True)
 class Producer:
-    """A projection whose output rows belong to atoms, `rows` consecutive ones each."""
+    """A projection whose output rows belong to atoms.
+
+    Args:
+        rows: number of consecutive rows that belong to one atom.
+    """
 
     linear: nn.Linear
     rows: int
@@ -20,19 +27,28 @@ class Producer:
 
 @dataclass(frozen=True)
 class Coupling:
-    """One prunable place of a loaded model.
+    """The projections of one prunable block of a loaded model.
 
-    Dropping atom j drops its rows of every producer and its `columns` columns of the consumer.
-    Atoms can be reordered (in all of them at once) without changing what the model computes.
+    Removing an atom removes its rows from every producer and its columns from the consumer. The
+    model computes the same function after its atoms are permuted, if all these projections are
+    permuted alike.
 
     Args:
+        layer: index of the decoder layer.
         kind: "attention" (an atom is a KV group) or "mlp" (an atom is a channel).
+        atoms: number of atoms.
+        producers: projections that compute the atoms.
+        consumer: projection that reads the atoms and makes the block's output.
+        columns: number of consecutive columns of the consumer that belong to one atom.
         parent: the decoder layer.
-        attribute: where in `parent` the block lies whose output the consumer makes. With nothing
-            left an `EmptyBlock` stands there.
-        bypassed: modules of `parent` that only serve this block but lie outside of it; with nothing
-            left they become identities.
-        heads: the block's own count of its atoms, where the family's code reads one.
+        attribute: name of the block in `parent`. If the block has no atoms left, an `EmptyBlock`
+            replaces it.
+        bypassed: names of modules in `parent` that serve only this block but are not part of it.
+            If the block has no atoms left, identities replace them.
+        heads: name of the block's attribute that counts its atoms; None if the family's code has
+            none.
+        index: number of the block among the blocks of the same layer and kind, such as the number
+            of an expert in a mixture.
     """
 
     layer: int
@@ -45,31 +61,42 @@ class Coupling:
     attribute: str
     bypassed: tuple[str, ...] = ()
     heads: str | None = None
+    index: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the block's site, as in "3.mlp"."""
+        return site_name(self.layer, self.kind, self.index)
 
     @property
     def prunable(self) -> Prunable:
+        """This block as a space sees it."""
         rows = sum(
             p.rows * (p.linear.in_features + (p.linear.bias is not None)) for p in self.producers
         )
-        return Prunable(
-            self.layer, self.kind, self.atoms, rows + self.columns * self.consumer.out_features
-        )
+        params = rows + self.columns * self.consumer.out_features
+        return Prunable(self.layer, self.kind, self.atoms, params, self.index)
 
 
 class Adapter(ABC):
-    """Tells where a family's prunable projections lie.
+    """Finds the prunable projections of a model family.
 
-    To add a family: subclass this in a module of `ppf.llm`, set `model_types` to the
-    `config.model_type` values that it serves, implement the abstract methods, and name the class in
-    `ppf.llm.families.ADAPTERS`. Read the family's modelling file for three things: which rows of
-    which projections belong to one KV group (`Producer.rows`), what counts heads outside of the
-    projections' shapes (`Coupling.heads`), and what the config calls its widths (below). Norms over
-    a single head need nothing. Give `tests/checkpoints.py` a config of its form:
-    `tests/llm/test_adapters.py` then checks that masked, live-pruned and exported logits agree.
+    To add a family:
+
+    1. Subclass this in a module of `ppf.llm` and implement the abstract methods.
+    2. Set `model_types` to the values of `config.model_type` that the class serves.
+    3. Add the class to `ppf.llm.families.ADAPTERS`.
+    4. Add a small config of the family to `tests/checkpoints.py`. `tests/llm/test_adapters.py`
+       then checks that masked, live-pruned and exported models give the same logits.
+
+    The family's modelling file answers three questions: which rows of which projections belong to
+    one KV group (`Producer.rows`), which attribute counts the heads (`Coupling.heads`), and which
+    config keys hold the widths (`kv_heads` and `channels`). Norms over a single head need no entry.
 
     Attributes:
-        kv_heads: what the family's config calls the number of key/value heads.
-        channels: what it calls the number of FFN channels.
+        model_types: values of `config.model_type` that this adapter serves.
+        kv_heads: config key of the number of key/value heads.
+        channels: config key of the number of FFN channels.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -78,22 +105,22 @@ class Adapter(ABC):
 
     @abstractmethod
     def attention(self, index: int, layer: Any) -> Coupling:
-        """The attention of one decoder layer; its atoms are KV groups."""
+        """The attention block of decoder layer number `index`; its atoms are KV groups."""
 
     @abstractmethod
     def mlp(self, index: int, layer: Any) -> Coupling:
-        """The FFN of one decoder layer; its atoms are channels."""
+        """The FFN of decoder layer number `index`; its atoms are channels."""
 
     @abstractmethod
     def final_norm(self, model: Any) -> nn.Module:
-        """What stands between the last layer and the language-model head."""
+        """The module between the last decoder layer and the language-model head."""
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         """The decoder layers, in order."""
         return model.get_decoder().layers
 
     def couplings(self, model: PreTrainedModel) -> list[Coupling]:
-        """The prunable places, attention before mlp in every layer."""
+        """The prunable blocks in the order of the layers; in each, attention before the FFN."""
         return [
             coupling
             for index, layer in enumerate(self.layers(model))
@@ -101,15 +128,16 @@ class Adapter(ABC):
         ]
 
     def widths(self, config: PreTrainedConfig, kind: str, atoms: int) -> dict[str, int]:
-        """How the family's config says that a block has `atoms` left."""
+        """The config keys and their values for a block that keeps `atoms` atoms."""
         if kind == "mlp":
             return {self.channels: atoms}
         queries = config.num_attention_heads // getattr(config, self.kv_heads)
         return {self.kv_heads: atoms, "num_attention_heads": queries * atoms}
 
     def adds_to_stream(self, config: PreTrainedConfig) -> bool:
-        """Whether what consumers give goes into the residual stream as it is, without a norm."""
+        """Whether the consumers' outputs are added to the residual stream without a norm."""
         return True
 
     def prunables(self, model: PreTrainedModel) -> list[Prunable]:
+        """The prunable blocks, as `build_space` takes them."""
         return [coupling.prunable for coupling in self.couplings(model)]

@@ -31,10 +31,10 @@ class LanguageModel:
     def couplings(self) -> list[Coupling]:
         return self.adapter.couplings(self.model)
 
-    def places(self, sites: Iterable[Site]) -> list[int]:
-        """The numbers of the couplings that sites are at."""
-        index = {(c.layer, c.kind): i for i, c in enumerate(self.couplings)}
-        return [index[site.layer, site.kind] for site in sites]
+    def coupling_indices(self, sites: Iterable[Site]) -> list[int]:
+        """The position of each site's coupling in `couplings`."""
+        indices = {coupling.name: i for i, coupling in enumerate(self.couplings)}
+        return [indices[site.name] for site in sites]
 
     @property
     def device(self) -> torch.device:

@@ -59,7 +59,7 @@ class Bank:
             folder: of these files, for this bank alone; files that it already has are used again.
             ranks: processes that build the same bank; only rank 0 writes the files.
         """
-        places = lm.places(space.sites)
+        places = lm.coupling_indices(space.sites)
         columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, places, strict=True)]
         factored = compensation.refits and ready_gib(lm, space) > max_gib
         if factored:
@@ -93,7 +93,7 @@ def widths(site: Site, coupling: Coupling) -> list[int]:
 
 def ready_gib(lm: LanguageModel, space: Space) -> float:
     """Memory for the ready weights of all levels: a consumer of its own for each but the dense."""
-    consumers = [lm.couplings[i].consumer.weight for i in lm.places(space.sites)]
+    consumers = [lm.couplings[i].consumer.weight for i in lm.coupling_indices(space.sites)]
     pairs = zip(space.sites, consumers, strict=True)
     return sum(weight.nbytes * (site.units - 1) / 2 for site, weight in pairs) / 2**30
 

@@ -25,7 +25,7 @@ class Cost(ABC):
     def prices(self, pruner: LivePruner) -> list[int]:
         """Of one unit, per site of the pruner's space."""
         sites, couplings = pruner.space.sites, pruner.lm.couplings
-        pairs = zip(sites, pruner.lm.places(sites), strict=True)
+        pairs = zip(sites, pruner.lm.coupling_indices(sites), strict=True)
         return [self.price(pruner, site, couplings[i]) for site, i in pairs]
 
     @abstractmethod

@@ -154,8 +154,8 @@ class Random(Importance):
         self.seed = seed
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
-        place = 2 * coupling.layer + (coupling.kind == "mlp")
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + place)
+        block = 2 * coupling.layer + (coupling.kind == "mlp") + 1_000_003 * coupling.index
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + block)
         return torch.rand(coupling.atoms, generator=generator)
 
 
@@ -191,7 +191,7 @@ def retained_importance(
 ) -> Float[Tensor, "sites levels"]:
     """The share of a site's importance in the k units that stay, [site, k]."""
     shares = []
-    for site, place in zip(space.sites, lm.places(space.sites), strict=True):
+    for site, place in zip(space.sites, lm.coupling_indices(space.sites), strict=True):
         whole = nn.functional.pad(scores[place].sort(descending=True).values.cumsum(0), (1, 0))
         shares.append(whole[:: site.atoms_per_unit] / whole[-1].clamp_min(_SMALLEST))
     return nn.utils.rnn.pad_sequence(shares, True)

@@ -27,7 +27,7 @@ class LivePruner:
 
     def __init__(self, lm: LanguageModel, space: Space, bank: Bank) -> None:
         self.lm, self.space, self.bank = lm, space, bank
-        self._coupling = lm.places(space.sites)
+        self._coupling = lm.coupling_indices(space.sites)
         self.blocks = [getattr(c.parent, c.attribute) for c in lm.couplings]
         self._bypassed = [
             {name: getattr(c.parent, name) for name in c.bypassed} for c in lm.couplings

@@ -47,7 +47,9 @@ def sensitivity(
         2004.14340) second-order models; taking d for whole levels is ours.
     """
     lm = pruner.lm
-    watched = [_Watched(pruner, i, p) for i, p in enumerate(lm.places(pruner.space.sites))]
+    watched = [
+        _Watched(pruner, i, p) for i, p in enumerate(lm.coupling_indices(pruner.space.sites))
+    ]
     hooks = [site.coupling.consumer.register_forward_hook(site.hook) for site in watched]
     embeddings = lm.model.get_input_embeddings()
     hooks.append(embeddings.register_forward_hook(lambda *call: call[2].requires_grad_()))

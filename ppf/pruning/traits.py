@@ -71,8 +71,8 @@ def collect_traits(lm: LanguageModel, windows: Int[Tensor, "windows window"]) ->
         exponents.append(torch.stack([_exponent(w.weight.float()) for w in linears]).mean())
         for c in couplings:
             variance = square[c.consumer] - mean[c.consumer].square()
-            fluctuation[f"{c.layer}.{c.kind}"] = _fluctuation(c, variance).cpu()
-            energy[f"{c.layer}.{c.kind}"] = added[c.consumer].cpu()
+            fluctuation[c.name] = _fluctuation(c, variance).cpu()
+            energy[c.name] = added[c.consumer].cpu()
     return Traits(
         influence.cpu(),
         torch.stack(outliers).cpu(),

@@ -1,4 +1,4 @@
-"""A space as agents and predictors carry it."""
+"""Schema of a space in the files of agents and predictors."""
 
 from typing import Annotated, Literal
 
@@ -10,17 +10,18 @@ _LARGEST_SUM = 2**62  # parameters are added up in 64 bits
 
 
 class Site(Record):
-    """One prunable place."""
+    """Schema of `ppf.space.Site`."""
 
     layer: Annotated[int, Field(ge=0, lt=4096)]
     kind: Literal["attention", "mlp"]
     units: Annotated[int, Field(ge=1, le=2**20)]
     atoms_per_unit: Positive
     params: Annotated[int, Field(ge=1, lt=2**42)]
+    index: Annotated[int, Field(ge=0, lt=4096)] = 0
 
 
 class Space(Record):
-    """The sites, and what the budget charges for one unit of each; null: its parameters."""
+    """Schema of `ppf.space.Space`. `prices` may be null: the cost is then the parameters."""
 
     sites: Annotated[list[Site], Field(min_length=1, max_length=8192)]
     name: Word
@@ -29,7 +30,7 @@ class Space(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Space":
-        if len({(site.layer, site.kind) for site in self.sites}) < len(self.sites):
+        if len({(site.layer, site.kind, site.index) for site in self.sites}) < len(self.sites):
             raise ValueError("should name each site once")
         costs = [site.params for site in self.sites] if self.prices is None else self.prices
         if len(costs) != len(self.sites) or not any(costs):

@@ -1,8 +1,15 @@
-"""Where a model can be pruned, and by how much: pure tensors that know no model."""
+"""Prunable sites, policies and budgets, as tensors; independent of any model."""
 
 from ppf.space.budget import project, uniform
-from ppf.space.masks import masks
-from ppf.space.sites import Prunable, Site, Space, build_space, check_ratio, new_policies
+from ppf.space.sites import (
+    Prunable,
+    Site,
+    Space,
+    build_space,
+    check_ratio,
+    new_policies,
+    site_name,
+)
 
 __all__ = [
     "Prunable",
@@ -10,8 +17,8 @@ __all__ = [
     "Space",
     "build_space",
     "check_ratio",
-    "masks",
     "new_policies",
     "project",
+    "site_name",
     "uniform",
 ]

@@ -1,4 +1,4 @@
-"""Sites (layer, kind) and the space that they span."""
+"""Sites (layer, kind, index), and the space of all policies over them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,45 +14,65 @@ from ppf.errors import PPFError
 
 @dataclass(frozen=True)
 class Prunable:
-    """What a model family tells of one prunable place.
+    """One prunable block of a model, before a space divides it into units.
 
     Args:
-        atoms: KV groups of an attention layer, or channels of an FFN.
-        params: parameters that go with one atom, in every projection that it touches.
+        kind: "attention" or "mlp".
+        atoms: number of KV groups of an attention block, or of channels of an FFN.
+        params: parameters that are removed with one atom, summed over all projections.
+        index: as in `Site`.
     """
 
     layer: int
     kind: str
     atoms: int
     params: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
 class Site:
-    """One prunable place; a policy keeps its first `kept` units, most important first."""
+    """One prunable block of a model. A policy keeps its most important units.
+
+    Args:
+        kind: "attention" or "mlp".
+        units: number of units, the smallest parts that a policy can remove.
+        atoms_per_unit: number of atoms (KV groups or FFN channels) in one unit.
+        params: parameters of one unit.
+        index: number of the site among the sites of the same layer and kind, such as the number
+            of an expert in a mixture.
+    """
 
     layer: int
     kind: str
     units: int
     atoms_per_unit: int
     params: int
-    """Parameters of one unit."""
+    index: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.layer}.{self.kind}"
+        return site_name(self.layer, self.kind, self.index)
+
+
+def site_name(layer: int, kind: str, index: int = 0) -> str:
+    """The name of a site in files: "3.mlp", or "3.mlp.1" if its index is 1."""
+    return f"{layer}.{kind}.{index}" if index else f"{layer}.{kind}"
 
 
 @dataclass(frozen=True)
 class Space:
-    """The sites that policies decide on, with their costs as tensors.
+    """The sites of a model, with their costs as tensors.
 
-    A policy is `kept: Int[Tensor, "sites"]`, between 0 and `units` at every site. The pruning ratio
-    is removed parameters over the parameters of all sites.
+    A policy is a tensor `kept: Int[Tensor, "sites"]`: the number of units, from 0 to `units`, that
+    each site keeps. The pruning ratio is the number of removed parameters, divided by the
+    parameters of all sites.
 
     Args:
-        budget: what searches in this space are charged, as in "kv".
-        prices: what it charges for one unit, per site, in whole numbers; None: its parameters.
+        sites: in the order of a policy's entries.
+        name: name of the space, as in the override `space=width`.
+        budget: name of the budget, as in the override `budget=kv`.
+        prices: cost of one unit under the budget, one integer per site; None: its parameters.
     """
 
     sites: tuple[Site, ...]
@@ -64,23 +84,24 @@ class Space:
         return len(self.sites)
 
     def describe(self) -> dict[str, Any]:
-        """As plain values."""
+        """This space as plain values, for a checkpoint."""
         return asdict(self) | {"sites": [asdict(site) for site in self.sites]}
 
     @classmethod
     def restore(cls, description: Mapping[str, Any]) -> "Space":
-        """The inverse of `describe`, also where JSON has made lists of tuples."""
+        """The inverse of `describe`. Lists may replace tuples, as they do after JSON."""
         sites = tuple(Site(**site) for site in description["sites"])
         prices = description["prices"] and tuple(description["prices"])
         return cls(sites, description["name"], description["budget"], prices)
 
     @cached_property
     def units(self) -> Int[Tensor, " sites"]:
+        """Number of units of each site."""
         return torch.tensor([site.units for site in self.sites])
 
     @cached_property
     def params(self) -> Int[Tensor, " sites"]:
-        """Parameters of one unit, per site."""
+        """Parameters of one unit of each site."""
         return torch.tensor([site.params for site in self.sites])
 
     @cached_property
@@ -90,74 +111,88 @@ class Space:
 
     @cached_property
     def cost(self) -> Int[Tensor, " sites"]:
-        """What the budget charges for one unit, per site; 0: the site is free, and stays whole."""
+        """Cost of one unit of each site under the budget. Sites of cost 0 are never pruned."""
         return self.params if self.prices is None else torch.tensor(self.prices)
 
     def priced(self, budget: str, prices: Sequence[int]) -> "Space":
         """The same sites under another budget.
 
+        Args:
+            budget: name of the budget.
+            prices: cost of one unit, one integer per site.
+
         Raises:
-            PPFError: it charges for none of them.
+            PPFError: all prices are 0.
         """
         if not any(prices):
             raise PPFError(
-                f"budget={budget} charges for nothing in space={self.name}: give another budget or"
-                " space."
+                f"no site of space={self.name} has a cost under budget={budget}: give another"
+                " budget or space."
             )
         return replace(self, budget=budget, prices=tuple(prices))
 
     def part(self, chosen: Bool[Tensor, " sites"]) -> "Space":
-        """The space of some of the sites."""
+        """The space that has only the chosen sites."""
         index = chosen.nonzero().flatten().tolist()
         prices = None if self.prices is None else tuple(self.prices[i] for i in index)
         return replace(self, sites=tuple(self.sites[i] for i in index), prices=prices)
 
     def shares(self, ratio: Float[Tensor, " batch"]) -> Float[Tensor, "batch sites"]:
-        """Units that uniform pruning would keep, if units could be split."""
+        """Units that uniform pruning keeps at each site, before rounding.
+
+        Args:
+            ratio: pruning ratios in [0, 1).
+        """
         units, charged = self.units.to(ratio.device), self.cost.to(ratio.device) > 0
         return torch.where(charged, (1 - ratio.double())[:, None] * units, units.double())
 
     @cached_property
     def layers(self) -> int:
+        """Number of layers, up to the last one that has a site."""
         return 1 + max(site.layer for site in self.sites)
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
+        """The distinct kinds, in the order of the sites."""
         return tuple(dict.fromkeys(site.kind for site in self.sites))
 
     @property
     def dense(self) -> Int[Tensor, " sites"]:
-        """The policy that keeps everything."""
+        """The policy that keeps all units."""
         return self.units.clone()
 
     def removed(self, kept: Int[Tensor, "*batch sites"]) -> Int[Tensor, "*batch"]:
-        """Parameters that a policy removes."""
+        """Number of parameters that a policy removes."""
         return ((self.units.to(kept.device) - kept) * self.params.to(kept.device)).sum(-1)
 
     def ratio(self, kept: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
-        """The pruning ratio that a policy really reaches."""
+        """The pruning ratio of a policy."""
         return self.removed(kept).double() / self.total
 
     def policy(self, named: Mapping[str, int]) -> list[int]:
-        """A policy from units by site name; raises PPFError where they do not fit."""
+        """The policy as a list, from the kept units of each site by name.
+
+        Raises:
+            PPFError: a site is missing or unknown, or keeps fewer than 0 or more than all units.
+        """
         kept = [named.get(site.name, -1) for site in self.sites]
         self.check_policy(kept if len(named) == len(kept) else [])
         return kept
 
     def saved(self, kept: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
-        """The share of the budget's cost that a policy saves; none where all sites are free."""
+        """The share of the space's total cost that a policy saves; 0 if the total cost is 0."""
         units, cost = self.units.to(kept.device), self.cost.to(kept.device)
         return ((units - kept) * cost).sum(-1).double() / (units * cost).sum().clamp_min(1)
 
     def check_policy(self, kept: Sequence[int]) -> None:
-        """Raises PPFError unless `kept` fits every site."""
+        """Raises PPFError unless `kept` has one number from 0 to `units` for every site."""
         fits = len(kept) == len(self) and all(
             0 <= k <= s.units for k, s in zip(kept, self.sites, strict=True)
         )
         if not fits:
             raise PPFError(
                 f"the policy does not fit space={self.name} of this model ({len(self)} sites):"
-                " give the model and the space that it was found for."
+                " give the model and the space that the policy was made for."
             )
 
 
@@ -169,39 +204,42 @@ def build_space(
     channel_multiple: int,
     whole_sites: bool,
 ) -> Space:
-    """The space over the places of the given kinds.
+    """Divides the prunable blocks of the given kinds into units.
 
     Args:
+        prunables: the blocks of a model.
+        name: name of the space.
         kinds: "attention", "mlp" or both.
-        channel_multiple: channels in one MLP unit.
-        whole_sites: a site is one unit, kept or dropped (depth pruning).
+        channel_multiple: number of FFN channels in one unit; an attention unit is one KV group.
+        whole_sites: makes every block one unit, which is kept or removed (depth pruning).
 
     Raises:
-        PPFError: `channel_multiple` does not divide an FFN width.
+        PPFError: `channel_multiple` does not divide the width of an FFN.
     """
 
-    def site(place: Prunable) -> Site:
-        size = place.atoms if whole_sites else channel_multiple if place.kind == "mlp" else 1
-        if place.atoms % size:
+    def site(block: Prunable) -> Site:
+        size = block.atoms if whole_sites else channel_multiple if block.kind == "mlp" else 1
+        if block.atoms % size:
             raise PPFError(
                 f"space.channel_multiple={channel_multiple} does not divide the FFN width"
-                f" {place.atoms} of layer {place.layer}: give a divisor."
+                f" {block.atoms} of layer {block.layer}: give a divisor."
             )
-        return Site(place.layer, place.kind, place.atoms // size, size, place.params * size)
+        units, params = block.atoms // size, block.params * size
+        return Site(block.layer, block.kind, units, size, params, block.index)
 
-    return Space(tuple(site(p) for p in prunables if p.kind in kinds), name)
+    return Space(tuple(site(block) for block in prunables if block.kind in kinds), name)
 
 
 def check_ratio(ratio: float) -> None:
     """Raises PPFError unless 0 ≤ ratio < 1."""
     if not 0 <= ratio < 1:
-        raise PPFError(f"ratio={ratio} is outside the space: give 0 ≤ ratio < 1, as in ratio=0.3.")
+        raise PPFError(f"ratio={ratio} is out of range: give 0 ≤ ratio < 1, as in ratio=0.3.")
 
 
 def new_policies(
     kept: Int[Tensor, "n sites"], known: Int[Tensor, "known sites"]
 ) -> Int[Tensor, "new sites"]:
-    """The distinct policies that are not known yet, in their order."""
+    """The distinct rows of `kept` that are not rows of `known`, in the order of `kept`."""
     old = set(map(tuple, known.tolist()))
     rows = [row for row in dict.fromkeys(map(tuple, kept.tolist())) if row not in old]
     return kept.new_tensor(rows).reshape(-1, kept.shape[1])

@@ -26,8 +26,8 @@ def sentence(run: Run, script: str, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("script", "override", "part"),
     [
-        ("search", "ratio=1.4", "ratio=1.4 is outside the space"),
-        ("search", "ratio=-0.1", "ratio=-0.1 is outside the space"),
+        ("search", "ratio=1.4", "ratio=1.4 is out of range"),
+        ("search", "ratio=-0.1", "ratio=-0.1 is out of range"),
         ("search", "ratio=30%", "ratio=30%: ratio must be a number, as 0.3 is"),
         ("collect", "labels.count=many", "labels.count must be a number, as 128 is"),
         ("search", "model.path=/nowhere", "model.path=/nowhere is no Hugging Face model folder"),

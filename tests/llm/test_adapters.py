@@ -1,6 +1,7 @@
 """For every family's form: masked, live-pruned and exported models give the same logits."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 from ppf.errors import PPFError
 from ppf.export.huggingface import export_folder
 from ppf.llm import adapter_for
+from ppf.space import build_space
 from tests.checkpoints import (
     CHECKPOINTS,
     masked,
@@ -77,3 +79,16 @@ def test_widths_of_the_whole_blocks_are_the_configs_own(config: PreTrainedConfig
 def test_an_unknown_family_is_refused_in_one_sentence() -> None:
     with pytest.raises(PPFError, match="'gpt2' is not supported: give a model of .*llama"):
         adapter_for(GPT2Config())
+
+
+def test_sites_find_the_couplings_of_their_experts() -> None:
+    lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
+    lm.couplings = [replace(lm.couplings[1], index=index) for index in range(3)]
+    space = build_space(
+        [coupling.prunable for coupling in lm.couplings],
+        name="mlp",
+        kinds=["mlp"],
+        channel_multiple=1,
+        whole_sites=False,
+    )
+    assert lm.coupling_indices(reversed(space.sites)) == [2, 1, 0]

@@ -3,8 +3,18 @@ import torch
 
 from ppf.labels.table import Labels
 from ppf.predictor.encoders import Facts, Masks, Sites
-from ppf.space import Space, masks
+from ppf.space import Space
 from tests.predictor.synthetic import LAYERS
+
+
+def masks(space: Space, kept: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The kept units of each kind as mask matrices, [batch, layers, units]."""
+    counts = kept.view(len(kept), LAYERS, 2)
+    widths = {"attention": int(space.units[0]), "mlp": int(space.units[1])}
+    return {
+        kind: torch.arange(width) < counts[:, :, i, None]
+        for i, (kind, width) in enumerate(widths.items())
+    }
 
 
 def test_masks_are_the_mask_matrices(space: Space, facts: Facts, labels: Labels) -> None:

@@ -61,7 +61,7 @@ def test_at_holds_inside_its_block_only(model: DynamicModel) -> None:
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.4])
 def test_a_ratio_outside_the_space_is_refused(model: DynamicModel, ratio: float) -> None:
-    with pytest.raises(PPFError, match="outside the space"):
+    with pytest.raises(PPFError, match="out of range"):
         model.set_ratio(ratio)
 
 
