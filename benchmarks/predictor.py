@@ -58,7 +58,7 @@ def main() -> None:
         cfg = compose("train", [run, *sys.argv[1:]])
     context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
     space, config = context.space, plain(cfg.predictor)
-    predictor = train(context, acquire(context, collect(context))).fitted.predictor
+    predictor = train(context, acquire(context, collect(context))).predictor
 
     seconds = real_evaluation(context)
     print(f"one real evaluation on the test part: {seconds:.1f} s")

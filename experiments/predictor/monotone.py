@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--policies", type=int, default=4000)
     options, overrides = parser.parse_known_args()
     context = prepare(configured(*overrides), Fabric(accelerator="cpu", devices=1))
-    predictor = train(context, acquire(context, collect(context))).fitted.predictor
+    predictor = train(context, acquire(context, collect(context))).predictor
 
     kept = draw(context, instantiate(context.cfg.sampler), options.policies, SEED)
     rows = torch.arange(len(kept))

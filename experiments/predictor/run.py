@@ -163,7 +163,7 @@ def rows_of(
     name: str, context: PruningContext, labels: Labels, sets: dict[str, Labels]
 ) -> Iterator[dict[str, object]]:
     """All rows of one predictor and number of labels."""
-    predictor = train(context, labels).fitted.predictor
+    predictor = train(context, labels).predictor
     for held_out, policies in sets.items():
         for row in scored(predictor, context, unseen(policies, labels)):
             yield {"predictor": name, **numbers(labels), "set": held_out, **row}

@@ -48,7 +48,7 @@ def main() -> None:
         for start in ("none", "source"):
             given = [f"predictor.init_from={checkpoint}"] if start == "source" else []
             cfg = configured(*overrides, *given)
-            predictor = train(replace(context, cfg=cfg), some).fitted.predictor
+            predictor = train(replace(context, cfg=cfg), some).predictor
             row = next(iter(scored(predictor, context, unseen(held_out, some))))
             rows.append({"labels": len(some), "start": start, **row})
             print(f"{len(some):5} labels, start {start:<6} median {row['median']:.4f} nats")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppf.agents.checkpoint import Checkpoint
 from ppf.errors import PPFError
-from ppf.predictor.protocol import Predictor
+from ppf.predictor.protocol import Surrogate
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.space import Space, project, uniform
 
@@ -40,7 +40,7 @@ class Objective:
     """
 
     space: Space
-    predictor: Predictor
+    predictor: Surrogate
     ratio: float
     interval: tuple[float, float]
     spread_penalty: float

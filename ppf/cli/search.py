@@ -20,6 +20,7 @@ from ppf.stages.dynamic import dynamic
 from ppf.stages.policy import warn_if_unreadable
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
+from ppf.stages.train import needs_labels
 
 
 @command("search")
@@ -33,7 +34,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     with clock("preparing the model"):
         context = prepare(cfg, fabric)
     with clock("labelling"):
-        labels = acquire(context, collect(context, upstream=True), upstream=True)
+        count = cfg.labels.count if needs_labels(cfg) else 1  # the dense model
+        labels = acquire(context, collect(context, count=count, upstream=True), upstream=True)
     _MODES[cfg.mode](context, labels, clock)
 
 

@@ -6,6 +6,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
+from ppf.errors import PPFError
 from ppf.progress import say
 from ppf.report.loggers import log_figure
 from ppf.report.plots import scatter
@@ -24,12 +25,15 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     trained = train(context, acquire(context, collect(context, upstream=True)))
     if not fabric.is_global_zero:
         return
-    figure = scatter(*(column.tolist() for column in trained.fitted.held_out))
+    predictor = trained.predictor
+    if predictor.held_out is None:
+        raise PPFError("this predictor needs no training: give predictor=residual or another one.")
+    figure = scatter(*(column.tolist() for column in predictor.held_out))
     picture = Path(cfg.paths.run) / "predicted_measured.png"
     save_png(figure, picture)
     log_figure(fabric.loggers, "predictor/held_out", figure, None)
-    fabric.log_dict(trained.fitted.metrics)
-    print_scores(trained.fitted.metrics, cfg.predictor.bands)
+    fabric.log_dict(dict(predictor.metrics))
+    print_scores(predictor.metrics, cfg.predictor.bands)
     say(f"Predictor: {trained.folder}\nPicture:   {picture}")
 
 

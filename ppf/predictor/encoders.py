@@ -2,36 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ppf.pruning import SiteFeatures
 from ppf.space import Space
-
-
-class Facts(NamedTuple):
-    """What is known of a space's sites before any policy is measured.
-
-    Args:
-        errors: relative reconstruction error when a site keeps k units, [site, k].
-        retained: share of a site's importance in the k units that stay, [site, k].
-        energy: of what a site adds to the hidden state, relative to that of the sum.
-        losses: expected of keeping k units at a site and all elsewhere, [site, k], nats per token.
-    """
-
-    errors: Float[Tensor, "sites levels"]
-    retained: Float[Tensor, "sites levels"]
-    energy: Float[Tensor, " sites"]
-    losses: Float[Tensor, "sites levels"]
-
-    def plain(self) -> dict[str, Any]:
-        return {name: fact.tolist() for name, fact in self._asdict().items()}
-
-    @classmethod
-    def restore(cls, plain: dict[str, Any]) -> "Facts":
-        return cls(**{name: torch.tensor(fact) for name, fact in plain.items()})
 
 
 class Encoder(nn.Module, ABC):
@@ -45,7 +22,7 @@ class Encoder(nn.Module, ABC):
         shape: of one policy's features.
         kinds: the kind of each row, numbered as in `space.kinds`.
         layers: the layer of each row.
-        energy: of each row's site, as in `Facts`; zero where a row belongs to none.
+        energy: of each row's site, as in `SiteFeatures`; zero where a row belongs to none.
     """
 
     kinds: Int[Tensor, " rows"]
@@ -103,7 +80,7 @@ class Masks(Encoder):
     place: Int[Tensor, " sites"]
     cells: Int[Tensor, " width"]
 
-    def __init__(self, space: Space, facts: Facts, *, width: int) -> None:
+    def __init__(self, space: Space, known: SiteFeatures, *, width: int) -> None:
         super().__init__(space)
         place = [space.kinds.index(s.kind) * space.layers + s.layer for s in space.sites]
         grid = torch.arange(len(space.kinds) * space.layers)
@@ -111,7 +88,7 @@ class Masks(Encoder):
         self.register_buffer("cells", torch.arange(width))
         self.register_buffer("kinds", grid // space.layers)
         self.register_buffer("layers", grid % space.layers)
-        energy = torch.zeros(len(grid)).index_copy(0, self.place, facts.energy)
+        energy = torch.zeros(len(grid)).index_copy(0, self.place, known.energy)
         self.register_buffer("energy", energy)
         self.grid = (len(space.kinds), space.layers)
 
@@ -140,23 +117,28 @@ class Sites(Encoder):
     constant: Float[Tensor, "sites constants"]
 
     def __init__(
-        self, space: Space, facts: Facts, *, powers: Sequence[float], loss_powers: Sequence[float]
+        self,
+        space: Space,
+        known: SiteFeatures,
+        *,
+        powers: Sequence[float],
+        loss_powers: Sequence[float],
     ) -> None:
         super().__init__(space)
-        errors, losses = _monotone(facts.errors), _monotone(facts.losses)
+        errors, losses = _monotone(known.errors), _monotone(known.losses)
         losses = losses / losses[:, 0].mean().clamp(min=_SMALLEST)
         kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
         layers = torch.tensor([site.layer for site in space.sites])
         cost = (space.units * space.params).float() / space.total
-        per_site = torch.stack([cost * len(space), layers / space.layers, facts.energy.float()], 1)
+        per_site = torch.stack([cost * len(space), layers / space.layers, known.energy.float()], 1)
         told = [*(errors**p for p in powers), *(losses**p for p in loss_powers)]
-        levels = [1 - facts.retained.float(), *told]
+        levels = [1 - known.retained.float(), *told]
         self.register_buffer("levels", torch.stack(levels, -1))
         self.register_buffer("constant", torch.cat([per_site, nn.functional.one_hot(kinds)], 1))
         self.register_buffer("site", torch.arange(len(space)))
         self.register_buffer("kinds", kinds)
         self.register_buffer("layers", layers)
-        self.register_buffer("energy", facts.energy.float())
+        self.register_buffer("energy", known.energy.float())
 
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites features"]:
         removed = (1 - kept.float() / self.units)[..., None]

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.predictor.datamodule import Batch
-from ppf.predictor.encoders import Encoder, Facts
+from ppf.predictor.encoders import Encoder
 from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import GaussianProcess, Posterior
 from ppf.predictor.scores import NOMINAL, Scores
+from ppf.pruning import SiteFeatures
 from ppf.records import check
 from ppf.records.predictor import Predictor
 from ppf.space import Space
@@ -42,7 +43,7 @@ class PredictorModule(LightningModule):
 
     Args:
         space: what `Space.describe` returns.
-        facts: what `Facts.plain` returns.
+        features: what `SiteFeatures.plain` returns.
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
         encoder: `_target_`, an Encoder, and its arguments.
         network: `_target_`, a Network, and its arguments.
@@ -65,7 +66,7 @@ class PredictorModule(LightningModule):
         self,
         *,
         space: dict[str, Any],
-        facts: dict[str, Any],
+        features: dict[str, Any],
         dense_nll: float,
         encoder: dict[str, Any],
         network: dict[str, Any],
@@ -84,7 +85,7 @@ class PredictorModule(LightningModule):
         self.weight_decay, self.knee, self.huber = weight_decay, knee, huber
         self.limit = math.asinh(catastrophic / knee)
         sites = Space.restore(space)
-        self.encoder = _build(encoder, Encoder, sites, Facts.restore(facts))
+        self.encoder = _build(encoder, Encoder, sites, SiteFeatures.restore(sites, features))
         self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
         self.residual = GaussianProcess(sites, **residual, huber=huber) if residual else None
         self.register_buffer("dense", sites.dense[None])

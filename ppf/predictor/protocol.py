@@ -14,15 +14,15 @@ class Prediction(NamedTuple):
 
 
 @runtime_checkable
-class Predictor(Protocol):
-    """Answers for batches of policies, on the device of `kept`, without a host round trip."""
+class Surrogate(Protocol):
+    """Predicts batches of policies on the device of `kept`, without copies to the host."""
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction: ...
 
 
 @runtime_checkable
-class Differentiable(Predictor, Protocol):
-    """A predictor that answers between whole units too."""
+class Differentiable(Surrogate, Protocol):
+    """A surrogate that also predicts between whole units."""
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """Log-perplexity, nats per token, differentiable in `kept`."""

@@ -11,7 +11,7 @@ from ppf.records.values import Number, Record
 _Levels = list[list[float]]
 
 
-class Facts(Record):
+class Features(Record):
     """What is known of the sites, with one row a site and one column for each number of units."""
 
     errors: _Levels
@@ -24,7 +24,7 @@ class Predictor(Record):
     """Arguments of `PredictorModule`."""
 
     space: Space
-    facts: Facts
+    features: Features
     dense_nll: float
     encoder: packaged("predictor/encoder")  # type: ignore[valid-type]
     network: packaged("predictor", "network")  # type: ignore[valid-type]
@@ -40,9 +40,9 @@ class Predictor(Record):
     @model_validator(mode="after")
     def _fits(self) -> "Predictor":
         sites, levels = len(self.space.sites), 1 + max(site.units for site in self.space.sites)
-        for rows in (self.facts.errors, self.facts.retained, self.facts.losses):
+        for rows in (self.features.errors, self.features.retained, self.features.losses):
             if len(rows) != sites or any(len(row) != levels for row in rows):
-                raise ValueError(f"facts should have {sites} sites of {levels} levels")
-        if len(self.facts.energy) != sites:
-            raise ValueError(f"facts.energy should have {sites} sites")
+                raise ValueError(f"features should have {sites} sites of {levels} levels")
+        if len(self.features.energy) != sites:
+            raise ValueError(f"features.energy should have {sites} sites")
         return self

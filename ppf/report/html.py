@@ -74,6 +74,7 @@ class SearchReport:
         history: rows of metrics of the agent's training; empty for agents that do not train.
         summary: dense, uniform and the found policy at this ratio.
         candidates: the policies that the search proposed and measured, the best first.
+        held_out: None if the predictor is not scored on held-out policies.
         curve: policies over the ratios that were asked for.
         pareto: all policies that were measured.
         seconds: time of each stage.
@@ -95,7 +96,7 @@ class SearchReport:
     space: Space
     kept: Sequence[int]
     history: Sequence[Row]
-    held_out: HeldOut
+    held_out: HeldOut | None
     summary: Sequence[Entry]
     candidates: Sequence[Entry]
     curve: Sequence[Entry]
@@ -107,7 +108,7 @@ class SearchReport:
 
 def write_report(path: str | Path, context: SearchReport) -> None:
     """Writes the page."""
-    held = context.held_out
+    held = context.held_out or HeldOut([], [], [], [], {})
     columns = (held.predicted, held.std, held.measured, held.ratio)
     page = _environment().get_template("report.html.j2")
     text = page.render(

@@ -29,7 +29,9 @@ def with_neighbours(
 
 @dataclass
 class TrustRegion:
-    """How far from uniform pruning a search may look: further after each round that was as told.
+    """How far from uniform pruning a search may look.
+
+    It widens after every round whose prediction intervals held, or that had none.
 
     Args:
         radius: largest relative deviation of a site from its uniform share.
@@ -49,13 +51,13 @@ class TrustRegion:
     settled: float = math.inf
 
     def exhausted(self, last: Verification, least: float) -> bool:
-        """Widens the region where the last round allows it; true once nothing better is near.
+        """Widens the region if the last round allows it; true if the search is over.
 
         Args:
             least: log-perplexity of the best policy of all rounds, nats per token.
         """
         error = (last.mean - last.measured).abs()
-        held = (error <= NOMINAL * last.std)[last.proposed].float().mean()
+        held = ((error <= NOMINAL * last.std) | (last.std == 0))[last.proposed].float().mean()
         if held < self.agreement:
             return False
         stuck = self.radius >= 1 or self.settled - least < self.gain

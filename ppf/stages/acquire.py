@@ -1,19 +1,19 @@
-"""ask: labels for the policies that a predictor of the drawn ones would learn most from."""
+"""acquire: labels of the policies that lower the predictor's variance most."""
 
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Int
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.labels.collect import draw, label
+from ppf.labels.collect import draw
 from ppf.labels.table import ACQUIRED, Labels
-from ppf.predictor.acquisition import select_by_integrated_variance
-from ppf.predictor.module import PredictorModule
+from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.scores import USUAL
 from ppf.ranks import on_rank_0
 from ppf.space import new_policies
-from ppf.stages.collect import label_store
+from ppf.stages.collect import label_store, measure
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import require
 from ppf.stages.train import train
@@ -28,14 +28,14 @@ def acquire(
     beside: Int[Tensor, "rows sites"] | None = None,
     upstream: bool = False,
 ) -> Labels:
-    """The labels, and `labels.acquired` more: of policies that their predictor knows least about.
+    """Adds `labels.acquired` labels, of policies that the predictor chooses.
 
-    They are chosen from `labels.pool` further draws of the sampler, among those that are predicted
-    below ten times the dense model's perplexity, so that the predictor's variance over all of these
-    falls most. Larger `labels.acquired` only adds to a smaller one.
+    The pool is `labels.pool` further draws of the sampler, without those that are predicted above
+    ten times the dense model's perplexity. The chosen policies lower the predictor's integrated
+    variance over the pool most. A larger `labels.acquired` only adds to a smaller one.
 
     Args:
-        beside: policies that are not to be asked for.
+        beside: policies that must not be chosen.
         upstream: called by a later stage, which `upstream=require` forbids to train and to label.
 
     Raises:
@@ -44,33 +44,31 @@ def acquire(
     cfg = context.cfg
     if not cfg.labels.acquired:
         return labels
-    if not cfg.predictor.residual:
-        raise PPFError(
-            "labels.acquired needs a Gaussian process to choose: give predictor=residual."
-        )
-    predictor = train(context, labels, upstream=upstream).fitted.predictor
+    predictor = train(context, labels, upstream=upstream).predictor
+    if not isinstance(predictor, LearnedPredictor):
+        raise PPFError("labels.acquired needs a trained predictor: give predictor=residual.")
     known = labels.kept if beside is None else torch.cat([labels.kept, beside])
     pool = new_policies(
         draw(context, instantiate(cfg.sampler), cfg.labels.pool, cfg.seed + _STREAM), known
     )
-    policies = on_rank_0(context.fabric, lambda: _chosen(predictor, pool, cfg.labels.acquired))
+    limit = float(labels.nll[0]) + USUAL
+    policies = on_rank_0(context.fabric, lambda: _chosen(predictor, pool, limit, cfg))
     store = label_store(context)
     missing = any(kept not in store for kept in policies.tolist())
     if upstream and context.fabric.broadcast(missing):
         require(cfg, "labels", "python train.py")
-    measured = label(store, context.labeller, policies, ACQUIRED)
+    measured = measure(context, policies, ACQUIRED)
     return labels.with_rows(policies, measured.nll, ACQUIRED)
 
 
 def _chosen(
-    predictor: PredictorModule, pool: Int[Tensor, "pool sites"], count: int
-) -> Int[Tensor, "count sites"]:
-    assert predictor.residual is not None
-    pool = pool.to(predictor.device)
-    pool = pool[predictor.predict(pool).mean < predictor.dense_nll + USUAL]
+    predictor: LearnedPredictor, pool: Int[Tensor, "pool sites"], limit: float, cfg: DictConfig
+) -> Int[Tensor, "chosen sites"]:
+    count, pool = cfg.labels.acquired, pool.to(predictor.module.device)
+    pool = pool[predictor.predict(pool).mean < limit]
     if len(pool) < count:
         raise PPFError(
             f"labels.acquired={count} is more than the {len(pool)} policies to choose"
             " from: give a larger labels.pool."
         )
-    return pool[select_by_integrated_variance(predictor.residual, pool, count)].cpu()
+    return pool[predictor.select(pool, count)].cpu()

@@ -12,13 +12,12 @@ from ppf.agents import Objective
 from ppf.agents.learner import Learner
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
-from ppf.labels.collect import label
 from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
 from ppf.ranks import on_rank_0
 from ppf.search.experts import improve_along
 from ppf.space import uniform
-from ppf.stages.collect import label_store
+from ppf.stages.collect import measure
 from ppf.stages.objective import objective_of, region_of
 from ppf.stages.policy import provenance
 from ppf.stages.prepare import PruningContext
@@ -65,7 +64,7 @@ def dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> Learnt
     Raises:
         PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
     """
-    cfg, store = context.cfg, label_store(context)
+    cfg = context.cfg
     learner, (low, high) = _learner(context), cfg.dynamic.train
     knots = torch.linspace(low, high, cfg.dynamic.knots, dtype=torch.double)
     knots = knots.to(context.fabric.device)
@@ -85,9 +84,9 @@ def dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> Learnt
             experts.append(_improve(context, objective, knots, [proposal, *experts[-1:]]))
         chosen = experts[-1][number % cfg.dynamic.stride :: cfg.dynamic.stride].cpu()
         with clock("measuring"):
-            measured = label(store, context.labeller, chosen, PROPOSED)
+            measured = measure(context, chosen, PROPOSED)
         labels = labels.with_rows(chosen, measured.nll, PROPOSED)
-        predicted = trained.fitted.predictor.predict(chosen.to(objective.device)).mean.cpu()
+        predicted = trained.predictor.predict(chosen.to(objective.device)).mean.cpu()
         error = float((predicted - measured.nll).abs().median())
         if context.fabric.broadcast(error) <= cfg.search.tolerance:
             region.grow()
@@ -171,9 +170,9 @@ def _agent(
 
 
 def _curve(context: PruningContext, agent: RatioAgent) -> Curve:
-    store, ratios = label_store(context), list(context.cfg.ratios)
+    ratios = list(context.cfg.ratios)
     kept = context.fabric.broadcast(torch.tensor([agent.policy(ratio) for ratio in ratios]))
     even = uniform(agent.space, torch.tensor(ratios, dtype=torch.double))
-    measured = label(store, context.labeller, torch.cat([kept, even]), "curve").nll
+    measured = measure(context, torch.cat([kept, even]), "curve").nll
     predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])
     return Curve(ratios, kept, predicted, measured[: len(kept)], even, measured[len(kept) :])

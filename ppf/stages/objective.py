@@ -32,7 +32,7 @@ def objective_of(
     cfg = context.cfg
     return Objective(
         space=priced(context, cfg.budget),
-        predictor=trained.fitted.predictor,
+        predictor=trained.predictor,
         ratio=ratio,
         interval=interval or (ratio, ratio),
         spread_penalty=cfg.search.spread_penalty,

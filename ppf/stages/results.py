@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
 from ppf.labels.table import PROPOSED, Labels
+from ppf.predictor.base import Predictor
 from ppf.report.html import HeldOut, Pareto, SearchReport, write_report
 from ppf.report.scores import Entry, Score
 from ppf.search.pareto import front
@@ -92,10 +94,7 @@ def _report(
     seconds: Mapping[str, float],
     paths: Mapping[str, Path],
 ) -> SearchReport:
-    cfg, fitted = context.cfg, found.trained.fitted
-    quality = {k.removeprefix("test/"): v for k, v in fitted.metrics.items() if k.count("_") == 0}
-    columns = {name: values.tolist() for name, values in fitted.held_out._asdict().items()}
-    held_out = HeldOut(**columns, quality=quality)
+    cfg = context.cfg
     order = found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
     return SearchReport(
         title=f"{policy['model']} at pruning ratio {cfg.ratio}",
@@ -104,8 +103,7 @@ def _report(
         order=_name(cfg.importance),
         compensation=_name(cfg.compensation),
         text=context.text.name,
-        predictor=_name(cfg.predictor.network)
-        + (" with Gaussian process" if cfg.predictor.residual else ""),
+        predictor=_predictor(cfg.predictor),
         agent=_name(cfg.agent),
         ratio_asked=cfg.ratio,
         ratio_achieved=policy["ratio"]["achieved"],
@@ -113,7 +111,7 @@ def _report(
         space=context.space,
         kept=found.kept,
         history=found.history,
-        held_out=held_out,
+        held_out=_held_out(found.trained.predictor),
         summary=shown,
         candidates=[_entry(context, found, i, _candidate(found, i)) for i in order],
         curve=shown,
@@ -122,6 +120,22 @@ def _report(
         paths=paths,
         signatures=policy["signatures"],
     )
+
+
+def _held_out(predictor: Predictor) -> HeldOut | None:
+    """Held-out policies and the scores over all ratios; None if the predictor has none."""
+    if predictor.held_out is None:
+        return None
+    metrics = predictor.metrics.items()
+    quality = {name.removeprefix("test/"): v for name, v in metrics if name.count("_") == 0}
+    columns = {name: values.tolist() for name, values in predictor.held_out._asdict().items()}
+    return HeldOut(**columns, quality=quality)
+
+
+def _predictor(config: DictConfig) -> str:
+    """The predictor's name: its network's, if it has one."""
+    process = " with Gaussian process" if config.get("residual") else ""
+    return _name(config.get("network", config)) + process
 
 
 def _pareto(context: PruningContext, labels: Labels, found: Found) -> Pareto:

@@ -9,11 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.agents import Agent, Report, Run
-from ppf.labels.collect import label
 from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch, say
 from ppf.search import Verification, run_search, verify, with_neighbours
-from ppf.stages.collect import label_store
+from ppf.stages.collect import measure
 from ppf.stages.objective import checkpoint_of, objective_of, region_of
 from ppf.stages.prepare import PruningContext
 from ppf.stages.train import Trained, train
@@ -87,7 +86,7 @@ def search(context: PruningContext, labels: Labels, clock: Stopwatch) -> Found:
 
 
 def _measure(context: PruningContext, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
-    return label(label_store(context), context.labeller, kept.cpu(), PROPOSED).nll
+    return measure(context, kept, PROPOSED).nll
 
 
 def _spent(rounds: Sequence[Verification]) -> int:

@@ -1,12 +1,12 @@
 import pytest
 
 from ppf.labels.table import Labels
-from ppf.predictor.encoders import Facts
-from ppf.predictor.fit import Fitted
+from ppf.predictor.learned import LearnedPredictor
+from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import (
     fitted_with,
-    made_up_facts,
+    made_up_features,
     made_up_labels,
     made_up_space,
 )
@@ -18,19 +18,19 @@ def space() -> Space:
 
 
 @pytest.fixture(scope="session")
-def facts(space: Space) -> Facts:
-    return made_up_facts(space)
+def known(space: Space) -> SiteFeatures:
+    return made_up_features(space)
 
 
 @pytest.fixture(scope="session")
-def labels(space: Space, facts: Facts) -> Labels:
-    return made_up_labels(space, facts, count=240)
+def labels(space: Space, known: SiteFeatures) -> Labels:
+    return made_up_labels(space, known, count=240)
 
 
 @pytest.fixture(scope="session")
 def fitted(
-    labels: Labels, space: Space, facts: Facts, tmp_path_factory: pytest.TempPathFactory
-) -> Fitted:
+    labels: Labels, space: Space, known: SiteFeatures, tmp_path_factory: pytest.TempPathFactory
+) -> LearnedPredictor:
     """The additive predictor."""
     folder = tmp_path_factory.mktemp("predictor")
-    return fitted_with(labels, space, facts, folder, "predictor=additive")
+    return fitted_with(labels, known, folder, "predictor=additive")

@@ -1,4 +1,4 @@
-"""A made-up model whose losses follow from its reconstruction facts, and predictors of it."""
+"""A made-up model whose losses follow from its reconstruction errors, and predictors of it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from ppf.labels.table import Labels
-from ppf.predictor.encoders import Facts
-from ppf.predictor.fit import Fitted, fit_predictor
+from ppf.predictor.base import PredictorInputs
+from ppf.predictor.learned import LearnedPredictor
+from ppf.pruning import SiteFeatures
 from ppf.space import Site, Space, project
 
 DENSE_NLL = 3.0
@@ -24,18 +26,18 @@ def made_up_space() -> Space:
     return Space(tuple(sites))
 
 
-def made_up_facts(space: Space) -> Facts:
+def made_up_features(space: Space) -> SiteFeatures:
     """Errors are convex, from one at nothing kept to zero at everything; narrow rows end in zeros.
 
     Importance and energy tell nothing, and losses no more than errors.
     """
     share = (torch.arange(25) / space.units[:, None]).clamp(max=1)
     errors = (1 - share) ** torch.linspace(1.5, 3.5, len(space))[:, None]
-    return Facts(errors, share, torch.full((len(space),), 0.1), 0.1 * errors)
+    return SiteFeatures(space, errors, share, torch.full((len(space),), 0.1), 0.1 * errors)
 
 
 def made_up_labels(
-    space: Space, facts: Facts, count: int, interaction: float = 0.3, other: float = 0.0
+    space: Space, known: SiteFeatures, count: int, interaction: float = 0.3, other: float = 0.0
 ) -> Labels:
     """Policies near uniform, scored by a convex function of weighted errors that interact.
 
@@ -49,7 +51,7 @@ def made_up_labels(
     ratio = torch.linspace(0.0, 0.6, count)
     noise = 1 + 0.25 * torch.randn(count, len(space), generator=generator)
     kept = project(space, (1 - ratio)[:, None] * noise * space.units, ratio)
-    error = facts.errors[torch.arange(len(space)), kept]
+    error = known.errors[torch.arange(len(space)), kept]
     damage = error @ weight + interaction * (error[:, 0::2] * error[:, 1::2]).sum(1)
     nll = DENSE_NLL + 0.25 * damage + 0.03 * damage**2
     nll = nll + 0.003 * torch.randn(count, generator=generator)
@@ -61,21 +63,27 @@ def predictor_config(*overrides: str) -> dict[str, Any]:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("train", list(overrides))
     groups = {group: cfg[group] for group in ("predictor", "trainer")}
-    return {group: OmegaConf.to_container(part, resolve=True) for group, part in groups.items()}
+    plain = {name: OmegaConf.to_container(part, resolve=True) for name, part in groups.items()}
+    own = {key: value for key, value in plain["predictor"].items() if not key.startswith("_")}
+    return plain | {"predictor": own}
+
+
+def inputs(features: SiteFeatures, trainer: dict[str, Any], seed: int = 0) -> PredictorInputs:
+    """What a predictor may use, without a real model and without loggers."""
+    return PredictorInputs(features, DENSE_NLL, _refuse, trainer, seed)
+
+
+def _refuse(kept: Tensor) -> Tensor:
+    raise AssertionError("there is no real model")
 
 
 def fitted_with(
-    labels: Labels, space: Space, facts: Facts, folder: Path, *overrides: str, seed: int = 0
-) -> Fitted:
-    """A fit without loggers, with the defaults of the configs but for `overrides`."""
-    return fit_predictor(
-        labels,
-        space,
-        facts,
-        DENSE_NLL,
-        **predictor_config(*overrides),
-        seed=seed,
-        folder=folder,
-        loggers=[],
-        progress=False,
-    )
+    labels: Labels, features: SiteFeatures, folder: Path, *overrides: str, seed: int = 0
+) -> LearnedPredictor:
+    """A predictor fitted with the defaults of the configs but for `overrides`, and saved."""
+    config = predictor_config(*overrides)
+    predictor = LearnedPredictor(**config["predictor"])
+    predictor.fit(labels, inputs(features, config["trainer"], seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    predictor.save(folder)
+    return predictor

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ppf.labels.table import Labels
-from ppf.predictor.encoders import Facts, Masks, Sites
+from ppf.predictor.encoders import Masks, Sites
+from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import LAYERS
 
@@ -17,46 +20,48 @@ def masks(space: Space, kept: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def test_masks_are_the_mask_matrices(space: Space, facts: Facts, labels: Labels) -> None:
+def test_masks_are_the_mask_matrices(space: Space, known: SiteFeatures, labels: Labels) -> None:
     matrices = masks(space, labels.kept)
-    cells = Masks(space, facts, width=24)(labels.kept)
+    cells = Masks(space, known, width=24)(labels.kept)
     assert torch.equal(cells[:, 1], matrices["mlp"].float())
     blocks = torch.nn.functional.interpolate(matrices["attention"].float(), 24)
     assert torch.allclose(cells[:, 0], blocks, atol=1e-6)
 
 
-def test_masks_pool_by_area(space: Space, facts: Facts, labels: Labels) -> None:
+def test_masks_pool_by_area(space: Space, known: SiteFeatures, labels: Labels) -> None:
     matrix = masks(space, labels.kept)["mlp"].float()
     pooled = torch.nn.functional.adaptive_avg_pool1d(matrix, 8)
-    assert torch.allclose(Masks(space, facts, width=8)(labels.kept)[:, 1], pooled, atol=1e-5)
+    assert torch.allclose(Masks(space, known, width=8)(labels.kept)[:, 1], pooled, atol=1e-5)
 
 
-def test_sites_hold_powers_of_error_and_loss(space: Space, facts: Facts, labels: Labels) -> None:
-    features = Sites(space, facts, powers=[0.5, 1.0], loss_powers=[2.0])(labels.kept)
+def test_sites_hold_powers_of_error_and_loss(
+    space: Space, known: SiteFeatures, labels: Labels
+) -> None:
+    features = Sites(space, known, powers=[0.5, 1.0], loss_powers=[2.0])(labels.kept)
     here = (torch.arange(len(space)), labels.kept)
-    error, loss = facts.errors[here], facts.losses[here] / facts.losses[:, 0].mean()
+    error, loss = known.errors[here], known.losses[here] / known.losses[:, 0].mean()
     assert features.shape == (len(labels), len(space), 2 + 3 + 3 + 2)
     assert torch.allclose(features[..., 0], 1 - labels.kept / space.units)
-    retained = facts.retained[torch.arange(len(space)), labels.kept]
+    retained = known.retained[torch.arange(len(space)), labels.kept]
     assert torch.allclose(features[..., 1], 1 - retained)
     assert torch.allclose(features[..., 2:5], torch.stack([error**0.5, error, loss**2], -1))
     assert torch.allclose(features[..., 5].mean(1), torch.ones(len(labels)))  # cost
 
 
-def test_sites_make_errors_monotone(space: Space, facts: Facts) -> None:
-    bumpy = facts.errors.clone()
+def test_sites_make_errors_monotone(space: Space, known: SiteFeatures) -> None:
+    bumpy = known.errors.clone()
     bumpy[1, 5] = 0.0
-    features = Sites(space, facts._replace(errors=bumpy), powers=[1.0], loss_powers=[])
+    features = Sites(space, replace(known, errors=bumpy), powers=[1.0], loss_powers=[])
     kept = space.dense.repeat(2, 1)
     kept[0, 1], kept[1, 1] = 5, 6
     assert torch.equal(features(kept)[0, 1, 2], features(kept)[1, 1, 2])
 
 
 @pytest.mark.parametrize("kind", ["masks", "sites"])
-def test_rows_know_their_place(space: Space, facts: Facts, kind: str) -> None:
+def test_rows_know_their_place(space: Space, known: SiteFeatures, kind: str) -> None:
     made = {
-        "masks": Masks(space, facts, width=4),
-        "sites": Sites(space, facts, powers=[1.0], loss_powers=[]),
+        "masks": Masks(space, known, width=4),
+        "sites": Sites(space, known, powers=[1.0], loss_powers=[]),
     }
     encoder = made[kind]
     site = 5  # the MLP of layer 2
@@ -66,4 +71,4 @@ def test_rows_know_their_place(space: Space, facts: Facts, kind: str) -> None:
     assert encoder.layers[changed].tolist() == [2]
     assert encoder.kinds[changed].tolist() == [1]
     assert len(encoder.kinds) == 2 * LAYERS
-    assert torch.equal(encoder.energy[changed], facts.energy[[site]])
+    assert torch.equal(encoder.energy[changed], known.energy[[site]])

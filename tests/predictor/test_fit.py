@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,20 +8,21 @@ from lightning.pytorch.loggers import CSVLogger
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.encoders import Facts
-from ppf.predictor.fit import FILE, Fitted, fit_predictor
+from ppf.predictor.fit import FILE
+from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.module import load_predictor
-from ppf.predictor.protocol import Predictor
+from ppf.predictor.protocol import Surrogate
+from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import (
-    DENSE_NLL,
     fitted_with,
+    inputs,
     made_up_labels,
     predictor_config,
 )
 
 
-def test_additive_is_right_on_unseen_policies(fitted: Fitted) -> None:
+def test_additive_is_right_on_unseen_policies(fitted: LearnedPredictor) -> None:
     assert fitted.metrics["test/kendall"] > 0.9
     assert fitted.metrics["test/median"] < 0.02
     assert fitted.metrics["test/nmse"] < 0.02
@@ -29,17 +31,17 @@ def test_additive_is_right_on_unseen_policies(fitted: Fitted) -> None:
 @pytest.mark.parametrize("network", ["mlp", "cnn", "transformer", "ridge"])
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_networks_learn(
-    labels: Labels, space: Space, facts: Facts, tmp_path: Path, network: str, optimizer: str
+    labels: Labels, known: SiteFeatures, tmp_path: Path, network: str, optimizer: str
 ) -> None:
     chosen = [f"predictor={network}", f"predictor/optimizer={optimizer}", "predictor.members=2"]
     steps = {"lbfgs": 1, "adam": 20}[optimizer]
     length = ["predictor.max_epochs=10", f"predictor.data.steps={steps}"]
-    fitted = fitted_with(labels, space, facts, tmp_path, *chosen, *length)
+    fitted = fitted_with(labels, known, tmp_path, *chosen, *length)
     assert fitted.metrics["test/kendall"] > 0.85
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held_out.json", FILE]
 
 
-def test_held_out_is_what_the_scores_are_of(fitted: Fitted, labels: Labels) -> None:
+def test_held_out_is_what_the_scores_are_of(fitted: LearnedPredictor, labels: Labels) -> None:
     error = (fitted.held_out.predicted - fitted.held_out.measured).abs()
     assert fitted.metrics["test/mae"] == pytest.approx(float(error.mean()), rel=1e-4)
     assert len(error) == len(labels) // 10
@@ -48,35 +50,31 @@ def test_held_out_is_what_the_scores_are_of(fitted: Fitted, labels: Labels) -> N
 
 @pytest.mark.parametrize("predictor", ["additive", "residual"])
 def test_interval_covers_unseen_policies(
-    labels: Labels, space: Space, facts: Facts, tmp_path: Path, predictor: str
+    labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path, predictor: str
 ) -> None:
-    fitted = fitted_with(labels, space, facts, tmp_path, f"predictor={predictor}")
-    fresh = made_up_labels(space, facts, count=500)
-    predicted = fitted.predictor.predict(fresh.kept)
+    fitted = fitted_with(labels, known, tmp_path, f"predictor={predictor}")
+    fresh = made_up_labels(space, known, count=500)
+    predicted = fitted.predict(fresh.kept)
     covered = (predicted.mean - fresh.nll).abs() <= 1.645 * predicted.std
     assert 0.85 <= float(covered.float().mean()) <= 0.95
 
 
 @pytest.mark.parametrize("predictor", ["additive", "residual"])
 def test_checkpoint_loads_without_pickles(
-    labels: Labels, space: Space, facts: Facts, tmp_path: Path, predictor: str
+    labels: Labels, known: SiteFeatures, tmp_path: Path, predictor: str
 ) -> None:
     chosen = [f"predictor={predictor}", "predictor.max_epochs=2"]
-    fitted = fitted_with(labels, space, facts, tmp_path, *chosen)
+    fitted = fitted_with(labels, known, tmp_path, *chosen)
     torch.load(tmp_path / FILE, weights_only=True)
     loaded = load_predictor(tmp_path / FILE)
-    assert isinstance(loaded, Predictor)
-    for before, after in zip(
-        fitted.predictor.predict(labels.kept), loaded.predict(labels.kept), strict=True
-    ):
+    assert isinstance(loaded, Surrogate)
+    for before, after in zip(fitted.predict(labels.kept), loaded.predict(labels.kept), strict=True):
         assert torch.equal(before, after)
 
 
-def test_same_seed_same_predictor(
-    labels: Labels, space: Space, facts: Facts, tmp_path: Path
-) -> None:
+def test_same_seed_same_predictor(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
     once, again, other = (
-        fitted_with(labels, space, facts, tmp_path, "predictor.max_epochs=3", seed=seed)
+        fitted_with(labels, known, tmp_path, "predictor.max_epochs=3", seed=seed)
         for seed in (1, 1, 2)
     )
     assert torch.equal(once.held_out.predicted, again.held_out.predicted)
@@ -84,49 +82,40 @@ def test_same_seed_same_predictor(
 
 
 def test_infinite_labels_do_no_harm(
-    labels: Labels, space: Space, facts: Facts, fitted: Fitted, tmp_path: Path
+    labels: Labels, known: SiteFeatures, fitted: LearnedPredictor, tmp_path: Path
 ) -> None:
     nll = labels.nll.clone()
     nll[7::40], nll[9::40] = torch.inf, torch.nan
-    hurt = fitted_with(Labels(labels.kept, nll, labels.source), space, facts, tmp_path)
+    hurt = fitted_with(Labels(labels.kept, nll, labels.source), known, tmp_path)
     assert hurt.held_out.measured.isfinite().all()
     assert hurt.metrics["test/median"] < 0.02
 
 
 def test_catastrophic_labels_do_not_dominate(
-    labels: Labels, space: Space, facts: Facts, tmp_path: Path
+    labels: Labels, known: SiteFeatures, tmp_path: Path
 ) -> None:
     kept, nll = labels.kept.clone(), labels.nll.clone()
     kept[5::20, 2] = 0
     lost = kept[:, 2] == 0
     nll[lost] = 17.0
-    predictor = fitted_with(Labels(kept, nll, labels.source), space, facts, tmp_path).predictor
+    predictor = fitted_with(Labels(kept, nll, labels.source), known, tmp_path)
     predicted = predictor.predict(kept).mean
     assert (predicted - nll)[~lost].abs().median() < 0.05
     assert predicted[lost].median() > nll[~lost].quantile(0.9)
 
 
-def test_loggers_get_the_scores(labels: Labels, space: Space, facts: Facts, tmp_path: Path) -> None:
+def test_loggers_get_the_scores(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
     config = predictor_config("predictor.max_epochs=2")
     logger = CSVLogger(tmp_path / "log")
-    fit_predictor(
-        labels,
-        space,
-        facts,
-        DENSE_NLL,
-        **config,
-        seed=0,
-        folder=tmp_path,
-        loggers=[logger],
-        progress=False,
-    )
+    given = replace(inputs(known, config["trainer"]), loggers=[logger])
+    LearnedPredictor(**config["predictor"]).fit(labels, given)
     header = Path(logger.experiment.metrics_file_path).read_text().splitlines()[0].split(",")
     assert {"train/loss", "validation/loss", "validation/kendall", "test/nmse"} <= set(header)
 
 
-def test_fit_takes_seconds(labels: Labels, space: Space, facts: Facts, tmp_path: Path) -> None:
+def test_fit_takes_seconds(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
     start = time.process_time()
-    fitted_with(labels, space, facts, tmp_path)
+    fitted_with(labels, known, tmp_path)
     assert time.process_time() - start < 15
 
 
@@ -147,9 +136,9 @@ def test_foreign_checkpoints_are_refused(tmp_path: Path, content: object) -> Non
 
 
 def test_checkpoints_can_only_build_networks(
-    labels: Labels, space: Space, facts: Facts, tmp_path: Path
+    labels: Labels, known: SiteFeatures, tmp_path: Path
 ) -> None:
-    fitted_with(labels, space, facts, tmp_path, "predictor.max_epochs=1")
+    fitted_with(labels, known, tmp_path, "predictor.max_epochs=1")
     checkpoint = torch.load(tmp_path / FILE, weights_only=True)
     checkpoint["hyper_parameters"]["network"] = {"_target_": "subprocess.Popen", "args": "true"}
     torch.save(checkpoint, tmp_path / FILE)

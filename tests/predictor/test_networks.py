@@ -6,27 +6,28 @@ from hydra.utils import get_class
 
 from ppf.labels.table import Labels
 from ppf.predictor.additive import Additive
-from ppf.predictor.encoders import Facts, Sites
+from ppf.predictor.encoders import Sites
 from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.fit import untrained
 from ppf.predictor.mlp import MLP
 from ppf.predictor.module import PredictorModule
+from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, predictor_config
 
 NETWORKS = ["additive", "cnn", "mlp", "ridge", "transformer"]
 
 
-def module_of(space: Space, facts: Facts, *overrides: str) -> PredictorModule:
-    return untrained(space, facts, DENSE_NLL, predictor_config(*overrides)["predictor"])
+def module_of(known: SiteFeatures, *overrides: str) -> PredictorModule:
+    return untrained(known, DENSE_NLL, predictor_config(*overrides)["predictor"])
 
 
 @pytest.mark.parametrize("encoder", ["masks", "sites"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_any_network_takes_any_encoder(
-    space: Space, facts: Facts, labels: Labels, network: str, encoder: str
+    space: Space, known: SiteFeatures, labels: Labels, network: str, encoder: str
 ) -> None:
-    module = module_of(space, facts, f"predictor={network}", f"predictor/encoder={encoder}")
+    module = module_of(known, f"predictor={network}", f"predictor/encoder={encoder}")
     prediction = module.predict(torch.cat([space.dense[None], labels.kept[:4]]))
     assert prediction.mean.shape == prediction.std.shape == (5,)
     assert prediction.mean[0] == pytest.approx(DENSE_NLL)
@@ -34,10 +35,8 @@ def test_any_network_takes_any_encoder(
 
 
 @pytest.mark.parametrize("encoder", ["masks", "sites"])
-def test_additive_never_predicts_a_gain(
-    space: Space, facts: Facts, labels: Labels, encoder: str
-) -> None:
-    module = module_of(space, facts, f"predictor/encoder={encoder}")
+def test_additive_never_predicts_a_gain(known: SiteFeatures, labels: Labels, encoder: str) -> None:
+    module = module_of(known, f"predictor/encoder={encoder}")
     for parameter in module.ensemble.parameters():
         torch.nn.init.normal_(parameter)
     less = (labels.kept - torch.randint(0, 3, labels.kept.shape)).clamp(min=0)
@@ -47,17 +46,19 @@ def test_additive_never_predicts_a_gain(
     assert (fewer > more + 1e-3).any()
 
 
-def test_equal_weights_already_rank(space: Space, facts: Facts, labels: Labels) -> None:
+def test_equal_weights_already_rank(space: Space, known: SiteFeatures, labels: Labels) -> None:
     config = predictor_config()["predictor"]["network"] | {"spread": 0.0}
     config.pop("_target_")
-    encoder = Sites(space, facts, powers=[0.5, 1.0, 2.0], loss_powers=[])
+    encoder = Sites(space, known, powers=[0.5, 1.0, 2.0], loss_powers=[])
     answer = Additive(encoder, **config)(encoder(labels.kept))
     ranks = torch.stack([answer, labels.nll]).argsort().argsort().double()
     assert torch.corrcoef(ranks)[0, 1] > 0.9
 
 
-def test_ensemble_answers_as_its_members_do(space: Space, facts: Facts, labels: Labels) -> None:
-    encoder = Sites(space, facts, powers=[1.0], loss_powers=[])
+def test_ensemble_answers_as_its_members_do(
+    space: Space, known: SiteFeatures, labels: Labels
+) -> None:
+    encoder = Sites(space, known, powers=[1.0], loss_powers=[])
     torch.manual_seed(1)
     together = Ensemble(partial(MLP, encoder, hidden=[8]), members=3)(encoder(labels.kept))
     torch.manual_seed(1)

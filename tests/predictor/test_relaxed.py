@@ -4,17 +4,18 @@ import pytest
 import torch
 
 from ppf.labels.table import Labels
-from ppf.predictor.encoders import Encoder, Facts, Masks, Sites
-from ppf.predictor.fit import Fitted
+from ppf.predictor.encoders import Encoder, Masks, Sites
+from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.protocol import Differentiable
+from ppf.pruning import SiteFeatures
 from ppf.space import Space
 
 
 @pytest.fixture(params=["sites", "masks"])
-def encoder(request: pytest.FixtureRequest, space: Space, facts: Facts) -> Encoder:
+def encoder(request: pytest.FixtureRequest, space: Space, known: SiteFeatures) -> Encoder:
     if request.param == "masks":
-        return Masks(space, facts, width=8)
-    return Sites(space, facts, powers=[0.5, 1.0], loss_powers=[])
+        return Masks(space, known, width=8)
+    return Sites(space, known, powers=[0.5, 1.0], loss_powers=[])
 
 
 def test_whole_units_have_their_own_features(encoder: Encoder, labels: Labels) -> None:
@@ -28,13 +29,13 @@ def test_features_are_linear_between_units(encoder: Encoder, space: Space) -> No
     torch.testing.assert_close(half, (encoder(below) + encoder(below + 1)) / 2)
 
 
-def test_each_row_belongs_to_its_site(space: Space, facts: Facts) -> None:
-    owners = Sites(space, facts, powers=[1.0], loss_powers=[]).owners
+def test_each_row_belongs_to_its_site(space: Space, known: SiteFeatures) -> None:
+    owners = Sites(space, known, powers=[1.0], loss_powers=[]).owners
     assert owners.tolist() == list(range(len(space)))
 
 
-def test_the_gradient_tells_what_a_unit_is_worth(fitted: Fitted, space: Space) -> None:
-    predictor = fitted.predictor
+def test_the_gradient_tells_what_a_unit_is_worth(fitted: LearnedPredictor, space: Space) -> None:
+    predictor = fitted
     assert isinstance(predictor, Differentiable)
     kept = (0.6 * space.units).round()[None].float().requires_grad_()
     value = predictor.relaxed(kept)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.encoders import Facts
 from ppf.predictor.fit import FILE
 from ppf.predictor.residual import GaussianProcess
+from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, fitted_with, made_up_labels
 
@@ -216,47 +216,47 @@ def test_the_fit_starts_from_the_prior_centre(space: Space) -> None:
 
 
 @pytest.mark.slow
-def test_residual_knows_interactions(space: Space, facts: Facts, tmp_path: Path) -> None:
-    labels = made_up_labels(space, facts, 300, STRONG)
+def test_residual_knows_interactions(space: Space, known: SiteFeatures, tmp_path: Path) -> None:
+    labels = made_up_labels(space, known, 300, STRONG)
     error = {}
     for name in ("additive", "residual"):
-        fitted = fitted_with(labels, space, facts, tmp_path, f"predictor={name}", QUICK)
+        fitted = fitted_with(labels, known, tmp_path, f"predictor={name}", QUICK)
         error[name] = fitted.metrics["test/mae"]
-        assert fitted.predictor.predict(space.dense[None]).mean == pytest.approx(DENSE_NLL)
+        assert fitted.predict(space.dense[None]).mean == pytest.approx(DENSE_NLL)
     assert error["residual"] < 0.95 * error["additive"]
 
 
 @pytest.mark.slow
 def test_fewer_labels_are_needed_from_another_texts_predictor(
-    space: Space, facts: Facts, tmp_path: Path
+    space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    fitted_with(made_up_labels(space, facts, 240), space, facts, first, QUICK)
-    fresh = made_up_labels(space, facts, 500, other=0.2)
+    fitted_with(made_up_labels(space, known, 240), known, first, QUICK)
+    fresh = made_up_labels(space, known, 500, other=0.2)
 
     def error(count: int, *overrides: str) -> float:
-        labels = made_up_labels(space, facts, count, other=0.2)
-        fitted = fitted_with(labels, space, facts, second, QUICK, *overrides)
-        return float((fitted.predictor.predict(fresh.kept).mean - fresh.nll).abs().median())
+        labels = made_up_labels(space, known, count, other=0.2)
+        fitted = fitted_with(labels, known, second, QUICK, *overrides)
+        return float((fitted.predict(fresh.kept).mean - fresh.nll).abs().median())
 
     assert error(40, f"predictor.init_from={first / FILE}") < error(80)
 
 
 @pytest.mark.parametrize("other", ["predictor=ridge", "predictor.residual.shares=[0.0]"])
 def test_another_network_is_no_start(
-    other: str, labels: Labels, space: Space, facts: Facts, tmp_path: Path
+    other: str, labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:
     start = f"predictor.init_from={tmp_path / FILE}"
-    fitted_with(labels, space, facts, tmp_path, other, "predictor.max_epochs=1")
+    fitted_with(labels, known, tmp_path, other, "predictor.max_epochs=1")
     with pytest.raises(PPFError, match="init_from has another network or space"):
-        fitted_with(labels, space, facts, tmp_path, start)
+        fitted_with(labels, known, tmp_path, start)
 
 
 def test_relaxed_widths_agree_with_whole_ones(
-    labels: Labels, space: Space, facts: Facts, tmp_path: Path
+    labels: Labels, known: SiteFeatures, tmp_path: Path
 ) -> None:
     predictor = fitted_with(
-        labels, space, facts, tmp_path, "predictor=residual", "predictor.max_epochs=3"
+        labels, known, tmp_path, "predictor=residual", "predictor.max_epochs=3"
     ).predictor
     kept = labels.kept[100:104].double().requires_grad_()
     relaxed = predictor.relaxed(kept)

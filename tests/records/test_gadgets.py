@@ -20,7 +20,7 @@ from ppf.runtime.search_folder import read_search
 from ppf.stages.evaluate import Procedure, evaluate_folders
 from ppf.stages.policy import read_policy
 from ppf.stages.prune import prune
-from tests.predictor.synthetic import DENSE_NLL, made_up_facts, made_up_space, predictor_config
+from tests.predictor.synthetic import DENSE_NLL, made_up_features, made_up_space, predictor_config
 from tests.records import examples
 from tests.records.examples import places, spoilt
 
@@ -70,11 +70,11 @@ def test_nowhere_in_an_agent(armed: Armed, marker: Path, tmp_path: Path, name: s
 def test_nowhere_in_a_predictor(armed: Armed, marker: Path, tmp_path: Path, name: str) -> None:
     space = made_up_space()
     config = predictor_config()["predictor"]
-    module = untrained(space, made_up_facts(space), DENSE_NLL, config)
+    module = untrained(made_up_features(space), DENSE_NLL, config)
     parameters, state = dict(module.hparams), module.state_dict()
     torch.save({"hyper_parameters": parameters, "state_dict": state}, tmp_path / "good.ckpt")
     load_predictor(tmp_path / "good.ckpt")
-    for place in places({**parameters, "facts": {}, "space": {}}):
+    for place in places({**parameters, "features": {}, "space": {}}):
         spoiled = spoilt(parameters, place, armed[0][name])
         torch.save({"hyper_parameters": spoiled, "state_dict": state}, tmp_path / "bad.ckpt")
         refuses(lambda: load_predictor(tmp_path / "bad.ckpt"), marker)

@@ -1,0 +1,77 @@
+"""Predictors that Lightning trains: an ensemble of networks, with or without a Gaussian process."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.errors import PPFError
+from ppf.labels.table import Labels
+from ppf.predictor.acquisition import select_by_integrated_variance
+from ppf.predictor.base import HeldOut, Predictor, PredictorInputs
+from ppf.predictor.fit import FILE, fit_predictor
+from ppf.predictor.module import PredictorModule, load_predictor
+from ppf.predictor.protocol import Prediction
+
+_SCORES = "held_out.json"
+
+
+class LearnedPredictor(Predictor):
+    """An ensemble of networks over encoded policies, trained by Lightning.
+
+    Args:
+        config: the keys of `conf/predictor/fit/default.yaml`, and the network's own.
+    """
+
+    def __init__(self, **config: Any) -> None:
+        self.config: Mapping[str, Any] = config
+        self.module: PredictorModule
+
+    def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
+        fitted = fit_predictor(labels, inputs, self.config)
+        self.module, self.metrics, self.held_out = fitted
+
+    def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
+        return self.module.predict(kept)
+
+    def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
+        """Log-perplexity between whole units, nats per token, differentiable in `kept`."""
+        return self.module.relaxed(kept)
+
+    def select(self, pool: Int[Tensor, "pool sites"], count: int) -> Int[Tensor, " count"]:
+        """Rows of the pool whose labels would lower the integrated variance most.
+
+        Raises:
+            PPFError: the predictor has no Gaussian process.
+        """
+        if self.module.residual is None:
+            raise PPFError(
+                "labels.acquired needs a Gaussian process to choose: give predictor=residual."
+            )
+        return select_by_integrated_variance(self.module.residual, pool, count)
+
+    def save(self, folder: Path) -> None:
+        assert self.held_out is not None
+        checkpoint = {
+            "pytorch-lightning_version": lightning.__version__,
+            "hyper_parameters": dict(self.module.hparams),
+            "state_dict": self.module.state_dict(),
+        }
+        torch.save(checkpoint, folder / FILE)
+        columns = {name: values.tolist() for name, values in self.held_out._asdict().items()}
+        scores = {"metrics": dict(self.metrics), "held_out": columns}
+        (folder / _SCORES).write_text(json.dumps(scores), encoding="utf-8")
+
+    def load(self, folder: Path, inputs: PredictorInputs) -> None:
+        scores = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
+        columns = {name: torch.tensor(column) for name, column in scores["held_out"].items()}
+        self.metrics, self.held_out = scores["metrics"], HeldOut(**columns)
+        self.module = load_predictor(folder / FILE, self.config)
+
+    def to(self, device: torch.device) -> None:
+        self.module.to(device)
