@@ -1,0 +1,60 @@
+"""Predictors that are not fitted to labels: expected losses, and the real model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppf.labels.table import Labels
+from ppf.predictor.base import Predictor
+from ppf.predictor.oracle import Oracle
+from ppf.predictor.protocol import Differentiable, Surrogate
+from ppf.predictor.sensitivity import SensitivityPredictor
+from ppf.pruning import SiteFeatures
+from ppf.space import Space
+from tests.predictor.synthetic import DENSE_NLL, inputs
+
+
+def test_sensitivities_add_up(known: SiteFeatures, labels: Labels, space: Space) -> None:
+    predictor = SensitivityPredictor()
+    predictor.fit(labels, inputs(known, {}))
+    mean, std = predictor.predict(labels.kept)
+    for kept, nll in zip(labels.kept[:5], mean, strict=False):
+        losses = [known.losses[site, units] for site, units in enumerate(kept.tolist())]
+        assert nll == pytest.approx(DENSE_NLL + float(sum(losses)), rel=1e-5)
+    assert (std == 0).all()
+    assert predictor.predict(space.dense[None]).mean == pytest.approx(DENSE_NLL)
+
+
+def test_sensitivities_are_linear_between_units(known: SiteFeatures, labels: Labels) -> None:
+    predictor = SensitivityPredictor()
+    predictor.fit(labels, inputs(known, {}))
+    assert isinstance(predictor, Differentiable)
+    whole = labels.kept.clamp(max=2)
+    torch.testing.assert_close(predictor.relaxed(whole.float()), predictor.predict(whole).mean)
+    half = predictor.relaxed(whole.clamp(min=1) - 0.5)
+    both = [predictor.predict(whole.clamp(min=1) - step).mean for step in (0, 1)]
+    torch.testing.assert_close(half, (both[0] + both[1]) / 2)
+
+
+def test_the_oracle_measures_what_it_is_asked(known: SiteFeatures, labels: Labels) -> None:
+    measured = []
+
+    def measure(kept: Tensor) -> Tensor:
+        measured.append(kept)
+        return kept.sum(1).double()
+
+    oracle = Oracle()
+    oracle.fit(labels, replace(inputs(known, {}), measure=measure))
+    assert oracle.predict(labels.kept).mean.tolist() == labels.kept.sum(1).tolist()
+    assert torch.equal(measured[0], labels.kept)
+
+
+@pytest.mark.parametrize("made", [SensitivityPredictor, Oracle])
+def test_they_need_no_labels_and_no_artefact(made: type[Predictor], tmp_path: Path) -> None:
+    predictor = made()
+    predictor.save(tmp_path)
+    assert isinstance(predictor, Surrogate)
+    assert not predictor.needs_labels and not list(tmp_path.iterdir())
