@@ -25,9 +25,7 @@ def write_search(folder: Path, cache: str) -> tuple[DictConfig, PruningContext]:
         config = compose("search", ["model=tiny", f"paths.cache={cache}", *QUICK, *paths])
     context = prepare(config, Fabric(accelerator="cpu", devices=1))
     kept = uniform(context.space, torch.tensor([0.3]))[0].tolist()
-    names = ("ratio", "budget", "predicted", "measured")
-    numbers = {name: examples.policy()[name] for name in names}
-    uniform_one = {"kept": by_site(context.space, kept), "measured": numbers["measured"]}
-    record = policy_record(context, kept, numbers | {"uniform": uniform_one}, predictor="0")
+    numbers = examples.numbers(by_site(context.space, kept))
+    record = policy_record(context, kept, numbers, predictor="0")
     (folder / "policy.json").write_text(json.dumps(record))
     return config, context

@@ -308,7 +308,7 @@ def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) ->
         raise PPFError(
             f"there is no predictor at {path}: train one with `python train.py`."
         ) from error
-    except Exception as error:  # what a damaged pickle raises is not told
+    except Exception as error:  # torch.load documents none for damaged files
         raise PPFError(f"{path} is not a predictor of this version: {remedy}.") from error
     return module.eval()
 

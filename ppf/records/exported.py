@@ -6,7 +6,7 @@ from pydantic import ConfigDict, StringConstraints
 
 from ppf.records.values import Natural, Positive, Record, Word
 
-_Layer = Annotated[str, StringConstraints(pattern=r"^\d{1,4}$")]
+_Layer = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}$")]
 
 
 class Block(Record):

@@ -11,8 +11,7 @@ FORMAT = 1
 _Part = Literal["calibration", "labelling", "test"]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
 _Units = Annotated[dict[SiteName, Natural], Field(min_length=1, max_length=8192)]
-
-_WHEEL = ("package", "file", "requirement")  # users are told to install it
+_WHEEL = ("package", "file", "requirement")  # a message tells users to install it
 
 
 class Model(Record):
@@ -25,7 +24,7 @@ class Model(Record):
 
 
 class Windows(Record):
-    """How many each part has; null: all."""
+    """How many windows each part of the text has; null: all."""
 
     calibration: Natural | None
     labelling: Natural | None

@@ -45,7 +45,7 @@ def check(
     Raises:
         PPFError: it does not fit; the sentence names the first wrong field.
     """
-    trusted = (trusted,) if isinstance(trusted, str) else tuple(trusted)
+    trusted = (trusted,) if isinstance(trusted, str) else tuple(trusted or ())
     try:
         schema.model_validate(content, context=trusted)
     except ValidationError as error:
@@ -92,10 +92,10 @@ def _sentence(error: ValidationError, content: Any) -> str:
 
 
 def _where(place: tuple[int | str, ...], content: Any) -> str:
-    """The dotted name of a place, without the targets that pydantic puts between."""
+    """The dotted name of a place, without what pydantic puts between: targets, and "[key]"."""
     names = []
     for part in place:
-        if isinstance(content, dict) and part == content.get(TARGET):
+        if part == "[key]" or isinstance(content, dict) and part == content.get(TARGET):
             continue
         names.append(str(part))
         inside = isinstance(content, dict) and part in content or isinstance(part, int)

@@ -27,4 +27,6 @@ Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Number = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-SiteName = Annotated[str, StringConstraints(pattern=r"^\d{1,4}\.(attention|mlp)(\.[1-9]\d{0,3})?$")]
+SiteName = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]{1,4}\.(attention|mlp)(\.[1-9][0-9]{0,3})?$")
+]

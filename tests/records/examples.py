@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -10,30 +11,52 @@ from omegaconf import OmegaConf
 
 from ppf.records.policy import Config
 
+CONF = Path(__file__).parents[2] / "ppf" / "conf"
 Place = tuple[str | int, ...]
 UNITS = {f"{layer}.{kind}": n for layer in range(4) for kind, n in (("attention", 4), ("mlp", 3))}
 SIGNATURES = dict.fromkeys(("statistics", "order", "bank", "labels"), "0123456789ab")
 
 
 @cache
-def _composed(*overrides: str) -> Any:
+def _tiny() -> Any:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", [*overrides])
+        cfg = compose("search", ["model=tiny"])
+    groups = OmegaConf.masked_copy(cfg, list(Config.model_fields))
+    return OmegaConf.to_container(groups, resolve=True)
 
 
-def config(*overrides: str) -> dict[str, Any]:
-    """The groups of a search's config that its records carry."""
-    composed: Any = OmegaConf.to_container(
-        OmegaConf.masked_copy(_composed(*overrides), list(Config.model_fields)), resolve=True
-    )
-    return composed
+def config(**changes: Any) -> dict[str, Any]:
+    """The groups of a search's config that its records carry.
+
+    Args:
+        changes: dotted place → value.
+    """
+    made = copy.deepcopy(_tiny())
+    for place, value in changes.items():
+        made = spoilt(made, tuple(place.split(".")), value)
+    return made
+
+
+def option(group: str, name: str) -> Any:
+    """The content of a packaged YAML file."""
+    return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+
+
+def numbers(kept: dict[str, int]) -> dict[str, Any]:
+    """What a search tells of its policy and of the uniform one, which are the same here."""
+    measured = {"nll": 5.25, "perplexity": 190.5, "part": "labelling"}
+    return {
+        "ratio": {"asked": 0.3, "achieved": 0.31, "of_all_parameters": 0.2},
+        "budget": {"name": "params", "saved": 0.31},
+        "predicted": {"nll": 5.0, "perplexity": 148.4, "std": 0.1, "interval_95": [122.0, 180.5]},
+        "measured": measured,
+        "uniform": {"kept": dict(kept), "measured": dict(measured)},
+    }
 
 
 def policy(kept: dict[str, int] | None = None, **changes: Any) -> dict[str, Any]:
     """What a search writes as policy.json."""
     kept = kept or dict.fromkeys(UNITS, 2)
-    measured = {"nll": 5.25, "perplexity": 190.5, "part": "labelling"}
-    predicted = {"nll": 5.0, "perplexity": 148.4, "std": 0.1, "interval_95": [122.0, 180.5]}
     return {
         "format": 1,
         "model": "tiny",
@@ -41,13 +64,9 @@ def policy(kept: dict[str, int] | None = None, **changes: Any) -> dict[str, Any]
         "text": "wikipedia_sample",
         "kept": dict(kept),
         "units": UNITS,
-        "ratio": {"asked": 0.3, "achieved": 0.31, "of_all_parameters": 0.2},
-        "budget": {"name": "params", "saved": 0.31},
-        "predicted": predicted,
-        "measured": measured,
-        "uniform": {"kept": dict(kept), "measured": dict(measured)},
+        **numbers(kept),
         "signatures": SIGNATURES | {"predictor": "ba9876543210"},
-        "config": config("model=tiny"),
+        "config": config(),
     } | changes
 
 
@@ -61,7 +80,7 @@ def agent(**changes: Any) -> dict[str, Any]:
     return {
         "format": 1,
         "signatures": SIGNATURES,
-        "config": config("model=tiny"),
+        "config": config(),
         "space": {"sites": sites, "name": "width", "budget": "params", "prices": None},
         "units": UNITS,
         "ratios": [0.0, 0.6],

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from lightning import Fabric
 
 import ppf
 from ppf.errors import PPFError
+from ppf.export.huggingface import export_folder
+from ppf.export.loading import load_folder
 from ppf.labels.samplers import FromFiles
 from ppf.predictor.fit import untrained
 from ppf.predictor.module import load_predictor
@@ -20,6 +23,7 @@ from ppf.runtime.search_folder import read_search
 from ppf.stages.evaluate import Procedure, evaluate_folders
 from ppf.stages.policy import read_policy
 from ppf.stages.prune import prune
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.predictor.synthetic import DENSE_NLL, made_up_features, made_up_space, predictor_config
 from tests.records import examples
 from tests.records.examples import places, spoilt
@@ -76,9 +80,25 @@ def test_nowhere_in_a_predictor(armed: Armed, marker: Path, tmp_path: Path, name
     load_predictor(tmp_path / "good.ckpt")
     for place in places({**parameters, "features": {}, "space": {}}):
         spoiled = spoilt(parameters, place, armed[0][name])
-        torch.save({"hyper_parameters": spoiled, "state_dict": state}, tmp_path / "bad.ckpt")
+        torch.save({"hyper_parameters": spoiled, "state_dict": {}}, tmp_path / "bad.ckpt")
         refuses(lambda: load_predictor(tmp_path / "bad.ckpt"), marker)
         refuses(lambda: load_predictor(tmp_path / "bad.ckpt", config), marker)
+
+
+def test_nowhere_in_the_config_of_an_exported_folder(
+    armed: Armed, marker: Path, tmp_path: Path
+) -> None:
+    """What is not ours to check may be ignored, but is never called."""
+    pruner = pruner_of(random_model(CHECKPOINTS["llama-groups-of-3-tied"]))
+    export_folder(pruner, tmp_path, examples.policy())
+    file = tmp_path / "config.json"
+    good = json.loads(file.read_text())
+    for place in places(good):
+        for gadget in (armed[0]["sympify"], armed[0]["transformers"]):
+            file.write_text(json.dumps(spoilt(good, place, gadget)))
+            with suppress(PPFError):
+                load_folder(tmp_path, torch.float32, trust_remote_code=False)
+            assert not marker.exists()
 
 
 def search_config(folder: Path, config: str = "runtime", *overrides: str) -> Any:

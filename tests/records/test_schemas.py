@@ -3,7 +3,6 @@
 import copy
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,66 +15,74 @@ from ppf.records.policy import Config, Policy
 from ppf.records.values import Record
 from ppf.stages.policy import check_signature, policy_config
 from tests.records import examples
-from tests.records.examples import places
+from tests.records.examples import CONF, places
 
-CONF = Path(__file__).parents[2] / "ppf" / "conf"
 RECORDED = ("model", "text", "space", "importance", "compensation")
-OPTIONS = [f"{group}={file.stem}" for group in RECORDED for file in (CONF / group).glob("*.yaml")]
+OPTIONS = [(group, file.stem) for group in RECORDED for file in (CONF / group).glob("*.yaml")]
+LS = "ppf.pruning.compensation.LeastSquares"
 
 
 def fits(content: Any, schema: type[Record] = Policy, trusted: str | tuple[str, ...] = ()) -> None:
     check(content, schema, "this", "mend it", trusted)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_packaged_option_can_be_recorded(option: str) -> None:
-    fits(examples.config(option), Config)
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_packaged_option_can_be_recorded(group: str, name: str) -> None:
+    fits(examples.config(**{group: examples.option(group, name)}), Config)
 
 
 @pytest.mark.parametrize(
-    "override",
+    ("place", "value"),
     [
-        "model.path='/some folder/ü'",
-        "text.path=/text.txt",
-        "text.windows.test=null",
-        "compensation.damping=1",
-        "space.channel_multiple=32",
-        "space.kinds=[mlp]",
-        "model.dtype=bfloat16",
-        "labels.kl_top_k=64",
+        ("model.path", "/some folder/ü"),
+        ("text.path", "/text.txt"),
+        ("text.windows.test", None),
+        ("text.bos", "stream"),
+        ("compensation.damping", 1),
+        ("space.channel_multiple", 32),
+        ("space.kinds", ["mlp"]),
+        ("model.dtype", "bfloat16"),
+        ("labels.kl_top_k", 64),
     ],
 )
-def test_what_users_override_can_be_recorded(override: str) -> None:
-    fits(examples.config("model=tiny", override), Config)
+def test_what_users_override_can_be_recorded(place: str, value: Any) -> None:
+    fits(examples.config(**{place: value}), Config)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("place", "value", "said"),
     [
-        ("+compensation.more=1", "compensation.more is unknown"),
-        ("~compensation.damping", "compensation.damping is missing"),
-        ("compensation.damping=-1", "compensation.damping should be greater than or equal to 0"),
-        ("compensation.damping=word", "compensation.damping should be a valid number"),
-        ("space.channel_multiple=2.5", "space.channel_multiple should be a valid integer"),
-        ("space.whole_sites=1", "space.whole_sites should be a valid boolean"),
-        ("space._target_=ppf.space.uniform", "space._target_ names a class that is neither"),
-        ("importance._target_=ppf.pruning.importance.Nothing", "importance names a class that is"),
-        ("+importance._partial_=true", "importance._partial_ is unknown"),
-        ("+model.source.config.auto_map=x", "model.source.config.auto_map is unknown"),
-        ("model.dtype=int8", "model.dtype should be"),
-        ("labels.batch=0", "labels.batch should be greater"),
-        ("model=smollm2_135m model.source.package=os.path", "model.source.package should be"),
-        ("model=smollm2_135m model.source.requirement=evil", "model.source.requirement should be"),
+        ("compensation.more", 1, "compensation.more is unknown"),
+        ("compensation", {"_target_": LS, "damping": 1}, "compensation.refit_damping is missing"),
+        ("compensation.damping", -1, "compensation.damping should be greater than or equal to 0"),
+        ("compensation.damping", "1", "compensation.damping should be a valid number"),
+        ("space.channel_multiple", 2.5, "space.channel_multiple should be a valid integer"),
+        ("space.whole_sites", 1, "space.whole_sites should be a valid boolean"),
+        ("space._target_", "ppf.space.uniform", "space._target_ names a class that is neither"),
+        ("importance._target_", "ppf.pruning.importance.No", "importance names a class that is"),
+        ("importance._partial_", True, "importance._partial_ is unknown"),
+        ("model.source.config.auto_map", "x", "model.source.config.auto_map is unknown"),
+        ("model.dtype", "int8", "model.dtype should be"),
+        ("labels.batch", 0, "labels.batch should be greater"),
     ],
 )
-def test_other_sections_are_refused(override: str, said: str) -> None:
+def test_other_sections_are_refused(place: str, value: Any, said: str) -> None:
     with pytest.raises(PPFError, match=said):
-        fits(examples.config("model=tiny", *override.split()), Config)
+        fits(examples.config(**{place: value}), Config)
+
+
+@pytest.mark.parametrize("key", ["package", "file", "requirement"])
+def test_a_wheel_is_one_of_the_packaged_ones(key: str) -> None:
+    """A message tells users to install it."""
+    model = examples.option("model", "smollm2_135m")
+    model["source"][key] = "evil"
+    with pytest.raises(PPFError, match=f"model.source.{key} should be"):
+        fits(examples.config(model=model), Config)
 
 
 def test_classes_of_the_users_own_are_taken_where_they_are_trusted() -> None:
     own = {"_target_": "mine.Compensation", "rank": 3, "name": None, "scales": [0.5, 1]}
-    config = examples.config("model=tiny") | {"compensation": own}
+    config = examples.config() | {"compensation": own}
     with pytest.raises(PPFError, match="neither PPF's own nor in trust_targets"):
         fits(config, Config)
     fits(config, Config, ("mine.Compensation",))

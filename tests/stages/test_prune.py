@@ -20,6 +20,7 @@ from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
 from ppf.stages.policy import by_site, policy_record
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.prune import keep_better, prune, refit
+from tests.records import examples
 
 SMALL = ("text.windows.calibration=2", "text.windows.labelling=3", "text.windows.test=2")
 
@@ -63,9 +64,9 @@ def one_process() -> Fabric:
 
 def record(context: PruningContext) -> dict[str, Any]:
     kept = context.pruner.kept
-    even = {"kept": by_site(context.space, kept)}
-    ratio = {"asked": 0.5, "achieved": float(context.space.ratio(torch.tensor(kept)))}
-    return policy_record(context, kept, {"ratio": ratio, "uniform": even}, predictor="none")
+    numbers = examples.numbers(by_site(context.space, kept))
+    numbers["ratio"]["achieved"] = float(context.space.ratio(torch.tensor(kept)))
+    return policy_record(context, kept, numbers, predictor="0")
 
 
 def labelling(context: PruningContext) -> Piece:
