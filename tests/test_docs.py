@@ -26,7 +26,7 @@ def write_files(page: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["agent"])
+@pytest.mark.parametrize("page", ["agent", "predictor"])
 def test_the_command_of_a_page_runs(page: str, cache: str, tmp_path: Path) -> None:
     ((script, arguments),) = COMMAND.findall(write_files(page, tmp_path))
     paths = [f"paths.outputs={tmp_path}/outputs", f"paths.artefacts={cache}/artefacts"]
