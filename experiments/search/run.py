@@ -11,13 +11,11 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from evolution import evolve, label_seconds
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric, seed_everything
@@ -36,7 +34,7 @@ from ppf.stages.dynamic import dynamic
 from ppf.stages.objective import objective_of
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
-from ppf.stages.train import train
+from ppf.stages.train import needs_labels, train
 
 HERE = Path(__file__).parent
 RULES = ["uniform", "owl", "alphapruning", "flap", "block_influence", "obs_global"]
@@ -46,6 +44,19 @@ AGENTS = [
     *("dynamic", "real_evolution"),
 ]
 LABEL_SEED = 0
+CONFIGS = {
+    "dynamic": [],
+    # Evolution on the real model, without a predictor: one parent, eight children.
+    "real_evolution": [
+        "agent=evolution",
+        "predictor=oracle",
+        "agent.population=1",
+        "agent.children=8",
+        "agent.generations=22",
+        "search.rounds=1",
+    ],
+}
+"""Overrides of the rows that are not an agent of their own."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,8 @@ class Result:
 
 
 def configured(agent: str, ratio: float, seed: int, overrides: list[str]) -> DictConfig:
-    """The search's config; what is no agent of its own runs with the default one."""
-    chosen = [] if agent in ("dynamic", "real_evolution") else [f"agent={agent}"]
+    """The search's config."""
+    chosen = CONFIGS.get(agent, [f"agent={agent}"])
     run = [f"ratio={ratio}", f"seed={seed}", "logger=none", "paths.run=."]
     with initialize_config_module("ppf.conf", version_base="1.3"):
         return compose("search", [*chosen, *run, *overrides])
@@ -88,8 +99,15 @@ def searched(context: PruningContext, labels: Labels) -> Result:
         float(found.measured.mean[best]),
         float(found.measured.measured[best]),
         time.perf_counter() - start,
-        len(labels) + len(found.measured.names),
+        _evaluations(cfg, labels) + len(found.measured.names),
     )
+
+
+def _evaluations(cfg: DictConfig, labels: Labels) -> int:
+    """Policies that were measured before the best ones: labels, or all that an oracle measured."""
+    if needs_labels(cfg):
+        return len(labels)
+    return cfg.agent.generations * cfg.agent.children
 
 
 def _ruled(context: PruningContext, labels: Labels, start: float) -> Result:
@@ -107,22 +125,6 @@ def _ruled(context: PruningContext, labels: Labels, start: float) -> Result:
 def measured(context: PruningContext, kept: torch.Tensor) -> torch.Tensor:
     """Log-perplexity on the labelling part, nats per token."""
     return label(label_store(context), context.labeller, kept.cpu(), "experiment").nll
-
-
-def really_evolved(context: PruningContext, labels: Labels, share: int) -> Result:
-    """As many real evaluations as a static search rests on, and no predictor.
-
-    Args:
-        share: of the predictor's labels that this ratio has to pay, as one over it.
-    """
-    cfg = context.cfg
-    count = len(labels) // share + cfg.search.label_budget + len(cfg.rules)
-    objective = replace(
-        objective_of(context, train(context, labels), cfg.ratio, instantiate(cfg.agent)),
-        trust_region=1.0,
-    )
-    found = evolve(objective, partial(measured, context), evaluations=count, seed=cfg.seed)
-    return Result(found.kept, None, found.nll, label_seconds(context, found.measured), count)
 
 
 def learnt(
@@ -221,8 +223,6 @@ def run(known: argparse.Namespace, rest: list[str]) -> None:
             labels = acquire(shared, collect(shared, upstream=True), upstream=True)
             if agent == "dynamic":
                 results = list(learnt(context, labels, missing))
-            elif agent == "real_evolution":
-                results = [(ratio, really_evolved(context, labels, known.share))]
             else:
                 results = [(ratio, searched(context, labels))]
             for place, found in results:
@@ -237,12 +237,6 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.3, 0.4, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--windows", type=int, default=128, help="of the test part, evenly spread")
-    parser.add_argument(
-        "--share",
-        type=int,
-        default=1,
-        help="ratios that share the labels when real_evolution is granted as many evaluations",
-    )
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     known, rest = parser.parse_known_args()
     try:
