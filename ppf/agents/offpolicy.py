@@ -26,6 +26,7 @@ class OffPolicy(Learner):
         episodes: policies in one batch of episodes, over all ranks.
         warmup: batches of episodes from which only the critics learn.
         updates: gradient steps after each batch of episodes.
+        delay: gradient steps of the critics for each one of the actor and of the slow targets.
         batch: transitions of a gradient step, on each rank.
         buffer_size: transitions that the buffer holds, on each rank.
         n_steps: steps whose rewards a return adds up before the critic's estimate stands in.
@@ -42,6 +43,7 @@ class OffPolicy(Learner):
         episodes: int,
         warmup: int,
         updates: int,
+        delay: int,
         batch: int,
         buffer_size: int,
         n_steps: int,
@@ -52,13 +54,9 @@ class OffPolicy(Learner):
         **learner: Any,
     ) -> None:
         super().__init__(**learner)
-        self.episodes, self.updates, self.batch, self.buffer_size = (
-            episodes,
-            updates,
-            batch,
-            buffer_size,
-        )
-        self.warmup, self.n_steps, self.lr, self.tau = warmup, n_steps, lr, tau
+        self.episodes, self.warmup, self.updates, self.delay = episodes, warmup, updates, delay
+        self.batch, self.buffer_size, self.n_steps = batch, buffer_size, n_steps
+        self.lr, self.tau = lr, tau
         self.grad_norm, self.hidden = grad_norm, hidden
 
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
@@ -78,7 +76,6 @@ class _Training(Training):
         self.loss.make_value_estimator(gamma=1.0)
         self.targets = SoftUpdate(self.loss, tau=config.tau)
         self.optimizer = Adam(self.loss.parameters(), lr=config.lr)
-        self.returns = MultiStep(1.0, config.n_steps)
         self.warmup = config.warmup * episodes * len(objective.space)  # transitions
         storage = LazyTensorStorage(config.buffer_size, device=objective.device)
         self.buffer = TensorDictReplayBuffer(storage=storage, batch_size=config.batch)
@@ -87,24 +84,27 @@ class _Training(Training):
         rollout = play(self.environment, self.explorer)
         played = self.environment.finished
         gain = rollout["next", "reward"].sum(1).squeeze(-1)
-        self.buffer.extend(self.returns(rollout).select(*_LEARNT).reshape(-1))
-        for _ in range(self.config.updates):
-            losses = self._update(self.buffer.sample())
+        transitions = n_step(rollout, self.config.n_steps)
+        self.buffer.extend(transitions.select(*_LEARNT).reshape(-1))
+        for number in range(1, self.config.updates + 1):
+            delayed = number % self.config.delay > 0
+            losses = self._update(self.buffer.sample(), critics_only=delayed)
         metrics = {name: losses[name] for name in ("entropy", "alpha") if name in losses}
         return Rollout(played.kept, played.cost, self.environment.ratio, gain, metrics)
 
-    def _update(self, samples: TensorDictBase) -> TensorDictBase:
+    def _update(self, samples: TensorDictBase, *, critics_only: bool) -> TensorDictBase:
         """One gradient step; ranks take it together."""
         losses = self.loss(samples)
         self.optimizer.zero_grad()
-        critics = len(self.buffer) <= self.warmup
-        learning = {"loss_qvalue", "loss_value"} if critics else _LOSSES
+        warming_up = len(self.buffer) <= self.warmup
+        learning = _CRITICS if critics_only or warming_up else _LOSSES
         total = sum(value for name, value in losses.items() if name in learning)
         self.fabric.backward(torch.as_tensor(total))
         average_gradients(self.loss, self.fabric)
         nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.grad_norm)
         self.optimizer.step()
-        self.targets.step()
+        if not critics_only:
+            self.targets.step()
         return losses.detach()
 
     def deviations(self, ratio: Tensor) -> Tensor:
@@ -114,7 +114,22 @@ class _Training(Training):
         return {"loss": self.loss, "optimizer": self.optimizer, "buffer": self.buffer}
 
 
-_LOSSES = {"loss_actor", "loss_alpha", "loss_qvalue", "loss_value"}
+def n_step(rollout: TensorDictBase, steps: int) -> TensorDictBase:
+    """Transitions to what is reached `steps` later, or at the end, with the rewards between summed.
+
+    Args:
+        rollout: [episodes, sites].
+    """
+    transitions = MultiStep(1.0, steps)(rollout)
+    here = torch.arange(rollout.shape[1], device=rollout.device)
+    reached = here + transitions["steps_to_next_obs"] - 1
+    for flag in ("done", "terminated"):  # MultiStep keeps those of the first step
+        transitions["next", flag] = rollout["next", flag].gather(1, reached[..., None])
+    return transitions
+
+
+_CRITICS = {"loss_qvalue", "loss_value"}
+_LOSSES = _CRITICS | {"loss_actor", "loss_alpha"}
 _LEARNT = (
     "observation",
     "action",

@@ -14,7 +14,7 @@ from ppf.agents.offpolicy import OffPolicy
 class TD3(OffPolicy):
     """DDPG against the lower of two critics, whose targets are smoothed over nearby actions.
 
-    The actor is not delayed: it learns at every step from its slow critics' gradient.
+    The actor and the slow targets learn at every `delay`-th step of the critics.
 
     Args:
         noise: standard deviation of the noise on the actions played.

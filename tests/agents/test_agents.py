@@ -100,15 +100,28 @@ def test_reports_its_curves(name: str, curves: set[str]) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_learns_and_not_only_remembers(name: str) -> None:
-    log = Log()
-    agent(name, **LEARNERS[name]).search(quadratic(layered(4)), Run(one_process(), log, 0))
-    assert log[-1][1]["reward"] > 0.2 > log[0][1]["reward"]
+    log, objective = Log(), quadratic(layered(4))
+    training, _ = agent(name, **LEARNERS[name]).learn(objective, Run(one_process(), log, 0))
+    assert log[-1][1]["reward"] > 0.4 > 0.1 > log[0][1]["reward"]
+    ratio = objective.ratios(1)
+    own = objective.policy(training.deviations(ratio), ratio)
+    assert objective.gain(objective.cost(own), ratio) > 0.4
 
 
-@pytest.mark.parametrize("name", ["ppo", "reinforce"])
-def test_learns_many_ratios_at_once(name: str) -> None:
-    objective = replace(quadratic(), interval=(0.1, 0.5))
-    training, elites = small(name).learn(objective, Run(one_process(), Log(), 0))
+@pytest.mark.parametrize(
+    ("name", "settings", "layers"),
+    [
+        ("ppo", SMALL["ppo"], 10),
+        ("reinforce", SMALL["reinforce"], 10),
+        *(
+            pytest.param(name, TRAINED, 4, marks=pytest.mark.slow)
+            for name in ("sac", "ddpg", "td3")
+        ),
+    ],
+)
+def test_learns_many_ratios_at_once(name: str, settings: dict, layers: int) -> None:
+    objective = replace(quadratic(layered(layers)), interval=(0.1, 0.5))
+    training, elites = agent(name, **settings).learn(objective, Run(one_process(), Log(), 0))
     ratio = torch.tensor([0.2, 0.3, 0.4], dtype=torch.double)
     kept = objective.policy(training.deviations(ratio), ratio)
     excess = objective.space.removed(kept) - ratio * objective.space.total
