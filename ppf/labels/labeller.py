@@ -167,7 +167,7 @@ class Labeller:
         """The states behind the last layer, the layers before `first` as they were."""
         if batch.calls is None:
             batch.calls = LayerCalls.record(self.lm, batch.ids)
-            batch.trail = [batch.calls.entered]
+            batch.trail = [batch.calls.inputs]
         del batch.trail[first + 1 :]
         with fast_attention(self.lm.model):
             for layer, call in zip(self.layers[first:], batch.calls.keywords[first:], strict=True):

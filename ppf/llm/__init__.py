@@ -1,4 +1,4 @@
-"""Language models and texts: where they come from, and how a family's projections couple."""
+"""Language models, model families and texts."""
 
 from ppf.llm.adapter import Adapter, Coupling, Producer
 from ppf.llm.attention import fast_attention

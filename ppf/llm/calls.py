@@ -1,4 +1,4 @@
-"""How a model calls its decoder layers: learned once, so that layers can be run one by one."""
+"""Records the arguments of the decoder layers, so that layers can be run one by one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,25 +12,27 @@ from ppf.llm.loading import LanguageModel
 
 @dataclass(frozen=True)
 class LayerCalls:
-    """The calls of all layers on some windows; masks and positions depend on no policy.
+    """The arguments of all decoder layers on some windows.
+
+    Masks and positions do not depend on the policy, so one record serves all policies.
 
     Args:
-        entered: states that enter the first layer.
-        keywords: of each layer's call.
+        inputs: hidden states that enter the first layer.
+        keywords: keyword arguments of each layer.
     """
 
-    entered: Float[Tensor, "windows window hidden"]
+    inputs: Float[Tensor, "windows window hidden"]
     keywords: list[dict[str, Any]]
 
     @classmethod
     @torch.inference_mode()
     def record(cls, lm: LanguageModel, ids: Int[Tensor, "windows window"]) -> "LayerCalls":
-        """Learns them from one run of the model."""
-        entered: list[Tensor] = []
+        """Runs the model once and records the arguments."""
+        inputs: list[Tensor] = []
         keywords: list[dict[str, Any]] = []
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
-            entered.append(inputs[0])
+        def hook(module: nn.Module, positional: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+            inputs.append(positional[0])
             keywords.append(named)
 
         layers = lm.adapter.layers(lm.model)
@@ -40,4 +42,4 @@ class LayerCalls:
         finally:
             for handle in handles:
                 handle.remove()
-        return cls(entered[0], keywords)
+        return cls(inputs[0], keywords)

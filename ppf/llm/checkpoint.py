@@ -1,7 +1,7 @@
-"""Reading checkpoints: what is damaged is refused, and no file may choose code to run.
+"""Reads checkpoints. Damaged ones are refused, and none of their files can run code.
 
-Code that lies beside the weights (`auto_map`), attention kernels that a config names, and weights
-that are pickles (`.bin`) are therefore not accepted.
+Refused are therefore modelling code in the folder (`auto_map`), attention kernels that the config
+names, and pickled weights (`.bin`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,14 +29,15 @@ def read_config(source: str, override: str = "model.path") -> PreTrainedConfig:
     """The config of a folder or of a hub repository.
 
     Args:
-        override: the setting that names another checkpoint.
+        source: the folder or the id of the repository.
+        override: the override that names another checkpoint, for error messages.
 
     Raises:
-        PPFError: there is none, or it is damaged.
+        PPFError: the config is missing or damaged.
     """
     with _reading(source, override):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    config._attn_implementation = None  # the name of a kernel would make transformers download it
+    config._attn_implementation = None  # transformers would download a kernel of that name
     return config
 
 
@@ -46,17 +47,17 @@ def read_tokenizer(
     """The tokenizer of a folder or of a hub repository.
 
     Raises:
-        PPFError: there is none, it is damaged, or it gives ids that the model does not know.
+        PPFError: the tokenizer is missing or damaged, or makes ids that the model does not embed.
     """
     with _reading(source, override):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    # Special tokens do not come out of plain text. Gemma 3's for images has no row in text models.
+    # Plain text has no special tokens. Gemma 3's token for images has no embedding in text models.
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
     embedded = config.get_text_config().vocab_size
     if largest >= embedded:
         raise PPFError(
-            f"the tokenizer of {source} gives ids up to {largest}, but the model embeds"
+            f"the tokenizer of {source} makes ids up to {largest}, but the model embeds"
             f" {embedded} tokens: give a folder whose files belong together with"
             f" {override}=FOLDER."
         )
@@ -73,18 +74,21 @@ def read_model(
     """The model of a folder or of a hub repository, on the CPU.
 
     Args:
-        config: of `read_config`.
-        architecture: builds the model; by default the class that transformers has for the config.
+        source: the folder or the id of the repository.
+        config: the result of `read_config`.
+        dtype: dtype of the weights.
+        override: the override that names another checkpoint, for error messages.
+        architecture: class that builds the model; by default transformers chooses it by the config.
 
     Raises:
-        PPFError: files are damaged, tensors are missing, unknown, of another shape or not finite,
-            or the checkpoint needs code of its own.
+        PPFError: a file is damaged; a tensor is missing, unknown, not finite or has a wrong shape;
+            or the checkpoint needs its own code.
     """
     own_code = getattr(config, "auto_map", None) or {}
     if architecture is AutoModelForCausalLM and "AutoModelForCausalLM" in own_code:
         raise PPFError(
-            f"{source} brings modelling code of its own, which is not run: give a folder of a model"
-            f" that transformers knows with {override}=FOLDER."
+            f"{source} needs its own modelling code, which PPF does not run: give a folder of a"
+            f" model that transformers knows with {override}=FOLDER."
         )
     check_files(source, override)
     with _reading(source, override), quiet():
@@ -94,19 +98,23 @@ def read_model(
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # `_fault` reports them by name
             output_loading_info=True,
         )
     if fault := _fault(model, found):
-        raise PPFError(f"{source} {fault}: give a whole checkpoint with {override}=FOLDER.")
+        raise PPFError(f"{source} {fault}: give a complete checkpoint with {override}=FOLDER.")
     return model
 
 
 def check_files(source: str, override: str = "model.path") -> None:
-    """Opens the weight files of a folder; of a hub repository none.
+    """Checks that all weight files of a folder can be opened; does nothing for a hub repository.
+
+    Args:
+        source: the folder or the id of the repository.
+        override: the override that names another checkpoint, for error messages.
 
     Raises:
-        PPFError: there are no safetensors, or one is empty or truncated.
+        PPFError: the folder has no safetensors file, or one is empty or truncated.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -124,10 +132,10 @@ def check_files(source: str, override: str = "model.path") -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides transformers' bar and its table of keys; bars of downloads stay."""
+    """Hides the loading bar and the table of keys of transformers, but not bars of downloads."""
     bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()  # those of downloads, too
+    logging.disable_progress_bar()  # this also hides bars of downloads
     if bar:
         enable_progress_bars()
     try:
@@ -139,7 +147,7 @@ def quiet() -> Iterator[None]:
 
 
 def _fault(model: PreTrainedModel, found: Mapping[str, Any]) -> str | None:
-    """What is wrong with the weights; what transformers declares as tied or obsolete is not."""
+    """Describes a fault of the weights; tied and obsolete tensors are no fault."""
     for key, what in (("missing_keys", "lacks"), ("unexpected_keys", "has an unknown tensor")):
         if names := sorted(found[key]):
             return f"{what} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
@@ -153,10 +161,10 @@ def _fault(model: PreTrainedModel, found: Mapping[str, Any]) -> str | None:
 
 @contextmanager
 def _reading(what: str, override: str) -> Iterator[None]:
-    """Turns whatever goes wrong within it into one sentence."""
+    """Turns every error inside the context into a PPFError."""
     try:
         yield
-    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+    except Exception as error:  # transformers raises many types on damaged files
         raise PPFError(
             f"cannot load '{what}' ({reason(error)}): give a local folder with {override}=FOLDER."
         ) from error

@@ -1,4 +1,4 @@
-"""Where documents come from; each function takes a split's name last and returns its documents."""
+"""Sources of texts; each function returns the documents of one split."""
 
 import bz2
 import importlib.util
@@ -22,15 +22,19 @@ _END_MATTER = re.compile(
     r" *==.*",
     re.IGNORECASE | re.DOTALL,
 )
-_MARKUP = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||</?ref|\|thumb")  # what the parser could not pair
+_MARKUP = re.compile(
+    r"\[\[|\]\]|\{\{|\}\}|\{\||</?ref|\|thumb"
+)  # markup that the parser left in the text
 
 
 def wikipedia_sample(split: str, *, cache: str, shortest_line: int) -> list[str]:
-    """The English Wikipedia articles that gensim carries among its test data, as plain paragraphs.
+    """102 English Wikipedia articles from gensim's test data, as plain text.
 
     Args:
-        cache: the cleaned articles are kept there.
-        shortest_line: shorter lines (headings, captions, list crumbs) are left out.
+        split: not used; there is one split.
+        cache: folder for the cleaned articles.
+        shortest_line: fewest characters of a line that is kept. Shorter lines are mostly headings,
+            captions and list items.
 
     Raises:
         PPFError: gensim or mwparserfromhell is not installed.
@@ -47,22 +51,30 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: int) -> list[str]
 def hub(
     split: str, *, path: str, name: str | None, data_files: dict | None, column: str, limit: int
 ) -> list[str]:
-    """A data set through `datasets`: a hub id, or a local folder of the same form.
+    """A data set that the library `datasets` reads.
 
     Args:
-        limit: documents to read at most (streamed, so that large sets are not fetched whole).
+        split: name of the split.
+        path: hub id of the data set, or a local folder of the same layout.
+        name: name of the data set's configuration; None: it has only one.
+        data_files: files of each split; None: as the data set declares them.
+        column: name of the column that holds the text.
+        limit: largest number of rows to read. They are streamed, so the rest is not downloaded.
 
     Raises:
-        PPFError: it cannot be reached, is damaged, is a pickle, or has no such column of text.
+        PPFError: the data set cannot be reached, is damaged, is a pickle, or has no such column of
+            text.
     """
-    if path == "pandas":  # of `datasets` 4; a pickle can run code
-        raise PPFError("text.source.path=pandas reads pickles: give text.path=FILE.")
+    if path == "pandas":  # a loader of `datasets` for pickles, which can run code
+        raise PPFError(
+            "text.source.path=pandas reads pickles, which can run code: give text.path=FILE."
+        )
     try:
         stream = datasets.load_dataset(
             path, name, split=split, data_files=data_files, streaming=True
         )
         rows = [row[column] for row in stream.take(limit)]
-    except Exception as error:  # `datasets` passes on whatever its readers raise
+    except Exception as error:  # `datasets` passes on any error of its readers
         raise PPFError(
             f"cannot read the data set '{path}' ({reason(error)}): give a local copy with"
             " text.source.path=FOLDER, or any file with text.path=FILE."
@@ -71,25 +83,40 @@ def hub(
 
 
 def wikitext(split: str, **source: Any) -> list[str]:
-    """A WikiText set, its lines joined to articles (an article starts at a ` = Title = ` line)."""
+    """The articles of a WikiText data set, whose rows are lines.
+
+    Args:
+        split: name of the split.
+        source: the other arguments of `hub`.
+    """
     articles: list[list[str]] = [[]]
     for line in hub(split, **source):
-        if re.fullmatch(r" = [^=].* = \n?", line):
+        if re.fullmatch(r" = [^=].* = \n?", line):  # the title of an article
             articles.append([])
         articles[-1].append(line)
     return ["".join(lines) for lines in articles]
 
 
 def one_stream(split: str, **source: Any) -> list[str]:
-    """A whole split as one document: all rows in order, joined by one empty line.
+    """A split as one document: all rows in order, also empty ones, joined by empty lines.
 
-    Empty rows stay. Wanda, FLAP and SliceGPT read the test split of WikiText-2 so.
+    Wanda, FLAP and SliceGPT read the test split of WikiText-2 in this way.
+
+    Args:
+        split: name of the split.
+        source: the other arguments of `hub`.
     """
     return ["\n\n".join(hub(split, **source))]
 
 
 def sentences(split: str, *, per_document: int, **source: Any) -> list[str]:
-    """A set of single sentences, joined to documents of `per_document`."""
+    """Documents of consecutive sentences, for a data set whose rows are single sentences.
+
+    Args:
+        split: name of the split.
+        per_document: number of sentences in a document.
+        source: the other arguments of `hub`.
+    """
     rows = hub(split, **source)
     return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]
 
@@ -99,7 +126,7 @@ def _column(file: Path) -> list[str]:
 
 
 def _dump() -> Path:
-    """Where gensim keeps the articles."""
+    """The path of the file with the articles in gensim's folder."""
     spec = importlib.util.find_spec("gensim")
     if spec is None or spec.origin is None or importlib.util.find_spec("mwparserfromhell") is None:
         raise PPFError(
@@ -130,14 +157,14 @@ def _clean(article: str, shortest_line: int) -> str:
     for node in code.filter(matches=_is_clutter):
         try:
             code.remove(node)
-        except ValueError:  # it went with a node around it
+        except ValueError:  # it was removed with its parent
             continue
     lines = (line.strip() for line in code.strip_code(normalize=True, collapse=True).split("\n"))
     return "\n".join(x for x in lines if len(x) >= shortest_line and not _MARKUP.search(x))
 
 
 def _is_clutter(node: object) -> bool:
-    """Files, categories, references, tables and templates."""
+    """Whether a node is a file, category, reference, table or template."""
     import mwparserfromhell.nodes as nodes
 
     if isinstance(node, nodes.Wikilink):

@@ -1,4 +1,4 @@
-"""The model families that are served."""
+"""The supported model families."""
 
 from transformers import PreTrainedConfig
 
@@ -20,7 +20,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
 
 
 def adapter_for(config: PreTrainedConfig) -> Adapter:
-    """The adapter of a model's family.
+    """The adapter for a model's family.
 
     Raises:
         PPFError: no adapter serves `config.model_type`.

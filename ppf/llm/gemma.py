@@ -1,4 +1,4 @@
-"""Gemma 3, the text models (270M and 1B; what carries an image tower is of another family)."""
+"""Gemma 3 text models (270M and 1B). Models that also read images are not supported."""
 
 from transformers import PreTrainedConfig
 
@@ -6,10 +6,10 @@ from ppf.llm.llama import LlamaAdapter
 
 
 class GemmaAdapter(LlamaAdapter):
-    """Llama's form within a layer; a head's size is not tied to the hidden size.
+    """The projections are named as in Llama. A block's output passes a norm before it is added.
 
-    Norms before and after each block, and over single heads, touch no atom: a norm of zeros is
-    zero, as from a masked block. Whether a layer attends locally is told to it from outside.
+    Pruning needs no change for this norm: it maps the zeros of an empty block to zeros. The model
+    passes local or global attention masks to its layers, so no entry is needed for them either.
     """
 
     model_types = ("gemma3_text",)

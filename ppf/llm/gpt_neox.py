@@ -8,7 +8,7 @@ from ppf.llm.adapter import Adapter, Coupling, Producer
 
 
 class GPTNeoXAdapter(Adapter):
-    """Multi-head attention from one fused projection, each head's rows being its q, k and v."""
+    """Multi-head attention with one fused projection, which has q, k and v head by head."""
 
     model_types = ("gpt_neox",)
     kv_heads = "num_attention_heads"

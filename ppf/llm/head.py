@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class OutputHead:
-    """Last hidden states to logits, as the model's own forward makes them.
+    """Computes logits from the last hidden states, as the model's own forward does.
 
     Args:
         linear: the output embeddings.
-        cap: c of logits capped at c · tanh(logits / c), as Gemma's are; None: they are not.
+        cap: c of the soft cap c · tanh(logits / c), as Gemma has it; None: no cap.
     """
 
     linear: nn.Linear
@@ -22,13 +22,13 @@ class OutputHead:
 
     @property
     def tokens(self) -> int:
-        """Of the vocabulary."""
+        """Number of tokens in the vocabulary."""
         return len(self.linear.weight)
 
     def __call__(
         self, hidden: Float[Tensor, "*rows width"], part: slice = slice(None)
     ) -> Float[Tensor, "*rows tokens"]:
-        """The logits of a part of the vocabulary."""
+        """The logits of the tokens in `part` of the vocabulary."""
         bias = None if self.linear.bias is None else self.linear.bias[part]
         return self._capped(F.linear(hidden, self.linear.weight[part], bias))
 
@@ -46,6 +46,6 @@ class OutputHead:
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """The head of a model, whose config may cap its logits (`final_logit_softcapping`)."""
+    """The head of a model, with the cap that its config sets (`final_logit_softcapping`)."""
     cap = getattr(model.config, "final_logit_softcapping", None)
     return OutputHead(model.get_output_embeddings(), cap)

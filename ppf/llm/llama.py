@@ -1,4 +1,4 @@
-"""Llama 1-3 and what shares its code: SmolLM2, TinyLlama, Mistral."""
+"""Llama 1-3, and models of the same architecture: SmolLM2, TinyLlama, Mistral."""
 
 from typing import Any, ClassVar
 

@@ -1,4 +1,4 @@
-"""Loading a causal language model with its tokenizer and adapter."""
+"""Loads a causal language model with its tokenizer and adapter."""
 
 import platform
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from ppf.space import Site
 
 @dataclass
 class LanguageModel:
-    """A loaded model, ready to be pruned: evaluation mode, no gradients."""
+    """A loaded model in evaluation mode and without gradients, with its tokenizer and adapter."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ class LanguageModel:
 
     @cached_property
     def couplings(self) -> list[Coupling]:
+        """The prunable blocks, as in `Adapter.couplings`."""
         return self.adapter.couplings(self.model)
 
     def coupling_indices(self, sites: Iterable[Site]) -> list[int]:
@@ -52,31 +53,40 @@ def load(
     device: torch.device | str = "cpu",
     window: int | None = None,
 ) -> LanguageModel:
-    """Loads what a `model=` config names.
+    """Loads the model of a `model=` config.
 
     Args:
-        config: with `path` (a local folder, or null), `source` (a function of `ppf.llm.sources`)
-            and `dtype`.
-        cache: where converted and random checkpoints are kept.
-        window: tokens in a window that the model will read; None: not checked.
+        config: has `path` (a local folder or null), `source` (a function of `ppf.llm.sources`) and
+            `dtype`.
+        cache: folder for converted and random checkpoints.
+        device: device that the weights are moved to.
+        window: number of tokens in the windows that the model will read; None: not checked.
 
     Raises:
-        PPFError: nothing is there, the hub cannot be reached, files are damaged, no adapter knows
-            the family, or the model has fewer positions than a window has tokens.
+        PPFError: the checkpoint is missing, damaged or cannot be downloaded; its family is not
+            supported; or the window is longer than the model's positions.
     """
     dtype = resolve_dtype(config.dtype)
     source = local_folder(config.path, "model.path") if config.path else _source(config)(cache)
-    described = read_config(source)
-    adapter = adapter_for(described)
+    model_config = read_config(source)
+    adapter = adapter_for(model_config)
     if window:
-        check_window(window, described)
-    tokenizer = read_tokenizer(source, described)
-    model = read_model(source, described, dtype)
+        check_window(window, model_config)
+    tokenizer = read_tokenizer(source, model_config)
+    model = read_model(source, model_config, dtype)
     return LanguageModel(model.eval().requires_grad_(False).to(device), tokenizer, adapter)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """The dtype that `model.dtype` means; `auto` is bfloat16 where the hardware is faster in it."""
+    """The dtype of the override `model.dtype`.
+
+    Args:
+        name: "float32", "bfloat16", "float16", or "auto": bfloat16 if it is faster than float32 on
+            this machine, else float32.
+
+    Raises:
+        PPFError: the name is unknown.
+    """
     if name == "auto":
         name = "bfloat16" if _fast_bfloat16() else "float32"
     if name not in ("float32", "bfloat16", "float16"):
@@ -85,10 +95,10 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def _fast_bfloat16() -> bool:
-    """On x86 its matrix units (AMX) decide, or AMD's vector instructions.
+    """Whether this machine computes faster in bfloat16 than in float32.
 
-    Intel's vector instructions for it are no faster than those for float32; AMD's, from Zen 4 on,
-    are twice to three times as fast (measured by `benchmarks/labels.py`).
+    On x86 this needs AMX, or AVX-512 BF16 on an AMD processor. AVX-512 BF16 is not faster on Intel
+    processors, and two to three times faster on AMD from Zen 4 on (`benchmarks/labels.py`).
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
@@ -99,20 +109,31 @@ def _fast_bfloat16() -> bool:
 
 
 def _is_amd() -> bool:
-    described = Path("/proc/cpuinfo")
-    return described.is_file() and "AuthenticAMD" in described.read_text()
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and "AuthenticAMD" in info.read_text()
 
 
 def local_folder(path: str, override: str) -> str:
-    """The path of a model folder, given as `override`; raises PPFError if it is none."""
+    """Returns `path`.
+
+    Args:
+        path: the folder.
+        override: the override that gave the path, for error messages.
+
+    Raises:
+        PPFError: the folder has no config.json.
+    """
     if not (Path(path) / "config.json").is_file():
-        raise PPFError(f"{override}={path} is no Hugging Face model folder: it has no config.json.")
+        raise PPFError(
+            f"{override}={path} is not a Hugging Face model folder, as it has no config.json: give"
+            " another folder."
+        )
     return path
 
 
 def _source(config: DictConfig) -> Callable[[str], str]:
     if config.source is None:
         raise PPFError(
-            "this model has no source of its own: give a local folder with model.path=FOLDER."
+            "this model config has no source: give a local folder with model.path=FOLDER."
         )
     return instantiate(config.source, _partial_=True, _convert_="all")

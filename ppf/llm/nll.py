@@ -1,4 +1,4 @@
-"""Next-token losses from hidden states, without logits of the whole vocabulary in memory."""
+"""Next-token losses from hidden states, without all logits in memory at once."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ppf.llm.head import OutputHead
 
-_ROWS, _VOCABULARY = 1024, 2048  # whose logits stay in a CPU's cache
+_ROWS, _VOCABULARY = 1024, 2048  # sizes of one block of logits, which fits the CPU cache
 
 
 def summed_nll(
@@ -14,11 +14,18 @@ def summed_nll(
     hidden: Float[Tensor, "windows window width"],
     ids: Int[Tensor, "windows window"],
 ) -> Float[Tensor, ""]:
-    """Summed negative log-likelihood of each next token inside its window, nats, on the CPU.
+    """Negative log-likelihood of the next tokens in nats, summed over all windows, in float64.
 
-    A CPU makes the logits for a part of the rows and of the vocabulary at a time, so that they stay
-    in its cache; other devices split the rows only. Losses are computed in float32 and summed in
-    float64.
+    Logits are computed in blocks. On a CPU, a block spans some rows and some tokens of the
+    vocabulary, so that it fits the cache. On other devices, a block spans the whole vocabulary.
+    Each loss is computed in float32.
+
+    Args:
+        hidden: last hidden states.
+        ids: tokens; those after the first of each window are scored.
+
+    Returns:
+        The sum, on the CPU.
     """
     step = _VOCABULARY if hidden.device.type == "cpu" else head.tokens
     losses = []
@@ -33,6 +40,6 @@ def summed_nll(
 
 
 def _log_sum_exp(logits: Float[Tensor, "rows tokens"]) -> Float[Tensor, " rows"]:
-    """Over the tokens; overwrites the logits."""
+    """The logarithm of the summed exponentials of each row; overwrites the logits."""
     largest = logits.amax(1, keepdim=True)
     return logits.sub_(largest).exp_().sum(1).log() + largest[:, 0]

@@ -8,9 +8,9 @@ from ppf.llm.adapter import Adapter, Coupling, Producer
 
 
 class OPTAdapter(Adapter):
-    """Multi-head attention, whose module counts its heads itself, and an FFN of two matrices.
+    """Multi-head attention with an attribute that counts its heads, and an FFN of two projections.
 
-    The FFN is no module of its own: `fc1` and `fc2` lie in the decoder layer.
+    The FFN is not a module: its projections `fc1` and `fc2` are attributes of the decoder layer.
     """
 
     model_types = ("opt",)
@@ -47,11 +47,11 @@ class OPTAdapter(Adapter):
         )
 
     def adds_to_stream(self, config: Any) -> bool:
-        """350M normalises behind its blocks."""
+        """False for OPT-350M, which has its norms after the blocks."""
         return config.do_layer_norm_before
 
     def final_norm(self, model: Any) -> nn.Module:
-        """Either may be absent: 350M has no norm there, the others no projection."""
+        """The norm (which OPT-350M does not have) and the projection (which only it has)."""
         decoder = model.get_decoder()
         there = (decoder.final_layer_norm, decoder.project_out)
         return nn.Sequential(*(module for module in there if module is not None))

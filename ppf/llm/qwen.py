@@ -4,6 +4,9 @@ from ppf.llm.llama import LlamaAdapter
 
 
 class QwenAdapter(LlamaAdapter):
-    """Llama's form; Qwen2 has biases on q, k, v, and Qwen3 one norm for all query or key heads."""
+    """The projections are named as in Llama. Qwen2 has biases on q, k and v.
+
+    Qwen3 has norms over single query and key heads.
+    """
 
     model_types = ("qwen2", "qwen3")

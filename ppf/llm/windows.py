@@ -1,4 +1,4 @@
-"""How windows of tokens begin, and how long they may be."""
+"""The first tokens of windows, and the largest length of windows."""
 
 from itertools import takewhile
 
@@ -11,9 +11,10 @@ from ppf.errors import PPFError
 
 
 def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that a tokenizer itself puts before every text: BOS for Gemma and Llama, or none.
+    """The ids that a tokenizer puts before every text: BOS for Gemma and Llama, none for SmolLM2.
 
-    A tokenizer can have a BOS token and not add it (SmolLM2), so only its output tells.
+    They are read from the tokenizer's output, since some tokenizers have a BOS token but do not add
+    it.
     """
     encoded = tokenizer("a", return_special_tokens_mask=True)
     pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
@@ -23,20 +24,29 @@ def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def begin_with(
     leading: list[int], windows: Int[Tensor, "windows text"]
 ) -> Int[Tensor, "windows window"]:
-    """Puts the same ids before every window."""
+    """Puts the ids `leading` before every window.
+
+    Args:
+        leading: ids.
+        windows: ids of the text.
+
+    Returns:
+        Windows that are longer by the number of leading ids.
+    """
     first = torch.tensor(leading, dtype=windows.dtype).expand(len(windows), -1)
     return torch.cat([first, windows], 1)
 
 
 def check_window(window: int, config: PreTrainedConfig, override: str = "text.window") -> None:
-    """Refuses windows that are longer than the positions that a model knows.
+    """Checks that a model has enough positions for a window.
 
     Args:
-        window: in tokens.
-        override: the setting to lower.
+        window: number of tokens in a window.
+        config: the model's config.
+        override: the override that sets the window, for error messages.
 
     Raises:
-        PPFError: the window is longer than `max_position_embeddings`.
+        PPFError: `window` exceeds `max_position_embeddings`.
     """
     positions = getattr(config, "max_position_embeddings", None) or window
     if window > positions:

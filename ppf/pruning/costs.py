@@ -97,7 +97,7 @@ class Latency(Cost):
         widths = torch.linspace(0, site.units, min(self.widths, site.units + 1)).round()
         with pruner.at(dense):
             calls = LayerCalls.record(pruner.lm, ids)
-            run = partial(coupling.parent, calls.entered, **calls.keywords[coupling.layer])
+            run = partial(coupling.parent, calls.inputs, **calls.keywords[coupling.layer])
 
             def timed(kept: int) -> float:
                 pruner.apply([*dense[:place], kept, *dense[place + 1 :]])

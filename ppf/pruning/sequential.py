@@ -46,7 +46,7 @@ def refit_sequentially(
     sites = {(site.layer, site.kind): i for i, site in enumerate(space.sites)}
     pruner.apply(space.dense.tolist())
     calls = [LayerCalls.record(lm, ids) for ids in windows.to(lm.device).split(4)]
-    dense = [call.entered for call in calls]
+    dense = [call.inputs for call in calls]
     pruned = dense
 
     def run(index: int, states: list[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Exact budgets: from wished-for widths to a policy that removes what was asked."""
+"""Projection of real-valued widths to policies that meet a budget exactly."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -7,10 +7,10 @@ from torch import Tensor
 from ppf.space.sites import Space
 
 Bounds = tuple[Int[Tensor, "batch sites"], Int[Tensor, "batch sites"]]
-"""Fewest and most units to keep."""
+"""Smallest and largest numbers of units to keep."""
 
-_BITS = 42  # of an interval of shares, far below `_spread`
-_AT_ONCE = 4096  # numbers that take hardly longer to work out than one
+_BITS = 42  # halvings of the bisection; its precision must be far below `_tie_breaks`
+_AT_ONCE = 4096  # numbers in one tensor operation, below which its time hardly depends on them
 
 
 def project(
@@ -19,19 +19,20 @@ def project(
     ratio: Float[Tensor, " batch"],
     bounds: Bounds | None = None,
 ) -> Int[Tensor, "batch sites"]:
-    """The policies nearest to `wanted` that save at least `ratio` of the cost, and barely more.
+    """The policies nearest to `wanted` that save at least `ratio` of the total cost.
 
-    All units compete for removal by how far they lie above their site's wish, as a share of the
-    site; the cut falls where the budget is met. Costly units (attention groups) are then fixed, and
-    the cut is made again among the cheapest ones (MLP blocks), so the excess stays below one
-    cheapest unit wherever the space has enough of them. Sites that the budget does not charge
-    stay whole.
+    Each unit is ranked by its distance above `wanted`, as a share of its site. Units are removed
+    from the largest distance on until the budget is met. The numbers of costly units (attention)
+    are then fixed, and the last step is repeated among the cheapest units (MLP). The excess is
+    therefore below the cost of one cheapest unit, if the space has enough of them. Sites of cost 0
+    keep all units.
 
     Args:
-        wanted: units to keep, real numbers; outside [0, units] they only order the units.
+        wanted: units to keep, as real numbers. Values outside [0, units] are allowed; they only
+            rank the units.
         ratio: pruning ratios in [0, 1).
-        bounds: fewest and most units to keep. A row whose bounds leave no room for its ratio is
-            freed of them.
+        bounds: smallest and largest numbers of units to keep. The bounds of a row are ignored if no
+            policy within them meets its ratio.
     """
     if not space.cost.all():
         charged = space.cost.to(wanted.device) > 0
@@ -42,9 +43,10 @@ def project(
 
     units, cost = space.units.to(wanted.device).double(), space.cost.to(wanted.device).double()
     target = (ratio.double() * (units @ cost) - 1e-6).ceil()[:, None]
-    lower, upper = _room(units, cost, target, bounds)
-    # Unit j lies (j + 1/2 - wanted) / units above the wish: a cut at c keeps ⌊c · units + start⌋.
-    start = wanted.double() + 0.5 - units * _spread(len(space), wanted.device)
+    lower, upper = _feasible(units, cost, target, bounds)
+    # Unit j lies (j + 1/2 - wanted) / units above `wanted`. Removing all units that lie more than c
+    # above it keeps ⌊c · units + start⌋ units.
+    start = wanted.double() + 0.5 - units * _tie_breaks(len(space), wanted.device)
 
     kept = _cut(start, units, cost, target, lower, upper)
     if space.cost.unique().numel() > 1:
@@ -56,21 +58,25 @@ def project(
 
 
 def uniform(space: Space, ratio: Float[Tensor, " batch"]) -> Int[Tensor, "batch sites"]:
-    """The same share of every site, as nearly as units and budget allow."""
+    """The uniform policies: every site keeps the same share, up to rounding.
+
+    Args:
+        ratio: pruning ratios in [0, 1).
+    """
     return project(space, space.shares(ratio), ratio)
 
 
-def _spread(sites: int, device: torch.device) -> Float[Tensor, " sites"]:
-    """Tiny offsets that break ties evenly over the depth: the golden ratio's sequence."""
+def _tie_breaks(sites: int, device: torch.device) -> Float[Tensor, " sites"]:
+    """Tiny offsets that break ties evenly over the depth (golden-ratio sequence)."""
     return (
         1e-6 * (torch.arange(sites, device=device, dtype=torch.double) * 0.6180339887498949).frac()
     )
 
 
-def _room(
+def _feasible(
     units: Tensor, cost: Tensor, target: Tensor, bounds: Bounds | None
 ) -> tuple[Tensor, Tensor]:
-    """The bounds, or [0, units] for the rows where they cannot hold."""
+    """The bounds of each row, replaced by [0, units] if they exclude the target."""
     shape = (len(target), len(units))
     nothing, everything = torch.zeros_like(units).expand(shape), units.expand(shape)
     if bounds is None:
@@ -89,16 +95,16 @@ def _cut(
     lower: Float[Tensor, "batch sites"],
     upper: Float[Tensor, "batch sites"],
 ) -> Float[Tensor, "batch sites"]:
-    """Removes units, farthest above their wish first, until `target` of the cost is gone."""
+    """Removes units, the farthest above `wanted` first, until `target` of the cost is saved."""
 
     def keep(share: Float[Tensor, "batch cuts"]) -> Float[Tensor, "cuts batch sites"]:
         shares = share.T[..., None]
         return torch.addcmul(start, shares, units).clamp_(lower, upper).floor_()
 
-    budget = (units * cost).sum() - target  # what may stay
+    budget = (units * cost).sum() - target  # cost that the kept units may have
     low = (-start / units).amin(1, keepdim=True) - 1
     high = ((units + 1 - start) / units).amax(1, keepdim=True)
-    # The interval is halved again and again; small batches see several halvings ahead.
+    # Bisection; small batches evaluate all midpoints of several halvings at once.
     bits = max(1, (_AT_ONCE // (start.numel() + 1)).bit_length() - 1)
     steps = torch.arange(2**bits + 1, device=start.device, dtype=torch.double) / 2**bits
     for _ in range(-(-_BITS // bits)):
@@ -108,7 +114,7 @@ def _cut(
         low, high = cuts.gather(1, last), cuts.gather(1, last + 1)
 
     (least,), (most,) = keep(low), keep(high)
-    tied = most - least  # one unit at most, and only where wishes tie: the first sites yield first
+    tied = most - least  # 1 at sites whose next unit ties at the cut; the first sites lose it first
     spent = tied * cost
     over = (most @ cost)[:, None] - budget
     return most - tied * (spent.cumsum(1) - spent < over)
@@ -123,7 +129,10 @@ def _overshooting(
     lower: Tensor,
     upper: Tensor,
 ) -> Bool[Tensor, "batch sites"]:
-    """The costly unit removed last, where it alone overshoots and cheap units can stand in."""
+    """Marks the costly unit that was removed last, if cheap units can meet the budget instead.
+
+    It is marked only if its removal alone makes the excess larger than one cheapest unit.
+    """
     cheap = cost == cost.min()
     gone = (units - kept) * cost
     share = torch.where((kept < upper) & ~cheap, (kept + 1 - start) / units, torch.inf)
@@ -133,5 +142,5 @@ def _overshooting(
     forced, available = (
         ((units - bound) * cost * cheap).sum(1, keepdim=True) for bound in (upper, lower)
     )
-    stand_in = available >= target - costly + cost
-    return last & (costly + forced >= target + cost.min()) & stand_in
+    replaceable = available >= target - costly + cost
+    return last & (costly + forced >= target + cost.min()) & replaceable

@@ -30,7 +30,7 @@ def sentence(run: Run, script: str, *overrides: str) -> str:
         ("search", "ratio=-0.1", "ratio=-0.1 is out of range"),
         ("search", "ratio=30%", "ratio=30%: ratio must be a number, as 0.3 is"),
         ("collect", "labels.count=many", "labels.count must be a number, as 128 is"),
-        ("search", "model.path=/nowhere", "model.path=/nowhere is no Hugging Face model folder"),
+        ("search", "model.path=/nowhere", "model.path=/nowhere is not a Hugging Face model folder"),
         ("search", "text.path=/nowhere.txt", "/nowhere.txt does not exist"),
         ("search", "model.dtype=int3", "model.dtype=int3 is unknown"),
         ("search", "space.channel_multiple=7", "space.channel_multiple=7 does not divide"),

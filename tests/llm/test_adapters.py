@@ -1,4 +1,4 @@
-"""For every family's form: masked, live-pruned and exported models give the same logits."""
+"""Masked, live-pruned and exported models of every family give the same logits."""
 
 import copy
 from dataclasses import replace
@@ -55,7 +55,7 @@ def test_live_pruned_and_exported_logits_agree(
 
 
 @form
-def test_the_space_counts_every_parameter_of_the_layers_but_norms_and_consumers_biases(
+def test_the_space_counts_all_parameters_except_norms_and_consumer_biases(
     config: PreTrainedConfig,
 ) -> None:
     lm = random_model(config)
@@ -69,19 +69,19 @@ def test_the_space_counts_every_parameter_of_the_layers_but_norms_and_consumers_
 
 
 @form
-def test_widths_of_the_whole_blocks_are_the_configs_own(config: PreTrainedConfig) -> None:
+def test_widths_of_dense_blocks_equal_the_config(config: PreTrainedConfig) -> None:
     lm = random_model(config)
     for coupling in lm.couplings:
         widths = lm.adapter.widths(lm.model.config, coupling.kind, coupling.atoms)
         assert widths == {name: getattr(config, name) for name in widths}
 
 
-def test_an_unknown_family_is_refused_in_one_sentence() -> None:
+def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(PPFError, match="'gpt2' is not supported: give a model of .*llama"):
         adapter_for(GPT2Config())
 
 
-def test_sites_find_the_couplings_of_their_experts() -> None:
+def test_experts_are_found_by_their_index() -> None:
     lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
     lm.couplings = [replace(lm.couplings[1], index=index) for index in range(3)]
     space = build_space(

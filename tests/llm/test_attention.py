@@ -9,7 +9,7 @@ from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 @pytest.mark.parametrize("window", [1, 63, 64, 200])
 @pytest.mark.parametrize("heads", [2, 6])
-def test_blocks_agree_with_pytorchs_attention(window: int, heads: int) -> None:
+def test_causal_attention_equals_pytorchs(window: int, heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, h, window, 16, generator=generator) for h in (heads, 2, 2))
     expected = scaled_dot_product_attention(
@@ -19,7 +19,7 @@ def test_blocks_agree_with_pytorchs_attention(window: int, heads: int) -> None:
 
 
 @pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
-def test_a_family_gives_the_same_logits_within_it(config: PreTrainedConfig) -> None:
+def test_fast_attention_gives_the_same_logits(config: PreTrainedConfig) -> None:
     model, ids = random_model(config).model.bfloat16(), random_windows()
     usual = model.config._attn_implementation
     with torch.inference_mode():
@@ -31,7 +31,7 @@ def test_a_family_gives_the_same_logits_within_it(config: PreTrainedConfig) -> N
     assert (found - expected).norm() < 0.03 * expected.norm()
 
 
-def test_float32_attends_as_always() -> None:
+def test_float32_models_keep_their_attention() -> None:
     model = random_model(next(iter(CHECKPOINTS.values()))).model.float()
     with fast_attention(model):
         assert model.config._attn_implementation == "sdpa"

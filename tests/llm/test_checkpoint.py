@@ -1,4 +1,4 @@
-"""Damaged checkpoints are refused in one sentence, and none chooses code to run."""
+"""Damaged checkpoints are refused, and no checkpoint can run code."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def loaded(folder: Path, **options: Any) -> LanguageModel:
 
 
 def refusal(folder: Path, **options: Any) -> str:
-    """The sentence, which names the override."""
+    """The error message of a refused checkpoint."""
     with pytest.raises(PPFError) as caught:
         loaded(folder, **options)
     sentence = str(caught.value)
@@ -57,7 +57,7 @@ def configure(folder: Path, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("form", CHECKPOINTS)
-def test_a_whole_checkpoint_of_every_family_loads(form: str, tmp_path: Path) -> None:
+def test_checkpoints_of_every_family_load(form: str, tmp_path: Path) -> None:
     first = random_model(CHECKPOINTS[form]).model.state_dict()
     again = loaded(saved(tmp_path, form)).model.state_dict()
     assert again.keys() == first.keys()
@@ -72,7 +72,9 @@ def test_a_whole_checkpoint_of_every_family_loads(form: str, tmp_path: Path) -> 
         ("gpt-neox-32-heads-untied", "gpt_neox.layers.0.attention.masked_bias"),
     ],
 )
-def test_what_old_checkpoints_carry_is_accepted(form: str, obsolete: str, tmp_path: Path) -> None:
+def test_obsolete_tensors_of_old_checkpoints_are_accepted(
+    form: str, obsolete: str, tmp_path: Path
+) -> None:
     def add(tensors: dict[str, Tensor]) -> None:
         tied = tensors.get("model.embed_tokens.weight")
         tensors[obsolete] = tied.clone() if "lm_head" in obsolete else torch.ones(3)
@@ -86,7 +88,7 @@ def test_missing_tensors_are_named(folder: Path) -> None:
     assert f"lacks {LAYER} and 1 more" in refusal(folder)
 
 
-def test_an_untied_head_must_be_there(folder: Path) -> None:
+def test_a_missing_untied_head_is_refused(folder: Path) -> None:
     change(folder, lambda tensors: tensors.pop("lm_head.weight"))
     assert "lacks lm_head.weight:" in refusal(folder)
 
@@ -114,7 +116,7 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(folder: Path) -> None:
     loaded(folder)
     tokenizer.add_tokens(["word"])
     tokenizer.save_pretrained(folder)
-    assert "gives ids up to 258, but the model embeds 257 tokens" in refusal(folder)
+    assert "makes ids up to 258, but the model embeds 257 tokens" in refusal(folder)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
@@ -151,7 +153,7 @@ def test_pickled_weights_are_not_read(folder: Path) -> None:
 
 @pytest.fixture
 def code(folder: Path) -> Path:
-    """A module that tells when it is run, beside the weights."""
+    """A module in the checkpoint's folder that writes a file if it is run."""
     ran = folder / "ran"
     (folder / "own.py").write_text(
         f"open({str(ran)!r}, 'w')\n"
@@ -169,7 +171,7 @@ def code(folder: Path) -> Path:
         {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
     ],
 )
-def test_code_beside_the_weights_is_not_run(
+def test_modelling_code_of_a_checkpoint_is_not_run(
     folder: Path, code: Path, model_type: str, auto_map: dict[str, str], capfd: Any
 ) -> None:
     configure(folder, model_type=model_type, auto_map=auto_map)
@@ -177,7 +179,7 @@ def test_code_beside_the_weights_is_not_run(
     assert not code.exists() and "[y/N]" not in "".join(capfd.readouterr())
 
 
-def test_code_of_a_tokenizer_is_not_run(folder: Path, code: Path) -> None:
+def test_tokenizer_code_of_a_checkpoint_is_not_run(folder: Path, code: Path) -> None:
     file = folder / "tokenizer_config.json"
     own = {"auto_map": {"AutoTokenizer": [None, "own.Tokenizer"]}, "tokenizer_class": "Tokenizer"}
     file.write_text(json.dumps(json.loads(file.read_text()) | own))
@@ -187,7 +189,7 @@ def test_code_of_a_tokenizer_is_not_run(folder: Path, code: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_a_config_chooses_no_attention_kernel(folder: Path, key: str) -> None:
+def test_a_config_cannot_choose_an_attention_kernel(folder: Path, key: str) -> None:
     configure(folder, **{key: "stranger/kernel"})
     assert loaded(folder).model.config._attn_implementation == "sdpa"
 
@@ -200,7 +202,7 @@ def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_window_beyond_the_positions_is_refused_before_weights_are_read(folder: Path) -> None:
+def test_a_too_long_window_is_refused_before_weights_are_read(folder: Path) -> None:
     loaded(folder, window=2048)
     (folder / "model.safetensors").unlink()
     with pytest.raises(PPFError, match=r"text\.window=2049 exceeds the model's 2048 positions"):

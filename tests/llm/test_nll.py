@@ -1,4 +1,4 @@
-"""Every label and every perplexity is a sum that this function makes."""
+"""`summed_nll`, which computes every label and every perplexity."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reference(head: OutputHead, hidden: Tensor, ids: Tensor) -> float:
-    """The definition, in float64 and without chunks."""
+    """The definition, in float64 and without blocks."""
     bias = None if head.linear.bias is None else head.linear.bias.double()
     logits = nn.functional.linear(hidden.double(), head.linear.weight.double(), bias)
     if head.cap is not None:
@@ -29,7 +29,7 @@ def reference(head: OutputHead, hidden: Tensor, ids: Tensor) -> float:
 def drawn(
     rows: int, tokens: int, *, bias: bool = False, cap: float | None = None, windows: int = 1
 ) -> tuple[OutputHead, Tensor, Tensor]:
-    """A head, hidden states and ids; each window has `rows` tokens to score."""
+    """A head, hidden states and ids; each window has `rows` scored tokens."""
     torch.manual_seed(0)
     linear = nn.Linear(WIDTH, tokens, bias).requires_grad_(False)
     linear.weight.normal_()
@@ -39,7 +39,7 @@ def drawn(
 
 @pytest.mark.parametrize("rows", [1, *(k * ROWS + d for k in (1, 2) for d in (-1, 0, 1))])
 @pytest.mark.parametrize("tokens", [2, *(k * VOCABULARY + d for k in (1, 2) for d in (-1, 0, 1))])
-def test_agrees_with_the_definition_at_every_chunks_edge(rows: int, tokens: int) -> None:
+def test_equals_the_definition_at_block_edges(rows: int, tokens: int) -> None:
     head, hidden, ids = drawn(rows, tokens)
     assert float(summed_nll(head, hidden, ids)) == pytest.approx(
         reference(head, hidden, ids), rel=1e-6
@@ -47,7 +47,7 @@ def test_agrees_with_the_definition_at_every_chunks_edge(rows: int, tokens: int)
 
 
 @pytest.mark.parametrize("token", [0, VOCABULARY - 1, VOCABULARY, 2 * VOCABULARY])
-def test_a_token_at_a_chunks_edge_counts_once(token: int) -> None:
+def test_a_token_at_a_block_edge_counts_once(token: int) -> None:
     head, hidden, ids = drawn(2 * ROWS + 1, 2 * VOCABULARY + 1, bias=True)
     head.linear.bias[token] = 20.0  # nearly all probability
     for target in (token, 3):
@@ -58,14 +58,14 @@ def test_a_token_at_a_chunks_edge_counts_once(token: int) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("cap", [None, 2.0])
-def test_biases_and_capped_logits(bias: bool, cap: float | None) -> None:
+def test_biases_and_logit_caps(bias: bool, cap: float | None) -> None:
     head, hidden, ids = drawn(ROWS + 3, VOCABULARY + 3, bias=bias, cap=cap, windows=2)
     assert float(summed_nll(head, hidden, ids)) == pytest.approx(
         reference(head, hidden, ids), rel=1e-6
     )
 
 
-def test_bfloat16_rounds_the_logits_and_nothing_else() -> None:
+def test_bfloat16_rounds_only_the_logits() -> None:
     head, hidden, ids = drawn(ROWS + 3, VOCABULARY + 3, windows=2)
     head.linear.to(torch.bfloat16)
     hidden, targets = hidden.to(torch.bfloat16), ids[:, 1:].flatten()
@@ -77,7 +77,7 @@ def test_bfloat16_rounds_the_logits_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("form", ["llama-groups-of-3-tied", "opt-no-biases-untied"])
-def test_a_models_own_head_tied_or_not(form: str) -> None:
+def test_equals_the_definition_with_tied_and_untied_heads(form: str) -> None:
     lm = random_model(CHECKPOINTS[form])
     head, ids = output_head(lm.model), torch.randint(257, (2, 13))
     hidden = torch.randn(2, 13, head.linear.in_features)
@@ -93,7 +93,7 @@ def test_logits_that_overflow_exp_are_finite() -> None:
     )
 
 
-def test_the_real_chunks_agree_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_definition_with_the_real_block_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     head, hidden, ids = drawn(nll._ROWS + 1, nll._VOCABULARY + 1)
     assert nll._ROWS > ROWS

@@ -41,19 +41,19 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return file
 
 
-def test_a_file_is_dealt_to_disjoint_parts(path: Path) -> None:
+def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
     parts = text(path=str(path)).parts
     dealt = [document for part in PARTS for document in parts[part]]
     assert sorted(dealt) == sorted(documents())
     assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
 
 
-def test_the_deal_follows_the_seed(path: Path) -> None:
+def test_the_split_into_parts_depends_on_the_seed(path: Path) -> None:
     first, same, other = (text(path=str(path), seed=s).parts["test"] for s in (0, 0, 1))
     assert first == same != other
 
 
-def test_windows_have_the_shape_asked_for(path: Path) -> None:
+def test_windows_have_the_configured_shape(path: Path) -> None:
     windows = text(path=str(path)).tokens("labelling", byte_tokenizer())
     assert windows.shape == (4, 16)
 
@@ -68,7 +68,7 @@ def test_windows_begin_with_the_tokenizers_bos(path: Path) -> None:
 
 def test_windows_without_bos_are_runs_of_the_stream(path: Path) -> None:
     read, tokenizer = text(path=str(path)), byte_tokenizer()
-    tokenizer.bos_token = tokenizer.eos_token  # known to the tokenizer, but not added by it
+    tokenizer.bos_token = tokenizer.eos_token  # the tokenizer has a BOS token but does not add it
     every = read.stream("test", tokenizer)
     whole = every[: len(every) // 16 * 16].view(-1, 16)
     assert torch.equal(read.tokens("test", tokenizer)[[0, -1]], whole[[0, -1]])
@@ -82,12 +82,12 @@ def test_windows_without_bos_are_runs_of_the_stream(path: Path) -> None:
         ({"bos": "never"}, r"text\.bos=never is unknown: give window or stream"),
     ],
 )
-def test_numbers_without_a_meaning_are_refused(overrides: dict, sentence: str) -> None:
+def test_invalid_numbers_are_refused(overrides: dict, sentence: str) -> None:
     with pytest.raises(PPFError, match=sentence):
         text(**overrides)
 
 
-def test_too_little_text_says_what_to_lower(path: Path) -> None:
+def test_too_little_text_names_the_overrides_to_lower(path: Path) -> None:
     small = text(path=str(path), windows={"labelling": 10_000})
     with pytest.raises(PPFError, match=r"lower text\.windows\.labelling"):
         small.tokens("labelling", byte_tokenizer())
@@ -124,7 +124,7 @@ RAW = [" \n", " = Robert Boulter = \n", "", " An actor . \n", " \n", " = = Caree
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """A folder of WikiText-2's form."""
+    """A folder with the layout of WikiText-2."""
     for split in ("train", "validation", "test"):
         Dataset.from_dict({"text": [*RAW, f"{split} ends .\n"]}).to_parquet(
             tmp_path / f"{split}-0.parquet"
@@ -136,8 +136,8 @@ def raw(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("split", "part"), [("test", "test"), ("validation", "labelling"), ("train", "calibration")]
 )
-def test_raw_wikitext_has_the_published_chunks(raw: Path, make, split: str, part: str) -> None:
-    """As Wanda and SliceGPT make them; BOS is where the tokenizer puts it."""
+def test_raw_wikitext_has_the_published_windows(raw: Path, make, split: str, part: str) -> None:
+    """Windows as Wanda and SliceGPT cut them, with BOS where the tokenizer puts it."""
     tokenizer, length = make(), 20
     rows = Dataset.from_parquet(str(raw / f"{split}-0.parquet"))["text"]
     encoded = tokenizer("\n\n".join(rows), return_tensors="pt")["input_ids"]
@@ -174,10 +174,12 @@ def test_c4_files_are_read_from_a_local_copy(tmp_path: Path) -> None:
     assert all(d.startswith("validation") for d in parts["test"])
 
 
-def test_a_data_set_whose_column_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_column_without_text_is_refused(tmp_path: Path) -> None:
     Dataset.from_dict({"text": [1, 2]}).to_parquet(tmp_path / "train-0.parquet")
     source = {"path": str(tmp_path), "name": None}
-    with pytest.raises(PPFError, match=r"holds int, not text: give another text\.source\.column"):
+    with pytest.raises(
+        PPFError, match=r"contains int, not text: give another text\.source\.column"
+    ):
         _ = text("wikitext2_raw", source=source, splits={"train": {"calibration": 1}}).parts
 
 
@@ -188,12 +190,12 @@ def test_a_damaged_data_set_is_refused(tmp_path: Path) -> None:
         _ = text("c4", source=source).parts
 
 
-def test_no_network_names_the_way_out(tmp_path: Path) -> None:
+def test_without_network_the_error_names_the_overrides(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match=r"text\.path=FILE"):
         _ = text("wikitext2", source={"path": str(tmp_path / "gone"), "name": None}).parts
 
 
-def test_the_wikipedia_sample_is_clean(cache: str) -> None:
+def test_the_wikipedia_sample_has_no_markup(cache: str) -> None:
     parts = text(cache=cache).parts
     articles = [document for part in PARTS for document in parts[part]]
     assert len(articles) > 100

@@ -1,4 +1,4 @@
-"""Every damaged or unfitting text file is one sentence that names the override."""
+"""Errors for damaged or unsuitable text files name the override."""
 
 import json
 from pathlib import Path
@@ -32,28 +32,26 @@ def rows(*values: object) -> bytes:
     ("name", "content", "part"),
     [
         ("latin.txt", "café ".encode("latin-1"), "cannot be read (UnicodeDecodeError"),
-        ("empty.txt", b"", "holds no text"),
-        ("blank.txt", b"\n\n  \n\n", "holds no text"),
+        ("empty.txt", b"", "contains no text"),
+        ("blank.txt", b"\n\n  \n\n", "contains no text"),
         ("latin.jsonl", '{"text": "café"}'.encode("latin-1"), "cannot be read (UnicodeDecodeErr"),
         ("garbage.jsonl", b"not json\n{]", "cannot be read (JSONDecodeError"),
         ("cut.jsonl", rows("one", "two")[:-3], "cannot be read (JSONDecodeError"),
         ("deep.jsonl", b"[" * 10**6, "cannot be read (RecursionError"),
-        ("numbers.jsonl", b"1\n2", "a line is no JSON object"),
-        ("empty.jsonl", b"", "holds no text"),
+        ("numbers.jsonl", b"1\n2", "a line is not a JSON object"),
+        ("empty.jsonl", b"", "contains no text"),
         ("column.jsonl", b'{"body": "one"}', "give text.column, one of ['body']"),
-        ("other.jsonl", rows("one", 2), "holds int, not text: give another text.column"),
-        ("list.jsonl", rows(["one"]), "holds list, not text: give another text.column"),
-        ("nulls.jsonl", rows(None), "holds no text"),
+        ("other.jsonl", rows("one", 2), "contains int, not text: give another text.column"),
+        ("list.jsonl", rows(["one"]), "contains list, not text: give another text.column"),
+        ("nulls.jsonl", rows(None), "contains no text"),
         ("empty.parquet", b"", "cannot be read (ArrowInvalid"),
         ("garbage.parquet", b"PAR1" + bytes(99) + b"PAR1", "cannot be read ("),
         ("cut.parquet", parquet_bytes(WHOLE)[:-20], "cannot be read (ArrowInvalid"),
-        ("rows.parquet", parquet_bytes(WHOLE.slice(0, 0)), "holds no text"),
+        ("rows.parquet", parquet_bytes(WHOLE.slice(0, 0)), "contains no text"),
         ("pickle.bin", b"", "give a .txt, .jsonl or .parquet file"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_named(
-    tmp_path: Path, name: str, content: bytes, part: str
-) -> None:
+def test_the_fault_of_a_file_is_named(tmp_path: Path, name: str, content: bytes, part: str) -> None:
     path = written(tmp_path, name, content)
     with pytest.raises(PPFError) as caught:
         read_file(path, "text")
@@ -61,26 +59,26 @@ def test_what_is_wrong_with_a_file_is_named(
     assert part in sentence and f"text.path={path}" in sentence and "\n" not in sentence
 
 
-def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
+def test_a_column_of_numbers_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "whole.parquet", parquet_bytes(WHOLE))
-    with pytest.raises(PPFError, match="'number' of .* holds int, not text"):
+    with pytest.raises(PPFError, match="'number' of .* contains int, not text"):
         read_file(path, "number")
 
 
-def test_damaged_pages_are_noticed(tmp_path: Path) -> None:
+def test_damaged_pages_are_refused(tmp_path: Path) -> None:
     content = bytearray(parquet_bytes(WHOLE))
     content[30:60] = bytes(30)
     with pytest.raises(PPFError, match="cannot be read"):
         read_file(written(tmp_path, "t.parquet", bytes(content)), "text")
 
 
-def test_rows_without_text_are_left_out(tmp_path: Path) -> None:
+def test_rows_with_null_are_skipped(tmp_path: Path) -> None:
     content = {"a.jsonl": rows("one", None, "two"), "b.parquet": parquet_bytes(WHOLE)}
     for name, data in content.items():
         documents = read_file(written(tmp_path, name, data), "text")
         assert [document[:3] for document in documents] == ["one", "two"]
 
 
-def test_json_strings_may_hold_unusual_line_separators(tmp_path: Path) -> None:
+def test_json_strings_may_contain_unusual_line_separators(tmp_path: Path) -> None:
     content = '{"text": "one\u2028two"}\n'.encode()
     assert read_file(written(tmp_path, "t.jsonl", content), "text") == ["one\u2028two"]

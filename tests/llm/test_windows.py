@@ -8,9 +8,9 @@ from ppf.llm.windows import begin_with, check_window, leading_tokens
 from tests.checkpoints import bos_tokenizer
 
 
-def test_only_a_bos_that_the_tokenizer_adds_leads() -> None:
+def test_leading_tokens_are_those_that_the_tokenizer_adds() -> None:
     silent = byte_tokenizer()
-    silent.bos_token = silent.eos_token  # it has one, and adds none, as SmolLM2's
+    silent.bos_token = silent.eos_token  # has a BOS token but does not add it, as SmolLM2
     assert leading_tokens(silent) == leading_tokens(byte_tokenizer()) == []
     assert leading_tokens(bos_tokenizer()) == [0]
 
@@ -21,7 +21,7 @@ def test_every_window_begins_with_the_leading_tokens() -> None:
     assert torch.equal(begin_with([], windows), windows)
 
 
-def test_a_window_beyond_the_models_positions_is_refused() -> None:
+def test_a_window_longer_than_the_positions_is_refused() -> None:
     config = LlamaConfig(max_position_embeddings=64)
     check_window(64, config)
     with pytest.raises(PPFError, match=r"^text\.window=65 exceeds the model's 64 positions: lower"):

@@ -34,7 +34,7 @@ def excess(space: Space, kept: torch.Tensor) -> torch.Tensor:
 
 
 def by_sorting(space: Space, wanted: torch.Tensor, ratio: float) -> list[int]:
-    """One kind of site only: what the budget takes, unit by unit."""
+    """Reference for spaces of one kind: removes single units until the budget is met."""
     kept, target = space.dense.tolist(), ratio * space.total - 1e-6
     removed = 0
     while removed < target:
@@ -50,11 +50,11 @@ def by_sorting(space: Space, wanted: torch.Tensor, ratio: float) -> list[int]:
 
 @pytest.mark.parametrize("space", SPACES, ids=["width", "mlp", "attention"])
 @pytest.mark.parametrize("wild", [0.0, 0.3, 3.0])
-def test_removes_what_is_asked_and_less_than_one_unit_more(space: Space, wild: float) -> None:
+def test_the_excess_is_below_one_cheapest_unit(space: Space, wild: float) -> None:
     kept = project(space, wishes(space, wild), RATIOS)
     assert (kept >= 0).all() and (kept <= space.units).all()
     assert (excess(space, kept) > -1e-5).all()
-    possible = RATIOS < 0.7 if space is WIDTH else RATIOS < 1  # MLPs must be left to fill up with
+    possible = RATIOS < 0.7 if space is WIDTH else RATIOS < 1  # else too few MLP units are left
     assert (excess(space, kept)[possible] < space.params.min()).all()
 
 
@@ -72,7 +72,7 @@ def test_ratio_zero_is_dense() -> None:
 
 
 @pytest.mark.parametrize("space", SPACES[1:], ids=["mlp", "attention"])
-def test_takes_the_units_farthest_above_their_wish(space: Space) -> None:
+def test_removes_the_units_farthest_above_the_wanted_width(space: Space) -> None:
     wanted = wishes(space, 0.5)
     kept = project(space, wanted, RATIOS)
     for row in range(0, len(RATIOS), 25):
@@ -94,20 +94,14 @@ def test_uniform_is_nearly_uniform() -> None:
     off = uniform(WIDTH, RATIOS) - (1 - RATIOS[:, None]) * WIDTH.units
     mlp = torch.tensor([site.kind == "mlp" for site in WIDTH.sites])
     assert off[:, ~mlp].abs().max() < 1  # of 3 KV groups
-    assert (off[:, mlp] / WIDTH.units[mlp]).abs().max() < 0.13  # makes up for whole groups
+    assert (
+        off[:, mlp] / WIDTH.units[mlp]
+    ).abs().max() < 0.13  # absorbs the rounding of whole groups
     spread = off[:, mlp].amax(1) - off[:, mlp].amin(1)
     assert spread.max() <= 1 + 1e-9
 
 
-def test_batches_do_not_matter() -> None:
-    wanted = wishes(WIDTH, 0.5)
-    whole = project(WIDTH, wanted, RATIOS)
-    assert torch.equal(project(WIDTH, wanted, RATIOS), whole)
-    rows = [project(WIDTH, wanted[i : i + 1], RATIOS[i : i + 1]) for i in range(0, 300, 30)]
-    assert torch.equal(torch.cat(rows), whole[:300:30])
-
-
-def test_bounds_hold_where_they_can() -> None:
+def test_bounds_hold_if_they_allow_the_ratio() -> None:
     share = (1 - RATIOS[:, None]) * WIDTH.units
     lower = (0.7 * share - 1).floor().clamp_min(0).long()
     upper = torch.minimum((1.3 * share + 1).ceil().long(), WIDTH.units)
@@ -117,13 +111,13 @@ def test_bounds_hold_where_they_can() -> None:
     assert (excess(WIDTH, kept) < WIDTH.params.min()).all()
 
 
-def test_bounds_without_room_yield_to_the_budget() -> None:
+def test_bounds_that_exclude_the_ratio_are_ignored() -> None:
     wanted, everything = wishes(WIDTH, 0.3), WIDTH.units.expand(len(RATIOS), -1)
     tight = project(WIDTH, wanted, RATIOS, (everything, everything))
     assert torch.equal(tight, project(WIDTH, wanted, RATIOS))
 
 
-def test_another_budget_is_met_as_exactly() -> None:
+def test_other_budgets_are_met_exactly() -> None:
     prices = [5 if site.kind == "attention" else 7 for site in WIDTH.sites]
     space = WIDTH.priced("latency", prices)
     kept = project(space, wishes(space, 0.3), RATIOS)
@@ -132,7 +126,7 @@ def test_another_budget_is_met_as_exactly() -> None:
     assert (over[RATIOS < 0.25] * (space.units * space.cost).sum() < min(prices)).all()
 
 
-def test_sites_that_cost_nothing_stay_whole() -> None:
+def test_sites_without_cost_keep_all_units() -> None:
     space = WIDTH.priced("kv", [256 if site.kind == "attention" else 0 for site in WIDTH.sites])
     free = space.cost == 0
     bounds = (torch.zeros_like(space.units), space.units)
@@ -144,6 +138,6 @@ def test_sites_that_cost_nothing_stay_whole() -> None:
     assert (uniform(space, RATIOS)[:, free] == space.units[free]).all()
 
 
-def test_a_budget_must_charge_for_something() -> None:
+def test_a_budget_without_any_cost_is_refused() -> None:
     with pytest.raises(PPFError, match="has a cost under budget=kv"):
         layered(["mlp"]).priced("kv", [0] * 12)
