@@ -93,20 +93,18 @@ class Budget(Record):
     saved: Share
 
 
-class Predicted(Record):
-    """Nats per token with their deviation; perplexities are null where they overflow."""
-
-    nll: float
-    perplexity: float | None
-    std: float
-    interval_95: Annotated[list[float | None], Field(min_length=2, max_length=2)]
-
-
 class Known(Record):
-    """Nats per token; null where the model broke down."""
+    """Nats per token, and perplexity; null where they are not finite."""
 
     nll: float | None
     perplexity: float | None
+
+
+class Predicted(Known):
+    """A prediction with its standard deviation, and 95 % of the perplexities that it allows."""
+
+    std: float
+    interval_95: Annotated[list[float | None], Field(min_length=2, max_length=2)]
 
 
 class Measured(Known):

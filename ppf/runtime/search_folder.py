@@ -51,6 +51,6 @@ def _model(cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any]) -> Prunin
 
 
 def _found(record: Mapping[str, Any], space: Space) -> FoundPolicy:
-    predicted = record["predicted"]
-    prediction = (predicted["nll"], predicted["std"])
+    nll, std = record["predicted"]["nll"], record["predicted"]["std"]
+    prediction = None if nll is None else (nll, std)
     return FoundPolicy(record["ratio"]["asked"], space.policy(record["kept"]), prediction)

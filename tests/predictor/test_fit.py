@@ -8,13 +8,15 @@ from lightning.pytorch.loggers import CSVLogger
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.fit import FILE
+from ppf.predictor.fit import FILE, untrained
 from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.module import load_predictor
 from ppf.predictor.protocol import Surrogate
+from ppf.predictor.ridge import Ridge
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import (
+    DENSE_NLL,
     fitted_with,
     inputs,
     made_up_labels,
@@ -144,3 +146,20 @@ def test_checkpoints_can_only_build_networks(
     torch.save(checkpoint, tmp_path / FILE)
     with pytest.raises(PPFError, match="network names a class that is neither"):
         load_predictor(tmp_path / FILE)
+
+
+class OwnNetwork(Ridge):
+    """As a user of this package might write one."""
+
+
+def test_a_runs_own_classes_may_stand_in_its_checkpoints(
+    known: SiteFeatures, tmp_path: Path
+) -> None:
+    config = predictor_config("predictor=ridge")["predictor"]
+    config["network"] = {"_target_": f"{__name__}.OwnNetwork"}
+    module = untrained(known, DENSE_NLL, config)
+    stored = {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    torch.save(stored, tmp_path / FILE)
+    load_predictor(tmp_path / FILE, config)
+    with pytest.raises(PPFError, match="network names a class that is neither"):
+        load_predictor(tmp_path / FILE, predictor_config()["predictor"])
