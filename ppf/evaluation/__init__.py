@@ -1,1 +1,1 @@
-"""What a model scores, and how large it is."""
+"""Measures a model: perplexity, zero-shot tasks, speed, memory and size."""

@@ -1,4 +1,4 @@
-"""How fast a model reads a prompt (prefill) and writes after it (decode)."""
+"""Speed of a model: prefill (reading prompts) and decode (generating tokens)."""
 
 import time
 from statistics import median
@@ -17,10 +17,14 @@ from ppf.progress import track
 def speed(
     model: PreTrainedModel, *, batch: int, prompt: int, new_tokens: int, repeats: int
 ) -> Speed:
-    """Medians over `repeats` runs, after one that warms up and tells the peak memory.
+    """Median speed over `repeats` runs.
+
+    An additional first run warms up, and measures the peak memory.
 
     Args:
-        prompt: tokens of each prompt.
+        batch: number of prompts.
+        prompt: tokens in each prompt, drawn at random.
+        new_tokens: tokens that are generated after each prompt.
     """
     ids = torch.randint(model.config.vocab_size, (batch, prompt), device=model.device)
     with peak_bytes(model) as peak:
@@ -35,7 +39,7 @@ def speed(
 
 @torch.inference_mode()
 def prefill_seconds(model: PreTrainedModel, ids: Int[Tensor, "batch prompt"]) -> float:
-    """Time of one pass over the prompts that fills a KV cache and gives the next token's logits."""
+    """Seconds of one forward pass that fills a KV cache and gives the next token's logits."""
     start = _now(model)
     model(ids, use_cache=True, logits_to_keep=1)
     return _now(model) - start
@@ -44,7 +48,7 @@ def prefill_seconds(model: PreTrainedModel, ids: Int[Tensor, "batch prompt"]) ->
 def decode_seconds(
     model: PreTrainedModel, ids: Int[Tensor, "batch prompt"], new_tokens: int
 ) -> float:
-    """Median time from one new token to the next, after the prompts, with a KV cache."""
+    """Median seconds from one generated token to the next, with a KV cache."""
     clock = _Clock(model)
     options: dict[str, Any] = {
         "attention_mask": torch.ones_like(ids),
@@ -58,7 +62,7 @@ def decode_seconds(
 
 
 class _Clock(StoppingCriteria):
-    """Stops nothing; notes when each token was there."""
+    """Records the time of each generated token; never stops the generation."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.times = model, list[float]()

@@ -1,4 +1,4 @@
-"""How much memory running a model takes."""
+"""Peak memory of a running model."""
 
 import ctypes
 import re
@@ -11,22 +11,22 @@ import torch
 from torch import nn
 
 _PROCESS = Path("/proc/self")
-_RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
+_RESET_PEAK = "5"  # resets the peak of the resident set: proc(5), /proc/pid/clear_refs
 
 
 @dataclass
 class Peak:
-    """Filled when its block is left; None where the system does not tell."""
+    """Peak memory in bytes, set at the end of a `peak_bytes` block; None: it is not reported."""
 
     bytes: int | None = None
 
 
 @contextmanager
 def peak_bytes(model: nn.Module) -> Iterator[Peak]:
-    """The model's weights, and the most memory that the block takes on top of them.
+    """Measures the weights of a model plus the largest memory that the block allocates.
 
-    Read from CUDA's allocator for a model there, from Linux's resident set for one on the CPU.
-    Weights count as wide as the model is: a live-pruned model's dense storage is left out.
+    PyTorch's allocator reports the memory of a GPU, Linux's resident set that of a CPU. The weights
+    of a live-pruned model count with their pruned size, although their dense storage stays.
     """
     peak = Peak()
     device = next(model.parameters()).device
@@ -37,7 +37,7 @@ def peak_bytes(model: nn.Module) -> Iterator[Peak]:
         yield peak
         peak.bytes = weights + torch.cuda.max_memory_allocated(device) - before
     elif (_PROCESS / "clear_refs").exists():
-        _give_back_freed()
+        _release_freed()
         (_PROCESS / "clear_refs").write_text(_RESET_PEAK)
         before = _resident("VmRSS")
         yield peak
@@ -46,8 +46,8 @@ def peak_bytes(model: nn.Module) -> Iterator[Peak]:
         yield peak
 
 
-def _give_back_freed() -> None:
-    """What glibc holds in reserve would hide what the block takes."""
+def _release_freed() -> None:
+    """Returns freed memory to the system: glibc would reuse it, and the peak would be too low."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

@@ -1,4 +1,4 @@
-"""What a model scores on text."""
+"""Perplexity of a model on text."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,18 +15,19 @@ from ppf.progress import say, track
 
 
 class Piece(NamedTuple):
-    """Windows of equal length; their tokens before `first` are context only."""
+    """Windows of equal length; tokens at positions before `first` are context and not scored."""
 
     windows: Int[Tensor, "windows window"]
     first: int
 
     @property
     def scored(self) -> int:
+        """Number of tokens that are scored."""
         return self.windows[:, self.first :].numel()
 
 
 def evenly(windows: Int[Tensor, "windows window"], count: int) -> Int[Tensor, "chosen window"]:
-    """`count` of the windows, evenly spread over them, or all of them where they are fewer."""
+    """`count` windows at even distances, or all windows if there are fewer."""
     places = torch.linspace(0, len(windows) - 1, min(count, len(windows)))
     return windows[places.round().long()]
 
@@ -34,22 +35,28 @@ def evenly(windows: Int[Tensor, "windows window"], count: int) -> Int[Tensor, "c
 def mean_nll(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int
 ) -> float:
-    """Mean negative log-likelihood of each next token inside its window, nats per token.
+    """Mean negative log-likelihood of all tokens but each window's first, nats per token.
 
-    Perplexity is its exponential. A value that is not finite is kept as such.
+    Its exponential is the perplexity. It may be infinite or NaN.
 
     Args:
-        batch: windows scored at a time; halved when memory does not suffice.
+        batch: windows scored at a time; halved if the GPU runs out of memory.
+
+    Raises:
+        PPFError: a window has more tokens than the model has positions.
     """
     return pieces_nll(model, [Piece(windows, 1)], batch=batch)
 
 
 @torch.inference_mode()
 def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> float:
-    """The same over windows of several lengths, some of whose tokens are only context.
+    """Mean negative log-likelihood of the scored tokens of all pieces, nats per token.
+
+    Args:
+        batch: windows scored at a time; halved if the GPU runs out of memory.
 
     Raises:
-        PPFError: the model has fewer positions than a window has tokens.
+        PPFError: a window has more tokens than the model has positions.
     """
     check_window(max(piece.windows.shape[1] for piece in pieces), model.config, "window")
     batches = [Piece(ids, piece.first) for piece in pieces for ids in piece.windows.split(batch)]
@@ -69,23 +76,25 @@ def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -
 def sliding(
     tokens: Int[Tensor, " tokens"], *, window: int, stride: int, leading: Sequence[int] = ()
 ) -> list[Piece]:
-    """A text cut into windows that start `stride` tokens apart, so that each token counts once.
+    """Cuts a text into windows that start `stride` tokens apart; each token is scored once.
 
-    The first window is scored whole, each later one on the tokens that the last one did not reach;
-    the last window may be shorter. Without `leading` the text's first token is context only.
+    All tokens of the first window are scored. Later windows score the tokens after the end of the
+    previous window. The last window may be shorter. Without `leading`, the first token of the text
+    is context only.
 
-    lm-evaluation-harness reads a prefix token and then the text. Its rolling log-likelihood with
-    `max_length=L` and `add_bos_token=False` gives the nats of window=L+1 and stride=L on them,
-    if L divides the number of tokens in the text. Otherwise its last window has more context.
+    lm-evaluation-harness puts one prefix token before a text. Its rolling log-likelihood with
+    `max_length=L` and `add_bos_token=False` equals ours of prefix and text with window=L+1 and
+    stride=L, if L divides the number of tokens in the text. Otherwise its last window has more
+    context.
 
     Args:
-        window: tokens in a window, those of `leading` among them.
-        stride: tokens of the text between the starts of two windows; lowered to the number that a
-            window holds beside `leading`.
-        leading: ids that every window begins with; they are never scored.
+        window: tokens in a window, including `leading`.
+        stride: tokens between the starts of two windows; lowered if a window, without `leading`,
+            has fewer.
+        leading: ids at the start of every window; they are never scored.
 
     Raises:
-        PPFError: tokens would be left out, or there is none to score.
+        PPFError: the stride skips tokens, or no token is left to score.
 
     Source: Hugging Face, "Perplexity of fixed-length models".
     """

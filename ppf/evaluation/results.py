@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""Results of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Speed:
-    """One model at one batch size, in tokens a second over the whole batch.
+    """Speed and memory of one model at one batch size.
 
     Args:
-        prompt: tokens of each prompt.
-        prefill: prompt tokens a second.
-        decode: new tokens a second.
-        peak_bytes: weights and all that running takes on top of them; None: not known.
+        batch: number of prompts.
+        prompt: tokens in each prompt.
+        prefill: prompt tokens per second, summed over the batch.
+        decode: generated tokens per second, summed over the batch.
+        peak_bytes: size of the weights plus the largest additional memory of a run; None: the
+            system does not report it.
     """
 
     batch: int
@@ -23,15 +25,18 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One model on the test part.
+class ModelResult:
+    """Results of one model on the test part of a text.
 
     Args:
-        ratio: share of the prunable parameters removed; None: not known.
-        nll: nats per token.
-        bytes: of the weights, on disk for a folder, in memory for a policy.
-        speed: per batch size, where it was asked for.
-        tasks: task → metric → value, where they were asked for.
+        name: the model's name in tables.
+        ratio: share of the prunable parameters that is removed; None: unknown.
+        nll: mean negative log-likelihood, nats per token.
+        perplexity: exponential of `nll`.
+        parameters: number of parameters.
+        bytes: size of the weights: on disk for a folder, in memory for a policy.
+        speed: one entry for each batch size; empty: speed was not measured.
+        tasks: task → metric → value; empty: no task was run.
     """
 
     name: str
@@ -46,14 +51,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Models on the same windows of a text's test part.
+    """Results of several models on the same windows of a text's test part.
 
     Args:
-        stride: tokens from one window's start to the next.
+        text: name of the text.
+        windows: number of windows.
+        window: tokens in a window.
+        stride: tokens between the starts of two windows.
+        results: one entry for each model.
     """
 
     text: str
     windows: int
     window: int
     stride: int
-    results: Sequence[Measured]
+    results: Sequence[ModelResult]

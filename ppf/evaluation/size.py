@@ -1,4 +1,4 @@
-"""How large a model is."""
+"""Size of a model: its parameters and the bytes of its weights."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ppf.errors import PPFError
 
 
 def parameters(model: nn.Module) -> int:
-    """Parameters of a model; what is tied counts once."""
+    """Number of parameters; tied parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -16,11 +16,12 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 class Tasks:
-    """Loaded tasks, to be run on one model after another.
+    """Tasks that are loaded once and run on one model after another.
 
     Args:
-        wanted: names of the harness's tasks, task YAML files, or folders of them.
-        limit: questions of a task at most; None: all.
+        wanted: names of the harness's tasks, task YAML files, or folders of such files.
+        limit: largest number of questions in a task; None: all.
+        batch: sequences that the model scores at a time.
 
     Raises:
         PPFError: lm_eval is not installed, or a task or its data cannot be found.
@@ -32,9 +33,9 @@ class Tasks:
             self._tasks = _load(wanted)
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
-        """What the model scores on each task, without examples in the prompt.
+        """Metrics of the model on each task, without examples in the prompt (zero-shot).
 
-        Prompts begin with BOS if the tokenizer adds one to a text.
+        Prompts begin with BOS if the tokenizer adds it to a text.
         """
         with _without_script_folder():
             from lm_eval import simple_evaluate
@@ -66,22 +67,22 @@ def _load(wanted: Sequence[str]) -> list[Any]:
     try:
         loaded = [*manager.load(names)["tasks"].values()] if names else []
         return loaded + [*own.load(own.all_subtasks)["tasks"].values()]
-    except Exception as error:  # the harness, `datasets` and task files raise anything
+    except Exception as error:  # the harness, `datasets` and task files can raise any error
         raise PPFError(
             f"tasks={list(wanted)} cannot be loaded ({reason(error)}): give names of"
-            " lm-evaluation-harness, task YAML files or folders of them, whose data can be read."
+            " lm-evaluation-harness tasks, task YAML files, or folders of such files."
         ) from error
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics among a task's results, whose keys end in the name of a filter."""
+    """The numeric results of a task; the end ",none" of their keys, which is a filter, is cut."""
     numbers = {key: value for key, value in values.items() if isinstance(value, float)}
     return {key.removesuffix(",none"): value for key, value in numbers.items()}
 
 
 @contextmanager
 def _without_script_folder() -> Iterator[None]:
-    """Imports find the package `evaluate`, not the command `evaluate.py` beside the caller."""
+    """Hides the command `evaluate.py`: lm_eval imports the package `evaluate`."""
     before = sys.path.copy()
     sys.path[:] = [folder for folder in before if not Path(folder, "evaluate.py").is_file()]
     try:

@@ -1,1 +1,1 @@
-"""Pruned models as folders that other programs load."""
+"""Exports pruned models as Hugging Face folders or GGUF files."""

@@ -17,21 +17,21 @@ tags: [pruned, structured-pruning]
 ---
 # $name, pruned by $ratio
 
-Structured pruning: whole key/value heads (with their query heads) and FFN channels are gone, so
-the tensors are smaller and every layer has its own widths. `policy.json` lists them.
+Structured pruning: whole key/value heads (with their query heads) and FFN channels are removed.
+The tensors are smaller, and layers differ in width. `policy.json` lists what each layer keeps.
 
 | | dense | pruned |
 |---|---|---|
 | parameters | $dense | $pruned |
-| of the prunable ones | $prunable | $left |
+| prunable parameters | $prunable | $left |
 
 Pruning ratio: $ratio of the prunable parameters, $share of all.
 
-$scored## Numbers of the policy
-What the search knew of it, under one-shot compensation. Perplexity is the exponential of the mean
-negative log-likelihood (nll, nats per token).
+$scored## Results of the search
+With one-shot compensation. Perplexity is the exponential of the mean negative log-likelihood (nll,
+nats per token).
 
-| | value | known by |
+| | value | source |
 |---|---|---|
 $numbers
 
@@ -42,9 +42,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
-It needs transformers 5.20 or later. The code to trust is in this folder: `modeling_pruned.py` and
-`empty_block.py`. transformers notes while loading that widths are read from a heterogeneous config;
-that is as it should be.
+It needs transformers 5.20 or later. `trust_remote_code=True` runs two files of this folder:
+`modeling_pruned.py` and `empty_block.py`. While loading, transformers reports that it reads widths
+from a heterogeneous config; this is expected.
 
 ## Provenance
 $provenance
@@ -52,9 +52,9 @@ $provenance
 
 
 _SCORED = Template("""\
-## What these weights score
-Measured in $dtype on $windows windows of $window tokens of the labelling part of $text; the first
-$context of each window are context only. Compensation in this folder: $kept.
+## Perplexity of these weights
+Measured in $dtype on $windows windows of $window tokens of the labelling part of $text. The first
+$context tokens of each window are context and not scored. Compensation in this folder: $kept.
 
 | compensation | nll | perplexity |
 |---|---|---|
@@ -66,7 +66,11 @@ _COMPENSATIONS = {"one_shot": "one-shot", "sequential": "re-estimated front to b
 
 
 def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
-    """Markdown: what was removed, what the policy is known to score, where it comes from."""
+    """The model card in Markdown: removed parameters, perplexities and provenance.
+
+    Args:
+        policy: the contents of policy.json.
+    """
     space, kept = pruner.space, pruner.kept
     with pruner.at(space.dense.tolist()) as model:
         dense = model.num_parameters()
@@ -87,7 +91,7 @@ def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
 
 
 def _scored(policy: Mapping[str, Any]) -> str:
-    """What the exported weights score; empty where it was not measured."""
+    """The section on the exported weights' perplexity; empty if it was not measured."""
     if not (exported := policy.get("exported")):
         return ""
     rows = [
@@ -104,6 +108,7 @@ def _decimal(value: float | None) -> str:
 
 
 def _rows(policy: Mapping[str, Any]) -> Iterator[str]:
+    """One table row for each number in the policy."""
     for key, value in policy.items():
         if key not in _STRUCTURE:
             yield from (
@@ -123,22 +128,23 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _known(name: str) -> str:
-    return next((how for how in ("predicted", "measured") if how in name), "exactly")
+    """How a number is known, by its dotted name."""
+    return next((how for how in ("predicted", "measured") if how in name), "exact")
 
 
 def _provenance(policy: Mapping[str, Any]) -> Iterator[str]:
     """One line for each choice that the policy's config records."""
     for group, choice in policy.get("config", {}).items():
-        if told := _told(choice):
-            yield f"- {group}: {told}"
+        if origin := _origin(choice):
+            yield f"- {group}: {origin}"
 
 
-def _told(choice: Mapping[str, Any]) -> str:
-    """A choice by its name, or its class, with where it comes from; empty where it has none."""
+def _origin(choice: Mapping[str, Any]) -> str:
+    """The name or class of a choice, with its source; empty if it has neither name nor class."""
     if choice.get("path"):
         return Path(choice["path"]).name
     name = choice.get("name") or choice.get("_target_", "").rpartition(".")[2]
     source = choice.get("source") or {}
     known = ("repository", "requirement", "path", "_target_")
-    origin = next((source[key] for key in known if source.get(key)), None)
-    return f"{name} ({origin})" if origin else name
+    place = next((source[key] for key in known if source.get(key)), None)
+    return f"{name} ({place})" if place else name

@@ -1,6 +1,7 @@
-"""A pruned model as one GGUF file, which llama.cpp runs unchanged.
+"""Exports a pruned model as one GGUF file, which unmodified llama.cpp runs.
 
-llama.cpp's architecture `deci` is Llama with widths of its own in every layer, told as arrays.
+llama.cpp's architecture `deci` is a Llama whose layers may differ in width. Arrays in the metadata
+hold the widths.
 """
 
 import json
@@ -25,18 +26,19 @@ _TYPES = {
 
 
 def export_gguf(pruner: LivePruner, folder: Path, policy: Mapping[str, Any], *, type: str) -> Path:
-    """Writes the model under its present policy, with its tokenizer.
+    """Writes the model at its present policy, with its tokenizer.
 
     Args:
-        policy: the contents of policy.json, kept under the key `ppf.policy`; what it tells under
-            `exported` was measured before matrices become `type`.
-        type: of the matrices, f16 or q8_0; vectors are float32.
+        folder: created if it is missing.
+        policy: the contents of policy.json, stored under the key `ppf.policy`. Its perplexities
+            were measured before the matrices are converted to `type`.
+        type: number format of the matrices, f16 or q8_0; vectors are float32.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        PPFError: llama.cpp has no such model or tokenizer, or there is no such type.
+        PPFError: llama.cpp does not support the model or its tokenizer, or the type is unknown.
     """
     lm = pruner.lm
     _check(lm.model.config, type)
@@ -67,24 +69,25 @@ def _check(config: Any, type: str) -> None:
         raise PPFError(f"export.type={type} is unknown: give {' or '.join(_TYPES)}.")
     if config.model_type not in _FAMILIES:
         raise PPFError(
-            f"llama.cpp takes uneven widths from {' and '.join(_FAMILIES)} models only,"
-            f" not from {config.model_type}: give export=huggingface."
+            f"llama.cpp supports layers of different widths for {' and '.join(_FAMILIES)} models"
+            f" only, not for {config.model_type}: give export=huggingface."
         )
     rope = config.rope_parameters["rope_type"]
     if rope not in _ROPE or config.hidden_act != "silu":
         raise PPFError(
-            f"this model's positions ({rope}) or activation ({config.hidden_act}) are not"
-            " llama.cpp's: give export=huggingface."
+            f"llama.cpp does not support this model's position encoding ({rope}) or activation"
+            f" ({config.hidden_act}): give export=huggingface."
         )
 
 
 def _describe(writer: gguf.GGUFWriter, pruner: LivePruner) -> None:
+    """Writes the model's shape as metadata."""
     config: Any = pruner.lm.model.config
     atoms: dict[str, list[int]] = {"attention": [], "mlp": []}
     for coupling, written in zip(pruner.lm.couplings, written_atoms(pruner), strict=True):
         atoms[coupling.kind].append(written)
     queries = config.num_attention_heads // config.num_key_value_heads
-    # Within its window a sliding attention sees everything; llama.cpp has none here.
+    # `deci` has no sliding window. Up to the window's length, full attention gives the same result.
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
 
     writer.add_type("model")

@@ -1,8 +1,8 @@
-"""The tensors of a pruned Llama-form model under GGUF's names.
+"""The tensors of a pruned Llama-like model under their GGUF names.
 
-llama.cpp's `deci` gets two kinds of layer wrong. With no attention in the first layer it takes
-heads to be of size zero, and in a layer without an FFN it drops the attention too. There, and where
-a block with nothing left has a bias to add, a few atoms of zeros are written.
+llama.cpp's `deci` computes two kinds of layer wrongly. If the first layer has no attention, it
+assumes heads of size zero. In a layer without an FFN it also drops the attention. In these cases,
+and for an empty block with a bias, a few atoms of zeros are written.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 
 def written_atoms(pruner: LivePruner) -> list[int]:
-    """Per coupling, the atoms that are left, or those of zeros that stand for none."""
+    """Atoms to write per coupling: those that are kept, or some of zeros for an empty block."""
     return [
         atoms or _stand_in(coupling)
         for coupling, atoms in zip(pruner.lm.couplings, pruner.atoms, strict=True)
@@ -29,26 +29,33 @@ def written_atoms(pruner: LivePruner) -> list[int]:
 
 
 def _stand_in(coupling: Coupling) -> int:
+    """Atoms of zeros that are written for an empty block."""
     if coupling.kind == "mlp":
         return _QUANTISED
     return int(coupling.layer == 0 or coupling.consumer.bias is not None)
 
 
 def tensors(pruner: LivePruner) -> Iterator[tuple[str, Tensor]]:
-    """All that is saved; what is tied once."""
+    """All tensors by their GGUF names; tied ones once."""
     config: Any = pruner.lm.model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, config.num_hidden_layers)
     for own, tensor in _by_own_names(pruner):
         name = names.get_name(own, try_suffixes=(".weight", ".bias"))
         assert name, own
         rotated = ".q_proj." in own or ".k_proj." in own
-        yield name, _neighbours(tensor, config.head_dim) if rotated else tensor
+        yield name, _interleaved(tensor, config.head_dim) if rotated else tensor
     if config.rope_parameters["rope_type"] != "default":
         yield "rope_freqs.weight", _rotary_factors(pruner.lm.model)
 
 
 def tensor_type(tensor: Tensor, matrices: GGMLQuantizationType) -> GGMLQuantizationType:
-    """float32 for vectors; f16 for matrices whose rows q8_0 cannot divide, as llama.cpp does."""
+    """The number format of a tensor, chosen as llama.cpp does.
+
+    Vectors are float32. Matrices whose rows do not divide into q8_0's blocks are f16.
+
+    Args:
+        matrices: the format of all other matrices.
+    """
     if tensor.ndim == 1:
         return GGMLQuantizationType.F32
     divides = tensor.shape[-1] % _QUANTISED == 0
@@ -56,6 +63,7 @@ def tensor_type(tensor: Tensor, matrices: GGMLQuantizationType) -> GGMLQuantizat
 
 
 def _by_own_names(pruner: LivePruner) -> Iterator[tuple[str, Tensor]]:
+    """All tensors by the names that they have in transformers."""
     written = list(zip(pruner.lm.couplings, pruner.blocks, written_atoms(pruner), strict=True))
     places = tuple(f"model.layers.{c.layer}.{c.attribute}." for c, _, _ in written)
     unused = {f"model.layers.{c.layer}.{_NORMS[c.kind]}.weight" for c, _, n in written if not n}
@@ -68,7 +76,7 @@ def _by_own_names(pruner: LivePruner) -> Iterator[tuple[str, Tensor]]:
 
 
 def _block(coupling: Coupling, block: nn.Module, atoms: int) -> Iterator[tuple[str, Tensor]]:
-    """A block's parameters, filled with zeros to `atoms`."""
+    """A block's parameters, padded with zeros to `atoms`."""
     names = {module: name for name, module in block.named_modules()}
     for producer in coupling.producers:
         for name, tensor in producer.linear.named_parameters():
@@ -82,13 +90,13 @@ def _block(coupling: Coupling, block: nn.Module, atoms: int) -> Iterator[tuple[s
         yield f"{names[consumer]}.bias", consumer.bias
 
 
-def _neighbours(rows: Tensor, head: int) -> Tensor:
-    """Puts what is rotated together side by side; for transformers it is the halves of a head."""
+def _interleaved(rows: Tensor, head: int) -> Tensor:
+    """Reorders rows for rotary embeddings: from transformers' half-heads to GGUF's pairs."""
     return rows.unflatten(0, (-1, 2, head // 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _rotary_factors(model: Any) -> Tensor:
-    """What the plain rotary frequencies are divided by, [head / 2]."""
+    """Divisors of the default rotary frequencies, [head / 2]."""
     rotary = model.model.rotary_emb
     plain, _ = rotary.compute_default_rope_parameters(model.config, device=rotary.inv_freq.device)
     return plain / rotary.inv_freq

@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF metadata."""
+"""Writes a tokenizer as GGUF metadata."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How a byte-level tokenizer splits a text before it merges → llama.cpp's name for it.
+# Steps by which a byte-level tokenizer splits a text before merging → llama.cpp's name for them.
 _SPLITS = {
     ("words",): "gpt-2",
     ("digits", "words"): "smollm",
@@ -24,13 +24,13 @@ _SPLITS = {
 def write_vocabulary(
     writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int
 ) -> None:
-    """Writes tokens, how they are merged, special tokens and chat template.
+    """Writes tokens, merges, special tokens and chat template.
 
     Args:
-        rows: of the embedding; those that no token uses get a placeholder.
+        rows: number of rows in the embedding; a row without a token gets a placeholder.
 
     Raises:
-        PPFError: llama.cpp has no such tokenizer.
+        PPFError: llama.cpp does not support the tokenizer.
     """
     parts = _parts(tokenizer)
     tokens, types = _tokens(tokenizer, rows)
@@ -49,19 +49,19 @@ def write_vocabulary(
 
 
 def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What tokenizer.json holds."""
+    """The contents of tokenizer.json."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend else {"model": {"type": None}}
     if parts["model"]["type"] != "BPE":
         raise PPFError(
-            "only byte-pair encoding is written to GGUF, not this model's tokenizer:"
-            " give export=huggingface."
+            "GGUF export supports byte-pair encoding only, which this model's tokenizer does not"
+            " use: give export=huggingface."
         )
     return parts
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], list[TokenType]]:
-    """Token and type of every row of the embedding."""
+    """Token and type for each row of the embedding."""
     vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
     if max(vocabulary.values()) >= rows:
         raise PPFError(
@@ -82,22 +82,24 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], l
 def _write_byte_level(writer: gguf.GGUFWriter, parts: dict[str, Any], tokens: list[str]) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_split(parts["pre_tokenizer"]))
-    # llama.cpp reads no tokenizer without merges; a special token is never half of one.
+    # llama.cpp requires at least one merge. That of two special tokens never applies.
     merges = parts["model"]["merges"] or [tokens[:2]]
     writer.add_token_merges([" ".join(pair) for pair in merges])
 
 
 def _split(step: dict[str, Any]) -> str:
-    told = tuple(_told(part) for part in step.get("pretokenizers", [step]))
-    if told not in _SPLITS:
+    """llama.cpp's name for the way in which a pre-tokenizer splits text."""
+    steps = tuple(_step_name(part) for part in step.get("pretokenizers", [step]))
+    if steps not in _SPLITS:
         raise PPFError(
-            f"llama.cpp splits no text as this model's tokenizer does ({', then '.join(told)}):"
-            " give export=huggingface."
+            "llama.cpp does not support how this model's tokenizer splits text"
+            f" ({', then '.join(steps)}): give export=huggingface."
         )
-    return _SPLITS[told]
+    return _SPLITS[steps]
 
 
-def _told(step: dict[str, Any]) -> str:
+def _step_name(step: dict[str, Any]) -> str:
+    """Name of one splitting step in `_SPLITS`, or its type if it is unknown."""
     match step:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex}:
             return "words" if regex else "bytes"
@@ -109,7 +111,7 @@ def _told(step: dict[str, Any]) -> str:
 
 
 def _write_sentencepiece(writer: gguf.GGUFWriter, parts: dict[str, Any], tokens: list[str]) -> None:
-    """SentencePiece merges by score; here the earlier a merge, the higher its result's."""
+    """Writes scores instead of merges: the earlier a merge, the higher the score of its result."""
     rank: dict[str, int] = {}
     for pair in parts["model"]["merges"]:
         rank.setdefault("".join(pair), len(rank))

@@ -1,11 +1,12 @@
-"""A pruned model as a Hugging Face folder that plain transformers loads.
+"""Exports a pruned model as a Hugging Face folder, which transformers loads without PPF.
 
-The widths are told in transformers' own terms: `per_layer_config` overrides the family's attributes
-layer by layer (`num_key_value_heads`, `num_attention_heads`, `intermediate_size`); the global ones
-stay the dense model's. transformers sizes KV caches by it but builds no layers from it (5.24), so
-the folder carries `modeling_pruned.py`, one file for all families: the dense model's class, whose
-projections it narrows. Beyond the widths it needs `pruned_blocks`: which projections an atom has
-rows or columns in, and how many.
+transformers' own `per_layer_config` holds the widths. It overrides `num_key_value_heads`,
+`num_attention_heads` and `intermediate_size` layer by layer; the global values stay those of the
+dense model. transformers 5.24 uses it to size KV caches, but not to build layers.
+
+So the folder contains `modeling_pruned.py`, the same file for all families. It builds the dense
+model and narrows its projections. `pruned_blocks` in the config lists these projections, and how
+many rows or columns one atom has in each.
 """
 
 import copy
@@ -28,12 +29,12 @@ _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
 
 
 def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
-    """Writes the model under its present policy, with config, code, tokenizer and model card.
+    """Writes the model at its present policy, with config, code, tokenizer and model card.
 
-    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it, without this
-    package. Files of the same names in the folder are overwritten.
+    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it without PPF.
 
     Args:
+        folder: created if it is missing; existing files of the same names are overwritten.
         policy: the contents of policy.json.
 
     Returns:
@@ -58,7 +59,7 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     for coupling, atoms in zip(pruner.lm.couplings, pruner.atoms, strict=True):
         widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, atoms))
     config: Any = copy.deepcopy(dense)
-    # Not every family says it; no layer's own number of heads tells it any longer.
+    # Some configs omit head_dim, and a pruned layer's number of heads does not determine it.
     config.head_dim = getattr(dense, "head_dim", None) or (
         dense.hidden_size // dense.num_attention_heads
     )
@@ -66,14 +67,19 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     config.architectures = ["PrunedForCausalLM"]
     config.auto_map = {"AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM"}
     config.dtype = str(pruner.lm.dtype).removeprefix("torch.")
-    # Some families' configs check themselves by the dense model's number of heads.
+    # Some families' configs validate themselves with the dense model's number of heads.
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = widths
     return config
 
 
 def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, dict[str, Any]]:
-    """Per kind, by name within a decoder layer, the projections that hold a dense model's atoms."""
+    """Describes the blocks of a dense model for `pruned_blocks`.
+
+    Returns:
+        Kind of block → names of its projections within a decoder layer, and the rows or columns
+        that one atom has in them.
+    """
     counted_by = {"attention": adapter.kv_heads, "mlp": adapter.channels}
     first = {coupling.kind: coupling for coupling in reversed(couplings)}
     return {kind: {"counted_by": counted_by[kind], **_block(c)} for kind, c in first.items()}
@@ -81,7 +87,8 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
 
 def _pruned_blocks(pruner: LivePruner) -> dict[str, dict[str, Any]]:
     couplings = pruner.lm.couplings
-    with pruner.at(pruner.space.dense.tolist()):  # no block stands outside of the model
+    # The dense policy puts empty blocks back into the model.
+    with pruner.at(pruner.space.dense.tolist()):
         blocks = describe_blocks(pruner.lm.adapter, couplings)
     for coupling in couplings:
         if coupling.consumer.bias is not None:
@@ -103,7 +110,7 @@ def _block(coupling: Coupling) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that is saved, by name: what is tied once, and no view keeps its dense storage."""
+    """Copies of all parameters and buffers by name, tied ones once; views would be saved dense."""
     named = [*model.named_parameters(), *model.named_buffers()]
     once, saved = {name for name, _ in named}, model.state_dict()
     return {
@@ -114,7 +121,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _write_code(folder: Path, family: str) -> None:
-    """Copies the modelling code with the family's class as its base, free of this package."""
+    """Copies the modelling code, with the family's class as its base and no import of PPF."""
     code = _MODELING.read_text(encoding="utf-8")
     code = code.replace("import LlamaForCausalLM as Base", f"import {family} as Base")
     code = code.replace("from ppf.pruning.empty_block import", "from .empty_block import")

@@ -1,4 +1,4 @@
-"""Hugging Face folders for evaluation: the code that lies in them runs only where it is trusted."""
+"""Loads Hugging Face folders for evaluation. Code in a folder runs only if the user trusts it."""
 
 import copy
 from pathlib import Path
@@ -23,20 +23,20 @@ from ppf.records.exported import ExportedConfig
 
 _REMEDY = "export the policy again with prune.py"
 Widths = dict[str, dict[str, int]]
-"""Layer → what its config calls a width → the width."""
+"""Layer → name of a width in its config → the width."""
 
 
 def load_folder(
     folder: Path, dtype: torch.dtype, *, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and the tokenizer of a folder.
+    """The model and the tokenizer in a folder.
 
     Args:
-        trust_remote_code: run the code in the folder. Otherwise this package's own code builds what
-            `export_folder` wrote, and a folder that needs other code is refused.
+        trust_remote_code: run the Python code in the folder. Otherwise PPF's own code builds the
+            models that `export_folder` wrote, and a folder that needs other code is refused.
 
     Raises:
-        PPFError: the folder cannot be loaded, or it needs code of its own and is not trusted.
+        PPFError: the folder cannot be loaded, or it contains code and is not trusted.
     """
     if trust_remote_code:
         return _trusted(folder, dtype)
@@ -44,8 +44,7 @@ def load_folder(
     own_code, pruned = hasattr(config, "auto_map"), hasattr(config, "pruned_blocks")
     if own_code and not pruned:
         raise PPFError(
-            f"path={folder} brings code of its own: read it, and run it with"
-            " trust_remote_code=true."
+            f"path={folder} contains Python code: read it, then run it with trust_remote_code=true."
         )
     made = _pruned_class(folder, config) if pruned else AutoModelForCausalLM
     model = read_model(str(folder), config, dtype, "path", made)
@@ -56,37 +55,37 @@ def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=True)
         return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    except Exception as error:  # the folder's code can raise anything
+    except Exception as error:  # the folder's code can raise any error
         raise PPFError(
             f"path={folder} cannot be loaded ({reason(error)}): give another folder."
         ) from error
 
 
 def _pruned_class(folder: Path, config: PreTrainedConfig) -> Any:
-    """The class of a pruned model, after a check of all that config.json says of its blocks."""
-    told = read(folder / "config.json", ExportedConfig, _REMEDY)
+    """The class of a pruned model, after a check of its config.json."""
+    record = read(folder / "config.json", ExportedConfig, _REMEDY)
     config = copy.deepcopy(config)
     config.per_layer_config = None
     try:
         with torch.device("meta"):
             dense = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # of values that transformers does not check
+    except Exception as error:  # transformers does not check all values itself
         raise PPFError(
-            f"{folder}/config.json fits no model ({reason(error)}): {_REMEDY}."
+            f"{folder}/config.json does not describe a model ({reason(error)}): {_REMEDY}."
         ) from error
-    if not _fits(told, dense):
-        raise PPFError(f"{folder}/config.json describes no pruned model: {_REMEDY}.")
+    if not _fits(record, dense):
+        raise PPFError(f"{folder}/config.json does not describe a pruned model: {_REMEDY}.")
     return type("PrunedForCausalLM", (Narrowed, type(dense)), {})
 
 
-def _fits(told: dict[str, Any], dense: PreTrainedModel) -> bool:
-    """Whether the blocks are the family's, and none is wider than in the dense model."""
+def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
+    """Whether the blocks are those of the family, and none is wider than in the dense model."""
     adapter = adapter_for(dense.config)
     couplings = adapter.couplings(dense)
-    blocks = {kind: block | {"biases": []} for kind, block in told["pruned_blocks"].items()}
+    blocks = {kind: block | {"biases": []} for kind, block in record["pruned_blocks"].items()}
     if blocks != describe_blocks(adapter, couplings):
         return False
-    given: Widths = told["per_layer_config"]
+    given: Widths = record["per_layer_config"]
     whole: Widths = {}
     fitting: Widths = {}
     for coupling in couplings:
@@ -94,6 +93,6 @@ def _fits(told: dict[str, Any], dense: PreTrainedModel) -> bool:
         left = given.get(layer, {}).get(blocks[kind]["counted_by"], atoms)
         whole.setdefault(layer, {}).update(adapter.widths(dense.config, kind, atoms))
         fitting.setdefault(layer, {}).update(adapter.widths(dense.config, kind, min(left, atoms)))
-    # Widths that are the dense model's need not be given.
-    told_of = {layer: whole.get(layer, {}) | given.get(layer, {}) for layer in whole | given}
-    return told_of == fitting
+    # The file may omit widths that equal the dense model's.
+    widths = {layer: whole.get(layer, {}) | given.get(layer, {}) for layer in whole | given}
+    return widths == fitting

@@ -1,7 +1,7 @@
 """A pruned causal language model, whose layers differ in width.
 
-`config.per_layer_config` says how many heads and FFN channels each layer has left, and
-`config.pruned_blocks` which projections have those widths.
+`config.per_layer_config` holds the number of heads and FFN channels of each layer.
+`config.pruned_blocks` lists the projections that have these widths.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from ppf.pruning.empty_block import EmptyBlock
 
 
 class Narrowed(nn.Module):
-    """Comes before a dense model's class and narrows every block to what is left of it."""
+    """Mixin for a dense model's class: builds the dense model, then narrows every block."""
 
     get_decoder: Any
     post_init: Any
@@ -32,11 +32,11 @@ class Narrowed(nn.Module):
 
 
 class PrunedForCausalLM(Narrowed, Base):
-    """The pruned model, of the dense model's class."""
+    """The pruned model; its base is the dense model's class."""
 
 
 def _narrow(layer: nn.Module, index: int, kind: str, block: dict[str, Any], left: int) -> None:
-    """Gives a block's projections the widths of `left` key/value heads or channels."""
+    """Narrows a block to `left` key/value heads or channels; 0: replaces it by an `EmptyBlock`."""
     consumer: Any = layer.get_submodule(block["consumer"])
     hidden, bias = consumer.out_features, index in block["biases"]
     if not left:

@@ -1,1 +1,1 @@
-"""What people read of a run: plots, the HTML page, tables and loggers."""
+"""Reports of a run: plots, the HTML page, console tables and loggers."""

@@ -1,20 +1,20 @@
-"""The tables that end an evaluation, on the console and in W&B."""
+"""Tables of an evaluation, for the console and for W&B."""
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ppf.evaluation.results import Evaluation, Measured, Speed
+from ppf.evaluation.results import Evaluation, ModelResult, Speed
 from ppf.progress import console
 from ppf.report.scores import decimal, percent
 from ppf.report.tables import print_table
 
 Rows = tuple[list[str], list[list[str]]]
-"""Columns and rows, as people read them."""
+"""Names of the columns, and the cells of each row as text."""
 
 
 def evaluation_tables(evaluation: Evaluation) -> dict[str, Rows]:
-    """What was measured, by name: perplexity and size, and on request speed and tasks."""
+    """The tables by name: perplexity and size, then speed and tasks if they were measured."""
     tables = {"evaluation": _scores(evaluation)}
     if any(found.speed for found in evaluation.results):
         tables["speed"] = _speed(evaluation)
@@ -24,7 +24,7 @@ def evaluation_tables(evaluation: Evaluation) -> dict[str, Rows]:
 
 
 def print_evaluation(evaluation: Evaluation, *, target: Console = console) -> None:
-    """Prints what was measured, and on what."""
+    """Prints the tables, and the text and windows that they were measured on."""
     for columns, rows in evaluation_tables(evaluation).values():
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in columns:
@@ -42,7 +42,7 @@ def print_evaluation(evaluation: Evaluation, *, target: Console = console) -> No
     )
 
 
-_WORDS = ("model", "task", "metric")  # columns that are no numbers
+_WORDS = ("model", "task", "metric")  # columns of text; all others hold numbers
 
 
 def _scores(evaluation: Evaluation) -> Rows:
@@ -50,7 +50,7 @@ def _scores(evaluation: Evaluation) -> Rows:
     return columns, [_score(found) for found in evaluation.results]
 
 
-def _score(found: Measured) -> list[str]:
+def _score(found: ModelResult) -> list[str]:
     return [
         found.name,
         "" if found.ratio is None else percent(found.ratio),
@@ -73,7 +73,7 @@ def _rates(speed: Speed) -> list[str]:
 
 
 def _tasks(evaluation: Evaluation) -> Rows:
-    """A row a metric, a column a model."""
+    """One row for each metric, one column for each model."""
     models = evaluation.results
     rows = [
         [task, metric, *(f"{found.tasks[task][metric]:.4f}" for found in models)]

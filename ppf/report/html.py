@@ -1,4 +1,4 @@
-"""The page that tells what a search found: one file that opens without network."""
+"""The HTML page of a search: one file that opens without a network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,21 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ppf.report.plots import Row, curves, pareto_front, policy_heatmap, ratio_curve, scatter
-from ppf.report.scores import Entry, Score, decimal, duration, percent
+from ppf.report.scores import Entry, LogPerplexity, decimal, duration, percent
 from ppf.report.style import FAINT, INK, PAPER, svg
 from ppf.space import Space
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Policies that a predictor was not fitted to; scores are in nats per token.
+class PredictionScatter:
+    """Predicted and measured log-perplexities of held-out policies.
 
     Args:
-        std: standard deviations of the predictions.
-        ratio: pruning ratios.
-        quality: what the predictor reaches on them, by the metric's name.
+        predicted: predictions, nats per token.
+        std: standard deviations of the predictions, nats per token.
+        measured: measurements on the real model, nats per token.
+        ratio: pruning ratios of the policies.
+        quality: metrics of the predictor on these policies, by name.
     """
 
     predicted: Sequence[float]
@@ -34,13 +36,13 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Pareto:
-    """Measured policies by two costs.
+    """Measured policies, their savings of two costs, and the Pareto front among them.
 
     Args:
-        costs: names of the two.
-        saved: share of each cost that a policy saves.
-        nll: measured log-perplexity, nats per token.
-        front: whether no other policy beats it on perplexity and both costs.
+        costs: names of the two costs.
+        saved: shares of the two costs that each policy saves.
+        nll: measured log-perplexity of each policy, nats per token.
+        front: whether a policy is on the Pareto front of perplexity and both costs.
     """
 
     costs: tuple[str, str]
@@ -49,11 +51,11 @@ class Pareto:
     front: Sequence[bool]
 
     @property
-    def rows(self) -> list[tuple[float, float, Score]]:
-        """The front, by the first cost."""
+    def rows(self) -> list[tuple[float, float, LogPerplexity]]:
+        """Savings and log-perplexity of the policies on the front, sorted by the first saving."""
         points = zip(self.saved, self.nll, self.front, strict=True)
         return sorted(
-            ((x, y, Score(nll)) for (x, y), nll, chosen in points if chosen),
+            ((x, y, LogPerplexity(nll)) for (x, y), nll, chosen in points if chosen),
             key=lambda row: (row[0], row[1], row[2].nll),
         )
 
@@ -62,24 +64,25 @@ class Pareto:
 class SearchReport:
     """Everything that the page of a search shows.
 
-    Perplexities are on the labelling part of the text.
+    All perplexities are those on the labelling part of the text.
 
     Args:
-        command: what runs this search again.
-        order: the importance that orders the units.
-        ratio_asked: share of the prunable parameters that was to be removed.
-        ratio_achieved: share of the prunable parameters that `kept` removes.
-        share_of_all: the same parameters as a share of all of the model's.
-        kept: units that the found policy keeps, one a site.
-        history: rows of metrics of the agent's training; empty for agents that do not train.
-        summary: dense, uniform and the found policy at this ratio.
-        candidates: the policies that the search proposed and measured, the best first.
-        held_out: None if the predictor is not scored on held-out policies.
-        curve: policies over the ratios that were asked for.
-        pareto: all policies that were measured.
-        seconds: time of each stage.
-        paths: files that were written, by what they are.
-        signatures: of the artefacts that were used, by what they are.
+        title: heading of the page.
+        command: the command that repeats this search.
+        order: name of the importance that ranks the units.
+        ratio_asked: requested pruning ratio.
+        ratio_achieved: pruning ratio of the policy that was found.
+        share_of_all: removed parameters as a share of all parameters of the model.
+        kept: units that the policy keeps, per site.
+        history: metrics of the agent, one row for each report; empty: there are none.
+        held_out: policies that the predictor was not trained on; None: it has no held-out policies.
+        summary: the dense model, uniform pruning and the policy that was found.
+        candidates: policies that the search proposed and measured, best first.
+        curve: policies at all requested ratios.
+        pareto: all measured policies.
+        seconds: duration of each stage.
+        paths: written files, by their purpose.
+        signatures: signatures of the artefacts, by the kind of artefact.
     """
 
     title: str
@@ -96,7 +99,7 @@ class SearchReport:
     space: Space
     kept: Sequence[int]
     history: Sequence[Row]
-    held_out: HeldOut | None
+    held_out: PredictionScatter | None
     summary: Sequence[Entry]
     candidates: Sequence[Entry]
     curve: Sequence[Entry]
@@ -107,8 +110,8 @@ class SearchReport:
 
 
 def write_report(path: str | Path, context: SearchReport) -> None:
-    """Writes the page."""
-    held = context.held_out or HeldOut([], [], [], [], {})
+    """Writes the page to `path`."""
+    held = context.held_out or PredictionScatter([], [], [], [], {})
     columns = (held.predicted, held.std, held.measured, held.ratio)
     page = _environment().get_template("report.html.j2")
     text = page.render(
@@ -136,13 +139,13 @@ def _environment() -> Environment:
 
 
 def _by_ratio(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
-    """Entries grouped by the ratio as it is shown, ascending, in their own order within."""
+    """Groups entries by their rounded ratio, ascending; a group keeps the order of its entries."""
     ordered = sorted(entries, key=lambda entry: round(entry.ratio, 3))
     return [(name, list(rows)) for name, rows in groupby(ordered, lambda e: percent(e.ratio))]
 
 
 def _inline(figure: Figure) -> Markup:
-    """The figure as SVG that takes its ink and paper from the page, as wide as it was drawn."""
+    """The figure as SVG that uses the colours of the page, with its width as a CSS variable."""
     text = svg(figure)
     for colour, name in ((INK, "ink"), (FAINT, "line"), (PAPER, "paper")):
         text = text.replace(colour, f"var(--{name})")

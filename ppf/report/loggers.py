@@ -1,4 +1,4 @@
-"""Loggers for Trainer and Fabric alike: W&B, which never asks for a key, and CSV files."""
+"""Loggers for Trainer and Fabric: CSV files, and W&B without its question for an API key."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,26 +17,26 @@ from PIL import Image
 from ppf.errors import PPFError
 from ppf.report.style import png
 
-_STEP = "trainer/global_step"  # the horizontal axis that WandbLogger sends with every metric
+_STEP = "trainer/global_step"  # WandbLogger sends it with every metric, as the horizontal axis
 
 
 def build_loggers(
     cfg: Mapping[str, Any], folder: str | Path, config: dict[str, Any]
 ) -> list[TrainerLogger]:
-    """The loggers of the config group `logger`, each told the config of the run.
+    """Creates the loggers of the config group `logger`, and logs the config of the run.
 
     Args:
-        cfg: name → `_target_` and its arguments; every logger gets `save_dir` on top.
-        folder: of the run; all that loggers write goes below it.
+        cfg: name → `_target_` and its arguments; each logger also gets `save_dir`.
+        folder: the run's folder; loggers write below it.
         config: the resolved config as plain dicts and lists.
 
     Raises:
-        PPFError: W&B shall be online but has no API key, or it does not start.
+        PPFError: W&B does not start, for example because an online run has no API key.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     loggers = [instantiate(node, save_dir=str(folder)) for node in cfg.values()]
     with warnings.catch_warnings():
-        # CSVLogger mistakes the other files in the run's folder for those of an earlier run.
+        # CSVLogger takes the other files in the run's folder for those of an earlier run.
         warnings.filterwarnings("ignore", message="Experiment logs directory")
         for logger in loggers:
             logger.log_hyperparams(config)
@@ -44,12 +44,16 @@ def build_loggers(
 
 
 def wandb_logger(save_dir: str, *, mode: str, init_timeout: float, **arguments: Any) -> WandbLogger:
-    """A new W&B run that prints nothing.
+    """A logger with a new W&B run that prints nothing.
 
     Args:
+        save_dir: folder for the run's files.
         mode: "offline", "online" or "disabled".
-        init_timeout: seconds that its server may take to answer.
-        arguments: to `wandb.init`.
+        init_timeout: seconds to wait for W&B's server.
+        arguments: further arguments of `wandb.init`.
+
+    Raises:
+        PPFError: W&B does not start.
     """
     run = _start(init_timeout, {"dir": save_dir, "mode": mode, **arguments})
     return WandbLogger(save_dir=save_dir, project=arguments["project"], experiment=run)
@@ -60,7 +64,7 @@ def _start(init_timeout: float, arguments: dict[str, Any]) -> Any:
     import wandb
 
     settings = wandb.Settings(silent=True, console="off", init_timeout=init_timeout)
-    wandb.setup(settings)  # silent from now on: it raises an error instead of asking for a key
+    wandb.setup(settings)  # silent: without a key it raises an error instead of asking
     try:
         run = wandb.init(settings=settings, reinit="finish_previous", **arguments)
     except wandb.errors.Error as error:
@@ -74,7 +78,11 @@ def _start(init_timeout: float, arguments: dict[str, Any]) -> Any:
 
 
 def log_figure(loggers: Sequence[Logger], name: str, figure: Figure, step: int | None) -> None:
-    """Sends a figure, as an image, to every W&B run."""
+    """Logs a figure as an image to every W&B run.
+
+    Args:
+        step: training step of the figure; None: W&B's own count.
+    """
     for logger in _wandb(loggers):
         logger.log_image(name, [Image.open(BytesIO(png(figure)))], step)
 
@@ -82,16 +90,19 @@ def log_figure(loggers: Sequence[Logger], name: str, figure: Figure, step: int |
 def log_table(
     loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
-    """Sends a table to every W&B run; a column holds values of one type, or None."""
+    """Logs a table to every W&B run. A column holds values of one type, or None."""
     for logger in _wandb(loggers):
         logger.log_table(name, list(columns), [list(row) for row in rows])
 
 
 @rank_zero_only
 def log_artifact(loggers: Sequence[Logger], path: str | Path, name: str, type: str) -> None:
-    """Sends a file to every W&B run as a versioned artifact, as in type="policy".
+    """Logs a file to every W&B run as a versioned artifact.
 
-    An offline run sends it when it is synchronised: the file must stay where it is.
+    An offline run uploads the file at `wandb sync`. Until then it must stay in its place.
+
+    Args:
+        type: W&B's type of the artifact, for example "policy".
     """
     for logger in _wandb(loggers):
         import wandb
@@ -103,7 +114,7 @@ def log_artifact(loggers: Sequence[Logger], path: str | Path, name: str, type: s
 
 @rank_zero_only
 def finish(loggers: Sequence[Logger], *, failed: bool) -> None:
-    """Writes what is still in memory and ends the W&B runs, so that the next job gets a new one."""
+    """Flushes all loggers and ends the W&B runs, so that the next job starts a new run."""
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
     for logger in _wandb(loggers):

@@ -1,4 +1,4 @@
-"""Plots of a search, each a function from plain numbers to a figure; no display is needed."""
+"""Plots of a search. Each function takes plain numbers and returns a figure, without a display."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,11 @@ from ppf.report.style import BLUE, GREY, INK, KEPT, NAMED, OTHERS, PAPER, RATIO,
 from ppf.space import Space
 
 Row = Mapping[str, float | None]
-_STRIP = 32  # layers side by side that can still be read
+"""Metric → value; None: not reported at this step."""
+_STRIP = 32  # most layers in one row of a heatmap
 _CLOCKS = ("step", "epoch", "time")
-_NARROW = 6  # a range of perplexities, highest over lowest, that even ticks suit
-_FEW = 25  # points that are drawn one by one
+_NARROW = 6  # ratio of highest to lowest perplexity below which ticks are evenly spaced
+_FEW = 25  # curves with fewer points show each point
 
 
 def scatter(
@@ -34,14 +35,14 @@ def scatter(
     ratio: Sequence[float],
     searched: Sequence[Entry] = (),
 ) -> Figure:
-    """Predicted against measured log-perplexity (nats per token), one point a policy.
+    """Predicted against measured log-perplexity (nats per token), one point for each policy.
 
-    Policies whose measured or predicted score is not finite are left out, and counted in the title.
+    Policies with a value that is not finite are left out; the title gives their number.
 
     Args:
         std: standard deviations of the predictions, drawn as thin bars.
         ratio: pruning ratios, drawn as colour.
-        searched: what a search proposed and measured, drawn as rings on top.
+        searched: policies that a search proposed and measured, drawn as rings.
     """
     points = np.array([measured, predicted, std, ratio], dtype=float).reshape(4, -1)
     finite = np.isfinite(points[:2]).all(0)
@@ -64,6 +65,7 @@ def scatter(
 
 
 def _searched(axes: Axes, entries: Sequence[Entry]) -> None:
+    """Rings around the policies of a search, with their standard deviations."""
     both = [
         (e.measured.nll, e.predicted.nll, e.predicted.std)
         for e in entries
@@ -80,7 +82,7 @@ def _searched(axes: Axes, entries: Sequence[Entry]) -> None:
 
 
 def _identity(axes: Axes) -> None:
-    """The line where predicted equals measured, on equal axes."""
+    """Draws the line where predicted equals measured, and makes both axes equal."""
     low = min(axes.get_xlim()[0], axes.get_ylim()[0])
     high = max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([low, high], [low, high], color=GREY, lw=1, ls="--", zorder=1)
@@ -88,9 +90,9 @@ def _identity(axes: Axes) -> None:
 
 
 def policy_heatmap(space: Space, kept: Sequence[int]) -> Figure:
-    """The share of each site that a policy keeps, in per cent: layers across, kinds down.
+    """Share of the units that each site keeps, in per cent; columns are layers, rows are kinds.
 
-    Deep models are cut into strips of equal length, one below the other.
+    Models of more than 32 layers are drawn in several strips of equal length.
     """
     share = np.full((len(space.kinds), space.layers), np.nan)
     for site, count in zip(space.sites, kept, strict=True):
@@ -114,6 +116,7 @@ def policy_heatmap(space: Space, kept: Sequence[int]) -> Figure:
 
 
 def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
+    """Draws the layers from `first` on; a short last strip leaves room up to `length`."""
     kinds, layers = share.shape
     mesh = axes.pcolormesh(share, cmap=KEPT, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.2)
     for kind, layer in zip(*np.nonzero(np.isfinite(share)), strict=True):
@@ -131,9 +134,9 @@ def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
 
 
 def curves(rows: Sequence[Row]) -> Figure:
-    """Training curves, one small plot a metric, over the rows' `step`.
+    """Training curves: one small plot for each metric over the rows' `step`.
 
-    Rows without a step count by their number; a row may lack any metric.
+    Without `step`, the row's index is used. Rows may omit metrics.
     """
     names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in _CLOCKS]
     series = {name: points for name in names if len(points := _series(rows, name))}
@@ -154,7 +157,7 @@ def curves(rows: Sequence[Row]) -> Figure:
 
 
 def _series(rows: Sequence[Row], name: str) -> np.ndarray:
-    """One metric's points (step, value), where both are finite: [points, 2]."""
+    """Finite points (step, value) of one metric, [points, 2]."""
     points = [(row.get("step", i), row.get(name)) for i, row in enumerate(rows)]
     values = np.array(points, dtype=float).reshape(-1, 2)
     return values[np.isfinite(values).all(1)]
@@ -166,12 +169,15 @@ def pareto_front(
     nll: Sequence[float],
     front: Sequence[bool],
 ) -> Figure:
-    """Two costs that policies save, perplexity as colour; the Pareto front is ringed.
+    """Savings of two costs, with perplexity as colour and rings around the Pareto front.
 
     Policies whose log-perplexity is not finite are left out.
 
     Args:
-        nll: measured log-perplexity, nats per token.
+        costs: names of the two costs.
+        saved: shares of the two costs that each policy saves.
+        nll: measured log-perplexity of each policy, nats per token.
+        front: whether a policy is on the Pareto front.
     """
     columns = np.array([*zip(*saved, strict=True), nll, front], dtype=float).reshape(4, -1)
     x, y, shades, chosen = columns[:, np.isfinite(columns[2])]
@@ -197,9 +203,9 @@ def pareto_front(
 
 
 def ratio_curve(entries: Sequence[Entry]) -> Figure:
-    """Perplexity against pruning ratio, a colour a policy.
+    """Perplexity against pruning ratio, with one colour for each name of a policy.
 
-    Full marks are measured; open ones are predicted, with the interval that holds 95 %.
+    Filled marks are measured. Open marks are predicted, with their 95 % interval.
     """
     names = list(dict.fromkeys(entry.policy for entry in entries))
     others = iter(OTHERS * len(names))
@@ -225,7 +231,7 @@ def ratio_curve(entries: Sequence[Entry]) -> Figure:
 
 
 def _points(axes: Axes, entries: Sequence[Entry], colour: str) -> None:
-    """One policy's scores, joined where there are several ratios."""
+    """Draws the log-perplexities of one name, joined over the ratios."""
     for known, fill, line in (("measured", colour, "-"), ("predicted", "none", ":")):
         pairs = [(100 * e.ratio, s) for e in entries for s in e.scores if s.known == known]
         pairs = sorted((p for p in pairs if math.isfinite(p[1].perplexity)), key=lambda p: p[0])

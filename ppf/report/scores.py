@@ -1,4 +1,4 @@
-"""Perplexities that say how they are known."""
+"""Perplexities, measured or predicted, and how numbers are shown."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ _TWO_SIDED_95 = 1.96  # standard deviations
 
 
 @dataclass(frozen=True)
-class Score:
+class LogPerplexity:
     """A mean negative log-likelihood, measured or predicted.
 
     Args:
-        nll: nats per token.
+        nll: mean negative log-likelihood, nats per token.
         std: standard deviation of a prediction, nats per token; None: measured on the real model.
     """
 
@@ -24,22 +24,24 @@ class Score:
 
     @property
     def known(self) -> str:
+        """How it is known: "measured" or "predicted"."""
         return "measured" if self.std is None else "predicted"
 
     @property
     def perplexity(self) -> float:
+        """exp(nll); infinite if it overflows."""
         return _exp(self.nll)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The perplexities that a prediction holds for likely (95 %); None where it is measured."""
+        """95 % interval of a predicted perplexity; None if it is measured."""
         if self.std is None:
             return None
         reach = _TWO_SIDED_95 * self.std
         return _exp(self.nll - reach), _exp(self.nll + reach)
 
     def record(self) -> dict[str, Any]:
-        """As JSON files hold it, with null for numbers that JSON does not have."""
+        """The values for a JSON file; numbers that are not finite become null."""
         known: dict[str, Any] = {"nll": _finite(self.nll), "perplexity": _finite(self.perplexity)}
         if self.interval:
             known |= {"std": self.std, "interval_95": [_finite(end) for end in self.interval]}
@@ -54,26 +56,28 @@ class Score:
 
 @dataclass(frozen=True)
 class Entry:
-    """One policy of a table or a plot.
+    """One policy in a table or a plot.
 
     Args:
-        policy: the name that people know it by, as in "dense", "uniform", "PPF".
-        ratio: share of the prunable parameters that it removes.
+        policy: name of the policy, for example "dense", "uniform" or "PPF".
+        ratio: its pruning ratio.
+        measured: measured log-perplexity; None: not measured.
+        predicted: predicted log-perplexity; None: not predicted.
     """
 
     policy: str
     ratio: float
-    measured: Score | None = None
-    predicted: Score | None = None
+    measured: LogPerplexity | None = None
+    predicted: LogPerplexity | None = None
 
     @property
-    def scores(self) -> Sequence[Score]:
-        """What is known of it, the measured score first."""
+    def scores(self) -> Sequence[LogPerplexity]:
+        """The log-perplexities that are known, the measured one first."""
         return [score for score in (self.measured, self.predicted) if score]
 
 
 def decimal(value: float) -> str:
-    """A perplexity with about four significant digits, without an exponent while it can be read."""
+    """A perplexity with three to seven digits; from 10⁷ on with an exponent."""
     size = abs(value)
     if size < 100:
         return f"{value:.2f}"
@@ -83,12 +87,12 @@ def decimal(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, as in "30.1 %"."""
+    """A share in per cent, for example "30.1 %"."""
     return f"{100 * share:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "4.2 s", "3 min 05 s", "2 h 10 min"."""
+    """A duration in readable units: "4.2 s", "3 min 05 s", "2 h 10 min"."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""How every plot looks; colours that hold on light and dark paper."""
+"""Style of all plots; the colours are readable on light and on dark backgrounds."""
 
 from contextlib import AbstractContextManager
 from io import BytesIO, StringIO
@@ -20,7 +20,7 @@ KEPT = LinearSegmentedColormap.from_list("kept", ["#2b2f77", "#3f74d1", "#9cc3ee
 _DPI = 150
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _RC: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be selected, and takes the page's font
+    "svg.fonttype": "none",  # keeps text as text: it can be selected, and uses the page's font
     "svg.hashsalt": "ppf",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -47,12 +47,12 @@ _RC: dict[Any, Any] = {
 
 
 def styled() -> AbstractContextManager[None]:
-    """The context that figures are made and drawn in."""
+    """A context with PPF's style, in which figures are created and drawn."""
     return matplotlib.rc_context(_RC)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file's content."""
+    """The figure as the bytes of a PNG file."""
     target = BytesIO()
     with styled():
         FigureCanvasAgg(figure).print_figure(target, format="png", dpi=_DPI, facecolor=PAPER)
@@ -65,7 +65,7 @@ def save_png(figure: Figure, path: str | Path) -> None:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an <svg> element on transparent paper, its text left as text."""
+    """The figure as an <svg> element with a transparent background and selectable text."""
     target = StringIO()
     with styled():
         canvas = FigureCanvasSVG(figure)

@@ -1,4 +1,4 @@
-"""The tables that end a search or a training on the console."""
+"""Console tables at the end of a search or a training."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from ppf.progress import console
-from ppf.report.scores import Entry, Score, decimal, duration, percent
+from ppf.report.scores import Entry, LogPerplexity, decimal, duration, percent
 
 
 def print_summary(
@@ -20,14 +20,14 @@ def print_summary(
     *,
     target: Console = console,
 ) -> None:
-    """Prints what was found, the time each stage took, and where the files are.
+    """Prints the perplexities, the duration of each stage, and the paths of the files.
 
-    Nothing is cut or folded where the output is not a terminal, so that programs can read it.
+    If the output is not a terminal, no line is cut or wrapped, so that programs can read it.
 
     Args:
-        entries: dense, uniform and the found policy; each of their scores gets a row.
-        seconds: by stage.
-        paths: by what they are.
+        entries: policies; each of their log-perplexities gets a row.
+        seconds: duration of each stage.
+        paths: written files, by their purpose.
     """
     print_table(target, _scores(entries))
     print_table(target, _times(seconds))
@@ -41,7 +41,7 @@ def _scores(entries: Sequence[Entry]) -> Table:
     table.add_column("policy")
     for name in ("ratio", "perplexity"):
         table.add_column(name, justify="right")
-    table.add_column("known how")
+    table.add_column("source")
     for name in ("95 % interval", "nats per token"):
         table.add_column(name, justify="right")
     for entry in entries:
@@ -51,14 +51,14 @@ def _scores(entries: Sequence[Entry]) -> Table:
     return table
 
 
-def _cells(score: Score) -> tuple[str, ...]:
+def _cells(score: LogPerplexity) -> tuple[str, ...]:
     interval = " – ".join(map(decimal, score.interval or ()))
     return decimal(score.perplexity), score.known, interval, f"{score.nll:.4f}"
 
 
 def _times(seconds: Mapping[str, float]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
-    table.add_column("stage", footer="in all")
+    table.add_column("stage", footer="total")
     table.add_column("time", footer=duration(sum(seconds.values())), justify="right")
     for stage, spent in seconds.items():
         table.add_row(stage, duration(spent))
@@ -66,7 +66,7 @@ def _times(seconds: Mapping[str, float]) -> Table:
 
 
 def print_table(target: Console, table: Table) -> None:
-    """Prints a table, at its full width where the output is not a terminal."""
+    """Prints a table; at its full width if the output is not a terminal."""
     if not target.is_terminal:
         roomy = target.options.update(max_width=10_000)
         table.width = Measurement.get(target, roomy, table).maximum
@@ -76,7 +76,12 @@ def print_table(target: Console, table: Table) -> None:
 def print_scores(
     metrics: Mapping[str, float], bands: Sequence[float], *, target: Console = console
 ) -> None:
-    """Prints a predictor's scores on held-out policies, overall and by ratio band."""
+    """Prints a predictor's metrics on held-out policies, over all ratios and for each band.
+
+    Args:
+        metrics: as the predictor logs them, with keys like "test/mae" and "test/mae_15_30".
+        bands: edges of the bands, ascending pruning ratios.
+    """
     edges = [f"{low * 100:.0f}_{high * 100:.0f}" for low, high in pairwise(bands)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("held-out policies")
@@ -90,11 +95,11 @@ def print_scores(
 
 
 _SCORES = {
-    "mae": "mean error, nats",
-    "median": "median error, nats",
+    "mae": "mean absolute error, nats",
+    "median": "median absolute error, nats",
     "nmse": "normalised MSE",
     "spearman": "Spearman",
     "kendall": "Kendall",
-    "coverage": "90 % interval covers",
-    "regret": "regret of the best predicted, nats",
+    "coverage": "coverage of the 90 % interval",
+    "regret": "regret of the best predicted policy, nats",
 }

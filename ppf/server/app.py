@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
-from ppf.report.scores import Score
+from ppf.report.scores import LogPerplexity
 from ppf.runtime import DynamicModel
 from ppf.server.errors import FAILURE, add_handlers, content
 from ppf.server.guard import Guard
@@ -152,5 +152,5 @@ def _perplexity(prediction: tuple[float, float] | None) -> dict[str, Any] | None
     """Predicted perplexity with its 95 % interval."""
     if prediction is None:
         return None
-    score = Score(*prediction)
+    score = LogPerplexity(*prediction)
     return {"mean": score.perplexity, "interval_95": score.interval}

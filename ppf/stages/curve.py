@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ppf.artefacts import write_json
 from ppf.report.plots import ratio_curve
-from ppf.report.scores import Entry, Score
+from ppf.report.scores import Entry, LogPerplexity
 from ppf.report.style import save_png
 from ppf.stages.dynamic import Curve, Learnt
 from ppf.stages.results import summary
@@ -16,10 +16,10 @@ def entries(curve: Curve) -> list[Entry]:
     rows = []
     for i, ratio in enumerate(curve.ratios):
         mean, std = curve.predicted[i].tolist()
-        even = Score(float(curve.uniform_measured[i]))
-        found = Score(float(curve.measured[i]))
+        even = LogPerplexity(float(curve.uniform_measured[i]))
+        found = LogPerplexity(float(curve.measured[i]))
         rows.append(Entry("uniform", ratio, measured=even))
-        rows.append(Entry("PPF", ratio, measured=found, predicted=Score(mean, std)))
+        rows.append(Entry("PPF", ratio, measured=found, predicted=LogPerplexity(mean, std)))
     return rows
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppf.artefacts import write_json
 from ppf.evaluation.latency import speed
 from ppf.evaluation.perplexity import Piece, pieces_nll, sliding
-from ppf.evaluation.results import Evaluation, Measured
+from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
 from ppf.export.loading import load_folder
@@ -61,12 +61,12 @@ class Procedure:
         *,
         ratio: float | None,
         size: int,
-    ) -> Measured:
+    ) -> ModelResult:
         """Everything that was asked for, of one model."""
         cfg = self.cfg
         say(f"Measuring {name}.")
         nll = pieces_nll(model, pieces, batch=cfg.batch)
-        return Measured(
+        return ModelResult(
             name,
             ratio,
             nll,
@@ -82,7 +82,7 @@ class Procedure:
         for batch in settings.pop("batches"):
             yield speed(model, batch=batch, **settings)
 
-    def evaluation(self, text: Text, pieces: list[Piece], results: list[Measured]) -> Evaluation:
+    def evaluation(self, text: Text, pieces: list[Piece], results: list[ModelResult]) -> Evaluation:
         """The results with what they hold on."""
         windows = sum(len(piece.windows) for piece in pieces)
         window = pieces[0].windows.shape[1]

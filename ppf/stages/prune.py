@@ -13,7 +13,7 @@ from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.sequential import refit_sequentially
-from ppf.report.scores import Score
+from ppf.report.scores import LogPerplexity
 from ppf.stages.policy import check_signature, policy_config
 from ppf.stages.prepare import PruningContext, prepare
 
@@ -65,7 +65,8 @@ def keep_better(context: PruningContext) -> Compensated:
     if scores.kept == "one_shot":
         context.pruner.apply(context.pruner.kept)
     say(
-        f"Sequential re-estimation: perplexity {Score(before)} before, {Score(after)} after,"
+        f"Sequential re-estimation: perplexity {LogPerplexity(before)} before,"
+        f" {LogPerplexity(after)} after,"
         f" measured on {len(labelling.windows)} windows of the labelling part."
         f" Kept the {'weights before it' if scores.kept == 'one_shot' else 're-estimated weights'}."
     )
@@ -119,7 +120,9 @@ def _exported(context: PruningContext, scores: Compensated) -> dict[str, Any]:
     return {
         "compensation": scores.kept,
         "measured": {
-            name: Score(nll).record() for name, nll in vars(scores).items() if nll is not None
+            name: LogPerplexity(nll).record()
+            for name, nll in vars(scores).items()
+            if nll is not None
         },
         "part": "labelling",
         "windows": len(piece.windows),

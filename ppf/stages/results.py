@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from ppf.artefacts import write_json
 from ppf.labels.table import PROPOSED, Labels
 from ppf.predictor.base import Predictor
-from ppf.report.html import HeldOut, Pareto, SearchReport, write_report
-from ppf.report.scores import Entry, Score
+from ppf.report.html import Pareto, PredictionScatter, SearchReport, write_report
+from ppf.report.scores import Entry, LogPerplexity
 from ppf.search.pareto import front
 from ppf.search.verify import CANDIDATE
 from ppf.stages.budgets import saved
@@ -23,7 +23,7 @@ from ppf.stages.search import Found
 
 def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry]:
     """Dense, uniform and the policy found, as every table shows them."""
-    dense = Entry("dense", 0.0, measured=Score(float(labels.nll[0])))
+    dense = Entry("dense", 0.0, measured=LogPerplexity(float(labels.nll[0])))
     return [
         dense,
         _entry(context, found, 0, "uniform"),
@@ -122,14 +122,14 @@ def _report(
     )
 
 
-def _held_out(predictor: Predictor) -> HeldOut | None:
+def _held_out(predictor: Predictor) -> PredictionScatter | None:
     """Held-out policies and the scores over all ratios; None if the predictor has none."""
     if predictor.held_out is None:
         return None
     metrics = predictor.metrics.items()
     quality = {name.removeprefix("test/"): v for name, v in metrics if name.count("_") == 0}
     columns = {name: values.tolist() for name, values in predictor.held_out._asdict().items()}
-    return HeldOut(**columns, quality=quality)
+    return PredictionScatter(**columns, quality=quality)
 
 
 def _predictor(config: DictConfig) -> str:
@@ -155,8 +155,8 @@ def _entry(context: PruningContext, found: Found, row: int, name: str) -> Entry:
     return Entry(
         name,
         float(context.space.ratio(measured.kept[row].cpu())),
-        measured=Score(float(measured.measured[row])),
-        predicted=Score(float(measured.mean[row]), float(measured.std[row])),
+        measured=LogPerplexity(float(measured.measured[row])),
+        predicted=LogPerplexity(float(measured.mean[row]), float(measured.std[row])),
     )
 
 

@@ -85,7 +85,7 @@ def test_two_processes_of_torchrun_find_what_one_finds(
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for line in ("Labelling 24 policies: 24/24", "Training the predictor on 24", "known how"):
+    for line in ("Labelling 24 policies: 24/24", "Training the predictor on 24", "95 % interval"):
         assert done.stdout.count(line) == 1, done.stdout
     policy = json.loads(only(two, "policy.json").read_text())
     assert policy["measured"]["nll"] <= policy["uniform"]["measured"]["nll"]
@@ -115,7 +115,7 @@ def test_two_processes_train_one_agent_for_every_ratio(
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("known how") == 1
+    assert done.stdout.count("95 % interval") == 1
     summary = json.loads(only(tmp_path, "summary.json").read_text())
     assert len(summary["results"]) == 4
     only(tmp_path, "agent.json")

@@ -114,11 +114,13 @@ def test_q8_0_is_close_and_rows_that_it_cannot_divide_stay_f16(
 @pytest.mark.parametrize(
     ("form", "type", "part"),
     [
-        ("qwen3-32-heads-untied", "f16", "from llama and mistral models only, not from qwen3"),
+        ("qwen3-32-heads-untied", "f16", "for llama and mistral models only, not for qwen3"),
         ("llama-biases", "q4_0", "export.type=q4_0 is unknown: give f16 or q8_0"),
     ],
 )
-def test_what_llama_cpp_lacks_is_refused(form: str, type: str, part: str, tmp_path: Path) -> None:
+def test_what_llama_cpp_does_not_support_is_refused(
+    form: str, type: str, part: str, tmp_path: Path
+) -> None:
     with pytest.raises(PPFError, match=part):
         export_gguf(pruner_of(random_model(CHECKPOINTS[form])), tmp_path, POLICY, type=type)
 
@@ -155,5 +157,5 @@ def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -
 
 def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
-    with pytest.raises(PPFError, match=r"splits no text as .* does \(Whitespace\)"):
+    with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
         export_gguf(pruner, tmp_path, POLICY, type="f16")

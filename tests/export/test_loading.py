@@ -111,5 +111,5 @@ def test_a_foreign_folders_code_is_not_run_unasked(
 def test_a_folder_that_needs_its_own_code_says_what_to_give(tmp_path: Path) -> None:
     config = {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "own.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PPFError, match="read it, and run it with trust_remote_code=true"):
+    with pytest.raises(PPFError, match="read it, then run it with trust_remote_code=true"):
         loaded(tmp_path)

@@ -2,12 +2,12 @@ from io import StringIO
 
 from rich.console import Console
 
-from ppf.evaluation.results import Evaluation, Measured, Speed
+from ppf.evaluation.results import Evaluation, ModelResult, Speed
 from ppf.report.evaluation import evaluation_tables, print_evaluation
 
 
-def measured(name: str, **more: object) -> Measured:
-    return Measured(name, 0.3, 3.0, 20.09, 1000, 2**21, **more)
+def measured(name: str, **more: object) -> ModelResult:
+    return ModelResult(name, 0.3, 3.0, 20.09, 1000, 2**21, **more)
 
 
 def printed(evaluation: Evaluation) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ppf.report.html import HeldOut, Pareto, SearchReport, write_report
-from ppf.report.scores import Entry, Score
+from ppf.report.html import Pareto, PredictionScatter, SearchReport, write_report
+from ppf.report.scores import Entry, LogPerplexity
 from ppf.space import Prunable, build_space
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 def report() -> SearchReport:
     places = [Prunable(layer, "mlp", 4, 10) for layer in range(2)]
     space = build_space(places, name="mlp", kinds=["mlp"], channel_multiple=1, whole_sites=False)
-    found = Entry("PPF", 0.375, Score(3.0), Score(3.1, 0.05))
+    found = Entry("PPF", 0.375, LogPerplexity(3.0), LogPerplexity(3.1, 0.05))
     return SearchReport(
         title="A search of tiny <at> ratio 0.3",
         command="python search.py model=tiny",
@@ -63,10 +63,12 @@ def report() -> SearchReport:
         space=space,
         kept=[3, 2],
         history=[{"step": 0, "reward": 0.1}, {"step": 1, "reward": 0.2}],
-        held_out=HeldOut([3.0, 3.5], [0.1, 0.1], [3.1, 3.4], [0.1, 0.5], {"Kendall": 0.876}),
-        summary=[Entry("dense", 0, Score(2.5)), found],
+        held_out=PredictionScatter(
+            [3.0, 3.5], [0.1, 0.1], [3.1, 3.4], [0.1, 0.5], {"Kendall": 0.876}
+        ),
+        summary=[Entry("dense", 0, LogPerplexity(2.5)), found],
         candidates=[found],
-        curve=[Entry("uniform", 0.5, predicted=Score(4.0, 0.1)), found],
+        curve=[Entry("uniform", 0.5, predicted=LogPerplexity(4.0, 0.1)), found],
         pareto=Pareto(("params", "kv"), [(0.3, 0.5), (0.2, 0.1)], [3.0, 3.2], [True, False]),
         seconds={"collect": 65.0, "search": 3.0},
         paths={"policy.json": Path("outputs/run/policy.json")},

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ppf.report.plots import curves, pareto_front, policy_heatmap, ratio_curve, scatter
-from ppf.report.scores import Entry, Score
+from ppf.report.scores import Entry, LogPerplexity
 from ppf.report.style import png, save_png, svg
 from ppf.space import Prunable, Space, build_space
 
@@ -60,7 +60,10 @@ def test_scatter_leaves_out_what_is_not_finite_and_says_so() -> None:
 
 
 def test_scatter_rings_what_the_search_proposed() -> None:
-    proposed = [Entry("1", 0.3, Score(3.4), Score(3.3, 0.02)), Entry("2", 0.3, Score(3.6))]
+    proposed = [
+        Entry("1", 0.3, LogPerplexity(3.4), LogPerplexity(3.3, 0.02)),
+        Entry("2", 0.3, LogPerplexity(3.6)),
+    ]
     figure = scatter([3.0], [0.1], [3.1], [0.1], searched=proposed)
     assert np.asarray(figure.axes[0].collections[-1].get_offsets()).tolist() == [[3.4, 3.3]]
     assert "proposed by the search" in texts(figure)
@@ -82,8 +85,8 @@ def test_curves_draws_each_metric_where_it_has_values() -> None:
 
 
 def test_ratio_curve_fills_measured_marks_only() -> None:
-    entries = [Entry("uniform", r / 10, predicted=Score(3 + r / 5, 0.1)) for r in (1, 2, 3)]
-    entries += [Entry("dense", 0, Score(2.7)), Entry("PPF", 0.9, Score(math.inf))]
+    entries = [Entry("uniform", r / 10, predicted=LogPerplexity(3 + r / 5, 0.1)) for r in (1, 2, 3)]
+    entries += [Entry("dense", 0, LogPerplexity(2.7)), Entry("PPF", 0.9, LogPerplexity(math.inf))]
     axes = ratio_curve(entries).axes[0]
     lines = [line for line in axes.lines if len(line.get_xydata())]  # type: ignore[arg-type]
     assert [line.get_markerfacecolor() == "none" for line in lines] == [True, False]
@@ -93,14 +96,17 @@ def test_ratio_curve_fills_measured_marks_only() -> None:
 
 @pytest.mark.parametrize("factor", [1.01, 2, 1e5])
 def test_ratio_curve_has_readable_ticks_for_any_range(factor: float) -> None:
-    entries = [Entry("PPF", 0.1, Score(3)), Entry("PPF", 0.5, Score(3 + math.log(factor)))]
+    entries = [
+        Entry("PPF", 0.1, LogPerplexity(3)),
+        Entry("PPF", 0.5, LogPerplexity(3 + math.log(factor))),
+    ]
     axes = ratio_curve(entries).axes[0]
     low, high = axes.get_ylim()
     assert 2 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 20
 
 
 def test_figures_save_as_png_and_svg(tmp_path) -> None:
-    figure = ratio_curve([Entry("dense", 0, Score(2.7))])
+    figure = ratio_curve([Entry("dense", 0, LogPerplexity(2.7))])
     save_png(figure, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as image:
         assert image.size == (930, 585)

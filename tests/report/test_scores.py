@@ -2,11 +2,11 @@ import math
 
 import pytest
 
-from ppf.report.scores import Entry, Score, decimal, duration, percent
+from ppf.report.scores import Entry, LogPerplexity, decimal, duration, percent
 
 
 def test_a_score_says_how_it_is_known() -> None:
-    measured, predicted = Score(math.log(20)), Score(math.log(20), 0.1)
+    measured, predicted = LogPerplexity(math.log(20)), LogPerplexity(math.log(20), 0.1)
     assert (measured.known, measured.interval) == ("measured", None)
     assert predicted.known == "predicted"
     assert predicted.interval == pytest.approx((20 * math.exp(-0.196), 20 * math.exp(0.196)))
@@ -17,15 +17,15 @@ def test_a_score_says_how_it_is_known() -> None:
 
 
 def test_broken_models_have_a_perplexity_too() -> None:
-    assert Score(1e4).perplexity == math.inf
-    assert str(Score(math.inf)) == "inf"
-    assert str(Score(math.nan)) == "nan"
+    assert LogPerplexity(1e4).perplexity == math.inf
+    assert str(LogPerplexity(math.inf)) == "inf"
+    assert str(LogPerplexity(math.nan)) == "nan"
 
 
 def test_records_hold_no_number_that_json_lacks() -> None:
-    assert Score(math.nan).record() == {"nll": None, "perplexity": None}
-    assert Score(1e4).record() == {"nll": 1e4, "perplexity": None}
-    assert Score(5.0, 1e4).record()["interval_95"] == [0.0, None]
+    assert LogPerplexity(math.nan).record() == {"nll": None, "perplexity": None}
+    assert LogPerplexity(1e4).record() == {"nll": 1e4, "perplexity": None}
+    assert LogPerplexity(5.0, 1e4).record()["interval_95"] == [0.0, None]
 
 
 def test_numbers_as_people_read_them() -> None:

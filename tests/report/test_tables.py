@@ -2,13 +2,13 @@ from io import StringIO
 
 from rich.console import Console
 
-from ppf.report.scores import Entry, Score
+from ppf.report.scores import Entry, LogPerplexity
 from ppf.report.tables import print_summary
 
 ENTRIES = [
-    Entry("dense", 0, Score(2.766)),
-    Entry("uniform", 0.3, Score(3.58), Score(3.6, 0.03)),
-    Entry("PPF " + "with a long name " * 5, 0.3003, Score(3.46)),
+    Entry("dense", 0, LogPerplexity(2.766)),
+    Entry("uniform", 0.3, LogPerplexity(3.58), LogPerplexity(3.6, 0.03)),
+    Entry("PPF " + "with a long name " * 5, 0.3003, LogPerplexity(3.46)),
 ]
 DEEP = "/".join(["outputs"] * 40)
 
@@ -30,7 +30,7 @@ def test_plain_output_is_never_cut_or_coloured() -> None:
     assert ["report", "[b]"] in lines, "paths are no markup"
     assert any(line.startswith(" PPF with a long name with") and "31.82" in line
                for line in text.splitlines())  # fmt: skip
-    assert ["in", "all", "2", "min", "10", "s"] in lines
+    assert ["total", "2", "min", "10", "s"] in lines
 
 
 def test_terminals_get_emphasis_and_keep_to_their_width() -> None:
