@@ -187,7 +187,7 @@ def unlabelled(
 def table(rows: list[dict]) -> str:
     """Markdown: over all bands, and the worst band's Kendall."""
     lines = [
-        "| predictor | labels | asked | set | Kendall | worst band | median | nmse | 90 % covers |"
+        "| predictor | labels | acquired | set | Kendall | worst band | median | nmse | 90 % covers |"
     ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in (r for r in rows if r["band"] == "all"):
