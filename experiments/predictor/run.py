@@ -186,10 +186,9 @@ def unlabelled(
 
 def table(rows: list[dict]) -> str:
     """Markdown: over all bands, and the worst band's Kendall."""
-    lines = [
-        "| predictor | labels | acquired | set | Kendall | worst band | median | nmse | 90 % covers |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    columns = ("predictor", "labels", "acquired", "set", "Kendall", "worst band", "median")
+    columns += ("nmse", "90 % intervals cover")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in (r for r in rows if r["band"] == "all"):
         key = [row[k] for k in KEY]
         same = [r for r in rows if [r[k] for k in KEY] == key]
