@@ -103,7 +103,8 @@ def test_targets_take_what_they_are_given() -> None:
     for name, node in parts_of_files():
         target = get_object(node["_target_"])
         parameters = dict(inspect.signature(target).parameters)
-        for base in inspect.getmro(target)[1:-1] if inspect.isclass(target) else ():
+        bases = inspect.getmro(target)[1:-1] if inspect.isclass(target) else ()
+        for base in (base for base in bases if "__init__" in vars(base)):
             if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # handed on to the base
                 parameters = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
                 parameters |= inspect.signature(base).parameters

@@ -104,8 +104,7 @@ def test_a_further_part_leaves_the_others_valid(config: DictConfig) -> None:
 def tiny_folder(cache: str, folder: Path) -> DictConfig:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("search", ["model=tiny", "paths.run=x"])
-    load(cfg.model, cache)
-    shutil.copytree(Path(cache) / "tiny-0", folder)
+    shutil.copytree(load(cfg.model, cache).model.name_or_path, folder)
     cfg.model.path, cfg.paths.cache = str(folder), cache
     return cfg
 
