@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.records import read
-from ppf.records.agent import FORMAT, WEIGHTS, Agent
+from ppf.records.agent import FORMAT, WEIGHTS, AgentRecord
 from ppf.space import Space, project
 
 FILE = "agent.json"
@@ -95,7 +95,7 @@ def load_agent(path: str | Path, trusted: Collection[str] = ()) -> RatioAgent:
         PPFError: there is none, or a file does not fit its schema.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    record = read(file, Agent, _REMEDY, trusted)
+    record = read(file, AgentRecord, _REMEDY, trusted)
     space, weights = Space.restore(record["space"]), file.with_name(WEIGHTS)
     try:
         tensors = load_file(weights)

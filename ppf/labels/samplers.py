@@ -11,7 +11,7 @@ from torch import Tensor
 from ppf.errors import PPFError
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.records import read
-from ppf.records.policy import Policy
+from ppf.records.policy import PolicyRecord
 from ppf.space import Space, project
 
 
@@ -139,7 +139,7 @@ class FromFiles(Sampler):
         if not paths:
             raise PPFError("the sampler has no policies: give sampler.of.paths=[POLICY.json,...].")
         remedy = "give sampler.of.paths=[POLICY.json,...] that search.py wrote"
-        self.policies = [read(path, Policy, remedy)["kept"] for path in paths]
+        self.policies = [read(path, PolicyRecord, remedy)["kept"] for path in paths]
 
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0

@@ -23,7 +23,7 @@ from ppf.predictor.residual import GaussianProcess, Posterior
 from ppf.predictor.scores import NOMINAL, Scores
 from ppf.pruning import SiteFeatures
 from ppf.records import check
-from ppf.records.predictor import Predictor
+from ppf.records.predictor import PredictorRecord
 from ppf.space import Space
 
 
@@ -299,7 +299,7 @@ def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) ->
     trusted = [part["_target_"] for part in parts if "_target_" in part]
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        parameters = check(checkpoint["hyper_parameters"], Predictor, path, remedy, trusted)
+        parameters = check(checkpoint["hyper_parameters"], PredictorRecord, path, remedy, trusted)
         module = PredictorModule(**parameters)
         module.load_state_dict(checkpoint["state_dict"])
     except PPFError:

@@ -1,4 +1,4 @@
-"""Files that may come from strangers: what they may hold, and the one function that reads them."""
+"""Schemas of files that may come from strangers, and the one function that reads such files."""
 
 from ppf.records.reading import check, read
 

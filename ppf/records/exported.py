@@ -1,4 +1,4 @@
-"""What config.json of an exported folder says beyond the dense model's."""
+"""Schema of the keys that `export_folder` adds to config.json."""
 
 from typing import Annotated, Literal
 
@@ -9,8 +9,8 @@ from ppf.records.values import Natural, Positive, Record, Word
 _Layer = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}$")]
 
 
-class Block(Record):
-    """The projections of a block, by name within the decoder layer."""
+class BlockRecord(Record):
+    """Description of a block's projections; names are those within the decoder layer."""
 
     name: Word
     producers: dict[Word, Positive]
@@ -23,9 +23,9 @@ class Block(Record):
 
 
 class ExportedConfig(Record):
-    """The part of a config.json that is not the family's; transformers checks the rest."""
+    """The keys of a config.json that PPF added. transformers checks all others."""
 
     model_config = ConfigDict(extra="ignore")
 
-    pruned_blocks: dict[Literal["attention", "mlp"], Block]
+    pruned_blocks: dict[Literal["attention", "mlp"], BlockRecord]
     per_layer_config: dict[_Layer, dict[Word, Natural]]

@@ -1,4 +1,4 @@
-"""Sections of a config that files may carry: those of our own YAML files, and no others."""
+"""Schemas of config sections in files: they allow what PPF's own YAML files contain."""
 
 from collections.abc import Collection, Iterator
 from functools import reduce
@@ -25,17 +25,18 @@ TARGET = "_target_"
 
 
 def packaged(group: str, key: str | None = None, fixed: Collection[str] = ()) -> Any:
-    """The type of a section that the YAML files of `ppf/conf/<group>` describe.
+    """The type of a config section, derived from the YAML files of `ppf/conf/<group>`.
 
-    A section names one of their targets. It has the keys that they give this target, and values
-    of the kinds that these keys have in the group. So the config group is the list of what files
-    may name: a new class needs its YAML file, and no change here. Targets in the validation's
-    context are the user's own, and take any plain values.
+    A section must name the `_target_` of one of these files. It may have the keys that the files
+    give this target, with values of the types that these keys have in the group. So a new class
+    needs its YAML file, and no change here.
+
+    The validation's context lists the user's own targets. Their arguments may be any plain values.
 
     Args:
-        group: as in "importance" or "predictor/encoder".
-        key: of a part of each file, as in "source"; None: the whole file.
-        fixed: keys of a section that take no other text than the YAML files give them.
+        group: config group, for example "importance" or "predictor/encoder".
+        key: key of the section in each file, for example "source"; None: the whole file.
+        fixed: keys whose values must be those of a YAML file.
     """
     sections = list(_sections(group, key))
     targets = dict.fromkeys(section.get(TARGET) for section in sections)
@@ -66,9 +67,9 @@ def _sections(group: str, key: str | None) -> Iterator[dict[str, Any]]:
 def _model(
     same: list[dict[str, Any]], group: list[dict[str, Any]], fixed: Collection[str] = ()
 ) -> type[Record]:
-    """Takes the keys of `same`, with the kinds of value that they have anywhere in `group`."""
+    """A schema with the keys of `same`, and the types of value that they have in `group`."""
     fields: dict[str, Any] = {}
-    # Fields get names of their own, since pydantic reserves some; that of the target comes first.
+    # pydantic reserves some names, so that fields are numbered. The target must be field0.
     for key in sorted({key for section in same for key in section}, key=lambda key: key != TARGET):
         if key in fixed:
             kind: Any = Literal[tuple(section[key] for section in same)]
@@ -79,7 +80,7 @@ def _model(
 
 
 def _kind(examples: list[Any]) -> Any:
-    """The type of these values; text where none of them tells."""
+    """The type of these values; text if all are null."""
     kinds = [_SCALARS[type(value)] for value in examples if type(value) in _SCALARS]
     if lists := [value for value in examples if isinstance(value, list)]:
         kinds.append(Annotated[list[_kind(sum(lists, []))], Field(max_length=64)])  # type: ignore

@@ -1,4 +1,4 @@
-"""policy.json, and the config sections that it has in common with agent.json."""
+"""Schema of policy.json, and of the config sections that agent.json has too."""
 
 from typing import Annotated, Literal
 
@@ -14,8 +14,8 @@ _Units = Annotated[dict[SiteName, Natural], Field(min_length=1, max_length=8192)
 _WHEEL = ("package", "file", "requirement")  # a message tells users to install it
 
 
-class Model(Record):
-    """As in `conf/model`."""
+class ModelRecord(Record):
+    """Section `model`, as in `conf/model`."""
 
     name: Word
     path: Word | None
@@ -23,7 +23,7 @@ class Model(Record):
     source: packaged("model", "source", _WHEEL) | None  # type: ignore[valid-type]
 
 
-class Windows(Record):
+class WindowsRecord(Record):
     """How many windows each part of the text has; null: all."""
 
     calibration: Natural | None
@@ -31,22 +31,22 @@ class Windows(Record):
     test: Natural | None
 
 
-class Text(Record):
-    """As in `conf/text`."""
+class TextRecord(Record):
+    """Section `text`, as in `conf/text`."""
 
     name: Word
     path: Word | None
     column: Word
     window: Positive
-    windows: Windows
+    windows: WindowsRecord
     bos: Literal["window", "stream"] = "window"
     seed: Natural
     splits: dict[Word, dict[_Part, Number]]
     source: packaged("text", "source") | None  # type: ignore[valid-type]
 
 
-class Labels(Record):
-    """As in `conf/base.yaml` and `conf/train.yaml`."""
+class LabelsRecord(Record):
+    """Section `labels`, as in `conf/base.yaml` and `conf/train.yaml`."""
 
     count: Natural
     batch: Positive
@@ -57,19 +57,19 @@ class Labels(Record):
     pool: Natural
 
 
-class Config(Record):
-    """What determines the model that a policy belongs to."""
+class ConfigRecord(Record):
+    """The config sections that determine the pruned model of a policy."""
 
-    model: Model
-    text: Text
+    model: ModelRecord
+    text: TextRecord
     space: packaged("space")  # type: ignore[valid-type]
     importance: packaged("importance")  # type: ignore[valid-type]
     compensation: packaged("compensation")  # type: ignore[valid-type]
-    labels: Labels
+    labels: LabelsRecord
 
 
-class Signatures(Record):
-    """Of the artefacts that a policy or an agent was made from."""
+class SignaturesRecord(Record):
+    """Signatures of the artefacts that a policy or an agent was made from."""
 
     statistics: _Hash
     order: _Hash
@@ -78,53 +78,53 @@ class Signatures(Record):
     predictor: _Hash = ""
 
 
-class Ratio(Record):
-    """Pruning ratios: the one asked for, and what is really removed."""
+class RatioRecord(Record):
+    """Requested and achieved pruning ratio, and the removed share of all parameters."""
 
     asked: Share
     achieved: Share
     of_all_parameters: Share
 
 
-class Budget(Record):
-    """What the search was charged, and the share of it that the policy saves."""
+class BudgetRecord(Record):
+    """Name of the search's budget, and the share of it that the policy saves."""
 
     name: Word
     saved: Share
 
 
-class Known(Record):
-    """Nats per token, and perplexity; null where they are not finite."""
+class PerplexityRecord(Record):
+    """Mean negative log-likelihood (nats per token) and perplexity; null: not finite."""
 
     nll: float | None
     perplexity: float | None
 
 
-class Predicted(Known):
-    """A prediction with its standard deviation, and 95 % of the perplexities that it allows."""
+class PredictionRecord(PerplexityRecord):
+    """A prediction, its standard deviation (nats per token) and its 95 % interval (perplexity)."""
 
     std: float
     interval_95: Annotated[list[float | None], Field(min_length=2, max_length=2)]
 
 
-class Measured(Known):
-    """What a policy scores on a part of the text."""
+class MeasurementRecord(PerplexityRecord):
+    """Perplexity of a policy, measured on a part of the text."""
 
     part: _Part
 
 
-class Uniform(Record):
-    """The uniform policy of the same ratio."""
+class UniformRecord(Record):
+    """The uniform policy at the same ratio."""
 
     kept: _Units
-    measured: Measured
+    measured: MeasurementRecord
 
 
-class Exported(Record):
-    """What the weights beside a policy.json score, and on what."""
+class ExportedRecord(Record):
+    """Perplexities of the weights beside a policy.json, and what they were measured on."""
 
     compensation: Literal["one_shot", "sequential"]
-    measured: dict[Literal["one_shot", "sequential"], Known]
+    measured: dict[Literal["one_shot", "sequential"], PerplexityRecord]
     part: _Part
     windows: Positive
     window: Positive
@@ -132,7 +132,7 @@ class Exported(Record):
     dtype: Word
 
 
-class Policy(Record):
+class PolicyRecord(Record):
     """The contents of a policy.json."""
 
     format: Literal[FORMAT]  # type: ignore[valid-type]
@@ -141,17 +141,17 @@ class Policy(Record):
     text: Word
     kept: _Units
     units: _Units
-    ratio: Ratio
-    budget: Budget
-    predicted: Predicted
-    measured: Measured
-    uniform: Uniform
-    signatures: Signatures
-    config: Config
-    exported: Exported | None = None
+    ratio: RatioRecord
+    budget: BudgetRecord
+    predicted: PredictionRecord
+    measured: MeasurementRecord
+    uniform: UniformRecord
+    signatures: SignaturesRecord
+    config: ConfigRecord
+    exported: ExportedRecord | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> "Policy":
+    def _fits(self) -> "PolicyRecord":
         for name, kept in (("kept", self.kept), ("uniform.kept", self.uniform.kept)):
             if kept.keys() != self.units.keys():
                 raise ValueError(f"{name} should name the same sites as units")

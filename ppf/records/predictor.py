@@ -1,18 +1,18 @@
-"""Hyper-parameters of a predictor's checkpoint."""
+"""Schema of the hyper-parameters in a predictor's checkpoint."""
 
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from ppf.records.packaged import packaged
-from ppf.records.space import Space
+from ppf.records.space import SpaceRecord
 from ppf.records.values import Number, Record
 
 _Levels = list[list[float]]
 
 
-class Features(Record):
-    """What is known of the sites, with one row a site and one column for each number of units."""
+class FeaturesRecord(Record):
+    """Features of the sites: one row for each site, one column for each number of kept units."""
 
     errors: _Levels
     retained: _Levels
@@ -20,11 +20,11 @@ class Features(Record):
     losses: _Levels
 
 
-class Predictor(Record):
+class PredictorRecord(Record):
     """Arguments of `PredictorModule`."""
 
-    space: Space
-    features: Features
+    space: SpaceRecord
+    features: FeaturesRecord
     dense_nll: float
     encoder: packaged("predictor/encoder")  # type: ignore[valid-type]
     network: packaged("predictor", "network")  # type: ignore[valid-type]
@@ -38,7 +38,7 @@ class Predictor(Record):
     bands: Annotated[list[Number], Field(min_length=2, max_length=64)]
 
     @model_validator(mode="after")
-    def _fits(self) -> "Predictor":
+    def _fits(self) -> "PredictorRecord":
         sites, levels = len(self.space.sites), 1 + max(site.units for site in self.space.sites)
         for rows in (self.features.errors, self.features.retained, self.features.losses):
             if len(rows) != sites or any(len(row) != levels for row in rows):

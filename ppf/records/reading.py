@@ -1,4 +1,4 @@
-"""The one way in for files that may come from strangers."""
+"""Reads and checks JSON files that may come from strangers."""
 
 import json
 from collections.abc import Collection
@@ -18,10 +18,10 @@ _LONGEST = 120  # characters of a field's name in a message
 def read(
     path: str | Path, schema: type[Record], remedy: str, trusted: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The content of a JSON file, exactly as it stands there.
+    """The content of a JSON file, unchanged.
 
     Args:
-        remedy: what the user should do, as in "give the policy.json that search.py wrote".
+        remedy: advice for the error message, as in "give the policy.json that search.py wrote".
         trusted: classes of the user's own that the file may name.
 
     Raises:
@@ -37,13 +37,13 @@ def read(
 def check(
     content: Any, schema: type[Record], origin: object, remedy: str, trusted: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The content itself, if it fits the schema; arguments as for `read`.
+    """Returns the content unchanged if it fits the schema; further arguments as for `read`.
 
     Args:
-        origin: where the content is from, for the message.
+        origin: source of the content, for the error message.
 
     Raises:
-        PPFError: it does not fit; the sentence names the first wrong field.
+        PPFError: it does not fit; the message names the first wrong field.
     """
     trusted = (trusted,) if isinstance(trusted, str) else tuple(trusted or ())
     try:
@@ -54,7 +54,7 @@ def check(
 
 
 def _parse(path: Path) -> Any:
-    if not path.is_file():  # a pipe would block, a device never end
+    if not path.is_file():  # reading a pipe could block, reading a device never end
         raise ValueError("there is no such file")
     with path.open("rb") as stream:
         raw = stream.read(_LARGEST + 1)
@@ -66,12 +66,12 @@ def _parse(path: Path) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("a name occurs twice in one object")
     return content
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number in JSON")
+    raise ValueError(f"{constant} is not a number in JSON")
 
 
 def _reason(error: Exception) -> str:
@@ -81,18 +81,18 @@ def _reason(error: Exception) -> str:
 
 
 def _sentence(error: ValidationError, content: Any) -> str:
-    """What is wrong with the first field that is."""
+    """Describes the first wrong field."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = _where(first["loc"], content)
     only_one = first["type"] == "literal_error" and first["loc"][-1] == TARGET
     if only_one or first["type"].startswith("union_tag"):
         return f"{where} names a class that is neither PPF's own nor in trust_targets"
-    said = _SAID.get(first["type"]) or first["msg"]
-    return f"{where} {said.removeprefix('Input ').removeprefix('Value error, ')}".strip()
+    fault = _FAULTS.get(first["type"]) or first["msg"]
+    return f"{where} {fault.removeprefix('Input ').removeprefix('Value error, ')}".strip()
 
 
 def _where(place: tuple[int | str, ...], content: Any) -> str:
-    """The dotted name of a place, without what pydantic puts between: targets, and "[key]"."""
+    """The dotted name of a field, without the parts that pydantic adds: targets and "[key]"."""
     names = []
     for part in place:
         if part == "[key]" or isinstance(content, dict) and part == content.get(TARGET):
@@ -103,7 +103,7 @@ def _where(place: tuple[int | str, ...], content: Any) -> str:
     return ".".join(names)[:_LONGEST]
 
 
-_SAID = {
+_FAULTS = {
     "extra_forbidden": "is unknown",
     "missing": "is missing",
     "dict_type": "should be an object",

@@ -9,7 +9,7 @@ from ppf.records.values import Natural, Positive, Record, Word
 _LARGEST_SUM = 2**62  # parameters are added up in 64 bits
 
 
-class Site(Record):
+class SiteRecord(Record):
     """Schema of `ppf.space.Site`."""
 
     layer: Annotated[int, Field(ge=0, lt=4096)]
@@ -20,23 +20,23 @@ class Site(Record):
     index: Annotated[int, Field(ge=0, lt=4096)] = 0
 
 
-class Space(Record):
+class SpaceRecord(Record):
     """Schema of `ppf.space.Space`. `prices` may be null: the cost is then the parameters."""
 
-    sites: Annotated[list[Site], Field(min_length=1, max_length=8192)]
+    sites: Annotated[list[SiteRecord], Field(min_length=1, max_length=8192)]
     name: Word
     budget: Word
     prices: list[Natural] | None
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Space":
+    def _consistent(self) -> "SpaceRecord":
         if len({(site.layer, site.kind, site.index) for site in self.sites}) < len(self.sites):
-            raise ValueError("should name each site once")
+            raise ValueError("should name each site only once")
         costs = [site.params for site in self.sites] if self.prices is None else self.prices
         if len(costs) != len(self.sites) or not any(costs):
-            raise ValueError("should have one price a site, and not all of them 0")
+            raise ValueError("should have one price for each site, and not only zeros")
         for each in (costs, [site.params for site in self.sites]):
             whole = sum(site.units * n for site, n in zip(self.sites, each, strict=True))
             if whole >= _LARGEST_SUM:
-                raise ValueError("should not have so many parameters")
+                raise ValueError("has more parameters than 64-bit integers can count")
         return self

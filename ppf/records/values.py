@@ -1,4 +1,4 @@
-"""Plain values as files may hold them."""
+"""Types of plain values in files."""
 
 from typing import Annotated
 
@@ -8,21 +8,22 @@ from ppf.errors import printable
 
 
 class Record(BaseModel):
-    """A schema that takes its own fields only, each of exactly its own type."""
+    """A schema that refuses unknown fields and does not convert types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _plain(text: str) -> str:
+    """Refuses what OmegaConf would resolve, and what would change a terminal's state."""
     if "${" in text or text == "???":
         raise ValueError("must not refer to other values")
     if printable(text) != text:
-        raise ValueError("must not hold control characters")
+        raise ValueError("must not contain control characters")
     return text
 
 
 Word = Annotated[str, StringConstraints(max_length=4096), AfterValidator(_plain)]
-"""Text that OmegaConf takes as it stands and that a terminal can show."""
+"""Text without interpolations of OmegaConf and without control characters."""
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Number = Annotated[float, Field(ge=0)]

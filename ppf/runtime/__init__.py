@@ -1,4 +1,4 @@
-"""One resident model at any pruning ratio."""
+"""One model in memory that can be pruned to any ratio."""
 
 from ppf.runtime.model import DynamicModel
 from ppf.runtime.policies import FoundPolicy, Policies, UniformPolicies

@@ -1,4 +1,4 @@
-"""KV caches belong to the policy that filled them."""
+"""Guards against using a KV cache with another policy than the one that filled it."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -10,14 +10,15 @@ from ppf.errors import PPFError
 
 
 class CacheGuard:
-    """Marks the KV caches that a model fills, and refuses them under another policy.
+    """Marks the KV caches that a model fills, and refuses them at another policy.
 
-    Where two policies keep equally many heads of a layer, the wrong cache would fit and give wrong
-    text in silence. Arguments and outputs are recognised by type, since their name changes with the
-    transformers version.
+    If two policies keep the same number of heads, a cache of the wrong one has the right shape and
+    would silently give wrong text. Caches are recognised by their type, since the name of the
+    argument depends on the transformers version.
 
     Args:
-        mark: tells the present policy; plain values, so that a deep copy of a cache stays valid.
+        mark: returns an identifier of the present policy, made of plain values. Deep copies of a
+            cache then keep a valid mark.
     """
 
     def __init__(self, model: nn.Module, mark: Callable[[], Hashable]) -> None:
@@ -31,7 +32,7 @@ class CacheGuard:
             if filled and getattr(cache, "policy_mark", None) != self._mark():
                 raise PPFError(
                     "this KV cache was filled at another pruning ratio or by another model:"
-                    " go back to that ratio, or start with an empty cache."
+                    " set that ratio again, or start with an empty cache."
                 )
 
     def _sign(self, module: nn.Module, inputs: Any, output: Mapping[str, Any]) -> None:

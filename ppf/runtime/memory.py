@@ -1,4 +1,4 @@
-"""Whether the least-squares bank of a model fits into memory."""
+"""Checks whether the least-squares bank of a model fits into memory."""
 
 from ppf.llm import LanguageModel
 from ppf.progress import say
@@ -9,15 +9,15 @@ from ppf.space import Space
 
 
 def within(limit: float, wanted: Compensation, lm: LanguageModel, space: Space) -> Compensation:
-    """`wanted`, or bias compensation where a least-squares bank would exceed `limit` GiB."""
+    """Returns `wanted`, or bias compensation if a least-squares bank would exceed `limit` GiB."""
     if not wanted.refits:
         return wanted
     needed = ready_gib(lm, space)
     if needed > limit:
         say(
-            f"The least-squares bank takes {needed:.2f} GiB, more than bank.max_gib={limit}:"
-            " pruning with bias compensation."
+            f"The least-squares bank needs {needed:.2f} GiB, more than bank.max_gib={limit}:"
+            " using bias compensation instead."
         )
         return Bias()
-    say(f"Pruning with least-squares compensation: its bank takes {needed:.2f} GiB of memory.")
+    say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
     return wanted

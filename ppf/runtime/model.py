@@ -1,4 +1,4 @@
-"""The dense model, resident once, at whatever pruning ratio is asked for."""
+"""A language model that is loaded once and pruned to any ratio on request."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +26,10 @@ from ppf.space import check_ratio
 
 
 class DynamicModel:
-    """A language model that takes any pruning ratio in milliseconds.
+    """A language model whose pruning ratio can be changed in milliseconds.
 
-    The weights are held once, dense, each site's units in order of importance, so that a policy is
-    a set of prefix views with the compensation that belongs to them; nothing is copied.
+    The dense weights are in memory once, with each site's units sorted by importance. A policy is
+    then a set of views of the first units, and their compensation. Nothing is copied.
 
         model = DynamicModel.from_search("outputs/search/…")
         model.set_ratio(0.3)
@@ -37,14 +37,14 @@ class DynamicModel:
         with model.at(0.5):
             print(model.perplexity(text))
 
-    Threads may share it. Every call holds one lock, and `at` holds it for its whole block: no ratio
-    changes under a generation of another thread, which waits until it is over. Work on `lm.model`
-    itself is not guarded.
+    Several threads may use one model. Each call holds a lock, and `at` holds it for its whole
+    block, so that the ratio cannot change during another thread's generation. Direct use of
+    `lm.model` is not protected.
 
     Attributes:
-        policies: who answers a ratio with a policy.
-        ratios: ascending ratios to offer; an agent answers those between them too.
-        window: tokens that `perplexity` looks at together, unless told.
+        policies: gives the policy for a ratio.
+        ratios: ascending ratios to offer to users; an agent has policies between them too.
+        window: default number of tokens in a window of `perplexity`.
     """
 
     def __init__(
@@ -58,13 +58,14 @@ class DynamicModel:
 
     @classmethod
     def from_search(cls, folder: str | Path, *overrides: str) -> "DynamicModel":
-        """The model of a search run's folder, dense at first.
+        """Loads the model of a search; it is dense at first.
 
         Args:
-            overrides: of `conf/runtime.yaml`, as on a command line: `"bank.max_gib=8"`.
+            folder: the folder of a run of search.py.
+            overrides: overrides of `conf/runtime.yaml`, for example `"bank.max_gib=8"`.
 
         Raises:
-            PPFError: the folder holds no search, or the model is not that of the search any more.
+            PPFError: the folder contains no search, or the model has changed since the search.
         """
         given = [f"search={folder}", f"paths.run={folder}", *overrides]
         with initialize_config_module("ppf.conf", version_base="1.3"):
@@ -75,18 +76,18 @@ class DynamicModel:
 
     @classmethod
     def from_config(cls, cfg: DictConfig, fabric: Fabric) -> "DynamicModel":
-        """The same, from a composed config and a started Fabric."""
+        """Loads the model of the search `cfg.search`, with a launched Fabric."""
         context, (policies, ratios) = read_search(cfg, fabric)
         return cls(context.pruner, policies, ratios=ratios, window=context.text.window)
 
     @property
     def ratio(self) -> float:
-        """The pruning ratio really reached: at least the one asked for, and barely more."""
+        """The achieved pruning ratio: the requested one, or less than one unit more."""
         return float(self.space.ratio(torch.tensor(self.pruner.kept)))
 
     @property
     def compensation(self) -> str:
-        """What corrects the pruned sites' outputs: "least_squares", "bias" or "none"."""
+        """Name of the compensation: "least_squares", "bias" or "none"."""
         levels = self.pruner.bank.levels[0]
         if levels.weights is not None:
             return "least_squares"
@@ -94,11 +95,11 @@ class DynamicModel:
 
     @property
     def kept(self) -> list[int]:
-        """Units that stay, per site."""
+        """Units that each site keeps."""
         return self.pruner.kept
 
     def policy(self, ratio: float) -> list[int]:
-        """The policy that `set_ratio` would apply.
+        """Units that each site keeps at `ratio`; the model itself does not change.
 
         Raises:
             PPFError: the ratio is not in [0, 1), or the search has no policy for it.
@@ -107,10 +108,10 @@ class DynamicModel:
         return self.policies.policy(ratio) if ratio else self.space.dense.tolist()
 
     def set_ratio(self, ratio: float) -> None:
-        """Prunes the model to the policy for `ratio`; 0 makes it dense.
+        """Prunes the model to `ratio`; 0 makes it dense.
 
         Raises:
-            PPFError: as `policy`, or this thread's own generation is still running.
+            PPFError: there is no policy for the ratio, or a generation calls this itself.
         """
         kept = self.policy(ratio)
         with self._lock:
@@ -119,7 +120,11 @@ class DynamicModel:
 
     @contextmanager
     def at(self, ratio: float) -> Iterator["DynamicModel"]:
-        """This model at `ratio`, and at its present policy again on leaving."""
+        """Prunes the model to `ratio` within a block, and restores its policy afterwards.
+
+        Raises:
+            PPFError: there is no policy for the ratio, or a generation calls this itself.
+        """
         kept = self.policy(ratio)
         with self._lock:
             self._refuse_while_running()
@@ -127,7 +132,10 @@ class DynamicModel:
                 yield self
 
     def generate(self, input_ids: Int[Tensor, "batch tokens"], **options: Any) -> Any:
-        """`transformers.GenerationMixin.generate` at the present ratio.
+        """Calls `generate` of transformers (`GenerationMixin`) at the present ratio.
+
+        Args:
+            options: arguments of that method.
 
         Raises:
             PPFError: a KV cache among the options was filled at another ratio.
@@ -136,7 +144,11 @@ class DynamicModel:
             return model.generate(input_ids.to(model.device), **options)
 
     def complete(self, prompt: str, **options: Any) -> str:
-        """The text that `generate` adds to a prompt."""
+        """Generates text after a prompt, and returns it without the prompt.
+
+        Args:
+            options: arguments of `generate`, for example `max_new_tokens`.
+        """
         tokens = self.lm.tokenizer(prompt, return_tensors="pt")
         output = self.generate(**tokens, **options)
         added = output[0, tokens["input_ids"].shape[1] :]
@@ -147,12 +159,15 @@ class DynamicModel:
     ) -> float:
         """Perplexity of a text at the present ratio.
 
-        Every window begins with BOS if the tokenizer adds one to a text.
+        Every window begins with BOS if the tokenizer adds it to a text.
 
         Args:
-            window: tokens of a window, BOS among them; None: as many as the search's windows had.
-            stride: tokens from one window's start to the next; None: windows do not overlap.
+            window: tokens in a window, including BOS; None: the window of the search.
+            stride: tokens between the starts of two windows; None: windows do not overlap.
             batch: windows scored at a time.
+
+        Raises:
+            PPFError: the text is too short, or window or stride do not fit.
         """
         window, tokenizer = window or self.window, self.lm.tokenizer
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -173,6 +188,8 @@ class DynamicModel:
                 self._running = False
 
     def _refuse_while_running(self) -> None:
-        """The lock keeps other threads out, not what a generation itself calls."""
+        """Refuses calls from inside a generation: its own thread already holds the lock."""
         if self._running:
-            raise PPFError("a generation is running: change the ratio or generate again after it.")
+            raise PPFError(
+                "a generation is running: change the ratio or generate again when it has ended."
+            )

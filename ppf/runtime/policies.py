@@ -1,4 +1,4 @@
-"""Who answers a pruning ratio with a policy."""
+"""Objects that give a policy for a pruning ratio."""
 
 import math
 from dataclasses import dataclass
@@ -11,13 +11,17 @@ from ppf.space import Space, uniform
 
 
 class Policies(Protocol):
-    """A policy for a pruning ratio, at once and without the predictor or the model."""
+    """Gives policies within milliseconds, without the predictor or the model."""
 
     def policy(self, ratio: float) -> list[int]:
-        """Kept units per site; raises PPFError where there is no policy for the ratio."""
+        """Units that each site keeps.
+
+        Raises:
+            PPFError: there is no policy for the ratio.
+        """
 
     def predicted(self, ratio: float) -> tuple[float, float] | None:
-        """Mean and standard deviation of the policy's log-perplexity, nats per token, if known."""
+        """Predicted log-perplexity and its standard deviation, nats per token; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class FoundPolicy:
         if not math.isclose(ratio, self.ratio):
             raise PPFError(
                 f"the search found one policy, for ratio={self.ratio}, and none for {ratio}:"
-                " search once with `python search.py mode=dynamic` to get an agent for any ratio."
+                " run `python search.py mode=dynamic` to get an agent for all ratios."
             )
         return self.kept
 
@@ -42,7 +46,7 @@ class FoundPolicy:
 
 @dataclass(frozen=True)
 class UniformPolicies:
-    """The same share of every site: what there is without a search."""
+    """Uniform pruning: the same share of every site. It needs no search."""
 
     space: Space
 

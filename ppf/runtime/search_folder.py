@@ -1,4 +1,4 @@
-"""What a search run's folder holds: policy.json of a static search, agent.json of a dynamic one."""
+"""Reads the folder of a search: agent.json of a dynamic search, policy.json of a static one."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-import ppf
+from ppf.agents.ratio_agent import load_agent
 from ppf.errors import PPFError
 from ppf.runtime.memory import within
 from ppf.runtime.policies import FoundPolicy, Policies
@@ -18,24 +18,24 @@ from ppf.stages.policy import check_signature, policy_config, read_policy
 from ppf.stages.prepare import PruningContext, prepare
 
 Answers = tuple[Policies, list[float]]
-"""Who answers ratios, and the ratios to offer."""
+"""The policies for ratios, and the ratios to offer."""
 
 
 def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answers]:
-    """The model of the search in `cfg.search`, dense, and who answers ratios for it.
+    """The dense model of the search in `cfg.search`, and its policies.
 
     Raises:
-        PPFError: there is no search, or the model is not that of the search any more.
+        PPFError: there is no search, or the model has changed since the search.
     """
     folder = Path(cfg.search)
     if (folder / "agent.json").is_file():
-        agent = ppf.load_agent(folder, cfg.trust_targets)
+        agent = load_agent(folder, cfg.trust_targets)
         highest = round(100 * agent.record["ratios"][1])
         context = _model(cfg, fabric, agent.record)
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
     if not (folder / "policy.json").is_file():
         raise PPFError(
-            f"search={folder} holds neither agent.json nor policy.json:"
+            f"search={folder} contains neither agent.json nor policy.json:"
             " give the folder of a run of search.py."
         )
     record = read_policy(folder / "policy.json", cfg.trust_targets)

@@ -1,4 +1,4 @@
-"""Searches: agents on any number of processes, and what they find measured on the real model."""
+"""Runs agents on any number of processes, and measures their policies on the real model."""
 
 from ppf.search.runner import run_search
 from ppf.search.trust_region import TrustRegion, with_neighbours

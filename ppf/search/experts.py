@@ -1,4 +1,4 @@
-"""Expert policies along the ratio: what an agent proposes, improved on the predictor."""
+"""Expert policies for many ratios: an agent's proposals, improved on the predictor."""
 
 import torch
 from jaxtyping import Float, Int
@@ -15,15 +15,17 @@ def improve_along(
     tolerance: float,
     generator: torch.Generator,
 ) -> Int[Tensor, "knots sites"]:
-    """One policy a ratio, from the lowest ratio to the highest and back.
+    """Finds one policy for each ratio, from the lowest ratio to the highest and back.
 
-    Each ratio's polish starts from the proposals, the allocation rules and the policy of the ratio
-    before it. Of those that are as good as the best, within the tolerance, the one nearest to the
-    ratio before is taken, so that what lies between two ratios is like both.
+    The polish at a ratio starts from its proposals, the allocation rules, and the policy of the
+    previous ratio. Of all policies within the tolerance of the best cost, the one that is most
+    similar to the previous policy is chosen. Interpolated policies then resemble both neighbours.
 
     Args:
-        proposals: several a ratio.
-        tolerance: nats per token.
+        knots: the ratios, ascending.
+        proposals: starting policies, several for each ratio.
+        polish: local search on the predictor.
+        tolerance: largest cost above the best, nats per token.
     """
     experts = proposals[0].clone()
     there = list(range(len(knots)))
@@ -40,7 +42,7 @@ def improve_along(
 
 
 def _moved(here: Objective, kept: Int[Tensor, " sites"]) -> Float[Tensor, "1 sites"]:
-    """A neighbour's policy, scaled so that it costs about what this ratio leaves."""
+    """The policy of a neighbouring ratio, scaled to about the cost that is left at this ratio."""
     space = here.space
     kept = kept.to(here.device)
     stays = 1 - space.saved(kept)
@@ -50,8 +52,9 @@ def _moved(here: Objective, kept: Int[Tensor, " sites"]) -> Float[Tensor, "1 sit
 def _nearest(
     found: Candidates, reference: Int[Tensor, " sites"], tolerance: float
 ) -> Int[Tensor, " sites"]:
+    """Of the policies within the tolerance, the most similar to the reference."""
     good = found.kept[found.cost <= found.cost[0] + tolerance]
     return good[(good - reference).abs().sum(1).argmin()]
 
 
-_LEAST = 1e-9
+_LEAST = 1e-9  # avoids a division by zero

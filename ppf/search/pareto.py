@@ -1,4 +1,4 @@
-"""Pareto fronts: policies that no other one beats on every count."""
+"""Pareto fronts: points that no other point dominates."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -6,7 +6,10 @@ from torch import Tensor
 
 
 def front(points: Float[Tensor, "n counts"]) -> Bool[Tensor, " n"]:
-    """Which points are on the front, less being better on every count; of equal ones, the first."""
+    """Whether each point is on the Pareto front; smaller values are better.
+
+    Of several equal points only the first is on the front.
+    """
     no_worse = (points[:, None] <= points).all(2)
     better = no_worse & (points[:, None] < points).any(2)
     earlier = torch.ones(len(points), len(points), dtype=torch.bool, device=points.device).triu(1)

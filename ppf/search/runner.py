@@ -1,4 +1,4 @@
-"""Runs an agent on one process or many, and picks what is worth measuring."""
+"""Runs an agent on one or several processes, and chooses the policies to measure."""
 
 import torch
 from lightning import Fabric
@@ -7,17 +7,18 @@ from ppf.agents import Agent, Candidates, Objective, Run
 from ppf.ranks import on_rank_0
 from ppf.threads import cpu_threads
 
-_GATHERED = 256  # policies that each rank hands over
-_APART = 0.25  # share of the sites in which chosen policies differ, where that can be had
+_GATHERED = 256  # best policies that each rank contributes
+_APART = 0.25  # share of the sites in which two chosen policies should differ
 
 
 def run_search(agent: Agent, objective: Objective, run: Run, top_k: int) -> Candidates:
-    """The `top_k` policies to measure, best predicted first, the same on every rank.
+    """Returns the `top_k` policies to measure, best predicted first, the same on every rank.
 
-    The agent's rollouts are shared over the ranks; what all of them found, together with the
-    policies of uniform pruning and the allocation rules, is polished on the predictor. Several
-    near-identical policies would share the predictor's error, so the chosen ones differ in a
-    quarter of the sites; that yields where the search found too few of that kind.
+    Ranks share the agent's rollouts. The policies of all ranks, uniform pruning and the allocation
+    rules are then polished on the predictor.
+
+    Similar policies would share the predictor's error. So the chosen policies differ in at least a
+    quarter of the sites, or in fewer if the search did not find enough such policies.
     """
     with cpu_threads(agent.threads):
         found = _gather(agent.search(objective, run), run.fabric)
@@ -28,7 +29,7 @@ def run_search(agent: Agent, objective: Objective, run: Run, top_k: int) -> Cand
 
 
 def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -> Candidates:
-    """What was found, uniform pruning and the rules, polished."""
+    """The candidates, uniform pruning and the rules' policies after the agent's polish."""
     known = torch.cat([objective.uniform(), objective.ruled()])
     found = Candidates.merge(found, objective.candidates(known))
     if agent.polish is None:
@@ -38,7 +39,7 @@ def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -
 
 
 def distinct(candidates: Candidates, count: int) -> Candidates:
-    """The best candidates that differ from all better chosen ones; at most `count`, best first."""
+    """Chooses at most `count` good candidates that differ from each other, best first."""
     kept, sites = candidates.kept, candidates.kept.shape[1]
     chosen = torch.zeros(len(candidates), dtype=torch.bool, device=kept.device)
     distance = torch.full_like(candidates.cost, sites, dtype=torch.long)
@@ -55,7 +56,7 @@ def distinct(candidates: Candidates, count: int) -> Candidates:
 
 
 def _gather(found: Candidates, fabric: Fabric) -> Candidates:
-    """The best of every rank."""
+    """The best candidates of all ranks."""
     best = found.best(_GATHERED)
     rows = torch.arange(_GATHERED, device=best.cost.device).clamp_max(len(best) - 1)
     kept, cost = fabric.all_gather((best.kept[rows], best.cost[rows]))

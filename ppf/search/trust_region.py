@@ -1,4 +1,4 @@
-"""Rounds of a search: what is measured beside its proposals, and when no further one is needed."""
+"""The trust region of a search, and the neighbours that are measured beside the proposals."""
 
 import math
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ from ppf.space import new_policies
 def with_neighbours(
     objective: Objective, found: Candidates, each: int, room: int, seed: int
 ) -> Candidates:
-    """The proposals and, for each, `each` policies one exchange away; at most `room` in all.
+    """The proposals, and random neighbours of them that are one exchange away.
 
-    Proposals come first: they are what neighbours only surround.
+    Args:
+        each: neighbours of each proposal.
+        room: largest number of policies in total; proposals take precedence.
     """
     generator = torch.Generator(objective.device).manual_seed(seed)
     shaken = exchange(objective, found.kept.repeat(each, 1), 1, 1, generator)
@@ -29,18 +31,20 @@ def with_neighbours(
 
 @dataclass
 class TrustRegion:
-    """How far from uniform pruning a search may look.
+    """How far policies may deviate from uniform pruning.
 
-    It widens after every round whose prediction intervals held, or that had none.
+    Widens the region after every round whose prediction intervals held. Predictions without an
+    interval (standard deviation 0) count as held.
 
     Args:
         radius: largest relative deviation of a site from its uniform share.
-        widen: factor on it after a round whose intervals held.
-        agreement: share of a round's proposals whose 90 % interval must hold for that.
-        tolerance: largest error of the best policy's prediction with which a search may end, nats
+        widen: factor on the radius.
+        agreement: share of a round's 90 % intervals that must hold for widening.
+        tolerance: the search ends only if the prediction of the best policy is off by at most this,
+            nats per token.
+        gain: the search ends if the last widening improved the best policy by less, nats per token.
+        settled: measured log-perplexity of the best policy when the region was last widened, nats
             per token.
-        gain: nats per token that a widening has to bring for the search to go on.
-        settled: log-perplexity of the best policy when the region was last widened.
     """
 
     radius: float
@@ -62,7 +66,7 @@ class TrustRegion:
             return False
         stuck = self.radius >= 1 or self.settled - least < self.gain
         if stuck and error[last.best] <= self.tolerance:
-            say("Predicted and measured agree, and nothing better is near: no further round.")
+            say("The predictions are accurate, and widening brings no gain: the search ends.")
             return True
         self.settled = least
         self.grow()
@@ -71,4 +75,4 @@ class TrustRegion:
     def grow(self) -> None:
         """Widens the region by one step, at most to the whole space."""
         self.radius = min(self.widen * self.radius, 1.0)
-        say(f"Predicted and measured agree: the trust region is now {self.radius:.0%}.")
+        say(f"The predictions are accurate: the trust region is now {self.radius:.0%}.")

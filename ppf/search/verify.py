@@ -1,4 +1,4 @@
-"""What the predictor proposes, measured on the real model."""
+"""Measures candidates, uniform pruning and the allocation rules on the real model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ppf.errors import PPFError
 from ppf.ranks import Ranks, on_rank_0
 
 Measure = Callable[[Int[Tensor, "n sites"]], Float[Tensor, " n"]]
-"""Policies to their log-perplexity on the real model, nats per token; may give inf or nan."""
+"""Returns the policies' log-perplexities on the real model, nats per token; may be inf or NaN."""
 
 CANDIDATE = "candidate"
 _FIELDS = ("kept", "mean", "std", "measured")
@@ -21,16 +21,16 @@ _FIELDS = ("kept", "mean", "std", "measured")
 
 @dataclass(frozen=True)
 class Verification:
-    """Measured policies: uniform pruning first, then the rules, then the candidates.
+    """Measured policies: uniform pruning, then the rules, then the candidates.
 
-    Candidates stand best predicted first.
+    Candidates are sorted by their prediction, best first.
 
     Args:
-        names: "uniform", the rule's, or `CANDIDATE`.
+        names: "uniform", a rule's name, or `CANDIDATE`.
+        kept: units that each site keeps.
         mean: predicted log-perplexity, nats per token.
-        std: standard deviation of the prediction.
-        measured: log-perplexity on the real model, nats per token; not finite where the model
-            broke.
+        std: standard deviation of the prediction, nats per token.
+        measured: log-perplexity on the real model, nats per token; may be inf or NaN.
     """
 
     names: tuple[str, ...]
@@ -41,22 +41,22 @@ class Verification:
 
     @property
     def best(self) -> int:
-        """The row that measured best."""
+        """Row of the policy with the lowest measured log-perplexity."""
         return int(self.measured.nan_to_num(torch.inf).argmin())
 
     @property
     def least(self) -> float:
-        """Log-perplexity of the best one, nats per token."""
+        """Lowest measured log-perplexity, nats per token."""
         return float(self.measured[self.best])
 
     @property
     def proposed(self) -> Bool[Tensor, " n"]:
-        """Which policies a search proposed."""
+        """Whether a policy is a candidate, neither uniform nor a rule's."""
         return torch.tensor([name == CANDIDATE for name in self.names])
 
     @classmethod
     def merge(cls, rounds: Sequence["Verification"]) -> "Verification":
-        """All rounds' policies once, each with the prediction made before it was measured."""
+        """The policies of all rounds, each once, with its prediction from before its measurement."""
         first: dict[tuple[int, ...], tuple[str, tuple[Tensor, ...]]] = {}
         for part in rounds:
             for name, row in zip(part.names, part._rows(), strict=True):
@@ -71,21 +71,24 @@ class Verification:
 def verify(
     candidates: Candidates, objective: Objective, measure: Measure, ranks: Ranks | None = None
 ) -> Verification:
-    """Measures the candidates, uniform pruning and the rules: none reports worse than it has seen.
+    """Measures the candidates on the real model.
+
+    Also measures the baselines, so the result is never worse than one of them.
 
     Args:
-        ranks: processes that measure together; rank 0's policies and predictions count.
+        ranks: processes that share the measurements; all use the policies and predictions of
+            rank 0.
 
     Raises:
-        PPFError: none of them has a finite log-perplexity.
+        PPFError: no measured log-perplexity is finite.
     """
     names, *predicted = on_rank_0(ranks, partial(_predicted, candidates, objective))
     kept, mean, std = (values.to(objective.device) for values in predicted)
     measured = measure(kept).to(mean.device)
     if not measured.isfinite().any():
         raise PPFError(
-            f"all {len(kept)} measured policies broke the model at ratio={objective.ratio}:"
-            " give a smaller ratio."
+            f"none of {len(kept)} measured policies has a finite perplexity at"
+            f" ratio={objective.ratio}: give a smaller ratio."
         )
     return Verification(names, kept, mean, std, measured)
 
@@ -93,7 +96,7 @@ def verify(
 def _predicted(
     candidates: Candidates, objective: Objective
 ) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
-    """Names, policies and predictions of what is to be measured, each policy once."""
+    """Names, policies and predictions of the policies to measure, each policy once."""
     kept = torch.cat([objective.uniform(), objective.ruled(), candidates.kept])
     named = ["uniform", *objective.rules, *[CANDIDATE] * len(candidates)]
     first = {tuple(row): place for place, row in reversed(list(enumerate(kept.tolist())))}

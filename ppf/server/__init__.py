@@ -1,1 +1,1 @@
-"""One resident model behind an OpenAI-style interface, with a page to try it."""
+"""Serves one model at any pruning ratio: an OpenAI-style API, and a web page to try it."""

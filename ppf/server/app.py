@@ -1,4 +1,4 @@
-"""The routes: OpenAI's completions and models, health, policies, and the page."""
+"""The routes: OpenAI's completions and models, health, policies, and the web page."""
 
 import json
 import time
@@ -32,14 +32,15 @@ def create_app(
     hosts: Sequence[str],
     api_key: str | None,
 ) -> FastAPI:
-    """The application that serves one model.
+    """Creates the application that serves one model.
 
-    Routes are coroutines: they answer at once, however many completions wait.
+    All routes are coroutines, so that the others answer at once while completions wait.
 
     Args:
-        name: the model's, as clients see it.
-        hosts: the host names that requests may carry; "*" stands for any.
-        api_key: the key that requests to /v1 must carry; None: they need none.
+        name: name of the model for clients.
+        scheduler: generates the completions.
+        hosts: allowed values of the Host header; "*" allows any.
+        api_key: the key that requests to /v1 must send; None: no key is needed.
     """
     app = FastAPI(title="PPF", docs_url=None, redoc_url=None)
     add_handlers(app)
@@ -76,7 +77,7 @@ def create_app(
         asked: CompletionRequest, request: Request
     ) -> StreamingResponse | dict[str, Any]:
         if asked.model not in (None, name):
-            raise PPFError(f"there is no model '{asked.model}' here: ask for '{name}'.")
+            raise PPFError(f"this server has no model '{asked.model}': give model='{name}'.")
         completion = Completion(model, asked)
         head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -85,7 +86,7 @@ def create_app(
             "model": name,
         }
         pieces = scheduler.start(completion, request)
-        # The answer starts after the first piece: an error before it can still set the status.
+        # Waits for the first piece: until the answer starts, an error can still set its status.
         text = await anext(pieces, "")
         if asked.stream:
             events = _events(head, text, pieces, completion)
@@ -97,7 +98,11 @@ def create_app(
 
 
 def _policy(model: DynamicModel, ratio: float, prunable: float) -> dict[str, Any]:
-    """The answer of /v1/policies; `prunable` is the share of parameters that sites hold."""
+    """The answer of /v1/policies.
+
+    Args:
+        prunable: prunable parameters as a share of all.
+    """
     kept = model.policy(ratio)
     achieved = float(model.space.ratio(torch.tensor(kept)))
     return {
@@ -114,7 +119,7 @@ def _policy(model: DynamicModel, ratio: float, prunable: float) -> dict[str, Any
 async def _events(
     head: dict[str, Any], text: str, pieces: Generation, completion: Completion
 ) -> AsyncIterator[str]:
-    """Server-sent events: the text's pieces, the counts, and OpenAI's end mark; or an error."""
+    """Server-sent events: pieces of text, then counts and OpenAI's end mark, or else an error."""
     try:
         yield _event(head | _choice(text, None))
         async for piece in pieces:
@@ -149,7 +154,7 @@ def _counts(completion: Completion) -> dict[str, Any]:
 
 
 def _perplexity(prediction: tuple[float, float] | None) -> dict[str, Any] | None:
-    """Predicted perplexity with its 95 % interval."""
+    """Predicted perplexity with its 95 % interval; None without a prediction."""
     if prediction is None:
         return None
     score = LogPerplexity(*prediction)

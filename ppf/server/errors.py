@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: one sentence in JSON, with the fitting status."""
+"""Error answers in OpenAI's format: one sentence in JSON, with an HTTP status."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,23 +10,23 @@ from starlette.exceptions import HTTPException
 
 from ppf.errors import PPFError
 
-FAILURE = "the server failed: its log tells why."
+FAILURE = "the server failed: its log shows the cause."
 
 
 def content(status: int, sentence: str) -> dict[str, Any]:
-    """The body of an error's answer."""
+    """The JSON body of an error answer."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {"error": {"message": sentence, "type": kind}}
 
 
 def refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer to a request that is not served."""
+    """The answer to a refused request."""
     printable = sentence.encode(errors="backslashreplace").decode()
     return JSONResponse(content(status, printable), status, headers)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Makes every exception of the routes an answer."""
+    """Turns every exception in a route into an error answer."""
 
     @app.exception_handler(PPFError)
     async def refuse(request: Request, error: PPFError) -> JSONResponse:

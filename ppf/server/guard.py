@@ -1,4 +1,4 @@
-"""What is checked before a request reaches a route: the API key and the size of its body."""
+"""Checks the API key and the body size of a request before it reaches a route."""
 
 from asyncio import CancelledError
 from contextlib import suppress
@@ -12,11 +12,11 @@ from ppf.server.errors import refusal
 
 
 class Guard:
-    """ASGI middleware that answers 401 and 413.
+    """ASGI middleware that refuses requests without the API key (401) or with a large body (413).
 
     Args:
-        api_key: the key that requests to /v1 must carry; None: they need none.
-        body_mib: the largest body, in MiB.
+        api_key: the key that requests to /v1 must send; None: no key is needed.
+        body_mib: largest body, in MiB.
     """
 
     def __init__(self, app: ASGIApp, *, api_key: str | None, body_mib: float) -> None:
@@ -27,9 +27,9 @@ class Guard:
         closed = scope["type"] == "http" and scope["path"].startswith("/v1/")
         app = self._app
         if closed and not self._authorised(Headers(scope=scope)):
-            sentence = "this server needs its API key, as `Authorization: Bearer KEY`."
+            sentence = "this server needs an API key: send the header `Authorization: Bearer KEY`."
             app = refusal(401, sentence, {"WWW-Authenticate": "Bearer"})
-        # At shutdown uvicorn cancels requests, and would log this error with its traceback.
+        # At shutdown uvicorn cancels requests; without this it would log a traceback for each.
         with suppress(CancelledError):
             await app(scope, self._limited(receive), send)
 
@@ -50,7 +50,7 @@ class Guard:
                 raise HTTPException(
                     413,
                     f"the request's body is larger than {self._body_mib:g} MiB: shorten the prompt,"
-                    " or start the server with a larger limits.body_mib.",
+                    " or restart the server with a larger limits.body_mib.",
                 )
             return message
 

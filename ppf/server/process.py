@@ -1,4 +1,4 @@
-"""The server's process: its socket, and how it ends."""
+"""Runs the server: its socket, and its shutdown."""
 
 import asyncio
 import math
@@ -12,14 +12,14 @@ from fastapi import FastAPI
 from ppf.errors import PPFError
 from ppf.server.scheduler import Scheduler
 
-_ANSWERING_SECONDS = 2  # time for stopped requests to send their last answer
+_ANSWERING_SECONDS = 2  # seconds for stopped requests to send their last answer
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket with the address, which refuses connections until it listens.
+    """Reserves an address: a socket that is bound, but does not listen yet.
 
     Raises:
-        PPFError: the address is taken, or not this machine's.
+        PPFError: the address is in use, or does not belong to this machine.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -39,23 +39,23 @@ def is_loopback(bound: socket.socket) -> bool:
 
 
 def allowed_hosts(host: str, bound: socket.socket) -> list[str]:
-    """The host names that requests may carry; "*" stands for any.
+    """Allowed values of the Host header; "*" allows any.
 
-    A web site may point its own name at the loopback address, so that a browser on this machine
-    sends the site's requests here (DNS rebinding). Such requests carry the site's name.
+    A web site may map its own name to the loopback address, so that a browser on this machine sends
+    the site's requests here (DNS rebinding). The Host header of such requests is the site's name.
     """
     return ["localhost", "127.0.0.1", "[::1]", host] if is_loopback(bound) else ["*"]
 
 
 def serve(app: FastAPI, scheduler: Scheduler, bound: socket.socket, log_level: str) -> None:
-    """Serves until SIGTERM or Ctrl+C; open requests then have `limits.shutdown_seconds` left."""
-    # uvicorn raises the signal again in the end: let it end the process without a traceback.
+    """Serves until SIGTERM or Ctrl+C. Open requests then have `limits.shutdown_seconds` to end."""
+    # uvicorn raises the signal again at its end: the default handler prints no traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _Server(app, scheduler, log_level).run(sockets=[bound])
 
 
 class _Server(uvicorn.Server):
-    """Stops generations at shutdown; connections that stay open after that are cut."""
+    """Stops generations at shutdown, and closes connections that stay open after that."""
 
     def __init__(self, app: FastAPI, scheduler: Scheduler, log_level: str) -> None:
         self._scheduler = scheduler

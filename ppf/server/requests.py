@@ -1,4 +1,4 @@
-"""What clients may send."""
+"""Schema of the requests that clients send."""
 
 from typing import Annotated
 
@@ -14,9 +14,9 @@ def _finite_logits(temperature: float) -> float:
 
 
 class CompletionRequest(BaseModel):
-    """OpenAI's completion request, with `pruning_ratio`; unknown fields are refused.
+    """OpenAI's completion request, and `pruning_ratio`; unknown fields are refused.
 
-    A temperature of 0 chooses the likeliest token instead of sampling.
+    At temperature 0, the most likely token is chosen instead of sampling.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

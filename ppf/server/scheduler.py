@@ -1,4 +1,4 @@
-"""Who may use the model, when, and for how long."""
+"""Schedules completions: a bounded queue, time limits, and cancellation."""
 
 import asyncio
 import math
@@ -13,7 +13,7 @@ from ppf.server.writer import Completion
 
 @dataclass(frozen=True)
 class Limits:
-    """The keys `limits` of conf/serve.yaml, which explains them."""
+    """The section `limits` of conf/serve.yaml, which explains its keys."""
 
     body_mib: float
     queue: int
@@ -22,10 +22,10 @@ class Limits:
 
 
 class Generation:
-    """The pieces of one completion's text: an asynchronous iterator that a thread fills.
+    """Asynchronous iterator over the pieces of one completion's text.
 
     Raises:
-        HTTPException: the request passed its time limit or was cancelled (503).
+        HTTPException: the request exceeded its time limit or was cancelled (503).
         PPFError: the model cannot serve the request.
     """
 
@@ -46,7 +46,7 @@ class Generation:
 class Scheduler:
     """Generates one completion at a time, in the order of arrival.
 
-    One thread prepares completions, another generates them; requests that wait take no thread.
+    One thread prepares completions, another generates them. Waiting requests need no thread.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -56,7 +56,7 @@ class Scheduler:
         self._last_seconds = 1.0
 
     def start(self, completion: Completion, request: Request) -> Generation:
-        """Queues a completion; it is cancelled when its client disconnects.
+        """Queues a completion. If its client disconnects, it is cancelled.
 
         Raises:
             HTTPException: the queue is full (429).
@@ -64,8 +64,8 @@ class Scheduler:
         if len(self._open) > self.limits.queue:
             raise HTTPException(
                 429,
-                f"{self.limits.queue} requests wait already: try again later, or start the server"
-                " with a larger limits.queue.",
+                f"{self.limits.queue} requests wait already: try again later, or restart the"
+                " server with a larger limits.queue.",
                 {"Retry-After": str(math.ceil(self._last_seconds))},
             )
         generation = Generation()
@@ -96,8 +96,8 @@ class Scheduler:
             generation.put(StopAsyncIteration())
         except TimeoutError:
             sentence = (
-                f"the request took longer than {seconds:g} s, its wait included: ask for fewer"
-                " tokens, or start the server with a larger limits.seconds."
+                f"the request took longer than {seconds:g} s, including its waiting time: lower"
+                " max_tokens, or restart the server with a larger limits.seconds."
             )
             generation.put(HTTPException(503, sentence))
         except asyncio.CancelledError:
@@ -110,6 +110,6 @@ class Scheduler:
 
 
 async def _disconnected(request: Request) -> None:
-    """Returns once the client has gone; the request's body must have been read."""
+    """Returns when the client has disconnected. The request's body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -16,17 +16,18 @@ from ppf.server.requests import CompletionRequest
 
 
 class StoppedError(Exception):
-    """Raised inside a generation that was cancelled."""
+    """Raised inside a cancelled generation."""
 
 
 class Completion(TextStreamer):
-    """One request's text. Call `prepare`, then `write`; the attributes are final after that.
+    """The completion of one request. Call `prepare`, then `write`, then read the attributes.
 
     Attributes:
-        prompt_tokens, new_tokens: counts.
-        ratio: the pruning ratio reached, at least the one that the request names.
+        prompt_tokens: number of tokens in the prompt.
+        new_tokens: number of generated tokens.
+        ratio: achieved pruning ratio, at least the requested one.
         prefill: seconds from the start of the generation to the first token.
-        seconds: from the first token to the last.
+        seconds: seconds from the first generated token to the last.
     """
 
     def __init__(self, model: DynamicModel, request: CompletionRequest) -> None:
@@ -51,18 +52,18 @@ class Completion(TextStreamer):
         self._inputs = dict(self.tokenizer(asked.prompt, return_tensors="pt", verbose=False))
         self.prompt_tokens = self._inputs["input_ids"].shape[1]
         if not self.prompt_tokens:
-            raise PPFError("the prompt has no tokens: give some text.")
+            raise PPFError("the prompt has no tokens: send some text.")
         positions = self._model.lm.model.config.max_position_embeddings
         if self.prompt_tokens + asked.max_tokens > positions:
             raise PPFError(
-                f"the prompt has {self.prompt_tokens} tokens and max_tokens={asked.max_tokens},"
-                f" more than the model's {positions} positions: shorten one of them."
+                f"the prompt has {self.prompt_tokens} tokens; with max_tokens={asked.max_tokens}"
+                f" this is more than the model's {positions} positions: shorten one of them."
             )
 
     def write(self, emit: Callable[[str], object]) -> None:
-        """Generates the text, hands each piece to `emit`, and holds the model meanwhile.
+        """Generates the text, and calls `emit` with each piece; the model is locked meanwhile.
 
-        The first piece comes with the first token, even if no character is complete yet.
+        The first piece follows the first token, and is empty if no character is complete yet.
 
         Raises:
             StoppedError: `stop` was called.
@@ -75,20 +76,21 @@ class Completion(TextStreamer):
             self._model.generate(**self._inputs, **self._options(), streamer=self)
 
     def stop(self) -> None:
-        """Makes `write` end before the next decoder layer; any thread may call it."""
+        """Stops `write` before the next decoder layer. Any thread may call this."""
         self._stopped.set()
 
     @property
     def finish_reason(self) -> str:
+        """OpenAI's reason for the end: "length" at the token limit, otherwise "stop"."""
         return "length" if self.new_tokens == self._request.max_tokens else "stop"
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of decoding; None after a single token."""
+        """Decoding speed; None if only one token was generated."""
         return (self.new_tokens - 1) / self.seconds if self.seconds else None
 
     def put(self, value: Tensor) -> None:
-        """Called by `generate` with the prompt, then with each new token."""
+        """Counts and times tokens: `generate` calls it with the prompt, then with each token."""
         if not self.next_tokens_are_prompt:
             self.new_tokens += 1
             since = time.perf_counter() - self._start
@@ -98,12 +100,13 @@ class Completion(TextStreamer):
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Emits a piece of text."""
         if text or self.new_tokens == 1:
             self._emit(text)
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Looks at the stop event before every layer, so that a long prefill ends soon too."""
+        """Checks before every layer whether to stop, so that a long prefill also ends soon."""
         lm = self._model.lm
         with ExitStack() as hooks:
             for layer in lm.adapter.layers(lm.model):

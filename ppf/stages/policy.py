@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.errors import PPFError
 from ppf.progress import say
 from ppf.records import check, read
-from ppf.records.policy import FORMAT, Config, Policy
+from ppf.records.policy import FORMAT, ConfigRecord, PolicyRecord
 from ppf.space import Space
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import Signatures, plain, signatures
@@ -53,7 +53,7 @@ def provenance(context: PruningContext, **more: str) -> dict[str, Any]:
 
 
 def _groups(cfg: DictConfig) -> dict[str, Any]:
-    return {group: plain(cfg[group]) for group in Config.model_fields}
+    return {group: plain(cfg[group]) for group in ConfigRecord.model_fields}
 
 
 def by_site(space: Space, kept: list[int]) -> dict[str, int]:
@@ -70,13 +70,13 @@ def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
     Raises:
         PPFError: it cannot be read, or it does not fit its schema.
     """
-    return read(path, Policy, "give the policy.json that search.py wrote", trusted)
+    return read(path, PolicyRecord, "give the policy.json that search.py wrote", trusted)
 
 
 def warn_if_unreadable(cfg: DictConfig) -> None:
     """Says before a search what would keep other commands from reading its policy."""
     try:
-        check(_groups(cfg), Config, _REFUSAL, _REMEDY)
+        check(_groups(cfg), ConfigRecord, _REFUSAL, _REMEDY)
     except PPFError as error:
         say(f"Warning: {error}")
 

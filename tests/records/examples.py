@@ -9,7 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from ppf.records.policy import Config
+from ppf.records.policy import ConfigRecord
 
 CONF = Path(__file__).parents[2] / "ppf" / "conf"
 Place = tuple[str | int, ...]
@@ -21,7 +21,7 @@ SIGNATURES = dict.fromkeys(("statistics", "order", "bank", "labels"), "012345678
 def _tiny() -> Any:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("search", ["model=tiny"])
-    groups = OmegaConf.masked_copy(cfg, list(Config.model_fields))
+    groups = OmegaConf.masked_copy(cfg, list(ConfigRecord.model_fields))
     return OmegaConf.to_container(groups, resolve=True)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ppf.errors import PPFError
 from ppf.records import read
-from ppf.records.policy import Policy
+from ppf.records.policy import PolicyRecord
 from tests.records import examples
 
 GOOD = json.dumps(examples.policy())
@@ -16,7 +16,7 @@ GOOD = json.dumps(examples.policy())
 
 def refused(path: Path) -> str:
     with pytest.raises(PPFError) as caught:
-        read(path, Policy, "give another")
+        read(path, PolicyRecord, "give another")
     sentence = str(caught.value)
     assert sentence.isprintable() and len(sentence) < 500 and sentence.endswith("give another.")
     return sentence
@@ -25,7 +25,7 @@ def refused(path: Path) -> str:
 def test_a_good_policy_comes_back_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     file.write_text(GOOD)
-    assert read(file, Policy, "give another") == json.loads(GOOD)
+    assert read(file, PolicyRecord, "give another") == json.loads(GOOD)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_a_good_policy_comes_back_as_it_is(tmp_path: Path) -> None:
         (b"\xff\xfe", "cannot be read"),
         (b"\x80PK", "cannot be read"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"format": 1, "format": 1}', "a name stands twice"),
-        (b'{"format": NaN}', "NaN is no number in JSON"),
-        (b'{"format": -Infinity}', "-Infinity is no number"),
+        (b'{"format": 1, "format": 1}', "a name occurs twice"),
+        (b'{"format": NaN}', "NaN is not a number in JSON"),
+        (b'{"format": -Infinity}', "-Infinity is not a number"),
         (b'{"format": ' + b"9" * 5000 + b"}", "cannot be read"),
         (b" " * (17 << 20), "larger than 16 MiB"),
         (b"null", "should be an object"),
@@ -61,8 +61,8 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"\x1b[31mred": 1}, "?[31mred is unknown"),
-        ({"model": "\x1b]0;title\x07"}, "model must not hold control characters"),
-        ({"model": "\u202egnp"}, "model must not hold control characters"),
+        ({"model": "\x1b]0;title\x07"}, "model must not contain control characters"),
+        ({"model": "\u202egnp"}, "model must not contain control characters"),
         ({"model": "\ud800"}, "model should be a valid string"),
         ({"\ud800": 1}, "should be a valid string"),
         ({"model": "${oc.env:HOME}"}, "model must not refer to other values"),

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from ppf.errors import PPFError
 from ppf.records import check
-from ppf.records.agent import Agent
-from ppf.records.policy import Config, Policy
+from ppf.records.agent import AgentRecord
+from ppf.records.policy import ConfigRecord, PolicyRecord
 from ppf.records.values import Record
 from ppf.stages.policy import check_signature, policy_config
 from tests.records import examples
@@ -22,13 +22,15 @@ OPTIONS = [(group, file.stem) for group in RECORDED for file in (CONF / group).g
 LS = "ppf.pruning.compensation.LeastSquares"
 
 
-def fits(content: Any, schema: type[Record] = Policy, trusted: str | tuple[str, ...] = ()) -> None:
+def fits(
+    content: Any, schema: type[Record] = PolicyRecord, trusted: str | tuple[str, ...] = ()
+) -> None:
     check(content, schema, "this", "mend it", trusted)
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_packaged_option_can_be_recorded(group: str, name: str) -> None:
-    fits(examples.config(**{group: examples.option(group, name)}), Config)
+    fits(examples.config(**{group: examples.option(group, name)}), ConfigRecord)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_every_packaged_option_can_be_recorded(group: str, name: str) -> None:
     ],
 )
 def test_what_users_override_can_be_recorded(place: str, value: Any) -> None:
-    fits(examples.config(**{place: value}), Config)
+    fits(examples.config(**{place: value}), ConfigRecord)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_what_users_override_can_be_recorded(place: str, value: Any) -> None:
 )
 def test_other_sections_are_refused(place: str, value: Any, said: str) -> None:
     with pytest.raises(PPFError, match=said):
-        fits(examples.config(**{place: value}), Config)
+        fits(examples.config(**{place: value}), ConfigRecord)
 
 
 @pytest.mark.parametrize("key", ["package", "file", "requirement"])
@@ -77,20 +79,20 @@ def test_a_wheel_is_one_of_the_packaged_ones(key: str) -> None:
     model = examples.option("model", "smollm2_135m")
     model["source"][key] = "evil"
     with pytest.raises(PPFError, match=f"model.source.{key} should be"):
-        fits(examples.config(model=model), Config)
+        fits(examples.config(model=model), ConfigRecord)
 
 
 def test_classes_of_the_users_own_are_taken_where_they_are_trusted() -> None:
     own = {"_target_": "mine.Compensation", "rank": 3, "name": None, "scales": [0.5, 1]}
     config = examples.config() | {"compensation": own}
     with pytest.raises(PPFError, match="neither PPF's own nor in trust_targets"):
-        fits(config, Config)
-    fits(config, Config, ("mine.Compensation",))
+        fits(config, ConfigRecord)
+    fits(config, ConfigRecord, ("mine.Compensation",))
     with pytest.raises(PPFError, match="trust_targets"):
-        fits(config, Config, "not.mine.Compensation")  # one class, and no part of its name
+        fits(config, ConfigRecord, "not.mine.Compensation")  # one class, and no part of its name
     for more in ({"of": {"_target_": "mine.Compensation"}}, {"_partial_": True}, {"a": "${b}"}):
         with pytest.raises(PPFError, match="compensation"):
-            fits(config | {"compensation": own | more}, Config, ("mine.Compensation",))
+            fits(config | {"compensation": own | more}, ConfigRecord, ("mine.Compensation",))
 
 
 @pytest.mark.parametrize("units", [3.5, 2.0, True, "2", -1, 5, 2**80, None, [2], {"2": 2}])
@@ -128,20 +130,20 @@ def test_numbers_are_finite(field: str, value: Any) -> None:
     ],
 )
 def test_agents_are_checked(change: dict[str, Any], said: str) -> None:
-    fits(examples.agent(), Agent)
+    fits(examples.agent(), AgentRecord)
     with pytest.raises(PPFError, match=said):
-        fits(examples.agent(**change), Agent)
+        fits(examples.agent(**change), AgentRecord)
 
 
 def test_experts_of_a_layer_are_sites_of_their_own() -> None:
     space = copy.deepcopy(examples.agent()["space"])
     space["sites"].append(space["sites"][1] | {"index": 1})
     units = examples.UNITS | {"0.mlp.1": 3}
-    fits(examples.agent(space=space, units=units), Agent)
+    fits(examples.agent(space=space, units=units), AgentRecord)
     kept = {"kept": units, "measured": examples.policy()["measured"]}
     fits(examples.policy(kept=units, units=units, uniform=kept))
     with pytest.raises(PPFError, match="0.mlp.0"):
-        fits(examples.agent(units=examples.UNITS | {"0.mlp.0": 3}), Agent)
+        fits(examples.agent(units=examples.UNITS | {"0.mlp.0": 3}), AgentRecord)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_experts_of_a_layer_are_sites_of_their_own() -> None:
 )
 def test_spaces_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(PPFError, match="space"):
-        fits(examples.agent(space=examples.agent()["space"] | change), Agent)
+        fits(examples.agent(space=examples.agent()["space"] | change), AgentRecord)
 
 
 EXTREMES = [

@@ -57,7 +57,7 @@ def test_a_bank_too_large_gives_way_to_bias_and_says_so(
     searched: PruningContext, config: DictConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert load(config).compensation == "least_squares"
-    assert "Pruning with least-squares compensation" in capsys.readouterr().out
+    assert "Using least-squares compensation" in capsys.readouterr().out
     assert load(config, "bank.max_gib=0.0").compensation == "bias"
     assert "more than bank.max_gib=0.0: pruning with bias compensation" in capsys.readouterr().out
 
@@ -68,7 +68,7 @@ def test_the_banks_size_is_known_before_it_is_built(searched: PruningContext) ->
 
 
 def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PPFError, match="holds neither agent.json nor policy.json"):
+    with pytest.raises(PPFError, match="contains neither agent.json nor policy.json"):
         DynamicModel.from_search(tmp_path)
 
 

@@ -72,7 +72,7 @@ def test_a_seed_repeats_a_sample(client: TestClient) -> None:
         ({"pruning_ratio": 1.2}, "pruning_ratio: Input should be less than 1."),
         ({"pruning_ratio": "much"}, "pruning_ratio: Input should be a valid number"),
         ({"best_of": 3}, "best_of: Extra inputs are not permitted."),
-        ({"model": "gpt"}, "there is no model 'gpt' here: ask for 'tiny'."),
+        ({"model": "gpt"}, "this server has no model 'gpt': give model='tiny'."),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(

@@ -38,7 +38,7 @@ def test_moving_the_slider_changes_speed_prediction_and_policy(page: Page, addre
     dense = page.locator("#map").inner_html()
 
     page.locator("#tokens").fill("5")
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Generate").click()
     expect(page.locator("#speed")).to_have_text(re.compile(r"^\d+\.\d$"))
     expect(page.locator("#output .prompt")).to_contain_text("The city of London")
 
@@ -46,25 +46,25 @@ def test_moving_the_slider_changes_speed_prediction_and_policy(page: Page, addre
     expect(page.locator("#ratio")).to_have_text("40.0 %")
     expect(page.locator("#perplexity")).to_have_text("30.0")
     assert page.locator("#map").inner_html() != dense
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Generate").click()
     expect(page.locator("#bars .bar")).to_have_count(2)
     assert not problems
 
     page.locator("#tokens").fill("9999")
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Generate").click()
     expect(page.locator("#output .error")).to_contain_text("1024 positions")
 
 
 @pytest.mark.parametrize("api_key", ["sesame"])
 def test_the_page_asks_for_the_key_and_sends_it(page: Page, address: str) -> None:
     page.goto(address)
-    expect(page.locator("#output .error")).to_contain_text("needs its API key")
+    expect(page.locator("#output .error")).to_contain_text("needs an API key")
     page.get_by_label("API key").fill("sesame")
     page.get_by_label("API key").press("Enter")
     expect(page.locator("#model")).to_have_text("tiny, compensation bias")
     expect(page.locator("#output .error")).to_have_count(0)
     page.locator("#tokens").fill("5")
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Generate").click()
     expect(page.locator("#speed")).to_have_text(re.compile(r"^\d+\.\d$"))
 
 
