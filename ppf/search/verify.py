@@ -56,7 +56,7 @@ class Verification:
 
     @classmethod
     def merge(cls, rounds: Sequence["Verification"]) -> "Verification":
-        """The policies of all rounds, each once, with its prediction from before its measurement."""
+        """All policies of the rounds, each once, with its prediction before it was measured."""
         first: dict[tuple[int, ...], tuple[str, tuple[Tensor, ...]]] = {}
         for part in rounds:
             for name, row in zip(part.names, part._rows(), strict=True):

@@ -59,7 +59,7 @@ def test_a_bank_too_large_gives_way_to_bias_and_says_so(
     assert load(config).compensation == "least_squares"
     assert "Using least-squares compensation" in capsys.readouterr().out
     assert load(config, "bank.max_gib=0.0").compensation == "bias"
-    assert "more than bank.max_gib=0.0: pruning with bias compensation" in capsys.readouterr().out
+    assert "more than bank.max_gib=0.0: using bias compensation" in capsys.readouterr().out
 
 
 def test_the_banks_size_is_known_before_it_is_built(searched: PruningContext) -> None:
