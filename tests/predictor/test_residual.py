@@ -86,7 +86,8 @@ def test_predicts_as_gpytorch_does(space: Space) -> None:
     kept, effects, residuals = with_interactions(space, 120)
     process = new_process(space)
     process.fit(effects, kept[:80], residuals[:80].repeat(2, 1), halves(80))
-    process.condition(kept[:80], residuals[:80], torch.linspace(0.5, 2, 80))
+    process.huber, weights = 0.1, torch.linspace(0.5, 2, 80)
+    process.condition(kept[:80], residuals[:80], weights)
     mean, variance = process(kept[80:])
 
     class Reference(ExactGP):
@@ -95,7 +96,8 @@ def test_predicts_as_gpytorch_does(space: Space) -> None:
 
     x = process.double().features(kept)
     noise = process.noise.variance(x)
-    likelihood = FixedNoiseGaussianLikelihood(noise[:80] / torch.linspace(0.5, 2, 80))
+    weights = weights * (0.1 / residuals[:80]).clamp(max=1)  # Huber's
+    likelihood = FixedNoiseGaussianLikelihood(noise[:80] / weights)
     reference = Reference(x[:80], residuals[:80].double(), likelihood).eval()
     with torch.no_grad():
         posterior = reference(x[80:])
