@@ -1,4 +1,4 @@
-"""Random checkpoints of the supported families' forms, and what pruning them must come to."""
+"""Random checkpoints of all supported families, and reference implementations of pruning."""
 
 import copy
 
@@ -32,7 +32,7 @@ from ppf.pruning import (
 )
 from ppf.pruning.bank import expand
 from ppf.pruning.compensation import NoCompensation
-from ppf.pruning.importance import Random
+from ppf.pruning.importance import RandomOrder
 from ppf.space import Space, build_space
 
 CHANNEL_MULTIPLE = 16
@@ -167,7 +167,7 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
 
 
 def random_model(config: PreTrainedConfig) -> LanguageModel:
-    """All of its weights random, biases and norms too."""
+    """A model with random weights, biases and norms."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -176,7 +176,7 @@ def random_model(config: PreTrainedConfig) -> LanguageModel:
 
 
 def bos_tokenizer() -> PreTrainedTokenizerFast:
-    """The byte tokenizer, which puts its end-of-text token before every text, as OPT's does."""
+    """The byte tokenizer, but with its end-of-text token before every text, as for OPT."""
     tokenizer = byte_tokenizer()
     name, token = tokenizer.eos_token, tokenizer.eos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -204,7 +204,7 @@ def width_space(
 def calibrated(lm: LanguageModel) -> tuple[Statistics, list[Tensor]]:
     """Statistics and a random order."""
     statistics = collect_statistics(lm, random_windows())
-    return statistics, order_atoms(score_atoms(lm, Random(0), statistics, random_windows()))
+    return statistics, order_atoms(score_atoms(lm, RandomOrder(0), statistics, random_windows()))
 
 
 def pruner_of(
@@ -213,7 +213,7 @@ def pruner_of(
     *,
     channel_multiple: int = CHANNEL_MULTIPLE,
 ) -> LivePruner:
-    """Ready to prune, without compensation unless told, in a random order."""
+    """A pruner with a random order, by default without compensation."""
     statistics, orders = calibrated(lm)
     space = width_space(lm, channel_multiple)
     bank = Bank.build(lm, space, orders, statistics, compensation or NoCompensation())
@@ -221,7 +221,7 @@ def pruner_of(
 
 
 def policies(space: Space) -> dict[str, list[int]]:
-    """Among them those with blocks that have nothing left."""
+    """Policies by name; some have empty blocks."""
     dense = space.dense.tolist()
     attention = [site.kind == "attention" for site in space.sites]
     drawn = torch.Generator().manual_seed(2)
@@ -238,7 +238,7 @@ def policies(space: Space) -> dict[str, list[int]]:
 def dropped_columns(
     model: PreTrainedModel, space: Space, orders: list[Tensor], kept: list[int]
 ) -> list[tuple[nn.Linear, Tensor]]:
-    """Each site's consumer and the columns, by their first numbers, that a policy takes from it."""
+    """The consumer of each site, and the original indices of the columns that a policy removes."""
     sites = zip(space.sites, adapter_for(model.config).couplings(model), orders, kept, strict=True)
     return [
         (coupling.consumer, expand(order[keep * site.atoms_per_unit :], coupling.columns))
@@ -249,7 +249,7 @@ def dropped_columns(
 def masked(
     model: PreTrainedModel, space: Space, orders: list[Tensor], kept: list[int]
 ) -> PreTrainedModel:
-    """A copy of the dense model that multiplies what the policy drops by zero."""
+    """A copy of the dense model whose pruned columns are multiplied by zero."""
     model = copy.deepcopy(model)
     for consumer, columns in dropped_columns(model, space, orders, kept):
         consumer.weight[:, columns] = 0

@@ -1,4 +1,4 @@
-"""A random four-layer Llama with everything that pruning it needs, for fast tests."""
+"""A four-layer Llama with random weights, and what is needed to prune it, for fast tests."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +28,7 @@ CONF = Path(__file__).parents[1] / "ppf" / "conf"
 
 @dataclass
 class TinySetup:
-    """A loaded tiny model; each `pruner()` restores what the last one changed."""
+    """A loaded tiny model. Each call of `pruner()` first undoes the last pruner's changes."""
 
     lm: LanguageModel
     space: Space
@@ -59,7 +59,7 @@ class TinySetup:
 
 
 def tiny_setup(cache: str, space: str = "width") -> TinySetup:
-    """Random windows, a random order, blocks of 16 channels."""
+    """A setup with random windows, a random order and units of 16 channels."""
     generator = torch.Generator().manual_seed(0)
     lm = load(OmegaConf.load(CONF / "model" / "tiny.yaml"), cache)
     config = OmegaConf.merge(

@@ -1,1 +1,1 @@
-"""Labels: what the real pruned model scores for policies drawn by samplers."""
+"""Labels: measured losses of the pruned model, for policies that samplers draw."""

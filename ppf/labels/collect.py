@@ -1,4 +1,4 @@
-"""Collecting labels: from drawn policies to rows on disk."""
+"""Draws policies and labels them."""
 
 import time
 from dataclasses import replace
@@ -13,16 +13,22 @@ from ppf.labels.store import LabelStore, Row
 from ppf.labels.table import Labels
 from ppf.progress import say, track
 
-_ROUND = 32  # policies, each round of them stratified by itself
+_ROUND = 32  # policies in one draw of a sampler
 
 
 def draw(
     context: SamplingContext, sampler: Sampler, count: int, seed: int
 ) -> Int[Tensor, "rows sites"]:
-    """The distinct policies that a sampler gives, at most `count`, the dense one first.
+    """Draws at most `count` distinct policies, with the dense policy first.
 
-    The same seed gives the same policies, and a larger count only adds to them: they are drawn in
-    rounds of a fixed size.
+    The same seed gives the same policies, and a larger count only appends to them, because the
+    sampler always draws the same number at a time.
+
+    Args:
+        context: the space and its features.
+        sampler: the sampler.
+        count: largest number of policies; fewer if the sampler repeats itself.
+        seed: seed of the sampler.
     """
     rounds = [
         sampler.draw(
@@ -37,12 +43,20 @@ def draw(
 def label(
     store: LabelStore, labeller: Labeller, policies: Int[Tensor, "rows sites"], source: str
 ) -> Labels:
-    """Labels what has no label yet and returns the labels of all `policies`, in their order.
+    """Labels the policies that have no label yet.
 
-    Whatever asked for a label first, all that are returned are of this source.
+    Several processes may label the same store at once. The process that claims a policy labels it;
+    this function returns when all policies have labels.
 
-    Ranks and other processes may work on the same store at once: each policy is labelled by the
-    one that claims it, and this returns when all have labels, whoever made them.
+    Args:
+        store: the stored labels.
+        labeller: measures the loss of a policy.
+        policies: the policies.
+        source: name of the sampler or search that the policies are from.
+
+    Returns:
+        The labels of all policies, in their order. All have the given source, even if they were
+        stored with another one.
     """
     missing = sorted({tuple(kept) for kept in policies.tolist() if kept not in store})
     if 0 < len(missing) < len(policies):
@@ -51,7 +65,7 @@ def label(
         with store.claim(kept) as mine:
             if mine:
                 _label_one(store, labeller, kept, source)
-    for kept in missing:  # what others had claimed is there by now, or was left by a killed process
+    for kept in missing:  # other processes claimed these; they may have been killed
         with store.claim(kept, wait=True) as mine:
             if mine:
                 _label_one(store, labeller, kept, source)

@@ -1,4 +1,4 @@
-"""The labeller: what the real pruned model scores on the labelling text."""
+"""Measures the loss of policies on the labelling part of a text."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,72 +21,81 @@ from ppf.progress import say
 from ppf.pruning import LivePruner
 
 T = TypeVar("T")
-_HEAD_ROWS = 128  # whose logits over the whole vocabulary stay in cache
+_HEAD_ROWS = 128  # rows of one block of logits, which fits the CPU cache
 
 
-class Score(NamedTuple):
-    """What a policy scores on the labelling text.
+class LabelScores(NamedTuple):
+    """Measured scores of a policy on the labelling text.
 
     Args:
-        nll: mean negative log-likelihood, nats per token; not finite where the model breaks.
-        kl: mean divergence from the dense model's next-token distribution, nats per token, or
-            None where it is not asked for.
+        nll: mean negative log-likelihood, nats per token; not finite if the model breaks down.
+        kl: mean KL divergence of the next-token distribution from the dense model's, nats per
+            token; None if it is not measured.
     """
 
     nll: float
     kl: float | None
 
 
-class Likeliest(NamedTuple):
-    """The dense model's likeliest next tokens at every scored position.
+class TopTokens(NamedTuple):
+    """The most probable next tokens of the dense model at every scored position.
 
-    All other tokens are taken as one, so that a divergence from it is a lower bound.
+    All other tokens are merged into one outcome. Divergences are therefore lower bounds.
     """
 
     ids: Int[Tensor, "positions top"]
     log_probs: Float[Tensor, "positions top"]
 
     def divergence(self, log_probs: Float[Tensor, "positions vocabulary"]) -> Float[Tensor, ""]:
-        """Summed KL(dense ‖ pruned), nats."""
-        pruned = _with_rest(log_probs.gather(1, self.ids))
+        """KL(dense ‖ pruned) in nats, summed over the positions.
+
+        Args:
+            log_probs: log-probabilities of the pruned model.
+        """
+        pruned = _append_rest(log_probs.gather(1, self.ids))
         return nn.functional.kl_div(
-            pruned, _with_rest(self.log_probs), reduction="sum", log_target=True
+            pruned, _append_rest(self.log_probs), reduction="sum", log_target=True
         )
 
 
 @dataclass
 class _Batch:
-    """Some windows, how layers are called on them, and the states that entered each one last.
+    """A batch of windows, and what is stored for it from one policy to the next.
 
     Args:
-        scored: the ids that are scored, and the one before them.
+        ids: the windows.
+        scored: the scored tokens of each window, and the token before them.
+        dense: the most probable tokens of the dense model; None: not computed yet.
+        calls: the arguments of the layers; None: not recorded yet.
+        states: inputs of each layer under the last policy, and the output of the last layer.
     """
 
     ids: Int[Tensor, "windows window"]
     scored: Int[Tensor, "windows rest"]
-    dense: Likeliest | None = None
+    dense: TopTokens | None = None
     calls: LayerCalls | None = None
-    trail: list[Float[Tensor, "windows window hidden"]] = field(default_factory=list)
+    states: list[Float[Tensor, "windows window hidden"]] = field(default_factory=list)
 
 
 class Labeller:
-    """Scores policies one after another on fixed windows.
+    """Measures the scores of policies on fixed windows.
 
-    Hidden states are kept from one policy to the next, so that layers before the first changed one
-    are not run again: label policies in lexicographic order to gain most. The same policy gives
-    the same number in any order.
+    The layers before the first one that differs from the last policy are not run again, because
+    their hidden states are stored. Lexicographic order of the policies therefore saves most time.
+    The scores do not depend on the order.
 
     Args:
-        windows: of the labelling part.
-        batch: windows scored at a time; halved when memory does not suffice.
-        context: tokens at the start of each window that are read but not scored; at least the
-            first. With hardly a token before them, what these lose is far less smooth a function
-            of the policy than what all others do.
-        kl_top_k: likeliest tokens of the dense model that the divergence from it looks at; 0: none
-            is measured.
+        lm: the model.
+        pruner: applies policies to the model.
+        windows: windows of the labelling part.
+        batch: number of windows in a batch; it is halved when memory runs out.
+        context: number of tokens at the start of each window that are read but not scored, at
+            least 1. Losses of tokens with little context are a less smooth function of the policy.
+        kl_top_k: number of the dense model's most probable tokens that the KL divergence is
+            computed on; 0: it is not measured.
 
     Raises:
-        PPFError: windows have no token beyond the context.
+        PPFError: `context` is below 1 or not shorter than a window.
     """
 
     def __init__(
@@ -111,71 +120,78 @@ class Labeller:
         self._head = output_head(lm.model)
         self._layer_of = [site.layer for site in pruner.space.sites]
         self._context, self._kl_top_k = context, kl_top_k
-        self._start(batch)
+        self._reset(batch)
 
     @torch.inference_mode()
-    def score(self, kept: Sequence[int]) -> Score:
-        """What the policy scores."""
+    def score(self, kept: Sequence[int]) -> LabelScores:
+        """The scores of a policy.
+
+        Args:
+            kept: number of units that each site keeps.
+
+        Raises:
+            OutOfMemoryError: memory does not suffice for a batch of one window.
+        """
         try:
             return self._score([int(k) for k in kept])
         except torch.OutOfMemoryError:
             size = len(self._batches[0].ids)
             if size == 1:
                 raise
-            say(f"Out of memory: going on with {size // 2} windows at a time.")
-            self._start(size // 2)
+            say(f"Out of memory: the batch is halved to {size // 2} windows.")
+            self._reset(size // 2)
             torch.cuda.empty_cache()
             return self.score(kept)
 
-    def _start(self, batch: int) -> None:
+    def _reset(self, batch: int) -> None:
         start = self._context - 1
         self._batches = [_Batch(ids, ids[:, start:]) for ids in self.windows.split(batch)]
-        self._scored: list[int] | None = None
+        self._last: list[int] | None = None  # the policy that the stored states are of
 
-    def _score(self, kept: list[int]) -> Score:
+    def _score(self, kept: list[int]) -> LabelScores:
         if self._kl_top_k and self._batches[0].dense is None:
-            self._run(self.pruner.space.dense.tolist(), self._remember)
+            self._run(self.pruner.space.dense.tolist(), self._store_top_tokens)
         nll, kl = torch.stack(self._run(kept, self._losses)).sum(0).tolist()
         windows, window = self.windows.shape
         positions = windows * (window - self._context)
-        return Score(nll / positions, kl / positions if self._kl_top_k else None)
+        return LabelScores(nll / positions, kl / positions if self._kl_top_k else None)
 
     def _run(self, kept: list[int], read: Callable[[_Batch, Tensor], T]) -> list[T]:
-        """What `read` makes of each batch and its last hidden states under the policy."""
+        """Applies a policy, and `read` to each batch and its last hidden states."""
         first = self._first_changed(kept)
-        self._scored = None  # the trail is not to be trusted if this policy is interrupted
+        self._last = None  # after an interruption, the stored states belong to no policy
         self.pruner.apply(kept)
-        answers = [read(batch, self._told(batch, first)) for batch in self._batches]
-        self._scored = kept
-        return answers
+        results = [read(batch, self._scored_states(batch, first)) for batch in self._batches]
+        self._last = kept
+        return results
 
     def _first_changed(self, kept: list[int]) -> int:
-        if self._scored is None:
+        if self._last is None:
             return 0
         changed = (
             layer
-            for layer, now, before in zip(self._layer_of, kept, self._scored, strict=True)
+            for layer, now, before in zip(self._layer_of, kept, self._last, strict=True)
             if now != before
         )
         return min(changed, default=len(self.layers))
 
-    def _told(self, batch: _Batch, first: int) -> Float[Tensor, "windows rest hidden"]:
-        """The last hidden states of the tokens that are scored, and of the one before them."""
+    def _scored_states(self, batch: _Batch, first: int) -> Float[Tensor, "windows rest hidden"]:
+        """The last hidden states of the tokens in `batch.scored`, after the final norm."""
         return self._norm(self._forward(batch, first)[:, self._context - 1 :])
 
     def _forward(self, batch: _Batch, first: int) -> Float[Tensor, "windows window hidden"]:
-        """The states behind the last layer, the layers before `first` as they were."""
+        """Output of the last layer; only layers from `first` on are run."""
         if batch.calls is None:
             batch.calls = LayerCalls.record(self.lm, batch.ids)
-            batch.trail = [batch.calls.inputs]
-        del batch.trail[first + 1 :]
+            batch.states = [batch.calls.inputs]
+        del batch.states[first + 1 :]
         with fast_attention(self.lm.model):
             for layer, call in zip(self.layers[first:], batch.calls.keywords[first:], strict=True):
-                batch.trail.append(layer(batch.trail[-1], **call))
-        return batch.trail[-1]
+                batch.states.append(layer(batch.states[-1], **call))
+        return batch.states[-1]
 
     def _losses(self, batch: _Batch, hidden: Tensor) -> Float[Tensor, "2"]:
-        """Summed negative log-likelihood and divergence from the dense model, nats."""
+        """Negative log-likelihood and KL divergence from the dense model, summed, in nats."""
         if batch.dense is None:
             nll = summed_nll(self._head, hidden, batch.scored)
             return torch.stack([nll, torch.zeros_like(nll)])
@@ -185,16 +201,16 @@ class Labeller:
         for (logits, target), dense in zip(chunks, parts, strict=True):
             log_probs = logits.log_softmax(-1)
             nll = nn.functional.nll_loss(log_probs, target, reduction="sum")
-            sums.append(torch.stack([nll, Likeliest(*dense).divergence(log_probs)]))
+            sums.append(torch.stack([nll, TopTokens(*dense).divergence(log_probs)]))
         return torch.stack(sums).double().sum(0).cpu()
 
-    def _remember(self, batch: _Batch, hidden: Tensor) -> None:
-        """Keeps the dense model's likeliest tokens."""
+    def _store_top_tokens(self, batch: _Batch, hidden: Tensor) -> None:
+        """Stores the most probable tokens in the batch; the dense policy must be applied."""
         tops = [
             logits.log_softmax(-1).topk(self._kl_top_k)
             for logits, _ in _logits(self._head, hidden, batch.scored)
         ]
-        batch.dense = Likeliest(
+        batch.dense = TopTokens(
             torch.cat([top.indices for top in tops]), torch.cat([top.values for top in tops])
         )
 
@@ -202,16 +218,16 @@ class Labeller:
 def _logits(
     head: OutputHead, hidden: Tensor, ids: Tensor
 ) -> Iterator[tuple[Float[Tensor, "rows vocabulary"], Int[Tensor, " rows"]]]:
-    """Logits in float32 and the tokens that really follow, a few rows at a time."""
+    """Blocks of logits in float32, each with the tokens that follow in the text."""
     rows, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     for some, target in zip(rows.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
         yield head(some).float(), target
 
 
-def _with_rest(log_probs: Float[Tensor, "positions top"]) -> Float[Tensor, "positions outcomes"]:
-    """The log-probability of all other tokens as one more column."""
+def _append_rest(log_probs: Float[Tensor, "positions top"]) -> Float[Tensor, "positions outcomes"]:
+    """Appends a column with the log-probability of all other tokens together."""
     rest = (1 - log_probs.exp().sum(1, keepdim=True)).clamp_min(_LEAST).log()
     return torch.cat([log_probs, rest], 1)
 
 
-_LEAST = 1e-7  # probability; what float32 can tell from nothing
+_LEAST = 1e-7  # smallest probability; differences from 1 in float32 are not finer

@@ -1,4 +1,4 @@
-"""Samplers: where labelled policies come from."""
+"""Samplers: they draw the policies that are labelled."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ppf.space import Space, project
 
 @runtime_checkable
 class SamplingContext(Protocol):
-    """What samplers draw on; the features are computed when a sampler reads them."""
+    """What samplers may read. Features are computed when they are first read."""
 
     @property
     def space(self) -> Space: ...
@@ -27,10 +27,12 @@ class SamplingContext(Protocol):
 
 
 @runtime_checkable
-class RatioAgent(Protocol):
-    """Answers for any pruning ratio with the units kept at each site."""
+class RatioPolicy(Protocol):
+    """Gives a policy for any pruning ratio, as a dynamic agent does."""
 
-    def policy(self, ratio: float) -> list[int]: ...
+    def policy(self, ratio: float) -> list[int]:
+        """Number of units that each site keeps."""
+        ...
 
 
 class Sampler(ABC):
@@ -43,20 +45,23 @@ class Sampler(ABC):
         """Draws `count` policies.
 
         Args:
-            turn: how many draws of this size came before; who goes through a list goes on with it.
+            context: the space and its features.
+            count: number of policies.
+            generator: source of randomness.
+            turn: number of earlier draws of this size; list samplers continue from there.
         """
 
 
 class Profiles(Sampler):
-    """Random profiles around uniform, stratified over the ratio.
+    """Random deviations from uniform pruning, stratified over the ratio.
 
-    The share kept at a site is (1 − ratio)(1 + spread · noise), with noise of unit size that is
-    drawn per site (rough) or as a smooth curve over depth for each kind; attention is protected
-    by a random amount between the uniform share and all.
+    The kept share of a site is (1 − ratio)(1 + spread · noise). The noise has unit variance. It is
+    the sum of independent noise per site and of a smooth curve over depth for each kind. A random
+    share of `ratio` is then added to the kept share of all attention sites.
 
     Args:
-        ratio: [lowest, highest].
-        spread: [smallest, largest] relative deviation of a site from its kind's share.
+        ratio: [lowest, highest] pruning ratio.
+        spread: [smallest, largest] standard deviation of a site, relative to the uniform share.
         smooth: share of the noise's variance that is smooth over depth.
     """
 
@@ -82,11 +87,11 @@ class Profiles(Sampler):
         return project(space, share * space.units, ratio)
 
 
-class Sensitivities(Sampler):
-    """One site narrowed at a time, the rest dense.
+class SingleSite(Sampler):
+    """Policies that prune a single site and keep all other sites dense.
 
-    Sites come in turn, in a shuffled order. In the first two passes each is once emptied and once
-    cut to a random depth; further cuts are of random depth.
+    Sites take turns in a shuffled order. In the first two passes over the sites, each site is once
+    emptied and once given a random width. Later widths are random.
     """
 
     def draw(
@@ -96,20 +101,20 @@ class Sensitivities(Sampler):
         kept = space.dense.repeat(count, 1)
         order = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))
         number = turn * count + torch.arange(count)
-        place, passed = number % len(space), number // len(space)
-        sites = order[place]
+        position, passed = number % len(space), number // len(space)
+        sites = order[position]
         cut = (torch.rand(count, generator=generator) * space.units[sites]).long()
-        emptied = (passed < 2) & ((place + passed) % 2 == 0)
+        emptied = (passed < 2) & ((position + passed) % 2 == 0)
         kept[torch.arange(count), sites] = torch.where(emptied, 0, cut)
         return kept
 
 
-class Allocated(Sampler):
-    """The policies of allocation rules, in turn, stratified over the ratio.
+class FromRules(Sampler):
+    """The policies of allocation rules, which take turns; stratified over the ratio.
 
     Args:
-        rules: name → rule.
-        ratio: [lowest, highest].
+        rules: allocation rules by name.
+        ratio: [lowest, highest] pruning ratio.
     """
 
     def __init__(self, rules: Mapping[str, Allocation], ratio: list[float]) -> None:
@@ -129,16 +134,19 @@ class Allocated(Sampler):
 
 
 class FromFiles(Sampler):
-    """Policies found before, in turn.
+    """Policies of earlier searches, in turn.
 
     Args:
-        paths: policy.json files of searches of the same space.
+        paths: policy.json files for the same space.
+
+    Raises:
+        PPFError: `paths` is empty, or a file is missing or damaged.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
         if not paths:
-            raise PPFError("the sampler has no policies: give sampler.of.paths=[POLICY.json,...].")
-        remedy = "give sampler.of.paths=[POLICY.json,...] that search.py wrote"
+            raise PPFError("the sampler has no files: give sampler.of.paths=[POLICY.json,...].")
+        remedy = "give sampler.of.paths=[POLICY.json,...] of files that search.py wrote"
         self.policies = [read(path, PolicyRecord, remedy)["kept"] for path in paths]
 
     def draw(
@@ -148,14 +156,15 @@ class FromFiles(Sampler):
         return policies[(turn * count + torch.arange(count)) % len(policies)]
 
 
-class Proposals(Sampler):
-    """The answers of a trained agent, stratified over the ratio.
+class FromAgent(Sampler):
+    """Policies of a trained dynamic agent, stratified over the ratio.
 
     Args:
-        ratio: [lowest, highest].
+        agent: the agent.
+        ratio: [lowest, highest] pruning ratio.
     """
 
-    def __init__(self, agent: RatioAgent, ratio: list[float]) -> None:
+    def __init__(self, agent: RatioPolicy, ratio: list[float]) -> None:
         self.agent, self.ratio = agent, ratio
 
     def draw(
@@ -166,11 +175,12 @@ class Proposals(Sampler):
 
 
 class Neighbours(Sampler):
-    """Policies of another sampler, shaken at the same pruning ratio.
+    """Random neighbours of another sampler's policies, at the same pruning ratio.
 
     Args:
-        of: draws the policies.
-        spread: standard deviation of a site's shake, as a share of its units; one unit at least.
+        of: the other sampler.
+        spread: standard deviation of the change of a site, as a share of its units. It is at least
+            one unit.
     """
 
     def __init__(self, of: Sampler, spread: float) -> None:
@@ -180,20 +190,20 @@ class Neighbours(Sampler):
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
         kept = self.of.draw(context, count, generator, turn)
-        reach = (self.spread * context.space.units).clamp_min(1)
-        shaken = kept + reach * torch.randn(kept.shape, generator=generator)
-        return project(context.space, shaken, context.space.ratio(kept))
+        std = (self.spread * context.space.units).clamp_min(1)
+        wanted = kept + std * torch.randn(kept.shape, generator=generator)
+        return project(context.space, wanted, context.space.ratio(kept))
 
 
 class SharedPrefix(Sampler):
-    """Families of policies that share their first layers, which the labeller then runs only once.
+    """Groups of policies that share their first layers, which the labeller then runs only once.
 
-    A sampler's policies are sorted by ratio and dealt to families. Each member takes its family's
-    first policy up to a depth of its own, and its own policy beyond.
+    The policies of another sampler are sorted by ratio and divided into groups of neighbours. The
+    other members of a group take the widths of their first layers from the group's first policy.
 
     Args:
-        of: draws the policies.
-        depths: per member after the first, the share of the layers that it shares.
+        of: the other sampler.
+        depths: for each member after the first, the share of the layers that it takes over.
     """
 
     def __init__(self, of: Sampler, depths: Sequence[float]) -> None:
@@ -211,11 +221,12 @@ class SharedPrefix(Sampler):
 
 
 class Mixture(Sampler):
-    """Several samplers, each drawing its share.
+    """Draws from several samplers.
 
     Args:
-        parts: name → sampler.
-        shares: name → its part of the draw; they need not sum to one.
+        parts: the samplers by name.
+        shares: weight of each sampler by name; its share of the policies is its weight divided by
+            the sum of all weights.
     """
 
     def __init__(self, parts: Mapping[str, Sampler], shares: Mapping[str, float]) -> None:
@@ -235,14 +246,14 @@ class Mixture(Sampler):
 def _stratified(
     ratio: list[float], count: int, generator: torch.Generator
 ) -> Float[Tensor, " count"]:
-    """One ratio in each of `count` equal parts of [lowest, highest], in random order."""
+    """One random ratio in each of `count` equal parts of [lowest, highest], in random order."""
     low, high = ratio
-    places = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-    return (low + (high - low) * places / max(count, 1)).double()
+    strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    return (low + (high - low) * strata / max(count, 1)).double()
 
 
 def _smooth(space: Space, count: int, generator: torch.Generator) -> Float[Tensor, "count sites"]:
-    """Random low-frequency curves over depth, one for each kind, of unit variance."""
+    """Random low-frequency curves over depth with unit variance, one for each kind."""
     frequencies = torch.arange(1, 5)
     depth = torch.tensor([site.layer / max(space.layers - 1, 1) for site in space.sites])
     basis = torch.cos(torch.pi * frequencies[:, None] * depth)

@@ -1,4 +1,4 @@
-"""Labels on disk: parquet shards that a killed or a second process cannot spoil."""
+"""Labels on disk, in parquet files that several processes may write at once (shards)."""
 
 import hashlib
 import uuid
@@ -37,11 +37,12 @@ class Row:
     """One labelled policy.
 
     Args:
-        ratio: pruning ratio really reached.
-        nll: nats per token.
-        kl: from the dense model, nats per token; None where it was not measured.
-        source: the sampler that drew it.
-        seconds: what the label took.
+        kept: number of units that each site keeps.
+        ratio: pruning ratio of the policy.
+        nll: mean negative log-likelihood, nats per token.
+        kl: mean KL divergence from the dense model, nats per token; None: not measured.
+        source: name of the sampler or search that the policy is from.
+        seconds: time that the measurement took.
     """
 
     kept: tuple[int, ...]
@@ -55,14 +56,16 @@ class Row:
 class LabelStore:
     """All labels of one signature, in a folder.
 
-    Every store writes shards of its own; a shard is replaced atomically with each row, so a
-    kill loses at most the row in hand. A shard carries a checksum of its rows; one that is damaged,
-    or holds policies that do not fit the space, is reported and skipped.
+    Each store writes its own shards. A shard is replaced atomically after each row, so a killed
+    process loses at most the row that it was measuring. Each shard has a checksum of its rows.
+    Shards that are damaged, have another signature, or do not fit the space are skipped with a
+    warning.
 
     Args:
-        signature: of model, text, space, order and compensation; shards of another one are
-            reported and skipped.
-        units: of each site of the space.
+        folder: the folder, which is made if it is missing.
+        signature: hash of everything that determines the labels: model, text, space, order and
+            compensation.
+        units: number of units of each site of the space.
     """
 
     def __init__(self, folder: Path, signature: str, units: Sequence[int]) -> None:
@@ -83,7 +86,7 @@ class LabelStore:
         return self._rows[tuple(kept)]
 
     def refresh(self) -> None:
-        """Reads what is on disk, other processes' rows among it."""
+        """Reads new and changed shards, also those of other processes."""
         for path in sorted(self.folder.glob("*.parquet")):
             stat = path.stat()
             state = stat.st_ino, stat.st_mtime_ns, stat.st_size
@@ -93,14 +96,17 @@ class LabelStore:
 
     @contextmanager
     def claim(self, kept: Sequence[int], *, wait: bool = False) -> Iterator[bool]:
-        """True while this process alone may label the policy.
+        """Claims a policy, so that no other process labels it.
 
-        False if the policy has a label or another process is at it.
-
-        The claim is a file lock: the system drops it when the process dies.
+        The claim is a file lock, which the operating system releases when the process dies.
 
         Args:
-            wait: until the other process is done.
+            kept: the policy.
+            wait: whether to wait until another process releases the policy.
+
+        Yields:
+            Whether the claim succeeded. False: the policy has a label, or another process has
+            claimed it.
         """
         if kept in self:
             yield False
@@ -116,36 +122,36 @@ class LabelStore:
             self.refresh()
             yield kept not in self
         finally:
-            if kept in self:  # whoever still holds the old file will find the row
+            if kept in self:  # processes that still wait for this file will find the row
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
     def add(self, row: Row) -> None:
-        """Keeps a row, on disk before this returns."""
+        """Stores a row. It is on disk when this returns."""
         self._rows[row.kept] = row
-        if len(self._mine) == _ROWS_PER_SHARD:
+        if len(self._shard_rows) == _ROWS_PER_SHARD:
             self._start_shard()
-        self._mine.append(row)
+        self._shard_rows.append(row)
         draft = self._shard.with_suffix(".draft")
-        self._write(self._mine, draft)
+        self._write(self._shard_rows, draft)
         draft.replace(self._shard)
 
     def export(self, path: Path) -> None:
-        """Writes all rows as one shard, for the folder of another store."""
+        """Writes all rows to one shard, which may be put into the folder of another store."""
         self._write(list(self._rows.values()), path)
 
     def labels(self, policies: Int[Tensor, "rows sites"]) -> Labels:
-        """The labels of the policies given, in their order.
+        """The labels of the given policies, in their order.
 
         Raises:
-            KeyError: one has no label yet.
+            KeyError: a policy has no label.
         """
         rows = [self[kept] for kept in policies.tolist()]
         nll = torch.tensor([row.nll for row in rows], dtype=torch.double)
         return Labels(policies, nll, [row.source for row in rows])
 
     def _start_shard(self) -> None:
-        self._mine: list[Row] = []
+        self._shard_rows: list[Row] = []
         self._shard = self.folder / f"{uuid.uuid4().hex}.parquet"
 
     def _write(self, rows: Sequence[Row], path: Path) -> None:
@@ -155,8 +161,8 @@ class LabelStore:
 
     def _read(self, path: Path) -> list[Row]:
         try:
-            # A path would be looked up twice, and replaced between. A file or buffer of Python's
-            # that one of Arrow's threads lets go aborts a process which ends just then.
+            # Arrow would open a path twice, and the file may be replaced in between. A Python file
+            # object would abort the process if an Arrow thread released it at exit.
             with pa.OSFile(str(path)) as file:
                 table = parquet.ParquetFile(file).read(use_threads=False)
             metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
@@ -169,7 +175,7 @@ class LabelStore:
             return self._skip(path, "is corrupt")
         rows = [Row(**{**row, "kept": tuple(row["kept"])}) for row in table.to_pylist()]
         if not all(self._fits(row.kept) for row in rows):
-            return self._skip(path, "holds policies of another space")
+            return self._skip(path, "has policies of another space")
         return rows
 
     @property
@@ -182,7 +188,7 @@ class LabelStore:
         )
 
     def _skip(self, path: Path, reason: str) -> list[Row]:
-        warning(f"the shard {path} {reason}: skipped, what lacks a label is labelled again.")
+        warning(f"the shard {path} {reason}: it is skipped, and its policies are labelled again.")
         return []
 
 

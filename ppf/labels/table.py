@@ -7,20 +7,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PROPOSED = "search"
-"""The source of policies that a search proposed."""
+"""Source of policies that a search proposed."""
 ACQUIRED = "acquired"
-"""The source of policies that a predictor asked for."""
+"""Source of policies that a predictor selected by active learning."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Policies and what the real pruned model scored.
+    """Policies and their measured losses.
 
     Args:
-        kept: units kept, per policy and site.
-        nll: mean negative log-likelihood on the labelling text, nats per token; may hold inf or
-            nan.
-        source: the sampler that drew each policy.
+        kept: number of units that each site keeps, one row per policy.
+        nll: mean negative log-likelihood on the labelling text, nats per token; may be inf or nan.
+        source: for each policy, the name of its sampler, `PROPOSED` or `ACQUIRED`.
     """
 
     kept: Int[Tensor, "rows sites"]
@@ -31,23 +30,34 @@ class Labels:
         return len(self.source)
 
     def catastrophic(self, dense_nll: float, limit: float) -> Bool[Tensor, " rows"]:
-        """Marks policies over `limit` nats above the dense model, or without a finite label."""
+        """Marks policies that are useless because their loss is too large or not finite.
+
+        Args:
+            dense_nll: loss of the dense model, nats per token.
+            limit: largest allowed increase over `dense_nll`, nats per token.
+        """
         return ~(self.nll <= dense_nll + limit)
 
     @property
     def proposed(self) -> Bool[Tensor, " rows"]:
-        """Whether a search proposed the policy."""
+        """Marks policies that a search proposed."""
         return self._from(PROPOSED)
 
     @property
     def acquired(self) -> Bool[Tensor, " rows"]:
-        """Whether a predictor asked for the policy."""
+        """Marks policies that a predictor selected."""
         return self._from(ACQUIRED)
 
     def with_rows(
         self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"], source: str
     ) -> "Labels":
-        """These labels and those policies that are not among them yet."""
+        """These labels, and those of the given policies that are not among them.
+
+        Args:
+            kept: the given policies.
+            nll: their losses, nats per token.
+            source: their source.
+        """
         known = {tuple(row) for row in self.kept.tolist()}
         new = [i for i, row in enumerate(kept.tolist()) if tuple(row) not in known]
         return Labels(

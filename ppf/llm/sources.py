@@ -23,7 +23,7 @@ from ppf.errors import PPFError
 from ppf.llm.checkpoint import check_files, quiet, read_config
 from ppf.progress import say
 
-Made = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+MakeCheckpoint = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 def hub(cache: str, *, repository: str) -> str:
@@ -116,7 +116,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
-def _cached(folder: Path, make: Made) -> str:
+def _cached(folder: Path, make: MakeCheckpoint) -> str:
     """The path of a cached checkpoint, which `make` makes if it is missing or damaged."""
 
     def write(draft: Path) -> None:

@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from ppf.errors import PPFError, reason
 
-_Found = tuple[Iterable[str], list[Any]]
+_NamesAndValues = tuple[Iterable[str], list[Any]]
 """The names of all columns, and the values of one of them."""
 
 
@@ -69,11 +69,11 @@ def strings(values: Iterable[Any], what: str, override: str) -> list[str]:
     return found
 
 
-def _paragraphs(file: Path, column: str) -> _Found:
+def _paragraphs(file: Path, column: str) -> _NamesAndValues:
     return [column], re.split(r"\n\s*\n", file.read_text(encoding="utf-8"))
 
 
-def _json(file: Path, column: str) -> _Found:
+def _json(file: Path, column: str) -> _NamesAndValues:
     lines = file.read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
@@ -81,7 +81,7 @@ def _json(file: Path, column: str) -> _Found:
     return dict.fromkeys(name for row in rows for name in row), [row.get(column) for row in rows]
 
 
-def _parquet(file: Path, column: str) -> _Found:
+def _parquet(file: Path, column: str) -> _NamesAndValues:
     names = parquet.read_schema(file).names
     if column not in names:
         return names, []

@@ -1,4 +1,4 @@
-"""From a dense model to a pruned one: statistics, order, compensation, bank, live pruning."""
+"""Pruning of a loaded model: statistics, importance, compensation, level bank, live pruning."""
 
 from ppf.pruning.allocation import Allocation
 from ppf.pruning.bank import Bank

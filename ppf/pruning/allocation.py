@@ -1,4 +1,4 @@
-"""Allocation rules: published answers to how much of each site should stay."""
+"""Allocation rules: published methods that choose how many units each site keeps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,28 +14,36 @@ from ppf.space import Space
 
 
 class Allocation(ABC):
-    """A rule from site features to widths; it does not change the order of the units.
+    """Computes widths from site features. It does not change the order of the units.
 
-    To add one: subclass this, give it a YAML in `conf/allocation` with all its hyper-parameters,
-    and name it in `conf/rules/all.yaml` and in a YAML of `conf/agent`.
+    To add a rule:
+
+    1. Subclass this.
+    2. Add a YAML with all its hyper-parameters to `conf/allocation`.
+    3. Add its name to `conf/rules/all.yaml`, and a YAML that uses it to `conf/agent`.
     """
 
     @abstractmethod
     def wanted(
         self, features: SiteFeatures, ratio: Float[Tensor, " batch"]
     ) -> Float[Tensor, "batch sites"]:
-        """Units to keep, real numbers that `ppf.space.project` rounds to the budget."""
+        """Units to keep as real numbers, which `ppf.space.project` rounds to meet the budget.
+
+        Args:
+            features: features of the space's sites.
+            ratio: pruning ratios in [0, 1).
+        """
 
 
 class Uniform(Allocation):
-    """The same share of every site."""
+    """Every site keeps the same share."""
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         return (1 - ratio)[:, None] * features.space.units.to(ratio.device)
 
 
 class LayerRule(Allocation):
-    """A rule that gives every layer a pruning ratio; here all sites of a layer share it."""
+    """A rule that computes one pruning ratio per layer, for all sites of the layer."""
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         space = features.space
@@ -47,25 +55,28 @@ class LayerRule(Allocation):
     def removed(
         self, features: SiteFeatures, ratio: Float[Tensor, " batch"]
     ) -> Float[Tensor, "batch layers"]:
-        """The share that each layer loses."""
+        """The pruning ratio of each layer."""
 
 
 class OWL(LayerRule):
-    """Layers with more outliers keep more, within ±λ of the ratio.
+    """Layers with more outliers keep more; layer ratios differ by at most 2λ.
 
-    With D the share of a layer's scores |W_ij| ‖X_j‖ above m times their mean:
-    removed = ratio − 2λ ((D − min D) / (max D − min D) − mean of that).
+    D is the share of a layer's scores |W_ij| ‖X_j‖ that exceed m times their mean. With
+    d = (D − min D) / (max D − min D):  removed = ratio − 2λ (d − mean d).
 
     Args:
-        m: multiple of the mean above which a score is an outlier, a whole number.
+        m: integer multiple of the mean score above which a score is an outlier.
         bound: λ.
+
+    Raises:
+        PPFError: the traits do not count outliers for this `m`.
 
     Source: OWL (arXiv 2310.05175), section 3.2, as its code maps D to ratios.
     """
 
     def __init__(self, m: int, bound: float) -> None:
         if not 0 <= m < MULTIPLES:
-            raise PPFError(f"OWL's m={m} is not counted: give 0 ≤ m < {MULTIPLES}.")
+            raise PPFError(f"OWL's m={m} is out of range: give 0 ≤ m < {MULTIPLES}.")
         self.m, self.bound = m, bound
 
     def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
@@ -76,12 +87,14 @@ class OWL(LayerRule):
 class AlphaPruning(LayerRule):
     """Layers whose weight spectra have heavier tails (smaller exponents) keep more.
 
-    removed = η ((1 − ε) + 2ε (α − min α) / (max α − min α)), with η such that the ratio is met.
+    removed = η ((1 − ε) + 2ε (α − min α) / (max α − min α)), with exponents α and a factor η that
+    makes the removed parameters meet the ratio.
 
     Args:
         epsilon: ε.
 
-    Source: AlphaPruning (arXiv 2410.10912), eq. 2, on exponents averaged over a block's matrices.
+    Source: AlphaPruning (arXiv 2410.10912), eq. 2, with exponents averaged over the matrices of a
+        layer.
     """
 
     def __init__(self, epsilon: float) -> None:
@@ -94,15 +107,15 @@ class AlphaPruning(LayerRule):
 
 
 class BlockInfluence(LayerRule):
-    """Layers that turn their hidden states more keep more.
+    """Layers that change the direction of their hidden states more keep more.
 
     removed = ratio · L · softmax(−influence / ε) over the L layers.
 
     Args:
         temperature: ε.
 
-    Source: the block influence of ShortGPT (arXiv 2403.03853), which drops whole layers by it; as
-        ratios of widths by MoDeGPT (arXiv 2408.09632), section 3.3.
+    Source: block influence is from ShortGPT (arXiv 2403.03853), which removes whole layers; the
+        formula is from MoDeGPT (arXiv 2408.09632), section 3.3.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -114,31 +127,32 @@ class BlockInfluence(LayerRule):
 
 
 class FLAP(Allocation):
-    """One threshold on the standardised fluctuation of all atoms, by cost.
+    """Removes the atoms of lowest standardised fluctuation in the whole model.
 
-    Source: FLAP (arXiv 2312.11983), adaptive structure search (AL-AM) on the WIFV metric; its code
-        counts a head as 512 / 3 channels, here each atom counts its parameters.
+    Source: FLAP (arXiv 2312.11983), adaptive structure search (AL-AM) with the WIFV metric. Its
+        code counts a head as 512 / 3 channels; here each atom counts its parameters.
     """
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         space, scores = features.space, _traits(features).fluctuation
         per_unit = torch.tensor([site.atoms_per_unit for site in space.sites], device=ratio.device)
-        here = [scores[site.name].to(ratio) for site in space.sites]
+        by_site = [scores[site.name].to(ratio) for site in space.sites]
         cost = space.params.to(ratio) / per_unit
-        return (per_unit * space.units.to(ratio) - _cheapest(here, cost, ratio)) / per_unit
+        return (per_unit * space.units.to(ratio) - _cheapest(by_site, cost, ratio)) / per_unit
 
 
 class ObsGlobal(Allocation):
-    """Greedy removal of the unit whose loss raises the reconstruction error least per parameter.
+    """Removes one unit after another: the one that adds least reconstruction error per parameter.
 
-    Source: the global greedy step of Optimal Brain Compression (arXiv 2208.11580), on the relative
-        errors of the level bank, which include the compensation.
+    Source: the global greedy step of Optimal Brain Compression (arXiv 2208.11580). The errors are
+        the relative reconstruction errors of the level bank, after compensation.
     """
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         space, errors = features.space, features.errors.to(ratio)
         rises = [
-            # A unit goes after those before it: greedy waits for the dearest of them.
+            # A unit can only be removed after the less important ones, so its score is at least
+            # theirs.
             -row[: site.units + 1].diff().flip(0).cummin(0).values / site.params
             for site, row in zip(space.sites, errors, strict=True)
         ]
@@ -146,7 +160,7 @@ class ObsGlobal(Allocation):
 
 
 def _unit_range(values: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-    """Stretched linearly to [0, 1]; all zero where there is nothing to tell layers apart."""
+    """Rescales linearly to [0, 1]; all zero if the values are equal."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low).clamp_min(torch.finfo(values.dtype).tiny)
 
@@ -161,17 +175,23 @@ def _layer_cost(space: Space) -> Float[Tensor, " layers"]:
 def _cheapest(
     scores: Sequence[Float[Tensor, " _"]], cost: Float[Tensor, " sites"], ratio: Tensor
 ) -> Float[Tensor, "batch sites"]:
-    """How many items of each site are among the lowest scores that together cost `ratio`."""
+    """Counts the items of each site among those of lowest scores that together cost `ratio`.
+
+    Args:
+        scores: one score for each item of each site.
+        cost: cost of one item of each site.
+        ratio: share of the total cost.
+    """
     counts = torch.tensor([len(site) for site in scores], device=ratio.device)
     queue = torch.cat(list(scores)).argsort(stable=True)
     gone = cost.double().repeat_interleave(counts)[queue].cumsum(0)
     gone = torch.cat([gone.new_zeros(1), gone])
     lost = torch.searchsorted(gone, ratio.double() * gone[-1] * (1 - _ROUNDING))
-    places = queue.argsort().split(counts.tolist())
-    return torch.stack([torch.searchsorted(p.sort().values, lost) for p in places], 1).to(ratio)
+    ranks = queue.argsort().split(counts.tolist())
+    return torch.stack([torch.searchsorted(r.sort().values, lost) for r in ranks], 1).to(ratio)
 
 
-_ROUNDING = 1e-12
+_ROUNDING = 1e-12  # relative tolerance when costs are compared
 
 
 def _traits(features: SiteFeatures) -> Traits:

@@ -1,4 +1,4 @@
-"""The level bank: for every site and kept count, the ready consumer and its error."""
+"""The level bank: the compensated consumer of every site, for each number of kept units."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,11 +21,11 @@ from ppf.space import Site, Space
 
 @dataclass(frozen=True)
 class Bank:
-    """Ready consumers of every site, columns in order of importance.
+    """Compensated consumers of every site, with columns in order of importance.
 
     Args:
-        orders: per coupling of the model, its atoms from most to least important.
-        levels: per site of the space; entry k keeps k units.
+        orders: for each coupling of the model, its atoms from most to least important.
+        levels: for each site of the space, its levels; level k keeps k units.
     """
 
     orders: list[Int[Tensor, " _"]]
@@ -33,7 +33,7 @@ class Bank:
 
     @property
     def errors(self) -> Float[Tensor, "sites levels"]:
-        """Relative reconstruction errors, [site, kept]; rows of narrow sites end in zeros."""
+        """Relative reconstruction error of each site and level; short rows are padded with 0."""
         return torch.nn.utils.rnn.pad_sequence([level.errors.cpu() for level in self.levels], True)
 
     @classmethod
@@ -50,23 +50,28 @@ class Bank:
         folder: Path = Path(),
         ranks: Ranks | None = None,
     ) -> "Bank":
-        """Prepares every site of `space`, on the model's device and in its dtype.
+        """Computes all levels of all sites, on the model's device and in its dtype.
 
         Args:
-            max_gib: memory for ready weights. A bank that would take more keeps two factors a site
-                in memory-mapped files instead, and multiplies a level's weight out when a policy
-                asks for it.
-            folder: of these files, for this bank alone; files that it already has are used again.
-            ranks: processes that build the same bank; only rank 0 writes the files.
+            lm: the dense model.
+            space: the space whose sites get levels.
+            orders: as in `Bank`.
+            statistics: second moments of the consumers' inputs.
+            compensation: computes the levels of one site.
+            max_gib: most GiB of memory for the weights of all levels. A larger bank stores two
+                factors per site in memory-mapped files, and multiplies them when a policy needs a
+                level.
+            folder: folder of these files, used by this bank only. Existing files are reused.
+            ranks: the processes that build the same bank; only rank 0 writes files.
         """
-        places = lm.coupling_indices(space.sites)
-        columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, places, strict=True)]
+        indices = lm.coupling_indices(space.sites)
+        columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, indices, strict=True)]
         factored = compensation.refits and ready_gib(lm, space) > max_gib
         if factored:
-            say(f"Ready levels would take more than {max_gib} GiB: factors go to {folder}.")
+            say(f"The level bank needs more than {max_gib} GiB: its factors go to {folder}.")
 
         def prepare(number: int) -> Levels:
-            i = places[number]
+            i = indices[number]
             coupling = lm.couplings[i]
             columns = expand(orders[i], coupling.columns).to(lm.device)
             gram, mean = statistics.gram[i].to(lm.device), statistics.mean[i].to(lm.device)
@@ -87,12 +92,13 @@ class Bank:
 
 
 def widths(site: Site, coupling: Coupling) -> list[int]:
-    """The consumer's columns at every level."""
+    """Number of the consumer's columns at every level, from 0 to all units."""
     return [kept * site.atoms_per_unit * coupling.columns for kept in range(site.units + 1)]
 
 
 def ready_gib(lm: LanguageModel, space: Space) -> float:
-    """Memory for the ready weights of all levels: a consumer of its own for each but the dense."""
+    """GiB that the weights of all levels take, without the dense level."""
+    # Level k of n has k / n of the columns, so levels 0 to n - 1 have (n - 1) / 2 of the weight.
     consumers = [lm.couplings[i].consumer.weight for i in lm.coupling_indices(space.sites)]
     pairs = zip(space.sites, consumers, strict=True)
     return sum(weight.nbytes * (site.units - 1) / 2 for site, weight in pairs) / 2**30
@@ -101,7 +107,7 @@ def ready_gib(lm: LanguageModel, space: Space) -> float:
 def _spilled(
     file: Path, widths: list[int], make: Callable[[], Levels], ranks: Ranks | None
 ) -> Levels:
-    """Levels whose factors lie in a file, which is made if it is missing."""
+    """Levels with factors in a file, which `make` makes if it is missing."""
 
     def write(draft: Path) -> None:
         made = make()

@@ -1,7 +1,7 @@
-"""Compensation: what a consumer's remaining weights do about the inputs that went.
+"""Compensation: changes to a consumer's weight and bias that make up for its pruned inputs.
 
-Every method works on one site whose columns are already in order of importance, and answers for
-all levels (kept widths) at once, because the kept sets are nested prefixes.
+A method handles one site, whose columns are in order of importance. It computes all levels (kept
+widths) at once, because the kept columns of a level are a prefix of those of the next one.
 """
 
 from abc import ABC, abstractmethod
@@ -18,20 +18,23 @@ from ppf.pruning.statistics import damped
 
 @runtime_checkable
 class Sliceable(Protocol):
-    """A matrix in memory, or one on disk of which only the part asked for is read."""
+    """A matrix in memory, or on disk, where indexing reads only the selected part."""
 
     def __getitem__(self, part: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Factors:
-    """All levels of a site as two nested factors: level K is V[:, :K] M[:K, :K].
+    """The weights of all levels of a site, stored as two factors V and M.
+
+    The weight of a level with K columns is V[:, :K] M[:K, :K].
 
     Args:
         projected: V, [hidden, columns].
         inverse: M, [columns, columns], lower triangular.
-        widths: columns of each level.
-        dtype, device: of the levels.
+        widths: number of columns of each level.
+        dtype: dtype of the weights that indexing returns.
+        device: device of the weights that indexing returns.
     """
 
     projected: Sliceable
@@ -48,14 +51,14 @@ class Factors:
 
 @dataclass(frozen=True)
 class Levels:
-    """One site's answer for every level.
+    """The compensated consumer of one site, for every level.
 
     Args:
-        errors: relative reconstruction error ‖XWᵀ − X′W′ᵀ‖² / ‖XWᵀ‖² on calibration text, per
-            level.
-        weights: the consumer's weight [hidden, width] per level below the dense one, ready or as
-            factors; None: the dense weight's prefix.
-        biases: what is added to the consumer's bias per level, [levels, hidden]; None: nothing.
+        errors: relative reconstruction error ‖XWᵀ − X′W′ᵀ‖² / ‖XWᵀ‖² of each level on calibration
+            text.
+        weights: weight [hidden, width] of each level below the dense one, or the factors of these
+            weights; None: the leading columns of the dense weight.
+        biases: vector that each level adds to the consumer's bias; None: no level adds one.
     """
 
     errors: Float[Tensor, " levels"]
@@ -69,12 +72,13 @@ class Levels:
         weight: Float[Tensor, "hidden columns"],
         widths: Sequence[int],
     ) -> Float[Tensor, "tokens levels"]:
-        """What the consumer puts out along a direction, under every level.
+        """Inner product of the consumer's output with a direction, for every level.
 
         Args:
-            x: what the dense consumer reads.
-            weight: the dense consumer's.
-            widths: kept columns per level, as for `Compensation.levels`.
+            direction: one vector for each token.
+            x: inputs of the dense consumer.
+            weight: weight of the dense consumer.
+            widths: number of kept columns of each level, as in `Compensation.levels`.
         """
         whole = _prefix_sums((direction @ weight) * x)
         if self.weights is None:
@@ -83,28 +87,30 @@ class Levels:
             projected, inverse = (
                 part[:, :].to(x) for part in (self.weights.projected, self.weights.inverse)
             )
-            # M is lower triangular, so M x has the leading part of each level's.
+            # M is lower triangular: the first K entries of M x equal M[:K, :K] x[:K].
             sums = _prefix_sums((direction @ projected) * (x @ inverse.T))
             outputs = torch.cat([sums[:, list(widths[:-1])], whole[:, -1:]], 1)
         else:
-            ready = [
+            outputs_below = [
                 ((direction @ part) * x[:, :width]).float().sum(1)
                 for part, width in zip(self.weights, widths[:-1], strict=True)
             ]
-            outputs = torch.stack([*ready, whole[:, -1]], 1)
+            outputs = torch.stack([*outputs_below, whole[:, -1]], 1)
         if self.biases is not None:
             outputs = outputs + direction.float() @ self.biases.float().T
         return outputs
 
 
 def _prefix_sums(terms: Float[Tensor, "tokens columns"]) -> Float[Tensor, "tokens sums"]:
-    """Sums of the first 0, 1, … columns, in float32."""
+    """Sums of the first 0, 1, … columns of each row, in float32."""
     return nn.functional.pad(terms.float().cumsum(1), (1, 0))
 
 
 @dataclass(frozen=True)
-class Shortfall:
-    """What the residual stream lacks behind a narrowed block, r, and what its consumer reads, x.
+class ResidualMoments:
+    """Moments of a narrowed consumer's inputs x and of the error r of the residual stream.
+
+    r is the dense model's residual stream behind the block, minus the pruned model's.
 
     Args:
         gram: E[x xᵀ].
@@ -117,14 +123,15 @@ class Shortfall:
     mean: Float[Tensor, " hidden"]
 
 
-Correction = tuple[Float[Tensor, "hidden width"] | None, Float[Tensor, " hidden"] | None]
+WeightAndBias = tuple[Float[Tensor, "hidden width"] | None, Float[Tensor, " hidden"] | None]
+"""Changes of a consumer's weight and bias; None: no change."""
 
 
 class Compensation(ABC):
-    """Prepares one site.
+    """Computes the compensated consumers of one site.
 
     Attributes:
-        refits: levels have weights of their own.
+        refits: whether levels change the weight; False: they keep columns of the dense weight.
     """
 
     refits: ClassVar[bool] = False
@@ -139,20 +146,23 @@ class Compensation(ABC):
         *,
         factored: bool = False,
     ) -> Levels:
-        """Prepares all levels.
+        """Computes all levels.
 
         Args:
-            widths: kept columns per level, ascending from 0 to all of them.
-            factored: give new weights as factors in float32, not ready.
+            weight: the consumer's dense weight.
+            gram: E[x xᵀ] of the consumer's inputs.
+            mean: E[x].
+            widths: number of kept columns of each level, ascending from 0 to all columns.
+            factored: whether new weights are returned as factors, in float32.
         """
 
     @abstractmethod
-    def correction(self, shortfall: Shortfall) -> Correction:
-        """What to add to a narrowed consumer's weight and bias, so that the stream lacks less."""
+    def refit(self, moments: ResidualMoments) -> WeightAndBias:
+        """Changes of a narrowed consumer's weight and bias that reduce the stream's error."""
 
 
 class NoCompensation(Compensation):
-    """The pruned columns just go."""
+    """No compensation: pruned columns are removed, and nothing else changes."""
 
     def levels(
         self,
@@ -165,12 +175,12 @@ class NoCompensation(Compensation):
     ) -> Levels:
         return Levels(_suffix_errors(weight, gram, gram, widths))
 
-    def correction(self, shortfall: Shortfall) -> Correction:
+    def refit(self, moments: ResidualMoments) -> WeightAndBias:
         return None, None
 
 
 class Bias(Compensation):
-    """The mean output of the pruned columns moves into the bias.
+    """Adds the mean output of the pruned columns to the bias.
 
     Source: FLAP (arXiv 2312.11983), baseline bias compensation.
     """
@@ -184,29 +194,30 @@ class Bias(Compensation):
         *,
         factored: bool = False,
     ) -> Levels:
-        partial = torch.cat([weight.new_zeros(len(weight), 1), (weight * mean).cumsum(1)], 1)
-        biases = (partial[:, -1:] - partial[:, list(widths)]).T.contiguous()
+        outputs = torch.cat([weight.new_zeros(len(weight), 1), (weight * mean).cumsum(1)], 1)
+        biases = (outputs[:, -1:] - outputs[:, list(widths)]).T.contiguous()
         covariance = gram - torch.outer(mean, mean)
         return Levels(_suffix_errors(weight, covariance, gram, widths), biases=biases)
 
-    def correction(self, shortfall: Shortfall) -> Correction:
-        return None, shortfall.mean
+    def refit(self, moments: ResidualMoments) -> WeightAndBias:
+        return None, moments.mean
 
 
 class LeastSquares(Compensation):
-    """Refit of the consumer to the columns that stay (ridge regression on calibration inputs).
+    """Refits the consumer to the kept columns (ridge regression on calibration inputs).
 
-    With kept columns K and Gram matrix G:  W′ = W G[:, K] (G[K, K] + λI)⁻¹.  For nested prefixes
-    all levels share one Cholesky factor LLᵀ = G + λI: with V = W G L⁻ᵀ, level K is
-    V[:, K] L⁻¹[K, K]. From one level to the next its leading columns only grow by
-    V[:, block] L⁻¹[block, :], and the error falls by ‖V[:, block]‖².
+    With kept columns K and Gram matrix G:  W′ = W G[:, K] (G[K, K] + λI)⁻¹.
+
+    All levels share one Cholesky factor LLᵀ = G + λI, because their columns are nested. With
+    V = W G L⁻ᵀ, the weight of level K is V[:, K] L⁻¹[K, K]. The next level adds
+    V[:, block] L⁻¹[block, :] to it, and its error is smaller by ‖V[:, block]‖².
 
     Args:
         damping: λ as a fraction of the mean diagonal of G.
-        refit_damping: the same for `correction`, whose target is noisier.
+        refit_damping: the same for `refit`; larger, because its target is noisier.
 
-    Source: the optimal update of SlimGPT (arXiv 2412.18110); the shared factor is our own
-        arithmetic.
+    Source: the optimal update of SlimGPT (arXiv 2412.18110). Sharing one factor between levels is
+        our own derivation.
     """
 
     refits = True
@@ -243,17 +254,17 @@ class LeastSquares(Compensation):
         chosen = factors if factored else weights
         return Levels(torch.stack(errors).float().clamp(0, 1), chosen)
 
-    def correction(self, shortfall: Shortfall) -> Correction:
-        if not shortfall.gram.numel():
+    def refit(self, moments: ResidualMoments) -> WeightAndBias:
+        if not moments.gram.numel():
             return None, None
-        ridged, _ = damped(shortfall.gram, self.refit_damping)
-        return torch.linalg.solve(ridged, shortfall.cross.T.double()).T, None
+        ridged, _ = damped(moments.gram, self.refit_damping)
+        return torch.linalg.solve(ridged, moments.cross.T.double()).T, None
 
 
 def _inverse_factor(
     gram: Tensor, damping: float
 ) -> tuple[Float[Tensor, "columns columns"], Float[Tensor, ""]]:
-    """L⁻¹ with LLᵀ = G + λI, and λ; in float64."""
+    """L⁻¹ of LLᵀ = G + λI, and λ; both in float64."""
     ridged, ridge = damped(gram, damping)
     factor = torch.linalg.cholesky(ridged)
     identity = torch.eye(len(gram), dtype=factor.dtype, device=factor.device)
@@ -263,7 +274,10 @@ def _inverse_factor(
 def _suffix_errors(
     weight: Tensor, moment: Tensor, gram: Tensor, widths: Sequence[int]
 ) -> Float[Tensor, " levels"]:
-    """Energy of the columns beyond each width under `moment`, over all of it under `gram`."""
+    """Energy of the columns beyond each width under `moment`, over the whole one under `gram`.
+
+    The energy of columns W under a moment matrix M is tr(W M Wᵀ).
+    """
     weight, moment, gram = weight.double(), moment.double(), gram.double()
     energy = ((weight @ gram) * weight).sum().clamp_min(_SMALLEST)
     errors = []
@@ -273,4 +287,4 @@ def _suffix_errors(
     return torch.stack(errors).float().clamp(min=0)
 
 
-_SMALLEST = 1e-30  # energy of a site; one that has none loses none
+_SMALLEST = 1e-30  # smallest divisor; a site without energy has error 0

@@ -1,4 +1,4 @@
-"""What one unit of a site costs: parameters, FLOPs, KV-cache bytes, time."""
+"""Costs of one unit of a site: parameters, FLOPs, bytes in the KV cache, or time."""
 
 import time
 from abc import ABC, abstractmethod
@@ -14,36 +14,37 @@ from ppf.space import Site
 
 
 class Cost(ABC):
-    """Prices of units, in whole numbers.
+    """Computes the prices of units, as integers.
 
     Attributes:
-        measured: whether prices depend on the machine, so that they are kept once measured.
+        measured: whether prices are measured on this machine; they are then stored as an artefact.
     """
 
     measured: ClassVar[bool] = False
 
     def prices(self, pruner: LivePruner) -> list[int]:
-        """Of one unit, per site of the pruner's space."""
+        """The price of one unit of each site of the pruner's space."""
         sites, couplings = pruner.space.sites, pruner.lm.couplings
         pairs = zip(sites, pruner.lm.coupling_indices(sites), strict=True)
         return [self.price(pruner, site, couplings[i]) for site, i in pairs]
 
     @abstractmethod
-    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int: ...
+    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
+        """The price of one unit of a site, which `coupling` describes."""
 
 
 class Params(Cost):
-    """Parameters."""
+    """The number of parameters."""
 
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
         return site.params
 
 
 class Flops(Cost):
-    """Floating-point operations for one token: two a weight, and attention over the context.
+    """Floating-point operations per token: two for each weight, and those of attention.
 
     Args:
-        context: tokens that attention looks back on.
+        context: number of tokens in the context that attention reads.
     """
 
     def __init__(self, context: int) -> None:
@@ -55,28 +56,28 @@ class Flops(Cost):
 
 
 class KVCache(Cost):
-    """Bytes that a token takes in the KV cache, in the model's dtype; FFNs take none."""
+    """Bytes per token in the KV cache, in the model's dtype; 0 for FFNs."""
 
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
         if site.kind != "attention":
             return 0
-        # An attention atom's producers give queries, keys and values; its consumer reads a value
-        # for every query head, so it has as many columns as there are query rows.
+        # The rows of an attention atom's producers are queries, keys and values. The consumer has
+        # as many columns as there are query rows, so the difference is keys and values.
         rows = sum(producer.rows for producer in coupling.producers) - coupling.columns
         return rows * site.atoms_per_unit * pruner.lm.dtype.itemsize
 
 
 class Latency(Cost):
-    """Nanoseconds for a batch of windows on this machine, as the slope over a site's widths.
+    """Nanoseconds per unit in a forward pass on this machine.
 
-    For each kind, one decoder layer is timed with that site at several widths, from nothing to all
-    of it. Its slope stands for all sites of the kind.
+    For each kind, one decoder layer is timed with its site at several widths, from no unit to all
+    units. The slope of a line through these times is the price of all sites of the kind.
 
     Args:
-        batch: windows at a time.
-        window: tokens.
-        widths: at which the layer is timed.
-        repeats: runs at each width, of which the fastest counts.
+        batch: number of windows in the batch that is timed.
+        window: number of tokens in a window.
+        widths: number of widths at which the layer is timed.
+        repeats: number of runs at each width; the fastest one counts.
     """
 
     measured = True
@@ -93,17 +94,17 @@ class Latency(Cost):
     @torch.inference_mode()
     def _slope(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
         ids = torch.zeros(self.batch, self.window, dtype=torch.long, device=pruner.lm.device)
-        dense, place = pruner.space.dense.tolist(), pruner.space.sites.index(site)
+        dense, position = pruner.space.dense.tolist(), pruner.space.sites.index(site)
         widths = torch.linspace(0, site.units, min(self.widths, site.units + 1)).round()
         with pruner.at(dense):
             calls = LayerCalls.record(pruner.lm, ids)
             run = partial(coupling.parent, calls.inputs, **calls.keywords[coupling.layer])
 
             def timed(kept: int) -> float:
-                pruner.apply([*dense[:place], kept, *dense[place + 1 :]])
+                pruner.apply([*dense[:position], kept, *dense[position + 1 :]])
                 return self._seconds(run)
 
-            # Other work on the machine comes in bursts: all widths take turns.
+            # All widths take turns, so that bursts of other work on the machine hit all alike.
             rounds = [[timed(k) for k in widths.int().tolist()] for _ in range(self.repeats)]
         seconds = torch.tensor(rounds, dtype=torch.double).amin(0)
         centred = widths.double() - widths.double().mean()
@@ -111,14 +112,14 @@ class Latency(Cost):
         return max(round(1e9 * float(slope)), 1)
 
     def _seconds(self, run: Callable[[], Any]) -> float:
-        _wait()
+        _synchronise()
         start = time.perf_counter()
         run()
-        _wait()
+        _synchronise()
         return time.perf_counter() - start
 
 
-def _wait() -> None:
-    """The accelerator works on while Python does not wait for it."""
+def _synchronise() -> None:
+    """Waits until the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

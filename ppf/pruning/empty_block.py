@@ -1,20 +1,28 @@
-"""What stands where a block has nothing left; exported models carry this file."""
+"""The module that replaces a block without units. Exported models contain a copy of this file."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
-_CACHE_NAMES = ("cache", "past_key_values", "layer_past")  # by transformers version and family
+_CACHE_NAMES = (
+    "cache",
+    "past_key_values",
+    "layer_past",
+)  # they differ by family and version of transformers
 
 
 class EmptyBlock(nn.Module):
-    """Stands for a block with nothing left: its output is the consumer's bias, or zero.
+    """Replaces a block without units. Its output is the consumer's bias, or zero.
 
-    An attention block still tells the KV cache how many tokens have passed, since positions and
-    masks are counted by the first layer's cache. transformers takes a growing cache without numbers
-    for one without tokens, so this one holds two numbers a token; a cache of fixed size that is
-    there already keeps its shape.
+    An attention block still adds its tokens to the KV cache, because transformers takes positions
+    and masks from the length of the first layer's cache. It adds placeholders, since a cache
+    without elements would count as empty: one head of size 1, or the shape of an existing cache.
+
+    Args:
+        layer: index of the decoder layer.
+        attention: whether it replaces an attention block.
+        bias: bias of the consumer; None: zero.
     """
 
     bias: nn.Parameter | None
@@ -25,7 +33,7 @@ class EmptyBlock(nn.Module):
         self.register_parameter("bias", bias)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the dense block would: for attention, (output, attention weights)."""
+        """Returns the output; an attention block returns (output, attention weights)."""
         output = torch.zeros_like(hidden_states)
         if self.bias is not None:
             output = output + self.bias
@@ -40,6 +48,6 @@ class EmptyBlock(nn.Module):
         return output, None
 
     def _shape(self, cache: Any) -> tuple[int, int]:
-        """Heads and their size in this layer's cache, (1, 1) where it is still to be made."""
+        """Number and size of the heads in this layer's cache; (1, 1) if it does not exist yet."""
         made = self.layer < len(cache.layers) and cache.layers[self.layer].is_initialized
         return cache.layers[self.layer].keys.shape[1::2] if made else (1, 1)

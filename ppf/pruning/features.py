@@ -1,4 +1,4 @@
-"""What is known of each site before any policy is measured."""
+"""Features of sites that are computed from the dense model, before any policy is measured."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +11,21 @@ from ppf.pruning.traits import Traits
 from ppf.space import Space
 
 _FIELDS = ("errors", "retained", "energy", "losses")
-_SHARES = (0.25, 0.5, 0.75)  # kept shares at which a table holds a site's error
+_SHARES = (0.25, 0.5, 0.75)  # kept shares whose errors are columns of `table`
 
 
 @dataclass(frozen=True)
 class SiteFeatures:
-    """Features of the sites of a space; samplers, rules, predictors and agents read them.
+    """Features of the sites of a space, for samplers, allocation rules, predictors and agents.
 
     Args:
-        errors: relative reconstruction error if a site keeps k units, [site, k].
-        retained: share of a site's importance in the k units that stay, [site, k].
-        energy: squared norm of what a site adds to the hidden state, relative to the sum's.
-        losses: expected loss of keeping k units at one site and all units elsewhere, [site, k],
-            nats per token.
-        traits: further numbers of the dense model, which allocation rules read; None: not kept.
+        space: the space.
+        errors: relative reconstruction error of a site that keeps k units, [site, k].
+        retained: share of a site's importance that its first k units have, [site, k].
+        energy: share of a site's output in the squared norm of the hidden state (see `Traits`).
+        losses: expected increase of the loss if one site keeps k units and all others keep all,
+            [site, k], in nats per token.
+        traits: traits of the dense model, which allocation rules read; None: not stored.
     """
 
     space: Space
@@ -35,7 +36,7 @@ class SiteFeatures:
     traits: Traits | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As lists, for a checkpoint; without the traits."""
+        """The features as lists, for a checkpoint; without the traits."""
         return {name: getattr(self, name).tolist() for name in _FIELDS}
 
     @classmethod
@@ -45,10 +46,14 @@ class SiteFeatures:
         return cls(space, errors, retained, energy, losses)
 
     def table(self, space: Space, device: torch.device) -> Float[Tensor, "sites features"]:
-        """One row a site: which it is, its kind, depth, size, cost, and error at three widths.
+        """One row per site, for agents.
+
+        Columns: one-hot site, one-hot kind, relative depth, relative number of units, relative
+        cost, and the reconstruction error at three widths.
 
         Args:
-            space: the same sites under the search's budget.
+            space: the same sites, with the costs of the search's budget.
+            device: device of the table.
         """
         units, cost = space.units.to(device), space.cost.to(device)
         kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites], device=device)

@@ -1,4 +1,4 @@
-"""Importance: which atoms (KV groups, FFN channels) of a site matter most."""
+"""Importance scores of the atoms (KV groups or FFN channels) of a site."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from ppf.space import Space
 
 
 class Importance(ABC):
-    """Scores the atoms of one coupling; higher stays longer."""
+    """Scores the atoms of one coupling. Atoms of low score are pruned first."""
 
     def observe(self, lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> None:  # noqa: B027
-        """Looks at the dense model on calibration text, where the statistics do not suffice."""
+        """Collects further data from the dense model on calibration text, if a score needs it."""
 
     @abstractmethod
     def scores(
@@ -26,11 +26,18 @@ class Importance(ABC):
         coupling: Coupling,
         gram: Float[Tensor, "columns columns"],
         mean: Float[Tensor, " columns"],
-    ) -> Float[Tensor, " atoms"]: ...
+    ) -> Float[Tensor, " atoms"]:
+        """The scores of a coupling's atoms.
+
+        Args:
+            coupling: the coupling.
+            gram: E[x xᵀ] of the consumer's inputs.
+            mean: E[x].
+        """
 
 
 class Magnitude(Importance):
-    """Squared norm of all weights that go with an atom."""
+    """Squared norm of all weights of an atom."""
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         total = by_atom(coupling, coupling.consumer.weight.float().square().sum(0))
@@ -41,9 +48,10 @@ class Magnitude(Importance):
 
 
 class Wanda(Importance):
-    """Squared weight times squared activation norm, summed over an atom's columns of the consumer.
+    """Squared weight times squared input norm, summed over an atom's columns of the consumer.
 
-    Source: Wanda-sp as defined in FLAP (arXiv 2312.11983), on Wanda's metric (arXiv 2306.11695).
+    Source: Wanda-sp as defined in FLAP (arXiv 2312.11983); the metric is Wanda's (arXiv
+        2306.11695).
     """
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
@@ -52,7 +60,7 @@ class Wanda(Importance):
 
 
 class Fluctuation(Importance):
-    """Variance of the input times the squared norm of its column.
+    """Variance of an input times the squared norm of its column, summed over an atom's columns.
 
     Source: FLAP (arXiv 2312.11983), the WIFV metric.
     """
@@ -64,11 +72,12 @@ class Fluctuation(Importance):
 
 
 class Taylor(Importance):
-    """Squared first-order change of the loss when an atom goes, summed over windows.
+    """Squared first-order change of the loss if an atom is removed, summed over windows.
 
-    A window's change is Σ x · ∂loss/∂x over its tokens and the atom's columns of the consumer.
+    The change of a window is Σ x · ∂loss/∂x over its tokens and the atom's columns of the consumer.
 
-    Source: Molchanov et al. (arXiv 1906.10771), on groups as in LLM-Pruner (arXiv 2305.11627).
+    Source: Molchanov et al. (arXiv 1906.10771); for groups of weights as in LLM-Pruner (arXiv
+        2305.11627).
     """
 
     def observe(self, lm: LanguageModel, windows: Tensor) -> None:
@@ -99,15 +108,16 @@ class Taylor(Importance):
 
 
 class OBS(Importance):
-    """Optimal brain surgeon: how late an atom goes if the one of least added error goes first.
+    """Optimal brain surgeon: removes the atoms of least added error in rounds.
 
-    Removing the columns S adds tr(W_S (H_SS)⁻¹ W_Sᵀ) to the squared output error, H being the
-    inverse of G + λI; what stays is refitted and H downdated before the next removal. An atom's
-    score is the round in which it goes, and within a round its added error.
+    Removing the columns S adds tr(W_S (H_SS)⁻¹ W_Sᵀ) to the squared output error, where H is the
+    inverse of G + λI. After each round, the remaining columns are refitted and H is updated. The
+    score of an atom is the number of its round, plus half its added error relative to the largest
+    one of the round.
 
     Args:
         damping: λ as a fraction of the mean diagonal of G.
-        rounds: of removal, in which about equally many atoms go.
+        rounds: number of rounds; each removes about the same number of atoms.
 
     Source: SlimGPT (arXiv 2412.18110), after Hassibi & Stork (1992).
     """
@@ -119,19 +129,19 @@ class OBS(Importance):
         size = coupling.columns
         weight = coupling.consumer.weight.double()
         gram = gram.to(weight.device)
-        # Removing an input that is always zero adds no error; damping would charge for it.
+        # Removing an input that is always zero adds no error, but damping would add one.
         weight = weight * (gram.diagonal() > 0)
         gram, _ = damped(gram, self.damping)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-        left = torch.arange(coupling.atoms, device=weight.device)
+        remaining = torch.arange(coupling.atoms, device=weight.device)
         scores = torch.empty(coupling.atoms, device=weight.device)
-        for number, gone in enumerate(left.tensor_split(min(self.rounds, coupling.atoms))):
+        for number, part in enumerate(remaining.tensor_split(min(self.rounds, coupling.atoms))):
             added = _added_errors(weight, inverse, size)
             queue = added.argsort(stable=True)
-            out, stay = queue[: len(gone)], queue[len(gone) :].sort().values
+            out, stay = queue[: len(part)], queue[len(part) :].sort().values
             share = added[out] / added[out].max().clamp_min(_SMALLEST)
-            scores[left[out]] = number + share.float() / 2
-            left, pruned, kept = left[stay], expand(out, size), expand(stay, size)
+            scores[remaining[out]] = number + share.float() / 2
+            remaining, pruned, kept = remaining[stay], expand(out, size), expand(stay, size)
             update = torch.linalg.solve(inverse[pruned][:, pruned], inverse[pruned][:, kept])
             weight = weight[:, kept] - weight[:, pruned] @ update
             inverse = inverse[kept][:, kept] - inverse[kept][:, pruned] @ update
@@ -139,16 +149,20 @@ class OBS(Importance):
 
 
 def _added_errors(weight: Tensor, inverse: Tensor, size: int) -> Float[Tensor, " atoms"]:
-    """Squared output error that each atom's removal adds, the rest being refitted."""
+    """Squared output error that each atom's removal adds after the others are refitted."""
     atoms = len(inverse) // size
     own = inverse.view(atoms, size, atoms, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     columns = weight.view(len(weight), atoms, size).permute(1, 2, 0)
-    solved = torch.cholesky_solve(columns, torch.linalg.cholesky(own))  # LU in batches can fail
+    solved = torch.cholesky_solve(columns, torch.linalg.cholesky(own))  # batched LU can fail
     return (columns * solved).sum((1, 2))
 
 
-class Random(Importance):
-    """A random order, the floor of every comparison."""
+class RandomOrder(Importance):
+    """Random scores, as a baseline for other orders.
+
+    Args:
+        seed: seed of the scores; every coupling draws its own.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -165,36 +179,39 @@ def score_atoms(
     statistics: Statistics,
     windows: Int[Tensor, "windows window"],
 ) -> list[Float[Tensor, " _"]]:
-    """Per coupling, the importance of its atoms; 0 for those that add nothing to the output.
+    """The scores of the atoms of each coupling; 0 for atoms that never change the output.
 
     Args:
-        windows: of the calibration part, from which the statistics are.
+        lm: the dense model.
+        importance: the score.
+        statistics: second moments of the consumers' inputs on `windows`.
+        windows: windows of the calibration part.
     """
     importance.observe(lm, windows)
     moments = list(zip(lm.couplings, statistics.gram, statistics.mean, strict=True))
     scores = []
     for coupling, gram, mean in track(moments, f"Scoring the atoms of {len(moments)} sites"):
-        silent = Wanda().scores(coupling, gram, mean) == 0
+        unused = Wanda().scores(coupling, gram, mean) == 0
         scores.append(
-            importance.scores(coupling, gram, mean).float().cpu().masked_fill(silent.cpu(), 0)
+            importance.scores(coupling, gram, mean).float().cpu().masked_fill(unused.cpu(), 0)
         )
     return scores
 
 
 def order_atoms(scores: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
-    """Per coupling, its atoms from most to least important."""
+    """The atoms of each coupling, from most to least important."""
     return [score.argsort(descending=True, stable=True) for score in scores]
 
 
 def retained_importance(
     lm: LanguageModel, space: Space, scores: Sequence[Float[Tensor, " _"]]
 ) -> Float[Tensor, "sites levels"]:
-    """The share of a site's importance in the k units that stay, [site, k]."""
+    """The share of a site's importance that its first k units have, [site, k]."""
     shares = []
-    for site, place in zip(space.sites, lm.coupling_indices(space.sites), strict=True):
-        whole = nn.functional.pad(scores[place].sort(descending=True).values.cumsum(0), (1, 0))
+    for site, index in zip(space.sites, lm.coupling_indices(space.sites), strict=True):
+        whole = nn.functional.pad(scores[index].sort(descending=True).values.cumsum(0), (1, 0))
         shares.append(whole[:: site.atoms_per_unit] / whole[-1].clamp_min(_SMALLEST))
     return nn.utils.rnn.pad_sequence(shares, True)
 
 
-_SMALLEST = 1e-30  # importance of a site; one that has none retains none
+_SMALLEST = 1e-30  # smallest divisor; a site without importance retains 0

@@ -1,4 +1,4 @@
-"""Pruning the loaded model in place: any policy is a set of prefix views."""
+"""Prunes a loaded model in place: a policy only selects leading rows and columns."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,19 +15,26 @@ from ppf.space import Space
 
 
 class LivePruner:
-    """Holds a model whose atoms lie in order of importance, and narrows it to policies.
+    """Applies policies to a loaded model.
 
-    The weights are permuted in place once; after that a policy swaps views and bank entries, copies
-    nothing, and the next policy undoes it exactly. `restore` gives the model back to the bit.
+    The constructor permutes the weights in place, so that atoms are in order of importance. Then a
+    policy is a set of views of the weights and of levels of the bank: nothing is copied, and the
+    next policy undoes it exactly. `restore` recovers the original weights bit by bit.
+
+    Args:
+        lm: the dense model.
+        space: the space of the policies.
+        bank: the levels of the space's sites.
 
     Attributes:
-        kept: the present policy.
-        blocks: per coupling of the model, its block, in the model or (with nothing left) out of it.
+        kept: the current policy.
+        blocks: for each coupling of the model, its original block. An `EmptyBlock` replaces it in
+            the model while it has no units.
     """
 
     def __init__(self, lm: LanguageModel, space: Space, bank: Bank) -> None:
         self.lm, self.space, self.bank = lm, space, bank
-        self._coupling = lm.coupling_indices(space.sites)
+        self._coupling_indices = lm.coupling_indices(space.sites)
         self.blocks = [getattr(c.parent, c.attribute) for c in lm.couplings]
         self._bypassed = [
             {name: getattr(c.parent, name) for name in c.bypassed} for c in lm.couplings
@@ -40,32 +47,37 @@ class LivePruner:
         for coupling, order in zip(lm.couplings, bank.orders, strict=True):
             self._permute(coupling, order)
         self.kept = space.dense.tolist()
-        self._corrected: set[int] = set()
+        self._refitted: set[int] = set()
 
     @property
     def atoms(self) -> list[int]:
-        """Per coupling of the model, the atoms that are left."""
+        """Number of atoms that each coupling of the model keeps."""
         atoms = [coupling.atoms for coupling in self.lm.couplings]
-        for index, site, kept in zip(self._coupling, self.space.sites, self.kept, strict=True):
+        for index, site, kept in zip(
+            self._coupling_indices, self.space.sites, self.kept, strict=True
+        ):
             atoms[index] = kept * site.atoms_per_unit
         return atoms
 
     @torch.no_grad()
     def apply(self, kept: Sequence[int]) -> None:
-        """Narrows the model to a policy, touching only the sites that differ from the present one.
+        """Applies a policy. Only sites that differ from the current policy are changed.
+
+        Args:
+            kept: number of units that each site keeps.
 
         Raises:
             PPFError: the policy does not fit the space.
         """
         kept = [int(k) for k in kept]
         self.space.check_policy(kept)
-        for site, (now, then) in enumerate(zip(kept, self.kept, strict=True)):
-            if now != then or site in self._corrected:
-                self.narrow(site, now)
+        for site, (new, old) in enumerate(zip(kept, self.kept, strict=True)):
+            if new != old or site in self._refitted:
+                self.narrow(site, new)
 
     @contextmanager
     def at(self, kept: Sequence[int]) -> Iterator[PreTrainedModel]:
-        """The model under a policy, as it was before on leaving."""
+        """The model under a policy; on exit, the policy from before is applied again."""
         before = self.kept
         self.apply(kept)
         try:
@@ -74,18 +86,23 @@ class LivePruner:
             self.apply(before)
 
     def restore(self) -> None:
-        """Makes the model dense again, atoms in their first order; this pruner is then spent."""
+        """Recovers the original model. This pruner must not be used afterwards."""
         self.apply(self.space.dense.tolist())
         for coupling, order in zip(self.lm.couplings, self.bank.orders, strict=True):
             self._permute(coupling, order.argsort())
 
     @torch.no_grad()
     def narrow(self, index: int, kept: int) -> None:
-        """Keeps `kept` units of one site, as the bank prepared it."""
-        self._corrected.discard(index)
+        """Sets one site to a level of the bank.
+
+        Args:
+            index: position of the site in the space.
+            kept: number of units that it keeps.
+        """
+        self._refitted.discard(index)
         self.kept = [*self.kept[:index], kept, *self.kept[index + 1 :]]
         site, levels = self.space.sites[index], self.bank.levels[index]
-        coupling = self.lm.couplings[self._coupling[index]]
+        coupling = self.lm.couplings[self._coupling_indices[index]]
         atoms = kept * site.atoms_per_unit
         for producer in coupling.producers:
             weight, bias = self._dense[producer.linear]
@@ -101,23 +118,30 @@ class LivePruner:
         if levels.biases is not None and kept < site.units:
             bias = levels.biases[kept] + (0 if bias is None else bias)
         _set(consumer, weight, bias)
-        self._place(self._coupling[index], atoms)
+        self._install(self._coupling_indices[index], atoms)
 
     @torch.no_grad()
-    def correct(self, index: int, weight: Tensor | None, bias: Tensor | None) -> None:
-        """Adds to the weight and bias of one site's consumer, until it is narrowed again."""
-        number, consumer = self._coupling[index], self.lm.couplings[self._coupling[index]].consumer
+    def refit(self, index: int, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Adds to the weight and bias of one site's consumer, until `narrow` resets the site.
+
+        Args:
+            index: position of the site in the space.
+            weight: change of the weight; None: no change.
+            bias: change of the bias; None: no change.
+        """
+        number = self._coupling_indices[index]
+        consumer = self.lm.couplings[number].consumer
         total = consumer.weight.data if weight is None else consumer.weight + weight
         shift = None if consumer.bias is None else consumer.bias.data
         if bias is not None:
             shift = bias if shift is None else shift + bias
         dtype = consumer.weight.dtype
         _set(consumer, total.to(dtype), None if shift is None else shift.to(dtype))
-        self._place(number, self.kept[index] * self.space.sites[index].atoms_per_unit)
-        self._corrected.add(index)
+        self._install(number, self.kept[index] * self.space.sites[index].atoms_per_unit)
+        self._refitted.add(index)
 
-    def _place(self, index: int, atoms: int) -> None:
-        """Puts the block with `atoms` left, or what stands for it, where the layer calls it."""
+    def _install(self, index: int, atoms: int) -> None:
+        """Sets the block of a coupling in its layer: the original one, or an `EmptyBlock`."""
         coupling, block = self.lm.couplings[index], self.blocks[index]
         if coupling.heads:
             setattr(block, coupling.heads, atoms)

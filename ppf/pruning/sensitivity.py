@@ -1,4 +1,4 @@
-"""What cuts of single sites should cost, from one differentiation of the dense model."""
+"""Expected losses of pruning single sites, from gradients of the dense model."""
 
 from functools import partial
 
@@ -11,11 +11,11 @@ from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
 
 
-class _Watched:
-    """One site: the squared change of the loss along what each level takes from its output."""
+class _SiteGradients:
+    """Sums (g · d)² over tokens for each level of one site (see `sensitivity`)."""
 
-    def __init__(self, pruner: LivePruner, number: int, place: int) -> None:
-        self.coupling = pruner.lm.couplings[place]
+    def __init__(self, pruner: LivePruner, number: int, coupling: int) -> None:
+        self.coupling = pruner.lm.couplings[coupling]
         self.levels = pruner.bank.levels[number]
         self.widths = widths(pruner.space.sites[number], self.coupling)
         self.squared = torch.zeros(len(self.widths), device=pruner.lm.device)
@@ -32,25 +32,27 @@ class _Watched:
 def sensitivity(
     pruner: LivePruner, windows: Int[Tensor, "windows window"], seed: int
 ) -> Float[Tensor, "sites levels"]:
-    """The expected loss of keeping k units at a site and all elsewhere, [site, k], nats per token.
+    """The expected increase of the loss if one site keeps k units and all others keep all.
 
-    Half the Fisher information along the change d of the consumer's output, token by token:
-    ½ E[(g · d)²], g being the gradient of the loss on next tokens that the model itself draws.
-    Rows of narrow sites end in zeros.
+    It is half the Fisher information in the direction d: ½ E[(g · d)²], averaged over tokens. d is
+    the change of the consumer's output, and g the gradient of the loss with respect to this output.
+    The loss is that of next tokens sampled from the model itself.
 
     Args:
-        pruner: at the dense policy.
-        windows: of the calibration part.
-        seed: of the drawn tokens.
+        pruner: a pruner with the dense policy applied.
+        windows: windows of the calibration part.
+        seed: seed of the sampled tokens.
 
-    Source: the Fisher information as in Optimal Brain Compression's and WoodFisher's (arXiv
-        2004.14340) second-order models; taking d for whole levels is ours.
+    Returns:
+        [site, k], nats per token. Short rows are padded with 0.
+
+    Source: the Fisher information as second-order model of the loss is from WoodFisher (arXiv
+        2004.14340). Its use for whole levels is our own.
     """
     lm = pruner.lm
-    watched = [
-        _Watched(pruner, i, p) for i, p in enumerate(lm.coupling_indices(pruner.space.sites))
-    ]
-    hooks = [site.coupling.consumer.register_forward_hook(site.hook) for site in watched]
+    indices = lm.coupling_indices(pruner.space.sites)
+    sites = [_SiteGradients(pruner, number, index) for number, index in enumerate(indices)]
+    hooks = [site.coupling.consumer.register_forward_hook(site.hook) for site in sites]
     embeddings = lm.model.get_input_embeddings()
     hooks.append(embeddings.register_forward_hook(lambda *call: call[2].requires_grad_()))
     generator = torch.Generator(lm.device).manual_seed(seed)
@@ -62,5 +64,5 @@ def sensitivity(
     finally:
         for hook in hooks:
             hook.remove()
-    losses = [site.squared.cpu() / (2 * windows.numel()) for site in watched]
+    losses = [site.squared.cpu() / (2 * windows.numel()) for site in sites]
     return nn.utils.rnn.pad_sequence(losses, True)

@@ -1,7 +1,7 @@
-"""Sequential re-estimation: a chosen policy's consumers, refitted front to back.
+"""Sequential re-estimation: refits the consumers of one policy from the first layer to the last.
 
-The bank compensates every site alone, on inputs of the dense model. Once a policy is chosen, each
-consumer can also make up for what the pruned blocks before it did to the residual stream.
+The level bank compensates each site alone, on inputs of the dense model. For a single policy, each
+consumer can also reduce the errors that pruned blocks before it left in the residual stream.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppf.errors import PPFError
 from ppf.llm import LayerCalls
 from ppf.progress import track
-from ppf.pruning.compensation import Compensation, Shortfall
+from ppf.pruning.compensation import Compensation, ResidualMoments
 from ppf.pruning.live import LivePruner
 
 
@@ -23,17 +23,19 @@ from ppf.pruning.live import LivePruner
 def refit_sequentially(
     pruner: LivePruner, windows: Int[Tensor, "windows window"], compensation: Compensation
 ) -> None:
-    """Refits the present policy's consumers to the dense model's residual stream.
+    """Refits the consumers of the current policy to the dense model's residual stream.
 
-    Two streams of hidden states run through the layers, the dense model's and the pruned one's.
-    After each block, its consumer learns from its own inputs what the pruned stream still lacks.
-    The next policy that is applied undoes it.
+    The hidden states of the dense and of the pruned model are computed side by side, layer by
+    layer. The consumer of each block is refitted: it regresses the difference between the two
+    residual streams behind the block on its own inputs. The next policy that is applied undoes it.
 
     Args:
-        windows: of the calibration part; their hidden states are held twice.
+        pruner: a pruner with the policy applied.
+        windows: windows of the calibration part. Memory holds their hidden states twice.
+        compensation: computes the refit.
 
     Raises:
-        PPFError: the family normalises what its blocks add to the stream.
+        PPFError: the family has norms between its consumers and the residual stream.
     """
     lm, space, kept = pruner.lm, pruner.space, pruner.kept
     if not lm.adapter.adds_to_stream(lm.model.config):
@@ -54,57 +56,57 @@ def refit_sequentially(
         return [layers[index](state, **call.keywords[index]) for state, call in pairs]
 
     for index in track(range(len(layers)), f"Refitting {len(layers)} layers"):
-        with _watch(consumers[index, "attention"]) as seen:
+        with _record(consumers[index, "attention"]) as record:
             after = run(index, dense)
-        streams = {"attention": seen.added_to(dense), "mlp": after}
-        for kind, stream in streams.items():
+        targets = {"attention": record.added_to(dense), "mlp": after}
+        for kind, target in targets.items():
             if (site := sites.get((index, kind))) is None:
                 continue
             pruner.narrow(site, kept[site])
-            with _watch(consumers[index, kind]) as seen:
-                reached = run(index, pruned)
+            with _record(consumers[index, kind]) as record:
+                stream = run(index, pruned)
             if kind == "attention":
-                reached = seen.added_to(pruned)
-            lacking = [goal - state for goal, state in zip(stream, reached, strict=True)]
-            pruner.correct(site, *compensation.correction(_shortfall(lacking, seen.inputs)))
+                stream = record.added_to(pruned)
+            residuals = [goal - state for goal, state in zip(target, stream, strict=True)]
+            pruner.refit(site, *compensation.refit(_moments(residuals, record.inputs)))
         dense, pruned = after, run(index, pruned)
 
 
 @dataclass
-class _Seen:
-    """What a consumer read and gave, batch by batch; nothing where its block is empty."""
+class _Record:
+    """Inputs and outputs of a consumer, one tensor per batch; none if its block is empty."""
 
     consumer: nn.Linear
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
     def added_to(self, states: list[Tensor]) -> list[Tensor]:
-        """The residual stream right behind the block."""
+        """The residual stream behind the block, from the stream before it."""
         if not self.outputs:
             return [s if self.consumer.bias is None else s + self.consumer.bias for s in states]
         return [s + out.view_as(s) for s, out in zip(states, self.outputs, strict=True)]
 
 
 @contextmanager
-def _watch(consumer: nn.Linear) -> Iterator[_Seen]:
-    seen = _Seen(consumer)
+def _record(consumer: nn.Linear) -> Iterator[_Record]:
+    record = _Record(consumer)
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.inputs.append(inputs[0].flatten(0, -2))
-        seen.outputs.append(output)
+        record.inputs.append(inputs[0].flatten(0, -2))
+        record.outputs.append(output)
 
     handle = consumer.register_forward_hook(hook)
     try:
-        yield seen
+        yield record
     finally:
         handle.remove()
 
 
-def _shortfall(lacking: list[Tensor], inputs: list[Tensor]) -> Shortfall:
-    """Moments over all tokens; without columns where the block is empty."""
-    rows = torch.cat([part.flatten(0, -2) for part in lacking]).float()
+def _moments(residuals: list[Tensor], inputs: list[Tensor]) -> ResidualMoments:
+    """Moments over all tokens; they have no columns if the block is empty."""
+    rows = torch.cat([part.flatten(0, -2) for part in residuals]).float()
     columns = torch.cat(inputs).float() if inputs else rows[:, :0]
-    return Shortfall(
+    return ResidualMoments(
         gram=columns.T @ columns / len(rows),
         cross=rows.T @ columns / len(rows),
         mean=rows.mean(0),

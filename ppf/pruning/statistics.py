@@ -1,4 +1,4 @@
-"""Second moments of what the consumers (o_proj, down_proj) read on calibration text."""
+"""Second moments of the consumers' inputs (of o_proj and down_proj) on calibration text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +15,24 @@ from ppf.progress import track
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per coupling, moments of the consumer's input x over calibration tokens, float32.
+    """Moments of each consumer's input x over the calibration tokens, in float32.
 
     Args:
-        gram: E[x xᵀ].
-        mean: E[x].
+        gram: E[x xᵀ] for each coupling.
+        mean: E[x] for each coupling.
     """
 
     gram: list[Float[Tensor, "_ _"]]
     mean: list[Float[Tensor, " _"]]
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, as safetensors wants them."""
+        """The moments by name, for a safetensors file."""
         named = {f"gram.{i}": g for i, g in enumerate(self.gram)}
         return named | {f"mean.{i}": m for i, m in enumerate(self.mean)}
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor]) -> "Statistics":
+        """The inverse of `tensors`."""
         count = len(named) // 2
         return cls(
             [named[f"gram.{i}"] for i in range(count)], [named[f"mean.{i}"] for i in range(count)]
@@ -40,9 +41,13 @@ class Statistics:
 
 @torch.inference_mode()
 def collect_statistics(lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> Statistics:
-    """One pass of the dense model over the calibration windows.
+    """Runs the dense model once over the calibration windows.
 
-    Memory: one columns × columns matrix in float32 for every coupling.
+    Memory: one columns × columns matrix in float32 for each coupling.
+
+    Args:
+        lm: the dense model.
+        windows: windows of the calibration part.
     """
     couplings = lm.couplings
     widths = [c.consumer.in_features for c in couplings]
@@ -68,19 +73,19 @@ def collect_statistics(lm: LanguageModel, windows: Int[Tensor, "windows window"]
 
 
 def by_atom(coupling: Coupling, columns: Float[Tensor, " columns"]) -> Float[Tensor, " atoms"]:
-    """Sums what belongs to the consumer's columns over each atom."""
+    """Sums one value per column of the consumer over the columns of each atom."""
     return columns.view(coupling.atoms, coupling.columns).sum(1)
 
 
 def expand(atoms: Int[Tensor, " atoms"], size: int) -> Int[Tensor, " rows"]:
-    """Atom numbers to the rows (or columns) that they stand for, `size` consecutive ones each."""
+    """The indices of the rows (or columns) of the given atoms, `size` consecutive ones each."""
     return (atoms[:, None] * size + torch.arange(size, device=atoms.device)).flatten()
 
 
 def damped(
     gram: Float[Tensor, "columns columns"], damping: float
 ) -> tuple[Float[Tensor, "columns columns"], Float[Tensor, ""]]:
-    """G + λI in float64, and λ: `damping` times the mean diagonal of G, more than 0 if G is 0."""
+    """G + λI and λ, in float64. λ is `damping` times the mean diagonal of G, and above 0."""
     gram = gram.double()
     ridge = (damping * gram.diagonal().mean()).clamp_min(_SMALLEST)
     return gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), ridge
@@ -91,4 +96,4 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-_SMALLEST = 1e-30  # ridge
+_SMALLEST = 1e-30  # smallest λ

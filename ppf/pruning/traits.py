@@ -1,4 +1,4 @@
-"""What allocation rules read off the dense model: a pass over calibration text, and its weights."""
+"""Traits of the dense model, which allocation rules read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from ppf.progress import track
 from ppf.pruning.statistics import by_atom
 from ppf.threads import cpu_threads
 
-MULTIPLES = 16  # of the mean score, from 0, at which outliers are counted
-_BINS = 100  # of the histogram whose peak starts a spectrum's tail
+MULTIPLES = 16  # outliers are counted for the multiples 0 … 15 of the mean score
+_BINS = 100  # bins of the histogram whose peak is the start of a spectrum's tail
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Numbers of layers and atoms that do not depend on the order of the atoms.
+    """Traits of layers and sites. They do not depend on the order of the atoms.
 
     Args:
-        influence: 1 − mean cosine between the hidden states that enter and leave a layer.
-        outliers: share of a layer's scores |W_ij| ‖X_j‖ above m times their mean, [layer, m].
-        exponents: of the power law that the weights' spectra follow, mean over a layer's matrices.
-        energy: by site, the squared norm of what it adds to the hidden state over that of the sum,
-            taking both as orthogonal, mean over tokens.
-        fluctuation: by site ("3.mlp"), the atoms' variances of input times squared column norms,
+        influence: 1 − mean cosine similarity of the hidden states that enter and leave a layer.
+        outliers: share of a layer's scores |W_ij| ‖X_j‖ that exceed m times their mean, [layer, m].
+        exponents: exponent of the power law of a layer's weight spectra, mean over its matrices.
+        energy: for each site ("3.mlp"), ‖output‖² / (‖output‖² + ‖hidden state that enters the
+            layer‖²), mean over tokens.
+        fluctuation: for each site, the input variance of each atom times its squared column norm,
             standardised over the site.
     """
 
@@ -39,7 +39,7 @@ class Traits:
     fluctuation: dict[str, Float[Tensor, " _"]]
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, as safetensors wants them."""
+        """The traits by name, for a safetensors file."""
         named = {name: getattr(self, name) for name in ("influence", "outliers", "exponents")}
         for name in _BY_SITE:
             named |= {f"{name}.{site}": tensor for site, tensor in getattr(self, name).items()}
@@ -47,6 +47,7 @@ class Traits:
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor]) -> "Traits":
+        """The inverse of `tensors`."""
         by_site: dict[str, dict[str, Tensor]] = {name: {} for name in _BY_SITE}
         layers = {}
         for key, tensor in named.items():
@@ -60,8 +61,13 @@ class Traits:
 
 @torch.inference_mode()
 def collect_traits(lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> Traits:
-    """One pass of the dense model over the calibration windows, and one look at its weights."""
-    mean, square, added, influence = _watch(lm, windows)
+    """Runs the dense model once over the calibration windows, and reads its weights.
+
+    Args:
+        lm: the dense model.
+        windows: windows of the calibration part.
+    """
+    mean, square, added, influence = _observe(lm, windows)
     outliers, exponents, energy, fluctuation = [], [], {}, {}
     layers = groupby(lm.couplings, key=lambda coupling: coupling.layer)
     for _, group in track(layers, "Reading the layers", len(influence)):
@@ -89,8 +95,8 @@ def _linears(coupling: Coupling) -> list[nn.Linear]:
 Moments = dict[nn.Module, Tensor]
 
 
-def _watch(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Moments, Tensor]:
-    """E[x] and E[x²] of what each projection reads, consumers' energies, layers' influences."""
+def _observe(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Moments, Tensor]:
+    """E[x] and E[x²] of each projection's input, energy of each consumer, influence of layers."""
     linears = {linear for coupling in lm.couplings for linear in _linears(coupling)}
     mean: Moments = {w: torch.zeros(w.in_features, device=lm.device) for w in linears}
     square: Moments = {w: torch.zeros_like(zeros) for w, zeros in mean.items()}
@@ -138,12 +144,14 @@ def _outliers(scores: list[Tensor]) -> Float[Tensor, " multiples"]:
 
 
 def _exponent(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
-    """Hill's estimate over the eigenvalues of WᵀW above the peak of their logarithms' histogram.
+    """Hill estimator of the power-law exponent of the eigenvalues of WᵀW.
 
-    Source: PL_Alpha_Hill of AlphaPruning (arXiv 2410.10912), with its fix-finger start of the tail.
+    The tail starts at the peak of the histogram of their logarithms.
+
+    Source: PL_Alpha_Hill of AlphaPruning (arXiv 2410.10912), with its "fix-finger" tail.
     """
     narrow = weight.double() if len(weight) <= len(weight.T) else weight.double().T
-    with cpu_threads(1):  # LAPACK's threads wait for each other, on a busy machine for seconds
+    with cpu_threads(1):  # on a busy machine, LAPACK's threads wait seconds for each other
         logs = torch.linalg.eigvalsh(narrow @ narrow.T).clamp_min(_SMALLEST).log().cpu()
     low, high = float(logs.min()), float(logs.max())
     peak = low + (high - low) * int(torch.histc(logs, _BINS, low, high).argmax()) / _BINS
@@ -154,7 +162,7 @@ def _exponent(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
 def _fluctuation(
     coupling: Coupling, variance: Float[Tensor, " columns"]
 ) -> Float[Tensor, " atoms"]:
-    """FLAP's standardised WIFV metric; it squares the columns of attention first."""
+    """FLAP's standardised WIFV metric. As in FLAP, attention scores are squared first."""
     score = variance * coupling.consumer.weight.float().square().sum(0)
     if coupling.kind == "attention":
         score = score.square()

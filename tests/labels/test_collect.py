@@ -19,7 +19,7 @@ def _hold(folder: Path, held, done) -> None:
         store.add(Row((1,), 0.3, 3.0, None, "other", 0.1))
 
 
-def test_a_policy_in_hand_elsewhere_is_left_alone_and_waited_for(tmp_path: Path) -> None:
+def test_policies_claimed_by_others_are_waited_for(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(tmp_path, held, done))
@@ -37,7 +37,7 @@ def test_a_policy_in_hand_elsewhere_is_left_alone_and_waited_for(tmp_path: Path)
     other.join()
 
 
-def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_claim(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(tmp_path, held, done))
@@ -49,14 +49,14 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path) -> None:
         assert mine
 
 
-def test_labels_are_of_the_source_that_wants_them_now(tmp_path: Path) -> None:
+def test_labels_have_the_source_of_the_call(tmp_path: Path) -> None:
     store = LabelStore(tmp_path, "a", [2])
     store.add(Row((1,), 0.3, 3.0, None, "search", 0.1))
     labels = label(store, create_autospec(Labeller), torch.tensor([[1]]), "sampler")
     assert labels.source == ["sampler"] and labels.nll.tolist() == [3.0]
 
 
-def test_catastrophic_and_broken_policies_are_marked() -> None:
+def test_catastrophic_and_non_finite_labels_are_marked() -> None:
     nll = torch.tensor([3.0, 6.9, 7.1, torch.inf, torch.nan], dtype=torch.double)
     labels = Labels(torch.arange(5)[:, None], nll, ["sampler"] * 5)
     assert labels.catastrophic(3.0, 4.0).tolist() == [False, False, True, True, True]

@@ -1,4 +1,4 @@
-"""Damaged and foreign shards: skipped with a warning, or read as they were written."""
+"""Damaged and foreign shards are skipped with a warning."""
 
 import random
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def shard(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", [flip, overwrite, truncate, insert, remove])
-def test_a_damaged_shard_never_gives_other_values(
+def test_a_damaged_shard_never_gives_wrong_values(
     shard: Path,
     damage: Callable[[bytearray, random.Random], None],
     capsys: pytest.CaptureFixture,
@@ -73,7 +73,7 @@ def test_a_damaged_shard_never_gives_other_values(
     "content",
     [b"", bytes(64), bytes(5000), b"PAR1", b"PAR1" + bytes(8) + b"PAR1", b"\xff" * 300],
 )
-def test_a_file_that_is_no_shard_is_skipped(
+def test_other_files_are_skipped(
     shard: Path, content: bytes, capsys: pytest.CaptureFixture
 ) -> None:
     shard.with_name("other.parquet").write_bytes(content)
@@ -113,11 +113,11 @@ def test_policies_that_do_not_fit_are_skipped(
 ) -> None:
     LabelStore(tmp_path, "a", UNITS).add(replace(ROWS[0], kept=kept))
     assert len(LabelStore(tmp_path, "a", UNITS)) == 0
-    assert "holds policies of another space" in capsys.readouterr().out
+    assert "has policies of another space" in capsys.readouterr().out
 
 
 def test_a_shard_without_checksum_is_skipped(shard: Path, capsys: pytest.CaptureFixture) -> None:
-    """As versions before wrote it."""
+    """Earlier versions wrote such shards."""
     table = parquet.read_table(shard)
     parquet.write_table(table.replace_schema_metadata({"signature": "a"}), shard)
     assert len(LabelStore(shard.parent, "a", UNITS)) == 0

@@ -1,4 +1,4 @@
-"""Real labelling processes: killed at random moments, and two at once."""
+"""Real labelling processes, which are killed at random moments or run side by side."""
 
 import multiprocessing
 import random
@@ -20,7 +20,7 @@ POLICIES, KILLS = 400, 10
 
 
 def work(folder: Path, cache: str, started, log: Path) -> None:
-    """Labels all policies; every row that `add` has finished is noted in the log."""
+    """Labels all policies, and logs every row that `add` has stored."""
     torch.set_num_threads(1)
     tiny = tiny_setup(cache)
     store = LabelStore(folder, "a", tiny.space.units.tolist())
@@ -57,7 +57,7 @@ def start(tmp_path: Path, cache: str):
 
 
 def rows_on_disk(folder: Path) -> Counter[str]:
-    """How often every policy lies in a shard."""
+    """How often each policy is in a shard."""
     shards = [parquet.read_table(path) for path in folder.glob("*.parquet")]
     return Counter(str(tuple(kept)) for shard in shards for kept in shard["kept"].to_pylist())
 
@@ -68,9 +68,7 @@ def finished(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_every_finished_row_is_there_once(
-    start, tmp_path: Path, tiny: TinySetup
-) -> None:
+def test_after_kills_every_stored_row_exists_once(start, tmp_path: Path, tiny: TinySetup) -> None:
     folder, moments, counts = tmp_path / "labels", random.Random(0), []
     for _ in range(KILLS):
         process = start()
@@ -79,7 +77,9 @@ def test_killed_at_random_moments_every_finished_row_is_there_once(
         process.join()
         rows = rows_on_disk(folder)
         assert finished(tmp_path) <= rows.keys()
-        assert len(rows) <= len(finished(tmp_path)) + KILLS  # the row in hand may be there too
+        assert (
+            len(rows) <= len(finished(tmp_path)) + KILLS
+        )  # the row that was being stored may exist too
         assert set(rows.values()) <= {1}
         counts.append(len(rows))
     assert 0 < counts[0] < POLICIES / 2 and counts == sorted(counts)
@@ -93,7 +93,7 @@ def test_killed_at_random_moments_every_finished_row_is_there_once(
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_set_without_doubling_a_policy(start, tmp_path: Path) -> None:
+def test_two_processes_label_no_policy_twice(start, tmp_path: Path) -> None:
     both = [start(), start()]
     for process in both:
         process.join(120)
@@ -104,7 +104,7 @@ def test_two_processes_share_a_set_without_doubling_a_policy(start, tmp_path: Pa
 
 
 def claim_all(folder: Path, ready, start) -> None:
-    """Adds whatever it may, as fast as it can: shards are read while others replace them."""
+    """Adds all policies as fast as it can, so that shards are read while others replace them."""
     store = LabelStore(folder, "a", [POLICIES])
     ready.release()
     start.wait()
@@ -115,7 +115,7 @@ def claim_all(folder: Path, ready, start) -> None:
 
 
 @pytest.mark.slow
-def test_shards_that_are_being_replaced_are_read_whole(tmp_path: Path) -> None:
+def test_shards_that_are_being_replaced_are_read_completely(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     ready, begin = context.Semaphore(0), context.Event()
     all_at_once = [

@@ -16,7 +16,7 @@ from tests.tiny import TinySetup
 def policies(tiny: TinySetup) -> list[list[int]]:
     ratios = torch.tensor([0.0, 0.2, 0.4, 0.6])
     kept = uniform(tiny.space, ratios)
-    kept[3, 4:] = kept[1, 4:]  # shares its last layers with another
+    kept[3, 4:] = kept[1, 4:]  # same last layers as another policy
     empty = tiny.space.dense
     empty[0] = 0
     return [*kept.tolist(), empty.tolist()]
@@ -28,7 +28,7 @@ def whole_model_nll(tiny: TinySetup, pruner: LivePruner, kept: list[int]) -> flo
     return float(nn.functional.cross_entropy(logits, tiny.windows[:, 1:].flatten()))
 
 
-def test_agrees_with_the_whole_model(tiny: TinySetup, policies: list[list[int]]) -> None:
+def test_equals_the_loss_of_the_whole_model(tiny: TinySetup, policies: list[list[int]]) -> None:
     pruner = tiny.pruner()
     labeller = Labeller(tiny.lm, pruner, tiny.windows, batch=3)
     for kept in policies:
@@ -55,7 +55,7 @@ def test_the_context_is_read_but_not_scored(
 
 
 @pytest.mark.parametrize("context", [0, 10_000])
-def test_a_context_that_leaves_nothing_is_refused(tiny: TinySetup, context: int) -> None:
+def test_a_context_without_scored_tokens_is_refused(tiny: TinySetup, context: int) -> None:
     with pytest.raises(PPFError, match=f"labels.context={context}"):
         Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=3, context=context)
 
@@ -70,7 +70,7 @@ def test_a_label_does_not_depend_on_what_was_labelled_before(
 
 
 @pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
-def test_a_label_is_the_familys_own_loss(config: PreTrainedConfig) -> None:
+def test_equals_the_loss_of_every_family(config: PreTrainedConfig) -> None:
     lm, ids = random_model(config), random_windows()
     pruner = pruner_of(lm)
     labeller = Labeller(lm, pruner, ids, batch=3)

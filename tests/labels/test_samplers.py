@@ -9,15 +9,15 @@ from hydra.utils import instantiate
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.samplers import (
-    Allocated,
+    FromAgent,
     FromFiles,
+    FromRules,
     Mixture,
     Neighbours,
     Profiles,
-    Proposals,
     Sampler,
-    Sensitivities,
     SharedPrefix,
+    SingleSite,
 )
 from ppf.pruning.allocation import FLAP, Uniform
 from ppf.space import uniform
@@ -39,31 +39,31 @@ def test_profiles_cover_the_ratios_evenly(tiny: TinySetup) -> None:
     assert ratio.min() >= 0.1 and (counts >= 7).all()
 
 
-def test_sensitivities_narrow_one_site_each(tiny: TinySetup) -> None:
-    changed = drawn(Sensitivities(), tiny, 20) != tiny.space.units
+def test_single_site_policies_prune_one_site(tiny: TinySetup) -> None:
+    changed = drawn(SingleSite(), tiny, 20) != tiny.space.units
     assert (changed.sum(1) == 1).all() and changed.any(0).all()
 
 
-def test_sensitivities_empty_every_site_once_in_two_passes(tiny: TinySetup) -> None:
+def test_single_site_policies_empty_every_site_once_in_two_passes(tiny: TinySetup) -> None:
     sites, size = len(tiny.space), 3
     turns = range(-(-2 * sites // size))
     kept = torch.cat(
-        [Sensitivities().draw(tiny, size, torch.Generator().manual_seed(t), t) for t in turns]
+        [SingleSite().draw(tiny, size, torch.Generator().manual_seed(t), t) for t in turns]
     )[: 2 * sites]
     narrowed = (kept != tiny.space.units).sum(0)
     assert (narrowed == 2).all()
     assert (kept == 0).any(0).all()
 
 
-def test_rules_go_on_where_the_draw_before_ended(tiny: TinySetup) -> None:
-    rules = Allocated({"uniform": Uniform(), "flap": FLAP()}, ratio=[0.2, 0.4])
+def test_rules_continue_after_the_last_draw(tiny: TinySetup) -> None:
+    rules = FromRules({"uniform": Uniform(), "flap": FLAP()}, ratio=[0.2, 0.4])
     kept = torch.cat([rules.draw(tiny, 1, torch.Generator().manual_seed(0), t) for t in (0, 1)])
     is_uniform = (kept == uniform(tiny.space, tiny.space.ratio(kept))).all(1)
     assert is_uniform.tolist() == [True, False]
 
 
 def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
-    rules = Allocated({"uniform": Uniform(), "flap": FLAP()}, ratio=[0.2, 0.4])
+    rules = FromRules({"uniform": Uniform(), "flap": FLAP()}, ratio=[0.2, 0.4])
     kept = drawn(rules, tiny, 10)
     ratio = tiny.space.ratio(kept)
     assert ratio.min() >= 0.2 and ratio.max() < 0.45
@@ -71,7 +71,7 @@ def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
     assert is_uniform.sum() == 5
 
 
-def test_families_share_their_first_layers_with_their_first_policy(tiny: TinySetup) -> None:
+def test_groups_share_the_first_layers_of_their_first_policy(tiny: TinySetup) -> None:
     kept = drawn(SharedPrefix(profiles(), depths=[0.5, 0.75]), tiny, 12)
     first = torch.tensor([site.layer for site in tiny.space.sites])
     assert kept.unique(dim=0).shape[0] > 8
@@ -80,7 +80,7 @@ def test_families_share_their_first_layers_with_their_first_policy(tiny: TinySet
             assert torch.equal(member[first < layers], family[0][first < layers])
 
 
-def test_neighbours_keep_the_ratio_and_stay_near(tiny: TinySetup, tmp_path: Path) -> None:
+def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: Path) -> None:
     policy = uniform(tiny.space, torch.tensor([0.3]))[0]
     names = [site.name for site in tiny.space.sites]
     file = tmp_path / "policy.json"
@@ -93,7 +93,7 @@ def test_neighbours_keep_the_ratio_and_stay_near(tiny: TinySetup, tmp_path: Path
     assert (kept - policy).abs().max() <= 4
 
 
-def test_given_policies_must_be_named_and_fit(tiny: TinySetup, tmp_path: Path) -> None:
+def test_files_must_be_given_and_fit_the_space(tiny: TinySetup, tmp_path: Path) -> None:
     with pytest.raises(PPFError, match=r"sampler\.of\.paths"):
         FromFiles([])
     file = tmp_path / "policy.json"
@@ -102,12 +102,12 @@ def test_given_policies_must_be_named_and_fit(tiny: TinySetup, tmp_path: Path) -
         drawn(FromFiles([str(file)]), tiny, 1)
 
 
-def test_proposals_are_the_agents_answers(tiny: TinySetup) -> None:
+def test_proposals_are_the_agents_policies(tiny: TinySetup) -> None:
     class Half:
         def policy(self, ratio: float) -> list[int]:
             return uniform(tiny.space, torch.tensor([ratio]))[0].tolist()
 
-    kept = drawn(Proposals(Half(), ratio=[0.1, 0.5]), tiny, 8)
+    kept = drawn(FromAgent(Half(), ratio=[0.1, 0.5]), tiny, 8)
     assert torch.equal(kept, uniform(tiny.space, tiny.space.ratio(kept)))
     assert tiny.space.ratio(kept).unique().numel() > 5
 
@@ -124,9 +124,9 @@ def test_a_draw_is_distinct_reproducible_and_starts_dense(tiny: TinySetup, name:
     assert torch.equal(draw(tiny, sampler, 100, seed=1)[: len(first)], first)
 
 
-def test_a_mixture_draws_its_shares(tiny: TinySetup) -> None:
+def test_a_mixture_draws_by_its_shares(tiny: TinySetup) -> None:
     mixture = Mixture(
-        {"profiles": profiles(), "single": Sensitivities()}, {"profiles": 3.0, "single": 1.0}
+        {"profiles": profiles(), "single": SingleSite()}, {"profiles": 3.0, "single": 1.0}
     )
     changed = (drawn(mixture, tiny, 40) != tiny.space.units).sum(1)
     assert (changed == 1).sum() == 10

@@ -17,7 +17,7 @@ def one_site(folder: Path, signature: str = "a") -> LabelStore:
     return LabelStore(folder, signature, units=[2])
 
 
-def test_rows_survive_and_come_back_in_the_order_asked(tmp_path: Path) -> None:
+def test_labels_are_returned_in_the_order_of_the_policies(tmp_path: Path) -> None:
     store = LabelStore(tmp_path, "a", units=[300, 2])
     for i in range(300):  # more than one shard holds
         store.add(row(i, 1, nll=float(i)))
@@ -28,7 +28,7 @@ def test_rows_survive_and_come_back_in_the_order_asked(tmp_path: Path) -> None:
     assert (7, 1) in again and (7, 2) not in again
 
 
-def test_exported_rows_serve_another_store(tmp_path: Path) -> None:
+def test_another_store_reads_exported_rows(tmp_path: Path) -> None:
     store = one_site(tmp_path / "here")
     for kept in (1, 2):
         store.add(row(kept, nll=float(kept)))
@@ -45,7 +45,7 @@ def test_two_stores_of_one_process_do_not_overwrite_each_other(tmp_path: Path) -
     assert len(one_site(tmp_path)) == 2
 
 
-def test_non_finite_labels_are_kept_as_such(tmp_path: Path) -> None:
+def test_non_finite_labels_are_stored(tmp_path: Path) -> None:
     one_site(tmp_path).add(row(1, nll=float("inf")))
     assert one_site(tmp_path).labels(torch.tensor([[1]])).nll.isinf().all()
 
@@ -57,7 +57,7 @@ def test_a_corrupt_shard_is_reported_and_skipped(
     shard = next(tmp_path.glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-20])
     assert len(one_site(tmp_path)) == 0
-    assert "is corrupt: skipped" in capsys.readouterr().out
+    assert "is corrupt: it is skipped" in capsys.readouterr().out
 
 
 def test_a_foreign_shard_is_reported_and_skipped(
@@ -68,7 +68,7 @@ def test_a_foreign_shard_is_reported_and_skipped(
     assert "belongs to other labels" in capsys.readouterr().out
 
 
-def test_another_process_writes_beside_ours(tmp_path: Path) -> None:
+def test_rows_of_another_process_are_read(tmp_path: Path) -> None:
     store = one_site(tmp_path)
     store.add(row(1))
     code = (

@@ -27,7 +27,7 @@ def layered(layers: int = 4) -> Space:
 
 
 def features(influence: list[float], atoms: float = 0.0) -> SiteFeatures:
-    """The first layer matters most by every trait."""
+    """Features by which the first layer is the most important one."""
     space, size = layered(len(influence)), len(influence)
     kept = torch.arange(9) / space.units[:, None]
     value = torch.tensor(influence)
@@ -48,7 +48,7 @@ def removed(space: Space, wanted: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_rules_answer_real_models_within_reach_of_the_budget(name: str, tiny: TinySetup) -> None:
+def test_rules_come_near_the_budget_on_a_model(name: str, tiny: TinySetup) -> None:
     wanted = RULES[name].wanted(tiny.features, RATIO)
     assert wanted.shape == (4, len(tiny.space)) and wanted.isfinite().all()
     off = (removed(tiny.space, wanted) - RATIO).abs()
@@ -61,20 +61,20 @@ def test_rules_answer_real_models_within_reach_of_the_budget(name: str, tiny: Ti
 @pytest.mark.parametrize(
     "rule", [OWL(5, 0.08), AlphaPruning(0.3), BlockInfluence(0.3), FLAP(), ObsGlobal()]
 )
-def test_what_matters_more_keeps_more(rule: Allocation) -> None:
+def test_the_more_important_layer_keeps_more(rule: Allocation) -> None:
     known = features([0.9, 0.5, 0.3, 0.1])
     share = rule.wanted(known, RATIO[2:]) / known.space.units
     layers = share.view(2, 4, 2).mean(2)
     assert (layers.diff(dim=1) <= 1e-9).all() and (layers[:, 0] > layers[:, -1]).all()
 
 
-def test_owl_stays_within_its_bound() -> None:
+def test_owl_ratios_are_within_the_bound() -> None:
     lost = OWL(5, 0.08).removed(features([0.9, 0.5, 0.3, 0.1]), RATIO[2:])
     torch.testing.assert_close(lost.mean(1), RATIO[2:])
     torch.testing.assert_close(lost.amax(1) - lost.amin(1), torch.full((2,), 0.16).double())
 
 
-def test_owl_counts_whole_multiples() -> None:
+def test_owl_refuses_multiples_that_are_not_counted() -> None:
     with pytest.raises(PPFError, match="m=99"):
         OWL(99, 0.08)
 
@@ -104,7 +104,7 @@ def test_flap_keeps_the_atoms_above_one_threshold() -> None:
     assert min(kept) >= max(gone)
 
 
-def test_obs_global_removes_as_a_greedy_loop_does() -> None:
+def test_obs_global_equals_a_greedy_loop() -> None:
     known = features([0.9, 0.5, 0.3, 0.1])
     space, errors = known.space, known.errors
     kept, target = space.dense.tolist(), 0.3 * space.total

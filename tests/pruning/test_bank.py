@@ -36,7 +36,7 @@ def bank(
     return Bank.build(lm, space, orders, statistics, compensation, max_gib=max_gib, folder=folder)
 
 
-def test_a_spilled_bank_gives_the_same_models(lm: LanguageModel, tmp_path: Path) -> None:
+def test_a_bank_of_factors_gives_the_same_models(lm: LanguageModel, tmp_path: Path) -> None:
     ready, spilled = bank(lm, tmp_path, 1.0), bank(lm, tmp_path, 1e-9)
     assert len(list(tmp_path.glob("*.safetensors"))) == len(ready.levels)
     assert all(isinstance(level.weights, Factors) for level in spilled.levels)
@@ -54,13 +54,13 @@ def test_a_spilled_bank_gives_the_same_models(lm: LanguageModel, tmp_path: Path)
             torch.testing.assert_close(model(ids).logits, expected[name], atol=1e-4, rtol=1e-4)
 
 
-def test_spilled_factors_are_used_again(lm: LanguageModel, tmp_path: Path) -> None:
+def test_files_of_factors_are_reused(lm: LanguageModel, tmp_path: Path) -> None:
     first = bank(lm, tmp_path, 1e-9)
     again = bank(lm, tmp_path, 1e-9, Spent(damping=0.01, refit_damping=0.1))
     assert torch.equal(again.errors, first.errors)
 
 
-def test_errors_fall_as_more_is_kept(lm: LanguageModel, tmp_path: Path) -> None:
+def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) -> None:
     space = width_space(lm)
     for site, level in zip(space.sites, bank(lm, tmp_path, 1.0).levels, strict=True):
         assert len(level.errors) == site.units + 1
@@ -68,8 +68,6 @@ def test_errors_fall_as_more_is_kept(lm: LanguageModel, tmp_path: Path) -> None:
         assert (level.errors.diff() <= 0).all()
 
 
-def test_a_bank_without_weights_of_its_own_is_never_spilled(
-    lm: LanguageModel, tmp_path: Path
-) -> None:
+def test_a_bank_that_changes_no_weights_writes_no_files(lm: LanguageModel, tmp_path: Path) -> None:
     bank(lm, tmp_path, 1e-9, Bias())
     assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ def statistics(lm: LanguageModel) -> Statistics:
 
 
 def error_without(weight: Tensor, gram: Tensor, gone: list[int], size: int) -> float:
-    """Squared output error when these atoms go and the rest is refitted, by the textbook."""
+    """Squared output error after these atoms are removed and the rest is refitted."""
     left = torch.ones(len(gram), dtype=torch.bool)
     for atom in gone:
         left[atom * size : (atom + 1) * size] = False
@@ -35,7 +35,7 @@ def error_without(weight: Tensor, gram: Tensor, gone: list[int], size: int) -> f
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
-def test_obs_removes_the_atom_of_least_added_error_each_time(
+def test_obs_removes_the_atom_of_least_added_error(
     lm: LanguageModel, statistics: Statistics, kind: str
 ) -> None:
     index = next(i for i, c in enumerate(lm.couplings) if c.kind == kind)
@@ -52,7 +52,7 @@ def test_obs_removes_the_atom_of_least_added_error_each_time(
         assert min(errors, key=lambda atom: errors[atom]) == removal[step]
 
 
-def test_obs_in_few_rounds_ranks_every_atom_once(lm: LanguageModel, statistics: Statistics) -> None:
+def test_obs_scores_are_distinct_with_few_rounds(lm: LanguageModel, statistics: Statistics) -> None:
     for coupling, gram, mean in zip(lm.couplings, statistics.gram, statistics.mean, strict=True):
         scores = OBS(damping=0.01, rounds=4).scores(coupling, gram, mean)
         assert scores.isfinite().all()
@@ -60,7 +60,7 @@ def test_obs_in_few_rounds_ranks_every_atom_once(lm: LanguageModel, statistics: 
 
 
 def test_obs_of_large_atoms_works_on_several_threads() -> None:
-    """Solving batches of systems beyond some 150 unknowns by LU does not, with MKL."""
+    """MKL's batched LU fails for systems of more than about 150 unknowns."""
     torch.manual_seed(0)
     inputs = torch.randn(1000, 576).double()
     consumer = nn.Linear(576, 8).requires_grad_(requires_grad=False)
@@ -73,7 +73,7 @@ def test_obs_of_large_atoms_works_on_several_threads() -> None:
     torch.testing.assert_close(scores, expected.float(), rtol=1e-4, atol=0)
 
 
-def test_taylor_is_the_squared_slope_of_the_loss_along_an_atoms_gate(lm: LanguageModel) -> None:
+def test_taylor_is_the_squared_derivative_with_respect_to_a_gate(lm: LanguageModel) -> None:
     windows = random_windows()
     taylor = Taylor()
     taylor.observe(lm, windows)
@@ -91,7 +91,7 @@ def test_taylor_is_the_squared_slope_of_the_loss_along_an_atoms_gate(lm: Languag
     assert float(found) == pytest.approx(expected, rel=1e-2)
 
 
-def test_taylor_leaves_the_model_as_it_was(lm: LanguageModel, statistics: Statistics) -> None:
+def test_taylor_does_not_change_the_model(lm: LanguageModel, statistics: Statistics) -> None:
     before, logits = copy.deepcopy(lm.model.state_dict()), lm.model(random_windows()).logits
     scores = score_atoms(lm, Taylor(), statistics, random_windows())
     assert [len(score) for score in scores] == [c.atoms for c in lm.couplings]
@@ -100,7 +100,9 @@ def test_taylor_leaves_the_model_as_it_was(lm: LanguageModel, statistics: Statis
     assert torch.equal(lm.model(random_windows()).logits, logits)
 
 
-def test_the_most_important_units_retain_most(lm: LanguageModel, statistics: Statistics) -> None:
+def test_retained_importance_is_the_share_of_the_best_atoms(
+    lm: LanguageModel, statistics: Statistics
+) -> None:
     space = width_space(lm)
     scores = score_atoms(lm, Wanda(), statistics, random_windows())
     retained = retained_importance(lm, space, scores)

@@ -66,7 +66,7 @@ REFERENCES: dict[str, Callable[[nn.Linear, Tensor, Tensor, Tensor], None]] = {
 def reference(
     dense: nn.Module, pruner: LivePruner, statistics: Statistics, kept: list[int], name: str
 ) -> nn.Module:
-    """A copy of the dense model under mask and compensation, by the textbook."""
+    """A copy of the dense model with masked weights and textbook compensation."""
     model = copy.deepcopy(dense)
     columns = dropped_columns(model, pruner.space, pruner.bank.orders, kept)
     for (consumer, gone), gram, mean in zip(columns, statistics.gram, statistics.mean, strict=True):
@@ -76,7 +76,7 @@ def reference(
 
 @form
 @compensated
-def test_live_logits_are_those_of_the_masked_and_compensated_model(
+def test_live_logits_equal_those_of_a_masked_and_compensated_model(
     config: PreTrainedConfig, name: str
 ) -> None:
     lm, ids = random_model(config), random_windows()
@@ -93,7 +93,7 @@ def test_live_logits_are_those_of_the_masked_and_compensated_model(
 
 @form
 @compensated
-def test_restore_gives_the_model_back_to_the_bit(config: PreTrainedConfig, name: str) -> None:
+def test_restore_recovers_the_weights_bit_by_bit(config: PreTrainedConfig, name: str) -> None:
     lm, ids = random_model(config), random_windows()
     before, logits = copy.deepcopy(lm.model.state_dict()), lm.model(ids).logits
     pruner = pruner_of(lm, COMPENSATIONS[name])
@@ -112,7 +112,7 @@ def lm() -> LanguageModel:
 
 
 @compensated
-def test_the_next_policy_undoes_the_last_exactly(lm: LanguageModel, name: str) -> None:
+def test_the_next_policy_undoes_the_last_one_exactly(lm: LanguageModel, name: str) -> None:
     ids, pruner = random_windows(), pruner_of(lm, COMPENSATIONS[name])
     drawn = policies(pruner.space)
     pruner.apply(drawn["random"])
@@ -123,14 +123,14 @@ def test_the_next_policy_undoes_the_last_exactly(lm: LanguageModel, name: str) -
     assert torch.equal(lm.model(ids).logits, first)
 
 
-def test_narrowing_copies_nothing(lm: LanguageModel) -> None:
+def test_narrowing_copies_no_weights(lm: LanguageModel) -> None:
     dense = {p.untyped_storage().data_ptr() for p in lm.model.parameters()}
     pruner = pruner_of(lm)
     pruner.apply(policies(pruner.space)["random"])
     assert {p.untyped_storage().data_ptr() for p in lm.model.parameters()} == dense
 
 
-def test_a_policy_holds_inside_at_only(lm: LanguageModel) -> None:
+def test_at_restores_the_policy_from_before(lm: LanguageModel) -> None:
     pruner = pruner_of(lm)
     drawn = policies(pruner.space)
     pruner.apply(drawn["random"])
@@ -146,7 +146,7 @@ def test_a_policy_of_another_space_is_refused(lm: LanguageModel) -> None:
         pruner.apply([*pruner.space.dense.tolist()[:-1], 10**6])
 
 
-def test_atoms_that_are_left(lm: LanguageModel) -> None:
+def test_atoms_counts_the_kept_atoms(lm: LanguageModel) -> None:
     pruner = pruner_of(lm)
     pruner.apply([2, 1, 0, 5, 3, 0])
     assert pruner.atoms == [2, 16, 0, 80, 3, 0]
@@ -154,8 +154,8 @@ def test_atoms_that_are_left(lm: LanguageModel) -> None:
 
 @form
 @pytest.mark.parametrize("make_cache", [DynamicCache, StaticCache])
-def test_a_kv_cache_changes_no_logits(config: PreTrainedConfig, make_cache: type) -> None:
-    """Positions and masks stay right though the first or every layer has no attention."""
+def test_a_kv_cache_does_not_change_logits(config: PreTrainedConfig, make_cache: type) -> None:
+    """Also if the first layer, or every layer, has no attention."""
     lm, ids = random_model(config), random_windows()
     pruner = pruner_of(lm, Bias())
     for kept in policies(pruner.space).values():

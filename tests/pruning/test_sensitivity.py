@@ -22,7 +22,7 @@ def pruner_with(
 
 
 @pytest.mark.parametrize("compensation", COMPENSATIONS.values(), ids=COMPENSATIONS.keys())
-def test_outputs_along_a_direction_are_those_of_the_narrowed_consumer(
+def test_along_equals_the_output_of_the_narrowed_consumer(
     compensation: Compensation, tmp_path: Path
 ) -> None:
     lm = random_model(CHECKPOINTS["llama-biases"])
@@ -43,7 +43,7 @@ def test_outputs_along_a_direction_are_those_of_the_narrowed_consumer(
         )
 
 
-def test_spilled_factors_tell_the_same(tmp_path: Path) -> None:
+def test_factors_give_the_same_sensitivity(tmp_path: Path) -> None:
     lm, windows = random_model(CHECKPOINTS["llama-groups-of-3-tied"]), random_windows()
     context = pruner_with(lm, LEAST_SQUARES, tmp_path)
     expected = sensitivity(context, windows, seed=0)
@@ -53,7 +53,7 @@ def test_spilled_factors_tell_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
-def test_every_cut_costs_and_keeping_everything_does_not(config, tmp_path: Path) -> None:
+def test_losses_are_positive_except_for_the_dense_level(config, tmp_path: Path) -> None:
     pruner = pruner_with(random_model(config), LEAST_SQUARES, tmp_path)
     losses = sensitivity(pruner, random_windows(), seed=0)
     assert losses.shape == (len(pruner.space), int(pruner.space.units.max()) + 1)
@@ -62,9 +62,9 @@ def test_every_cut_costs_and_keeping_everything_does_not(config, tmp_path: Path)
         assert row[units] == 0 and (row[:units] > 0).all()
 
 
-def test_a_small_cut_costs_its_divergence_from_the_dense_model(tmp_path: Path) -> None:
+def test_small_losses_equal_the_divergence_from_the_dense_model(tmp_path: Path) -> None:
     lm, windows = random_model(CHECKPOINTS["llama-groups-of-3-tied"]), random_windows()
-    last = len(lm.couplings) - 1  # behind it, no token sees another
+    last = len(lm.couplings) - 1  # no attention follows it
     lm.couplings[last].consumer.weight.mul_(0.05)
     pruner = pruner_with(lm, NoCompensation(), tmp_path)
     expected = torch.stack([sensitivity(pruner, windows, seed)[last] for seed in range(40)]).mean(0)

@@ -21,7 +21,7 @@ DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def last_states(pruner: LivePruner, ids: Tensor) -> Tensor:
-    """Behind the last layer, before the final norm."""
+    """Hidden states after the last layer, before the final norm."""
     states: list[Tensor] = []
     last = pruner.lm.adapter.layers(pruner.lm.model)[-1]
     with_hook = last.register_forward_hook(lambda module, inputs, output: states.append(output))
@@ -32,7 +32,7 @@ def last_states(pruner: LivePruner, ids: Tensor) -> Tensor:
 
 @form
 @pytest.mark.parametrize(("name", "distance"), DISTANCES.items())
-def test_the_pruned_stream_comes_nearer_to_the_dense_one(
+def test_the_error_of_the_residual_stream_decreases(
     config: PreTrainedConfig, name: str, distance: Callable[[Tensor], Tensor]
 ) -> None:
     lm, ids = random_model(config), random_windows()
@@ -58,7 +58,7 @@ def pruner() -> LivePruner:
     )
 
 
-def test_the_next_policy_undoes_it(pruner: LivePruner) -> None:
+def test_the_next_policy_undoes_the_refit(pruner: LivePruner) -> None:
     ids, kept = random_windows(), policies(pruner.space)["random"]
     pruner.apply(kept)
     before = pruner.lm.model(ids).logits
@@ -71,7 +71,7 @@ def test_the_next_policy_undoes_it(pruner: LivePruner) -> None:
 @pytest.mark.parametrize(
     "compensation", [NoCompensation(), LeastSquares(damping=0.01, refit_damping=0.01)]
 )
-def test_the_dense_policy_and_none_stay_as_they_are(
+def test_nothing_changes_under_the_dense_policy_or_without_compensation(
     pruner: LivePruner, compensation: Compensation
 ) -> None:
     ids, drawn = random_windows(), policies(pruner.space)
@@ -81,8 +81,8 @@ def test_the_dense_policy_and_none_stay_as_they_are(
     torch.testing.assert_close(pruner.lm.model(ids).logits, before, atol=1e-4, rtol=1e-4)
 
 
-def test_the_first_block_is_the_textbook_regression(pruner: LivePruner) -> None:
-    """On the first block's inputs nothing has gone yet: ridge regression of what it lacks."""
+def test_the_first_block_is_a_ridge_regression(pruner: LivePruner) -> None:
+    """The first block's inputs are those of the dense model, so the solution is known."""
     ids, kept = random_windows(), pruner.space.dense.tolist()
     layer = pruner.lm.model.model.layers[0]
     read: list[Tensor] = []

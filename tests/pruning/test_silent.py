@@ -1,4 +1,4 @@
-"""Atoms that add nothing to the output, because their inputs or their weights are zero."""
+"""Atoms that never change the output, because their inputs or their weights are zero."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from ppf.pruning.importance import (
     Fluctuation,
     Importance,
     Magnitude,
-    Random,
+    RandomOrder,
     Taylor,
     Wanda,
 )
@@ -38,7 +38,7 @@ named = {"ids": lambda value: type(value).__name__}
 
 
 def zero_inputs(coupling: Coupling, atoms: torch.Tensor) -> None:
-    """By the values of an attention, or the gates of an FFN."""
+    """Sets the value rows of an attention block, or the gate rows of an FFN, to zero."""
     producer = coupling.producers[2 if coupling.kind == "attention" else 0]
     producer.linear.weight[expand(atoms, producer.rows)] = 0
 
@@ -48,7 +48,7 @@ def zero_weights(coupling: Coupling, atoms: torch.Tensor) -> None:
 
 
 def silenced(lm: LanguageModel, how, share: float) -> list[torch.Tensor]:
-    """Per coupling, the atoms that were silenced: every other one, or more."""
+    """Silences a share of the atoms of each coupling; returns these atoms."""
     atoms = [torch.randperm(c.atoms)[: round(share * c.atoms)] for c in lm.couplings]
     for coupling, some in zip(lm.couplings, atoms, strict=True):
         how(coupling, some)
@@ -62,7 +62,7 @@ def lm() -> LanguageModel:
 
 @pytest.mark.parametrize("how", [zero_inputs, zero_weights])
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
-@pytest.mark.parametrize("importance", [*IMPORTANCES, Random(0)], **named)
+@pytest.mark.parametrize("importance", [*IMPORTANCES, RandomOrder(0)], **named)
 def test_silent_atoms_rank_last(
     lm: LanguageModel, importance: Importance, how, share: float
 ) -> None:
@@ -77,18 +77,18 @@ def test_silent_atoms_rank_last(
     assert ((retained >= 0) & (retained < 1 + 1e-5)).all()
 
 
-def test_an_input_that_never_changes_is_no_less_important_than_nothing() -> None:
+def test_constant_inputs_have_no_negative_fluctuation() -> None:
     consumer = nn.Linear(3, 4).requires_grad_(requires_grad=False)
     coupling = Coupling(0, "mlp", 3, (), consumer, 1, nn.Module(), "block")
     mean = torch.tensor([0.1, 1 / 3, 7.7])
-    gram = torch.outer(mean, mean) * (1 - 1e-6)  # as rounding may leave it
+    gram = torch.outer(mean, mean) * (1 - 1e-6)  # variance below 0, as rounding can make it
     assert (Fluctuation().scores(coupling, gram, mean) >= 0).all()
 
 
 @pytest.mark.parametrize("how", [zero_inputs, zero_weights])
 @pytest.mark.parametrize("share", [0.5, 1.0])
 @pytest.mark.parametrize("compensation", COMPENSATIONS, **named)
-def test_what_is_known_of_silent_sites_is_finite(
+def test_features_of_silent_sites_are_finite(
     lm: LanguageModel, compensation: Compensation, how, share: float
 ) -> None:
     silenced(lm, how, share)
@@ -103,7 +103,7 @@ def test_what_is_known_of_silent_sites_is_finite(
     )
     if share == 1:
         assert bank.errors.max() == 0 and losses.max() == 0
-    else:  # half of the atoms are silent, so half of the units cost next to nothing
+    else:  # half of the atoms are silent, so half of the units can be removed almost without error
         for site, row in zip(space.sites, bank.errors, strict=True):
             assert row[-(-site.units // 2)] < 0.05 < row[0]
     features = SiteFeatures(space, bank.errors, retained, torch.ones(len(space)), losses, traits)

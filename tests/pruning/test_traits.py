@@ -5,7 +5,7 @@ from ppf.pruning.traits import _exponent
 from tests.tiny import TinySetup
 
 
-def test_the_order_of_the_atoms_does_not_matter(tiny: TinySetup) -> None:
+def test_traits_do_not_depend_on_the_order_of_atoms(tiny: TinySetup) -> None:
     before = collect_traits(tiny.lm, tiny.windows).tensors()
     tiny.pruner()  # permutes the weights
     after = collect_traits(tiny.lm, tiny.windows).tensors()
@@ -15,7 +15,7 @@ def test_the_order_of_the_atoms_does_not_matter(tiny: TinySetup) -> None:
         )
 
 
-def test_influence_is_how_far_a_layer_turns_its_states(tiny: TinySetup) -> None:
+def test_influence_is_the_cosine_distance_across_a_layer(tiny: TinySetup) -> None:
     traits = collect_traits(tiny.lm, tiny.windows)
     states = tiny.lm.model(tiny.windows, output_hidden_states=True).hidden_states
     cosine = torch.nn.functional.cosine_similarity(states[0], states[1], dim=-1)
@@ -23,19 +23,19 @@ def test_influence_is_how_far_a_layer_turns_its_states(tiny: TinySetup) -> None:
     assert traits.influence.shape == (4,) and (traits.influence > 0).all()
 
 
-def test_outliers_fall_with_the_multiple(tiny: TinySetup) -> None:
+def test_outliers_decrease_with_the_multiple(tiny: TinySetup) -> None:
     outliers = collect_traits(tiny.lm, tiny.windows).outliers
     assert (outliers.diff(dim=1) <= 0).all()
     assert (outliers[:, 0] > 0.99).all() and (outliers[:, -1] < 0.1).all()
 
 
-def test_the_exponent_is_that_of_the_spectrum() -> None:
+def test_the_exponent_of_a_known_spectrum_is_found() -> None:
     spectrum = torch.rand(4000, generator=torch.Generator().manual_seed(0)) ** (-1 / 1.5)
     weight = torch.diag(spectrum.sqrt())  # eigenvalues with density λ^-2.5 above 1
     assert abs(_exponent(weight) - 2.5) < 0.1
 
 
-def test_traits_survive_storage(tiny: TinySetup) -> None:
+def test_traits_are_restored_from_a_file(tiny: TinySetup) -> None:
     traits = collect_traits(tiny.lm, tiny.windows)
     again = Traits.from_tensors(traits.tensors())
     assert torch.equal(again.outliers, traits.outliers)
@@ -43,7 +43,7 @@ def test_traits_survive_storage(tiny: TinySetup) -> None:
     assert list(again.fluctuation) == [f"{i}.{k}" for i in range(4) for k in ("attention", "mlp")]
 
 
-def test_energy_is_what_a_site_adds_to_the_hidden_state(tiny: TinySetup) -> None:
+def test_energy_is_the_share_of_a_site_in_the_hidden_state(tiny: TinySetup) -> None:
     energy = collect_traits(tiny.lm, tiny.windows).energy["1.mlp"]
     layer, seen = tiny.lm.adapter.layers(tiny.lm.model)[1], {}
     hooks = [
