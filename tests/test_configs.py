@@ -1,6 +1,7 @@
 """Every YAML composes under every stage that can choose it, and fits what it instantiates."""
 
 import inspect
+import re
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -78,6 +79,15 @@ def test_every_option_composes_with_a_command(tmp_path: Path) -> None:
                 resolved(stage, choices, tmp_path)
                 chosen.add((group, option))
     assert not set(OPTIONS) - chosen, "no command can choose these"
+
+
+def test_help_lists_the_groups_that_a_command_takes() -> None:
+    for stage in STAGES:
+        cfg = composed(stage, {})
+        shown = set(re.findall(r"^(\S+): ", cfg.hydra.help.template, re.M))
+        taken = {key for key in [*cfg.hydra.runtime.choices, *cfg] if "@" not in key}
+        several = {key for key in taken if sum(group == key for group, _ in OPTIONS) > 1}
+        assert shown - {"Example"} == several, stage
 
 
 def targets(node: Any) -> Iterator[dict[str, Any]]:

@@ -1,1 +1,51 @@
-"""Hydra configs; a package, so that `pkg://ppf.conf` finds them in an installed wheel."""
+"""Hydra configs, as a package that `pkg://ppf.conf` finds, and their option groups for `--help`."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+_FOLDER = Path(__file__).parent
+GROUPS = {
+    "model": "language model to prune",
+    "text": "text for calibration, labels and evaluation",
+    "space": "which parts of the model are pruned, and in which units",
+    "importance": "order in which the units of a site are removed",
+    "compensation": "correction of the weights that stay",
+    "sampler": "policies to label",
+    "predictor": "predicts the perplexity of a policy",
+    "predictor/encoder": "input of the predictor",
+    "predictor/optimizer": "optimizer of the predictor",
+    "agent": "searches for the best policy",
+    "budget": "cost that the ratio is a share of",
+    "export": "format of the pruned model",
+    "fabric": "processes and devices",
+    "trainer": "training of the predictor",
+    "logger": "experiment loggers; several: logger=[wandb,csv]",
+}
+"""Option group → its purpose."""
+
+
+def option_groups(*, _root_: DictConfig) -> str:
+    """Lists the option groups of the composed config that offer a choice, and their options.
+
+    The first comment in an option's file describes the option.
+    """
+    taken = {*_root_.hydra.runtime.choices, *_root_}
+    files = {
+        name: sorted(_FOLDER.joinpath(name).glob("*.yaml")) for name in GROUPS if name in taken
+    }
+    return "\n".join(_group(name, found) for name, found in files.items() if len(found) > 1)
+
+
+def _group(name: str, files: list[Path]) -> str:
+    width = max(len(file.stem) for file in files)
+    options = [f"  {file.stem:<{width}}  {_comment(file)}" for file in files]
+    return "\n".join([f"{name}: {GROUPS[name]}", *options, ""])
+
+
+def _comment(file: Path) -> str:
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("# ")
+
+
+OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
