@@ -46,7 +46,7 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
         requirement: what to install with pip, for error messages.
 
     Raises:
-        PPFError: the package is not installed, it lacks the file, or `package` or `file` is not a
+        PPFError: the package is not installed, the file is missing, or `package` or `file` is not a
             plain name.
     """
     if not package.isidentifier():  # `find_spec` of a submodule would import the package

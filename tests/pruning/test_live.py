@@ -47,13 +47,13 @@ def mean_in_bias(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) 
 def refitted(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) -> None:
     if not len(gone):
         return
-    left = torch.ones(len(gram), dtype=torch.bool)
-    left[gone] = False
-    wanted = consumer.weight.double() @ gram.double()[:, left]
-    ridge = DAMPING * gram.double().diagonal().mean() * torch.eye(int(left.sum()))
+    stay = torch.ones(len(gram), dtype=torch.bool)
+    stay[gone] = False
+    wanted = consumer.weight.double() @ gram.double()[:, stay]
+    ridge = DAMPING * gram.double().diagonal().mean() * torch.eye(int(stay.sum()))
     consumer.weight.zero_()
-    solution = torch.linalg.solve(gram.double()[left][:, left] + ridge, wanted, left=False)
-    consumer.weight[:, left] = solution.float()
+    solution = torch.linalg.solve(gram.double()[stay][:, stay] + ridge, wanted, left=False)
+    consumer.weight[:, stay] = solution.float()
 
 
 REFERENCES: dict[str, Callable[[nn.Linear, Tensor, Tensor, Tensor], None]] = {

@@ -23,7 +23,7 @@ WIDTH = layered(["attention", "mlp"])
 SPACES = [WIDTH, layered(["mlp"]), layered(["attention"])]
 
 
-def wishes(space: Space, wild: float) -> torch.Tensor:
+def wanted_widths(space: Space, wild: float) -> torch.Tensor:
     noise = torch.randn(len(RATIOS), len(space), generator=torch.Generator().manual_seed(1))
     return (1 - RATIOS[:, None]) * space.units * (1 + wild * noise)
 
@@ -51,7 +51,7 @@ def by_sorting(space: Space, wanted: torch.Tensor, ratio: float) -> list[int]:
 @pytest.mark.parametrize("space", SPACES, ids=["width", "mlp", "attention"])
 @pytest.mark.parametrize("wild", [0.0, 0.3, 3.0])
 def test_the_excess_is_below_one_cheapest_unit(space: Space, wild: float) -> None:
-    kept = project(space, wishes(space, wild), RATIOS)
+    kept = project(space, wanted_widths(space, wild), RATIOS)
     assert (kept >= 0).all() and (kept <= space.units).all()
     assert (excess(space, kept) > -1e-5).all()
     possible = RATIOS < 0.7 if space is WIDTH else RATIOS < 1  # else too few MLP units are left
@@ -60,7 +60,7 @@ def test_the_excess_is_below_one_cheapest_unit(space: Space, wild: float) -> Non
 
 @pytest.mark.parametrize("wild", [0.0, 0.3, 1e6])
 def test_a_policy_does_not_depend_on_the_batch(wild: float) -> None:
-    wanted = wishes(WIDTH, wild)
+    wanted = wanted_widths(WIDTH, wild)
     together = project(WIDTH, wanted, RATIOS)
     alone = [project(WIDTH, wanted[i : i + 1], RATIOS[i : i + 1]) for i in range(len(RATIOS))]
     assert torch.equal(torch.cat(alone), together)
@@ -68,12 +68,12 @@ def test_a_policy_does_not_depend_on_the_batch(wild: float) -> None:
 
 
 def test_ratio_zero_is_dense() -> None:
-    assert torch.equal(project(WIDTH, wishes(WIDTH, 3.0), RATIOS)[0], WIDTH.dense)
+    assert torch.equal(project(WIDTH, wanted_widths(WIDTH, 3.0), RATIOS)[0], WIDTH.dense)
 
 
 @pytest.mark.parametrize("space", SPACES[1:], ids=["mlp", "attention"])
 def test_removes_the_units_farthest_above_the_wanted_width(space: Space) -> None:
-    wanted = wishes(space, 0.5)
+    wanted = wanted_widths(space, 0.5)
     kept = project(space, wanted, RATIOS)
     for row in range(0, len(RATIOS), 25):
         assert kept[row].tolist() == by_sorting(space, wanted[row], RATIOS[row].item())
@@ -105,14 +105,14 @@ def test_bounds_hold_if_they_allow_the_ratio() -> None:
     share = (1 - RATIOS[:, None]) * WIDTH.units
     lower = (0.7 * share - 1).floor().clamp_min(0).long()
     upper = torch.minimum((1.3 * share + 1).ceil().long(), WIDTH.units)
-    kept = project(WIDTH, wishes(WIDTH, 3.0), RATIOS, (lower, upper))
+    kept = project(WIDTH, wanted_widths(WIDTH, 3.0), RATIOS, (lower, upper))
     assert (kept >= lower).all() and (kept <= upper).all()
     assert (excess(WIDTH, kept) > -1e-5).all()
     assert (excess(WIDTH, kept) < WIDTH.params.min()).all()
 
 
 def test_bounds_that_exclude_the_ratio_are_ignored() -> None:
-    wanted, everything = wishes(WIDTH, 0.3), WIDTH.units.expand(len(RATIOS), -1)
+    wanted, everything = wanted_widths(WIDTH, 0.3), WIDTH.units.expand(len(RATIOS), -1)
     tight = project(WIDTH, wanted, RATIOS, (everything, everything))
     assert torch.equal(tight, project(WIDTH, wanted, RATIOS))
 
@@ -120,7 +120,7 @@ def test_bounds_that_exclude_the_ratio_are_ignored() -> None:
 def test_other_budgets_are_met_exactly() -> None:
     prices = [5 if site.kind == "attention" else 7 for site in WIDTH.sites]
     space = WIDTH.priced("latency", prices)
-    kept = project(space, wishes(space, 0.3), RATIOS)
+    kept = project(space, wanted_widths(space, 0.3), RATIOS)
     over = space.saved(kept) - RATIOS
     assert (over > -1e-9).all()
     assert (over[RATIOS < 0.25] * (space.units * space.cost).sum() < min(prices)).all()
@@ -131,7 +131,7 @@ def test_sites_without_cost_keep_all_units() -> None:
     free = space.cost == 0
     bounds = (torch.zeros_like(space.units), space.units)
     for limits in (None, tuple(bound.expand(len(RATIOS), -1) for bound in bounds)):
-        kept = project(space, wishes(space, 1.0), RATIOS, limits)
+        kept = project(space, wanted_widths(space, 1.0), RATIOS, limits)
         assert (kept[:, free] == space.units[free]).all()
         over = space.saved(kept) - RATIOS
         assert (over > -1e-9).all() and (over < 1 / space.units[~free].sum()).all()
