@@ -30,6 +30,7 @@ FORMATS = {
 }
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12
+_FOLDERS = "paths.outputs, paths.artefacts or paths.cache"
 _CHUNK = 1 << 20  # bytes
 
 
@@ -102,8 +103,11 @@ def draft(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, override: str = _FOLDERS) -> Iterator[None]:
     """Turns failures of the disk into one sentence.
+
+    Args:
+        override: the config key that chooses the folder.
 
     Raises:
         PPFError: the disk is full, or `path` cannot be written.
@@ -113,12 +117,9 @@ def writing(path: Path) -> Iterator[None]:
     except PPFError:
         raise
     except Exception as error:
-        if (reason := _disk_failure(error, path)) is None:
+        if (sentence := disk_failure(error, path, override)) is None:
             raise
-        raise PPFError(
-            f"cannot write {path} ({reason}): free some space, or choose another folder with"
-            " paths.outputs, paths.artefacts or paths.cache."
-        ) from error
+        raise PPFError(sentence) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -183,14 +184,31 @@ def _known_digests(store: Path) -> dict[str, str]:
     return known if isinstance(known, dict) else {}
 
 
-def _disk_failure(error: BaseException, path: Path) -> str | None:
-    """Why a write to `path` failed; None if the disk is not the cause."""
+def disk_failure(
+    error: BaseException, path: Path | None = None, override: str = _FOLDERS
+) -> str | None:
+    """A sentence for an error that the disk caused; None for other errors.
+
+    Args:
+        path: what was being written; None: what the error names.
+        override: the config keys that choose its folder.
+    """
+    if (reason := _disk_reason(error, path)) is None:
+        return None
+    named = path or getattr(error, "filename", None) or "a file"
+    return (
+        f"cannot write {named} ({reason}): free some space, or choose another folder with"
+        f" {override}."
+    )
+
+
+def _disk_reason(error: BaseException, path: Path | None) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
-        full = error.errno in _FULL
-        return error.strerror if full or _concerns(error.filename, path) else None
+        certain = error.errno in _FULL or (path is None and error.errno in _FORBIDDEN)
+        return error.strerror if certain or (path and _concerns(error.filename, path)) else None
     # safetensors and torch wrap the system's error in types of their own.
     text = str(error)
-    wrapped = (f"os error {number})" in text for number in (*_FULL, errno.EROFS, errno.EACCES))
+    wrapped = (f"os error {number})" in text for number in (*_FULL, *_FORBIDDEN))
     if any(wrapped) or "PytorchStreamWriter failed writing" in text:
         return text.split("\n")[0]
     return None
@@ -203,7 +221,8 @@ def _concerns(name: Any, path: Path) -> bool:
     return path.is_relative_to(name) or Path(name).is_relative_to(path.parent)
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _remove(path: Path) -> None:

@@ -12,12 +12,13 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
 from ppf.progress import console
+from ppf.ranges import Positive
 
 _WATCH_EVERY = 5.0  # seconds
 _DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 
 
-def build_fabric(*, timeout_hours: float, **arguments: Any) -> Fabric:
+def build_fabric(*, timeout_hours: Positive, **arguments: Any) -> Fabric:
     """Lightning's Fabric, whose ranks wait for each other for longer than its 30 minutes.
 
     Rank 0 makes most artefacts alone, which takes hours for large models.

@@ -15,6 +15,7 @@ from ppf.agents.checkpoint import Checkpoint
 from ppf.errors import PPFError
 from ppf.predictor.protocol import Surrogate
 from ppf.pruning import Allocation, SiteFeatures
+from ppf.ranges import Count
 from ppf.space import Space, project, uniform
 
 Report = Callable[[int, Mapping[str, Tensor | float]], None]
@@ -231,7 +232,7 @@ class Agent(ABC):
             itself.
     """
 
-    def __init__(self, *, threads: int, polish: Polish | None) -> None:
+    def __init__(self, *, threads: Count, polish: Polish | None) -> None:
         self.threads, self.polish = threads, polish
 
     @abstractmethod

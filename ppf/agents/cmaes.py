@@ -3,11 +3,15 @@
 Source: CMA-ES (arXiv 1604.00772); separable (Ros & Hansen 2008) where there are many sites.
 """
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from cmaes import CMA, SepCMA
+from pydantic import Field
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
+from ppf.ranges import Count, Natural, Positive
 
 
 class CMAES(Agent):
@@ -25,13 +29,13 @@ class CMAES(Agent):
     def __init__(
         self,
         *,
-        generations: int,
-        children: int,
-        sigma: float,
-        separable_above: int,
-        elites: int,
-        report_every: int,
-        threads: int,
+        generations: Count,
+        children: Annotated[Count, Field(ge=4)],
+        sigma: Positive,
+        separable_above: Natural,
+        elites: Count,
+        report_every: Count,
+        threads: Count,
         polish: Polish | None,
     ) -> None:
         super().__init__(threads=threads, polish=polish)

@@ -10,6 +10,7 @@ from torchrl.objectives import DDPGLoss, LossModule
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.networks import action_critic, deterministic_actor
 from ppf.agents.offpolicy import OffPolicy
+from ppf.ranges import NonNegative
 
 
 class DDPG(OffPolicy):
@@ -20,7 +21,7 @@ class DDPG(OffPolicy):
         off_policy: see `OffPolicy`.
     """
 
-    def __init__(self, *, noise: float, **off_policy: Any) -> None:
+    def __init__(self, *, noise: NonNegative, **off_policy: Any) -> None:
         super().__init__(**off_policy)
         self.noise = noise
 
@@ -32,6 +33,7 @@ class DDPG(OffPolicy):
 
 def noisy(actor: nn.Module, environment: PruningEnvironment, std: float) -> nn.Module:
     """The actor with Gaussian noise on its actions, cut off at the trust region."""
+    std = float(std)  # torchrl warns about whole numbers
     noise = AdditiveGaussianModule(
         environment.action_spec, sigma_init=std, sigma_end=std, device=environment.device
     )

@@ -17,6 +17,7 @@ from ppf.agents.base import (
     predictions,
     share,
 )
+from ppf.ranges import Count
 
 
 class Evolution(Agent):
@@ -36,13 +37,13 @@ class Evolution(Agent):
     def __init__(
         self,
         *,
-        generations: int,
-        children: int,
-        population: int,
-        exchanges: int,
-        step: int,
-        report_every: int,
-        threads: int,
+        generations: Count,
+        children: Count,
+        population: Count,
+        exchanges: Count,
+        step: Count,
+        report_every: Count,
+        threads: Count,
         polish: Polish | None,
     ) -> None:
         super().__init__(threads=threads, polish=polish)

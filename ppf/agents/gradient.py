@@ -8,6 +8,7 @@ from torch.optim import Adam
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
 from ppf.errors import PPFError
 from ppf.predictor.protocol import Differentiable
+from ppf.ranges import Count, NonNegative, Positive
 
 
 class Gradient(Agent):
@@ -26,14 +27,14 @@ class Gradient(Agent):
     def __init__(
         self,
         *,
-        descents: int,
-        iterations: int,
-        lr: float,
-        spread: float,
-        round_every: int,
-        elites: int,
-        report_every: int,
-        threads: int,
+        descents: Count,
+        iterations: Count,
+        lr: Positive,
+        spread: NonNegative,
+        round_every: Count,
+        elites: Count,
+        report_every: Count,
+        threads: Count,
         polish: Polish | None,
     ) -> None:
         super().__init__(threads=threads, polish=polish)

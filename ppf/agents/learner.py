@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
 from ppf.agents.checkpoint import Stateful
+from ppf.ranges import Count
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class Learner(Agent):
     def __init__(
         self,
         *,
-        iterations: int,
-        patience: int,
-        elites: int,
-        report_every: int,
-        threads: int,
+        iterations: Count,
+        patience: Count,
+        elites: Count,
+        report_every: Count,
+        threads: Count,
         polish: Polish | None,
     ) -> None:
         super().__init__(threads=threads, polish=polish)

@@ -17,6 +17,7 @@ from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.agents.networks import intended, play
+from ppf.ranges import Count, Natural, Positive, Share
 
 
 class OffPolicy(Learner):
@@ -40,17 +41,17 @@ class OffPolicy(Learner):
     def __init__(
         self,
         *,
-        episodes: int,
-        warmup: int,
-        updates: int,
-        delay: int,
-        batch: int,
-        buffer_size: int,
-        n_steps: int,
-        lr: float,
-        tau: float,
-        grad_norm: float,
-        hidden: int,
+        episodes: Count,
+        warmup: Natural,
+        updates: Count,
+        delay: Count,
+        batch: Count,
+        buffer_size: Count,
+        n_steps: Count,
+        lr: Positive,
+        tau: Share,
+        grad_norm: Positive,
+        hidden: Count,
         **learner: Any,
     ) -> None:
         super().__init__(**learner)

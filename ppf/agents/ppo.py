@@ -16,6 +16,7 @@ from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.agents.networks import intended, play, state_critic, stochastic_actor
+from ppf.ranges import Count, NonNegative, Positive, Share
 
 
 class PPO(Learner):
@@ -39,17 +40,17 @@ class PPO(Learner):
     def __init__(
         self,
         *,
-        episodes: int,
-        epochs: int,
-        minibatches: int,
-        lr: float,
-        lmbda: float,
-        clip: float,
-        entropy: float,
-        critic: float,
-        grad_norm: float,
-        hidden: int,
-        std: float,
+        episodes: Count,
+        epochs: Count,
+        minibatches: Count,
+        lr: Positive,
+        lmbda: Share,
+        clip: Positive,
+        entropy: NonNegative,
+        critic: NonNegative,
+        grad_norm: Positive,
+        hidden: Count,
+        std: Positive,
         **learner: Any,
     ) -> None:
         super().__init__(**learner)

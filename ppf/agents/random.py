@@ -11,6 +11,7 @@ from ppf.agents.base import (
     predictions,
     share,
 )
+from ppf.ranges import Count
 
 
 class Random(Agent):
@@ -23,7 +24,13 @@ class Random(Agent):
     """
 
     def __init__(
-        self, *, evaluations: int, batch: int, elites: int, threads: int, polish: Polish | None
+        self,
+        *,
+        evaluations: Count,
+        batch: Count,
+        elites: Count,
+        threads: Count,
+        polish: Polish | None,
     ) -> None:
         super().__init__(threads=threads, polish=polish)
         self.evaluations, self.batch, self.elites = evaluations, batch, elites

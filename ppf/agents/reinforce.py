@@ -13,6 +13,7 @@ from torch.optim import Adam
 from ppf.agents.base import Objective, share
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
+from ppf.ranges import Natural, NonNegative, Positive, Several
 
 
 class Reinforce(Learner):
@@ -30,11 +31,11 @@ class Reinforce(Learner):
     def __init__(
         self,
         *,
-        samples: int,
-        lr: float,
-        std: float,
-        degree: int,
-        entropy: float,
+        samples: Several,
+        lr: Positive,
+        std: Positive,
+        degree: Natural,
+        entropy: NonNegative,
         **learner: Any,
     ) -> None:
         super().__init__(**learner)

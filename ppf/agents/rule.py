@@ -2,13 +2,14 @@
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run
 from ppf.pruning import Allocation
+from ppf.ranges import Count
 from ppf.space import project
 
 
 class Rule(Agent):
     """The one policy of an allocation rule, wherever it lies."""
 
-    def __init__(self, *, allocation: Allocation, threads: int, polish: Polish | None) -> None:
+    def __init__(self, *, allocation: Allocation, threads: Count, polish: Polish | None) -> None:
         super().__init__(threads=threads, polish=polish)
         self.allocation = allocation
 

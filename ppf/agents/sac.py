@@ -8,6 +8,7 @@ from torchrl.objectives import LossModule, SACLoss
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.networks import action_critic, stochastic_actor
 from ppf.agents.offpolicy import OffPolicy
+from ppf.ranges import Positive
 
 
 class SAC(OffPolicy):
@@ -21,7 +22,7 @@ class SAC(OffPolicy):
     """
 
     def __init__(
-        self, *, std: float, temperature: float, entropy: float, **off_policy: Any
+        self, *, std: Positive, temperature: Positive, entropy: float, **off_policy: Any
     ) -> None:
         super().__init__(**off_policy)
         self.std, self.temperature, self.entropy = std, temperature, entropy

@@ -9,6 +9,7 @@ from ppf.agents.ddpg import noisy
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.networks import action_critic, deterministic_actor
 from ppf.agents.offpolicy import OffPolicy
+from ppf.ranges import NonNegative
 
 
 class TD3(OffPolicy):
@@ -24,7 +25,12 @@ class TD3(OffPolicy):
     """
 
     def __init__(
-        self, *, noise: float, smoothing: float, smoothing_clip: float, **off_policy: Any
+        self,
+        *,
+        noise: NonNegative,
+        smoothing: NonNegative,
+        smoothing_clip: NonNegative,
+        **off_policy: Any,
     ) -> None:
         super().__init__(**off_policy)
         self.noise, self.smoothing, self.smoothing_clip = noise, smoothing, smoothing_clip

@@ -1,1 +1,16 @@
 """The commands: each composes a config, seeds, calls its stage, reports, returns."""
+
+import sys
+from types import TracebackType
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl+C is one line, during imports too."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("Interrupted: the same command resumes.", file=sys.stderr)
+        sys.exit(130)
+    _others(kind, error, trace)
+
+
+_others = sys.excepthook
+sys.excepthook = _tell

@@ -10,7 +10,11 @@ from ppf.stages.policy import read_policy
 from ppf.stages.prune import prune
 
 
-@command("prune", one_process=True)
+def _check(cfg: DictConfig) -> None:
+    read_policy(cfg.policy, cfg.trust_targets)
+
+
+@command("prune", _check, one_process=True)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Writes into the folder `cfg.out`."""
     path = prune(cfg, fabric, read_policy(cfg.policy, cfg.trust_targets))

@@ -6,29 +6,30 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
-from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.progress import Stopwatch
 from ppf.report.loggers import log_artifact, log_figure
 from ppf.report.plots import policy_heatmap, ratio_curve
 from ppf.report.tables import print_summary
-from ppf.space import check_ratio
 from ppf.stages import curve, results
-from ppf.stages.acquire import acquire
+from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import collect
-from ppf.stages.dynamic import dynamic
+from ppf.stages.dynamic import dynamic, learner_of
 from ppf.stages.policy import warn_if_unreadable
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
 from ppf.stages.train import needs_labels
 
 
-@command("search")
+def _check(cfg: DictConfig) -> None:
+    check_acquired(cfg)
+    if cfg.mode == "dynamic":
+        learner_of(cfg)
+
+
+@command("search", _check)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels and trains what is missing, searches, measures and reports."""
-    if cfg.mode not in _MODES:
-        raise PPFError(f"mode={cfg.mode} is unknown: give static or dynamic.")
-    check_ratio(cfg.ratio)
     warn_if_unreadable(cfg)
     clock = Stopwatch()
     with clock("preparing the model"):

@@ -9,9 +9,10 @@ from ppf.cli.app import command
 from ppf.errors import PPFError
 from ppf.progress import say
 from ppf.runtime import DynamicModel
+from ppf.runtime.search_folder import check_search
 
 
-@command("serve", one_process=True)
+@command("serve", check_search, one_process=True)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Serves the search in `cfg.search` until it is stopped."""
     try:

@@ -12,13 +12,13 @@ from ppf.report.loggers import log_figure
 from ppf.report.plots import scatter
 from ppf.report.style import save_png
 from ppf.report.tables import print_scores
-from ppf.stages.acquire import acquire
+from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
 from ppf.stages.train import train
 
 
-@command("train")
+@command("train", check_acquired)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Trains the predictor, scores it on held-out policies and draws predicted against measured."""
     context = prepare(cfg, fabric)

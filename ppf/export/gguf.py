@@ -7,7 +7,7 @@ hold the widths.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 from gguf import GGMLQuantizationType, LlamaFileType
@@ -25,7 +25,9 @@ _TYPES = {
 }
 
 
-def export_gguf(pruner: LivePruner, folder: Path, policy: Mapping[str, Any], *, type: str) -> Path:
+def export_gguf(
+    pruner: LivePruner, folder: Path, policy: Mapping[str, Any], *, type: Literal["f16", "q8_0"]
+) -> Path:
     """Writes the model at its present policy, with its tokenizer.
 
     Args:

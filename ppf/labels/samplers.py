@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.pruning import Allocation, SiteFeatures
+from ppf.ranges import Interval, NonNegative, RatioInterval, Share
 from ppf.records import read
 from ppf.records.policy import PolicyRecord
 from ppf.space import Space, project
@@ -65,7 +66,7 @@ class Profiles(Sampler):
         smooth: share of the noise's variance that is smooth over depth.
     """
 
-    def __init__(self, ratio: list[float], spread: list[float], smooth: float) -> None:
+    def __init__(self, ratio: RatioInterval, spread: Interval, smooth: Share) -> None:
         self.ratio, self.spread, self.smooth = ratio, spread, smooth
 
     def draw(
@@ -117,7 +118,7 @@ class FromRules(Sampler):
         ratio: [lowest, highest] pruning ratio.
     """
 
-    def __init__(self, rules: Mapping[str, Allocation], ratio: list[float]) -> None:
+    def __init__(self, rules: Mapping[str, Allocation], ratio: RatioInterval) -> None:
         self.rules, self.ratio = list(rules.values()), ratio
 
     def draw(
@@ -164,7 +165,7 @@ class FromAgent(Sampler):
         ratio: [lowest, highest] pruning ratio.
     """
 
-    def __init__(self, agent: RatioPolicy, ratio: list[float]) -> None:
+    def __init__(self, agent: RatioPolicy, ratio: RatioInterval) -> None:
         self.agent, self.ratio = agent, ratio
 
     def draw(
@@ -183,7 +184,7 @@ class Neighbours(Sampler):
             one unit.
     """
 
-    def __init__(self, of: Sampler, spread: float) -> None:
+    def __init__(self, of: Sampler, spread: NonNegative) -> None:
         self.of, self.spread = of, spread
 
     def draw(
@@ -206,7 +207,7 @@ class SharedPrefix(Sampler):
         depths: for each member after the first, the share of the layers that it takes over.
     """
 
-    def __init__(self, of: Sampler, depths: Sequence[float]) -> None:
+    def __init__(self, of: Sampler, depths: Sequence[Share]) -> None:
         self.of, self.depths = of, [0.0, *depths]
 
     def draw(
@@ -229,7 +230,12 @@ class Mixture(Sampler):
             the sum of all weights.
     """
 
-    def __init__(self, parts: Mapping[str, Sampler], shares: Mapping[str, float]) -> None:
+    def __init__(self, parts: Mapping[str, Sampler], shares: Mapping[str, NonNegative]) -> None:
+        if parts.keys() != shares.keys() or not any(shares.values()):
+            raise PPFError(
+                f"sampler.shares={dict(shares)} does not fit its parts {', '.join(parts)}:"
+                " give each a share, and one of them more than 0."
+            )
         self.parts, self.shares = parts, shares
 
     def draw(

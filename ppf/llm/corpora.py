@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import datasets
 import pyarrow as pa
@@ -15,6 +15,7 @@ from pyarrow import parquet
 from ppf.artefacts import get_or_make
 from ppf.errors import PPFError, reason
 from ppf.llm.text_file import strings
+from ppf.ranges import Count, Natural
 
 _ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _END_MATTER = re.compile(
@@ -27,7 +28,7 @@ _MARKUP = re.compile(
 )  # markup that the parser left in the text
 
 
-def wikipedia_sample(split: str, *, cache: str, shortest_line: int) -> list[str]:
+def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[str]:
     """102 English Wikipedia articles from gensim's test data, as plain text.
 
     Args:
@@ -48,8 +49,18 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: int) -> list[str]
     return get_or_make(store, read=_column, make=clean)
 
 
+class DataSet(TypedDict):
+    """The arguments of `hub` beside the split."""
+
+    path: str
+    name: str | None
+    data_files: dict[str, str] | None
+    column: str
+    limit: Count
+
+
 def hub(
-    split: str, *, path: str, name: str | None, data_files: dict | None, column: str, limit: int
+    split: str, *, path: str, name: str | None, data_files: dict | None, column: str, limit: Count
 ) -> list[str]:
     """A data set that the library `datasets` reads.
 
@@ -82,7 +93,7 @@ def hub(
     return strings(rows, f"column '{column}' of '{path}'", "text.source.column")
 
 
-def wikitext(split: str, **source: Any) -> list[str]:
+def wikitext(split: str, **source: Unpack[DataSet]) -> list[str]:
     """The articles of a WikiText data set, whose rows are lines.
 
     Args:
@@ -97,7 +108,7 @@ def wikitext(split: str, **source: Any) -> list[str]:
     return ["".join(lines) for lines in articles]
 
 
-def one_stream(split: str, **source: Any) -> list[str]:
+def one_stream(split: str, **source: Unpack[DataSet]) -> list[str]:
     """A split as one document: all rows in order, also empty ones, joined by empty lines.
 
     Wanda, FLAP and SliceGPT read the test split of WikiText-2 in this way.
@@ -109,7 +120,7 @@ def one_stream(split: str, **source: Any) -> list[str]:
     return ["\n\n".join(hub(split, **source))]
 
 
-def sentences(split: str, *, per_document: int, **source: Any) -> list[str]:
+def sentences(split: str, *, per_document: Count, **source: Unpack[DataSet]) -> list[str]:
     """Documents of consecutive sentences, for a data set whose rows are single sentences.
 
     Args:

@@ -22,6 +22,7 @@ from ppf.artefacts import get_or_make
 from ppf.errors import PPFError
 from ppf.llm.checkpoint import check_files, quiet, read_config
 from ppf.progress import say
+from ppf.ranges import Seed
 
 MakeCheckpoint = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
@@ -80,7 +81,7 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
     return _cached(Path(cache) / Path(file).stem, convert)
 
 
-def random(cache: str, *, name: str, seed: int, config: dict) -> str:
+def random(cache: str, *, name: str, seed: Seed, config: dict) -> str:
     """A model with random weights and a byte tokenizer, for tests.
 
     Args:

@@ -1,7 +1,5 @@
 """Additive predictor: what each site's error costs, summed, through a monotone link."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
@@ -9,6 +7,7 @@ from torch import Tensor, nn
 
 from ppf.predictor.encoders import Encoder
 from ppf.predictor.network import Network
+from ppf.ranges import NonNegative, Positive, Positives
 
 
 class Additive(Network):
@@ -45,12 +44,12 @@ class Additive(Network):
         self,
         encoder: Encoder,
         *,
-        powers: Sequence[float],
-        smooth: float,
-        length: float,
-        rough: float,
-        per_feature: float,
-        spread: float,
+        powers: Positives,
+        smooth: NonNegative,
+        length: Positive,
+        rough: Positive,
+        per_feature: NonNegative,
+        spread: NonNegative,
     ) -> None:
         super().__init__()
         lost = (encoder.empty - encoder.dense).abs().flatten(0, -2)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ppf.predictor.encoders import Encoder
 from ppf.predictor.network import Network
+from ppf.ranges import Count
 
 
 class CNN(Network):
@@ -26,7 +27,7 @@ class CNN(Network):
     dense: Float[Tensor, "..."]
     column: Int[Tensor, " rows"]
 
-    def __init__(self, encoder: Encoder, *, channels: Sequence[int], kernel: int) -> None:
+    def __init__(self, encoder: Encoder, *, channels: Sequence[Count], kernel: Count) -> None:
         super().__init__()
         depth, kinds = int(encoder.layers.max()) + 1, int(encoder.kinds.max()) + 1
         self.register_buffer("dense", encoder.dense)
@@ -35,7 +36,7 @@ class CNN(Network):
         widths = [kinds * encoder.shape[-1], *channels]
         convolutions: list[nn.Module] = []
         for inputs, outputs in zip(widths, widths[1:], strict=False):
-            convolutions += [nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.SiLU()]
+            convolutions += [nn.Conv1d(inputs, outputs, kernel, padding="same"), nn.SiLU()]
         self.body = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(widths[-1] * depth, 1))
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:

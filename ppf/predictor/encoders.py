@@ -1,13 +1,13 @@
 """Encoders: policies as the features that networks read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.pruning import SiteFeatures
+from ppf.ranges import Count, Positives
 from ppf.space import Space
 
 
@@ -80,7 +80,7 @@ class Masks(Encoder):
     place: Int[Tensor, " sites"]
     cells: Int[Tensor, " width"]
 
-    def __init__(self, space: Space, known: SiteFeatures, *, width: int) -> None:
+    def __init__(self, space: Space, known: SiteFeatures, *, width: Count) -> None:
         super().__init__(space)
         place = [space.kinds.index(s.kind) * space.layers + s.layer for s in space.sites]
         grid = torch.arange(len(space.kinds) * space.layers)
@@ -121,8 +121,8 @@ class Sites(Encoder):
         space: Space,
         known: SiteFeatures,
         *,
-        powers: Sequence[float],
-        loss_powers: Sequence[float],
+        powers: Positives,
+        loss_powers: Positives,
     ) -> None:
         super().__init__(space)
         errors, losses = _monotone(known.errors), _monotone(known.losses)

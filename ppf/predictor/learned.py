@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Unpack
 
 import lightning
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
@@ -17,19 +19,58 @@ from ppf.predictor.base import HeldOut, Predictor, PredictorInputs
 from ppf.predictor.fit import FILE, fit_predictor
 from ppf.predictor.module import PredictorModule, load_predictor
 from ppf.predictor.protocol import Prediction
+from ppf.ranges import STRICT, Count, Edges, NonNegative, Positive, Ratio, Several
 
 _SCORES = "held_out.json"
 
 
+@with_config(STRICT)
+class Data(TypedDict):
+    """How labels are split, weighted and batched; see `LabelsDataModule`."""
+
+    test: Ratio
+    strata: Count
+    proposals: NonNegative
+    low_loss: NonNegative
+    batch_size: Count
+    steps: Count
+
+
+@with_config(STRICT)
+class Residual(TypedDict):
+    """Arguments of the Gaussian process on the ensemble's residuals."""
+
+    effects: Annotated[list[NonNegative], Field(min_length=1)]
+    shares: Annotated[list[NonNegative], Field(min_length=1)]
+    rows: Count
+    steps: Count
+
+
+class Settings(TypedDict):
+    """The keys of `conf/predictor/fit/default.yaml`, and the network's own."""
+
+    encoder: dict[str, Any]
+    network: dict[str, Any]
+    optimizer: dict[str, Any]
+    residual: Residual | None
+    data: Data
+    init_from: str | None
+    members: Several
+    max_epochs: Count
+    patience: Count
+    threads: Count
+    weight_decay: NonNegative
+    knee: Positive
+    huber: Positive
+    catastrophic: Positive
+    bands: Edges
+
+
 class LearnedPredictor(Predictor):
-    """An ensemble of networks over encoded policies, trained by Lightning.
+    """An ensemble of networks over encoded policies, trained by Lightning."""
 
-    Args:
-        config: the keys of `conf/predictor/fit/default.yaml`, and the network's own.
-    """
-
-    def __init__(self, **config: Any) -> None:
-        self.config: Mapping[str, Any] = config
+    def __init__(self, **config: Unpack[Settings]) -> None:
+        self.config: Mapping[str, Any] = dict(config)
         self.module: PredictorModule
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:

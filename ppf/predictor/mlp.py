@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ppf.predictor.encoders import Encoder
 from ppf.predictor.network import Network
+from ppf.ranges import Count
 
 
 class MLP(Network):
@@ -18,7 +19,7 @@ class MLP(Network):
 
     dense: Float[Tensor, "..."]
 
-    def __init__(self, encoder: Encoder, *, hidden: Sequence[int]) -> None:
+    def __init__(self, encoder: Encoder, *, hidden: Sequence[Count]) -> None:
         super().__init__()
         self.register_buffer("dense", encoder.dense)
         widths = [self.dense.numel(), *hidden]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ppf.predictor.encoders import Encoder
 from ppf.predictor.network import Network
+from ppf.ranges import Count
 
 
 class Transformer(Network):
@@ -20,7 +21,7 @@ class Transformer(Network):
 
     dense: Float[Tensor, "..."]
 
-    def __init__(self, encoder: Encoder, *, width: int, heads: int, depth: int) -> None:
+    def __init__(self, encoder: Encoder, *, width: Count, heads: Count, depth: Count) -> None:
         super().__init__()
         self.register_buffer("dense", encoder.dense)
         self.features = nn.Linear(encoder.shape[-1], width)
@@ -39,8 +40,9 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * width))
-        self.back = nn.Linear(width, width)
+        joined = heads * -(-width // heads)  # where heads do not divide the width: rounded up
+        self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * joined))
+        self.back = nn.Linear(joined, width)
         self.each = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )

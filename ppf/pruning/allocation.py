@@ -10,6 +10,7 @@ from torch import Tensor
 from ppf.errors import PPFError
 from ppf.pruning.features import SiteFeatures
 from ppf.pruning.traits import MULTIPLES, Traits
+from ppf.ranges import Count, Positive, Share
 from ppf.space import Space
 
 
@@ -74,7 +75,7 @@ class OWL(LayerRule):
     Source: OWL (arXiv 2310.05175), section 3.2, as its code maps D to ratios.
     """
 
-    def __init__(self, m: int, bound: float) -> None:
+    def __init__(self, m: Count, bound: Share) -> None:
         if not 0 <= m < MULTIPLES:
             raise PPFError(f"OWL's m={m} is out of range: give 0 ≤ m < {MULTIPLES}.")
         self.m, self.bound = m, bound
@@ -97,7 +98,7 @@ class AlphaPruning(LayerRule):
         layer.
     """
 
-    def __init__(self, epsilon: float) -> None:
+    def __init__(self, epsilon: Share) -> None:
         self.epsilon = epsilon
 
     def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class BlockInfluence(LayerRule):
         formula is from MoDeGPT (arXiv 2408.09632), section 3.3.
     """
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: Positive) -> None:
         self.temperature = temperature
 
     def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppf.pruning.statistics import damped
+from ppf.ranges import Positive
 
 
 @runtime_checkable
@@ -222,7 +223,7 @@ class LeastSquares(Compensation):
 
     refits = True
 
-    def __init__(self, damping: float, refit_damping: float) -> None:
+    def __init__(self, damping: Positive, refit_damping: Positive) -> None:
         self.damping, self.refit_damping = damping, refit_damping
 
     def levels(

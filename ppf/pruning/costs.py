@@ -10,6 +10,7 @@ import torch
 
 from ppf.llm import Coupling, LayerCalls
 from ppf.pruning.live import LivePruner
+from ppf.ranges import Count, Several
 from ppf.space import Site
 
 
@@ -47,7 +48,7 @@ class Flops(Cost):
         context: number of tokens in the context that attention reads.
     """
 
-    def __init__(self, context: int) -> None:
+    def __init__(self, context: Count) -> None:
         self.context = context
 
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
@@ -82,7 +83,7 @@ class Latency(Cost):
 
     measured = True
 
-    def __init__(self, batch: int, window: int, widths: int, repeats: int) -> None:
+    def __init__(self, batch: Count, window: Count, widths: Several, repeats: Count) -> None:
         self.batch, self.window, self.widths, self.repeats = batch, window, widths, repeats
         self._slopes: dict[str, int] = {}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ppf.llm import Coupling, LanguageModel
 from ppf.progress import track
 from ppf.pruning.statistics import Statistics, by_atom, damped, expand
+from ppf.ranges import Count, Positive, Seed
 from ppf.space import Space
 
 
@@ -122,7 +123,7 @@ class OBS(Importance):
     Source: SlimGPT (arXiv 2412.18110), after Hassibi & Stork (1992).
     """
 
-    def __init__(self, damping: float, rounds: int) -> None:
+    def __init__(self, damping: Positive, rounds: Count) -> None:
         self.damping, self.rounds = damping, rounds
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class RandomOrder(Importance):
         seed: seed of the scores; every coupling draws its own.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: Seed) -> None:
         self.seed = seed
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:

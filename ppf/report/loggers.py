@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.utils import instantiate
 from lightning.fabric.loggers import Logger
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ppf.errors import PPFError
+from ppf.ranges import Count
 from ppf.report.style import png
 
 _STEP = "trainer/global_step"  # WandbLogger sends it with every metric, as the horizontal axis
@@ -43,7 +44,13 @@ def build_loggers(
     return loggers
 
 
-def wandb_logger(save_dir: str, *, mode: str, init_timeout: float, **arguments: Any) -> WandbLogger:
+def wandb_logger(
+    save_dir: str,
+    *,
+    mode: Literal["offline", "online", "disabled"],
+    init_timeout: Count,
+    **arguments: Any,
+) -> WandbLogger:
     """A logger with a new W&B run that prints nothing.
 
     Args:

@@ -27,20 +27,25 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
     Raises:
         PPFError: there is no search, or the model has changed since the search.
     """
+    check_search(cfg)
     folder = Path(cfg.search)
     if (folder / "agent.json").is_file():
         agent = load_agent(folder, cfg.trust_targets)
         highest = round(100 * agent.record["ratios"][1])
         context = _model(cfg, fabric, agent.record)
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
-    if not (folder / "policy.json").is_file():
-        raise PPFError(
-            f"search={folder} contains neither agent.json nor policy.json:"
-            " give the folder of a run of search.py."
-        )
     record = read_policy(folder / "policy.json", cfg.trust_targets)
     context = _model(cfg, fabric, record)
     return context, (_found(record, context.space), [0.0, record["ratio"]["asked"]])
+
+
+def check_search(cfg: DictConfig) -> None:
+    """Raises PPFError if `cfg.search` holds no search's result."""
+    if not any((Path(cfg.search) / name).is_file() for name in ("agent.json", "policy.json")):
+        raise PPFError(
+            f"search={cfg.search} holds neither agent.json nor policy.json:"
+            " give the folder of a run of search.py."
+        )
 
 
 def _model(cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any]) -> PruningContext:

@@ -3,13 +3,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from ppf.errors import PPFError
+from ppf.ranges import Count
+
+Kind = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -200,8 +204,8 @@ def build_space(
     prunables: Iterable[Prunable],
     *,
     name: str,
-    kinds: Sequence[str],
-    channel_multiple: int,
+    kinds: Annotated[Sequence[Kind], Field(min_length=1)],
+    channel_multiple: Count,
     whole_sites: bool,
 ) -> Space:
     """Divides the prunable blocks of the given kinds into units.

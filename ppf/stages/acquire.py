@@ -44,9 +44,9 @@ def acquire(
     cfg = context.cfg
     if not cfg.labels.acquired:
         return labels
+    check_acquired(cfg)
     predictor = train(context, labels, upstream=upstream).predictor
-    if not isinstance(predictor, LearnedPredictor):
-        raise PPFError("labels.acquired needs a trained predictor: give predictor=residual.")
+    assert isinstance(predictor, LearnedPredictor)
     known = labels.kept if beside is None else torch.cat([labels.kept, beside])
     pool = new_policies(
         draw(context, instantiate(cfg.sampler), cfg.labels.pool, cfg.seed + _STREAM), known
@@ -59,6 +59,14 @@ def acquire(
         require(cfg, "labels", "python train.py")
     measured = measure(context, policies, ACQUIRED)
     return labels.with_rows(policies, measured.nll, ACQUIRED)
+
+
+def check_acquired(cfg: DictConfig) -> None:
+    """Raises PPFError if labels shall be acquired and the predictor cannot choose them."""
+    if cfg.labels.acquired and not cfg.predictor.get("residual"):
+        raise PPFError(
+            "labels.acquired needs a Gaussian process to choose: give predictor=residual."
+        )
 
 
 def _chosen(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Float, Int
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.agents import Objective
@@ -65,7 +66,7 @@ def dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> Learnt
         PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
     """
     cfg = context.cfg
-    learner, (low, high) = _learner(context), cfg.dynamic.train
+    learner, (low, high) = learner_of(cfg), cfg.dynamic.train
     knots = torch.linspace(low, high, cfg.dynamic.knots, dtype=torch.double)
     knots = knots.to(context.fabric.device)
     history: list[dict[str, float]] = []
@@ -102,8 +103,12 @@ def dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> Learnt
         return Learnt(agent, _curve(context, agent), history)
 
 
-def _learner(context: PruningContext) -> Learner:
-    cfg = context.cfg
+def learner_of(cfg: DictConfig) -> Learner:
+    """The config's agent, if it can learn the ratios that it is asked for.
+
+    Raises:
+        PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
+    """
     learner = instantiate(cfg.agent)
     if not isinstance(learner, Learner):
         raise PPFError(

@@ -1,6 +1,11 @@
 """What a user gets wrong comes back as one sentence and exit code 1."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,15 +31,14 @@ def sentence(run: Run, script: str, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("script", "override", "part"),
     [
-        ("search", "ratio=1.4", "ratio=1.4 is out of range"),
-        ("search", "ratio=-0.1", "ratio=-0.1 is out of range"),
-        ("search", "ratio=30%", "ratio=30%: ratio must be a number, as 0.3 is"),
-        ("collect", "labels.count=many", "labels.count must be a number, as 128 is"),
-        ("search", "model.path=/nowhere", "model.path=/nowhere is not a Hugging Face model folder"),
-        ("search", "text.path=/nowhere.txt", "/nowhere.txt does not exist"),
-        ("search", "model.dtype=int3", "model.dtype=int3 is unknown"),
+        ("search", "ratio=1.4", "ratio=1.4 should be less than 1."),
+        ("search", "mode=dynamic agent=cmaes", "mode=dynamic needs an agent that learns"),
+        ("search", "agent=foo", "agent=foo is unknown: give one of alphapruning, block_influence"),
+        ("search", "labels.cuont=3", "there is no key labels.cuont: do you mean labels.count?"),
+        ("search", "hydra.run.dir=/proc/x", "cannot write /proc/x (No such file or directory)"),
+        ("search", "fabric.accelerator=gpu", "fabric.accelerator=gpu fabric.devices=1 cannot be"),
         ("search", "space.channel_multiple=7", "space.channel_multiple=7 does not divide"),
-        ("search", "upstream=never", "upstream=never is unknown"),
+        ("prune", "export=gguf export.type=q4_k_m policy=x", "q4_k_m should be 'f16' or 'q8_0'."),
         ("search", "model=llama2_7b", "give a local folder with model.path=FOLDER"),
         ("search", "text=wikitext2", "or any file with text.path=FILE"),
         ("train", "upstream=require", "run `python collect.py` first"),
@@ -43,9 +47,53 @@ def sentence(run: Run, script: str, *overrides: str) -> str:
     ],
 )
 def test_a_wrong_override_is_named(run: Run, script: str, override: str, part: str) -> None:
-    group = override.split("=")[0] + "="
-    others = [given for given in TINY if not given.startswith(group)]
-    assert part in sentence(run, script, *others, "seed=77", override)
+    given = ["logger=csv"] if script == "prune" else [*TINY, "seed=77"]
+    own = {word.split("=")[0] for word in override.split()}
+    others = [word for word in given if word.split("=")[0] not in own]
+    assert part in sentence(run, script, *others, *override.split())
+
+
+@pytest.mark.slow
+def test_no_wandb_run_is_opened_for_a_wrong_config(run: Run, tmp_path: Path) -> None:
+    sentence(run, "search", "model=tiny", "labels.count=-1")
+    sentence(run, "evaluate", "path=/nowhere")
+    assert not list(tmp_path.rglob("wandb"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told(root: Path, tmp_path: Path) -> None:
+    """Here no file may grow past 20 kB."""
+    folders = [f"paths.{name}={tmp_path / name}" for name in ("outputs", "artefacts", "cache")]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 20; "$@"', "-", sys.executable, "search.py", *TINY, *folders],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: cannot write .*File too large.*\.\n", done.stderr), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reached", [None, "calibrating", "Training the predictor"])
+def test_an_interrupt_is_one_line(root: Path, tmp_path: Path, cache: str, reached: str) -> None:
+    folders = [f"paths.{name}={tmp_path / name}" for name in ("outputs", "artefacts")]
+    started = subprocess.Popen(
+        [sys.executable, "search.py", *TINY, *folders, f"paths.cache={cache}"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout
+    if reached:
+        assert any(reached in line for line in started.stdout)
+    else:
+        time.sleep(2)  # in the middle of the imports
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=120)
+    assert (started.returncode, said) == (130, "Interrupted: the same command resumes.\n")
 
 
 @pytest.mark.slow
@@ -58,12 +106,6 @@ def test_only_a_process_can_ask_for_labels(run: Run) -> None:
 def test_a_pool_that_is_too_small_is_named(run: Run) -> None:
     said = sentence(run, "train", *TINY, "labels.acquired=80", "labels.pool=64")
     assert "give a larger labels.pool" in said
-
-
-@pytest.mark.slow
-def test_an_unknown_model_is_hydras_to_name(run: Run) -> None:
-    done = run("search", "model=nonsense", ok=False)
-    assert "Could not find 'model/nonsense'" in done.stderr and "smollm2_135m" in done.stderr
 
 
 @pytest.mark.slow

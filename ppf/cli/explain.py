@@ -1,0 +1,138 @@
+"""Errors that a user can mend, each told in one sentence."""
+
+import difflib
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from ppf.artefacts import disk_failure
+from ppf.errors import PPFError
+
+Explain = Callable[[BaseException], str | None]
+"""The sentence for an error; None: not the user's to mend."""
+
+
+@contextmanager
+def told(explain: Explain) -> Iterator[None]:
+    """Ends the process with exit code 1 after any error, told as `Error: ...` if it has a sentence.
+
+    Errors without one, and all errors under `debug=true`, are shown with their traceback.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's Trainer turned it
+            raise error.__context__ from None
+        raise
+    except Exception as error:
+        sentence = None if "debug=true" in sys.argv else explain(error)
+        if sentence is None:
+            traceback.print_exc()
+        else:
+            rank = getattr(rank_zero_only, "rank", 0)
+            print(f"Error{f' on rank {rank}' if rank else ''}: {sentence}", file=sys.stderr)
+        sys.exit(1)
+
+
+def explain_run(error: BaseException) -> str | None:
+    """Errors of a command at work."""
+    if isinstance(error, PPFError):
+        return str(error)
+    if isinstance(error, MissingMandatoryValue):
+        key = _full_key(error)
+        return f"{key} is missing: give it as {key}=VALUE."
+    if isinstance(error, InstantiationException):
+        return refusal(error)
+    if isinstance(error, OmegaConfBaseException):
+        return f"{_full_key(error)}: {first_line(error)}."
+    if _out_of_memory(error):
+        return (
+            "the memory does not suffice: give a smaller labels.batch (batch, for evaluate.py),"
+            " a shorter text.window, or a smaller model."
+        )
+    return disk_failure(error)
+
+
+def explain_config(command: str) -> Explain:
+    """Errors of Hydra while it composes a command's config."""
+
+    def explain(error: BaseException) -> str | None:
+        if isinstance(error, MissingConfigException) and error.options:
+            group, _, option = str(error.missing_cfg_file).rpartition("/")
+            return f"{group}={option} is unknown: give one of {', '.join(error.options)}."
+        if isinstance(error, OverrideParseException):
+            return f"{error.override} is no override: give KEY=VALUE, as in seed=1."
+        if isinstance(error, ConfigCompositionException) and error.__cause__:
+            keys = _full_key(error.__cause__).split(".")
+            return unknown_key(keys, _known_keys(command, keys))
+        if isinstance(error, HydraException | ValueError | TypeError):
+            return f"{first_line(error)}."
+        if isinstance(error, OSError) and error.filename:
+            return disk_failure(error, Path(error.filename))
+        return explain_run(error)
+
+    return explain
+
+
+def refusal(error: InstantiationException, key: str | None = None) -> str:
+    """Why a class or function refuses its arguments.
+
+    Args:
+        key: of its part of the config; None: as the error says.
+    """
+    if isinstance(error.__cause__, PPFError):
+        return str(error.__cause__)
+    name = key or _full_key(error)
+    return f"{name} does not work with these settings ({first_line(error.__cause__ or error)})."
+
+
+def unknown_key(keys: Iterable[str], known: Iterable[str]) -> str:
+    """A sentence that names the nearest of the keys that there are."""
+    *above, last = keys
+    near = difflib.get_close_matches(last, known, 1)
+    hint = f"do you mean {'.'.join([*above, *near])}?" if near else "--cfg job lists all keys."
+    return f"there is no key {'.'.join([*above, last])}: {hint}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without a full stop."""
+    return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".!")
+
+
+def _full_key(error: BaseException) -> str:
+    """The key that Hydra or OmegaConf names in an error."""
+    return str(error).rpartition("full_key: ")[2].split("\n")[0]
+
+
+def _known_keys(command: str, keys: list[str]) -> list[str]:
+    """The keys beside a wrong one, under all other overrides."""
+    others = [word for word in sys.argv[1:] if "=" in word and ".".join(keys) not in word]
+    try:
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose(command, others)
+    except Exception:  # other overrides are wrong too
+        return []
+    section = OmegaConf.select(cfg, ".".join(keys[:-1])) if keys[1:] else cfg
+    return [str(key) for key in section] if OmegaConf.is_dict(section) else []
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    texts = ("can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )

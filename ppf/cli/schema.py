@@ -1,0 +1,268 @@
+"""What the config of each command may hold: one class for each section of the YAML files.
+
+Parts that name a class or function (`_target_`) are checked against its signature instead, by
+`ppf.cli.checks`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+
+from ppf.errors import PPFError
+from ppf.llm.loading import local_folder
+from ppf.ranges import (
+    STRICT,
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Ratio,
+    RatioInterval,
+    Seed,
+    Several,
+    Share,
+)
+
+Component = dict[str, Any]
+"""A part of the config with a `_target_`."""
+Part = Literal["calibration", "labelling", "test"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """A section with exactly these keys."""
+
+    model_config = STRICT
+
+
+def _model_folder(path: str) -> str:
+    return local_folder(path, "model.path")
+
+
+def _text_file(path: str) -> str:
+    if not Path(path).is_file():
+        raise PPFError(f"text.path={path} does not exist: give a .txt, .jsonl or .parquet file.")
+    return path
+
+
+class Bank(Section):
+    """How much memory the level bank may take."""
+
+    max_gib: NonNegative
+
+
+class Paths(Section):
+    """Folders."""
+
+    outputs: str
+    artefacts: str
+    cache: str
+    run: str
+
+
+class Run(Section):
+    """`run.yaml`, which every command shares."""
+
+    fabric: Component
+    logger: dict[str, Component]
+    seed: Seed
+    debug: bool
+    trust_targets: list[str]
+    bank: Bank
+    paths: Paths
+
+
+class Model(Section):
+    """`model/*.yaml`."""
+
+    name: str
+    path: Annotated[str, AfterValidator(_model_folder)] | None
+    dtype: Dtype
+    source: Component | None
+
+
+class Text(Section):
+    """`text/*.yaml`."""
+
+    name: str
+    path: Annotated[str, AfterValidator(_text_file)] | None
+    column: str
+    window: Several
+    windows: dict[Part, Count | None]
+    bos: Literal["window", "stream"] = "window"
+    seed: Seed
+    splits: dict[str, dict[Part, Positive]]
+    source: Component | None
+
+
+class Labels(Section):
+    """Labels that a sampler's policies get."""
+
+    count: Count
+    batch: Count
+    context: Count
+    catastrophic: Positive
+    kl_top_k: Natural
+
+
+class Collect(Run):
+    """`base.yaml` and `collect.yaml`."""
+
+    model: Model
+    text: Text
+    space: Component
+    importance: Component
+    compensation: Component
+    sampler: Component
+    rules: dict[str, Component]
+    upstream: Literal["make", "require"]
+    labels: Labels
+
+    @model_validator(mode="after")
+    def _leaves_tokens(self) -> Self:
+        context, window = self.labels.context, self.text.window
+        if context >= window:
+            raise PPFError(
+                f"labels.context={context} leaves no token to score in windows of"
+                f" text.window={window}: lower labels.context."
+            )
+        return self
+
+
+class AcquiredLabels(Labels):
+    """Labels with those that a predictor asks for."""
+
+    acquired: Natural
+    pool: Count
+
+
+class Train(Collect):
+    """`train.yaml`."""
+
+    labels: AcquiredLabels
+    predictor: Component
+    trainer: Component
+
+
+class Budget(Section):
+    """`budget/*.yaml`."""
+
+    name: str
+    cost: Component
+
+
+class Rounds(Section):
+    """`search` of `search.yaml`."""
+
+    top_k: Count
+    neighbours: Natural
+    rounds: Count
+    label_budget: Count
+    trust_region: Annotated[float, Field(gt=0, le=1)]
+    widen: Annotated[float, Field(ge=1)]
+    agreement: Share
+    gain: NonNegative
+    tolerance: NonNegative
+    spread_penalty: NonNegative
+    checkpoint_every: Count
+
+
+class Dynamic(Section):
+    """`dynamic` of `search.yaml`."""
+
+    train: RatioInterval
+    knots: Several
+    stride: Count
+    tolerance: NonNegative
+    polish: Component
+
+
+class Pareto(Section):
+    """The two costs of the report's Pareto front."""
+
+    x: Budget
+    y: Budget
+
+
+class Search(Train):
+    """`search.yaml`."""
+
+    agent: Component
+    budget: Budget
+    pareto: Pareto
+    mode: Literal["static", "dynamic"]
+    ratio: Ratio
+    ratios: Annotated[list[Ratio], Field(min_length=1)]
+    search: Rounds
+    dynamic: Dynamic
+
+
+class Prune(Run):
+    """`prune.yaml`."""
+
+    export: Component
+    policy: str
+    out: str
+    sequential: bool
+    dtype: Dtype
+
+
+class Speed(Section):
+    """How prefill and decode are timed."""
+
+    batches: Annotated[list[Count], Field(min_length=1)]
+    prompt: Count
+    new_tokens: Count
+    repeats: Count
+
+
+class Evaluate(Run):
+    """`evaluate.yaml`."""
+
+    text: Text | None = None
+    policy: str | None
+    path: str | list[str] | None
+    trust_remote_code: bool
+    dtype: Dtype
+    batch: Count
+    sequential: bool
+    baselines: bool
+    window: Several | None
+    stride: Count | None
+    latency: bool
+    speed: Speed
+    tasks: list[str]
+    limit: Count | None
+
+
+class Limits(Section):
+    """What a server accepts from clients."""
+
+    body_mib: Positive
+    queue: Natural
+    seconds: Positive
+    shutdown_seconds: NonNegative
+
+
+class Serve(Run):
+    """`runtime.yaml` and `serve.yaml`."""
+
+    search: str
+    dtype: Dtype | None
+    name: str | None
+    host: str
+    port: Annotated[int, Field(ge=0, lt=2**16)]
+    api_key: str | int | None
+    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"]
+    limits: Limits
+
+
+COMMANDS: dict[str, type[Run]] = {
+    "collect": Collect,
+    "train": Train,
+    "search": Search,
+    "prune": Prune,
+    "evaluate": Evaluate,
+    "serve": Serve,
+}

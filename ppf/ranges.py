@@ -1,0 +1,38 @@
+"""Types of numbers that a config may hold; commands check them before any work starts.
+
+What a config names (`_target_`) says with them in its signature which arguments it takes.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+"""Of pydantic: no other keys, each value exactly of its type."""
+
+
+def _ascending(values: list[float]) -> list[float]:
+    if values != sorted(values):
+        raise ValueError("should ascend")
+    return values
+
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Several = Annotated[int, Field(ge=2, lt=2**31)]
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+"""A pruning ratio: share of a cost that is saved."""
+Positives = Annotated[Sequence[Positive], Field(min_length=1)]
+Edges = Annotated[list[Share], Field(min_length=2), AfterValidator(_ascending)]
+Interval = Annotated[
+    list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(_ascending)
+]
+"""[lowest, highest]."""
+RatioInterval = Annotated[
+    list[Ratio], Field(min_length=2, max_length=2), AfterValidator(_ascending)
+]

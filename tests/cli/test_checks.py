@@ -1,0 +1,199 @@
+"""A config is refused in one sentence before any work starts, whichever number in it is wrong."""
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from ppf.cli.checks import (
+    Keys,
+    check_arguments,
+    check_construction,
+    check_folder,
+    check_values,
+    components,
+)
+from ppf.errors import PPFError
+from tests.test_configs import CONF, FILES, STAGES, resolved
+
+WRONG = [-1, 0, math.nan, math.inf, "abc", True, None, []]
+WRONG_FOR = {
+    float: WRONG,
+    int: [*WRONG, 2.5, 10**12],
+    list: [[], [-1], [math.nan], ["abc"], [True], 3, None, [[1]]],
+}
+# What passes all the same, by the end of the key: 0 stands for "none", null for "all".
+ZERO = (
+    "acquired agreement bound critic degree entropy epsilon gain kl_top_k lmbda low_loss max_gib"
+    " neighbours noise per_feature port proposals queue seed separable_above shortest_line"
+    " shutdown_seconds smooth smoothing smoothing_clip spread spread_penalty tau tolerance warmup"
+    " weight_decay"
+)
+PASSES = {
+    **dict.fromkeys(ZERO.split(), [0]),
+    **{f"windows.{part}": [None] for part in ("calibration", "labelling", "test")},
+    **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
+    **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
+    "SAC.entropy": [-1, 0],
+    "num_sanity_val_steps": [-1, 0, None, 10**12],
+}
+# For transformers and for Lightning (`check_launch`) to judge.
+NOT_OURS = {*OmegaConf.load(CONF / "model" / "tiny.yaml").source.config, "devices"}
+
+
+def options_file(file: Path) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(OmegaConf.load(file))
+    content.pop("defaults", None)
+    return {key: value for key, value in content.items() if "${" not in str(value)}
+
+
+def is_number(value: Any) -> bool:
+    if isinstance(value, list):
+        return value != [] and is_number(value[0])
+    return type(value) in (int, float)
+
+
+def numbers(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """All numbers, and lists of them, with the keys that lead there."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from numbers(value, (*keys, key))
+    elif is_number(node):
+        yield keys, node
+
+
+def changed(given: dict[str, Any], keys: Keys, value: Any) -> dict[str, Any]:
+    given = copy.deepcopy(given)
+    part = given
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    return given
+
+
+def passing(value: Any, check: Callable[[Any], None]) -> list[Any]:
+    """The wrong values for a key that are not refused in one sentence."""
+    passed = []
+    for wrong in WRONG_FOR[type(value)]:
+        try:
+            check(wrong)
+            passed.append(wrong)
+        except PPFError as error:
+            assert "\n" not in str(error) and str(error).endswith((".", "?")), error
+    return passed
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, dict[str, Any]]]:
+    """The config of each command; of `search` also one whose agent merges two files."""
+    chosen: list[tuple[str, dict[str, str]]] = [("search", {"agent": "sac"})]
+    chosen += [(stage, {}) for stage in STAGES]
+    folder = tmp_path_factory.mktemp("run")
+    return [(stage, resolved(stage, choices, folder)) for stage, choices in chosen]
+
+
+def expected(keys: Keys, value: Any) -> list[Any]:
+    names = [".".join(keys[-2:]), keys[-1]]
+    if isinstance(value, list):
+        names = [f"list of {keys[-1]}"]
+    return next((PASSES[name] for name in names if name in PASSES), [])
+
+
+def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) -> None:
+    files = [options_file(file) for file in FILES]
+    ranged = set[str]()
+    for part in [*files, *(cfg for _, cfg in commands)]:
+        for _, component in components(part):
+            own = {key: value for key, value in component.items() if not any(components(value))}
+            for keys, value in numbers(own):
+                passed = passing(
+                    value,
+                    lambda wrong: check_arguments((), changed(component, keys, wrong)),  # noqa: B023
+                )
+                target = component["_target_"].rpartition(".")[2]
+                assert keys[-1] in NOT_OURS or passed == expected((target, *keys), value), keys
+                ranged.add(keys[-1])
+    for command, cfg in commands:
+        components_at = [keys for keys, _ in components(cfg)]
+        for keys, value in numbers(cfg):
+            if not any(keys[: len(outer)] == outer for outer in components_at):
+                passed = passing(
+                    value,
+                    lambda wrong: check_values(command, changed(cfg, keys, wrong)),  # noqa: B023
+                )
+                assert passed == expected(keys, value), (command, keys)
+                ranged.add(keys[-1])
+    assert {keys[-1] for part in files for keys, _ in numbers(part)} <= ranged
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "sentence"),
+    [
+        ("search", "labels.count", -1, "labels.count=-1 should be greater than or equal to 1."),
+        ("search", "ratio", "30%", "ratio=30% should be a valid number."),
+        ("search", "ratio", [0.2, 0.4], "ratio=[0.2, 0.4] should be a valid number."),
+        ("search", "space.kinds", [], "space.kinds=[] should have at least 1 item."),
+        ("search", "space.kinds", ["ffn"], "space.kinds.0=ffn should be 'attention' or 'mlp'."),
+        ("search", "sampler.ratio", 1, "there is no key sampler.ratio: --cfg job lists all keys."),
+        (
+            "search",
+            "agent.episode",
+            1,
+            "there is no key agent.episode: do you mean agent.episodes?",
+        ),
+        ("search", "labels.cuont", 3, "there is no key labels.cuont: do you mean labels.count?"),
+        ("search", "agent.polish", 3, "agent.polish=3 should name a _target_."),
+        ("search", "agent._target_", "no.Agent", "_target_=no.Agent cannot be imported."),
+        ("search", "mode", "dynamics", "mode=dynamics should be 'static' or 'dynamic'."),
+        ("search", "text.window", 16, "lower labels.context."),
+        ("search", "text.path", "/no.txt", "text.path=/no.txt does not exist"),
+        ("search", "model.path", "/no", "model.path=/no is not a Hugging Face model folder"),
+        ("evaluate", "path", [3], "path=[3] should be a valid string."),
+        ("evaluate", "latency", 1, "latency=1 should be a valid boolean."),
+        ("serve", "port", 65536, "port=65536 should be less than 65536."),
+    ],
+)
+def test_what_is_wrong_is_named(
+    commands: list[tuple[str, dict[str, Any]]], command: str, key: str, value: Any, sentence: str
+) -> None:
+    given = changed(dict(commands)[command], tuple(key.split(".")), value)
+    with pytest.raises(PPFError) as error:
+        check_values(command, given)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("component", "sentence"),
+    [
+        ({"_target_": "lightning.Fabric", "accelerator": "cpu", "devices": 0}, "fabric does not"),
+        ({"_target_": "lightning.Trainer", "accelerator": "tpu"}, "fabric does not work with"),
+        (
+            {"_target_": "ppf.labels.samplers.FromFiles", "paths": []},
+            "the sampler has no files: give sampler.of.paths=[POLICY.json,...].",
+        ),
+        (
+            {"_target_": "ppf.labels.samplers.Mixture", "parts": {}, "shares": {"rough": 1.0}},
+            "does not fit its parts",
+        ),
+    ],
+)
+def test_what_a_class_refuses_is_told(component: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(PPFError, match=re.escape(sentence)):
+        check_construction(("fabric",), component)
+
+
+def test_a_class_whose_arguments_come_later_is_not_made() -> None:
+    check_construction(("space",), {"_target_": "ppf.space.build_space", "kinds": []})
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new" / "folder", "out")
+    (tmp_path / "file").touch()
+    for folder in (Path("/proc/ppf"), tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(PPFError, match=rf"cannot write {folder} \(.*\): .* with out\.$"):
+            check_folder(folder, "out")

@@ -1,0 +1,104 @@
+"""Each error that a user can mend becomes one sentence; all others keep their traceback."""
+
+import errno
+import sys
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ppf.cli.explain import explain_config, explain_run, told
+from ppf.errors import PPFError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["logger=foo"], "logger=foo is unknown: give one of csv, none, wandb."),
+        (["hydra/sweeper=foo"], "hydra/sweeper=foo is unknown: give one of basic."),
+        (["labels.cuont=3"], "there is no key labels.cuont: do you mean labels.count?"),
+        (["rato=0.3"], "there is no key rato: do you mean ratio?"),
+        (["agent=evolution", "agent.childen=3"], "do you mean agent.children?"),
+        (["labels.count.foo=3"], "there is no key labels.count.foo: --cfg job lists all keys."),
+        (["agent=3"], "Config group override must be a string or a list."),
+        (["agent=[ppo,sac]"], "appears more than once in the final defaults list."),
+        (["foo=["], "foo=[ is no override: give KEY=VALUE, as in seed=1."),
+        (["ratio", "0.3"], "ratio is no override: give KEY=VALUE, as in seed=1."),
+        (["~foo"], "Could not delete from config. 'foo' does not exist."),
+    ],
+)
+def test_what_hydra_refuses(
+    overrides: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["search.py", *overrides])
+    hydra = initialize_config_module("ppf.conf", version_base="1.3")
+    with hydra, pytest.raises(Exception) as error:
+        compose("search", overrides)
+    told = explain_config("search")(error.value)
+    assert told is not None and sentence in told and "\n" not in told
+
+
+def refused() -> InstantiationException:
+    with pytest.raises(InstantiationException) as error:
+        instantiate({"a": {"_target_": "torch.nn.Linear"}})
+    return error.value
+
+
+def interpolated() -> Exception:
+    with pytest.raises(Exception) as error:
+        OmegaConf.create({"a": {"b": "${c}"}}).a.b  # noqa: B018
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PPFError("as it is."), "as it is."),
+        (refused(), "a does not work with these settings ("),
+        (interpolated(), "a.b: Interpolation key 'c' not found."),
+        (OSError(errno.ENOSPC, "No space left on device", "x.pt"), "cannot write x.pt (No space"),
+        (OSError(errno.EACCES, "Permission denied", "x.pt"), "cannot write x.pt (Permission"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "cannot write a file (I/O error"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "give a smaller labels.batch"),
+        (MemoryError(), "give a smaller labels.batch"),
+    ],
+)
+def test_what_goes_wrong_at_work(error: Exception, sentence: str) -> None:
+    assert (explain_run(error) or "").startswith(sentence) or sentence in str(explain_run(error))
+
+
+def test_a_full_allocator_is_told() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert "give a smaller labels.batch" in str(explain_run(error.value))
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), FileNotFoundError(2, "bug", "x")])
+def test_a_bug_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, told(explain_run):
+        raise error
+    assert end.value.code == 1 and "Traceback" in capsys.readouterr().err
+
+
+def test_debug_shows_tracebacks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        with pytest.raises(SystemExit), told(explain_run):
+            raise PPFError("wrong.")
+        return capsys.readouterr().err
+
+    assert fail() == "Error: wrong.\n"
+    monkeypatch.setattr(sys, "argv", ["search.py", "debug=true"])
+    assert "Traceback" in fail()
+
+
+def test_an_interrupt_during_lightnings_training_stays_one() -> None:
+    with pytest.raises(KeyboardInterrupt), told(explain_run):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
