@@ -1,6 +1,6 @@
 """Labels pruning policies with the real model: `python collect.py --help`."""
 
-from ppf.cli.collect import main
+from ppf.cli.start import collect
 
 if __name__ == "__main__":
-    main()
+    collect()

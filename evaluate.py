@@ -1,6 +1,6 @@
 """Measures a policy or a model folder on the test text: `python evaluate.py --help`."""
 
-from ppf.cli.evaluate import main
+from ppf.cli.start import evaluate
 
 if __name__ == "__main__":
-    main()
+    evaluate()

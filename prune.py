@@ -1,6 +1,6 @@
 """Writes the smaller model that a policy describes: `python prune.py --help`."""
 
-from ppf.cli.prune import main
+from ppf.cli.start import prune
 
 if __name__ == "__main__":
-    main()
+    prune()

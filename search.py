@@ -1,6 +1,6 @@
 """Searches the best policy for a pruning ratio: `python search.py --help`."""
 
-from ppf.cli.search import main
+from ppf.cli.start import search
 
 if __name__ == "__main__":
-    main()
+    search()

@@ -1,6 +1,6 @@
 """Serves a search's model at any pruning ratio: `python serve.py --help`."""
 
-from ppf.cli.serve import main
+from ppf.cli.start import serve
 
 if __name__ == "__main__":
-    main()
+    serve()

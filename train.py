@@ -1,6 +1,6 @@
 """Trains a predictor on labelled policies: `python train.py --help`."""
 
-from ppf.cli.train import main
+from ppf.cli.start import train
 
 if __name__ == "__main__":
-    main()
+    train()

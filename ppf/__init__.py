@@ -1,19 +1,45 @@
-"""Pruning-policy search for language models."""
+"""Pruning-policy search for language models.
+
+    import ppf
+
+    found = ppf.search("smollm2_135m", ratio=0.3, agent="evolution")  # a model's name or folder
+    found.kept, found.perplexity                                      # units kept at each site
+    folder = ppf.prune(found, "pruned")                               # a smaller model
+    ppf.evaluate(path=folder)                                         # its test perplexity
+
+    agent = ppf.load_agent("FOLDER")               # of a search with mode="dynamic"
+    agent.policy(ratio=0.37)
+    model = ppf.DynamicModel.from_search("FOLDER")  # one model in memory, at any ratio
+
+Keyword arguments are the overrides of the commands: `labels={"count": 256}` stands for
+`labels.count=256`.
+"""
 
 import importlib
 import os
+from importlib.metadata import version
 from typing import Any
 
-# Threads that wait should soon sleep: spinning on made labels five times slower beside
-# another busy process; some microseconds of it make them 8 % faster on an idle machine.
+# Waiting threads sleep after some microseconds. Without this, two busy processes on one machine
+# slow each other down several times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
+__version__ = version("ppf-llm")
+__all__ = ["DynamicModel", "SearchResult", "evaluate", "load_agent", "prune", "search"]
+
+_PLACES = {
+    "DynamicModel": "ppf.runtime",
+    "SearchResult": "ppf.api",
+    "evaluate": "ppf.api",
+    "load_agent": "ppf.agents.ratio_agent",
+    "prune": "ppf.api",
+    "search": "ppf.api",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`ppf.load_agent` and `ppf.runtime`, imported when they are asked for."""
-    if name == "load_agent":
-        return importlib.import_module("ppf.agents.ratio_agent").load_agent
-    if name == "runtime":
-        return importlib.import_module("ppf.runtime")
+    """Imports a public name when it is first used: `import ppf` itself is quick."""
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'ppf' has no attribute '{name}'")

@@ -22,12 +22,13 @@ ORDER = [
     {"labels"},
     {"predictor"},
     {"agents"},
-    {"search"},
+    {"policy_search"},
     {"export", "report"},
     {"stages"},
     {"runtime"},
     {"server"},
     {"cli"},
+    {"api"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "ppf").rglob("*.py"))
@@ -93,7 +94,7 @@ def test_order_is_not_empty() -> None:
     ("source", "package", "expected"),
     [
         ("import ppf.cli.search", "ppf.space", {"ppf.cli.search"}),
-        ("from ppf import search", "ppf.space", {"ppf.search"}),
+        ("from ppf import policy_search", "ppf.space", {"ppf.policy_search"}),
         ("from ppf.llm.text import Text", "ppf.space", {"ppf.llm.text"}),
         ("from ..llm import text", "ppf.space", {"ppf.llm.text"}),
         ("def f():\n    from . import sites", "ppf.space", {"ppf.space.sites"}),

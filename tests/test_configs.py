@@ -67,9 +67,9 @@ def resolved(stage: str, choices: Choices, folder: Path) -> dict[str, Any]:
 
 def test_every_command_has_a_config_and_a_shim() -> None:
     for stage in STAGES:
-        assert SCRIPTS[f"ppf-{stage}"] == f"ppf.cli.{stage}:main"
+        assert SCRIPTS[f"ppf-{stage}"] == f"ppf.cli.start:{stage}"
         assert (CONF / f"{stage}.yaml").is_file()
-        assert f"from ppf.cli.{stage} import main" in (ROOT / f"{stage}.py").read_text("utf-8")
+        assert f"from ppf.cli.start import {stage}" in (ROOT / f"{stage}.py").read_text("utf-8")
 
 
 def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) -> None:

@@ -33,11 +33,11 @@ from torch import Tensor
 from ppf.agents import Run
 from ppf.labels.collect import draw, label
 from ppf.labels.table import ACQUIRED, Labels
+from ppf.policy_search import run_search
 from ppf.predictor.module import PredictorModule
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import Scores
 from ppf.progress import say
-from ppf.search import run_search
 from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect, label_store
 from ppf.stages.objective import objective_of

@@ -1,61 +1,66 @@
-"""What all commands share: errors become one sentence, seeds are set, loggers are closed."""
+"""What all commands share: configs are checked, seeds are set, loggers are closed."""
 
-import functools
-import os
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import hydra
 import lightning
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.checks import check
-from ppf.cli.explain import explain_config, explain_run, told
 from ppf.cli.launch import check_launch
 from ppf.processes import launch
 from ppf.report.loggers import build_loggers, finish
 from ppf.stages.signatures import plain
 
-Task = Callable[[DictConfig, Fabric], None]
+Task = Callable[[DictConfig, Fabric], float | None]
+"""Does a command's work on the resolved config; returns the metric that sweeps minimise."""
 Check = Callable[[DictConfig], None]
 """Raises PPFError for a config that cannot work."""
 
 
-def command(
-    name: str, check_relations: Check | None = None, *, one_process: bool = False
-) -> Callable[[Task], Callable[[], None]]:
-    """Makes a Hydra application of a function on the resolved config and the started Fabric.
+@dataclass(frozen=True)
+class Command:
+    """A command's work.
 
     Args:
-        name: of the config.
         check_relations: checks keys against each other, once each is known to be right.
-        one_process: the function does not share its work between processes.
+        one_process: the task does not share its work between processes.
     """
 
-    def decorate(task: Task) -> Callable[[], None]:
-        @hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")
-        @functools.wraps(task)
-        def job(cfg: DictConfig) -> None:
-            with told(explain_run):
-                check(name, cfg)
-                if check_relations:
-                    check_relations(cfg)
-                _run(task, cfg, one_process)
-
-        def main() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
-            with told(explain_config(name)):
-                job()
-
-        return main
-
-    return decorate
+    task: Task
+    check_relations: Check | None
+    one_process: bool
 
 
-def _run(task: Task, cfg: DictConfig, one_process: bool) -> None:
+def command(
+    check_relations: Check | None = None, *, one_process: bool = False
+) -> Callable[[Task], Command]:
+    """Makes a command of a task; arguments as for `Command`."""
+    return lambda task: Command(task, check_relations, one_process)
+
+
+def run(name: str, cfg: DictConfig) -> float | None:
+    """Runs a command on its composed config.
+
+    Args:
+        name: of the module in `ppf.cli`, and of the config.
+
+    Returns:
+        The metric that sweeps minimise: log-perplexity in nats per token for `search` and
+        `evaluate`, the normalised mean squared error for `train`, None for other commands.
+
+    Raises:
+        PPFError: the config is wrong, or the work fails for a reason that a user can mend.
+    """
+    found: Command = importlib.import_module(f"ppf.cli.{name}").main
+    check(name, cfg)
+    if found.check_relations:
+        found.check_relations(cfg)
     lightning.seed_everything(cfg.seed, verbose=False)
-    check_launch(cfg, one_process=one_process)
+    check_launch(cfg, one_process=found.one_process)
     fabric = instantiate(cfg.fabric)
     # Fabric has set the rank by now: only rank 0's loggers write.
     loggers = build_loggers(cfg.logger, cfg.paths.run, plain(cfg))
@@ -63,7 +68,8 @@ def _run(task: Task, cfg: DictConfig, one_process: bool) -> None:
     failed = True
     try:
         launch(fabric)
-        task(cfg, fabric)
+        metric = found.task(cfg, fabric)
         failed = False
     finally:
         finish(loggers, failed=failed)
+    return metric

@@ -9,7 +9,7 @@ from ppf.stages.collect import collect, label_store
 from ppf.stages.prepare import prepare
 
 
-@command("collect")
+@command()
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels what the sampler draws."""
     context = prepare(cfg, fabric)
@@ -21,7 +21,3 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
             f"{wrecked} of them are catastrophic, more than {limit} nats above the dense model;"
             " predictors only learn that they are."
         )
-
-
-if __name__ == "__main__":
-    main()

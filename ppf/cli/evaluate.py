@@ -26,8 +26,8 @@ def _check(cfg: DictConfig) -> None:
         local_folder(path, "path")
 
 
-@command("evaluate", _check, one_process=True)
-def main(cfg: DictConfig, fabric: Fabric) -> None:
+@command(_check, one_process=True)
+def main(cfg: DictConfig, fabric: Fabric) -> float | None:
     """Measures what `cfg.policy` or `cfg.path` names."""
     procedure = Procedure.of(cfg)
     if cfg.policy:
@@ -40,11 +40,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     for name, table in evaluation_tables(found).items():
         log_table(fabric.loggers, name, *table)
     say(f"Results: {path}")
+    return found.results[-1].nll
 
 
 def _paths(cfg: DictConfig) -> list[str]:
     return [cfg.path] if isinstance(cfg.path, str) else list(cfg.path or [])
-
-
-if __name__ == "__main__":
-    main()

@@ -14,13 +14,9 @@ def _check(cfg: DictConfig) -> None:
     read_policy(cfg.policy, cfg.trust_targets)
 
 
-@command("prune", _check, one_process=True)
+@command(_check, one_process=True)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Writes into the folder `cfg.out`."""
     path = prune(cfg, fabric, read_policy(cfg.policy, cfg.trust_targets))
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
-
-
-if __name__ == "__main__":
-    main()

@@ -27,8 +27,8 @@ def _check(cfg: DictConfig) -> None:
         learner_of(cfg)
 
 
-@command("search", _check)
-def main(cfg: DictConfig, fabric: Fabric) -> None:
+@command(_check)
+def main(cfg: DictConfig, fabric: Fabric) -> float | None:
     """Labels and trains what is missing, searches, measures and reports."""
     warn_if_unreadable(cfg)
     clock = Stopwatch()
@@ -37,33 +37,34 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     with clock("labelling"):
         count = cfg.labels.count if needs_labels(cfg) else 1  # the dense model
         labels = acquire(context, collect(context, count=count, upstream=True), upstream=True)
-    _MODES[cfg.mode](context, labels, clock)
+    return _MODES[cfg.mode](context, labels, clock)
 
 
-def _static(context: PruningContext, labels: Labels, clock: Stopwatch) -> None:
+def _static(context: PruningContext, labels: Labels, clock: Stopwatch) -> float:
+    """The best policy for one ratio; returns its measured log-perplexity."""
     found = search(context, labels, clock)
     loggers, folder = context.fabric.loggers, Path(context.cfg.paths.run)
     paths = results.write(context, labels, found, clock.seconds, folder)
     if not context.fabric.is_global_zero:
-        return
+        return found.measured.least
     log_artifact(loggers, paths["policy"], "policy", "policy")
     log_figure(loggers, "policy", policy_heatmap(context.space, found.kept), None)
     print_summary(results.entries(context, labels, found), clock.seconds, paths)
+    return found.measured.least
 
 
-def _dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> None:
+def _dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> float:
+    """An agent for every ratio; returns the mean log-perplexity measured along its curve."""
     learnt = dynamic(context, labels, clock)
+    metric = float(learnt.curve.measured.mean())
     if not context.fabric.is_global_zero:
-        return
+        return metric
     loggers, shown = context.fabric.loggers, curve.entries(learnt.curve)
     paths = curve.write(learnt, clock.seconds, Path(context.cfg.paths.run))
     log_artifact(loggers, paths["agent"], "agent", "agent")
     log_figure(loggers, "curve", ratio_curve(shown), None)
     print_summary(shown, clock.seconds, paths)
+    return metric
 
 
 _MODES = {"static": _static, "dynamic": _dynamic}
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from ppf.runtime import DynamicModel
 from ppf.runtime.search_folder import check_search
 
 
-@command("serve", check_search, one_process=True)
+@command(check_search, one_process=True)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Serves the search in `cfg.search` until it is stopped."""
     try:
@@ -34,7 +34,3 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     bound.listen()
     say(f"Serving {cfg.search} on http://{host}:{bound.getsockname()[1]} (Ctrl+C stops it).")
     serve(app, scheduler, bound, cfg.log_level)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,16 +18,17 @@ from ppf.stages.prepare import prepare
 from ppf.stages.train import train
 
 
-@command("train", check_acquired)
-def main(cfg: DictConfig, fabric: Fabric) -> None:
+@command(check_acquired)
+def main(cfg: DictConfig, fabric: Fabric) -> float | None:
     """Trains the predictor, scores it on held-out policies and draws predicted against measured."""
     context = prepare(cfg, fabric)
     trained = train(context, acquire(context, collect(context, upstream=True)))
-    if not fabric.is_global_zero:
-        return
     predictor = trained.predictor
     if predictor.held_out is None:
         raise PPFError("this predictor needs no training: give predictor=residual or another one.")
+    metric = predictor.metrics.get("test/nmse")
+    if not fabric.is_global_zero:
+        return metric
     figure = scatter(*(column.tolist() for column in predictor.held_out))
     picture = Path(cfg.paths.run) / "predicted_measured.png"
     save_png(figure, picture)
@@ -35,7 +36,4 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     fabric.log_dict(dict(predictor.metrics))
     print_scores(predictor.metrics, cfg.predictor.bands)
     say(f"Predictor: {trained.folder}\nPicture:   {picture}")
-
-
-if __name__ == "__main__":
-    main()
+    return metric

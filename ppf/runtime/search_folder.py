@@ -43,7 +43,7 @@ def check_search(cfg: DictConfig) -> None:
     """Raises PPFError if `cfg.search` holds no search's result."""
     if not any((Path(cfg.search) / name).is_file() for name in ("agent.json", "policy.json")):
         raise PPFError(
-            f"search={cfg.search} holds neither agent.json nor policy.json:"
+            f"search={cfg.search} contains neither agent.json nor policy.json:"
             " give the folder of a run of search.py."
         )
 

@@ -14,9 +14,9 @@ from ppf.agents.learner import Learner
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.experts import improve_along
 from ppf.progress import Stopwatch, say
 from ppf.ranks import on_rank_0
-from ppf.search.experts import improve_along
 from ppf.space import uniform
 from ppf.stages.collect import measure
 from ppf.stages.objective import objective_of, region_of

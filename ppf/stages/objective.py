@@ -8,7 +8,7 @@ from ppf.agents import Agent, Objective
 from ppf.agents.checkpoint import Checkpoint
 from ppf.agents.rule import Rule
 from ppf.artefacts import signature
-from ppf.search import TrustRegion
+from ppf.policy_search import TrustRegion
 from ppf.stages.budgets import priced
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import plain

@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
 from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.pareto import front
+from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
 from ppf.report.html import Pareto, PredictionScatter, SearchReport, write_report
 from ppf.report.scores import Entry, LogPerplexity
-from ppf.search.pareto import front
-from ppf.search.verify import CANDIDATE
 from ppf.stages.budgets import saved
 from ppf.stages.policy import by_site, policy_record
 from ppf.stages.prepare import PruningContext

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppf.agents import Agent, Report, Run
 from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search import Verification, run_search, verify, with_neighbours
 from ppf.progress import Stopwatch, say
-from ppf.search import Verification, run_search, verify, with_neighbours
 from ppf.stages.collect import measure
 from ppf.stages.objective import checkpoint_of, objective_of, region_of
 from ppf.stages.prepare import PruningContext

@@ -195,6 +195,6 @@ def test_bias_terms_cost_little_memory(model: DynamicModel) -> None:
 
 
 def test_the_package_offers_it_without_importing_it() -> None:
-    assert ppf.runtime.DynamicModel is DynamicModel
+    assert ppf.DynamicModel is DynamicModel
     code = "import sys, ppf; assert not {'torch', 'ppf.runtime'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,9 +9,9 @@ from lightning import Fabric
 
 from ppf.agents import Candidates, Run
 from ppf.errors import PPFError
+from ppf.policy_search import run_search
+from ppf.policy_search.runner import distinct
 from ppf.pruning.allocation import ObsGlobal
-from ppf.search import run_search
-from ppf.search.runner import distinct
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 
 SMALL_PPO = {"episodes": 64, "iterations": 6}
@@ -21,7 +21,7 @@ import sys, torch
 from lightning import Fabric
 from ppf.agents import Run
 from ppf.agents.learner import average_gradients
-from ppf.search import run_search
+from ppf.policy_search import run_search
 from tests.agents.synthetic import Log, agent, quadratic
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import torch
 
 from ppf.agents import Candidates, Objective
 from ppf.agents.evolution import exchange
+from ppf.policy_search.verify import Verification
 from ppf.predictor.scores import NOMINAL
 from ppf.progress import say
-from ppf.search.verify import Verification
 from ppf.space import new_policies
 
 

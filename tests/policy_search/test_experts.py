@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import torch
 
+from ppf.policy_search.experts import improve_along
 from ppf.predictor.protocol import Prediction
-from ppf.search.experts import improve_along
 from tests.agents.synthetic import agent, layered, quadratic
 
 KNOTS = torch.linspace(0.1, 0.5, 5, dtype=torch.double)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from ppf.agents import Candidates
-from ppf.search import TrustRegion, Verification, with_neighbours
+from ppf.policy_search import TrustRegion, Verification, with_neighbours
 from tests.agents.synthetic import quadratic
 
 

@@ -1,0 +1,165 @@
+"""The commands as function calls: what `import ppf` offers."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ppf.cli.app import run
+from ppf.stages.policy import read_policy
+
+Model = str | Path | PreTrainedModel
+_PLAIN = re.compile(r"[\w./~+-]+")  # text that Hydra reads without quotes
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search left in its folder.
+
+    Args:
+        folder: of the run, with policy.json and report.html; agent.json if `mode="dynamic"`.
+    """
+
+    folder: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The contents of policy.json.
+
+        Raises:
+            PPFError: it was a dynamic search: use `ppf.load_agent(result.folder)`.
+        """
+        return read_policy(self.folder / "policy.json", ())
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Units kept at each site, by the site's name, as in "3.mlp"."""
+        return self.record["kept"]
+
+    @property
+    def ratio(self) -> float:
+        """The pruning ratio that the policy reaches."""
+        return self.record["ratio"]["achieved"]
+
+    @property
+    def perplexity(self) -> float:
+        """Measured on the labelling part of the text."""
+        return self.record["measured"]["perplexity"]
+
+
+def search(
+    model: Model = "smollm2_135m",
+    ratio: float = 0.3,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **overrides: Any,
+) -> SearchResult:
+    """Searches the policy of least perplexity, as `search.py` does.
+
+    Args:
+        model: a name of `conf/model`, a Hugging Face folder, or a loaded model, which is saved
+            into the run's folder.
+        ratio: share of the budget to save.
+        tokenizer: of a loaded model; None: the one of the folder or hub id that it came from.
+        overrides: keys of `search.py`, as in `agent="ppo"` or `labels={"count": 256}`.
+
+    Raises:
+        PPFError: an override is wrong, or the model or the text cannot be read.
+    """
+    folder = _run_folder("search")
+    given = {"ratio": ratio, **overrides}
+    _call("search", folder, [*_named(model, tokenizer, folder), *_written(given)])
+    return SearchResult(folder)
+
+
+def prune(policy: SearchResult | str | Path, out: str | Path, **overrides: Any) -> Path:
+    """Writes the smaller model, as `prune.py` does.
+
+    Args:
+        policy: a search's result, or a policy.json.
+        out: folder to write.
+        overrides: keys of `prune.py`, as in `export="gguf"`.
+
+    Returns:
+        `out`.
+    """
+    given = {"policy": _policy_file(policy), "out": out, **overrides}
+    _call("prune", _run_folder("prune"), _written(given))
+    return Path(out)
+
+
+def evaluate(
+    policy: SearchResult | str | Path | None = None,
+    *,
+    path: str | Path | Sequence[str | Path] | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Measures a policy or Hugging Face folders on the test part, as `evaluate.py` does.
+
+    Args:
+        policy: a search's result, or a policy.json.
+        path: a folder, or several.
+        overrides: keys of `evaluate.py`, as in `latency=True`.
+
+    Returns:
+        The contents of evaluation.json: `results` has one entry per model, with nats per token
+        and perplexity.
+    """
+    folder = _run_folder("evaluate")
+    given = {"policy": policy and _policy_file(policy), "path": path, **overrides}
+    _call("evaluate", folder, _written(given))
+    return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _call(command: str, folder: Path, overrides: Iterable[str]) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose(command, [f"paths.run={folder}", *overrides])
+    run(command, cfg)
+
+
+def _run_folder(command: str) -> Path:
+    """A new folder, where the commands put theirs."""
+    now = datetime.now()
+    return Path("outputs") / command / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
+
+
+def _named(model: Model, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> Iterator[str]:
+    """The overrides that name a model."""
+    if isinstance(model, PreTrainedModel):
+        saved = folder / "model"
+        model.save_pretrained(saved)
+        (tokenizer or AutoTokenizer.from_pretrained(model.name_or_path)).save_pretrained(saved)
+        model = saved
+    if (Path(model) / "config.json").is_file():
+        yield from ("model=local", f"model.path={model}")
+    else:
+        yield f"model={model}"
+
+
+def _policy_file(policy: SearchResult | str | Path) -> Path:
+    return policy.folder / "policy.json" if isinstance(policy, SearchResult) else Path(policy)
+
+
+def _written(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keyword arguments as overrides."""
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _written(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, str | Path):
+        return str(value) if _PLAIN.fullmatch(str(value)) else json.dumps(str(value))
+    if isinstance(value, Sequence):
+        return f"[{','.join(map(_text, value))}]"
+    return json.dumps(value)

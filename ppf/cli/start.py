@@ -1,0 +1,47 @@
+"""Entry points of the commands; nothing slow is imported before a config is known to be needed."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import hydra
+from omegaconf import DictConfig
+
+_SHOWS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+"""Arguments that show something and start no work."""
+
+
+def _entry(name: str) -> Callable[[], None]:
+    """The Hydra application of the command `name`, whose code is `ppf.cli.<name>`."""
+
+    def job(cfg: DictConfig) -> float | None:
+        from ppf.cli.app import run
+        from ppf.cli.explain import explain_run, told
+
+        with told(explain_run):
+            return run(name, cfg)
+
+    job.__module__ = f"ppf.cli.{name}"  # Hydra names the job after it
+    application = hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")(
+        job
+    )
+
+    def main() -> None:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
+        if _SHOWS & set(sys.argv):
+            application()
+            return
+        from ppf.cli.explain import explain_config, told
+
+        with told(explain_config(name)):
+            application()
+
+    return main
+
+
+collect = _entry("collect")
+train = _entry("train")
+search = _entry("search")
+prune = _entry("prune")
+evaluate = _entry("evaluate")
+serve = _entry("serve")

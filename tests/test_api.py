@@ -1,0 +1,65 @@
+"""The Python interface: the same chain as by commands, on a loaded model."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+import ppf
+from ppf import api
+from ppf.errors import PPFError
+from ppf.llm import load
+
+QUICK = {
+    "labels": {"count": 40},
+    "text": {"window": 64, "windows": {"calibration": 4, "labelling": 2, "test": 2}},
+    "space": {"channel_multiple": 64},
+    "search": {"rounds": 1},
+    "agent": "evolution",
+    "predictor": "additive",
+    "logger": "none",
+}
+
+
+def test_arguments_are_written_as_overrides() -> None:
+    given = {"agent": "ppo", "labels": {"count": 8}, "tasks": ["a", "b c"], "policy": None}
+    assert list(api._written(given)) == [
+        "agent=ppo",
+        "labels.count=8",
+        'tasks=[a,"b c"]',
+        "policy=null",
+    ]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("evaluate", list(api._written({"path": "a folder/b", "latency": True})))
+    assert cfg.path == "a folder/b" and cfg.latency is True
+
+
+def test_public_names_are_there() -> None:
+    assert all(hasattr(ppf, name) for name in ppf.__all__)
+    assert ppf.__version__
+
+
+def test_a_wrong_override_is_an_error_and_not_an_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PPFError, match="labels.count"):
+        ppf.search("tiny", labels={"count": -1})
+
+
+@pytest.mark.slow
+def test_search_prune_and_evaluate_a_loaded_model(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        lm = load(compose("collect", ["model=tiny"]).model, cache)
+    found = ppf.search(lm.model, 0.4, tokenizer=lm.tokenizer, **QUICK)
+    assert found.ratio >= 0.4 and found.perplexity > 1
+    assert set(found.kept) == {f"{layer}.{kind}" for layer in range(4) for kind in _KINDS}
+    folder = ppf.prune(found, tmp_path / "pruned", logger="none")
+    measured = ppf.evaluate(path=folder, logger="none")["results"]
+    assert [row["name"] for row in measured] == ["pruned"] and measured[0]["perplexity"] > 1
+
+
+_KINDS = ("attention", "mlp")
