@@ -150,7 +150,7 @@ def start(root: Path, cache: str, tmp_path: Path) -> Iterator[Start]:
 
 
 def wait_for(path: Path, pattern: str, count: int, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 400
     while len(list(path.rglob(pattern))) < count:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, f"no {pattern}"
