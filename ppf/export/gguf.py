@@ -6,6 +6,7 @@ hold the widths.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,13 @@ import gguf
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from ppf.errors import PPFError
+from ppf.export.base import Exporter
 from ppf.export.gguf_tensors import tensor_type, tensors, written_atoms
 from ppf.export.gguf_vocabulary import write_vocabulary
+from ppf.llm import LanguageModel
 from ppf.pruning import LivePruner
 
+_ARCHITECTURE = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.DECI]
 _FAMILIES = ("llama", "mistral")
 _ROPE = ("default", "linear", "llama3")
 _TYPES = {
@@ -25,9 +29,26 @@ _TYPES = {
 }
 
 
-def export_gguf(
-    pruner: LivePruner, folder: Path, policy: Mapping[str, Any], *, type: Literal["f16", "q8_0"]
-) -> Path:
+@dataclass(frozen=True)
+class GGUF(Exporter):
+    """Writes one GGUF file.
+
+    Args:
+        type: number format of the matrices.
+    """
+
+    type: Literal["f16", "q8_0"]
+
+    def check(self, lm: LanguageModel) -> None:
+        _check(lm.model.config, self.type)
+        nowhere = gguf.GGUFWriter(None, _ARCHITECTURE)
+        write_vocabulary(nowhere, lm.tokenizer, lm.model.config.vocab_size)
+
+    def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
+        return export_gguf(pruner, folder, policy, type=self.type)
+
+
+def export_gguf(pruner: LivePruner, folder: Path, policy: Mapping[str, Any], *, type: str) -> Path:
     """Writes the model at its present policy, with its tokenizer.
 
     Args:
@@ -49,7 +70,7 @@ def export_gguf(
     name = policy.get("model", "model")
     path = folder / f"{name}-{type}.gguf"
 
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.DECI])
+    writer = gguf.GGUFWriter(path, _ARCHITECTURE)
     writer.add_file_type(file_type)
     writer.add_name(name)
     writer.add_string("ppf.policy", json.dumps(policy))

@@ -20,12 +20,23 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from ppf.export.base import Exporter
 from ppf.export.card import model_card
-from ppf.llm import Adapter, Coupling
+from ppf.llm import Adapter, Coupling, LanguageModel
 from ppf.pruning import LivePruner
 
 _MODELING = Path(__file__).with_name("modeling_pruned.py")
 _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
+
+
+class HuggingFace(Exporter):
+    """Writes a Hugging Face folder."""
+
+    def check(self, lm: LanguageModel) -> None:
+        """Accepts every model."""
+
+    def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
+        return export_folder(pruner, folder, policy)
 
 
 def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:

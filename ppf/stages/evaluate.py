@@ -19,6 +19,7 @@ from ppf.evaluation.tasks import Tasks
 from ppf.export.loading import load_folder
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
+from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.stages.policy import policy_config, read_policy
 from ppf.stages.prune import apply_policy, can_refit, keep_better
@@ -64,6 +65,9 @@ class Procedure:
     ) -> ModelResult:
         """Everything that was asked for, of one model."""
         cfg = self.cfg
+        if cfg.latency:
+            positions = cfg.speed.prompt + cfg.speed.new_tokens + 1
+            check_window(positions, model.config, "speed.prompt + speed.new_tokens")
         say(f"Measuring {name}.")
         nll = pieces_nll(model, pieces, batch=cfg.batch)
         return ModelResult(

@@ -10,6 +10,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.evaluation.perplexity import Piece, pieces_nll
+from ppf.export.base import Exporter
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.sequential import refit_sequentially
@@ -45,12 +46,14 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     record beside the weights tells under `exported` what they score in `cfg.dtype`.
     """
     context = apply_policy(cfg, fabric, record)
+    exporter: Exporter = instantiate(cfg.export)
+    exporter.check(context.lm)
     if cfg.sequential and can_refit(context):
         scores = keep_better(context)
     else:
         scores = Compensated(_nll(context))
     record = record | {"exported": _exported(context, scores)}
-    return instantiate(cfg.export, _partial_=True)(context.pruner, Path(cfg.out), record)
+    return exporter.write(context.pruner, Path(cfg.out), record)
 
 
 def keep_better(context: PruningContext) -> Compensated:

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ppf.errors import PPFError
-from ppf.export.gguf import export_gguf
+from ppf.export.gguf import GGUF, export_gguf
 from ppf.export.gguf_vocabulary import _LLAMA3
 from ppf.pruning import LivePruner
 from ppf.space import uniform
@@ -121,8 +121,11 @@ def test_q8_0_is_close_and_rows_that_it_cannot_divide_stay_f16(
 def test_what_llama_cpp_does_not_support_is_refused(
     form: str, type: str, part: str, tmp_path: Path
 ) -> None:
+    lm = random_model(CHECKPOINTS[form])
     with pytest.raises(PPFError, match=part):
-        export_gguf(pruner_of(random_model(CHECKPOINTS[form])), tmp_path, POLICY, type=type)
+        GGUF(type).check(lm)
+    with pytest.raises(PPFError, match=part):
+        export_gguf(pruner_of(lm), tmp_path, POLICY, type=type)
 
 
 def with_split(split: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
@@ -158,4 +161,4 @@ def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -
 def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
-        export_gguf(pruner, tmp_path, POLICY, type="f16")
+        GGUF("f16").check(pruner.lm)

@@ -5,10 +5,12 @@ import torch
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerFast
 
+from ppf.errors import PPFError
 from ppf.evaluation.perplexity import Piece
 from ppf.llm import Text
 from ppf.stages.evaluate import Procedure
 from tests.checkpoints import bos_tokenizer
+from tests.tiny import TinySetup
 
 TOKENS = 100
 
@@ -53,3 +55,10 @@ def test_a_stride_scores_every_token_once(stride: int) -> None:
     assert sum(piece.scored for piece in found) == TOKENS
     together = torch.cat([piece.windows[:, piece.first :].flatten() for piece in found])
     assert (together != 0).all()
+
+
+def test_prompts_beyond_the_models_positions_are_refused(tiny: TinySetup) -> None:
+    speed = {"batches": [1], "prompt": 1000, "new_tokens": 24, "repeats": 1}
+    procedure = Procedure(OmegaConf.create({"latency": True, "speed": speed, "batch": 1}), None)
+    with pytest.raises(PPFError, match="1025 exceeds the model's 1024 positions"):
+        procedure.measure("dense", tiny.lm.model, tiny.lm.tokenizer, [], ratio=None, size=0)
