@@ -1,4 +1,4 @@
-"""Agents: from a pruning ratio and what is known of the sites to a policy; one algorithm a file."""
+"""Agents: algorithms that search for the best policy at a pruning ratio, one in each file."""
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Report, Run
 

@@ -1,4 +1,4 @@
-"""What every agent is given, and what it hands back."""
+"""The interface of agents: the objective, the run, and the candidates that a search returns."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -19,25 +19,26 @@ from ppf.ranges import Count
 from ppf.space import Space, project, uniform
 
 Report = Callable[[int, Mapping[str, Tensor | float]], None]
-"""Takes a step and its metrics; tensors come as they are, so that only the logger synchronises."""
+"""Logs the metrics of a step; tensors stay on their device, so that only the logger waits."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a search minimises, and the trust region around uniform pruning that it stays inside.
+    """The cost that a search minimises, and the trust region around uniform pruning.
 
     Args:
-        space: under the budget that policies have to meet.
-        ratio: the share of the budget's cost that policies have to save.
-        interval: ratios that a ratio-conditioned agent learns; a single one where both ends are
-            `ratio`.
-        spread_penalty: standard deviations of the prediction that count against a policy.
+        space: sites, with the budget that policies must meet.
+        predictor: predicts the log-perplexity of policies.
+        ratio: share of the budget's cost that policies must save.
+        interval: lowest and highest ratio that a learner trains on; both equal `ratio` if the
+            learner is for one ratio.
+        spread_penalty: predicted standard deviations that are added to a policy's cost.
         trust_region: largest deviation of a site from its uniform share, relative to that share.
-            Every site may move by one unit at least, rounded outwards: three KV groups would
-            otherwise stay where uniform puts them.
-        features: what is known of the sites.
-        rules: allocation rules by name; searches start from their policies too.
-        device: where policies, predictions and agents live.
+            Each site may move by at least one unit; otherwise a site of few KV groups could not
+            change.
+        features: features of the sites.
+        rules: allocation rules by name; searches also start from their policies.
+        device: device of policies, predictions and agents.
     """
 
     space: Space
@@ -51,27 +52,27 @@ class Objective:
     device: torch.device
 
     def at(self, ratio: float) -> "Objective":
-        """The same objective at one ratio."""
+        """The same objective at another ratio."""
         return replace(self, ratio=ratio, interval=(ratio, ratio))
 
     @property
     def errors(self) -> Float[Tensor, "sites levels"]:
-        """Relative reconstruction errors, [site, kept]."""
+        """Relative reconstruction errors; a column for each number of kept units."""
         return self.features.errors.to(self.device)
 
     def cost(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
-        """Predicted log-perplexity plus the penalty on its spread, nats per token."""
+        """Predicted log-perplexity plus the penalty on its standard deviation, nats per token."""
         mean, std = self.predictor.predict(kept)
         return mean + self.spread_penalty * std
 
     def gain(
         self, cost: Float[Tensor, " batch"], ratio: Float[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
-        """What policies save against uniform pruning at their ratios, predicted nats per token."""
+        """Predicted log-perplexity of uniform pruning minus the cost, nats per token."""
         return self.predictor.predict(uniform(self.space, ratio)).mean - cost
 
     def ratios(self, batch: int) -> Float[Tensor, " batch"]:
-        """The ratio asked for, once per policy."""
+        """The objective's ratio, repeated for each policy."""
         return torch.full((batch,), self.ratio, dtype=torch.double, device=self.device)
 
     def region(
@@ -79,7 +80,7 @@ class Objective:
     ) -> tuple[
         Float[Tensor, "batch sites"], Float[Tensor, "batch sites"], Float[Tensor, "batch sites"]
     ]:
-        """Units kept at the trust region's lower end, in uniform pruning, and at the upper end."""
+        """Kept units: lower end of the trust region, uniform pruning, and upper end."""
         units = self.space.units.to(ratio.device).double()
         share = self.space.shares(ratio)
         reach = (self.trust_region * share).clamp_min(1)
@@ -92,28 +93,33 @@ class Objective:
     def project(
         self, wanted: Float[Tensor, "batch sites"], ratio: Float[Tensor, " batch"]
     ) -> Int[Tensor, "batch sites"]:
-        """The policies nearest to `wanted`, inside the trust region, that meet the budget."""
+        """The policies nearest to `wanted` that meet the budget inside the trust region."""
         lower, _, upper = self.region(ratio)
         return project(self.space, wanted, ratio, (lower.long(), upper.long()))
 
     def policy(
         self, deviation: Float[Tensor, "batch sites"], ratio: Float[Tensor, " batch"]
     ) -> Int[Tensor, "batch sites"]:
-        """Policies from deviations: -1 asks for the region's lower end, 1 for its upper end."""
+        """Policies for deviations from uniform pruning, projected to the budget.
+
+        Args:
+            deviation: -1: lower end of the trust region; 0: uniform share; 1: upper end.
+        """
         return self.project(within(deviation, *self.region(ratio)), ratio)
 
     def uniform(self) -> Int[Tensor, "1 sites"]:
-        """The uniform policy at the ratio asked for."""
+        """The uniform policy at the objective's ratio."""
         return uniform(self.space, self.ratios(1))
 
-    def ruled(self) -> Int[Tensor, "rules sites"]:
-        """The rules' policies, wherever they lie."""
-        return project(self.space, self._wishes(), self.ratios(len(self.rules)))
+    def rule_policies(self) -> Int[Tensor, "rules sites"]:
+        """The policies of the allocation rules; they may lie outside the trust region."""
+        return project(self.space, self._wanted_by_rules(), self.ratios(len(self.rules)))
 
     def starts(self) -> Int[Tensor, "starts sites"]:
-        """Where searches begin, inside the trust region.
+        """Policies inside the trust region from which searches start.
 
-        Uniform, per kind the policy that spares that kind, and what the rules wish for.
+        These are uniform pruning, one policy for each kind that prunes this kind least, and the
+        allocation rules' policies.
         """
         ratio, units = self.ratios(1), self.space.units.to(self.device)
         spared = [
@@ -121,17 +127,17 @@ class Objective:
             for kind in self.space.kinds
         ]
         share = self.space.shares(ratio)
-        wishes = [torch.where(mask, 2.0 * units, share) for mask in spared]
-        wanted = torch.cat([*wishes, self._wishes()])
+        sparing = [torch.where(mask, 2.0 * units, share) for mask in spared]
+        wanted = torch.cat([*sparing, self._wanted_by_rules()])
         return torch.cat([self.uniform(), self.project(wanted, self.ratios(len(wanted)))])
 
-    def _wishes(self) -> Float[Tensor, "rules sites"]:
+    def _wanted_by_rules(self) -> Float[Tensor, "rules sites"]:
         ratio = self.ratios(1)
-        wishes = [rule.wanted(self.features, ratio).double() for rule in self.rules.values()]
-        return torch.cat([self.space.shares(ratio)[:0], *wishes])
+        wanted = [rule.wanted(self.features, ratio).double() for rule in self.rules.values()]
+        return torch.cat([self.space.shares(ratio)[:0], *wanted])
 
     def candidates(self, kept: Int[Tensor, "batch sites"]) -> "Candidates":
-        """The policies with their costs."""
+        """The policies with their costs, distinct and best first."""
         return Candidates.merge(Candidates(kept, self.cost(kept)))
 
 
@@ -141,17 +147,18 @@ def within(
     share: Float[Tensor, "batch sites"],
     upper: Float[Tensor, "batch sites"],
 ) -> Float[Tensor, "batch sites"]:
-    """Units wanted: `lower` at deviation -1, `share` at 0, `upper` at 1, linear between."""
+    """Kept units for deviations: `lower` at -1, `share` at 0, `upper` at 1, linear in between."""
     deviation = deviation.double().clamp(-1, 1)
     return share + deviation.relu() * (upper - share) - (-deviation).relu() * (share - lower)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Policies that a search proposes; `merge` leaves them distinct and best first.
+    """Policies with their costs. `merge` makes them distinct and sorts them, best first.
 
     Args:
-        cost: predicted, spread penalty included, nats per token.
+        kept: units that each site keeps.
+        cost: predicted log-perplexity plus spread penalty, nats per token.
     """
 
     kept: Int[Tensor, "n sites"]
@@ -162,7 +169,7 @@ class Candidates:
 
     @classmethod
     def merge(cls, *parts: "Candidates") -> "Candidates":
-        """All policies of the parts once, best first; those without a finite cost come last."""
+        """The distinct policies of all parts, best first; costs of NaN count as infinite."""
         rows = torch.cat([part.kept for part in parts])
         cost = torch.cat([part.cost for part in parts]).nan_to_num(torch.inf)
         kept, index = rows.unique(dim=0, return_inverse=True)
@@ -171,23 +178,23 @@ class Candidates:
         return cls(kept[queue], cost)
 
     def best(self, count: int) -> "Candidates":
-        """The first `count`."""
+        """The first `count` policies."""
         return Candidates(self.kept[:count], self.cost[:count])
 
     def to(self, device: torch.device | str) -> "Candidates":
-        """The same on another device."""
+        """The same policies on another device."""
         return Candidates(self.kept.to(device), self.cost.to(device))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an agent.
+    """The processes, logger, seed and checkpoint of one run of an agent.
 
     Args:
-        fabric: launched; its processes share the run.
-        report: takes the metrics of the first rank.
-        seed: the same one finds the same policies on one process.
-        checkpoint: where an agent that trains for long keeps its training; None: nowhere.
+        fabric: a launched Fabric; its processes share the run.
+        report: logs the metrics of rank 0.
+        seed: on one process, equal seeds find equal policies.
+        checkpoint: stores the training of learners; None: it is not stored.
     """
 
     fabric: Fabric
@@ -197,39 +204,38 @@ class Run:
 
     @property
     def rank_seed(self) -> int:
-        """A seed for what must differ between ranks; the seed itself on a single process."""
+        """A seed that differs between ranks; on a single process it is `seed`."""
         return self.seed * self.fabric.world_size + self.fabric.global_rank
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """This rank's own."""
+        """A random generator of this rank."""
         return torch.Generator(device).manual_seed(self.rank_seed)
 
-    def tell(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
-        """Reports metrics; those of the other ranks are not heard."""
+    def log(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        """Logs the metrics of rank 0; other ranks log nothing."""
         if self.fabric.is_global_zero:
             self.report(step, metrics)
 
 
 @runtime_checkable
 class Polish(Protocol):
-    """A local search on the predictor that starts from policies already found."""
+    """A local search on the predictor that improves given policies."""
 
     def improve(
         self, objective: Objective, start: Candidates, generator: torch.Generator
-    ) -> Candidates: ...
+    ) -> Candidates:
+        """Policies at least as good as `start`, best first."""
 
 
 class Agent(ABC):
-    """Searches for the policies of least cost at the objective's ratio.
+    """Searches for the policies of the lowest cost at the objective's ratio.
 
-    To add one: subclass this in a module of `ppf.agents`, name it in a YAML of `conf/agent` with
-    all its hyper-parameters, and give it a behaviour and a determinism test.
+    To add an agent: subclass this in a module of `ppf.agents`, add a YAML file with all its
+    hyper-parameters to `conf/agent`, and test its behaviour and its determinism.
 
     Args:
-        threads: of the CPU that the search uses; on small tensors more of them mostly wait for each
-            other.
-        polish: what the runner adds to the search's result, or None where it has to stand for
-            itself.
+        threads: CPU threads of the search; more do not help if the tensors are small.
+        polish: local search that the runner applies to the result; None: it applies none.
     """
 
     def __init__(self, *, threads: Count, polish: Polish | None) -> None:
@@ -237,19 +243,25 @@ class Agent(ABC):
 
     @abstractmethod
     def search(self, objective: Objective, run: Run) -> Candidates:
-        """Policies of this rank, best first; every few steps the run is told their metrics.
+        """The best policies of this rank, best first; logs metrics every few steps.
 
-        Ranks draw different policies; what they learn jointly they must agree on.
+        Ranks should try different policies. If they train one network, it must stay equal on all.
         """
 
 
 def predictions(
     objective: Objective, best: Candidates, drawn: Int[Tensor, "batch sites"], ratio: Tensor
 ) -> dict[str, Tensor | float]:
-    """Metrics of a step: what is predicted for the best and for those drawn, nats per token.
+    """Metrics of one step of a search.
 
-    Perplexities are given by band of the ratio, too; `violation` is the largest share of the cost
-    by which a drawn policy misses its ratio.
+    Predictions and their `spread` are in nats per token. `perplexity_15_30` is the perplexity of
+    the drawn policies at ratios from 15 % to 30 %. `violation` is the largest share of the cost by
+    which a drawn policy misses its ratio.
+
+    Args:
+        best: the best policies so far, best first.
+        drawn: the policies of this step.
+        ratio: ratios of the drawn policies.
     """
     mean, std = objective.predictor.predict(drawn)
     metrics: dict[str, Tensor | float] = {
@@ -266,14 +278,17 @@ def predictions(
 
 
 _BANDS = (0.0, 0.15, 0.3, 0.45, 0.6, 1.0)
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # rounding error of ratios
 
 
-def share(total: int, name: str, fabric: Fabric) -> int:
-    """This rank's part of `total`.
+def per_rank(total: int, name: str, fabric: Fabric) -> int:
+    """The part of `total` that each rank gets.
+
+    Args:
+        name: name of the agent's key, for the error message.
 
     Raises:
-        PPFError: the ranks cannot share it evenly.
+        PPFError: `total` is not a multiple of the number of ranks.
     """
     if total % fabric.world_size or total < fabric.world_size:
         raise PPFError(

@@ -1,4 +1,4 @@
-"""Where a training is kept, so that a killed one goes on."""
+"""Checkpoints of an agent's training, so that a killed search can resume."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from ppf.artefacts import draft, read_if_whole
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Modules, optimizers, schedules, buffers."""
+    """An object with a state: a module, optimizer, scheduler or buffer."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -21,10 +21,10 @@ class Stateful(Protocol):
 
 
 class Checkpoint:
-    """One training's file, of which each rank has its own; plain values and tensors only.
+    """The checkpoint of one training. Each rank has its own file of plain values and tensors.
 
     Args:
-        path: named by what determines the training, so that no other one is resumed.
+        path: path of the files, without the rank. It must be unique for each training.
         every: iterations between two writes.
     """
 
@@ -32,10 +32,11 @@ class Checkpoint:
         self.path, self.every = path, every
 
     def load(self, fabric: Fabric, parts: Mapping[str, Stateful]) -> int:
-        """Restores the parts and torch's generators; returns the iterations that are behind them.
+        """Restores the parts and torch's random generators.
 
-        Nothing is restored if there is no file, if it is damaged, or if ranks were killed between
-        writes.
+        Returns:
+            Number of finished iterations. It is 0, and nothing is restored, if a file is missing or
+            damaged, or if the files of the ranks have different numbers of iterations.
         """
         stored = read_if_whole(self._file(fabric), _load) or {"iterations": 0}
         behind = fabric.all_gather(torch.tensor(stored["iterations"]))
@@ -49,7 +50,7 @@ class Checkpoint:
         return int(behind[0])
 
     def save(self, fabric: Fabric, parts: Mapping[str, Stateful], iterations: int) -> None:
-        """Replaces this rank's file, where a write is due."""
+        """Replaces this rank's file at every `every`-th iteration."""
         if iterations % self.every:
             return
         stored = {
@@ -61,7 +62,7 @@ class Checkpoint:
             torch.save(stored, file)
 
     def remove(self, fabric: Fabric) -> None:
-        """The training is done."""
+        """Deletes this rank's file, when the training has ended."""
         self._file(fabric).unlink(missing_ok=True)
 
     def _file(self, fabric: Fabric) -> Path:
@@ -69,7 +70,7 @@ class Checkpoint:
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:
-    """States of the CPU's generator and, if it has its own, the device's."""
+    """States of torch's random generators: the CPU's, and the GPU's if it is used."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

@@ -1,6 +1,6 @@
-"""Covariance matrix adaptation on the sites' deviations, by the package `cmaes`.
+"""Covariance matrix adaptation (CMA-ES) on the sites' deviations, by the package `cmaes`.
 
-Source: CMA-ES (arXiv 1604.00772); separable (Ros & Hansen 2008) where there are many sites.
+Source: CMA-ES (arXiv 1604.00772); for many sites the separable variant (Ros & Hansen 2008).
 """
 
 from typing import Annotated
@@ -15,15 +15,17 @@ from ppf.ranges import Count, Natural, Positive
 
 
 class CMAES(Agent):
-    """A Gaussian over all sites that moves and stretches towards the better half of its draws.
+    """Adapts mean and covariance of a Gaussian over all sites to the better half of its draws.
 
     Args:
-        generations: at most.
-        children: policies of a generation, on every rank.
-        sigma: standard deviation of the deviations at the start.
-        separable_above: sites above which variances alone are adapted.
+        generations: largest number of generations.
+        children: policies in one generation, on every rank.
+        sigma: initial standard deviation, in shares of the trust region.
+        separable_above: number of sites above which only variances are adapted, no covariances.
         elites: best policies that are kept.
-        report_every: generations between reports.
+        report_every: generations between two reports.
+        threads: see `Agent`.
+        polish: see `Agent`.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class CMAES(Agent):
             optimizer.tell(list(zip(asked, cost.tolist(), strict=True)))
             best = Candidates.merge(best, Candidates(drawn, cost)).best(self.elites)
             if generation % self.report_every == 0:
-                run.tell(generation, predictions(objective, best, drawn, ratio))
+                run.log(generation, predictions(objective, best, drawn, ratio))
             if optimizer.should_stop():
                 break
         return best

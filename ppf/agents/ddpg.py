@@ -14,10 +14,10 @@ from ppf.ranges import NonNegative
 
 
 class DDPG(OffPolicy):
-    """A deterministic actor that follows its critic uphill, and plays with Gaussian noise.
+    """A deterministic actor, trained by the gradient of its critic; Gaussian noise explores.
 
     Args:
-        noise: standard deviation of the noise on the actions.
+        noise: standard deviation of the noise on actions.
         off_policy: see `OffPolicy`.
     """
 
@@ -32,7 +32,7 @@ class DDPG(OffPolicy):
 
 
 def noisy(actor: nn.Module, environment: PruningEnvironment, std: float) -> nn.Module:
-    """The actor with Gaussian noise on its actions, cut off at the trust region."""
+    """The actor with Gaussian noise on its actions, which are clipped to [-1, 1]."""
     std = float(std)  # torchrl warns about whole numbers
     noise = AdditiveGaussianModule(
         environment.action_spec, sigma_init=std, sigma_end=std, device=environment.device

@@ -1,4 +1,4 @@
-"""The pruning environment: thousands of episodes at once, as tensors on the predictor's device."""
+"""The pruning environment: a batch of episodes as tensors on the predictor's device."""
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from ppf.agents.base import Candidates, Objective, within
 
 
 class PruningEnvironment(EnvBase):
-    """Visits the sites in order, all episodes in step; one action a site, one reward an episode.
+    """Episodes that visit the sites in order, with one action per site and one final reward.
 
     State: site features, ratio, share removed so far, share that the remaining sites must still
     lose, last action. Action: the site's deviation from its uniform share, from -1 to 1 in units
@@ -19,16 +19,16 @@ class PruningEnvironment(EnvBase):
     minus the cost of the projected policy, nats per token. The projection meets the budget exactly.
 
     Args:
-        episodes: run at once.
-        ratios: each episode's ratio is drawn evenly from this interval, or
-        given: is given, one an episode.
+        objective: space, predictor and trust region.
+        episodes: number of parallel episodes.
+        ratios: interval from which the ratio of each episode is drawn uniformly.
+        given: ratio of each episode; None: they are drawn.
 
     Attributes:
-        finished: the policies and costs that the latest episodes ended in, in their order, repeats
-            included.
+        finished: policies and costs at the end of the last episodes, in the order of the episodes.
 
-    Source: the layer-by-layer episodes of AMC (arXiv 1802.03494), with a predictor as the critic of
-        whole policies.
+    Source: the layer-by-layer episodes of AMC (arXiv 1802.03494); here a predictor scores the
+        policy at the end.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PruningEnvironment(EnvBase):
         return self.objective.gain(self.finished.cost, self.ratio)
 
     def _observe(self) -> Float[Tensor, "episodes features"]:
-        """The state; after the last site it shows the first one, where nothing is decided."""
+        """The state at the present site; after the last site, with the features of the first."""
         ahead = self.share[self.site :].sum().clamp_min(_LEAST)
         needed = (self.ratio - self.removed) / ahead
         last = self.actions[:, self.site - 1] if self.site else torch.zeros_like(self.ratio)
@@ -102,5 +102,5 @@ class PruningEnvironment(EnvBase):
         return torch.cat([features.expand(len(changing), -1), changing], 1)
 
 
-_LEAST = 1e-3  # share of the cost
-_CHANGING = 4  # numbers of the state that differ between episodes
+_LEAST = 1e-3  # least share of the remaining cost; avoids a division by zero
+_CHANGING = 4  # numbers in the state that are no site features

@@ -1,6 +1,6 @@
-"""Evolution by budget-preserving exchanges between sites, on batches of policies.
+"""Evolution on batches of policies: mutations exchange units between sites at a constant budget.
 
-Source: the level-switch mutation of EvoPress (arXiv 2410.14649), with a predictor as the fitness.
+Source: the level-switch mutation of EvoPress (arXiv 2410.14649); here the predictor is the fitness.
 """
 
 import torch
@@ -14,24 +14,26 @@ from ppf.agents.base import (
     Polish,
     Report,
     Run,
+    per_rank,
     predictions,
-    share,
 )
 from ppf.ranges import Count
 
 
 class Evolution(Agent):
-    """Keeps a population of distinct policies; children are parents after a few exchanges.
+    """Keeps the best distinct policies; children are mutations of them.
 
-    Ranks are islands: each evolves its own population, and the runner gathers them.
+    Each rank evolves a population of its own. The runner merges them at the end.
 
     Args:
-        generations: rounds of exchanges.
-        children: policies drawn in a generation, over all ranks.
-        population: best policies that live on and have children.
+        generations: number of generations.
+        children: policies of one generation, over all ranks.
+        population: best policies that survive a generation.
         exchanges: most exchanges between two sites in one child.
-        step: most units (of the costlier of two sites) that move in one exchange.
-        report_every: generations between reports.
+        step: most units that one exchange moves, counted in the site whose units cost more.
+        report_every: generations between two reports.
+        threads: see `Agent`.
+        polish: see `Agent`.
     """
 
     def __init__(
@@ -53,13 +55,13 @@ class Evolution(Agent):
     def search(self, objective: Objective, run: Run) -> Candidates:
         generator = run.generator(objective.device)
         start = objective.candidates(objective.starts())
-        children = share(self.children, "children", run.fabric)
-        return self._evolve(objective, start, children, generator, run.tell)
+        children = per_rank(self.children, "children", run.fabric)
+        return self._evolve(objective, start, children, generator, run.log)
 
     def improve(
         self, objective: Objective, start: Candidates, generator: torch.Generator
     ) -> Candidates:
-        """Evolution from given policies, as a polish."""
+        """Evolves the given policies on this rank, for use as a polish."""
         return self._evolve(objective, start, self.children, generator, None)
 
     def _evolve(
@@ -70,7 +72,10 @@ class Evolution(Agent):
         generator: torch.Generator,
         report: Report | None,
     ) -> Candidates:
-        """The best of every generation: the last population is too alike to choose from."""
+        """The last population and the best of each generation.
+
+        The last population alone is too similar to choose different policies from it.
+        """
         population, leaders = start.best(self.population), [start]
         for generation in range(self.generations):
             parents = torch.randint(
@@ -89,7 +94,7 @@ class Evolution(Agent):
         return Candidates.merge(population, *leaders)
 
 
-_LEADERS = 4  # of each generation are remembered
+_LEADERS = 4  # best policies of each generation that are returned
 
 
 def exchange(
@@ -99,11 +104,15 @@ def exchange(
     step: int,
     generator: torch.Generator,
 ) -> Int[Tensor, "batch sites"]:
-    """Children of policies: 1 to `exchanges` times, cost moves from one site to another.
+    """Mutates policies: moves cost from one random site to another, 1 to `exchanges` times.
 
-    The projection then meets the budget again (sites differ in the cost of a unit). What it has to
-    round falls on sites at random: wishes are jittered by less than half a unit, which by itself
-    changes no policy.
+    Since units of different sites differ in cost, the result is then projected to the budget. A
+    random shift by less than half a unit decides which sites the projection rounds. Without an
+    exchange, this shift would not change a policy.
+
+    Args:
+        exchanges: most exchanges in one child.
+        step: most units of one exchange, counted in the site whose units cost more.
     """
     batch, sites = kept.shape
     cost = objective.space.cost.to(kept.device).double().clamp_min(1)

@@ -1,4 +1,4 @@
-"""Gradient descent through the predictor on widths between whole units, then projection."""
+"""Gradient descent through the predictor on fractional numbers of units, then projection."""
 
 import torch
 from jaxtyping import Float
@@ -12,16 +12,18 @@ from ppf.ranges import Count, NonNegative, Positive
 
 
 class Gradient(Agent):
-    """Several descents at once, from random deviations; each keeps its budget along the way.
+    """Parallel descents from random deviations; each step keeps the budget.
 
     Args:
-        descents: on every rank.
-        iterations: steps of each.
-        lr: of Adam, in shares of the trust region.
-        spread: standard deviation of the starting deviations.
-        round_every: steps between roundings to policies.
+        descents: number of starting points, on every rank.
+        iterations: gradient steps of each descent.
+        lr: learning rate of Adam, in shares of the trust region.
+        spread: standard deviation of the starting points, in shares of the trust region.
+        round_every: gradient steps between two roundings to whole units.
         elites: best policies that are kept.
-        report_every: roundings between reports.
+        report_every: roundings between two reports.
+        threads: see `Agent`.
+        polish: see `Agent`.
     """
 
     def __init__(
@@ -45,8 +47,8 @@ class Gradient(Agent):
         predictor = objective.predictor
         if not isinstance(predictor, Differentiable):
             raise PPFError(
-                f"agent=gradient needs a differentiable predictor, which {type(predictor).__name__}"
-                " is not: choose another agent."
+                f"agent=gradient needs a differentiable predictor, but {type(predictor).__name__}"
+                " is not differentiable: choose another agent or predictor."
             )
         generator = run.generator(objective.device)
         shape, ratio = (self.descents, len(objective.space)), objective.ratios(self.descents)
@@ -56,25 +58,25 @@ class Gradient(Agent):
         best = objective.candidates(objective.starts())
         for iteration in range(self.iterations):
             optimizer.zero_grad()
-            predictor.relaxed(affordable(objective, deviation)).sum().backward()
+            predictor.relaxed(within_budget(objective, deviation)).sum().backward()
             optimizer.step()
             roundings, due = divmod(iteration, self.round_every)
             if not due:
                 drawn = objective.policy(deviation.detach(), ratio)
                 best = Candidates.merge(best, objective.candidates(drawn)).best(self.elites)
                 if roundings % self.report_every == 0:
-                    run.tell(iteration, predictions(objective, best, drawn, ratio))
+                    run.log(iteration, predictions(objective, best, drawn, ratio))
         last = objective.candidates(objective.policy(deviation.detach(), ratio))
         return Candidates.merge(best, last)
 
 
-def affordable(
+def within_budget(
     objective: Objective, deviation: Float[Tensor, "batch sites"]
 ) -> Float[Tensor, "batch sites"]:
-    """Widths that meet the budget, differentiable: what is too much goes from all sites alike.
+    """Fractional numbers of kept units that meet the budget, differentiable in the deviations.
 
-    A cut of the same share of every site keeps the cost; sites at an end of the trust region stay
-    there, so it is made again for the others.
+    The excess cost is removed from all sites as the same share of their units. Sites at an end of
+    the trust region cannot move, so that the step is repeated for the others.
     """
     lower, share, upper = (edge.float() for edge in objective.region(objective.ratios(1)))
     units, cost = objective.space.units.to(share), objective.space.cost.to(share)
@@ -88,4 +90,4 @@ def affordable(
     return wanted
 
 
-_CUTS = 4
+_CUTS = 4  # repetitions, after which the remaining excess is negligible

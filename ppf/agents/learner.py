@@ -1,4 +1,4 @@
-"""Agents that train: iterations of playing and learning, kept in checkpoints, stopped early."""
+"""Agents that train: rollouts and updates, with checkpoints and early stopping."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,11 +17,14 @@ from ppf.ranges import Count
 
 @dataclass(frozen=True)
 class Rollout:
-    """Policies that episodes ended in.
+    """The final policies of a batch of episodes.
 
     Args:
-        gain: predicted nats per token saved against uniform pruning, spread penalty included.
-        metrics: of what was learnt from them.
+        kept: units that each site keeps.
+        cost: predicted log-perplexity plus spread penalty, nats per token.
+        ratio: ratio of each episode.
+        gain: predicted log-perplexity of uniform pruning minus the cost, nats per token.
+        metrics: metrics of the update that followed.
     """
 
     kept: Int[Tensor, "episodes sites"]
@@ -32,29 +35,31 @@ class Rollout:
 
 
 class Training(ABC):
-    """A learner at work on one rank. All its randomness comes from torch's global generator."""
+    """The training of a learner on one rank; uses torch's global random generator only."""
 
     @abstractmethod
     def step(self) -> Rollout:
-        """Plays one batch of episodes and learns from it, together with the other ranks."""
+        """Runs one batch of episodes and updates the networks, together with the other ranks."""
 
     @abstractmethod
     def deviations(self, ratio: Float[Tensor, " batch"]) -> Float[Tensor, "batch sites"]:
-        """What it would do at these ratios without exploring, in [-1, 1] of the trust region."""
+        """Deviations from uniform pruning without exploration, from -1 to 1."""
 
     @abstractmethod
     def parts(self) -> dict[str, Stateful]:
-        """All that a checkpoint must hold."""
+        """The objects whose state a checkpoint must contain, by name."""
 
 
 class Learner(Agent):
-    """Trains on the objective's interval of ratios.
+    """An agent that trains on the objective's interval of ratios.
 
     Args:
-        iterations: at most.
-        patience: iterations without a better mean gain after which training stops.
+        iterations: largest number of iterations.
+        patience: iterations without a better mean gain before training stops.
         elites: best policies that are kept.
-        report_every: iterations between reports.
+        report_every: iterations between two reports.
+        threads: see `Agent`.
+        polish: see `Agent`.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class Learner(Agent):
 
     @abstractmethod
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
-        """A training from the start; ranks call this with the same generator."""
+        """Starts a training. Ranks call this with equal seeds, so that their networks are equal."""
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         training, elites = self.learn(objective, run)
@@ -82,7 +87,7 @@ class Learner(Agent):
         return Candidates.merge(elites, objective.candidates(learnt))
 
     def learn(self, objective: Objective, run: Run) -> tuple[Training, Candidates]:
-        """The finished training, and the best policies that it met at the objective's ratio."""
+        """The finished training, and the best policies that it tried at the objective's ratio."""
         fabric, checkpoint = run.fabric, run.checkpoint
         torch.manual_seed(run.seed)
         training = self.begin(objective, fabric)
@@ -92,12 +97,12 @@ class Learner(Agent):
         first = checkpoint.load(fabric, parts) if checkpoint else 0
         for iteration in range(first, self.iterations):
             played = training.step()
-            memory.take(objective, played, self.elites)
+            memory.add(objective, played, self.elites)
             if iteration % self.report_every == 0:
                 gain = fabric.all_reduce(played.gain.mean(), reduce_op="mean")
                 assert isinstance(gain, Tensor)
                 metrics = predictions(objective, memory.elites, played.kept, played.ratio)
-                run.tell(iteration, {"reward": gain, **played.metrics, **metrics})
+                run.log(iteration, {"reward": gain, **played.metrics, **metrics})
                 if memory.stale(iteration, float(gain)) > self.patience:
                     break
             if checkpoint:
@@ -109,19 +114,19 @@ class Learner(Agent):
 
 @dataclass
 class _Memory:
-    """The best policies and the best mean gain so far."""
+    """The best policies so far; the best mean gain so far, and its iteration."""
 
     elites: Candidates
     best: list[float] = field(default_factory=lambda: [-torch.inf, 0])
 
-    def take(self, objective: Objective, played: Rollout, count: int) -> None:
-        """Remembers what was played at the objective's own ratio."""
+    def add(self, objective: Objective, played: Rollout, count: int) -> None:
+        """Adds the policies at the objective's ratio, and keeps the best `count`."""
         own = played.ratio == objective.ratio
         drawn = Candidates(played.kept[own], played.cost[own])
         self.elites = Candidates.merge(self.elites, drawn).best(count)
 
     def stale(self, iteration: int, gain: float) -> int:
-        """Iterations since the best mean gain."""
+        """Number of iterations since the best mean gain."""
         if gain > self.best[0]:
             self.best = [gain, iteration]
         return iteration - int(self.best[1])
@@ -135,7 +140,7 @@ class _Memory:
 
 
 def average_gradients(module: nn.Module, fabric: Fabric) -> None:
-    """Replaces the gradients by their means over the ranks, in one exchange."""
+    """Replaces the gradients by their means over the ranks, in one all-reduce."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     flat = fabric.all_reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
     assert isinstance(flat, Tensor)

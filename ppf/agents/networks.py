@@ -1,4 +1,4 @@
-"""Networks of the agents that decide site by site."""
+"""Networks of the agents that act in the pruning environment."""
 
 import torch
 from tensordict import TensorDictBase
@@ -12,9 +12,9 @@ from ppf.agents.environment import PruningEnvironment
 
 
 def layers(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
-    """Two hidden layers; outputs start near zero.
+    """A network with two hidden layers, whose initial outputs are near zero.
 
-    The first policies lie around uniform, and critics do not push actors before they have learnt.
+    The first policies are then near uniform pruning, and untrained critics hardly move the actors.
     """
     last = nn.Linear(hidden, outputs)
     nn.init.orthogonal_(last.weight, 0.01)
@@ -23,17 +23,21 @@ def layers(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last)
 
 
-def observed(environment: PruningEnvironment) -> int:
-    """Numbers of an observation."""
+def observation_size(environment: PruningEnvironment) -> int:
+    """Number of values in one observation."""
     return environment.observation_spec["observation"].shape[-1]
 
 
 def stochastic_actor(
     environment: PruningEnvironment, hidden: int, std: float
 ) -> ProbabilisticActor:
-    """A Gaussian of standard deviation `std` at the start, squeezed into [-1, 1]."""
+    """An actor that samples from a Gaussian squashed to [-1, 1] by tanh.
+
+    Args:
+        std: initial standard deviation, before tanh.
+    """
     body = nn.Sequential(
-        layers(observed(environment), 2, hidden),
+        layers(observation_size(environment), 2, hidden),
         NormalParamExtractor(scale_mapping=f"biased_softplus_{std}"),
     )
     return ProbabilisticActor(
@@ -47,14 +51,14 @@ def stochastic_actor(
 
 
 def deterministic_actor(environment: PruningEnvironment, hidden: int) -> TensorDictModule:
-    """One action for each observation."""
-    body = nn.Sequential(layers(observed(environment), 1, hidden), nn.Softsign())
+    """An actor that gives one action in [-1, 1] for each observation."""
+    body = nn.Sequential(layers(observation_size(environment), 1, hidden), nn.Softsign())
     actor = TensorDictModule(body, in_keys=["observation"], out_keys=["action"])
     return actor.to(environment.device)
 
 
 class _ActionValue(nn.Module):
-    """Reads observation, action and their product: which site it is decides what an action does."""
+    """Reads observation, action and their product, since an action's effect depends on the site."""
 
     def __init__(self, observed: int, hidden: int) -> None:
         super().__init__()
@@ -65,25 +69,25 @@ class _ActionValue(nn.Module):
 
 
 def state_critic(environment: PruningEnvironment, hidden: int) -> ValueOperator:
-    """The gain to come, as seen from an observation."""
-    body = layers(observed(environment), 1, hidden)
+    """A critic that estimates the gain from an observation."""
+    body = layers(observation_size(environment), 1, hidden)
     return ValueOperator(body, in_keys=["observation"]).to(environment.device)
 
 
 def action_critic(environment: PruningEnvironment, hidden: int) -> ValueOperator:
-    """The gain to come after an action."""
-    body = _ActionValue(observed(environment), hidden)
+    """A critic that estimates the gain from an observation and an action."""
+    body = _ActionValue(observation_size(environment), hidden)
     return ValueOperator(body, in_keys=["observation", "action"]).to(environment.device)
 
 
 @torch.no_grad()
 def play(environment: PruningEnvironment, actor: nn.Module) -> TensorDictBase:
-    """One episode in every lane, [episodes, sites]."""
+    """Runs one batch of episodes, [episodes, sites]."""
     return environment.rollout(len(environment.objective.space), actor)
 
 
-def intended(environment: PruningEnvironment, actor: nn.Module, ratio: Tensor) -> Tensor:
-    """What an actor does at these ratios without exploring, [batch, sites]."""
+def greedy_actions(environment: PruningEnvironment, actor: nn.Module, ratio: Tensor) -> Tensor:
+    """Actions of an actor at these ratios without exploration, [batch, sites]."""
     single = PruningEnvironment(environment.objective, len(ratio), environment.ratios, ratio)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         return play(single, actor)["action"].squeeze(-1)

@@ -1,4 +1,4 @@
-"""What agents share that learn from a replay buffer."""
+"""Base of the agents with a replay buffer: SAC, DDPG and TD3."""
 
 from abc import abstractmethod
 from typing import Any
@@ -12,27 +12,27 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
 from torchrl.objectives import LossModule, SoftUpdate
 
-from ppf.agents.base import Objective, share
+from ppf.agents.base import Objective, per_rank
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
-from ppf.agents.networks import intended, play
+from ppf.agents.networks import greedy_actions, play
 from ppf.ranges import Count, Natural, Positive, Share
 
 
 class OffPolicy(Learner):
-    """Plays with noise, remembers transitions, and learns from samples of them.
+    """Explores with noise, stores transitions in a buffer, and learns from samples of it.
 
     Args:
         episodes: policies in one batch of episodes, over all ranks.
-        warmup: batches of episodes from which only the critics learn.
+        warmup: first batches of episodes, during which only the critics learn.
         updates: gradient steps after each batch of episodes.
-        delay: gradient steps of the critics for each one of the actor and of the slow targets.
-        batch: transitions of a gradient step, on each rank.
-        buffer_size: transitions that the buffer holds, on each rank.
-        n_steps: steps whose rewards a return adds up before the critic's estimate stands in.
-        lr: of Adam.
-        tau: share of the networks that their slow targets take over at each gradient step.
+        delay: gradient steps of the critics for each step of the actor and the target networks.
+        batch: transitions in one gradient step, on every rank.
+        buffer_size: most transitions that the replay buffer holds, on every rank.
+        n_steps: rewards that an n-step return sums up before it adds the critic's estimate.
+        lr: learning rate of Adam.
+        tau: share of the networks that the target networks take over at each of their steps.
         grad_norm: gradients are clipped to this norm.
         hidden: width of the two hidden layers.
         learner: see `Learner`; an iteration is a batch of episodes, followed by updates.
@@ -61,17 +61,17 @@ class OffPolicy(Learner):
         self.grad_norm, self.hidden = grad_norm, hidden
 
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
-        return _Training(self, objective, fabric)
+        return _OffPolicyTraining(self, objective, fabric)
 
     @abstractmethod
     def networks(self, environment: PruningEnvironment) -> tuple[nn.Module, nn.Module, LossModule]:
-        """The actor, the actor as it explores, and the loss of actor and critics."""
+        """The actor, the actor with exploration, and the loss of actor and critics."""
 
 
-class _Training(Training):
+class _OffPolicyTraining(Training):
     def __init__(self, config: OffPolicy, objective: Objective, fabric: Fabric) -> None:
         self.config, self.fabric = config, fabric
-        episodes = share(config.episodes, "episodes", fabric)
+        episodes = per_rank(config.episodes, "episodes", fabric)
         self.environment = PruningEnvironment(objective, episodes, objective.interval)
         self.actor, self.explorer, self.loss = config.networks(self.environment)
         self.loss.make_value_estimator(gamma=1.0)
@@ -86,7 +86,7 @@ class _Training(Training):
         played = self.environment.finished
         gain = rollout["next", "reward"].sum(1).squeeze(-1)
         transitions = n_step(rollout, self.config.n_steps)
-        self.buffer.extend(transitions.select(*_LEARNT).reshape(-1))
+        self.buffer.extend(transitions.select(*_STORED).reshape(-1))
         for number in range(1, self.config.updates + 1):
             delayed = number % self.config.delay > 0
             losses = self._update(self.buffer.sample(), critics_only=delayed)
@@ -94,7 +94,7 @@ class _Training(Training):
         return Rollout(played.kept, played.cost, self.environment.ratio, gain, metrics)
 
     def _update(self, samples: TensorDictBase, *, critics_only: bool) -> TensorDictBase:
-        """One gradient step; ranks take it together."""
+        """One gradient step with gradients averaged over the ranks."""
         losses = self.loss(samples)
         self.optimizer.zero_grad()
         warming_up = len(self.buffer) <= self.warmup
@@ -109,17 +109,17 @@ class _Training(Training):
         return losses.detach()
 
     def deviations(self, ratio: Tensor) -> Tensor:
-        return intended(self.environment, self.actor, ratio)
+        return greedy_actions(self.environment, self.actor, ratio)
 
     def parts(self) -> dict[str, Stateful]:
         return {"loss": self.loss, "optimizer": self.optimizer, "buffer": self.buffer}
 
 
 def n_step(rollout: TensorDictBase, steps: int) -> TensorDictBase:
-    """Transitions to what is reached `steps` later, or at the end, with the rewards between summed.
+    """Transitions over `steps` steps, or to the end of the episode, with their summed rewards.
 
     Args:
-        rollout: [episodes, sites].
+        rollout: transitions over one step, [episodes, sites].
     """
     transitions = MultiStep(1.0, steps)(rollout)
     here = torch.arange(rollout.shape[1], device=rollout.device)
@@ -131,7 +131,7 @@ def n_step(rollout: TensorDictBase, steps: int) -> TensorDictBase:
 
 _CRITICS = {"loss_qvalue", "loss_value"}
 _LOSSES = _CRITICS | {"loss_actor", "loss_alpha"}
-_LEARNT = (
+_STORED = (
     "observation",
     "action",
     ("next", "observation"),

@@ -11,29 +11,29 @@ from torch.optim.lr_scheduler import LinearLR
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from ppf.agents.base import Objective, share
+from ppf.agents.base import Objective, per_rank
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
-from ppf.agents.networks import intended, play, state_critic, stochastic_actor
+from ppf.agents.networks import greedy_actions, play, state_critic, stochastic_actor
 from ppf.ranges import Count, NonNegative, Positive, Share
 
 
 class PPO(Learner):
-    """An actor that decides site by site, and a critic of where that leads.
+    """An actor with a stochastic policy, and a critic of states. Rewards are not discounted.
 
     Args:
         episodes: policies in one rollout, over all ranks.
         epochs: passes of an update over its rollout.
-        minibatches: gradient steps in a pass.
-        lr: of Adam, falling linearly to a hundredth.
-        lmbda: of the generalised advantages; episodes are short, nothing is discounted.
+        minibatches: gradient steps in one pass.
+        lr: learning rate of Adam; it falls linearly to a hundredth.
+        lmbda: λ of generalised advantage estimation; 1: full returns.
         clip: largest relative change of an action's probability that is rewarded.
         entropy: weight of the entropy bonus.
         critic: weight of the critic's loss.
         grad_norm: gradients are clipped to this norm.
         hidden: width of the two hidden layers.
-        std: of the actions at the start, before tanh squeezes them into the trust region.
+        std: standard deviation of the first actions, before tanh.
         learner: see `Learner`; an iteration is a rollout, followed by an update.
     """
 
@@ -59,13 +59,13 @@ class PPO(Learner):
         self.entropy, self.critic, self.hidden, self.std = entropy, critic, hidden, std
 
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
-        return _Training(self, objective, fabric)
+        return _PPOTraining(self, objective, fabric)
 
 
-class _Training(Training):
+class _PPOTraining(Training):
     def __init__(self, config: PPO, objective: Objective, fabric: Fabric) -> None:
         self.config, self.fabric = config, fabric
-        episodes = share(config.episodes, "episodes", fabric)
+        episodes = per_rank(config.episodes, "episodes", fabric)
         self.environment = PruningEnvironment(objective, episodes, objective.interval)
         self.actor = stochastic_actor(self.environment, config.hidden, config.std)
         value = state_critic(self.environment, config.hidden)
@@ -93,7 +93,7 @@ class _Training(Training):
         return Rollout(played.kept, played.cost, self.environment.ratio, gain, metrics)
 
     def _update(self, samples: TensorDictBase) -> TensorDictBase:
-        """Several passes of clipped gradient steps over a rollout; ranks step together."""
+        """Several passes over a rollout, with gradients averaged over the ranks."""
         for _ in range(self.config.epochs):
             order = torch.randperm(len(samples), device=samples.device)
             for rows in order.chunk(self.config.minibatches):
@@ -107,7 +107,7 @@ class _Training(Training):
         return losses.detach()
 
     def deviations(self, ratio: Tensor) -> Tensor:
-        return intended(self.environment, self.actor, ratio)
+        return greedy_actions(self.environment, self.actor, ratio)
 
     def parts(self) -> dict[str, Stateful]:
         return {"loss": self.loss, "optimizer": self.optimizer, "schedule": self.schedule}

@@ -1,4 +1,4 @@
-"""Random search, the floor that a search has to beat at equal evaluations."""
+"""Random search, the baseline for all other agents at the same number of evaluations."""
 
 import torch
 
@@ -8,19 +8,21 @@ from ppf.agents.base import (
     Objective,
     Polish,
     Run,
+    per_rank,
     predictions,
-    share,
 )
 from ppf.ranges import Count
 
 
-class Random(Agent):
-    """Draws every site's deviation evenly from the trust region.
+class RandomSearch(Agent):
+    """Draws the deviation of every site uniformly from the trust region.
 
     Args:
-        evaluations: policies drawn, over all ranks.
-        batch: policies drawn at a time.
+        evaluations: policies that are drawn, over all ranks.
+        batch: policies that are drawn and predicted at a time.
         elites: best policies that are kept.
+        threads: see `Agent`.
+        polish: see `Agent`.
     """
 
     def __init__(
@@ -38,13 +40,13 @@ class Random(Agent):
     def search(self, objective: Objective, run: Run) -> Candidates:
         generator = run.generator(objective.device)
         best = objective.candidates(objective.uniform())
-        left, step = share(self.evaluations, "evaluations", run.fabric), 0
-        while left > 0:
-            shape = (min(left, self.batch), len(objective.space))
+        remaining, step = per_rank(self.evaluations, "evaluations", run.fabric), 0
+        while remaining > 0:
+            shape = (min(remaining, self.batch), len(objective.space))
             deviation = 2 * torch.rand(shape, generator=generator, device=objective.device) - 1
             ratio = objective.ratios(shape[0])
             drawn = objective.policy(deviation, ratio)
             best = Candidates.merge(best, objective.candidates(drawn)).best(self.elites)
-            run.tell(step, predictions(objective, best, drawn, ratio))
-            left, step = left - shape[0], step + 1
+            run.log(step, predictions(objective, best, drawn, ratio))
+            remaining, step = remaining - shape[0], step + 1
         return best

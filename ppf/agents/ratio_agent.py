@@ -1,4 +1,4 @@
-"""One agent for every ratio: it answers in milliseconds, without predictor or model."""
+"""An agent for all ratios, which gives a policy in milliseconds without predictor or model."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -22,15 +22,15 @@ FILE = "agent.json"
 
 @dataclass(frozen=True)
 class RatioAgent:
-    """Widths of every site as functions of the ratio, linear between knots, the first one dense.
+    """Interpolates expert policies linearly over the ratio, and projects to the budget.
 
     Args:
-        space: with its budget, which answers meet exactly.
-        knots: ratios, ascending from 0.
-        widths: units to keep, per knot and site.
+        space: sites, with the budget that every policy meets.
+        knots: ratios of the experts, ascending from 0.
+        widths: units that each site keeps at each knot; the first row is dense.
         mean: predicted log-perplexity at the knots, nats per token.
-        std: its standard deviation.
-        record: what else a reader may want: config and signatures.
+        std: standard deviation of the prediction at the knots, nats per token.
+        record: contents of agent.json, with config and signatures.
     """
 
     space: Space
@@ -41,21 +41,26 @@ class RatioAgent:
     record: Mapping[str, Any]
 
     def policy(self, ratio: float) -> list[int]:
-        """Units kept at every site, in the space's order.
+        """Units that each site keeps, in the order of the space.
 
         Raises:
-            PPFError: the ratio is outside of what the agent has learnt.
+            PPFError: the ratio is outside the interval of the training.
         """
-        asked = torch.tensor([self._checked(ratio)], dtype=torch.double)
-        return project(self.space, self._between(self.widths, ratio)[None], asked)[0].tolist()
+        ratios = torch.tensor([self._checked(ratio)], dtype=torch.double)
+        return project(self.space, self._interpolated(self.widths, ratio)[None], ratios)[0].tolist()
 
     def predicted(self, ratio: float) -> tuple[float, float]:
-        """Log-perplexity on the labelling text as the predictor had it, and its deviation, nats."""
+        """Predicted log-perplexity and its standard deviation, nats per token.
+
+        Raises:
+            PPFError: the ratio is outside the interval of the training.
+        """
         self._checked(ratio)
-        return float(self._between(self.mean, ratio)), float(self._between(self.std, ratio))
+        mean, std = (self._interpolated(values, ratio) for values in (self.mean, self.std))
+        return float(mean), float(std)
 
     def save(self, folder: Path) -> Path:
-        """Writes agent.json and the weights beside it; returns the former."""
+        """Writes agent.json and a file of weights; returns the path of agent.json."""
         names = ("knots", "widths", "mean", "std")
         save_file({name: getattr(self, name).contiguous() for name in names}, folder / WEIGHTS)
         content = {
@@ -73,26 +78,26 @@ class RatioAgent:
     def _checked(self, ratio: float) -> float:
         if not 0 <= ratio <= float(self.knots[-1]):
             raise PPFError(
-                f"ratio={ratio} is outside of what the agent has learnt:"
+                f"the agent was not trained for ratio={ratio}:"
                 f" give 0 ≤ ratio ≤ {float(self.knots[-1]):.3g}."
             )
         return ratio
 
-    def _between(self, values: Float[Tensor, "knots *rest"], ratio: float) -> Tensor:
+    def _interpolated(self, values: Float[Tensor, "knots *rest"], ratio: float) -> Tensor:
         above = int(torch.searchsorted(self.knots, ratio).clamp(1, len(self.knots) - 1))
         low, high = self.knots[above - 1], self.knots[above]
         return torch.lerp(values[above - 1], values[above], (ratio - low) / (high - low))
 
 
 def load_agent(path: str | Path, trusted: Collection[str] = ()) -> RatioAgent:
-    """The agent that `search.py mode=dynamic` wrote; its files may come from a stranger.
+    """Loads an agent that `search.py mode=dynamic` wrote. Files of strangers are safe to load.
 
     Args:
-        path: its folder, or the agent.json in it.
-        trusted: classes of your own that agent.json may name.
+        path: folder of the search, or its agent.json.
+        trusted: your own classes that agent.json may name.
 
     Raises:
-        PPFError: there is none, or a file does not fit its schema.
+        PPFError: there is no agent, or a file does not fit its schema.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     record = read(file, AgentRecord, _REMEDY, trusted)
@@ -107,7 +112,7 @@ def load_agent(path: str | Path, trusted: Collection[str] = ()) -> RatioAgent:
 
 
 def _sound(space: Space, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether shapes agree, knots ascend from 0, and widths lie between 0 and a site's units."""
+    """Whether shapes fit, knots ascend from 0, and widths are between 0 and a site's units."""
     count = tensors["knots"].numel() if "knots" in tensors else 0
     shapes = {"knots": (count,), "widths": (count, len(space)), "mean": (count,), "std": (count,)}
     if count < 2 or {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:

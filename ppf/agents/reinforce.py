@@ -1,4 +1,4 @@
-"""REINFORCE (Williams 1992) in one shot: a Gaussian over all sites at once, no episodes."""
+"""REINFORCE (Williams 1992) without episodes: one draw decides all sites."""
 
 import math
 from typing import Any
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.optim import Adam
 
-from ppf.agents.base import Objective, share
+from ppf.agents.base import Objective, per_rank
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.ranges import Natural, NonNegative, Positive, Several
 
 
 class Reinforce(Learner):
-    """Draws all sites' deviations from Gaussians whose means bend with the ratio.
+    """Draws deviations from one Gaussian per site, whose mean is a polynomial in the ratio.
 
     Args:
         samples: policies in one batch, over all ranks.
-        lr: of Adam.
-        std: of the Gaussians at the start.
-        degree: of the polynomial in the ratio that gives each site's mean.
+        lr: learning rate of Adam.
+        std: initial standard deviation of the Gaussians.
+        degree: degree of the polynomial.
         entropy: weight of the entropy bonus.
         learner: see `Learner`; an iteration is a batch, followed by one gradient step.
     """
@@ -43,11 +43,14 @@ class Reinforce(Learner):
         self.degree, self.entropy = degree, entropy
 
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
-        return _Training(self, objective, fabric)
+        return _ReinforceTraining(self, objective, fabric)
 
 
 class _Gaussians(nn.Module):
-    """Mean deviation of each site, a polynomial in the ratio's place in the interval, and width."""
+    """Mean and standard deviation of each site's Gaussian.
+
+    The mean is a polynomial in the ratio, which is rescaled from the interval to [-1, 1].
+    """
 
     def __init__(self, objective: Objective, degree: int, std: float) -> None:
         super().__init__()
@@ -61,10 +64,10 @@ class _Gaussians(nn.Module):
         return Normal(powers.float() @ self.coefficients, self.log_std.exp())
 
 
-class _Training(Training):
+class _ReinforceTraining(Training):
     def __init__(self, config: Reinforce, objective: Objective, fabric: Fabric) -> None:
         self.config, self.objective, self.fabric = config, objective, fabric
-        self.samples = share(config.samples, "samples", fabric)
+        self.samples = per_rank(config.samples, "samples", fabric)
         self.policy = _Gaussians(objective, config.degree, config.std).to(objective.device)
         self.optimizer = Adam(self.policy.parameters(), lr=config.lr)
 

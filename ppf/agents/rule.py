@@ -1,4 +1,4 @@
-"""Allocation rules, published and not searched, in the place of an agent."""
+"""Published allocation rules, used as agents that do not search."""
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run
 from ppf.pruning import Allocation
@@ -7,7 +7,13 @@ from ppf.space import project
 
 
 class Rule(Agent):
-    """The one policy of an allocation rule, wherever it lies."""
+    """Proposes the policy of an allocation rule, which may lie outside the trust region.
+
+    Args:
+        allocation: the rule.
+        threads: see `Agent`.
+        polish: see `Agent`.
+    """
 
     def __init__(self, *, allocation: Allocation, threads: Count, polish: Polish | None) -> None:
         super().__init__(threads=threads, polish=polish)

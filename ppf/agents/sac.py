@@ -12,12 +12,12 @@ from ppf.ranges import Positive
 
 
 class SAC(OffPolicy):
-    """A Gaussian actor that is rewarded for its entropy, against the lower of two critics.
+    """A Gaussian actor with an entropy bonus, trained on the lower of two critics.
 
     Args:
-        std: of the actions at the start, before tanh squeezes them into the trust region.
-        temperature: weight of the entropy at the start.
-        entropy: of an action, that the temperature is tuned to, nats.
+        std: standard deviation of the first actions, before tanh.
+        temperature: initial weight of the entropy in the reward.
+        entropy: target entropy of an action in nats, which the temperature is tuned to.
         off_policy: see `OffPolicy`.
     """
 

@@ -13,14 +13,14 @@ from ppf.ranges import NonNegative
 
 
 class TD3(OffPolicy):
-    """DDPG against the lower of two critics, whose targets are smoothed over nearby actions.
+    """DDPG with the lower of two critics, and noise on the actions in the critics' targets.
 
-    The actor and the slow targets learn at every `delay`-th step of the critics.
+    The actor and the target networks learn at every `delay`-th step of the critics.
 
     Args:
-        noise: standard deviation of the noise on the actions played.
-        smoothing: standard deviation of the noise on the targets' actions.
-        smoothing_clip: its largest size.
+        noise: standard deviation of the noise on actions.
+        smoothing: standard deviation of the noise on actions in the critics' targets.
+        smoothing_clip: largest absolute value of that noise.
         off_policy: see `OffPolicy`.
     """
 

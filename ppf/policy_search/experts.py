@@ -35,7 +35,7 @@ def improve_along(
             here = objective.at(float(knots[place]))
             moved = here.project(_moved(here, before), here.ratios(1))
             own = torch.cat([experts[place][None], proposals[:, place], moved])
-            start = here.candidates(torch.cat([own, here.starts(), here.ruled()]))
+            start = here.candidates(torch.cat([own, here.starts(), here.rule_policies()]))
             found = polish.improve(here, start, generator)
             experts[place] = before = _nearest(found, moved[0], tolerance)
     return experts

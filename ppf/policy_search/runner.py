@@ -30,7 +30,7 @@ def run_search(agent: Agent, objective: Objective, run: Run, top_k: int) -> Cand
 
 def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -> Candidates:
     """The candidates, uniform pruning and the rules' policies after the agent's polish."""
-    known = torch.cat([objective.uniform(), objective.ruled()])
+    known = torch.cat([objective.uniform(), objective.rule_policies()])
     found = Candidates.merge(found, objective.candidates(known))
     if agent.polish is None:
         return found

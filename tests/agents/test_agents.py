@@ -149,6 +149,6 @@ def test_rules_give_their_one_policy() -> None:
 def test_searches_start_from_what_the_rules_wish() -> None:
     objective = replace(quadratic(), rules={"obs_global": ObsGlobal()})
     assert len(objective.starts()) == len(quadratic().starts()) + 1
-    assert len(objective.ruled()) == 1 and len(quadratic().ruled()) == 0
+    assert len(objective.rule_policies()) == 1 and len(quadratic().rule_policies()) == 0
     lower, _, upper = objective.region(objective.ratios(1))
     assert ((objective.starts() >= lower) & (objective.starts() <= upper)).all()

@@ -92,7 +92,7 @@ def test_rules_stand_for_themselves() -> None:
 def test_no_search_proposes_worse_than_a_rule() -> None:
     objective = replace(quadratic(), rules={"obs_global": ObsGlobal()})
     found = run_search(agent("random", evaluations=64), objective, Run(one_process(), Log(), 0), 1)
-    assert found.cost[0] <= objective.cost(objective.ruled())[0]
+    assert found.cost[0] <= objective.cost(objective.rule_policies())[0]
 
 
 def test_threads_are_given_back() -> None:

@@ -51,7 +51,7 @@ def test_rules_are_measured_too_and_named() -> None:
     objective = replace(quadratic(), rules={"even": Uniform(), "obs_global": ObsGlobal()})
     verified = verify(candidates(), objective, lambda kept: torch.arange(len(kept)) + 1.0)
     assert verified.names == ("uniform", "obs_global", *["candidate"] * 3)
-    assert torch.equal(verified.kept[1:2], objective.ruled()[1:])
+    assert torch.equal(verified.kept[1:2], objective.rule_policies()[1:])
     merged = Verification.merge([verified, verified])
     assert merged.names == verified.names and torch.equal(merged.measured, verified.measured)
 
