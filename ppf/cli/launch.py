@@ -45,7 +45,7 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
         raise PPFError("this command uses one process: give fabric.devices=1 and start it once.")
     if started and max(started.processes, count) > 1:
         _check_launcher(started, cfg, count)
-    elif count > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+    elif count > 1 and _is_multirun():
         # Lightning starts processes by repeating the command, which would be the whole multirun.
         raise PPFError(
             f"a multirun cannot start {count} processes a job here: run its jobs one by one,"
@@ -56,6 +56,11 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
             "the predictor is too small to gain from several devices: give trainer.devices=1"
             " (fabric.devices shares labelling and search)."
         )
+
+
+def _is_multirun() -> bool:
+    """False for a run that Python code starts, without Hydra's command line."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _count(group: str, arguments: Mapping[str, Any]) -> int:

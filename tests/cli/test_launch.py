@@ -84,6 +84,13 @@ def test_processes_that_a_launcher_started_otherwise_are_refused(
 
 
 @pytest.mark.usefixtures("launcher")
+def test_python_code_may_start_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: False))
+    monkeypatch.delattr(HydraConfig, "get")
+    check("fabric.devices=2")
+
+
+@pytest.mark.usefixtures("launcher")
 def test_the_predictor_is_trained_on_one_device() -> None:
     check("trainer.devices=auto")
     with pytest.raises(PPFError, match=r"give trainer\.devices=1"):
