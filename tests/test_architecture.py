@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -83,6 +84,16 @@ def test_imports_only_from_lower_rooms() -> None:
         if higher := [module for module in ours(imports_of(file)) if not allowed(room, module)]:
             wrong[str(file)] = higher
     assert not wrong
+
+
+def test_no_two_classes_share_a_name() -> None:
+    names = [
+        node.name
+        for file in FILES
+        for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 def test_order_is_not_empty() -> None:

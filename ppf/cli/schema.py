@@ -46,13 +46,13 @@ def _text_file(path: str) -> str:
     return path
 
 
-class Bank(Section):
+class BankSection(Section):
     """How much memory the level bank may take."""
 
     max_gib: NonNegative
 
 
-class Paths(Section):
+class PathsSection(Section):
     """Folders."""
 
     outputs: str
@@ -61,7 +61,7 @@ class Paths(Section):
     run: str
 
 
-class Run(Section):
+class RunConfig(Section):
     """`run.yaml`, which every command shares."""
 
     fabric: Component
@@ -69,11 +69,11 @@ class Run(Section):
     seed: Seed
     debug: bool
     trust_targets: list[str]
-    bank: Bank
-    paths: Paths
+    bank: BankSection
+    paths: PathsSection
 
 
-class Model(Section):
+class ModelSection(Section):
     """`model/*.yaml`."""
 
     name: str
@@ -82,7 +82,7 @@ class Model(Section):
     source: Component | None
 
 
-class Text(Section):
+class TextSection(Section):
     """`text/*.yaml`."""
 
     name: str
@@ -96,7 +96,7 @@ class Text(Section):
     source: Component | None
 
 
-class Labels(Section):
+class LabelsSection(Section):
     """Labels that a sampler's policies get."""
 
     count: Count
@@ -106,18 +106,18 @@ class Labels(Section):
     kl_top_k: Natural
 
 
-class Collect(Run):
+class CollectConfig(RunConfig):
     """`base.yaml` and `collect.yaml`."""
 
-    model: Model
-    text: Text
+    model: ModelSection
+    text: TextSection
     space: Component
     importance: Component
     compensation: Component
     sampler: Component
     rules: dict[str, Component]
     upstream: Literal["make", "require"]
-    labels: Labels
+    labels: LabelsSection
 
     @model_validator(mode="after")
     def _leaves_tokens(self) -> Self:
@@ -130,29 +130,29 @@ class Collect(Run):
         return self
 
 
-class AcquiredLabels(Labels):
+class AcquiredLabelsSection(LabelsSection):
     """Labels with those that a predictor asks for."""
 
     acquired: Natural
     pool: Count
 
 
-class Train(Collect):
+class TrainConfig(CollectConfig):
     """`train.yaml`."""
 
-    labels: AcquiredLabels
+    labels: AcquiredLabelsSection
     predictor: Component
     trainer: Component
 
 
-class Budget(Section):
+class BudgetSection(Section):
     """`budget/*.yaml`."""
 
     name: str
     cost: Component
 
 
-class Rounds(Section):
+class RoundsSection(Section):
     """`search` of `search.yaml`."""
 
     top_k: Count
@@ -168,7 +168,7 @@ class Rounds(Section):
     checkpoint_every: Count
 
 
-class Dynamic(Section):
+class DynamicSection(Section):
     """`dynamic` of `search.yaml`."""
 
     train: RatioInterval
@@ -178,27 +178,27 @@ class Dynamic(Section):
     polish: Component
 
 
-class Pareto(Section):
+class ParetoSection(Section):
     """The two costs of the report's Pareto front."""
 
-    x: Budget
-    y: Budget
+    x: BudgetSection
+    y: BudgetSection
 
 
-class Search(Train):
+class SearchConfig(TrainConfig):
     """`search.yaml`."""
 
     agent: Component
-    budget: Budget
-    pareto: Pareto
+    budget: BudgetSection
+    pareto: ParetoSection
     mode: Literal["static", "dynamic"]
     ratio: Ratio
     ratios: Annotated[list[Ratio], Field(min_length=1)]
-    search: Rounds
-    dynamic: Dynamic
+    search: RoundsSection
+    dynamic: DynamicSection
 
 
-class Prune(Run):
+class PruneConfig(RunConfig):
     """`prune.yaml`."""
 
     export: Component
@@ -208,7 +208,7 @@ class Prune(Run):
     dtype: Dtype
 
 
-class Speed(Section):
+class SpeedSection(Section):
     """How prefill and decode are timed."""
 
     batches: Annotated[list[Count], Field(min_length=1)]
@@ -217,10 +217,10 @@ class Speed(Section):
     repeats: Count
 
 
-class Evaluate(Run):
+class EvaluateConfig(RunConfig):
     """`evaluate.yaml`."""
 
-    text: Text | None = None
+    text: TextSection | None = None
     policy: str | None
     path: str | list[str] | None
     trust_remote_code: bool
@@ -231,12 +231,12 @@ class Evaluate(Run):
     window: Several | None
     stride: Count | None
     latency: bool
-    speed: Speed
+    speed: SpeedSection
     tasks: list[str]
     limit: Count | None
 
 
-class Limits(Section):
+class LimitsSection(Section):
     """What a server accepts from clients."""
 
     body_mib: Positive
@@ -245,7 +245,7 @@ class Limits(Section):
     shutdown_seconds: NonNegative
 
 
-class Serve(Run):
+class ServeConfig(RunConfig):
     """`runtime.yaml` and `serve.yaml`."""
 
     search: str
@@ -255,14 +255,14 @@ class Serve(Run):
     port: Annotated[int, Field(ge=0, lt=2**16)]
     api_key: str | int | None
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"]
-    limits: Limits
+    limits: LimitsSection
 
 
-COMMANDS: dict[str, type[Run]] = {
-    "collect": Collect,
-    "train": Train,
-    "search": Search,
-    "prune": Prune,
-    "evaluate": Evaluate,
-    "serve": Serve,
+COMMANDS: dict[str, type[RunConfig]] = {
+    "collect": CollectConfig,
+    "train": TrainConfig,
+    "search": SearchConfig,
+    "prune": PruneConfig,
+    "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
 }

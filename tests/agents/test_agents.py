@@ -99,7 +99,7 @@ def test_reports_its_curves(name: str, curves: set[str]) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_learns_and_not_only_remembers(name: str) -> None:
+def test_the_trained_actor_itself_is_good(name: str) -> None:
     log, objective = Log(), quadratic(layered(4))
     training, _ = agent(name, **LEARNERS[name]).learn(objective, Run(one_process(), log, 0))
     assert log[-1][1]["reward"] > 0.4 > 0.1 > log[0][1]["reward"]
@@ -139,14 +139,14 @@ def test_training_stops_early(name: str) -> None:
     assert rewards[-1] <= max(rewards[:-1])
 
 
-def test_rules_give_their_one_policy() -> None:
+def test_a_rule_proposes_only_its_own_policy() -> None:
     objective = quadratic()
     found = agent("obs_global").search(objective, Run(one_process(), Log(), 0))
     wanted = ObsGlobal().wanted(objective.features, objective.ratios(1))
     assert torch.equal(found.kept, project(objective.space, wanted, objective.ratios(1)))
 
 
-def test_searches_start_from_what_the_rules_wish() -> None:
+def test_searches_start_from_the_policies_of_the_rules() -> None:
     objective = replace(quadratic(), rules={"obs_global": ObsGlobal()})
     assert len(objective.starts()) == len(quadratic().starts()) + 1
     assert len(objective.rule_policies()) == 1 and len(quadratic().rule_policies()) == 0

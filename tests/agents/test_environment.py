@@ -48,7 +48,7 @@ def test_reward_comes_last_and_is_the_gain_over_uniform() -> None:
     torch.testing.assert_close(reward[:, -1], (reference - objective.cost(kept)).float())
 
 
-def test_state_tells_what_must_still_be_removed() -> None:
+def test_the_state_shows_what_must_still_be_removed() -> None:
     objective = quadratic()
     environment = PruningEnvironment(objective, 2, (0.3, 0.3))
     sites = len(objective.space)

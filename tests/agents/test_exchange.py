@@ -15,7 +15,7 @@ def test_children_differ_a_little_and_keep_the_budget() -> None:
     assert (excess > -1e-5).all() and (excess < objective.space.params.min()).all()
 
 
-def test_every_site_moves_both_ways() -> None:
+def test_every_site_can_gain_and_lose_units() -> None:
     objective = quadratic()
     parents = objective.uniform().expand(4000, -1)
     moved = exchange(objective, parents, 3, 2, torch.Generator().manual_seed(0)) - parents

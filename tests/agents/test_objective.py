@@ -45,7 +45,7 @@ def test_a_narrow_trust_region_still_moves_one_unit() -> None:
     assert (upper - share < 2).all() and (share - lower < 2).all()
 
 
-def test_the_spread_counts() -> None:
+def test_the_spread_penalty_adds_to_the_cost() -> None:
     space, kept = layered(), layered().dense[None]
     certain, wary = quadratic(space, spread_penalty=0.0), quadratic(space, spread_penalty=3.0)
     assert (wary.cost(kept) - certain.cost(kept)).item() == pytest.approx(0.03, abs=1e-5)

@@ -43,7 +43,7 @@ def test_predictions_are_linear_between_knots() -> None:
     assert agent.predicted(0.4) == pytest.approx((3.5, 0.15))
 
 
-def test_survives_storage_without_pickle(tmp_path: Path) -> None:
+def test_is_saved_and_loaded_without_pickle(tmp_path: Path) -> None:
     agent = ratio_agent()
     path = agent.save(tmp_path)
     content = json.loads(path.read_text())
@@ -55,7 +55,7 @@ def test_survives_storage_without_pickle(tmp_path: Path) -> None:
         assert again.predicted(0.37) == agent.predicted(0.37)
 
 
-def test_another_budget_is_remembered(tmp_path: Path) -> None:
+def test_the_budget_is_saved_too(tmp_path: Path) -> None:
     agent = ratio_agent()
     space = agent.space.priced("kv", [4, 0] * 10)
     RatioAgent(space, KNOTS, agent.widths, agent.mean, agent.std, RECORD).save(tmp_path)
@@ -81,7 +81,7 @@ def test_refuses_ratios_that_it_has_not_learnt(ratio: float) -> None:
         ratio_agent().policy(ratio)
 
 
-def test_says_what_is_wrong_with_a_path(tmp_path: Path) -> None:
+def test_a_path_without_an_agent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match=r"agent\.json cannot be read .* mode=dynamic"):
         ppf.load_agent(tmp_path)
     (tmp_path / "agent.json").write_text("{}")
@@ -114,7 +114,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, change: dict) -> No
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 64])
-def test_weights_that_are_none_are_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_files_that_are_not_weights_are_refused(tmp_path: Path, content: bytes | None) -> None:
     ratio_agent().save(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     if content is not None:

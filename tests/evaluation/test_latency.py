@@ -8,9 +8,7 @@ from ppf.pruning.compensation import NoCompensation
 from tests.tiny import TinySetup
 
 
-def test_speed_tells_rates_over_the_whole_batch(
-    tiny: TinySetup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_speeds_are_summed_over_the_batch(tiny: TinySetup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "prefill_seconds", lambda model, ids: 0.5)
     monkeypatch.setattr(latency, "decode_seconds", lambda model, ids, new: 0.25)
     found = speed(tiny.lm.model, batch=3, prompt=16, new_tokens=4, repeats=2)

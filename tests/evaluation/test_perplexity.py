@@ -43,7 +43,7 @@ def test_bfloat16_logits_are_summed_in_float32(lm: LanguageModel) -> None:
     assert found == pytest.approx(expected, rel=0.01)
 
 
-def test_what_is_not_finite_is_kept(lm: LanguageModel) -> None:
+def test_infinite_and_nan_losses_are_returned(lm: LanguageModel) -> None:
     lm.model.model.norm.weight.fill_(float("nan"))
     assert torch.tensor(mean_nll(lm.model, random_windows(), batch=4)).isnan()
 

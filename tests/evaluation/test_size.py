@@ -8,7 +8,7 @@ from tests.checkpoints import CHECKPOINTS, random_model
 
 
 @pytest.mark.parametrize("form", ["llama-groups-of-3-tied", "llama-wide-heads"])
-def test_what_is_tied_counts_once(form: str, tmp_path: Path) -> None:
+def test_tied_parameters_count_once(form: str, tmp_path: Path) -> None:
     model = random_model(CHECKPOINTS[form]).model
     everything = sum(tensor.numel() for tensor in model.state_dict().values())
     twice = 257 * model.config.hidden_size if model.config.tie_word_embeddings else 0

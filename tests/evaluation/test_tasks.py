@@ -30,7 +30,7 @@ def test_a_local_task_runs_dense_and_pruned(tiny: TinySetup, task_file: Path, fo
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, bos_tokenizer])
-def test_prompts_begin_with_bos_where_the_tokenizer_adds_it(
+def test_prompts_begin_with_bos_if_the_tokenizer_adds_it(
     tiny: TinySetup, task_file: Path, make: Callable[[], Any]
 ) -> None:
     prompts: list[int] = []
@@ -49,7 +49,7 @@ def test_an_unknown_task_is_named_before_the_work_starts() -> None:
         Tasks(["nonsense"], limit=None, batch=1)
 
 
-def test_the_command_does_not_stand_in_for_the_package_evaluate(root: Path) -> None:
+def test_lm_eval_imports_the_package_evaluate_and_not_the_command(root: Path) -> None:
     sys.path.insert(0, str(root))
     with _without_script_folder():
         assert str(root) not in sys.path

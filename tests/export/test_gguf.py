@@ -35,7 +35,7 @@ def values(reader: GGUFReader) -> dict[str, torch.Tensor]:
     }
 
 
-def test_widths_and_provenance_are_told(pruner: LivePruner, tmp_path: Path) -> None:
+def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) -> None:
     kept = policies(pruner.space)["random"]
     pruner.apply([0, kept[1], kept[2], 0, 0, *kept[5:]])
     reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))

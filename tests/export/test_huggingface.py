@@ -120,7 +120,7 @@ def test_another_dtype_and_gradients(pruner: LivePruner, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["auto", "cpu"])
-def test_placed_by_accelerate(pruner: LivePruner, folder: Path, where: str) -> None:
+def test_accelerate_places_the_model(pruner: LivePruner, folder: Path, where: str) -> None:
     model = loaded(folder, device_map=where)
     assert_same_logits(model, pruner.lm.model)
 
@@ -131,8 +131,8 @@ def test_bfloat16_generates(folder: Path) -> None:
     assert model.generate(prompt, **wanted).shape == (4, 17)
 
 
-def test_nothing_is_left_of_a_site_without_units(folder: Path) -> None:
-    """But the bias that bias compensation gave it."""
+def test_a_site_without_units_has_no_weights(folder: Path) -> None:
+    """Only the bias of bias compensation stays."""
     layers = loaded(folder).get_decoder().layers
     for layer, kind in ((layers[0], "attention"), (layers[1], "mlp")):
         (empty,) = (m for m in layer.modules() if type(m).__name__ == "EmptyBlock")
@@ -161,7 +161,7 @@ def test_low_rank_adapters_are_trained_on_top(folder: Path, tmp_path: Path) -> N
     assert_same_logits(loaded(tmp_path / "merged"), merged)
 
 
-def test_tokenizer_and_generation_config_come_along(pruner: LivePruner, folder: Path) -> None:
+def test_tokenizer_and_generation_config_are_exported(pruner: LivePruner, folder: Path) -> None:
     text = "Ünïcode, too."
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer(text).input_ids == pruner.lm.tokenizer(text).input_ids

@@ -1,4 +1,4 @@
-"""Folders are data: their code runs where it is trusted, and nowhere else."""
+"""The code in a folder runs only if it is trusted."""
 
 import json
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def changed(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("pruner", ["llama-groups-of-3-tied"], indirect=True)
 class TestOneFamily:
-    def test_the_folders_code_runs_where_it_is_trusted(self, folder: Path, marker: Path) -> None:
+    def test_the_folders_code_runs_if_it_is_trusted(self, folder: Path, marker: Path) -> None:
         loaded(folder, trust_remote_code=True)
         assert marker.exists()
 
@@ -75,7 +75,7 @@ class TestOneFamily:
             lambda c: c.update(vocab_size=[]),
         ],
     )
-    def test_a_config_that_is_none_is_one_sentence(self, folder: Path, spoil: Any) -> None:
+    def test_a_wrong_config_is_refused_in_one_sentence(self, folder: Path, spoil: Any) -> None:
         file = folder / "config.json"
         config = json.loads(file.read_text())
         spoil(config)
@@ -94,7 +94,7 @@ class TestOneFamily:
 
 @pytest.mark.parametrize("model_type", ["evil", "llama"])
 @pytest.mark.parametrize("more", [{}, {"pruned_blocks": {}}])
-def test_a_foreign_folders_code_is_not_run_unasked(
+def test_code_of_a_foreign_folder_does_not_run_by_default(
     tmp_path: Path, model_type: str, more: dict[str, Any]
 ) -> None:
     ran = tmp_path / "ran"

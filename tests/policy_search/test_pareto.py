@@ -3,12 +3,12 @@ import torch
 from ppf.policy_search.pareto import front
 
 
-def test_keeps_what_nothing_beats() -> None:
+def test_keeps_points_that_no_point_dominates() -> None:
     points = torch.tensor([[1.0, 5.0], [2.0, 2.0], [3.0, 3.0], [5.0, 1.0], [2.0, 2.0]])
     assert front(points).tolist() == [True, True, False, True, False]
 
 
-def test_one_count_leaves_the_best() -> None:
+def test_the_front_of_one_dimension_is_its_minimum() -> None:
     assert front(torch.tensor([[3.0], [1.0], [2.0]])).tolist() == [False, True, False]
 
 

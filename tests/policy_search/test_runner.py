@@ -85,7 +85,7 @@ def test_uniform_is_always_among_the_candidates() -> None:
     assert (found.kept == objective.uniform()).all(1).any()
 
 
-def test_rules_stand_for_themselves() -> None:
+def test_policies_of_rules_are_not_polished() -> None:
     assert torch.equal(search("uniform").kept, quadratic().uniform())
 
 
@@ -95,13 +95,13 @@ def test_no_search_proposes_worse_than_a_rule() -> None:
     assert found.cost[0] <= objective.cost(objective.rule_policies())[0]
 
 
-def test_threads_are_given_back() -> None:
+def test_the_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
     search("uniform", threads=before + 1)
     assert torch.get_num_threads() == before
 
 
-def test_distinct_yields_where_all_are_alike() -> None:
+def test_similar_candidates_are_chosen_if_there_are_no_others() -> None:
     kept = torch.ones(30, 40, dtype=torch.long)
     kept[torch.arange(30), torch.arange(30)] = 0  # any two differ in two sites
     found = distinct(Candidates(kept, torch.arange(30.0)), 4)
@@ -115,7 +115,7 @@ def test_distinct_prefers_those_far_from_better_ones() -> None:
     assert found.cost.tolist() == [0, 2, 3]
 
 
-def test_environments_must_be_shared_evenly() -> None:
+def test_ranks_must_share_episodes_evenly() -> None:
     class Three(Fabric):
         world_size, global_rank = 3, 0
 

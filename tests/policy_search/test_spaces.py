@@ -54,7 +54,7 @@ def test_every_agent_searches_every_space(name: str, ratio: float, searched: Spa
         assert found.cost[0] <= objective.cost(objective.uniform())[0]
 
 
-def test_a_budget_may_leave_sites_free() -> None:
+def test_sites_without_a_cost_stay_whole() -> None:
     searched = space(["attention", "mlp"], False).priced("kv", [64, 0] * 4)
     objective = quadratic(searched, 0.5)
     for name, changes in SMALL.items():

@@ -55,13 +55,13 @@ def region() -> TrustRegion:
         ([3.6, 3.49, torch.inf, torch.nan], 0.4),
     ],
 )
-def test_the_region_widens_where_intervals_hold(measured: list[float], radius: float) -> None:
+def test_the_region_widens_if_intervals_hold(measured: list[float], radius: float) -> None:
     wide = region()
     assert not wide.exhausted(verified(torch.tensor(measured)), least=3.4)
     assert wide.radius == radius
 
 
-def test_a_search_ends_where_widening_brings_nothing() -> None:
+def test_a_search_ends_if_widening_brings_no_gain() -> None:
     wide, right = region(), verified(torch.tensor([3.6, 3.49, 3.6, 3.55]))
     assert not wide.exhausted(right, least=3.49)
     assert not wide.exhausted(right, least=3.45)  # better, so it widens again

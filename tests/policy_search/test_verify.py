@@ -56,7 +56,7 @@ def test_rules_are_measured_too_and_named() -> None:
     assert merged.names == verified.names and torch.equal(merged.measured, verified.measured)
 
 
-def test_rank_0s_policies_and_predictions_count() -> None:
+def test_all_ranks_use_the_policies_and_predictions_of_rank_0() -> None:
     sent, asked = list[object](), list[Tensor]()
 
     def verified(rank: int, count: int, ratio: float) -> Verification:
@@ -73,7 +73,7 @@ def test_rank_0s_policies_and_predictions_count() -> None:
     assert torch.equal(first.mean, second.mean) and torch.equal(first.std, second.std)
 
 
-def test_nothing_finite_is_an_error() -> None:
+def test_no_finite_measurement_is_an_error() -> None:
     broken = torch.tensor([torch.nan, torch.inf, torch.nan, torch.inf])
     with pytest.raises(PPFError, match="ratio=0.3: give a smaller ratio"):
         verify(candidates(), quadratic(), lambda kept: broken)

@@ -1,4 +1,4 @@
-"""No file can name what runs code, wherever in it the name stands."""
+"""Files cannot run code: a class that PPF does not own is refused at every place in a file."""
 
 import json
 from collections.abc import Callable
@@ -48,13 +48,15 @@ def refuses(read: Callable[[], Any], marker: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["sympify", "torch.load", "torch.hub", "joblib", "numpy", "transformers", "nested"]
 )
-def test_gadgets_run_where_nothing_refuses_them(armed: Armed, marker: Path, name: str) -> None:
+def test_gadgets_run_if_nothing_refuses_them(armed: Armed, marker: Path, name: str) -> None:
     instantiate(armed[0][name])
     assert marker.exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nowhere_in_a_policy(armed: Armed, marker: Path, tmp_path: Path, name: str) -> None:
+def test_gadgets_are_refused_everywhere_in_a_policy(
+    armed: Armed, marker: Path, tmp_path: Path, name: str
+) -> None:
     file, good = tmp_path / "policy.json", examples.policy()
     for place in places(good):
         file.write_text(json.dumps(spoilt(good, place, armed[0][name])))
@@ -63,7 +65,9 @@ def test_nowhere_in_a_policy(armed: Armed, marker: Path, tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nowhere_in_an_agent(armed: Armed, marker: Path, tmp_path: Path, name: str) -> None:
+def test_gadgets_are_refused_everywhere_in_an_agent(
+    armed: Armed, marker: Path, tmp_path: Path, name: str
+) -> None:
     good = examples.agent()
     for place in places(good):
         (tmp_path / "agent.json").write_text(json.dumps(spoilt(good, place, armed[0][name])))
@@ -71,7 +75,9 @@ def test_nowhere_in_an_agent(armed: Armed, marker: Path, tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nowhere_in_a_predictor(armed: Armed, marker: Path, tmp_path: Path, name: str) -> None:
+def test_gadgets_are_refused_everywhere_in_a_predictor(
+    armed: Armed, marker: Path, tmp_path: Path, name: str
+) -> None:
     space = made_up_space()
     config = predictor_config()["predictor"]
     module = untrained(made_up_features(space), DENSE_NLL, config)

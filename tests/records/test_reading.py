@@ -1,4 +1,4 @@
-"""Files that are no JSON of ours come back as one printable sentence."""
+"""Wrong files are refused in one printable sentence."""
 
 import json
 import os
@@ -45,13 +45,15 @@ def test_a_good_policy_comes_back_as_it_is(tmp_path: Path) -> None:
         (b'{"format": 0}', "format should be 1"),
     ],
 )
-def test_what_is_no_policy_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_wrong_policy_is_refused_with_its_fault(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
     file = tmp_path / "policy.json"
     file.write_bytes(content)
     assert said in refused(file)
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_a_path_without_a_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "absent", tmp_path / "pipe", Path("/dev/zero")):
         assert "there is no such file" in refused(path)
@@ -70,13 +72,15 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         ({"x" * 5000: 1}, "xxx is unknown"),
     ],
 )
-def test_words_are_plain(tmp_path: Path, changes: dict, said: str) -> None:
+def test_texts_contain_no_interpolation_and_no_control_character(
+    tmp_path: Path, changes: dict, said: str
+) -> None:
     file = tmp_path / "policy.json"
     file.write_text(json.dumps(examples.policy() | changes))
     assert said in refused(file)
 
 
-def test_no_text_of_a_file_is_resolved(tmp_path: Path) -> None:
+def test_interpolations_in_a_file_are_not_resolved(tmp_path: Path) -> None:
     """Neither in values nor in names, at any depth."""
     file, hidden = tmp_path / "policy.json", json.dumps("${oc.env:HOME}")
     for text in ('"tiny"', '"wikipedia_sample"', '"0.mlp"', '"llama"', '"all"', '"mlp"'):

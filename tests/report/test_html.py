@@ -90,7 +90,7 @@ def test_page_needs_no_network(report: SearchReport, tmp_path: Path) -> None:
     assert re.findall(r"url\((?!#)", text) == []
 
 
-def test_page_tells_everything(report: SearchReport, tmp_path: Path) -> None:
+def test_page_shows_everything(report: SearchReport, tmp_path: Path) -> None:
     page = Page(written(report, tmp_path))
     assert page.tags.count("svg") == 5
     for said in (
@@ -101,7 +101,9 @@ def test_page_tells_everything(report: SearchReport, tmp_path: Path) -> None:
         assert said in page.text, said
 
 
-def test_page_marks_each_number(report: SearchReport, tmp_path: Path) -> None:
+def test_page_marks_each_number_as_measured_or_predicted(
+    report: SearchReport, tmp_path: Path
+) -> None:
     words = re.sub(r"\s+", " ", Page(written(report, tmp_path)).text)
     table = words[words.index("Ratio and perplexity") : words.index("Candidates")]
     assert "37.5 % PPF 20.09 measured 3.0000 22.20 predicted 20.13 – 24.48 3.1000" in table

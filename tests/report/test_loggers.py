@@ -63,7 +63,7 @@ def test_loggers_compose_one_or_several(composed, override: str, names: list[str
     assert list(composed(override)) == names
 
 
-def test_csv_lies_in_the_folder_of_the_run(composed, tmp_path: Path) -> None:
+def test_the_csv_file_is_in_the_folder_of_the_run(composed, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "search.log").write_text("from Hydra\n")
@@ -83,7 +83,7 @@ def test_csv_lies_in_the_folder_of_the_run(composed, tmp_path: Path) -> None:
     assert "name: tiny" in (run / "hparams.yaml").read_text()
 
 
-def test_offline_runs_are_distinct_and_lie_in_their_folders(
+def test_offline_runs_are_distinct_and_in_their_own_folders(
     composed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     policy = tmp_path / "policy.json"

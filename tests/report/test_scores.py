@@ -5,7 +5,7 @@ import pytest
 from ppf.report.scores import Entry, LogPerplexity, decimal, duration, percent
 
 
-def test_a_score_says_how_it_is_known() -> None:
+def test_a_log_perplexity_is_measured_or_predicted() -> None:
     measured, predicted = LogPerplexity(math.log(20)), LogPerplexity(math.log(20), 0.1)
     assert (measured.known, measured.interval) == ("measured", None)
     assert predicted.known == "predicted"
@@ -16,19 +16,19 @@ def test_a_score_says_how_it_is_known() -> None:
     assert Entry("uniform", 0.3, predicted=predicted).scores == [predicted]
 
 
-def test_broken_models_have_a_perplexity_too() -> None:
+def test_an_overflow_is_an_infinite_perplexity() -> None:
     assert LogPerplexity(1e4).perplexity == math.inf
     assert str(LogPerplexity(math.inf)) == "inf"
     assert str(LogPerplexity(math.nan)) == "nan"
 
 
-def test_records_hold_no_number_that_json_lacks() -> None:
+def test_records_replace_numbers_that_are_not_finite_by_null() -> None:
     assert LogPerplexity(math.nan).record() == {"nll": None, "perplexity": None}
     assert LogPerplexity(1e4).record() == {"nll": 1e4, "perplexity": None}
     assert LogPerplexity(5.0, 1e4).record()["interval_95"] == [0.0, None]
 
 
-def test_numbers_as_people_read_them() -> None:
+def test_numbers_are_readable() -> None:
     shown = [decimal(x) for x in (1.5, 31.824, 278.36, 12345.6, 3.2e9)]
     assert shown == ["1.50", "31.82", "278.4", "12,346", "3.2e+09"]
     assert percent(0.30049) == "30.0 %"

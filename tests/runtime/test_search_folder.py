@@ -53,7 +53,7 @@ def test_a_static_search_answers_its_own_ratio(
         model.set_ratio(0.4)
 
 
-def test_a_bank_too_large_gives_way_to_bias_and_says_so(
+def test_bias_compensation_replaces_a_bank_that_is_too_large(
     searched: PruningContext, config: DictConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert load(config).compensation == "least_squares"

@@ -89,9 +89,7 @@ def test_what_is_not_json_is_refused(client: TestClient) -> None:
     assert 400 <= response.status_code < 500 and response.json()["error"]["message"]
 
 
-def test_a_policy_tells_what_stays_and_what_is_predicted(
-    client: TestClient, model: DynamicModel
-) -> None:
+def test_a_policy_has_kept_units_and_a_prediction(client: TestClient, model: DynamicModel) -> None:
     found = client.get("/v1/policies", params={"pruning_ratio": 0.4}).json()
     assert [site["kept"] for site in found["sites"]] == model.policy(0.4)
     assert 0.4 <= found["pruning_ratio"] < 0.5

@@ -54,7 +54,7 @@ def serve(root: Path, folder: Path) -> Iterator[Serve]:
         process.communicate()
 
 
-def test_an_address_that_cannot_be_had_is_one_sentence() -> None:
+def test_an_unavailable_address_is_refused_in_one_sentence() -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
         for host, port in (("127.0.0.1", taken.getsockname()[1]), ("127.0.0.1", 99999), ("no.", 0)):

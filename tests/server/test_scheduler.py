@@ -67,7 +67,7 @@ def test_other_routes_answer_at_once_under_load(address: str) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"queue": 1}], indirect=True)
-def test_a_full_queue_refuses_and_tells_when_to_come_back(address: str) -> None:
+def test_a_full_queue_refuses_with_a_retry_after_header(address: str) -> None:
     with closing(send(address, LONG, stream=True)) as first, closing(send(address, LONG)):
         assert first.getresponse().status == 200
         for stream in (False, True):
@@ -78,7 +78,7 @@ def test_a_full_queue_refuses_and_tells_when_to_come_back(address: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_work_of_clients_that_leave_is_cancelled(address: str, stream: bool) -> None:
+def test_completions_of_disconnected_clients_are_cancelled(address: str, stream: bool) -> None:
     running, waiting = send(address, LONG, stream=stream), send(address, LONG, stream=stream)
     time.sleep(0.5)
     start = time.monotonic()
