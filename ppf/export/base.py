@@ -1,4 +1,4 @@
-"""What `export=` may name."""
+"""Interface of the formats that `export=` chooses from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

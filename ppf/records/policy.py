@@ -11,7 +11,7 @@ FORMAT = 1
 _Part = Literal["calibration", "labelling", "test"]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
 _Units = Annotated[dict[SiteName, Natural], Field(min_length=1, max_length=8192)]
-_WHEEL = ("package", "file", "requirement")  # a message tells users to install it
+_WHEEL = ("package", "file", "requirement")  # an error message asks users to install it
 
 
 class ModelRecord(Record):

@@ -40,7 +40,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
 
 
 def check_search(cfg: DictConfig) -> None:
-    """Raises PPFError if `cfg.search` holds no search's result."""
+    """Raises PPFError if `cfg.search` is not the folder of a search."""
     if not any((Path(cfg.search) / name).is_file() for name in ("agent.json", "policy.json")):
         raise PPFError(
             f"search={cfg.search} contains neither agent.json nor policy.json:"
