@@ -257,9 +257,7 @@ def test_another_network_is_no_start(
 def test_relaxed_widths_agree_with_whole_ones(
     labels: Labels, known: SiteFeatures, tmp_path: Path
 ) -> None:
-    predictor = fitted_with(
-        labels, known, tmp_path, "predictor=residual", "predictor.max_epochs=3"
-    ).predictor
+    predictor = fitted_with(labels, known, tmp_path, "predictor=residual", "predictor.max_epochs=3")
     kept = labels.kept[100:104].double().requires_grad_()
     relaxed = predictor.relaxed(kept)
     assert torch.allclose(relaxed, predictor.predict(labels.kept[100:104]).mean, atol=1e-4)
