@@ -88,7 +88,7 @@ class LabelStore:
     def refresh(self) -> None:
         """Reads new and changed shards, also those of other processes."""
         for path in sorted(self.folder.glob("*.parquet")):
-            stat = path.stat()
+            stat = path.lstat()  # a link may lead nowhere
             state = stat.st_ino, stat.st_mtime_ns, stat.st_size
             if self._seen.get(path) != state:
                 self._seen[path] = state

@@ -19,7 +19,7 @@ from ppf.evaluation.size import parameters
 from ppf.labels.labeller import Labeller
 from ppf.llm import LanguageModel, Text, load
 from ppf.llm.loading import resolve_dtype
-from ppf.llm.text import build_text
+from ppf.llm.text import Part, build_text
 from ppf.progress import say
 from ppf.pruning import (
     Bank,
@@ -42,6 +42,7 @@ from ppf.stages.signatures import Signatures, plain, signatures
 Choose = Callable[[LanguageModel, Space], Compensation]
 
 
+_PARTS: tuple[Part, ...] = ("calibration", "labelling")  # that stages up to the search read
 _STRIDE = 4  # of calibration windows: layers' traits are means over far fewer numbers
 
 
@@ -127,6 +128,8 @@ def prepare(
     if cfg.text.path:
         _ = text.parts  # damaged files are refused before the model is loaded
     lm = load(cfg.model, cfg.paths.cache, device=fabric.device, window=text.window)
+    for part in _PARTS:
+        text.tokens(part, lm.tokenizer)  # too little text is refused before the long work
 
     def calibrate() -> dict[str, Tensor]:
         windows = text.tokens("calibration", lm.tokenizer)

@@ -81,6 +81,12 @@ def test_other_files_are_skipped(
     assert "other.parquet is corrupt" in capsys.readouterr().out
 
 
+def test_a_link_to_nowhere_is_skipped(shard: Path, capsys: pytest.CaptureFixture) -> None:
+    (shard.parent / "link.parquet").symlink_to(shard.parent / "nowhere")
+    assert len(LabelStore(shard.parent, "a", UNITS)) == len(ROWS)
+    assert "link.parquet is corrupt" in capsys.readouterr().out
+
+
 def test_a_folder_named_like_a_shard_is_skipped(shard: Path, capsys: pytest.CaptureFixture) -> None:
     shard.with_name("other.parquet").mkdir()
     assert len(LabelStore(shard.parent, "a", UNITS)) == len(ROWS)
