@@ -1,14 +1,10 @@
 """Entry points of the commands; nothing slow is imported before a config is known to be needed."""
 
 import os
-import sys
 from collections.abc import Callable
 
 import hydra
 from omegaconf import DictConfig
-
-_SHOWS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
-"""Arguments that show something and start no work."""
 
 
 def _entry(name: str) -> Callable[[], None]:
@@ -28,13 +24,13 @@ def _entry(name: str) -> Callable[[], None]:
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
-        if _SHOWS & set(sys.argv):
+        try:
             application()
-            return
-        from ppf.cli.explain import explain_config, told
+        except Exception:
+            from ppf.cli.explain import explain_config, told
 
-        with told(explain_config(name)):
-            application()
+            with told(explain_config(name)):
+                raise
 
     return main
 
