@@ -20,7 +20,7 @@ from transformers import (
 
 from ppf.artefacts import get_or_make
 from ppf.errors import PPFError
-from ppf.llm.checkpoint import check_files, quiet, read_config
+from ppf.llm.checkpoint import check_files, quiet, read_config, read_tokenizer
 from ppf.progress import say
 from ppf.ranges import Seed
 
@@ -133,7 +133,7 @@ def _cached(folder: Path, make: MakeCheckpoint) -> str:
 
 
 def _checked(folder: Path) -> str:
-    """Returns the folder; raises PPFError if its config or its weight files cannot be read."""
-    read_config(str(folder))
+    """Returns the folder; raises PPFError if its config, tokenizer or weights cannot be read."""
+    read_tokenizer(str(folder), read_config(str(folder)))
     check_files(str(folder))
     return str(folder)

@@ -1,12 +1,14 @@
 """Second moments of the consumers' inputs (of o_proj and down_proj) on calibration text."""
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppf.llm import Coupling, LanguageModel
@@ -92,8 +94,33 @@ def damped(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a safetensors file."""
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Writes a safetensors file that carries a checksum of its tensors."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, path, {_CHECKSUM: _checksum(tensors)})
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `write_tensors` wrote.
+
+    Raises:
+        ValueError: the tensors do not have the checksum that the file carries.
+    """
+    with safe_open(path, "pt") as file:
+        checksum = (file.metadata() or {}).get(_CHECKSUM)  # older files have none
+    tensors = load_file(path)
+    if checksum and checksum != _checksum(tensors):
+        raise ValueError("its checksum is wrong")
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of all names and values."""
+    found = 0
+    for name, tensor in sorted(tensors.items()):
+        content = tensor.reshape(-1).view(torch.uint8).numpy().data
+        found = zlib.crc32(content, zlib.crc32(name.encode(), found))
+    return f"{found:08x}"
+
+
+_CHECKSUM = "crc32"
 _SMALLEST = 1e-30  # smallest λ

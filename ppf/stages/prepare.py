@@ -11,7 +11,6 @@ from hydra.utils import instantiate
 from jaxtyping import Float
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ppf.artefacts import get_or_make, signature
@@ -35,7 +34,7 @@ from ppf.pruning import (
     score_atoms,
     sensitivity,
 )
-from ppf.pruning.statistics import write_tensors
+from ppf.pruning.statistics import read_tensors, write_tensors
 from ppf.space import Space
 from ppf.stages.signatures import Signatures, plain, signatures
 
@@ -170,5 +169,5 @@ def _stored(
     """Tensors that are an artefact, made if they are missing."""
     file = Path(cfg.paths.artefacts) / kind / f"{name}.safetensors"
     return get_or_make(
-        file, read=load_file, make=lambda draft: write_tensors(draft, make()), ranks=fabric
+        file, read=read_tensors, make=lambda draft: write_tensors(draft, make()), ranks=fabric
     )

@@ -131,7 +131,7 @@ def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None
     (tmp_path / "policy.json").write_text(json.dumps({"format": 0}))
     said = sentence(run, "evaluate", f"policy={tmp_path / 'policy.json'}", "logger=csv")
     assert "policy.json: format should be 1: give the policy.json that search.py wrote" in said
-    assert "path=/nowhere is no Hugging Face" in sentence(
+    assert "path=/nowhere is not a Hugging Face" in sentence(
         run, "evaluate", "path=/nowhere", "logger=csv"
     )
 

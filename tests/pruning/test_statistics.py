@@ -1,0 +1,41 @@
+"""Tensors on disk carry a checksum."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ppf.pruning.statistics import read_tensors, write_tensors
+
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3).T,
+    "b": torch.tensor(1.5, dtype=torch.bfloat16),
+    "empty": torch.zeros(0),
+}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x", TENSORS)
+    found = read_tensors(tmp_path / "x")
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_no_changed_byte_is_read(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x", TENSORS)
+    whole = (tmp_path / "x").read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (tmp_path / "x").write_bytes(changed)
+        try:
+            found = read_tensors(tmp_path / "x")
+        except Exception:
+            continue
+        # What is left are harmless changes of the header, such as the name of the checksum.
+        assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS), place
+
+
+def test_files_without_a_checksum_are_read(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "x")
+    assert torch.equal(read_tensors(tmp_path / "x")["a"], torch.ones(2))
