@@ -305,13 +305,18 @@ def main() -> None:
     stages = [("search", SEARCH)]
     if not small:
         stages += [("collect", TINY[:4]), ("train", TINY[:7]), ("search", DYNAMIC)]
-    found = {
-        "fuzz": fuzz(300),
-        "attacks": attacks(small),
-        "damaged": damaged(small),
-        "kills": kills(stages, 1 if small else 3),
-        "server": server(),
-    }
+    with folders() as new:
+        searched = new()
+        code, output = searched.run("search", *SEARCH)
+        assert code == 0, output
+        stages.append(("prune", (f"policy={searched.folder}/run/policy.json", "logger=none")))
+        found = {
+            "fuzz": fuzz(300),
+            "attacks": attacks(small),
+            "damaged": damaged(small),
+            "kills": kills(stages[: 1 if small else None], 1 if small else 3),
+            "server": server(),
+        }
     for part, numbers in found.items():
         say(f"{part:<8}  " + ", ".join(f"{name} {value}" for name, value in numbers.items()))
     print(json.dumps(found))
