@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -94,7 +95,9 @@ class Commands:
         if (file := self.folder / "run" / "policy.json").is_file():
             found["policy"] = json.loads(file.read_text())["kept"]
         for file in (self.folder / "run").rglob("*.safetensors"):
-            found[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            tensors = sorted(load_file(file).items())  # the order of metadata is random
+            parts = (name.encode() + t.view(-1).numpy().tobytes() for name, t in tensors)
+            found[file.name] = hashlib.sha256(b"".join(parts)).hexdigest()
         return found
 
 
