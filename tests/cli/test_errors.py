@@ -34,7 +34,6 @@ def sentence(run: Run, script: str, *overrides: str) -> str:
         ("search", "ratio=1.4", "ratio=1.4 should be less than 1."),
         ("search", "mode=dynamic agent=cmaes", "mode=dynamic needs an agent that learns"),
         ("search", "agent=foo", "agent=foo is unknown: give one of alphapruning, block_influence"),
-        ("search", "--cfg=job agent=foo", "agent=foo is unknown: give one of alphapruning"),
         ("search", "labels.cuont=3", "there is no key labels.cuont: do you mean labels.count?"),
         ("search", "hydra.run.dir=/proc/x", "cannot write /proc/x (No such file or directory)"),
         ("search", "fabric.accelerator=gpu", "fabric.accelerator=gpu fabric.devices=1 cannot be"),
