@@ -46,5 +46,6 @@ def test_sliding_windows_speed_and_tasks_dense_beside_pruned(
 
 @pytest.mark.slow
 def test_an_unknown_task_is_one_sentence(run: Run, tmp_path: Path) -> None:
-    done = run("evaluate", "path=/nowhere", "tasks=[/no/such.yaml]", "logger=csv", ok=False)
+    (tmp_path / "config.json").write_text("{}")
+    done = run("evaluate", f"path={tmp_path}", "tasks=[/no/such.yaml]", "logger=csv", ok=False)
     assert "Error: tasks=['/no/such.yaml'] cannot be loaded" in done.stderr
