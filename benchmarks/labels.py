@@ -52,7 +52,7 @@ class Zeroed:
 
     @torch.inference_mode()
     def nll(self, kept: list[int]) -> float:
-        orders = self.context.bank.orders
+        orders = self.context.pruner.bank.orders
         for coupling, weight, order, site, units in zip(
             self.couplings, self.weights, orders, self.context.space.sites, kept, strict=True
         ):
@@ -168,7 +168,7 @@ def text_size(cfg: DictConfig, context: PruningContext) -> dict[str, object]:
 @torch.inference_mode()
 def window_losses(context: PruningContext, kept: Tensor, windows: Tensor) -> Tensor:
     """Negative log-likelihood of every window's tokens that a label scores."""
-    head, start = output_head(context.lm.model), context.cfg.labels.context - 1
+    head, start = output_head(context.lm.model), context.config.labels.context - 1
     with context.pruner.at(kept.tolist()) as model, fast_attention(model):
         batches = windows.split(8)
         states = [model.get_decoder()(ids, use_cache=False).last_hidden_state for ids in batches]

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import time
+from functools import partial
 
 import torch
 from hydra import compose, initialize_config_module
@@ -37,7 +38,7 @@ def real_evaluation(context: PruningContext) -> float:
     kept = uniform(context.space, torch.tensor([RATIO]))[0].tolist()
     with context.pruner.at(kept) as model:
         start = time.perf_counter()
-        mean_nll(model, windows, batch=context.cfg.labels.batch)
+        mean_nll(model, windows, batch=context.config.labels.batch)
         return time.perf_counter() - start
 
 
@@ -57,8 +58,11 @@ def main() -> None:
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("train", [run, *sys.argv[1:]])
     context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
+    fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, ())
     space, config = context.space, plain(cfg.predictor)
-    predictor = train(context, acquire(context, collect(context))).predictor
+    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed)
+    labels = acquire(context, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
+    predictor = fit(labels).predictor
 
     seconds = real_evaluation(context)
     print(f"one real evaluation on the test part: {seconds:.1f} s")

@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,25 @@ FORMATS = {
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12
 _FOLDERS = "paths.outputs, paths.artefacts or paths.cache"
-_CHUNK = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """The folder of all artefacts, and the processes that share it.
+
+    Args:
+        folder: one sub-folder per kind.
+        ranks: the processes of one run; only rank 0 makes artefacts.
+    """
+
+    folder: Path
+    ranks: Ranks
+
+    def get_or_make(
+        self, kind: str, file: str, *, read: Callable[[Path], T], make: Callable[[Path], None]
+    ) -> T:
+        """Reads the artefact `file` of a kind, or makes it; see the function `get_or_make`."""
+        return get_or_make(self.folder / kind / file, read=read, make=make, ranks=self.ranks)
 
 
 def signature(kind: str, *parts: Any) -> str:

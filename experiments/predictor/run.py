@@ -19,13 +19,14 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from lightning import Fabric
+from omegaconf import DictConfig
 from pyarrow import parquet
 from setting import configured
 from torch import Tensor
@@ -40,8 +41,8 @@ from ppf.predictor.scores import Scores
 from ppf.progress import say
 from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect, label_store
-from ppf.stages.objective import objective_of
 from ppf.stages.prepare import PruningContext, prepare
+from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import train
 
 FILE = Path(__file__).with_name("results.json")
@@ -69,9 +70,8 @@ def take_over(context: PruningContext) -> Path:
     return labelled
 
 
-def random_set(context: PruningContext, labels: Labels) -> Labels:
+def random_set(cfg: DictConfig, context: PruningContext, labels: Labels) -> Labels:
     """Policies of the sampler; what a predictor was trained on does not count for it (`unseen`)."""
-    cfg = context.cfg
     kept = draw(context, instantiate(cfg.sampler), RANDOM, cfg.seed + FIRST_SEED)
     other = label(label_store(context), context.labeller, kept, "random set")
     return other.with_rows(labels.kept[HELD_OUT:], labels.nll[HELD_OUT:], "sampler")
@@ -85,36 +85,35 @@ def exported(labelled: Path, source: str) -> Tensor:
     return torch.tensor(table["kept"].to_pylist())
 
 
-def proposals(context: PruningContext, labels: Labels, labelled: Path) -> Labels:
+def proposals(cfg: DictConfig, context: PruningContext, labels: Labels, labelled: Path) -> Labels:
     """What searches propose at ratios and seeds of their own, or did when `labelled` was made."""
     if len(before := exported(labelled, PROPOSALS)):
         return label(label_store(context), context.labeller, before, PROPOSALS)
     found = []
     for seed in SEEDS:
-        cfg = context.cfg.copy()
-        cfg.seed = seed
-        trained = train(replace(context, cfg=cfg), first(labels, FITTED_TO))
-        agent = instantiate(cfg.agent)
+        fit = partial(train, context, cfg.predictor, cfg.trainer, seed, ())
+        trained, fabric = fit(first(labels, FITTED_TO)), Fabric(accelerator="cpu", devices=1)
+        inputs = SearchInputs.of(cfg, fabric, context, fit)
         for ratio in RATIOS:
-            objective = objective_of(context, trained, ratio, agent)
-            best = run_search(agent, objective, Run(context.fabric, lambda *_: None, seed), EACH)
+            objective = inputs.objective(trained, cfg.search.trust_region, ratio, ratio)
+            run = Run(fabric, lambda *_: None, seed)
+            best = run_search(inputs.agent, objective, run, EACH)
             found.append(best.kept.cpu())
     kept = torch.cat(found).unique(dim=0)
     return label(label_store(context), context.labeller, kept, PROPOSALS)
 
 
-def with_asked(
-    context: PruningContext, labels: Labels, sets: dict[str, Labels], labelled: Path
-) -> Labels:
+def with_asked(cfg: DictConfig, context: PruningContext, labels: Labels, labelled: Path) -> Labels:
     """The labels, and as many as `labels.acquired` says: of what their predictor asks for now.
 
     Those of the first labels that `labelled` tells of: what it asked for when that was made.
     """
     before = exported(labelled, ACQUIRED)
-    if len(labels) == ACQUIRED_AFTER and len(before) == context.cfg.labels.acquired > 0:
+    if len(labels) == ACQUIRED_AFTER and len(before) == cfg.labels.acquired > 0:
         measured = label(label_store(context), context.labeller, before, ACQUIRED)
         return labels.with_rows(before, measured.nll, ACQUIRED)
-    return acquire(context, labels, beside=torch.cat([held_out.kept for held_out in sets.values()]))
+    fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, ())
+    return acquire(context, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
 
 
 def first(labels: Labels, count: int) -> Labels:
@@ -137,7 +136,7 @@ class Sensitivity:
     """The expected losses of all cuts alone, added up."""
 
     def __init__(self, context: PruningContext, dense_nll: float) -> None:
-        self.losses, self.dense_nll = context.sensitivity, dense_nll
+        self.losses, self.dense_nll = context.features.losses, dense_nll
 
     def predict(self, kept: Tensor) -> Prediction:
         excess = self.losses[torch.arange(kept.shape[1]), kept].sum(1)
@@ -145,10 +144,12 @@ class Sensitivity:
 
 
 def scored(
-    predictor: PredictorModule | Sensitivity, context: PruningContext, held_out: Labels
+    bands: list[float],
+    predictor: PredictorModule | Sensitivity,
+    context: PruningContext,
+    held_out: Labels,
 ) -> Iterator[dict[str, object]]:
     """One row for all policies, and one for each ratio band."""
-    bands = context.cfg.predictor.bands
     scores = Scores(bands, predictor.dense_nll)
     ratio = context.space.ratio(held_out.kept)
     scores.update(predictor.predict(held_out.kept), held_out.nll.float(), ratio.float())
@@ -160,12 +161,12 @@ def scored(
 
 
 def rows_of(
-    name: str, context: PruningContext, labels: Labels, sets: dict[str, Labels]
+    name: str, cfg: DictConfig, context: PruningContext, labels: Labels, sets: dict[str, Labels]
 ) -> Iterator[dict[str, object]]:
     """All rows of one predictor and number of labels."""
-    predictor = train(context, labels).predictor
+    predictor = train(context, cfg.predictor, cfg.trainer, cfg.seed, (), labels).predictor
     for held_out, policies in sets.items():
-        for row in scored(predictor, context, unseen(policies, labels)):
+        for row in scored(cfg.predictor.bands, predictor, context, unseen(policies, labels)):
             yield {"predictor": name, **numbers(labels), "set": held_out, **row}
 
 
@@ -175,11 +176,11 @@ def numbers(labels: Labels) -> dict[str, int]:
 
 
 def unlabelled(
-    context: PruningContext, dense_nll: float, sets: dict[str, Labels]
+    bands: list[float], context: PruningContext, dense_nll: float, sets: dict[str, Labels]
 ) -> Iterator[dict[str, object]]:
     """All rows of the sensitivities; they have no intervals."""
     for held_out, policies in sets.items():
-        for row in scored(Sensitivity(context, dense_nll), context, policies):
+        for row in scored(bands, Sensitivity(context, dense_nll), context, policies):
             named = {"predictor": "sensitivity", "labels": 0, "acquired": 0, "set": held_out}
             yield named | row | {"coverage": None}
 
@@ -210,12 +211,13 @@ def main() -> None:
     counts = [int(count) for count in options.labels.split(",")]
 
     given = (f"labels.count={max(LABELS)}", "agent=evolution", "model.dtype=float32", *overrides)
-    context = prepare(configured(*given), Fabric(accelerator="cpu", devices=1))
+    cfg = configured(*given)
+    context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
     labelled = take_over(context)
-    labels = collect(context)
+    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed)
     sets = {
-        "random": random_set(context, labels),
-        "proposals": proposals(context, labels, labelled),
+        "random": random_set(cfg, context, labels),
+        "proposals": proposals(cfg, context, labels, labelled),
     }
     if options.export:
         LABELLED.mkdir(exist_ok=True)
@@ -224,17 +226,17 @@ def main() -> None:
     rows = json.loads(options.results.read_text()) if options.results.is_file() else []
     done = {tuple(row[k] for k in KEY[:3]) for row in rows}
     if ("sensitivity", 0, 0) not in done:
-        rows += unlabelled(context, float(labels.nll[0]), sets)
+        rows += unlabelled(cfg.predictor.bands, context, float(labels.nll[0]), sets)
     for name in options.predictors.split(","):
-        chosen = replace(context, cfg=configured(f"predictor={name}", *given))
+        chosen = configured(f"predictor={name}", *given)
         for count in counts:
-            drawn, asked = first(labels, count), context.cfg.labels.acquired
+            drawn, asked = first(labels, count), cfg.labels.acquired
             key = (name, len(drawn) + asked, asked)
             if key in done:
                 continue
-            some = with_asked(chosen, drawn, sets, labelled)
+            some = with_asked(chosen, context, drawn, labelled)
             say(f"{name} on {len(some)} labels.")
-            rows += rows_of(name, chosen, some, sets)
+            rows += rows_of(name, chosen, context, some, sets)
             done.add(key)
             options.results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(table(rows))

@@ -10,14 +10,14 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from lightning import Fabric, seed_everything
 from omegaconf import DictConfig
 
@@ -31,10 +31,11 @@ from ppf.progress import Stopwatch, say
 from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect, label_store
 from ppf.stages.dynamic import dynamic
-from ppf.stages.objective import objective_of
+from ppf.stages.policy import provenance
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
-from ppf.stages.train import needs_labels, train
+from ppf.stages.search_inputs import SearchInputs
+from ppf.stages.train import Trained, needs_labels, train
 
 HERE = Path(__file__).parent
 RULES = ["uniform", "owl", "alphapruning", "flap", "block_influence", "obs_global"]
@@ -85,14 +86,15 @@ def configured(agent: str, ratio: float, seed: int, overrides: list[str]) -> Dic
         return compose("search", [*chosen, *run, *overrides])
 
 
-def searched(context: PruningContext, labels: Labels) -> Result:
+def searched(cfg: DictConfig, context: PruningContext, labels: Labels, fabric: Fabric) -> Result:
     """A static search's policy: an agent's, or the one of a rule."""
-    cfg, clock = context.cfg, Stopwatch()
-    train(context, labels)
+    fit = training(cfg, context)
+    trained = fit(labels)
+    inputs = SearchInputs.of(cfg, fabric, context, fit)
     start = time.perf_counter()
-    if cfg.agent._target_.endswith(".Rule"):
-        return _ruled(context, labels, start)
-    found = search(context, labels, clock)
+    if isinstance(inputs.agent, Rule):
+        return _ruled(inputs, trained, cfg.ratio, start)
+    found = search(inputs, labels, trained, cfg.ratio, Stopwatch())
     best = found.measured.best
     return Result(
         found.kept,
@@ -105,20 +107,23 @@ def searched(context: PruningContext, labels: Labels) -> Result:
 
 def _evaluations(cfg: DictConfig, labels: Labels) -> int:
     """Policies that were measured before the best ones: labels, or all that an oracle measured."""
-    if needs_labels(cfg):
+    if needs_labels(cfg.predictor):
         return len(labels)
     return cfg.agent.generations * cfg.agent.children
 
 
-def _ruled(context: PruningContext, labels: Labels, start: float) -> Result:
-    rule = instantiate(context.cfg.agent)
-    assert isinstance(rule, Rule)
-    objective = objective_of(context, train(context, labels), context.cfg.ratio, rule)
-    found = rule.search(
-        objective, Run(context.fabric, lambda step, metrics: None, context.cfg.seed)
+def training(cfg: DictConfig, context: PruningContext) -> partial:
+    """Fits the config's predictor to labels."""
+    return partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, ())
+
+
+def _ruled(inputs: SearchInputs, trained: Trained, ratio: float, start: float) -> Result:
+    objective = inputs.objective(trained, inputs.settings.trust_region, ratio, ratio)
+    found = inputs.agent.search(
+        objective, Run(inputs.fabric, lambda step, metrics: None, inputs.seed)
     )
     mean = float(objective.predictor.predict(found.kept).mean[0])
-    nll = float(measured(context, found.kept)[0])
+    nll = float(inputs.measure(found.kept)[0])
     return Result(found.kept[0].tolist(), mean, nll, time.perf_counter() - start, 1)
 
 
@@ -128,11 +133,13 @@ def measured(context: PruningContext, kept: torch.Tensor) -> torch.Tensor:
 
 
 def learnt(
-    context: PruningContext, labels: Labels, ratios: list[float]
+    cfg: DictConfig, context: PruningContext, labels: Labels, ratios: list[float], fabric: Fabric
 ) -> Iterator[tuple[float, Result]]:
     """One dynamic agent's policies at all ratios; the seconds are those of one answer."""
     before = len(label_store(context))
-    agent = dynamic(context, labels, Stopwatch()).agent
+    fit = training(cfg, context)
+    inputs, known = SearchInputs.of(cfg, fabric, context, fit), provenance(context)
+    agent = dynamic(inputs, labels, fit(labels), cfg.dynamic, cfg.ratios, known, Stopwatch()).agent
     evaluations = len(labels) + len(label_store(context)) - before
     for ratio in ratios:
         agent.policy(ratio)
@@ -147,7 +154,7 @@ def tested(context: PruningContext, kept: list[int], count: int) -> float:
     """Log-perplexity on `count` windows of the test part, evenly spread, nats per token."""
     windows = context.text.tokens("test", context.lm.tokenizer)
     with context.pruner.at(kept) as model:
-        return mean_nll(model, evenly(windows, count), batch=context.cfg.labels.batch)
+        return mean_nll(model, evenly(windows, count), batch=context.config.labels.batch)
 
 
 class Table:
@@ -218,13 +225,15 @@ def run(known: argparse.Namespace, rest: list[str]) -> None:
                 continue
             cfg = configured(agent, ratio, seed, rest)
             seed_everything(seed, verbose=False)
-            context = prepare(cfg, fabric) if context is None else replace(context, cfg=cfg)
-            shared = replace(context, cfg=configured(agent, ratio, LABEL_SEED, rest))
-            labels = acquire(shared, collect(shared, upstream=True), upstream=True)
+            context = prepare(cfg, fabric) if context is None else context
+            shared = configured(agent, ratio, LABEL_SEED, rest)
+            labels = collect(context, shared.sampler, shared.labels.count, LABEL_SEED)
+            fit = training(shared, context)
+            labels = acquire(context, labels, fit, shared.labels, shared.sampler, LABEL_SEED)
             if agent == "dynamic":
-                results = list(learnt(context, labels, missing))
+                results = list(learnt(cfg, context, labels, missing, fabric))
             else:
-                results = [(ratio, searched(context, labels))]
+                results = [(ratio, searched(cfg, context, labels, fabric))]
             for place, found in results:
                 table.add(agent, place, seed, found, tested(context, found.kept, known.windows))
     print(markdown(table.rows))

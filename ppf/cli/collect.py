@@ -13,7 +13,7 @@ from ppf.stages.prepare import prepare
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels what the sampler draws."""
     context = prepare(cfg, fabric)
-    labels = collect(context)
+    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed)
     say(f"{len(labels)} labels in {label_store(context).folder}")
     limit = cfg.labels.catastrophic
     if wrecked := int(labels.catastrophic(float(labels.nll[0]), limit).sum()):

@@ -1,5 +1,6 @@
 """ppf-search: finds the policy of least perplexity at a ratio, or an agent for every ratio."""
 
+from functools import partial
 from pathlib import Path
 
 from lightning import Fabric
@@ -15,10 +16,11 @@ from ppf.stages import curve, results
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import collect
 from ppf.stages.dynamic import dynamic, learner_of
-from ppf.stages.policy import warn_if_unreadable
+from ppf.stages.policy import provenance, warn_if_unreadable
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
-from ppf.stages.train import needs_labels
+from ppf.stages.search_inputs import SearchInputs
+from ppf.stages.train import Trained, needs_labels, train
 
 
 def _check(cfg: DictConfig) -> None:
@@ -31,21 +33,36 @@ def _check(cfg: DictConfig) -> None:
 def main(cfg: DictConfig, fabric: Fabric) -> float | None:
     """Labels and trains what is missing, searches, measures and reports."""
     warn_if_unreadable(cfg)
-    clock = Stopwatch()
+    clock, may_make = Stopwatch(), cfg.upstream == "make"
     with clock("preparing the model"):
         context = prepare(cfg, fabric)
+    fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
+    first = partial(fit, may_train=may_make)
     with clock("labelling"):
-        count = cfg.labels.count if needs_labels(cfg) else 1  # the dense model
-        labels = acquire(context, collect(context, count=count, upstream=True), upstream=True)
-    return _MODES[cfg.mode](context, labels, clock)
+        count = cfg.labels.count if needs_labels(cfg.predictor) else 1  # the dense model
+        labels = collect(context, cfg.sampler, count, cfg.seed, may_label=may_make)
+        labels = acquire(
+            context, labels, first, cfg.labels, cfg.sampler, cfg.seed, may_label=may_make
+        )
+    with clock("training the predictor"):
+        trained = first(labels)
+    inputs = SearchInputs.of(cfg, fabric, context, fit)
+    return _MODES[cfg.mode](cfg, context, inputs, labels, trained, clock)
 
 
-def _static(context: PruningContext, labels: Labels, clock: Stopwatch) -> float:
+def _static(
+    cfg: DictConfig,
+    context: PruningContext,
+    inputs: SearchInputs,
+    labels: Labels,
+    trained: Trained,
+    clock: Stopwatch,
+) -> float:
     """The best policy for one ratio; returns its measured log-perplexity."""
-    found = search(context, labels, clock)
-    loggers, folder = context.fabric.loggers, Path(context.cfg.paths.run)
-    paths = results.write(context, labels, found, clock.seconds, folder)
-    if not context.fabric.is_global_zero:
+    found = search(inputs, labels, trained, cfg.ratio, clock)
+    loggers, folder = inputs.fabric.loggers, Path(cfg.paths.run)
+    paths = results.write(cfg, context, labels, found, clock.seconds, folder)
+    if not inputs.fabric.is_global_zero:
         return found.measured.least
     log_artifact(loggers, paths["policy"], "policy", "policy")
     log_figure(loggers, "policy", policy_heatmap(context.space, found.kept), None)
@@ -53,14 +70,22 @@ def _static(context: PruningContext, labels: Labels, clock: Stopwatch) -> float:
     return found.measured.least
 
 
-def _dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> float:
+def _dynamic(
+    cfg: DictConfig,
+    context: PruningContext,
+    inputs: SearchInputs,
+    labels: Labels,
+    trained: Trained,
+    clock: Stopwatch,
+) -> float:
     """An agent for every ratio; returns the mean log-perplexity measured along its curve."""
-    learnt = dynamic(context, labels, clock)
+    ratios, origin = list(cfg.ratios), provenance(context)
+    learnt = dynamic(inputs, labels, trained, cfg.dynamic, ratios, origin, clock)
     metric = float(learnt.curve.measured.mean())
-    if not context.fabric.is_global_zero:
+    if not inputs.fabric.is_global_zero:
         return metric
-    loggers, shown = context.fabric.loggers, curve.entries(learnt.curve)
-    paths = curve.write(learnt, clock.seconds, Path(context.cfg.paths.run))
+    loggers, shown = inputs.fabric.loggers, curve.entries(learnt.curve)
+    paths = curve.write(learnt, clock.seconds, Path(cfg.paths.run))
     log_artifact(loggers, paths["agent"], "agent", "agent")
     log_figure(loggers, "curve", ratio_curve(shown), None)
     print_summary(shown, clock.seconds, paths)

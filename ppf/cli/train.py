@@ -1,5 +1,6 @@
 """ppf-train: fits the mask → perplexity predictor."""
 
+from functools import partial
 from pathlib import Path
 
 from lightning import Fabric
@@ -22,7 +23,10 @@ from ppf.stages.train import train
 def main(cfg: DictConfig, fabric: Fabric) -> float | None:
     """Trains the predictor, scores it on held-out policies and draws predicted against measured."""
     context = prepare(cfg, fabric)
-    trained = train(context, acquire(context, collect(context, upstream=True)))
+    fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
+    may_label = cfg.upstream == "make"
+    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed, may_label=may_label)
+    trained = fit(acquire(context, labels, fit, cfg.labels, cfg.sampler, cfg.seed))
     predictor = trained.predictor
     if predictor.held_out is None:
         raise PPFError("this predictor needs no training: give predictor=residual or another one.")

@@ -1,6 +1,5 @@
 """acquire: labels of the policies that lower the predictor's variance most."""
 
-import torch
 from hydra.utils import instantiate
 from jaxtyping import Int
 from omegaconf import DictConfig
@@ -15,8 +14,8 @@ from ppf.ranks import on_rank_0
 from ppf.space import new_policies
 from ppf.stages.collect import label_store, measure
 from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import require
-from ppf.stages.train import train
+from ppf.stages.signatures import missing
+from ppf.stages.train import Train
 
 _STREAM = 77  # of the pool's seed: draws that are no labels
 
@@ -24,41 +23,41 @@ _STREAM = 77  # of the pool's seed: draws that are no labels
 def acquire(
     context: PruningContext,
     labels: Labels,
+    train: Train,
+    settings: DictConfig,
+    sampler: DictConfig,
+    seed: int,
     *,
-    beside: Int[Tensor, "rows sites"] | None = None,
-    upstream: bool = False,
+    may_label: bool = True,
 ) -> Labels:
-    """Adds `labels.acquired` labels, of policies that the predictor chooses.
+    """Adds `labels.acquired` labels, of policies that a predictor of the given labels chooses.
 
     The pool is `labels.pool` further draws of the sampler, without those that are predicted above
     ten times the dense model's perplexity. The chosen policies lower the predictor's integrated
     variance over the pool most. A larger `labels.acquired` only adds to a smaller one.
 
     Args:
-        beside: policies that must not be chosen.
-        upstream: called by a later stage, which `upstream=require` forbids to train and to label.
+        train: fits the predictor.
+        settings: section `labels` of the config.
+        sampler: config of the sampler.
+        seed: of the given labels' sampler.
 
     Raises:
-        PPFError: the predictor has no Gaussian process, or the pool is too small.
+        PPFError: the predictor has no Gaussian process, the pool is too small, or a label is
+            missing and `may_label` is false.
     """
-    cfg = context.cfg
-    if not cfg.labels.acquired:
+    if not settings.acquired:
         return labels
-    check_acquired(cfg)
-    predictor = train(context, labels, upstream=upstream).predictor
+    predictor = train(labels).predictor
     assert isinstance(predictor, LearnedPredictor)
-    known = labels.kept if beside is None else torch.cat([labels.kept, beside])
-    pool = new_policies(
-        draw(context, instantiate(cfg.sampler), cfg.labels.pool, cfg.seed + _STREAM), known
-    )
-    limit = float(labels.nll[0]) + USUAL
-    policies = on_rank_0(context.fabric, lambda: _chosen(predictor, pool, limit, cfg))
-    store = label_store(context)
-    missing = any(kept not in store for kept in policies.tolist())
-    if upstream and context.fabric.broadcast(missing):
-        require(cfg, "labels", "python train.py")
-    measured = measure(context, policies, ACQUIRED)
-    return labels.with_rows(policies, measured.nll, ACQUIRED)
+    drawn = draw(context, instantiate(sampler), settings.pool, seed + _STREAM)
+    others, limit = new_policies(drawn, labels.kept), float(labels.nll[0]) + USUAL
+    ranks, store = context.artefacts.ranks, label_store(context)
+    policies = on_rank_0(ranks, lambda: _chosen(predictor, others, limit, settings.acquired))
+    complete = all(kept in store for kept in policies.tolist())
+    if not ranks.broadcast(complete or may_label):
+        raise missing("labels", "python train.py")
+    return labels.with_rows(policies, measure(context, policies, ACQUIRED).nll, ACQUIRED)
 
 
 def check_acquired(cfg: DictConfig) -> None:
@@ -70,9 +69,9 @@ def check_acquired(cfg: DictConfig) -> None:
 
 
 def _chosen(
-    predictor: LearnedPredictor, pool: Int[Tensor, "pool sites"], limit: float, cfg: DictConfig
+    predictor: LearnedPredictor, pool: Int[Tensor, "pool sites"], limit: float, count: int
 ) -> Int[Tensor, "chosen sites"]:
-    count, pool = cfg.labels.acquired, pool.to(predictor.module.device)
+    pool = pool.to(predictor.module.device)
     pool = pool[predictor.predict(pool).mean < limit]
     if len(pool) < count:
         raise PPFError(

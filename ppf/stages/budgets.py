@@ -13,9 +13,10 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.artefacts import get_or_make, signature
+from ppf.artefacts import signature
 from ppf.progress import say
 from ppf.pruning.costs import Cost
+from ppf.ranks import on_rank_0
 from ppf.space import Space
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import plain
@@ -29,7 +30,7 @@ def priced(context: PruningContext, budget: DictConfig) -> Space:
 def saved(
     context: PruningContext, budget: DictConfig, kept: Int[Tensor, "n sites"]
 ) -> Float[Tensor, " n"]:
-    """The share of a cost that policies save, be it one that the space has none of."""
+    """The share of a cost that policies save, 0 if nothing in the space incurs it."""
     return replace(context.space, prices=tuple(prices(context, budget))).saved(kept)
 
 
@@ -38,15 +39,16 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
         return cost.prices(context.pruner)
-    name = signature("costs", context.signatures.labels, plain(budget), _machine(context))
-    name = context.fabric.broadcast(name)  # ranks on other machines take rank 0's measurement
+    parts = context.signatures.labels, plain(budget), _machine(context)
+    artefacts = context.artefacts
+    # Ranks on other machines take rank 0's measurement.
+    name = on_rank_0(artefacts.ranks, lambda: signature("costs", *parts))
 
     def measure(draft: Path) -> None:
         say(f"No {budget.name} of this model on this machine yet: measuring it.")
         draft.write_text(json.dumps(cost.prices(context.pruner)), encoding="utf-8")
 
-    file = Path(context.cfg.paths.artefacts) / "costs" / f"{name}.json"
-    return get_or_make(file, read=_numbers, make=measure, ranks=context.fabric)
+    return artefacts.get_or_make("costs", f"{name}.json", read=_numbers, make=measure)
 
 
 def _numbers(file: Path) -> list[int]:
@@ -54,7 +56,7 @@ def _numbers(file: Path) -> list[int]:
 
 
 def _machine(context: PruningContext) -> dict[str, Any]:
-    device = context.fabric.device
+    device = context.lm.device
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "host": platform.node(),

@@ -1,7 +1,8 @@
 """search, mode=dynamic: one agent for every ratio, from a learner and the experts it leads to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.agents import Objective
+from ppf.agents import Agent, Objective, Run
 from ppf.agents.learner import Learner
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
@@ -18,12 +19,8 @@ from ppf.policy_search.experts import improve_along
 from ppf.progress import Stopwatch, say
 from ppf.ranks import on_rank_0
 from ppf.space import uniform
-from ppf.stages.collect import measure
-from ppf.stages.objective import objective_of, region_of
-from ppf.stages.policy import provenance
-from ppf.stages.prepare import PruningContext
-from ppf.stages.search import run_of
-from ppf.stages.train import Trained, train
+from ppf.stages.search_inputs import SearchInputs
+from ppf.stages.train import Trained
 from ppf.threads import cpu_threads
 
 
@@ -54,7 +51,15 @@ class Learnt:
     history: list[dict[str, float]]
 
 
-def dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> Learnt:
+def dynamic(
+    inputs: SearchInputs,
+    labels: Labels,
+    trained: Trained,
+    settings: DictConfig,
+    ratios: Sequence[float],
+    provenance: Mapping[str, Any],
+    clock: Stopwatch,
+) -> Learnt:
     """Trains `search.rounds` times and measures some experts after each.
 
     A round trains the learner on random ratios of `dynamic.train`, takes its policies at
@@ -62,45 +67,45 @@ def dynamic(context: PruningContext, labels: Labels, clock: Stopwatch) -> Learnt
     round, is measured and joins the labels; where predicted and measured agree, the trust region is
     widened. The last experts, on the last predictor, are the agent.
 
-    Raises:
-        PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
+    Args:
+        inputs: their agent is a `Learner` (see `learner_of`).
+        labels: measured policies, the dense one first.
+        trained: predictor that is fitted to them.
+        settings: section `dynamic` of the config.
+        ratios: of the curve that is measured in the end.
+        provenance: what agent.json records of the model.
+        clock: told the time of each part.
     """
-    cfg = context.cfg
-    learner, (low, high) = learner_of(cfg), cfg.dynamic.train
-    knots = torch.linspace(low, high, cfg.dynamic.knots, dtype=torch.double)
-    knots = knots.to(context.fabric.device)
+    low, high = settings.train
+    knots = torch.linspace(low, high, settings.knots, dtype=torch.double)
+    knots = knots.to(inputs.fabric.device)
     history: list[dict[str, float]] = []
     experts: list[Int[Tensor, "knots sites"]] = []
-    region = region_of(context)
-    for number in range(cfg.search.rounds):
-        with clock("training the predictor"):
-            trained = train(context, labels, upstream=not experts)
-        objective = objective_of(
-            context, trained, (low + high) / 2, learner, (low, high), region.radius
-        )
-        say(f"Learning ratios {low} to {high}, round {number + 1} of {cfg.search.rounds}.")
-        with clock("learning"), cpu_threads(learner.threads):
-            proposal = _propose(context, learner, objective, trained, knots, number, history)
-        with clock("improving the experts"), cpu_threads(learner.threads):
-            experts.append(_improve(context, objective, knots, [proposal, *experts[-1:]]))
-        chosen = experts[-1][number % cfg.dynamic.stride :: cfg.dynamic.stride].cpu()
+    region, rounds = inputs.region(), inputs.settings.rounds
+    for number in range(rounds):
+        objective = inputs.objective(trained, region.radius, low, high)
+        say(f"Learning ratios {low} to {high}, round {number + 1} of {rounds}.")
+        run = inputs.run(trained, history, number)
+        with clock("learning"), cpu_threads(inputs.agent.threads):
+            proposal = _propose(inputs.agent, objective, run, knots)
+        with clock("improving the experts"), cpu_threads(inputs.agent.threads):
+            experts.append(_improve(inputs, objective, settings, knots, [proposal, *experts[-1:]]))
+        chosen = experts[-1][number % settings.stride :: settings.stride].cpu()
         with clock("measuring"):
-            measured = measure(context, chosen, PROPOSED)
-        labels = labels.with_rows(chosen, measured.nll, PROPOSED)
+            measured = inputs.measure(chosen)
+        labels = labels.with_rows(chosen, measured, PROPOSED)
         predicted = trained.predictor.predict(chosen.to(objective.device)).mean.cpu()
-        error = float((predicted - measured.nll).abs().median())
-        if context.fabric.broadcast(error) <= cfg.search.tolerance:
+        error = float((predicted - measured).abs().median())
+        if inputs.fabric.broadcast(error) <= inputs.settings.tolerance:
             region.grow()
-    with clock("training the predictor"):
-        trained = train(context, labels)
-    objective = objective_of(
-        context, trained, (low + high) / 2, learner, (low, high), region.radius
-    )
-    with clock("improving the experts"), cpu_threads(learner.threads):
-        last = _improve(context, objective, knots, experts[::-1])
-    agent = _agent(context, objective, knots, last)
+        with clock("training the predictor"):
+            trained = inputs.train(labels)
+    objective = inputs.objective(trained, region.radius, low, high)
+    with clock("improving the experts"), cpu_threads(inputs.agent.threads):
+        last = _improve(inputs, objective, settings, knots, experts[::-1])
+    agent = _agent(objective, knots, last, provenance)
     with clock("measuring"):
-        return Learnt(agent, _curve(context, agent), history)
+        return Learnt(agent, _curve(inputs, agent, ratios), history)
 
 
 def learner_of(cfg: DictConfig) -> Learner:
@@ -126,40 +131,40 @@ def learner_of(cfg: DictConfig) -> Learner:
 
 
 def _propose(
-    context: PruningContext,
-    learner: Learner,
-    objective: Objective,
-    trained: Trained,
-    knots: Tensor,
-    number: int,
-    history: list[dict[str, float]],
+    learner: Agent, objective: Objective, run: Run, knots: Float[Tensor, " knots"]
 ) -> Int[Tensor, "knots sites"]:
     """What the trained learner would do at the knots."""
-    training, _ = learner.learn(objective, run_of(context, trained, history, number))
+    assert isinstance(learner, Learner)
+    training, _ = learner.learn(objective, run)
     proposal = on_rank_0(
-        context.fabric, lambda: objective.policy(training.deviations(knots), knots).cpu()
+        run.fabric, lambda: objective.policy(training.deviations(knots), knots).cpu()
     )
     return proposal.to(objective.device)
 
 
 def _improve(
-    context: PruningContext, objective: Objective, knots: Tensor, proposals: Sequence[Tensor]
+    inputs: SearchInputs,
+    objective: Objective,
+    settings: DictConfig,
+    knots: Float[Tensor, " knots"],
+    proposals: Sequence[Int[Tensor, "knots sites"]],
 ) -> Int[Tensor, "knots sites"]:
-    generator = torch.Generator(objective.device).manual_seed(context.cfg.seed)
-    polish, tolerance = instantiate(context.cfg.dynamic.polish), context.cfg.dynamic.tolerance
-    stacked = torch.stack(list(proposals))
+    generator = torch.Generator(objective.device).manual_seed(inputs.seed)
+    polish, stacked = instantiate(settings.polish), torch.stack(list(proposals))
     experts = on_rank_0(
-        context.fabric,
-        lambda: improve_along(objective, knots, stacked, polish, tolerance, generator).cpu(),
+        inputs.fabric,
+        lambda: improve_along(
+            objective, knots, stacked, polish, settings.tolerance, generator
+        ).cpu(),
     )
     return experts.to(objective.device)
 
 
 def _agent(
-    context: PruningContext,
     objective: Objective,
-    knots: Tensor,
+    knots: Float[Tensor, " knots"],
     experts: Int[Tensor, "knots sites"],
+    provenance: Mapping[str, Any],
 ) -> RatioAgent:
     dense = objective.space.dense[None].to(experts)
     kept = torch.cat([dense, experts]) if knots[0] > 0 else experts
@@ -170,14 +175,13 @@ def _agent(
         kept.double().cpu(),
         mean.cpu(),
         std.cpu(),
-        provenance(context),
+        dict(provenance),
     )
 
 
-def _curve(context: PruningContext, agent: RatioAgent) -> Curve:
-    ratios = list(context.cfg.ratios)
-    kept = context.fabric.broadcast(torch.tensor([agent.policy(ratio) for ratio in ratios]))
+def _curve(inputs: SearchInputs, agent: RatioAgent, ratios: Sequence[float]) -> Curve:
+    kept = inputs.fabric.broadcast(torch.tensor([agent.policy(ratio) for ratio in ratios]))
     even = uniform(agent.space, torch.tensor(ratios, dtype=torch.double))
-    measured = measure(context, torch.cat([kept, even]), "curve").nll
+    measured = inputs.measure(torch.cat([kept, even]))
     predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])
-    return Curve(ratios, kept, predicted, measured[: len(kept)], even, measured[len(kept) :])
+    return Curve(list(ratios), kept, predicted, measured[: len(kept)], even, measured[len(kept) :])

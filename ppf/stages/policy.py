@@ -12,7 +12,7 @@ from ppf.records import check, read
 from ppf.records.policy import FORMAT, ConfigRecord, PolicyRecord
 from ppf.space import Space
 from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import Signatures, plain, signatures
+from ppf.stages.signatures import Signatures, plain, recorded, signatures
 
 _REFUSAL = "prune.py, evaluate.py and serve.py will refuse what this search finds"
 _REMEDY = "keep to the packaged keys, or give those commands trust_targets"
@@ -27,11 +27,11 @@ def policy_record(
         numbers: of the search (ratio asked and achieved, predicted and measured values), merged in.
         predictor: its signature.
     """
-    cfg = context.cfg
+    model = context.config.model
     return {
         "format": FORMAT,
-        "model": cfg.model.name if not cfg.model.path else Path(cfg.model.path).name,
-        "space": cfg.space.name,
+        "model": Path(model.path).name if model.path else model.name,
+        "space": context.config.space.name,
         "text": context.text.name,
         "kept": by_site(context.space, kept),
         "units": {site.name: site.units for site in context.space.sites},
@@ -46,14 +46,7 @@ def provenance(context: PruningContext, **more: str) -> dict[str, Any]:
     Args:
         more: signatures beyond the model's.
     """
-    return {
-        "signatures": vars(context.signatures) | more,
-        "config": _groups(context.cfg),
-    }
-
-
-def _groups(cfg: DictConfig) -> dict[str, Any]:
-    return {group: plain(cfg[group]) for group in ConfigRecord.model_fields}
+    return {"signatures": vars(context.signatures) | more, "config": plain(context.config)}
 
 
 def by_site(space: Space, kept: list[int]) -> dict[str, int]:
@@ -76,7 +69,7 @@ def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
 def warn_if_unreadable(cfg: DictConfig) -> None:
     """Says before a search what would keep other commands from reading its policy."""
     try:
-        check(_groups(cfg), ConfigRecord, _REFUSAL, _REMEDY)
+        check(plain(recorded(cfg)), ConfigRecord, _REFUSAL, _REMEDY)
     except PPFError as error:
         say(f"Warning: {error}")
 

@@ -13,7 +13,7 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ppf.artefacts import get_or_make, signature
+from ppf.artefacts import Artefacts, signature
 from ppf.evaluation.size import parameters
 from ppf.labels.labeller import Labeller
 from ppf.llm import LanguageModel, Text, load
@@ -36,7 +36,7 @@ from ppf.pruning import (
 )
 from ppf.pruning.statistics import read_tensors, write_tensors
 from ppf.space import Space
-from ppf.stages.signatures import Signatures, plain, signatures
+from ppf.stages.signatures import Signatures, plain, recorded, signatures
 
 Choose = Callable[[LanguageModel, Space], Compensation]
 
@@ -45,34 +45,42 @@ _PARTS: tuple[Part, ...] = ("calibration", "labelling")  # that stages up to the
 _STRIDE = 4  # of calibration windows: layers' traits are means over far fewer numbers
 
 
-@dataclass
+@dataclass(frozen=True)
 class PruningContext:
-    """A loaded model, ready to be narrowed to any policy of the space."""
+    """A loaded model that can be pruned to any policy of a space.
 
-    cfg: DictConfig
-    fabric: Fabric
+    Args:
+        lm: the model, whose weights are in order of importance.
+        text: its three parts.
+        space: the space of the policies.
+        pruner: applies policies to the model.
+        compensation: how the pruner's bank was made.
+        retained: share of a site's importance in the k units that stay, [site, k].
+        parameters: of the dense model; tied weights count once.
+        config: the sections that determine the signatures, as policy.json records them.
+        signatures: names of the artefacts.
+        artefacts: where they lie.
+    """
+
     lm: LanguageModel
     text: Text
     space: Space
     pruner: LivePruner
+    compensation: Compensation
     retained: Float[Tensor, "sites levels"]
-    """Share of a site's importance in the k units that stay, [site, k]."""
-    signatures: Signatures
     parameters: int
-    """Of the dense model; what is tied counts once."""
-
-    @property
-    def bank(self) -> Bank:
-        return self.pruner.bank
+    config: DictConfig
+    signatures: Signatures
+    artefacts: Artefacts
 
     @cached_property
     def labeller(self) -> Labeller:
-        windows = self.text.tokens("labelling", self.lm.tokenizer)
-        labels = self.cfg.labels
+        """Measures policies on the labelling part."""
+        labels = self.config.labels
         return Labeller(
             self.lm,
             self.pruner,
-            windows,
+            self.text.tokens("labelling", self.lm.tokenizer),
             batch=labels.batch,
             context=labels.context,
             kl_top_k=labels.kl_top_k,
@@ -95,7 +103,8 @@ class PruningContext:
             lambda windows: {"losses": sensitivity(self.pruner, windows, seed=0)},
         )["losses"]
         energy = torch.stack([traits.energy[site.name] for site in self.space.sites])
-        return SiteFeatures(self.space, self.bank.errors, self.retained, energy, losses, traits)
+        errors = self.pruner.bank.errors
+        return SiteFeatures(self.space, errors, self.retained, energy, losses, traits)
 
     def _observed(
         self, kind: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]
@@ -107,26 +116,25 @@ class PruningContext:
             with self.pruner.at(self.space.dense.tolist()):
                 return observe(windows)
 
-        return _stored(self.cfg, self.fabric, kind, name, make)
+        return _stored(self.artefacts, kind, name, make)
 
 
 def prepare(
     cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
 ) -> PruningContext:
-    """Loads the model and all that pruning it needs; statistics and order are made where they lack.
+    """Loads the model and all that pruning it needs; makes missing statistics and orders.
 
     Args:
-        cfg: with model, text, space, importance, compensation, labels, paths.
+        cfg: with model, text, space, importance, compensation, labels, paths and bank.
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
         choose: the compensation, once model and space are known; None: what `cfg` names.
     """
-    cfg = cfg.copy()  # records made from it name the dtype, whatever `auto` means elsewhere
-    cfg.model.dtype = str(resolve_dtype(cfg.model.dtype)).removeprefix("torch.")
-    names, text = signatures(cfg), build_text(cfg.text, cfg.paths.cache)
-    if cfg.text.path:
+    config = recorded(cfg)
+    names, text = signatures(cfg), build_text(config.text, cfg.paths.cache)
+    if config.text.path:
         _ = text.parts  # damaged files are refused before the model is loaded
-    lm = load(cfg.model, cfg.paths.cache, device=fabric.device, window=text.window)
+    lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
     for part in _PARTS:
         text.tokens(part, lm.tokenizer)  # too little text is refused before the long work
 
@@ -137,37 +145,49 @@ def prepare(
 
     def score() -> dict[str, Tensor]:
         windows = text.tokens("calibration", lm.tokenizer)
-        scores = score_atoms(lm, instantiate(cfg.importance), statistics, windows)
+        scores = score_atoms(lm, instantiate(config.importance), statistics, windows)
         return {f"{i:04}": score for i, score in enumerate(scores)}
 
-    stored = partial(_stored, cfg, fabric)
+    artefacts = Artefacts(Path(cfg.paths.artefacts), fabric)
+    stored = partial(_stored, artefacts)
     statistics = Statistics.from_tensors(stored("statistics", names.statistics, calibrate))
     scores = [score for _, score in sorted(stored("importance", names.order, score).items())]
     if dtype and resolve_dtype(dtype) != lm.dtype:
-        model = OmegaConf.create({**plain(cfg.model), "dtype": dtype})
+        model = OmegaConf.create({**plain(config.model), "dtype": dtype})
         lm = load(model, cfg.paths.cache, device=fabric.device)
-    space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
+    space: Space = instantiate(config.space, lm.adapter.prunables(lm.model))
+    compensation = choose(lm, space) if choose else instantiate(config.compensation)
     bank = Bank.build(
         lm,
         space,
         order_atoms(scores),
         statistics,
-        choose(lm, space) if choose else instantiate(cfg.compensation),
+        compensation,
         max_gib=cfg.bank.max_gib,
-        folder=Path(cfg.paths.artefacts) / "bank" / names.bank / str(lm.dtype),
+        folder=artefacts.folder / "bank" / names.bank / str(lm.dtype),
         ranks=fabric,
     )
-    pruner, retained = LivePruner(lm, space, bank), retained_importance(lm, space, scores)
     return PruningContext(
-        cfg, fabric, lm, text, space, pruner, retained, names, parameters(lm.model)
+        lm,
+        text,
+        space,
+        LivePruner(lm, space, bank),
+        compensation,
+        retained_importance(lm, space, scores),
+        parameters(lm.model),
+        config,
+        names,
+        artefacts,
     )
 
 
 def _stored(
-    cfg: DictConfig, fabric: Fabric, kind: str, name: str, make: Callable[[], dict[str, Tensor]]
+    artefacts: Artefacts, kind: str, name: str, make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Tensors that are an artefact, made if they are missing."""
-    file = Path(cfg.paths.artefacts) / kind / f"{name}.safetensors"
-    return get_or_make(
-        file, read=read_tensors, make=lambda draft: write_tensors(draft, make()), ranks=fabric
+    return artefacts.get_or_make(
+        kind,
+        f"{name}.safetensors",
+        read=read_tensors,
+        make=lambda draft: write_tensors(draft, make()),
     )

@@ -90,7 +90,7 @@ def can_refit(context: PruningContext) -> bool:
     config = context.lm.model.config
     if context.pruner.kept == context.space.dense.tolist():
         return False
-    if isinstance(instantiate(context.cfg.compensation), NoCompensation):
+    if isinstance(context.compensation, NoCompensation):
         say("No sequential re-estimation: compensation=none estimates nothing.")
         return False
     if not context.lm.adapter.adds_to_stream(config):
@@ -104,17 +104,17 @@ def can_refit(context: PruningContext) -> bool:
 def refit(context: PruningContext) -> None:
     """Re-estimates the present policy's consumers front to back, on the calibration part."""
     windows = context.text.tokens("calibration", context.lm.tokenizer)
-    refit_sequentially(context.pruner, windows, instantiate(context.cfg.compensation))
+    refit_sequentially(context.pruner, windows, context.compensation)
 
 
 def _labelling(context: PruningContext) -> Piece:
     windows = context.text.tokens("labelling", context.lm.tokenizer)
-    return Piece(windows, context.cfg.labels.context)
+    return Piece(windows, context.config.labels.context)
 
 
 def _nll(context: PruningContext) -> float:
     """What the model as it stands scores on the labelling part, nats per token."""
-    batch = context.cfg.labels.batch
+    batch = context.config.labels.batch
     return pieces_nll(context.lm.model, [_labelling(context)], batch=batch)
 
 

@@ -31,7 +31,7 @@ def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry
     ]
 
 
-def record(context: PruningContext, found: Found) -> dict[str, Any]:
+def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
     """The contents of policy.json."""
     best, space = found.measured.best, context.space
     scores = _scores(_entry(context, found, best, "PPF"))
@@ -39,15 +39,13 @@ def record(context: PruningContext, found: Found) -> dict[str, Any]:
     removed = int(space.removed(found.measured.kept[best].cpu()))
     numbers = {
         "ratio": {
-            "asked": context.cfg.ratio,
+            "asked": cfg.ratio,
             "achieved": removed / space.total,
             "of_all_parameters": removed / context.parameters,
         },
         "budget": {
-            "name": context.cfg.budget.name,
-            "saved": float(
-                saved(context, context.cfg.budget, found.measured.kept[best, None].cpu())
-            ),
+            "name": cfg.budget.name,
+            "saved": float(saved(context, cfg.budget, found.measured.kept[best, None].cpu())),
         },
         "predicted": scores["predicted"],
         "measured": scores["measured"] | {"part": "labelling"},
@@ -60,6 +58,7 @@ def record(context: PruningContext, found: Found) -> dict[str, Any]:
 
 
 def write(
+    cfg: DictConfig,
     context: PruningContext,
     labels: Labels,
     found: Found,
@@ -70,15 +69,15 @@ def write(
 
     All ranks must call this, since they measure budgets together.
     """
-    policy, shown = record(context, found), entries(context, labels, found)
+    policy, shown = record(cfg, context, found), entries(context, labels, found)
     paths = {
         "policy": folder / "policy.json",
         "summary": folder / "summary.json",
         "metrics": folder / "metrics.csv",
         "report": folder / "report.html",
     }
-    report = _report(context, labels, found, policy, shown, seconds, paths)
-    if context.fabric.is_global_zero:
+    report = _report(cfg, context, labels, found, policy, shown, seconds, paths)
+    if context.artefacts.ranks.is_global_zero:
         write_json(paths["policy"], policy)
         write_json(paths["summary"], summary(shown, seconds))
         write_report(paths["report"], report)
@@ -86,6 +85,7 @@ def write(
 
 
 def _report(
+    cfg: DictConfig,
     context: PruningContext,
     labels: Labels,
     found: Found,
@@ -94,14 +94,13 @@ def _report(
     seconds: Mapping[str, float],
     paths: Mapping[str, Path],
 ) -> SearchReport:
-    cfg = context.cfg
     order = found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
     return SearchReport(
         title=f"{policy['model']} at pruning ratio {cfg.ratio}",
         command=" ".join(["python", "search.py", *sys.argv[1:]]),
         model=policy["model"],
-        order=_name(cfg.importance),
-        compensation=_name(cfg.compensation),
+        order=_name(context.config.importance),
+        compensation=_name(context.config.compensation),
         text=context.text.name,
         predictor=_predictor(cfg.predictor),
         agent=_name(cfg.agent),
@@ -115,7 +114,7 @@ def _report(
         summary=shown,
         candidates=[_entry(context, found, i, _candidate(found, i)) for i in order],
         curve=shown,
-        pareto=_pareto(context, labels, found),
+        pareto=_pareto(context, cfg.pareto, labels, found),
         seconds=seconds,
         paths=paths,
         signatures=policy["signatures"],
@@ -138,9 +137,9 @@ def _predictor(config: DictConfig) -> str:
     return _name(config.get("network", config)) + process
 
 
-def _pareto(context: PruningContext, labels: Labels, found: Found) -> Pareto:
-    """All policies that were labelled or measured, by the two costs of the config."""
-    budgets = (context.cfg.pareto.x, context.cfg.pareto.y)
+def _pareto(context: PruningContext, costs: DictConfig, labels: Labels, found: Found) -> Pareto:
+    """All policies that were labelled or measured, by two costs."""
+    budgets = (costs.x, costs.y)
     every = labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), PROPOSED)
     share = torch.stack([saved(context, budget, every.kept) for budget in budgets], 1)
     nll = every.nll.double().nan_to_num(torch.inf)

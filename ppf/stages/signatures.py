@@ -10,6 +10,7 @@ from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import local_splits, spans
+from ppf.records.policy import ConfigRecord
 
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
 
@@ -35,6 +36,17 @@ def signatures(cfg: DictConfig) -> Signatures:
     return Signatures(statistics, order, bank, labels)
 
 
+def recorded(cfg: DictConfig) -> DictConfig:
+    """The sections of a config that determine its pruned models, as policy.json records them.
+
+    They name the dtype that `auto` means on this machine, and cannot be changed.
+    """
+    config = OmegaConf.create({group: plain(cfg[group]) for group in ConfigRecord.model_fields})
+    config.model.dtype = str(resolve_dtype(config.model.dtype)).removeprefix("torch.")
+    OmegaConf.set_readonly(config, True)
+    return config
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """A resolved config as plain dicts and lists."""
     container = OmegaConf.to_container(config, resolve=True)
@@ -55,35 +67,32 @@ def text_identity(cfg: DictConfig, part: str) -> dict[str, Any]:
     """What determines the windows of one part of a text; the other parts do not count."""
     text = plain(cfg.text)
     path, source, splits = text.pop("path"), text.pop("source"), text.pop("splits")
+    cache = Path(cfg.paths.cache)
     windows = text.pop("windows")[part]
     del text["name"]
     if path:
-        splits, source = local_splits(), {"content": file_digest(cfg, "text.path")}
+        splits, source = local_splits(), {"content": file_digest(path, "text.path", cache)}
     else:
-        source = _source(source, Path(cfg.paths.cache))
+        source = _source(source, cache)
     return text | {"source": source, "documents": spans(splits, part), "windows": windows}
 
 
-def file_digest(cfg: DictConfig, key: str) -> str:
-    """Digest of the file that a key of the config names.
+def file_digest(path: str, key: str, cache: Path) -> str:
+    """Digest of a file that the config names under `key`.
 
     Raises:
         PPFError: there is no such file.
     """
-    path = Path(OmegaConf.select(cfg, key))
-    if not path.is_file():
+    if not Path(path).is_file():
         raise PPFError(f"{key}={path} does not exist: give {key} another value.")
-    return digest(path, Path(cfg.paths.cache))
+    return digest(Path(path), cache)
 
 
-def require(cfg: DictConfig, what: str, command: str) -> None:
-    """Raises PPFError if `upstream=require` forbids to make a missing artefact."""
-    if cfg.upstream == "require":
-        raise PPFError(
-            f"there are no {what} for this config: run `{command}` first, or set upstream=make."
-        )
-    if cfg.upstream != "make":
-        raise PPFError(f"upstream={cfg.upstream} is unknown: give make or require.")
+def missing(what: str, command: str) -> PPFError:
+    """The error of a stage that lacks an artefact and must not make it (`upstream=require`)."""
+    return PPFError(
+        f"there are no {what} for this config: run `{command}` first, or set upstream=make."
+    )
 
 
 def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:

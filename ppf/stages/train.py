@@ -1,19 +1,21 @@
 """train: the predictor, fitted to labelled policies or found by its signature."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from ppf.artefacts import get_or_make, signature
+from ppf.artefacts import signature
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor, PredictorInputs
 from ppf.progress import console, say
 from ppf.stages.collect import measure
 from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import file_digest, plain, require
+from ppf.stages.signatures import file_digest, missing, plain
 
 _MACHINE = ("accelerator", "devices", "num_nodes", "strategy")  # where, not what, is trained
 
@@ -27,74 +29,97 @@ class Trained:
     signature: str
 
 
-def needs_labels(cfg: DictConfig) -> bool:
-    """Whether the config's predictor is fitted to labels."""
-    return instantiate(cfg.predictor).needs_labels
+Train = Callable[[Labels], Trained]
+"""Fits a predictor to labels: `train` whose other arguments are given."""
 
 
-def train(context: PruningContext, labels: Labels, *, upstream: bool = False) -> Trained:
-    """The predictor of the config and these labels; rank 0 trains it if it is missing.
+def needs_labels(predictor: DictConfig) -> bool:
+    """Whether the predictor of this config is fitted to labels."""
+    return instantiate(predictor).needs_labels
+
+
+def train(
+    context: PruningContext,
+    predictor: DictConfig,
+    trainer: DictConfig,
+    seed: int,
+    loggers: Sequence[Any],
+    labels: Labels,
+    *,
+    may_train: bool = True,
+) -> Trained:
+    """A predictor of the labels; rank 0 trains it if it is missing.
 
     Other ranks wait: the networks are small and see all labels at once, and the Gaussian process
     is fitted in closed form, so that several devices would gain nothing.
 
     Args:
-        labels: the dense policy's first.
-        upstream: called by a later stage, which `upstream=require` forbids to train.
+        predictor: config of the predictor.
+        trainer: arguments of Lightning's Trainer.
+        seed: of splits and initial weights.
+        loggers: Fabric's; the training reports to those that Lightning's Trainer takes too.
+        labels: measured policies, the dense one first.
+
+    Raises:
+        PPFError: the predictor is missing, and `may_train` is false.
     """
-    cfg, fabric = context.cfg, context.fabric
-    name = predictor_signature(cfg, context.signatures.labels, labels)
-    folder = Path(cfg.paths.artefacts) / "predictor" / name
-    inputs, reused = _inputs(context, labels), True  # all ranks compute the features together
+    artefacts, names = context.artefacts, context.signatures
+    name = predictor_signature(names.labels, labels, predictor, trainer, seed, artefacts.folder)
+    inputs = PredictorInputs(
+        context.features,  # all ranks compute them together
+        float(labels.nll[0]),
+        lambda kept: measure(context, kept, "oracle").nll,
+        plain(trainer),
+        seed,
+        [logger for logger in loggers if isinstance(logger, Logger)],
+        console.is_terminal,
+    )
+    folder, reused = artefacts.folder / "predictor" / name, True
 
     def make(draft: Path) -> None:
         nonlocal reused
         reused = False
-        if upstream:
-            require(cfg, "predictor", "python train.py")
+        if not may_train:
+            raise missing("predictor", "python train.py")
         say(f"Training the predictor on {len(labels)} labels.")
-        fresh: Predictor = instantiate(cfg.predictor)
+        fresh: Predictor = instantiate(predictor)
         fresh.fit(labels, inputs)
         draft.mkdir()
         fresh.save(draft)
 
     def read(path: Path) -> Predictor:
-        stored: Predictor = instantiate(cfg.predictor)
+        stored: Predictor = instantiate(predictor)
         stored.load(path, inputs)
         return stored
 
-    predictor: Predictor = instantiate(cfg.predictor)
-    if predictor.needs_labels:
-        predictor = get_or_make(folder, read=read, make=make, ranks=fabric)
+    found: Predictor = instantiate(predictor)
+    if found.needs_labels:
+        found = artefacts.get_or_make("predictor", name, read=read, make=make)
         if reused:
             say(f"Reusing the predictor in {folder}.")
     else:
-        predictor.fit(labels, inputs)
-    predictor.to(fabric.device)
-    return Trained(predictor, folder, name)
+        found.fit(labels, inputs)
+    found.to(context.lm.device)
+    return Trained(found, folder, name)
 
 
-def _inputs(context: PruningContext, labels: Labels) -> PredictorInputs:
-    return PredictorInputs(
-        context.features,
-        float(labels.nll[0]),
-        lambda kept: measure(context, kept, "oracle").nll,
-        plain(context.cfg.trainer),
-        context.cfg.seed,
-        [logger for logger in context.fabric.loggers if isinstance(logger, Logger)],
-        console.is_terminal,
-    )
-
-
-def predictor_signature(cfg: DictConfig, label_name: str, labels: Labels) -> str:
+def predictor_signature(
+    label_signature: str,
+    labels: Labels,
+    predictor: DictConfig,
+    trainer: DictConfig,
+    seed: int,
+    cache: Path,
+) -> str:
     """Hashes what determines a predictor.
 
     Args:
-        label_name: signature of the labels' store.
+        label_signature: of the labels' store.
+        cache: folder that remembers digests of files.
     """
-    predictor = plain(cfg.predictor)
-    if predictor.get("init_from"):
-        predictor["init_from"] = file_digest(cfg, "predictor.init_from")
+    config = plain(predictor)
+    if file := config.get("init_from"):
+        config["init_from"] = file_digest(file, "predictor.init_from", cache)
     policies = (labels.kept.tolist(), labels.proposed.tolist(), labels.acquired.tolist())
-    trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in _MACHINE}
-    return signature("predictor", label_name, policies, predictor, trainer, cfg.seed)
+    training = {key: value for key, value in plain(trainer).items() if key not in _MACHINE}
+    return signature("predictor", label_signature, policies, config, training, seed)

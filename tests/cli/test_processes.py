@@ -6,6 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,9 @@ def alone(folder: Path, *overrides: str) -> Path:
     fabric = instantiate(cfg.fabric)
     fabric.launch()
     context = prepare(cfg, fabric)
-    return train(context, acquire(context, collect(context))).folder
+    fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
+    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed)
+    return fit(acquire(context, labels, fit, cfg.labels, cfg.sampler, cfg.seed)).folder
 
 
 def only(folder: Path, pattern: str) -> Path:

@@ -63,7 +63,7 @@ def test_bias_compensation_replaces_a_bank_that_is_too_large(
 
 
 def test_the_banks_size_is_known_before_it_is_built(searched: PruningContext) -> None:
-    weights = (w for level in searched.bank.levels for w in level.weights)
+    weights = (w for level in searched.pruner.bank.levels for w in level.weights)
     assert ready_gib(searched.lm, searched.space) * 2**30 == sum(w.nbytes for w in weights)
 
 

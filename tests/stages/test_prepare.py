@@ -3,10 +3,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from lightning import Fabric
+from omegaconf.errors import ReadonlyConfigError
 
 from ppf.errors import PPFError
 from ppf.stages import prepare as stage
-from tests.searched import QUICK
+from ppf.stages.policy import check_signature, policy_config, provenance
+from tests.searched import QUICK, write_search
 
 
 def test_too_little_text_to_label_is_refused_before_calibration(
@@ -23,3 +25,12 @@ def test_too_little_text_to_label_is_refused_before_calibration(
         cfg = compose("collect", ["model=tiny", *QUICK, *given, "text.windows.labelling=1000"])
     with pytest.raises(PPFError, match="lower text.windows.labelling"):
         stage.prepare(cfg, Fabric(accelerator="cpu", devices=1))
+
+
+def test_a_context_keeps_the_config_of_its_signatures(cache: str, tmp_path: Path) -> None:
+    cfg, context = write_search(tmp_path, cache)
+    cfg.text.window, cfg.importance = 32, {"_target_": "ppf.pruning.importance.Magnitude"}
+    record = provenance(context)
+    assert vars(check_signature(record, policy_config(record, cfg))) == record["signatures"]
+    with pytest.raises(ReadonlyConfigError):
+        context.config.text.window = 32

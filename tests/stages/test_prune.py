@@ -71,7 +71,7 @@ def record(context: PruningContext) -> dict[str, Any]:
 
 def labelling(context: PruningContext) -> Piece:
     windows = context.text.tokens("labelling", context.lm.tokenizer)
-    return Piece(windows, context.cfg.labels.context)
+    return Piece(windows, context.config.labels.context)
 
 
 @pytest.mark.parametrize(

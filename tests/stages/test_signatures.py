@@ -50,7 +50,11 @@ def names(cfg: DictConfig) -> dict[str, str]:
     found: Signatures = signatures(cfg)
     kept = torch.tensor([[3, 3], [2, 3]])
     labels = Labels(kept, torch.tensor([3.0, 3.5], dtype=torch.double), ["sampler"] * 2)
-    return vars(found) | {"predictor": predictor_signature(cfg, found.labels, labels)}
+    return vars(found) | {
+        "predictor": predictor_signature(
+            found.labels, labels, cfg.predictor, cfg.trainer, cfg.seed, Path(cfg.paths.cache)
+        )
+    }
 
 
 def leaves(node: DictConfig, prefix: str = "") -> list[str]:

@@ -1,0 +1,126 @@
+"""What a search works with, made from the config in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from jaxtyping import Float, Int
+from lightning import Fabric
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ppf.agents import Agent, Objective, Report, Run
+from ppf.agents.checkpoint import Checkpoint
+from ppf.agents.rule import Rule
+from ppf.artefacts import signature
+from ppf.labels.table import PROPOSED
+from ppf.policy_search import TrustRegion
+from ppf.policy_search.verify import Measure
+from ppf.pruning import Allocation, SiteFeatures
+from ppf.space import Space
+from ppf.stages.budgets import priced
+from ppf.stages.collect import measure
+from ppf.stages.prepare import PruningContext
+from ppf.stages.signatures import plain
+from ppf.stages.train import Train, Trained
+
+
+@dataclass(frozen=True)
+class SearchInputs:
+    """What a search works with, beside the labels that it starts from.
+
+    Args:
+        agent: searches on the predictor.
+        space: of the policies, with the prices of the search's budget.
+        features: of the sites.
+        rules: allocation rules by name. A rule that is the agent is measured alone: it has none.
+        settings: section `search` of the config.
+        train: fits a predictor to all labels of a round.
+        measure: log-perplexity of policies on the real model, nats per token.
+        fabric: the processes that share the search.
+        seed: of the first round.
+        checkpoints: folder of the agent's training.
+        config: all that determines that training, beside predictor and seed.
+    """
+
+    agent: Agent
+    space: Space
+    features: SiteFeatures
+    rules: Mapping[str, Allocation]
+    settings: DictConfig
+    train: Train
+    measure: Measure
+    fabric: Fabric
+    seed: int
+    checkpoints: Path
+    config: list[Any]
+
+    @classmethod
+    def of(
+        cls, cfg: DictConfig, fabric: Fabric, context: PruningContext, train: Train
+    ) -> "SearchInputs":
+        """What the config of `search.yaml` names."""
+        agent: Agent = instantiate(cfg.agent)
+        groups = [plain(cfg[group]) for group in ("agent", "budget", "rules", "search", "dynamic")]
+        return cls(
+            agent,
+            priced(context, cfg.budget),
+            context.features,
+            {} if isinstance(agent, Rule) else instantiate(cfg.rules),
+            cfg.search,
+            train,
+            partial(_measure, context),
+            fabric,
+            cfg.seed,
+            context.artefacts.folder / "training",
+            [groups, cfg.mode, cfg.ratio],
+        )
+
+    def region(self) -> TrustRegion:
+        """The trust region of the first round."""
+        s = self.settings
+        return TrustRegion(s.trust_region, s.widen, s.agreement, s.tolerance, s.gain)
+
+    def objective(self, trained: Trained, radius: float, low: float, high: float) -> Objective:
+        """The objective in the middle of an interval of ratios; a learner covers all of it.
+
+        Args:
+            radius: of the trust region.
+        """
+        return Objective(
+            space=self.space,
+            predictor=trained.predictor,
+            ratio=(low + high) / 2,
+            interval=(low, high),
+            spread_penalty=self.settings.spread_penalty,
+            trust_region=radius,
+            features=self.features,
+            rules=self.rules,
+            device=self.fabric.device,
+        )
+
+    def run(self, trained: Trained, history: list[dict[str, float]], number: int) -> Run:
+        """A round's run: its metrics join the history, and each round has a seed of its own."""
+        seed, processes = self.seed + number, self.fabric.world_size
+        name = signature("training", trained.signature, *self.config, seed, processes)
+        checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
+        return Run(self.fabric, _reporter(self.fabric, history), seed, checkpoint)
+
+
+def _measure(context: PruningContext, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
+    return measure(context, kept, PROPOSED).nll
+
+
+def _reporter(fabric: Fabric, history: list[dict[str, float]]) -> Report:
+    """Logs an agent's metrics; steps go on from round to round."""
+    first = int(history[-1]["step"]) + 1 if history else 0
+
+    def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        row = {name: float(value) for name, value in metrics.items()}
+        fabric.log_dict({f"search/{name}": value for name, value in row.items()}, first + step)
+        history.append({"step": first + step, **row})
+
+    return report
