@@ -5,7 +5,8 @@
     found = ppf.search("smollm2_135m", ratio=0.3, agent="evolution")  # a model's name or folder
     found.kept, found.perplexity                                      # units kept at each site
     folder = ppf.prune(found, "pruned")                               # a smaller model
-    ppf.evaluate(path=folder)                                         # its test perplexity
+    better = ppf.recover(path=folder, out="recovered")                # trained to predict as before
+    ppf.evaluate(path=[folder, better])                               # their test perplexities
 
     agent = ppf.load_agent("FOLDER")               # of a search with mode="dynamic"
     agent.policy(ratio=0.37)
@@ -26,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 __version__ = version("ppf-llm")
-__all__ = ["DynamicModel", "SearchResult", "evaluate", "load_agent", "prune", "search"]
+__all__ = ["DynamicModel", "SearchResult", "evaluate", "load_agent", "prune", "recover", "search"]
 
 _PLACES = {
     "DynamicModel": "ppf.runtime",
@@ -34,6 +35,7 @@ _PLACES = {
     "evaluate": "ppf.api",
     "load_agent": "ppf.agents.ratio_agent",
     "prune": "ppf.api",
+    "recover": "ppf.api",
     "search": "ppf.api",
 }
 

@@ -95,6 +95,29 @@ def prune(policy: SearchResult | str | Path, out: str | Path, **overrides: Any) 
     return Path(out)
 
 
+def recover(
+    policy: SearchResult | str | Path | None = None,
+    out: str | Path = "recovered",
+    *,
+    path: str | Path | None = None,
+    **overrides: Any,
+) -> Path:
+    """Trains a pruned model to predict as the dense model does, as `recover.py` does.
+
+    Args:
+        policy: a search's result, or a policy.json, whose model is pruned first.
+        out: folder to write.
+        path: a folder that `prune` wrote, in place of a policy.
+        overrides: keys of `recover.py`, as in `tune="lora"`.
+
+    Returns:
+        `out`.
+    """
+    given = {"policy": policy and _policy_file(policy), "path": path, "out": out, **overrides}
+    _call("recover", _run_folder("recover"), _written(given))
+    return Path(out)
+
+
 def evaluate(
     policy: SearchResult | str | Path | None = None,
     *,

@@ -28,6 +28,8 @@ FORMATS = {
     "predictor": 10,
     "costs": 1,
     "training": 2,
+    "pruned": 1,
+    "recovery": 1,
 }
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12

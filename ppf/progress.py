@@ -1,6 +1,8 @@
 """Progress of long work: a bar with the time left on a terminal, plain lines elsewhere."""
 
+import logging
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
@@ -75,3 +77,17 @@ class Stopwatch:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
+
+
+@contextmanager
+def quiet_trainer() -> Iterator[None]:
+    """Without the remarks of Lightning's Trainer on devices, loaders and folders."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

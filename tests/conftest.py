@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 # Before the first import of these rooms.
 install_import_hook(
-    ["ppf.space", "ppf.pruning", "ppf.predictor", "ppf.agents"], "beartype.beartype"
+    ["ppf.space", "ppf.pruning", "ppf.predictor", "ppf.agents", "ppf.recovery"], "beartype.beartype"
 )
 
 

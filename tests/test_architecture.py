@@ -19,7 +19,7 @@ ORDER = [
     {"artefacts", "records"},
     {"space"},
     {"llm"},
-    {"pruning", "evaluation"},
+    {"pruning", "evaluation", "recovery"},
     {"labels"},
     {"predictor"},
     {"agents"},

@@ -35,7 +35,8 @@ _FOREIGN: dict[Any, dict[str, Any]] = {
     build_fabric: {"num_nodes": Count},
     Trainer: dict.fromkeys(
         ("max_epochs", "num_nodes", "check_val_every_n_epoch", "log_every_n_steps"), Count
-    ),
+    )
+    | {"gradient_clip_val": Positive},
     CSVLogger: {"flush_logs_every_n_steps": Count},
     optim.Adam: {"lr": Positive},
     optim.LBFGS: {"lr": Positive, "max_iter": Count, "history_size": Count},

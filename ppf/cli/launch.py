@@ -51,7 +51,7 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
             f"a multirun cannot start {count} processes a job here: run its jobs one by one,"
             " without -m, or on a cluster with hydra/launcher=submitit_slurm."
         )
-    if "trainer" in cfg and _count("trainer", plain(cfg.trainer)) > 1:
+    if "devices" in cfg.get("trainer", {}) and _count("trainer", plain(cfg.trainer)) > 1:
         raise PPFError(
             "the predictor is too small to gain from several devices: give trainer.devices=1"
             " (fabric.devices shares labelling and search)."

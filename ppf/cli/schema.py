@@ -27,6 +27,7 @@ from ppf.ranges import (
 Component = dict[str, Any]
 """A part of the config with a `_target_`."""
 Part = Literal["calibration", "labelling", "test"]
+TrainingPart = Literal["training", "validation", "test"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -82,6 +83,14 @@ class ModelSection(Section):
     source: Component | None
 
 
+class TrainingTextSection(Section):
+    """`training` of `text/*.yaml`."""
+
+    splits: dict[str, dict[TrainingPart, Positive]]
+    windows: dict[TrainingPart, Count | None]
+    source: Component | None
+
+
 class TextSection(Section):
     """`text/*.yaml`."""
 
@@ -94,6 +103,7 @@ class TextSection(Section):
     seed: Seed
     splits: dict[str, dict[Part, Positive]]
     source: Component | None
+    training: TrainingTextSection
 
 
 class LabelsSection(Section):
@@ -208,6 +218,35 @@ class PruneConfig(RunConfig):
     dtype: Dtype
 
 
+class RecoverySection(Section):
+    """`recovery` of `recover.yaml`."""
+
+    tokens: Count
+    batch: Count
+    micro_batch: Count
+    warmup: Share
+    weight_decay: NonNegative
+    validate_every: Count
+    patience: Count
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    gradient_checkpointing: bool
+
+
+class RecoverConfig(RunConfig):
+    """`recover.yaml`."""
+
+    text: TextSection
+    loss: Annotated[dict[str, Component], Field(min_length=1)]
+    tune: Annotated[dict[str, Component], Field(min_length=1)]
+    policy: str | None
+    path: str | None
+    out: str
+    sequential: bool
+    dtype: Dtype
+    recovery: RecoverySection
+    trainer: Component
+
+
 class SpeedSection(Section):
     """How prefill and decode are timed."""
 
@@ -263,6 +302,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "train": TrainConfig,
     "search": SearchConfig,
     "prune": PruneConfig,
+    "recover": RecoverConfig,
     "evaluate": EvaluateConfig,
     "serve": ServeConfig,
 }

@@ -17,6 +17,8 @@ GROUPS = {
     "predictor/optimizer": "optimizer of the predictor",
     "agent": "searches for the best policy",
     "budget": "cost that the ratio is a share of",
+    "loss": "losses of recovery; several, which are added: loss=[kl,hidden]",
+    "tune": "weights that recovery trains; one after another: tune=[norms_and_biases,lora]",
     "export": "format of the pruned model",
     "fabric": "processes and devices",
     "trainer": "training of the predictor",

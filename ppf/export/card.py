@@ -1,5 +1,6 @@
 """The model card of an exported folder."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import Template
@@ -7,7 +8,7 @@ from typing import Any
 
 from ppf.pruning import LivePruner
 
-_STRUCTURE = ("format", "kept", "units", "signatures", "config", "exported")
+_STRUCTURE = ("format", "kept", "units", "signatures", "config", "exported", "recovered")
 
 _CARD = Template("""\
 ---
@@ -62,6 +63,23 @@ $rows
 
 """)
 
+_RECOVERED = Template("""\
+## Recovery training
+The weights in this folder were trained after pruning, on $tokens tokens of the training part of
+$text in $minutes minutes (tune=$tune, loss=$loss, $precision). Measured on $windows windows of
+$window tokens of its validation part:
+
+| | nll | perplexity |
+|---|---|---|
+$rows
+
+Share of the lost nats that were won back: $won_back. The sections below tell what was known before.
+
+""")
+_FIRST_RESULTS = re.compile(
+    r"^## (Perplexity of these weights|Results of the search)$", re.MULTILINE
+)
+
 _COMPENSATIONS = {"one_shot": "one-shot", "sequential": "re-estimated front to back"}
 
 
@@ -88,6 +106,26 @@ def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
         numbers="\n".join(_rows(policy)),
         provenance="\n".join(_provenance(policy)),
     )
+
+
+def recovered_card(card: str, policy: Mapping[str, Any]) -> str:
+    """A pruned model's card with a section on its recovery training, in front of other results.
+
+    Args:
+        policy: the contents of policy.json, with the entry `recovered`.
+    """
+    found = policy["recovered"]
+    rows = [
+        f"| {name} | {_decimal(found[name]['nll'])} | {_decimal(found[name]['perplexity'])} |"
+        for name in ("dense", "pruned", "recovered")
+    ]
+    won, given = found["won_back"], {key: "+".join(found[key]) for key in ("tune", "loss")}
+    numbers = {"tokens": f"{found['tokens']:,}", "minutes": f"{found['minutes']:.1f}"}
+    shown = "none were lost" if won is None else f"{won:.1%}"
+    section = _RECOVERED.substitute(found, **given, **numbers, rows="\n".join(rows), won_back=shown)
+    place = _FIRST_RESULTS.search(card)
+    at = place.start() if place else len(card)
+    return card[:at] + section + card[at:]
 
 
 def _scored(policy: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ many rows or columns one atom has in each.
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ppf.export.base import Exporter
-from ppf.export.card import model_card
+from ppf.export.card import model_card, recovered_card
 from ppf.llm import Adapter, Coupling, LanguageModel
 from ppf.pruning import LivePruner
 
@@ -60,6 +61,40 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
     _write_code(folder, family=type(model).__name__)
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(pruner, policy), encoding="utf-8")
+    return folder
+
+
+def export_recovered(
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    start: Path,
+    folder: Path,
+    policy: Mapping[str, Any],
+) -> Path:
+    """Writes the folder of a pruned model again, with weights that were trained since.
+
+    Args:
+        model: the trained model.
+        dtype: of the weights in the folder.
+        start: the pruned model's folder.
+        folder: created if it is missing; existing files of the same names are overwritten.
+        policy: the contents of policy.json, with the entry `recovered`.
+
+    Returns:
+        The new folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in start.iterdir():
+        if file.is_file() and ".safetensors" not in file.name:
+            shutil.copy(file, folder)
+    weights = {name: tensor.to(dtype) for name, tensor in _weights(model).items()}
+    save_torch_state_dict(weights, folder, metadata={"format": "pt"})
+    config = json.loads((start / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    card = recovered_card((start / "README.md").read_text(encoding="utf-8"), policy)
+    for name, content in (("config.json", config), ("policy.json", policy)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 

@@ -30,7 +30,7 @@ class OutputHead:
     ) -> Float[Tensor, "*rows tokens"]:
         """The logits of the tokens in `part` of the vocabulary."""
         bias = None if self.linear.bias is None else self.linear.bias[part]
-        return self._capped(F.linear(hidden, self.linear.weight[part], bias))
+        return self.capped(F.linear(hidden, self.linear.weight[part], bias))
 
     def of(
         self, hidden: Float[Tensor, "rows width"], tokens: Int[Tensor, " rows"]
@@ -39,9 +39,10 @@ class OutputHead:
         logits = (hidden.float() * self.linear.weight[tokens].float()).sum(1)
         if self.linear.bias is not None:
             logits = logits + self.linear.bias[tokens].float()
-        return self._capped(logits)
+        return self.capped(logits)
 
-    def _capped(self, logits: Tensor) -> Tensor:
+    def capped(self, logits: Tensor) -> Tensor:
+        """The logits after the soft cap, if there is one."""
         return logits if self.cap is None else (logits / self.cap).tanh() * self.cap
 
 

@@ -1,4 +1,8 @@
-"""Texts in three disjoint parts: calibration, labelling and test."""
+"""Texts in disjoint parts: calibration, labelling and test; training and validation.
+
+The last two are read by recovery training. They share documents with calibration and labelling, but
+never with test.
+"""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +23,12 @@ from ppf.errors import PPFError
 from ppf.llm.text_file import read_file
 from ppf.llm.windows import begin_with, leading_tokens
 
-Part = Literal["calibration", "labelling", "test"]
+Part = Literal["calibration", "labelling", "test", "training", "validation"]
 
 
 @dataclass
 class Text:
-    """Documents that are split into three parts and cut into windows of tokens.
+    """Documents that are split into parts and cut into windows of tokens.
 
     Args:
         name: name of the text, for reports and error messages.
@@ -123,9 +127,26 @@ def spans(splits: Mapping[str, Mapping[Part, float]], part: str) -> dict[str, tu
     return found
 
 
-def local_splits() -> dict[str, dict[Part, float]]:
-    """The shares of the three parts of a local file (see `Text.splits`)."""
+def local_splits(splits: Mapping[str, Mapping[Part, float]]) -> dict[str, dict[Part, float]]:
+    """The shares of the parts of a local file (see `Text.splits`).
+
+    Args:
+        splits: of the text that the file replaces, which tell the parts that are asked for.
+    """
+    if any("training" in shares for shares in splits.values()):
+        return {"all": {"training": 0.45, "validation": 0.05, "test": 0.5}}
     return {"all": {"calibration": 0.25, "labelling": 0.25, "test": 0.5}}
+
+
+def training_text(config: DictConfig) -> DictConfig:
+    """The `text=` config of the parts training and validation of a text.
+
+    Its section `training` replaces the text's splits, windows and, if it has one, source.
+    """
+    own = {key: value for key, value in config.training.items() if value is not None}
+    merged = {**config, **own}
+    del merged["training"]
+    return OmegaConf.create(merged)
 
 
 def default_text() -> DictConfig:
@@ -147,8 +168,9 @@ def build_text(config: DictConfig, cache: str) -> Text:
     assert isinstance(container, dict)
     plain = {str(key): value for key, value in container.items()}
     path, source, column = plain.pop("path"), plain.pop("source"), plain.pop("column")
+    plain.pop("training", None)  # see `training_text`
     if path:
-        plain["splits"] = local_splits()
+        plain["splits"] = local_splits(plain["splits"])
         plain["name"] = Path(path).name
         return Text(**plain, documents=lambda split: read_file(path, column))
     if source["_target_"] == "ppf.llm.corpora.wikipedia_sample":

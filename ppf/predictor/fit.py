@@ -1,9 +1,6 @@
 """Fitting a predictor to a labelled set: train, calibrate, test."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -16,6 +13,7 @@ from ppf.labels.table import Labels
 from ppf.predictor.base import HeldOut, PredictorInputs
 from ppf.predictor.datamodule import LabelsDataModule
 from ppf.predictor.module import PredictorModule, load_predictor
+from ppf.progress import quiet_trainer
 from ppf.pruning import SiteFeatures
 from ppf.threads import cpu_threads
 
@@ -51,7 +49,7 @@ def fit_predictor(labels: Labels, inputs: PredictorInputs, predictor: Mapping[st
     data = LabelsDataModule(
         labels, space, members=predictor["members"], seed=seed, **predictor["data"]
     )
-    with _quiet(), cpu_threads(predictor["threads"]), TemporaryDirectory() as folder:
+    with quiet_trainer(), cpu_threads(predictor["threads"]), TemporaryDirectory() as folder:
         seed_everything(seed, verbose=False)
         module = untrained(inputs.features, inputs.dense_nll, predictor)
         if predictor["init_from"]:
@@ -96,17 +94,3 @@ def _restore(module: PredictorModule, checkpoint: Path) -> None:
     state = torch.load(checkpoint, map_location=module.device, weights_only=True)["state_dict"]
     module.load_state_dict(state)
     checkpoint.unlink()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's remarks on devices, loaders and folders."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

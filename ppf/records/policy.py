@@ -132,6 +132,27 @@ class ExportedRecord(Record):
     dtype: Word
 
 
+class RecoveredRecord(Record):
+    """How the weights beside a policy.json were trained, and what that changed.
+
+    The perplexities were measured on the validation part of the training text.
+    """
+
+    tune: list[Word]
+    loss: list[Word]
+    tokens: Natural
+    minutes: Number
+    text: Word
+    windows: Positive
+    window: Positive
+    precision: Word
+    seed: Natural
+    dense: PerplexityRecord
+    pruned: PerplexityRecord
+    recovered: PerplexityRecord
+    won_back: float | None
+
+
 class PolicyRecord(Record):
     """The contents of a policy.json."""
 
@@ -149,6 +170,7 @@ class PolicyRecord(Record):
     signatures: SignaturesRecord
     config: ConfigRecord
     exported: ExportedRecord | None = None
+    recovered: RecoveredRecord | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "PolicyRecord":

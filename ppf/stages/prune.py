@@ -45,15 +45,22 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     With `cfg.sequential` the better of one-shot and re-estimated compensation is exported. The
     record beside the weights tells under `exported` what they score in `cfg.dtype`.
     """
-    context = apply_policy(cfg, fabric, record)
     exporter: Exporter = instantiate(cfg.export)
+    context, record = compensated(cfg, fabric, record, exporter)
+    return exporter.write(context.pruner, Path(cfg.out), record)
+
+
+def compensated(
+    cfg: DictConfig, fabric: Fabric, record: dict[str, Any], exporter: Exporter
+) -> tuple[PruningContext, dict[str, Any]]:
+    """The policy's model, ready for an export, and the record with the entry `exported`."""
+    context = apply_policy(cfg, fabric, record)
     exporter.check(context.lm)
     if cfg.sequential and can_refit(context):
         scores = keep_better(context)
     else:
         scores = Compensated(_nll(context))
-    record = record | {"exported": _exported(context, scores)}
-    return exporter.write(context.pruner, Path(cfg.out), record)
+    return context, record | {"exported": _exported(context, scores)}
 
 
 def keep_better(context: PruningContext) -> Compensated:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder, resolve_dtype
-from ppf.llm.text import local_splits, spans
+from ppf.llm.text import Part, local_splits, spans
 from ppf.records.policy import ConfigRecord
 
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
@@ -42,6 +42,7 @@ def recorded(cfg: DictConfig) -> DictConfig:
     They name the dtype that `auto` means on this machine, and cannot be changed.
     """
     config = OmegaConf.create({group: plain(cfg[group]) for group in ConfigRecord.model_fields})
+    config.text.pop("training", None)  # recovery does not determine a pruned model
     config.model.dtype = str(resolve_dtype(config.model.dtype)).removeprefix("torch.")
     OmegaConf.set_readonly(config, True)
     return config
@@ -63,15 +64,16 @@ def model_identity(cfg: DictConfig) -> dict[str, Any]:
     return {"source": _source(plain(model.source), cache) if model.source else None}
 
 
-def text_identity(cfg: DictConfig, part: str) -> dict[str, Any]:
+def text_identity(cfg: DictConfig, part: Part) -> dict[str, Any]:
     """What determines the windows of one part of a text; the other parts do not count."""
     text = plain(cfg.text)
+    text.pop("training", None)  # a text of its own: see `ppf.llm.text.training_text`
     path, source, splits = text.pop("path"), text.pop("source"), text.pop("splits")
     cache = Path(cfg.paths.cache)
     windows = text.pop("windows")[part]
     del text["name"]
     if path:
-        splits, source = local_splits(), {"content": file_digest(path, "text.path", cache)}
+        splits, source = local_splits(splits), {"content": file_digest(path, "text.path", cache)}
     else:
         source = _source(source, cache)
     return text | {"source": source, "documents": spans(splits, part), "windows": windows}

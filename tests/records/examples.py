@@ -22,7 +22,9 @@ def _tiny() -> Any:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("search", ["model=tiny"])
     groups = OmegaConf.masked_copy(cfg, list(ConfigRecord.model_fields))
-    return OmegaConf.to_container(groups, resolve=True)
+    plain: Any = OmegaConf.to_container(groups, resolve=True)
+    del plain["text"]["training"]
+    return plain
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -39,7 +41,9 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def option(group: str, name: str) -> Any:
     """The content of a packaged YAML file."""
-    return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    content.pop("training", None)  # of a text; records leave it out
+    return content
 
 
 def numbers(kept: dict[str, int]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ INVALIDATES = {
     "model.source": ALL,
     "text": ALL,
     "text.name": (),
+    "text.training": (),
     "text.windows.calibration": ALL,
     "text.windows.labelling": ("labels", "predictor"),
     "text.windows.test": (),

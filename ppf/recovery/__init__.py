@@ -1,0 +1,1 @@
+"""Recovery training: a pruned model learns to predict as the dense model does."""

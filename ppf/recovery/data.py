@@ -1,0 +1,60 @@
+"""Windows of training text, in an order that only the seed and the step determine."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+
+class Order(Sampler[int]):
+    """Which windows a device reads in an epoch of the trainer.
+
+    The windows of step s are numbers s · batch to (s + 1) · batch of an endless sequence: random
+    permutations of all windows, one after another. So a resumed run reads what the killed one
+    would have read, also with other devices or micro-batches.
+
+    Args:
+        windows: number of windows in the text.
+        batch: windows in a step, over all devices.
+        steps: in an epoch.
+        seed: of the permutations.
+        rank: number of this device.
+        ranks: number of devices.
+    """
+
+    def __init__(
+        self, windows: int, *, batch: int, steps: int, seed: int, rank: int, ranks: int
+    ) -> None:
+        self.windows, self.batch, self.steps, self.seed = windows, batch, steps, seed
+        self.rank, self.ranks = rank, ranks
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.batch // self.ranks
+
+    def __iter__(self) -> Iterator[int]:
+        size = self.steps * self.batch
+        drawn = -1
+        for place in range(self.epoch * size + self.rank, (self.epoch + 1) * size, self.ranks):
+            if place // self.windows != drawn:
+                drawn = place // self.windows
+                generator = torch.Generator().manual_seed(self.seed + drawn)
+                permutation = torch.randperm(self.windows, generator=generator).tolist()
+            yield permutation[place % self.windows]
+
+
+def loader(
+    windows: Int[Tensor, "windows window"], order: Sampler[int] | None, size: int
+) -> DataLoader:
+    """Yields `size` windows at a time.
+
+    Args:
+        order: None: as they lie.
+    """
+    return DataLoader(windows, size, sampler=order)  # type: ignore[arg-type]

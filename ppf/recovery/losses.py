@@ -1,0 +1,139 @@
+"""Losses of recovery training, the options of `loss=`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ppf.llm import OutputHead, output_head
+from ppf.ranges import Positive
+from ppf.recovery.token_losses import Rows, TokenLoss, mean_token_losses
+
+
+class Forward(NamedTuple):
+    """What a model computes for some windows.
+
+    Args:
+        hidden: last hidden states.
+        stream: the residual stream in front of each layer and behind the last; empty: not asked.
+        head: computes logits from `hidden`.
+    """
+
+    hidden: Float[Tensor, "windows window width"]
+    stream: Sequence[Float[Tensor, "windows window width"]]
+    head: OutputHead
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, ids: Int[Tensor, "windows window"], *, stream: bool
+    ) -> "Forward":
+        """Runs a model, without its head."""
+        done = model.get_decoder()(ids, use_cache=False, output_hidden_states=stream)
+        return cls(done.last_hidden_state, done.hidden_states or (), output_head(model))
+
+    @property
+    def predicting(self) -> Rows:
+        """The positions that predict a next token, of all windows."""
+        return Rows(self.hidden[:, :-1].flatten(0, 1), self.head)
+
+
+class KL(TokenLoss):
+    """Forward KL divergence from the dense model's next-token distribution, nats per token."""
+
+    reads_teacher: ClassVar[bool] = True
+
+    def of_rows(
+        self,
+        student: Float[Tensor, "rows tokens"],
+        teacher: Float[Tensor, "rows tokens"] | None,
+        targets: Int[Tensor, " rows"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
+        assert teacher is not None
+        probabilities = teacher.exp()
+        divergence = torch.linalg.vecdot(probabilities, teacher - student).sum()
+        return divergence, student.exp().sub_(probabilities)
+
+
+class CrossEntropy(TokenLoss):
+    """Negative log-likelihood of the text's next tokens, nats per token."""
+
+    reads_teacher: ClassVar[bool] = False
+
+    def of_rows(
+        self,
+        student: Float[Tensor, "rows tokens"],
+        teacher: Float[Tensor, "rows tokens"] | None,
+        targets: Int[Tensor, " rows"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
+        chosen = targets[:, None]
+        gradient = student.exp()
+        gradient.scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=gradient.dtype))
+        return -student.gather(1, chosen).sum(), gradient
+
+
+class StreamLoss(ABC):
+    """A loss of residual streams.
+
+    Args:
+        weight: factor in the weighted sum.
+    """
+
+    def __init__(self, weight: Positive) -> None:
+        self.weight = weight
+
+    @abstractmethod
+    def of_streams(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:
+        """The loss between the streams of two models, one tensor per layer."""
+
+
+class HiddenStates(StreamLoss):
+    """Squared distance of the residual streams over the dense stream's energy, mean over layers."""
+
+    def of_streams(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:
+        return torch.stack([distance(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
+
+
+Loss = TokenLoss | StreamLoss
+
+
+def distance(student: Float[Tensor, "*any"], teacher: Float[Tensor, "*any"]) -> Float[Tensor, ""]:
+    """Squared distance from the dense model's states over their energy."""
+    goal = teacher.float()
+    return (student.float() - goal).square().mean() / goal.square().mean()
+
+
+def need_teacher(losses: Mapping[str, Loss]) -> bool:
+    """Whether a loss compares with the dense model."""
+    return any(isinstance(loss, StreamLoss) or loss.reads_teacher for loss in losses.values())
+
+
+def need_stream(losses: Mapping[str, Loss]) -> bool:
+    """Whether a loss compares residual streams."""
+    return any(isinstance(loss, StreamLoss) for loss in losses.values())
+
+
+def weighted_sum(
+    losses: Mapping[str, Loss],
+    student: Forward,
+    teacher: Forward | None,
+    ids: Int[Tensor, "windows window"],
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The weighted sum of the losses, with gradients, and each loss alone, without.
+
+    Args:
+        teacher: None if no loss needs it.
+    """
+    of_tokens = {n: loss for n, loss in losses.items() if isinstance(loss, TokenLoss)}
+    of_streams = {n: loss for n, loss in losses.items() if isinstance(loss, StreamLoss)}
+    rows = teacher.predicting if teacher else None
+    targets = ids[:, 1:].flatten()
+    total, each = mean_token_losses(of_tokens, student.predicting, rows, targets)
+    for name, loss in of_streams.items():
+        assert teacher is not None
+        value = loss.of_streams(student.stream, teacher.stream)
+        total, each[name] = total + loss.weight * value, value.detach()
+    return total, each

@@ -1,0 +1,141 @@
+"""Losses of next-token distributions, without all logits in memory at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.llm import OutputHead
+from ppf.ranges import Positive
+
+_ROWS = 128  # positions whose logits are in memory at once
+
+
+class Rows(NamedTuple):
+    """Positions of a text, as a model's head sees them."""
+
+    hidden: Float[Tensor, "rows width"]
+    head: OutputHead
+
+
+class TokenLoss(ABC):
+    """A loss of next-token distributions.
+
+    Args:
+        weight: factor in the weighted sum.
+
+    Attributes:
+        reads_teacher: whether the loss compares with the dense model.
+    """
+
+    reads_teacher: ClassVar[bool]
+
+    def __init__(self, weight: Positive) -> None:
+        self.weight = weight
+
+    @abstractmethod
+    def of_rows(
+        self,
+        student: Float[Tensor, "rows tokens"],
+        teacher: Float[Tensor, "rows tokens"] | None,
+        targets: Int[Tensor, " rows"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
+        """The loss, summed over the rows, and its gradient with respect to the student's logits.
+
+        Args:
+            student: log-probabilities.
+            teacher: log-probabilities of the dense model; None unless a loss reads them.
+            targets: tokens that follow in the text.
+        """
+
+
+def mean_token_losses(
+    losses: Mapping[str, TokenLoss],
+    student: Rows,
+    teacher: Rows | None,
+    targets: Int[Tensor, " rows"],
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The weighted sum of the losses, with gradients, and each loss alone, in nats per token.
+
+    The logits are computed for a few rows at a time. Their gradients follow at once, in the same
+    pass: neither pass keeps or repeats any logits.
+    """
+    if not losses:
+        return student.hidden.new_zeros(()), {}
+    linear = student.head.linear
+    total, each = _TokenLosses.apply(
+        student.hidden, linear.weight, linear.bias, student.head, teacher, targets, losses
+    )
+    return total, dict(zip(losses, each.unbind(), strict=True))
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: OutputHead,
+        teacher: Rows | None,
+        targets: Tensor,
+        losses: Mapping[str, TokenLoss],
+    ) -> tuple[Tensor, Tensor]:
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+        matrix, vector = weight.to(dtype), None if bias is None else bias.to(dtype)
+        wanted = ctx.needs_input_grad
+        inputs = (hidden, weight, bias)
+        gradients = [
+            torch.zeros_like(of) if of is not None and needed else None
+            for of, needed in zip(inputs, wanted, strict=False)
+        ]
+        values = hidden.new_zeros(len(losses), dtype=torch.float32)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(hidden), _ROWS):
+                part = slice(start, start + _ROWS)
+                states = hidden[part].to(dtype)
+                logits = head.capped(F.linear(states, matrix, vector).float())
+                student = logits.log_softmax(-1)
+                other = None
+                if teacher:
+                    other = teacher.head(teacher.hidden[part]).float().log_softmax(-1)
+                slopes = []
+                for i, loss in enumerate(losses.values()):
+                    value, slope = loss.of_rows(student, other, targets[part])
+                    values[i] += value
+                    slopes.append(slope.mul_(loss.weight))
+                if wanted[0]:
+                    slope = sum(slopes[1:], slopes[0])
+                    if head.cap is not None:
+                        slope.mul_(1 - (logits / head.cap).square())
+                    _add(gradients, part, slope.to(dtype), states, matrix)
+        ctx.gradients = gradients
+        values /= len(hidden)
+        weights = values.new_tensor([loss.weight for loss in losses.values()])
+        ctx.mark_non_differentiable(values)
+        return values @ weights, values
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        rows = len(ctx.gradients[0])
+        scaled = [g if g is None else g * (slope / rows).to(g.dtype) for g in ctx.gradients]
+        return (*scaled, None, None, None, None)
+
+
+def _add(
+    gradients: list[Tensor | None], part: slice, slope: Tensor, states: Tensor, matrix: Tensor
+) -> None:
+    """Adds what some rows contribute to the gradients of hidden states, weight and bias."""
+    of_hidden, of_weight, of_bias = gradients
+    assert of_hidden is not None
+    of_hidden[part] = slope @ matrix
+    if of_weight is not None:
+        of_weight += slope.T @ states
+    if of_bias is not None:
+        of_bias += slope.sum(0)

@@ -1,0 +1,81 @@
+"""The chunked losses and their gradients against autograd on all logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ppf.llm import OutputHead
+from ppf.recovery import token_losses
+from ppf.recovery.losses import KL, CrossEntropy
+from ppf.recovery.token_losses import Rows, mean_token_losses
+
+WIDTH, TOKENS = 12, 33
+
+
+def rows(count: int, seed: int, *, bias: bool = False, cap: float | None = None) -> Rows:
+    torch.manual_seed(seed)
+    linear = nn.Linear(WIDTH, TOKENS, bias)
+    linear.weight.data.normal_()
+    return Rows(torch.randn(count, WIDTH, requires_grad=True), OutputHead(linear, cap))
+
+
+def reference(student: Rows, teacher: Rows, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """KL and cross-entropy by their definitions, with all logits at once."""
+    log_q = student.head(student.hidden).log_softmax(-1)
+    p = teacher.head(teacher.hidden).softmax(-1).detach()
+    return (p * (p.log() - log_q)).sum(-1).mean(), F.nll_loss(log_q, targets)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("count", [1, 8, 19])
+def test_values_and_gradients_equal_the_definitions(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, cap: float | None, count: int
+) -> None:
+    monkeypatch.setattr(token_losses, "_ROWS", 8)
+    student, teacher = (rows(count, seed, bias=bias, cap=cap) for seed in (0, 1))
+    targets = torch.randint(TOKENS, (count,))
+    trained = [student.hidden, *student.head.linear.parameters()]
+    kl, ce = reference(student, teacher, targets)
+    expected = torch.autograd.grad(3 * (2 * kl + 0.5 * ce), trained)
+
+    losses = {"kl": KL(2.0), "ce": CrossEntropy(0.5)}
+    total, each = mean_token_losses(losses, student, teacher, targets)
+    torch.testing.assert_close(total, 2 * kl + 0.5 * ce)
+    torch.testing.assert_close(torch.stack([each["kl"], each["ce"]]), torch.stack([kl, ce]))
+    for found, wanted in zip(torch.autograd.grad(3 * total, trained), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_losses, "_ROWS", 8)
+    seen, student, teacher = [], rows(64, 0), rows(64, 1)
+    original = KL.of_rows
+
+    def noted(self: KL, *given: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(given[0].shape)
+        return original(self, *given)
+
+    monkeypatch.setattr(KL, "of_rows", noted)
+    total, _ = mean_token_losses({"kl": KL(1.0)}, student, teacher, torch.zeros(64).long())
+    saved = [x for x in total.grad_fn.gradients if x is not None]
+    assert seen == [(8, TOKENS)] * 8
+    assert all(x.shape != (64, TOKENS) for x in saved)
+
+
+def test_frozen_weights_get_no_gradient() -> None:
+    student, teacher = rows(9, 0, bias=True), rows(9, 1)
+    student.head.linear.requires_grad_(False)
+    total, _ = mean_token_losses({"kl": KL(1.0)}, student, teacher, torch.zeros(9).long())
+    total.backward()
+    assert student.hidden.grad is not None and student.head.linear.weight.grad is None
+
+
+def test_a_model_that_equals_its_teacher_has_no_divergence_and_no_gradient() -> None:
+    student = rows(9, 0)
+    same = Rows(student.hidden.detach(), student.head)
+    total, _ = mean_token_losses({"kl": KL(1.0)}, student, same, torch.zeros(9).long())
+    total.backward()
+    assert float(total.detach()) == pytest.approx(0, abs=1e-6)
+    assert float(student.hidden.grad.abs().max()) < 1e-6

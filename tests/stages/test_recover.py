@@ -1,0 +1,210 @@
+"""Recovery of the tiny model, from a policy or a folder to a Hugging Face folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+from omegaconf import DictConfig
+from transformers import AutoModelForCausalLM
+
+from ppf.cli.checks import check
+from ppf.errors import PPFError
+from ppf.export.loading import load_folder
+from ppf.recovery import fit
+from ppf.recovery.losses import KL
+from ppf.recovery.module import RecoveryModule
+from ppf.stages.policy import read_policy
+from ppf.stages.prune import prune
+from ppf.stages.recover import Recovered, recover
+from tests.searched import write_search
+
+LR = {"full": 3e-3, "lora": 1e-2, "norms_and_biases": 1e-2}
+
+
+class KilledError(Exception):
+    """Ends a training as a kill does, between two steps."""
+
+
+@pytest.fixture(scope="module")
+def searched(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with policy.json, text.txt and artefacts; the uniform policy at 0.3."""
+    folder = tmp_path_factory.mktemp("searched")
+    write_search(folder, cache)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(searched: Path, cache: str) -> Path:
+    """The folder of the pruned model."""
+    paths = [f"paths.{name}={searched}/{name}" for name in ("run", "artefacts")]
+    given = [f"policy={searched}/policy.json", f"paths.cache={cache}", *paths]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("prune", [*given, f"out={searched}/pruned"])
+    return prune(cfg, Fabric(accelerator="cpu", devices=1), read_policy(cfg.policy, []))
+
+
+@pytest.fixture
+def config(searched: Path, start: Path, cache: str, tmp_path: Path) -> Any:
+    def composed(*overrides: str) -> DictConfig:
+        given = [
+            f"path={start}",
+            f"text.path={searched}/text.txt",
+            "text.window=32",
+            "text.training.windows.validation=4",
+            "recovery.tokens=1024",
+            "recovery.micro_batch=2",
+            "recovery.validate_every=4",
+            "trainer.precision=32-true",
+            f"paths.artefacts={tmp_path}/artefacts",
+            f"paths.cache={cache}",
+            f"paths.run={tmp_path}",
+        ]
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose("recover", [*given, *overrides])
+        check("recover", cfg)
+        return cfg
+
+    return composed
+
+
+def run(cfg: DictConfig) -> Recovered:
+    return recover(cfg, Fabric(accelerator="cpu", devices=1))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_folder(folder, torch.float32, trust_remote_code=False)[0].state_dict()
+
+
+@pytest.mark.parametrize("tune", LR)
+def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
+    config: Any, start: Path, tune: str
+) -> None:
+    found = run(config(f"tune={tune}", f"tune.{tune}.lr={LR[tune]}"))
+    assert found.won_back is not None and found.won_back > 0.02
+    assert {f.name for f in found.folder.iterdir()} == {f.name for f in start.iterdir()}
+    model = AutoModelForCausalLM.from_pretrained(found.folder, trust_remote_code=True)
+    assert model.state_dict().keys() == weights(start).keys()
+    changed = {k for k, w in weights(start).items() if not torch.equal(w, model.state_dict()[k])}
+    vectors = {k for k, w in weights(start).items() if w.ndim == 1}
+    projections = {k for k in weights(start) if "proj" in k}
+    expected = {"lora": projections, "norms_and_biases": vectors}
+    assert changed == expected.get(tune, weights(start).keys())
+
+
+def test_a_policy_is_pruned_once_and_then_recovered(
+    config: Any, searched: Path, start: Path, capsys: pytest.CaptureFixture
+) -> None:
+    given = ("path=null", f"policy={searched}/policy.json", f"paths.artefacts={searched}/artefacts")
+    found = run(config(*given, "recovery.tokens=32"))
+    assert found.pruned == run(config("recovery.tokens=32")).pruned
+    assert "Reusing" not in capsys.readouterr().out
+    run(config(*given, "recovery.tokens=64"))
+    assert "Reusing the pruned model" in capsys.readouterr().out
+
+
+def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = ("recovery.tokens=1536", "recovery.ema=0.9", "recovery.validate_every=3")
+    whole = weights(run(config(*given, f"paths.artefacts={tmp_path}/whole")).folder)
+    step, taken = RecoveryModule.training_step, 0
+
+    def interrupted(self: RecoveryModule, ids: torch.Tensor, batch: int) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        if taken in (5, 13, 22):
+            raise KilledError
+        return step(self, ids, batch)
+
+    monkeypatch.setattr(RecoveryModule, "training_step", interrupted)
+    cfg = config(*given, f"paths.artefacts={tmp_path}/broken")
+    for _ in range(3):
+        with pytest.raises(KilledError):
+            run(cfg)
+    resumed = weights(run(cfg).folder)
+    assert taken < 2 * 24 + 3  # not every time from the start
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_finished_training_is_not_repeated(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cfg = config(f"paths.artefacts={tmp_path}/artefacts")
+    first = weights(run(cfg).folder)
+    monkeypatch.setattr(fit, "_trainer", None)
+    again = weights(run(cfg).folder)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_smaller_micro_batch_gives_the_same_weights(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    step = RecoveryModule.training_step
+    expected = weights(run(config(f"paths.artefacts={tmp_path}/a")).folder)
+
+    def too_large(self: RecoveryModule, ids: torch.Tensor, batch: int) -> torch.Tensor:
+        if self.global_step == 5 and len(ids) == 2:
+            raise torch.OutOfMemoryError
+        return step(self, ids, batch)
+
+    monkeypatch.setattr(RecoveryModule, "training_step", too_large)
+    found = weights(run(config(f"paths.artefacts={tmp_path}/b")).folder)
+    assert "going on with 1 windows at a time" in capsys.readouterr().out
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = KL.of_rows
+
+    calls = 0
+
+    def spoilt(self: KL, *given: Any) -> tuple[Any, Any]:
+        nonlocal calls
+        calls += 1  # one for each micro-batch
+        value, slope = original(self, *given)
+        return value * float("nan" if calls > 2 * 5 else 1), slope
+
+    monkeypatch.setattr(KL, "of_rows", spoilt)
+    with pytest.raises(PPFError, match="not finite at step 5: give a lower learning rate"):
+        run(config(f"paths.artefacts={tmp_path}"))
+    (kept,) = (tmp_path / "recovery").rglob("last.ckpt")
+    assert torch.load(kept, weights_only=True)["global_step"] == 4
+
+
+def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    losses = ("loss=[kl,ce,hidden]", "tune=[norms_and_biases,lora]", "loss.ce.weight=0.5")
+    found = run(
+        config(f"out={out}", "dtype=bfloat16", "recovery.gradient_checkpointing=true", *losses)
+    )
+    record = json.loads((out / "policy.json").read_text())["recovered"]
+    assert record["tune"] == ["norms_and_biases", "lora"]
+    assert record["loss"] == ["kl", "ce", "hidden"]
+    assert record["recovered"]["nll"] == found.recovered < found.pruned
+    assert record["tokens"] == 2 * 1024
+    card = (out / "README.md").read_text()
+    assert f"| recovered | {found.recovered:.4g} |" in card and "tune=norms_and_biases+lora" in card
+    model = load_folder(out, torch.bfloat16, trust_remote_code=False)[0]
+    assert model.dtype == torch.bfloat16
+    assert json.loads((tmp_path / "summary.json").read_text()) == record
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["text.window=4096"], "text.window=4096 exceeds the model's 1024 positions"),
+        (["recovery.batch=1000", "recovery.micro_batch=1"], "less than recovery.batch=1000"),
+        (["recovery.batch=5"], "recovery.batch=5 is not a multiple of recovery.micro_batch"),
+        (["text.training.windows.validation=9999"], "the validation part of text=.* has"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(config: Any, overrides: list[str], sentence: str) -> None:
+    with pytest.raises(PPFError, match=sentence):
+        run(config(*overrides))
