@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 pytestmark = pytest.mark.slow
-STAGES = ("collect", "train", "search", "prune", "evaluate", "serve")
+STAGES = ("collect", "train", "search", "prune", "recover", "evaluate", "serve")
 
 
 def run(*command: str | Path, cwd: Path) -> str:

@@ -21,7 +21,7 @@ GROUPS = {
     "tune": "weights that recovery trains; one after another: tune=[norms_and_biases,lora]",
     "export": "format of the pruned model",
     "fabric": "processes and devices",
-    "trainer": "training of the predictor",
+    "trainer": "arguments of Lightning's Trainer",
     "logger": "experiment loggers; several: logger=[wandb,csv]",
 }
 """Option group → its purpose."""

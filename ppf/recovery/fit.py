@@ -160,7 +160,9 @@ def without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _trainer(settings: RecoverySettings, schedule: Schedule, machine: Machine, folder: Path) -> Trainer:
+def _trainer(
+    settings: RecoverySettings, schedule: Schedule, machine: Machine, folder: Path
+) -> Trainer:
     at_once = settings.micro_batch * machine.count
     if settings.batch % at_once:
         nearest = at_once * ceil(settings.batch / at_once)

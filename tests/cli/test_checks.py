@@ -29,14 +29,14 @@ WRONG_FOR = {
 }
 # What passes all the same, by the end of the key: 0 stands for "none", null for "all".
 ZERO = (
-    "acquired agreement bound critic degree entropy epsilon gain kl_top_k lmbda low_loss max_gib"
-    " neighbours noise per_feature port proposals queue seed separable_above shortest_line"
+    "acquired agreement bound critic degree ema entropy epsilon gain kl_top_k lmbda low_loss"
+    " max_gib neighbours noise per_feature port proposals queue seed separable_above shortest_line"
     " shutdown_seconds smooth smoothing smoothing_clip spread spread_penalty tau tolerance warmup"
     " weight_decay"
 )
 PASSES = {
     **dict.fromkeys(ZERO.split(), [0]),
-    **{f"windows.{part}": [None] for part in ("calibration", "labelling", "test")},
+    **{f"windows.{part}": [None] for part in ("calibration", "labelling", "test", "validation")},
     **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "SAC.entropy": [-1, 0],

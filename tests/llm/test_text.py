@@ -9,11 +9,12 @@ from omegaconf import OmegaConf
 from ppf.errors import PPFError
 from ppf.llm import Text
 from ppf.llm.sources import byte_tokenizer
-from ppf.llm.text import build_text
+from ppf.llm.text import build_text, spans, training_text
 from tests.checkpoints import bos_tokenizer
 
 CONF = Path(__file__).parents[2] / "ppf" / "conf" / "text"
 PARTS = ("calibration", "labelling", "test")
+NEW = ("training", "validation")
 
 
 def text(name: str = "wikipedia_sample", cache: str = "unused", **overrides: object) -> Text:
@@ -46,6 +47,27 @@ def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
     dealt = [document for part in PARTS for document in parts[part]]
     assert sorted(dealt) == sorted(documents())
     assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
+
+
+def test_training_and_validation_share_no_document_with_test_or_each_other(path: Path) -> None:
+    own = text(path=str(path)).parts
+    config = OmegaConf.merge(OmegaConf.load(CONF / "c4.yaml"), {"path": str(path)})
+    parts = build_text(training_text(config), "unused").parts
+    assert [len(parts[p]) for p in ("training", "validation", "test")] == [18, 2, 20]
+    assert parts["test"] == own["test"]
+    assert sorted(d for documents in parts.values() for d in documents) == sorted(documents())
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in CONF.glob("*.yaml")))
+def test_every_text_has_the_parts_of_recovery(name: str) -> None:
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    splits, own = training_text(config).splits, config.splits
+    dealt = [(split, part) for split, shares in splits.items() for part in shares]
+    assert {"training", "validation"} <= {part for _, part in dealt}
+    read = {split for split, part in dealt if part in NEW}
+    if config.training.source is None:  # the same documents
+        for split in read:
+            assert spans(splits, "test").get(split) == spans(own, "test").get(split)
 
 
 def test_the_split_into_parts_depends_on_the_seed(path: Path) -> None:
