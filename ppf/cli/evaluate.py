@@ -7,10 +7,13 @@ from omegaconf import DictConfig
 
 from ppf.cli.app import command
 from ppf.errors import PPFError
+from ppf.evaluation.results import Evaluation
 from ppf.llm.loading import local_folder
 from ppf.progress import say
-from ppf.report.evaluation import evaluation_tables, print_evaluation
-from ppf.report.loggers import log_table
+from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
+from ppf.report.html import write_page
+from ppf.report.origin import command_line, machine
+from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
 from ppf.stages.policy import read_policy
 
@@ -37,10 +40,55 @@ def main(cfg: DictConfig, fabric: Fabric) -> float | None:
         found = evaluate_folders(cfg, fabric, procedure, _paths(cfg))
     path = write_results(Path(cfg.paths.run), found)
     print_evaluation(found)
-    for name, table in evaluation_tables(found).items():
-        log_table(fabric.loggers, name, *table)
-    say(f"Results: {path}")
+    _report(cfg, fabric, found, path.with_name("report.html"))
+    say(f"Results: {path}\nReport:  {path.with_name('report.html')}")
     return found.results[-1].nll
+
+
+def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> None:
+    """Writes the page and gives everything to the loggers."""
+    names = ", ".join(result.name for result in found.results)
+    settings = ("dtype", "sequential", "window", "stride", "seed")
+    page = evaluation_page(
+        found,
+        title=f"Evaluation of {names}",
+        command=command_line("evaluate"),
+        settings={name: str(cfg[name]) for name in settings},
+        machine=machine(),
+        next_commands=_next_commands(cfg),
+    )
+    write_page(file, page)
+    for artifact in _measured(cfg):
+        log_artifact(fabric.loggers, artifact)
+    publish(fabric.loggers, Published.of(page, file, evaluation_metrics(found)))
+
+
+def _measured(cfg: DictConfig) -> list[Artifact]:
+    """What the evaluation reads, for W&B's lineage."""
+    if cfg.policy:
+        model = read_policy(cfg.policy, cfg.trust_targets)["model"]
+        return [Artifact([Path(cfg.policy)], f"{model}-policy", "policy", used=True)]
+    folders = map(Path, _paths(cfg))
+    return [
+        Artifact([path], path.resolve().name, "model", used=True, by_reference=True)
+        for path in folders
+    ]
+
+
+def _next_commands(cfg: DictConfig) -> dict[str, str]:
+    if cfg.policy:
+        prune = f"python prune.py policy={cfg.policy}"
+        return {
+            "Write the smaller model": f"{prune} out=pruned",
+            "Write a file for llama.cpp": f"{prune} out=gguf export=gguf",
+            "Measure the speed too": f"python evaluate.py policy={cfg.policy} latency=true",
+        }
+    given = f"path=[{','.join(_paths(cfg))}]" if len(_paths(cfg)) > 1 else f"path={_paths(cfg)[0]}"
+    return {
+        "Measure the speed too": f"python evaluate.py {given} latency=true",
+        "Measure a zero-shot task": f"python evaluate.py {given} 'tasks=[arc_easy]'",
+        "Use longer windows": f"python evaluate.py {given} window=1024",
+    }
 
 
 def _paths(cfg: DictConfig) -> list[str]:

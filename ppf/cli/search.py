@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 from ppf.cli.app import command
 from ppf.labels.table import Labels
 from ppf.progress import Stopwatch
-from ppf.report.loggers import log_artifact, log_figure
-from ppf.report.plots import policy_heatmap, ratio_curve
+from ppf.report.html import write_page
+from ppf.report.publish import Artifact, Published, log_artifact, publish
+from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.tables import print_summary
 from ppf.stages import curve, results
 from ppf.stages.acquire import acquire, check_acquired
@@ -60,13 +61,9 @@ def _static(
 ) -> float:
     """The best policy for one ratio; returns its measured log-perplexity."""
     found = search(inputs, labels, trained, cfg.ratio, clock)
-    loggers, folder = inputs.fabric.loggers, Path(cfg.paths.run)
-    paths = results.write(cfg, context, labels, found, clock.seconds, folder)
-    if not inputs.fabric.is_global_zero:
-        return found.measured.least
-    log_artifact(loggers, paths["policy"], "policy", "policy")
-    log_figure(loggers, "policy", policy_heatmap(context.space, found.kept), None)
-    print_summary(results.entries(context, labels, found), clock.seconds, paths)
+    report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
+    if inputs.fabric.is_global_zero:
+        _report(cfg, inputs.fabric, report, found.trained, "policy")
     return found.measured.least
 
 
@@ -81,15 +78,32 @@ def _dynamic(
     """An agent for every ratio; returns the mean log-perplexity measured along its curve."""
     ratios, origin = list(cfg.ratios), provenance(context)
     learnt = dynamic(inputs, labels, trained, cfg.dynamic, ratios, origin, clock)
-    metric = float(learnt.curve.measured.mean())
-    if not inputs.fabric.is_global_zero:
-        return metric
-    loggers, shown = inputs.fabric.loggers, curve.entries(learnt.curve)
-    paths = curve.write(learnt, clock.seconds, Path(cfg.paths.run))
-    log_artifact(loggers, paths["agent"], "agent", "agent")
-    log_figure(loggers, "curve", ratio_curve(shown), None)
-    print_summary(shown, clock.seconds, paths)
-    return metric
+    if inputs.fabric.is_global_zero:
+        report = curve.write(cfg, context, learnt, clock.seconds, Path(cfg.paths.run))
+        _report(cfg, inputs.fabric, report, learnt.trained, "agent")
+    return float(learnt.curve.measured.mean())
+
+
+def _report(
+    cfg: DictConfig, fabric: Fabric, report: SearchReport, trained: Trained, kind: str
+) -> None:
+    """Writes the page, gives everything to the loggers, and prints the table.
+
+    Args:
+        trained: the last predictor.
+        kind: of the main result, "policy" or "agent".
+    """
+    loggers, folder, model = fabric.loggers, Path(cfg.paths.run), cfg.model.name
+    page, shown, metrics = folder / "report.html", search_page(report), search_metrics(report)
+    write_page(page, shown)
+    if trained.predictor.needs_labels:
+        used = Artifact([trained.folder], f"{model}-predictor", "predictor", used=True)
+        log_artifact(loggers, used)
+    publish(loggers, Published.of(shown, page, metrics))
+    files = sorted(folder.glob(f"{kind}.*"))
+    log_artifact(loggers, Artifact(files, f"{model}-{kind}", kind, metadata=metrics))
+    paths = {**report.paths, "report": page}
+    print_summary(report.scores, report.measured_on, report.seconds, paths)
 
 
 _MODES = {"static": _static, "dynamic": _dynamic}

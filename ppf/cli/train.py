@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from ppf.cli.app import command
 from ppf.errors import PPFError
 from ppf.progress import say
-from ppf.report.loggers import log_figure
 from ppf.report.plots import scatter
+from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.style import save_png
-from ppf.report.tables import print_scores
+from ppf.report.tables import accuracy_table, print_table
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
@@ -36,8 +36,11 @@ def main(cfg: DictConfig, fabric: Fabric) -> float | None:
     figure = scatter(*(column.tolist() for column in predictor.held_out))
     picture = Path(cfg.paths.run) / "predicted_measured.png"
     save_png(figure, picture)
-    log_figure(fabric.loggers, "predictor/held_out", figure, None)
-    fabric.log_dict(dict(predictor.metrics))
-    print_scores(predictor.metrics, cfg.predictor.bands)
+    table = accuracy_table(predictor.metrics, cfg.predictor.bands)
+    shown = {"predictions": figure}, {"accuracy": table}
+    publish(fabric.loggers, Published(dict(predictor.metrics), *shown))
+    made = Artifact([trained.folder], f"{cfg.model.name}-predictor", "predictor")
+    log_artifact(fabric.loggers, made)
+    print_table(table)
     say(f"Predictor: {trained.folder}\nPicture:   {picture}")
     return metric

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 _FOLDER = Path(__file__).parent
@@ -39,6 +40,14 @@ def option_groups(*, _root_: DictConfig) -> str:
     return "\n".join(_group(name, found) for name, found in files.items() if len(found) > 1)
 
 
+def run_name() -> str | None:
+    """The command and its overrides, as in "search agent=ppo,ratio=0.4"; None: called by code."""
+    if not HydraConfig.initialized():
+        return None
+    job = HydraConfig.get().job
+    return f"{job.name} {job.override_dirname}".strip()
+
+
 def _group(name: str, files: list[Path]) -> str:
     width = max(len(file.stem) for file in files)
     options = [f"  {file.stem:<{width}}  {_comment(file)}" for file in files]
@@ -51,3 +60,4 @@ def _comment(file: Path) -> str:
 
 
 OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)

@@ -1,5 +1,6 @@
 """Perplexity of a model on text."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
-from ppf.llm import fast_attention, output_head, summed_nll
+from ppf.llm import fast_attention, output_head, window_nll
 from ppf.llm.windows import begin_with, check_window
 from ppf.progress import say, track
 
@@ -24,6 +25,18 @@ class Piece(NamedTuple):
     def scored(self) -> int:
         """Number of tokens that are scored."""
         return self.windows[:, self.first :].numel()
+
+
+class Loss(NamedTuple):
+    """A mean negative log-likelihood over windows, nats per token.
+
+    Args:
+        nll: the mean; it may be infinite or NaN.
+        std_error: its standard error over the windows; NaN for one window.
+    """
+
+    nll: float
+    std_error: float
 
 
 def evenly(windows: Int[Tensor, "windows window"], count: int) -> Int[Tensor, "chosen window"]:
@@ -48,9 +61,14 @@ def mean_nll(
     return pieces_nll(model, [Piece(windows, 1)], batch=batch)
 
 
-@torch.inference_mode()
 def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> float:
-    """Mean negative log-likelihood of the scored tokens of all pieces, nats per token.
+    """The mean of `pieces_loss`."""
+    return pieces_loss(model, pieces, batch=batch).nll
+
+
+@torch.inference_mode()
+def pieces_loss(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> Loss:
+    """Mean negative log-likelihood of the scored tokens of all pieces.
 
     Args:
         batch: windows scored at a time; halved if the GPU runs out of memory.
@@ -63,14 +81,29 @@ def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -
     count = sum(len(piece.windows) for piece in pieces)
     label = f"Scoring {count} windows of {pieces[0].windows.shape[1]}"
     try:
-        total = sum(float(_summed_nll(model, part)) for part in track(batches, label))
-        return total / sum(piece.scored for piece in pieces)
+        sums = torch.cat([_window_nll(model, part) for part in track(batches, label)])
+        return _mean(sums, torch.tensor([n for part in batches for n in _tokens(part)]))
     except torch.OutOfMemoryError:
         if batch == 1:
             raise
     say(f"Out of memory: starting again with {batch // 2} windows at a time.")
     torch.cuda.empty_cache()
-    return pieces_nll(model, pieces, batch=batch // 2)
+    return pieces_loss(model, pieces, batch=batch // 2)
+
+
+def _tokens(piece: Piece) -> list[int]:
+    """Number of scored tokens of each window."""
+    return [piece.windows.shape[1] - piece.first] * len(piece.windows)
+
+
+def _mean(sums: Float[Tensor, " windows"], tokens: Int[Tensor, " windows"]) -> Loss:
+    """The mean over all tokens, with the standard error of a ratio of sums over windows.
+
+    Source: Cochran, "Sampling Techniques" (1977), chapter 6.
+    """
+    mean, windows = sums.sum() / tokens.sum(), len(sums)
+    variance = (sums - mean * tokens).square().sum() * windows / (windows - 1 or math.nan)
+    return Loss(float(mean), float(variance.sqrt() / tokens.sum()))
 
 
 def sliding(
@@ -115,9 +148,9 @@ def sliding(
     return [piece for piece in pieces if piece.scored]
 
 
-def _summed_nll(model: PreTrainedModel, part: Piece) -> Float[Tensor, ""]:
+def _window_nll(model: PreTrainedModel, part: Piece) -> Float[Tensor, " windows"]:
     ids = part.windows.to(model.device)
     with fast_attention(model):
         hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
     scored = slice(part.first - 1, None)
-    return summed_nll(output_head(model), hidden[:, scored], ids[:, scored])
+    return window_nll(output_head(model), hidden[:, scored], ids[:, scored])

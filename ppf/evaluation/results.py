@@ -37,6 +37,7 @@ class ModelResult:
         bytes: size of the weights: on disk for a folder, in memory for a policy.
         speed: one entry for each batch size; empty: speed was not measured.
         tasks: task → metric → value; empty: no task was run.
+        std_error: standard error of `nll` over the windows, nats per token; None: unknown.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelResult:
     bytes: int
     speed: Sequence[Speed] = ()
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    std_error: float | None = None
 
 
 @dataclass(frozen=True)

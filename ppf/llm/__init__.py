@@ -6,7 +6,7 @@ from ppf.llm.calls import LayerCalls
 from ppf.llm.families import adapter_for
 from ppf.llm.head import OutputHead, output_head
 from ppf.llm.loading import LanguageModel, load
-from ppf.llm.nll import summed_nll
+from ppf.llm.nll import summed_nll, window_nll
 from ppf.llm.text import Text
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "load",
     "output_head",
     "summed_nll",
+    "window_nll",
 ]

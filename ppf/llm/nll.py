@@ -14,7 +14,16 @@ def summed_nll(
     hidden: Float[Tensor, "windows window width"],
     ids: Int[Tensor, "windows window"],
 ) -> Float[Tensor, ""]:
-    """Negative log-likelihood of the next tokens in nats, summed over all windows, in float64.
+    """The sum of `window_nll` over all windows."""
+    return window_nll(head, hidden, ids).sum()
+
+
+def window_nll(
+    head: OutputHead,
+    hidden: Float[Tensor, "windows window width"],
+    ids: Int[Tensor, "windows window"],
+) -> Float[Tensor, " windows"]:
+    """Negative log-likelihood of the next tokens in nats, summed in each window, in float64.
 
     Logits are computed in blocks. On a CPU, a block spans some rows and some tokens of the
     vocabulary, so that it fits the cache. On other devices, a block spans the whole vocabulary.
@@ -25,7 +34,7 @@ def summed_nll(
         ids: tokens; those after the first of each window are scored.
 
     Returns:
-        The sum, on the CPU.
+        The sums, on the CPU.
     """
     step = _VOCABULARY if hidden.device.type == "cpu" else head.tokens
     losses = []
@@ -35,8 +44,8 @@ def summed_nll(
             _log_sum_exp(head(some, slice(start, start + step)).float())
             for start in range(0, head.tokens, step)
         ]
-        losses.append((torch.stack(sums).logsumexp(0) - head.of(some, target)).double().sum())
-    return torch.stack(losses).sum().cpu()
+        losses.append((torch.stack(sums).logsumexp(0) - head.of(some, target)).double())
+    return torch.cat(losses).view(len(ids), -1).sum(1).cpu()
 
 
 def _log_sum_exp(logits: Float[Tensor, "rows tokens"]) -> Float[Tensor, " rows"]:

@@ -1,19 +1,18 @@
-"""Tables of an evaluation, for the console and for W&B."""
+"""The report of an evaluation: tables for the console, the page, and metrics for loggers."""
 
-from rich import box
+from collections.abc import Mapping
+
 from rich.console import Console
-from rich.table import Table
 
 from ppf.evaluation.results import Evaluation, ModelResult, Speed
 from ppf.progress import console
-from ppf.report.scores import decimal, percent
-from ppf.report.tables import print_table
+from ppf.report.headline import evaluation_headline
+from ppf.report.page import Page, Section, Tile
+from ppf.report.scores import decimal, mebibytes, percent
+from ppf.report.tables import Cell, Column, Table, print_line, print_table
 
-Rows = tuple[list[str], list[list[str]]]
-"""Names of the columns, and the cells of each row as text."""
 
-
-def evaluation_tables(evaluation: Evaluation) -> dict[str, Rows]:
+def evaluation_tables(evaluation: Evaluation) -> dict[str, Table]:
     """The tables by name: perplexity and size, then speed and tasks if they were measured."""
     tables = {"evaluation": _scores(evaluation)}
     if any(found.speed for found in evaluation.results):
@@ -23,65 +22,118 @@ def evaluation_tables(evaluation: Evaluation) -> dict[str, Rows]:
     return tables
 
 
-def print_evaluation(evaluation: Evaluation, *, target: Console = console) -> None:
-    """Prints the tables, and the text and windows that they were measured on."""
-    for columns, rows in evaluation_tables(evaluation).values():
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in columns:
-            table.add_column(name, justify="left" if name in _WORDS else "right")
-        for row in rows:
-            table.add_row(*row)
-        print_table(target, table)
+def measured_on(evaluation: Evaluation) -> str:
+    """A sentence about the text and the windows behind the perplexities."""
     overlap = f", {evaluation.stride} apart" if evaluation.stride < evaluation.window else ""
-    target.print(
+    return (
         f"Measured on the test part of {evaluation.text}:"
-        f" {evaluation.windows} windows of {evaluation.window} tokens{overlap}.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f" {evaluation.windows} windows of {evaluation.window} tokens{overlap}."
     )
 
 
-_WORDS = ("model", "task", "metric")  # columns of text; all others hold numbers
+def print_evaluation(evaluation: Evaluation, *, target: Console = console) -> None:
+    """Prints the tables, and the text and windows that they were measured on."""
+    for table in evaluation_tables(evaluation).values():
+        print_table(table, target=target)
+    print_line(measured_on(evaluation), target=target)
 
 
-def _scores(evaluation: Evaluation) -> Rows:
-    columns = ["model", "ratio", "test perplexity", "nats per token", "parameters", "weights"]
-    return columns, [_score(found) for found in evaluation.results]
+def evaluation_page(
+    evaluation: Evaluation,
+    *,
+    title: str,
+    command: str,
+    settings: Mapping[str, str],
+    machine: Mapping[str, str],
+    next_commands: Mapping[str, str],
+) -> Page:
+    """The page of an evaluation; see `Page` for the arguments."""
+    notes = {
+        "evaluation": f"{measured_on(evaluation)} Standard errors are those over the windows.",
+        "speed": "Medians of several runs, with prompts of random tokens.",
+        "tasks": "Zero-shot tasks of lm-evaluation-harness.",
+    }
+    titles = {"evaluation": "Perplexity and size", "speed": "Speed", "tasks": "Tasks"}
+    sections = [
+        Section(titles[name], notes[name], name=name, table=table, wide=True)
+        for name, table in evaluation_tables(evaluation).items()
+    ]
+    tiles = [
+        Tile(found.name, decimal(found.perplexity), "perplexity on the test part")
+        for found in evaluation.results
+    ]
+    ending = [Section("Settings", facts=settings), Section("Machine", facts=machine)]
+    headline = [*evaluation_headline(evaluation), measured_on(evaluation)]
+    return Page(title, command, headline, tiles, [*sections, *ending], next_commands)
 
 
-def _score(found: ModelResult) -> list[str]:
+def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """What loggers keep of an evaluation, by name, as in "PPF/test_perplexity"."""
+    metrics: dict[str, float] = {}
+    for found in evaluation.results:
+        metrics |= {
+            f"{found.name}/test_perplexity": found.perplexity,
+            f"{found.name}/parameters": found.parameters,
+            f"{found.name}/bytes": found.bytes,
+        }
+        for speed in found.speed:
+            metrics[f"{found.name}/prefill_tokens_per_second/batch_{speed.batch}"] = speed.prefill
+            metrics[f"{found.name}/decode_tokens_per_second/batch_{speed.batch}"] = speed.decode
+        for task, scores in found.tasks.items():
+            metrics |= {f"{found.name}/{task}/{name}": score for name, score in scores.items()}
+    return metrics
+
+
+def _scores(evaluation: Evaluation) -> Table:
+    columns = [
+        Column("model"),
+        Column("ratio", percent),
+        Column("test perplexity", decimal),
+        Column("± standard error", decimal),
+        Column("nats per token", "{:.4f}".format),
+        Column("parameters", "{:,}".format),
+        Column("weights", mebibytes),
+    ]
+    return Table(columns, [_score(x) for x in evaluation.results]).without_empty_columns()
+
+
+def _score(found: ModelResult) -> list[Cell]:
+    error = None if found.std_error is None else found.perplexity * found.std_error
     return [
         found.name,
-        "" if found.ratio is None else percent(found.ratio),
-        decimal(found.perplexity),
-        f"{found.nll:.4f}",
-        f"{found.parameters:,}",
-        _mebibytes(found.bytes),
+        found.ratio,
+        found.perplexity,
+        error,
+        found.nll,
+        found.parameters,
+        found.bytes,
     ]
 
 
-def _speed(evaluation: Evaluation) -> Rows:
-    columns = ["model", "batch", "prefill, tokens/s", "decode, tokens/s", "peak memory"]
+def _speed(evaluation: Evaluation) -> Table:
+    rate = "{:,.1f}".format
+    columns = [
+        Column("model"),
+        Column("batch", str),
+        Column("prefill, tokens/s", rate),
+        Column("decode, tokens/s", rate),
+        Column("peak memory", mebibytes),
+    ]
     rows = [[x.name, *_rates(speed)] for x in evaluation.results for speed in x.speed]
-    return columns, rows
+    return Table(columns, rows)
 
 
-def _rates(speed: Speed) -> list[str]:
-    peak = "" if speed.peak_bytes is None else _mebibytes(speed.peak_bytes)
-    return [str(speed.batch), f"{speed.prefill:,.1f}", f"{speed.decode:,.1f}", peak]
+def _rates(speed: Speed) -> list[Cell]:
+    return [speed.batch, speed.prefill, speed.decode, speed.peak_bytes]
 
 
-def _tasks(evaluation: Evaluation) -> Rows:
+def _tasks(evaluation: Evaluation) -> Table:
     """One row for each metric, one column for each model."""
     models = evaluation.results
-    rows = [
-        [task, metric, *(f"{found.tasks[task][metric]:.4f}" for found in models)]
+    rows: list[list[Cell]] = [
+        [task, metric, *(found.tasks[task][metric] for found in models)]
         for task, metrics in models[0].tasks.items()
         for metric in metrics
     ]
-    return ["task", "metric", *(found.name for found in models)], rows
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
+    heads = [Column(found.name, "{:.4f}".format) for found in models]
+    return Table([Column("task"), Column("metric"), *heads], rows)

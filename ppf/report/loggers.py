@@ -1,8 +1,9 @@
-"""Loggers for Trainer and Fabric: CSV files, and W&B without its question for an API key."""
+"""Loggers for Trainer and Fabric: how they start and end, and W&B without its questions."""
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from io import BytesIO
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +11,10 @@ from hydra.utils import instantiate
 from lightning.fabric.loggers import Logger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger as TrainerLogger
-from lightning.pytorch.loggers import WandbLogger
-from matplotlib.figure import Figure
-from PIL import Image
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from ppf.errors import PPFError
+from ppf.errors import PPFError, reason
 from ppf.ranges import Count
-from ppf.report.style import png
 
 _STEP = "trainer/global_step"  # WandbLogger sends it with every metric, as the horizontal axis
 
@@ -32,15 +30,13 @@ def build_loggers(
         config: the resolved config as plain dicts and lists.
 
     Raises:
-        PPFError: W&B does not start, for example because an online run has no API key.
+        PPFError: a logger's package is not installed, or W&B does not start, for example because an
+            online run has no API key.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     loggers = [instantiate(node, save_dir=str(folder)) for node in cfg.values()]
-    with warnings.catch_warnings():
-        # CSVLogger takes the other files in the run's folder for those of an earlier run.
-        warnings.filterwarnings("ignore", message="Experiment logs directory")
-        for logger in loggers:
-            logger.log_hyperparams(config)
+    for logger in loggers:
+        logger.log_hyperparams(config)
     return loggers
 
 
@@ -84,39 +80,70 @@ def _start(init_timeout: float, arguments: dict[str, Any]) -> Any:
     return run
 
 
-def log_figure(loggers: Sequence[Logger], name: str, figure: Figure, step: int | None) -> None:
-    """Logs a figure as an image to every W&B run.
+def tensorboard_logger(save_dir: str, *, folder: str) -> TensorBoardLogger:
+    """A logger that writes TensorBoard's files.
 
     Args:
-        step: training step of the figure; None: W&B's own count.
+        save_dir: folder of the run.
+        folder: name of the folder for the files, in the folder of the run.
+
+    Raises:
+        PPFError: TensorBoard is not installed.
     """
-    for logger in _wandb(loggers):
-        logger.log_image(name, [Image.open(BytesIO(png(figure)))], step)
+    with _needing("tensorboard"):
+        return TensorBoardLogger(save_dir, name="", version=folder, default_hp_metric=False)
 
 
-def log_table(
-    loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> None:
-    """Logs a table to every W&B run. A column holds values of one type, or None."""
-    for logger in _wandb(loggers):
-        logger.log_table(name, list(columns), [list(row) for row in rows])
-
-
-@rank_zero_only
-def log_artifact(loggers: Sequence[Logger], path: str | Path, name: str, type: str) -> None:
-    """Logs a file to every W&B run as a versioned artifact.
-
-    An offline run uploads the file at `wandb sync`. Until then it must stay in its place.
+def mlflow_logger(
+    save_dir: str, *, tracking_uri: str, experiment_name: str, run_name: str | None
+) -> MLFlowLogger:
+    """A logger with a new MLflow run.
 
     Args:
-        type: W&B's type of the artifact, for example "policy".
-    """
-    for logger in _wandb(loggers):
-        import wandb
+        save_dir: folder of the run; not used.
+        tracking_uri: address of a server, or a local store such as "sqlite:///outputs/mlflow.db".
+            Files of runs in a local store lie in the folder `mlruns` beside it.
+        experiment_name: experiment that the run belongs to; created if it is missing.
+        run_name: None: MLflow chooses a name.
 
-        artifact = wandb.Artifact(name, type)
-        artifact.add_file(str(Path(path).resolve()), policy="immutable", skip_cache=True)
-        logger.experiment.log_artifact(artifact)
+    Raises:
+        PPFError: MLflow is not installed, or its store cannot be reached.
+    """
+    local = tracking_uri.partition("sqlite:///")[2]
+    files = Path(local).parent.resolve().joinpath("mlruns").as_uri() if local else None
+    with _needing("mlflow"), warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")  # of the packages below MLflow
+        logger = MLFlowLogger(experiment_name, run_name, tracking_uri, artifact_location=files)
+        try:
+            _ = logger.run_id
+        except Exception as error:  # MLflow passes on those of its stores
+            raise PPFError(
+                f"MLflow does not start ({reason(error)}): give another logger.mlflow.tracking_uri."
+            ) from error
+    return logger
+
+
+@contextmanager
+def _needing(package: str) -> Iterator[None]:
+    """Names the extra to install if the package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise PPFError(
+            f"logger={package} needs the package {package}: run"
+            f" `pip install 'ppf-llm[{package}]'`, or give another logger."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without log messages below errors, of any package."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @rank_zero_only
@@ -124,9 +151,5 @@ def finish(loggers: Sequence[Logger], *, failed: bool) -> None:
     """Flushes all loggers and ends the W&B runs, so that the next job starts a new run."""
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
-    for logger in _wandb(loggers):
-        logger.experiment.finish(exit_code=int(failed))
-
-
-def _wandb(loggers: Sequence[Logger]) -> list[WandbLogger]:
-    return [logger for logger in loggers if isinstance(logger, WandbLogger)]
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=int(failed))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,6 @@ from matplotlib.ticker import (
     LogLocator,
     MaxNLocator,
     NullLocator,
-    PercentFormatter,
 )
 
 from ppf.report.scores import Entry
@@ -23,7 +22,8 @@ from ppf.space import Space
 Row = Mapping[str, float | None]
 """Metric → value; None: not reported at this step."""
 _STRIP = 32  # most layers in one row of a heatmap
-_CLOCKS = ("step", "epoch", "time")
+_CLOCKS = ("step", "epoch", "time", "round")
+_PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
 _NARROW = 6  # ratio of highest to lowest perplexity below which ticks are evenly spaced
 _FEW = 25  # curves with fewer points show each point
 
@@ -48,7 +48,7 @@ def scatter(
     finite = np.isfinite(points[:2]).all(0)
     x, y, bars, shades = points[:, finite]
     with styled():
-        figure = Figure(figsize=(6.2, 5.2), layout="constrained")
+        figure = Figure(figsize=(4.9, 4.4), layout="constrained")
         axes = figure.add_subplot()
         axes.errorbar(x, y, bars, fmt="none", ecolor=GREY, elinewidth=0.6, alpha=0.7, zorder=2)
         dots = axes.scatter(x, y, 22, shades, cmap=RATIO, linewidths=0, alpha=0.9, zorder=3)
@@ -60,7 +60,7 @@ def scatter(
         axes.set_title(f"{len(x)} held-out policies{note}", loc="left")
         bar = figure.colorbar(dots, ax=axes, label="pruning ratio", pad=0.02, aspect=30)
         bar.outline.set_visible(False)
-        bar.formatter = PercentFormatter(1, decimals=0)
+        bar.formatter = _percents(100)
     return figure
 
 
@@ -78,7 +78,7 @@ def _searched(axes: Axes, entries: Sequence[Entry]) -> None:
     axes.scatter(
         x, y, 44, facecolors="none", edgecolors=INK, zorder=4, label="proposed by the search"
     )
-    axes.legend(loc="upper left", borderpad=0)
+    _legend(axes)
 
 
 def _identity(axes: Axes) -> None:
@@ -89,44 +89,52 @@ def _identity(axes: Axes) -> None:
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
 
 
-def policy_heatmap(space: Space, kept: Sequence[int]) -> Figure:
-    """Share of the units that each site keeps, in per cent; columns are layers, rows are kinds.
+def policy_heatmap(space: Space, policies: Mapping[str, Sequence[int]]) -> Figure:
+    """Share of the units that each site keeps, in per cent.
 
-    Models of more than 32 layers are drawn in several strips of equal length.
+    Columns are layers. Rows are kinds, and below each other the policies. Models of more than 32
+    layers are drawn in several strips of equal length.
+
+    Args:
+        space: sites and their units.
+        policies: name → units kept at each site.
     """
-    share = np.full((len(space.kinds), space.layers), np.nan)
-    for site, count in zip(space.sites, kept, strict=True):
-        share[space.kinds.index(site.kind), site.layer] = count / site.units
+    share = np.full((len(space.kinds) * len(policies), space.layers), np.nan)
+    for place, kept in enumerate(policies.values()):
+        for site, count in zip(space.sites, kept, strict=True):
+            row = space.kinds.index(site.kind) * len(policies) + place
+            share[row, site.layer] = count / site.units
+    rows = [f"{kind}, {name}" if name else kind for kind in space.kinds for name in policies]
     strips = math.ceil(space.layers / _STRIP)
     length = math.ceil(space.layers / strips)
     with styled():
-        height = 0.75 + strips * (0.42 * len(space.kinds) + 0.38)
-        figure = Figure(figsize=(max(3.4, 1.9 + 0.33 * length), height), layout="constrained")
+        height = 0.75 + strips * (0.3 * len(rows) + 0.38)
+        figure = Figure(figsize=(max(3.4, 2.3 + 0.33 * length), height), layout="constrained")
         grid = figure.subplots(strips, 1, squeeze=False)[:, 0]
         for strip, axes in enumerate(grid):
             first = strip * length
             mesh = _strip(axes, share[:, first : first + length], first, length)
-            axes.set_yticks(np.arange(len(space.kinds)) + 0.5, list(space.kinds))
+            axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
         grid[-1].set_xlabel("layer")
         bar = figure.colorbar(mesh, ax=list(grid), label="kept", pad=0.01, fraction=0.03, aspect=12)
         bar.outline.set_visible(False)
-        bar.formatter = PercentFormatter(1, decimals=0)
+        bar.formatter = _percents(100)
         bar.locator = MaxNLocator(2)
     return figure
 
 
 def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
     """Draws the layers from `first` on; a short last strip leaves room up to `length`."""
-    kinds, layers = share.shape
+    rows, layers = share.shape
     mesh = axes.pcolormesh(share, cmap=KEPT, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.2)
-    for kind, layer in zip(*np.nonzero(np.isfinite(share)), strict=True):
-        value = share[kind, layer]
+    for row, layer in zip(*np.nonzero(np.isfinite(share)), strict=True):
+        value = share[row, layer]
         axes.text(
-            layer + 0.5, kind + 0.5, f"{100 * value:.0f}", ha="center", va="center", size=7.5,
+            layer + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", size=7.5,
             color="white" if value < 0.5 else "#1b2a4a",
         )  # fmt: skip
     axes.set_xticks(np.arange(layers) + 0.5, [str(first + layer) for layer in range(layers)])
-    axes.set(xlim=(0, length), ylim=(kinds, 0))
+    axes.set(xlim=(0, length), ylim=(rows, 0))
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -136,7 +144,8 @@ def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
 def curves(rows: Sequence[Row]) -> Figure:
     """Training curves: one small plot for each metric over the rows' `step`.
 
-    Without `step`, the row's index is used. Rows may omit metrics.
+    A dotted line marks where a new `round` begins. Without `step`, the row's index is used. Rows
+    may omit metrics.
     """
     names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in _CLOCKS]
     series = {name: points for name in names if len(points := _series(rows, name))}
@@ -148,12 +157,48 @@ def curves(rows: Sequence[Row]) -> Figure:
             axes = figure.add_subplot(lines, columns, place)
             marker = "o" if len(points) < _FEW else ""
             axes.plot(points[:, 0], points[:, 1], color=BLUE, lw=1.4, marker=marker, ms=3)
-            axes.set_title(name, loc="left")
+            _rounds(axes, rows)
+            axes.set_title(in_words(name), loc="left", pad=14)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
             if place > len(series) - columns:
-                axes.set_xlabel("step")
+                axes.set_xlabel("iteration")
     return figure
+
+
+def _rounds(axes: Axes, rows: Sequence[Row]) -> None:
+    """Marks the first iteration of each round, if there are several rounds."""
+    numbered = [row for row in rows if row.get("round") is not None]
+    changes = [now for before, now in pairwise(numbered) if now["round"] != before["round"]]
+    for row in [*numbered[:1], *changes] if changes else []:
+        start = row.get("step") or 0
+        axes.axvline(start, color=GREY, lw=0.8, ls=":", zorder=1)
+        axes.annotate(
+            f"round {row['round']:g}", (start, 1), xycoords=("data", "axes fraction"),
+            xytext=(1, 2), textcoords="offset points", size=7, color=GREY,
+        )  # fmt: skip
+
+
+def in_words(metric: str) -> str:
+    """What people call a metric of an agent, for example "perplexity_15_30"."""
+    if metric in _METRICS:
+        return _METRICS[metric]
+    name, _, band = metric.partition("_")
+    if name == "perplexity" and band:
+        return f"perplexity of drawn policies, {band.replace('_', '–')} %"
+    return metric.replace("_", " ")
+
+
+_METRICS = {
+    "reward": "gain over uniform pruning, nats",
+    "predicted_best": "best prediction, nats per token",
+    "predicted_mean": "mean prediction, nats per token",
+    "spread": "standard deviation, nats",
+    "violation": "largest miss of the budget",
+    "entropy": "entropy of the actions",
+    "alpha": "weight of the entropy",
+    "diversity": "diversity, units",
+}
 
 
 def _series(rows: Sequence[Row], name: str) -> np.ndarray:
@@ -183,7 +228,7 @@ def pareto_front(
     x, y, shades, chosen = columns[:, np.isfinite(columns[2])]
     best = chosen > 0
     with styled():
-        figure = Figure(figsize=(6.2, 4.6), layout="constrained")
+        figure = Figure(figsize=_PAIR, layout="constrained")
         axes = figure.add_subplot()
         axes.scatter(x[~best], y[~best], 14, shades[~best], cmap=RATIO, alpha=0.35, linewidths=0)
         limits = (shades.min(initial=np.inf), shades.max(initial=-np.inf)) if len(x) else (0, 1)
@@ -193,41 +238,70 @@ def pareto_front(
         )  # fmt: skip
         for collection in axes.collections:
             collection.set_clim(*limits)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(_percents(100))
+        axes.yaxis.set_major_formatter(_percents(100))
         axes.set(xlabel=f"{costs[0]} saved", ylabel=f"{costs[1]} saved")
-        axes.legend(loc="upper left")
+        _legend(axes)
         bar = figure.colorbar(dots, ax=axes, label="nats per token", pad=0.02, aspect=30)
         bar.outline.set_visible(False)
     return figure
 
 
-def ratio_curve(entries: Sequence[Entry]) -> Figure:
+def ratio_curve(entries: Sequence[Entry], labels: Sequence[tuple[float, float]] = ()) -> Figure:
     """Perplexity against pruning ratio, with one colour for each name of a policy.
 
-    Filled marks are measured. Open marks are predicted, with their 95 % interval.
+    Filled marks are measured, with bars of two standard errors where these are known. Open marks
+    are predicted, with their 95 % interval.
+
+    Args:
+        entries: policies.
+        labels: ratio and log-perplexity of labelled policies, drawn as grey points if they are not
+            far above the entries.
     """
     names = list(dict.fromkeys(entry.policy for entry in entries))
     others = iter(OTHERS * len(names))
+    known = [score.known for entry in entries for score in entry.scores]
     with styled():
-        figure = Figure(figsize=(6.2, 3.9), layout="constrained")
+        figure = Figure(figsize=_PAIR, layout="constrained")
         axes = figure.add_subplot()
+        _cloud(axes, labels, [score.nll for entry in entries for score in entry.scores])
         for name in names:
             colour = NAMED.get(name) or next(others)
             _points(axes, [e for e in entries if e.policy == name], colour)
             axes.plot([], [], color=colour, lw=2, label=name)
-        axes.plot([], [], "o", color=INK, ms=5, label="measured")
-        axes.plot([], [], "o", color=INK, ms=5, mfc="none", label="predicted, 95 %")
+        if "predicted" in known:
+            axes.plot([], [], "o", color=INK, ms=5, label="measured")
+            axes.plot([], [], "o", color=INK, ms=5, mfc="none", label="predicted, 95 %")
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         narrow = high < _NARROW * low
         axes.yaxis.set_major_locator(MaxNLocator(6) if narrow else LogLocator(10, subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
+        axes.xaxis.set_major_formatter(_percents(1))
         axes.set(xlabel="pruning ratio", ylabel="perplexity")
-        axes.legend(loc="upper left")
+        _legend(axes)
     return figure
+
+
+def _cloud(axes: Axes, labels: Sequence[tuple[float, float]], shown: Sequence[float]) -> None:
+    """Labelled policies as grey points, up to twice the largest perplexity that is shown."""
+    top = max(filter(math.isfinite, shown), default=0.0) + math.log(2)
+    near = [(100 * ratio, math.exp(nll)) for ratio, nll in labels if nll <= top]
+    if near:
+        x, y = zip(*near, strict=True)
+        axes.scatter(x, y, 9, color=GREY, alpha=0.45, linewidths=0, zorder=1, label="labelled")
+
+
+def _percents(scale: float) -> FuncFormatter:
+    """Tick labels in per cent, with as many decimals as a tick needs: "2.5 %", "10 %"."""
+    return FuncFormatter(lambda value, _: f"{round(scale * value, 6) + 0.0:.4g} %")
+
+
+def _legend(axes: Axes) -> None:
+    """A legend above the axes, where it hides no point."""
+    handles, names = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, names, loc="outside upper left", ncols=3, borderpad=0)
 
 
 def _points(axes: Axes, entries: Sequence[Entry], colour: str) -> None:
@@ -239,6 +313,9 @@ def _points(axes: Axes, entries: Sequence[Entry], colour: str) -> None:
             continue
         x, y = [ratio for ratio, _ in pairs], [score.perplexity for _, score in pairs]
         axes.plot(x, y, "o" + line, color=colour, mfc=fill, ms=5, lw=1.2)
+        errors = [2 * (score.error or 0) for _, score in pairs]
+        if any(errors):
+            axes.errorbar(x, y, errors, fmt="none", ecolor=colour, elinewidth=1)
         ends = np.array([score.interval for _, score in pairs if score.interval]).reshape(-1, 2)
         if len(ends) == 1:
             axes.vlines(x, ends[:, 0], ends[:, 1], colors=colour, alpha=0.5)

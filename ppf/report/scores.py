@@ -17,10 +17,12 @@ class LogPerplexity:
     Args:
         nll: mean negative log-likelihood, nats per token.
         std: standard deviation of a prediction, nats per token; None: measured on the real model.
+        std_error: standard error of a measurement over the windows, nats per token; None: unknown.
     """
 
     nll: float
     std: float | None = None
+    std_error: float | None = None
 
     @property
     def known(self) -> str:
@@ -40,11 +42,18 @@ class LogPerplexity:
         reach = _TWO_SIDED_95 * self.std
         return _exp(self.nll - reach), _exp(self.nll + reach)
 
+    @property
+    def error(self) -> float | None:
+        """Standard error of a measured perplexity; None: unknown."""
+        return None if self.std_error is None else self.perplexity * self.std_error
+
     def record(self) -> dict[str, Any]:
         """The values for a JSON file; numbers that are not finite become null."""
         known: dict[str, Any] = {"nll": _finite(self.nll), "perplexity": _finite(self.perplexity)}
         if self.interval:
             known |= {"std": self.std, "interval_95": [_finite(end) for end in self.interval]}
+        if self.std_error is not None:
+            known["std_error"] = _finite(self.std_error)
         return known
 
     def __str__(self) -> str:
@@ -61,19 +70,41 @@ class Entry:
     Args:
         policy: name of the policy, for example "dense", "uniform" or "PPF".
         ratio: its pruning ratio.
-        measured: measured log-perplexity; None: not measured.
+        measured: log-perplexity measured on the labelling part; None: not measured.
         predicted: predicted log-perplexity; None: not predicted.
+        selection: log-perplexity measured on windows that the search did not use; None: not
+            measured.
+        parameters: parameters of the model under this policy; None: unknown.
     """
 
     policy: str
     ratio: float
     measured: LogPerplexity | None = None
     predicted: LogPerplexity | None = None
+    selection: LogPerplexity | None = None
+    parameters: int | None = None
 
     @property
     def scores(self) -> Sequence[LogPerplexity]:
-        """The log-perplexities that are known, the measured one first."""
+        """The measured and the predicted log-perplexity, as far as they are known."""
         return [score for score in (self.measured, self.predicted) if score]
+
+    def record(self) -> dict[str, Any]:
+        """The values for a JSON file."""
+        scores = {name: getattr(self, name) for name in ("measured", "selection", "predicted")}
+        known = {name: score.record() for name, score in scores.items() if score}
+        return {"policy": self.policy, "ratio": self.ratio} | known
+
+
+def uniform_at(ratio: float, entries: Sequence[Entry]) -> LogPerplexity | None:
+    """What uniform pruning measures at the ratio nearest to the given one; None: not measured."""
+    known = [entry for entry in entries if entry.policy == "uniform" and entry.measured]
+    return min(known, key=lambda entry: abs(entry.ratio - ratio)).measured if known else None
+
+
+def change(now: float, before: float) -> float:
+    """The relative change; not a number if either perplexity is not finite."""
+    return now / before - 1 if math.isfinite(now) and math.isfinite(before) else math.nan
 
 
 def decimal(value: float) -> str:
@@ -89,6 +120,21 @@ def decimal(value: float) -> str:
 def percent(share: float) -> str:
     """A share in per cent, for example "30.1 %"."""
     return f"{100 * share:.1f} %"
+
+
+def signed_percent(share: float) -> str:
+    """A change in per cent with its sign, for example "−23.4 %"."""
+    return f"{100 * share:+.1f} %".replace("-", "−")
+
+
+def millions(count: int) -> str:
+    """A number of parameters, for example "134.5 M"."""
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def mebibytes(count: int) -> str:
+    """A size, for example "256.6 MiB"."""
+    return f"{count / 2**20:,.1f} MiB"
 
 
 def duration(seconds: float) -> str:

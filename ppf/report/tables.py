@@ -1,20 +1,165 @@
-"""Console tables at the end of a search or a training."""
+"""Tables of results: for the console, the page and the loggers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from ppf.progress import console
-from ppf.report.scores import Entry, LogPerplexity, decimal, duration, percent
+from ppf.report.scores import (
+    Entry,
+    LogPerplexity,
+    change,
+    decimal,
+    duration,
+    millions,
+    percent,
+    signed_percent,
+    uniform_at,
+)
+
+Cell = str | float | None
+"""A value of a table; None: not known."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        name: its heading.
+        show: makes text of a number; None: the column holds text.
+    """
+
+    name: str
+    show: Callable[[Any], str] | None = None
+
+    def text(self, cell: Cell) -> str:
+        """A cell as people read it."""
+        if cell is None:
+            return ""
+        return self.show(cell) if self.show else str(cell)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain values under columns that know how to show them."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The cells as people read them."""
+        return [
+            [column.text(cell) for column, cell in zip(self.columns, row, strict=True)]
+            for row in self.rows
+        ]
+
+    def without_empty_columns(self) -> "Table":
+        """The table without columns in which no value is known."""
+        places = [i for i in range(len(self.columns)) if any(r[i] is not None for r in self.rows)]
+        return Table([self.columns[i] for i in places], [[r[i] for i in places] for r in self.rows])
+
+
+def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None) -> Table:
+    """One row for each policy: what was measured, what was predicted, and uniform's beside it.
+
+    Args:
+        names: what a policy is called in the table, if it is not its own name.
+    """
+    columns = [
+        Column("policy"),
+        Column("ratio", percent),
+        Column("parameters", millions),
+        Column("perplexity", decimal),
+        Column("± standard error", decimal),
+        Column("against uniform", signed_percent),
+        Column("selection part", decimal),
+        Column("± standard error there", decimal),
+        Column("predicted", decimal),
+        Column("95 % interval"),
+        Column("nats per token", "{:.4f}".format),
+    ]
+    rows = [[(names or {}).get(e.policy, e.policy), *_cells(e, entries)] for e in entries]
+    return Table(columns, rows).without_empty_columns()
+
+
+def _cells(entry: Entry, entries: Sequence[Entry]) -> list[Cell]:
+    predicted, interval = entry.predicted, (entry.predicted and entry.predicted.interval) or ()
+    return [
+        entry.ratio,
+        entry.parameters,
+        *_measured(entry.measured),
+        _against_uniform(entry, entries),
+        *_measured(entry.selection),
+        predicted.perplexity if predicted else None,
+        " – ".join(map(decimal, interval)) or None,
+        entry.measured.nll if entry.measured else None,
+    ]
+
+
+def _measured(score: LogPerplexity | None) -> tuple[float | None, float | None]:
+    """A perplexity and its standard error."""
+    return (score.perplexity, score.error) if score else (None, None)
+
+
+def _against_uniform(entry: Entry, entries: Sequence[Entry]) -> float | None:
+    even = uniform_at(entry.ratio, entries)
+    if not (even and entry.measured) or entry.policy in ("dense", "uniform"):
+        return None
+    return change(entry.measured.perplexity, even.perplexity)
+
+
+def times_table(seconds: Mapping[str, float]) -> Table:
+    """The duration of each stage, and the total."""
+    rows = [*seconds.items(), ("total", sum(seconds.values()))]
+    return Table([Column("stage"), Column("time", duration)], rows)
+
+
+def accuracy_table(metrics: Mapping[str, float], bands: Sequence[float]) -> Table:
+    """A predictor's scores on held-out policies, over all ratios and for each band.
+
+    Args:
+        metrics: as the predictor logs them, with keys like "test/mae" and "test/mae_15_30".
+        bands: edges of the bands, ascending pruning ratios.
+    """
+    edges = [f"{low * 100:.0f}_{high * 100:.0f}" for low, high in pairwise(bands)]
+    headings = ["all ratios", *(f"{edge.replace('_', '–')} %" for edge in edges)]
+    rows = []
+    for name, words in SCORES.items():
+        keys = [f"test/{name}", *(f"test/{name}_{edge}" for edge in edges)]
+        if any(key in metrics for key in keys):
+            rows.append([words, *(metrics.get(key) for key in keys)])
+    show = "{:.4f}".format
+    return Table([Column("held-out policies"), *(Column(x, show) for x in headings)], rows)
+
+
+SCORES = {
+    "mae": "mean absolute error, nats",
+    "median": "median absolute error, nats",
+    "nmse": "normalised MSE",
+    "spearman": "Spearman",
+    "kendall": "Kendall",
+    "coverage": "coverage of the 90 % interval",
+    "regret": "regret of the best predicted policy, nats",
+}
+"""Score of a predictor → its name for people."""
 
 
 def print_summary(
-    entries: Sequence[Entry],
+    scores: Table,
+    measured_on: str,
     seconds: Mapping[str, float],
     paths: Mapping[str, str | Path],
     *,
@@ -25,81 +170,32 @@ def print_summary(
     If the output is not a terminal, no line is cut or wrapped, so that programs can read it.
 
     Args:
-        entries: policies; each of their log-perplexities gets a row.
+        scores: the perplexities.
+        measured_on: a sentence about the text that they were measured on.
         seconds: duration of each stage.
         paths: written files, by their purpose.
     """
-    print_table(target, _scores(entries))
-    print_table(target, _times(seconds))
+    print_table(scores, target=target)
+    print_line(measured_on, target=target)
+    print_table(times_table(seconds), target=target)
     width = max(map(len, paths), default=0)
     for name, path in paths.items():
-        target.print(f"{name:<{width}}  {path}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"{name:<{width}}  {path}", target=target)
 
 
-def _scores(entries: Sequence[Entry]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("policy")
-    for name in ("ratio", "perplexity"):
-        table.add_column(name, justify="right")
-    table.add_column("source")
-    for name in ("95 % interval", "nats per token"):
-        table.add_column(name, justify="right")
-    for entry in entries:
-        for score in entry.scores:
-            style = "bold" if score is entry.measured else "dim"
-            table.add_row(entry.policy, percent(entry.ratio), *_cells(score), style=style)
-    return table
-
-
-def _cells(score: LogPerplexity) -> tuple[str, ...]:
-    interval = " – ".join(map(decimal, score.interval or ()))
-    return decimal(score.perplexity), score.known, interval, f"{score.nll:.4f}"
-
-
-def _times(seconds: Mapping[str, float]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
-    table.add_column("stage", footer="total")
-    table.add_column("time", footer=duration(sum(seconds.values())), justify="right")
-    for stage, spent in seconds.items():
-        table.add_row(stage, duration(spent))
-    return table
-
-
-def print_table(target: Console, table: Table) -> None:
+def print_table(table: Table, *, target: Console = console) -> None:
     """Prints a table; at its full width if the output is not a terminal."""
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        drawn.add_column(column.name, justify="right" if column.show else "left")
+    for row in table.texts:
+        drawn.add_row(*row, style="bold" if row[0].startswith("PPF") else None)
     if not target.is_terminal:
         roomy = target.options.update(max_width=10_000)
-        table.width = Measurement.get(target, roomy, table).maximum
-    target.print(table, crop=target.is_terminal)
+        drawn.width = Measurement.get(target, roomy, drawn).maximum
+    target.print(drawn, crop=target.is_terminal)
 
 
-def print_scores(
-    metrics: Mapping[str, float], bands: Sequence[float], *, target: Console = console
-) -> None:
-    """Prints a predictor's metrics on held-out policies, over all ratios and for each band.
-
-    Args:
-        metrics: as the predictor logs them, with keys like "test/mae" and "test/mae_15_30".
-        bands: edges of the bands, ascending pruning ratios.
-    """
-    edges = [f"{low * 100:.0f}_{high * 100:.0f}" for low, high in pairwise(bands)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("held-out policies")
-    for heading in ["all", *(f"{edge.replace('_', '–')} %" for edge in edges)]:
-        table.add_column(heading, justify="right")
-    for name, words in _SCORES.items():
-        keys = [f"test/{name}", *(f"test/{name}_{edge}" for edge in edges)]
-        cells = [f"{metrics[key]:.4f}" if key in metrics else "too few" for key in keys]
-        table.add_row(words, *cells)
-    print_table(target, table)
-
-
-_SCORES = {
-    "mae": "mean absolute error, nats",
-    "median": "median absolute error, nats",
-    "nmse": "normalised MSE",
-    "spearman": "Spearman",
-    "kendall": "Kendall",
-    "coverage": "coverage of the 90 % interval",
-    "regret": "regret of the best predicted policy, nats",
-}
+def print_line(text: str, *, target: Console = console) -> None:
+    """Prints one line as it is."""
+    target.print(text, markup=False, highlight=False, soft_wrap=True)

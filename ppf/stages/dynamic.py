@@ -44,11 +44,21 @@ class Curve:
 
 @dataclass(frozen=True)
 class Learnt:
-    """A dynamic search's result."""
+    """A dynamic search's result.
+
+    Args:
+        agent: the agent for every ratio.
+        curve: what it reaches.
+        history: rows of the learner's metrics, over all rounds.
+        trained: the last predictor.
+        labels: all policies measured on the real model, those of the curve included.
+    """
 
     agent: RatioAgent
     curve: Curve
     history: list[dict[str, float]]
+    trained: Trained
+    labels: Labels
 
 
 def dynamic(
@@ -105,7 +115,10 @@ def dynamic(
         last = _improve(inputs, objective, settings, knots, experts[::-1])
     agent = _agent(objective, knots, last, provenance)
     with clock("measuring"):
-        return Learnt(agent, _curve(inputs, agent, ratios), history)
+        curve = _curve(inputs, agent, ratios)
+    labels = labels.with_rows(curve.kept, curve.measured, PROPOSED)
+    labels = labels.with_rows(curve.uniform, curve.uniform_measured, PROPOSED)
+    return Learnt(agent, curve, history, trained, labels)
 
 
 def learner_of(cfg: DictConfig) -> Learner:

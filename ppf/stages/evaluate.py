@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.evaluation.latency import speed
-from ppf.evaluation.perplexity import Piece, pieces_nll, sliding
+from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
 from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
@@ -69,16 +70,17 @@ class Procedure:
             positions = cfg.speed.prompt + cfg.speed.new_tokens + 1
             check_window(positions, model.config, "speed.prompt + speed.new_tokens")
         say(f"Measuring {name}.")
-        nll = pieces_nll(model, pieces, batch=cfg.batch)
+        loss = pieces_loss(model, pieces, batch=cfg.batch)
         return ModelResult(
             name,
             ratio,
-            nll,
-            float(torch.tensor(nll, dtype=torch.double).exp()),
+            loss.nll,
+            float(torch.tensor(loss.nll, dtype=torch.double).exp()),
             parameters(model),
             size,
             list(self._speeds(model)) if cfg.latency else [],
             self.tasks.scores(model, tokenizer) if self.tasks else {},
+            loss.std_error if isfinite(loss.std_error) else None,
         )
 
     def _speeds(self, model: PreTrainedModel) -> Iterator[Any]:

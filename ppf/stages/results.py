@@ -1,6 +1,5 @@
-"""What a search leaves: policy.json, summary.json, report.html, and rows for the console."""
+"""What a search leaves: policy.json, summary.json, and its report."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.pareto import front
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
-from ppf.report.html import Pareto, PredictionScatter, SearchReport, write_report
-from ppf.report.scores import Entry, LogPerplexity
+from ppf.report.origin import command_line, machine
+from ppf.report.scores import Entry, LogPerplexity, percent
+from ppf.report.search import Accuracy, Pareto, SearchReport
 from ppf.stages.budgets import saved
 from ppf.stages.policy import by_site, policy_record
 from ppf.stages.prepare import PruningContext
@@ -22,13 +22,20 @@ from ppf.stages.search import Found
 
 
 def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry]:
-    """Dense, uniform and the policy found, as every table shows them."""
-    dense = Entry("dense", 0.0, measured=LogPerplexity(float(labels.nll[0])))
+    """Dense, uniform, the allocation rules and the policy found, as every table shows them."""
+    names = enumerate(found.measured.names)
+    baselines = [(row, name) for row, name in names if name != CANDIDATE]
     return [
-        dense,
-        _entry(context, found, 0, "uniform"),
+        dense_entry(context, labels),
+        *(_entry(context, found, row, name) for row, name in baselines),
         _entry(context, found, found.measured.best, "PPF"),
     ]
+
+
+def dense_entry(context: PruningContext, labels: Labels) -> Entry:
+    """The dense model."""
+    measured = LogPerplexity(float(labels.nll[0]))
+    return Entry("dense", 0.0, measured, parameters=context.parameters)
 
 
 def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
@@ -64,71 +71,103 @@ def write(
     found: Found,
     seconds: Mapping[str, float],
     folder: Path,
-) -> dict[str, Path]:
-    """Writes all files of a search, on rank 0, and returns them by what they are.
+) -> SearchReport:
+    """Writes policy.json and summary.json on rank 0; returns the report.
 
     All ranks must call this, since they measure budgets together.
     """
     policy, shown = record(cfg, context, found), entries(context, labels, found)
-    paths = {
-        "policy": folder / "policy.json",
-        "summary": folder / "summary.json",
-        "metrics": folder / "metrics.csv",
-        "report": folder / "report.html",
-    }
-    report = _report(cfg, context, labels, found, policy, shown, seconds, paths)
+    paths = {"policy": folder / "policy.json", "summary": folder / "summary.json"}
+    report = SearchReport(
+        title=f"{policy['model']} at pruning ratio {cfg.ratio}",
+        dynamic=False,
+        policies={"PPF": found.kept, "uniform": found.measured.kept[0].tolist()},
+        entries=shown,
+        candidates=[
+            _entry(context, found, row, _candidate(found, row))
+            for row in found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
+        ],
+        history=found.history,
+        pareto=_pareto(context, cfg.pareto, labels, found),
+        paths=paths,
+        signatures=policy["signatures"],
+        next_commands=_next_commands(paths["policy"]),
+        **common(cfg, context, _with_measured(labels, found), found.trained.predictor, seconds),
+    )
     if context.artefacts.ranks.is_global_zero:
         write_json(paths["policy"], policy)
         write_json(paths["summary"], summary(shown, seconds))
-        write_report(paths["report"], report)
-    return {name: path for name, path in paths.items() if path.is_file()}
+    return report
 
 
-def _report(
+def common(
     cfg: DictConfig,
     context: PruningContext,
     labels: Labels,
-    found: Found,
-    policy: Mapping[str, Any],
-    shown: Sequence[Entry],
+    predictor: Predictor,
     seconds: Mapping[str, float],
-    paths: Mapping[str, Path],
-) -> SearchReport:
-    order = found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
-    return SearchReport(
-        title=f"{policy['model']} at pruning ratio {cfg.ratio}",
-        command=" ".join(["python", "search.py", *sys.argv[1:]]),
-        model=policy["model"],
-        order=_name(context.config.importance),
-        compensation=_name(context.config.compensation),
-        text=context.text.name,
-        predictor=_predictor(cfg.predictor),
-        agent=_name(cfg.agent),
-        ratio_asked=cfg.ratio,
-        ratio_achieved=policy["ratio"]["achieved"],
-        share_of_all=policy["ratio"]["of_all_parameters"],
-        space=context.space,
-        kept=found.kept,
-        history=found.history,
-        held_out=_held_out(found.trained.predictor),
-        summary=shown,
-        candidates=[_entry(context, found, i, _candidate(found, i)) for i in order],
-        curve=shown,
-        pareto=_pareto(context, cfg.pareto, labels, found),
-        seconds=seconds,
-        paths=paths,
-        signatures=policy["signatures"],
+) -> dict[str, Any]:
+    """The parts of a report that static and dynamic searches share.
+
+    Args:
+        labels: all policies measured on the real model, those of the search included.
+        predictor: of the last round.
+        seconds: duration of each stage.
+    """
+    space = context.space
+    return {
+        "command": command_line("search"),
+        "measured_on": _measured_on(context),
+        "agent": _name(cfg.agent),
+        "settings": _settings(cfg, context),
+        "space": space,
+        "labels": list(zip(space.ratio(labels.kept).tolist(), labels.nll.tolist(), strict=True)),
+        "accuracy": _accuracy(predictor, cfg.predictor),
+        "seconds": seconds,
+        "evaluations": len(labels),
+        "machine": machine(),
+    }
+
+
+def _measured_on(context: PruningContext) -> str:
+    windows, window = context.text.tokens("labelling", context.lm.tokenizer).shape
+    skipped = context.config.labels.context
+    return (
+        f"Measured on {windows} windows of {window} tokens of the labelling part of"
+        f" {context.text.name}, without the first {skipped} tokens of each window."
     )
 
 
-def _held_out(predictor: Predictor) -> PredictionScatter | None:
-    """Held-out policies and the scores over all ratios; None if the predictor has none."""
+def _settings(cfg: DictConfig, context: PruningContext) -> dict[str, str]:
+    asked = percent(cfg.ratio) if cfg.mode == "static" else ", ".join(map(percent, cfg.ratios))
+    return {
+        "Model": f"{cfg.model.name}, {context.config.model.dtype}",
+        "Space": f"{context.space.name}, {len(context.space)} sites",
+        "Importance": _name(cfg.importance),
+        "Compensation": _name(cfg.compensation),
+        "Text": context.text.name,
+        "Predictor": _predictor(cfg.predictor),
+        "Agent": _name(cfg.agent),
+        "Requested ratio": f"{asked} of {cfg.budget.name}",
+        "Seed": str(cfg.seed),
+    }
+
+
+def _next_commands(policy: Path) -> dict[str, str]:
+    return {
+        "Measure the policy on the test part": f"python evaluate.py policy={policy}",
+        "Write the smaller model": f"python prune.py policy={policy} out=pruned",
+        "Try it in a browser": f"python serve.py search={policy.parent}",
+    }
+
+
+def _accuracy(predictor: Predictor, config: DictConfig) -> Accuracy | None:
+    """The predictor on held-out policies; None if it has none."""
     if predictor.held_out is None:
         return None
-    metrics = predictor.metrics.items()
-    quality = {name.removeprefix("test/"): v for name, v in metrics if name.count("_") == 0}
     columns = {name: values.tolist() for name, values in predictor.held_out._asdict().items()}
-    return PredictionScatter(**columns, quality=quality)
+    bands = list(config.get("bands", []))
+    return Accuracy(**columns, metrics=predictor.metrics, bands=bands)
 
 
 def _predictor(config: DictConfig) -> str:
@@ -140,7 +179,7 @@ def _predictor(config: DictConfig) -> str:
 def _pareto(context: PruningContext, costs: DictConfig, labels: Labels, found: Found) -> Pareto:
     """All policies that were labelled or measured, by two costs."""
     budgets = (costs.x, costs.y)
-    every = labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), PROPOSED)
+    every = _with_measured(labels, found)
     share = torch.stack([saved(context, budget, every.kept) for budget in budgets], 1)
     nll = every.nll.double().nan_to_num(torch.inf)
     chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()
@@ -149,13 +188,19 @@ def _pareto(context: PruningContext, costs: DictConfig, labels: Labels, found: F
     return Pareto(names, pairs, nll.tolist(), chosen.tolist())
 
 
+def _with_measured(labels: Labels, found: Found) -> Labels:
+    """The labels and what the search measured."""
+    return labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), PROPOSED)
+
+
 def _entry(context: PruningContext, found: Found, row: int, name: str) -> Entry:
-    measured = found.measured
+    measured, kept = found.measured, found.measured.kept[row].cpu()
     return Entry(
         name,
-        float(context.space.ratio(measured.kept[row].cpu())),
+        float(context.space.ratio(kept)),
         measured=LogPerplexity(float(measured.measured[row])),
         predicted=LogPerplexity(float(measured.mean[row]), float(measured.std[row])),
+        parameters=context.parameters - int(context.space.removed(kept)),
     )
 
 
@@ -170,8 +215,11 @@ def _scores(entry: Entry) -> dict[str, dict[str, Any]]:
 
 def summary(shown: Sequence[Entry], seconds: Mapping[str, float]) -> dict[str, Any]:
     """The contents of summary.json: what is known of each policy, and what it took."""
-    rows = [{"policy": entry.policy, "ratio": entry.ratio} | _scores(entry) for entry in shown]
-    return {"results": rows, "part": "labelling", "seconds": dict(seconds)}
+    return {
+        "results": [entry.record() for entry in shown],
+        "part": "labelling",
+        "seconds": dict(seconds),
+    }
 
 
 def _name(config: Any) -> str:

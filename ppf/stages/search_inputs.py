@@ -107,19 +107,19 @@ class SearchInputs:
         seed, processes = self.seed + number, self.fabric.world_size
         name = signature("training", trained.signature, *self.config, seed, processes)
         checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
-        return Run(self.fabric, _reporter(self.fabric, history), seed, checkpoint)
+        return Run(self.fabric, _reporter(self.fabric, history, number + 1), seed, checkpoint)
 
 
 def _measure(context: PruningContext, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
     return measure(context, kept, PROPOSED).nll
 
 
-def _reporter(fabric: Fabric, history: list[dict[str, float]]) -> Report:
+def _reporter(fabric: Fabric, history: list[dict[str, float]], round_number: int) -> Report:
     """Logs an agent's metrics; steps go on from round to round."""
     first = int(history[-1]["step"]) + 1 if history else 0
 
     def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
-        row = {name: float(value) for name, value in metrics.items()}
+        row = {name: float(value) for name, value in metrics.items()} | {"round": round_number}
         fabric.log_dict({f"search/{name}": value for name, value in row.items()}, first + step)
         history.append({"step": first + step, **row})
 

@@ -52,7 +52,7 @@ def test_out_of_memory_halves_the_batch(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = mean_nll(lm.model, random_windows(), batch=4)
-    score, sizes = perplexity._summed_nll, []
+    score, sizes = perplexity._window_nll, []
 
     def small(model: torch.nn.Module, part: Piece) -> torch.Tensor:
         sizes.append(len(part.windows))
@@ -60,7 +60,7 @@ def test_out_of_memory_halves_the_batch(
             raise torch.OutOfMemoryError
         return score(model, part)
 
-    monkeypatch.setattr(perplexity, "_summed_nll", small)
+    monkeypatch.setattr(perplexity, "_window_nll", small)
     assert mean_nll(lm.model, random_windows(), batch=4) == pytest.approx(expected, abs=1e-5)
     assert sizes == [4, 2, 1, 1, 1, 1]
     assert "Out of memory: starting again with 2 windows" in capsys.readouterr().out

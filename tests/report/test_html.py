@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from ppf.report.html import Pareto, PredictionScatter, SearchReport, write_report
+from ppf.report.html import write_page
+from ppf.report.page import Page, Section
 from ppf.report.scores import Entry, LogPerplexity
+from ppf.report.search import Accuracy, Pareto, SearchReport, search_page
+from ppf.report.tables import Column, Table
 from ppf.space import Prunable, build_space
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
-class Page(HTMLParser):
+class Parsed(HTMLParser):
     """Checks that tags are balanced, and gathers tags, attributes and text."""
 
     def __init__(self, text: str) -> None:
@@ -48,42 +51,43 @@ def report() -> SearchReport:
     places = [Prunable(layer, "mlp", 4, 10) for layer in range(2)]
     space = build_space(places, name="mlp", kinds=["mlp"], channel_multiple=1, whole_sites=False)
     found = Entry("PPF", 0.375, LogPerplexity(3.0), LogPerplexity(3.1, 0.05))
+    metrics = {"test/kendall": 0.876, "test/coverage": 0.5}
     return SearchReport(
         title="A search of tiny <at> ratio 0.3",
         command="python search.py model=tiny",
-        model="tiny",
-        order="wanda",
-        compensation="least_squares",
-        text="wikipedia_sample",
-        predictor="additive",
-        agent="ppo",
-        ratio_asked=0.3,
-        ratio_achieved=0.375,
-        share_of_all=0.123,
+        measured_on="Measured on 8 windows of 64 tokens of the labelling part of a text.",
+        agent="PPO",
+        dynamic=False,
+        settings={"Compensation": "LeastSquares", "Seed": "0"},
         space=space,
-        kept=[3, 2],
-        history=[{"step": 0, "reward": 0.1}, {"step": 1, "reward": 0.2}],
-        held_out=PredictionScatter(
-            [3.0, 3.5], [0.1, 0.1], [3.1, 3.4], [0.1, 0.5], {"Kendall": 0.876}
-        ),
-        summary=[Entry("dense", 0, LogPerplexity(2.5)), found],
+        policies={"PPF": [3, 2], "uniform": [2, 2]},
+        entries=[Entry("dense", 0, LogPerplexity(2.5)), found],
         candidates=[found],
-        curve=[Entry("uniform", 0.5, predicted=LogPerplexity(4.0, 0.1)), found],
+        labels=[(0.2, 3.2)],
+        history=[{"step": 0, "reward": 0.1, "round": 1}, {"step": 1, "reward": 0.2, "round": 2}],
+        accuracy=Accuracy([3.0, 3.5], [0.1, 0.1], [3.1, 3.4], [0.1, 0.5], metrics, [0, 0.5]),
         pareto=Pareto(("params", "kv"), [(0.3, 0.5), (0.2, 0.1)], [3.0, 3.2], [True, False]),
         seconds={"collect": 65.0, "search": 3.0},
+        evaluations=12,
         paths={"policy.json": Path("outputs/run/policy.json")},
         signatures={"labels": "0123456789ab"},
+        machine={"PPF": "0.1.0"},
+        next_commands={"Measure it": "python evaluate.py policy=outputs/run/policy.json"},
     )
 
 
 def written(report: SearchReport, folder: Path) -> str:
-    write_report(folder / "report.html", report)
+    write_page(folder / "report.html", search_page(report))
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def words(text: str) -> str:
+    return re.sub(r"\s+", " ", Parsed(text).text)
 
 
 def test_page_needs_no_network(report: SearchReport, tmp_path: Path) -> None:
     text = written(report, tmp_path)
-    page = Page(text)
+    page = Parsed(text)
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert "@import" not in text
@@ -91,29 +95,34 @@ def test_page_needs_no_network(report: SearchReport, tmp_path: Path) -> None:
 
 
 def test_page_shows_everything(report: SearchReport, tmp_path: Path) -> None:
-    page = Page(written(report, tmp_path))
-    assert page.tags.count("svg") == 5
+    text = written(report, tmp_path)
+    assert Parsed(text).tags.count("svg") == 5
     for said in (
-        "A search of tiny <at> ratio 0.3", "python search.py model=tiny", "least_squares",
-        "12.300 %", "37.500 %", "Kendall 0.876", "1 min 05 s", "outputs/run/policy.json",
-        "0123456789ab", "reward", "proposed by the search", "params saved",
+        "A search of tiny <at> ratio 0.3", "python search.py model=tiny", "LeastSquares",
+        "1 min 05 s", "outputs/run/policy.json", "0123456789ab", "gain over uniform pruning",
+        "round 2", "proposed by the search", "params saved", "12 policies were measured",
+        "Measured on 8 windows", "python evaluate.py policy=outputs/run/policy.json",
     ):  # fmt: skip
-        assert said in page.text, said
+        assert said in words(text), said
 
 
-def test_page_marks_each_number_as_measured_or_predicted(
-    report: SearchReport, tmp_path: Path
-) -> None:
-    words = re.sub(r"\s+", " ", Page(written(report, tmp_path)).text)
-    table = words[words.index("Ratio and perplexity") : words.index("Candidates")]
-    assert "37.5 % PPF 20.09 measured 3.0000 22.20 predicted 20.13 – 24.48 3.1000" in table
-    assert "50.0 % uniform 54.60 predicted 44.88 – 66.42 4.0000" in table
+def test_the_table_keeps_measured_and_predicted_apart(report: SearchReport, tmp_path: Path) -> None:
+    text = words(written(report, tmp_path))
+    table = text[text.index("Results") : text.index("Perplexity against pruning ratio")]
+    assert "perplexity predicted 95 % interval nats per token" in table
+    assert "PPF (PPO) 37.5 % 20.09 22.20 20.13 – 24.48 3.0000" in table
+
+
+def test_long_tables_are_folded(report: SearchReport, tmp_path: Path) -> None:
+    text = written(report, tmp_path)
+    folded = re.findall(r"<details><summary>(.*?)</summary>", text)
+    assert folded == ["Show 2 rows", "Show 1 rows", "Show 1 rows"]  # sites, candidates, front
 
 
 def test_agents_that_do_not_train_have_no_curves(report: SearchReport, tmp_path: Path) -> None:
-    page = Page(written(replace(report, history=[]), tmp_path))
-    assert "Training of the agent" not in page.text
-    assert page.tags.count("svg") == 4
+    text = written(replace(report, history=[]), tmp_path)
+    assert "Training of the agent" not in text
+    assert Parsed(text).tags.count("svg") == 4
 
 
 def test_figures_take_the_colours_of_the_page(report: SearchReport, tmp_path: Path) -> None:
@@ -122,3 +131,13 @@ def test_figures_take_the_colours_of_the_page(report: SearchReport, tmp_path: Pa
     assert "var(--ink)" in drawn
     assert "#24292f" not in drawn
     assert "prefers-color-scheme: dark" in text
+
+
+def test_a_page_of_any_command_has_text_that_cannot_break_it(tmp_path: Path) -> None:
+    table = Table([Column("a < b"), Column("n", str)], [["<script>", 1]])
+    sections = [Section("T & T", "note", facts={"x": "<b>"}, code=True, table=table)]
+    page = Page("<title>", "cmd", ["one", "two", "three"], [], sections, {})
+    write_page(tmp_path / "report.html", page)
+    text = (tmp_path / "report.html").read_text()
+    assert "<script>" not in text and "<b>" not in text
+    assert "T & T" in words(text) and "two three" in words(text)

@@ -6,18 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from matplotlib.figure import Figure
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig
 
-from ppf.report.loggers import (
-    build_loggers,
-    finish,
-    log_artifact,
-    log_figure,
-    log_table,
-)
+from ppf.errors import PPFError
+from ppf.report import loggers as module
+from ppf.report.csv_files import CSVFiles
+from ppf.report.loggers import build_loggers, finish
 
 CONFIG = {"seed": 0, "model": {"name": "tiny", "layers": [1, 2]}}
 
@@ -57,39 +56,47 @@ def keyless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("logger=[wandb,csv]", ["wandb", "csv"]),
         ("logger=[csv]", ["csv"]),
         ("logger=none", []),
+        ("logger=[tensorboard,mlflow]", ["tensorboard", "mlflow"]),
     ],
 )
 def test_loggers_compose_one_or_several(composed, override: str, names: list[str]) -> None:
     assert list(composed(override)) == names
 
 
-def test_the_csv_file_is_in_the_folder_of_the_run(composed, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "search.log").write_text("from Hydra\n")
-    loggers = build_loggers(composed("logger=csv"), run, CONFIG)
-    assert [type(logger) for logger in loggers] == [CSVLogger]
-    loggers[0].log_metrics({"loss": 0.5}, step=7)
-    loggers[0].log_metrics({"reward": 1.0}, step=9)
-    log_figure(loggers, "plot", Figure(), step=1)
-    log_table(loggers, "table", ["a"], [[1]])
-    log_artifact(loggers, run / "search.log", "log", "text")
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_csv_files_have_no_empty_columns(composed, tmp_path: Path) -> None:
+    loggers = build_loggers(composed("logger=csv"), tmp_path, CONFIG)
+    assert [type(logger) for logger in loggers] == [CSVFiles]
+    loggers[0].log_metrics({"train/loss": 0.5, "epoch": 0}, step=7)
+    loggers[0].log_metrics({"search/reward": 1.0}, step=9)
+    loggers[0].log_metrics({"search/reward": 2.0, "search/a/b": 3.0}, step=10)
+    loggers[0].log_metrics({"alone": 4.0}, step=11)
     finish(loggers, failed=False)
-    with (run / "metrics.csv").open() as stream:
-        assert list(csv.DictReader(stream)) == [
-            {"step": "7", "loss": "0.5", "reward": ""},
-            {"step": "9", "loss": "", "reward": "1.0"},
-        ]
-    assert "name: tiny" in (run / "hparams.yaml").read_text()
+    files = tmp_path / "csv"
+    assert read(files / "train.csv") == [{"step": "7", "epoch": "0.0", "loss": "0.5"}]
+    assert [row["reward"] for row in read(files / "search.csv")] == ["1.0", "2.0"]
+    assert read(files / "search_a.csv") == [{"step": "10", "b": "3.0"}]
+    assert read(files / "metrics.csv") == [{"step": "11", "alone": "4.0"}]
+    assert "name: tiny" in (files / "config.yaml").read_text()
+
+
+def test_a_new_column_does_not_lose_earlier_rows(tmp_path: Path) -> None:
+    logger = CSVFiles(str(tmp_path), folder="csv")
+    logger.log_metrics({"x/a": 1.0}, step=0)
+    logger.log_metrics({"x/a": 2.0, "x/b": 3.0}, step=1)
+    assert read(tmp_path / "csv" / "x.csv") == [
+        {"step": "0", "a": "1.0", "b": ""},
+        {"step": "1", "a": "2.0", "b": "3.0"},
+    ]
 
 
 def test_offline_runs_are_distinct_and_in_their_own_folders(
     composed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    policy = tmp_path / "policy.json"
-    policy.write_text("{}")
-    figure = Figure()
-    figure.add_subplot().plot([1, 2])
     ids = set()
     for job in ("0", "1"):
         loggers = build_loggers(composed(), tmp_path / job, CONFIG)
@@ -100,20 +107,62 @@ def test_offline_runs_are_distinct_and_in_their_own_folders(
         assert wandb.experiment.offline
         for logger in loggers:
             logger.log_metrics({"reward": 1.0}, step=5)
-        log_figure(loggers, "curve", figure, step=5)
-        log_table(loggers, "candidates", ["name", "nll"], [["a", 3.4], ["b", None]])
-        log_artifact(loggers, policy, "policy", "policy")
         finish(loggers, failed=False)
         assert list(tmp_path.glob(f"{job}/wandb/offline-run-*/*.wandb"))
-        assert list(tmp_path.glob(f"{job}/wandb/offline-run-*/files/media/images/curve*.png"))
-        assert (tmp_path / job / "metrics.csv").is_file()
+        assert (tmp_path / job / "csv" / "metrics.csv").is_file()
     assert len(ids) == 2
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_is_named_after_its_overrides(composed) -> None:
+    assert composed().wandb.name is None, "called by code, without a command line"
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", ["ratio=0.4", "hydra.job.name=search"], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    try:
+        name = composed().wandb.name
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+    assert name == "search ratio=0.4"
+
+
+def test_tensorboard_and_mlflow_write_local_files(
+    composed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("mlflow")
+    cfg = composed("logger=[tensorboard,mlflow]", f"+paths.outputs={tmp_path}")
+    loggers = build_loggers(cfg, tmp_path / "run", CONFIG)
+    assert [type(logger) for logger in loggers] == [TensorBoardLogger, MLFlowLogger]
+    for logger in loggers:
+        logger.log_metrics({"reward": 1.0}, step=5)
+    finish(loggers, failed=False)
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    assert (tmp_path / "mlflow.db").is_file()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("package", ["tensorboard", "mlflow"])
+def test_a_missing_package_is_named_with_its_extra(
+    package: str, composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*args: object, **kwargs: object) -> None:
+        raise ModuleNotFoundError(package)
+
+    for name in ("TensorBoardLogger", "MLFlowLogger"):
+        monkeypatch.setattr(module, name, missing)
+    cfg = composed(f"logger={package}", f"+paths.outputs={tmp_path}")
+    with pytest.raises(InstantiationException) as caught:
+        build_loggers(cfg, tmp_path, CONFIG)
+    assert isinstance(caught.value.__cause__, PPFError)
+    assert f"pip install 'ppf-llm[{package}]'" in str(caught.value.__cause__)
 
 
 @pytest.mark.slow
 def test_no_key_means_offline_without_a_question(keyless: Path, tmp_path: Path) -> None:
     code = (
+        "import ppf.conf\n"
         "from omegaconf import OmegaConf as O\n"
         "from ppf.report.loggers import build_loggers, finish\n"
         "cfg = O.load('ppf/conf/logger/wandb.yaml')\n"
@@ -137,6 +186,7 @@ def test_the_environment_or_an_override_sets_the_mode(composed, keyless: Path, m
 
 def test_online_without_a_key_is_refused_without_a_question(keyless: Path, tmp_path: Path) -> None:
     code = (
+        "import ppf.conf\n"
         "from omegaconf import OmegaConf as O\n"
         "from ppf.report.loggers import build_loggers\n"
         "cfg = O.load('ppf/conf/logger/wandb.yaml')\n"
@@ -162,6 +212,5 @@ def test_disabled_wandb_writes_nothing(composed, tmp_path: Path, monkeypatch) ->
     monkeypatch.setenv("WANDB_MODE", "disabled")
     loggers = build_loggers(composed("logger=wandb"), tmp_path / "run", CONFIG)
     loggers[0].log_metrics({"reward": 1.0}, step=5)
-    log_artifact(loggers, __file__, "test", "code")
     finish(loggers, failed=True)
     assert list((tmp_path / "run").rglob("*.wandb")) == []

@@ -7,7 +7,14 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ppf.report.plots import curves, pareto_front, policy_heatmap, ratio_curve, scatter
+from ppf.report.plots import (
+    curves,
+    in_words,
+    pareto_front,
+    policy_heatmap,
+    ratio_curve,
+    scatter,
+)
 from ppf.report.scores import Entry, LogPerplexity
 from ppf.report.style import png, save_png, svg
 from ppf.space import Prunable, Space, build_space
@@ -34,7 +41,7 @@ def texts(figure: Figure) -> list[str]:
 def test_heatmap_annotates_every_site_and_every_layer(layers: int) -> None:
     place = space(layers)
     kept = [site.layer % 2 + (site.kind == "mlp") for site in place.sites]
-    figure = policy_heatmap(place, kept)
+    figure = policy_heatmap(place, {"": kept})
     cells = [text.get_text() for axes in figure.axes[:-1] for text in axes.texts]
     assert sorted(cells) == sorted(str(25 * count) for count in kept)
     ticks = [tick.get_text() for axes in figure.axes[:-1] for tick in axes.get_xticklabels()]
@@ -45,9 +52,12 @@ def test_heatmap_places_a_site_by_layer_and_kind() -> None:
     place = space(3)
     kept = place.dense.tolist()
     kept[[site.name for site in place.sites].index("2.mlp")] = 0
-    figure = policy_heatmap(place, kept)
+    figure = policy_heatmap(place, {"PPF": kept, "uniform": [1, 2] * 3})
     share = figure.axes[0].collections[0].get_array()
-    assert np.asarray(share).tolist() == [[1, 1, 1], [1, 1, 0]]
+    half = [0.25] * 3, [0.5] * 3
+    assert np.asarray(share).tolist() == [[1, 1, 1], half[0], [1, 1, 0], half[1]]
+    rows = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert rows == ["attention, PPF", "attention, uniform", "mlp, PPF", "mlp, uniform"]
 
 
 def test_scatter_leaves_out_what_is_not_finite_and_says_so() -> None:
@@ -79,9 +89,41 @@ def test_curves_draws_each_metric_where_it_has_values() -> None:
     rows.append({"step": 40, "loss": None})  # type: ignore[dict-item]
     figure = curves(rows)
     drawn = {axes.get_title(loc="left"): axes.lines[0].get_xydata() for axes in figure.axes}
-    assert drawn.keys() == {"loss", "reward"}
+    assert drawn.keys() == {"loss", "gain over uniform pruning, nats"}
     assert np.asarray(drawn["loss"]).tolist() == [[0, 1], [10, 0.5], [30, 0.25]]
-    assert np.asarray(drawn["reward"]).tolist() == [[20, 5]]
+    assert np.asarray(drawn["gain over uniform pruning, nats"]).tolist() == [[20, 5]]
+
+
+def test_curves_mark_where_rounds_begin() -> None:
+    rows = [{"step": i, "reward": 0.0, "round": 1 + i // 3} for i in range(7)]
+    axes = curves(rows).axes[0]
+    marks = [line.get_xdata()[0] for line in axes.lines[1:]]
+    assert marks == [0, 3, 6]
+    assert [text.get_text() for text in axes.texts] == ["round 1", "round 2", "round 3"]
+    assert len(curves(rows[:3]).axes[0].lines) == 1, "one round needs no mark"
+
+
+def test_metrics_have_names_in_words() -> None:
+    assert in_words("perplexity_15_30") == "perplexity of drawn policies, 15–30 %"
+    assert in_words("something_new") == "something new"
+
+
+def test_ticks_at_steps_of_two_and_a_half_per_cent_say_so() -> None:
+    entries = [Entry("PPF", ratio, LogPerplexity(3 + ratio)) for ratio in (0.3, 0.31)]
+    axes = ratio_curve(entries).axes[0]
+    axes.set_xticks([0, 2.5, 5, 10])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0 %", "2.5 %", "5 %", "10 %"]
+
+
+def test_legends_lie_outside_the_axes() -> None:
+    entries = [Entry("PPF", r / 10, LogPerplexity(r)) for r in range(1, 6)]
+    figure = ratio_curve(entries, labels=[(0.2, 1.0), (0.4, 99.0)])
+    png(figure)  # lays the figure out
+    (legend,) = figure.legends
+    renderer = figure._get_renderer()  # type: ignore[attr-defined]
+    assert not legend.get_window_extent(renderer).overlaps(figure.axes[0].bbox)
+    dots = figure.axes[0].collections[0].get_offsets()
+    assert len(dots) == 1, "labels far above the entries are left out"
 
 
 def test_ratio_curve_fills_measured_marks_only() -> None:
@@ -109,7 +151,7 @@ def test_figures_save_as_png_and_svg(tmp_path) -> None:
     figure = ratio_curve([Entry("dense", 0, LogPerplexity(2.7))])
     save_png(figure, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as image:
-        assert image.size == (930, 585)
+        assert image.size == (735, 555)
     with Image.open(BytesIO(png(figure))) as image:
         assert image.format == "PNG"
     assert svg(figure).startswith("<svg")

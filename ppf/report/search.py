@@ -1,0 +1,305 @@
+"""The report of a search, static or dynamic."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ppf.report.headline import curve_headline, search_headline
+from ppf.report.page import Page, Section, Tile
+from ppf.report.plots import Row, curves, pareto_front, policy_heatmap, ratio_curve, scatter
+from ppf.report.scores import Entry, LogPerplexity, decimal, percent
+from ppf.report.tables import Cell, Column, Table, accuracy_table, score_table, times_table
+from ppf.space import Space
+
+_PROMISED = 0.9  # coverage of the predictor's intervals
+_UNLIKELY = 1.645  # standard errors below the promise: one in twenty by chance
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A predictor on held-out policies.
+
+    Args:
+        predicted: predictions, nats per token.
+        std: standard deviations of the predictions, nats per token.
+        measured: measurements on the real model, nats per token.
+        ratio: pruning ratios of the policies.
+        metrics: scores of the predictor on these policies, as it logs them.
+        bands: edges of the ratio bands of the scores.
+    """
+
+    predicted: Sequence[float]
+    std: Sequence[float]
+    measured: Sequence[float]
+    ratio: Sequence[float]
+    metrics: Mapping[str, float]
+    bands: Sequence[float]
+
+    @property
+    def warning(self) -> str:
+        """What to say if the intervals hold less often than promised; empty: they hold."""
+        coverage, count = self.metrics.get("test/coverage"), len(self.measured)
+        if coverage is None or not count:
+            return ""
+        chance = _UNLIKELY * (_PROMISED * (1 - _PROMISED) / count) ** 0.5
+        if coverage >= _PROMISED - chance:
+            return ""
+        return (
+            f"The predictor's 90 % intervals hold for only {coverage:.0%} of {count} held-out"
+            " policies. Its intervals are too narrow: rely on measured perplexities."
+        )
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Measured policies, their savings of two costs, and the Pareto front among them.
+
+    Args:
+        costs: names of the two costs.
+        saved: shares of the two costs that each policy saves.
+        nll: measured log-perplexity of each policy, nats per token.
+        front: whether a policy is on the Pareto front of perplexity and both costs.
+    """
+
+    costs: tuple[str, str]
+    saved: Sequence[tuple[float, float]]
+    nll: Sequence[float]
+    front: Sequence[bool]
+
+    @property
+    def table(self) -> Table:
+        """The policies on the front, sorted by the first saving."""
+        points = zip(self.saved, self.nll, self.front, strict=True)
+        rows: list[list[Cell]] = sorted(
+            [x, y, LogPerplexity(nll).perplexity, nll] for (x, y), nll, chosen in points if chosen
+        )
+        heads = [Column(f"{cost} saved", percent) for cost in self.costs]
+        nats = Column("nats per token", "{:.4f}".format)
+        return Table([*heads, Column("perplexity", decimal), nats], rows)
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """What the page of a search shows.
+
+    Args:
+        title: heading of the page.
+        command: the command that repeats this search.
+        measured_on: a sentence about the text and the windows behind every measured perplexity.
+        agent: name of the agent.
+        dynamic: whether the search was for all ratios.
+        settings: what was searched, and how: name → value.
+        space: sites of the policies.
+        policies: name → units kept at each site; drawn below each other.
+        entries: dense, uniform and rules as far as they were measured, and "PPF".
+        candidates: all policies measured at the ratio, best first; empty: a dynamic search.
+        labels: ratio and log-perplexity of the labelled policies.
+        history: metrics of the agent, one row for each report; empty: there are none.
+        accuracy: the predictor on held-out policies; None: it has none.
+        pareto: all measured policies; None: not drawn.
+        seconds: duration of each stage.
+        evaluations: number of policies measured on the real model.
+        paths: written files, by their purpose.
+        signatures: signatures of the artefacts, by the kind of artefact.
+        machine: versions and hardware: name → value.
+        next_commands: purpose → command.
+    """
+
+    title: str
+    command: str
+    measured_on: str
+    agent: str
+    dynamic: bool
+    settings: Mapping[str, str]
+    space: Space
+    policies: Mapping[str, Sequence[int]]
+    entries: Sequence[Entry]
+    candidates: Sequence[Entry]
+    labels: Sequence[tuple[float, float]]
+    history: Sequence[Row]
+    accuracy: Accuracy | None
+    pareto: Pareto | None
+    seconds: Mapping[str, float]
+    evaluations: int
+    paths: Mapping[str, str | Path]
+    signatures: Mapping[str, str]
+    machine: Mapping[str, str]
+    next_commands: Mapping[str, str]
+
+    @property
+    def scores(self) -> Table:
+        """The table of all entries, in which PPF's row names the agent."""
+        return score_table(self.entries, {"PPF": f"PPF ({self.agent})"})
+
+
+def search_page(report: SearchReport) -> Page:
+    """The page of a search."""
+    headline = curve_headline if report.dynamic else search_headline
+    return Page(
+        title=report.title,
+        command=report.command,
+        headline=[*headline(report.entries), report.measured_on],
+        tiles=[] if report.dynamic else _tiles(report),
+        sections=[
+            *_results(report),
+            *_predictions(report),
+            *_policies(report),
+            *_accuracy(report),
+            *_training(report),
+            *_measured(report),
+            *_run(report),
+        ],
+        next_commands=report.next_commands,
+    )
+
+
+def search_metrics(report: SearchReport) -> dict[str, float]:
+    """What loggers keep of a search, by name; "PPF/perplexity/0.3" in a dynamic search.
+
+    Ratios of policies other than PPF are close to PPF's, and left out.
+    """
+    metrics: dict[str, float] = {}
+    for entry in report.entries:
+        at = f"/{entry.ratio:g}" if report.dynamic else ""
+        known = {
+            "perplexity": entry.measured,
+            "selection_perplexity": entry.selection,
+            "predicted_perplexity": entry.predicted,
+        }
+        metrics |= {f"{entry.policy}/{k}{at}": s.perplexity for k, s in known.items() if s}
+        if entry.parameters:
+            metrics[f"{entry.policy}/parameters{at}"] = entry.parameters
+        if entry.policy == "PPF" and not report.dynamic:
+            metrics["PPF/ratio"] = entry.ratio
+    metrics |= {f"seconds/{name}": spent for name, spent in report.seconds.items()}
+    return metrics | {
+        "seconds/total": sum(report.seconds.values()),
+        "evaluations": report.evaluations,
+    }
+
+
+def _tiles(report: SearchReport) -> list[Tile]:
+    known = {entry.policy: entry for entry in report.entries}
+    chosen = [known[name] for name in ("dense", "uniform", "PPF") if name in known]
+    return [
+        Tile(
+            f"{entry.policy} · ratio {percent(entry.ratio)}", str(entry.measured),
+            "measured perplexity",
+        )
+        for entry in chosen
+    ]  # fmt: skip
+
+
+def _results(report: SearchReport) -> list[Section]:
+    drawn = [
+        entry if entry.policy == "PPF" else replace(entry, predicted=None)
+        for entry in report.entries
+    ]
+    note = (
+        "Predictions were made before the policy was measured. Only evaluate.py reads the test"
+        " part of the text."
+    )
+    return [
+        Section(
+            "Results", f"{report.measured_on} {note}", name="results", table=report.scores,
+            wide=True,
+        ),
+        Section(
+            "Perplexity against pruning ratio", report.measured_on, name="curve",
+            figure=ratio_curve(drawn, report.labels),
+        ),
+    ]  # fmt: skip
+
+
+def _policies(report: SearchReport) -> list[Section]:
+    counts = [Column(f"kept, {name}" if name else "kept", str) for name in report.policies]
+    table = Table(
+        [Column("site"), Column("units", str), *counts],
+        [
+            [site.name, site.units, *(kept[i] for kept in report.policies.values())]
+            for i, site in enumerate(report.space.sites)
+        ],
+    )
+    return [
+        Section(
+            "The policies" if report.dynamic else "The policy, and uniform pruning below it",
+            "Share of the units that each site keeps, in per cent.",
+            name="policy",
+            figure=policy_heatmap(report.space, report.policies),
+            table=table,
+            folded=True,
+            wide=True,
+        )
+    ]
+
+
+def _predictions(report: SearchReport) -> list[Section]:
+    known = report.accuracy or Accuracy([], [], [], [], {}, [])
+    columns = (known.predicted, known.std, known.measured, known.ratio)
+    figure = scatter(*columns, searched=report.candidates)
+    note = "Policies that the predictor was not fitted to. Bars are one standard deviation."
+    return [Section("Predicted against measured", note, name="predictions", figure=figure)]
+
+
+def _accuracy(report: SearchReport) -> list[Section]:
+    if not (report.accuracy and report.accuracy.metrics):
+        return []
+    found = report.accuracy
+    note = f"On {len(found.measured)} held-out policies, for all ratios and for ranges of them."
+    return [
+        Section(
+            "Accuracy of the predictor",
+            note,
+            name="accuracy",
+            table=accuracy_table(found.metrics, found.bands),
+            warning=found.warning,
+            wide=True,
+        )
+    ]
+
+
+def _training(report: SearchReport) -> list[Section]:
+    if not report.history:
+        return []
+    note = f"Metrics of {report.agent} on the predictor. Dotted lines mark where a round begins."
+    figure = curves(report.history)
+    return [Section("Training of the agent", note, name="training", figure=figure, wide=True)]
+
+
+def _measured(report: SearchReport) -> list[Section]:
+    """All measured policies, and the Pareto front among them."""
+    found = []
+    if report.candidates:
+        note = "Uniform pruning, the allocation rules, and what the rounds proposed; best first."
+        table = score_table(report.candidates)
+        found.append(
+            Section(
+                "All policies measured at this ratio", note, name="candidates", table=table,
+                folded=True, wide=True,
+            )
+        )  # fmt: skip
+    if report.pareto:
+        note = (
+            "All measured policies and their savings of two costs. No other policy beats one on"
+            " the front in perplexity and both costs."
+        )
+        found.append(
+            Section(
+                "Pareto front", note, name="pareto", table=report.pareto.table, folded=True,
+                figure=pareto_front(*vars(report.pareto).values()),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _run(report: SearchReport) -> list[Section]:
+    return [
+        Section("Settings", facts=report.settings),
+        Section(
+            "Time", f"{report.evaluations} policies were measured on the real model.",
+            table=times_table(report.seconds),
+        ),
+        Section("Machine", facts=report.machine),
+        Section("Files", facts=report.paths, code=True),
+        Section("Signatures of the artefacts", facts=report.signatures, code=True),
+    ]  # fmt: skip

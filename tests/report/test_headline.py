@@ -1,0 +1,70 @@
+import math
+
+from ppf.evaluation.results import Evaluation, ModelResult, Speed
+from ppf.report.headline import curve_headline, evaluation_headline, search_headline
+from ppf.report.scores import Entry, LogPerplexity
+
+
+def entry(policy: str, perplexity: float, parameters: int = 80, ratio: float = 0.3) -> Entry:
+    return Entry(policy, ratio, LogPerplexity(math.log(perplexity)), parameters=parameters)
+
+
+def test_a_search_is_told_against_uniform_rules_and_dense() -> None:
+    rows = [
+        entry("dense", 20, parameters=100, ratio=0),
+        entry("uniform", 50),
+        entry("flap", 45),
+        entry("owl", math.inf),
+        entry("PPF", 40),
+    ]
+    assert search_headline(rows) == [
+        "Perplexity 40.00 instead of 50.00 for uniform pruning (−20.0 %), at a pruning ratio of"
+        " 30.0 %.",
+        "The best allocation rule, flap, reaches 45.00.",
+        "The dense model has 20.00.",
+        "The pruned model is 20.0 % smaller: 80 instead of 100 parameters.",
+    ]
+
+
+def test_no_success_is_told_too() -> None:
+    said = search_headline([entry("uniform", 50), entry("PPF", 50)])
+    assert said[0].startswith("No policy was found that is better than uniform pruning")
+    said = search_headline([entry("uniform", 50), entry("flap", 40), entry("PPF", 40)])
+    assert "It is the policy of the allocation rule flap." in said
+
+
+def test_a_curve_is_told_by_its_mean_and_its_largest_difference() -> None:
+    rows = [entry("uniform", 40, ratio=0.2), entry("PPF", 40, ratio=0.2)]
+    rows += [entry("uniform", 100, ratio=0.5), entry("PPF", 64, ratio=0.5)]
+    first, second = curve_headline(rows)
+    assert "from 20.0 % to 50.0 %: perplexity −20.0 % against uniform pruning" in first
+    assert "better at 1 of 2 ratios" in second
+    assert "at 50.0 %: 64.00 instead of 100.0 (−36.0 %)" in second
+
+
+def model(name: str, perplexity: float, size: int, rate: float = 0) -> ModelResult:
+    speed = [Speed(1, 64, rate, rate, None)] if rate else []
+    nll = math.log(perplexity)
+    return ModelResult(name, None, nll, perplexity, size, size, speed)
+
+
+def test_an_evaluation_is_told_with_size_and_speed() -> None:
+    results = [model("dense", 20, 100, 10), model("uniform", 50, 75), model("PPF", 40, 75, 15)]
+    first, second, third = evaluation_headline(Evaluation("a text", 4, 128, 128, results))
+    assert first == (
+        "Perplexity 40.00 on the test part instead of 50.00 for uniform pruning (−20.0 %)."
+    )
+    assert second == "The dense model has 20.00."
+    assert third == (
+        "Against the dense model: 25.0 % smaller; prefill 1.50 × and decode 1.50 × as fast with a"
+        " batch of 1."
+    )
+
+
+def test_folders_are_compared_with_the_first() -> None:
+    results = [model("big", 20, 100), model("small", 25, 80)]
+    first, second = evaluation_headline(Evaluation("a text", 4, 128, 128, results))
+    assert "25.00 on the test part instead of 20.00 for big (+25.0 %)" in first
+    assert second == "Against the dense model: 20.0 % smaller."
+    alone = evaluation_headline(Evaluation("a text", 4, 128, 128, results[:1]))
+    assert alone == ["big has a perplexity of 20.00 on the test part."]

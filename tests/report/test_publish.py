@@ -1,0 +1,138 @@
+"""What each logger keeps of a run's results, read back from its files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from ppf.report.csv_files import CSVFiles
+from ppf.report.loggers import finish, mlflow_logger, tensorboard_logger, wandb_logger
+from ppf.report.publish import Artifact, Published, log_artifact, publish
+from ppf.report.tables import Column, Table
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Published:
+    figure, page = Figure(), tmp_path / "report.html"
+    figure.add_subplot().plot([1, 2])
+    page.write_text("<p>found</p>")
+    table = Table([Column("policy"), Column("nll", "{:.1f}".format)], [["a", 3.44], ["b", None]])
+    return Published({"PPF/perplexity/0.3": 31.0}, {"curve": figure}, {"results": table}, page)
+
+
+def wandb(folder: Path) -> Any:
+    folder.mkdir()
+    return wandb_logger(str(folder), mode="offline", init_timeout=30, project="ppf")
+
+
+def records(folder: Path) -> list[Any]:
+    """What an offline run will upload. Its file has the form of LevelDB's logs."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = folder.rglob("*.wandb")
+    data, place, parts, found = file.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        if (room := _BLOCK - place % _BLOCK) < 7:
+            place += room
+            continue
+        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        parts += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (_WHOLE, _LAST):
+            found.append(Record.FromString(parts))
+            parts = b""
+    return found
+
+
+_BLOCK, _WHOLE, _LAST = 1 << 15, 1, 4
+
+
+def test_wandb_keeps_summary_media_and_tables(found: Published, tmp_path: Path) -> None:
+    logger = wandb(tmp_path / "run")
+    publish([logger], found)
+    assert logger.experiment.summary["PPF/perplexity/0.3"] == 31.0
+    finish([logger], failed=False)
+    media = tmp_path / "run"
+    assert list(media.rglob("media/images/curve*.png"))
+    (page,) = media.rglob("media/html/report*.html")
+    assert "<p>found</p>" in page.read_text()
+    (table,) = media.rglob("media/table/**/*.json")
+    stored = json.loads(table.read_text())
+    assert (stored["columns"], stored["data"]) == (["policy", "nll"], [["a", 3.44], ["b", None]])
+
+
+def test_offline_runs_carry_their_lineage(tmp_path: Path) -> None:
+    policy, folder = tmp_path / "policy.json", tmp_path / "pruned"
+    policy.write_text("{}")
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("weights")
+    logger = wandb(tmp_path / "run")
+    log_artifact([logger], Artifact([policy], "tiny policy", "policy", used=True))
+    made = Artifact([folder], "pruned", "model", metadata={"asked": 0.3}, by_reference=True)
+    log_artifact([logger], made)
+    finish([logger], failed=False)
+    read, written = (r.artifact for r in records(tmp_path / "run") if r.HasField("artifact"))
+    assert (read.name, read.type, read.use_after_commit) == ("tiny_policy", "policy", True)
+    assert (written.name, written.type, written.use_after_commit) == ("pruned", "model", False)
+    assert json.loads(written.metadata) == {"asked": 0.3}
+    (entry,) = written.manifest.contents
+    assert entry.ref.endswith("pruned/model.safetensors"), "weights are not uploaded"
+
+
+def test_equal_files_are_one_version_whichever_run_has_them(tmp_path: Path) -> None:
+    """This is what joins the run that makes a policy to the run that prunes by it."""
+    digests = []
+    for job in ("makes", "uses"):
+        (tmp_path / job).mkdir()
+        policy = tmp_path / job / "policy.json"
+        policy.write_text("{}")
+        logger = wandb(tmp_path / job / "run")
+        log_artifact([logger], Artifact([policy], "policy", "policy", used=job == "uses"))
+        finish([logger], failed=False)
+        (artifact,) = (r.artifact for r in records(tmp_path / job) if r.HasField("artifact"))
+        digests.append(artifact.digest)
+    assert digests[0] == digests[1]
+
+
+def test_csv_keeps_tables(found: Published, tmp_path: Path) -> None:
+    publish([CSVFiles(str(tmp_path), folder="csv")], found)
+    with (tmp_path / "csv" / "results.csv").open() as stream:
+        assert list(csv.reader(stream)) == [["policy", "nll"], ["a", "3.44"], ["b", ""]]
+
+
+def test_tensorboard_keeps_scalars_images_and_tables(found: Published, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = tensorboard_logger(str(tmp_path), folder="board")
+    publish([logger], found)
+    finish([logger], failed=False)
+    read = EventAccumulator(str(tmp_path / "board"))
+    read.Reload()
+    assert read.Scalars("PPF/perplexity/0.3")[0].value == 31.0
+    assert "curve" in read.Tags()["images"]
+    (text,) = read.Tensors("results/text_summary")
+    assert "| a | 3.4 |" in text.tensor_proto.string_val[0].decode()
+
+
+def test_mlflow_keeps_metrics_figures_tables_and_files(found: Published, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    policy = tmp_path / "policy.json"
+    policy.write_text("{}")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    logger = mlflow_logger("", tracking_uri=uri, experiment_name="ppf", run_name="a run")
+    publish([logger], found)
+    log_artifact([logger], Artifact([policy], "policy", "policy"))
+    log_artifact([logger], Artifact([policy], "policy", "used", used=True))
+    finish([logger], failed=False)
+    run = logger.experiment.get_run(logger.run_id)
+    assert run.data.metrics == {"PPF/perplexity/0.3": 31.0}
+    assert run.info.run_name == "a run" and run.info.status == "FINISHED"
+    files = tmp_path / "mlruns" / str(logger.run_id) / "artifacts"
+    names = {str(file.relative_to(files)) for file in files.rglob("*") if file.is_file()}
+    assert names == {
+        "figures/curve.png", "tables/results.csv", "report.html", "policy/policy.json",
+    }  # fmt: skip
