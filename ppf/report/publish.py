@@ -113,13 +113,12 @@ def _to_lineage(logger: WandbLogger, artifact: Artifact) -> None:
 def _to_wandb(logger: WandbLogger, found: Published) -> None:
     import wandb
 
-    run = logger.experiment
-    media: dict[str, Any] = {
-        name: wandb.Image(Image.open(BytesIO(png(figure))))
-        for name, figure in found.figures.items()
-    }
+    run, media = logger.experiment, dict[str, Any]()
+    for name, figure in found.figures.items():
+        media[name] = wandb.Image(_picture(figure))
     for name, table in found.tables.items():
-        media[f"tables/{name}"] = wandb.Table(table.names, [list(row) for row in table.rows])
+        columns: list[str | int] = [*table.names]
+        media[f"tables/{name}"] = wandb.Table(columns, [list(row) for row in table.rows])
     if found.page:
         media["report"] = wandb.Html(found.page.read_text(encoding="utf-8"), inject=False)
     if media:

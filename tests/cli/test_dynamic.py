@@ -45,7 +45,10 @@ def test_one_agent_for_every_ratio(run: Run, tmp_path: Path) -> None:
         assert row["predicted"]["nll"] == pytest.approx(mean)
         assert row["predicted"]["std"] == pytest.approx(std)
         assert summary["kept"][str(row["ratio"])] == agent.policy(row["ratio"])
-    assert path.with_name("curve.png").stat().st_size > 1000
+    page = path.with_name("report.html").read_text()
+    assert "One agent for all pruning ratios from 20.0 % to 37.0 %" in page
+    assert f"python serve.py search={path.parent}" in page
+    assert path.with_name("csv").joinpath("results.csv").is_file()
     assert set(agent.record["signatures"]) == {"statistics", "order", "bank", "labels"}
 
 

@@ -92,7 +92,7 @@ def test_two_processes_of_torchrun_find_what_one_finds(
         assert done.stdout.count(line) == 1, done.stdout
     policy = json.loads(only(two, "policy.json").read_text())
     assert policy["measured"]["nll"] <= policy["uniform"]["measured"]["nll"]
-    for file in ("metrics.csv", "report.html", "offline-run-*"):
+    for file in ("search.csv", "report.html", "offline-run-*"):
         only(two, file)
 
     predictor = alone(one, *given)

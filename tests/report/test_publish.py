@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,15 @@ def records(folder: Path) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = folder.rglob("*.wandb")
-    data, place, parts, found = file.read_bytes(), 7, b"", []
+    found = parsed(file.read_bytes(), Record)
+    while not any(record.HasField("exit") for record in found):  # W&B still writes
+        time.sleep(0.1)
+        found = parsed(file.read_bytes(), Record)
+    return found
+
+
+def parsed(data: bytes, form: Any) -> list[Any]:
+    place, parts, found = 7, b"", []
     while place + 7 <= len(data):
         if (room := _BLOCK - place % _BLOCK) < 7:
             place += room
@@ -42,7 +51,7 @@ def records(folder: Path) -> list[Any]:
         parts += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (_WHOLE, _LAST):
-            found.append(Record.FromString(parts))
+            found.append(form.FromString(parts))
             parts = b""
     return found
 
