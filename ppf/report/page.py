@@ -24,7 +24,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Section:
+class Part:
     """A part of the page.
 
     Args:
@@ -69,7 +69,7 @@ class Page:
     command: str
     headline: Sequence[str]
     tiles: Sequence[Tile]
-    sections: Sequence[Section]
+    sections: Sequence[Part]
     next_commands: Mapping[str, str]
 
     @property

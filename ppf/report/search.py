@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppf.report.headline import curve_headline, search_headline
-from ppf.report.page import Page, Section, Tile
+from ppf.report.page import Page, Part, Tile
 from ppf.report.plots import Row, curves, pareto_front, policy_heatmap, ratio_curve, scatter
 from ppf.report.scores import Entry, LogPerplexity, decimal, percent
 from ppf.report.tables import Cell, Column, Table, accuracy_table, score_table, times_table
@@ -190,7 +190,7 @@ def _tiles(report: SearchReport) -> list[Tile]:
     ]  # fmt: skip
 
 
-def _results(report: SearchReport) -> list[Section]:
+def _results(report: SearchReport) -> list[Part]:
     drawn = [
         entry if entry.policy == "PPF" else replace(entry, predicted=None)
         for entry in report.entries
@@ -200,18 +200,18 @@ def _results(report: SearchReport) -> list[Section]:
         " part of the text."
     )
     return [
-        Section(
+        Part(
             "Results", f"{report.measured_on} {note}", name="results", table=report.scores,
             wide=True,
         ),
-        Section(
+        Part(
             "Perplexity against pruning ratio", report.measured_on, name="curve",
             figure=ratio_curve(drawn, report.labels),
         ),
     ]  # fmt: skip
 
 
-def _policies(report: SearchReport) -> list[Section]:
+def _policies(report: SearchReport) -> list[Part]:
     counts = [Column(f"kept, {name}" if name else "kept", str) for name in report.policies]
     table = Table(
         [Column("site"), Column("units", str), *counts],
@@ -221,7 +221,7 @@ def _policies(report: SearchReport) -> list[Section]:
         ],
     )
     return [
-        Section(
+        Part(
             "The policies" if report.dynamic else "The policy, and uniform pruning below it",
             "Share of the units that each site keeps, in per cent.",
             name="policy",
@@ -233,21 +233,21 @@ def _policies(report: SearchReport) -> list[Section]:
     ]
 
 
-def _predictions(report: SearchReport) -> list[Section]:
+def _predictions(report: SearchReport) -> list[Part]:
     known = report.accuracy or Accuracy([], [], [], [], {}, [])
     columns = (known.predicted, known.std, known.measured, known.ratio)
     figure = scatter(*columns, searched=report.candidates)
     note = "Policies that the predictor was not fitted to. Bars are one standard deviation."
-    return [Section("Predicted against measured", note, name="predictions", figure=figure)]
+    return [Part("Predicted against measured", note, name="predictions", figure=figure)]
 
 
-def _accuracy(report: SearchReport) -> list[Section]:
+def _accuracy(report: SearchReport) -> list[Part]:
     if not (report.accuracy and report.accuracy.metrics):
         return []
     found = report.accuracy
     note = f"On {len(found.measured)} held-out policies, for all ratios and for ranges of them."
     return [
-        Section(
+        Part(
             "Accuracy of the predictor",
             note,
             name="accuracy",
@@ -258,22 +258,22 @@ def _accuracy(report: SearchReport) -> list[Section]:
     ]
 
 
-def _training(report: SearchReport) -> list[Section]:
+def _training(report: SearchReport) -> list[Part]:
     if not report.history:
         return []
     note = f"Metrics of {report.agent} on the predictor. Dotted lines mark where a round begins."
     figure = curves(report.history)
-    return [Section("Training of the agent", note, name="training", figure=figure, wide=True)]
+    return [Part("Training of the agent", note, name="training", figure=figure, wide=True)]
 
 
-def _measured(report: SearchReport) -> list[Section]:
+def _measured(report: SearchReport) -> list[Part]:
     """All measured policies, and the Pareto front among them."""
     found = []
     if report.candidates:
         note = "Uniform pruning, the allocation rules, and what the rounds proposed; best first."
         table = score_table(report.candidates)
         found.append(
-            Section(
+            Part(
                 "All policies measured at this ratio", note, name="candidates", table=table,
                 folded=True, wide=True,
             )
@@ -284,7 +284,7 @@ def _measured(report: SearchReport) -> list[Section]:
             " the front in perplexity and both costs."
         )
         found.append(
-            Section(
+            Part(
                 "Pareto front", note, name="pareto", table=report.pareto.table, folded=True,
                 figure=pareto_front(*vars(report.pareto).values()),
             )
@@ -292,14 +292,14 @@ def _measured(report: SearchReport) -> list[Section]:
     return found
 
 
-def _run(report: SearchReport) -> list[Section]:
+def _run(report: SearchReport) -> list[Part]:
     return [
-        Section("Settings", facts=report.settings),
-        Section(
+        Part("Settings", facts=report.settings),
+        Part(
             "Time", f"{report.evaluations} policies were measured on the real model.",
             table=times_table(report.seconds),
         ),
-        Section("Machine", facts=report.machine),
-        Section("Files", facts=report.paths, code=True),
-        Section("Signatures of the artefacts", facts=report.signatures, code=True),
+        Part("Machine", facts=report.machine),
+        Part("Files", facts=report.paths, code=True),
+        Part("Signatures of the artefacts", facts=report.signatures, code=True),
     ]  # fmt: skip
