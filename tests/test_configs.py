@@ -3,8 +3,10 @@
 import inspect
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ppf.cli.checks import check_values
+from ppf.conf import read_option
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "ppf" / "conf"
@@ -21,6 +24,7 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 STAGES = sorted(name.removeprefix("ppf-") for name in SCRIPTS)
 FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [(p.parent.relative_to(CONF).as_posix(), p.stem) for p in FILES if p.parent != CONF]
+SEVERAL = {group for group, count in Counter(group for group, _ in OPTIONS).items() if count > 1}
 
 Choices = dict[str, str]  # group (with its package, where it is not the group's own) → option
 
@@ -47,14 +51,13 @@ def cases(stage: str) -> list[tuple[str, str, Choices]]:
             for option in (name for place, name in OPTIONS if place == group):
                 if (group, option) not in found:
                     found[group, option] = so_far | {key: option}
-                    if any(place.startswith(f"{group}/") for place, _ in OPTIONS):
+                    if any(place.startswith(f"{group}/") for place in SEVERAL):
                         waiting.append(found[group, option])
     return [(group, option, choices) for (group, option), choices in sorted(found.items())]
 
 
-def resolved(stage: str, choices: Choices, folder: Path) -> dict[str, Any]:
+def resolved(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """The plain config that a run in `folder` gets."""
-    cfg = composed(stage, choices)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(cfg)
@@ -75,14 +78,28 @@ def test_every_command_has_a_config_and_a_shim() -> None:
 def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) -> None:
     chosen = set[tuple[str, str]]()
     for stage in STAGES:
-        default = resolved(stage, {}, tmp_path)
+        default = resolved(composed(stage, {}), tmp_path)
         assert default["paths"]["run"] == str(tmp_path)
         check_values(stage, default)
         for group, option, choices in cases(stage):
             if (group, option) not in chosen:  # commands that share a base compose it alike
-                check_values(stage, resolved(stage, choices, tmp_path))
-                chosen.add((group, option))
+                cfg = composed(stage, choices)
+                taken = {
+                    (key.split("@")[0], name) for key, name in cfg.hydra.runtime.choices.items()
+                }
+                check_values(stage, resolved(cfg, tmp_path))
+                chosen |= {(group, option), *taken}
     assert not set(OPTIONS) - chosen, "no command can choose these"
+
+
+def test_options_are_read_with_what_they_inherit_as_hydra_composes_them() -> None:
+    groups = ("text", "space", "model", "importance", "compensation")
+    names = [[name for place, name in OPTIONS if place == group] for group in groups]
+    for row in zip_longest(*names):
+        choices = {group: name for group, name in zip(groups, row, strict=True) if name}
+        cfg = composed("collect", choices)
+        for group, name in choices.items():
+            assert read_option(group, name) == cfg[group]
 
 
 def test_help_lists_the_groups_that_a_command_takes() -> None:
@@ -90,8 +107,7 @@ def test_help_lists_the_groups_that_a_command_takes() -> None:
         cfg = composed(stage, {})
         shown = set(re.findall(r"^(\S+): ", cfg.hydra.help.template, re.M))
         taken = {key for key in [*cfg.hydra.runtime.choices, *cfg] if "@" not in key}
-        several = {key for key in taken if sum(group == key for group, _ in OPTIONS) > 1}
-        assert shown - {"Example"} == several, stage
+        assert shown - {"Example"} == taken & SEVERAL, stage
 
 
 def targets(node: Any) -> Iterator[dict[str, Any]]:

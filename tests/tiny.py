@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from ppf.conf import read_option
 from ppf.llm import LanguageModel, load
 from ppf.pruning import (
     Bank,
@@ -22,8 +22,6 @@ from ppf.pruning import (
 )
 from ppf.pruning.compensation import LeastSquares
 from ppf.space import Space
-
-CONF = Path(__file__).parents[1] / "ppf" / "conf"
 
 
 @dataclass
@@ -61,10 +59,8 @@ class TinySetup:
 def tiny_setup(cache: str, space: str = "width") -> TinySetup:
     """A setup with random windows, a random order and units of 16 channels."""
     generator = torch.Generator().manual_seed(0)
-    lm = load(OmegaConf.load(CONF / "model" / "tiny.yaml"), cache)
-    config = OmegaConf.merge(
-        OmegaConf.load(CONF / "space" / f"{space}.yaml"), {"channel_multiple": 16}
-    )
+    lm = load(read_option("model", "tiny"), cache)
+    config = OmegaConf.merge(read_option("space", space), {"channel_multiple": 16})
     windows = torch.randint(0, 257, (8, 32), generator=generator)
     orders = [torch.randperm(c.atoms, generator=generator) for c in lm.couplings]
     return TinySetup(

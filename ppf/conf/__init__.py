@@ -1,6 +1,7 @@
 """Hydra configs, as a package that `pkg://ppf.conf` finds, and their option groups for `--help`."""
 
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +27,20 @@ GROUPS = {
     "logger": "experiment loggers; several: logger=[wandb,csv]",
 }
 """Option group → its purpose."""
+
+
+def read_option(group: str | Path, name: str) -> DictConfig:
+    """The content of an option's YAML file and of the files that it inherits from.
+
+    Entries of its defaults list that go to another place in the config are left out.
+    """
+    own: Any = OmegaConf.load(_FOLDER / group / f"{name}.yaml")
+    inherited = []
+    for entry in own.pop("defaults", []):
+        place, chosen = ("@_here_", entry) if isinstance(entry, str) else next(iter(entry.items()))
+        if chosen != "_self_" and place.endswith("@_here_"):
+            inherited.append(read_option(Path(group, place.removesuffix("@_here_")), chosen))
+    return cast(DictConfig, OmegaConf.merge(*inherited, own))
 
 
 def option_groups(*, _root_: DictConfig) -> str:

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm.text_file import read_file
 from ppf.llm.windows import begin_with, leading_tokens
@@ -151,9 +151,7 @@ def training_text(config: DictConfig) -> DictConfig:
 
 def default_text() -> DictConfig:
     """The config of the default text."""
-    config = OmegaConf.load(str(files("ppf.conf") / "text" / "wikipedia_sample.yaml"))
-    assert isinstance(config, DictConfig)
-    return config
+    return read_option("text", "wikipedia_sample")
 
 
 def build_text(config: DictConfig, cache: str) -> Text:

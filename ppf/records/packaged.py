@@ -19,6 +19,7 @@ from pydantic import (
     create_model,
 )
 
+from ppf.conf import read_option
 from ppf.records.values import Natural, Number, Record, Word
 
 TARGET = "_target_"
@@ -58,7 +59,7 @@ def _trusting(value: Any, ours: ValidatorFunctionWrapHandler, info: ValidationIn
 def _sections(group: str, key: str | None) -> Iterator[dict[str, Any]]:
     folder = Path(str(files("ppf.conf"))) / group
     for file in sorted(folder.glob("*.yaml")):
-        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        content: Any = OmegaConf.to_container(read_option(group, file.stem))
         section = content.get(key) if key else content
         if section:
             yield section

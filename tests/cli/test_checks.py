@@ -19,7 +19,7 @@ from ppf.cli.checks import (
     components,
 )
 from ppf.errors import PPFError
-from tests.test_configs import CONF, FILES, STAGES, resolved
+from tests.test_configs import CONF, FILES, STAGES, composed, resolved
 
 WRONG = [-1, 0, math.nan, math.inf, "abc", True, None, []]
 WRONG_FOR = {
@@ -94,7 +94,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, dict[s
     chosen: list[tuple[str, dict[str, str]]] = [("search", {"agent": "sac"})]
     chosen += [(stage, {}) for stage in STAGES]
     folder = tmp_path_factory.mktemp("run")
-    return [(stage, resolved(stage, choices, folder)) for stage, choices in chosen]
+    return [(stage, resolved(composed(stage, choices), folder)) for stage, choices in chosen]
 
 
 def expected(keys: Keys, value: Any) -> list[Any]:

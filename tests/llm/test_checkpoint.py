@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel, load
 from tests.checkpoints import CHECKPOINTS, random_model
-from tests.tiny import CONF
 
 FORM = "llama-wide-heads"
 LAYER = "model.layers.1.mlp.up_proj.weight"
@@ -220,9 +220,7 @@ def test_an_unknown_family_is_refused_before_weights_are_read(folder: Path) -> N
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_damaged_checkpoint_in_the_cache_is_made_again(name: str, tmp_path: Path) -> None:
-    source = instantiate(
-        OmegaConf.load(CONF / "model" / "tiny.yaml").source, _partial_=True, _convert_="all"
-    )
+    source = instantiate(read_option("model", "tiny").source, _partial_=True, _convert_="all")
     damaged = Path(source(str(tmp_path))) / name
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:20])

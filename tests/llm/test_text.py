@@ -6,20 +6,21 @@ import torch
 from datasets import Dataset
 from omegaconf import OmegaConf
 
+from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm import Text
 from ppf.llm.sources import byte_tokenizer
 from ppf.llm.text import build_text, spans, training_text
 from tests.checkpoints import bos_tokenizer
+from tests.records.examples import CONF
 
-CONF = Path(__file__).parents[2] / "ppf" / "conf" / "text"
 PARTS = ("calibration", "labelling", "test")
 NEW = ("training", "validation")
 
 
 def text(name: str = "wikipedia_sample", cache: str = "unused", **overrides: object) -> Text:
     config = OmegaConf.merge(
-        OmegaConf.load(CONF / f"{name}.yaml"),
+        read_option("text", name),
         {"window": 16, "windows": {part: 4 for part in PARTS}},
         overrides,
     )
@@ -51,16 +52,16 @@ def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
 
 def test_training_and_validation_share_no_document_with_test_or_each_other(path: Path) -> None:
     own = text(path=str(path)).parts
-    config = OmegaConf.merge(OmegaConf.load(CONF / "c4.yaml"), {"path": str(path)})
+    config = OmegaConf.merge(read_option("text", "c4"), {"path": str(path)})
     parts = build_text(training_text(config), "unused").parts
     assert [len(parts[p]) for p in ("training", "validation", "test")] == [18, 2, 20]
     assert parts["test"] == own["test"]
     assert sorted(d for documents in parts.values() for d in documents) == sorted(documents())
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in CONF.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "text").glob("*.yaml")))
 def test_every_text_has_the_parts_of_recovery(name: str) -> None:
-    config = OmegaConf.load(CONF / f"{name}.yaml")
+    config = read_option("text", name)
     splits, own = training_text(config).splits, config.splits
     dealt = [(split, part) for split, shares in splits.items() for part in shares]
     assert {"training", "validation"} <= {part for _, part in dealt}

@@ -30,7 +30,7 @@ from ppf.pruning.importance import (
 )
 from ppf.pruning.statistics import expand
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
-from tests.tiny import CONF
+from tests.records.examples import CONF
 
 IMPORTANCES = [Magnitude(), Wanda(), Fluctuation(), Taylor(), OBS(0.01, 4), OBS(0.01, 100)]
 COMPENSATIONS = [NoCompensation(), Bias(), LeastSquares(0.01, 0.01)]

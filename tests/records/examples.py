@@ -9,6 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from ppf import conf
 from ppf.records.policy import ConfigRecord
 
 CONF = Path(__file__).parents[2] / "ppf" / "conf"
@@ -41,7 +42,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def option(group: str, name: str) -> Any:
     """The content of a packaged YAML file."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    content: Any = OmegaConf.to_container(conf.read_option(group, name))
     content.pop("training", None)  # of a text; records leave it out
     return content
 
