@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A room imports only from the lines above its own.
 ORDER = [
-    {"errors", "progress", "ranges", "threads"},
+    {"conf", "errors", "progress", "ranges", "threads"},
     {"ranks", "processes"},
     {"artefacts", "records"},
     {"space"},
