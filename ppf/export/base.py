@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppf.errors import PPFError
 from ppf.llm import LanguageModel
 from ppf.pruning import LivePruner
 
@@ -30,3 +31,13 @@ class Exporter(ABC):
         Raises:
             PPFError: the format does not support the model.
         """
+
+
+def check_blocks(lm: LanguageModel) -> None:
+    """Raises PPFError if a layer has several blocks of one kind: formats hold one width of each."""
+    for coupling in lm.couplings:
+        if coupling.index:
+            raise PPFError(
+                f"no format holds models with several blocks of one kind in a layer, such as"
+                f" {coupling.name}: keep the model in memory with serve.py instead."
+            )

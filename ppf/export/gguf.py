@@ -14,7 +14,7 @@ import gguf
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from ppf.errors import PPFError
-from ppf.export.base import Exporter
+from ppf.export.base import Exporter, check_blocks
 from ppf.export.gguf_tensors import tensor_type, tensors, written_atoms
 from ppf.export.gguf_vocabulary import write_vocabulary
 from ppf.llm import LanguageModel
@@ -40,6 +40,7 @@ class GGUF(Exporter):
     type: Literal["f16", "q8_0"]
 
     def check(self, lm: LanguageModel) -> None:
+        check_blocks(lm)
         _check(lm.model.config, self.type)
         nowhere = gguf.GGUFWriter(None, _ARCHITECTURE)
         write_vocabulary(nowhere, lm.tokenizer, lm.model.config.vocab_size)

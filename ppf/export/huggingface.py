@@ -21,7 +21,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ppf.export.base import Exporter
+from ppf.export.base import Exporter, check_blocks
 from ppf.export.card import model_card, recovered_card
 from ppf.llm import Adapter, Coupling, LanguageModel
 from ppf.pruning import LivePruner
@@ -34,7 +34,7 @@ class HuggingFace(Exporter):
     """Writes a Hugging Face folder."""
 
     def check(self, lm: LanguageModel) -> None:
-        """Accepts every model."""
+        check_blocks(lm)
 
     def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
         return export_folder(pruner, folder, policy)

@@ -13,8 +13,8 @@ from ppf.ranges import Count
 class CNN(Network):
     """Convolutions over depth, then one linear layer that reads every channel of every layer.
 
-    The features are laid out as one column a layer: all cells of its mask rows, of all kinds, are
-    the channels. Places that the encoder has no row for are zero.
+    The features are laid out as one column a layer: all cells of its mask rows, of all blocks,
+    are the channels. Places that the encoder has no row for are zero.
 
     Args:
         channels: of the convolutions, one after the other.
@@ -29,11 +29,11 @@ class CNN(Network):
 
     def __init__(self, encoder: Encoder, *, channels: Sequence[Count], kernel: Count) -> None:
         super().__init__()
-        depth, kinds = int(encoder.layers.max()) + 1, int(encoder.kinds.max()) + 1
+        depth, blocks = int(encoder.layers.max()) + 1, int(encoder.blocks.max()) + 1
         self.register_buffer("dense", encoder.dense)
-        self.register_buffer("column", encoder.layers * kinds + encoder.kinds)
-        self.grid = (depth, kinds)
-        widths = [kinds * encoder.shape[-1], *channels]
+        self.register_buffer("column", encoder.layers * blocks + encoder.blocks)
+        self.grid = (depth, blocks)
+        widths = [blocks * encoder.shape[-1], *channels]
         convolutions: list[nn.Module] = []
         for inputs, outputs in zip(widths, widths[1:], strict=False):
             convolutions += [nn.Conv1d(inputs, outputs, kernel, padding="same"), nn.SiLU()]
@@ -41,7 +41,7 @@ class CNN(Network):
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         rows = (features - self.dense).flatten(1, -2)
-        depth, kinds = self.grid
-        columns = rows.new_zeros(len(rows), depth * kinds, rows.shape[-1])
+        depth, blocks = self.grid
+        columns = rows.new_zeros(len(rows), depth * blocks, rows.shape[-1])
         columns = columns.index_copy(1, self.column, rows).unflatten(1, self.grid)
         return self.body(columns.flatten(2).transpose(1, 2)).squeeze(-1)

@@ -21,11 +21,13 @@ class Encoder(nn.Module, ABC):
     Attributes:
         shape: of one policy's features.
         kinds: the kind of each row, numbered as in `space.kinds`.
+        blocks: the block of each row, numbered as in `space.blocks`.
         layers: the layer of each row.
         energy: of each row's site, as in `SiteFeatures`; zero where a row belongs to none.
     """
 
     kinds: Int[Tensor, " rows"]
+    blocks: Int[Tensor, " rows"]
     layers: Int[Tensor, " rows"]
     energy: Float[Tensor, " rows"]
     units: Int[Tensor, " sites"]
@@ -66,7 +68,7 @@ class Encoder(nn.Module, ABC):
 
 
 class Masks(Encoder):
-    """Mask matrices, layers × units, one channel a kind, pooled by area to a common width.
+    """Mask matrices, layers × units, one channel a block, pooled by area to a common width.
 
     A row of a mask is a run of ones, so its pooled cells follow from the kept share alone. Places
     that the space does not prune stay zero.
@@ -82,19 +84,22 @@ class Masks(Encoder):
 
     def __init__(self, space: Space, known: SiteFeatures, *, width: Count) -> None:
         super().__init__(space)
-        place = [space.kinds.index(s.kind) * space.layers + s.layer for s in space.sites]
-        grid = torch.arange(len(space.kinds) * space.layers)
-        self.register_buffer("place", torch.tensor(place))
+        blocks, kinds = _numbers(space)
+        layers = torch.tensor([site.layer for site in space.sites])
+        kind_of = torch.zeros(len(space.blocks), dtype=torch.long).index_copy(0, blocks, kinds)
+        grid = torch.arange(len(space.blocks) * space.layers)
+        self.register_buffer("place", blocks * space.layers + layers)
         self.register_buffer("cells", torch.arange(width))
-        self.register_buffer("kinds", grid // space.layers)
+        self.register_buffer("blocks", grid // space.layers, persistent=False)
+        self.register_buffer("kinds", kind_of[self.blocks])
         self.register_buffer("layers", grid % space.layers)
         energy = torch.zeros(len(grid)).index_copy(0, self.place, known.energy)
         self.register_buffer("energy", energy)
-        self.grid = (len(space.kinds), space.layers)
+        self.grid = (len(space.blocks), space.layers)
 
     def forward(
         self, kept: Int[Tensor, "batch sites"]
-    ) -> Float[Tensor, "batch kinds layers width"]:
+    ) -> Float[Tensor, "batch blocks layers width"]:
         share = kept.float() / self.units
         cells = (share[..., None] * len(self.cells) - self.cells).clamp(0, 1)
         out = cells.new_zeros(len(kept), len(self.kinds), len(self.cells))
@@ -127,7 +132,7 @@ class Sites(Encoder):
         super().__init__(space)
         errors, losses = _monotone(known.errors), _monotone(known.losses)
         losses = losses / losses[:, 0].mean().clamp(min=_SMALLEST)
-        kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
+        blocks, kinds = _numbers(space)
         layers = torch.tensor([site.layer for site in space.sites])
         cost = (space.units * space.params).float() / space.total
         per_site = torch.stack([cost * len(space), layers / space.layers, known.energy.float()], 1)
@@ -136,6 +141,7 @@ class Sites(Encoder):
         self.register_buffer("levels", torch.stack(levels, -1))
         self.register_buffer("constant", torch.cat([per_site, nn.functional.one_hot(kinds)], 1))
         self.register_buffer("site", torch.arange(len(space)))
+        self.register_buffer("blocks", blocks, persistent=False)
         self.register_buffer("kinds", kinds)
         self.register_buffer("layers", layers)
         self.register_buffer("energy", known.energy.float())
@@ -144,6 +150,13 @@ class Sites(Encoder):
         removed = (1 - kept.float() / self.units)[..., None]
         constant = self.constant.expand(len(kept), -1, -1)
         return torch.cat([removed, self.levels[self.site, kept.long()], constant], -1)
+
+
+def _numbers(space: Space) -> tuple[Int[Tensor, " sites"], Int[Tensor, " sites"]]:
+    """The block and the kind of each site, numbered as in `space.blocks` and `space.kinds`."""
+    blocks = [space.blocks.index(site.block) for site in space.sites]
+    kinds = [space.kinds.index(site.kind) for site in space.sites]
+    return torch.tensor(blocks), torch.tensor(kinds)
 
 
 def _monotone(levels: Float[Tensor, "sites levels"]) -> Float[Tensor, "sites levels"]:

@@ -27,7 +27,8 @@ def refit_sequentially(
 
     The hidden states of the dense and of the pruned model are computed side by side, layer by
     layer. The consumer of each block is refitted: it regresses the difference between the two
-    residual streams behind the block on its own inputs. The next policy that is applied undoes it.
+    residual streams behind the block on its own inputs. Blocks of one kind in a layer share their
+    residual stream and are refitted one after another. The next policy undoes it.
 
     Args:
         pruner: a pruner with the policy applied.
@@ -35,7 +36,8 @@ def refit_sequentially(
         compensation: computes the refit.
 
     Raises:
-        PPFError: the family has norms between its consumers and the residual stream.
+        PPFError: the family has norms between its consumers and the residual stream, or a block
+            does not read every token.
     """
     lm, space, kept = pruner.lm, pruner.space, pruner.kept
     if not lm.adapter.adds_to_stream(lm.model.config):
@@ -44,8 +46,7 @@ def refit_sequentially(
             f" '{lm.model.config.model_type}', whose blocks end in norms: give sequential=false."
         )
     layers = lm.adapter.layers(lm.model)
-    consumers = {(c.layer, c.kind): c.consumer for c in lm.couplings}
-    sites = {(site.layer, site.kind): i for i, site in enumerate(space.sites)}
+    sites = {site.name: number for number, site in enumerate(space.sites)}
     pruner.apply(space.dense.tolist())
     calls = [LayerCalls.record(lm, ids) for ids in windows.to(lm.device).split(4)]
     dense = [call.inputs for call in calls]
@@ -56,19 +57,24 @@ def refit_sequentially(
         return [layers[index](state, **call.keywords[index]) for state, call in pairs]
 
     for index in track(range(len(layers)), f"Refitting {len(layers)} layers"):
-        with _record(consumers[index, "attention"]) as record:
+        blocks = [coupling for coupling in lm.couplings if coupling.layer == index]
+        mixers = [block.consumer for block in blocks if block.kind == "attention"]
+        with _record(*mixers) as records:
             after = run(index, dense)
-        targets = {"attention": record.added_to(dense), "mlp": after}
-        for kind, target in targets.items():
-            if (site := sites.get((index, kind))) is None:
+        behind = _behind(records, dense)
+        for block in blocks:
+            if (site := sites.get(block.name)) is None:
                 continue
             pruner.narrow(site, kept[site])
-            with _record(consumers[index, kind]) as record:
+            attention = block.kind == "attention"
+            with _record(*(mixers if attention else [block.consumer])) as records:
                 stream = run(index, pruned)
-            if kind == "attention":
-                stream = record.added_to(pruned)
+            if attention:
+                stream = _behind(records, pruned)
+            target = behind if attention else after
             residuals = [goal - state for goal, state in zip(target, stream, strict=True)]
-            pruner.refit(site, *compensation.refit(_moments(residuals, record.inputs)))
+            moments = _moments(block.name, residuals, records[block.consumer].inputs)
+            pruner.refit(site, *compensation.refit(moments))
         dense, pruned = after, run(index, pruned)
 
 
@@ -76,36 +82,48 @@ def refit_sequentially(
 class _Record:
     """Inputs and outputs of a consumer, one tensor per batch; none if its block is empty."""
 
-    consumer: nn.Linear
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
-    def added_to(self, states: list[Tensor]) -> list[Tensor]:
-        """The residual stream behind the block, from the stream before it."""
-        if not self.outputs:
-            return [s if self.consumer.bias is None else s + self.consumer.bias for s in states]
-        return [s + out.view_as(s) for s, out in zip(states, self.outputs, strict=True)]
+
+_Records = dict[nn.Linear, _Record]
 
 
 @contextmanager
-def _record(consumer: nn.Linear) -> Iterator[_Record]:
-    record = _Record(consumer)
+def _record(*consumers: nn.Linear) -> Iterator[_Records]:
+    records = {consumer: _Record() for consumer in consumers}
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        record.inputs.append(inputs[0].flatten(0, -2))
-        record.outputs.append(output)
+    def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        records[module].inputs.append(inputs[0].flatten(0, -2))
+        records[module].outputs.append(output)
 
-    handle = consumer.register_forward_hook(hook)
+    handles = [consumer.register_forward_hook(hook) for consumer in consumers]
     try:
-        yield record
+        yield records
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def _moments(residuals: list[Tensor], inputs: list[Tensor]) -> ResidualMoments:
+def _behind(records: _Records, states: list[Tensor]) -> list[Tensor]:
+    """The residual stream behind the recorded blocks, from the stream before them."""
+    for consumer, record in records.items():
+        if record.outputs:
+            states = [s + out.view_as(s) for s, out in zip(states, record.outputs, strict=True)]
+        elif consumer.bias is not None:
+            states = [state + consumer.bias for state in states]
+    return states
+
+
+def _moments(name: str, residuals: list[Tensor], inputs: list[Tensor]) -> ResidualMoments:
     """Moments over all tokens; they have no columns if the block is empty."""
     rows = torch.cat([part.flatten(0, -2) for part in residuals]).float()
     columns = torch.cat(inputs).float() if inputs else rows[:, :0]
+    if len(columns) != len(rows):
+        raise PPFError(
+            f"sequential re-estimation is not supported for {name}, which does not read every"
+            " token: give sequential=false."
+        )
     return ResidualMoments(
         gram=columns.T @ columns / len(rows),
         cross=rows.T @ columns / len(rows),

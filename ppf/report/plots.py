@@ -92,19 +92,19 @@ def _identity(axes: Axes) -> None:
 def policy_heatmap(space: Space, policies: Mapping[str, Sequence[int]]) -> Figure:
     """Share of the units that each site keeps, in per cent.
 
-    Columns are layers. Rows are kinds, and below each other the policies. Models of more than 32
+    Columns are layers. Rows are blocks, and below each other the policies. Models of more than 32
     layers are drawn in several strips of equal length.
 
     Args:
         space: sites and their units.
         policies: name → units kept at each site.
     """
-    share = np.full((len(space.kinds) * len(policies), space.layers), np.nan)
+    share = np.full((len(space.blocks) * len(policies), space.layers), np.nan)
     for place, kept in enumerate(policies.values()):
         for site, count in zip(space.sites, kept, strict=True):
-            row = space.kinds.index(site.kind) * len(policies) + place
+            row = space.blocks.index(site.block) * len(policies) + place
             share[row, site.layer] = count / site.units
-    rows = [f"{kind}, {name}" if name else kind for kind in space.kinds for name in policies]
+    rows = [f"{block}, {name}" if name else block for block in space.blocks for name in policies]
     strips = math.ceil(space.layers / _STRIP)
     length = math.ceil(space.layers / strips)
     with styled():

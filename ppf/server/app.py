@@ -110,7 +110,7 @@ def _policy(model: DynamicModel, ratio: float, prunable: float) -> dict[str, Any
         "of_all_parameters": achieved * prunable,
         "predicted_perplexity": _perplexity(model.policies.predicted(ratio)),
         "sites": [
-            {"layer": s.layer, "kind": s.kind, "kept": k, "units": s.units}
+            {"layer": s.layer, "block": s.block, "kept": k, "units": s.units}
             for s, k in zip(model.space.sites, kept, strict=True)
         ],
     }

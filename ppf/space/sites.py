@@ -58,6 +58,11 @@ class Site:
     def name(self) -> str:
         return site_name(self.layer, self.kind, self.index)
 
+    @property
+    def block(self) -> str:
+        """The name of the site within its layer: "mlp", or "mlp.1" if its index is 1."""
+        return self.name.partition(".")[2]
+
 
 def site_name(layer: int, kind: str, index: int = 0) -> str:
     """The name of a site in files: "3.mlp", or "3.mlp.1" if its index is 1."""
@@ -159,6 +164,11 @@ class Space:
     def kinds(self) -> tuple[str, ...]:
         """The distinct kinds, in the order of the sites."""
         return tuple(dict.fromkeys(site.kind for site in self.sites))
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """The distinct blocks of a layer, in the order of the sites."""
+        return tuple(dict.fromkeys(site.block for site in self.sites))
 
     @property
     def dense(self) -> Int[Tensor, " sites"]:

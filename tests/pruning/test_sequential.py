@@ -10,7 +10,14 @@ from ppf.errors import PPFError
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias, Compensation, LeastSquares, NoCompensation
 from ppf.pruning.sequential import refit_sequentially
-from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model, random_windows
+from tests.checkpoints import (
+    CHECKPOINTS,
+    policies,
+    pruner_of,
+    random_model,
+    random_windows,
+    two_ffns,
+)
 
 form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
 REFITTED = {"bias": Bias(), "least_squares": LeastSquares(damping=0.01, refit_damping=0.01)}
@@ -49,6 +56,29 @@ def test_the_error_of_the_residual_stream_decreases(
         refit_sequentially(pruner, ids, REFITTED[name])
         assert pruner.kept == drawn[policy]
         assert distance(last_states(pruner, ids) - dense) < before
+
+
+def test_two_ffns_of_a_layer_are_both_refitted() -> None:
+    lm, ids = two_ffns(), random_windows()
+    compensation = REFITTED["least_squares"]
+    pruner = pruner_of(lm, compensation)
+    dense = last_states(pruner, ids)
+    kept = [max(units - 1, 1) for units in pruner.space.dense.tolist()]
+    pruner.apply(kept)
+    before = [coupling.consumer.weight.clone() for coupling in lm.couplings]
+    error = DISTANCES["least_squares"](last_states(pruner, ids) - dense)
+    refit_sequentially(pruner, ids, compensation)
+    assert pruner.kept == kept
+    assert DISTANCES["least_squares"](last_states(pruner, ids) - dense) < error
+    for coupling, weight in zip(lm.couplings, before, strict=True):
+        assert not torch.equal(coupling.consumer.weight, weight), coupling.name
+
+
+def test_an_ffn_that_reads_only_some_tokens_is_refused() -> None:
+    pruner = pruner_of(two_ffns(stride=2), REFITTED["bias"])
+    pruner.apply([max(units - 1, 1) for units in pruner.space.dense.tolist()])
+    with pytest.raises(PPFError, match="0.mlp.1, which does not read every token: give seq"):
+        refit_sequentially(pruner, random_windows(), REFITTED["bias"])
 
 
 @pytest.fixture

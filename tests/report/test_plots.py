@@ -60,6 +60,15 @@ def test_heatmap_places_a_site_by_layer_and_kind() -> None:
     assert rows == ["attention, PPF", "attention, uniform", "mlp, PPF", "mlp, uniform"]
 
 
+def test_heatmap_has_a_row_for_each_site_of_a_layer_and_kind() -> None:
+    ffns = [Prunable(layer, "mlp", 128, 10, index) for layer in range(2) for index in range(2)]
+    place = build_space(ffns, name="experts", kinds=["mlp"], channel_multiple=32, whole_sites=False)
+    figure = policy_heatmap(place, {"": [1, 2, 3, 4]})
+    share = figure.axes[0].collections[0].get_array()
+    assert np.asarray(share).tolist() == [[0.25, 0.75], [0.5, 1.0]]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["mlp", "mlp.1"]
+
+
 def test_scatter_leaves_out_what_is_not_finite_and_says_so() -> None:
     figure = scatter([3.0, 3.5, 4.0], [0.1] * 3, [3.1, math.inf, 4.1], [0.1, 0.6, 0.4])
     axes = figure.axes[0]

@@ -92,6 +92,7 @@ def test_what_is_not_json_is_refused(client: TestClient) -> None:
 def test_a_policy_has_kept_units_and_a_prediction(client: TestClient, model: DynamicModel) -> None:
     found = client.get("/v1/policies", params={"pruning_ratio": 0.4}).json()
     assert [site["kept"] for site in found["sites"]] == model.policy(0.4)
+    assert [site["block"] for site in found["sites"][:2]] == ["attention", "mlp"]
     assert 0.4 <= found["pruning_ratio"] < 0.5
     assert 0 < found["of_all_parameters"] < found["pruning_ratio"]
     assert found["predicted_perplexity"]["mean"] == pytest.approx(math.exp(3.4), rel=1e-5)
