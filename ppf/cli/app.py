@@ -1,6 +1,7 @@
 """What all commands share: configs are checked, seeds are set, loggers are closed."""
 
 import importlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,12 +12,14 @@ from omegaconf import DictConfig
 
 from ppf.cli.checks import check
 from ppf.cli.launch import check_launch
+from ppf.cli.outcome import Outcome, finished, finite, is_multirun, write
 from ppf.processes import launch
+from ppf.progress import say
 from ppf.report.loggers import build_loggers, finish
 from ppf.stages.signatures import plain
 
-Task = Callable[[DictConfig, Fabric], float | None]
-"""Does a command's work on the resolved config; returns the metric that sweeps minimise."""
+Task = Callable[[DictConfig, Fabric], Outcome | None]
+"""Does a command's work on the resolved config; None: there is nothing to tell."""
 Check = Callable[[DictConfig], None]
 """Raises PPFError for a config that cannot work."""
 
@@ -45,12 +48,15 @@ def command(
 def run(name: str, cfg: DictConfig) -> float | None:
     """Runs a command on its composed config.
 
+    A job of a multirun that has finished before, in the same folder, is not repeated.
+
     Args:
         name: of the module in `ppf.cli`, and of the config.
 
     Returns:
         The metric that sweeps minimise: log-perplexity in nats per token for `search` and
-        `evaluate`, the normalised mean squared error for `train`, None for other commands.
+        `evaluate`, the normalised mean squared error for `train`; None for other commands, and if
+        it is not finite.
 
     Raises:
         PPFError: the config is wrong, or the work fails for a reason that a user can mend.
@@ -59,6 +65,10 @@ def run(name: str, cfg: DictConfig) -> float | None:
     check(name, cfg)
     if found.check_relations:
         found.check_relations(cfg)
+    if is_multirun() and (done := finished(name, cfg)):
+        say(f"Finished before: {cfg.paths.run}")
+        return done["metric"]
+    start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)
     check_launch(cfg, one_process=found.one_process)
     fabric = instantiate(cfg.fabric)
@@ -68,8 +78,10 @@ def run(name: str, cfg: DictConfig) -> float | None:
     failed = True
     try:
         launch(fabric)
-        metric = found.task(cfg, fabric)
+        outcome = found.task(cfg, fabric) or Outcome()
         failed = False
     finally:
         finish(loggers, failed=failed)
-    return metric
+    if fabric.is_global_zero:
+        write(name, cfg, outcome, time.perf_counter() - start)
+    return finite(outcome.metric)

@@ -6,6 +6,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
+from ppf.cli.outcome import Outcome
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
 from ppf.llm.loading import local_folder
@@ -30,7 +31,7 @@ def _check(cfg: DictConfig) -> None:
 
 
 @command(_check, one_process=True)
-def main(cfg: DictConfig, fabric: Fabric) -> float | None:
+def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Measures what `cfg.policy` or `cfg.path` names."""
     procedure = Procedure.of(cfg)
     if cfg.policy:
@@ -42,7 +43,11 @@ def main(cfg: DictConfig, fabric: Fabric) -> float | None:
     print_evaluation(found)
     _report(cfg, fabric, found, path.with_name("report.html"))
     say(f"Results: {path}\nReport:  {path.with_name('report.html')}")
-    return found.results[-1].nll
+    figures = [
+        {"model": r.name, "ratio": r.ratio, "test_ppl": r.perplexity, "parameters": r.parameters}
+        for r in found.results
+    ]
+    return Outcome(found.results[-1].nll, figures)
 
 
 def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> None:

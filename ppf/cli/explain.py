@@ -28,10 +28,13 @@ Explain = Callable[[BaseException], str | None]
 
 
 @contextmanager
-def told(explain: Explain) -> Iterator[None]:
+def told(explain: Explain, *, with_traceback: bool = False) -> Iterator[None]:
     """Ends the process with exit code 1 after any error, told as `Error: ...` if it has a sentence.
 
-    Errors without one, and all errors under `debug=true`, are shown with their traceback.
+    Errors without one are shown with their traceback.
+
+    Args:
+        with_traceback: show it for all errors.
     """
     try:
         yield
@@ -40,7 +43,7 @@ def told(explain: Explain) -> Iterator[None]:
             raise error.__context__ from None
         raise
     except Exception as error:
-        sentence = None if "debug=true" in sys.argv else explain(error)
+        sentence = None if with_traceback else explain(error)
         if sentence is None:
             traceback.print_exc()
         else:

@@ -4,12 +4,11 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from ppf.cli.outcome import is_multirun
 from ppf.errors import PPFError
 from ppf.processes import process_count
 from ppf.stages.signatures import plain
@@ -45,7 +44,7 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
         raise PPFError("this command uses one process: give fabric.devices=1 and start it once.")
     if started and max(started.processes, count) > 1:
         _check_launcher(started, cfg, count)
-    elif count > 1 and _is_multirun():
+    elif count > 1 and is_multirun():
         # Lightning starts processes by repeating the command, which would be the whole multirun.
         raise PPFError(
             f"a multirun cannot start {count} processes a job here: run its jobs one by one,"
@@ -56,11 +55,6 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
             "the predictor is too small to gain from several devices: give trainer.devices=1"
             " (fabric.devices shares labelling and search)."
         )
-
-
-def _is_multirun() -> bool:
-    """False for a run that Python code starts, without Hydra's command line."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _count(group: str, arguments: Mapping[str, Any]) -> int:

@@ -68,7 +68,7 @@ class RunConfig(Section):
     fabric: Component
     logger: dict[str, Component]
     seed: Seed
-    debug: bool
+    traceback: bool
     trust_targets: list[str]
     bank: BankSection
     paths: PathsSection
@@ -147,12 +147,18 @@ class AcquiredLabelsSection(LabelsSection):
     pool: Count
 
 
-class TrainConfig(CollectConfig):
-    """`train.yaml`."""
+class FitConfig(CollectConfig):
+    """`fit.yaml`."""
 
     labels: AcquiredLabelsSection
     predictor: Component
     trainer: Component
+
+
+class TrainConfig(FitConfig):
+    """`train.yaml`."""
+
+    test_policies: Natural
 
 
 class BudgetSection(Section):
@@ -195,7 +201,7 @@ class ParetoSection(Section):
     y: BudgetSection
 
 
-class SearchConfig(TrainConfig):
+class SearchConfig(FitConfig):
     """`search.yaml`."""
 
     agent: Component
@@ -204,6 +210,8 @@ class SearchConfig(TrainConfig):
     mode: Literal["static", "dynamic"]
     ratio: Ratio
     ratios: Annotated[list[Ratio], Field(min_length=1)]
+    report_test: bool
+    sequential: bool
     search: RoundsSection
     dynamic: DynamicSection
 

@@ -1,5 +1,6 @@
 """ppf-search: finds the policy of least perplexity at a ratio, or an agent for every ratio."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
+from ppf.cli.outcome import Outcome
 from ppf.labels.table import Labels
 from ppf.progress import Stopwatch
 from ppf.report.html import write_page
@@ -21,6 +23,7 @@ from ppf.stages.policy import provenance, warn_if_unreadable
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
 from ppf.stages.search_inputs import SearchInputs
+from ppf.stages.tested import Named, add_test, figures
 from ppf.stages.train import Trained, needs_labels, train
 
 
@@ -31,7 +34,7 @@ def _check(cfg: DictConfig) -> None:
 
 
 @command(_check)
-def main(cfg: DictConfig, fabric: Fabric) -> float | None:
+def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Labels and trains what is missing, searches, measures and reports."""
     warn_if_unreadable(cfg)
     clock, may_make = Stopwatch(), cfg.upstream == "make"
@@ -58,13 +61,16 @@ def _static(
     labels: Labels,
     trained: Trained,
     clock: Stopwatch,
-) -> float:
-    """The best policy for one ratio; returns its measured log-perplexity."""
+) -> Outcome:
+    """The best policy for one ratio; the metric is its measured log-perplexity."""
     found = search(inputs, labels, trained, cfg.ratio, clock)
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
-    if inputs.fabric.is_global_zero:
-        _report(cfg, inputs.fabric, report, found.trained, "policy")
-    return found.measured.least
+    if not inputs.fabric.is_global_zero:
+        return Outcome(found.nll)
+    _report(cfg, inputs.fabric, report, found.trained, "policy")
+    uniform = found.measured.kept[0].tolist()
+    policies = [("dense", context.space.dense.tolist()), ("uniform", uniform), ("PPF", found.kept)]
+    return _outcome(cfg, context, found.nll, report, policies)
 
 
 def _dynamic(
@@ -74,14 +80,18 @@ def _dynamic(
     labels: Labels,
     trained: Trained,
     clock: Stopwatch,
-) -> float:
-    """An agent for every ratio; returns the mean log-perplexity measured along its curve."""
+) -> Outcome:
+    """An agent for every ratio; the metric is the mean log-perplexity measured along its curve."""
     ratios, origin = list(cfg.ratios), provenance(context)
     learnt = dynamic(inputs, labels, trained, cfg.dynamic, ratios, origin, clock)
-    if inputs.fabric.is_global_zero:
-        report = curve.write(cfg, context, learnt, clock.seconds, Path(cfg.paths.run))
-        _report(cfg, inputs.fabric, report, learnt.trained, "agent")
-    return float(learnt.curve.measured.mean())
+    metric = float(learnt.curve.measured.mean())
+    if not inputs.fabric.is_global_zero:
+        return Outcome(metric)
+    report = curve.write(cfg, context, learnt, clock.seconds, Path(cfg.paths.run))
+    _report(cfg, inputs.fabric, report, learnt.trained, "agent")
+    pairs = zip(learnt.curve.uniform.tolist(), learnt.curve.kept.tolist(), strict=True)
+    policies = [named for even, kept in pairs for named in (("uniform", even), ("PPF", kept))]
+    return _outcome(cfg, context, metric, report, policies)
 
 
 def _report(
@@ -104,6 +114,23 @@ def _report(
     log_artifact(loggers, Artifact(files, f"{model}-{kind}", kind, metadata=metrics))
     paths = {**report.paths, "report": page}
     print_summary(report.scores, report.measured_on, report.seconds, paths)
+
+
+def _outcome(
+    cfg: DictConfig,
+    context: PruningContext,
+    metric: float,
+    report: SearchReport,
+    policies: Sequence[Named],
+) -> Outcome:
+    """The rows of a sweep's table; with `report_test` the test part is measured for them."""
+    summary = Path(report.paths["summary"])
+    if cfg.report_test:
+        add_test(context, summary, policies, sequential=cfg.sequential, batch=cfg.labels.batch)
+    more: dict[str, float | None] = {"evaluations": report.evaluations}
+    if cfg.mode == "static":
+        more["ratio"] = cfg.ratio  # jobs of a sweep ask for equal ones, and achieve others
+    return Outcome(metric, [row | more for row in figures(summary)])
 
 
 _MODES = {"static": _static, "dynamic": _dynamic}

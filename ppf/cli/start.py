@@ -1,6 +1,7 @@
 """Entry points of the commands; nothing slow is imported before a config is known to be needed."""
 
 import os
+import sys
 from collections.abc import Callable
 
 import hydra
@@ -13,9 +14,15 @@ def _entry(name: str) -> Callable[[], None]:
     def job(cfg: DictConfig) -> float | None:
         from ppf.cli.app import run
         from ppf.cli.explain import explain_run, told
+        from ppf.cli.outcome import is_multirun
 
-        with told(explain_run):
-            return run(name, cfg)
+        try:
+            with told(explain_run, with_traceback=cfg.traceback):
+                return run(name, cfg)
+        except SystemExit:
+            if is_multirun():  # the error has been told; the other jobs go on
+                return None
+            raise
 
     job.__module__ = f"ppf.cli.{name}"  # Hydra names the job after it
     application = hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")(
@@ -29,7 +36,7 @@ def _entry(name: str) -> Callable[[], None]:
         except Exception:
             from ppf.cli.explain import explain_config, told
 
-            with told(explain_config(name)):
+            with told(explain_config(name), with_traceback="traceback=true" in sys.argv):
                 raise
 
     return main

@@ -1,13 +1,16 @@
 """ppf-train: fits the mask → perplexity predictor."""
 
+import math
 from functools import partial
 from pathlib import Path
 
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.artefacts import write_json
 from ppf.cli.app import command
-from ppf.errors import PPFError
+from ppf.cli.outcome import Outcome
+from ppf.labels.table import Labels
 from ppf.progress import say
 from ppf.report.plots import scatter
 from ppf.report.publish import Artifact, Published, log_artifact, publish
@@ -16,31 +19,48 @@ from ppf.report.tables import accuracy_table, print_table
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
+from ppf.stages.score import Scored, held_out, score
 from ppf.stages.train import train
 
 
 @command(check_acquired)
-def main(cfg: DictConfig, fabric: Fabric) -> float | None:
-    """Trains the predictor, scores it on held-out policies and draws predicted against measured."""
+def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
+    """Trains the predictor, scores it and draws predicted against measured."""
     context = prepare(cfg, fabric)
     fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
     may_label = cfg.upstream == "make"
     labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed, may_label=may_label)
-    trained = fit(acquire(context, labels, fit, cfg.labels, cfg.sampler, cfg.seed))
-    predictor = trained.predictor
-    if predictor.held_out is None:
-        raise PPFError("this predictor needs no training: give predictor=residual or another one.")
-    metric = predictor.metrics.get("test/nmse")
+    labels = acquire(context, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
+    trained = fit(labels)
+    predictor, bands = trained.predictor, cfg.predictor.get("bands", [])
+    if count := cfg.test_policies:
+        found = score(context, predictor, labels, cfg.sampler, count, cfg.seed, bands)
+    else:
+        found = held_out(predictor)
+    metric = found.metrics.get("test/nmse")
     if not fabric.is_global_zero:
-        return metric
-    figure = scatter(*(column.tolist() for column in predictor.held_out))
-    picture = Path(cfg.paths.run) / "predicted_measured.png"
+        return Outcome(metric)
+    row, figure = _row(found, labels), scatter(*(column.tolist() for column in found.held_out))
+    picture, scores = (
+        Path(cfg.paths.run) / name for name in ("predicted_measured.png", "scores.json")
+    )
     save_png(figure, picture)
-    table = accuracy_table(predictor.metrics, cfg.predictor.bands)
+    write_json(scores, row)
+    table = accuracy_table(found.metrics, bands)
     shown = {"predictions": figure}, {"accuracy": table}
-    publish(fabric.loggers, Published(dict(predictor.metrics), *shown))
-    made = Artifact([trained.folder], f"{cfg.model.name}-predictor", "predictor")
-    log_artifact(fabric.loggers, made)
+    publish(fabric.loggers, Published(dict(found.metrics), *shown))
+    if predictor.needs_labels:
+        made = Artifact([trained.folder], f"{cfg.model.name}-predictor", "predictor")
+        log_artifact(fabric.loggers, made)
     print_table(table)
-    say(f"Predictor: {trained.folder}\nPicture:   {picture}")
-    return metric
+    say(f"Predictor: {trained.folder}\nPicture:   {picture}\nScores:    {scores}")
+    return Outcome(metric, [row])
+
+
+def _row(found: Scored, labels: Labels) -> dict[str, float]:
+    """All scores, and the numbers of policies behind them."""
+    scores = {name.removeprefix("test/"): value for name, value in found.metrics.items()}
+    rows = len(found.held_out.measured)
+    acquired = int(labels.acquired.sum())
+    scores = {"nmse": scores.pop("nmse", math.nan), **scores}  # what sweeps rank by
+    return {**scores, "test_policies": rows, "labels": len(labels), "acquired": acquired}

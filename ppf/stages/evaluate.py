@@ -23,7 +23,7 @@ from ppf.llm.text import Text, build_text, default_text
 from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.stages.policy import policy_config, read_policy
-from ppf.stages.prune import apply_policy, can_refit, keep_better
+from ppf.stages.prune import apply_policy, pruned_to
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ def evaluate_policy(
         policies = {"dense": context.space.dense.tolist(), "uniform": even} | policies
     results = []
     for name, kept in policies.items():
-        with context.pruner.at(kept) as model:
-            if cfg.sequential and can_refit(context):
-                keep_better(context)
+        with pruned_to(context, kept, sequential=cfg.sequential) as model:
             size = parameters(model) * context.lm.dtype.itemsize
             achieved = float(context.space.ratio(torch.tensor(kept)))
             results.append(

@@ -1,5 +1,7 @@
 """prune: a policy becomes a model on disk with really smaller tensors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
+from transformers import PreTrainedModel
 
 from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.export.base import Exporter
@@ -61,6 +64,21 @@ def compensated(
     else:
         scores = Compensated(_nll(context))
     return context, record | {"exported": _exported(context, scores)}
+
+
+@contextmanager
+def pruned_to(
+    context: PruningContext, kept: list[int], *, sequential: bool
+) -> Iterator[PreTrainedModel]:
+    """The model at a policy.
+
+    Args:
+        sequential: re-estimate its compensation, where that lowers the perplexity.
+    """
+    with context.pruner.at(kept) as model:
+        if sequential and can_refit(context):
+            keep_better(context)
+        yield model
 
 
 def keep_better(context: PruningContext) -> Compensated:

@@ -28,7 +28,7 @@ def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry
     return [
         dense_entry(context, labels),
         *(_entry(context, found, row, name) for row, name in baselines),
-        _entry(context, found, found.measured.best, "PPF"),
+        _entry(context, found, found.best, "PPF"),
     ]
 
 
@@ -40,7 +40,7 @@ def dense_entry(context: PruningContext, labels: Labels) -> Entry:
 
 def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
     """The contents of policy.json."""
-    best, space = found.measured.best, context.space
+    best, space = found.best, context.space
     scores = _scores(_entry(context, found, best, "PPF"))
     uniform = _scores(_entry(context, found, 0, "uniform"))
     removed = int(space.removed(found.measured.kept[best].cpu()))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ppf.agents.rule import Rule
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search import Verification, run_search, verify, with_neighbours
 from ppf.progress import Stopwatch, say
@@ -19,16 +20,28 @@ class Found:
         measured: policies measured at this ratio in all rounds, uniform first; each prediction
             was made before the policy was measured.
         history: rows of the agent's metrics, over all rounds.
+        rule: the agent is an allocation rule.
     """
 
     trained: Trained
     measured: Verification
     history: list[dict[str, float]]
+    rule: bool
+
+    @property
+    def best(self) -> int:
+        """Row of the best measured policy; of a rule's own, even if uniform pruning is better."""
+        return len(self.measured.names) - 1 if self.rule else self.measured.best
 
     @property
     def kept(self) -> list[int]:
-        """The best measured policy."""
-        return self.measured.kept[self.measured.best].tolist()
+        """The policy that was found."""
+        return self.measured.kept[self.best].tolist()
+
+    @property
+    def nll(self) -> float:
+        """Its measured log-perplexity, nats per token."""
+        return float(self.measured.measured[self.best])
 
 
 def search(
@@ -40,6 +53,7 @@ def search(
     `search.label_budget` policies are measured in all, beside those of uniform pruning and rules.
     Where the intervals of what is measured hold, the region is widened. The search is over where
     they do, the best policy's prediction is right, and the last widening has brought no better one.
+    An allocation rule has one round, in which only its policy and uniform pruning are measured.
 
     Args:
         labels: measured policies, the dense one first.
@@ -51,17 +65,19 @@ def search(
     history: list[dict[str, float]] = []
     rounds: list[Verification] = []
     region = inputs.region()
-    for number in range(settings.rounds):
+    rule = isinstance(agent, Rule)
+    count = 1 if rule else settings.rounds
+    for number in range(count):
         objective = inputs.objective(trained, region.radius, ratio, ratio)
         say(
             f"Searching at ratio {ratio} with {type(agent).__name__},"
-            f" round {number + 1} of {settings.rounds}."
+            f" round {number + 1} of {count}."
         )
         run = inputs.run(trained, history, number)
         with clock("searching on the predictor"):
             found = run_search(agent, objective, run, settings.top_k)
         room = settings.label_budget - _spent(rounds)
-        last = number + 1 == settings.rounds
+        last = number + 1 == count
         each = 0 if last else settings.neighbours  # they teach the next predictor
         proposed = with_neighbours(objective, found, each, room, run.seed)
         with clock("measuring the best"):
@@ -77,7 +93,7 @@ def search(
         labels = labels.with_rows(kept, measured, PROPOSED)
         with clock("training the predictor"):
             trained = inputs.train(labels)
-    return Found(trained, Verification.merge(rounds), history)
+    return Found(trained, Verification.merge(rounds), history, rule)
 
 
 def _spent(rounds: Sequence[Verification]) -> int:

@@ -1,0 +1,74 @@
+"""run.json: what a run found. A multirun does not repeat a job whose folder has one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+import ppf
+from ppf.artefacts import signature, write_json
+from ppf.errors import PPFError
+from ppf.records import read
+from ppf.records.run import RunRecord
+from ppf.stages.signatures import plain
+
+FILE = "run.json"
+_ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "bank")  # do not change results
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found.
+
+    Args:
+        metric: what sweeps minimise; None: the command has none.
+        figures: rows for the table of a sweep, by name. The first number, beside the ratio, is what
+            rows are ranked by; smaller is better.
+    """
+
+    metric: float | None = None
+    figures: Sequence[Mapping[str, float | str | None]] = field(default_factory=list)
+
+
+def is_multirun() -> bool:
+    """False for a run that Python code starts, without Hydra's command line."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def finished(command: str, cfg: DictConfig) -> dict[str, Any] | None:
+    """The run.json that this config has left in its folder; None: there is none."""
+    try:
+        found = read(Path(cfg.paths.run) / FILE, RunRecord, "run the command again")
+    except PPFError:
+        return None
+    return found if found["config"] == _identity(command, cfg) else None
+
+
+def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> None:
+    """Writes the run.json of a finished run."""
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    record = {
+        "command": command,
+        "overrides": overrides,
+        "config": _identity(command, cfg),
+        "metric": finite(outcome.metric),
+        "figures": [{k: finite(v) for k, v in row.items()} for row in outcome.figures],
+        "seconds": seconds,
+    }
+    write_json(Path(cfg.paths.run) / FILE, record)
+
+
+def _identity(command: str, cfg: DictConfig) -> str:
+    """Signature of all that determines a run's result."""
+    config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
+    return signature("run", ppf.__version__, command, config)
+
+
+def finite(value: Any) -> Any:
+    """The value; None for infinity and NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

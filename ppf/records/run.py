@@ -1,0 +1,26 @@
+"""Schema of run.json, which every finished run leaves."""
+
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+from ppf.records.values import Number, Record, Word
+
+
+class RunRecord(Record):
+    """The contents of a run.json.
+
+    Args:
+        overrides: of the command line, as in "ratio=0.3".
+        config: signature of the resolved config.
+        metric: what sweeps minimise; null: not finite, or the command has none.
+        figures: rows for the table of a sweep; a search has one row for each ratio.
+        seconds: duration of the run.
+    """
+
+    command: Word
+    overrides: list[str]
+    config: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
+    metric: float | None
+    figures: list[dict[Word, float | str | None]]
+    seconds: Number
