@@ -16,15 +16,24 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ppf.cli.checks import check_values
-from ppf.conf import read_option
+from ppf.conf import options, read_option
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "ppf" / "conf"
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 STAGES = sorted(name.removeprefix("ppf-") for name in SCRIPTS)
-FILES = sorted(CONF.rglob("*.yaml"))
-OPTIONS = [(p.parent.relative_to(CONF).as_posix(), p.stem) for p in FILES if p.parent != CONF]
+FILES = sorted(p for p in CONF.rglob("*.yaml") if p.parent.name != "local")
+FOLDERS = sorted({p.parent.relative_to(CONF).as_posix() for p in FILES if p.parent != CONF})
+GROUPED = [f for f in FOLDERS if not f.startswith("experiment/")]  # its sub-folders are no groups
+OPTIONS = [(group, option) for group in GROUPED for option in options(group)]
 SEVERAL = {group for group, count in Counter(group for group, _ in OPTIONS).items() if count > 1}
+# Options of a certain command, which their first comment names.
+STUDIES = {
+    (group, option): re.search(r"^# (\w+)\.py -m:", file.read_text("utf-8"), re.M)[1]
+    for group in ("experiment", "hparams_search")
+    for option, file in options(group).items()
+    if option != "none"
+}
 
 Choices = dict[str, str]  # group (with its package, where it is not the group's own) → option
 
@@ -49,6 +58,8 @@ def cases(stage: str) -> list[tuple[str, str, Choices]]:
         for key in dict.fromkeys([*cfg.hydra.runtime.choices, *folders]):
             group = key.split("@")[0]
             for option in (name for place, name in OPTIONS if place == group):
+                if (group, option) in STUDIES and stage != STUDIES[group, option]:
+                    continue
                 if (group, option) not in found:
                     found[group, option] = so_far | {key: option}
                     if any(place.startswith(f"{group}/") for place in SEVERAL):

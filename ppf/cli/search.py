@@ -127,7 +127,7 @@ def _outcome(
     summary = Path(report.paths["summary"])
     if cfg.report_test:
         add_test(context, summary, policies, sequential=cfg.sequential, batch=cfg.labels.batch)
-    more: dict[str, float | None] = {"evaluations": report.evaluations}
+    more: dict[str, float | None] = {"evaluations": len(context.labeller.used)}
     if cfg.mode == "static":
         more["ratio"] = cfg.ratio  # jobs of a sweep ask for equal ones, and achieve others
     return Outcome(metric, [row | more for row in figures(summary)])

@@ -25,6 +25,10 @@ GROUPS = {
     "fabric": "processes and devices",
     "trainer": "arguments of Lightning's Trainer",
     "logger": "experiment loggers; several: logger=[wandb,csv]",
+    "experiment": "settings of a study, most of them for a multirun (-m)",
+    "hparams_search": "search of hyper-parameters with Optuna (-m)",
+    "hydra": "folders of runs",
+    "debug": "small runs that show what goes wrong",
 }
 """Option group → its purpose."""
 
@@ -49,29 +53,35 @@ def option_groups(*, _root_: DictConfig) -> str:
     The first comment in an option's file describes the option.
     """
     taken = {*_root_.hydra.runtime.choices, *_root_}
-    files = {
-        name: sorted(_FOLDER.joinpath(name).glob("*.yaml")) for name in GROUPS if name in taken
-    }
-    return "\n".join(_group(name, found) for name, found in files.items() if len(found) > 1)
+    found = {name: options(name) for name in GROUPS if name in taken}
+    return "\n".join(_group(name, files) for name, files in found.items() if len(files) > 1)
 
 
 def run_name() -> str | None:
-    """The command and its overrides, as in "search agent=ppo,ratio=0.4"; None: called by code."""
+    """The command and its overrides, as in "search agent-ppo_ratio-0.4"; None: called by code."""
     if not HydraConfig.initialized():
         return None
     job = HydraConfig.get().job
     return f"{job.name} {job.override_dirname}".strip()
 
 
-def _group(name: str, files: list[Path]) -> str:
-    width = max(len(file.stem) for file in files)
-    options = [f"  {file.stem:<{width}}  {_comment(file)}" for file in files]
-    return "\n".join([f"{name}: {GROUPS[name]}", *options, ""])
+def options(group: str) -> dict[str, Path]:
+    """The options of a group and their files; those of experiments may lie in sub-folders."""
+    folder = _FOLDER / group
+    files = sorted(folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def _group(name: str, files: dict[str, Path]) -> str:
+    width = max(map(len, files))
+    lines = [f"  {option:<{width}}  {_comment(file)}" for option, file in files.items()]
+    return "\n".join([f"{name}: {GROUPS[name]}", *lines, ""])
 
 
 def _comment(file: Path) -> str:
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("# ")
+    """The first comment that is no directive of Hydra."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
 
 
 OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)

@@ -94,6 +94,9 @@ class Labeller:
         kl_top_k: number of the dense model's most probable tokens that the KL divergence is
             computed on; 0: it is not measured.
 
+    Attributes:
+        used: policies whose loss this run has used, whenever it was measured.
+
     Raises:
         PPFError: `context` is below 1 or not shorter than a window.
     """
@@ -120,6 +123,7 @@ class Labeller:
         self._head = output_head(lm.model)
         self._layer_of = [site.layer for site in pruner.space.sites]
         self._context, self._kl_top_k = context, kl_top_k
+        self.used: set[tuple[int, ...]] = set()
         self._reset(batch)
 
     @torch.inference_mode()

@@ -27,6 +27,7 @@ def measure(
     Args:
         source: what proposed the policies, as in "sampler".
     """
+    context.labeller.used.update(map(tuple, policies.tolist()))
     return label(label_store(context), context.labeller, policies.cpu(), source)
 
 

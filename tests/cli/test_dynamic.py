@@ -1,9 +1,6 @@
 """The real commands on a tiny model: an agent for every ratio, and other budgets."""
 
 import json
-import shutil
-import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -78,36 +75,5 @@ def test_what_mode_dynamic_cannot_do_is_said(run: Run) -> None:
 
 @pytest.mark.slow
 def test_a_multirun_starts_no_processes_of_its_own(run: Run) -> None:
-    wrong = sentence(run, "search", "-m", "fabric.devices=2", "ratio=0.2,0.3", *TINY)
+    wrong = sentence(run, "search", "-m", "fabric.devices=2", *TINY)
     assert "a multirun cannot start 2 processes a job" in wrong
-
-
-@pytest.mark.slow
-def test_the_study_fills_its_table_and_goes_on(
-    root: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = root / "experiments" / "search"
-    monkeypatch.syspath_prepend(folder)
-    sys.modules.pop("run", None)
-    import run as study
-
-    table = tmp_path / "results.json"
-    rest = [*TINY, f"paths.artefacts={cache}/artefacts", "search.label_budget=2"]
-    rest.append("agent.polish.generations=2")
-    rest = [entry for entry in rest if not entry.startswith("logger")]
-    quick = [*rest, "agent.generations=3"]
-
-    def run(agents: list[str], overrides: list[str]) -> None:
-        known = {"agents": agents, "ratios": [0.3], "seeds": [0], "out": table}
-        study.run(Namespace(**known, windows=4), overrides)
-
-    run(["cmaes"], quick)
-    run(["owl", "real_evolution"], rest[:-1])
-    rows = json.loads(table.read_text())
-    assert [row["agent"] for row in rows] == ["cmaes", "owl", "real_evolution"]
-    assert all(row["test_ppl"] > 1 and row["labelling_ppl"] > 1 for row in rows)
-    # A rule is one policy; the oracle measures 22 generations of 8 children, and the best again.
-    assert [row["real_evaluations"] for row in rows][1:] == [1, 22 * 8 + 8]
-    shutil.copy(table, tmp_path / "before.json")
-    run(["cmaes", "owl"], quick)
-    assert table.read_text() == (tmp_path / "before.json").read_text()

@@ -18,7 +18,7 @@ from ppf.errors import PPFError
     ("overrides", "sentence"),
     [
         (["logger=foo"], "logger=foo is unknown: give one of csv, none, wandb."),
-        (["hydra/sweeper=foo"], "hydra/sweeper=foo is unknown: give one of basic."),
+        (["hydra/sweeper=foo"], "hydra/sweeper=foo is unknown: give one of basic"),
         (["labels.cuont=3"], "there is no key labels.cuont: do you mean labels.count?"),
         (["rato=0.3"], "there is no key rato: do you mean ratio?"),
         (["agent=evolution", "agent.childen=3"], "do you mean agent.children?"),
@@ -83,17 +83,15 @@ def test_a_bug_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixtu
     assert end.value.code == 1 and "Traceback" in capsys.readouterr().err
 
 
-def test_debug_shows_tracebacks(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("with_traceback", "shown"), [(False, "Error: wrong.\n"), (True, "Traceback")]
+)
+def test_an_error_is_shown_with_its_traceback_on_request(
+    capsys: pytest.CaptureFixture[str], with_traceback: bool, shown: str
 ) -> None:
-    def fail() -> str:
-        with pytest.raises(SystemExit), told(explain_run):
-            raise PPFError("wrong.")
-        return capsys.readouterr().err
-
-    assert fail() == "Error: wrong.\n"
-    monkeypatch.setattr(sys, "argv", ["search.py", "debug=true"])
-    assert "Traceback" in fail()
+    with pytest.raises(SystemExit), told(explain_run, with_traceback=with_traceback):
+        raise PPFError("wrong.")
+    assert capsys.readouterr().err.startswith(shown)
 
 
 def test_an_interrupt_during_lightnings_training_stays_one() -> None:

@@ -1,0 +1,55 @@
+"""A job that has finished is found by its config."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+from ppf.cli.outcome import Outcome, finished, write
+
+
+def config(folder: Path, *overrides: str) -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", [f"paths.run={folder}", "model=tiny", *overrides])
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    rows = [{"ratio": 0.3, "test_ppl": math.inf}]
+    write("search", config(tmp_path), Outcome(3.5, rows), seconds=1.5)
+    return tmp_path
+
+
+def test_a_record_tells_what_was_found(done: Path) -> None:
+    found = finished("search", config(done))
+    assert found is not None and found["metric"] == 3.5
+    assert found["figures"] == [{"ratio": 0.3, "test_ppl": None}]  # infinity is no JSON
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("ratio=0.4", False),
+        ("labels.count=64", False),
+        ("predictor.members=4", False),
+        ("seed=1", False),
+        ("fabric.accelerator=cpu", True),
+        ("logger=none", True),
+        ("paths.artefacts=elsewhere", True),
+        ("traceback=true", True),
+    ],
+)
+def test_only_what_changes_the_result_counts(done: Path, override: str, same: bool) -> None:
+    assert (finished("search", config(done, override)) is not None) == same
+
+
+def test_another_commands_record_does_not_count(done: Path) -> None:
+    assert finished("train", config(done)) is None
+
+
+def test_a_damaged_record_counts_as_missing(done: Path) -> None:
+    (done / "run.json").write_text(json.dumps({"metric": 3.5}))
+    assert finished("search", config(done)) is None

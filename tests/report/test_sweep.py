@@ -1,0 +1,96 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ppf.errors import PPFError
+from ppf.report.sweep import read_sweep, table, unfinished, write_sweep
+
+
+def job(folder: Path, overrides: list[str], *figures: dict, metric: float | None = None) -> None:
+    """A finished job's folder."""
+    name = folder / ",".join(overrides)
+    (name / ".hydra").mkdir(parents=True)
+    (name / ".hydra" / "overrides.yaml").write_text("[]")
+    record = {
+        "command": "search",
+        "overrides": ["model=tiny", *overrides],
+        "config": "0123456789ab",
+        "metric": metric,
+        "figures": list(figures),
+        "seconds": 2.0,
+    }
+    (name / "run.json").write_text(json.dumps(record))
+
+
+def searches(folder: Path) -> Path:
+    for agent, ratio, seed, found in [
+        ("ppo", 0.2, 0, 30.0),
+        ("ppo", 0.2, 1, 32.0),
+        ("cmaes", 0.2, 0, 29.0),
+        ("ppo", 0.4, 0, 60.5),
+    ]:
+        overrides = [f"agent={agent}", f"ratio={ratio}", f"seed={seed}"]
+        job(folder, overrides, {"ratio": ratio, "test_ppl": found, "evaluations": 100})
+    return folder
+
+
+def test_rows_are_jobs_sorted_by_ratio_and_perplexity(tmp_path: Path) -> None:
+    sweep = read_sweep(searches(tmp_path))
+    assert sorted(sweep.axes) == ["agent", "ratio", "seed"]  # model=tiny is the same for all
+    assert list(sweep.figures) == ["test_ppl", "evaluations", "seconds"]
+    rows = [(row["ratio"], row["agent"], row["seed"]) for row in sweep.rows]
+    assert rows == [(0.2, "cmaes", 0), (0.2, "ppo", 0), (0.2, "ppo", 1), (0.4, "ppo", 0)]
+
+
+def test_the_table_has_means_over_seeds_and_half_their_range(tmp_path: Path) -> None:
+    sweep = read_sweep(searches(tmp_path))
+    columns, rows = table(sweep)
+    shown = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [(row["agent"], row["runs"], row["test_ppl"]) for row in shown] == [
+        ("cmaes", "1", "29.00"),
+        ("ppo", "2", "31.00 ± 1.00"),
+        ("ppo", "1", "60.50"),
+    ]
+
+
+def test_a_job_with_several_ratios_has_a_row_for_each(tmp_path: Path) -> None:
+    curve = [{"ratio": 0.4, "labelling_ppl": 50.0}, {"ratio": 0.2, "labelling_ppl": 30.0}]
+    job(tmp_path, ["mode=dynamic"], *curve)
+    sweep = read_sweep(tmp_path)
+    assert sweep.axes == ["ratio"] and [row["ratio"] for row in sweep.rows] == [0.2, 0.4]
+
+
+def test_a_command_without_figures_shows_its_metric(tmp_path: Path) -> None:
+    job(tmp_path, ["seed=0"], metric=2.5)
+    job(tmp_path, ["seed=1"])
+    assert [row["metric"] for row in read_sweep(tmp_path).rows] == [2.5, None]
+
+
+def test_it_writes_json_and_markdown_and_prints_the_table(tmp_path: Path) -> None:
+    printed = io.StringIO()
+    paths = write_sweep(searches(tmp_path), target=Console(file=printed))
+    rows = json.loads(paths["rows"].read_text())["rows"]
+    assert {"agent": "cmaes", "ratio": 0.2, "seed": 0}.items() <= rows[0].items()
+    lines = paths["table"].read_text().splitlines()
+    assert len(lines) == 5 and lines[1].startswith("| --- |")
+    assert "31.00 ± 1.00" in lines[3] and "31.00 ± 1.00" in printed.getvalue()
+
+
+def test_jobs_that_did_not_finish_are_found(tmp_path: Path) -> None:
+    job(tmp_path, ["seed=0"])
+    job(tmp_path, ["seed=1"])
+    assert unfinished(tmp_path) == []
+    (tmp_path / "seed=1" / "run.json").unlink()
+    assert unfinished(tmp_path) == [tmp_path / "seed=1"]
+
+
+def test_an_empty_folder_and_a_damaged_record_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match="no finished job"):
+        read_sweep(tmp_path)
+    job(tmp_path, ["seed=0"])
+    (tmp_path / "seed=0" / "run.json").write_text("{")
+    with pytest.raises(PPFError, match="delete it and run its job again"):
+        read_sweep(tmp_path)
