@@ -4,6 +4,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
+from ppf.cli.outcome import Outcome
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
 from ppf.progress import say
@@ -22,8 +23,8 @@ def _check(cfg: DictConfig) -> None:
 
 
 @command(_check)
-def main(cfg: DictConfig, fabric: Fabric) -> float:
-    """Recovers what `cfg.policy` or `cfg.path` names; returns the nats per token it reaches."""
+def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
+    """Recovers what `cfg.policy` or `cfg.path` names; the metric is nats per token."""
     found = recover(cfg, fabric)
     shares = "" if found.won_back is None else f"; {found.won_back:.1%} of the lost nats won back"
     say(
@@ -31,4 +32,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> float:
         f" {LogPerplexity(found.pruned)}, recovered {LogPerplexity(found.recovered)}{shares}.\n"
         f"Model: {found.folder}"
     )
-    return found.recovered
+    scores = {name: getattr(found, name) for name in ("recovered", "pruned", "dense")}
+    row = {f"{name}_ppl": LogPerplexity(nll).perplexity for name, nll in scores.items()}
+    return Outcome(found.recovered, [row | {"won_back": found.won_back}])

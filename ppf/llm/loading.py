@@ -66,7 +66,7 @@ def load(
         PPFError: the checkpoint is missing, damaged or cannot be downloaded; its family is not
             supported; or the window is longer than the model's positions.
     """
-    dtype = resolve_dtype(config.dtype)
+    dtype = resolve_dtype(config.dtype, device)
     source = local_folder(config.path, "model.path") if config.path else _source(config)(cache)
     model_config = read_config(source)
     adapter = adapter_for(model_config)
@@ -77,31 +77,32 @@ def load(
     return LanguageModel(model.eval().requires_grad_(False).to(device), tokenizer, adapter)
 
 
-def resolve_dtype(name: str) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
     """The dtype of the override `model.dtype`.
 
     Args:
-        name: "float32", "bfloat16", "float16", or "auto": bfloat16 if it is faster than float32 on
-            this machine, else float32.
+        name: "float32", "bfloat16", "float16", or "auto": bfloat16 if the device computes faster
+            in it than in float32, else float32.
+        device: that the model runs on.
 
     Raises:
         PPFError: the name is unknown.
     """
     if name == "auto":
-        name = "bfloat16" if _fast_bfloat16() else "float32"
+        name = "bfloat16" if _fast_bfloat16(torch.device(device).type) else "float32"
     if name not in ("float32", "bfloat16", "float16"):
         raise PPFError(f"model.dtype={name} is unknown: give auto, float32, bfloat16 or float16.")
     return getattr(torch, name)
 
 
-def _fast_bfloat16() -> bool:
-    """Whether this machine computes faster in bfloat16 than in float32.
+def _fast_bfloat16(device: str) -> bool:
+    """Whether this type of device computes faster in bfloat16 than in float32.
 
-    On x86 this needs AMX, or AVX-512 BF16 on an AMD processor. AVX-512 BF16 is not faster on Intel
+    On x86 processors this needs AMX, or AVX-512 BF16 on an AMD processor. AVX-512 BF16 is not faster on Intel
     processors, and two to three times faster on AMD from Zen 4 on (`benchmarks/labels.py`).
     """
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+    if device != "cpu":
+        return device == "cuda" and torch.cuda.is_bf16_supported()
     if platform.machine() in ("x86_64", "AMD64"):
         vectors = torch.cpu._is_avx512_bf16_supported() and _is_amd()
         return vectors or torch.cpu._is_amx_tile_supported()

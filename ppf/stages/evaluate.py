@@ -134,7 +134,7 @@ def evaluate_folders(
     text = _text(cfg, build_text(own, cfg.paths.cache))
     pieces, results = list[Piece](), []
     for folder, record in zip(folders, records, strict=True):
-        dtype, trust = resolve_dtype(cfg.dtype), cfg.trust_remote_code
+        dtype, trust = resolve_dtype(cfg.dtype, fabric.device), cfg.trust_remote_code
         model, tokenizer = load_folder(folder, dtype, trust_remote_code=trust)
         pieces = procedure.pieces(text, tokenizer)
         ratio = record["ratio"]["achieved"] if record else None

@@ -130,8 +130,8 @@ def prepare(
             statistics.
         choose: the compensation, once model and space are known; None: what `cfg` names.
     """
-    config = recorded(cfg)
-    names, text = signatures(cfg), build_text(config.text, cfg.paths.cache)
+    config = recorded(cfg, fabric.device)
+    names, text = signatures(cfg, fabric.device), build_text(config.text, cfg.paths.cache)
     if config.text.path:
         _ = text.parts  # damaged files are refused before the model is loaded
     lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
@@ -152,7 +152,7 @@ def prepare(
     stored = partial(_stored, artefacts)
     statistics = Statistics.from_tensors(stored("statistics", names.statistics, calibrate))
     scores = [score for _, score in sorted(stored("importance", names.order, score).items())]
-    if dtype and resolve_dtype(dtype) != lm.dtype:
+    if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
         model = OmegaConf.create({**plain(config.model), "dtype": dtype})
         lm = load(model, cfg.paths.cache, device=fabric.device)
     space: Space = instantiate(config.space, lm.adapter.prunables(lm.model))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.artefacts import digest, signature
@@ -25,9 +26,13 @@ class Signatures:
     labels: str
 
 
-def signatures(cfg: DictConfig) -> Signatures:
-    """Hashes the parts of a config that determine each artefact; no model is loaded."""
-    dtype = str(resolve_dtype(cfg.model.dtype))
+def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signatures:
+    """Hashes the parts of a config that determine each artefact; no model is loaded.
+
+    Args:
+        device: that the model runs on, which determines what `model.dtype=auto` means.
+    """
+    dtype = str(resolve_dtype(cfg.model.dtype, device))
     calibration, labelling = text_identity(cfg, "calibration"), text_identity(cfg, "labelling")
     statistics = signature("statistics", model_identity(cfg), dtype, calibration)
     order = signature("importance", statistics, plain(cfg.importance))
@@ -36,14 +41,14 @@ def signatures(cfg: DictConfig) -> Signatures:
     return Signatures(statistics, order, bank, labels)
 
 
-def recorded(cfg: DictConfig) -> DictConfig:
+def recorded(cfg: DictConfig, device: torch.device | str = "cpu") -> DictConfig:
     """The sections of a config that determine its pruned models, as policy.json records them.
 
-    They name the dtype that `auto` means on this machine, and cannot be changed.
+    They name the dtype that `auto` means on this device, and cannot be changed.
     """
     config = OmegaConf.create({group: plain(cfg[group]) for group in ConfigRecord.model_fields})
     config.text.pop("training", None)  # recovery does not determine a pruned model
-    config.model.dtype = str(resolve_dtype(config.model.dtype)).removeprefix("torch.")
+    config.model.dtype = str(resolve_dtype(config.model.dtype, device)).removeprefix("torch.")
     OmegaConf.set_readonly(config, True)
     return config
 
