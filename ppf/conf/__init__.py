@@ -58,11 +58,13 @@ def option_groups(*, _root_: DictConfig) -> str:
 
 
 def run_name() -> str | None:
-    """The command and its overrides, as in "search agent-ppo_ratio-0.4"; None: called by code."""
+    """The command and its overrides, as in "search agent=ppo ratio=0.4"; None: called by code."""
     if not HydraConfig.initialized():
         return None
-    job = HydraConfig.get().job
-    return f"{job.name} {job.override_dirname}".strip()
+    config = HydraConfig.get()
+    unnamed = config.job.config.override_dirname.exclude_keys
+    given = [word for word in config.overrides.task if word.partition("=")[0] not in unnamed]
+    return " ".join([config.job.name, *given])
 
 
 def options(group: str) -> dict[str, Path]:

@@ -6,17 +6,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
-from ppf.progress import console
 from ppf.records import read
 from ppf.records.run import RunRecord
 from ppf.report.scores import decimal
-from ppf.report.tables import print_table
+from ppf.report.tables import Cell, Column, Table, print_table
 
 Row = Mapping[str, Any]
 _REPEATED = ("seed",)  # overrides over whose values the table averages
@@ -71,7 +66,7 @@ def unfinished(folder: Path) -> list[Path]:
     return [job for job in begun if not (job / "run.json").is_file()]
 
 
-def write_sweep(folder: Path, *, target: Console = console) -> dict[str, Path]:
+def write_sweep(folder: Path) -> dict[str, Path]:
     """Writes results.json, one row for each job, and results.md, and prints that table.
 
     Returns:
@@ -80,33 +75,27 @@ def write_sweep(folder: Path, *, target: Console = console) -> dict[str, Path]:
     sweep = read_sweep(folder)
     paths = {"rows": folder / "results.json", "table": folder / "results.md"}
     write_json(paths["rows"], {"rows": sweep.rows})
-    columns, rows = table(sweep)
-    lines = [columns, ["---"] * len(columns), *rows]
+    shown = table(sweep)
+    lines = [shown.names, ["---"] * len(shown.names), *shown.texts]
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     paths["table"].write_text(text, encoding="utf-8")
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        shown.add_column(name, justify="left" if name in sweep.axes else "right")
-    for row in rows:
-        shown.add_row(*row)
-    print_table(target, shown)
+    print_table(shown)
     return paths
 
 
-def table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
-    """Names of the columns, and the cells of each row: means over seeds ± half their range."""
+def table(sweep: Sweep) -> Table:
+    """Means over seeds ± half their range."""
     axes = [axis for axis in sweep.axes if axis not in _REPEATED]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sweep.rows:
         groups.setdefault(tuple(row.get(axis) for axis in axes), []).append(row)
     repeated = len(axes) < len(sweep.axes)
-    rows = []
+    rows: list[list[Cell]] = []
     for key, same in groups.items():
-        cells = [str(value) for value in key] + [str(len(same))] * repeated
-        rows.append(
-            cells + [_cell(name, (row.get(name) for row in same)) for name in sweep.figures]
-        )
-    return [*axes, *["runs"] * repeated, *sweep.figures], rows
+        figures = [_cell(name, (row.get(name) for row in same)) for name in sweep.figures]
+        rows.append([*map(str, key), *[str(len(same))] * repeated, *figures])
+    numbers = [Column(name, str) for name in (*["runs"] * repeated, *sweep.figures)]
+    return Table([*map(Column, axes), *numbers], rows)
 
 
 def _cell(name: str, values: Iterable[Any]) -> str:

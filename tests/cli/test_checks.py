@@ -31,8 +31,8 @@ WRONG_FOR = {
 ZERO = (
     "acquired agreement bound critic degree ema entropy epsilon gain kl_top_k lmbda low_loss"
     " max_gib neighbours noise per_feature port proposals queue seed separable_above shortest_line"
-    " shutdown_seconds smooth smoothing smoothing_clip spread spread_penalty tau tolerance warmup"
-    " weight_decay"
+    " shutdown_seconds smooth smoothing smoothing_clip spread spread_penalty tau test_policies tolerance"
+    " warmup weight_decay"
 )
 PASSES = {
     **dict.fromkeys(ZERO.split(), [0]),
@@ -48,7 +48,8 @@ NOT_OURS = {*OmegaConf.load(CONF / "model" / "tiny.yaml").source.config, "device
 
 def options_file(file: Path) -> dict[str, Any]:
     content: Any = OmegaConf.to_container(OmegaConf.load(file))
-    content.pop("defaults", None)
+    for key in ("defaults", "hydra"):  # for Hydra to judge
+        content.pop(key, None)
     return {key: value for key, value in content.items() if "${" not in str(value)}
 
 

@@ -17,7 +17,7 @@ from ppf.errors import PPFError
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["logger=foo"], "logger=foo is unknown: give one of csv, none, wandb."),
+        (["logger=foo"], "logger=foo is unknown: give one of csv,"),
         (["hydra/sweeper=foo"], "hydra/sweeper=foo is unknown: give one of basic"),
         (["labels.cuont=3"], "there is no key labels.cuont: do you mean labels.count?"),
         (["rato=0.3"], "there is no key rato: do you mean ratio?"),
