@@ -31,8 +31,8 @@ WRONG_FOR = {
 ZERO = (
     "acquired agreement bound critic degree ema entropy epsilon gain kl_top_k lmbda low_loss"
     " max_gib neighbours noise per_feature port proposals queue seed separable_above shortest_line"
-    " shutdown_seconds smooth smoothing smoothing_clip spread spread_penalty tau test_policies tolerance"
-    " warmup weight_decay"
+    " shutdown_seconds smooth smoothing smoothing_clip spread spread_penalty tau test_policies"
+    " tolerance warmup weight_decay"
 )
 PASSES = {
     **dict.fromkeys(ZERO.split(), [0]),
