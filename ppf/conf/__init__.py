@@ -20,7 +20,7 @@ GROUPS = {
     "agent": "searches for the best policy",
     "budget": "cost that the ratio is a share of",
     "loss": "losses of recovery; several, which are added: loss=[kl,hidden]",
-    "tune": "weights that recovery trains; one after another: tune=[norms_and_biases,lora]",
+    "tune": "weights that recovery trains; one after another: tune=[blockwise,lora]",
     "export": "format of the pruned model",
     "fabric": "processes and devices",
     "trainer": "arguments of Lightning's Trainer",

@@ -25,7 +25,7 @@ class LayerCalls:
     keywords: list[dict[str, Any]]
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()
     def record(cls, lm: LanguageModel, ids: Int[Tensor, "windows window"]) -> "LayerCalls":
         """Runs the model once and records the arguments."""
         inputs: list[Tensor] = []
@@ -43,3 +43,28 @@ class LayerCalls:
             for handle in handles:
                 handle.remove()
         return cls(inputs[0], keywords)
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass in front of the first layer."""
+
+
+@torch.no_grad()
+def entering(
+    lm: LanguageModel, ids: Int[Tensor, "windows window"]
+) -> Float[Tensor, "windows window hidden"]:
+    """The hidden states that enter the first layer; no layer is run."""
+    states: list[Tensor] = []
+
+    def hook(module: nn.Module, positional: tuple[Tensor, ...]) -> None:
+        states.append(positional[0])
+        raise _ReachedError
+
+    handle = lm.adapter.layers(lm.model)[0].register_forward_pre_hook(hook)
+    try:
+        lm.model.get_decoder()(ids, use_cache=False)
+    except _ReachedError:
+        pass
+    finally:
+        handle.remove()
+    return states[0]

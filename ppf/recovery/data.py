@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 
 class Order(Sampler[int]):
@@ -47,14 +45,3 @@ class Order(Sampler[int]):
                 generator = torch.Generator().manual_seed(self.seed + drawn)
                 permutation = torch.randperm(self.windows, generator=generator).tolist()
             yield permutation[place % self.windows]
-
-
-def loader(
-    windows: Int[Tensor, "windows window"], order: Sampler[int] | None, size: int
-) -> DataLoader:
-    """Yields `size` windows at a time.
-
-    Args:
-        order: None: as they lie.
-    """
-    return DataLoader(windows, size, sampler=order)  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ class StreamLoss(ABC):
 
 
 class HiddenStates(StreamLoss):
-    """Squared distance of the residual streams over the dense stream's energy, mean over layers."""
+    """The `distance` of the residual streams, mean over layers."""
 
     def of_streams(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:
         return torch.stack([distance(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
@@ -100,10 +100,13 @@ class HiddenStates(StreamLoss):
 Loss = TokenLoss | StreamLoss
 
 
-def distance(student: Float[Tensor, "*any"], teacher: Float[Tensor, "*any"]) -> Float[Tensor, ""]:
-    """Squared distance from the dense model's states over their energy."""
+def distance(
+    student: Float[Tensor, "windows window width"], teacher: Float[Tensor, "windows window width"]
+) -> Float[Tensor, ""]:
+    """Squared distance from the dense model's states over their squared norm, mean over tokens."""
     goal = teacher.float()
-    return (student.float() - goal).square().mean() / goal.square().mean()
+    squares = (student.float() - goal).square().sum(-1)
+    return (squares / goal.square().sum(-1)).mean()
 
 
 def need_teacher(losses: Mapping[str, Loss]) -> bool:

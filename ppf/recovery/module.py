@@ -1,7 +1,7 @@
-"""The LightningModule of recovery training."""
+"""The LightningModules of recovery training: a whole model, or some of its layers."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ppf.errors import PPFError
 from ppf.llm import output_head, summed_nll
-from ppf.recovery.losses import Forward, Loss, need_stream, need_teacher, weighted_sum
-
-MONITOR = "validation/nll"
+from ppf.recovery.losses import Forward, Loss, distance, need_stream, need_teacher, weighted_sum
+from ppf.recovery.settings import Optimization
 
 
 class Teacher:
@@ -27,49 +26,77 @@ class Teacher:
         return self
 
 
-class RecoveryModule(LightningModule):
-    """Trains a pruned model under losses that compare it with the dense model.
+class TunedModule(LightningModule):
+    """AdamW with warm-up and cosine decay; checkpoints hold only what is trained.
 
-    Checkpoints hold only what is trained.
+    Args:
+        optimization: learning rate, weight decay and steps.
+
+    Attributes:
+        monitor: the metric that validation logs and that decides which weights are kept.
+    """
+
+    monitor: ClassVar[str]
+
+    def __init__(self, optimization: Optimization) -> None:
+        super().__init__()
+        self.optimization = optimization
+        self.strict_loading = False
+        self.register_state_dict_post_hook(_keep_trained)
+        self.register_load_state_dict_post_hook(_allow_missing)
+
+    def configure_optimizers(self) -> Any:
+        given = self.optimization
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = AdamW(trained, given.lr, weight_decay=given.weight_decay)
+        schedule = get_cosine_schedule_with_warmup(optimizer, given.warmup, given.steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def finite(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Returns the loss.
+
+        Raises:
+            PPFError: it is not finite.
+        """
+        if not loss.isfinite():
+            raise PPFError(
+                f"the loss of recovery training is not finite at step {self.global_step}: give a"
+                " lower learning rate, as in tune.full.lr=1e-4, or trainer.precision=32-true."
+            )
+        return loss
+
+
+class RecoveryModule(TunedModule):
+    """Trains a pruned model under losses that compare it with the dense model.
 
     Args:
         student: the pruned model; its trained parameters require gradients.
         teacher: the dense model.
         losses: by name; their weighted sum is minimised.
-        lr: largest learning rate.
-        weight_decay: of AdamW.
-        warmup: steps in which the learning rate rises from 0.
-        steps: of the whole training; at its end the learning rate is 0.
+        optimization: as for `TunedModule`.
     """
+
+    monitor: ClassVar[str] = "validation/nll"
 
     def __init__(
         self,
         student: PreTrainedModel,
         teacher: Teacher,
         losses: Mapping[str, Loss],
-        *,
-        lr: float,
-        weight_decay: float,
-        warmup: int,
-        steps: int,
+        optimization: Optimization,
     ) -> None:
-        super().__init__()
+        super().__init__(optimization)
         self.student, self.teacher, self.losses = student, teacher, dict(losses)
-        self.lr, self.weight_decay, self.warmup, self.steps = lr, weight_decay, warmup, steps
-        self.strict_loading = False
-        self.register_state_dict_post_hook(_keep_trained)
-        self.register_load_state_dict_post_hook(_allow_missing)
 
     def on_fit_start(self) -> None:
         if need_teacher(self.losses):
             self.teacher.model.to(self.device)
 
-    def training_step(self, ids: Int[Tensor, "windows window"], _: int) -> Float[Tensor, ""]:
-        """The weighted sum of the losses.
-
-        Raises:
-            PPFError: it is not finite.
-        """
+    def training_step(
+        self, batch: Sequence[Int[Tensor, "windows window"]], _: int
+    ) -> Float[Tensor, ""]:
+        """The weighted sum of the losses."""
+        (ids,) = batch
         stream = need_stream(self.losses)
         student = Forward.of(self.student, ids, stream=stream)
         teacher = None
@@ -77,34 +104,71 @@ class RecoveryModule(LightningModule):
             with torch.no_grad():
                 teacher = Forward.of(self.teacher.model, ids, stream=stream)
         total, each = weighted_sum(self.losses, student, teacher, ids)
-        if not total.isfinite():
-            raise PPFError(
-                f"the loss of recovery training is not finite at step {self.global_step}: give a"
-                " lower learning rate, as in tune.full.lr=1e-4, or trainer.precision=32-true."
-            )
         self.log_dict({f"training/{name}": value for name, value in each.items()})
-        return total
+        return self.finite(total)
 
-    def validation_step(self, ids: Int[Tensor, "windows window"], _: int) -> None:
+    def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood, nats per token."""
+        (ids,) = batch
         hidden = self.student.get_decoder()(ids, use_cache=False).last_hidden_state
         nll = summed_nll(output_head(self.student), hidden, ids) / ids[:, 1:].numel()
-        self.log(MONITOR, nll.float(), batch_size=len(ids), sync_dist=True)
+        self.log(self.monitor, nll.float(), batch_size=len(ids), sync_dist=True)
 
-    def configure_optimizers(self) -> Any:
-        trained = [p for p in self.student.parameters() if p.requires_grad]
-        optimizer = AdamW(trained, self.lr, weight_decay=self.weight_decay)
-        schedule = get_cosine_schedule_with_warmup(optimizer, self.warmup, self.steps)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+class BlockModule(TunedModule):
+    """Trains some consecutive layers to reproduce the dense model's residual stream behind them.
+
+    Args:
+        layers: of the pruned model.
+        keywords: of each layer, for one window; they hold for all windows.
+        optimization: as for `TunedModule`.
+    """
+
+    monitor: ClassVar[str] = "validation/distance"
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        keywords: Sequence[dict[str, Any]],
+        optimization: Optimization,
+    ) -> None:
+        super().__init__(optimization)
+        self.layers, self.keywords = nn.ModuleList(layers), keywords
+
+    def forward(
+        self, stream: Float[Tensor, "windows window width"]
+    ) -> Float[Tensor, "windows window width"]:
+        """The stream behind the layers."""
+        for layer, keywords in zip(self.layers, self.keywords, strict=True):
+            stream = layer(stream, **keywords)
+        return stream
+
+    def training_step(self, batch: Sequence[Tensor], _: int) -> Float[Tensor, ""]:
+        """The distance from the dense stream.
+
+        Args:
+            batch: the pruned model's stream in front of the layers, the dense one behind them.
+        """
+        loss = distance(self(batch[0]), batch[1])
+        self.log("training/distance", loss.detach())
+        return self.finite(loss)
+
+    def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
+        """Logs the distance."""
+        loss = distance(self(batch[0]), batch[1])
+        self.log(self.monitor, loss, batch_size=len(batch[0]), sync_dist=True)
+
+
+def _frozen(module: nn.Module) -> Iterator[str]:
+    named = module.named_parameters(remove_duplicate=False)
+    yield from (name for name, parameter in named if not parameter.requires_grad)
 
 
 def _keep_trained(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            state.pop(prefix + name, None)
+    for name in _frozen(module):
+        state.pop(prefix + name, None)
 
 
 def _allow_missing(module: nn.Module, keys: Any) -> None:
-    named = module.named_parameters(remove_duplicate=False)
-    frozen = tuple(name for name, parameter in named if not parameter.requires_grad)
+    frozen = tuple(_frozen(module))
     keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(frozen)]

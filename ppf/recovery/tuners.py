@@ -1,15 +1,43 @@
 """Which weights recovery training changes, the options of `tune=`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from transformers import PreTrainedModel
 
+from ppf.llm import LanguageModel
 from ppf.ranges import Count, Positive
+from ppf.recovery.fit import fit
+from ppf.recovery.losses import Loss
+from ppf.recovery.module import RecoveryModule, Teacher
+from ppf.recovery.settings import TrainingRun
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a tuner works on.
+
+    Args:
+        student: the pruned model.
+        teacher: the dense model, in the number format of the computation.
+        losses: by name; their weighted sum is minimised.
+        training: windows to train on.
+        validation: windows that decide which weights are kept.
+    """
+
+    student: LanguageModel
+    teacher: LanguageModel
+    losses: Mapping[str, Loss]
+    training: Int[Tensor, "windows window"]
+    validation: Int[Tensor, "few window"]
 
 
 class Tuner(ABC):
-    """Chooses what is trained.
+    """Trains a pruned model.
 
     Args:
         lr: largest learning rate.
@@ -19,6 +47,22 @@ class Tuner(ABC):
         self.lr = lr
 
     @abstractmethod
+    def tune(self, task: Task, run: TrainingRun) -> int:
+        """Trains `task.student` in place.
+
+        Returns:
+            Number of tokens that its weights have been trained on.
+
+        Raises:
+            PPFError: the loss is not finite, or the batch cannot be shared among the processes.
+            torch.OutOfMemoryError: the micro-batch is too large.
+        """
+
+
+class EndToEnd(Tuner):
+    """Trains some weights of the whole model under the losses of the task."""
+
+    @abstractmethod
     def start(self, model: PreTrainedModel) -> None:
         """Makes the parameters that are trained require gradients, and no others."""
 
@@ -26,15 +70,30 @@ class Tuner(ABC):
         """Undoes all that `start` added to the model, and keeps what was learnt."""
         model.requires_grad_(False)
 
+    def tune(self, task: Task, run: TrainingRun) -> int:
+        student = task.student.model
+        without_dropout(student)
+        self.start(student)
+        if run.settings.gradient_checkpointing:
+            enable = getattr(student, "activation_checkpointing_enable", None)  # since 5.24
+            (enable or student.gradient_checkpointing_enable)({"use_reentrant": False})
+        teacher = Teacher(task.teacher.model)
+        module = RecoveryModule(student, teacher, task.losses, run.optimization(self.lr))
+        windows = (TensorDataset(task.training), TensorDataset(task.validation))
+        tokens = fit(module, *windows, run)
+        student.eval()
+        self.finish(student)
+        return tokens
 
-class Full(Tuner):
+
+class Full(EndToEnd):
     """Trains all weights."""
 
     def start(self, model: PreTrainedModel) -> None:
         model.requires_grad_(True)
 
 
-class NormsAndBiases(Tuner):
+class NormsAndBiases(EndToEnd):
     """Trains all vectors: the weights of norms, and biases."""
 
     def start(self, model: PreTrainedModel) -> None:
@@ -42,7 +101,7 @@ class NormsAndBiases(Tuner):
             parameter.requires_grad_(parameter.ndim == 1)
 
 
-class LoRA(Tuner):
+class LoRA(EndToEnd):
     """Trains low-rank adapters at all projections; `finish` merges them into the weights.
 
     Args:
@@ -76,3 +135,14 @@ class LoRA(Tuner):
                 module.merge()
                 model.set_submodule(name, module.get_base_layer())
         super().finish(model)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Training mode without random numbers, so that a resumed run ends with the same weights."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,7 +1,8 @@
 """recover: a pruned model is trained to predict as the dense model does."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,20 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel
 
 from ppf.artefacts import digest, draft, signature, write_json
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import load_folder
-from ppf.llm import load
+from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import Part, build_text, training_text
 from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.ranks import on_rank_0
-from ppf.recovery.fit import Machine, RecoverySettings, fit
-from ppf.recovery.module import Teacher
+from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun, computed_in
+from ppf.recovery.tuners import Task
 from ppf.report.scores import LogPerplexity
 from ppf.stages.policy import check_signature, policy_config, read_policy
 from ppf.stages.prune import compensated
@@ -61,15 +61,15 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     """
     start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric)
     record = read_policy(start / "policy.json", cfg.trust_targets)
-    training = _Training(cfg, fabric, start, record)
-    dense, pruned = training.score(training.teacher.model), training.score(training.student)
+    work = _Recovery(cfg, fabric, start, record)
+    dense, pruned = work.score(work.teacher), work.score(work.student)
     began = time.monotonic()
-    tokens = training.run()
+    tokens = work.run()
     minutes = (time.monotonic() - began) / 60
-    found = Recovered(Path(cfg.out), dense, pruned, training.score(training.student))
+    found = Recovered(Path(cfg.out), dense, pruned, work.score(work.student))
     if fabric.is_global_zero:
-        record["recovered"] = training.record(found, tokens, minutes)
-        export_recovered(training.student, resolve_dtype(cfg.dtype), start, found.folder, record)
+        record["recovered"] = work.record(found, tokens, minutes)
+        export_recovered(work.student.model, resolve_dtype(cfg.dtype), start, found.folder, record)
         write_json(Path(cfg.paths.run) / "summary.json", record["recovered"])
     return found
 
@@ -95,7 +95,7 @@ def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
     return folder
 
 
-class _Training:
+class _Recovery:
     """The models and windows of one recovery.
 
     Args:
@@ -110,35 +110,29 @@ class _Training:
         config = policy_config(record, cfg)
         check_signature(record, config)
         self._load()
-        check_window(cfg.text.window, self.student.config)
+        check_window(cfg.text.window, self.student.model.config)
         self.text = build_text(training_text(cfg.text), cfg.paths.cache)
-        self.training, self.validation = (self.text.tokens(p, self.tokenizer) for p in _PARTS)
+        self.training, self.validation = (
+            self.text.tokens(part, self.student.tokenizer) for part in _PARTS
+        )
         if len(self.training) < cfg.recovery.batch:
             raise PPFError(
                 f"the training part of text={cfg.text.name} has {len(self.training)} windows, less"
                 f" than recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
             )
-        config.model.dtype = str(self._dtype).removeprefix("torch.")
-        dense = load(config.model, cfg.paths.cache, device=fabric.device).model
-        self.teacher = Teacher(dense)
+        config.model.dtype = str(computed_in(self._machine.precision)).removeprefix("torch.")
+        self.teacher = load(config.model, cfg.paths.cache, device=fabric.device)
         self.losses = {name: instantiate(loss) for name, loss in cfg.loss.items()}
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """The number format of the computation."""
-        names = {"bf16": torch.bfloat16, "16": torch.float16}
-        return names.get(str(self.cfg.trainer.precision).partition("-")[0], torch.float32)
 
     def _load(self) -> None:
         model, tokenizer = load_folder(self.start, torch.float32, trust_remote_code=False)
-        self.student: PreTrainedModel = self.fabric.to_device(model)  # type: ignore[assignment]
-        self.tokenizer = tokenizer
+        self.fabric.to_device(model)
+        self.student = LanguageModel(model, tokenizer, adapter_for(model.config))
 
-    def score(self, model: PreTrainedModel) -> float:
+    def score(self, lm: LanguageModel) -> float:
         """The mean negative log-likelihood on the validation part, nats per token."""
-        mixed = model.dtype != self._dtype
-        with torch.autocast(model.device.type, self._dtype, enabled=mixed):
-            return mean_nll(model, self.validation, batch=self.cfg.recovery.micro_batch)
+        with self._machine.autocast(lm.model):
+            return mean_nll(lm.model, self.validation, batch=self.cfg.recovery.micro_batch)
 
     def run(self) -> int:
         """Trains the student; returns the number of tokens that were read."""
@@ -149,26 +143,20 @@ class _Training:
             except torch.OutOfMemoryError:
                 if settings.micro_batch == 1:
                     raise
-            settings = replace(settings, micro_batch=settings.micro_batch // 2)
+            settings = settings.halved()
             say(f"Out of memory: going on with {settings.micro_batch} windows at a time.")
             torch.cuda.empty_cache()
             self._load()
 
     def _tune(self, name: str, settings: RecoverySettings) -> int:
         say(f"Recovering with tune={name} and loss={'+'.join(self.losses)}.")
-        return fit(
-            self.student,
-            self.teacher,
-            self.losses,
-            instantiate(self.cfg.tune[name]),
-            self.training,
-            self.validation,
-            settings,
-            self._machine(),
-            Path(self.cfg.paths.artefacts) / "recovery" / self._signature(name),
-            self.cfg.seed,
-        )
+        cfg, tuner = self.cfg, instantiate(self.cfg.tune[name])
+        folder = Path(cfg.paths.artefacts) / "recovery" / self._signature(name)
+        run = TrainingRun(settings, self._machine, folder, self.text.window, cfg.seed)
+        task = Task(self.student, self.teacher, self.losses, self.training, self.validation)
+        return tuner.tune(task, run)
 
+    @cached_property
     def _machine(self) -> Machine:
         fabric, devices = self.fabric, plain(self.cfg.fabric)
         where = {k: devices[k] for k in ("accelerator", "devices", "num_nodes", "strategy")}
@@ -203,7 +191,7 @@ class _Training:
             "text": self.text.name,
             "windows": len(self.validation),
             "window": self.text.window,
-            "precision": str(self.cfg.trainer.precision),
+            "precision": self._machine.precision,
             "seed": self.cfg.seed,
             **{name: LogPerplexity(nll).record() for name, nll in scores.items()},
             "won_back": found.won_back,

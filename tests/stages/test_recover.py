@@ -8,15 +8,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
-from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ppf.cli.checks import check
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
+from ppf.llm import load
 from ppf.recovery import fit
-from ppf.recovery.losses import KL
-from ppf.recovery.module import RecoveryModule
+from ppf.recovery.losses import KL, distance
+from ppf.recovery.module import BlockModule, RecoveryModule
 from ppf.stages.policy import read_policy
 from ppf.stages.prune import prune
 from ppf.stages.recover import Recovered, recover
@@ -75,8 +76,13 @@ def run(cfg: DictConfig) -> Recovered:
     return recover(cfg, Fabric(accelerator="cpu", devices=1))
 
 
+def read_folder(folder: Path) -> PreTrainedModel:
+    model = load_folder(folder, torch.float32, trust_remote_code=False)[0]
+    return model.eval().requires_grad_(False)
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_folder(folder, torch.float32, trust_remote_code=False)[0].state_dict()
+    return read_folder(folder).state_dict()
 
 
 @pytest.mark.parametrize("tune", LR)
@@ -93,6 +99,39 @@ def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     projections = {k for k in weights(start) if "proj" in k}
     expected = {"lora": projections, "norms_and_biases": vectors}
     assert changed == expected.get(tune, weights(start).keys())
+
+
+def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_layer(
+    config: Any, start: Path, cache: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = ("tune=blockwise", "tune.blockwise.lr=3e-3", "tune.blockwise.layers=2")
+    whole = weights(run(config(*given, f"paths.artefacts={tmp_path}/whole")).folder)
+    step, taken = BlockModule.training_step, 0
+
+    def interrupted(self: BlockModule, streams: Any, batch: int) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        if taken == 26:
+            raise KilledError
+        return step(self, streams, batch)
+
+    monkeypatch.setattr(BlockModule, "training_step", interrupted)
+    cfg = config(*given)
+    with pytest.raises(KilledError):
+        run(cfg)
+    out = run(cfg).folder
+    assert taken == 26 + 2 * 16 - 24  # the second pair of layers goes on from its checkpoint
+    assert all(torch.equal(whole[name], found) for name, found in weights(out).items())
+
+    ids = torch.randint(257, (4, 32), generator=torch.Generator().manual_seed(0))
+    dense = load(OmegaConf.load("ppf/conf/model/tiny.yaml"), cache).model
+    streams = [
+        model(ids, output_hidden_states=True).hidden_states[-2]
+        for model in (dense, read_folder(start), read_folder(out))
+    ]
+    assert float(distance(streams[2], streams[0])) < float(distance(streams[1], streams[0]))
+    changed = {k for k, w in weights(start).items() if not torch.equal(w, whole[k])}
+    assert changed == {k for k in whole if "layers" in k}
 
 
 def test_a_policy_is_pruned_once_and_then_recovered(
@@ -113,12 +152,12 @@ def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
     whole = weights(run(config(*given, f"paths.artefacts={tmp_path}/whole")).folder)
     step, taken = RecoveryModule.training_step, 0
 
-    def interrupted(self: RecoveryModule, ids: torch.Tensor, batch: int) -> torch.Tensor:
+    def interrupted(self: RecoveryModule, windows: Any, batch: int) -> torch.Tensor:
         nonlocal taken
         taken += 1
         if taken in (5, 13, 22):
             raise KilledError
-        return step(self, ids, batch)
+        return step(self, windows, batch)
 
     monkeypatch.setattr(RecoveryModule, "training_step", interrupted)
     cfg = config(*given, f"paths.artefacts={tmp_path}/broken")
@@ -146,10 +185,10 @@ def test_a_smaller_micro_batch_gives_the_same_weights(
     step = RecoveryModule.training_step
     expected = weights(run(config(f"paths.artefacts={tmp_path}/a")).folder)
 
-    def too_large(self: RecoveryModule, ids: torch.Tensor, batch: int) -> torch.Tensor:
-        if self.global_step == 5 and len(ids) == 2:
+    def too_large(self: RecoveryModule, windows: Any, batch: int) -> torch.Tensor:
+        if self.global_step == 5 and len(windows[0]) == 2:
             raise torch.OutOfMemoryError
-        return step(self, ids, batch)
+        return step(self, windows, batch)
 
     monkeypatch.setattr(RecoveryModule, "training_step", too_large)
     found = weights(run(config(f"paths.artefacts={tmp_path}/b")).folder)

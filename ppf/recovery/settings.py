@@ -1,0 +1,133 @@
+"""What a training is told: the config's section, its steps, its machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.loggers import Logger
+from transformers import PreTrainedModel
+
+from ppf.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """The section `recovery` of recover.yaml, whose comments explain the keys."""
+
+    tokens: int
+    batch: int
+    micro_batch: int
+    warmup: float
+    weight_decay: float
+    validate_every: int
+    patience: int
+    ema: float
+    gradient_checkpointing: bool
+
+    def epoch(self, window: int) -> int:
+        """Steps between two validations, which are an epoch of the Trainer."""
+        return min(self.validate_every, self._steps(window))
+
+    def epochs(self, window: int) -> int:
+        """Number of epochs."""
+        return ceil(self._steps(window) / self.epoch(window))
+
+    def halved(self) -> "RecoverySettings":
+        """The same with at most half as many windows in memory."""
+        half = self.micro_batch // 2
+        return replace(self, micro_batch=next(n for n in range(half, 0, -1) if self.batch % n == 0))
+
+    def _steps(self, window: int) -> int:
+        return ceil(self.tokens / (self.batch * window))
+
+
+def computed_in(precision: str) -> torch.dtype:
+    """The number format in which Lightning computes.
+
+    Args:
+        precision: as Lightning names it, for example "bf16-mixed".
+    """
+    names = {"bf16": torch.bfloat16, "16": torch.float16}
+    return names.get(precision.partition("-")[0], torch.float32)
+
+
+class Optimization(NamedTuple):
+    """Arguments of the optimizer and its schedule.
+
+    Args:
+        lr: largest learning rate.
+        weight_decay: of AdamW.
+        warmup: steps in which the learning rate rises from 0.
+        steps: of the whole training; at its end the learning rate is 0.
+    """
+
+    lr: float
+    weight_decay: float
+    warmup: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a training runs.
+
+    Args:
+        ranks: processes of the run, which are started already.
+        rank: number of this one.
+        count: of processes.
+        trainer: arguments of Lightning's Trainer, with the devices.
+        loggers: of the run.
+    """
+
+    ranks: Ranks
+    rank: int
+    count: int
+    trainer: dict[str, Any]
+    loggers: Sequence[Logger]
+
+    @property
+    def precision(self) -> str:
+        """Number format of the computation, as Lightning names it."""
+        return str(self.trainer.get("precision") or "32-true")
+
+    def autocast(self, model: PreTrainedModel) -> torch.autocast:
+        """Runs a float32 model in the number format of the training."""
+        dtype = computed_in(self.precision)
+        enabled = dtype != model.dtype == torch.float32
+        return torch.autocast(model.device.type, dtype, enabled=enabled)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training.
+
+    Args:
+        settings: steps, batches and validations.
+        machine: where it runs.
+        folder: of its checkpoints.
+        window: tokens in a window.
+        seed: of the windows' order.
+    """
+
+    settings: RecoverySettings
+    machine: Machine
+    folder: Path
+    window: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training, if it is not stopped early."""
+        return self.settings.epoch(self.window) * self.settings.epochs(self.window)
+
+    def optimization(self, lr: float) -> Optimization:
+        """The optimizer's arguments for a largest learning rate."""
+        warmup = round(self.settings.warmup * self.steps)
+        return Optimization(lr, self.settings.weight_decay, warmup, self.steps)
+
+    def part(self, name: str) -> "TrainingRun":
+        """The same for a part of the model, with checkpoints of its own."""
+        return replace(self, folder=self.folder / name)
