@@ -85,7 +85,8 @@ def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
     blocks = {kind: block | {"biases": []} for kind, block in record["pruned_blocks"].items()}
     if blocks != describe_blocks(adapter, couplings):
         return False
-    given: Widths = record["per_layer_config"]
+    # transformers writes "03" where there are ten layers or more.
+    given: Widths = {str(int(layer)): w for layer, w in record["per_layer_config"].items()}
     whole: Widths = {}
     fitting: Widths = {}
     for coupling in couplings:

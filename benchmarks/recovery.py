@@ -1,0 +1,154 @@
+"""Recovery: tokens a second against a plain Hugging Face loop, and the peak memory of two tuners.
+
+    python benchmarks/recovery.py [--ratio 0.3] [--steps 6] [HYDRA OVERRIDES, as for collect.py]
+
+The student is the model after uniform magnitude pruning. Both loops train all its weights with
+AdamW under the same loss (forward KL) on the same windows, in bfloat16 autocast. They take turns,
+and the median step counts. The plain loop holds all logits and leaves all gradients to autograd.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+from omegaconf import OmegaConf
+from torch.utils.data import TensorDataset
+
+from ppf.evaluation.memory import peak_bytes
+from ppf.export.huggingface import export_folder
+from ppf.export.loading import load_folder
+from ppf.llm import LanguageModel, adapter_for, load
+from ppf.llm.text import build_text, training_text
+from ppf.recovery.blockwise import Blockwise
+from ppf.recovery.fit import fit
+from ppf.recovery.losses import KL
+from ppf.recovery.module import RecoveryModule, Teacher
+from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
+from ppf.recovery.tuners import Full, Task, without_dropout
+from ppf.space import uniform
+from ppf.stages.prepare import prepare
+
+LR, TURNS, BATCH, VALIDATION, GIB = 3e-4, 2, 4, 4, 2**30
+TRAINER = {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accelerator": "cpu", "devices": 1}
+
+
+class Clocked(RecoveryModule):
+    """Keeps the times at which its steps end."""
+
+    def on_train_start(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.times.append(time.perf_counter())
+
+
+class Setting:
+    """The pruned folder, the dense model and the windows of one benchmark."""
+
+    def __init__(self, overrides: list[str], ratio: float, steps: int, folder: Path) -> None:
+        self.folder, self.fabric = folder, Fabric(accelerator="cpu", devices=1)
+        given = ["importance=magnitude", "compensation=none", f"paths.run={folder}", *overrides]
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose("collect", given)
+        context = prepare(cfg, self.fabric)
+        context.pruner.apply(uniform(context.space, torch.tensor([ratio]))[0].tolist())
+        export_folder(context.pruner, folder / "pruned", {"model": cfg.model.name})
+        model = OmegaConf.merge(cfg.model, {"dtype": "bfloat16"})
+        self.teacher = load(model, cfg.paths.cache)
+        text = build_text(training_text(cfg.text), cfg.paths.cache)
+        self.training = text.tokens("training", self.teacher.tokenizer)
+        self.validation = text.tokens("validation", self.teacher.tokenizer)[:VALIDATION]
+        self.tokens = steps * BATCH * text.window
+
+    def task(self) -> Task:
+        """A fresh student."""
+        model, tokenizer = load_folder(
+            self.folder / "pruned", torch.float32, trust_remote_code=False
+        )
+        student = LanguageModel(model, tokenizer, adapter_for(model.config))
+        return Task(student, self.teacher, {"kl": KL(1.0)}, self.training, self.validation)
+
+    def run(self) -> TrainingRun:
+        """A run with a new folder."""
+        window = self.training.shape[1]
+        settings = RecoverySettings(self.tokens, BATCH, BATCH, 0.0, 0.0, 10**6, 1, 0.0, False)
+        machine = Machine(self.fabric, 0, 1, TRAINER, [])
+        return TrainingRun(settings, machine, Path(tempfile.mkdtemp(dir=self.folder)), window, 0)
+
+
+def ours(setting: Setting) -> list[float]:
+    """Seconds of each step of a recovery."""
+    task, run = setting.task(), setting.run()
+    student = task.student.model.requires_grad_(True)
+    without_dropout(student)
+    module = Clocked(student, Teacher(task.teacher.model), task.losses, run.optimization(LR))
+    fit(module, TensorDataset(task.training), TensorDataset(task.validation), run)
+    return [b - a for a, b in zip(module.times, module.times[1:], strict=False)]
+
+
+def plain_loop(setting: Setting) -> list[float]:
+    """Seconds of each step of a loop as one writes it with Hugging Face's models."""
+    task = setting.task()
+    student, teacher = task.student.model.train().requires_grad_(True), task.teacher.model
+    optimizer, times = torch.optim.AdamW(student.parameters(), LR), []
+    for ids in task.training[: setting.tokens // task.training.shape[1]].split(BATCH):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                goal = teacher(ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+            logits = student(ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        loss = F.kl_div(logits, goal, reduction="sum", log_target=True) / goal[..., 0].numel()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def peak_gib(setting: Setting, tuner: Full | Blockwise) -> float:
+    """The student's weights and the largest further memory of its training."""
+    task, run = setting.task(), setting.run()
+    with peak_bytes(task.student.model) as peak:
+        tuner.tune(task, run)
+    return (peak.bytes or 0) / GIB
+
+
+def main() -> None:
+    """Prints a table and, last, one line of JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--ratio", type=float, default=0.3, help="pruning ratio")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each loop in a turn")
+    given, overrides = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(overrides, given.ratio, given.steps, Path(folder))
+        seconds: dict[str, list[float]] = {"ours": [], "hf": []}
+        for _ in range(TURNS):
+            seconds["hf"] += plain_loop(setting)[1:]  # the first step warms up
+            seconds["ours"] += ours(setting)[1:]
+        each = setting.tokens / given.steps
+        rates = {name: each / median(times) for name, times in seconds.items()}
+        setting.tokens = 2 * int(each)
+        peaks = {
+            "full": peak_gib(setting, Full(LR)),
+            "blockwise": peak_gib(setting, Blockwise(LR, 1, 2 * BATCH)),
+        }
+    for name, rate in rates.items():
+        print(f"{name:<10} {rate:8.0f} tokens per second")
+    for name, peak in peaks.items():
+        print(f"{name:<10} {peak:8.2f} GiB at its peak")
+    speedup = rates["ours"] / rates["hf"]
+    print(json.dumps({"tokens_per_second": rates, "speedup": speedup, "peak_gib": peaks}))
+
+
+if __name__ == "__main__":
+    main()
