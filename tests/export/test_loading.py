@@ -1,5 +1,6 @@
 """The code in a folder runs only if it is trusted."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ppf.errors import PPFError
+from ppf.export.huggingface import export_folder
 from ppf.export.loading import load_folder
 from ppf.llm.sources import byte_tokenizer
 from ppf.pruning import LivePruner
-from tests.checkpoints import random_windows
+from ppf.pruning.compensation import Bias
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
+from tests.export.conftest import POLICY
 
 
 def loaded(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -113,3 +117,16 @@ def test_a_folder_that_needs_its_own_code_says_what_to_give(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(PPFError, match="read it, then run it with trust_remote_code=true"):
         loaded(tmp_path)
+
+
+def test_a_model_of_more_than_ten_layers_is_read(tmp_path: Path) -> None:
+    config = copy.deepcopy(CHECKPOINTS["llama-groups-of-3-tied"])
+    config.num_hidden_layers = 11
+    pruner = pruner_of(random_model(config), Bias())
+    pruner.apply([1] * len(pruner.space.sites))
+    folder = export_folder(pruner, tmp_path, POLICY)
+    assert "00" in json.loads((folder / "config.json").read_text())["per_layer_config"]
+    ids = random_windows()
+    with torch.inference_mode():
+        expected = pruner.lm.model(ids).logits
+        torch.testing.assert_close(loaded(folder).eval()(ids).logits, expected, atol=1e-4, rtol=0)

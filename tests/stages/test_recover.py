@@ -8,10 +8,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ppf.cli.checks import check
+from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
 from ppf.llm import load
@@ -124,7 +125,7 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     assert all(torch.equal(whole[name], found) for name, found in weights(out).items())
 
     ids = torch.randint(257, (4, 32), generator=torch.Generator().manual_seed(0))
-    dense = load(OmegaConf.load("ppf/conf/model/tiny.yaml"), cache).model
+    dense = load(read_option("model", "tiny"), cache).model
     streams = [
         model(ids, output_hidden_states=True).hidden_states[-2]
         for model in (dense, read_folder(start), read_folder(out))
