@@ -5,8 +5,9 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +21,8 @@ from rich.progress import (
 T = TypeVar("T")
 console = Console(soft_wrap=True)  # quiet on all ranks but rank 0
 _LINE_EVERY = 15.0  # seconds
+_SHORT = 2.0  # seconds; without a terminal, shorter loops are not mentioned
+_showing: list[str] = []  # labels of the loops that are shown
 
 
 def say(message: str) -> None:
@@ -33,12 +36,21 @@ def warning(message: str) -> None:
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yields `items` while showing how far they are and how long they will still take."""
-    if console.quiet:
-        return iter(items)
+    """Yields `items` while showing how far they are and how long they will still take.
+
+    A loop inside another one that is shown is not shown itself.
+    """
     if total is None:
         total = len(items) if isinstance(items, Sized) else None
-    return _bar(items, label, total) if console.is_terminal else _lines(items, label, total)
+    if console.quiet or _showing:
+        yield from items
+        return
+    show = _bar if console.is_terminal else _lines
+    _showing.append(label)
+    try:
+        yield from show(items, label, total)
+    finally:
+        _showing.remove(label)
 
 
 def _bar(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
@@ -58,10 +70,20 @@ def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if total and (now - shown > _LINE_EVERY or done == total):
+        ended = done == total and now - start > _SHORT
+        if total and (now - shown > _LINE_EVERY or ended):
             left = (now - start) / done * (total - done)
             say(f"{label}: {done}/{total}, {now - start:.0f} s gone, {left:.0f} s left")
             shown = now
+
+
+class TrainingBar(RichProgressBar):
+    """Lightning's progress bar, without the number of the logger's run."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        return {
+            name: value for name, value in super().get_metrics(*args).items() if name != "v_num"
+        }
 
 
 class Stopwatch:

@@ -11,6 +11,7 @@ from cmaes import CMA, SepCMA
 from pydantic import Field
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
+from ppf.progress import track
 from ppf.ranges import Count, Natural, Positive
 
 
@@ -56,7 +57,7 @@ class CMAES(Agent):
             population_size=self.children,
         )
         best = objective.candidates(objective.starts())
-        for generation in range(self.generations):
+        for generation in track(range(self.generations), "Searching on the predictor"):
             asked = [optimizer.ask() for _ in range(self.children)]
             deviation = torch.from_numpy(np.stack(asked)).to(objective.device)
             drawn = objective.policy(deviation, ratio)

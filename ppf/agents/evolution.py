@@ -17,6 +17,7 @@ from ppf.agents.base import (
     per_rank,
     predictions,
 )
+from ppf.progress import track
 from ppf.ranges import Count
 
 
@@ -77,7 +78,7 @@ class Evolution(Agent):
         The last population alone is too similar to choose different policies from it.
         """
         population, leaders = start.best(self.population), [start]
-        for generation in range(self.generations):
+        for generation in track(range(self.generations), "Evolving policies on the predictor"):
             parents = torch.randint(
                 len(population), (children,), generator=generator, device=objective.device
             )

@@ -8,6 +8,7 @@ from torch.optim import Adam
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
 from ppf.errors import PPFError
 from ppf.predictor.protocol import Differentiable
+from ppf.progress import track
 from ppf.ranges import Count, NonNegative, Positive
 
 
@@ -56,7 +57,7 @@ class Gradient(Agent):
         deviation = (self.spread * noise).requires_grad_()
         optimizer = Adam([deviation], lr=self.lr)
         best = objective.candidates(objective.starts())
-        for iteration in range(self.iterations):
+        for iteration in track(range(self.iterations), "Searching on the predictor"):
             optimizer.zero_grad()
             predictor.relaxed(within_budget(objective, deviation)).sum().backward()
             optimizer.step()

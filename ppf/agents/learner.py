@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
 from ppf.agents.checkpoint import Stateful
+from ppf.progress import track
 from ppf.ranges import Count
 
 
@@ -95,7 +96,7 @@ class Learner(Agent):
         memory = _Memory(objective.candidates(objective.starts()))
         parts = {"memory": memory, **training.parts()}
         first = checkpoint.load(fabric, parts) if checkpoint else 0
-        for iteration in range(first, self.iterations):
+        for iteration in track(range(first, self.iterations), "Training the agent"):
             played = training.step()
             memory.add(objective, played, self.elites)
             if iteration % self.report_every == 0:

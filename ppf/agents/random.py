@@ -11,6 +11,7 @@ from ppf.agents.base import (
     per_rank,
     predictions,
 )
+from ppf.progress import track
 from ppf.ranges import Count
 
 
@@ -40,13 +41,13 @@ class RandomSearch(Agent):
     def search(self, objective: Objective, run: Run) -> Candidates:
         generator = run.generator(objective.device)
         best = objective.candidates(objective.uniform())
-        remaining, step = per_rank(self.evaluations, "evaluations", run.fabric), 0
-        while remaining > 0:
-            shape = (min(remaining, self.batch), len(objective.space))
+        count = per_rank(self.evaluations, "evaluations", run.fabric)
+        batches = range(0, count, self.batch)
+        for step, start in enumerate(track(batches, "Searching on the predictor")):
+            shape = (min(count - start, self.batch), len(objective.space))
             deviation = 2 * torch.rand(shape, generator=generator, device=objective.device) - 1
             ratio = objective.ratios(shape[0])
             drawn = objective.policy(deviation, ratio)
             best = Candidates.merge(best, objective.candidates(drawn)).best(self.elites)
             run.log(step, predictions(objective, best, drawn, ratio))
-            remaining, step = remaining - shape[0], step + 1
         return best

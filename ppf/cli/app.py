@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from ppf.cli.checks import check
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Outcome, finished, finite, is_multirun, write
+from ppf.llm.loading import check_source
 from ppf.processes import launch
 from ppf.progress import say
 from ppf.report.loggers import build_loggers, finish
@@ -65,6 +66,8 @@ def run(name: str, cfg: DictConfig) -> float | None:
     check(name, cfg)
     if found.check_relations:
         found.check_relations(cfg)
+    if "model" in cfg:
+        check_source(cfg.model)
     if is_multirun() and (done := finished(name, cfg)):
         say(f"Finished before: {cfg.paths.run}")
         return done["metric"]

@@ -12,6 +12,7 @@ def _entry(name: str) -> Callable[[], None]:
     """The Hydra application of the command `name`, whose code is `ppf.cli.<name>`."""
 
     def job(cfg: DictConfig) -> float | None:
+        _answer(name)
         from ppf.cli.app import run
         from ppf.cli.explain import explain_run, told
         from ppf.cli.outcome import is_multirun
@@ -40,6 +41,13 @@ def _entry(name: str) -> Callable[[], None]:
                 raise
 
     return main
+
+
+def _answer(name: str) -> None:
+    """Says within a second that the command works: the imports that follow take several."""
+    others = (os.environ.get(key, "0") for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if "torch" not in sys.modules and all(rank == "0" for rank in others):
+        print(f"{name}: loading PyTorch and transformers.", flush=True)
 
 
 collect = _entry("collect")

@@ -11,6 +11,7 @@ many rows or columns one atom has in each.
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ from ppf.export.card import model_card, recovered_card
 from ppf.llm import Adapter, Coupling, LanguageModel
 from ppf.pruning import LivePruner
 
+# transformers warns of each width that it reads from a config of uneven layers. Our code is made
+# for such configs.
+logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
 _MODELING = Path(__file__).with_name("modeling_pruned.py")
 _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
 

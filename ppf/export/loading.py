@@ -17,7 +17,7 @@ from ppf.errors import PPFError, reason
 from ppf.export.huggingface import describe_blocks
 from ppf.export.modeling_pruned import Narrowed
 from ppf.llm import adapter_for
-from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
+from ppf.llm.checkpoint import quiet, read_config, read_model, read_tokenizer
 from ppf.records import read
 from ppf.records.exported import ExportedConfig
 
@@ -53,7 +53,10 @@ def load_folder(
 
 def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=True)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=True
+            )
         return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     except Exception as error:  # the folder's code can raise any error
         raise PPFError(

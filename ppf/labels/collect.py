@@ -59,9 +59,10 @@ def label(
         stored with another one.
     """
     missing = sorted({tuple(kept) for kept in policies.tolist() if kept not in store})
-    if 0 < len(missing) < len(policies):
-        say(f"{len(policies) - len(missing)} of {len(policies)} policies are labelled already.")
-    for kept in track(missing, f"Labelling {len(missing)} policies"):
+    if missing:
+        known = len(policies) - len(missing)
+        say(f"Labelling {len(missing)} policies; {known} more are labelled already.")
+    for kept in track(missing, "Labelling"):
         with store.claim(kept) as mine:
             if mine:
                 _label_one(store, labeller, kept, source)

@@ -15,6 +15,7 @@ from pyarrow import parquet
 from ppf.artefacts import get_or_make
 from ppf.errors import PPFError, reason
 from ppf.llm.text_file import strings
+from ppf.progress import track
 from ppf.ranges import Count, Natural
 
 _ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -42,7 +43,8 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[
     """
 
     def clean(draft: Path) -> None:
-        articles = [_clean(a, shortest_line) for a in _articles(_dump())]
+        found = track(list(_articles(_dump())), "Cleaning the articles")
+        articles = [_clean(article, shortest_line) for article in found]
         parquet.write_table(pa.table({"text": articles}), draft)
 
     store = Path(cache) / f"wikipedia_sample-{shortest_line}.parquet"

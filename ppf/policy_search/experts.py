@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.agents import Candidates, Objective, Polish
+from ppf.progress import track
 
 
 def improve_along(
@@ -28,16 +29,14 @@ def improve_along(
         tolerance: largest cost above the best, nats per token.
     """
     experts = proposals[0].clone()
-    there = list(range(len(knots)))
-    for sweep in (there, there[::-1]):
-        before = experts[sweep[0]]
-        for place in sweep:
-            here = objective.at(float(knots[place]))
-            moved = here.project(_moved(here, before), here.ratios(1))
-            own = torch.cat([experts[place][None], proposals[:, place], moved])
-            start = here.candidates(torch.cat([own, here.starts(), here.rule_policies()]))
-            found = polish.improve(here, start, generator)
-            experts[place] = before = _nearest(found, moved[0], tolerance)
+    there, before = list(range(len(knots))), experts[0]
+    for place in track([*there, *there[::-1]], "Improving the policy of each ratio"):
+        here = objective.at(float(knots[place]))
+        moved = here.project(_moved(here, before), here.ratios(1))
+        own = torch.cat([experts[place][None], proposals[:, place], moved])
+        start = here.candidates(torch.cat([own, here.starts(), here.rule_policies()]))
+        found = polish.improve(here, start, generator)
+        experts[place] = before = _nearest(found, moved[0], tolerance)
     return experts
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppf.predictor.kernels import SumOfProductsKernel
 from ppf.predictor.noise import POWER
+from ppf.progress import track
 
 
 def initialise(process: GP, x: Float[Tensor, "rows features"], y: Float[Tensor, " rows"]) -> None:
@@ -72,7 +73,7 @@ def maximise_likelihood(
     objective = ExactMarginalLogLikelihood(likelihood, process)
     optimizer = torch.optim.Adam(process.requires_grad_(True).parameters(), lr=_RATE)
     with torch.enable_grad(), fast_computations(log_prob=False):  # exact, by Cholesky
-        for _ in range(steps):
+        for _ in track(range(steps), "Fitting the Gaussian process"):
             optimizer.zero_grad()
             distribution = MultivariateNormal(torch.zeros_like(y), process.kernel(x))
             (-objective(distribution, y, x, weights=weights)).backward()

