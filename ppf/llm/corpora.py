@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import datasets
 import pyarrow as pa
@@ -17,6 +17,9 @@ from ppf.errors import PPFError, reason
 from ppf.llm.text_file import strings
 from ppf.progress import track
 from ppf.ranges import Count, Natural
+
+if TYPE_CHECKING:
+    from mwparserfromhell.wikicode import Wikicode
 
 _ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _END_MATTER = re.compile(
@@ -167,13 +170,17 @@ def _clean(article: str, shortest_line: int) -> str:
     import mwparserfromhell
 
     code = mwparserfromhell.parse(_END_MATTER.sub("", article))
-    for node in code.filter(matches=_is_clutter):
-        try:
-            code.remove(node)
-        except ValueError:  # it was removed with its parent
-            continue
+    _remove_clutter(code)
     lines = (line.strip() for line in code.strip_code(normalize=True, collapse=True).split("\n"))
     return "\n".join(x for x in lines if len(x) >= shortest_line and not _MARKUP.search(x))
+
+
+def _remove_clutter(code: "Wikicode") -> None:
+    """Removes clutter at every depth in one pass; `code.remove` would walk `code` for each node."""
+    code.nodes = [node for node in code.nodes if not _is_clutter(node)]
+    for node in code.nodes:
+        for inner in node.__children__():
+            _remove_clutter(inner)
 
 
 def _is_clutter(node: object) -> bool:
