@@ -66,6 +66,15 @@ def check_acquired(cfg: DictConfig) -> None:
         raise PPFError(
             "labels.acquired needs a Gaussian process to choose: give predictor=residual."
         )
+    _check_pool(cfg.labels.pool, cfg.labels.acquired)
+
+
+def _check_pool(pool: int, count: int) -> None:
+    if pool < count:
+        raise PPFError(
+            f"labels.acquired={count} is more than the {pool} policies to choose from:"
+            " give a larger labels.pool."
+        )
 
 
 def _chosen(
@@ -73,9 +82,5 @@ def _chosen(
 ) -> Int[Tensor, "chosen sites"]:
     pool = pool.to(predictor.module.device)
     pool = pool[predictor.predict(pool).mean < limit]
-    if len(pool) < count:
-        raise PPFError(
-            f"labels.acquired={count} is more than the {len(pool)} policies to choose"
-            " from: give a larger labels.pool."
-        )
+    _check_pool(len(pool), count)
     return pool[predictor.select(pool, count)].cpu()
