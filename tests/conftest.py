@@ -27,11 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where converted and random weights are kept: PPF_CACHE, or a folder of this session.
+    """Where weights, texts and artefacts are kept: PPF_CACHE, or a folder of this session.
 
-    Commands that a test starts find the same folder in PPF_CACHE.
+    All workers of pytest-xdist share it. Commands that a test starts find it in PPF_CACHE.
     """
-    folder = os.environ.setdefault("PPF_CACHE", str(tmp_path_factory.mktemp("cache")))
+    base = tmp_path_factory.getbasetemp()
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = os.environ.setdefault("PPF_CACHE", str(session / "cache"))
     Path(folder).mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -5,25 +5,49 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import exit_code
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+HASTY = ("predictor.max_epochs=5", "predictor.residual.steps=10")
+"""The default predictor, trained for a second only."""
 
 
 @pytest.fixture
-def run(root: Path, cache: str, tmp_path: Path) -> Run:
-    """Runs a root script as a user would; artefacts of tiny runs are shared by the session."""
+def run(
+    root: Path,
+    cache: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    """Runs a root script as a user would; artefacts of tiny runs are shared by the session.
+
+    It runs in this process, without the seconds that imports take, unless `process=True`.
+    """
 
     def start(
-        script: str, *overrides: str, ok: bool = True, artefacts: str = f"{cache}/artefacts"
+        script: str,
+        *overrides: str,
+        ok: bool = True,
+        artefacts: str = f"{cache}/artefacts",
+        process: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         quick = ["paths.outputs=" + str(tmp_path / "outputs"), f"paths.artefacts={artefacts}"]
-        done = subprocess.run(
-            [sys.executable, f"{script}.py", *overrides, *quick],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            stdin=subprocess.DEVNULL,
-        )
+        arguments = [*overrides, *quick]
+        if process:
+            done = subprocess.run(
+                [sys.executable, f"{script}.py", *arguments],
+                cwd=root,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                stdin=subprocess.DEVNULL,
+            )
+        else:
+            monkeypatch.chdir(root)
+            capsys.readouterr()
+            code = exit_code(script, arguments)
+            done = subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
         assert (done.returncode == 0) == ok, done.stdout + done.stderr
         return done
 

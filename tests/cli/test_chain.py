@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ppf.llm.sources import byte_tokenizer
-from tests.cli.conftest import Run
+from tests.cli.conftest import HASTY, Run
 
 QUICK = (
     "labels.count=24",
@@ -20,6 +20,7 @@ QUICK = (
     "text.windows.test=4",
     "text.window=128",
 )
+SEARCH = ("agent=evolution", "agent.generations=16", "agent.children=64", "search.rounds=1")
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -52,7 +53,7 @@ def llama2(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_whole_chain_on_a_model_of_llama2s_form(run: Run, llama2: Path, tmp_path: Path) -> None:
     model = ("model=llama2_7b", f"model.path={llama2}", "model.dtype=float32", *QUICK)
-    first = run("search", *model, "agent=evolution").stdout
+    first = run("search", *model, *HASTY, *SEARCH).stdout
     assert "Labelling" in first and "Training the predictor" in first
     policy_file = only(tmp_path / "outputs", "policy.json")
     policy = json.loads(policy_file.read_text())
@@ -67,7 +68,7 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(run: Run, llama2: Path, tmp_
     assert json.loads(policy_file.with_name("summary.json").read_text())["part"] == "labelling"
     assert list((policy_file.parent / "wandb").glob("offline-run-*"))
 
-    again = run("search", *model, "agent=evolution").stdout
+    again = run("search", *model, *HASTY, *SEARCH).stdout
     assert re.search(r"Reusing \d+ labels", again) and "Reusing the predictor" in again
     assert "Labelling" not in again
 
@@ -81,7 +82,7 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(run: Run, llama2: Path, tmp_
     assert pruned.generate(**tokens, max_new_tokens=4, do_sample=False).shape[1] == 9
 
     live = run("evaluate", f"policy={policy_file}", "dtype=float32").stdout
-    folder = run("evaluate", f"path={out}", "dtype=float32").stdout
+    folder = run("evaluate", f"path={out}", "dtype=float32", process=True).stdout
     assert "uniform" in live and "4 windows of 128 tokens" in live
     assert nll(live, "PPF") == pytest.approx(nll(folder, "pruned"), abs=1e-4)
 
@@ -105,7 +106,8 @@ def nll(table: str, row: str) -> float:
 
 @pytest.mark.slow
 def test_a_multirun_leaves_distinct_folders(run: Run, tmp_path: Path) -> None:
-    run("search", "-m", "model=tiny", "agent=uniform,random", "ratio=0.2,0.4", *QUICK)
+    quick = ("predictor=sensitivity", "search.rounds=1", *QUICK)
+    run("search", "-m", "model=tiny", "agent=uniform,random", "ratio=0.2,0.4", *quick)
     policies = [json.loads(p.read_text()) for p in tmp_path.rglob("policy.json")]
     assert sorted(p["ratio"]["asked"] for p in policies) == [0.2, 0.2, 0.4, 0.4]
     assert len(list(tmp_path.rglob("report.html"))) == 4
@@ -113,7 +115,7 @@ def test_a_multirun_leaves_distinct_folders(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_train_draws_and_scores(run: Run, tmp_path: Path) -> None:
-    said = run("train", "predictor=cnn", "model=tiny", *QUICK).stdout
+    said = run("train", "predictor=cnn", "predictor.max_epochs=3", "model=tiny", *QUICK).stdout
     assert "Kendall" in said and "15–30 %" in said
     assert only(tmp_path / "outputs", "predicted_measured.png").stat().st_size > 1000
 
@@ -121,7 +123,7 @@ def test_train_draws_and_scores(run: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_predictor_asks_for_labels(run: Run, tmp_path: Path) -> None:
     own = partial(run, artefacts=str(tmp_path / "artefacts"))
-    given = ("model=tiny", *QUICK, "labels.acquired=6", "labels.pool=64")
+    given = ("model=tiny", *QUICK, *HASTY, "labels.acquired=6", "labels.pool=64")
     first = own("train", *given).stdout
     assert "Labelling 6 policies" in first
     drawn, all_of_them = map(int, re.findall(r"Training the predictor on (\d+) labels", first))

@@ -20,7 +20,7 @@ def test_sliding_windows_speed_and_tasks_dense_beside_pruned(
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
     small = ("model=tiny", f"text.path={text}", *TEXT, "text.windows.test=4", "logger=csv")
-    run("search", *small, "agent=uniform", "labels.count=16", "search.rounds=1")
+    run("search", *small, "agent=uniform", "predictor=sensitivity", "search.rounds=1")
     (policy,) = tmp_path.rglob("policy.json")
     said = run(
         "evaluate",
