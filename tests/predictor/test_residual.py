@@ -19,9 +19,10 @@ from tests.predictor.synthetic import DENSE_NLL, fitted_with, made_up_labels
 
 STRONG = 3.0  # interaction
 QUICK = "predictor.max_epochs=10"
+SOME_STEPS, FEW_STEPS = "predictor.residual.steps=30", "predictor.residual.steps=10"
 
 
-def new_process(space: Space, steps: int = 60) -> GaussianProcess:
+def new_process(space: Space, steps: int = 30) -> GaussianProcess:
     return GaussianProcess(
         space, effects=[0.0, 1.0], shares=[0.0], rows=200, steps=steps, huber=10.0
     )
@@ -166,7 +167,7 @@ def test_noise_grows_with_the_effects(space: Space) -> None:
     assert 5 < catastrophic.sum() < 100
     noise = torch.randn(300, generator=torch.Generator().manual_seed(1)) * catastrophic
     residuals = cut[1] * cut[3] + 0.3 * noise
-    process = new_process(space)
+    process = new_process(space, steps=60)
     process.fit(effects, kept[:200], residuals[:200].repeat(2, 1), halves(200))
     mean, variance = process(kept)
     assert (mean - residuals)[200:].abs().mean() < 0.3 * residuals[200:].abs().mean()
@@ -179,7 +180,7 @@ def test_single_units_count(space: Space) -> None:
     steps = torch.randn(int(space.units.max()), generator=torch.Generator().manual_seed(1))
     walk = torch.cat([steps.flip(0).cumsum(0).flip(0), torch.zeros(1)])
     residuals = walk[kept[:, site]]
-    mean = new_process(space).fit(effects, kept, residuals.repeat(2, 1), halves(400)).mean
+    mean = new_process(space, steps=60).fit(effects, kept, residuals.repeat(2, 1), halves(400)).mean
     assert (mean - residuals).abs().mean() < 0.1 * (residuals - residuals.mean()).abs().mean()
 
 
@@ -197,7 +198,7 @@ def test_large_batches_are_predicted_as_small_ones(space: Space) -> None:
 def test_noise_is_not_corrected(space: Space) -> None:
     kept, effects = policies_of(space, 200)
     noise = torch.randn(200, generator=torch.Generator().manual_seed(1)).repeat(2, 1)
-    process = new_process(space)
+    process = new_process(space, steps=60)
     variance = process.fit(effects, kept, noise, halves(200)).variance
     assert process(kept).mean.abs().mean() < 0.3
     assert variance.mean() == pytest.approx(1, rel=0.3)
@@ -221,8 +222,8 @@ def test_the_fit_starts_from_the_prior_centre(space: Space) -> None:
 def test_residual_knows_interactions(space: Space, known: SiteFeatures, tmp_path: Path) -> None:
     labels = made_up_labels(space, known, 300, STRONG)
     error = {}
-    for name in ("additive", "residual"):
-        fitted = fitted_with(labels, known, tmp_path, f"predictor={name}", QUICK)
+    for name, steps in {"additive": (), "residual": (SOME_STEPS,)}.items():
+        fitted = fitted_with(labels, known, tmp_path, f"predictor={name}", QUICK, *steps)
         error[name] = fitted.metrics["test/mae"]
         assert fitted.predict(space.dense[None]).mean == pytest.approx(DENSE_NLL)
     assert error["residual"] < 0.95 * error["additive"]
@@ -233,23 +234,25 @@ def test_fewer_labels_are_needed_from_another_texts_predictor(
     space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    fitted_with(made_up_labels(space, known, 240), known, first, QUICK)
+    fitted_with(made_up_labels(space, known, 240), known, first, QUICK, SOME_STEPS)
     fresh = made_up_labels(space, known, 500, other=0.2)
 
     def error(count: int, *overrides: str) -> float:
         labels = made_up_labels(space, known, count, other=0.2)
-        fitted = fitted_with(labels, known, second, QUICK, *overrides)
+        fitted = fitted_with(labels, known, second, QUICK, SOME_STEPS, *overrides)
         return float((fitted.predict(fresh.kept).mean - fresh.nll).abs().median())
 
     assert error(40, f"predictor.init_from={first / FILE}") < error(80)
 
 
-@pytest.mark.parametrize("other", ["predictor=ridge", "predictor.residual.shares=[0.0]"])
+@pytest.mark.parametrize(
+    "other", [["predictor=ridge"], ["predictor.residual.shares=[0.0]", FEW_STEPS]]
+)
 def test_another_network_is_no_start(
-    other: str, labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path
+    other: list[str], labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:
     start = f"predictor.init_from={tmp_path / FILE}"
-    fitted_with(labels, known, tmp_path, other, "predictor.max_epochs=1")
+    fitted_with(labels, known, tmp_path, *other, "predictor.max_epochs=1")
     with pytest.raises(PPFError, match="init_from has another network or space"):
         fitted_with(labels, known, tmp_path, start)
 
@@ -257,7 +260,7 @@ def test_another_network_is_no_start(
 def test_relaxed_widths_agree_with_whole_ones(
     labels: Labels, known: SiteFeatures, tmp_path: Path
 ) -> None:
-    predictor = fitted_with(labels, known, tmp_path, "predictor=residual", "predictor.max_epochs=3")
+    predictor = fitted_with(labels, known, tmp_path, "predictor.max_epochs=3", FEW_STEPS)
     kept = labels.kept[100:104].double().requires_grad_()
     relaxed = predictor.relaxed(kept)
     assert torch.allclose(relaxed, predictor.predict(labels.kept[100:104]).mean, atol=1e-4)

@@ -7,7 +7,7 @@ from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import Scores
 
 MEASURED = torch.tensor([3.0, 3.2, 3.4, 3.6, 9.0])
-RATIO = torch.tensor([0.05, 0.1, 0.12, 0.2, 0.5])
+RATIO = torch.tensor([0.0, 0.1, 0.12, 0.15, 0.5])
 
 
 def scored(predicted: torch.Tensor, std: float = 0.1) -> dict[str, float]:
