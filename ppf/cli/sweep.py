@@ -22,7 +22,8 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Exits with code 1 if a job has not finished: Hydra would turn an error into a warning."""
         from ppf.progress import say
-        from ppf.report.sweep import unfinished, write_sweep
+        from ppf.report.sweep import unfinished
+        from ppf.report.sweep_page import write_sweep
 
         folder = Path(config.hydra.sweep.dir)
         left = unfinished(folder)

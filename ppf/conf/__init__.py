@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 _FOLDER = Path(__file__).parent
@@ -31,6 +32,7 @@ GROUPS = {
     "debug": "small runs that show what goes wrong",
 }
 """Option group → its purpose."""
+_TAGGED = ("experiment", "hparams_search", "debug")
 
 
 def read_option(group: str | Path, name: str) -> DictConfig:
@@ -67,6 +69,23 @@ def run_name() -> str | None:
     return " ".join([config.job.name, *given])
 
 
+def sweep_name() -> str | None:
+    """The multirun that a job belongs to, as in "search 2026-01-31/12-00-00"; None: none."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    config = HydraConfig.get()
+    return f"{config.job.name} {'/'.join(Path(config.sweep.dir).parts[-2:])}"
+
+
+def run_tags() -> list[str]:
+    """The command, and the experiment, search of hyper-parameters and debugging that it takes."""
+    if not HydraConfig.initialized():
+        return []
+    config = HydraConfig.get()
+    chosen = [config.runtime.choices.get(group) for group in _TAGGED]
+    return [config.job.name, *(name for name in chosen if name not in (None, "none"))]
+
+
 def options(group: str) -> dict[str, Path]:
     """The options of a group and their files; those of experiments may lie in sub-folders."""
     folder = _FOLDER / group
@@ -88,3 +107,5 @@ def _comment(file: Path) -> str:
 
 OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("run_tags", run_tags, replace=True)
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from ppf.errors import PPFError
 from ppf.progress import say
-from ppf.report.sweep import write_sweep
+from ppf.report.sweep_page import write_sweep
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser("python -m ppf.report")
-    sweep = parser.add_subparsers(required=True).add_parser("sweep", help="table of a multirun")
+    reports = parser.add_subparsers(required=True)
+    sweep = reports.add_parser("sweep", help="table, plot and page of a multirun")
     sweep.add_argument("folder", type=Path, help="folder of the multirun, or one above several")
     try:
         for name, path in write_sweep(parser.parse_args().folder).items():

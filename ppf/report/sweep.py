@@ -1,34 +1,85 @@
-"""The table of a multirun: what its jobs found, from the run.json of each."""
+"""What the jobs of a multirun found: read from the run.json of each, as rows and as a table."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
-from ppf.artefacts import write_json
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.run import RunRecord
-from ppf.report.scores import decimal
-from ppf.report.tables import Cell, Column, Table, print_table
+from ppf.report.scores import decimal, duration
+from ppf.report.tables import Cell, Column, Table
 
 Row = Mapping[str, Any]
-_REPEATED = ("seed",)  # overrides over whose values the table averages
+REPEATED = "seed"
+"""The override over whose values tables and plots average."""
 
 
-class Sweep(NamedTuple):
+@dataclass(frozen=True)
+class Sweep:
     """What the jobs of a multirun found.
 
     Args:
+        commands: that the jobs ran.
         axes: overrides that differ between the jobs, and the ratio if a job has several.
         figures: names of the numbers; rows are sorted by the first one, the smallest first.
-        rows: one for each job, or for each ratio of a job.
+        rows: one for each job, or for each ratio of a job. Beside axes and figures they have the
+            folder of the `job`.
     """
 
+    commands: Sequence[str]
     axes: Sequence[str]
     figures: Sequence[str]
     rows: Sequence[Row]
+
+    @property
+    def jobs(self) -> int:
+        """Number of jobs."""
+        return len({row["job"] for row in self.rows})
+
+    @property
+    def groups(self) -> list["Group"]:
+        """Rows that differ in the seed only, in the order of the rows."""
+        axes = [axis for axis in self.axes if axis != REPEATED]
+        found: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(tuple(row.get(axis) for axis in axes), []).append(row)
+        return [Group(dict(zip(axes, key, strict=True)), rows) for key, rows in found.items()]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of equal overrides but for the seed.
+
+    Args:
+        key: override → value.
+        rows: the rows.
+    """
+
+    key: Mapping[str, Any]
+    rows: Sequence[Row]
+
+    @property
+    def name(self) -> str:
+        """The overrides but for the ratio, as in "agent=ppo labels.count=256"."""
+        return " ".join(f"{key}={value}" for key, value in self.key.items() if key != "ratio")
+
+    def values(self, figure: str) -> list[float]:
+        """The figure's numbers that are known."""
+        found = [row.get(figure) for row in self.rows]
+        return [value for value in found if isinstance(value, int | float)]
+
+    def text(self, figure: str) -> str:
+        """The figure as people read it: the mean ± half the range."""
+        values = self.values(figure)
+        if not values:
+            words = [str(row[figure]) for row in self.rows if row.get(figure) is not None]
+            return ", ".join(dict.fromkeys(words))
+        show, half = _show(figure), (max(values) - min(values)) / 2
+        return show(fmean(values)) + (f" ± {show(half)}" if half else "")
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -41,23 +92,24 @@ def read_sweep(folder: Path) -> Sweep:
     if not files:
         raise PPFError(f"{folder} has no finished job (no run.json): give a multirun's folder.")
     jobs = [read(file, RunRecord, "delete it and run its job again") for file in files]
-    overrides = [dict(word.partition("=")[::2] for word in job["overrides"]) for job in jobs]
+    given = [dict(word.partition("=")[::2] for word in job["overrides"]) for job in jobs]
     axes = [
-        key for key in dict.fromkeys(k for o in overrides for k in o) if _differs(key, overrides)
+        key
+        for key in dict.fromkeys(key for overrides in given for key in overrides)
+        if len({overrides.get(key) for overrides in given}) > 1
     ]
     rows = []
-    for job, given in zip(jobs, overrides, strict=True):
-        chosen = {key: _value(given.get(key, "")) for key in axes}
-        for found in job["figures"] or [{"metric": job["metric"]}]:
-            rows.append({**found, "seconds": job["seconds"], **chosen})
-    names = dict.fromkeys(name for row in rows for name in row)
-    if "ratio" in names and "ratio" not in axes and len({row.get("ratio") for row in rows}) > 1:
+    for file, job, overrides in zip(files, jobs, given, strict=True):
+        own = {key: _value(overrides.get(key, "")) for key in axes}
+        name = {"job": file.parent.relative_to(folder).as_posix(), "seconds": job["seconds"]}
+        rows += [found | name | own for found in job["figures"] or [{"metric": job["metric"]}]]
+    if "ratio" not in axes and len({row.get("ratio") for row in rows}) > 1:
         axes = ["ratio", *axes]
-    figures = [name for name in names if name not in ("ratio", *axes)]
-    first = figures[0]
-    ratio = "ratio" if "ratio" in axes else first
-    rows.sort(key=lambda row: (_sortable(row.get(ratio)), _sortable(row.get(first))))
-    return Sweep(axes, figures, rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    figures = [name for name in names if name not in ("ratio", "job", *axes)]
+    first = "ratio" if "ratio" in axes else figures[0]
+    rows.sort(key=lambda row: (_rank(row.get(first)), _rank(row.get(figures[0]))))
+    return Sweep(sorted({job["command"] for job in jobs}), axes, figures, rows)
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -66,50 +118,28 @@ def unfinished(folder: Path) -> list[Path]:
     return [job for job in begun if not (job / "run.json").is_file()]
 
 
-def write_sweep(folder: Path) -> dict[str, Path]:
-    """Writes results.json, one row for each job, and results.md, and prints that table.
-
-    Returns:
-        The files, by their purpose.
-    """
-    sweep = read_sweep(folder)
-    paths = {"rows": folder / "results.json", "table": folder / "results.md"}
-    write_json(paths["rows"], {"rows": sweep.rows})
-    shown = table(sweep)
-    lines = [shown.names, ["---"] * len(shown.names), *shown.texts]
-    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-    paths["table"].write_text(text, encoding="utf-8")
-    print_table(shown)
-    return paths
+def sweep_table(sweep: Sweep) -> Table:
+    """One row for each group."""
+    axes = [axis for axis in sweep.axes if axis != REPEATED]
+    runs = [Column("runs", str)] if REPEATED in sweep.axes else []
+    rows: list[Sequence[Cell]] = [
+        [*map(str, group.key.values()), *[str(len(group.rows))] * len(runs)]
+        + [group.text(figure) for figure in sweep.figures]
+        for group in sweep.groups
+    ]
+    return Table([*map(Column, axes), *runs, *(Column(name, str) for name in sweep.figures)], rows)
 
 
-def table(sweep: Sweep) -> Table:
-    """Means over seeds ± half their range."""
-    axes = [axis for axis in sweep.axes if axis not in _REPEATED]
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in sweep.rows:
-        groups.setdefault(tuple(row.get(axis) for axis in axes), []).append(row)
-    repeated = len(axes) < len(sweep.axes)
-    rows: list[list[Cell]] = []
-    for key, same in groups.items():
-        figures = [_cell(name, (row.get(name) for row in same)) for name in sweep.figures]
-        rows.append([*map(str, key), *[str(len(same))] * repeated, *figures])
-    numbers = [Column(name, str) for name in (*["runs"] * repeated, *sweep.figures)]
-    return Table([*map(Column, axes), *numbers], rows)
+def markdown(table: Table) -> str:
+    """The table in Markdown."""
+    lines = [table.names, ["---"] * len(table.names), *table.texts]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _cell(name: str, values: Iterable[Any]) -> str:
-    """A number, or the mean of several ± half their range; words stay as they are."""
-    known = [value for value in values if value is not None]
-    if not known or not all(isinstance(value, int | float) for value in known):
-        return ", ".join(dict.fromkeys(map(str, known)))
-    show = decimal if name.endswith("_ppl") else "{:.4g}".format
-    half = (max(known) - min(known)) / 2
-    return show(fmean(known)) + (f" ± {show(half)}" if half else "")
-
-
-def _differs(key: str, overrides: Sequence[Mapping[str, str]]) -> bool:
-    return len({given.get(key) for given in overrides}) > 1
+def _show(figure: str) -> Any:
+    if figure == "seconds":
+        return duration
+    return decimal if figure.endswith("_ppl") else "{:.4g}".format
 
 
 def _value(text: str) -> Any:
@@ -120,8 +150,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def _sortable(value: Any) -> tuple[bool, float, str]:
+def _rank(value: Any) -> tuple[bool, float, str]:
     """Numbers first, by size; then words; then what is missing."""
     if isinstance(value, int | float):
         return False, float(value), ""
-    return True, 0.0 if value is not None else 1.0, str(value)
+    return True, float(value is None), str(value)

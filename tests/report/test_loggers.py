@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from ppf.errors import PPFError
 from ppf.report import loggers as module
@@ -114,17 +115,36 @@ def test_offline_runs_are_distinct_and_in_their_own_folders(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_run_is_named_after_its_overrides(composed) -> None:
+@pytest.fixture
+def wandb_of(composed):
+    """The section of W&B as a job of a command line resolves it."""
+
+    def resolve(mode: RunMode, *overrides: str) -> DictConfig:
+        job = ["hydra.job.name=search", "hydra.sweep.dir=outputs/search/2026-01-31/12-00-00"]
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose("search", [*overrides, *job], return_hydra_config=True)
+        with read_write(cfg.hydra):
+            cfg.hydra.mode = mode
+        HydraConfig.instance().set_config(cfg)
+        try:
+            return OmegaConf.create(OmegaConf.to_container(composed().wandb, resolve=True))
+        finally:
+            GlobalHydra.instance().clear()
+            HydraConfig.instance().cfg = None
+
+    return resolve
+
+
+def test_a_run_is_named_after_its_overrides(composed, wandb_of) -> None:
     assert composed().wandb.name is None, "called by code, without a command line"
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["ratio=0.4", "hydra.job.name=search"], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    try:
-        name = composed().wandb.name
-    finally:
-        GlobalHydra.instance().clear()
-        HydraConfig.instance().cfg = None
-    assert name == "search ratio=0.4"
+    assert wandb_of(RunMode.RUN, "ratio=0.4").name == "search ratio=0.4"
+
+
+def test_jobs_of_a_multirun_are_a_group_with_tags(composed, wandb_of) -> None:
+    assert (composed().wandb.group, composed().wandb.tags) == (None, [])
+    alone = wandb_of(RunMode.RUN, "experiment=search/rules")
+    assert (alone.group, alone.tags) == (None, ["search", "search/rules"])
+    assert wandb_of(RunMode.MULTIRUN).group == "search 2026-01-31/12-00-00"
 
 
 def test_tensorboard_and_mlflow_write_local_files(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from ppf.errors import PPFError
-from ppf.report.sweep import read_sweep, table, unfinished, write_sweep
+from ppf.report.sweep import read_sweep, sweep_table, unfinished
 
 
 def job(folder: Path, overrides: list[str], *figures: dict, metric: float | None = None) -> None:
@@ -45,7 +45,7 @@ def test_rows_are_jobs_sorted_by_ratio_and_perplexity(tmp_path: Path) -> None:
 
 def test_the_table_has_means_over_seeds_and_half_their_range(tmp_path: Path) -> None:
     sweep = read_sweep(searches(tmp_path))
-    found = table(sweep)
+    found = sweep_table(sweep)
     shown = [dict(zip(found.names, row, strict=True)) for row in found.texts]
     assert [(row["agent"], row["runs"], row["test_ppl"]) for row in shown] == [
         ("cmaes", "1", "29.00"),
@@ -65,17 +65,6 @@ def test_a_command_without_figures_shows_its_metric(tmp_path: Path) -> None:
     job(tmp_path, ["seed=0"], metric=2.5)
     job(tmp_path, ["seed=1"])
     assert [row["metric"] for row in read_sweep(tmp_path).rows] == [2.5, None]
-
-
-def test_it_writes_json_and_markdown_and_prints_the_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    paths = write_sweep(searches(tmp_path))
-    rows = json.loads(paths["rows"].read_text())["rows"]
-    assert {"agent": "cmaes", "ratio": 0.2, "seed": 0}.items() <= rows[0].items()
-    lines = paths["table"].read_text().splitlines()
-    assert len(lines) == 5 and lines[1].startswith("| --- |")
-    assert "31.00 ± 1.00" in lines[3] and "31.00 ± 1.00" in capsys.readouterr().out
 
 
 def test_jobs_that_did_not_finish_are_found(tmp_path: Path) -> None:

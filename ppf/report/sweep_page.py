@@ -1,0 +1,124 @@
+"""The files of a multirun: rows, the table, a plot, and a page with both."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ppf.artefacts import write_json
+from ppf.report.html import write_page
+from ppf.report.page import Page, Part, Tile
+from ppf.report.scores import duration, percent
+from ppf.report.style import OTHERS, save_png, styled
+from ppf.report.sweep import Group, Sweep, markdown, read_sweep, sweep_table
+from ppf.report.tables import print_table
+
+_MOST = 40  # jobs in a plot without ratios
+
+
+def write_sweep(folder: Path) -> dict[str, Path]:
+    """Writes results.json, results.md, results.png and report.html, and prints the table.
+
+    Returns:
+        The files, by their purpose.
+
+    Raises:
+        PPFError: as for `read_sweep`.
+    """
+    sweep = read_sweep(folder)
+    names = {"rows": "results.json", "table": "results.md", "plot": "results.png"}
+    paths = {purpose: folder / name for purpose, name in names.items()}
+    paths["report"] = folder / "report.html"
+    page = sweep_page(sweep, folder)
+    write_json(paths["rows"], {"rows": sweep.rows})
+    paths["table"].write_text(markdown(page.tables["jobs"]), encoding="utf-8")
+    save_png(page.figures["sweep"], paths["plot"])
+    write_page(paths["report"], page)
+    print_table(page.tables["jobs"])
+    return paths
+
+
+def sweep_page(sweep: Sweep, folder: Path) -> Page:
+    """The page."""
+    command, first = f"python -m ppf.report sweep {folder}", sweep.figures[0]
+    found = [group for group in sweep.groups if group.values(first)]
+    seconds = sum({row["job"]: row["seconds"] for row in sweep.rows}.values())
+    note = "Means over seeds ± half their range. The best come first."
+    return Page(
+        title=f"{sweep.jobs} jobs of {' and '.join(sweep.commands)}",
+        command=command,
+        headline=_headline(found, first),
+        tiles=[Tile("jobs", str(sweep.jobs), f"{duration(seconds)} one after another")],
+        sections=[
+            Part("Results", note, name="sweep", figure=_figure(found, first), wide=True),
+            Part("All jobs", note, name="jobs", table=sweep_table(sweep), wide=True),
+        ],
+        next_commands={"Make this page again, with the jobs that have finished since": command},
+    )
+
+
+def _headline(found: Sequence[Group], first: str) -> list[str]:
+    """The best group of each ratio."""
+    best: dict[object, Group] = {}
+    for group in found:
+        best.setdefault(group.key.get("ratio"), group)
+    sentences = []
+    for ratio, group in best.items():
+        where = f" at ratio {percent(ratio)}" if isinstance(ratio, float) else ""
+        who = group.name or "the only job"
+        sentences.append(f"Best{where}: {who} with {first} {group.text(first)}.")
+    return sentences or ["No job has a result."]
+
+
+def _figure(found: Sequence[Group], first: str) -> Figure:
+    with styled():
+        figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        if any(isinstance(group.key.get("ratio"), float) for group in found):
+            _against_ratio(axes, found, first)
+        else:
+            _ranked(axes, found[:_MOST], first)
+            figure.set_figheight(1.2 + 0.22 * min(len(found), _MOST))
+        values = [value for group in found for value in group.values(first)]
+        log = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
+        if log and "ratio" in found[0].key:
+            axes.set_yscale("log")
+    return figure
+
+
+def _against_ratio(axes: Axes, found: Sequence[Group], first: str) -> None:
+    """A line for each combination of the other overrides."""
+    names = list(dict.fromkeys(group.name for group in found))
+    for place, name in enumerate(names):
+        same = sorted((g for g in found if g.name == name), key=lambda g: g.key["ratio"])
+        ratios = [100 * group.key["ratio"] for group in same]
+        colour, style = OTHERS[place % len(OTHERS)], "-o" if place < len(OTHERS) else "--s"
+        axes.errorbar(
+            ratios,
+            [fmean(group.values(first)) for group in same],
+            [_half(group, first) for group in same],
+            fmt=style, color=colour, ms=4, lw=1.2, label=name,
+        )  # fmt: skip
+    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.set(xlabel="pruning ratio", ylabel=first)
+    if names != [""]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _ranked(axes: Axes, found: Sequence[Group], first: str) -> None:
+    """One row for each job, the best one on top."""
+    places = range(len(found))
+    means = [fmean(group.values(first)) for group in found]
+    spread = [_half(group, first) for group in found]
+    axes.errorbar(means, places, xerr=spread, fmt="o", color=OTHERS[0], ms=5, lw=1.2)
+    axes.set_yticks(places, [group.name for group in found])
+    axes.invert_yaxis()
+    axes.set_xlabel(first)
+
+
+def _half(group: Group, figure: str) -> float:
+    values = group.values(figure)
+    return (max(values) - min(values)) / 2

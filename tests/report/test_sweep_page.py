@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ppf.report.__main__ import main
+from ppf.report.sweep import read_sweep
+from ppf.report.sweep_page import sweep_page, write_sweep
+from tests.report.test_html import Parsed
+from tests.report.test_sweep import job, searches
+
+
+def test_all_files_are_written_and_the_table_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_sweep(searches(tmp_path))
+    rows = json.loads(paths["rows"].read_text())["rows"]
+    assert {"agent": "cmaes", "ratio": 0.2, "seed": 0}.items() <= rows[0].items()
+    assert (tmp_path / rows[0]["job"] / "run.json").is_file()
+    lines = paths["table"].read_text().splitlines()
+    assert len(lines) == 5 and lines[1].startswith("| --- |")
+    assert "31.00 ± 1.00" in lines[3] and "31.00 ± 1.00" in capsys.readouterr().out
+    assert paths["plot"].stat().st_size > 1000
+    page = Parsed(paths["report"].read_text())
+    assert "31.00 ± 1.00" in page.text and "svg" in page.tags
+
+
+def test_the_headline_names_the_best_at_each_ratio(tmp_path: Path) -> None:
+    page = sweep_page(read_sweep(searches(tmp_path)), tmp_path)
+    assert page.headline == [
+        "Best at ratio 20.0 %: agent=cmaes with test_ppl 29.00.",
+        "Best at ratio 40.0 %: agent=ppo with test_ppl 60.50.",
+    ]
+    (lines,) = (axes.get_legend_handles_labels()[1] for axes in page.figures["sweep"].axes)
+    assert lines == ["agent=cmaes", "agent=ppo"]
+
+
+def test_without_ratios_jobs_are_ranked(tmp_path: Path) -> None:
+    for decay, error in [("0.1", 0.4), ("0.01", 0.2), ("1.0", None)]:
+        job(tmp_path, [f"predictor.weight_decay={decay}"], {"nmse": error, "labels": 24})
+    page = sweep_page(read_sweep(tmp_path), tmp_path)
+    assert page.headline == ["Best: predictor.weight_decay=0.01 with nmse 0.2."]
+    (axes,) = page.figures["sweep"].axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["predictor.weight_decay=0.01", "predictor.weight_decay=0.1"]
+
+
+def test_jobs_without_results_have_a_page(tmp_path: Path) -> None:
+    job(tmp_path, ["seed=0"])
+    assert sweep_page(read_sweep(tmp_path), tmp_path).headline == ["No job has a result."]
+
+
+def test_the_command_names_the_files_or_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ppf.report", "sweep", str(tmp_path)])
+    with pytest.raises(SystemExit, match="Error: .* has no finished job"):
+        main()
+    searches(tmp_path)
+    main()
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
