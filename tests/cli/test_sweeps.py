@@ -43,18 +43,23 @@ def test_optuna_lowers_the_error_and_goes_on(
 
 
 @pytest.mark.slow
-def test_a_grid_of_twelve_searches_has_one_page(
+def test_a_grid_of_twelve_jobs_has_one_page(
     run: Run, quick: tuple[str, ...], tmp_path: Path
 ) -> None:
-    grid = ("agent=uniform,owl,flap", "ratio=0.2,0.3,0.4,0.5")
-    said = run("search", "-m", *grid, "predictor=sensitivity", *quick).stdout
+    grid = ("predictor=ridge,additive,sensitivity", "labels.count=16,20,24,28")
+    said = run("train", "-m", *grid, *quick, "test_policies=16", "seed=0").stdout
     assert [f"Job {number}:" in said for number in range(13)] == [True] * 12 + [False]
     found = rows(tmp_path)
-    assert len(found) == 12
-    keys = [(row["ratio"], row["labelling_ppl"]) for row in found]
-    assert keys == sorted(keys)
-    (page,) = tmp_path.rglob("2*/report.html")
-    assert "Best at ratio 50.0 %" in page.read_text() and (page.parent / "results.png").is_file()
+    assert {(row["predictor"], row["labels.count"]) for row in found} == {
+        (predictor, count)
+        for predictor in ("ridge", "additive", "sensitivity")
+        for count in (16, 20, 24, 28)
+    }
+    assert [row["nmse"] for row in found] == sorted(row["nmse"] for row in found)
+    (multirun,) = tmp_path.rglob("multirun.yaml")
+    best = f"Best: predictor={found[0]['predictor']} labels.count={found[0]['labels.count']}"
+    assert best in multirun.with_name("report.html").read_text()
+    assert multirun.with_name("results.png").is_file()
 
 
 @pytest.mark.slow
@@ -92,7 +97,7 @@ def test_slurm_gets_a_script(run: Run, quick: tuple[str, ...], tmp_path: Path) -
     asked = {"nodes": 2, "tasks_per_node": 8, "gpus_per_node": 8, "timeout_min": 90}
     launcher = [f"hydra.launcher.{key}={value}" for key, value in asked.items()]
     run("search", "-m", "hydra/launcher=submitit_slurm", *launcher, "ratio=0.2,0.3", *quick)
-    (script,) = tmp_path.rglob("*submission*.sh")
+    script = next(tmp_path.rglob("*submission*.sh"))
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text()
     wanted = ("array=0-1%2", "nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "time=90")
