@@ -29,7 +29,7 @@ from ppf.llm.text import build_text, training_text
 from ppf.recovery.blockwise import Blockwise
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import KL
-from ppf.recovery.module import RecoveryModule, Teacher
+from ppf.recovery.module import RecoveryModule
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.recovery.tuners import Full, Task, without_dropout
 from ppf.space import uniform
@@ -88,7 +88,7 @@ def ours(setting: Setting) -> list[float]:
     task, run = setting.task(), setting.run()
     student = task.student.model.requires_grad_(True)
     without_dropout(student)
-    module = Clocked(student, Teacher(task.teacher.model), task.losses, run.optimization(LR))
+    module = Clocked(student, task.teacher.model, task.losses, run.optimization(LR))
     fit(module, TensorDataset(task.training), TensorDataset(task.validation), run)
     return [b - a for a, b in zip(module.times, module.times[1:], strict=False)]
 

@@ -1,4 +1,4 @@
-"""The folder of a static search of the tiny model, for tests of what serves it."""
+"""Folders of searches of the tiny model, for tests of what uses them."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,9 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.agents.ratio_agent import RatioAgent
 from ppf.space import uniform
-from ppf.stages.policy import by_site, policy_record
+from ppf.stages.policy import by_site, policy_record, provenance
 from ppf.stages.prepare import PruningContext, prepare
 from tests.records import examples
 
@@ -29,3 +30,13 @@ def write_search(folder: Path, cache: str) -> tuple[DictConfig, PruningContext]:
     record = policy_record(context, kept, numbers, predictor="0")
     (folder / "policy.json").write_text(json.dumps(record))
     return config, context
+
+
+def write_agent(folder: Path, context: PruningContext) -> RatioAgent:
+    """Writes agent.json, whose policies are uniform."""
+    knots = torch.tensor([0.0, 0.1, 0.5], dtype=torch.double)
+    kept = torch.cat([context.space.dense[None], uniform(context.space, knots[1:])])
+    nats = torch.tensor([3.0, 3.2, 4.0])
+    agent = RatioAgent(context.space, knots, kept.double(), nats, nats / 10, provenance(context))
+    agent.save(folder)
+    return agent

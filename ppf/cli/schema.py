@@ -240,6 +240,15 @@ class RecoverySection(Section):
     gradient_checkpointing: bool
 
 
+class ElasticSection(Section):
+    """`elastic` of `recover.yaml`."""
+
+    lr: Positive
+    rank: Count
+    alpha: Count
+    draws: Natural
+
+
 class RecoverConfig(RunConfig):
     """`recover.yaml`."""
 
@@ -248,9 +257,12 @@ class RecoverConfig(RunConfig):
     tune: Annotated[dict[str, Component], Field(min_length=1)]
     policy: str | None
     path: str | None
+    search: str | None
     out: str
     sequential: bool
     dtype: Dtype
+    ratios: Annotated[list[Ratio], Field(min_length=1)]
+    elastic: ElasticSection
     recovery: RecoverySection
     trainer: Component
 

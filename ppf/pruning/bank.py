@@ -37,7 +37,7 @@ class Bank:
         return torch.nn.utils.rnn.pad_sequence([level.errors.cpu() for level in self.levels], True)
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()
     def build(
         cls,
         lm: LanguageModel,

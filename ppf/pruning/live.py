@@ -85,6 +85,11 @@ class LivePruner:
         finally:
             self.apply(before)
 
+    def reset(self) -> None:
+        """Undoes all changes of the present policy's weights, as `refit` makes them."""
+        for site, kept in enumerate(self.kept):
+            self.narrow(site, kept)
+
     def restore(self) -> None:
         """Recovers the original model. This pruner must not be used afterwards."""
         self.apply(self.space.dense.tolist())

@@ -1,7 +1,7 @@
 """The LightningModules of recovery training: a whole model, or some of its layers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,14 +15,16 @@ from ppf.llm import output_head, summed_nll
 from ppf.recovery.losses import Forward, Loss, distance, need_stream, need_teacher, weighted_sum
 from ppf.recovery.settings import Optimization
 
+T = TypeVar("T")
 
-class Teacher:
-    """The frozen dense model; checkpoints, averages of weights and DDP do not see it."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.eval().requires_grad_(False)
+class Unseen(Generic[T]):
+    """Holds what checkpoints, averages of weights and DDP shall not see."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Unseen[T]":
         return self
 
 
@@ -81,16 +83,17 @@ class RecoveryModule(TunedModule):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: Teacher,
+        teacher: PreTrainedModel,
         losses: Mapping[str, Loss],
         optimization: Optimization,
     ) -> None:
         super().__init__(optimization)
-        self.student, self.teacher, self.losses = student, teacher, dict(losses)
+        self.student, self.losses = student, dict(losses)
+        self.teacher = Unseen(teacher.eval().requires_grad_(False))
 
     def on_fit_start(self) -> None:
         if need_teacher(self.losses):
-            self.teacher.model.to(self.device)
+            self.teacher.value.to(self.device)
 
     def training_step(
         self, batch: Sequence[Int[Tensor, "windows window"]], _: int
@@ -102,7 +105,7 @@ class RecoveryModule(TunedModule):
         teacher = None
         if need_teacher(self.losses):
             with torch.no_grad():
-                teacher = Forward.of(self.teacher.model, ids, stream=stream)
+                teacher = Forward.of(self.teacher.value, ids, stream=stream)
         total, each = weighted_sum(self.losses, student, teacher, ids)
         self.log_dict({f"training/{name}": value for name, value in each.items()})
         return self.finite(total)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -13,7 +14,7 @@ from ppf.llm import LanguageModel
 from ppf.ranges import Count, Positive
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import Loss
-from ppf.recovery.module import RecoveryModule, Teacher
+from ppf.recovery.module import RecoveryModule
 from ppf.recovery.settings import TrainingRun
 
 
@@ -73,12 +74,12 @@ class EndToEnd(Tuner):
     def tune(self, task: Task, run: TrainingRun) -> int:
         student = task.student.model
         without_dropout(student)
+        torch.manual_seed(run.seed)  # of what `start` draws
         self.start(student)
         if run.settings.gradient_checkpointing:
             enable = getattr(student, "activation_checkpointing_enable", None)  # since 5.24
             (enable or student.gradient_checkpointing_enable)({"use_reentrant": False})
-        teacher = Teacher(task.teacher.model)
-        module = RecoveryModule(student, teacher, task.losses, run.optimization(self.lr))
+        module = RecoveryModule(student, task.teacher.model, task.losses, run.optimization(self.lr))
         windows = (TensorDataset(task.training), TensorDataset(task.validation))
         tokens = fit(module, *windows, run)
         student.eval()

@@ -64,6 +64,26 @@ class LogPerplexity:
 
 
 @dataclass(frozen=True)
+class RecoveryScore:
+    """Mean negative log-likelihoods before and after recovery training, nats per token.
+
+    Args:
+        ratio: the pruning ratio.
+    """
+
+    ratio: float
+    dense: float
+    pruned: float
+    recovered: float
+
+    @property
+    def won_back(self) -> float | None:
+        """Share of the lost nats that recovery won back; None: pruning lost none."""
+        lost = self.pruned - self.dense
+        return (self.pruned - self.recovered) / lost if lost > 0 else None
+
+
+@dataclass(frozen=True)
 class Entry:
     """One policy in a table or a plot.
 

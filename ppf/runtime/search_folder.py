@@ -1,21 +1,19 @@
 """Reads the folder of a search: agent.json of a dynamic search, policy.json of a static one."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.errors import PPFError
-from ppf.runtime.memory import within
 from ppf.runtime.policies import FoundPolicy, Policies
 from ppf.space import Space
-from ppf.stages.policy import check_signature, policy_config, read_policy
-from ppf.stages.prepare import PruningContext, prepare
+from ppf.stages.policy import read_policy
+from ppf.stages.prepare import PruningContext
+from ppf.stages.resident import resident
 
 Answers = tuple[Policies, list[float]]
 """The policies for ratios, and the ratios to offer."""
@@ -32,10 +30,10 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
     if (folder / "agent.json").is_file():
         agent = load_agent(folder, cfg.trust_targets)
         highest = round(100 * agent.record["ratios"][1])
-        context = _model(cfg, fabric, agent.record)
+        context = resident(cfg, fabric, agent.record)
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
     record = read_policy(folder / "policy.json", cfg.trust_targets)
-    context = _model(cfg, fabric, record)
+    context = resident(cfg, fabric, record)
     return context, (_found(record, context.space), [0.0, record["ratio"]["asked"]])
 
 
@@ -46,13 +44,6 @@ def check_search(cfg: DictConfig) -> None:
             f"search={cfg.search} contains neither agent.json nor policy.json:"
             " give the folder of a run of search.py."
         )
-
-
-def _model(cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any]) -> PruningContext:
-    config = policy_config(dict(record), cfg)
-    check_signature(dict(record), config)
-    choose = partial(within, cfg.bank.max_gib, instantiate(config.compensation))
-    return prepare(config, fabric, dtype=cfg.dtype, choose=choose)
 
 
 def _found(record: Mapping[str, Any], space: Space) -> FoundPolicy:

@@ -1,7 +1,6 @@
 """recover: a pruned model is trained to predict as the dense model does."""
 
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,48 +8,33 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Fabric
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.artefacts import digest, draft, signature, write_json
-from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.loading import resolve_dtype
-from ppf.llm.text import Part, build_text, training_text
-from ppf.llm.windows import check_window
+from ppf.llm.text import build_text
 from ppf.progress import say
 from ppf.ranks import on_rank_0
-from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun, computed_in
+from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import Task
-from ppf.report.scores import LogPerplexity
+from ppf.report.scores import LogPerplexity, RecoveryScore
 from ppf.stages.policy import check_signature, policy_config, read_policy
 from ppf.stages.prune import compensated
-from ppf.stages.signatures import plain, text_identity
-
-_PARTS: tuple[Part, ...] = ("training", "validation")
-_COSTS = ("micro_batch", "gradient_checkpointing")  # change memory and time, not the result
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """What recovery training reached on the validation part, nats per token."""
-
-    folder: Path
-    dense: float
-    pruned: float
-    recovered: float
-
-    @property
-    def won_back(self) -> float | None:
-        """Share of the lost nats that recovery won back; None: pruning lost none."""
-        lost = self.pruned - self.dense
-        return (self.pruned - self.recovered) / lost if lost > 0 else None
+from ppf.stages.recovery_inputs import (
+    losses_of,
+    machine_of,
+    run_of,
+    windows_of,
+    with_enough_memory,
+)
+from ppf.stages.signatures import plain
 
 
-def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
+def recover(cfg: DictConfig, fabric: Fabric) -> RecoveryScore:
     """Trains the model of `cfg.policy` or `cfg.path`, and writes it to the folder `cfg.out`.
 
     A killed run resumes with the same command: checkpoints lie below `paths.artefacts`, named by
@@ -66,10 +50,10 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     began = time.monotonic()
     tokens = work.run()
     minutes = (time.monotonic() - began) / 60
-    found = Recovered(Path(cfg.out), dense, pruned, work.score(work.student))
+    found = RecoveryScore(record["ratio"]["achieved"], dense, pruned, work.score(work.student))
     if fabric.is_global_zero:
         record["recovered"] = work.record(found, tokens, minutes)
-        export_recovered(work.student.model, resolve_dtype(cfg.dtype), start, found.folder, record)
+        export_recovered(work.student.model, resolve_dtype(cfg.dtype), start, Path(cfg.out), record)
         write_json(Path(cfg.paths.run) / "summary.json", record["recovered"])
     return found
 
@@ -107,91 +91,62 @@ class _Recovery:
         self, cfg: DictConfig, fabric: Fabric, start: Path, record: dict[str, Any]
     ) -> None:
         self.cfg, self.fabric, self.start = cfg, fabric, start
+        self.machine = machine_of(cfg, fabric)
         config = policy_config(record, cfg)
         check_signature(record, config)
-        self._load()
-        check_window(cfg.text.window, self.student.model.config)
-        self.text = build_text(training_text(cfg.text), cfg.paths.cache)
-        self.training, self.validation = (
-            self.text.tokens(part, self.student.tokenizer) for part in _PARTS
-        )
-        if len(self.training) < cfg.recovery.batch:
-            raise PPFError(
-                f"the training part of text={cfg.text.name} has {len(self.training)} windows, less"
-                f" than recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
-            )
-        config.model.dtype = str(computed_in(self._machine.precision)).removeprefix("torch.")
+        self.student = self._load()
+        self.training, self.validation = windows_of(cfg, self.student)
+        config.model.dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
         self.teacher = load(config.model, cfg.paths.cache, device=fabric.device)
-        self.losses = {name: instantiate(loss) for name, loss in cfg.loss.items()}
 
-    def _load(self) -> None:
+    def _load(self) -> LanguageModel:
         model, tokenizer = load_folder(self.start, torch.float32, trust_remote_code=False)
         self.fabric.to_device(model)
-        self.student = LanguageModel(model, tokenizer, adapter_for(model.config))
+        return LanguageModel(model, tokenizer, adapter_for(model.config))
 
     def score(self, lm: LanguageModel) -> float:
         """The mean negative log-likelihood on the validation part, nats per token."""
-        with self._machine.autocast(lm.model):
+        with self.machine.autocast(lm.model):
             return mean_nll(lm.model, self.validation, batch=self.cfg.recovery.micro_batch)
 
     def run(self) -> int:
         """Trains the student; returns the number of tokens that were read."""
-        settings = RecoverySettings(**self.cfg.recovery)
-        while True:
-            try:
-                return sum(self._tune(name, settings) for name in self.cfg.tune)
-            except torch.OutOfMemoryError:
-                if settings.micro_batch == 1:
-                    raise
-            settings = settings.halved()
-            say(f"Out of memory: going on with {settings.micro_batch} windows at a time.")
-            torch.cuda.empty_cache()
-            self._load()
+
+        def train(settings: RecoverySettings) -> int:
+            if settings.micro_batch < self.cfg.recovery.micro_batch:
+                self.student = self._load()
+            return sum(self._tune(name, settings) for name in self.cfg.tune)
+
+        return with_enough_memory(self.cfg, train)
 
     def _tune(self, name: str, settings: RecoverySettings) -> int:
-        say(f"Recovering with tune={name} and loss={'+'.join(self.losses)}.")
-        cfg, tuner = self.cfg, instantiate(self.cfg.tune[name])
-        folder = Path(cfg.paths.artefacts) / "recovery" / self._signature(name)
-        run = TrainingRun(settings, self._machine, folder, self.text.window, cfg.seed)
-        task = Task(self.student, self.teacher, self.losses, self.training, self.validation)
-        return tuner.tune(task, run)
-
-    @cached_property
-    def _machine(self) -> Machine:
-        fabric, devices = self.fabric, plain(self.cfg.fabric)
-        where = {k: devices[k] for k in ("accelerator", "devices", "num_nodes", "strategy")}
-        loggers = [logger for logger in fabric.loggers if isinstance(logger, Logger)]
-        trainer = plain(self.cfg.trainer) | where
-        return Machine(fabric, fabric.global_rank, fabric.world_size, trainer, loggers)
-
-    def _signature(self, name: str) -> str:
-        """Hashes all that determines the training up to one trainer of `tune=`."""
-        cfg = self.cfg
-        own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
+        cfg, losses = self.cfg, losses_of(self.cfg)
+        say(f"Recovering with tune={name} and loss={'+'.join(losses)}.")
         names = list(cfg.tune)
         chain = [(n, plain(cfg.tune[n])) for n in names[: names.index(name) + 1]]
-        weights = [
-            digest(f, Path(cfg.paths.cache)) for f in sorted(self.start.glob("*.safetensors"))
-        ]
-        recovery = {k: v for k, v in plain(cfg.recovery).items() if k not in _COSTS}
-        trainer = {k: v for k, v in plain(cfg.trainer).items() if k != "log_every_n_steps"}
-        texts = [text_identity(own, part) for part in _PARTS]
-        return signature(
-            "recovery", weights, texts, plain(cfg.loss), chain, recovery, trainer, cfg.seed
-        )
+        run = run_of(cfg, self.machine, settings, self._weights, chain)
+        task = Task(self.student, self.teacher, losses, self.training, self.validation)
+        return instantiate(cfg.tune[name]).tune(task, run)
 
-    def record(self, found: Recovered, tokens: int, minutes: float) -> dict[str, Any]:
+    @cached_property
+    def _weights(self) -> list[str]:
+        """Digests of the pruned model's weights."""
+        files = sorted(self.start.glob("*.safetensors"))
+        return [digest(file, Path(self.cfg.paths.cache)) for file in files]
+
+    def record(self, found: RecoveryScore, tokens: int, minutes: float) -> dict[str, Any]:
         """The entry `recovered` of policy.json."""
         scores = {name: getattr(found, name) for name in ("dense", "pruned", "recovered")}
+        windows, window = self.validation.shape
         return {
             "tune": list(self.cfg.tune),
             "loss": list(self.cfg.loss),
             "tokens": tokens,
             "minutes": round(minutes, 2),
-            "text": self.text.name,
-            "windows": len(self.validation),
-            "window": self.text.window,
-            "precision": self._machine.precision,
+            "text": build_text(self.cfg.text, self.cfg.paths.cache).name,
+            "windows": windows,
+            "window": window,
+            "precision": self.machine.precision,
             "seed": self.cfg.seed,
             **{name: LogPerplexity(nll).record() for name, nll in scores.items()},
             "won_back": found.won_back,

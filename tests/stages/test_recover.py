@@ -19,9 +19,10 @@ from ppf.llm import load
 from ppf.recovery import fit
 from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule
+from ppf.report.scores import RecoveryScore
 from ppf.stages.policy import read_policy
 from ppf.stages.prune import prune
-from ppf.stages.recover import Recovered, recover
+from ppf.stages.recover import recover
 from tests.searched import write_search
 
 LR = {"full": 3e-3, "lora": 1e-2, "norms_and_biases": 1e-2}
@@ -73,8 +74,14 @@ def config(searched: Path, start: Path, cache: str, tmp_path: Path) -> Any:
     return composed
 
 
-def run(cfg: DictConfig) -> Recovered:
+def run(cfg: DictConfig) -> RecoveryScore:
     return recover(cfg, Fabric(accelerator="cpu", devices=1))
+
+
+def recovered(cfg: DictConfig) -> dict[str, torch.Tensor]:
+    """The weights that a run writes."""
+    run(cfg)
+    return weights(Path(cfg.out))
 
 
 def read_folder(folder: Path) -> PreTrainedModel:
@@ -90,10 +97,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     config: Any, start: Path, tune: str
 ) -> None:
-    found = run(config(f"tune={tune}", f"tune.{tune}.lr={LR[tune]}"))
+    cfg = config(f"tune={tune}", f"tune.{tune}.lr={LR[tune]}")
+    found, folder = run(cfg), Path(cfg.out)
     assert found.won_back is not None and found.won_back > 0.02
-    assert {f.name for f in found.folder.iterdir()} == {f.name for f in start.iterdir()}
-    model = AutoModelForCausalLM.from_pretrained(found.folder, trust_remote_code=True)
+    assert {f.name for f in folder.iterdir()} == {f.name for f in start.iterdir()}
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert model.state_dict().keys() == weights(start).keys()
     changed = {k for k, w in weights(start).items() if not torch.equal(w, model.state_dict()[k])}
     vectors = {k for k, w in weights(start).items() if w.ndim == 1}
@@ -106,7 +114,7 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     config: Any, start: Path, cache: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = ("tune=blockwise", "tune.blockwise.lr=3e-3", "tune.blockwise.layers=2")
-    whole = weights(run(config(*given, f"paths.artefacts={tmp_path}/whole")).folder)
+    whole = recovered(config(*given, f"paths.artefacts={tmp_path}/whole"))
     step, taken = BlockModule.training_step, 0
 
     def interrupted(self: BlockModule, streams: Any, batch: int) -> torch.Tensor:
@@ -120,7 +128,8 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     cfg = config(*given)
     with pytest.raises(KilledError):
         run(cfg)
-    out = run(cfg).folder
+    run(cfg)
+    out = Path(cfg.out)
     assert taken == 26 + 2 * 16 - 24  # the second pair of layers goes on from its checkpoint
     assert all(torch.equal(whole[name], found) for name, found in weights(out).items())
 
@@ -150,7 +159,7 @@ def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
     config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = ("recovery.tokens=1536", "recovery.ema=0.9", "recovery.validate_every=3")
-    whole = weights(run(config(*given, f"paths.artefacts={tmp_path}/whole")).folder)
+    whole = recovered(config(*given, f"paths.artefacts={tmp_path}/whole"))
     step, taken = RecoveryModule.training_step, 0
 
     def interrupted(self: RecoveryModule, windows: Any, batch: int) -> torch.Tensor:
@@ -165,7 +174,7 @@ def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
     for _ in range(3):
         with pytest.raises(KilledError):
             run(cfg)
-    resumed = weights(run(cfg).folder)
+    resumed = recovered(cfg)
     assert taken < 2 * 24 + 3  # not every time from the start
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -174,9 +183,9 @@ def test_a_finished_training_is_not_repeated(
     config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cfg = config(f"paths.artefacts={tmp_path}/artefacts")
-    first = weights(run(cfg).folder)
+    first = recovered(cfg)
     monkeypatch.setattr(fit, "_trainer", None)
-    again = weights(run(cfg).folder)
+    again = recovered(cfg)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
@@ -184,7 +193,7 @@ def test_a_smaller_micro_batch_gives_the_same_weights(
     config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     step = RecoveryModule.training_step
-    expected = weights(run(config(f"paths.artefacts={tmp_path}/a")).folder)
+    expected = recovered(config(f"paths.artefacts={tmp_path}/a"))
 
     def too_large(self: RecoveryModule, windows: Any, batch: int) -> torch.Tensor:
         if self.global_step == 5 and len(windows[0]) == 2:
@@ -192,7 +201,7 @@ def test_a_smaller_micro_batch_gives_the_same_weights(
         return step(self, windows, batch)
 
     monkeypatch.setattr(RecoveryModule, "training_step", too_large)
-    found = weights(run(config(f"paths.artefacts={tmp_path}/b")).folder)
+    found = recovered(config(f"paths.artefacts={tmp_path}/b"))
     assert "going on with 1 windows at a time" in capsys.readouterr().out
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-3)

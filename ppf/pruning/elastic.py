@@ -1,0 +1,158 @@
+"""One set of low-rank adapters for a model at every pruning ratio."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ppf.errors import PPFError
+from ppf.pruning.live import LivePruner
+
+FILE = "adapters.safetensors"
+
+
+class Adapters(nn.Module):
+    """Low-rank changes of all pruned projections; a policy uses their first rows and columns.
+
+    A projection of a live-pruned model keeps the first rows (a producer) or columns (a consumer)
+    of its dense weight. So does its adapter: y = (W + up · down)[:rows, :columns] x. Under the
+    dense policy the adapters are off, and the model's output is that of the dense model to the bit.
+
+    Args:
+        pruner: of the model; the adapters stay attached to it.
+        rank: of each adapter.
+        scale: factor of the adapters' output.
+    """
+
+    def __init__(self, pruner: LivePruner, rank: int, scale: float) -> None:
+        super().__init__()
+        self._pruner = [pruner]  # a list: the model is no submodule
+        self.scale = scale
+        with pruner.at(pruner.space.dense.tolist()):
+            linears = projections(pruner)
+            self.pairs = {name: _Pair(linear, rank) for name, linear in linears.items()}
+        self.trained = nn.ModuleList(self.pairs.values())
+        for linear, pair in zip(linears.values(), self.pairs.values(), strict=True):
+            linear.register_forward_hook(partial(self._add, pair))
+
+    @property
+    def active(self) -> bool:
+        """Whether the present policy is pruned."""
+        pruner = self._pruner[0]
+        return pruner.kept != pruner.space.dense.tolist()
+
+    def _add(self, pair: "_Pair", linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Any:
+        return output + self.scale * pair(inputs[0], linear) if self.active else None
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Adds the adapters to the weights of the present policy, for an export, within a block."""
+        pruner, scale = self._pruner[0], self.scale
+        with torch.no_grad():
+            for linear, pair in zip(projections(pruner).values(), self.pairs.values(), strict=True):
+                change = scale * pair.change(linear)
+                linear.weight = nn.Parameter((linear.weight + change).to(linear.weight), False)
+        self.scale = 0.0
+        try:
+            yield
+        finally:
+            self.scale = scale
+            pruner.reset()
+
+    def save(self, folder: Path, origin: dict[str, str]) -> Path:
+        """Writes the file of the adapters.
+
+        Args:
+            origin: what the adapters were trained on; `load` compares it.
+        """
+        tensors = {}
+        for name, pair in self.pairs.items():
+            tensors[f"{name}.up"] = (self.scale * pair.up).detach().cpu().contiguous()
+            tensors[f"{name}.down"] = pair.down.detach().cpu().contiguous()
+        save_file(tensors, folder / FILE, metadata=origin)
+        return folder / FILE
+
+    @classmethod
+    def load(cls, folder: Path, pruner: LivePruner, origin: dict[str, str]) -> "Adapters":
+        """Reads the adapters of a folder and attaches them.
+
+        Raises:
+            PPFError: the file is damaged, or was trained for another model or compensation.
+        """
+        file = folder / FILE
+        try:
+            with safe_open(file, "pt") as stored:
+                metadata = stored.metadata() or {}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise PPFError(f"{file} cannot be read: {_REMEDY}.") from error
+        wrong = [key for key, value in origin.items() if metadata.get(key) != value]
+        if wrong:
+            given = metadata.get(wrong[0])
+            raise PPFError(
+                f"{file} was trained with another {wrong[0]} ({given}, not {origin[wrong[0]]}):"
+                f" {_REMEDY}."
+            )
+        rank = next((len(t) for name, t in tensors.items() if name.endswith(".down")), 1)
+        adapters = cls(pruner, rank, 1.0)
+        adapters._fill(tensors, file)
+        return adapters
+
+    def _fill(self, tensors: dict[str, Tensor], file: Path) -> None:
+        expected = {
+            f"{name}.{part}": getattr(pair, part)
+            for name, pair in self.pairs.items()
+            for part in ("up", "down")
+        }
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        finite = all(tensor.isfinite().all() for tensor in tensors.values())
+        if shapes != {name: tensor.shape for name, tensor in expected.items()} or not finite:
+            raise PPFError(f"{file} does not fit the model: {_REMEDY}.")
+        for name, parameter in expected.items():
+            parameter.data.copy_(tensors[name])
+        self.requires_grad_(False)
+
+
+class _Pair(nn.Module):
+    """The two factors of one adapter; at first their product is zero."""
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        rows, columns = linear.weight.shape
+        self.down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
+        self.up = nn.Parameter(torch.zeros(rows, rank))
+        self.to(linear.weight)
+
+    def forward(
+        self, inputs: Float[Tensor, "*tokens columns"], linear: nn.Linear
+    ) -> Float[Tensor, "*tokens rows"]:
+        rows, columns = linear.weight.shape
+        return F.linear(F.linear(inputs, self.down[:, :columns]), self.up[:rows])
+
+    def change(self, linear: nn.Linear) -> Float[Tensor, "rows columns"]:
+        """The change of the projection's weight."""
+        rows, columns = linear.weight.shape
+        return self.up[:rows] @ self.down[:, :columns]
+
+
+def projections(pruner: LivePruner) -> dict[str, nn.Linear]:
+    """The projections of the space's sites, by site and number."""
+    found = dict[str, nn.Linear]()
+    for index, site in zip(
+        pruner.lm.coupling_indices(pruner.space.sites), pruner.space.sites, strict=True
+    ):
+        coupling = pruner.lm.couplings[index]
+        linears = [*(producer.linear for producer in coupling.producers), coupling.consumer]
+        found |= {f"{site.name}.{number}": linear for number, linear in enumerate(linears)}
+    return found
+
+
+_REMEDY = "give a folder that `python recover.py search=FOLDER` wrote"

@@ -1,0 +1,96 @@
+"""Recovery at every pruning ratio at once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.llm import output_head, summed_nll
+from ppf.pruning import LivePruner
+from ppf.pruning.elastic import Adapters
+from ppf.recovery.losses import Forward, Loss, need_stream, weighted_sum
+from ppf.recovery.module import TunedModule, Unseen
+from ppf.recovery.settings import Optimization
+
+_VALIDATED = 3  # ratios
+
+
+class ElasticModule(TunedModule):
+    """Trains one set of adapters under the sandwich rule.
+
+    Each step takes the lowest ratio, the highest, and some random ones between them. The dense
+    model, which is the same model at ratio 0, teaches all of them.
+
+    Args:
+        adapters: attached to the pruner's model.
+        pruner: applies policies.
+        policy: gives the policy for a ratio.
+        losses: by name; their weighted sum is minimised, as a mean over the ratios.
+        ratios: lowest and highest.
+        draws: random ratios in a step.
+        seed: of the random ratios.
+        optimization: as for `TunedModule`.
+
+    Source: Yu & Huang, Universally Slimmable Networks (arXiv 1903.05134).
+    """
+
+    monitor: ClassVar[str] = "validation/nll"
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        pruner: LivePruner,
+        policy: Callable[[float], list[int]],
+        losses: Mapping[str, Loss],
+        *,
+        ratios: tuple[float, float],
+        draws: int,
+        seed: int,
+        optimization: Optimization,
+    ) -> None:
+        super().__init__(optimization)
+        self.adapters, self.pruner, self.policy = adapters, Unseen(pruner), policy
+        self.losses, self.ratios, self.draws, self.seed = dict(losses), ratios, draws, seed
+
+    def training_step(
+        self, batch: Sequence[Int[Tensor, "windows window"]], _: int
+    ) -> Float[Tensor, ""]:
+        """The mean of the weighted sums at the ratios of the step."""
+        (ids,) = batch
+        with torch.no_grad():
+            teacher = self._forward(0.0, ids)
+        totals = []
+        for ratio in self.drawn(self.global_step):
+            total, each = weighted_sum(self.losses, self._forward(ratio, ids), teacher, ids)
+            totals.append(total)
+        self.log_dict({f"training/{name}": value for name, value in each.items()})
+        return self.finite(torch.stack(totals).mean())
+
+    def drawn(self, step: int) -> list[float]:
+        """The ratios of a step; they depend on the seed and the step only."""
+        low, high = self.ratios
+        generator = torch.Generator().manual_seed(self.seed + step)
+        random = low + (high - low) * torch.rand(self.draws, generator=generator)
+        return [low, *random.tolist(), high]
+
+    def _forward(self, ratio: float, ids: Int[Tensor, "windows window"]) -> Forward:
+        self._set_ratio(ratio)
+        model = self.pruner.value.lm.model
+        return Forward.of(model, ids, stream=need_stream(self.losses))
+
+    def _set_ratio(self, ratio: float) -> None:
+        pruner = self.pruner.value
+        pruner.apply(self.policy(ratio) if ratio else pruner.space.dense.tolist())
+
+    def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
+        """Logs the mean negative log-likelihood over three ratios, nats per token."""
+        (ids,) = batch
+        model, nlls = self.pruner.value.lm.model, []
+        for ratio in torch.linspace(*self.ratios, _VALIDATED).tolist():
+            hidden = self._forward(ratio, ids).hidden
+            nlls.append(summed_nll(output_head(model), hidden, ids) / ids[:, 1:].numel())
+        self.log(
+            self.monitor, torch.stack(nlls).mean().float(), batch_size=len(ids), sync_dist=True
+        )

@@ -1,0 +1,110 @@
+"""recover, search=FOLDER: one set of adapters for every ratio of a dynamic search."""
+
+import copy
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Fabric
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import TensorDataset
+
+from ppf.agents.ratio_agent import FILE, load_agent
+from ppf.artefacts import write_json
+from ppf.evaluation.perplexity import mean_nll
+from ppf.pruning.elastic import Adapters
+from ppf.records.agent import WEIGHTS
+from ppf.recovery.elastic import ElasticModule
+from ppf.recovery.fit import fit
+from ppf.recovery.settings import RecoverySettings
+from ppf.report.scores import RecoveryScore
+from ppf.stages.recovery_inputs import (
+    losses_of,
+    machine_of,
+    run_of,
+    windows_of,
+    with_enough_memory,
+)
+from ppf.stages.resident import origin, resident
+from ppf.stages.signatures import plain
+
+
+def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> list[RecoveryScore]:
+    """Trains adapters for all ratios of the search in `cfg.search`.
+
+    `cfg.out` gets the agent with the adapters beside it, so that it can take the search's place.
+
+    Raises:
+        PPFError: there is no dynamic search, or its model or the text cannot be used.
+    """
+    agent = load_agent(cfg.search, cfg.trust_targets)
+    given = OmegaConf.merge(cfg, {"dtype": "float32"})
+    assert isinstance(given, DictConfig)
+    context = resident(given, fabric, agent.record, adapted=False)
+    lm, pruner, machine = context.lm, context.pruner, machine_of(cfg, fabric)
+    training, validation = windows_of(cfg, lm)
+
+    def score(kept: list[int]) -> float:
+        with pruner.at(kept) as model, machine.autocast(model):
+            return mean_nll(model, validation, batch=cfg.recovery.micro_batch)
+
+    policies = {ratio: agent.policy(ratio) for ratio in cfg.ratios}
+    dense = score(context.space.dense.tolist())
+    pruned = {ratio: score(kept) for ratio, kept in policies.items()}
+    elastic = cfg.elastic
+    torch.manual_seed(cfg.seed)
+    adapters = Adapters(pruner, elastic.rank, elastic.alpha / elastic.rank)
+    untrained = copy.deepcopy(adapters.state_dict())
+
+    def train(settings: RecoverySettings) -> int:
+        adapters.load_state_dict(untrained)  # after an attempt that took too much memory
+        determined = (context.signatures.labels, origin(context), agent.record["ratios"])
+        experts = agent.widths.tolist()
+        run = run_of(cfg, machine, settings, "elastic", determined, experts, plain(elastic))
+        module = ElasticModule(
+            adapters,
+            pruner,
+            agent.policy,
+            losses_of(cfg),
+            ratios=(float(agent.knots[1]), float(agent.knots[-1])),
+            draws=elastic.draws,
+            seed=cfg.seed,
+            optimization=run.optimization(elastic.lr),
+        )
+        return fit(module, TensorDataset(training), TensorDataset(validation), run)
+
+    began = time.monotonic()
+    tokens = with_enough_memory(cfg, train)
+    minutes = (time.monotonic() - began) / 60
+    scores = [
+        RecoveryScore(ratio, dense, pruned[ratio], score(kept)) for ratio, kept in policies.items()
+    ]
+    if fabric.is_global_zero:
+        _write(cfg, adapters, origin(context), scores, tokens, minutes)
+    return scores
+
+
+def _write(
+    cfg: DictConfig,
+    adapters: Adapters,
+    origin: dict[str, str],
+    scores: list[RecoveryScore],
+    tokens: int,
+    minutes: float,
+) -> None:
+    out, search = Path(cfg.out), Path(cfg.search)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (FILE, WEIGHTS):
+        shutil.copy(search / name, out)
+    adapters.save(out, origin)
+    summary: dict[str, Any] = {
+        "tokens": tokens,
+        "minutes": round(minutes, 2),
+        "text": cfg.text.name,
+        "part": "validation",
+        "results": [asdict(s) | {"won_back": s.won_back} for s in scores],
+    }
+    write_json(Path(cfg.paths.run) / "summary.json", summary)

@@ -1,0 +1,89 @@
+"""What recovery training takes from the config."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Int
+from lightning import Fabric
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ppf.artefacts import signature
+from ppf.errors import PPFError
+from ppf.llm import LanguageModel
+from ppf.llm.text import Part, build_text, training_text
+from ppf.llm.windows import check_window
+from ppf.progress import say
+from ppf.recovery.losses import Loss
+from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
+from ppf.stages.signatures import plain, text_identity
+
+T = TypeVar("T")
+_PARTS: tuple[Part, ...] = ("training", "validation")
+_COSTS = ("micro_batch", "gradient_checkpointing")  # change memory and time, not the result
+
+
+def machine_of(cfg: DictConfig, fabric: Fabric) -> Machine:
+    """Fabric's processes and devices, for Lightning's Trainer."""
+    devices = plain(cfg.fabric)
+    where = {k: devices[k] for k in ("accelerator", "devices", "num_nodes", "strategy")}
+    loggers = [logger for logger in fabric.loggers if isinstance(logger, Logger)]
+    trainer = plain(cfg.trainer) | where
+    return Machine(fabric, fabric.global_rank, fabric.world_size, trainer, loggers)
+
+
+def losses_of(cfg: DictConfig) -> dict[str, Loss]:
+    """The losses of `loss=` by name."""
+    return {str(name): instantiate(loss) for name, loss in cfg.loss.items()}
+
+
+def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
+    """The windows of the parts training and validation.
+
+    Raises:
+        PPFError: the text is too short, or the windows are too long for the model.
+    """
+    check_window(cfg.text.window, lm.model.config)
+    text = build_text(training_text(cfg.text), cfg.paths.cache)
+    windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
+    if len(windows[0]) < cfg.recovery.batch:
+        raise PPFError(
+            f"the training part of text={cfg.text.name} has {len(windows[0])} windows, less than"
+            f" recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
+        )
+    return windows
+
+
+def run_of(
+    cfg: DictConfig, machine: Machine, settings: RecoverySettings, *trained: Any
+) -> TrainingRun:
+    """A training, whose folder is named by all that determines it.
+
+    Args:
+        trained: plain values that determine the model and what is trained of it.
+    """
+    own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
+    texts = [text_identity(own, part) for part in _PARTS]
+    recovery = {key: value for key, value in plain(cfg.recovery).items() if key not in _COSTS}
+    trainer = {k: v for k, v in plain(cfg.trainer).items() if k != "log_every_n_steps"}
+    parts = (texts, plain(cfg.loss), recovery, trainer, cfg.seed, *trained)
+    folder = Path(cfg.paths.artefacts) / "recovery" / signature("recovery", *parts)
+    return TrainingRun(settings, machine, folder, cfg.text.window, cfg.seed)
+
+
+def with_enough_memory(cfg: DictConfig, work: Callable[[RecoverySettings], T]) -> T:
+    """What `work` returns; it is repeated with half the micro-batch where memory runs out."""
+    settings = RecoverySettings(**cfg.recovery)
+    while True:
+        try:
+            return work(settings)
+        except torch.OutOfMemoryError:
+            if settings.micro_batch == 1:
+                raise
+        settings = settings.halved()
+        say(f"Out of memory: going on with {settings.micro_batch} windows at a time.")
+        torch.cuda.empty_cache()

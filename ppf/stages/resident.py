@@ -1,0 +1,43 @@
+"""The model of a search, with the adapters of its recovery if there are any."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import Fabric
+from omegaconf import DictConfig
+
+from ppf.pruning.elastic import FILE, Adapters
+from ppf.pruning.memory import within
+from ppf.stages.policy import check_signature, policy_config
+from ppf.stages.prepare import PruningContext, prepare
+
+
+def resident(
+    cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any], *, adapted: bool = True
+) -> PruningContext:
+    """The dense model of the search in `cfg.search`, ready for any policy.
+
+    Args:
+        record: the search's agent.json or policy.json.
+        adapted: attach the adapters that lie in the folder.
+
+    Raises:
+        PPFError: the model has changed since the search, or the adapters do not fit it.
+    """
+    config = policy_config(dict(record), cfg)
+    check_signature(dict(record), config)
+    choose = partial(within, cfg.bank.max_gib, instantiate(config.compensation))
+    context = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
+    folder = Path(cfg.search)
+    if adapted and (folder / FILE).is_file():
+        Adapters.load(folder, context.pruner, origin(context))
+    return context
+
+
+def origin(context: PruningContext) -> dict[str, str]:
+    """What adapters depend on: the compensation beneath them, and the search's signature."""
+    compensation = type(context.compensation).__name__
+    return {"compensation": compensation, "labels": context.signatures.labels}

@@ -1,0 +1,113 @@
+"""Adapters that every policy shares: off when dense, sliced when pruned, the same when merged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppf.errors import PPFError
+from ppf.pruning import LivePruner
+from ppf.pruning.elastic import FILE, Adapters, projections
+from tests.tiny import TinySetup
+
+ORIGIN = {"compensation": "LeastSquares", "labels": "0123"}
+
+
+def filled(pruner: LivePruner) -> Adapters:
+    adapters = Adapters(pruner, rank=3, scale=2.0).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for pair in adapters.pairs.values():
+        pair.up.normal_(0, 0.05, generator=generator)
+    return adapters
+
+
+def half(pruner: LivePruner) -> list[int]:
+    return [site.units // 2 for site in pruner.space.sites]
+
+
+@torch.inference_mode()
+def logits(tiny: TinySetup, kept: list[int]) -> Tensor:
+    assert tiny.last is not None
+    with tiny.last.at(kept) as model:
+        return model(tiny.windows).logits
+
+
+def test_the_dense_output_stays_to_the_bit(tiny: TinySetup) -> None:
+    pruner = tiny.pruner()
+    dense = pruner.space.dense.tolist()
+    before, pruned = logits(tiny, dense), logits(tiny, half(pruner))
+    filled(pruner)
+    assert torch.equal(logits(tiny, dense), before)
+    assert not torch.equal(logits(tiny, half(pruner)), pruned)
+
+
+def test_new_adapters_change_nothing(tiny: TinySetup) -> None:
+    pruner = tiny.pruner()
+    before = logits(tiny, half(pruner))
+    Adapters(pruner, rank=3, scale=2.0)
+    assert torch.equal(logits(tiny, half(pruner)), before)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_policy_uses_the_first_rows_and_columns_of_the_change(
+    tiny: TinySetup, empty: bool
+) -> None:
+    pruner = tiny.pruner()
+    kept = [0, 0, *half(pruner)[2:]] if empty else half(pruner)
+    adapters = filled(pruner)
+    found = logits(tiny, kept)
+    pruner.apply(kept)
+    expected = {
+        name: linear.weight
+        + 2.0 * (pair.up @ pair.down)[: linear.weight.shape[0], : linear.weight.shape[1]]
+        for (name, linear), pair in zip(
+            projections(pruner).items(), adapters.pairs.values(), strict=True
+        )
+    }
+    with adapters.merged():
+        for name, linear in projections(pruner).items():
+            torch.testing.assert_close(linear.weight, expected[name])
+        with torch.inference_mode():
+            merged = pruner.lm.model(tiny.windows).logits
+    torch.testing.assert_close(merged, found, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(tiny, kept), found)
+
+
+def test_saved_adapters_come_back(tiny: TinySetup, tmp_path: Path) -> None:
+    pruner = tiny.pruner()
+    filled(pruner).save(tmp_path, ORIGIN)
+    found = logits(tiny, half(pruner))
+    again = tiny.pruner()
+    for linear in projections(again).values():
+        linear._forward_hooks.clear()
+    loaded = Adapters.load(tmp_path, again, ORIGIN)
+    torch.testing.assert_close(logits(tiny, half(again)), found, atol=1e-5, rtol=1e-4)
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize(
+    ("origin", "content", "sentence"),
+    [
+        ({**ORIGIN, "compensation": "Bias"}, None, "another compensation .LeastSquares, not Bias"),
+        (ORIGIN, b"nothing", "cannot be read"),
+    ],
+)
+def test_other_adapters_are_refused(
+    tiny: TinySetup, tmp_path: Path, origin: dict[str, str], content: bytes | None, sentence: str
+) -> None:
+    pruner = tiny.pruner()
+    filled(pruner).save(tmp_path, ORIGIN)
+    if content:
+        (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(PPFError, match=sentence):
+        Adapters.load(tmp_path, pruner, origin)
+
+
+def test_adapters_of_another_space_are_refused(tiny: TinySetup, cache: str, tmp_path: Path) -> None:
+    from tests.tiny import tiny_setup
+
+    filled(tiny.pruner()).save(tmp_path, ORIGIN)
+    other = tiny_setup(cache, "mlp").pruner()
+    with pytest.raises(PPFError, match="does not fit the model"):
+        Adapters.load(tmp_path, other, ORIGIN)

@@ -1,0 +1,123 @@
+"""Recovery of all ratios at once: the adapters, the model that uses them, resumption."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+
+from ppf.cli.checks import check
+from ppf.pruning.elastic import FILE
+from ppf.recovery.elastic import ElasticModule
+from ppf.report.scores import RecoveryScore
+from ppf.runtime import DynamicModel
+from ppf.stages.recover_dynamic import recover_dynamic
+from tests.searched import write_agent, write_search
+
+
+class KilledError(Exception):
+    """Ends a training as a kill does, between two steps."""
+
+
+@pytest.fixture(scope="module")
+def searched(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a dynamic search; artefacts and text.txt lie in it too."""
+    folder = tmp_path_factory.mktemp("searched")
+    _, context = write_search(folder, cache)
+    write_agent(folder, context)
+    return folder
+
+
+@pytest.fixture
+def config(searched: Path, cache: str, tmp_path: Path) -> Any:
+    def composed(*overrides: str) -> DictConfig:
+        given = [
+            f"search={searched}",
+            f"text.path={searched}/text.txt",
+            "text.window=32",
+            "text.training.windows.validation=4",
+            "ratios=[0.2,0.5]",
+            "elastic.lr=1e-2",
+            "recovery.tokens=1536",
+            "recovery.micro_batch=2",
+            "recovery.validate_every=4",
+            "trainer.precision=32-true",
+            f"paths.artefacts={searched}/artefacts",
+            f"paths.cache={cache}",
+            f"paths.run={tmp_path}",
+        ]
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose("recover", [*given, *overrides])
+        check("recover", cfg)
+        return cfg
+
+    return composed
+
+
+def run(cfg: DictConfig) -> list[RecoveryScore]:
+    return recover_dynamic(cfg, Fabric(accelerator="cpu", devices=1))
+
+
+def resident(folder: str | Path, cfg: DictConfig) -> DynamicModel:
+    paths = (f"paths.artefacts={cfg.paths.artefacts}", f"paths.cache={cfg.paths.cache}")
+    return DynamicModel.from_search(folder, *paths)
+
+
+def test_one_set_of_adapters_serves_every_ratio_and_leaves_the_dense_model(
+    config: Any, searched: Path
+) -> None:
+    cfg = config()
+    scores = run(cfg)
+    assert [score.ratio for score in scores] == [0.2, 0.5]
+    assert scores[1].recovered < scores[1].pruned
+    before, after = resident(searched, cfg), resident(cfg.out, cfg)
+    ids = torch.arange(64)[None]
+    dense = before.lm.model(ids).logits
+    assert torch.equal(after.lm.model(ids).logits, dense)
+    for ratio in (0.15, 0.37, 0.5):
+        after.set_ratio(ratio)
+        before.set_ratio(ratio)
+        assert after.kept == before.kept
+        assert not torch.equal(after.lm.model(ids).logits, before.lm.model(ids).logits)
+    after.set_ratio(0.0)
+    assert torch.equal(after.lm.model(ids).logits, dense)
+
+
+def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cfg = config("recovery.ema=0.5")
+    run(cfg)
+    whole = load_file(Path(cfg.out) / FILE)
+    step, taken = ElasticModule.training_step, 0
+
+    def interrupted(self: ElasticModule, *given: Any) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        if taken == 13:
+            raise KilledError
+        return step(self, *given)
+
+    monkeypatch.setattr(ElasticModule, "training_step", interrupted)
+    cfg = config("recovery.ema=0.5", f"paths.artefacts={tmp_path}/broken")
+    with pytest.raises(KilledError):
+        run(cfg)
+    run(cfg)
+    assert taken == 13 + 24 - 8
+    resumed = load_file(Path(cfg.out) / FILE)
+    assert all(torch.equal(whole[name], found) for name, found in resumed.items())
+
+
+def test_each_step_takes_both_ends_and_its_own_random_ratio(config: Any) -> None:
+    drawn = [ElasticModule.drawn(_Drawing(), step) for step in (0, 1, 0)]
+    assert [ratios[::2] for ratios in drawn] == [[0.1, 0.5]] * 3
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert all(0.1 <= ratios[1] <= 0.5 for ratios in drawn)
+
+
+class _Drawing:
+    ratios, draws, seed = (0.1, 0.5), 1, 7
