@@ -25,7 +25,7 @@ from transformers import (
 
 from ppf.artefacts import get_or_make
 from ppf.errors import PPFError, reason
-from ppf.llm.checkpoint import check_files, quiet, read_config, read_tokenizer
+from ppf.llm.checkpoint import quiet
 from ppf.progress import say
 from ppf.ranges import Seed
 
@@ -157,12 +157,26 @@ def _cached(folder: Path, make: MakeCheckpoint) -> str:
         model.generation_config.save_pretrained(draft)
         save_torch_model(model, draft, metadata={"format": "pt"})
         tokenizer.save_pretrained(draft)
+        (draft / _CHECKSUMS).write_text(json.dumps(_checksums(draft)), encoding="utf-8")
 
     return get_or_make(folder, read=_checked, make=write)
 
 
 def _checked(folder: Path) -> str:
-    """Returns the folder; raises PPFError if its config, tokenizer or weights cannot be read."""
-    read_tokenizer(str(folder), read_config(str(folder)))
-    check_files(str(folder))
+    """Returns the folder; raises ValueError if a file has changed since it was written."""
+    written = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
+    if not written.items() <= _checksums(folder).items():
+        raise ValueError("a checksum is wrong")
     return str(folder)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of the folder's files by name."""
+    found = {}
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+_CHECKSUMS = "checksums.json"

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
 from torch import Tensor
 
 from ppf.artefacts import get_or_make
 from ppf.llm import Coupling, LanguageModel
 from ppf.progress import say, track
 from ppf.pruning.compensation import Compensation, Factors, Levels
-from ppf.pruning.statistics import Statistics, expand, write_tensors
+from ppf.pruning.statistics import Statistics, expand, open_tensors, write_tensors
 from ppf.ranks import Ranks
 from ppf.space import Site, Space
 
@@ -61,7 +60,8 @@ class Bank:
             max_gib: most GiB of memory for the weights of all levels. A larger bank stores two
                 factors per site in memory-mapped files, and multiplies them when a policy needs a
                 level.
-            folder: folder of these files, used by this bank only. Existing files are reused.
+            folder: folder of these files, used by this bank only. Undamaged files are
+                reused.
             ranks: the processes that build the same bank; only rank 0 writes files.
         """
         indices = lm.coupling_indices(space.sites)
@@ -116,7 +116,7 @@ def _spilled(
         write_tensors(draft, {"errors": made.errors, "projected": projected, "inverse": inverse})
 
     def read(path: Path) -> Levels:
-        stored = safe_open(path, "pt")
+        stored = open_tensors(path)
         projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
         return Levels(stored.get_tensor("errors"), Factors(projected, inverse, widths[:-1]))
 

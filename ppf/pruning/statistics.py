@@ -1,14 +1,14 @@
 """Second moments of the consumers' inputs (of o_proj and down_proj) on calibration text."""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ppf.llm import Coupling, LanguageModel
@@ -96,7 +96,21 @@ def damped(
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Writes a safetensors file that carries a checksum of its tensors."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, path, {_CHECKSUM: _checksum(tensors)})
+    save_file(tensors, path, {_CHECKSUM: _checksum(sorted(tensors.items()))})
+
+
+def open_tensors(path: Path) -> safe_open:
+    """Opens a file that `write_tensors` wrote; its tensors stay on disk until they are read.
+
+    Raises:
+        ValueError: the tensors do not have the checksum that the file carries.
+    """
+    file = safe_open(path, "pt")
+    checksum = (file.metadata() or {}).get(_CHECKSUM)  # older files have none
+    named = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+    if checksum and checksum != _checksum(named):
+        raise ValueError("its checksum is wrong")
+    return file
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -105,18 +119,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the tensors do not have the checksum that the file carries.
     """
-    with safe_open(path, "pt") as file:
-        checksum = (file.metadata() or {}).get(_CHECKSUM)  # older files have none
-    tensors = load_file(path)
-    if checksum and checksum != _checksum(tensors):
-        raise ValueError("its checksum is wrong")
-    return tensors
+    file = open_tensors(path)
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
+def _checksum(named: Iterable[tuple[str, Tensor]]) -> str:
     """CRC-32 of all names and values."""
     found = 0
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in named:
         content = tensor.reshape(-1).view(torch.uint8).numpy().data
         found = zlib.crc32(content, zlib.crc32(name.encode(), found))
     return f"{found:08x}"

@@ -60,6 +60,18 @@ def test_files_of_factors_are_reused(lm: LanguageModel, tmp_path: Path) -> None:
     assert torch.equal(again.errors, first.errors)
 
 
+def test_a_damaged_file_of_factors_is_made_again(
+    lm: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    bank(lm, tmp_path, 1e-9)
+    for file in tmp_path.glob("*.safetensors"):
+        whole = file.read_bytes()
+        file.write_bytes(bytes([*whole[:-5], whole[-5] ^ 0x40, *whole[-4:]]))
+        bank(lm, tmp_path, 1e-9)
+        assert file.read_bytes() == whole
+        assert "its checksum is wrong): it is made again" in capsys.readouterr().out
+
+
 def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) -> None:
     space = width_space(lm)
     for site, level in zip(space.sites, bank(lm, tmp_path, 1.0).levels, strict=True):
