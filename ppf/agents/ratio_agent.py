@@ -1,7 +1,7 @@
 """An agent for all ratios, which gives a policy in milliseconds without predictor or model."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class RatioAgent:
         return torch.lerp(values[above - 1], values[above], (ratio - low) / (high - low))
 
 
-def load_agent(path: str | Path, trusted: Collection[str] = ()) -> RatioAgent:
+def load_agent(path: str | Path, trusted: Sequence[str] = ()) -> RatioAgent:
     """Loads an agent that `search.py mode=dynamic` wrote. Files of strangers are safe to load.
 
     Args:

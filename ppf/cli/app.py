@@ -3,7 +3,9 @@
 import importlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning
 from hydra.utils import instantiate
@@ -16,6 +18,7 @@ from ppf.cli.outcome import Outcome, finished, finite, is_multirun, write
 from ppf.llm.loading import check_source
 from ppf.processes import launch
 from ppf.progress import say
+from ppf.ranks import Ranks
 from ppf.report.loggers import build_loggers, finish
 from ppf.stages.signatures import plain
 
@@ -81,6 +84,7 @@ def run(name: str, cfg: DictConfig) -> float | None:
     failed = True
     try:
         launch(fabric)
+        share_run_folder(cfg, fabric)
         outcome = found.task(cfg, fabric) or Outcome()
         failed = False
     finally:
@@ -88,3 +92,12 @@ def run(name: str, cfg: DictConfig) -> float | None:
     if fabric.is_global_zero:
         write(name, cfg, outcome, time.perf_counter() - start)
     return finite(outcome.metric)
+
+
+def share_run_folder(cfg: DictConfig, ranks: Ranks) -> None:
+    """Makes all ranks use rank 0's run folder; under torchrun and Slurm, each has made its own."""
+    own = Path(cfg.paths.run)
+    cfg.paths.run = ranks.broadcast(str(own))
+    if Path(cfg.paths.run) != own:
+        with suppress(OSError):  # it is not empty
+            own.rmdir()

@@ -139,16 +139,17 @@ class FromFiles(Sampler):
 
     Args:
         paths: policy.json files for the same space.
+        trusted: your own classes that these files may name.
 
     Raises:
         PPFError: `paths` is empty, or a file is missing or damaged.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], trusted: Sequence[str]) -> None:
         if not paths:
             raise PPFError("the sampler has no files: give sampler.of.paths=[POLICY.json,...].")
         remedy = "give sampler.of.paths=[POLICY.json,...] of files that search.py wrote"
-        self.policies = [read(path, PolicyRecord, remedy)["kept"] for path in paths]
+        self.policies = [read(path, PolicyRecord, remedy, trusted)["kept"] for path in paths]
 
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0

@@ -94,6 +94,7 @@ def test_two_processes_of_torchrun_find_what_one_finds(
     assert policy["measured"]["nll"] <= policy["uniform"]["measured"]["nll"]
     for file in ("search.csv", "report.html", "offline-run-*"):
         only(two, file)
+    assert len(list(two.glob("search/*/*"))) == 1
 
     predictor = alone(one, *given)
     labels, expected = labels_in(two), labels_in(one)

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.samplers import (
@@ -86,7 +88,7 @@ def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: 
     file = tmp_path / "policy.json"
     kept = dict(zip(names, policy.tolist(), strict=True))
     file.write_text(json.dumps(examples.policy(kept, units=kept)))
-    kept = drawn(Neighbours(FromFiles([str(file)]), spread=0.05), tiny, 16)
+    kept = drawn(Neighbours(FromFiles([str(file)], ()), spread=0.05), tiny, 16)
     block = tiny.space.params.min() / tiny.space.total
     assert (tiny.space.ratio(kept) - tiny.space.ratio(policy)).abs().max() < block
     assert (kept != policy).any(1).sum() > 12
@@ -95,11 +97,35 @@ def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: 
 
 def test_files_must_be_given_and_fit_the_space(tiny: TinySetup, tmp_path: Path) -> None:
     with pytest.raises(PPFError, match=r"sampler\.of\.paths"):
-        FromFiles([])
+        FromFiles([], ())
     file = tmp_path / "policy.json"
     file.write_text(json.dumps(examples.policy({"0.mlp": 1}, units={"0.mlp": 1})))
     with pytest.raises(PPFError, match="does not fit"):
-        drawn(FromFiles([str(file)]), tiny, 1)
+        drawn(FromFiles([str(file)], ()), tiny, 1)
+
+
+@pytest.mark.parametrize("name", ["neighbours", "proposals"])
+def test_files_may_name_the_classes_that_the_user_trusts(
+    tiny: TinySetup, tmp_path: Path, name: str
+) -> None:
+    own = examples.config(compensation={"_target_": "mine.Compensation", "rank": 3})
+    kept = {site.name: 1 for site in tiny.space.sites}
+    units = {site.name: site.units for site in tiny.space.sites}
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps(examples.policy(kept, units=units, config=own)))
+    record = {"signatures": examples.SIGNATURES, "config": own}
+    widths = torch.stack([tiny.space.dense, uniform(tiny.space, torch.tensor([0.6]))[0]]).double()
+    knots = torch.tensor([0.0, 0.6])
+    RatioAgent(tiny.space, knots, widths, torch.ones(2), torch.zeros(2), record).save(tmp_path)
+
+    given = {"neighbours": f"of.paths=[{policy}]", "proposals": f"of.agent.path={tmp_path}"}
+    overrides = [f"sampler={name}", f"sampler.{given[name]}"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        trusting = compose("collect", [*overrides, "trust_targets=[mine.Compensation]"])
+        plain = compose("collect", overrides)
+    assert len(drawn(instantiate(trusting.sampler), tiny, 3)) == 3
+    with pytest.raises(InstantiationException, match="neither PPF's own nor in trust_targets"):
+        instantiate(plain.sampler)
 
 
 def test_proposals_are_the_agents_policies(tiny: TinySetup) -> None:

@@ -61,7 +61,7 @@ def test_gadgets_are_refused_everywhere_in_a_policy(
     for place in places(good):
         file.write_text(json.dumps(spoilt(good, place, armed[0][name])))
         refuses(lambda: read_policy(file, ()), marker)
-        refuses(lambda: FromFiles([str(file)]), marker)
+        refuses(lambda: FromFiles([str(file)], ()), marker)
 
 
 @pytest.mark.parametrize("name", NAMES)

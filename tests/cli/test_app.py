@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from ppf.cli.app import share_run_folder
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_use_the_run_folder_of_rank_0(tmp_path: Path, rank: int) -> None:
+    folders = [tmp_path / "rank 0", tmp_path / "rank 1"]
+    for folder in folders:
+        folder.mkdir()
+
+    class Ranks:
+        is_global_zero = rank == 0
+
+        def broadcast(self, obj: str, src: int = 0) -> str:
+            return str(folders[src])
+
+    cfg = OmegaConf.create({"paths": {"run": str(folders[rank])}})
+    share_run_folder(cfg, Ranks())
+    assert cfg.paths.run == str(folders[0])
+    assert [folder.is_dir() for folder in folders] == [True, rank == 0]
