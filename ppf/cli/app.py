@@ -1,6 +1,7 @@
 """What all commands share: configs are checked, seeds are set, loggers are closed."""
 
 import importlib
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -99,5 +100,6 @@ def share_run_folder(cfg: DictConfig, ranks: Ranks) -> None:
     own = Path(cfg.paths.run)
     cfg.paths.run = ranks.broadcast(str(own))
     if Path(cfg.paths.run) != own:
-        with suppress(OSError):  # it is not empty
+        shutil.rmtree(own / ".hydra", ignore_errors=True)
+        with suppress(OSError):  # something else is in it
             own.rmdir()

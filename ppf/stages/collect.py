@@ -52,4 +52,4 @@ def collect(
         say(f"Reusing {len(policies)} labels in {store.folder}.")
     elif not may_label:
         raise missing("labels", "python collect.py")
-    return measure(context, policies, "sampler")
+    return label(store, context.labeller, policies, "sampler")

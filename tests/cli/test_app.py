@@ -10,7 +10,8 @@ from ppf.cli.app import share_run_folder
 def test_all_ranks_use_the_run_folder_of_rank_0(tmp_path: Path, rank: int) -> None:
     folders = [tmp_path / "rank 0", tmp_path / "rank 1"]
     for folder in folders:
-        folder.mkdir()
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "config.yaml").touch()
 
     class Ranks:
         is_global_zero = rank == 0
