@@ -74,12 +74,21 @@ class RunConfig(Section):
     paths: PathsSection
 
 
+class CardSection(Section):
+    """`card` of `model/*.yaml`."""
+
+    base_model: str | None = None
+    license: str | None = None
+    language: list[str] | None = None
+
+
 class ModelSection(Section):
     """`model/*.yaml`."""
 
     name: str
     path: Annotated[str, AfterValidator(_model_folder)] | None
     dtype: Dtype
+    card: CardSection | None = None
     source: Component | None
 
 
@@ -216,6 +225,15 @@ class SearchConfig(FitConfig):
     dynamic: DynamicSection
 
 
+class SpeedSection(Section):
+    """How prefill and decode are timed."""
+
+    batches: Annotated[list[Count], Field(min_length=1)]
+    prompt: Count
+    new_tokens: Count
+    repeats: Count
+
+
 class PruneConfig(RunConfig):
     """`prune.yaml`."""
 
@@ -224,6 +242,8 @@ class PruneConfig(RunConfig):
     out: str
     sequential: bool
     dtype: Dtype
+    latency: bool
+    speed: SpeedSection
 
 
 class RecoverySection(Section):
@@ -265,15 +285,6 @@ class RecoverConfig(RunConfig):
     elastic: ElasticSection
     recovery: RecoverySection
     trainer: Component
-
-
-class SpeedSection(Section):
-    """How prefill and decode are timed."""
-
-    batches: Annotated[list[Count], Field(min_length=1)]
-    prompt: Count
-    new_tokens: Count
-    repeats: Count
 
 
 class EvaluateConfig(RunConfig):

@@ -1,6 +1,7 @@
 """Speed of a model: prefill (reading prompts) and decode (generating tokens)."""
 
 import time
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -12,6 +13,12 @@ from transformers import PreTrainedModel, StoppingCriteria
 from ppf.evaluation.memory import peak_bytes
 from ppf.evaluation.results import Speed
 from ppf.progress import track
+
+
+def speeds(model: PreTrainedModel, settings: Mapping[str, Any]) -> list[Speed]:
+    """The speed at each batch size of `speed=`."""
+    rest = dict(settings)
+    return [speed(model, batch=batch, **rest) for batch in rest.pop("batches")]
 
 
 def speed(

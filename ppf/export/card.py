@@ -1,42 +1,30 @@
 """The model card of an exported folder."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
+from ppf.export.front_matter import front_matter
 from ppf.pruning import LivePruner
-
-_STRUCTURE = ("format", "kept", "units", "signatures", "config", "exported", "recovered")
+from ppf.space import Space
 
 _CARD = Template("""\
 ---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [pruned, structured-pruning]
+$front
 ---
 # $name, pruned by $ratio
 
 Structured pruning: whole key/value heads (with their query heads) and FFN channels are removed.
 The tensors are smaller, and layers differ in width. `policy.json` lists what each layer keeps.
 
-| | dense | pruned |
-|---|---|---|
-| parameters | $dense | $pruned |
-| prunable parameters | $prunable | $left |
+## Perplexity of these weights
+$measured_on
 
-Pruning ratio: $ratio of the prunable parameters, $share of all.
+$table
 
-$scored## Results of the search
-With one-shot compensation. Perplexity is the exponential of the mean negative log-likelihood (nll,
-nats per token).
-
-| | value | source |
-|---|---|---|
-$numbers
-
-## Use
+## How to load
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -51,17 +39,11 @@ from a heterogeneous config; this is expected.
 $provenance
 """)
 
-
-_SCORED = Template("""\
-## Perplexity of these weights
+_MEASURED = Template("""\
 Measured in $dtype on $windows windows of $window tokens of the labelling part of $text. The first
 $context tokens of each window are context and not scored. Compensation in this folder: $kept.
-
-| compensation | nll | perplexity |
-|---|---|---|
-$rows
-
-""")
+Perplexity is the exponential of the mean negative log-likelihood. The search has used this part of
+the text; `evaluate.py path=FOLDER` measures on the test part.""")
 
 _RECOVERED = Template("""\
 ## Recovery training
@@ -76,36 +58,95 @@ $rows
 Share of the lost nats that were won back: $won_back. The sections below tell what was known before.
 
 """)
-_FIRST_RESULTS = re.compile(
-    r"^## (Perplexity of these weights|Results of the search)$", re.MULTILINE
-)
-
+_FIRST_RESULTS = re.compile(r"^## Perplexity of these weights$", re.MULTILINE)
 _COMPENSATIONS = {"one_shot": "one-shot", "sequential": "re-estimated front to back"}
 
 
 def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
-    """The model card in Markdown: removed parameters, perplexities and provenance.
+    """The model card in Markdown: what is known of the origin, sizes, perplexities, provenance.
 
     Args:
         policy: the contents of policy.json.
     """
-    space, kept = pruner.space, pruner.kept
+    space, config = pruner.space, policy.get("config", {})
+    exported = policy.get("exported")
+    return _CARD.substitute(
+        front=front_matter(pruner.lm.model, config),
+        name=policy.get("model", "A language model"),
+        ratio=_percent(_removed(space, pruner.kept) / space.total),
+        measured_on=_measured_on(exported, policy) if exported else "It was not measured.",
+        table=_table(pruner, policy),
+        provenance="\n".join(_provenance(config)),
+    )
+
+
+def _measured_on(exported: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
+    kept = _COMPENSATIONS[exported["compensation"]]
+    return _MEASURED.substitute(exported, text=policy["text"], kept=kept)
+
+
+class _Row(NamedTuple):
+    """A model in the card's table.
+
+    Args:
+        kept: units kept at each site.
+        nll: as in policy.json; None: not measured.
+        speed: one entry for each batch size.
+    """
+
+    name: str
+    kept: Sequence[int]
+    nll: Mapping[str, Any] | None
+    speed: Sequence[Mapping[str, Any]] = ()
+
+
+def _table(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
+    """Dense, uniform and the exported model: ratio, size, perplexity, and speed if known."""
+    space, lm, rows = pruner.space, pruner.lm, list(_models(pruner, policy))
+    here = lm.model.num_parameters()
     with pruner.at(space.dense.tolist()) as model:
         dense = model.num_parameters()
-    pruned = pruner.lm.model.num_parameters()
-    removed = sum((site.units - k) * site.params for site, k in zip(space.sites, kept, strict=True))
-    return _CARD.substitute(
-        name=policy.get("model", "A language model"),
-        ratio=f"{removed / space.total:.1%}",
-        share=f"{1 - pruned / dense:.1%}",
-        dense=f"{dense:,}",
-        pruned=f"{pruned:,}",
-        prunable=f"{space.total:,}",
-        left=f"{space.total - removed:,}",
-        scored=_scored(policy),
-        numbers="\n".join(_rows(policy)),
-        provenance="\n".join(_provenance(policy)),
-    )
+    batches = [entry["batch"] for entry in rows[0].speed]
+    heads = ["", "pruning ratio", "parameters", "weights", "nats per token", "perplexity"]
+    for batch in batches:
+        heads += [f"{what}, tokens/s, batch {batch}" for what in ("prefill", "decode")]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        removed = _removed(space, row.kept)
+        count = here if list(row.kept) == pruner.kept else dense - removed
+        size = count * lm.dtype.itemsize / 2**20
+        cells = [row.name, _percent(removed / space.total), f"{count:,}", f"{size:,.1f} MiB"]
+        cells += [_decimal(row.nll[key]) if row.nll else "" for key in ("nll", "perplexity")]
+        for entry in row.speed or [{}] * len(batches):
+            cells += [f"{entry[what]:,.1f}" if entry else "" for what in ("prefill", "decode")]
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _models(pruner: LivePruner, policy: Mapping[str, Any]) -> Iterator[_Row]:
+    exported = policy.get("exported") or {}
+    speed, scores = exported.get("speed") or {}, exported.get("measured") or {}
+    space = pruner.space
+    yield _Row("dense", space.dense.tolist(), exported.get("dense"), speed.get("dense", ()))
+    names, even = [site.name for site in space.sites], policy.get("uniform")
+    if even and even["kept"].keys() == set(names):
+        yield _Row("uniform, one-shot, by the search", space.policy(even["kept"]), even["measured"])
+    for key, name in _COMPENSATIONS.items():
+        if key in scores:
+            here = key == exported["compensation"]
+            shown = f"**{name}, in this folder**" if here else name
+            yield _Row(shown, pruner.kept, scores[key], speed.get("pruned", ()) if here else ())
+    if not scores:
+        yield _Row("in this folder", pruner.kept, None)
+
+
+def _removed(space: Space, kept: Sequence[int]) -> int:
+    """Removed parameters."""
+    return sum((site.units - k) * site.params for site, k in zip(space.sites, kept, strict=True))
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
 
 
 def recovered_card(card: str, policy: Mapping[str, Any]) -> str:
@@ -128,51 +169,13 @@ def recovered_card(card: str, policy: Mapping[str, Any]) -> str:
     return card[:at] + section + card[at:]
 
 
-def _scored(policy: Mapping[str, Any]) -> str:
-    """The section on the exported weights' perplexity; empty if it was not measured."""
-    if not (exported := policy.get("exported")):
-        return ""
-    rows = [
-        f"| {name} | {_decimal(found['nll'])} | {_decimal(found['perplexity'])} |"
-        for key, name in _COMPENSATIONS.items()
-        if (found := exported["measured"].get(key))
-    ]
-    kept = _COMPENSATIONS[exported["compensation"]]
-    return _SCORED.substitute(exported, text=policy["text"], kept=kept, rows="\n".join(rows))
-
-
 def _decimal(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
 
 
-def _rows(policy: Mapping[str, Any]) -> Iterator[str]:
-    """One table row for each number in the policy."""
-    for key, value in policy.items():
-        if key not in _STRUCTURE:
-            yield from (
-                f"| {name} | {number} | {_known(name)} |" for name, number in _flat(key, value)
-            )
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """The numbers in a value, each with its dotted name; a list of numbers is one row."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _flat(f"{name}.{key}", part)
-    elif isinstance(value, (list, tuple)) and all(isinstance(v, float) for v in value):
-        yield name, " – ".join(f"{v:.4g}" for v in value)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield name, f"{value:.4g}"
-
-
-def _known(name: str) -> str:
-    """How a number is known, by its dotted name."""
-    return next((how for how in ("predicted", "measured") if how in name), "exact")
-
-
-def _provenance(policy: Mapping[str, Any]) -> Iterator[str]:
+def _provenance(config: Mapping[str, Any]) -> Iterator[str]:
     """One line for each choice that the policy's config records."""
-    for group, choice in policy.get("config", {}).items():
+    for group, choice in config.items():
         if origin := _origin(choice):
             yield f"- {group}: {origin}"
 

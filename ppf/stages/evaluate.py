@@ -1,6 +1,6 @@
 """evaluate: what models score on the test part, and how large and fast they are."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
-from ppf.evaluation.latency import speed
+from ppf.evaluation.latency import speeds
 from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
 from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
@@ -78,15 +78,10 @@ class Procedure:
             float(torch.tensor(loss.nll, dtype=torch.double).exp()),
             parameters(model),
             size,
-            list(self._speeds(model)) if cfg.latency else [],
+            speeds(model, cfg.speed) if cfg.latency else [],
             self.tasks.scores(model, tokenizer) if self.tasks else {},
             loss.std_error if isfinite(loss.std_error) else None,
         )
-
-    def _speeds(self, model: PreTrainedModel) -> Iterator[Any]:
-        settings = dict(self.cfg.speed)
-        for batch in settings.pop("batches"):
-            yield speed(model, batch=batch, **settings)
 
     def evaluation(self, text: Text, pieces: list[Piece], results: list[ModelResult]) -> Evaluation:
         """The results with what they hold on."""

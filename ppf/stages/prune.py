@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
+from ppf.evaluation.latency import speeds
 from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.export.base import Exporter
 from ppf.progress import say
@@ -49,21 +50,44 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     record beside the weights tells under `exported` what they score in `cfg.dtype`.
     """
     exporter: Exporter = instantiate(cfg.export)
-    context, record = compensated(cfg, fabric, record, exporter)
+    timed = cfg.speed if cfg.latency else None
+    context, record = compensated(cfg, fabric, record, exporter, timed)
     return exporter.write(context.pruner, Path(cfg.out), record)
 
 
 def compensated(
-    cfg: DictConfig, fabric: Fabric, record: dict[str, Any], exporter: Exporter
+    cfg: DictConfig,
+    fabric: Fabric,
+    record: dict[str, Any],
+    exporter: Exporter,
+    timed: DictConfig | None = None,
 ) -> tuple[PruningContext, dict[str, Any]]:
-    """The policy's model, ready for an export, and the record with the entry `exported`."""
+    """The policy's model, ready for an export, and the record with the entry `exported`.
+
+    Args:
+        timed: how speed is measured; None: it is not measured.
+    """
     context = apply_policy(cfg, fabric, record)
     exporter.check(context.lm)
+    known = _known_before(context, timed)  # the dense model is not to be had after a refit
     if cfg.sequential and can_refit(context):
         scores = keep_better(context)
     else:
         scores = Compensated(_nll(context))
-    return context, record | {"exported": _exported(context, scores)}
+    return context, record | {"exported": _exported(context, scores) | known}
+
+
+def _known_before(context: PruningContext, timed: DictConfig | None) -> dict[str, Any]:
+    """The dense model's perplexity, and the speed of both models if it is wanted."""
+    model = context.lm.model
+    pruned = [asdict(found) for found in speeds(model, timed)] if timed else []
+    with context.pruner.at(context.space.dense.tolist()):
+        dense = {"dense": LogPerplexity(_nll(context)).record()}
+        if not timed:
+            return dense
+        return dense | {
+            "speed": {"dense": [asdict(x) for x in speeds(model, timed)], "pruned": pruned}
+        }
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.space import uniform
 from ppf.stages import prune as stage
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
-from ppf.stages.policy import by_site, policy_record
+from ppf.stages.policy import by_site, policy_record, read_policy
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.prune import keep_better, prune, refit
 from tests.records import examples
@@ -127,7 +127,27 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
     kept = {"one_shot": "one-shot", "sequential": "re-estimated front to back"}
     name = kept[exported["compensation"]]
     assert f"Compensation in this folder: {name}." in card
-    assert f"| {name} | {min(scores.values()):.4g} |" in card
+    dense, even, *rest = (
+        line for line in card.splitlines() if line.startswith("| ") and "%" in line
+    )
+    assert dense.startswith("| dense | 0.0% |") and even.startswith("| uniform, one-shot")
+    (row,) = (line for line in rest if f"**{name}, in this folder**" in line)
+    assert f" | {min(scores.values()):.4g} | " in row
+    assert f"{exported['dense']['perplexity']:.4g} |" in dense
+    assert "0.mlp" not in card, "sites are listed in policy.json"
+
+
+def test_speed_is_measured_for_the_card_on_request(
+    setting: Setting, context: PruningContext, tmp_path: Path
+) -> None:
+    speed = "speed={batches:[1],prompt:8,new_tokens:2,repeats:1}"
+    given = ("policy=null", f"out={tmp_path}", "sequential=false", "latency=true", speed)
+    out = prune(setting.config("prune", *given), one_process(), record(context))
+    found = read_policy(out / "policy.json", ())["exported"]["speed"]
+    card = (out / "README.md").read_text()
+    assert "prefill, tokens/s, batch 1" in card
+    for name in ("dense", "pruned"):
+        assert f"| {found[name][0]['prefill']:,.1f} |" in card
 
 
 def test_without_re_estimation_the_card_tells_the_one_shot_score(

@@ -1,0 +1,65 @@
+"""The metadata at the top of a model card: what is known of the dense model and the text."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData, metadata_load
+from transformers import PreTrainedModel
+
+from ppf.llm.sources import cached_file
+
+_COPIED = ("license", "license_name", "license_link", "language", "datasets")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def front_matter(model: PreTrainedModel, config: Mapping[str, Any]) -> str:
+    """The metadata in YAML, without the lines `---` around it.
+
+    Licence, language and data sets are those of the dense model's own card; a local folder has it
+    as README.md. What is not known is left out.
+
+    Args:
+        model: the model; its name is the folder or the hub id that it was loaded from.
+        config: the sections of policy.json's config; `model.card` overrides the card.
+    """
+    given, text = config.get("model", {}), config.get("text", {})
+    own = _own_card(str(model.name_or_path)) | {k: v for k, v in _facts(given).items() if v}
+    known = {key: own[key] for key in _COPIED if own.get(key)}
+    known["datasets"] = [*known.get("datasets", []), *_datasets(text)] or None
+    found = ModelCardData(
+        base_model=own.get("base_model"),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["pruned", "structured-pruning"],
+        metrics=["perplexity"],
+        **known,
+    )
+    return found.to_yaml()
+
+
+def _own_card(source: str) -> dict[str, Any]:
+    """The metadata of the dense model's card, and the model's own hub id as `base_model`."""
+    folder = Path(source)
+    file = folder / "README.md" if folder.is_dir() else cached_file(source, "README.md")
+    found: dict[str, Any] = {}
+    if file and file.is_file():
+        try:
+            found = metadata_load(file) or {}
+        except Exception:  # any text may stand at the top of a README
+            found = {}
+    found["base_model"] = None if folder.is_dir() else source
+    return found
+
+
+def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model's YAML file says; a local folder may hold another model."""
+    return {} if model.get("path") else dict(model.get("card") or {})
+
+
+def _datasets(text: Mapping[str, Any]) -> list[str]:
+    """The hub id of the text that compensation and importance were computed on, if it has one."""
+    place = (text.get("source") or {}).get("path", "")
+    on_hub = not text.get("path") and _HUB_ID.fullmatch(place) and not Path(place).exists()
+    return [place] if on_hub else []
