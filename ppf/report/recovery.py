@@ -1,0 +1,88 @@
+"""The report of a recovery training, at one pruning ratio or at several."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ppf.report.page import Page, Part
+from ppf.report.scores import LogPerplexity, RecoveryScore, decimal, percent, signed_percent
+from ppf.report.tables import Cell, Column, Table
+
+_MODELS = ("dense", "pruned", "recovered")
+
+
+def recovery_page(
+    scores: Sequence[RecoveryScore],
+    *,
+    title: str,
+    command: str,
+    measured_on: str,
+    settings: Mapping[str, str],
+    machine: Mapping[str, str],
+    next_commands: Mapping[str, str],
+) -> Page:
+    """The page of a recovery.
+
+    Args:
+        scores: one for each pruning ratio, ascending.
+        title: see `Page`; so are `command` and `next_commands`.
+        measured_on: a sentence about the text behind every perplexity.
+        settings: how the model was trained: name → value.
+        machine: versions and hardware: name → value.
+    """
+    columns = [
+        Column("ratio", percent),
+        *(Column(name, decimal) for name in _MODELS),
+        Column("change by the training", signed_percent),
+        Column("lost nats won back", percent),
+    ]
+    rows: list[list[Cell]] = [
+        [s.ratio, *(_perplexity(s, name) for name in _MODELS), _change(s), s.won_back]
+        for s in scores
+    ]
+    parts = [
+        Part("Perplexity", measured_on, name="recovery", table=Table(columns, rows), wide=True),
+        Part("Training", facts=settings),
+        Part("Machine", facts=machine),
+    ]
+    return Page(title, command, [*_headline(scores), measured_on], [], parts, next_commands)
+
+
+def recovery_metrics(scores: Sequence[RecoveryScore]) -> dict[str, float]:
+    """What loggers keep of a recovery, as in "recovered/validation_perplexity".
+
+    With several ratios the names end in the ratio.
+    """
+    metrics: dict[str, float] = {}
+    for score in scores:
+        at = f"/{score.ratio:g}" if len(scores) > 1 else ""
+        for name in _MODELS:
+            metrics[f"{name}/validation_perplexity{at}"] = _perplexity(score, name)
+        if score.won_back is not None:
+            metrics[f"won_back{at}"] = score.won_back
+    return metrics
+
+
+def _headline(scores: Sequence[RecoveryScore]) -> list[str]:
+    if len(scores) > 1:
+        mean = math.expm1(sum(s.recovered - s.pruned for s in scores) / len(scores))
+        return [
+            f"The training changes the perplexity by {signed_percent(mean)}, as the geometric mean"
+            f" of {len(scores)} pruning ratios."
+        ]
+    (score,) = scores
+    dense, pruned, recovered = (LogPerplexity(getattr(score, name)) for name in _MODELS)
+    won = "" if score.won_back is None else f" {percent(score.won_back)} of the lost nats are back."
+    return [
+        f"Perplexity {recovered} instead of {pruned} before the training"
+        f" ({signed_percent(_change(score))}), at a pruning ratio of {percent(score.ratio)}.",
+        f"The dense model has {dense}.{won}",
+    ]
+
+
+def _perplexity(score: RecoveryScore, name: str) -> float:
+    return LogPerplexity(getattr(score, name)).perplexity
+
+
+def _change(score: RecoveryScore) -> float:
+    """Relative change of the perplexity."""
+    return math.expm1(score.recovered - score.pruned)
