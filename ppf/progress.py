@@ -5,9 +5,8 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,6 +16,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import RichProgressBar
 
 T = TypeVar("T")
 console = Console(soft_wrap=True)  # quiet on all ranks but rank 0
@@ -77,13 +79,17 @@ def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
             shown = now
 
 
-class TrainingBar(RichProgressBar):
+def training_bar() -> "RichProgressBar":
     """Lightning's progress bar, without the number of the logger's run."""
+    from lightning.pytorch.callbacks import RichProgressBar  # takes seconds
 
-    def get_metrics(self, *args: Any) -> dict[str, Any]:
-        return {
-            name: value for name, value in super().get_metrics(*args).items() if name != "v_num"
-        }
+    class TrainingBar(RichProgressBar):
+        def get_metrics(self, *args: Any) -> dict[str, Any]:
+            metrics = super().get_metrics(*args)
+            metrics.pop("v_num", None)
+            return metrics
+
+    return TrainingBar()
 
 
 class Stopwatch:

@@ -3,10 +3,11 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
 from ppf import progress
-from ppf.progress import TrainingBar, track
+from ppf.progress import track, training_bar
 
 
 @pytest.fixture
@@ -49,5 +50,5 @@ def test_a_loop_that_was_left_hides_no_later_one(monkeypatch: pytest.MonkeyPatch
 
 def test_a_training_shows_no_number_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = {"v_num": "abc", "loss": 0.5}
-    monkeypatch.setattr(TrainingBar.__base__, "get_metrics", lambda *given: dict(metrics))
-    assert TrainingBar().get_metrics(SimpleNamespace(), SimpleNamespace()) == {"loss": 0.5}
+    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *given: dict(metrics))
+    assert training_bar().get_metrics(SimpleNamespace(), SimpleNamespace()) == {"loss": 0.5}

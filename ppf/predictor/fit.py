@@ -13,7 +13,7 @@ from ppf.labels.table import Labels
 from ppf.predictor.base import HeldOut, PredictorInputs
 from ppf.predictor.datamodule import LabelsDataModule
 from ppf.predictor.module import PredictorModule, load_predictor
-from ppf.progress import TrainingBar, quiet_trainer
+from ppf.progress import quiet_trainer, training_bar
 from ppf.pruning import SiteFeatures
 from ppf.threads import cpu_threads
 
@@ -59,7 +59,7 @@ def fit_predictor(labels: Labels, inputs: PredictorInputs, predictor: Mapping[st
         )
         callbacks: list[Callback] = [best, EarlyStopping(_MONITOR, patience=predictor["patience"])]
         if inputs.progress:
-            callbacks.append(TrainingBar())
+            callbacks.append(training_bar())
         engine = Trainer(
             **inputs.trainer,
             logger=list(inputs.loggers),

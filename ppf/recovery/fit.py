@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppf.errors import PPFError
-from ppf.progress import TrainingBar, console, quiet_trainer, say
+from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.data import Order
 from ppf.recovery.module import TunedModule
 from ppf.recovery.settings import TrainingRun
@@ -105,7 +105,7 @@ def _callbacks(monitor: str, run: TrainingRun) -> list[Callback]:
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
     )
     average = [EMAWeightAveraging(use_buffers=False, decay=settings.ema)] if settings.ema else []
-    bar = [TrainingBar()] if _bar() else []
+    bar = [training_bar()] if _bar() else []
     stop = EarlyStopping(monitor, patience=settings.patience)
     return [*average, *bar, _Lines(monitor, run.steps), stop, best, last]
 
