@@ -20,15 +20,20 @@ def label_store(context: PruningContext) -> LabelStore:
 
 
 def measure(
-    context: PruningContext, policies: Int[Tensor, "policies sites"], source: str
+    context: PruningContext,
+    policies: Int[Tensor, "policies sites"],
+    source: str,
+    store: LabelStore | None = None,
 ) -> Labels:
     """Labels of the policies, in their order; those that are missing are made.
 
     Args:
         source: what proposed the policies, as in "sampler".
+        store: the known labels; None: they are read again.
     """
     context.labeller.used.update(map(tuple, policies.tolist()))
-    return label(label_store(context), context.labeller, policies.cpu(), source)
+    known = label_store(context) if store is None else store
+    return label(known, context.labeller, policies.cpu(), source)
 
 
 def collect(
@@ -52,4 +57,4 @@ def collect(
         say(f"Reusing {len(policies)} labels in {store.folder}.")
     elif not may_label:
         raise missing("labels", "python collect.py")
-    return label(store, context.labeller, policies, "sampler")
+    return measure(context, policies, "sampler", store)
