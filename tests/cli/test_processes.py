@@ -121,7 +121,7 @@ def test_two_processes_train_one_agent_for_every_ratio(
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("95 % interval") == 1
     summary = json.loads(only(tmp_path, "summary.json").read_text())
-    assert len(summary["results"]) == 4
+    assert len(summary["results"]) == 5  # dense, then uniform pruning and the agent at both ratios
     only(tmp_path, "agent.json")
     assert labels_in(tmp_path)
 
