@@ -5,25 +5,39 @@ from pathlib import Path
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.agents.ratio_agent import FILE, load_agent
 from ppf.cli.app import command
+from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.progress import say
 from ppf.report.publish import Artifact, log_artifact
 from ppf.stages.policy import read_policy
 from ppf.stages.prune import prune
+from ppf.stages.prune_at import prune_at
 
 
 def _check(cfg: DictConfig) -> None:
-    read_policy(cfg.policy, cfg.trust_targets)
+    if (cfg.policy is None) == (cfg.search is None) or (cfg.search is None) != (cfg.ratio is None):
+        raise PPFError(
+            "give either policy=FILE (a policy.json), or search=FOLDER (of a run of search.py"
+            " mode=dynamic) and ratio=R, as in ratio=0.3."
+        )
+    if cfg.search:
+        load_agent(cfg.search, cfg.trust_targets).policy(cfg.ratio)
+    else:
+        read_policy(cfg.policy, cfg.trust_targets)
 
 
 @command(_check, one_process=True)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Writes into the folder `cfg.out`."""
-    policy = read_policy(cfg.policy, cfg.trust_targets)
-    path = prune(cfg, fabric, policy)
+    if cfg.search:
+        (path, policy), origin = prune_at(cfg, fabric), Path(cfg.search) / FILE
+    else:
+        policy, origin = read_policy(cfg.policy, cfg.trust_targets), Path(cfg.policy)
+        path = prune(cfg, fabric, policy)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
-    used = Artifact([Path(cfg.policy)], f"{policy['model']}-policy", "policy", used=True)
+    used = Artifact([origin], f"{policy['model']}-policy", "policy", used=True)
     log_artifact(fabric.loggers, used)
     made = Artifact(
         [path], path.resolve().name, "model", metadata=policy["ratio"], by_reference=True

@@ -238,7 +238,9 @@ class PruneConfig(RunConfig):
     """`prune.yaml`."""
 
     export: Component
-    policy: str
+    policy: str | None
+    search: str | None
+    ratio: Ratio | None
     out: str
     sequential: bool
     dtype: Dtype

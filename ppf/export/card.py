@@ -1,6 +1,5 @@
 """The model card of an exported folder."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -55,11 +54,15 @@ $window tokens of its validation part:
 |---|---|---|
 $rows
 
-Share of the lost nats that were won back: $won_back. The sections below tell what was known before.
+Share of the lost nats that were won back: $won_back.
 
 """)
-_FIRST_RESULTS = re.compile(r"^## Perplexity of these weights$", re.MULTILINE)
-_COMPENSATIONS = {"one_shot": "one-shot", "sequential": "re-estimated front to back"}
+_OWN_RESULTS = "## Perplexity of these weights"
+_COMPENSATIONS = {
+    "one_shot": "one-shot",
+    "sequential": "re-estimated front to back",
+    "adapters": "one-shot, with the adapters of a recovery at all ratios",
+}
 
 
 def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
@@ -150,7 +153,7 @@ def _percent(share: float) -> str:
 
 
 def recovered_card(card: str, policy: Mapping[str, Any]) -> str:
-    """A pruned model's card with a section on its recovery training, in front of other results.
+    """A pruned model's card with a section on its recovery training in front of its own results.
 
     Args:
         policy: the contents of policy.json, with the entry `recovered`.
@@ -164,9 +167,7 @@ def recovered_card(card: str, policy: Mapping[str, Any]) -> str:
     numbers = {"tokens": f"{found['tokens']:,}", "minutes": f"{found['minutes']:.1f}"}
     shown = "none were lost" if won is None else f"{won:.1%}"
     section = _RECOVERED.substitute(found, **given, **numbers, rows="\n".join(rows), won_back=shown)
-    place = _FIRST_RESULTS.search(card)
-    at = place.start() if place else len(card)
-    return card[:at] + section + card[at:]
+    return card.replace(_OWN_RESULTS, f"{section}## Before the recovery training", 1)
 
 
 def _decimal(value: float | None) -> str:

@@ -9,6 +9,7 @@ from ppf.records.values import Natural, Number, Positive, Record, Share, SiteNam
 
 FORMAT = 1
 _Part = Literal["calibration", "labelling", "test"]
+_Compensation = Literal["one_shot", "sequential", "adapters"]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
 _Units = Annotated[dict[SiteName, Natural], Field(min_length=1, max_length=8192)]
 _WHEEL = ("package", "file", "requirement")  # an error message asks users to install it
@@ -145,8 +146,8 @@ class ExportedRecord(Record):
     `dense` is the dense model's perplexity. `speed` is that of both models, if it was measured.
     """
 
-    compensation: Literal["one_shot", "sequential"]
-    measured: dict[Literal["one_shot", "sequential"], PerplexityRecord]
+    compensation: _Compensation
+    measured: dict[_Compensation, PerplexityRecord]
     part: _Part
     windows: Positive
     window: Positive

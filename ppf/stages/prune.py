@@ -1,6 +1,6 @@
 """prune: a policy becomes a model on disk with really smaller tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -69,20 +69,21 @@ def compensated(
     """
     context = apply_policy(cfg, fabric, record)
     exporter.check(context.lm)
-    known = _known_before(context, timed)  # the dense model is not to be had after a refit
+    known = known_before(context, timed)  # the dense model is not to be had after a refit
     if cfg.sequential and can_refit(context):
         scores = keep_better(context)
     else:
-        scores = Compensated(_nll(context))
-    return context, record | {"exported": _exported(context, scores) | known}
+        scores = Compensated(labelling_nll(context))
+    found = exported(context, scores.kept, vars(scores))
+    return context, record | {"exported": found | known}
 
 
-def _known_before(context: PruningContext, timed: DictConfig | None) -> dict[str, Any]:
+def known_before(context: PruningContext, timed: DictConfig | None) -> dict[str, Any]:
     """The dense model's perplexity, and the speed of both models if it is wanted."""
     model = context.lm.model
     pruned = [asdict(found) for found in speeds(model, timed)] if timed else []
     with context.pruner.at(context.space.dense.tolist()):
-        dense = {"dense": LogPerplexity(_nll(context)).record()}
+        dense = {"dense": LogPerplexity(labelling_nll(context)).record()}
         if not timed:
             return dense
         return dense | {
@@ -111,9 +112,9 @@ def keep_better(context: PruningContext) -> Compensated:
     The labelling part decides: re-estimation fits the calibration part, and the test part is left
     to `evaluate`.
     """
-    before, labelling = _nll(context), _labelling(context)
+    before, labelling = labelling_nll(context), _labelling(context)
     refit(context)
-    scores = Compensated(before, after := _nll(context))
+    scores = Compensated(before, after := labelling_nll(context))
     if scores.kept == "one_shot":
         context.pruner.apply(context.pruner.kept)
     say(
@@ -161,20 +162,26 @@ def _labelling(context: PruningContext) -> Piece:
     return Piece(windows, context.config.labels.context)
 
 
-def _nll(context: PruningContext) -> float:
+def labelling_nll(context: PruningContext) -> float:
     """What the model as it stands scores on the labelling part, nats per token."""
     batch = context.config.labels.batch
     return pieces_nll(context.lm.model, [_labelling(context)], batch=batch)
 
 
-def _exported(context: PruningContext, scores: Compensated) -> dict[str, Any]:
+def exported(
+    context: PruningContext, kept: str, scores: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """The entry `exported` of policy.json.
+
+    Args:
+        kept: name of the compensation in the folder.
+        scores: by compensation, on the labelling part, nats per token; None: not measured.
+    """
     piece = _labelling(context)
     return {
-        "compensation": scores.kept,
+        "compensation": kept,
         "measured": {
-            name: LogPerplexity(nll).record()
-            for name, nll in vars(scores).items()
-            if nll is not None
+            name: LogPerplexity(nll).record() for name, nll in scores.items() if nll is not None
         },
         "part": "labelling",
         "windows": len(piece.windows),

@@ -126,7 +126,7 @@ def test_an_unknown_family_is_named(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None:
-    assert "policy is missing: give it as policy=VALUE" in sentence(run, "prune", "logger=csv")
+    assert "or search=FOLDER (of a run of" in sentence(run, "prune", "logger=csv")
     assert "give either policy=FILE" in sentence(run, "evaluate", "logger=csv")
     (tmp_path / "policy.json").write_text(json.dumps({"format": 0}))
     said = sentence(run, "evaluate", f"policy={tmp_path / 'policy.json'}", "logger=csv")

@@ -240,6 +240,7 @@ def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
     assert record["tokens"] == 2 * 1024
     card = (out / "README.md").read_text()
     assert f"| recovered | {found.recovered:.4g} |" in card and "tune=norms_and_biases+lora" in card
+    assert card.index("## Recovery") < card.index("## Before the recovery training")
     model = load_folder(out, torch.bfloat16, trust_remote_code=False)[0]
     assert model.dtype == torch.bfloat16
     assert json.loads((tmp_path / "summary.json").read_text()) == record

@@ -11,10 +11,13 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from ppf.cli.checks import check
+from ppf.export.loading import load_folder
 from ppf.pruning.elastic import FILE
 from ppf.recovery.elastic import ElasticModule
 from ppf.report.scores import RecoveryScore
 from ppf.runtime import DynamicModel
+from ppf.stages.policy import read_policy
+from ppf.stages.prune_at import prune_at
 from ppf.stages.recover_dynamic import recover_dynamic
 from tests.searched import write_agent, write_search
 
@@ -42,9 +45,9 @@ def config(searched: Path, cache: str, tmp_path: Path) -> Any:
             "text.training.windows.validation=4",
             "ratios=[0.2,0.5]",
             "elastic.lr=1e-2",
-            "recovery.tokens=1536",
+            "recovery.tokens=768",
             "recovery.micro_batch=2",
-            "recovery.validate_every=4",
+            "recovery.validate_every=2",
             "trainer.precision=32-true",
             f"paths.artefacts={searched}/artefacts",
             f"paths.cache={cache}",
@@ -87,6 +90,29 @@ def test_one_set_of_adapters_serves_every_ratio_and_leaves_the_dense_model(
     assert torch.equal(after.lm.model(ids).logits, dense)
 
 
+def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path: Path) -> None:
+    cfg = config()
+    run(cfg)
+    paths = [f"paths.{name}={cfg.paths[name]}" for name in ("artefacts", "cache", "run")]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        given = [f"search={cfg.out}", "ratio=0.37", f"out={tmp_path}/at", *paths]
+        pruning = compose("prune", given)
+    check("prune", pruning)
+    out, record = prune_at(pruning, Fabric(accelerator="cpu", devices=1))
+    live, ids = resident(cfg.out, cfg), torch.arange(64)[None]
+    live.set_ratio(0.37)
+    model = load_folder(out, torch.float32, trust_remote_code=False)[0].eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model(ids).logits, live.lm.model(ids).logits, atol=1e-4, rtol=1e-3
+        )
+    assert read_policy(out / "policy.json", ()) == record
+    scores = record["exported"]["measured"]
+    assert record["exported"]["compensation"] == "adapters"
+    assert scores["adapters"]["nll"] != scores["one_shot"]["nll"] == record["measured"]["nll"]
+    assert "with the adapters of a recovery" in (out / "README.md").read_text()
+
+
 def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
     config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -98,7 +124,7 @@ def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
     def interrupted(self: ElasticModule, *given: Any) -> torch.Tensor:
         nonlocal taken
         taken += 1
-        if taken == 13:
+        if taken == 7:
             raise KilledError
         return step(self, *given)
 
@@ -107,7 +133,7 @@ def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
     with pytest.raises(KilledError):
         run(cfg)
     run(cfg)
-    assert taken == 13 + 24 - 8
+    assert taken == 7 + 12 - 4
     resumed = load_file(Path(cfg.out) / FILE)
     assert all(torch.equal(whole[name], found) for name, found in resumed.items())
 

@@ -1,0 +1,73 @@
+"""prune, search=FOLDER ratio=R: the model of a dynamic search at one ratio."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Fabric
+from omegaconf import DictConfig
+
+from ppf.agents.ratio_agent import RatioAgent, load_agent
+from ppf.export.base import Exporter
+from ppf.pruning.elastic import FILE, Adapters
+from ppf.report.scores import LogPerplexity
+from ppf.space import uniform
+from ppf.stages.policy import by_site, policy_record
+from ppf.stages.prepare import PruningContext
+from ppf.stages.prune import exported, known_before, labelling_nll
+from ppf.stages.resident import origin, resident
+
+
+def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
+    """Exports the search's model at `cfg.ratio`, with the adapters of a recovery merged.
+
+    Returns:
+        What `cfg.export` wrote, and the record of the policy.
+
+    Raises:
+        PPFError: there is no dynamic search, it has not learnt the ratio, or its model changed.
+    """
+    agent, search = load_agent(cfg.search, cfg.trust_targets), Path(cfg.search)
+    exporter: Exporter = instantiate(cfg.export)
+    context = resident(cfg, fabric, agent.record, adapted=False)
+    exporter.check(context.lm)
+    record = _record(context, agent, cfg.ratio)
+    known = known_before(context, cfg.speed if cfg.latency else None)
+    scores = {"one_shot": record["measured"]["nll"]}
+    merged: AbstractContextManager[None] = nullcontext()
+    kept = "one_shot"
+    if (search / FILE).is_file():
+        merged = Adapters.load(search, context.pruner, origin(context)).merged()
+        kept, scores["adapters"] = "adapters", labelling_nll(context)
+    record["exported"] = exported(context, kept, scores) | known
+    with merged:
+        return exporter.write(context.pruner, Path(cfg.out), record), record
+
+
+def _record(context: PruningContext, agent: RatioAgent, ratio: float) -> dict[str, Any]:
+    """The contents of policy.json; the model is left at the agent's policy."""
+    space = context.space
+    even = uniform(agent.space, torch.tensor([ratio], dtype=torch.double))[0].tolist()
+    with context.pruner.at(even):
+        baseline = LogPerplexity(labelling_nll(context)).record() | {"part": "labelling"}
+    kept = agent.policy(ratio)
+    context.pruner.apply(kept)
+    removed = int(space.removed(torch.tensor(kept)))
+    numbers = {
+        "ratio": {
+            "asked": ratio,
+            "achieved": removed / space.total,
+            "of_all_parameters": removed / context.parameters,
+        },
+        "budget": {
+            "name": agent.space.budget,
+            "saved": float(agent.space.saved(torch.tensor(kept))),
+        },
+        "predicted": LogPerplexity(*agent.predicted(ratio)).record(),
+        "measured": LogPerplexity(labelling_nll(context)).record() | {"part": "labelling"},
+        "uniform": {"kept": by_site(space, even), "measured": baseline},
+    }
+    record = policy_record(context, kept, numbers, predictor="")
+    return record | {"signatures": agent.record["signatures"]}
