@@ -58,7 +58,7 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> N
         found,
         title=f"Evaluation of {names}",
         command=command_line("evaluate"),
-        settings={name: str(cfg[name]) for name in settings},
+        settings={name: str(cfg[name]) for name in settings if cfg[name] is not None},
         machine=machine(),
         next_commands=_next_commands(cfg),
     )
@@ -81,18 +81,20 @@ def _measured(cfg: DictConfig) -> list[Artifact]:
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
+    more = "'tasks=[arc_easy]'" if cfg.latency else "latency=true"
     if cfg.policy:
         prune = f"python prune.py policy={cfg.policy}"
         return {
             "Write the smaller model": f"{prune} out=pruned",
             "Write a file for llama.cpp": f"{prune} out=gguf export=gguf",
-            "Measure the speed too": f"python evaluate.py policy={cfg.policy} latency=true",
+            "Measure more": f"python evaluate.py policy={cfg.policy} {more}",
         }
-    given = f"path=[{','.join(_paths(cfg))}]" if len(_paths(cfg)) > 1 else f"path={_paths(cfg)[0]}"
+    paths, last = _paths(cfg), _paths(cfg)[-1]
+    given = f"path=[{','.join(paths)}]" if len(paths) > 1 else f"path={last}"
     return {
-        "Measure the speed too": f"python evaluate.py {given} latency=true",
-        "Measure a zero-shot task": f"python evaluate.py {given} 'tasks=[arc_easy]'",
+        "Measure more": f"python evaluate.py {given} {more}",
         "Use longer windows": f"python evaluate.py {given} window=1024",
+        "Load it": f"AutoModelForCausalLM.from_pretrained('{last}', trust_remote_code=True)",
     }
 
 

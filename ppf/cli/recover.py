@@ -111,7 +111,12 @@ def _used(cfg: DictConfig) -> Artifact:
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
     if cfg.search:
-        return {"Serve the model at any ratio": f"python serve.py search={cfg.out}"}
+        ask = f"import ppf; ppf.DynamicModel.from_search('{cfg.out}').set_ratio(0.37)"
+        return {
+            "Serve the model at any ratio": f"python serve.py search={cfg.out}",
+            "Load it at one ratio": f'python -c "{ask}"',
+            "Train longer": f"python recover.py search={cfg.search} recovery.tokens=5000000",
+        }
     start = f"policy={cfg.policy}" if cfg.policy else f"path={cfg.path}"
     return {
         "Measure it on the test part": f"python evaluate.py path={cfg.out} latency=true",

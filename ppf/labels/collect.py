@@ -61,7 +61,8 @@ def label(
     missing = sorted({tuple(kept) for kept in policies.tolist() if kept not in store})
     if missing:
         known = len(policies) - len(missing)
-        say(f"Labelling {len(missing)} policies; {known} more are labelled already.")
+        others = f" {known} more are labelled already." if known else ""
+        say(f"Labelling {len(missing)} policies.{others}")
     for kept in track(missing, "Labelling"):
         with store.claim(kept) as mine:
             if mine:

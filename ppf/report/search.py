@@ -12,6 +12,7 @@ from ppf.report.tables import Cell, Column, Table, accuracy_table, score_table, 
 from ppf.space import Space
 
 _PROMISED = 0.9  # coverage of the predictor's intervals
+_LONG = 12  # rows above which a table of results is folded
 _UNLIKELY = 1.645  # standard errors below the promise: one in twenty by chance
 
 
@@ -202,7 +203,7 @@ def _results(report: SearchReport) -> list[Part]:
     return [
         Part(
             "Results", f"{report.measured_on} {note}", name="results", table=report.scores,
-            wide=True,
+            wide=True, folded=len(report.entries) > _LONG,
         ),
         Part(
             "Perplexity against pruning ratio", report.measured_on, name="curve",

@@ -88,7 +88,7 @@ def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None
         Column("selection part", decimal),
         Column("± standard error there", decimal),
         Column("predicted", decimal),
-        Column("95 % interval"),
+        Column("95 % interval", str),
         Column("nats per token", "{:.4f}".format),
     ]
     rows = [[(names or {}).get(e.policy, e.policy), *_cells(e, entries)] for e in entries]
