@@ -1,6 +1,7 @@
 """Fitting a predictor to a labelled set: train, calibrate, test."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -49,7 +50,8 @@ def fit_predictor(labels: Labels, inputs: PredictorInputs, predictor: Mapping[st
     data = LabelsDataModule(
         labels, space, members=predictor["members"], seed=seed, **predictor["data"]
     )
-    with quiet_trainer(), cpu_threads(predictor["threads"]), TemporaryDirectory() as folder:
+    threads = cpu_threads(predictor["threads"])
+    with quiet_trainer(), _determinism_restored(), threads, TemporaryDirectory() as folder:
         seed_everything(seed, verbose=False)
         module = untrained(inputs.features, inputs.dense_nll, predictor)
         if predictor["init_from"]:
@@ -94,3 +96,16 @@ def _restore(module: PredictorModule, checkpoint: Path) -> None:
     state = torch.load(checkpoint, map_location=module.device, weights_only=True)["state_dict"]
     module.load_state_dict(state)
     checkpoint.unlink()
+
+
+@contextmanager
+def _determinism_restored() -> Iterator[None]:
+    """Undoes `trainer.deterministic`, which Lightning sets for the whole process.
+
+    A search on a GPU uses operations that have no deterministic form there, such as cumsum.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

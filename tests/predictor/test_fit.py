@@ -55,6 +55,14 @@ def test_networks_learn(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held_out.json", FILE]
 
 
+def test_determinism_ends_with_the_training(
+    labels: Labels, known: SiteFeatures, tmp_path: Path
+) -> None:
+    quick = ("predictor=ridge", "predictor.members=2", "predictor.max_epochs=1")
+    fitted_with(labels, known, tmp_path, *quick, "trainer.deterministic=true")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_held_out_is_what_the_scores_are_of(fitted: LearnedPredictor, labels: Labels) -> None:
     error = (fitted.held_out.predicted - fitted.held_out.measured).abs()
     assert fitted.metrics["test/mae"] == pytest.approx(float(error.mean()), rel=1e-4)

@@ -1,0 +1,22 @@
+"""The options of `debug=` on the tiny model."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+
+@pytest.mark.slow
+def test_overfit_fits_the_labels_without_other_logs(run: Run, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    given = ("train", "model=tiny", f"text.path={text}", "debug=overfit", "predictor.members=2")
+    run(*given, "predictor=mlp")
+    (metrics,) = (tmp_path / "outputs").rglob("metrics.csv")
+    with metrics.open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) > 20 and losses[-1] < 1e-3 * losses[0]
+    assert not list(tmp_path.rglob("wandb*"))
+    assert "Traceback" in run(*given, "labels.batch=-1", ok=False).stderr
