@@ -14,9 +14,9 @@ def test_overfit_fits_the_labels_without_other_logs(run: Run, tmp_path: Path) ->
     text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
     given = ("train", "model=tiny", f"text.path={text}", "debug=overfit", "predictor.members=2")
     run(*given, "predictor=mlp")
-    (metrics,) = (tmp_path / "outputs").rglob("metrics.csv")
+    (metrics,) = (tmp_path / "outputs").rglob("train.csv")
     with metrics.open() as file:
-        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert len(losses) > 20 and losses[-1] < 1e-3 * losses[0]
     assert not list(tmp_path.rglob("wandb*"))
     assert "Traceback" in run(*given, "labels.batch=-1", ok=False).stderr
