@@ -31,8 +31,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 It needs transformers 5.20 or later. `trust_remote_code=True` runs two files of this folder:
-`modeling_pruned.py` and `empty_block.py`. While loading, transformers reports that it reads widths
-from a heterogeneous config; this is expected.
+`modeling_pruned.py` and `empty_block.py`.
 
 ## Provenance
 $provenance

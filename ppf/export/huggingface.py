@@ -11,7 +11,6 @@ many rows or columns one atom has in each.
 
 import copy
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +21,13 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ppf.export import modeling_pruned
 from ppf.export.base import Exporter, check_blocks
 from ppf.export.card import model_card, recovered_card
 from ppf.llm import Adapter, Coupling, LanguageModel
 from ppf.pruning import LivePruner
 
-# transformers warns of each width that it reads from a config of uneven layers. Our code is made
-# for such configs.
-logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
-_MODELING = Path(__file__).with_name("modeling_pruned.py")
+_MODELING = Path(modeling_pruned.__file__)
 _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
 
 
@@ -115,7 +112,10 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     )
     config.pruned_blocks = _pruned_blocks(pruner)
     config.architectures = ["PrunedForCausalLM"]
-    config.auto_map = {"AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM"}
+    config.auto_map = {
+        "AutoConfig": f"{_MODELING.stem}.PrunedConfig",
+        "AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM",
+    }
     config.dtype = str(pruner.lm.dtype).removeprefix("torch.")
     # Some families' configs validate themselves with the dense model's number of heads.
     config.allow_global_per_layer_attribute_access = True

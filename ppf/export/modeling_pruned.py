@@ -4,6 +4,7 @@
 `config.pruned_blocks` lists the projections that have these widths.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,14 @@ from torch import nn
 from transformers import LlamaForCausalLM as Base
 
 from ppf.pruning.empty_block import EmptyBlock
+
+# transformers warns of each width that it reads from a config of uneven layers. This code is made
+# for such configs.
+logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
+
+
+class PrunedConfig(Base.config_class):  # type: ignore[valid-type, misc]
+    """The dense model's config class; it makes transformers import this file before it reads."""
 
 
 class Narrowed(nn.Module):
@@ -33,6 +42,8 @@ class Narrowed(nn.Module):
 
 class PrunedForCausalLM(Narrowed, Base):
     """The pruned model; its base is the dense model's class."""
+
+    config_class = PrunedConfig
 
 
 def _narrow(layer: nn.Module, index: int, kind: str, block: dict[str, Any], left: int) -> None:

@@ -107,7 +107,7 @@ def test_the_code_needs_only_torch_and_transformers(folder: Path) -> None:
     absolute = {
         str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
     }
-    assert plain | absolute == {"torch", "transformers", "typing"}
+    assert plain | absolute == {"logging", "torch", "transformers", "typing"}
 
 
 def test_another_dtype_and_gradients(pruner: LivePruner, folder: Path) -> None:
@@ -227,3 +227,18 @@ def test_the_real_model(smollm2: LanguageModel, tmp_path: Path) -> None:
     prompt = lm.tokenizer("The capital of France is", return_tensors="pt")
     expected = lm.model.generate(**prompt, max_new_tokens=16, do_sample=False)[0]
     assert written.strip() == lm.tokenizer.decode(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pruner", ["gemma3-groups-of-3-capped-logits-untied"], indirect=True)
+def test_loading_warns_of_nothing(folder: Path) -> None:
+    """In a process of its own: transformers gives each of these warnings once."""
+    code = (
+        "import sys\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert "heterogeneous" not in done.stdout + done.stderr
