@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import ppf
-from tests.cli.conftest import Run
+from tests.cli.conftest import HASTY, Run
 from tests.cli.test_errors import sentence
 
 TINY = (
@@ -18,6 +18,7 @@ TINY = (
     "logger=csv",
     "search.rounds=1",
     "search.top_k=2",
+    *HASTY,
 )
 PPO = ("agent.episodes=16", "agent.iterations=3", "agent.polish.generations=3")
 

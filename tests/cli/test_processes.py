@@ -20,6 +20,7 @@ from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
 from ppf.stages.train import train
+from tests.cli.conftest import HASTY
 
 TINY = (
     "model=tiny",
@@ -32,6 +33,7 @@ TINY = (
     "agent.episodes=16",
     "agent.iterations=3",
     "agent.polish.generations=3",
+    *HASTY,
 )
 ACQUIRED = ("labels.acquired=4", "labels.pool=64")
 WITHIN = 60  # seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import HASTY, Run
 
 TINY = (
     "model=tiny",
@@ -25,7 +25,7 @@ def test_two_processes_and_the_jobs_of_a_sweep_label_each_policy_once(
     run: Run, tmp_path: Path
 ) -> None:
     own = str(tmp_path)
-    run("collect", *TINY, "fabric.devices=2", "labels.count=48", artefacts=own)
+    run("collect", *TINY, "fabric.devices=2", "labels.count=48", artefacts=own, process=True)
     (folder,) = (tmp_path / "labels").iterdir()
 
     swept = run("collect", "-m", *TINY, "labels.count=32,64", artefacts=own).stdout
@@ -39,7 +39,8 @@ def test_two_processes_and_the_jobs_of_a_sweep_label_each_policy_once(
 @pytest.mark.slow
 def test_two_commands_side_by_side_train_one_predictor(run: Run, tmp_path: Path) -> None:
     def train(_: int) -> str:
-        return run("train", *TINY, "labels.count=48", artefacts=str(tmp_path)).stdout
+        given = (*TINY, *HASTY, "labels.count=48")
+        return run("train", *given, artefacts=str(tmp_path), process=True).stdout
 
     with ThreadPoolExecutor() as pool:
         told = list(pool.map(train, range(2)))
