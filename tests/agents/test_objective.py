@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from ppf.agents import Candidates
+from ppf.agents.base import predictions
+from ppf.space import uniform
 from tests.agents.synthetic import layered, quadratic
 
 RATIOS = torch.rand(500, generator=torch.Generator().manual_seed(1)).double() * 0.6 + 0.05
@@ -51,9 +53,22 @@ def test_the_spread_penalty_adds_to_the_cost() -> None:
     assert (wary.cost(kept) - certain.cost(kept)).item() == pytest.approx(0.03, abs=1e-5)
 
 
+def test_metrics_of_a_step_are_about_the_drawn_policies() -> None:
+    objective = quadratic(ratio=0.3)
+    ratio = torch.tensor([0.1, 0.5]).double()
+    best, drawn = objective.candidates(objective.uniform()), uniform(objective.space, ratio)
+    found = predictions(objective, best, drawn, ratio)
+    mean = objective.predictor.predict(drawn).mean
+    assert found["violation"] == 0
+    assert found["perplexity_0_15"] == mean[0].exp() and found["perplexity_45_60"] == mean[1].exp()
+    assert found["predicted_best"] == objective.predictor.predict(objective.uniform()).mean
+    missed = predictions(objective, best, drawn.flip(0), ratio)["violation"]
+    assert float(missed) == pytest.approx(0.4, abs=0.01)
+
+
 def test_merge_orders_and_removes_repeats() -> None:
     first = Candidates(torch.tensor([[1, 2], [3, 4]]), torch.tensor([2.0, 1.0]))
-    second = Candidates(torch.tensor([[3, 4], [5, 6], [7, 8]]), torch.tensor([1.0, 0.5, torch.nan]))
+    second = Candidates(torch.tensor([[3, 4], [5, 6], [7, 8]]), torch.tensor([1.5, 0.5, torch.nan]))
     merged = Candidates.merge(first, second)
     assert merged.kept.tolist() == [[5, 6], [3, 4], [1, 2], [7, 8]]
     assert merged.cost.tolist() == [0.5, 1.0, 2.0, torch.inf]

@@ -52,9 +52,14 @@ def test_critics_expect_the_returns_that_were_seen(name: str) -> None:
     assert float(critic(training, visited).mean()) == pytest.approx(returns, abs=0.02)
 
 
-@pytest.mark.parametrize(("updates", "moved"), [(1, False), (2, True)])
-def test_td3_moves_actor_and_targets_at_every_second_step(updates: int, moved: bool) -> None:
-    learner = agent("td3", warmup=0, updates=updates)
+@pytest.mark.parametrize(
+    ("warmup", "updates", "actor", "targets"),
+    [(0, 1, False, False), (0, 2, True, True), (1, 2, False, True)],
+)
+def test_td3_moves_actor_and_targets_at_every_second_step_after_the_warmup(
+    warmup: int, updates: int, actor: bool, targets: bool
+) -> None:
+    learner = agent("td3", warmup=warmup, updates=updates)
     assert isinstance(learner, OffPolicy) and learner.delay == 2
     torch.manual_seed(0)
     training = learner.begin(quadratic(layered(2)), one_process())
@@ -68,5 +73,5 @@ def test_td3_moves_actor_and_targets_at_every_second_step(updates: int, moved: b
         return any(not torch.equal(before[name], after[name]) for name in names)
 
     assert changed("qvalue_network_params")
-    assert changed("actor_network_params") == moved
-    assert changed("target_qvalue_network_params") == moved
+    assert changed("actor_network_params") == actor
+    assert changed("target_qvalue_network_params") == targets
