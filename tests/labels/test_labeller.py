@@ -92,6 +92,20 @@ def test_shared_first_layers_are_not_run_again(tiny: TinySetup, policies: list[l
     assert calls == [len(labeller.layers) - 1]
 
 
+def test_an_interrupted_policy_does_no_harm(tiny: TinySetup, policies: list[list[int]]) -> None:
+    labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=8)
+    expected = [labeller.score(policies[i]).nll for i in (2, 1)]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = labeller.layers[2].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        labeller.score(policies[2])
+    hook.remove()
+    assert [labeller.score(policies[i]).nll for i in (1, 2)] == pytest.approx(expected[::-1])
+
+
 def test_out_of_memory_halves_the_batch(
     tiny: TinySetup, policies: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hydra.utils import instantiate
 
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
+from ppf.labels import samplers
 from ppf.labels.collect import draw
 from ppf.labels.samplers import (
     FromAgent,
@@ -23,6 +25,7 @@ from ppf.labels.samplers import (
 )
 from ppf.pruning.allocation import FLAP, Uniform
 from ppf.space import uniform
+from tests.agents.synthetic import layered
 from tests.records import examples
 from tests.tiny import TinySetup
 
@@ -39,6 +42,16 @@ def test_profiles_cover_the_ratios_evenly(tiny: TinySetup) -> None:
     ratio = tiny.space.ratio(drawn(profiles(), tiny, 40))
     counts = torch.histc(ratio.float(), bins=4, min=0.1, max=0.52)
     assert ratio.min() >= 0.1 and (counts >= 7).all()
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.5, 1.0])
+def test_profiles_deviate_by_their_spread(monkeypatch: pytest.MonkeyPatch, smooth: float) -> None:
+    monkeypatch.setattr(samplers, "project", lambda space, wanted, ratio: wanted / space.units)
+    deep = SimpleNamespace(space=layered(40))
+    share = drawn(Profiles(ratio=[0.3, 0.3], spread=[0.2, 0.2], smooth=smooth), deep, 1000)
+    deviation = share[:, 1::2] / 0.7 - 1  # of the MLPs
+    assert deviation.mean().abs() < 0.02
+    assert deviation.square().mean().sqrt() == pytest.approx(0.2, rel=0.1)
 
 
 def test_single_site_policies_prune_one_site(tiny: TinySetup) -> None:
@@ -75,6 +88,10 @@ def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
 
 def test_groups_share_the_first_layers_of_their_first_policy(tiny: TinySetup) -> None:
     kept = drawn(SharedPrefix(profiles(), depths=[0.5, 0.75]), tiny, 12)
+    families = kept.unflatten(0, (-1, 3))
+    for member, layer in ((1, 2), (2, 3)):
+        here = [site.layer == layer for site in tiny.space.sites]
+        assert (families[:, member, here] != families[:, 0, here]).any()
     first = torch.tensor([site.layer for site in tiny.space.sites])
     assert kept.unique(dim=0).shape[0] > 8
     for family in kept.split(3):
@@ -93,6 +110,8 @@ def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: 
     assert (tiny.space.ratio(kept) - tiny.space.ratio(policy)).abs().max() < block
     assert (kept != policy).any(1).sum() > 12
     assert (kept - policy).abs().max() <= 4
+    still = drawn(Neighbours(FromFiles([str(file)]), spread=0.0), tiny, 16)
+    assert (still != policy).any(1).sum() > 12  # by a unit or so
 
 
 def test_files_must_be_given_and_fit_the_space(tiny: TinySetup, tmp_path: Path) -> None:
@@ -148,6 +167,11 @@ def test_a_draw_is_distinct_reproducible_and_starts_dense(tiny: TinySetup, name:
     assert len({tuple(k) for k in first.tolist()}) == len(first) > 15
     assert not torch.equal(first, draw(tiny, sampler, 32, seed=2))
     assert torch.equal(draw(tiny, sampler, 100, seed=1)[: len(first)], first)
+
+
+def test_seeds_share_no_draws(tiny: TinySetup) -> None:
+    one, other = (draw(tiny, profiles(), 100, seed).tolist() for seed in (1, 2))
+    assert len(set(map(tuple, one)) & set(map(tuple, other))) < 10
 
 
 def test_a_mixture_draws_by_its_shares(tiny: TinySetup) -> None:

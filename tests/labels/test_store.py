@@ -22,7 +22,7 @@ def test_labels_are_returned_in_the_order_of_the_policies(tmp_path: Path) -> Non
     for i in range(300):  # more than one shard holds
         store.add(row(i, 1, nll=float(i)))
     again = LabelStore(tmp_path, "a", units=[300, 2])
-    assert len(again) == 300
+    assert len(again) == 300 and len(list(tmp_path.glob("*.parquet"))) == 2
     labels = again.labels(torch.tensor([[7, 1], [299, 1]]))
     assert labels.nll.tolist() == [7.0, 299.0]
     assert (7, 1) in again and (7, 2) not in again

@@ -67,6 +67,29 @@ def test_ensemble_answers_as_its_members_do(
     assert (together.std(0) > 0).all()
 
 
+def test_a_start_gives_every_member_its_own_parameters(known: SiteFeatures) -> None:
+    torch.manual_seed(0)
+    first, second = module_of(known), module_of(known)
+    second.start_from(first)
+    for mine, theirs in zip(second.ensemble.stacked, first.ensemble.stacked, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_spread_is_the_jackknifes_and_becomes_nats(known: SiteFeatures) -> None:
+    module = module_of(known)
+    module.noise.fill_(0.2)
+    answers = torch.tensor([[0.1, 1.0], [0.3, 1.4], [0.2, 1.6]])
+    variance = 2 / 3 * (answers - answers.mean(0)).square().sum(0) + 0.2**2
+    torch.testing.assert_close(module._jackknife_variance(answers), variance)
+
+    mean, step = answers.mean(0), 1e-2
+    above, below = (module._in_nats(mean + sign * step, variance).mean for sign in (1, -1))
+    slope = (above - below) / (2 * step)
+    torch.testing.assert_close(
+        module._in_nats(mean, variance).std, variance.sqrt() * slope, rtol=1e-2, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_configs_name_networks(network: str) -> None:
     target = predictor_config(f"predictor={network}")["predictor"]["network"]["_target_"]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -104,9 +106,14 @@ def test_flap_keeps_the_atoms_above_one_threshold() -> None:
     assert min(kept) >= max(gone)
 
 
-def test_obs_global_equals_a_greedy_loop() -> None:
+@pytest.mark.parametrize("bumpy", [False, True])
+def test_obs_global_equals_a_greedy_loop(bumpy: bool) -> None:
     known = features([0.9, 0.5, 0.3, 0.1])
     space, errors = known.space, known.errors
+    if bumpy:  # rises of any size, in any order
+        steps = torch.rand(errors.shape, generator=torch.Generator().manual_seed(0))
+        errors = (steps * (errors > 0)).flip(1).cumsum(1).flip(1)
+        known = replace(known, errors=errors)
     kept, target = space.dense.tolist(), 0.3 * space.total
     while space.removed(torch.tensor(kept)) < target:
         rises = [

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ppf.llm import LanguageModel
 from ppf.llm.adapter import Coupling
 from ppf.pruning import Statistics, collect_statistics, retained_importance, score_atoms
-from ppf.pruning.importance import OBS, Taylor, Wanda
+from ppf.pruning.importance import OBS, Fluctuation, Magnitude, Taylor, Wanda
 from ppf.pruning.statistics import damped
 from ppf.threads import cpu_threads
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
@@ -44,7 +44,7 @@ def test_obs_removes_the_atom_of_least_added_error(
     removal = scores.argsort().tolist()
     weight = coupling.consumer.weight.double()
     ridged, _ = damped(gram, 0.01)
-    for step in range(min(3, coupling.atoms - 1)):
+    for step in range(0, coupling.atoms - 1, -(-coupling.atoms // 8)):
         errors = {
             atom: error_without(weight, ridged, [*removal[:step], atom], coupling.columns)
             for atom in removal[step:]
@@ -73,16 +73,38 @@ def test_obs_of_large_atoms_works_on_several_threads() -> None:
     torch.testing.assert_close(scores, expected.float(), rtol=1e-4, atol=0)
 
 
-def test_taylor_is_the_squared_derivative_with_respect_to_a_gate(lm: LanguageModel) -> None:
+def test_scores_of_two_columns_follow_their_formulas() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(500, 6) * torch.arange(1, 7) + 3
+    consumer = nn.Linear(6, 4).requires_grad_(requires_grad=False)
+    coupling = Coupling(0, "attention", 3, (), consumer, 2, nn.Module(), "block")
+    norms, moments = consumer.weight.square().sum(0), (x.T @ x / len(x), x.mean(0))
+    for importance, factor in (
+        (Magnitude(), torch.ones(6)),
+        (Wanda(), x.square().mean(0)),
+        (Fluctuation(), x.var(0, correction=0)),
+    ):
+        expected = (norms * factor).view(3, 2).sum(1)
+        torch.testing.assert_close(
+            importance.scores(coupling, *moments), expected, rtol=1e-4, atol=0
+        )
+
+
+@pytest.mark.parametrize(("number", "atom"), [(2, 1), (3, 5)], ids=["attention", "mlp"])
+def test_taylor_is_the_squared_derivative_with_respect_to_a_gate(
+    lm: LanguageModel, number: int, atom: int
+) -> None:
     windows = random_windows()
     taylor = Taylor()
     taylor.observe(lm, windows)
-    coupling, atom, step = lm.couplings[3], 5, 1e-2
-    assert coupling.kind == "mlp"
+    coupling, step = lm.couplings[number], 1e-2
+    columns = slice(atom * coupling.columns, (atom + 1) * coupling.columns)
 
     def loss(gate: float, window: Tensor) -> float:
         model = copy.deepcopy(lm.model).double()
-        model.model.layers[coupling.layer].mlp.down_proj.weight.data[:, atom] *= gate
+        layer = model.model.layers[coupling.layer]
+        consumer = {"attention": layer.self_attn.o_proj, "mlp": layer.mlp.down_proj}[coupling.kind]
+        consumer.weight.data[:, columns] *= gate
         return float(model(window[None], labels=window[None]).loss)
 
     slopes = [(loss(1 + step, w) - loss(1 - step, w)) / (2 * step) for w in windows]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ppf.errors import PPFError
-from ppf.space import Prunable, Space, build_space, project, uniform
+from ppf.space import Prunable, Site, Space, build_space, project, uniform
 
 GENERATOR = torch.Generator().manual_seed(0)
 RATIOS = torch.cat([torch.tensor([0.0]), torch.rand(300, generator=GENERATOR) * 0.9]).double()
@@ -21,6 +21,7 @@ def layered(kinds: list[str], layers: int = 12) -> Space:
 
 WIDTH = layered(["attention", "mlp"])
 SPACES = [WIDTH, layered(["mlp"]), layered(["attention"])]
+UNEVEN = Space(tuple(Site(layer, "mlp", 3 + 7 * (layer % 3), 1, 10) for layer in range(12)))
 
 
 def wanted_widths(space: Space, wild: float) -> torch.Tensor:
@@ -34,7 +35,7 @@ def excess(space: Space, kept: torch.Tensor) -> torch.Tensor:
 
 
 def by_sorting(space: Space, wanted: torch.Tensor, ratio: float) -> list[int]:
-    """Reference for spaces of one kind: removes single units until the budget is met."""
+    """Reference where all units cost the same: removes single ones until the budget is met."""
     kept, target = space.dense.tolist(), ratio * space.total - 1e-6
     removed = 0
     while removed < target:
@@ -71,7 +72,7 @@ def test_ratio_zero_is_dense() -> None:
     assert torch.equal(project(WIDTH, wanted_widths(WIDTH, 3.0), RATIOS)[0], WIDTH.dense)
 
 
-@pytest.mark.parametrize("space", SPACES[1:], ids=["mlp", "attention"])
+@pytest.mark.parametrize("space", [*SPACES[1:], UNEVEN], ids=["mlp", "attention", "uneven"])
 def test_removes_the_units_farthest_above_the_wanted_width(space: Space) -> None:
     wanted = wanted_widths(space, 0.5)
     kept = project(space, wanted, RATIOS)
@@ -111,10 +112,24 @@ def test_bounds_hold_if_they_allow_the_ratio() -> None:
     assert (excess(WIDTH, kept) < WIDTH.params.min()).all()
 
 
-def test_bounds_that_exclude_the_ratio_are_ignored() -> None:
-    wanted, everything = wanted_widths(WIDTH, 0.3), WIDTH.units.expand(len(RATIOS), -1)
-    tight = project(WIDTH, wanted, RATIOS, (everything, everything))
+@pytest.mark.parametrize("only", [0, 1], ids=["nothing", "everything"])
+def test_bounds_that_exclude_the_ratio_are_ignored(only: int) -> None:
+    wanted, bound = wanted_widths(WIDTH, 0.3), only * WIDTH.units.expand(len(RATIOS), -1)
+    tight = project(WIDTH, wanted, RATIOS, (bound, bound))
     assert torch.equal(tight, project(WIDTH, wanted, RATIOS))
+
+
+def test_a_costly_unit_goes_if_the_cheap_ones_do_not_suffice() -> None:
+    space = Space((Site(0, "attention", 2, 1, 5), Site(0, "mlp", 2, 1, 1)))
+    kept = project(space, torch.tensor([[1.0, 1.0]]), torch.tensor([0.75]))
+    assert kept.tolist() == [[0, 2]]  # 9 of 12 must go; without the second 5, only 7 could
+
+
+def test_cheap_units_that_the_bounds_remove_count_before_a_costly_one_goes() -> None:
+    space = Space((Site(0, "attention", 2, 1, 5), Site(0, "mlp", 8, 1, 1)))
+    bounds = (torch.tensor([[0, 0]]), torch.tensor([[2, 6]]))
+    kept = project(space, torch.tensor([[0.0, 8.0]]), torch.tensor([5 / 18]), bounds)
+    assert kept.tolist() == [[2, 3]]  # exactly 5; with a costly unit 7, since 2 cheap ones must go
 
 
 def test_other_budgets_are_met_exactly() -> None:

@@ -1,5 +1,9 @@
 import json
 
+import pytest
+import torch
+
+from ppf.errors import PPFError
 from ppf.space import Prunable, Space, build_space
 
 
@@ -17,6 +21,19 @@ def test_every_expert_is_a_site_with_its_own_name() -> None:
     assert [site.name for site in space.sites] == ["0.attention", "0.mlp", "0.mlp.1", "0.mlp.2"]
     named = {site.name: i for i, site in enumerate(space.sites)}
     assert space.policy({name: i // 2 for name, i in named.items()}) == [0, 0, 1, 1]
+    with pytest.raises(PPFError, match="does not fit space=width"):
+        space.policy({**dict.fromkeys(named, 1), "0.mlp.3": 1})
+
+
+def test_a_unit_has_the_parameters_of_its_atoms() -> None:
+    space = mixture(1)
+    assert [(site.units, site.params) for site in space.sites] == [(2, 50), (2, 120)]
+    assert space.total == 2 * 50 + 8 * 30
+
+
+def test_uniform_shares_leave_free_sites_whole() -> None:
+    space = mixture(1).priced("kv", [4, 0])
+    assert space.shares(torch.tensor([0.25])).tolist() == [[1.5, 2.0]]
 
 
 def test_a_description_restores_the_experts() -> None:

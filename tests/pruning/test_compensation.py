@@ -1,0 +1,27 @@
+"""Reconstruction errors of levels against outputs that are computed from the inputs."""
+
+import pytest
+import torch
+
+from ppf.pruning.compensation import Bias, Compensation, LeastSquares, NoCompensation
+
+WIDTHS = [0, 3, 7, 10]
+
+
+@pytest.mark.parametrize(
+    "compensation", [NoCompensation(), Bias(), LeastSquares(damping=0.1, refit_damping=0.1)]
+)
+def test_errors_are_those_of_the_outputs(compensation: Compensation) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 10, generator=generator)
+    x = torch.randn(400, 10, generator=generator) @ torch.randn(10, 10, generator=generator) + 2
+    levels = compensation.levels(weight, x.T @ x / len(x), x.mean(0), WIDTHS)
+    dense = x @ weight.T
+    assert levels.errors[-1] == pytest.approx(0, abs=1e-6)
+    for level, width in enumerate(WIDTHS[:-1]):
+        own = weight[:, :width] if levels.weights is None else levels.weights[level]
+        output = x[:, :width] @ own.T
+        if levels.biases is not None:
+            output = output + levels.biases[level]
+        expected = (dense - output).square().sum() / dense.square().sum()
+        assert float(levels.errors[level]) == pytest.approx(float(expected), rel=1e-3)
