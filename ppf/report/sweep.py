@@ -42,12 +42,14 @@ class Sweep:
 
     @property
     def groups(self) -> list["Group"]:
-        """Rows that differ in the seed only, in the order of the rows."""
+        """Rows that differ in the seed only; by ratio, then by the mean of the first figure."""
         axes = [axis for axis in self.axes if axis != REPEATED]
         found: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:
             found.setdefault(tuple(row.get(axis) for axis in axes), []).append(row)
-        return [Group(dict(zip(axes, key, strict=True)), rows) for key, rows in found.items()]
+        groups = [Group(dict(zip(axes, key, strict=True)), rows) for key, rows in found.items()]
+        first = self.figures[0]
+        return sorted(groups, key=lambda g: (_rank(g.key.get("ratio")), _rank(g.mean(first))))
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,23 @@ class Group:
     @property
     def name(self) -> str:
         """The overrides but for the ratio, as in "agent=ppo labels.count=256"."""
-        return " ".join(f"{key}={value}" for key, value in self.key.items() if key != "ratio")
+        texts = zip(self.key, self.texts, strict=True)
+        return " ".join(f"{key}={text}" for key, text in texts if key != "ratio")
+
+    @property
+    def texts(self) -> list[str]:
+        """The values of the overrides as people read them."""
+        return [f"{v:.4g}" if isinstance(v, float) else str(v) for v in self.key.values()]
 
     def values(self, figure: str) -> list[float]:
         """The figure's numbers that are known."""
         found = [row.get(figure) for row in self.rows]
         return [value for value in found if isinstance(value, int | float)]
+
+    def mean(self, figure: str) -> float | None:
+        """The mean of the numbers; None: none is known."""
+        values = self.values(figure)
+        return fmean(values) if values else None
 
     def text(self, figure: str) -> str:
         """The figure as people read it: the mean ± half the range."""
@@ -123,11 +136,18 @@ def sweep_table(sweep: Sweep) -> Table:
     axes = [axis for axis in sweep.axes if axis != REPEATED]
     runs = [Column("runs", str)] if REPEATED in sweep.axes else []
     rows: list[Sequence[Cell]] = [
-        [*map(str, group.key.values()), *[str(len(group.rows))] * len(runs)]
+        [*group.texts, *[str(len(group.rows))] * len(runs)]
         + [group.text(figure) for figure in sweep.figures]
         for group in sweep.groups
     ]
-    return Table([*map(Column, axes), *runs, *(Column(name, str) for name in sweep.figures)], rows)
+    return Table(
+        [*map(Column, axes), *runs, *(Column(words(name), str) for name in sweep.figures)], rows
+    )
+
+
+def words(figure: str) -> str:
+    """The name of a figure as people read it, as in "test perplexity"."""
+    return figure.replace("_ppl", "_perplexity").replace("_", " ")
 
 
 def markdown(table: Table) -> str:

@@ -13,7 +13,7 @@ from ppf.report.html import write_page
 from ppf.report.page import Page, Part, Tile
 from ppf.report.scores import duration, percent
 from ppf.report.style import OTHERS, save_png, styled
-from ppf.report.sweep import Group, Sweep, markdown, read_sweep, sweep_table
+from ppf.report.sweep import Group, Sweep, markdown, read_sweep, sweep_table, words
 from ppf.report.tables import print_table
 
 _MOST = 40  # jobs in a plot without ratios
@@ -69,7 +69,7 @@ def _headline(found: Sequence[Group], first: str) -> list[str]:
     for ratio, group in best.items():
         where = f" at ratio {percent(ratio)}" if isinstance(ratio, float) else ""
         who = group.name or "the only job"
-        sentences.append(f"Best{where}: {who} with {first} {group.text(first)}.")
+        sentences.append(f"Best{where}: {who} with {words(first)} {group.text(first)}.")
     return sentences or ["No job has a result."]
 
 
@@ -103,7 +103,7 @@ def _against_ratio(axes: Axes, found: Sequence[Group], first: str) -> None:
             fmt=style, color=colour, ms=4, lw=1.2, label=name,
         )  # fmt: skip
     axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.set(xlabel="pruning ratio", ylabel=first)
+    axes.set(xlabel="pruning ratio", ylabel=words(first))
     if names != [""]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
@@ -116,7 +116,7 @@ def _ranked(axes: Axes, found: Sequence[Group], first: str) -> None:
     axes.errorbar(means, places, xerr=spread, fmt="o", color=OTHERS[0], ms=5, lw=1.2)
     axes.set_yticks(places, [group.name for group in found])
     axes.invert_yaxis()
-    axes.set_xlabel(first)
+    axes.set_xlabel(words(first))
 
 
 def _half(group: Group, figure: str) -> float:

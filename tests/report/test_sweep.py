@@ -47,11 +47,18 @@ def test_the_table_has_means_over_seeds_and_half_their_range(tmp_path: Path) -> 
     sweep = read_sweep(searches(tmp_path))
     found = sweep_table(sweep)
     shown = [dict(zip(found.names, row, strict=True)) for row in found.texts]
-    assert [(row["agent"], row["runs"], row["test_ppl"]) for row in shown] == [
+    assert [(row["agent"], row["runs"], row["test perplexity"]) for row in shown] == [
         ("cmaes", "1", "29.00"),
         ("ppo", "2", "31.00 ± 1.00"),
         ("ppo", "1", "60.50"),
     ]
+
+
+def test_the_best_mean_comes_first_whatever_single_seeds_reach(tmp_path: Path) -> None:
+    for agent, found in {"ppo": (10.0, 50.0), "sac": (20.0, 22.0)}.items():
+        for seed, perplexity in enumerate(found):
+            job(tmp_path, [f"agent={agent}", f"seed={seed}"], {"test_ppl": perplexity})
+    assert [row[0] for row in sweep_table(read_sweep(tmp_path)).texts] == ["sac", "ppo"]
 
 
 def test_a_job_with_several_ratios_has_a_row_for_each(tmp_path: Path) -> None:

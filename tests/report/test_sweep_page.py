@@ -28,8 +28,8 @@ def test_all_files_are_written_and_the_table_is_printed(
 def test_the_headline_names_the_best_at_each_ratio(tmp_path: Path) -> None:
     page = sweep_page(read_sweep(searches(tmp_path)), tmp_path)
     assert page.headline == [
-        "Best at ratio 20.0 %: agent=cmaes with test_ppl 29.00.",
-        "Best at ratio 40.0 %: agent=ppo with test_ppl 60.50.",
+        "Best at ratio 20.0 %: agent=cmaes with test perplexity 29.00.",
+        "Best at ratio 40.0 %: agent=ppo with test perplexity 60.50.",
     ]
     (lines,) = (axes.get_legend_handles_labels()[1] for axes in page.figures["sweep"].axes)
     assert lines == ["agent=cmaes", "agent=ppo"]
