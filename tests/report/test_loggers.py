@@ -147,6 +147,7 @@ def test_jobs_of_a_multirun_are_a_group_with_tags(composed, wandb_of) -> None:
     assert wandb_of(RunMode.MULTIRUN).group == "search 2026-01-31/12-00-00"
 
 
+@pytest.mark.slow
 def test_tensorboard_and_mlflow_write_local_files(
     composed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

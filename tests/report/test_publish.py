@@ -127,6 +127,7 @@ def test_tensorboard_keeps_scalars_images_and_tables(found: Published, tmp_path:
     assert "| a | 3.4 |" in text.tensor_proto.string_val[0].decode()
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_metrics_figures_tables_and_files(found: Published, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     policy = tmp_path / "policy.json"
