@@ -2,9 +2,10 @@
 
     python benchmarks/recovery.py [--ratio 0.3] [--steps 6] [HYDRA OVERRIDES, as for collect.py]
 
-The student is the model after uniform magnitude pruning. Both loops train all its weights with
-AdamW under the same loss (forward KL) on the same windows, in bfloat16 autocast. They take turns,
-and the median step counts. The plain loop holds all logits and leaves all gradients to autograd.
+The student is the model after uniform pruning, whose first heads and channels stay. Both loops
+train all its weights with AdamW under the same loss (forward KL) on the same windows, in bfloat16
+autocast. They take turns, and the median step counts. The plain loop holds all logits and leaves
+all gradients to autograd.
 """
 
 import argparse
@@ -17,8 +18,9 @@ from statistics import median
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 from lightning import Fabric
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import TensorDataset
 
 from ppf.evaluation.memory import peak_bytes
@@ -26,6 +28,8 @@ from ppf.export.huggingface import export_folder
 from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.text import build_text, training_text
+from ppf.pruning import Bank, LivePruner
+from ppf.pruning.compensation import Levels
 from ppf.recovery.blockwise import Blockwise
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import KL
@@ -33,7 +37,6 @@ from ppf.recovery.module import RecoveryModule
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.recovery.tuners import Full, Task, without_dropout
 from ppf.space import uniform
-from ppf.stages.prepare import prepare
 
 LR, TURNS, BATCH, VALIDATION, GIB = 3e-4, 2, 4, 4, 2**30
 TRAINER = {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accelerator": "cpu", "devices": 1}
@@ -49,17 +52,24 @@ class Clocked(RecoveryModule):
         self.times.append(time.perf_counter())
 
 
+def pruner_of(cfg: DictConfig) -> LivePruner:
+    """Prunes heads and channels in the order in which they lie, which needs no calibration."""
+    lm = load(cfg.model, cfg.paths.cache)
+    space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
+    levels = [Levels(torch.zeros(site.units + 1), None, None) for site in space.sites]
+    return LivePruner(lm, space, Bank([torch.arange(c.atoms) for c in lm.couplings], levels))
+
+
 class Setting:
     """The pruned folder, the dense model and the windows of one benchmark."""
 
     def __init__(self, overrides: list[str], ratio: float, steps: int, folder: Path) -> None:
         self.folder, self.fabric = folder, Fabric(accelerator="cpu", devices=1)
-        given = ["importance=magnitude", "compensation=none", f"paths.run={folder}", *overrides]
         with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose("collect", given)
-        context = prepare(cfg, self.fabric)
-        context.pruner.apply(uniform(context.space, torch.tensor([ratio]))[0].tolist())
-        export_folder(context.pruner, folder / "pruned", {"model": cfg.model.name})
+            cfg = compose("collect", [f"paths.run={folder}", *overrides])
+        pruner = pruner_of(cfg)
+        pruner.apply(uniform(pruner.space, torch.tensor([ratio]))[0].tolist())
+        export_folder(pruner, folder / "pruned", {"model": cfg.model.name})
         model = OmegaConf.merge(cfg.model, {"dtype": "bfloat16"})
         self.teacher = load(model, cfg.paths.cache)
         text = build_text(training_text(cfg.text), cfg.paths.cache)

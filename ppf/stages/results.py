@@ -157,6 +157,9 @@ def _next_commands(policy: Path) -> dict[str, str]:
     return {
         "Measure the policy on the test part": f"python evaluate.py policy={policy}",
         "Write the smaller model": f"python prune.py policy={policy} out=pruned",
+        "Train the smaller model to predict as the dense one": (
+            f"python recover.py policy={policy} out=recovered"
+        ),
         "Try it in a browser": f"python serve.py search={policy.parent}",
     }
 
