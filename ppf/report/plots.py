@@ -24,7 +24,7 @@ Row = Mapping[str, float | None]
 _STRIP = 32  # most layers in one row of a heatmap
 _CLOCKS = ("step", "epoch", "time", "round")
 _PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
-_NARROW = 6  # ratio of highest to lowest perplexity below which ticks are evenly spaced
+_NARROW = 12  # ratio of highest to lowest perplexity below which ticks are evenly spaced
 _FEW = 25  # curves with fewer points show each point
 
 

@@ -46,8 +46,8 @@ class Accuracy:
         if coverage >= _PROMISED - chance:
             return ""
         return (
-            f"The predictor's 90 % intervals hold for only {coverage:.0%} of {count} held-out"
-            " policies. Its intervals are too narrow: rely on measured perplexities."
+            f"The predictor's 90 % intervals hold for only {100 * coverage:.0f} % of {count}"
+            " held-out policies. Its intervals are too narrow: rely on measured perplexities."
         )
 
 

@@ -20,7 +20,7 @@ def test_a_coverage_that_chance_does_not_explain_is_flagged(
     said = Accuracy(rows, rows, rows, rows, {"test/coverage": coverage}, []).warning
     assert bool(said) == flagged
     if flagged:
-        assert f"only {coverage:.0%} of {held_out} held-out policies" in said
+        assert f"only {100 * coverage:.0f} % of {held_out} held-out policies" in said
 
 
 def test_predictors_without_scores_have_nothing_to_flag() -> None:
