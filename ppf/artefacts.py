@@ -21,7 +21,7 @@ T = TypeVar("T")
 FORMATS = {
     "statistics": 1,
     "importance": 1,
-    "bank": 1,
+    "bank": 2,
     "traits": 1,
     "sensitivity": 1,
     "labels": 1,

@@ -201,7 +201,8 @@ class SharedPrefix(Sampler):
     """Groups of policies that share their first layers, which the labeller then runs only once.
 
     The policies of another sampler are sorted by ratio and divided into groups of neighbours. The
-    other members of a group take the widths of their first layers from the group's first policy.
+    other members of a group take the widths of their first layers from the group's first policy,
+    and change those of their other layers until they meet their own ratio again.
 
     Args:
         of: the other sampler.
@@ -219,7 +220,9 @@ class SharedPrefix(Sampler):
         rows, members = torch.arange(count), len(self.depths)
         depth = torch.tensor(self.depths)[rows % members] * space.layers
         layers = torch.tensor([site.layer for site in space.sites])
-        return torch.where(layers < depth[:, None], kept[rows - rows % members], kept)
+        shared, first = layers < depth[:, None], kept[rows - rows % members]
+        bounds = torch.where(shared, first, 0), torch.where(shared, first, space.units)
+        return project(space, kept.double(), space.ratio(kept), bounds)
 
 
 class Mixture(Sampler):

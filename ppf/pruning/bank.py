@@ -113,12 +113,15 @@ def _spilled(
         made = make()
         assert isinstance(made.weights, Factors)
         projected, inverse = made.weights.projected[:, :], made.weights.inverse[:, :]
-        write_tensors(draft, {"errors": made.errors, "projected": projected, "inverse": inverse})
+        assert made.biases is not None
+        small = {"errors": made.errors, "biases": made.biases}
+        write_tensors(draft, small | {"projected": projected, "inverse": inverse})
 
     def read(path: Path) -> Levels:
         stored = open_tensors(path)
         projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
-        return Levels(stored.get_tensor("errors"), Factors(projected, inverse, widths[:-1]))
+        factors = Factors(projected, inverse, widths[:-1])
+        return Levels(stored.get_tensor("errors"), factors, stored.get_tensor("biases"))
 
     return get_or_make(file, read=read, make=write, ranks=ranks)
 

@@ -117,11 +117,13 @@ class ResidualMoments:
         gram: E[x xᵀ].
         cross: E[r xᵀ].
         mean: E[r].
+        input_mean: E[x].
     """
 
     gram: Float[Tensor, "width width"]
     cross: Float[Tensor, "hidden width"]
     mean: Float[Tensor, " hidden"]
+    input_mean: Float[Tensor, " width"]
 
 
 WeightAndBias = tuple[Float[Tensor, "hidden width"] | None, Float[Tensor, " hidden"] | None]
@@ -205,20 +207,23 @@ class Bias(Compensation):
 
 
 class LeastSquares(Compensation):
-    """Refits the consumer to the kept columns (ridge regression on calibration inputs).
+    """Refits the consumer to the kept columns: ridge regression towards the dense weight.
 
-    With kept columns K and Gram matrix G:  W′ = W G[:, K] (G[K, K] + λI)⁻¹.
+    With kept columns K, mean m, covariance C and H = C + λI of the inputs, the refitted weight W′
+    minimises E‖(W x − W m) − W′(x_K − m_K)‖² + λ‖W′ − W_K‖². Its solution is
 
-    All levels share one Cholesky factor LLᵀ = G + λI, because their columns are nested. With
-    V = W G L⁻ᵀ, the weight of level K is V[:, K] L⁻¹[K, K]. The next level adds
-    V[:, block] L⁻¹[block, :] to it, and its error is smaller by ‖V[:, block]‖².
+        W′ = W H[:, K] H[K, K]⁻¹,  with the intercept W m − W′ m_K.
+
+    All levels share one Cholesky factor LLᵀ = H, because their columns are nested. With V = W L,
+    the weight of level K is V[:, K] L⁻¹[K, K]. The next level adds V[:, block] L⁻¹[block, :] to it.
+    With W′ padded by zeros to S, a level's error is tr W H Wᵀ − ‖V[:, K]‖² − λ‖W − S‖².
 
     Args:
-        damping: λ as a fraction of the mean diagonal of G.
+        damping: λ as a fraction of the mean diagonal of C.
         refit_damping: the same for `refit`; larger, because its target is noisier.
 
-    Source: the optimal update of SlimGPT (arXiv 2412.18110). Sharing one factor between levels is
-        our own derivation.
+    Source: the optimal update of SlimGPT (arXiv 2412.18110). The intercept, and the one factor that
+        all levels share, are our own.
     """
 
     refits = True
@@ -236,40 +241,48 @@ class LeastSquares(Compensation):
         factored: bool = False,
     ) -> Levels:
         dtype = weight.dtype
-        output = weight.double() @ gram.double()
-        energy = (output * weight).sum()
-        inverse, ridge = _inverse_factor(gram, self.damping)
-        projected = output @ inverse.T
-        solution = output.zero_()
-        weights, errors, start = [], [], 0
+        weight, gram, mean = weight.double(), gram.double(), mean.double()
+        ridged, ridge = damped(gram - torch.outer(mean, mean), self.damping)
+        lower = torch.linalg.cholesky(ridged)
+        inverse, projected = _inverse(lower), weight @ lower
+        energy = ((weight @ gram) * weight).sum().clamp_min(_SMALLEST)
+        ridged_energy, output = projected.square().sum(), weight @ mean
+        solution = torch.zeros_like(weight)
+        weights, biases, errors, start = [], [], [], 0
         for width in widths[:-1]:
             block = slice(start, width)
             solution[:, :width].addmm_(projected[:, block], inverse[block, :width])
-            explained = projected[:, :width].square().sum() + ridge * solution.square().sum()
-            errors.append((energy - explained) / energy.clamp_min(_SMALLEST))
+            explained = projected[:, :width].square().sum()
+            change = ridge * (weight - solution).square().sum()
+            errors.append((ridged_energy - explained - change) / energy)
+            biases.append(output - solution @ mean)
             if not factored:
                 weights.append(solution[:, :width].to(dtype, copy=True))
             start = width
         errors.append(torch.zeros_like(energy))
+        biases.append(torch.zeros_like(output))
         factors = Factors(projected.to(dtype), inverse.to(dtype), widths[:-1])
-        chosen = factors if factored else weights
-        return Levels(torch.stack(errors).float().clamp(0, 1), chosen)
+        return Levels(
+            torch.stack(errors).float().clamp(0, 1),
+            factors if factored else weights,
+            torch.stack(biases).to(dtype),
+        )
 
     def refit(self, moments: ResidualMoments) -> WeightAndBias:
         if not moments.gram.numel():
-            return None, None
-        ridged, _ = damped(moments.gram, self.refit_damping)
-        return torch.linalg.solve(ridged, moments.cross.T.double()).T, None
+            return None, moments.mean
+        center, shift = moments.input_mean.double(), moments.mean.double()
+        covariance = moments.gram.double() - torch.outer(center, center)
+        cross = moments.cross.double() - torch.outer(shift, center)
+        ridged, _ = damped(covariance, self.refit_damping)
+        change = torch.linalg.solve(ridged, cross.T).T
+        return change, shift - change @ center
 
 
-def _inverse_factor(
-    gram: Tensor, damping: float
-) -> tuple[Float[Tensor, "columns columns"], Float[Tensor, ""]]:
-    """L⁻¹ of LLᵀ = G + λI, and λ; both in float64."""
-    ridged, ridge = damped(gram, damping)
-    factor = torch.linalg.cholesky(ridged)
-    identity = torch.eye(len(gram), dtype=factor.dtype, device=factor.device)
-    return torch.linalg.solve_triangular(factor, identity, upper=False, out=identity), ridge
+def _inverse(lower: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The inverse of a lower triangular matrix."""
+    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(lower, identity, upper=False, out=identity)
 
 
 def _suffix_errors(

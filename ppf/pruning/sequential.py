@@ -128,4 +128,5 @@ def _moments(name: str, residuals: list[Tensor], inputs: list[Tensor]) -> Residu
         gram=columns.T @ columns / len(rows),
         cross=rows.T @ columns / len(rows),
         mean=rows.mean(0),
+        input_mean=columns.mean(0),
     )

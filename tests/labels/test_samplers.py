@@ -99,6 +99,19 @@ def test_groups_share_the_first_layers_of_their_first_policy(tiny: TinySetup) ->
             assert torch.equal(member[first < layers], family[0][first < layers])
 
 
+def test_policies_that_share_layers_keep_their_own_ratios(tiny: TinySetup) -> None:
+    """Small draws, as `collect` makes them: a group then spans a wide range of ratios."""
+    sampler = SharedPrefix(profiles(), depths=[0.25, 0.5])
+    ratio = torch.cat(
+        [
+            tiny.space.ratio(sampler.draw(tiny, 6, torch.Generator().manual_seed(seed)))
+            for seed in range(40)
+        ]
+    )
+    counts = torch.histc(ratio.float(), bins=4, min=0.1, max=0.52)
+    assert counts.sum() == len(ratio) and counts.min() > 0.7 * counts.mean()
+
+
 def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: Path) -> None:
     policy = uniform(tiny.space, torch.tensor([0.3]))[0]
     names = [site.name for site in tiny.space.sites]
