@@ -17,6 +17,7 @@ from linear_operator import to_dense
 from torch import Tensor, nn
 
 from ppf.predictor.policy_features import EMPTIED, ROOTS
+from ppf.space import Space
 
 
 class DotProductKernel(Kernel):
@@ -135,6 +136,72 @@ class ConditionedKernel(Kernel):
         share = to_known / covariance[-1, -1]
         variance = self.base_kernel(x1, diag=True) - (share * to_known)[:, 0]
         return covariance[:-1, :-1] - share * covariance[-1:, :-1], variance
+
+
+class SiteSumKernel(Kernel):
+    """How alike two policies' corrections to the logarithm of a sum over sites are.
+
+        k(x, y) = l² + t² z·z′ + W + i² W² + c² (q r)ᵀ B (q′ r′) + m² M(r, r′),  W = qᵀ A q′
+
+    z are the sums' logarithms, q the sites' shares of the sums, r their removed shares, M a Matérn
+    kernel. A = K (a² + s² D) + u² I lets each site's weight in the sums deviate: with its kind
+    (K: same kind), smoothly over depth (D = exp(−distance / length)), and alone. B = K D + I does
+    the same for a weight that grows with what is removed.
+
+    Args:
+        space: the sites.
+        scales: initial l, t, a, s, u, i, c and m by name (see `_TERMS`).
+        length: of D, in layers.
+        span: initial lengthscale of M.
+        deviation: standard deviation of the priors on the logarithms of hyper-parameters.
+    """
+
+    depth: Float[Tensor, "sites sites"]
+    same: Float[Tensor, "sites sites"]
+
+    def __init__(
+        self,
+        space: Space,
+        scales: Mapping[str, float],
+        *,
+        length: float,
+        span: float,
+        deviation: float,
+    ) -> None:
+        super().__init__()
+        self.sites = len(space)
+        layers = torch.tensor([float(site.layer) for site in space.sites])
+        kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
+        same = (kinds[:, None] == kinds).float()
+        smooth = same * torch.exp(-(layers[:, None] - layers).abs() / length)
+        self.register_buffer("same", same)
+        self.register_buffer("depth", smooth)
+        register_log_parameter(self, "log_scales", len(_TERMS), deviation)
+        self.log_scales.data.copy_(torch.tensor([scales[term] for term in _TERMS]).log())
+        self.matern = MaternKernel(2.5, lengthscale_constraint=Positive(torch.exp, torch.log))
+        self.matern.lengthscale = span
+        _register_prior(self.matern, "raw_lengthscale", deviation)
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
+        level, slope, kind, smooth, rough, pairs, growth, rest = (2 * self.log_scales).exp()
+        (z1, q1, r1), (z2, q2, r2) = (self._parts(x) for x in (x1, x2))
+        alone = torch.eye(self.sites).to(x1)
+        weights = _product(q1 @ (kind * self.same + smooth * self.depth + rough * alone), q2, diag)
+        growing = _product(q1 * r1 @ (self.depth + alone), q2 * r2, diag)
+        sums = _product(z1, z2, diag)
+        matern = to_dense(self.matern(r1, r2, diag=diag))
+        linear = level + slope * sums + weights + growth * growing
+        return linear + pairs * weights.square() + rest * matern
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split([x.shape[-1] - 2 * self.sites, self.sites, self.sites], -1)
+
+
+def _product(x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
+    return (x1 * x2).sum(-1) if diag else x1 @ x2.mT
+
+
+_TERMS = ("level", "slope", "kind", "smooth", "rough", "pairs", "growth", "rest")
 
 
 def policy_kernel(columns: Mapping[str, slice]) -> ConditionedKernel:

@@ -245,7 +245,7 @@ class LeastSquares(Compensation):
         ridged, ridge = damped(gram - torch.outer(mean, mean), self.damping)
         lower = torch.linalg.cholesky(ridged)
         inverse, projected = _inverse(lower), weight @ lower
-        energy = ((weight @ gram) * weight).sum().clamp_min(_SMALLEST)
+        energy = ((weight @ gram) * weight).sum()
         ridged_energy, output = projected.square().sum(), weight @ mean
         solution = torch.zeros_like(weight)
         weights, biases, errors, start = [], [], [], 0
@@ -254,7 +254,7 @@ class LeastSquares(Compensation):
             solution[:, :width].addmm_(projected[:, block], inverse[block, :width])
             explained = projected[:, :width].square().sum()
             change = ridge * (weight - solution).square().sum()
-            errors.append((ridged_energy - explained - change) / energy)
+            errors.append(ridged_energy - explained - change)
             biases.append(output - solution @ mean)
             if not factored:
                 weights.append(solution[:, :width].to(dtype, copy=True))
@@ -263,7 +263,7 @@ class LeastSquares(Compensation):
         biases.append(torch.zeros_like(output))
         factors = Factors(projected.to(dtype), inverse.to(dtype), widths[:-1])
         return Levels(
-            torch.stack(errors).float().clamp(0, 1),
+            _relative(torch.stack(errors), energy).clamp(max=1),
             factors if factored else weights,
             torch.stack(biases).to(dtype),
         )
@@ -293,12 +293,15 @@ def _suffix_errors(
     The energy of columns W under a moment matrix M is tr(W M Wᵀ).
     """
     weight, moment, gram = weight.double(), moment.double(), gram.double()
-    energy = ((weight @ gram) * weight).sum().clamp_min(_SMALLEST)
     errors = []
     for width in widths:
         tail = weight[:, width:]
-        errors.append(((tail @ moment[width:, width:]) * tail).sum() / energy)
-    return torch.stack(errors).float().clamp(min=0)
+        errors.append(((tail @ moment[width:, width:]) * tail).sum())
+    return _relative(torch.stack(errors), ((weight @ gram) * weight).sum())
 
 
-_SMALLEST = 1e-30  # smallest divisor; a site without energy has error 0
+def _relative(
+    errors: Float[Tensor, " levels"], energy: Float[Tensor, ""]
+) -> Float[Tensor, " levels"]:
+    """Errors as shares of the energy, in float32; a site without energy has error 0."""
+    return (errors / energy).where(energy > 0, 0).clamp(min=0).float()

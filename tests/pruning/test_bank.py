@@ -76,7 +76,7 @@ def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) 
     space = width_space(lm)
     for site, level in zip(space.sites, bank(lm, tmp_path, 1.0).levels, strict=True):
         assert len(level.errors) == site.units + 1
-        assert level.errors[0] == 1 and level.errors[-1] == 0
+        assert 0.8 < level.errors[0] < 1 and level.errors[-1] == 0  # the bias keeps the mean
         assert (level.errors.diff() <= 0).all()
 
 

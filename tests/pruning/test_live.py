@@ -49,11 +49,18 @@ def refitted(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) -> N
         return
     stay = torch.ones(len(gram), dtype=torch.bool)
     stay[gone] = False
-    wanted = consumer.weight.double() @ gram.double()[:, stay]
-    ridge = DAMPING * gram.double().diagonal().mean() * torch.eye(int(stay.sum()))
-    consumer.weight.zero_()
-    solution = torch.linalg.solve(gram.double()[stay][:, stay] + ridge, wanted, left=False)
-    consumer.weight[:, stay] = solution.float()
+    weight, mean = consumer.weight.double(), mean.double()
+    covariance = gram.double() - torch.outer(mean, mean)
+    ridge = DAMPING * covariance.diagonal().mean()
+    # Ridge regression of what the removed columns add, on the columns that stay.
+    lost = weight[:, gone] @ covariance[gone][:, stay]
+    ridged = covariance[stay][:, stay] + ridge * torch.eye(int(stay.sum()))
+    added = torch.linalg.solve(ridged, lost, left=False)
+    shift = (weight[:, gone] @ mean[gone] - added @ mean[stay]).float()
+    consumer.weight[:, stay] += added.float()
+    consumer.weight[:, gone] = 0
+    bias = shift if consumer.bias is None else consumer.bias + shift
+    consumer.bias = nn.Parameter(bias, requires_grad=False)
 
 
 REFERENCES: dict[str, Callable[[nn.Linear, Tensor, Tensor, Tensor], None]] = {

@@ -127,10 +127,16 @@ def test_the_first_block_is_a_ridge_regression(pruner: LivePruner) -> None:
     weight = layer.self_attn.o_proj.weight.double()
     bias = layer.self_attn.o_proj.bias.double()
     lacking = full @ target.weight.double().T + target.bias.double() - x @ weight.T - bias
-    gram = x.T @ x / len(x)
-    ridge = 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
-    expected = weight + torch.linalg.solve(gram + ridge, x.T @ lacking / len(x)).T
+    centred, shift = x - x.mean(0), lacking.mean(0)
+    covariance = centred.T @ centred / len(x)
+    ridge = 0.01 * covariance.diagonal().mean() * torch.eye(len(covariance))
+    cross = centred.T @ (lacking - shift) / len(x)
+    change = torch.linalg.solve(covariance + ridge, cross).T
+    expected, offset = weight + change, bias + shift - change @ x.mean(0)
     refit_sequentially(pruner, ids, LeastSquares(damping=0.01, refit_damping=0.01))
     torch.testing.assert_close(
         layer.self_attn.o_proj.weight.double(), expected, atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        layer.self_attn.o_proj.bias.double(), offset, atol=1e-4, rtol=1e-4
     )

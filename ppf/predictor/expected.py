@@ -1,0 +1,227 @@
+"""A predictor that needs no labels to start: expected losses, corrected by what is measured."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from gpytorch.likelihoods.noise_models import Noise
+from gpytorch.models import GP
+from jaxtyping import Float, Int, Shaped
+from linear_operator import to_dense
+from linear_operator.operators import DiagLinearOperator
+from torch import Tensor
+
+from ppf.labels.table import Labels
+from ppf.predictor.base import Predictor, PredictorInputs
+from ppf.predictor.hyperparameters import maximise_likelihood
+from ppf.predictor.kernels import SiteSumKernel, register_log_parameter
+from ppf.predictor.protocol import Prediction
+from ppf.predictor.scores import NOMINAL
+from ppf.pruning import SiteFeatures
+from ppf.ranges import Count, Positive
+from ppf.space import uniform
+
+
+class ExpectedLoss(Predictor):
+    """Log-perplexity from sums over sites that need no labels, corrected by measured policies.
+
+    A policy's excess is its log-perplexity minus that of the dense model. Before any policy is
+    measured, its prediction is the geometric mean of two sums over sites:
+
+        log excess(k) = level + ½ log Σ_s L_s(k_s) + ½ log Σ_s c E_s(k_s)
+
+    L_s(k) is the expected loss of keeping k units at site s (`ppf.pruning.sensitivity`), E_s(k) the
+    reconstruction error times the site's share of the residual stream's energy. The factor c makes
+    both sums equal where every site loses half its units. A Gaussian process on the logarithm's
+    residuals learns from each measured policy.
+
+    Args:
+        level: of the logarithm, before any policy is measured.
+        scales: standard deviations of the process's terms, before the fit (see `SiteSumKernel`).
+        length: correlation length of the sites' weights, in layers.
+        span: lengthscale of the removed shares.
+        noise: standard deviation of the logarithm that no other policy explains, before the fit.
+        deviation: standard deviation of the priors on the logarithms of these hyper-parameters.
+        steps: optimizer steps of their fit.
+        fewest: measured policies below which intervals are not calibrated.
+
+    Source: our own; the regression follows Rasmussen & Williams, "Gaussian Processes for Machine
+        Learning" (2006), chapters 2 and 5.
+    """
+
+    needs_labels: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        level: float,
+        scales: Mapping[str, Positive],
+        length: Positive,
+        span: Positive,
+        noise: Positive,
+        deviation: Positive,
+        steps: Count,
+        fewest: Count,
+    ) -> None:
+        self.level, self.scales, self.length, self.span = level, dict(scales), length, span
+        self.noise, self.deviation, self.steps, self.fewest = noise, deviation, steps, fewest
+
+    def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
+        space = inputs.features.space
+        self.dense_nll = inputs.dense_nll
+        self.sums = SiteSums(inputs.features, self.level)
+        kernel = SiteSumKernel(
+            space, self.scales, length=self.length, span=self.span, deviation=self.deviation
+        )
+        self.process = _Process(kernel, self.noise, self.deviation)
+        known = labels.nll.isfinite() & (labels.kept != space.units).any(1)
+        excess = (labels.nll[known] - self.dense_nll).clamp(min=_SMALLEST).double()
+        mean, x = self.sums(labels.kept[known])
+        self.process.condition(x, excess.log() - mean, self.steps)
+        self.widening = self.process.widening() if len(x) >= self.fewest else 1.0
+
+    def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
+        with torch.no_grad():
+            mean, std = self._log_excess(kept)
+        excess = mean.clamp(max=_LARGEST).exp()
+        std = self.widening * std * excess
+        dense = (kept == self.sums.units).all(1)
+        return Prediction(
+            (self.dense_nll + excess.masked_fill(dense, 0)).float(),
+            std.masked_fill(dense, 0).float(),
+        )
+
+    def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
+        """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
+        mean, _ = self._log_excess(kept)
+        return self.dense_nll + mean.clamp(max=_LARGEST).exp().float()
+
+    def save(self, folder: Path) -> None:
+        """Writes nothing: the labels are artefacts of their own."""
+
+    def load(self, folder: Path, inputs: PredictorInputs) -> None:
+        raise NotImplementedError("a predictor without labels is fitted anew")
+
+    def to(self, device: torch.device) -> None:
+        self.sums.to(device)
+        self.process.to(device)
+
+    def _log_excess(
+        self, kept: Shaped[Tensor, "batch sites"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Mean and standard deviation of the logarithm of the excess."""
+        prior, x = self.sums(kept)
+        mean, variance = self.process(x)
+        return prior + mean, variance.sqrt()
+
+
+class SiteSums(torch.nn.Module):
+    """The two sums over sites that need no labels, and what the process reads of a policy.
+
+    Args:
+        features: of the sites.
+        level: added to the mean of both sums' logarithms.
+    """
+
+    units: Int[Tensor, " sites"]
+    tables: Float[Tensor, "sums levels sites"]
+
+    def __init__(self, features: SiteFeatures, level: float) -> None:
+        super().__init__()
+        self.level = level
+        energy = features.errors * features.energy[:, None]
+        tables = torch.stack([features.losses, energy]).double().clamp(min=0).mT
+        self.register_buffer("units", features.space.units)
+        self.register_buffer("tables", tables)
+        half = uniform(features.space, torch.tensor([0.5], dtype=torch.double))
+        losses, errors = self._by_site(half).sum(-1)
+        tables[1] *= losses / errors.clamp(min=_SMALLEST)
+
+    def forward(
+        self, kept: Shaped[Tensor, "batch sites"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch columns"]]:
+        """The prior mean of the logarithm, and the columns that `SiteSumKernel` reads."""
+        parts = self._by_site(kept)
+        sums = parts.sum(-1, keepdim=True).clamp(min=_SMALLEST)
+        logs = sums[..., 0].log().T
+        shares = (parts / sums).mean(0)
+        removed = 1 - kept.double() / self.units
+        return self.level + logs.mean(1), torch.cat([logs, shares, removed], 1)
+
+    def _by_site(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, "sums batch sites"]:
+        below = kept.detach().long()
+        if not kept.is_floating_point():
+            return torch.stack([table.gather(0, below) for table in self.tables])
+        above = (below + 1).minimum(self.units)
+        weight = (kept - below).double()
+        ends = [torch.stack([t.gather(0, row) for t in self.tables]) for row in (below, above)]
+        return torch.lerp(ends[0], ends[1], weight)
+
+
+class _Process(GP):
+    """A Gaussian process with constant noise, conditioned on the residuals of measured policies."""
+
+    points: Float[Tensor, "rows columns"]
+    inverse_cholesky: Float[Tensor, "rows rows"]
+    whitened: Float[Tensor, " rows"]
+
+    def __init__(self, kernel: SiteSumKernel, noise: float, deviation: float) -> None:
+        super().__init__()
+        self.kernel, self.noise = kernel, _ConstantNoise(noise, deviation)
+        for name in ("points", "inverse_cholesky", "whitened"):
+            self.register_buffer(name, torch.empty(0))
+        self.double().requires_grad_(False)
+
+    def forward(
+        self, x: Float[Tensor, "batch columns"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Mean and predictive variance; the variance includes noise."""
+        variance = self.kernel(x, diag=True) + self.noise.variance
+        if not len(self.points):
+            return torch.zeros_like(variance), variance
+        weights = to_dense(self.kernel(x, self.points)) @ self.inverse_cholesky.T
+        variance = variance - weights.square().sum(1)
+        return weights @ self.whitened, variance.clamp(min=_SMALLEST)
+
+    def condition(
+        self, x: Float[Tensor, "rows columns"], y: Float[Tensor, " rows"], steps: int
+    ) -> None:
+        """Fits the hyper-parameters, and conditions the process on all rows."""
+        if not len(x):
+            return
+        maximise_likelihood(self, x, y, torch.ones_like(y), steps)
+        covariance = to_dense(self.kernel(x)) + self.noise.variance * torch.eye(len(x)).to(x)
+        factor = torch.linalg.cholesky(covariance)
+        identity = torch.eye(len(x)).to(factor)
+        self.inverse_cholesky = torch.linalg.solve_triangular(factor, identity, upper=False)
+        self.points, self.whitened = x, self.inverse_cholesky @ y
+
+    def widening(self) -> float:
+        """Factor on standard deviations with which 90 % of leave-one-out intervals hold.
+
+        Source: Rasmussen & Williams (2006), equations 5.10 to 5.12.
+        """
+        precision = self.inverse_cholesky.T @ self.inverse_cholesky
+        error = (self.inverse_cholesky.T @ self.whitened).abs() / precision.diagonal().sqrt()
+        rank = min(len(error), math.ceil(0.9 * (len(error) + 1)))
+        return float(error.sort().values[rank - 1]) / NOMINAL
+
+
+class _ConstantNoise(Noise):
+    def __init__(self, std: float, deviation: float) -> None:
+        super().__init__()
+        register_log_parameter(self, "log_variance", 1, deviation)
+        self.log_variance.data.fill_(2 * math.log(std))
+
+    @property
+    def variance(self) -> Float[Tensor, "1"]:
+        return self.log_variance.exp()
+
+    def forward(self, x: Tensor, *, weights: Tensor, shape: torch.Size) -> DiagLinearOperator:
+        return DiagLinearOperator(self.variance / weights)
+
+
+_SMALLEST = 1e-9  # sum, excess or variance; keeps logarithms and roots finite
+_LARGEST = 5.0  # logarithm of the excess

@@ -1,0 +1,85 @@
+"""A predictor that starts without labels and learns from what a search measures."""
+
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+
+from ppf.labels.table import Labels
+from ppf.predictor.expected import ExpectedLoss
+from ppf.predictor.protocol import Differentiable
+from ppf.pruning import SiteFeatures
+from ppf.space import Space
+from tests.predictor.synthetic import DENSE_NLL, inputs, made_up_labels
+
+
+def fitted(known: SiteFeatures, labels: Labels, **changed: Any) -> ExpectedLoss:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        config = compose("search", ["predictor=expected"]).predictor
+    predictor = instantiate(config, **changed)
+    predictor.fit(labels, inputs(known, {}))
+    return predictor
+
+
+def first(labels: Labels, count: int) -> Labels:
+    return Labels(labels.kept[:count], labels.nll[:count], labels.source[:count])
+
+
+def rank_agreement(predicted: torch.Tensor, measured: torch.Tensor) -> float:
+    pairs = torch.triu_indices(len(measured), len(measured), 1)
+    signs = (predicted[pairs[0]] - predicted[pairs[1]]) * (measured[pairs[0]] - measured[pairs[1]])
+    return float(signs.sign().double().mean())
+
+
+def test_without_labels_it_is_the_geometric_mean_of_two_sums(
+    known: SiteFeatures, labels: Labels, space: Space
+) -> None:
+    predictor = fitted(known, first(labels, 1), level=0.0)
+    kept = labels.kept[20:24]
+    sites = torch.arange(len(space))
+    sums = known.losses[sites, kept].sum(1)  # the made-up energies are proportional to the losses
+    mean, std = predictor.predict(kept)
+    torch.testing.assert_close(mean - DENSE_NLL, sums, rtol=1e-4, atol=1e-6)
+    assert (std > 0).all()
+    dense = predictor.predict(space.dense[None])
+    assert float(dense.mean) == pytest.approx(DENSE_NLL) and float(dense.std) == 0
+
+
+def test_a_few_measured_policies_improve_it(known: SiteFeatures, space: Space) -> None:
+    labels = made_up_labels(space, known, 120)
+    order = torch.randperm(119, generator=torch.Generator().manual_seed(0)) + 1
+    seen, unseen = torch.cat([torch.zeros(1, dtype=torch.long), order[:30]]), order[30:]
+    few = Labels(labels.kept[seen], labels.nll[seen], ["made up"] * len(seen))
+    errors = []
+    for part in (first(few, 1), few):
+        mean, std = fitted(known, part).predict(labels.kept[unseen])
+        errors.append(float((mean - labels.nll[unseen]).abs().mean()))
+    assert errors[1] < errors[0] / 3
+    held = (mean - labels.nll[unseen]).abs() <= 1.645 * std
+    assert 0.75 <= held.float().mean() <= 1
+    assert rank_agreement(mean, labels.nll[unseen]) > 0.9
+
+
+def test_between_units_it_is_continuous_and_differentiable(
+    known: SiteFeatures, labels: Labels
+) -> None:
+    predictor = fitted(known, first(labels, 16))
+    assert isinstance(predictor, Differentiable)
+    whole = labels.kept[160:170]
+    torch.testing.assert_close(predictor.relaxed(whole.double()), predictor.predict(whole).mean)
+    half = whole.double().clamp(min=1).sub(0.5).requires_grad_()
+    predictor.relaxed(half).sum().backward()
+    assert half.grad is not None and half.grad.isfinite().all()
+    assert (half.grad < 0).double().mean() > 0.9  # keeping more lowers the loss
+
+
+def test_infinite_labels_are_left_out(known: SiteFeatures, labels: Labels) -> None:
+    spoilt = labels.nll[:20].clone()
+    spoilt[10] = torch.inf
+    kept = torch.cat([labels.kept[:10], labels.kept[11:20]])
+    rest = Labels(kept, torch.cat([spoilt[:10], spoilt[11:]]), ["made up"] * 19)
+    with_it = Labels(labels.kept[:20], spoilt, ["made up"] * 20)
+    expected = fitted(known, rest).predict(labels.kept).mean
+    torch.testing.assert_close(fitted(known, with_it).predict(labels.kept).mean, expected)
