@@ -137,6 +137,4 @@ def test_the_first_block_is_a_ridge_regression(pruner: LivePruner) -> None:
     torch.testing.assert_close(
         layer.self_attn.o_proj.weight.double(), expected, atol=1e-4, rtol=1e-4
     )
-    torch.testing.assert_close(
-        layer.self_attn.o_proj.bias.double(), offset, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(layer.self_attn.o_proj.bias.double(), offset, atol=1e-4, rtol=1e-4)
