@@ -59,9 +59,9 @@ def run(name: str, cfg: DictConfig) -> float | None:
         name: of the module in `ppf.cli`, and of the config.
 
     Returns:
-        The metric that sweeps minimise: log-perplexity in nats per token for `search` and
-        `evaluate`, the normalised mean squared error for `train`; None for other commands, and if
-        it is not finite.
+        The metric that sweeps minimise: log-perplexity in nats per token for `search`, `evaluate`
+        and `recover`, the normalised mean squared error for `train`; None for other commands, and
+        if it is not finite.
 
     Raises:
         PPFError: the config is wrong, or the work fails for a reason that a user can mend.

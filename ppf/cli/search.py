@@ -40,6 +40,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     clock, may_make = Stopwatch(), cfg.upstream == "make"
     with clock("preparing the model"):
         context = prepare(cfg, fabric)
+        if cfg.report_test:
+            context.text.tokens("test", context.lm.tokenizer)  # too little is refused before work
     fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
     first = partial(fit, may_train=may_make)
     with clock("labelling"):

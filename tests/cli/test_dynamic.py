@@ -31,13 +31,17 @@ def only(folder: Path, name: str) -> Path:
 @pytest.mark.slow
 def test_one_agent_for_every_ratio(run: Run, tmp_path: Path) -> None:
     quick = ("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=2")
-    said = run("search", "mode=dynamic", "ratios=[0.2,0.37]", *quick, *TINY, *PPO).stdout
+    asked = ("mode=dynamic", "ratios=[0.2,0.37]", "report_test=true")
+    said = run("search", *asked, *quick, *TINY, *PPO).stdout
     assert "Learning ratios" in said and "PPF" in said
     path = only(tmp_path / "outputs", "agent.json")
     agent = ppf.load_agent(path.parent)
     summary = json.loads(path.with_name("summary.json").read_text())
     rows = [row for row in summary["results"] if row["policy"] == "PPF"]
     assert [row["ratio"] for row in rows] == [0.2, 0.37]
+    figures = json.loads(path.with_name("run.json").read_text())["figures"]
+    assert [row["ratio"] for row in figures] == [0.2, 0.37]
+    assert [row["test_ppl"] for row in figures] == [row["test"]["perplexity"] for row in rows]
     for row in rows:
         mean, std = agent.predicted(row["ratio"])
         assert row["predicted"]["nll"] == pytest.approx(mean)
