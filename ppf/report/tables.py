@@ -35,15 +35,17 @@ class Column:
     Args:
         name: its heading.
         show: makes text of a number; None: the column holds text.
+        missing: shown where no value is known.
     """
 
     name: str
     show: Callable[[Any], str] | None = None
+    missing: str = ""
 
     def text(self, cell: Cell) -> str:
         """A cell as people read it."""
         if cell is None:
-            return ""
+            return self.missing
         return self.show(cell) if self.show else str(cell)
 
 
@@ -139,10 +141,9 @@ def accuracy_table(metrics: Mapping[str, float], bands: Sequence[float]) -> Tabl
     rows = []
     for name, words in SCORES.items():
         keys = [f"test/{name}", *(f"test/{name}_{edge}" for edge in edges)]
-        if any(key in metrics for key in keys):
-            rows.append([words, *(metrics.get(key) for key in keys)])
-    show = "{:.4f}".format
-    return Table([Column("held-out policies"), *(Column(x, show) for x in headings)], rows)
+        rows.append([words, *(metrics.get(key) for key in keys)])
+    columns = [Column(heading, "{:.4f}".format, missing="too few") for heading in headings]
+    return Table([Column("held-out policies"), *columns], rows)
 
 
 SCORES = {

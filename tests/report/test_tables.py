@@ -73,7 +73,8 @@ def test_accuracy_has_a_column_for_each_band() -> None:
     metrics = {"test/mae": 0.01, "test/mae_15_30": 0.02, "test/coverage": 0.9, "validation/mae": 1}
     table = accuracy_table(metrics, [0, 0.15, 0.3])
     assert table.names == ["held-out policies", "all ratios", "0–15 %", "15–30 %"]
-    assert table.texts == [
-        ["mean absolute error, nats", "0.0100", "", "0.0200"],
-        ["coverage of the 90 % interval", "0.9000", "", ""],
-    ]
+    texts = {row[0]: row[1:] for row in table.texts}
+    assert texts["mean absolute error, nats"] == ["0.0100", "too few", "0.0200"]
+    assert texts["coverage of the 90 % interval"] == ["0.9000", "too few", "too few"]
+    assert texts["Kendall"] == ["too few"] * 3
+    assert table.rows[0][2] is None, "loggers get no text among numbers"
