@@ -12,7 +12,7 @@ from torch import Tensor
 from ppf.llm import OutputHead
 from ppf.ranges import Positive
 
-_ROWS = 128  # positions whose logits are in memory at once
+_ROWS = 256  # positions whose logits are in memory at once
 
 
 class Rows(NamedTuple):
@@ -123,8 +123,9 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        rows = len(ctx.gradients[0])
-        scaled = [g if g is None else g * (slope / rows).to(g.dtype) for g in ctx.gradients]
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so that they serve once
+        rows = len(gradients[0])
+        scaled = [g if g is None else g.mul_((slope / rows).to(g.dtype)) for g in gradients]
         return (*scaled, None, None, None, None)
 
 
