@@ -1,5 +1,6 @@
 """The Python interface: the same chain as by commands, on a loaded model."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import ppf
 from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
+from tests.searched import write_search
 
 QUICK = {
     "labels": {"count": 40},
@@ -45,6 +47,28 @@ def test_a_wrong_override_is_an_error_and_not_an_exit(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PPFError, match="labels.count"):
         ppf.search("tiny", labels={"count": -1})
+
+
+def test_recover_takes_a_policy(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_search(tmp_path, cache)
+    folder = ppf.recover(
+        tmp_path / "policy.json",
+        tmp_path / "recovered",
+        text={
+            "path": tmp_path / "text.txt",
+            "window": 32,
+            "training": {"windows": {"validation": 2}},
+        },
+        recovery={"tokens": 256},
+        paths={"artefacts": tmp_path / "artefacts"},
+        tune="lora",
+        logger="none",
+    )
+    record = json.loads((folder / "policy.json").read_text())["recovered"]
+    assert record["tune"] == ["lora"] and record["tokens"] == 256
 
 
 @pytest.mark.slow
