@@ -1,6 +1,7 @@
 """Loggers for Trainer and Fabric: how they start and end, and W&B without its questions."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from ppf.errors import PPFError, reason
 from ppf.ranges import Count
 
+_MLFLOW = "MLFLOW_TRACKING_URI"
 _STEP = "trainer/global_step"  # WandbLogger sends it with every metric, as the horizontal axis
 
 
@@ -114,12 +116,16 @@ def mlflow_logger(
     with _needing("mlflow"), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # of the packages below MLflow
         logger = MLFlowLogger(experiment_name, run_name, tracking_uri, artifact_location=files)
+        before = os.environ.get(_MLFLOW)
         try:
             _ = logger.run_id
         except Exception as error:  # MLflow passes on those of its stores
             raise PPFError(
                 f"MLflow does not start ({reason(error)}): give another logger.mlflow.tracking_uri."
             ) from error
+        finally:
+            if before is None:  # MLflow sets it, and the next run would take it for the user's
+                os.environ.pop(_MLFLOW, None)
     return logger
 
 
