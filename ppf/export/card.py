@@ -56,7 +56,8 @@ $rows
 Share of the lost nats that were won back: $won_back.
 
 """)
-_OWN_RESULTS = "## Perplexity of these weights"
+_OWN_RESULTS, _EARLIER = "## Perplexity of these weights", "## Before the recovery training"
+_TRAINING = "## Recovery training"
 _COMPENSATIONS = {
     "one_shot": "one-shot",
     "sequential": "re-estimated front to back",
@@ -166,7 +167,9 @@ def recovered_card(card: str, policy: Mapping[str, Any]) -> str:
     numbers = {"tokens": f"{found['tokens']:,}", "minutes": f"{found['minutes']:.1f}"}
     shown = "none were lost" if won is None else f"{won:.1%}"
     section = _RECOVERED.substitute(found, **given, **numbers, rows="\n".join(rows), won_back=shown)
-    return card.replace(_OWN_RESULTS, f"{section}## Before the recovery training", 1)
+    card = card.replace(_OWN_RESULTS, _EARLIER, 1)
+    at = next((card.index(head) for head in (_TRAINING, _EARLIER) if head in card), len(card))
+    return card[:at] + section + card[at:]
 
 
 def _decimal(value: float | None) -> str:

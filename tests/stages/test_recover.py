@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ppf.cli.checks import check
 from ppf.conf import read_option
 from ppf.errors import PPFError
+from ppf.export.card import recovered_card
 from ppf.export.loading import load_folder
 from ppf.llm import load
 from ppf.recovery import fit
@@ -241,6 +242,8 @@ def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
     card = (out / "README.md").read_text()
     assert f"| recovered | {found.recovered:.4g} |" in card and "tune=norms_and_biases+lora" in card
     assert card.index("## Recovery") < card.index("## Before the recovery training")
+    again = recovered_card(card, {"recovered": record})
+    assert again.count("## Recovery training") == 2 and again.count("## Before") == 1
     model = load_folder(out, torch.bfloat16, trust_remote_code=False)[0]
     assert model.dtype == torch.bfloat16
     assert json.loads((tmp_path / "summary.json").read_text()) == record
