@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from ppf.errors import PPFError  # noqa: E402
 from ppf.labels.store import LabelStore, Row  # noqa: E402
 from ppf.progress import say, track  # noqa: E402
 from ppf.stages.policy import read_policy  # noqa: E402
+from tests.commands import exit_code  # noqa: E402
 from tests.records.examples import places, policy, spoilt  # noqa: E402
 from tests.records.gadgets import gadgets  # noqa: E402
 from tests.records.test_schemas import mutated  # noqa: E402
@@ -71,10 +72,14 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def start(self, script: str, *overrides: str) -> subprocess.Popen[str]:
+    def _arguments(self, overrides: tuple[str, ...]) -> list[str]:
         paths = (f"paths.artefacts={self.folder}/artefacts", f"paths.run={self.folder}/run")
+        return [*paths, *overrides]  # Hydra takes the last value of a key
+
+    def start(self, script: str, *overrides: str) -> subprocess.Popen[str]:
+        """Starts a process, to be killed."""
         return subprocess.Popen(
-            [sys.executable, str(ROOT / f"{script}.py"), *overrides, *paths],
+            [sys.executable, str(ROOT / f"{script}.py"), *self._arguments(overrides)],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -82,10 +87,11 @@ class Commands:
         )
 
     def run(self, script: str, *overrides: str) -> tuple[int, str]:
-        """Exit code, and all that the command printed."""
-        process = self.start(script, *overrides)
-        output, errors = process.communicate(timeout=600)
-        return process.returncode, output + errors
+        """Exit code, and all that the command printed; it runs in this process."""
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said), chdir(self.folder):
+            code = exit_code(script, self._arguments(overrides))
+        return code, said.getvalue()
 
     def result(self) -> dict[str, Any]:
         """What the run's files say, without times and paths."""
@@ -121,7 +127,9 @@ def kills(stages: list[tuple[str, tuple[str, ...]]], tries: int) -> dict[str, in
             for _ in range(tries):
                 commands = new()
                 process = commands.start(script, *overrides)
-                time.sleep(chance.uniform(0.3, 1) * seconds)
+                assert process.stdout is not None
+                process.stdout.readline()  # after the imports
+                time.sleep(chance.uniform(0, seconds))
                 process.send_signal(signal.SIGKILL)
                 process.communicate()
                 code, _ = commands.run(script, *overrides)
@@ -150,13 +158,10 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
-def damaged(small: bool) -> dict[str, int]:
-    """Damages all artefacts, then policy.json; searches and prunes with them."""
+def damaged(good: Commands, small: bool) -> dict[str, int]:
+    """Damages all artefacts of a search, then policy.json; searches and prunes with them."""
     counts = Counter[str]()
     with folders() as new:
-        good = new()
-        code, output = good.run("search", *SEARCH)
-        assert code == 0, output
         chosen = dict(list(DAMAGES.items())[: 2 if small else None])
         for damage in track(list(chosen.values()), "Damaging files"):
             bad = new()
@@ -171,9 +176,9 @@ def damaged(small: bool) -> dict[str, int]:
             counts["tried"] += len(files) + 1
             counts["tracebacks"] += sum("Traceback" in output for output in outputs)
         for place in ("/proc/ppf", "/dev/full/ppf"):
-            _, output = good.run("search", *SEARCH, f"paths.artefacts={place}")
+            code, output = good.run("search", *SEARCH, f"paths.artefacts={place}")
             counts["tried"] += 1
-            counts["tracebacks"] += "Traceback" in output
+            counts["tracebacks"] += code == 0 or "Traceback" in output
         if not small:
             _full_disk(new(), counts)
     return {"tried": counts["tried"], "tracebacks": counts["tracebacks"]}
@@ -262,29 +267,25 @@ def _in_range(record: dict[str, Any]) -> bool:
     )
 
 
-def server() -> dict[str, float | bool]:
+def server(searched: Commands) -> dict[str, float | bool]:
     """Health under load, the body and queue limits, and SIGTERM with open requests."""
-    with folders() as new:
-        commands = new()
-        code, output = commands.run("search", *SEARCH)
-        assert code == 0, output
-        process = commands.start("serve", f"search={commands.folder}/run", "port=0")
-        assert process.stdout is not None
-        line = next(line for line in process.stdout if "http://" in line)
-        address = re.search(r"http://\S+:\d+", line)[0]  # type: ignore[index]
-        with ThreadPoolExecutor(24) as threads:
-            asked = {"prompt": "Hello", "max_tokens": 900}
-            answers = [threads.submit(_post, address, asked) for _ in range(24)]
-            time.sleep(1)
-            start = time.monotonic()
-            httpx.get(f"{address}/health", timeout=60)
-            health = time.monotonic() - start
-            large = _post(address, {"prompt": "x" * (2 << 20)})
-            start = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
-            seconds = time.monotonic() - start
-            codes = Counter(answer.result() for answer in answers)
+    process = searched.start("serve", f"search={searched.folder}/run", "port=0")
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if "http://" in line)
+    address = re.search(r"http://\S+:\d+", line)[0]  # type: ignore[index]
+    with ThreadPoolExecutor(24) as threads:
+        asked = {"prompt": "Hello", "max_tokens": 900}
+        answers = [threads.submit(_post, address, asked) for _ in range(24)]
+        time.sleep(1)
+        start = time.monotonic()
+        httpx.get(f"{address}/health", timeout=60)
+        health = time.monotonic() - start
+        large = _post(address, {"prompt": "x" * (2 << 20)})
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        seconds = time.monotonic() - start
+        codes = Counter(answer.result() for answer in answers)
     return {
         "health_seconds": round(health, 3),
         "sigterm_seconds": round(seconds, 1),
@@ -302,26 +303,34 @@ def _post(address: str, content: dict[str, Any]) -> int:
         return 0
 
 
-def main() -> None:
-    """Runs all parts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="fewer kills, damages and tries")
-    small = parser.parse_args().small
-    stages = [("search", SEARCH)]
-    if not small:
-        stages += [("collect", TINY[:4]), ("train", TINY[:7]), ("search", DYNAMIC)]
+def measure(small: bool) -> dict[str, dict[str, Any]]:
+    """Runs all parts; returns the numbers of each.
+
+    Args:
+        small: fewer kills, damages and tries.
+    """
     with folders() as new:
         searched = new()
         code, output = searched.run("search", *SEARCH)
         assert code == 0, output
-        stages.append(("prune", (f"policy={searched.folder}/run/policy.json", "logger=none")))
-        found = {
+        prune = (f"policy={searched.folder}/run/policy.json", "logger=none")
+        stages = [("search", SEARCH), ("prune", prune)]
+        if not small:
+            stages += [("collect", TINY[:4]), ("train", TINY[:7]), ("search", DYNAMIC)]
+        return {
             "fuzz": fuzz(300),
             "attacks": attacks(small),
-            "damaged": damaged(small),
-            "kills": kills(stages[: 1 if small else None], 1 if small else 3),
-            "server": server(),
+            "damaged": damaged(searched, small),
+            "kills": kills(stages, 1 if small else 3),
+            "server": server(searched),
         }
+
+
+def main() -> None:
+    """Prints the numbers of all parts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="fewer kills, damages and tries")
+    found = measure(parser.parse_args().small)
     for part, numbers in found.items():
         say(f"{part:<8}  " + ", ".join(f"{name} {value}" for name, value in numbers.items()))
     print(json.dumps(found))
