@@ -30,15 +30,15 @@ class ExpectedLoss(Predictor):
     A policy's excess is its log-perplexity minus that of the dense model. Before any policy is
     measured, its prediction is the geometric mean of two sums over sites:
 
-        log excess(k) = level + ½ log Σ_s L_s(k_s) + ½ log Σ_s c E_s(k_s)
+        excess(k) = factor √(Σ_s L_s(k_s) · Σ_s c E_s(k_s))
 
     L_s(k) is the expected loss of keeping k units at site s (`ppf.pruning.sensitivity`), E_s(k) the
     reconstruction error times the site's share of the residual stream's energy. The factor c makes
-    both sums equal where every site loses half its units. A Gaussian process on the logarithm's
-    residuals learns from each measured policy.
+    both sums equal where every site loses half its units. A Gaussian process on the residuals of
+    the excess's logarithm learns from each measured policy.
 
     Args:
-        level: of the logarithm, before any policy is measured.
+        factor: on the sums' geometric mean, before any policy is measured.
         scales: standard deviations of the process's terms, before the fit (see `SiteSumKernel`).
         length: correlation length of the sites' weights, in layers.
         span: lengthscale of the removed shares.
@@ -56,7 +56,7 @@ class ExpectedLoss(Predictor):
     def __init__(
         self,
         *,
-        level: float,
+        factor: Positive,
         scales: Mapping[str, Positive],
         length: Positive,
         span: Positive,
@@ -65,13 +65,13 @@ class ExpectedLoss(Predictor):
         steps: Count,
         fewest: Count,
     ) -> None:
-        self.level, self.scales, self.length, self.span = level, dict(scales), length, span
+        self.factor, self.scales, self.length, self.span = factor, dict(scales), length, span
         self.noise, self.deviation, self.steps, self.fewest = noise, deviation, steps, fewest
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
         space = inputs.features.space
         self.dense_nll = inputs.dense_nll
-        self.sums = SiteSums(inputs.features, self.level)
+        self.sums = SiteSums(inputs.features, self.factor)
         kernel = SiteSumKernel(
             space, self.scales, length=self.length, span=self.span, deviation=self.deviation
         )
@@ -122,15 +122,15 @@ class SiteSums(torch.nn.Module):
 
     Args:
         features: of the sites.
-        level: added to the mean of both sums' logarithms.
+        factor: on the sums' geometric mean.
     """
 
     units: Int[Tensor, " sites"]
     tables: Float[Tensor, "sums levels sites"]
 
-    def __init__(self, features: SiteFeatures, level: float) -> None:
+    def __init__(self, features: SiteFeatures, factor: float) -> None:
         super().__init__()
-        self.level = level
+        self.level = math.log(factor)
         energy = features.errors * features.energy[:, None]
         tables = torch.stack([features.losses, energy]).double().clamp(min=0).mT
         self.register_buffer("units", features.space.units)

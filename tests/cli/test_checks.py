@@ -40,6 +40,7 @@ PASSES = {
     **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "SAC.entropy": [-1, 0],
+    "scales.smooth": [],  # of predictor=expected; the samplers' may be 0
     "num_sanity_val_steps": [-1, 0, None, 10**12],
 }
 # For transformers and for Lightning (`check_launch`) to judge.
@@ -174,7 +175,7 @@ def test_what_is_wrong_is_named(
         ({"_target_": "lightning.Fabric", "accelerator": "cpu", "devices": 0}, "fabric does not"),
         ({"_target_": "lightning.Trainer", "accelerator": "tpu"}, "fabric does not work with"),
         (
-            {"_target_": "ppf.labels.samplers.FromFiles", "paths": []},
+            {"_target_": "ppf.labels.samplers.FromFiles", "paths": [], "trusted": []},
             "the sampler has no files: give sampler.of.paths=[POLICY.json,...].",
         ),
         (

@@ -36,7 +36,7 @@ def rank_agreement(predicted: torch.Tensor, measured: torch.Tensor) -> float:
 def test_without_labels_it_is_the_geometric_mean_of_two_sums(
     known: SiteFeatures, labels: Labels, space: Space
 ) -> None:
-    predictor = fitted(known, first(labels, 1), level=0.0)
+    predictor = fitted(known, first(labels, 1), factor=1.0)
     kept = labels.kept[20:24]
     sites = torch.arange(len(space))
     sums = known.losses[sites, kept].sum(1)  # the made-up energies are proportional to the losses
