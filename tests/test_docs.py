@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import StableLmConfig, StableLmForCausalLM
+from transformers import OlmoConfig, OlmoForCausalLM
 
 ROOT = Path(__file__).parents[1]
 FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
-COMMAND = re.compile(r"^PYTHONPATH=\. python (\w+\.py) (.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^PYTHONPATH=FOLDER python (\w+\.py) (.*)$", re.MULTILINE)
 
 
 def write_files(page: str, folder: Path) -> str:
@@ -29,6 +29,7 @@ def write_files(page: str, folder: Path) -> str:
 @pytest.mark.parametrize("page", ["agent", "predictor"])
 def test_the_command_of_a_page_runs(page: str, cache: str, tmp_path: Path) -> None:
     ((script, arguments),) = COMMAND.findall(write_files(page, tmp_path))
+    arguments = arguments.replace("FOLDER", ".")
     paths = [f"paths.outputs={tmp_path}/outputs", f"paths.artefacts={cache}/artefacts"]
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *shlex.split(arguments), *paths, "search.rounds=1"],
@@ -47,17 +48,18 @@ def test_the_familys_adapter_couples_the_model(
 ) -> None:
     write_files("family", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    from stablelm import StableLmAdapter
+    from olmo import OlmoAdapter
 
-    config = StableLmConfig(
+    config = OlmoConfig(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        pad_token_id=0,
     )
-    model, adapter = StableLmForCausalLM(config), StableLmAdapter()
+    model, adapter = OlmoForCausalLM(config), OlmoAdapter()
     ids, before = torch.arange(16)[None], None
     for coupling in adapter.couplings(model):
         before = model(ids).logits

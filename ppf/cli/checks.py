@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import optim
 
 from ppf.artefacts import writing
-from ppf.cli.explain import refusal, unknown_key
+from ppf.cli.explain import first_line, refusal, unknown_key
 from ppf.cli.schema import COMMANDS, Component
 from ppf.errors import PPFError
 from ppf.processes import build_fabric
@@ -164,7 +164,10 @@ def _signature(target: str) -> tuple[dict[str, Any], bool]:
     try:
         found = resolve_name(target)
     except Exception as error:
-        raise PPFError(f"_target_={target} cannot be imported.") from error
+        raise PPFError(
+            f"_target_={target} cannot be imported ({first_line(error)}): correct it, or put the"
+            " folder of its module on PYTHONPATH."
+        ) from error
     hints, takes_any = dict[str, Any](), False
     for function in _constructors(found):
         known, takes_any = _hints(function), False

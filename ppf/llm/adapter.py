@@ -17,7 +17,10 @@ from ppf.space import Prunable, site_name
 class Producer:
     """A projection whose output rows belong to atoms.
 
+    An atom is the smallest part that can be removed: a KV group or an FFN channel.
+
     Args:
+        linear: the projection.
         rows: number of consecutive rows that belong to one atom.
     """
 
@@ -89,9 +92,11 @@ class Adapter(ABC):
     4. Add a small config of the family to `tests/checkpoints.py`. `tests/llm/test_adapters.py`
        then checks that masked, live-pruned and exported models give the same logits.
 
-    The family's modelling file answers three questions: which rows of which projections belong to
-    one KV group (`Producer.rows`), which attribute counts the heads (`Coupling.heads`), and which
-    config keys hold the widths (`kv_heads` and `channels`). Norms over a single head need no entry.
+    The family's modelling file answers four questions: which rows of which projections belong to
+    one KV group (`Producer.rows`), which attribute counts the heads (`Coupling.heads`), which
+    config keys hold the widths (`kv_heads` and `channels`), and whether a norm or a factor follows
+    a consumer (`adds_to_stream`). Norms over a single head need no entry. Norms over all heads, as
+    in OLMo 2, cannot be pruned.
 
     Attributes:
         model_types: values of `config.model_type` that this adapter serves.
@@ -135,7 +140,10 @@ class Adapter(ABC):
         return {self.kv_heads: atoms, "num_attention_heads": queries * atoms}
 
     def adds_to_stream(self, config: PreTrainedConfig) -> bool:
-        """Whether the consumers' outputs are added to the residual stream without a norm."""
+        """Whether the consumers' outputs are added to the residual stream as they are.
+
+        False if a norm or a factor lies between; then there is no sequential re-estimation.
+        """
         return True
 
     def prunables(self, model: PreTrainedModel) -> list[Prunable]:

@@ -30,4 +30,7 @@ def adapter_for(config: PreTrainedConfig) -> Adapter:
         if model_type in adapter.model_types:
             return adapter()
     known = ", ".join(name for adapter in ADAPTERS for name in adapter.model_types)
-    raise PPFError(f"model family '{model_type}' is not supported: give a model of {known}.")
+    raise PPFError(
+        f"model family '{model_type}' is not supported: give a model of {known}, or add an adapter"
+        " as docs/extend/family.md describes."
+    )

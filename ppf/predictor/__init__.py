@@ -1,1 +1,1 @@
-"""The predictor: masks to log-perplexity, with a standard deviation."""
+"""The predictor: maps policies to log-perplexity, with a standard deviation."""

@@ -1,4 +1,4 @@
-"""Choice of the policies whose labels tell most."""
+"""Active learning: the choice of the policies that are labelled next."""
 
 import copy
 
@@ -13,9 +13,10 @@ from ppf.progress import track
 def select_by_integrated_variance(
     process: GaussianProcess, kept: Int[Tensor, "policies sites"], count: int
 ) -> Int[Tensor, " chosen"]:
-    """Indices of policies to measure: each one lowers the mean posterior variance over all most.
+    """Indices of policies to measure, chosen greedily.
 
-    The variance does not depend on what is measured, so all are chosen beforehand.
+    Each choice lowers the mean posterior variance over all policies most. The variance does not
+    depend on the measured losses, so all policies are chosen before any is measured.
 
     Source: Cohn, Ghahramani & Jordan, "Active learning with statistical models" (JAIR 1996).
     """

@@ -1,4 +1,4 @@
-"""Additive predictor: what each site's error costs, summed, through a monotone link."""
+"""Additive predictor: a monotone function of the weighted sum of the sites' errors."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -16,12 +16,12 @@ class Additive(Network):
         z = Σ_rows Σ_features w[row, feature] · |x − x_dense| / Σ Σ |x_empty − x_dense|
         out = asinh(Σ_p a_p z^p)
 
-    so removing more of a site never predicts a gain, whatever the weights. The weights are
+    so removing more of a site never lowers the prediction, for any weights. The weights are
     log-normal: a level for each kind and feature, and deviations of the rows from it, which have
     the covariance of a Gaussian process over depth (smooth within a kind) plus a part of their own
     (rough). Their mean has a slope, learnt for each kind, in the logarithm of the rows' energies.
-    All parameters are whitened, so the module's weight decay is their prior, and with all of them
-    zero every site counts the same.
+    All parameters are whitened, so the module's weight decay is their prior. If all of them are
+    zero, all weights are equal.
 
     Args:
         powers: exponents p of the link.
@@ -74,7 +74,7 @@ class Additive(Network):
 
     @property
     def weights(self) -> Float[Tensor, "rows features"]:
-        """What each feature of each row counts."""
+        """The weight of each feature of each row."""
         whitened = self.deviations[:, None] + self.per_feature * self.feature_deviations
         told = self.slopes[self.kinds] * self.energy
         logs = self.levels[self.kinds] + told[:, None] + self.covariance_root @ whitened

@@ -1,4 +1,4 @@
-"""What every predictor is given and has to do: the interface behind `predictor=`."""
+"""The interface of predictors: their inputs and their methods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -27,16 +27,17 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class PredictorInputs:
-    """What a predictor may use beside labels.
+    """What a predictor may use besides labels.
 
     Args:
-        features: of the sites; `features.space` is the space of the policies.
+        features: features of the sites; `features.space` is the space of the policies.
         dense_nll: log-perplexity of the dense model on the labelling part, nats per token.
-        measure: log-perplexity of policies on the real model, nats per token; seconds a policy.
+        measure: measures the log-perplexity of policies on the real model, in nats per token.
+            Each policy takes about a second or longer.
         trainer: arguments of Lightning's Trainer.
-        seed: of splits and initial weights.
-        loggers: that a training reports to.
-        progress: show a progress bar.
+        seed: seed of splits and initial weights.
+        loggers: loggers that get the metrics of a training.
+        progress: whether a progress bar is shown.
     """
 
     features: SiteFeatures
@@ -51,14 +52,14 @@ class PredictorInputs:
 class Predictor(ABC):
     """Maps policies to log-perplexity; a search asks it instead of the real model.
 
-    To add one: subclass this in a module of `ppf.predictor`, and name it in a YAML file of
-    `conf/predictor` with all its hyper-parameters.
+    To add a predictor: subclass this in a module of `ppf.predictor`, and add a YAML file with all
+    its hyper-parameters to `conf/predictor`.
 
     Attributes:
-        needs_labels: whether it is fitted to labels; if not, no policy but the dense one is
-            labelled before the search.
+        needs_labels: whether it is fitted to labels. If not, only the dense policy is labelled
+            before the search.
         metrics: scores on held-out policies by name, as in "test/kendall"; empty: not scored.
-        held_out: the policies that they were computed on; None: not scored.
+        held_out: the policies that the scores were computed on; None: not scored.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -70,7 +71,8 @@ class Predictor(ABC):
         """Fits the predictor.
 
         Args:
-            labels: measured policies, the dense one first; some may not be finite.
+            labels: measured policies, the dense one first; their losses may be infinite or NaN.
+            inputs: what else the predictor may use.
 
         Raises:
             PPFError: there are too few labels.
@@ -78,7 +80,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
-        """Mean and standard deviation, on the device of `kept`; 0 if none is estimated."""
+        """Mean and standard deviation (0: not estimated), on the device of `kept`."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

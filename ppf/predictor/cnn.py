@@ -13,12 +13,12 @@ from ppf.ranges import Count
 class CNN(Network):
     """Convolutions over depth, then one linear layer that reads every channel of every layer.
 
-    The features are laid out as one column a layer: all cells of its mask rows, of all blocks,
-    are the channels. Places that the encoder has no row for are zero.
+    The sequence dimension is the layers of the model. The channels of a layer are the features of
+    its rows, for all blocks. They are zero where the encoder has no row.
 
     Args:
-        channels: of the convolutions, one after the other.
-        kernel: layers that a convolution sees, an odd number.
+        channels: output channels of the convolutions, in order.
+        kernel: number of layers that a convolution reads, odd.
 
     Source: PPF (arXiv 2508.02381) reads masks with a CNN and does not publish its layers; these are
     ours.

@@ -1,4 +1,4 @@
-"""Encoders: policies as the features that networks read."""
+"""Encoders compute from policies the features that networks read."""
 
 from abc import ABC, abstractmethod
 
@@ -15,11 +15,11 @@ class Encoder(nn.Module, ABC):
     """Policies to features, in batch and on the module's device.
 
     Every feature is monotone in the kept units of its own site, or constant. All dimensions but the
-    last enumerate rows, each of which belongs to one site; the last one holds a row's features.
-    Networks that want another shape reshape by that rule alone.
+    last enumerate rows; a row belongs to one site. The last dimension holds the features of a row.
+    A network may reshape features only if it keeps to this rule.
 
     Attributes:
-        shape: of one policy's features.
+        shape: shape of one policy's features.
         kinds: the kind of each row, numbered as in `space.kinds`.
         blocks: the block of each row, numbered as in `space.blocks`.
         layers: the layer of each row.
@@ -52,13 +52,13 @@ class Encoder(nn.Module, ABC):
 
     @property
     def owners(self) -> Int[Tensor, "..."]:
-        """The site that each row belongs to; rows that never change belong to any."""
+        """The site that each row belongs to; for rows that never change, an arbitrary site."""
         dense = self.units.repeat(len(self.units), 1)
         lost = self(dense - torch.diag(self.units)) != self.dense
         return lost.any(-1).int().argmax(0)
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, "batch ..."]:
-        """Features between whole units, linear in `kept` and differentiable."""
+        """Features for fractional numbers of units: linear between whole ones, differentiable."""
         below = torch.minimum(kept.detach().floor().long().clamp_min(0), self.units - 1)
         weight = (kept - below)[:, self.owners][..., None]
         return torch.lerp(self(below), self(below + 1), weight.to(self.dense.dtype))
@@ -68,10 +68,10 @@ class Encoder(nn.Module, ABC):
 
 
 class Masks(Encoder):
-    """Mask matrices, layers × units, one channel a block, pooled by area to a common width.
+    """Mask matrices, layers × units, one channel per block, average-pooled to a common width.
 
-    A row of a mask is a run of ones, so its pooled cells follow from the kept share alone. Places
-    that the space does not prune stay zero.
+    A row of a mask is a run of ones, so its pooled cells follow from the kept share alone. Rows
+    of blocks that the space does not prune are zero.
 
     Args:
         width: cells that each mask row is pooled to.
@@ -109,8 +109,8 @@ class Masks(Encoder):
 class Sites(Encoder):
     """Per site: removed share and importance, powers of error and loss; cost, depth, energy, kind.
 
-    Error and loss are made monotone in the kept units first (their running maximum from the dense
-    end), which they nearly are; losses count relative to the mean one of an empty site.
+    Errors and losses are first replaced by their running maximum from the dense end, so that they
+    are monotone in the kept units. Losses are divided by the mean loss of an empty site.
 
     Args:
         powers: exponents of the error, one feature each.
@@ -160,8 +160,8 @@ def _numbers(space: Space) -> tuple[Int[Tensor, " sites"], Int[Tensor, " sites"]
 
 
 def _monotone(levels: Float[Tensor, "sites levels"]) -> Float[Tensor, "sites levels"]:
-    """Made to fall with the kept units."""
+    """The running maximum from the dense end, which falls with the kept units."""
     return levels.float().flip(1).cummax(1).values.flip(1)
 
 
-_SMALLEST = 1e-12  # nats; a model that no cut harms tells nothing
+_SMALLEST = 1e-12  # nats; avoids a division by zero

@@ -14,9 +14,9 @@ class Ensemble(nn.Module):
     """Members of one architecture with their own initial weights, all parameters stacked.
 
     Args:
-        build: makes one freshly initialised member; buffers are shared, so they must not depend on
-            chance.
-        members: how many.
+        build: makes one member with random weights. Members share their buffers, which must
+            therefore not be random.
+        members: number of members.
 
     Source: deep ensembles (arXiv 1612.01474).
     """
@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
         self.skeleton = _without_parameters(made[0])
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, "members batch"]:
-        """Every member's answer."""
+        """The prediction of every member."""
         member = vmap(self._member, in_dims=(0, None), randomness="different")
         return member(dict(zip(self.names, self.stacked, strict=True)), features)
 

@@ -1,4 +1,4 @@
-"""What every network of a predictor has in common."""
+"""The interface of the networks that `LearnedPredictor` trains."""
 
 from abc import ABC, abstractmethod
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 class Network(nn.Module, ABC):
     """Features of policies to one number each, which rises with the predicted loss.
 
-    The number is asinh(excess / knee), where excess is log-perplexity above the dense model's (nats
-    per token): about linear below the knee and logarithmic above, so that catastrophic policies
-    stay in range. It is only used relative to that of the dense policy.
+    The number is asinh(excess / knee). Excess is the log-perplexity above the dense model's, in
+    nats per token. The number is about linear in it below the knee and logarithmic above, so that
+    catastrophic policies stay in range. Only its difference from the dense policy's is used.
 
-    A network is made as `cls(encoder, **config)` from the encoder whose features it reads, of any
-    shape.
+    A network is constructed as `cls(encoder, **config)`. It reads the features of this encoder, of
+    any shape. `config` holds the keys under `network:` in the predictor's YAML file.
     """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Noise of residuals: the variance that no other policy's residual explains."""
+"""Noise of the Gaussian process: variance of a residual that is independent between policies."""
 
 import torch
 from gpytorch.likelihoods.noise_models import Noise

@@ -1,4 +1,4 @@
-"""The real model in the place of a predictor, for searches to compare with."""
+"""The real model in place of a predictor: the baseline of a search."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -22,7 +22,7 @@ class Surrogate(Protocol):
 
 @runtime_checkable
 class Differentiable(Surrogate, Protocol):
-    """A surrogate that also predicts between whole units."""
+    """A surrogate that also predicts for fractional numbers of kept units."""
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
-        """Log-perplexity, nats per token, differentiable in `kept`."""
+        """Log-perplexity in nats per token, differentiable in `kept`."""

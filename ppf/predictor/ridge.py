@@ -1,4 +1,4 @@
-"""Ridge regression, the floor that other networks have to beat."""
+"""Ridge regression, the baseline of the other networks."""
 
 import torch
 from jaxtyping import Float

@@ -12,19 +12,24 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ppf.predictor.protocol import Prediction
 
-_FEWEST = 3  # rows below which a score says nothing
-USUAL = math.log(10)  # nats above the dense model, below which errors are squared
+_FEWEST = 3  # rows that a score needs
+USUAL = math.log(10)  # nats above the dense model; policies below it count in nmse
 NOMINAL = 1.6449  # standard deviations of a 90 % interval
 
 
 class Scores(Metric):
     """Scores of a predictor on policies that it has not seen.
 
-    `compute` gives, for all rows as `name` and for each ratio band with enough rows as
-    `name_15_30`: mae and median (absolute error, nats per token), nmse (squared error over
-    variance, of the log-perplexity, among policies below ten times the dense perplexity), spearman,
-    kendall, coverage of the nominal 90 % interval, and regret: what the policy predicted best
-    measures above the best measured one (nats per token).
+    `compute` gives each score for all rows as `name`, and for each ratio band with enough rows as
+    `name_15_30`:
+
+    - mae, median: mean and median absolute error, nats per token;
+    - nmse: squared error divided by the variance of the log-perplexity, over policies below ten
+      times the dense perplexity;
+    - spearman, kendall: rank correlations;
+    - coverage: share of measurements inside the nominal 90 % interval;
+    - regret: measured log-perplexity of the policy with the best prediction, minus the lowest
+      measured one, nats per token.
 
     Args:
         bands: ascending edges of the ratio bands.

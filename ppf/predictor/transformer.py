@@ -10,13 +10,13 @@ from ppf.ranges import Count
 
 
 class Transformer(Network):
-    """Every row of the features is a token, told apart by a learned embedding of its place.
+    """Every row of the features is a token, with a learned position embedding.
 
     Args:
-        width: of a token.
-        heads: of the attention.
-        depth: blocks of attention and a two-layer perceptron, normalised before each (arXiv
-            2002.04745).
+        width: width of a token.
+        heads: number of attention heads.
+        depth: number of blocks of attention and a two-layer perceptron, with pre-normalisation
+            (arXiv 2002.04745).
     """
 
     dense: Float[Tensor, "..."]

@@ -30,12 +30,13 @@ def held_out(predictor: Predictor) -> Scored:
     """Scores on the policies that the training held out.
 
     Raises:
-        PPFError: the predictor is not trained.
+        PPFError: the predictor holds out no labels.
     """
     if predictor.held_out is None:
         raise PPFError(
-            "this predictor is not trained, so no labels were held out: give test_policies=256, or"
-            " predictor=residual or another one."
+            "this predictor holds out no labels, so it has no scores: give test_policies=256, which"
+            " labels further policies for the scores, or a predictor that Lightning trains, such as"
+            " predictor=residual."
         )
     return Scored(predictor.held_out, predictor.metrics)
 

@@ -150,7 +150,7 @@ def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) ->
         ),
         ("search", "labels.cuont", 3, "there is no key labels.cuont: do you mean labels.count?"),
         ("search", "agent.polish", 3, "agent.polish=3 should name a _target_."),
-        ("search", "agent._target_", "no.Agent", "_target_=no.Agent cannot be imported."),
+        ("search", "agent._target_", "no.Agent", "cannot be imported (No module named 'no')"),
         ("search", "mode", "dynamics", "mode=dynamics should be 'static' or 'dynamic'."),
         ("search", "text.window", 16, "lower labels.context."),
         ("search", "text.path", "/no.txt", "text.path=/no.txt does not exist"),
