@@ -1,4 +1,4 @@
-"""The labelled set as a DataModule: folds by policy, stratified by ratio, all in memory."""
+"""The labelled policies as a DataModule: a test part, and folds that are stratified by ratio."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -20,9 +20,9 @@ class Batch(NamedTuple):
     Args:
         kept: units kept, per policy and site.
         nll: measured log-perplexity, nats per token, always finite.
-        ratio: pruning ratio reached.
-        weights: how much the row counts for each member of an ensemble; zero where the member must
-            not see it.
+        ratio: pruning ratio of each policy.
+        weights: weight of each row in the loss of each ensemble member; zero if the member is not
+            trained on the row.
     """
 
     kept: Int[Tensor, "rows sites"]
@@ -32,13 +32,13 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """A loader over rows in memory, reshuffled as they run out, whatever the length of an epoch.
+    """A loader over rows in memory. They are reshuffled after the last row, not after an epoch.
 
     Args:
         rows: all rows.
-        size: rows of a batch; with that many rows or fewer, every batch holds all of them.
-        steps: batches of an epoch.
-        generator: of the shuffles; None keeps the order.
+        size: rows in a batch. If there are no more rows than that, every batch holds all of them.
+        steps: batches in an epoch.
+        generator: random generator of the shuffles; None: the rows keep their order.
     """
 
     def __init__(
@@ -67,25 +67,26 @@ class Batches:
 class LabelsDataModule(LightningDataModule):
     """Splits a labelled set into test and train, and train into one fold for each member.
 
-    A member trains on all folds but its own, which serves as its validation: every training row
-    is thus predicted by a member that has not seen it. Equal policies always fall together. Only
-    policies that a sampler drew are held out; what a search proposed or a predictor asked for is
-    always trained on. Rows without a finite label are dropped, and their number is said.
+    A member trains on all folds but its own, on which it is validated. Every training row therefore
+    has an out-of-fold prediction. Equal policies always share a fold. Only policies that a sampler
+    drew are held out. Policies that a search proposed or a predictor selected are always trained
+    on. Rows without a finite label are dropped, and their number is printed.
 
     Args:
         labels: the labelled set.
-        space: what its policies are of.
+        space: the space of its policies.
         test: share of the drawn policies that is held out.
-        strata: bins of equally many policies by ratio, each split alike.
-        members: ensemble members, so many folds.
-        proposals: what a policy that a search proposed counts, relative to a drawn one.
-        low_loss: the policy of least loss in its bin counts 1 + low_loss, the one of most counts 1.
-        batch_size: rows of a training batch.
-        steps: training batches of an epoch.
-        seed: of the split and the shuffles.
+        strata: number of bins by ratio, with equally many policies. Each bin is split alike.
+        members: number of ensemble members, and of folds.
+        proposals: weight of a policy that a search proposed, relative to a drawn one.
+        low_loss: extra weight of the policy of least loss in its bin. It falls to 0 for the policy
+            of largest loss.
+        batch_size: rows in a training batch.
+        steps: training batches in an epoch.
+        seed: seed of the split and of the shuffles.
 
     Raises:
-        PPFError: a part or a fold comes out empty.
+        PPFError: the test part or a fold is empty.
 
     Source of the folds: cross-validation committees (Krogh & Vedelsby, NeurIPS 1994).
     """
@@ -107,8 +108,7 @@ class LabelsDataModule(LightningDataModule):
         super().__init__()
         if members < 2:
             raise PPFError(
-                f"predictor.members={members} leaves no member that has not seen a policy:"
-                " give at least 2."
+                f"predictor.members={members} leaves no out-of-fold predictions: give at least 2."
             )
         self.batch_size, self.steps, self.strata = batch_size, steps, strata
         self.generator = torch.Generator().manual_seed(seed)
@@ -148,7 +148,7 @@ class LabelsDataModule(LightningDataModule):
         return Batches(rows, self.batch_size, -(-len(rows.nll) // self.batch_size), None)
 
     def _deal(self, kept: Tensor, ratio: Tensor, shares: list[float]) -> Int[Tensor, " rows"]:
-        """Each row's part: policies, shuffled within their stratum, are dealt out by the shares."""
+        """The part of each row; policies are shuffled within their stratum and dealt by share."""
         policies, policy = torch.unique(kept, dim=0, return_inverse=True)
         count = len(policies)
         if count == 0:
@@ -161,7 +161,7 @@ class LabelsDataModule(LightningDataModule):
         return part[policy]
 
     def _standing(self, ratio: Tensor, nll: Tensor) -> Float[Tensor, " rows"]:
-        """One for the row of least loss in its stratum, down to zero for the one of most."""
+        """1 for the row of least loss in its stratum, falling to 0 for the row of largest loss."""
         stratum = ratio.argsort().argsort() * self.strata // max(len(ratio), 1)
         standing = torch.zeros(len(ratio))
         for number in range(self.strata):
@@ -177,7 +177,7 @@ def take(rows: Batch, index: Tensor) -> Batch:
 
 
 def _deal(count: int, shares: list[float]) -> Int[Tensor, " count"]:
-    """Deals `count` cards to parts so that every run of cards is shared out as evenly as can be."""
+    """The part of each of `count` rows; every run of rows is shared as evenly as possible."""
     given = [0] * len(shares)
     parts = []
     for dealt in range(1, count + 1):

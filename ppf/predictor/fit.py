@@ -20,7 +20,7 @@ from ppf.threads import cpu_threads
 
 FILE = "predictor.ckpt"
 _MONITOR = "validation/loss"
-# What the config says of the fit; the rest makes the module.
+# Keys of the config that concern the fit; the others are arguments of the module.
 _FITTING = ("data", "patience", "max_epochs", "threads", "init_from")
 
 
@@ -35,13 +35,14 @@ class Fitted(NamedTuple):
 def fit_predictor(labels: Labels, inputs: PredictorInputs, predictor: Mapping[str, Any]) -> Fitted:
     """Trains a predictor, calibrates its interval, and scores it on held-out policies.
 
-    A Gaussian process is conditioned on the held-out policies too, after the scores: they do not
-    hold for the predictor that is returned.
+    After the scores are computed, a Gaussian process is also conditioned on the held-out policies.
+    The scores therefore do not describe the returned predictor exactly.
 
     Args:
         labels: the labelled set; rows without a finite label are left out.
-        predictor: the config group of that name, as plain values. `init_from`, the path of
-            another predictor, gives the initial weights and hyper-parameters.
+        inputs: what the predictor may use besides labels.
+        predictor: the config of the predictor, as plain values. If its key `init_from` is the path
+            of another predictor, all parameters start from its values.
 
     Raises:
         PPFError: there are too few labels.
