@@ -95,8 +95,8 @@ class Adapter(ABC):
     The family's modelling file answers four questions: which rows of which projections belong to
     one KV group (`Producer.rows`), which attribute counts the heads (`Coupling.heads`), which
     config keys hold the widths (`kv_heads` and `channels`), and whether a norm or a factor follows
-    a consumer (`adds_to_stream`). Norms over a single head need no entry. Norms over all heads, as
-    in OLMo 2, cannot be pruned.
+    a consumer (`adds_to_stream`). Norms over a single head need no entry. Attention with norms over
+    all heads, as in OLMo 2, cannot be pruned.
 
     Attributes:
         model_types: values of `config.model_type` that this adapter serves.
