@@ -123,7 +123,7 @@ def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: 
     assert (tiny.space.ratio(kept) - tiny.space.ratio(policy)).abs().max() < block
     assert (kept != policy).any(1).sum() > 12
     assert (kept - policy).abs().max() <= 4
-    still = drawn(Neighbours(FromFiles([str(file)]), spread=0.0), tiny, 16)
+    still = drawn(Neighbours(FromFiles([str(file)], ()), spread=0.0), tiny, 16)
     assert (still != policy).any(1).sum() > 12  # by a unit or so
 
 
