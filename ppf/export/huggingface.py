@@ -137,12 +137,13 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
 
 def _pruned_blocks(pruner: LivePruner) -> dict[str, dict[str, Any]]:
     couplings = pruner.lm.couplings
-    # The dense policy puts empty blocks back into the model.
+    biased = [c for c in couplings if c.consumer.bias is not None]
+    # The dense policy puts empty blocks back into the model. It also undoes re-estimation, which
+    # adds biases to blocks of any width.
     with pruner.at(pruner.space.dense.tolist()):
         blocks = describe_blocks(pruner.lm.adapter, couplings)
-    for coupling in couplings:
-        if coupling.consumer.bias is not None:
-            blocks[coupling.kind]["biases"].append(coupling.layer)
+    for coupling in biased:
+        blocks[coupling.kind]["biases"].append(coupling.layer)
     return blocks
 
 

@@ -13,12 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export.huggingface import export_folder
+from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel
 from ppf.pruning import LivePruner
+from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
-from tests.checkpoints import pruner_of, random_windows
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY
 
+LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.01)
 GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
 
 
@@ -38,6 +42,25 @@ def test_the_loaded_model_is_the_live_one(pruner: LivePruner, folder: Path) -> N
     assert {n: p.shape for n, p in model.named_parameters()} == {
         n: p.shape for n, p in pruner.lm.model.named_parameters()
     }
+
+
+def test_a_reestimated_model_loads_with_the_biases_it_was_given(tmp_path: Path) -> None:
+    """Re-estimation also gives biases to blocks that keep their width."""
+    pruner = pruner_of(random_model(CHECKPOINTS["llama-groups-of-3-tied"]), LEAST_SQUARES)
+    kept = pruner.space.dense.clone()
+    kept[-1] -= 1
+    pruner.apply(kept.tolist())
+    refit_sequentially(pruner, random_windows(), LEAST_SQUARES)
+    expected = pruner.lm.model(random_windows()).logits
+    export_folder(pruner, tmp_path / "model", POLICY)
+    for model in (loaded(tmp_path / "model"), own(tmp_path / "model")):
+        logits = model(random_windows()).logits
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def own(folder: Path) -> nn.Module:
+    """Built by PPF's own code."""
+    return load_folder(folder, torch.float32, trust_remote_code=False)[0]
 
 
 def test_saved_again_and_loaded_again(pruner: LivePruner, folder: Path, tmp_path: Path) -> None:
