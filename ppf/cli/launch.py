@@ -60,10 +60,11 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
 def _count(group: str, arguments: Mapping[str, Any]) -> int:
     try:
         return process_count(arguments)
-    except (RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+        cause = str(error).split("\n")[0]
         given = [f"{group}.{name}={arguments[name]}" for name in ("accelerator", "devices")]
         raise PPFError(
-            f"{' '.join(given)} cannot be used here ({str(error).rstrip('.')}): give others, as in"
+            f"{' '.join(given)} cannot be used here ({cause.rstrip('.')}): give others, as in"
             f" {group}.accelerator=cpu {group}.devices=1."
         ) from error
 

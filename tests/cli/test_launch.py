@@ -107,6 +107,7 @@ def test_a_command_may_use_one_process_only() -> None:
 @pytest.mark.usefixtures("launcher")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("group", ["fabric", "trainer"])
-def test_a_missing_accelerator_is_named(group: str) -> None:
-    with pytest.raises(PPFError, match=rf"{group}.accelerator=gpu {group}.devices=1 cannot be"):
-        check(f"{group}.accelerator=gpu")
+@pytest.mark.parametrize("kind", ["gpu", "tpu"])
+def test_a_missing_accelerator_is_named(group: str, kind: str) -> None:
+    with pytest.raises(PPFError, match=rf"{group}.accelerator={kind} {group}.devices=1 cannot be"):
+        check(f"{group}.accelerator={kind}")
