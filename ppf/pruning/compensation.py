@@ -242,7 +242,7 @@ class LeastSquares(Compensation):
     ) -> Levels:
         dtype = weight.dtype
         weight, gram, mean = weight.double(), gram.double(), mean.double()
-        ridged, ridge = damped(gram - torch.outer(mean, mean), self.damping)
+        ridged, ridge = _covariance(gram, mean, self.damping)
         lower = torch.linalg.cholesky(ridged)
         inverse, projected = _inverse(lower), weight @ lower
         energy = ((weight @ gram) * weight).sum()
@@ -272,11 +272,21 @@ class LeastSquares(Compensation):
         if not moments.gram.numel():
             return None, moments.mean
         center, shift = moments.input_mean.double(), moments.mean.double()
-        covariance = moments.gram.double() - torch.outer(center, center)
         cross = moments.cross.double() - torch.outer(shift, center)
-        ridged, _ = damped(covariance, self.refit_damping)
+        ridged, _ = _covariance(moments.gram.double(), center, self.refit_damping)
         change = torch.linalg.solve(ridged, cross.T).T
         return change, shift - change @ center
+
+
+def _covariance(
+    gram: Float[Tensor, "n n"], mean: Float[Tensor, " n"], damping: float
+) -> tuple[Float[Tensor, "n n"], Float[Tensor, ""]]:
+    """C + λI and λ, in float64.
+
+    Moments are summed in float32. Where means are much larger than variances, the covariance is
+    only their rounding errors, and may not be positive. So λ is at least as large as these.
+    """
+    return damped(gram - torch.outer(mean, mean), damping, least=_ROUNDING * gram.diagonal().amax())
 
 
 def _inverse(lower: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
@@ -305,3 +315,6 @@ def _relative(
 ) -> Float[Tensor, " levels"]:
     """Errors as shares of the energy, in float32; a site without energy has error 0."""
     return (errors / energy).where(energy > 0, 0).clamp(min=0).float()
+
+
+_ROUNDING = 1e-6  # of sums of many products in float32, relative to the largest second moment

@@ -71,7 +71,8 @@ def collect_statistics(lm: LanguageModel, windows: Int[Tensor, "windows window"]
     finally:
         for handle in hooks:
             handle.remove()
-    return Statistics([g.cpu() for g in gram], [m.cpu() for m in mean])
+    # Products of a matrix with itself are symmetric but for rounding, which depends on the order.
+    return Statistics([torch.lerp(g, g.T, 0.5).cpu() for g in gram], [m.cpu() for m in mean])
 
 
 def by_atom(coupling: Coupling, columns: Float[Tensor, " columns"]) -> Float[Tensor, " atoms"]:
@@ -85,11 +86,16 @@ def expand(atoms: Int[Tensor, " atoms"], size: int) -> Int[Tensor, " rows"]:
 
 
 def damped(
-    gram: Float[Tensor, "columns columns"], damping: float
+    gram: Float[Tensor, "columns columns"],
+    damping: float,
+    least: Float[Tensor, ""] | float = 0.0,
 ) -> tuple[Float[Tensor, "columns columns"], Float[Tensor, ""]]:
-    """G + λI and λ, in float64. λ is `damping` times the mean diagonal of G, and above 0."""
+    """G + λI and λ, in float64.
+
+    λ is `damping` times the mean diagonal of G. It is at least `least`, and above 0.
+    """
     gram = gram.double()
-    ridge = (damping * gram.diagonal().mean()).clamp_min(_SMALLEST)
+    ridge = (damping * gram.diagonal().mean()).clamp_min(max(float(least), _SMALLEST))
     return gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), ridge
 
 

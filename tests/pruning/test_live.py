@@ -51,7 +51,8 @@ def refitted(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) -> N
     stay[gone] = False
     weight, mean = consumer.weight.double(), mean.double()
     covariance = gram.double() - torch.outer(mean, mean)
-    ridge = DAMPING * covariance.diagonal().mean()
+    # Rounding errors of the float32 moments bound the ridge from below.
+    ridge = max(DAMPING * covariance.diagonal().mean(), 1e-6 * gram.diagonal().max())
     # Ridge regression of what the removed columns add, on the columns that stay.
     lost = weight[:, gone] @ covariance[gone][:, stay]
     ridged = covariance[stay][:, stay] + ridge * torch.eye(int(stay.sum()))
@@ -95,7 +96,7 @@ def test_live_logits_equal_those_of_a_masked_and_compensated_model(
     for kept in policies(space).values():
         expected = reference(dense, pruner, statistics, kept, name)(ids).logits
         with pruner.at(kept) as model:
-            torch.testing.assert_close(model(ids).logits, expected, atol=5e-4, rtol=1e-4)
+            torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @form
@@ -178,7 +179,7 @@ def assert_steps_agree(model: nn.Module, ids: Tensor, whole: Tensor, make_cache:
     for some in ids.split((7, 5, 1, 1, 1, 9), dim=1):
         here = torch.arange(done, done + some.shape[1])
         logits = model(some, **{named: cache}, use_cache=True).logits
-        torch.testing.assert_close(logits, whole[:, here], atol=5e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, whole[:, here], atol=1e-4, rtol=1e-4)
         done += some.shape[1]
         assert int(cache.get_seq_length()) == done
 
