@@ -17,7 +17,9 @@ from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor, PredictorInputs
 from ppf.predictor.hyperparameters import maximise_likelihood
 from ppf.predictor.kernels import SiteSumKernel, register_log_parameter
+from ppf.predictor.policy_features import at_widths
 from ppf.predictor.protocol import Prediction
+from ppf.predictor.residual import inverse_cholesky
 from ppf.predictor.scores import NOMINAL
 from ppf.pruning import SiteFeatures
 from ppf.ranges import Count, Positive
@@ -126,13 +128,13 @@ class SiteSums(torch.nn.Module):
     """
 
     units: Int[Tensor, " sites"]
-    tables: Float[Tensor, "sums levels sites"]
+    tables: Float[Tensor, "sums sites levels"]
 
     def __init__(self, features: SiteFeatures, factor: float) -> None:
         super().__init__()
         self.level = math.log(factor)
         energy = features.errors * features.energy[:, None]
-        tables = torch.stack([features.losses, energy]).double().clamp(min=0).mT
+        tables = torch.stack([features.losses, energy]).double().clamp(min=0)
         self.register_buffer("units", features.space.units)
         self.register_buffer("tables", tables)
         half = uniform(features.space, torch.tensor([0.5], dtype=torch.double))
@@ -151,13 +153,7 @@ class SiteSums(torch.nn.Module):
         return self.level + logs.mean(1), torch.cat([logs, shares, removed], 1)
 
     def _by_site(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, "sums batch sites"]:
-        below = kept.detach().long()
-        if not kept.is_floating_point():
-            return torch.stack([table.gather(0, below) for table in self.tables])
-        above = (below + 1).minimum(self.units)
-        weight = (kept - below).double()
-        ends = [torch.stack([t.gather(0, row) for t in self.tables]) for row in (below, above)]
-        return torch.lerp(ends[0], ends[1], weight)
+        return torch.stack([at_widths(table, kept) for table in self.tables])
 
 
 class _Process(GP):
@@ -193,9 +189,7 @@ class _Process(GP):
             return
         maximise_likelihood(self, x, y, torch.ones_like(y), steps)
         covariance = to_dense(self.kernel(x)) + self.noise.variance * torch.eye(len(x)).to(x)
-        factor = torch.linalg.cholesky(covariance)
-        identity = torch.eye(len(x)).to(factor)
-        self.inverse_cholesky = torch.linalg.solve_triangular(factor, identity, upper=False)
+        self.inverse_cholesky = inverse_cholesky(covariance)
         self.points, self.whitened = x, self.inverse_cholesky @ y
 
     def widening(self) -> float:

@@ -59,7 +59,7 @@ class PolicyFeatures(nn.Module):
 
     def forward(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, "batch features"]:
         """Features of policies; widths may lie between whole units."""
-        effects = self._effects(kept)
+        effects = at_widths(self.effects, kept)
         removed = 1 - kept.to(effects) / self.units
         groups = (
             effects @ self.effect_pool,
@@ -69,13 +69,17 @@ class PolicyFeatures(nn.Module):
         )
         return torch.cat(groups, 1)
 
-    def _effects(self, kept: Tensor) -> Float[Tensor, "batch sites"]:
-        below = kept.T.long()
-        effects = self.effects.gather(1, below)
-        if kept.is_floating_point():
-            above = self.effects.gather(1, (below + 1).clamp(max=self.effects.shape[1] - 1))
-            effects = torch.lerp(effects, above, (kept.T - below).to(above))
-        return effects.T
+
+def at_widths(
+    table: Float[Tensor, "sites levels"], kept: Shaped[Tensor, "batch sites"]
+) -> Float[Tensor, "batch sites"]:
+    """What a table holds for the kept units of each site; linear between whole units."""
+    below = kept.detach().long().T
+    values = table.gather(1, below)
+    if kept.is_floating_point():
+        above = table.gather(1, (below + 1).clamp(max=table.shape[1] - 1))
+        values = torch.lerp(values, above, (kept.T - below).to(table))
+    return values.T
 
 
 def _pool(space: Space, span: float) -> Float[Tensor, "sites sums"]:

@@ -129,9 +129,7 @@ class GaussianProcess(GP):
         with _double(self):
             x, y = self.features(kept[seen]), residuals[seen].double()
             noise = self.noise.variance(x) / self._robust(weights[seen], y)
-            factor = torch.linalg.cholesky(self.covariance(x, x) + noise.diag())
-            identity = torch.eye(len(x)).to(factor)
-            inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+            inverse = inverse_cholesky(self.covariance(x, x) + noise.diag())
             self.points, self.inverse_cholesky = x, inverse
             self.coefficients = inverse.T @ (inverse @ y)
 
@@ -164,6 +162,13 @@ class GaussianProcess(GP):
     ) -> Float[Tensor, " rows"]:
         """Weights, smaller for rows of large residuals, as in a Huber loss."""
         return weights * self.huber / residuals.abs().clamp(min=self.huber)
+
+
+def inverse_cholesky(covariance: Float[Tensor, "rows rows"]) -> Float[Tensor, "rows rows"]:
+    """L⁻¹, where L Lᵀ is the covariance."""
+    factor = torch.linalg.cholesky(covariance)
+    identity = torch.eye(len(factor)).to(factor)
+    return torch.linalg.solve_triangular(factor, identity, upper=False)
 
 
 @contextmanager

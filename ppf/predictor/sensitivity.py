@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor, PredictorInputs
+from ppf.predictor.policy_features import at_widths
 from ppf.predictor.protocol import Prediction
 
 
@@ -25,16 +26,12 @@ class SensitivityPredictor(Predictor):
         self._losses, self._dense_nll = inputs.features.losses, inputs.dense_nll
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
-        losses = self._losses.to(kept.device).T.gather(0, kept)
-        mean = self._dense_nll + losses.sum(1)
+        mean = self.relaxed(kept)
         return Prediction(mean, torch.zeros_like(mean))
 
-    def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
+    def relaxed(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """Log-perplexity between whole units, nats per token, linear between them."""
-        losses = self._losses.to(kept.device).T
-        below = kept.detach().floor().long().clamp(0, len(losses) - 2)
-        low, high = losses.gather(0, below), losses.gather(0, below + 1)
-        return self._dense_nll + torch.lerp(low, high, (kept - below).to(low)).sum(1)
+        return self._dense_nll + at_widths(self._losses.to(kept.device), kept).sum(1)
 
     def save(self, folder: Path) -> None:
         """Writes nothing: the losses are an artefact of their own."""
