@@ -197,8 +197,8 @@ def _results(report: SearchReport) -> list[Part]:
         for entry in report.entries
     ]
     note = (
-        "Predictions were made before the policy was measured. Only evaluate.py reads the test"
-        " part of the text."
+        "Predictions were made before the policy was measured. The choice does not depend on the"
+        " test part of the text."
     )
     return [
         Part(
