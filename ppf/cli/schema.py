@@ -260,6 +260,7 @@ class RecoverySection(Section):
     patience: Count
     ema: Annotated[float, Field(ge=0, lt=1)]
     gradient_checkpointing: bool
+    compile: bool
 
 
 class ElasticSection(Section):

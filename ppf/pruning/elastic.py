@@ -135,7 +135,8 @@ class _Pair(nn.Module):
         self, inputs: Float[Tensor, "*tokens columns"], linear: nn.Linear
     ) -> Float[Tensor, "*tokens rows"]:
         rows, columns = linear.weight.shape
-        return F.linear(F.linear(inputs, self.down[:, :columns]), self.up[:rows])
+        down, up = self.down[:, :columns].to(inputs.dtype), self.up[:rows].to(inputs.dtype)
+        return F.linear(F.linear(inputs, down), up)
 
     def change(self, linear: nn.Linear) -> Float[Tensor, "rows columns"]:
         """The change of the projection's weight."""

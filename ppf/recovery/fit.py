@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ppf.errors import PPFError
 from ppf.progress import console, quiet_trainer, say, training_bar
+from ppf.recovery.computing import reusing_memory
 from ppf.recovery.data import Order
 from ppf.recovery.module import TunedModule
 from ppf.recovery.settings import TrainingRun
@@ -37,7 +38,7 @@ def fit(
     finished, last = run.folder / "finished.ckpt", run.folder / "last.ckpt"
     ranks = run.machine.ranks
     if not finished.is_file():
-        with quiet_trainer():
+        with quiet_trainer(), reusing_memory():
             _trainer(module, run).fit(
                 module,
                 *_loaders(training, validation, run),

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ppf.llm import OutputHead, output_head
 from ppf.ranges import Positive
+from ppf.recovery.computing import call_rounded
 from ppf.recovery.token_losses import Rows, TokenLoss, mean_token_losses
 
 
@@ -32,7 +33,7 @@ class Forward(NamedTuple):
         cls, model: PreTrainedModel, ids: Int[Tensor, "windows window"], *, stream: bool
     ) -> "Forward":
         """Runs a model, without its head."""
-        done = model.get_decoder()(ids, use_cache=False, output_hidden_states=stream)
+        done = call_rounded(model.get_decoder(), ids, use_cache=False, output_hidden_states=stream)
         return cls(done.last_hidden_state, done.hidden_states or (), output_head(model))
 
     @property

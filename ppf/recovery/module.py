@@ -50,7 +50,9 @@ class TunedModule(LightningModule):
     def configure_optimizers(self) -> Any:
         given = self.optimization
         trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = AdamW(trained, given.lr, weight_decay=given.weight_decay)
+        optimizer = AdamW(trained, given.lr, weight_decay=given.weight_decay, fused=True)
+        # Lightning scales and clips the gradients itself.
+        optimizer._step_supports_amp_scaling = False
         schedule = get_cosine_schedule_with_warmup(optimizer, given.warmup, given.steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
@@ -113,7 +115,7 @@ class RecoveryModule(TunedModule):
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood, nats per token."""
         (ids,) = batch
-        hidden = self.student.get_decoder()(ids, use_cache=False).last_hidden_state
+        hidden = Forward.of(self.student, ids, stream=False).hidden
         nll = summed_nll(output_head(self.student), hidden, ids) / ids[:, 1:].numel()
         self.log(self.monitor, nll.float(), batch_size=len(ids), sync_dist=True)
 

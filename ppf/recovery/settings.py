@@ -26,6 +26,7 @@ class RecoverySettings:
     patience: int
     ema: float
     gradient_checkpointing: bool
+    compile: bool
 
     def epoch(self, window: int) -> int:
         """Steps between two validations, which are an epoch of the Trainer."""

@@ -12,7 +12,9 @@ from torch import Tensor
 from ppf.llm import OutputHead
 from ppf.ranges import Positive
 
-_ROWS = 256  # positions whose logits are in memory at once
+_ROWS = 512  # positions whose logits are in memory at once
+_CACHED_ROWS = 16  # of them, positions whose float32 logits fit the CPU cache
+_BLOCK = 2048  # rows of the head's gradient that are added at once
 
 
 class Rows(NamedTuple):
@@ -89,32 +91,20 @@ class _TokenLosses(torch.autograd.Function):
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
         matrix, vector = weight.to(dtype), None if bias is None else bias.to(dtype)
-        wanted = ctx.needs_input_grad
-        inputs = (hidden, weight, bias)
         gradients = [
             torch.zeros_like(of) if of is not None and needed else None
-            for of, needed in zip(inputs, wanted, strict=False)
+            for of, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
         values = hidden.new_zeros(len(losses), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             for start in range(0, len(hidden), _ROWS):
                 part = slice(start, start + _ROWS)
                 states = hidden[part].to(dtype)
-                logits = head.capped(F.linear(states, matrix, vector).float())
-                student = logits.log_softmax(-1)
-                other = None
-                if teacher:
-                    other = teacher.head(teacher.hidden[part]).float().log_softmax(-1)
-                slopes = []
-                for i, loss in enumerate(losses.values()):
-                    value, slope = loss.of_rows(student, other, targets[part])
-                    values[i] += value
-                    slopes.append(slope.mul_(loss.weight))
-                if wanted[0]:
-                    slope = sum(slopes[1:], slopes[0])
-                    if head.cap is not None:
-                        slope.mul_(1 - (logits / head.cap).square())
-                    _add(gradients, part, slope.to(dtype), states, matrix)
+                logits = F.linear(states, matrix, vector)
+                other = teacher.head(teacher.hidden[part]) if teacher else None
+                values += _to_slopes(logits, other, targets[part], head, losses)
+                if gradients[0] is not None:
+                    _add(gradients, part, logits, states, matrix)
         ctx.gradients = gradients
         values /= len(hidden)
         weights = values.new_tensor([loss.weight for loss in losses.values()])
@@ -129,6 +119,41 @@ class _TokenLosses(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
+def _to_slopes(
+    logits: Float[Tensor, "rows tokens"],
+    teacher: Float[Tensor, "rows tokens"] | None,
+    targets: Int[Tensor, " rows"],
+    head: OutputHead,
+    losses: Mapping[str, TokenLoss],
+) -> Float[Tensor, " losses"]:
+    """Replaces logits by the gradient of the weighted sum with respect to them.
+
+    Args:
+        logits: of the student, before the head's cap.
+        teacher: logits of the dense model.
+
+    Returns:
+        Each loss, summed over the rows.
+    """
+    values = torch.zeros(len(losses), device=logits.device)
+    step = _CACHED_ROWS if logits.device.type == "cpu" else _ROWS
+    for start in range(0, len(logits), step):
+        few = slice(start, start + step)
+        capped = head.capped(logits[few].float())
+        student = capped.log_softmax(-1)
+        other = None if teacher is None else teacher[few].float().log_softmax(-1)
+        slopes = []
+        for i, loss in enumerate(losses.values()):
+            value, slope = loss.of_rows(student, other, targets[few])
+            values[i] += value
+            slopes.append(slope.mul_(loss.weight))
+        total = sum(slopes[1:], slopes[0])
+        if head.cap is not None:
+            total.mul_(1 - (capped / head.cap).square())
+        logits[few] = total
+    return values
+
+
 def _add(
     gradients: list[Tensor | None], part: slice, slope: Tensor, states: Tensor, matrix: Tensor
 ) -> None:
@@ -137,6 +162,9 @@ def _add(
     assert of_hidden is not None
     of_hidden[part] = slope @ matrix
     if of_weight is not None:
-        of_weight += slope.T @ states
+        product = slope.T @ states
+        # The conversion to float32 takes place in the CPU cache.
+        for rows, more in zip(of_weight.split(_BLOCK), product.split(_BLOCK), strict=True):
+            rows += more.to(rows.dtype)
     if of_bias is not None:
         of_bias += slope.sum(0)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ppf.llm import LanguageModel
 from ppf.ranges import Count, Positive
+from ppf.recovery.computing import compiled
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import Loss
 from ppf.recovery.module import RecoveryModule
@@ -81,7 +82,9 @@ class EndToEnd(Tuner):
             (enable or student.gradient_checkpointing_enable)({"use_reentrant": False})
         module = RecoveryModule(student, task.teacher.model, task.losses, run.optimization(self.lr))
         windows = (TensorDataset(task.training), TensorDataset(task.validation))
-        tokens = fit(module, *windows, run)
+        layers = [x for lm in (task.student, task.teacher) for x in lm.adapter.layers(lm.model)]
+        with compiled(layers, enabled=run.settings.compile):
+            tokens = fit(module, *windows, run)
         student.eval()
         self.finish(student)
         return tokens

@@ -24,7 +24,11 @@ from ppf.stages.signatures import plain, text_identity
 
 T = TypeVar("T")
 _PARTS: tuple[Part, ...] = ("training", "validation")
-_COSTS = ("micro_batch", "gradient_checkpointing")  # change memory and time, not the result
+_COSTS = (
+    "micro_batch",
+    "gradient_checkpointing",
+    "compile",
+)  # change memory and time, not the result
 
 
 def machine_of(cfg: DictConfig, fabric: Fabric) -> Machine:

@@ -33,7 +33,8 @@ def reference(student: Rows, teacher: Rows, targets: Tensor) -> tuple[Tensor, Te
 def test_values_and_gradients_equal_the_definitions(
     monkeypatch: pytest.MonkeyPatch, bias: bool, cap: float | None, count: int
 ) -> None:
-    monkeypatch.setattr(token_losses, "_ROWS", 8)
+    for name, size in (("_ROWS", 8), ("_CACHED_ROWS", 3), ("_BLOCK", 7)):
+        monkeypatch.setattr(token_losses, name, size)
     student, teacher = (rows(count, seed, bias=bias, cap=cap) for seed in (0, 1))
     targets = torch.randint(TOKENS, (count,))
     trained = [student.hidden, *student.head.linear.parameters()]

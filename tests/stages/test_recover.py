@@ -17,7 +17,7 @@ from ppf.errors import PPFError
 from ppf.export.card import recovered_card
 from ppf.export.loading import load_folder
 from ppf.llm import load
-from ppf.recovery import fit
+from ppf.recovery import fit, token_losses
 from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule
 from ppf.report.scores import RecoveryScore
@@ -221,6 +221,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
         value, slope = original(self, *given)
         return value * float("nan" if calls > 2 * 5 else 1), slope
 
+    monkeypatch.setattr(token_losses, "_CACHED_ROWS", 512)
     monkeypatch.setattr(KL, "of_rows", spoilt)
     with pytest.raises(PPFError, match="not finite at step 5: give a lower learning rate"):
         run(config(f"paths.artefacts={tmp_path}"))
