@@ -1,6 +1,6 @@
 """Recovery: tokens a second against a plain Hugging Face loop, and the peak memory of two tuners.
 
-    python benchmarks/recovery.py [--ratio 0.3] [--steps 6] [--compile] [OVERRIDES, as for collect]
+    python benchmarks/recovery.py [--ratio 0.3] [--steps 6] [HYDRA OVERRIDES, as for collect.py]
 
 The student is the model after uniform pruning, whose first heads and channels stay. Both loops
 train all its weights with AdamW under the same loss (forward KL) on the same windows, in bfloat16
@@ -31,7 +31,6 @@ from ppf.llm.text import build_text, training_text
 from ppf.pruning import Bank, LivePruner
 from ppf.pruning.compensation import Levels
 from ppf.recovery.blockwise import Blockwise
-from ppf.recovery.computing import compiled
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import KL
 from ppf.recovery.module import RecoveryModule
@@ -64,14 +63,8 @@ def pruner_of(cfg: DictConfig) -> LivePruner:
 class Setting:
     """The pruned folder, the dense model and the windows of one benchmark."""
 
-    def __init__(
-        self, overrides: list[str], ratio: float, steps: int, folder: Path, *, compile: bool
-    ) -> None:
-        self.folder, self.fabric, self.compile = (
-            folder,
-            Fabric(accelerator="cpu", devices=1),
-            compile,
-        )
+    def __init__(self, overrides: list[str], ratio: float, steps: int, folder: Path) -> None:
+        self.folder, self.fabric = folder, Fabric(accelerator="cpu", devices=1)
         with initialize_config_module("ppf.conf", version_base="1.3"):
             cfg = compose("collect", [f"paths.run={folder}", *overrides])
         pruner = pruner_of(cfg)
@@ -90,14 +83,12 @@ class Setting:
             self.folder / "pruned", torch.float32, trust_remote_code=False
         )
         student = LanguageModel(model, tokenizer, adapter_for(model.config))
-        return Task(student, self.teacher, {"kl": KL(1.0)}, self.training, self.validation)
+        return Task(student, self.teacher, {"kl": KL(1.0, 0)}, self.training, self.validation)
 
     def run(self) -> TrainingRun:
         """A run with a new folder."""
         window = self.training.shape[1]
-        settings = RecoverySettings(
-            self.tokens, BATCH, BATCH, 0.0, 0.0, 10**6, 1, 0.0, False, self.compile
-        )
+        settings = RecoverySettings(self.tokens, BATCH, BATCH, 0.0, 0.0, 10**6, 1, 0.0, False)
         machine = Machine(self.fabric, 0, 1, TRAINER, [])
         return TrainingRun(settings, machine, Path(tempfile.mkdtemp(dir=self.folder)), window, 0)
 
@@ -108,9 +99,7 @@ def ours(setting: Setting) -> list[float]:
     student = task.student.model.requires_grad_(True)
     without_dropout(student)
     module = Clocked(student, task.teacher.model, task.losses, run.optimization(LR))
-    layers = [x for lm in (task.student, task.teacher) for x in lm.adapter.layers(lm.model)]
-    with compiled(layers, enabled=setting.compile):
-        fit(module, TensorDataset(task.training), TensorDataset(task.validation), run)
+    fit(module, TensorDataset(task.training), TensorDataset(task.validation), run)
     return [b - a for a, b in zip(module.times, module.times[1:], strict=False)]
 
 
@@ -149,10 +138,9 @@ def main() -> None:
     )
     parser.add_argument("--ratio", type=float, default=0.3, help="pruning ratio")
     parser.add_argument("--steps", type=int, default=6, help="steps of each loop in a turn")
-    parser.add_argument("--compile", action="store_true", help="as recovery.compile=true")
     given, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(overrides, given.ratio, given.steps, Path(folder), compile=given.compile)
+        setting = Setting(overrides, given.ratio, given.steps, Path(folder))
         seconds: dict[str, list[float]] = {"ours": [], "hf": []}
         for _ in range(TURNS):
             seconds["hf"] += plain_loop(setting)[1:]  # the first step warms up

@@ -1,7 +1,8 @@
 """ppf-recover: trains a pruned model to predict as the dense model does."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from lightning import Fabric
 from omegaconf import DictConfig
@@ -16,7 +17,7 @@ from ppf.report.html import write_page
 from ppf.report.origin import command_line, machine
 from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.recovery import recovery_metrics, recovery_page
-from ppf.report.scores import LogPerplexity, RecoveryScore
+from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.policy import read_policy
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
@@ -33,41 +34,68 @@ def _check(cfg: DictConfig) -> None:
         for ratio in cfg.ratios:
             agent.policy(ratio)
         return
-    file = f"{local_folder(cfg.path, 'path')}/policy.json" if cfg.path else cfg.policy
-    read_policy(file, cfg.trust_targets)
+    read_policy(_file(cfg), cfg.trust_targets)
 
 
 @command(_check)
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Recovers a model; the metric is nats per token on the validation part, a mean over ratios."""
-    scores = recover_dynamic(cfg, fabric) if cfg.search else [recover(cfg, fabric)]
-    for score in scores:
-        say(_line(score))
+    found = recover_dynamic(cfg, fabric) if cfg.search else recover(cfg, fabric)
+    for score in found.scores:
+        say(_line(score, "validation"))
+    for score in found.test:
+        say(_line(score, "test"))
     if fabric.is_global_zero:
-        _report(cfg, fabric, scores)
+        _report(cfg, fabric, found)
     say(f"Written to {cfg.out}")
-    return Outcome(
-        sum(score.recovered for score in scores) / len(scores), [_row(score) for score in scores]
-    )
+    return Outcome(fmean(score.recovered for score in found.scores), _rows(cfg, found))
 
 
-def _line(score: RecoveryScore) -> str:
+def _line(score: RecoveryScore, part: str) -> str:
     won = score.won_back
     shares = "" if won is None else f"; {won:.1%} of the lost nats won back"
     dense, pruned, recovered = map(LogPerplexity, (score.dense, score.pruned, score.recovered))
     return (
-        f"Ratio {score.ratio:.3f}, perplexity on the validation part: dense {dense}, pruned"
-        f" {pruned}, recovered {recovered}{shares}."
+        f"Ratio {score.ratio:.3f}, perplexity on the {part} part: dense {dense}, pruned {pruned},"
+        f" recovered {recovered}{shares}."
     )
 
 
-def _row(score: RecoveryScore) -> dict[str, float | None]:
+def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
+    """Rows for the table of a sweep, on the test part if it was measured; nats per token."""
+    same = {
+        "policy": _policy(cfg),
+        "tune": "adapters" if cfg.search else "+".join(cfg.tune),
+        "mode": "dynamic" if cfg.search else "static",
+        "tokens": found.tokens,
+        "minutes": round(found.minutes, 2),
+        "text": cfg.text.name,
+        "part": "test" if found.test else "validation",
+        "seed": cfg.seed,
+    }
     names = ("recovered", "pruned", "dense")
-    row = {f"{name}_ppl": LogPerplexity(getattr(score, name)).perplexity for name in names}
-    return {"ratio": score.ratio} | row | {"won_back": score.won_back}
+    return [
+        {"ratio": score.ratio}
+        | {f"nll_{name}": getattr(score, name) for name in names}
+        | {"won_back": score.won_back, **same}
+        for score in found.test or found.scores
+    ]
 
 
-def _report(cfg: DictConfig, fabric: Fabric, scores: Sequence[RecoveryScore]) -> None:
+def _policy(cfg: DictConfig) -> str:
+    """Where the policy is from: "uniform" pruning or "PPF"."""
+    if cfg.search:
+        return "PPF"
+    record = read_policy(_file(cfg), cfg.trust_targets)
+    return "uniform" if record["kept"] == record["uniform"]["kept"] else "PPF"
+
+
+def _file(cfg: DictConfig) -> str:
+    """The policy.json of `cfg.policy` or `cfg.path`."""
+    return f"{local_folder(cfg.path, 'path')}/policy.json" if cfg.path else str(cfg.policy)
+
+
+def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
     """Writes the page and gives everything to the loggers."""
     file, out = Path(cfg.paths.run) / "report.html", Path(cfg.out)
     measured_on = (
@@ -75,14 +103,15 @@ def _report(cfg: DictConfig, fabric: Fabric, scores: Sequence[RecoveryScore]) ->
         " tokens."
     )
     page = recovery_page(
-        scores,
+        found,
         title=f"Recovery of {cfg.policy or cfg.path or cfg.search}",
         command=command_line("recover"),
         measured_on=measured_on,
         settings={
             "Trained": "adapters of all ratios" if cfg.search else ", ".join(cfg.tune),
             "Loss": " + ".join(cfg.loss),
-            "Tokens": f"{cfg.recovery.tokens:,}",
+            "Tokens": f"{found.tokens:,}",
+            "Minutes": f"{found.minutes:.1f}",
             "Seed": str(cfg.seed),
         },
         machine=machine(),
@@ -92,7 +121,7 @@ def _report(cfg: DictConfig, fabric: Fabric, scores: Sequence[RecoveryScore]) ->
     log_artifact(fabric.loggers, _used(cfg))
     made = Artifact([out], out.resolve().name, "model", by_reference=True)
     log_artifact(fabric.loggers, made)
-    publish(fabric.loggers, Published.of(page, file, recovery_metrics(scores)))
+    publish(fabric.loggers, Published.of(page, file, recovery_metrics(found.scores)))
     say(f"Report: {file}")
 
 

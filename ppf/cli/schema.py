@@ -260,7 +260,6 @@ class RecoverySection(Section):
     patience: Count
     ema: Annotated[float, Field(ge=0, lt=1)]
     gradient_checkpointing: bool
-    compile: bool
 
 
 class ElasticSection(Section):
@@ -283,6 +282,7 @@ class RecoverConfig(RunConfig):
     search: str | None
     out: str
     sequential: bool
+    report_test: bool
     dtype: Dtype
     ratios: Annotated[list[Ratio], Field(min_length=1)]
     elastic: ElasticSection

@@ -10,6 +10,7 @@ from ppf.llm import LanguageModel, LayerCalls
 from ppf.llm.calls import entering
 from ppf.progress import say
 from ppf.ranges import Count, Positive
+from ppf.recovery.curve import Trace
 from ppf.recovery.fit import fit
 from ppf.recovery.module import BlockModule
 from ppf.recovery.settings import Machine, TrainingRun
@@ -36,14 +37,14 @@ class Blockwise(Tuner):
         super().__init__(lr)
         self.layers, self.windows = layers, windows
 
-    def tune(self, task: Task, run: TrainingRun) -> int:
+    def tune(self, task: Task, run: TrainingRun) -> Trace:
         sets = [evenly(task.training, self.windows), task.validation]
         dense, pruned = (
             _Layers(lm, sets[0][:1], run.machine) for lm in (task.teacher, task.student)
         )
         targets, streams = ([model.enter(ids) for ids in sets] for model in (dense, pruned))
         without_dropout(task.student.model)
-        count, tokens = len(pruned.layers), 0
+        count, tokens, seconds = len(pruned.layers), 0, 0.0
         for first in range(0, count, self.layers):
             part = slice(first, min(first + self.layers, count))
             say(f"Recovering layers {part.start} to {part.stop - 1} of {count}.")
@@ -53,11 +54,12 @@ class Blockwise(Tuner):
             )
             module.requires_grad_(True)
             training, validation = map(TensorDataset, streams, targets)
-            tokens = max(tokens, fit(module, training, validation, run.part(f"layer-{first}")))
+            fitted = fit(module, training, validation, run.part(f"layer-{first}"))
+            tokens, seconds = max(tokens, fitted.tokens), seconds + fitted.seconds
             module.requires_grad_(False)
             streams = [pruned.run(stream, part) for stream in streams]
         task.student.model.eval()
-        return tokens
+        return Trace(tokens, seconds, [])
 
 
 class _Layers:

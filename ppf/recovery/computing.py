@@ -1,15 +1,13 @@
-"""How training computes fast on a CPU: number format, memory, compiled layers."""
+"""How training computes fast on a CPU: number format and memory."""
 
 import ctypes
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
-
-from ppf.errors import PPFError
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 
@@ -54,40 +52,3 @@ def reusing_memory() -> Iterator[None]:
             libc.mallopt(_TRIM_THRESHOLD, 2**26)
             libc.mallopt(_TOP_PAD, 2**17)
             libc.malloc_trim(0)
-
-
-@contextmanager
-def compiled(layers: Iterable[nn.Module], *, enabled: bool) -> Iterator[None]:
-    """Compiles decoder layers inside the context; one graph serves layers of all widths.
-
-    Raises:
-        PPFError: there is no compiler.
-    """
-    if not enabled:
-        yield
-        return
-    _check_compiler()
-    layers = list(layers)
-    with torch._dynamo.config.patch(
-        force_parameter_static_shapes=False, allow_unspec_int_on_nn_module=True
-    ):
-        for layer in layers:
-            layer.compile(dynamic=True)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer._compiled_call_impl = None
-
-
-def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise PPFError(
-            "recovery.compile=true needs a C++ compiler, and none was found: install g++, or give"
-            " recovery.compile=false."
-        ) from error

@@ -11,7 +11,7 @@ from ppf.llm import output_head, summed_nll
 from ppf.pruning import LivePruner
 from ppf.pruning.elastic import Adapters
 from ppf.recovery.losses import Forward, Loss, need_stream, weighted_sum
-from ppf.recovery.module import TunedModule, Unseen
+from ppf.recovery.module import NLL, TunedModule, Unseen
 from ppf.recovery.settings import Optimization
 
 _VALIDATED = 3  # ratios
@@ -36,7 +36,7 @@ class ElasticModule(TunedModule):
     Source: Yu & Huang, Universally Slimmable Networks (arXiv 1903.05134).
     """
 
-    monitor: ClassVar[str] = "validation/nll"
+    monitor: ClassVar[str] = NLL
 
     def __init__(
         self,

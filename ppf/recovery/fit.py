@@ -1,5 +1,6 @@
 """Runs Lightning's Trainer: checkpoints, early stop, resumption."""
 
+import time
 from math import ceil
 from typing import Any
 
@@ -16,20 +17,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from ppf.errors import PPFError
 from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.computing import reusing_memory
+from ppf.recovery.curve import Point, Trace, add_point, read_curve
 from ppf.recovery.data import Order
-from ppf.recovery.module import TunedModule
+from ppf.recovery.module import NLL, TunedModule
 from ppf.recovery.settings import TrainingRun
+
+_CURVE = "curve.json"
 
 
 def fit(
     module: TunedModule, training: TensorDataset, validation: TensorDataset, run: TrainingRun
-) -> int:
+) -> Trace:
     """Trains a module, from its last checkpoint if there is one.
 
     It ends with the weights that were best in validation.
-
-    Returns:
-        Number of tokens that these weights have been trained on.
 
     Raises:
         PPFError: the loss is not finite, or the batch cannot be shared among the processes.
@@ -50,7 +51,9 @@ def fit(
         ranks.broadcast(None)
     stored = torch.load(finished, map_location="cpu", weights_only=True)
     module.load_state_dict(stored["state_dict"])
-    return stored["global_step"] * run.settings.batch * run.window
+    curve = read_curve(run.folder / _CURVE)
+    shown = curve if module.monitor == NLL else []
+    return Trace(stored["global_step"] * run.step, curve[-1].seconds if curve else 0.0, shown)
 
 
 def _loaders(
@@ -108,22 +111,30 @@ def _callbacks(monitor: str, run: TrainingRun) -> list[Callback]:
     average = [EMAWeightAveraging(use_buffers=False, decay=settings.ema)] if settings.ema else []
     bar = [training_bar()] if _bar() else []
     stop = EarlyStopping(monitor, patience=settings.patience)
-    return [*average, *bar, _Lines(monitor, run.steps), stop, best, last]
+    return [*average, *bar, _Progress(monitor, run), stop, best, last]
 
 
 def _bar() -> bool:
     return console.is_terminal and not console.quiet
 
 
-class _Lines(Callback):
-    """Prints one line after each validation."""
+class _Progress(Callback):
+    """Prints a line after each validation and adds it to the curve."""
 
-    def __init__(self, monitor: str, steps: int) -> None:
-        self.monitor, self.steps = monitor, steps
+    def __init__(self, monitor: str, run: TrainingRun) -> None:
+        self.monitor, self.run, self.began = monitor, run, 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        done = trainer.global_step * self.run.step
+        points = [p for p in read_curve(self.run.folder / _CURVE) if p.tokens <= done]
+        self.began = time.monotonic() - (points[-1].seconds if points else 0)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        value = float(trainer.callback_metrics[self.monitor])
-        say(f"Step {trainer.global_step} of {self.steps}: {self.monitor} {value:.4f}")
+        value, step = float(trainer.callback_metrics[self.monitor]), trainer.global_step
+        say(f"Step {step} of {self.run.steps}: {self.monitor} {value:.4f}")
+        if trainer.is_global_zero:
+            seconds = time.monotonic() - self.began
+            add_point(self.run.folder / _CURVE, Point(step * self.run.step, value, seconds))
 
 
 class _Running(LightningEnvironment):

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ppf.llm import OutputHead, output_head
-from ppf.ranges import Positive
+from ppf.ranges import Natural, Positive
 from ppf.recovery.computing import call_rounded
 from ppf.recovery.token_losses import Rows, TokenLoss, mean_token_losses
 
@@ -43,9 +43,19 @@ class Forward(NamedTuple):
 
 
 class KL(TokenLoss):
-    """Forward KL divergence from the dense model's next-token distribution, nats per token."""
+    """Forward KL divergence from the dense model's next-token distribution, nats per token.
+
+    Args:
+        weight: as for `TokenLoss`.
+        top_k: likeliest tokens of the dense model that are compared; all others together count as
+            one more token. 0: all tokens are compared.
+    """
 
     reads_teacher: ClassVar[bool] = True
+
+    def __init__(self, weight: Positive, top_k: Natural) -> None:
+        super().__init__(weight)
+        self.top_k = top_k
 
     def of_rows(
         self,

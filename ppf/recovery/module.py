@@ -16,6 +16,8 @@ from ppf.recovery.losses import Forward, Loss, distance, need_stream, need_teach
 from ppf.recovery.settings import Optimization
 
 T = TypeVar("T")
+NLL = "validation/nll"
+"""Mean negative log-likelihood on the validation part, nats per token."""
 
 
 class Unseen(Generic[T]):
@@ -80,7 +82,7 @@ class RecoveryModule(TunedModule):
         optimization: as for `TunedModule`.
     """
 
-    monitor: ClassVar[str] = "validation/nll"
+    monitor: ClassVar[str] = NLL
 
     def __init__(
         self,

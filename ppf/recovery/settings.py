@@ -26,7 +26,6 @@ class RecoverySettings:
     patience: int
     ema: float
     gradient_checkpointing: bool
-    compile: bool
 
     def epoch(self, window: int) -> int:
         """Steps between two validations, which are an epoch of the Trainer."""
@@ -118,6 +117,11 @@ class TrainingRun:
     folder: Path
     window: int
     seed: int
+
+    @property
+    def step(self) -> int:
+        """Tokens in a step."""
+        return self.settings.batch * self.window
 
     @property
     def steps(self) -> int:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ppf.llm import LanguageModel
 from ppf.ranges import Count, Positive
-from ppf.recovery.computing import compiled
+from ppf.recovery.curve import Trace
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import Loss
 from ppf.recovery.module import RecoveryModule
@@ -49,11 +49,8 @@ class Tuner(ABC):
         self.lr = lr
 
     @abstractmethod
-    def tune(self, task: Task, run: TrainingRun) -> int:
+    def tune(self, task: Task, run: TrainingRun) -> Trace:
         """Trains `task.student` in place.
-
-        Returns:
-            Number of tokens that its weights have been trained on.
 
         Raises:
             PPFError: the loss is not finite, or the batch cannot be shared among the processes.
@@ -72,7 +69,7 @@ class EndToEnd(Tuner):
         """Undoes all that `start` added to the model, and keeps what was learnt."""
         model.requires_grad_(False)
 
-    def tune(self, task: Task, run: TrainingRun) -> int:
+    def tune(self, task: Task, run: TrainingRun) -> Trace:
         student = task.student.model
         without_dropout(student)
         torch.manual_seed(run.seed)  # of what `start` draws
@@ -82,12 +79,10 @@ class EndToEnd(Tuner):
             (enable or student.gradient_checkpointing_enable)({"use_reentrant": False})
         module = RecoveryModule(student, task.teacher.model, task.losses, run.optimization(self.lr))
         windows = (TensorDataset(task.training), TensorDataset(task.validation))
-        layers = [x for lm in (task.student, task.teacher) for x in lm.adapter.layers(lm.model)]
-        with compiled(layers, enabled=run.settings.compile):
-            tokens = fit(module, *windows, run)
+        fitted = fit(module, *windows, run)
         student.eval()
         self.finish(student)
-        return tokens
+        return fitted
 
 
 class Full(EndToEnd):

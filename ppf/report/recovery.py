@@ -1,17 +1,26 @@
 """The report of a recovery training, at one pruning ratio or at several."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
 from ppf.report.page import Page, Part
-from ppf.report.scores import LogPerplexity, RecoveryScore, decimal, percent, signed_percent
+from ppf.report.recovery_plots import by_ratio, loss_curve
+from ppf.report.scores import (
+    LogPerplexity,
+    Recovered,
+    RecoveryScore,
+    decimal,
+    percent,
+    signed_percent,
+)
 from ppf.report.tables import Cell, Column, Table
 
 _MODELS = ("dense", "pruned", "recovered")
 
 
 def recovery_page(
-    scores: Sequence[RecoveryScore],
+    found: Recovered,
     *,
     title: str,
     command: str,
@@ -23,12 +32,24 @@ def recovery_page(
     """The page of a recovery.
 
     Args:
-        scores: one for each pruning ratio, ascending.
+        found: scores, tokens, minutes and curve.
         title: see `Page`; so are `command` and `next_commands`.
-        measured_on: a sentence about the text behind every perplexity.
+        measured_on: a sentence about the text behind the perplexities, without the test part's.
         settings: how the model was trained: name → value.
         machine: versions and hardware: name → value.
     """
+    scores = found.scores
+    parts = [
+        Part("Perplexity", measured_on, name="recovery", table=_table(scores), wide=True),
+        *_test(found.test),
+        *_pictures(found),
+        Part("Training", facts=settings),
+        Part("Machine", facts=machine),
+    ]
+    return Page(title, command, [*_headline(scores), measured_on], [], parts, next_commands)
+
+
+def _table(scores: Sequence[RecoveryScore]) -> Table:
     columns = [
         Column("ratio", percent),
         *(Column(name, decimal) for name in _MODELS),
@@ -39,12 +60,30 @@ def recovery_page(
         [s.ratio, *(_perplexity(s, name) for name in _MODELS), _change(s), s.won_back]
         for s in scores
     ]
-    parts = [
-        Part("Perplexity", measured_on, name="recovery", table=Table(columns, rows), wide=True),
-        Part("Training", facts=settings),
-        Part("Machine", facts=machine),
-    ]
-    return Page(title, command, [*_headline(scores), measured_on], [], parts, next_commands)
+    return Table(columns, rows)
+
+
+def _test(scores: Sequence[RecoveryScore]) -> Iterator[Part]:
+    if scores:
+        note = "On the test part, which neither the search nor the training has read."
+        yield Part(
+            "Perplexity on the test part", note, name="test", table=_table(scores), wide=True
+        )
+
+
+def _pictures(found: Recovered) -> Iterator[Part]:
+    """The loss over the tokens, and the perplexity over the ratios where there are several."""
+    scores = found.scores
+    dense, pruned = (fmean(getattr(s, name) for s in scores) for name in ("dense", "pruned"))
+    if found.curve:
+        of = "mean over pruning ratios; " if len(scores) > 1 else ""
+        note = f"Negative log-likelihood on the validation part; {of}right: share won back."
+        yield Part("Loss", note, name="curve", figure=loss_curve(found.curve, dense, pruned))
+    if len(scores) > 1:
+        note = "Before and after the training, on the validation part."
+        lines = {name: [getattr(s, name) for s in scores] for name in _MODELS}
+        figure = by_ratio([s.ratio for s in scores], lines)
+        yield Part("Every ratio", note, name="ratios", figure=figure)
 
 
 def recovery_metrics(scores: Sequence[RecoveryScore]) -> dict[str, float]:

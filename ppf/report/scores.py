@@ -84,6 +84,26 @@ class RecoveryScore:
 
 
 @dataclass(frozen=True)
+class Recovered:
+    """What a recovery found.
+
+    Args:
+        scores: on the validation part, one for each pruning ratio, ascending.
+        test: the same on the test part; empty: not measured.
+        tokens: that the weights were trained on.
+        minutes: of training.
+        curve: tokens read, and the mean negative log-likelihood on the validation part, nats per
+            token; with several ratios their mean.
+    """
+
+    scores: Sequence[RecoveryScore]
+    test: Sequence[RecoveryScore]
+    tokens: int
+    minutes: float
+    curve: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
 class Entry:
     """One policy in a table or a plot.
 

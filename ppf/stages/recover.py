@@ -1,7 +1,6 @@
 """recover: a pruned model is trained to predict as the dense model does."""
 
-import time
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,25 @@ from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import build_text
 from ppf.progress import say
 from ppf.ranks import on_rank_0
+from ppf.recovery.curve import Trace
 from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import Task
-from ppf.report.scores import LogPerplexity, RecoveryScore
+from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.policy import check_signature, policy_config, read_policy
 from ppf.stages.prune import compensated
 from ppf.stages.recovery_inputs import (
     losses_of,
     machine_of,
+    recovered_of,
     run_of,
+    test_windows,
     windows_of,
     with_enough_memory,
 )
 from ppf.stages.signatures import plain
 
 
-def recover(cfg: DictConfig, fabric: Fabric) -> RecoveryScore:
+def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     """Trains the model of `cfg.policy` or `cfg.path`, and writes it to the folder `cfg.out`.
 
     A killed run resumes with the same command: checkpoints lie below `paths.artefacts`, named by
@@ -46,13 +48,15 @@ def recover(cfg: DictConfig, fabric: Fabric) -> RecoveryScore:
     start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric)
     record = read_policy(start / "policy.json", cfg.trust_targets)
     work = _Recovery(cfg, fabric, start, record)
-    dense, pruned = work.score(work.teacher), work.score(work.student)
-    began = time.monotonic()
-    tokens = work.run()
-    minutes = (time.monotonic() - began) / 60
-    found = RecoveryScore(record["ratio"]["achieved"], dense, pruned, work.score(work.student))
+    before = work.scores(work.teacher), work.scores(work.student)
+    fitted = work.run()
+    ratio = record["ratio"]["achieved"]
+    scores = [
+        RecoveryScore(ratio, *each) for each in zip(*before, work.scores(work.student), strict=True)
+    ]
+    found = recovered_of(fitted, scores[:1], scores[1:])
     if fabric.is_global_zero:
-        record["recovered"] = work.record(found, tokens, minutes)
+        record["recovered"] = work.record(found)
         export_recovered(work.student.model, resolve_dtype(cfg.dtype), start, Path(cfg.out), record)
         write_json(Path(cfg.paths.run) / "summary.json", record["recovered"])
     return found
@@ -96,6 +100,7 @@ class _Recovery:
         check_signature(record, config)
         self.student = self._load()
         self.training, self.validation = windows_of(cfg, self.student)
+        self.test = test_windows(cfg, self.student)
         config.model.dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
         self.teacher = load(config.model, cfg.paths.cache, device=fabric.device)
 
@@ -104,22 +109,23 @@ class _Recovery:
         self.fabric.to_device(model)
         return LanguageModel(model, tokenizer, adapter_for(model.config))
 
-    def score(self, lm: LanguageModel) -> float:
-        """The mean negative log-likelihood on the validation part, nats per token."""
+    def scores(self, lm: LanguageModel) -> list[float]:
+        """Mean negative log-likelihoods on validation and, if asked for, test; nats per token."""
+        parts, batch = [self.validation, *self.test], self.cfg.recovery.micro_batch
         with self.machine.autocast(lm.model):
-            return mean_nll(lm.model, self.validation, batch=self.cfg.recovery.micro_batch)
+            return [mean_nll(lm.model, part, batch=batch) for part in parts]
 
-    def run(self) -> int:
-        """Trains the student; returns the number of tokens that were read."""
+    def run(self) -> Trace:
+        """Trains the student."""
 
-        def train(settings: RecoverySettings) -> int:
+        def train(settings: RecoverySettings) -> Trace:
             if settings.micro_batch < self.cfg.recovery.micro_batch:
                 self.student = self._load()
-            return sum(self._tune(name, settings) for name in self.cfg.tune)
+            return reduce(Trace.then, [self._tune(name, settings) for name in self.cfg.tune])
 
         return with_enough_memory(self.cfg, train)
 
-    def _tune(self, name: str, settings: RecoverySettings) -> int:
+    def _tune(self, name: str, settings: RecoverySettings) -> Trace:
         cfg, losses = self.cfg, losses_of(self.cfg)
         say(f"Recovering with tune={name} and loss={'+'.join(losses)}.")
         names = list(cfg.tune)
@@ -134,20 +140,20 @@ class _Recovery:
         files = sorted(self.start.glob("*.safetensors"))
         return [digest(file, Path(self.cfg.paths.cache)) for file in files]
 
-    def record(self, found: RecoveryScore, tokens: int, minutes: float) -> dict[str, Any]:
+    def record(self, found: Recovered) -> dict[str, Any]:
         """The entry `recovered` of policy.json."""
-        scores = {name: getattr(found, name) for name in ("dense", "pruned", "recovered")}
-        windows, window = self.validation.shape
+        (score,), (windows, window) = found.scores, self.validation.shape
+        nlls = {name: getattr(score, name) for name in ("dense", "pruned", "recovered")}
         return {
             "tune": list(self.cfg.tune),
             "loss": list(self.cfg.loss),
-            "tokens": tokens,
-            "minutes": round(minutes, 2),
+            "tokens": found.tokens,
+            "minutes": round(found.minutes, 2),
             "text": build_text(self.cfg.text, self.cfg.paths.cache).name,
             "windows": windows,
             "window": window,
             "precision": self.machine.precision,
             "seed": self.cfg.seed,
-            **{name: LogPerplexity(nll).record() for name, nll in scores.items()},
-            "won_back": found.won_back,
+            **{name: LogPerplexity(nll).record() for name, nll in nlls.items()},
+            "won_back": score.won_back,
         }

@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,17 @@ from ppf.artefacts import write_json
 from ppf.evaluation.perplexity import mean_nll
 from ppf.pruning.elastic import Adapters
 from ppf.records.agent import WEIGHTS
+from ppf.recovery.curve import Trace
 from ppf.recovery.elastic import ElasticModule
 from ppf.recovery.fit import fit
 from ppf.recovery.settings import RecoverySettings
-from ppf.report.scores import RecoveryScore
+from ppf.report.scores import Recovered, RecoveryScore
 from ppf.stages.recovery_inputs import (
     losses_of,
     machine_of,
+    recovered_of,
     run_of,
+    test_windows,
     windows_of,
     with_enough_memory,
 )
@@ -32,7 +34,7 @@ from ppf.stages.resident import origin, resident
 from ppf.stages.signatures import plain
 
 
-def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> list[RecoveryScore]:
+def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     """Trains adapters for all ratios of the search in `cfg.search`.
 
     `cfg.out` gets the agent with the adapters beside it, so that it can take the search's place.
@@ -46,20 +48,21 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> list[RecoveryScore]:
     context = resident(given, fabric, agent.record, adapted=False)
     lm, pruner, machine = context.lm, context.pruner, machine_of(cfg, fabric)
     training, validation = windows_of(cfg, lm)
+    parts = [validation, *test_windows(cfg, lm)]
 
-    def score(kept: list[int]) -> float:
+    def measure(kept: list[int]) -> list[float]:
         with pruner.at(kept) as model, machine.autocast(model):
-            return mean_nll(model, validation, batch=cfg.recovery.micro_batch)
+            return [mean_nll(model, part, batch=cfg.recovery.micro_batch) for part in parts]
 
     policies = {ratio: agent.policy(ratio) for ratio in cfg.ratios}
-    dense = score(context.space.dense.tolist())
-    pruned = {ratio: score(kept) for ratio, kept in policies.items()}
+    dense = measure(context.space.dense.tolist())
+    pruned = {ratio: measure(kept) for ratio, kept in policies.items()}
     elastic = cfg.elastic
     torch.manual_seed(cfg.seed)
     adapters = Adapters(pruner, elastic.rank, elastic.alpha / elastic.rank)
     untrained = copy.deepcopy(adapters.state_dict())
 
-    def train(settings: RecoverySettings) -> int:
+    def train(settings: RecoverySettings) -> Trace:
         adapters.load_state_dict(untrained)  # after an attempt that took too much memory
         determined = (context.signatures.labels, origin(context), agent.record["ratios"])
         experts = agent.widths.tolist()
@@ -76,24 +79,24 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> list[RecoveryScore]:
         )
         return fit(module, TensorDataset(training), TensorDataset(validation), run)
 
-    began = time.monotonic()
-    tokens = with_enough_memory(cfg, train)
-    minutes = (time.monotonic() - began) / 60
-    scores = [
-        RecoveryScore(ratio, dense, pruned[ratio], score(kept)) for ratio, kept in policies.items()
+    fitted = with_enough_memory(cfg, train)
+    measured = [
+        (ratio, zip(dense, pruned[ratio], measure(kept), strict=True))
+        for ratio, kept in policies.items()
     ]
+    rows = [[RecoveryScore(ratio, *each) for each in scores] for ratio, scores in measured]
+    scores, *test = (list(part) for part in zip(*rows, strict=True))
+    found = recovered_of(fitted, scores, test[0] if test else [])
     if fabric.is_global_zero:
-        _write(cfg, adapters, origin(context), scores, tokens, minutes)
-    return scores
+        _write(cfg, adapters, origin(context), found)
+    return found
 
 
 def _write(
     cfg: DictConfig,
     adapters: Adapters,
     origin: dict[str, str],
-    scores: list[RecoveryScore],
-    tokens: int,
-    minutes: float,
+    found: Recovered,
 ) -> None:
     out, search = Path(cfg.out), Path(cfg.search)
     out.mkdir(parents=True, exist_ok=True)
@@ -101,10 +104,10 @@ def _write(
         shutil.copy(search / name, out)
     adapters.save(out, origin)
     summary: dict[str, Any] = {
-        "tokens": tokens,
-        "minutes": round(minutes, 2),
+        "tokens": found.tokens,
+        "minutes": round(found.minutes, 2),
         "text": cfg.text.name,
         "part": "validation",
-        "results": [asdict(s) | {"won_back": s.won_back} for s in scores],
+        "results": [asdict(s) | {"won_back": s.won_back} for s in found.scores],
     }
     write_json(Path(cfg.paths.run) / "summary.json", summary)

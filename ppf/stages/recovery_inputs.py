@@ -1,6 +1,6 @@
 """What recovery training takes from the config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,17 +18,15 @@ from ppf.llm import LanguageModel
 from ppf.llm.text import Part, build_text, training_text
 from ppf.llm.windows import check_window
 from ppf.progress import say
+from ppf.recovery.curve import Trace
 from ppf.recovery.losses import Loss
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
+from ppf.report.scores import Recovered, RecoveryScore
 from ppf.stages.signatures import plain, text_identity
 
 T = TypeVar("T")
 _PARTS: tuple[Part, ...] = ("training", "validation")
-_COSTS = (
-    "micro_batch",
-    "gradient_checkpointing",
-    "compile",
-)  # change memory and time, not the result
+_COSTS = ("micro_batch", "gradient_checkpointing")  # change memory and time, not the result
 
 
 def machine_of(cfg: DictConfig, fabric: Fabric) -> Machine:
@@ -60,6 +58,20 @@ def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows 
             f" recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
         )
     return windows
+
+
+def test_windows(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
+    """The windows of the test part; empty unless `cfg.report_test` asks for them."""
+    text = build_text(cfg.text, cfg.paths.cache)
+    return [text.tokens("test", lm.tokenizer)] if cfg.report_test else []
+
+
+def recovered_of(
+    fitted: Trace, scores: Sequence[RecoveryScore], test: Sequence[RecoveryScore]
+) -> Recovered:
+    """What a recovery found; arguments as for `Recovered`."""
+    curve = [(point.tokens, point.value) for point in fitted.curve]
+    return Recovered(scores, test, fitted.tokens, fitted.seconds / 60, curve)
 
 
 def run_of(

@@ -1,15 +1,13 @@
-"""Number format, memory and compiled layers of training on a CPU."""
+"""Number format and memory of training on a CPU."""
 
 import platform
 import resource
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from ppf.errors import PPFError
-from ppf.recovery.computing import call_rounded, compiled, reusing_memory
+from ppf.recovery.computing import call_rounded, reusing_memory
 
 
 def test_gradients_of_rounded_copies_reach_the_parameters() -> None:
@@ -28,29 +26,6 @@ def test_gradients_of_rounded_copies_reach_the_parameters() -> None:
 def test_without_autocast_a_module_is_called_as_it_is() -> None:
     linear, inputs = nn.Linear(8, 4), torch.randn(3, 8)
     assert torch.equal(call_rounded(linear, inputs), linear(inputs))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, by torch itself
-def test_layers_are_compiled_only_inside_the_context() -> None:
-    layers = [nn.Linear(2, 2), nn.Linear(2, 3)]
-    with compiled(layers, enabled=False):
-        assert not any(layer._compiled_call_impl for layer in layers)
-    with compiled(layers, enabled=True):
-        assert all(layer._compiled_call_impl for layer in layers)
-    assert not any(layer._compiled_call_impl for layer in layers)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_missing_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    def missing() -> Any:
-        raise InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-    with pytest.raises(PPFError, match="needs a C"), compiled([], enabled=True):
-        pass
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="options of glibc's malloc")

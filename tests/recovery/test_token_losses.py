@@ -41,7 +41,7 @@ def test_values_and_gradients_equal_the_definitions(
     kl, ce = reference(student, teacher, targets)
     expected = torch.autograd.grad(3 * (2 * kl + 0.5 * ce), trained)
 
-    losses = {"kl": KL(2.0), "ce": CrossEntropy(0.5)}
+    losses = {"kl": KL(2.0, 0), "ce": CrossEntropy(0.5)}
     total, each = mean_token_losses(losses, student, teacher, targets)
     torch.testing.assert_close(total, 2 * kl + 0.5 * ce)
     torch.testing.assert_close(torch.stack([each["kl"], each["ce"]]), torch.stack([kl, ce]))
@@ -59,7 +59,7 @@ def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(self, *given)
 
     monkeypatch.setattr(KL, "of_rows", noted)
-    total, _ = mean_token_losses({"kl": KL(1.0)}, student, teacher, torch.zeros(64).long())
+    total, _ = mean_token_losses({"kl": KL(1.0, 0)}, student, teacher, torch.zeros(64).long())
     saved = [x for x in total.grad_fn.gradients if x is not None]
     assert seen == [(8, TOKENS)] * 8
     assert all(x.shape != (64, TOKENS) for x in saved)
@@ -68,7 +68,7 @@ def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_frozen_weights_get_no_gradient() -> None:
     student, teacher = rows(9, 0, bias=True), rows(9, 1)
     student.head.linear.requires_grad_(False)
-    total, _ = mean_token_losses({"kl": KL(1.0)}, student, teacher, torch.zeros(9).long())
+    total, _ = mean_token_losses({"kl": KL(1.0, 0)}, student, teacher, torch.zeros(9).long())
     total.backward()
     assert student.hidden.grad is not None and student.head.linear.weight.grad is None
 
@@ -76,7 +76,7 @@ def test_frozen_weights_get_no_gradient() -> None:
 def test_a_model_that_equals_its_teacher_has_no_divergence_and_no_gradient() -> None:
     student = rows(9, 0)
     same = Rows(student.hidden.detach(), student.head)
-    total, _ = mean_token_losses({"kl": KL(1.0)}, student, same, torch.zeros(9).long())
+    total, _ = mean_token_losses({"kl": KL(1.0, 0)}, student, same, torch.zeros(9).long())
     total.backward()
     assert float(total.detach()) == pytest.approx(0, abs=1e-6)
     assert float(student.hidden.grad.abs().max()) < 1e-6

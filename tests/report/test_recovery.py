@@ -5,7 +5,7 @@ import pytest
 
 from ppf.report.page import Page
 from ppf.report.recovery import recovery_metrics, recovery_page
-from ppf.report.scores import RecoveryScore
+from ppf.report.scores import Recovered, RecoveryScore
 
 REST: Any = {
     "title": "tiny",
@@ -22,7 +22,7 @@ def score(pruned: float, recovered: float, ratio: float = 0.3) -> RecoveryScore:
 
 
 def page(*scores: RecoveryScore) -> Page:
-    return recovery_page(scores, **REST)
+    return recovery_page(Recovered(scores, [], 300, 2.0, [(100, 3.4), (300, 3.2)]), **REST)
 
 
 def test_a_recovery_is_told_in_words() -> None:
@@ -40,6 +40,15 @@ def test_several_ratios_get_a_row_each_and_a_mean() -> None:
     assert "by −29.3 %, as the geometric mean of 2 pruning ratios" in found.headline[0]
     table = found.tables["recovery"]
     assert table.texts[0] == ["20.0 %", "20.00", "40.00", "20.00", "−50.0 %", "100.0 %"]
+
+
+def test_curve_ratios_and_test_part_are_shown_where_they_are_known() -> None:
+    assert page(score(40, 30)).figures.keys() == {"curve"}
+    assert page(score(40, 20, 0.2), score(80, 80, 0.5)).figures.keys() == {"curve", "ratios"}
+    found = Recovered([score(40, 30)], [score(50, 45)], 300, 2.0, [])
+    shown = recovery_page(found, **REST)
+    assert not shown.figures
+    assert shown.tables["test"].texts[0][2:4] == ["50.00", "45.00"]
 
 
 def test_loggers_get_its_perplexities() -> None:

@@ -76,7 +76,8 @@ def config(searched: Path, start: Path, cache: str, tmp_path: Path) -> Any:
 
 
 def run(cfg: DictConfig) -> RecoveryScore:
-    return recover(cfg, Fabric(accelerator="cpu", devices=1))
+    (score,) = recover(cfg, Fabric(accelerator="cpu", devices=1)).scores
+    return score
 
 
 def recovered(cfg: DictConfig) -> dict[str, torch.Tensor]:

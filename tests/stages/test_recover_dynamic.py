@@ -1,5 +1,6 @@
 """Recovery of all ratios at once: the adapters, the model that uses them, resumption."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def config(searched: Path, cache: str, tmp_path: Path) -> Any:
     return composed
 
 
-def run(cfg: DictConfig) -> list[RecoveryScore]:
-    return recover_dynamic(cfg, Fabric(accelerator="cpu", devices=1))
+def run(cfg: DictConfig) -> Sequence[RecoveryScore]:
+    return recover_dynamic(cfg, Fabric(accelerator="cpu", devices=1)).scores
 
 
 def resident(folder: str | Path, cfg: DictConfig) -> DynamicModel:

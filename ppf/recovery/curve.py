@@ -1,0 +1,53 @@
+"""How a training went: one point after each validation, in a file beside its checkpoints."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from ppf.artefacts import write_json
+
+
+class Point(NamedTuple):
+    """The state of a training at a validation.
+
+    Args:
+        tokens: read so far.
+        value: of the metric that the training monitors.
+        seconds: of training so far, without those that a kill has lost.
+    """
+
+    tokens: int
+    value: float
+    seconds: float
+
+
+class Trace(NamedTuple):
+    """What a training did.
+
+    Args:
+        tokens: that the exported weights were trained on.
+        seconds: of training, over all its runs.
+        curve: mean negative log-likelihood on the validation part, nats per token; empty for
+            losses of single layers.
+    """
+
+    tokens: int
+    seconds: float
+    curve: list[Point]
+
+    def then(self, later: "Trace") -> "Trace":
+        """This training and one that went on with its weights."""
+        curve = [p._replace(tokens=self.tokens + p.tokens) for p in later.curve]
+        seconds = self.seconds + later.seconds
+        return Trace(self.tokens + later.tokens, seconds, [*self.curve, *curve])
+
+
+def read_curve(file: Path) -> list[Point]:
+    """The points of a file; empty if there is no file."""
+    return [Point(*row) for row in json.loads(file.read_text())["points"]] if file.is_file() else []
+
+
+def add_point(file: Path, point: Point) -> None:
+    """Adds a point, in place of those that a killed run has left at it or behind it."""
+    earlier = [known for known in read_curve(file) if known.tokens < point.tokens]
+    write_json(file, {"points": [*earlier, point]})
