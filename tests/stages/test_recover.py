@@ -1,6 +1,11 @@
 """Recovery of the tiny model, from a policy or a folder to a Hugging Face folder."""
 
 import json
+import multiprocessing
+import random
+import signal
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +184,39 @@ def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
     resumed = recovered(cfg)
     assert taken < 2 * 24 + 3  # not every time from the start
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
+def test_five_sigkills_at_random_moments_do_not_change_the_weights(
+    config: Any, tmp_path: Path
+) -> None:
+    given = ("recovery.tokens=7680", "recovery.validate_every=1", "recovery.patience=100")
+    whole = recovered(config(*given, f"paths.artefacts={tmp_path}/whole"))
+    cfg = config(*given, f"paths.artefacts={tmp_path}/broken")
+    moments = random.Random(0)
+    for _ in range(5):
+        killed(cfg, tmp_path / "broken", moments.uniform(0, 0.1))
+    resumed = recovered(cfg)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def killed(cfg: DictConfig, artefacts: Path, seconds: float) -> None:
+    """Kills a run some seconds after its first checkpoint."""
+
+    def written() -> int:
+        return sum(file.stat().st_mtime_ns for file in artefacts.rglob("last.ckpt"))
+
+    before = written()
+    process = multiprocessing.get_context("fork").Process(target=run, args=(cfg,))
+    process.start()
+    deadline = time.monotonic() + 120
+    while written() == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_finished_training_is_not_repeated(
