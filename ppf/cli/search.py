@@ -42,7 +42,15 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         context = prepare(cfg, fabric)
         if cfg.report_test:
             context.text.tokens("test", context.lm.tokenizer)  # too little is refused before work
-    fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
+    fit = partial(
+        train,
+        context,
+        cfg.predictor,
+        cfg.trainer,
+        cfg.seed,
+        fabric.loggers,
+        one_ratio=cfg.mode == "static",
+    )
     first = partial(fit, may_train=may_make)
     with clock("labelling"):
         count = cfg.labels.count if needs_labels(cfg.predictor) else 1  # the dense model

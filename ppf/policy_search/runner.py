@@ -9,6 +9,7 @@ from ppf.threads import cpu_threads
 
 _GATHERED = 256  # best policies that each rank contributes
 _APART = 0.25  # share of the sites in which two chosen policies should differ
+_SLACK = 0.03  # cost above the best that a chosen policy may have, nats per token
 
 
 def run_search(agent: Agent, objective: Objective, run: Run, top_k: int) -> Candidates:
@@ -39,7 +40,12 @@ def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -
 
 
 def distinct(candidates: Candidates, count: int) -> Candidates:
-    """Chooses at most `count` good candidates that differ from each other, best first."""
+    """Chooses at most `count` good candidates that differ from each other, best first.
+
+    Candidates that cost much more than the best are chosen only if there are too few others.
+    """
+    good = int((candidates.cost <= candidates.cost[0] + _SLACK).sum())
+    candidates = candidates.best(max(good, count))
     kept, sites = candidates.kept, candidates.kept.shape[1]
     chosen = torch.zeros(len(candidates), dtype=torch.bool, device=kept.device)
     distance = torch.full_like(candidates.cost, sites, dtype=torch.long)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from gpytorch.likelihoods.noise_models import Noise
 from gpytorch.models import GP
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from linear_operator import to_dense
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
@@ -16,13 +16,13 @@ from torch import Tensor
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor, PredictorInputs
 from ppf.predictor.hyperparameters import maximise_likelihood
-from ppf.predictor.kernels import SiteSumKernel, register_log_parameter
+from ppf.predictor.kernels import SiteSumKernel, SiteWeightKernel, register_log_parameter
 from ppf.predictor.policy_features import at_widths
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import inverse_cholesky
 from ppf.predictor.scores import NOMINAL
 from ppf.pruning import SiteFeatures
-from ppf.ranges import Count, Positive
+from ppf.ranges import Count, Natural, Positive, Ratio
 from ppf.space import uniform
 
 
@@ -36,11 +36,22 @@ class ExpectedLoss(Predictor):
 
     L_s(k) is the expected loss of keeping k units at site s (`ppf.pruning.sensitivity`), E_s(k) the
     reconstruction error times the site's share of the residual stream's energy. The factor c makes
-    both sums equal where every site loses half its units. A Gaussian process on the residuals of
-    the excess's logarithm learns from each measured policy.
+    both sums equal where every site loses half its units.
+
+    As soon as a search has measured proposals, the model is differentiated at the best one, k*.
+    The prediction then starts from there, with D_s(k) the estimated change of the loss if site s
+    keeps k units instead (`ppf.pruning.loss_changes`), and S the mean above:
+
+        excess(k) = excess(k*) exp(weight Σ_s D_s(k_s) / excess(k*)) (S(k) / S(k*))^(1 - weight)
+
+    A Gaussian process on the residuals of the excess's logarithm learns from each measured policy.
 
     Args:
         factor: on the sums' geometric mean, before any policy is measured.
+        windows: of the calibration part, on which the best proposal is differentiated; 0: it is
+            not.
+        cap: of D, nats (see `loss_changes`).
+        weight: of D in the formula.
         scales: standard deviations of the process's terms, before the fit (see `SiteSumKernel`).
         length: correlation length of the sites' weights, in layers.
         span: lengthscale of the removed shares.
@@ -59,6 +70,9 @@ class ExpectedLoss(Predictor):
         self,
         *,
         factor: Positive,
+        windows: Natural,
+        cap: Positive,
+        weight: Ratio,
         scales: Mapping[str, Positive],
         length: Positive,
         span: Positive,
@@ -68,6 +82,7 @@ class ExpectedLoss(Predictor):
         fewest: Count,
     ) -> None:
         self.factor, self.scales, self.length, self.span = factor, dict(scales), length, span
+        self.windows, self.cap, self.weight = windows, cap, weight
         self.noise, self.deviation, self.steps, self.fewest = noise, deviation, steps, fewest
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
@@ -75,14 +90,29 @@ class ExpectedLoss(Predictor):
         self.dense_nll = inputs.dense_nll
         self.sums = SiteSums(inputs.features, self.factor)
         kernel = SiteSumKernel(
-            space, self.scales, length=self.length, span=self.span, deviation=self.deviation
+            SiteWeightKernel(space, self.length), self.scales, self.span, self.deviation
         )
         self.process = _Process(kernel, self.noise, self.deviation)
         known = labels.nll.isfinite() & (labels.kept != space.units).any(1)
-        excess = (labels.nll[known] - self.dense_nll).clamp(min=_SMALLEST).double()
+        excess = (labels.nll - self.dense_nll).clamp(min=_SMALLEST).double()
+        self._differentiate(labels, excess, known & labels.proposed, inputs)
         mean, x = self.sums(labels.kept[known])
-        self.process.condition(x, excess.log() - mean, self.steps)
+        self.process.condition(x, excess[known].log() - mean, self.steps)
         self.widening = self.process.widening() if len(x) >= self.fewest else 1.0
+
+    def _differentiate(
+        self,
+        labels: Labels,
+        excess: Float[Tensor, " rows"],
+        proposed: Bool[Tensor, " rows"],
+        inputs: PredictorInputs,
+    ) -> None:
+        """Starts the predictions from the best proposal, if there is one."""
+        if inputs.changes is None or not self.windows or not proposed.any():
+            return
+        best = int(excess.masked_fill(~proposed, torch.inf).argmin())
+        changes = inputs.changes(labels.kept[best].tolist(), self.windows, self.cap)
+        self.sums.start_from(labels.kept[best], float(excess[best]), changes, self.weight)
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
         with torch.no_grad():
@@ -120,7 +150,7 @@ class ExpectedLoss(Predictor):
 
 
 class SiteSums(torch.nn.Module):
-    """The two sums over sites that need no labels, and what the process reads of a policy.
+    """The sums over sites that need no labels, and what the process reads of a policy.
 
     Args:
         features: of the sites.
@@ -129,28 +159,58 @@ class SiteSums(torch.nn.Module):
 
     units: Int[Tensor, " sites"]
     tables: Float[Tensor, "sums sites levels"]
+    origin: Float[Tensor, " sums"]
+    changes: Float[Tensor, "sites levels"] | None
 
     def __init__(self, features: SiteFeatures, factor: float) -> None:
         super().__init__()
-        self.level = math.log(factor)
+        self.level, self.weight = math.log(factor), 0.0
         energy = features.errors * features.energy[:, None]
         tables = torch.stack([features.losses, energy]).double().clamp(min=0)
         self.register_buffer("units", features.space.units)
         self.register_buffer("tables", tables)
+        self.register_buffer("origin", torch.zeros(len(tables), dtype=torch.double))
+        self.register_buffer("changes", None)
         half = uniform(features.space, torch.tensor([0.5], dtype=torch.double))
         losses, errors = self._by_site(half).sum(-1)
         tables[1] *= losses / errors.clamp(min=_SMALLEST)
+
+    def start_from(
+        self,
+        kept: Int[Tensor, " sites"],
+        excess: float,
+        changes: Float[Tensor, "sites levels"],
+        weight: float,
+    ) -> None:
+        """Lets the prior mean start from a measured policy (see `ExpectedLoss`).
+
+        Args:
+            kept: the policy.
+            excess: its excess, nats per token.
+            changes: estimated changes of the loss, nats per token.
+            weight: of the changes, from 0 to 1.
+        """
+        self.origin = self._logs(self._by_site(kept[None].to(self.units)))[0]
+        self.level, self.weight = math.log(excess) / (1 - weight), weight
+        self.changes = changes.to(self.tables) / excess
 
     def forward(
         self, kept: Shaped[Tensor, "batch sites"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch columns"]]:
         """The prior mean of the logarithm, and the columns that `SiteSumKernel` reads."""
         parts = self._by_site(kept)
-        sums = parts.sum(-1, keepdim=True).clamp(min=_SMALLEST)
-        logs = sums[..., 0].log().T
-        shares = (parts / sums).mean(0)
+        logs = self._logs(parts) - self.origin
+        mean = self.level + logs.mean(1)
+        if self.changes is not None:
+            change = at_widths(self.changes, kept).sum(1).clamp(max=_FARTHEST)
+            mean = (1 - self.weight) * mean + self.weight * change
+            logs = torch.cat([logs, change[:, None]], 1)
+        shares = parts / parts.sum(-1, keepdim=True).clamp(min=_SMALLEST)
         removed = 1 - kept.double() / self.units
-        return self.level + logs.mean(1), torch.cat([logs, shares, removed], 1)
+        return mean, torch.cat([logs, shares.mean(0), removed], 1)
+
+    def _logs(self, parts: Float[Tensor, "sums batch sites"]) -> Float[Tensor, "batch sums"]:
+        return parts.sum(-1).clamp(min=_SMALLEST).log().T
 
     def _by_site(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, "sums batch sites"]:
         return torch.stack([at_widths(table, kept) for table in self.tables])
@@ -219,3 +279,4 @@ class _ConstantNoise(Noise):
 
 _SMALLEST = 1e-9  # sum, excess or variance; keeps logarithms and roots finite
 _LARGEST = 5.0  # logarithm of the excess
+_FARTHEST = 1.5  # logarithm of a change; the estimates mean little beyond

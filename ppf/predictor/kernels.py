@@ -138,44 +138,59 @@ class ConditionedKernel(Kernel):
         return covariance[:-1, :-1] - share * covariance[-1:, :-1], variance
 
 
-class SiteSumKernel(Kernel):
-    """How alike two policies' corrections to the logarithm of a sum over sites are.
+class SiteWeightKernel(Kernel):
+    """How alike two policies are if every site has a weight of its own.
 
-        k(x, y) = l² + t² z·z′ + W + i² W² + c² (q r)ᵀ B (q′ r′) + m² M(r, r′),  W = qᵀ A q′
+        k(q, q′) = qᵀ (K (a² + s² D) + u² I) q′
 
-    z are the sums' logarithms, q the sites' shares of the sums, r their removed shares, M a Matérn
-    kernel. A = K (a² + s² D) + u² I lets each site's weight in the sums deviate: with its kind
-    (K: same kind), smoothly over depth (D = exp(−distance / length)), and alone. B = K D + I does
-    the same for a weight that grows with what is removed.
+    q are the sites' shares of a sum. A weight has a part that all sites of a kind have in common
+    (K: same kind), one that is smooth over depth (D = exp(−distance / length)), and one of its own.
 
     Args:
         space: the sites.
-        scales: initial l, t, a, s, u, i, c and m by name (see `_TERMS`).
         length: of D, in layers.
+    """
+
+    same: Float[Tensor, "sites sites"]
+    smooth: Float[Tensor, "sites sites"]
+
+    def __init__(self, space: Space, length: float) -> None:
+        super().__init__()
+        layers = torch.tensor([float(site.layer) for site in space.sites])
+        kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
+        same = (kinds[:, None] == kinds).float()
+        self.register_buffer("same", same)
+        self.register_buffer("smooth", same * torch.exp(-(layers[:, None] - layers).abs() / length))
+
+    def forward(
+        self, q1: Tensor, q2: Tensor, diag: bool = False, *, variances: Sequence[Tensor | float]
+    ) -> Tensor:
+        kind, smooth, alone = variances
+        own = alone * torch.eye(len(self.same)).to(q1)
+        return _product(q1 @ (kind * self.same + smooth * self.smooth + own), q2, diag)
+
+
+class SiteSumKernel(Kernel):
+    """How alike two policies' corrections to the logarithm of a sum over sites are.
+
+        k(x, y) = l² + t² z·z′ + W(q, q′) + i² W(q, q′)² + c² W₁(q r, q′ r′) + m² M(r, r′)
+
+    z are logarithms of sums, q the sites' shares of the sums, r their removed shares. W is a
+    `SiteWeightKernel`, W₁ one whose scales are 0, 1 and 1: weights that grow with what is removed.
+    M is a Matérn kernel.
+
+    Args:
+        weights: gives W and W₁.
+        scales: initial values of l, t, W's a, s and u, i, c and m, by name (see `_TERMS`).
         span: initial lengthscale of M.
         deviation: standard deviation of the priors on the logarithms of hyper-parameters.
     """
 
-    depth: Float[Tensor, "sites sites"]
-    same: Float[Tensor, "sites sites"]
-
     def __init__(
-        self,
-        space: Space,
-        scales: Mapping[str, float],
-        *,
-        length: float,
-        span: float,
-        deviation: float,
+        self, weights: SiteWeightKernel, scales: Mapping[str, float], span: float, deviation: float
     ) -> None:
         super().__init__()
-        self.sites = len(space)
-        layers = torch.tensor([float(site.layer) for site in space.sites])
-        kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
-        same = (kinds[:, None] == kinds).float()
-        smooth = same * torch.exp(-(layers[:, None] - layers).abs() / length)
-        self.register_buffer("same", same)
-        self.register_buffer("depth", smooth)
+        self.weights, self.sites = weights, len(weights.same)
         register_log_parameter(self, "log_scales", len(_TERMS), deviation)
         self.log_scales.data.copy_(torch.tensor([scales[term] for term in _TERMS]).log())
         self.matern = MaternKernel(2.5, lengthscale_constraint=Positive(torch.exp, torch.log))
@@ -185,13 +200,10 @@ class SiteSumKernel(Kernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
         level, slope, kind, smooth, rough, pairs, growth, rest = (2 * self.log_scales).exp()
         (z1, q1, r1), (z2, q2, r2) = (self._parts(x) for x in (x1, x2))
-        alone = torch.eye(self.sites).to(x1)
-        weights = _product(q1 @ (kind * self.same + smooth * self.depth + rough * alone), q2, diag)
-        growing = _product(q1 * r1 @ (self.depth + alone), q2 * r2, diag)
-        sums = _product(z1, z2, diag)
-        matern = to_dense(self.matern(r1, r2, diag=diag))
-        linear = level + slope * sums + weights + growth * growing
-        return linear + pairs * weights.square() + rest * matern
+        weights = self.weights.forward(q1, q2, diag, variances=(kind, smooth, rough))
+        growing = self.weights.forward(q1 * r1, q2 * r2, diag, variances=(0.0, 1.0, 1.0))
+        linear = level + slope * _product(z1, z2, diag) + weights + growth * growing
+        return linear + pairs * weights.square() + rest * to_dense(self.matern(r1, r2, diag=diag))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split([x.shape[-1] - 2 * self.sites, self.sites, self.sites], -1)

@@ -11,7 +11,7 @@ from ppf.pruning.importance import (
     score_atoms,
 )
 from ppf.pruning.live import LivePruner
-from ppf.pruning.sensitivity import sensitivity
+from ppf.pruning.sensitivity import loss_changes, sensitivity
 from ppf.pruning.statistics import Statistics, collect_statistics
 from ppf.pruning.traits import Traits, collect_traits
 
@@ -29,5 +29,6 @@ __all__ = [
     "order_atoms",
     "retained_importance",
     "score_atoms",
+    "loss_changes",
     "sensitivity",
 ]

@@ -85,6 +85,42 @@ class LivePruner:
         finally:
             self.apply(before)
 
+    @contextmanager
+    def padded(self, kept: Sequence[int]) -> Iterator[PreTrainedModel]:
+        """The model under a policy, at the dense model's widths: pruned columns are zeros.
+
+        Its losses are those of the narrowed model, and its gradients reach the pruned units too.
+        On exit, the dense policy is applied.
+        """
+        self.space.check_policy(kept)
+        dense = self.space.dense.tolist()
+        self.apply(dense)
+        pruned = [
+            site for site, (k, units) in enumerate(zip(kept, dense, strict=True)) if k < units
+        ]
+        try:
+            for site in pruned:
+                self._pad(site, int(kept[site]))
+            yield self.lm.model
+        finally:
+            for site in pruned:
+                self.narrow(site, dense[site])
+
+    @torch.no_grad()
+    def _pad(self, index: int, kept: int) -> None:
+        self.narrow(index, kept)
+        number = self._coupling_indices[index]
+        consumer = self.lm.couplings[number].consumer
+        narrow, bias = consumer.weight, consumer.bias
+        self.narrow(index, self.space.sites[index].units)
+        wide = torch.zeros_like(consumer.weight)
+        wide[:, : narrow.shape[1]] = narrow
+        _set(consumer, wide, bias)
+
+    def dense_weight(self, coupling: int) -> Tensor:
+        """The dense weight of a coupling's consumer, with columns in order of importance."""
+        return self._dense[self.lm.couplings[coupling].consumer][0]
+
     def reset(self) -> None:
         """Undoes all changes of the present policy's weights, as `refit` makes them."""
         for site, kept in enumerate(self.kept):

@@ -1,5 +1,6 @@
-"""Expected losses of pruning single sites, from gradients of the dense model."""
+"""Expected losses of changing single sites, from gradients of the dense or the pruned model."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -10,23 +11,33 @@ from ppf.progress import track
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
 
+Expansion = Callable[[Float[Tensor, "tokens levels"]], Float[Tensor, "tokens levels"]]
+"""Maps g · d of each token to an estimate of the change of the loss, nats."""
+
+Targets = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of a window and its logits: the logits that are scored, and the token that each of them faces."""
+
 
 class _SiteGradients:
-    """Sums (g · d)² over tokens for each level of one site (see `sensitivity`)."""
+    """Sums the estimated changes of the loss over tokens, for each level of one site."""
 
-    def __init__(self, pruner: LivePruner, number: int, coupling: int) -> None:
+    def __init__(
+        self, pruner: LivePruner, number: int, coupling: int, present: int, expand: Expansion
+    ) -> None:
         self.coupling = pruner.lm.couplings[coupling]
+        self.weight = pruner.dense_weight(coupling)
         self.levels = pruner.bank.levels[number]
         self.widths = widths(pruner.space.sites[number], self.coupling)
-        self.squared = torch.zeros(len(self.widths), device=pruner.lm.device)
+        self.present, self.expand = present, expand
+        self.summed = torch.zeros(len(self.widths), device=pruner.lm.device)
 
     def hook(self, consumer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         output.register_hook(partial(self._add, inputs[0].detach()))
 
     def _add(self, x: Tensor, gradient: Tensor) -> None:
         x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
-        outputs = self.levels.along(gradient, x, self.coupling.consumer.weight, self.widths)
-        self.squared += (outputs[:, -1:] - outputs).square().sum(0)
+        outputs = self.levels.along(gradient, x, self.weight, self.widths)
+        self.summed += self.expand(outputs - outputs[:, self.present, None]).sum(0)
 
 
 def sensitivity(
@@ -39,7 +50,7 @@ def sensitivity(
     The loss is that of next tokens sampled from the model itself.
 
     Args:
-        pruner: a pruner with the dense policy applied.
+        pruner: applies policies; the dense policy is applied on return.
         windows: windows of the calibration part.
         seed: seed of the sampled tokens.
 
@@ -49,20 +60,78 @@ def sensitivity(
     Source: the Fisher information as second-order model of the loss is from WoodFisher (arXiv
         2004.14340). Its use for whole levels is our own.
     """
+    generator = torch.Generator(pruner.lm.device).manual_seed(seed)
+
+    def sampled(window: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
+        return logits, drawn[:, 0]
+
+    dense = pruner.space.dense.tolist()
+    return _summed(pruner, dense, windows, sampled, _second_order, "Measuring sensitivities")
+
+
+def loss_changes(
+    pruner: LivePruner, kept: Sequence[int], windows: Int[Tensor, "windows window"], cap: float
+) -> Float[Tensor, "sites levels"]:
+    """The estimated change of the loss if one site of a pruned model keeps k units instead.
+
+    Each token contributes a + ½ a² with a = g · d. d is the change of the consumer's output, and g
+    the gradient of the loss of the true next tokens with respect to this output. The square is the
+    empirical Fisher information. Far from the pruned model both terms are much too large for some
+    tokens, so |a| is limited to a quarter of `cap`, and ½ a² to half of it.
+
+    Args:
+        pruner: applies policies; the dense policy is applied on return.
+        kept: units that each site of the pruned model keeps.
+        windows: windows of the calibration part.
+        cap: see above, nats.
+
+    Returns:
+        [site, k], nats per token; 0 where k is the present number of units. Short rows are padded
+        with 0.
+
+    Source: our own; the empirical Fisher information is in WoodFisher (arXiv 2004.14340).
+    """
+
+    def following(window: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return logits[:-1], window[1:]
+
+    expand = partial(_capped, cap=cap)
+    with pruner.padded(kept):
+        return _summed(pruner, kept, windows, following, expand, "Differentiating the best policy")
+
+
+def _second_order(a: Tensor) -> Tensor:
+    return a.square() / 2
+
+
+def _capped(a: Tensor, cap: float) -> Tensor:
+    return a.clamp(-cap / 4, cap / 4) + (a.square() / 2).clamp(max=cap / 2)
+
+
+def _summed(
+    pruner: LivePruner,
+    kept: Sequence[int],
+    windows: Int[Tensor, "windows window"],
+    targets: Targets,
+    expand: Expansion,
+    title: str,
+) -> Float[Tensor, "sites levels"]:
+    """Estimated changes of the loss per token, relative to the model with `kept` units."""
     lm = pruner.lm
     indices = lm.coupling_indices(pruner.space.sites)
-    sites = [_SiteGradients(pruner, number, index) for number, index in enumerate(indices)]
+    sites = [
+        _SiteGradients(pruner, number, index, kept[number], expand)
+        for number, index in enumerate(indices)
+    ]
     hooks = [site.coupling.consumer.register_forward_hook(site.hook) for site in sites]
     embeddings = lm.model.get_input_embeddings()
     hooks.append(embeddings.register_forward_hook(lambda *call: call[2].requires_grad_()))
-    generator = torch.Generator(lm.device).manual_seed(seed)
     try:
-        for window in track(windows.to(lm.device).split(1), "Measuring sensitivities"):
-            logits = lm.model(window, use_cache=False).logits[0].float()
-            drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
-            nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum").backward()
+        for window in track(windows.to(lm.device), title):
+            logits = lm.model(window[None], use_cache=False).logits[0].float()
+            nn.functional.cross_entropy(*targets(window, logits), reduction="sum").backward()
     finally:
         for hook in hooks:
             hook.remove()
-    losses = [site.squared.cpu() / (2 * windows.numel()) for site in sites]
-    return nn.utils.rnn.pad_sequence(losses, True)
+    return nn.utils.rnn.pad_sequence([site.summed.cpu() / windows.numel() for site in sites], True)

@@ -1,7 +1,7 @@
 """What every stage that touches the model needs: model, text, space, order, bank."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from ppf.pruning import (
     Traits,
     collect_statistics,
     collect_traits,
+    loss_changes,
     order_atoms,
     retained_importance,
     score_atoms,
@@ -105,6 +106,24 @@ class PruningContext:
         energy = torch.stack([traits.energy[site.name] for site in self.space.sites])
         errors = self.pruner.bank.errors
         return SiteFeatures(self.space, errors, self.retained, energy, losses, traits)
+
+    def changes(
+        self, kept: Sequence[int], windows: int, cap: float
+    ) -> Float[Tensor, "sites levels"]:
+        """Estimated changes of a policy's loss (`ppf.pruning.loss_changes`), nats per token.
+
+        Args:
+            windows: of the calibration part, a random choice that depends on the policy.
+        """
+        name = signature("changes", self.signatures.bank, list(kept), windows, cap)
+
+        def make() -> dict[str, Tensor]:
+            text = self.text.tokens("calibration", self.lm.tokenizer)
+            generator = torch.Generator().manual_seed(int(name, 16))
+            chosen = text[torch.randperm(len(text), generator=generator)[:windows]]
+            return {"changes": loss_changes(self.pruner, kept, chosen, cap)}
+
+        return _stored(self.artefacts, "changes", name, make)["changes"]
 
     def _observed(
         self, kind: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]

@@ -47,6 +47,7 @@ def train(
     labels: Labels,
     *,
     may_train: bool = True,
+    one_ratio: bool = False,
 ) -> Trained:
     """A predictor of the labels; rank 0 trains it if it is missing.
 
@@ -59,6 +60,7 @@ def train(
         seed: of splits and initial weights.
         loggers: Fabric's; the training reports to those that Lightning's Trainer takes too.
         labels: measured policies, the dense one first.
+        one_ratio: the search is for one ratio, so that its best policy may be differentiated.
 
     Raises:
         PPFError: the predictor is missing, and `may_train` is false.
@@ -71,6 +73,7 @@ def train(
         lambda kept: measure(context, kept, "oracle").nll,
         plain(trainer),
         seed,
+        context.changes if one_ratio else None,
         [logger for logger in loggers if isinstance(logger, Logger)],
         console.is_terminal,
     )

@@ -40,6 +40,7 @@ PASSES = {
     **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "SAC.entropy": [-1, 0],
+    "ExpectedLoss.windows": [0],
     **dict.fromkeys(("ExpectedLoss.noise", "scales.smooth"), []),
     "num_sanity_val_steps": [-1, 0, None, 10**12],
 }

@@ -111,8 +111,15 @@ def test_similar_candidates_are_chosen_if_there_are_no_others() -> None:
 def test_distinct_prefers_those_far_from_better_ones() -> None:
     kept = torch.ones(4, 40, dtype=torch.long)
     kept[1, 0], kept[2, :10], kept[3, :20] = 0, 0, 0
-    found = distinct(Candidates(kept, torch.arange(4.0)), 3)
-    assert found.cost.tolist() == [0, 2, 3]
+    found = distinct(Candidates(kept, torch.arange(4.0) / 1000), 3)
+    assert found.kept.tolist() == kept[[0, 2, 3]].tolist()
+
+
+def test_distinct_avoids_candidates_that_cost_much_more() -> None:
+    kept = torch.ones(4, 40, dtype=torch.long)
+    kept[1, 0], kept[2, 1], kept[3, :20] = 0, 0, 0
+    found = distinct(Candidates(kept, torch.tensor([0.0, 0.01, 0.02, 1.0])), 3)
+    assert found.cost.tolist() == pytest.approx([0, 0.01, 0.02])
 
 
 def test_ranks_must_share_episodes_evenly() -> None:

@@ -1,5 +1,7 @@
 """A predictor that starts without labels and learns from what a search measures."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from ppf.labels.table import Labels
+from ppf.labels.table import PROPOSED, Labels
 from ppf.predictor.expected import ExpectedLoss
 from ppf.predictor.protocol import Differentiable
 from ppf.pruning import SiteFeatures
@@ -15,11 +17,16 @@ from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, inputs, made_up_labels
 
 
-def fitted(known: SiteFeatures, labels: Labels, **changed: Any) -> ExpectedLoss:
+def fitted(
+    known: SiteFeatures,
+    labels: Labels,
+    differentiate: Callable[..., torch.Tensor] | None = None,
+    **changed: Any,
+) -> ExpectedLoss:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         config = compose("search", ["predictor=expected"]).predictor
     predictor = instantiate(config, **changed)
-    predictor.fit(labels, inputs(known, {}))
+    predictor.fit(labels, replace(inputs(known, {}), changes=differentiate))
     return predictor
 
 
@@ -60,6 +67,45 @@ def test_a_few_measured_policies_improve_it(known: SiteFeatures, space: Space) -
     held = (mean - labels.nll[unseen]).abs() <= 1.645 * std
     assert 0.75 <= held.float().mean() <= 1
     assert rank_agreement(mean, labels.nll[unseen]) > 0.9
+
+
+def test_predictions_start_from_the_best_proposal(known: SiteFeatures, space: Space) -> None:
+    labels = made_up_labels(space, known, 40)
+    best, other = 5, 6
+    nll = labels.nll.clone()
+    nll[best], nll[other] = DENSE_NLL + 0.5, DENSE_NLL + 0.6
+    rows = [0, best, other, 7]
+    nll[7] = DENSE_NLL + 0.1  # a drawn policy of another ratio is no start
+    some = Labels(labels.kept[rows], nll[rows], ["drawn", PROPOSED, PROPOSED, "drawn"])
+    changes = torch.zeros_like(known.losses)
+    changes[0, :] = 0.2  # of every level of the first site but the present one
+    changes[0, labels.kept[best, 0]] = 0
+    asked = []
+
+    def differentiate(kept: Sequence[int], windows: int, cap: float) -> torch.Tensor:
+        asked.append((list(kept), windows, cap))
+        return changes
+
+    predictor = fitted(known, some, differentiate, windows=3, cap=1.0, weight=0.9)
+    assert asked == [(labels.kept[best].tolist(), 3, 1.0)]
+    at_best, moved = labels.kept[best], labels.kept[best].clone()
+    moved[0] = (moved[0] + 1) % (space.units[0] + 1)
+    start, _ = predictor.sums(torch.stack([at_best, moved]))
+    assert float(start[0].exp()) == pytest.approx(0.5, rel=1e-6)
+    without = fitted(known, some, None).sums(torch.stack([at_best, moved]))[0]
+    expected = 0.9 * 0.2 / 0.5 + 0.1 * float(without[1] - without[0])
+    assert float(start[1] - start[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_proposals_or_windows_nothing_is_differentiated(
+    known: SiteFeatures, labels: Labels
+) -> None:
+    def refuse(*_: object) -> torch.Tensor:
+        raise AssertionError("differentiated")
+
+    fitted(known, first(labels, 10), refuse)
+    proposed = Labels(labels.kept[:3], labels.nll[:3], ["drawn", PROPOSED, PROPOSED])
+    fitted(known, proposed, refuse, windows=0)
 
 
 def test_between_units_it_is_continuous_and_differentiable(

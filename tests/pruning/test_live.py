@@ -148,6 +148,22 @@ def test_at_restores_the_policy_from_before(lm: LanguageModel) -> None:
     assert pruner.kept == drawn["random"]
 
 
+@form
+@compensated
+def test_a_padded_model_equals_the_narrowed_one(config: PreTrainedConfig, name: str) -> None:
+    lm, ids = random_model(config), random_windows()
+    pruner = pruner_of(lm, COMPENSATIONS[name])
+    dense = lm.model(ids).logits
+    kept = policies(pruner.space)["random"]
+    with pruner.at(kept) as model:
+        narrowed = model(ids).logits
+    with pruner.padded(kept) as model:
+        torch.testing.assert_close(model(ids).logits, narrowed, atol=1e-4, rtol=1e-4)
+        for number, coupling in enumerate(lm.couplings):
+            assert coupling.consumer.weight.shape == pruner.dense_weight(number).shape
+    assert torch.equal(lm.model(ids).logits, dense)
+
+
 def test_a_policy_of_another_space_is_refused(lm: LanguageModel) -> None:
     pruner = pruner_of(lm)
     with pytest.raises(PPFError, match="does not fit space=width"):

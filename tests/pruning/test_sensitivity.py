@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ppf.llm import LanguageModel
-from ppf.pruning import Bank, LivePruner, sensitivity
+from ppf.pruning import Bank, LivePruner, loss_changes, sensitivity
 from ppf.pruning.compensation import Bias, Compensation, LeastSquares, NoCompensation
 from tests.checkpoints import CHECKPOINTS, calibrated, random_model, random_windows, width_space
 
@@ -75,3 +75,36 @@ def test_small_losses_equal_the_divergence_from_the_dense_model(tmp_path: Path) 
             pruned = model(windows).logits.log_softmax(-1)
     divergence = float((dense.exp() * (dense - pruned)).sum(-1).mean())
     assert float(expected[0]) == pytest.approx(divergence, rel=0.15)
+
+
+NO_NORM_BEHIND = {name: c for name, c in CHECKPOINTS.items() if not name.startswith("gemma3")}
+
+
+@pytest.mark.parametrize("config", NO_NORM_BEHIND.values(), ids=NO_NORM_BEHIND.keys())
+def test_small_changes_of_a_pruned_model_are_those_of_its_loss(config, tmp_path: Path) -> None:
+    lm, windows = random_model(config), random_windows()
+    last = len(lm.couplings) - 1
+    lm.couplings[last].consumer.weight.mul_(1e-3)  # makes its changes small
+    pruner = pruner_with(lm, NoCompensation(), tmp_path)
+    kept = [max(site.units // 2, 1) for site in pruner.space.sites]
+    changes = loss_changes(pruner, kept, windows, cap=100.0)[last]
+    assert changes[kept[last]] == 0 and pruner.kept == pruner.space.dense.tolist()
+
+    def loss(units: int) -> float:
+        with torch.inference_mode(), pruner.at([*kept[:last], units]) as model:
+            log_probs = model(windows).logits.double().log_softmax(-1)
+        targets = windows[:, 1:, None]
+        return float(-log_probs[:, :-1].gather(2, targets).sum()) / windows.numel()
+
+    levels = range(pruner.space.sites[last].units + 1)
+    measured = torch.tensor([loss(units) for units in levels]) - loss(kept[last])
+    scale = float(measured.abs().max())
+    torch.testing.assert_close(changes[: len(levels)], measured, rtol=0, atol=0.05 * scale)
+
+
+def test_no_token_changes_the_loss_by_more_than_the_cap_allows(tmp_path: Path) -> None:
+    lm, windows = random_model(CHECKPOINTS["llama-groups-of-3-tied"]), random_windows()
+    pruner = pruner_with(lm, LEAST_SQUARES, tmp_path)
+    kept = [max(site.units // 2, 1) for site in pruner.space.sites]
+    changes = loss_changes(pruner, kept, windows, cap=1e-3)
+    assert (changes >= -0.25e-3).all() and (changes <= 0.75e-3).all() and (changes != 0).any()
