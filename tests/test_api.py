@@ -13,12 +13,11 @@ from ppf.llm import load
 from tests.searched import write_search
 
 QUICK = {
-    "labels": {"count": 40},
     "text": {"window": 64, "windows": {"calibration": 4, "labelling": 2, "test": 2}},
     "space": {"channel_multiple": 64},
     "search": {"rounds": 1},
-    "agent": "evolution",
-    "predictor": "additive",
+    "agent": "uniform",
+    "predictor": "sensitivity",
     "logger": "none",
 }
 

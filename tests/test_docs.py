@@ -1,19 +1,20 @@
 """The code on the pages that tell how to extend PPF runs as it stands."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import OlmoConfig, OlmoForCausalLM
 
+from tests.cli.conftest import HASTY
+from tests.commands import exit_code
+
 ROOT = Path(__file__).parents[1]
 FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
-COMMAND = re.compile(r"^PYTHONPATH=FOLDER python (\w+\.py) (.*)$", re.MULTILINE)
+QUICK = ("search.rounds=1", "text.window=64", "text.windows.labelling=2", "logger=csv")
+COMMAND = re.compile(r"^PYTHONPATH=FOLDER python (\w+)\.py (.*)$", re.MULTILINE)
 
 
 def write_files(page: str, folder: Path) -> str:
@@ -26,21 +27,23 @@ def write_files(page: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["agent", "predictor"])
-def test_the_command_of_a_page_runs(page: str, cache: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("page", "quick"), [("agent", HASTY), ("predictor", ())])
+def test_the_command_of_a_page_runs(
+    page: str,
+    quick: tuple[str, ...],
+    cache: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     ((script, arguments),) = COMMAND.findall(write_files(page, tmp_path))
-    arguments = arguments.replace("FOLDER", ".")
+    monkeypatch.syspath_prepend(str(tmp_path))  # what PYTHONPATH=FOLDER does
+    monkeypatch.chdir(tmp_path)
     paths = [f"paths.outputs={tmp_path}/outputs", f"paths.artefacts={cache}/artefacts"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *shlex.split(arguments), *paths, "search.rounds=1"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([".", str(ROOT)])},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "policy.json" in done.stdout
+    given = [*shlex.split(arguments.replace("FOLDER", ".")), *paths, *QUICK, *quick]
+    code, said = exit_code(script, given), capsys.readouterr()
+    assert code == 0, said.out + said.err
+    assert "policy.json" in said.out
 
 
 def test_the_familys_adapter_couples_the_model(

@@ -59,7 +59,11 @@ def test_package_comes_from_the_wheel(root: Path, installed: Path, tmp_path: Pat
     assert place.startswith(str(installed.parent))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def test_every_command_is_installed(installed: Path) -> None:
+    assert {f"ppf-{stage}" for stage in STAGES} <= {path.name for path in installed.iterdir()}
+
+
+@pytest.mark.parametrize("stage", ["search", "serve"])
 def test_command_composes_in_another_folder(stage: str, installed: Path, tmp_path: Path) -> None:
     job = OmegaConf.create(run(installed / f"ppf-{stage}", "--cfg", "job", cwd=tmp_path))
     assert "seed" in job

@@ -1,5 +1,6 @@
 """A predictor that knows the best policy, to search against without a model."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from lightning import Fabric
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ppf.agents import Agent, Objective
@@ -77,11 +78,16 @@ def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) 
     )
 
 
+@cache
+def agent_config(name: str) -> DictConfig:
+    """An option of conf/agent; composing takes a quarter of a second."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", [f"agent={name}"]).agent
+
+
 def agent(name: str, **changes: object) -> Agent:
     """The agent of conf/agent, some of its hyper-parameters changed."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        config = compose("search", [f"agent={name}"])
-    return instantiate(config.agent, **changes)
+    return instantiate(agent_config(name), **changes)
 
 
 def one_process() -> Fabric:

@@ -113,7 +113,7 @@ def test_reports_its_curves(name: str, curves: set[str]) -> None:
     assert all(metrics["violation"] == 0 for _, metrics in log)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
 def test_the_trained_actor_itself_is_good(name: str) -> None:
     log, objective = Log(), quadratic(layered(4))
     training, _ = agent(name, **LEARNERS[name]).learn(objective, Run(one_process(), log, 0))
@@ -135,8 +135,9 @@ def test_the_trained_actor_itself_is_good(name: str) -> None:
     ],
 )
 def test_learns_many_ratios_at_once(name: str, settings: dict, layers: int) -> None:
-    objective = replace(quadratic(layered(layers)), interval=(0.1, 0.5))
-    training, elites = agent(name, **settings).learn(objective, Run(one_process(), Log(), 0))
+    log, objective = Log(), replace(quadratic(layered(layers)), interval=(0.1, 0.5))
+    training, elites = agent(name, **settings).learn(objective, Run(one_process(), log, 0))
+    assert log[-1][1]["reward"] > 0.3 > 0.1 > log[0][1]["reward"]
     ratio = torch.tensor([0.2, 0.3, 0.4], dtype=torch.double)
     kept = objective.policy(training.deviations(ratio), ratio)
     excess = objective.space.removed(kept) - ratio * objective.space.total

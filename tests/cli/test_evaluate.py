@@ -42,10 +42,3 @@ def test_sliding_windows_speed_and_tasks_dense_beside_pruned(
         assert [x["batch"] for x in found["speed"]] == [1, 2]
         assert 0 <= found["tasks"]["letters"]["acc"] <= 1
     assert results["PPF"]["bytes"] < results["dense"]["bytes"]
-
-
-@pytest.mark.slow
-def test_an_unknown_task_is_one_sentence(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    done = run("evaluate", f"path={tmp_path}", "tasks=[/no/such.yaml]", "logger=csv", ok=False)
-    assert "Error: tasks=['/no/such.yaml'] cannot be loaded" in done.stderr

@@ -33,9 +33,8 @@ TINY = (
     "agent.episodes=16",
     "agent.iterations=3",
     "agent.polish.generations=3",
-    *HASTY,
 )
-ACQUIRED = ("labels.acquired=4", "labels.pool=64")
+ACQUIRED = (*HASTY, "labels.acquired=4", "labels.pool=64")
 WITHIN = 60  # seconds
 
 
@@ -113,7 +112,7 @@ def test_two_processes_train_one_agent_for_every_ratio(
 ) -> None:
     quick = ("mode=dynamic", "ratios=[0.2,0.37]", "dynamic.knots=4", "dynamic.stride=2")
     done = subprocess.run(
-        [sys.executable, "search.py", *TINY, *quick, "dynamic.polish.generations=2"]
+        [sys.executable, "search.py", *TINY, *HASTY, *quick, "dynamic.polish.generations=2"]
         + ["fabric.devices=2", "logger=csv", f"paths.outputs={tmp_path}"],
         cwd=root,
         capture_output=True,
@@ -177,12 +176,13 @@ def child(process: subprocess.Popen[str]) -> int:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_dead_rank_ends_the_other(start: Start, tmp_path: Path, rank: int) -> None:
     if rank == 0:  # while the other one labels, for minutes
-        long = ("text.window=512", "text.windows.labelling=64", "labels.count=2000")
+        long = ("text.windows={calibration:2,labelling:64,test:2}", "labels.count=2000")
         process = start("collect", "model=tiny", "sampler=rough", *long)
         wait_for(tmp_path, "*.parquet", 2, process)
     else:  # while the other one waits for its gradients
-        process = start("search", *TINY, "agent.iterations=100000", "agent.patience=100000")
-        wait_for(tmp_path, "*.ckpt", 3, process)  # the predictor and each rank's training
+        long = ("agent.iterations=100000", "agent.patience=100000")
+        process = start("search", *TINY, "predictor=sensitivity", *long)
+        wait_for(tmp_path, "*.ckpt", 2, process)  # each rank's training
     victim = process.pid if rank == 0 else child(process)
     subprocess.run(["kill", "-KILL", str(victim)], check=True)
     process.communicate(timeout=WITHIN)  # until both have closed their output

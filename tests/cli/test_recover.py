@@ -12,6 +12,7 @@ from ppf.errors import PPFError
 from ppf.export.loading import load_folder
 from ppf.stages.recover import recover
 from tests.cli.conftest import Run
+from tests.recoveries import quick
 from tests.searched import write_search
 
 
@@ -23,15 +24,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_two_processes_train_as_one_does(run: Run, cache: str, tmp_path: Path) -> None:
     write_search(tmp_path, cache)
     given = [
+        *quick(tmp_path, cache),
         f"policy={tmp_path}/policy.json",
-        f"text.path={tmp_path}/text.txt",
-        "text.window=32",
-        "text.training.windows.validation=4",
         "recovery.tokens=512",
-        "recovery.micro_batch=2",
-        "trainer.precision=32-true",
         "logger=csv",
-        f"paths.cache={cache}",
     ]
     two = ("fabric.devices=2", f"out={tmp_path}/two")
     said = run("recover", *given, *two, process=True).stdout

@@ -32,29 +32,27 @@ def test_optuna_lowers_the_error_and_goes_on(
 ) -> None:
     given = ("train", "-m", "hparams_search=predictor_optuna", *quick, "test_policies=16",
              "predictor.members=2", "trainer.max_epochs=2")  # fmt: skip
-    run(*given, "hydra.sweeper.n_trials=3")
-    said = run(*given, "hydra.sweeper.n_trials=12").stdout
-    assert said.count("Finished before") == 3
+    run(*given, "hydra.sweeper.n_trials=2")
+    said = run(*given, "hydra.sweeper.n_trials=5").stdout
+    assert said.count("Finished before") == 2
     (best,) = tmp_path.rglob("optimization_results.yaml")
     found = rows(tmp_path)
-    assert len(found) == 12
+    assert len(found) == 5
     assert OmegaConf.load(best).best_value == pytest.approx(found[0]["nmse"])
     (page,) = best.parent.glob("report.html")
-    assert "12 jobs of train" in page.read_text()
+    assert "5 jobs of train" in page.read_text()
 
 
 @pytest.mark.slow
-def test_a_grid_of_twelve_jobs_has_one_page(
-    run: Run, quick: tuple[str, ...], tmp_path: Path
-) -> None:
-    grid = ("predictor=ridge,additive,sensitivity", "labels.count=16,20,24,28")
+def test_a_grid_has_one_page(run: Run, quick: tuple[str, ...], tmp_path: Path) -> None:
+    grid = ("predictor=ridge,additive,sensitivity", "labels.count=16,24")
     said = run("train", "-m", *grid, *quick, "test_policies=16", "trainer.max_epochs=2").stdout
-    assert [f"Job {number}:" in said for number in range(13)] == [True] * 12 + [False]
+    assert [f"Job {number}:" in said for number in range(7)] == [True] * 6 + [False]
     found = rows(tmp_path)
     assert {(row["predictor"], row["labels.count"]) for row in found} == {
         (predictor, count)
         for predictor in ("ridge", "additive", "sensitivity")
-        for count in (16, 20, 24, 28)
+        for count in (16, 24)
     }
     assert [row["nmse"] for row in found] == sorted(row["nmse"] for row in found)
     (multirun,) = tmp_path.rglob("multirun.yaml")

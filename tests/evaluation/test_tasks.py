@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from tests.tiny import TinySetup
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.mark.parametrize("folder", [False, True])
-def test_a_local_task_runs_dense_and_pruned(tiny: TinySetup, task_file: Path, folder: bool) -> None:
-    tasks = Tasks([str(task_file.parent if folder else task_file)], limit=None, batch=4)
+def test_a_local_task_runs_dense_and_pruned(tiny: TinySetup, task_file: Path) -> None:
+    tasks = Tasks([str(task_file)], limit=None, batch=4)
     pruner, found = tiny.pruner(), []
     for kept in (tiny.space.dense.tolist(), [1] * len(tiny.space)):
         with pruner.at(kept) as model:
@@ -29,19 +27,18 @@ def test_a_local_task_runs_dense_and_pruned(tiny: TinySetup, task_file: Path, fo
     assert limited.scores(tiny.lm.model, tiny.lm.tokenizer)["letters"]["acc"] in (0, 0.5, 1)
 
 
-@pytest.mark.parametrize("make", [byte_tokenizer, bos_tokenizer])
-def test_prompts_begin_with_bos_if_the_tokenizer_adds_it(
-    tiny: TinySetup, task_file: Path, make: Callable[[], Any]
-) -> None:
+def test_prompts_begin_with_bos_if_the_tokenizer_adds_it(tiny: TinySetup, task_file: Path) -> None:
     prompts: list[int] = []
 
     def note(module: Any, inputs: Any, named: dict[str, Any]) -> None:
         prompts.extend((inputs[0] if inputs else named["input_ids"])[:, 0].tolist())
 
     tiny.lm.model.register_forward_pre_hook(note, with_kwargs=True)
-    Tasks([str(task_file)], limit=1, batch=1).scores(tiny.lm.model, make())
-    first = 0 if make is bos_tokenizer else byte_tokenizer()("W")["input_ids"][0]
-    assert set(prompts) == {first}
+    tasks, (letter,) = Tasks([str(task_file)], limit=1, batch=1), byte_tokenizer()("W").input_ids
+    for tokenizer, first in ((byte_tokenizer(), letter), (bos_tokenizer(), 0)):
+        prompts.clear()
+        tasks.scores(tiny.lm.model, tokenizer)
+        assert set(prompts) == {first}
 
 
 def test_an_unknown_task_is_named_before_the_work_starts() -> None:

@@ -1,4 +1,4 @@
-import multiprocessing
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -19,10 +19,11 @@ def _hold(folder: Path, held, done) -> None:
         store.add(Row((1,), 0.3, 3.0, None, "other", 0.1))
 
 
-def test_policies_claimed_by_others_are_waited_for(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, held, done))
+def test_policies_claimed_by_others_are_waited_for(
+    tmp_path: Path, processes: ForkServerContext
+) -> None:
+    held, done = processes.Event(), processes.Event()
+    other = processes.Process(target=_hold, args=(tmp_path, held, done))
     other.start()
     assert held.wait(60)
     store = LabelStore(tmp_path, "a", [2])
@@ -37,10 +38,9 @@ def test_policies_claimed_by_others_are_waited_for(tmp_path: Path) -> None:
     other.join()
 
 
-def test_a_killed_process_leaves_no_claim(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, held, done))
+def test_a_killed_process_leaves_no_claim(tmp_path: Path, processes: ForkServerContext) -> None:
+    held, done = processes.Event(), processes.Event()
+    other = processes.Process(target=_hold, args=(tmp_path, held, done))
     other.start()
     assert held.wait(60)
     other.kill()

@@ -1,9 +1,11 @@
 """Real labelling processes, which are killed at random moments or run side by side."""
 
-import multiprocessing
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from ppf.labels.samplers import Profiles
 from ppf.labels.store import LabelStore, Row
 from tests.tiny import TinySetup, tiny_setup
 
-POLICIES, KILLS = 400, 10
+POLICIES, KILLS = 400, 6
 
 
 def work(folder: Path, cache: str, started, log: Path) -> None:
@@ -40,15 +42,13 @@ def work(folder: Path, cache: str, started, log: Path) -> None:
 
 
 @pytest.fixture
-def start(tmp_path: Path, cache: str):
-    """Starts a labelling process, forked from a clean one, and waits until it labels."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.tiny", "ppf.labels.labeller"])
+def start(tmp_path: Path, cache: str, processes: ForkServerContext) -> Callable[[], BaseProcess]:
+    """Starts a labelling process and waits until it labels."""
 
-    def run() -> multiprocessing.process.BaseProcess:
-        started = context.Event()
+    def run() -> BaseProcess:
+        started = processes.Event()
         arguments = (tmp_path / "labels", cache, started, tmp_path / "log")
-        process = context.Process(target=work, args=arguments)
+        process = processes.Process(target=work, args=arguments)
         process.start()
         assert started.wait(120)
         return process
@@ -117,11 +117,12 @@ def claim_all(folder: Path, ready, start) -> None:
 
 
 @pytest.mark.slow
-def test_shards_that_are_being_replaced_are_read_completely(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    ready, begin = context.Semaphore(0), context.Event()
+def test_shards_that_are_being_replaced_are_read_completely(
+    tmp_path: Path, processes: ForkServerContext
+) -> None:
+    ready, begin = processes.Semaphore(0), processes.Event()
     all_at_once = [
-        context.Process(target=claim_all, args=(tmp_path, ready, begin)) for _ in range(3)
+        processes.Process(target=claim_all, args=(tmp_path, ready, begin)) for _ in range(3)
     ]
     for process in all_at_once:
         process.start()

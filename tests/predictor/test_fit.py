@@ -42,8 +42,17 @@ def test_additive_is_right_on_unseen_policies(fitted: LearnedPredictor) -> None:
     assert fitted.metrics["test/nmse"] < 0.02
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn", "transformer", "ridge"])
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize(
+    ("network", "optimizer"),
+    [
+        ("mlp", "lbfgs"),
+        ("mlp", "adam"),
+        ("ridge", "lbfgs"),
+        ("ridge", "adam"),
+        ("cnn", "adam"),
+        ("transformer", "adam"),
+    ],
+)
 def test_networks_learn(
     labels: Labels, known: SiteFeatures, tmp_path: Path, network: str, optimizer: str
 ) -> None:

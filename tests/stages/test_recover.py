@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ppf.cli.checks import check
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.export.card import recovered_card
@@ -29,13 +29,11 @@ from ppf.report.scores import RecoveryScore
 from ppf.stages.policy import read_policy
 from ppf.stages.prune import prune
 from ppf.stages.recover import recover
+from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_search
 
+AVERAGED = ("recovery.tokens=1536", "recovery.ema=0.9", "recovery.validate_every=3")
 LR = {"full": 3e-3, "lora": 1e-2, "norms_and_biases": 1e-2}
-
-
-class KilledError(Exception):
-    """Ends a training as a kill does, between two steps."""
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +54,24 @@ def start(searched: Path, cache: str) -> Path:
     return prune(cfg, Fabric(accelerator="cpu", devices=1), read_policy(cfg.policy, []))
 
 
+def configured(searched: Path, start: Path, cache: str, folder: Path, *given: str) -> DictConfig:
+    own = (f"path={start}", "recovery.tokens=1024", "recovery.validate_every=4")
+    artefacts = f"paths.artefacts={folder}/artefacts"
+    return recovery_config(searched, cache, folder, *own, artefacts, *given)
+
+
 @pytest.fixture
 def config(searched: Path, start: Path, cache: str, tmp_path: Path) -> Any:
-    def composed(*overrides: str) -> DictConfig:
-        given = [
-            f"path={start}",
-            f"text.path={searched}/text.txt",
-            "text.window=32",
-            "text.training.windows.validation=4",
-            "recovery.tokens=1024",
-            "recovery.micro_batch=2",
-            "recovery.validate_every=4",
-            "trainer.precision=32-true",
-            f"paths.artefacts={tmp_path}/artefacts",
-            f"paths.cache={cache}",
-            f"paths.run={tmp_path}",
-        ]
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose("recover", [*given, *overrides])
-        check("recover", cfg)
-        return cfg
+    return partial(configured, searched, start, cache, tmp_path)
 
-    return composed
+
+@pytest.fixture(scope="module")
+def unbroken(
+    searched: Path, start: Path, cache: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[DictConfig, dict[str, torch.Tensor]]:
+    """The config of a finished run, and the weights that it has written."""
+    cfg = configured(searched, start, cache, tmp_path_factory.mktemp("unbroken"), *AVERAGED)
+    return cfg, recovered(cfg)
 
 
 def run(cfg: DictConfig) -> RecoveryScore:
@@ -122,22 +116,13 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
 ) -> None:
     given = ("tune=blockwise", "tune.blockwise.lr=3e-3", "tune.blockwise.layers=2")
     whole = recovered(config(*given, f"paths.artefacts={tmp_path}/whole"))
-    step, taken = BlockModule.training_step, 0
-
-    def interrupted(self: BlockModule, streams: Any, batch: int) -> torch.Tensor:
-        nonlocal taken
-        taken += 1
-        if taken == 26:
-            raise KilledError
-        return step(self, streams, batch)
-
-    monkeypatch.setattr(BlockModule, "training_step", interrupted)
+    taken = kill(monkeypatch, BlockModule, 26)
     cfg = config(*given)
     with pytest.raises(KilledError):
         run(cfg)
     run(cfg)
     out = Path(cfg.out)
-    assert taken == 26 + 2 * 16 - 24  # the second pair of layers goes on from its checkpoint
+    assert len(taken) == 26 + 2 * 16 - 24  # the second pair of layers goes on from its checkpoint
     assert all(torch.equal(whole[name], found) for name, found in weights(out).items())
 
     ids = torch.randint(257, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -163,27 +148,15 @@ def test_a_policy_is_pruned_once_and_then_recovered(
 
 
 def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
-    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: Any, monkeypatch: pytest.MonkeyPatch, unbroken: tuple[DictConfig, Any]
 ) -> None:
-    given = ("recovery.tokens=1536", "recovery.ema=0.9", "recovery.validate_every=3")
-    whole = recovered(config(*given, f"paths.artefacts={tmp_path}/whole"))
-    step, taken = RecoveryModule.training_step, 0
-
-    def interrupted(self: RecoveryModule, windows: Any, batch: int) -> torch.Tensor:
-        nonlocal taken
-        taken += 1
-        if taken in (5, 13, 22):
-            raise KilledError
-        return step(self, windows, batch)
-
-    monkeypatch.setattr(RecoveryModule, "training_step", interrupted)
-    cfg = config(*given, f"paths.artefacts={tmp_path}/broken")
+    taken, cfg = kill(monkeypatch, RecoveryModule, 5, 13, 22), config(*AVERAGED)
     for _ in range(3):
         with pytest.raises(KilledError):
             run(cfg)
     resumed = recovered(cfg)
-    assert taken < 2 * 24 + 3  # not every time from the start
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert len(taken) < 2 * 24 + 3  # not every time from the start
+    assert all(torch.equal(weight, resumed[name]) for name, weight in unbroken[1].items())
 
 
 @pytest.mark.slow
@@ -220,20 +193,21 @@ def killed(cfg: DictConfig, artefacts: Path, seconds: float) -> None:
 
 
 def test_a_finished_training_is_not_repeated(
-    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, unbroken: tuple[DictConfig, Any]
 ) -> None:
-    cfg = config(f"paths.artefacts={tmp_path}/artefacts")
-    first = recovered(cfg)
+    cfg, first = unbroken
     monkeypatch.setattr(fit, "_trainer", None)
     again = recovered(cfg)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_a_smaller_micro_batch_gives_the_same_weights(
-    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+    config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    unbroken: tuple[DictConfig, Any],
 ) -> None:
     step = RecoveryModule.training_step
-    expected = recovered(config(f"paths.artefacts={tmp_path}/a"))
 
     def too_large(self: RecoveryModule, windows: Any, batch: int) -> torch.Tensor:
         if self.global_step == 5 and len(windows[0]) == 2:
@@ -241,9 +215,9 @@ def test_a_smaller_micro_batch_gives_the_same_weights(
         return step(self, windows, batch)
 
     monkeypatch.setattr(RecoveryModule, "training_step", too_large)
-    found = recovered(config(f"paths.artefacts={tmp_path}/b"))
+    found = recovered(config(*AVERAGED))
     assert "going on with 1 windows at a time" in capsys.readouterr().out
-    for name, weight in expected.items():
+    for name, weight in unbroken[1].items():
         torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-3)
 
 

@@ -1,6 +1,7 @@
 """Recovery of all ratios at once: the adapters, the model that uses them, resumption."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,8 @@ from ppf.runtime import DynamicModel
 from ppf.stages.policy import read_policy
 from ppf.stages.prune_at import prune_at
 from ppf.stages.recover_dynamic import recover_dynamic
+from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_agent, write_search
-
-
-class KilledError(Exception):
-    """Ends a training as a kill does, between two steps."""
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +36,10 @@ def searched(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(searched: Path, cache: str, tmp_path: Path) -> Any:
-    def composed(*overrides: str) -> DictConfig:
-        given = [
-            f"search={searched}",
-            f"text.path={searched}/text.txt",
-            "text.window=32",
-            "text.training.windows.validation=4",
-            "ratios=[0.2,0.5]",
-            "elastic.lr=1e-2",
-            "recovery.tokens=768",
-            "recovery.micro_batch=2",
-            "recovery.validate_every=2",
-            "trainer.precision=32-true",
-            f"paths.artefacts={searched}/artefacts",
-            f"paths.cache={cache}",
-            f"paths.run={tmp_path}",
-        ]
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose("recover", [*given, *overrides])
-        check("recover", cfg)
-        return cfg
-
-    return composed
+    own = ("ratios=[0.2,0.5]", "elastic.lr=1e-2", "recovery.tokens=768")
+    paths = f"paths.artefacts={searched}/artefacts"
+    given = (f"search={searched}", *own, "recovery.validate_every=2", paths)
+    return partial(recovery_config, searched, cache, tmp_path, *given)
 
 
 def run(cfg: DictConfig) -> Sequence[RecoveryScore]:
@@ -120,21 +100,12 @@ def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
     cfg = config("recovery.ema=0.5")
     run(cfg)
     whole = load_file(Path(cfg.out) / FILE)
-    step, taken = ElasticModule.training_step, 0
-
-    def interrupted(self: ElasticModule, *given: Any) -> torch.Tensor:
-        nonlocal taken
-        taken += 1
-        if taken == 7:
-            raise KilledError
-        return step(self, *given)
-
-    monkeypatch.setattr(ElasticModule, "training_step", interrupted)
+    taken = kill(monkeypatch, ElasticModule, 7)
     cfg = config("recovery.ema=0.5", f"paths.artefacts={tmp_path}/broken")
     with pytest.raises(KilledError):
         run(cfg)
     run(cfg)
-    assert taken == 7 + 12 - 4
+    assert len(taken) == 7 + 12 - 4
     resumed = load_file(Path(cfg.out) / FILE)
     assert all(torch.equal(whole[name], found) for name, found in resumed.items())
 
