@@ -6,6 +6,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
+from ppf.cli.lineage import used
 from ppf.cli.outcome import Outcome
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
@@ -14,7 +15,7 @@ from ppf.progress import say
 from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
 from ppf.report.html import write_page
 from ppf.report.origin import command_line, machine
-from ppf.report.publish import Artifact, Published, log_artifact, publish
+from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
 from ppf.stages.policy import read_policy
 
@@ -63,21 +64,9 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> N
         next_commands=_next_commands(cfg),
     )
     write_page(file, page)
-    for artifact in _measured(cfg):
+    for artifact in used(cfg):
         log_artifact(fabric.loggers, artifact)
     publish(fabric.loggers, Published.of(page, file, evaluation_metrics(found)))
-
-
-def _measured(cfg: DictConfig) -> list[Artifact]:
-    """What the evaluation reads, for W&B's lineage."""
-    if cfg.policy:
-        model = read_policy(cfg.policy, cfg.trust_targets)["model"]
-        return [Artifact([Path(cfg.policy)], f"{model}-policy", "policy", used=True)]
-    folders = map(Path, _paths(cfg))
-    return [
-        Artifact([path], path.resolve().name, "model", used=True, by_reference=True)
-        for path in folders
-    ]
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:

@@ -1,16 +1,15 @@
 """ppf-prune: writes a policy's model, for transformers or llama.cpp."""
 
-from pathlib import Path
-
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.agents.ratio_agent import FILE, load_agent
+from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
+from ppf.cli.lineage import made, used
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.progress import say
-from ppf.report.publish import Artifact, log_artifact
+from ppf.report.publish import log_artifact
 from ppf.stages.policy import read_policy
 from ppf.stages.prune import prune
 from ppf.stages.prune_at import prune_at
@@ -32,15 +31,11 @@ def _check(cfg: DictConfig) -> None:
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Writes into the folder `cfg.out`."""
     if cfg.search:
-        (path, policy), origin = prune_at(cfg, fabric), Path(cfg.search) / FILE
+        path, policy = prune_at(cfg, fabric)
     else:
-        policy, origin = read_policy(cfg.policy, cfg.trust_targets), Path(cfg.policy)
+        policy = read_policy(cfg.policy, cfg.trust_targets)
         path = prune(cfg, fabric, policy)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
-    used = Artifact([origin], f"{policy['model']}-policy", "policy", used=True)
-    log_artifact(fabric.loggers, used)
-    made = Artifact(
-        [path], path.resolve().name, "model", metadata=policy["ratio"], by_reference=True
-    )
-    log_artifact(fabric.loggers, made)
+    for artifact in (*used(cfg), made(path, policy["ratio"])):
+        log_artifact(fabric.loggers, artifact)
     say(f"{size / 2**20:.1f} MiB of weights in {path}")

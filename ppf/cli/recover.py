@@ -9,13 +9,14 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
+from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
 from ppf.progress import say
 from ppf.report.html import write_page
 from ppf.report.origin import command_line, machine
-from ppf.report.publish import Artifact, Published, log_artifact, publish
+from ppf.report.publish import Published, log_artifact, publish
 from ppf.report.recovery import recovery_metrics, recovery_page
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.policy import read_policy
@@ -97,7 +98,7 @@ def _file(cfg: DictConfig) -> str:
 
 def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
     """Writes the page and gives everything to the loggers."""
-    file, out = Path(cfg.paths.run) / "report.html", Path(cfg.out)
+    file = Path(cfg.paths.run) / "report.html"
     measured_on = (
         f"Measured on the validation part of {cfg.text.name}, in windows of {cfg.text.window}"
         " tokens."
@@ -118,24 +119,10 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
         next_commands=_next_commands(cfg),
     )
     write_page(file, page)
-    log_artifact(fabric.loggers, _used(cfg))
-    made = Artifact([out], out.resolve().name, "model", by_reference=True)
-    log_artifact(fabric.loggers, made)
+    for artifact in (*used(cfg), made(Path(cfg.out))):
+        log_artifact(fabric.loggers, artifact)
     publish(fabric.loggers, Published.of(page, file, recovery_metrics(found.scores)))
     say(f"Report: {file}")
-
-
-def _used(cfg: DictConfig) -> Artifact:
-    """What the recovery reads, named as the command that made it has named it."""
-    if cfg.policy:
-        model = read_policy(cfg.policy, cfg.trust_targets)["model"]
-        return Artifact([Path(cfg.policy)], f"{model}-policy", "policy", used=True)
-    if cfg.search:
-        model = load_agent(cfg.search, cfg.trust_targets).record["config"]["model"]["name"]
-        files = sorted(Path(cfg.search).glob("agent.*"))
-        return Artifact(files, f"{model}-agent", "agent", used=True)
-    path = Path(cfg.path)
-    return Artifact([path], path.resolve().name, "model", used=True, by_reference=True)
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning import Fabric
 from omegaconf import DictConfig
@@ -61,18 +62,23 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     with clock("training the predictor"):
         trained = first(labels)
     inputs = SearchInputs.of(cfg, fabric, context, fit)
-    return _MODES[cfg.mode](cfg, context, inputs, labels, trained, clock)
+    return _MODES[cfg.mode](_Begun(cfg, context, inputs, labels, trained, clock))
 
 
-def _static(
-    cfg: DictConfig,
-    context: PruningContext,
-    inputs: SearchInputs,
-    labels: Labels,
-    trained: Trained,
-    clock: Stopwatch,
-) -> Outcome:
+class _Begun(NamedTuple):
+    """What a search of either mode starts from."""
+
+    cfg: DictConfig
+    context: PruningContext
+    inputs: SearchInputs
+    labels: Labels
+    trained: Trained
+    clock: Stopwatch
+
+
+def _static(begun: _Begun) -> Outcome:
     """The best policy for one ratio; the metric is its measured log-perplexity."""
+    cfg, context, inputs, labels, trained, clock = begun
     found = search(inputs, labels, trained, cfg.ratio, clock)
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
     if not inputs.fabric.is_global_zero:
@@ -83,15 +89,9 @@ def _static(
     return _outcome(cfg, context, found.nll, report, policies)
 
 
-def _dynamic(
-    cfg: DictConfig,
-    context: PruningContext,
-    inputs: SearchInputs,
-    labels: Labels,
-    trained: Trained,
-    clock: Stopwatch,
-) -> Outcome:
+def _dynamic(begun: _Begun) -> Outcome:
     """An agent for every ratio; the metric is the mean log-perplexity measured along its curve."""
+    cfg, context, inputs, labels, trained, clock = begun
     ratios, origin = list(cfg.ratios), provenance(context)
     learnt = dynamic(inputs, labels, trained, cfg.dynamic, ratios, origin, clock)
     metric = float(learnt.curve.measured.mean())

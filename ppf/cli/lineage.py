@@ -1,0 +1,32 @@
+"""What commands read and write, for W&B's lineage."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ppf.agents.ratio_agent import load_agent
+from ppf.report.publish import Artifact
+from ppf.stages.policy import read_policy
+
+
+def used(cfg: DictConfig) -> list[Artifact]:
+    """What `policy=`, `search=` or `path=` names, as the command that made it has named it."""
+    if cfg.policy:
+        model = read_policy(cfg.policy, cfg.trust_targets)["model"]
+        return [Artifact([Path(cfg.policy)], f"{model}-policy", "policy", used=True)]
+    if cfg.get("search"):
+        model = load_agent(cfg.search, cfg.trust_targets).record["config"]["model"]["name"]
+        folder = Path(cfg.search)
+        files = sorted((folder if folder.is_dir() else folder.parent).glob("agent.*"))
+        return [Artifact(files, f"{model}-agent", "agent", used=True)]
+    paths = [cfg.path] if isinstance(cfg.path, str) else cfg.path
+    return [replace(made(Path(path)), used=True) for path in paths]
+
+
+def made(path: Path, metadata: Mapping[str, Any] | None = None) -> Artifact:
+    """A model that a command writes: a Hugging Face folder or a GGUF file."""
+    name = path.resolve().name
+    return Artifact([path], name, "model", metadata=metadata or {}, by_reference=True)
