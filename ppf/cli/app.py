@@ -67,17 +67,17 @@ def run(name: str, cfg: DictConfig) -> float | None:
         PPFError: the config is wrong, or the work fails for a reason that a user can mend.
     """
     found: Command = importlib.import_module(f"ppf.cli.{name}").main
-    check(name, cfg)
-    if found.check_relations:
-        found.check_relations(cfg)
-    if "model" in cfg:
-        check_source(cfg.model)
+    try:
+        _check(name, cfg, found)
+    except Exception:
+        if not is_multirun():  # whose report counts the jobs that did not finish
+            discard(Path(cfg.paths.run))
+        raise
     if is_multirun() and (done := finished(name, cfg)):
         say(f"Finished before: {cfg.paths.run}")
         return done["metric"]
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)
-    check_launch(cfg, one_process=found.one_process)
     fabric = instantiate(cfg.fabric)
     # Fabric has set the rank by now: only rank 0's loggers write.
     loggers = build_loggers(cfg.logger, cfg.paths.run, plain(cfg))
@@ -95,11 +95,30 @@ def run(name: str, cfg: DictConfig) -> float | None:
     return finite(outcome.metric)
 
 
+def _check(name: str, cfg: DictConfig, found: Command) -> None:
+    """Checks all that can be known before the work starts."""
+    check(name, cfg)
+    if found.check_relations:
+        found.check_relations(cfg)
+    if "model" in cfg:
+        check_source(cfg.model)
+    check_launch(cfg, one_process=found.one_process)
+
+
 def share_run_folder(cfg: DictConfig, ranks: Ranks) -> None:
     """Makes all ranks use rank 0's run folder; under torchrun and Slurm, each has made its own."""
     own = Path(cfg.paths.run)
     cfg.paths.run = ranks.broadcast(str(own))
     if Path(cfg.paths.run) != own:
-        shutil.rmtree(own / ".hydra", ignore_errors=True)
-        with suppress(OSError):  # something else is in it
-            own.rmdir()
+        discard(own)
+
+
+def discard(folder: Path) -> None:
+    """Removes a run folder that holds no files but Hydra's; with it the day's, if that is empty."""
+    hydra = folder / ".hydra"
+    if hydra.is_dir() and not any(
+        path.is_file() and path.parent != hydra for path in folder.rglob("*")
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # other runs of that day are in it
+            folder.parent.rmdir()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from ppf.cli.app import share_run_folder
+from ppf.cli.app import discard, share_run_folder
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -23,3 +23,16 @@ def test_all_ranks_use_the_run_folder_of_rank_0(tmp_path: Path, rank: int) -> No
     share_run_folder(cfg, Ranks())
     assert cfg.paths.run == str(folders[0])
     assert [folder.is_dir() for folder in folders] == [True, rank == 0]
+
+
+def test_a_run_folder_with_results_is_not_discarded(tmp_path: Path) -> None:
+    empty, used = tmp_path / "day" / "empty", tmp_path / "day" / "used"
+    for folder in (empty, used):
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "config.yaml").touch()
+        (folder / "model").mkdir()
+    (used / "model" / "weights").touch()
+    for folder in (empty, used, tmp_path / "day"):
+        discard(folder)
+    assert not empty.exists() and (used / "model" / "weights").exists()
+    assert (used / ".hydra" / "config.yaml").exists()
