@@ -15,7 +15,7 @@ from ppf.artefacts import signature, write_json
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.run import RunRecord
-from ppf.stages.signatures import plain
+from ppf.stages.signatures import plain, with_code
 
 FILE = "run.json"
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "bank")  # do not change results
@@ -66,6 +66,7 @@ def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> No
 def _identity(command: str, cfg: DictConfig) -> str:
     """Signature of all that determines a run's result."""
     config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
+    config = with_code(config, Path(cfg.paths.cache))
     return signature("run", ppf.__version__, command, config)
 
 

@@ -1,7 +1,9 @@
 """What in a config determines each artefact; everything else leaves it valid."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Part, local_splits, spans
 from ppf.records.policy import ConfigRecord
 
+_INSTALLED = {"site-packages", "dist-packages"}
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
 
 
@@ -33,10 +36,12 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
         device: that the model runs on, which determines what `model.dtype=auto` means.
     """
     dtype = str(resolve_dtype(cfg.model.dtype, device))
+    cache = Path(cfg.paths.cache)
     calibration, labelling = text_identity(cfg, "calibration"), text_identity(cfg, "labelling")
     statistics = signature("statistics", model_identity(cfg), dtype, calibration)
-    order = signature("importance", statistics, plain(cfg.importance))
-    bank = signature("bank", order, plain(cfg.space), plain(cfg.compensation))
+    order = signature("importance", statistics, with_code(plain(cfg.importance), cache))
+    compensation = with_code(plain(cfg.compensation), cache)
+    bank = signature("bank", order, plain(cfg.space), compensation)
     labels = signature("labels", bank, labelling, cfg.labels.context, cfg.labels.kl_top_k)
     return Signatures(statistics, order, bank, labels)
 
@@ -58,6 +63,33 @@ def plain(config: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def with_code(config: dict[str, Any], cache: Path) -> dict[str, Any]:
+    """A plain config in which each class of the user's own also counts by its source file.
+
+    Args:
+        cache: folder that remembers digests of files.
+    """
+    found = {
+        key: with_code(value, cache) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
+    if file := _own_file(config.get("_target_")):
+        found["_code_"] = digest(file, cache)
+    return found
+
+
+def _own_file(target: str | None) -> Path | None:
+    """The source file of a class that is neither PPF's nor that of an installed package."""
+    if target is None or target.startswith("ppf."):
+        return None
+    try:
+        module = sys.modules[resolve_name(target).__module__]
+    except (ImportError, AttributeError, ValueError, KeyError):  # told where the class is needed
+        return None
+    file = Path(getattr(module, "__file__", None) or "")
+    return file if file.is_file() and not _INSTALLED & {*file.parts} else None
 
 
 def model_identity(cfg: DictConfig) -> dict[str, Any]:

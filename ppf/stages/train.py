@@ -5,17 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ppf.artefacts import signature
+from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor, PredictorInputs
+from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
 from ppf.stages.collect import measure
 from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import file_digest, missing, plain
+from ppf.stages.signatures import file_digest, missing, plain, with_code
 
 _MACHINE = ("accelerator", "devices", "num_nodes", "strategy")  # where, not what, is trained
 
@@ -51,8 +54,8 @@ def train(
 ) -> Trained:
     """A predictor of the labels; rank 0 trains it if it is missing.
 
-    Other ranks wait: the networks are small and see all labels at once, and the Gaussian process
-    is fitted in closed form, so that several devices would gain nothing.
+    Other ranks wait. Several devices would gain nothing: the networks are small and see all labels
+    at once, and the Gaussian process is fitted in closed form.
 
     Args:
         predictor: config of the predictor.
@@ -103,7 +106,27 @@ def train(
     else:
         found.fit(labels, inputs)
     found.to(context.lm.device)
+    _check_predictions(found, context)
     return Trained(found, folder, name)
+
+
+def _check_predictions(predictor: Predictor, context: PruningContext) -> None:
+    """Asks for the dense policy twice; a search would fail later, inside an agent.
+
+    Raises:
+        PPFError: the answer is no `Prediction`, or its tensors have other shapes.
+    """
+    found = predictor.predict(context.space.dense.repeat(2, 1).to(context.lm.device))
+    told = type(found).__name__
+    if isinstance(found, Prediction):
+        shapes = [list(torch.as_tensor(values).shape) for values in found]
+        if shapes == [[2], [2]]:
+            return
+        told = f"tensors of shapes {shapes[0]} and {shapes[1]}"
+    raise PPFError(
+        f"{type(predictor).__name__}.predict gives {told} for 2 policies: it must give a Prediction"
+        " of two tensors of shape [2]."
+    )
 
 
 def predictor_signature(
@@ -123,6 +146,7 @@ def predictor_signature(
     config = plain(predictor)
     if file := config.get("init_from"):
         config["init_from"] = file_digest(file, "predictor.init_from", cache)
+    config = with_code(config, cache)
     policies = (labels.kept.tolist(), labels.proposed.tolist(), labels.acquired.tolist())
     training = {key: value for key, value in plain(trainer).items() if key not in _MACHINE}
     return signature("predictor", label_signature, policies, config, training, seed)

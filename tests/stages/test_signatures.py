@@ -140,3 +140,20 @@ def test_texts_with_different_middles_have_other_names(config: DictConfig, tmp_p
         file.write_text("x" * (2 << 20) + middle + "x" * (2 << 20))
         found.add(signatures(cfg).statistics)
     assert len(found) == 2
+
+
+def test_classes_of_a_users_own_count_by_their_file(
+    config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file, cfg = tmp_path / "made_by_a_user.py", config.copy()
+    file.write_text("class Own: ...\n")
+    cfg.paths.cache = str(tmp_path)
+    cfg.predictor.network._target_ = cfg.compensation._target_ = "made_by_a_user.Own"
+    before = names(cfg)
+    assert names(cfg) == before
+    file.write_text("class Own: a = 1\n")
+    after = names(cfg)
+    assert [name for name in ALL if before[name] != after[name]] == ["bank", "labels", "predictor"]
+    cfg.compensation = config.compensation
+    assert names(cfg)["labels"] == names(config)["labels"] != after["labels"]
