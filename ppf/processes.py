@@ -53,7 +53,7 @@ def launch(fabric: Fabric) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process once its parent has ended; otherwise it would work on for nobody."""
+    """Ends this process once its parent has ended; otherwise it would work on without use."""
     while os.getppid() == parent:
         time.sleep(_WATCH_EVERY)
-    os._exit(1)  # the main thread may wait for other ranks, and would not hear an exception
+    os._exit(1)  # an exception would not reach the main thread while it waits for other ranks

@@ -92,11 +92,15 @@ class Adapter(ABC):
     4. Add a small config of the family to `tests/checkpoints.py`. `tests/llm/test_adapters.py`
        then checks that masked, live-pruned and exported models give the same logits.
 
-    The family's modelling file answers four questions: which rows of which projections belong to
-    one KV group (`Producer.rows`), which attribute counts the heads (`Coupling.heads`), which
-    config keys hold the widths (`kv_heads` and `channels`), and whether a norm or a factor follows
-    a consumer (`adds_to_stream`). Norms over a single head need no entry. Attention with norms over
-    all heads, as in OLMo 2, cannot be pruned.
+    The family's modelling file answers four questions:
+
+    - Which rows of which projections belong to one KV group (`Producer.rows`)?
+    - Which attribute counts the heads (`Coupling.heads`)?
+    - Which config keys hold the widths (`kv_heads` and `channels`)?
+    - Does a norm or a factor follow a consumer (`adds_to_stream`)?
+
+    Norms over a single head need no entry. Attention with norms over all heads, as in OLMo 2,
+    cannot be pruned.
 
     Attributes:
         model_types: values of `config.model_type` that this adapter serves.

@@ -16,10 +16,11 @@ class Additive(Network):
         z = Σ_rows Σ_features w[row, feature] · |x − x_dense| / Σ Σ |x_empty − x_dense|
         out = asinh(Σ_p a_p z^p)
 
-    so removing more of a site never lowers the prediction, for any weights. The weights are
-    log-normal: a level for each kind and feature, and deviations of the rows from it, which have
-    the covariance of a Gaussian process over depth (smooth within a kind) plus a part of their own
-    (rough). Their mean has a slope, learnt for each kind, in the logarithm of the rows' energies.
+    Removing more of a site never lowers the prediction, for any weights. The weights are
+    log-normal. Their logarithm has a level for each kind and feature, from which the rows deviate.
+    A deviation is the sum of two parts: a Gaussian process over depth, which is smooth within a
+    kind, and a rough part of each row's own. The logarithm's mean is linear in the logarithm of the
+    rows' energies, with a slope that is learnt for each kind.
     All parameters are whitened, so the module's weight decay is their prior. If all of them are
     zero, all weights are equal.
 
