@@ -47,13 +47,20 @@ def composed(stage: str, choices: Choices) -> DictConfig:
         return compose(stage, overrides, return_hydra_config=True)
 
 
+def inside(group: str) -> set[tuple[str, str]]:
+    """The options of a group's sub-groups."""
+    return {case for case in OPTIONS if case[0].startswith(f"{group}/") and case[0] in SEVERAL}
+
+
 @cache
 def cases(stage: str) -> list[tuple[str, str, Choices]]:
     """Each option that a stage can choose: its group, its name, and the choices that lead there."""
     found: dict[tuple[str, str], Choices] = {}
-    waiting: list[Choices] = [{}]
+    waiting: list[tuple[Choices, set[tuple[str, str]]]] = [({}, set())]
     while waiting:
-        so_far = waiting.pop()
+        so_far, inner = waiting.pop()
+        if so_far and inner <= found.keys():
+            continue
         cfg = composed(stage, so_far)
         # Hydra does not tell of a group with several choices (logger); its key in the config does.
         folders = [key for key in cfg if (CONF / key).is_dir()]
@@ -64,8 +71,7 @@ def cases(stage: str) -> list[tuple[str, str, Choices]]:
                     continue
                 if (group, option) not in found:
                     found[group, option] = so_far | {key: option}
-                    if any(place.startswith(f"{group}/") for place in SEVERAL):
-                        waiting.append(found[group, option])
+                    waiting.append((found[group, option], inside(group)))
     return [(group, option, choices) for (group, option), choices in sorted(found.items())]
 
 
