@@ -79,15 +79,25 @@ class Text:
                 parts.setdefault(part, []).extend(documents[chosen])
         return parts
 
+    @cached_property
+    def _streams(self) -> dict[tuple[Part, PreTrainedTokenizerBase], Tensor]:
+        return {}
+
     def leading(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The ids of the tokens that every window begins with."""
         return leading_tokens(tokenizer) if self.bos == "window" else []
 
     def stream(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " tokens"]:
-        """All tokens of a part: its documents, joined by empty lines, without `leading`."""
-        joined, special = "\n\n".join(self.parts[part]), self.bos == "stream"
-        ids = tokenizer(joined, add_special_tokens=special, verbose=False)["input_ids"]
-        return torch.tensor(ids, dtype=torch.long)
+        """All tokens of a part: its documents, joined by empty lines, without `leading`.
+
+        They are kept, since a command asks for them several times.
+        """
+        key = part, tokenizer
+        if key not in self._streams:
+            joined, special = "\n\n".join(self.parts[part]), self.bos == "stream"
+            ids = tokenizer(joined, add_special_tokens=special, verbose=False)["input_ids"]
+            self._streams[key] = torch.tensor(ids, dtype=torch.long)
+        return self._streams[key]
 
     def tokens(
         self, part: Part, tokenizer: PreTrainedTokenizerBase

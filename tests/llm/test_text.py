@@ -81,6 +81,23 @@ def test_windows_have_the_configured_shape(path: Path) -> None:
     assert windows.shape == (4, 16)
 
 
+def test_a_part_is_tokenised_once_by_each_tokenizer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, plain, other, lengths = text(path=str(path)), byte_tokenizer(), bos_tokenizer(), []
+    call = type(plain).__call__
+
+    def noted(self: object, given: str, **options: object) -> object:
+        lengths.append(len(given))
+        return call(self, given, **options)
+
+    monkeypatch.setattr(type(plain), "__call__", noted)
+    first = made.tokens("test", plain)
+    assert torch.equal(made.tokens("test", plain), first)
+    assert not torch.equal(made.tokens("test", other), first)
+    assert sum(length > 1000 for length in lengths) == 2
+
+
 def test_windows_begin_with_the_tokenizers_bos(path: Path) -> None:
     read, plain, bos = text(path=str(path)), byte_tokenizer(), bos_tokenizer()
     windows, stream = read.tokens("test", bos), read.stream("test", plain)
