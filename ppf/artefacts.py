@@ -30,6 +30,7 @@ FORMATS = {
     "training": 2,
     "pruned": 1,
     "recovery": 1,
+    "likeliest": 1,
     "run": 1,
 }
 """Raise a kind's number when its content changes: what older versions made is then made again."""

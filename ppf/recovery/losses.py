@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ppf.llm import OutputHead, output_head
 from ppf.ranges import Natural, Positive
 from ppf.recovery.computing import call_rounded
+from ppf.recovery.likeliest import Likeliest, top_divergence
 from ppf.recovery.token_losses import Rows, TokenLoss, mean_token_losses
 
 
@@ -60,10 +61,14 @@ class KL(TokenLoss):
     def of_rows(
         self,
         student: Float[Tensor, "rows tokens"],
-        teacher: Float[Tensor, "rows tokens"] | None,
+        teacher: Float[Tensor, "rows tokens"] | Likeliest | None,
         targets: Int[Tensor, " rows"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
         assert teacher is not None
+        if isinstance(teacher, Likeliest):
+            return top_divergence(student, teacher)
+        if self.top_k:
+            return top_divergence(student, Likeliest.of(teacher, self.top_k))
         probabilities = teacher.exp()
         divergence = torch.linalg.vecdot(probabilities, teacher - student).sum()
         return divergence, student.exp().sub_(probabilities)
@@ -77,7 +82,7 @@ class CrossEntropy(TokenLoss):
     def of_rows(
         self,
         student: Float[Tensor, "rows tokens"],
-        teacher: Float[Tensor, "rows tokens"] | None,
+        teacher: Float[Tensor, "rows tokens"] | Likeliest | None,
         targets: Int[Tensor, " rows"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
         chosen = targets[:, None]
@@ -125,6 +130,15 @@ def need_teacher(losses: Mapping[str, Loss]) -> bool:
     return any(isinstance(loss, StreamLoss) or loss.reads_teacher for loss in losses.values())
 
 
+def likeliest_needed(losses: Mapping[str, Loss]) -> int:
+    """Number of the dense model's likeliest tokens that the losses read in place of the model.
+
+    0 if no loss compares with the dense model, or if one needs all of it.
+    """
+    readers = [x for x in losses.values() if isinstance(x, StreamLoss) or x.reads_teacher]
+    return readers[0].top_k if len(readers) == 1 and isinstance(readers[0], KL) else 0
+
+
 def need_stream(losses: Mapping[str, Loss]) -> bool:
     """Whether a loss compares residual streams."""
     return any(isinstance(loss, StreamLoss) for loss in losses.values())
@@ -133,7 +147,7 @@ def need_stream(losses: Mapping[str, Loss]) -> bool:
 def weighted_sum(
     losses: Mapping[str, Loss],
     student: Forward,
-    teacher: Forward | None,
+    teacher: Forward | Likeliest | None,
     ids: Int[Tensor, "windows window"],
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The weighted sum of the losses, with gradients, and each loss alone, without.
@@ -143,11 +157,11 @@ def weighted_sum(
     """
     of_tokens = {n: loss for n, loss in losses.items() if isinstance(loss, TokenLoss)}
     of_streams = {n: loss for n, loss in losses.items() if isinstance(loss, StreamLoss)}
-    rows = teacher.predicting if teacher else None
+    rows = teacher.predicting if isinstance(teacher, Forward) else teacher
     targets = ids[:, 1:].flatten()
     total, each = mean_token_losses(of_tokens, student.predicting, rows, targets)
     for name, loss in of_streams.items():
-        assert teacher is not None
+        assert isinstance(teacher, Forward)
         value = loss.of_streams(student.stream, teacher.stream)
         total, each[name] = total + loss.weight * value, value.detach()
     return total, each

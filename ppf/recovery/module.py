@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ppf.errors import PPFError
 from ppf.llm import output_head, summed_nll
+from ppf.recovery.likeliest import Likeliest
 from ppf.recovery.losses import Forward, Loss, distance, need_stream, need_teacher, weighted_sum
 from ppf.recovery.settings import Optimization
 
@@ -99,15 +100,19 @@ class RecoveryModule(TunedModule):
         if need_teacher(self.losses):
             self.teacher.value.to(self.device)
 
-    def training_step(
-        self, batch: Sequence[Int[Tensor, "windows window"]], _: int
-    ) -> Float[Tensor, ""]:
-        """The weighted sum of the losses."""
-        (ids,) = batch
+    def training_step(self, batch: Sequence[Tensor], _: int) -> Float[Tensor, ""]:
+        """The weighted sum of the losses.
+
+        Args:
+            batch: windows of tokens; then, if they are stored, both tensors of `Likeliest`.
+        """
+        ids, *stored = batch
         stream = need_stream(self.losses)
         student = Forward.of(self.student, ids, stream=stream)
-        teacher = None
-        if need_teacher(self.losses):
+        teacher: Forward | Likeliest | None = None
+        if stored:
+            teacher = Likeliest(*(part.flatten(0, 1) for part in stored))
+        elif need_teacher(self.losses):
             with torch.no_grad():
                 teacher = Forward.of(self.teacher.value, ids, stream=stream)
         total, each = weighted_sum(self.losses, student, teacher, ids)

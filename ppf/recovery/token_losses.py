@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppf.llm import OutputHead
 from ppf.ranges import Positive
+from ppf.recovery.likeliest import Likeliest
 
 _ROWS = 512  # positions whose logits are in memory at once
 _CACHED_ROWS = 16  # of them, positions whose float32 logits fit the CPU cache
@@ -22,6 +23,10 @@ class Rows(NamedTuple):
 
     hidden: Float[Tensor, "rows width"]
     head: OutputHead
+
+    def part(self, rows: slice) -> Float[Tensor, "some tokens"]:
+        """The logits of some rows."""
+        return self.head(self.hidden[rows])
 
 
 class TokenLoss(ABC):
@@ -43,14 +48,15 @@ class TokenLoss(ABC):
     def of_rows(
         self,
         student: Float[Tensor, "rows tokens"],
-        teacher: Float[Tensor, "rows tokens"] | None,
+        teacher: Float[Tensor, "rows tokens"] | Likeliest | None,
         targets: Int[Tensor, " rows"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
         """The loss, summed over the rows, and its gradient with respect to the student's logits.
 
         Args:
             student: log-probabilities.
-            teacher: log-probabilities of the dense model; None unless a loss reads them.
+            teacher: log-probabilities of the dense model, of all tokens or of the likeliest ones;
+                None unless a loss reads them.
             targets: tokens that follow in the text.
         """
 
@@ -58,7 +64,7 @@ class TokenLoss(ABC):
 def mean_token_losses(
     losses: Mapping[str, TokenLoss],
     student: Rows,
-    teacher: Rows | None,
+    teacher: Rows | Likeliest | None,
     targets: Int[Tensor, " rows"],
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The weighted sum of the losses, with gradients, and each loss alone, in nats per token.
@@ -83,7 +89,7 @@ class _TokenLosses(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         head: OutputHead,
-        teacher: Rows | None,
+        teacher: Rows | Likeliest | None,
         targets: Tensor,
         losses: Mapping[str, TokenLoss],
     ) -> tuple[Tensor, Tensor]:
@@ -101,7 +107,7 @@ class _TokenLosses(torch.autograd.Function):
                 part = slice(start, start + _ROWS)
                 states = hidden[part].to(dtype)
                 logits = F.linear(states, matrix, vector)
-                other = teacher.head(teacher.hidden[part]) if teacher else None
+                other = teacher.part(part) if teacher else None
                 values += _to_slopes(logits, other, targets[part], head, losses)
                 if gradients[0] is not None:
                     _add(gradients, part, logits, states, matrix)
@@ -121,7 +127,7 @@ class _TokenLosses(torch.autograd.Function):
 
 def _to_slopes(
     logits: Float[Tensor, "rows tokens"],
-    teacher: Float[Tensor, "rows tokens"] | None,
+    teacher: Float[Tensor, "rows tokens"] | Likeliest | None,
     targets: Int[Tensor, " rows"],
     head: OutputHead,
     losses: Mapping[str, TokenLoss],
@@ -130,7 +136,7 @@ def _to_slopes(
 
     Args:
         logits: of the student, before the head's cap.
-        teacher: logits of the dense model.
+        teacher: logits of the dense model, or its likeliest tokens.
 
     Returns:
         Each loss, summed over the rows.
@@ -141,7 +147,7 @@ def _to_slopes(
         few = slice(start, start + step)
         capped = head.capped(logits[few].float())
         student = capped.log_softmax(-1)
-        other = None if teacher is None else teacher[few].float().log_softmax(-1)
+        other = None if teacher is None else _distribution(teacher, few)
         slopes = []
         for i, loss in enumerate(losses.values()):
             value, slope = loss.of_rows(student, other, targets[few])
@@ -152,6 +158,15 @@ def _to_slopes(
             total.mul_(1 - (capped / head.cap).square())
         logits[few] = total
     return values
+
+
+def _distribution(
+    teacher: Float[Tensor, "rows tokens"] | Likeliest, rows: slice
+) -> Float[Tensor, "some tokens"] | Likeliest:
+    """Log-probabilities in float32."""
+    if isinstance(teacher, Likeliest):
+        return teacher.part(rows)
+    return teacher[rows].float().log_softmax(-1)
 
 
 def _add(

@@ -14,6 +14,7 @@ from ppf.llm import LanguageModel
 from ppf.ranges import Count, Positive
 from ppf.recovery.curve import Trace
 from ppf.recovery.fit import fit
+from ppf.recovery.likeliest import Likeliest
 from ppf.recovery.losses import Loss
 from ppf.recovery.module import RecoveryModule
 from ppf.recovery.settings import TrainingRun
@@ -29,6 +30,7 @@ class Task:
         losses: by name; their weighted sum is minimised.
         training: windows to train on.
         validation: windows that decide which weights are kept.
+        likeliest: the dense model's likeliest tokens in `training`; None: they are not stored.
     """
 
     student: LanguageModel
@@ -36,6 +38,7 @@ class Task:
     losses: Mapping[str, Loss]
     training: Int[Tensor, "windows window"]
     validation: Int[Tensor, "few window"]
+    likeliest: Likeliest | None = None
 
 
 class Tuner(ABC):
@@ -78,8 +81,8 @@ class EndToEnd(Tuner):
             enable = getattr(student, "activation_checkpointing_enable", None)  # since 5.24
             (enable or student.gradient_checkpointing_enable)({"use_reentrant": False})
         module = RecoveryModule(student, task.teacher.model, task.losses, run.optimization(self.lr))
-        windows = (TensorDataset(task.training), TensorDataset(task.validation))
-        fitted = fit(module, *windows, run)
+        training = TensorDataset(task.training, *(task.likeliest or ()))
+        fitted = fit(module, training, TensorDataset(task.validation), run)
         student.eval()
         self.finish(student)
         return fitted

@@ -1,6 +1,6 @@
 """The files of a multirun: rows, the table, a plot, and a page with both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ppf.artefacts import write_json
+from ppf.report.agreement import agreement
 from ppf.report.html import write_page
 from ppf.report.page import Page, Part, Tile
 from ppf.report.scores import duration, percent
@@ -50,7 +51,7 @@ def sweep_page(sweep: Sweep, folder: Path) -> Page:
     return Page(
         title=f"{sweep.jobs} jobs of {' and '.join(sweep.commands)}",
         command=command,
-        headline=_headline(found, first),
+        headline=[*_headline(found, first), *_orders(sweep)],
         tiles=[Tile("jobs", str(sweep.jobs), f"{duration(seconds)} one after another")],
         sections=[
             Part("Results", note, name="sweep", figure=_figure(found, first), wide=True),
@@ -71,6 +72,12 @@ def _headline(found: Sequence[Group], first: str) -> list[str]:
         who = group.name or "the only job"
         sentences.append(f"Best{where}: {who} with {words(first)} {group.text(first)}.")
     return sentences or ["No job has a result."]
+
+
+def _orders(sweep: Sweep) -> Iterator[str]:
+    """For recoveries of many policies: whether training changes their order."""
+    if compared := agreement(sweep.rows):
+        yield str(compared)
 
 
 def _figure(found: Sequence[Group], first: str) -> Figure:

@@ -1,5 +1,6 @@
 """recover: a pruned model is trained to predict as the dense model does."""
 
+from collections.abc import Mapping
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,18 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.artefacts import digest, draft, signature, write_json
+from ppf.artefacts import digest, draft, get_or_make, signature, write_json
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.loading import resolve_dtype
-from ppf.llm.text import build_text
+from ppf.llm.text import build_text, training_text
 from ppf.progress import say
 from ppf.ranks import on_rank_0
 from ppf.recovery.curve import Trace
+from ppf.recovery.likeliest import Likeliest, read_likeliest, write_likeliest
+from ppf.recovery.losses import Loss, likeliest_needed
 from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import Task
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
@@ -33,7 +36,7 @@ from ppf.stages.recovery_inputs import (
     windows_of,
     with_enough_memory,
 )
-from ppf.stages.signatures import plain
+from ppf.stages.signatures import model_identity, plain, text_identity
 
 
 def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
@@ -96,7 +99,7 @@ class _Recovery:
     ) -> None:
         self.cfg, self.fabric, self.start = cfg, fabric, start
         self.machine = machine_of(cfg, fabric)
-        config = policy_config(record, cfg)
+        self.config = config = policy_config(record, cfg)
         check_signature(record, config)
         self.student = self._load()
         self.training, self.validation = windows_of(cfg, self.student)
@@ -131,8 +134,25 @@ class _Recovery:
         names = list(cfg.tune)
         chain = [(n, plain(cfg.tune[n])) for n in names[: names.index(name) + 1]]
         run = run_of(cfg, self.machine, settings, self._weights, chain)
-        task = Task(self.student, self.teacher, losses, self.training, self.validation)
+        windows = self.training, self.validation
+        task = Task(self.student, self.teacher, losses, *windows, self._likeliest(losses))
         return instantiate(cfg.tune[name]).tune(task, run)
+
+    def _likeliest(self, losses: Mapping[str, Loss]) -> Likeliest | None:
+        """The dense model's likeliest tokens, if the losses read nothing else of it."""
+        if not (count := likeliest_needed(losses)):
+            return None
+        text = OmegaConf.create({"text": training_text(self.cfg.text), "paths": self.cfg.paths})
+        model = model_identity(self.config), str(self.teacher.dtype)
+        name = signature("likeliest", *model, text_identity(text, "training"), count)
+
+        def make(file: Path) -> None:
+            say(f"Storing the dense model's {count} likeliest tokens at every position.")
+            batch = self.cfg.recovery.micro_batch
+            write_likeliest(file, self.teacher.model, self.training, count, batch)
+
+        file = Path(self.cfg.paths.artefacts) / "likeliest" / f"{name}.safetensors"
+        return get_or_make(file, read=read_likeliest, make=make, ranks=self.fabric)
 
     @cached_property
     def _weights(self) -> list[str]:

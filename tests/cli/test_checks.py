@@ -39,6 +39,7 @@ PASSES = {
     **{f"windows.{part}": [None] for part in ("calibration", "labelling", "test", "validation")},
     **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
+    "KL.top_k": [0],
     "SAC.entropy": [-1, 0],
     "ExpectedLoss.windows": [0],
     **dict.fromkeys(("ExpectedLoss.noise", "scales.smooth"), []),

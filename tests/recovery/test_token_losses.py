@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ppf.llm import OutputHead
 from ppf.recovery import token_losses
+from ppf.recovery.likeliest import Likeliest
 from ppf.recovery.losses import KL, CrossEntropy
 from ppf.recovery.token_losses import Rows, mean_token_losses
 
@@ -80,3 +81,39 @@ def test_a_model_that_equals_its_teacher_has_no_divergence_and_no_gradient() -> 
     total.backward()
     assert float(total.detach()) == pytest.approx(0, abs=1e-6)
     assert float(student.hidden.grad.abs().max()) < 1e-6
+
+
+def top_k_divergence(student: Rows, teacher: Rows, few: int) -> Tensor:
+    """By its definition: all tokens but the teacher's likeliest count as one."""
+    p, q = (
+        teacher.head(teacher.hidden).softmax(-1).detach(),
+        student.head(student.hidden).softmax(-1),
+    )
+    tokens = p.topk(few).indices
+    p, q = p.gather(-1, tokens), q.gather(-1, tokens)
+    p, q = (torch.cat([x, 1 - x.sum(-1, keepdim=True)], -1) for x in (p, q))
+    return (p * (p / q).log()).sum(-1).mean()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_likeliest_tokens_give_the_divergence_of_their_definition(stored: bool) -> None:
+    student, teacher = rows(19, 0), rows(19, 1)
+    trained = [student.hidden, *student.head.linear.parameters()]
+    expected = top_k_divergence(student, teacher, 5)
+    known: Rows | Likeliest = teacher
+    if stored:
+        known = Likeliest.of(teacher.head(teacher.hidden).detach().log_softmax(-1), 5)
+    total, _ = mean_token_losses({"kl": KL(1.0, 5)}, student, known, torch.zeros(19).long())
+    torch.testing.assert_close(total, expected)
+    wanted = torch.autograd.grad(expected, trained)
+    for found, slope in zip(torch.autograd.grad(total, trained), wanted, strict=True):
+        torch.testing.assert_close(found, slope)
+
+
+def test_all_tokens_as_likeliest_give_the_whole_divergence() -> None:
+    student, teacher = rows(9, 0), rows(9, 1)
+    zeros = torch.zeros(9).long()
+    whole, part = (
+        mean_token_losses({"kl": KL(1.0, k)}, student, teacher, zeros)[0] for k in (0, TOKENS)
+    )
+    torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-5)

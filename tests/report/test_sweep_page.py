@@ -45,6 +45,14 @@ def test_without_ratios_jobs_are_ranked(tmp_path: Path) -> None:
     assert names == ["predictor.weight_decay=0.01", "predictor.weight_decay=0.1"]
 
 
+def test_recoveries_of_many_policies_tell_whether_their_order_changes(tmp_path: Path) -> None:
+    same = {"ratio": 0.3, "tune": "full", "tokens": 100.0}
+    for name, before, after in [("a", 4.0, 3.5), ("b", 4.1, 3.4), ("c", 4.2, 3.6)]:
+        losses = {"nll_recovered": after, "nll_pruned": before}
+        job(tmp_path, [f"policy={name}.json"], same | losses)
+    assert "Kendall 0.33" in sweep_page(read_sweep(tmp_path), tmp_path).headline[-1]
+
+
 def test_jobs_without_results_have_a_page(tmp_path: Path) -> None:
     job(tmp_path, ["seed=0"])
     assert sweep_page(read_sweep(tmp_path), tmp_path).headline == ["No job has a result."]

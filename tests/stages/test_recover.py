@@ -23,6 +23,7 @@ from ppf.export.card import recovered_card
 from ppf.export.loading import load_folder
 from ppf.llm import load
 from ppf.recovery import fit, token_losses
+from ppf.recovery.likeliest import read_likeliest
 from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule
 from ppf.report.scores import RecoveryScore
@@ -199,6 +200,19 @@ def test_a_finished_training_is_not_repeated(
     monkeypatch.setattr(fit, "_trainer", None)
     again = recovered(cfg)
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_stored_likeliest_tokens_train_as_the_dense_model_itself_does(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = ("loss.kl.top_k=8", "recovery.tokens=256")
+    stored = recovered(config(*given, f"paths.artefacts={tmp_path}/stored"))
+    (file,) = (tmp_path / "stored" / "likeliest").glob("*.safetensors")
+    assert read_likeliest(file).tokens.shape[1:] == (31, 8)
+    monkeypatch.setattr("ppf.stages.recover.likeliest_needed", lambda losses: 0)
+    live = recovered(config(*given, f"paths.artefacts={tmp_path}/live"))
+    for name, weight in live.items():
+        torch.testing.assert_close(stored[name], weight, atol=1e-4, rtol=1e-3)
 
 
 def test_a_smaller_micro_batch_gives_the_same_weights(

@@ -1,0 +1,52 @@
+"""Whether policies rank after recovery training as they do before it."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+_FEWEST = 3  # policies
+_SAME = 0.01  # largest difference between ratios that count as one
+
+
+class Agreement(NamedTuple):
+    """How well the losses of pruned models order them by their losses after training.
+
+    Args:
+        policies: number of policies.
+        kendall: rank correlation of the losses before and after.
+        regret: what the policy that is best before loses against the one that is best after, nats
+            per token after training.
+    """
+
+    policies: int
+    kendall: float
+    regret: float
+
+    def __str__(self) -> str:
+        return (
+            f"The order of {self.policies} policies before and after training: Kendall"
+            f" {self.kendall:.2f}; choosing before costs {self.regret:.4f} nats per token."
+        )
+
+
+def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement | None:
+    """Compares rows of `recover.py`, as in results.json.
+
+    Returns:
+        None if the rows have fewer than three policies, or several ratios or trainings.
+    """
+    known = [row for row in rows if {"nll_pruned", "nll_recovered"} <= row.keys()]
+    trainings = {(row["tune"], row["tokens"]) for row in known}
+    pairs = list(dict.fromkeys((row["nll_pruned"], row["nll_recovered"]) for row in known))
+    ratios = [row["ratio"] for row in known]
+    if len(trainings) != 1 or len({before for before, _ in pairs}) < _FEWEST:
+        return None
+    if max(ratios) - min(ratios) > _SAME:
+        return None
+    signs = [_sign(b[0] - a[0]) * _sign(b[1] - a[1]) for a, b in combinations(pairs, 2)]
+    best = min(after for _, after in pairs)
+    return Agreement(len(pairs), sum(signs) / len(signs), min(pairs)[1] - best)
+
+
+def _sign(difference: float) -> int:
+    return (difference > 0) - (difference < 0)

@@ -1,0 +1,26 @@
+from typing import Any
+
+import pytest
+
+from ppf.report.agreement import agreement
+
+
+def rows(*pairs: tuple[float, float], **more: Any) -> list[dict[str, Any]]:
+    same = {"ratio": 0.3, "tune": "full", "tokens": 1000} | more
+    return [{"nll_pruned": a, "nll_recovered": b, **same} for a, b in pairs]
+
+
+def test_order_and_regret_before_and_after_training() -> None:
+    found = agreement(rows((4.0, 3.5), (4.1, 3.4), (4.2, 3.6)))
+    assert found is not None and found.policies == 3
+    assert found.kendall == pytest.approx(1 / 3)
+    assert found.regret == pytest.approx(0.1)
+    assert "3 policies" in str(found) and "Kendall 0.33" in str(found)
+
+
+def test_nothing_is_compared_across_ratios_trainings_or_few_policies() -> None:
+    pairs = ((4.0, 3.5), (4.1, 3.4), (4.2, 3.6))
+    assert agreement(rows(*pairs[:2])) is None
+    assert agreement(rows(*pairs) + rows((5.0, 4.0), ratio=0.5)) is None
+    assert agreement(rows(*pairs) + rows((5.0, 4.0), tune="lora")) is None
+    assert agreement([{"test_ppl": 30.0}]) is None
