@@ -103,6 +103,15 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
         head_dim=8,
         tie_word_embeddings=False,
     ),
+    "qwen3-groups-of-2-tied": Qwen3Config(
+        **_SMALL,
+        hidden_size=96,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        tie_word_embeddings=True,
+    ),
     "gemma3-one-kv-head-tied": Gemma3TextConfig(
         **_SMALL,
         hidden_size=64,

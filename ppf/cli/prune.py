@@ -1,5 +1,7 @@
 """ppf-prune: writes a policy's model, for transformers or llama.cpp."""
 
+from pathlib import Path
+
 from lightning import Fabric
 from omegaconf import DictConfig
 
@@ -8,23 +10,30 @@ from ppf.cli.app import command
 from ppf.cli.lineage import made, used
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
+from ppf.llm.loading import local_folder
 from ppf.progress import say
 from ppf.report.publish import log_artifact
 from ppf.stages.policy import read_policy
-from ppf.stages.prune import prune
+from ppf.stages.prune import convert, prune
 from ppf.stages.prune_at import prune_at
 
 
 def _check(cfg: DictConfig) -> None:
-    if (cfg.policy is None) == (cfg.search is None) or (cfg.search is None) != (cfg.ratio is None):
+    given = sum(cfg[key] is not None for key in ("policy", "path", "search"))
+    if given != 1 or (cfg.search is None) != (cfg.ratio is None):
         raise PPFError(
-            "give either policy=FILE (a policy.json), or search=FOLDER (of a run of search.py"
-            " mode=dynamic) and ratio=R, as in ratio=0.3."
+            "give one of policy=FILE (a policy.json), path=FOLDER (of prune.py or recover.py), and"
+            " search=FOLDER (of a run of search.py mode=dynamic) with ratio=R, as in ratio=0.3."
         )
     if cfg.search:
         load_agent(cfg.search, cfg.trust_targets).policy(cfg.ratio)
-    else:
-        read_policy(cfg.policy, cfg.trust_targets)
+    elif cfg.path:
+        read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
+    elif read_policy(cfg.policy, cfg.trust_targets).get("recovered"):
+        raise PPFError(
+            f"policy={cfg.policy} belongs to recovered weights, which pruning again would lose:"
+            f" give path={Path(cfg.policy).parent} and export=gguf or export=decilm."
+        )
 
 
 @command(_check, one_process=True)
@@ -32,6 +41,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Writes into the folder `cfg.out`."""
     if cfg.search:
         path, policy = prune_at(cfg, fabric)
+    elif cfg.path:
+        path, policy = convert(cfg)
     else:
         policy = read_policy(cfg.policy, cfg.trust_targets)
         path = prune(cfg, fabric, policy)

@@ -239,6 +239,7 @@ class PruneConfig(RunConfig):
 
     export: Component
     policy: str | None
+    path: str | None
     search: str | None
     ratio: Ratio | None
     out: str

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ppf.errors import PPFError
+from ppf.export.pruned import Pruned
 from ppf.llm import LanguageModel
 from ppf.pruning import LivePruner
 
@@ -14,8 +15,8 @@ class Exporter(ABC):
     """Writes pruned models in one format."""
 
     @abstractmethod
-    def check(self, lm: LanguageModel) -> None:
-        """Raises PPFError if the format does not support the model; called before long work."""
+    def check(self, pruner: LivePruner) -> None:
+        """Raises PPFError if the format cannot hold the model; called before long work."""
 
     @abstractmethod
     def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
@@ -31,6 +32,25 @@ class Exporter(ABC):
         Raises:
             PPFError: the format does not support the model.
         """
+
+
+class Converter(Exporter):
+    """A format that needs the model only, so that exported folders can be converted to it too."""
+
+    @abstractmethod
+    def check_model(self, model: Pruned) -> None:
+        """As `check`."""
+
+    @abstractmethod
+    def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
+        """As `write`."""
+
+    def check(self, pruner: LivePruner) -> None:
+        check_blocks(pruner.lm)
+        self.check_model(Pruned.of(pruner))
+
+    def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
+        return self.write_model(Pruned.of(pruner), folder, policy)
 
 
 def check_blocks(lm: LanguageModel) -> None:

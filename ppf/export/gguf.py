@@ -1,7 +1,7 @@
 """Exports a pruned model as one GGUF file, which unmodified llama.cpp runs.
 
-llama.cpp's architecture `deci` is a Llama whose layers may differ in width. Arrays in the metadata
-hold the widths.
+Arrays in the metadata hold the widths of the layers, where llama.cpp's reader of the family knows
+such arrays.
 """
 
 import json
@@ -13,118 +13,111 @@ from typing import Any, Literal
 import gguf
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from ppf.errors import PPFError
-from ppf.export.base import Exporter, check_blocks
-from ppf.export.gguf_tensors import tensor_type, tensors, written_atoms
+from ppf.export.base import Converter
+from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
+from ppf.export.gguf_tensors import tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
-from ppf.llm import LanguageModel
-from ppf.pruning import LivePruner
+from ppf.export.pruned import Pruned
+from ppf.progress import say
 
-_ARCHITECTURE = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.DECI]
-_FAMILIES = ("llama", "mistral")
-_ROPE = ("default", "linear", "llama3")
-_TYPES = {
-    "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
-    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+_FILE_TYPES = {
+    "f16": LlamaFileType.MOSTLY_F16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q5_0": LlamaFileType.MOSTLY_Q5_0,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 
 
 @dataclass(frozen=True)
-class GGUF(Exporter):
+class GGUF(Converter):
     """Writes one GGUF file.
 
     Args:
-        type: number format of the matrices.
+        type: number format of the matrices; vectors are float32.
     """
 
-    type: Literal["f16", "q8_0"]
+    type: Literal["f16", "q8_0", "q5_0", "q4_0"]
 
-    def check(self, lm: LanguageModel) -> None:
-        check_blocks(lm)
-        _check(lm.model.config, self.type)
-        nowhere = gguf.GGUFWriter(None, _ARCHITECTURE)
-        write_vocabulary(nowhere, lm.tokenizer, lm.model.config.vocab_size)
+    def check_model(self, model: Pruned) -> None:
+        nowhere = gguf.GGUFWriter(None, architecture_of(model).name)
+        write_vocabulary(nowhere, model.lm.tokenizer, model.lm.model.config.vocab_size)
 
-    def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
-        return export_gguf(pruner, folder, policy, type=self.type)
-
-
-def export_gguf(pruner: LivePruner, folder: Path, policy: Mapping[str, Any], *, type: str) -> Path:
-    """Writes the model at its present policy, with its tokenizer.
-
-    Args:
-        folder: created if it is missing.
-        policy: the contents of policy.json, stored under the key `ppf.policy`. Its perplexities
-            were measured before the matrices are converted to `type`.
-        type: number format of the matrices, f16 or q8_0; vectors are float32.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        PPFError: llama.cpp does not support the model or its tokenizer, or the type is unknown.
-    """
-    lm = pruner.lm
-    _check(lm.model.config, type)
-    matrices, file_type = _TYPES[type]
-    folder.mkdir(parents=True, exist_ok=True)
-    name = policy.get("model", "model")
-    path = folder / f"{name}-{type}.gguf"
-
-    writer = gguf.GGUFWriter(path, _ARCHITECTURE)
-    writer.add_file_type(file_type)
-    writer.add_name(name)
-    writer.add_string("ppf.policy", json.dumps(policy))
-    _describe(writer, pruner)
-    write_vocabulary(writer, lm.tokenizer, lm.model.config.vocab_size)
-    for name, tensor in tensors(pruner):
-        kind = tensor_type(tensor, matrices)
-        data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
-        writer.add_tensor(name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
+        """As `write`. The file also stores the policy, under the key `ppf.policy`."""
+        reader, config = architecture_of(model), model.lm.model.config
+        _say_padding(model, reader)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = policy.get("model", "model")
+        path = folder / f"{name}-{self.type}.gguf"
+        writer = gguf.GGUFWriter(path, reader.name)
+        writer.add_file_type(_FILE_TYPES[self.type])
+        writer.add_name(name)
+        writer.add_string("ppf.policy", json.dumps(policy))
+        _describe(writer, model, reader)
+        write_vocabulary(writer, model.lm.tokenizer, config.vocab_size)
+        matrices = GGMLQuantizationType[self.type.upper()]
+        for key, tensor in tensors(model, reader):
+            kind = tensor_type(key, tensor, matrices, tied=config.tie_word_embeddings)
+            data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
+            writer.add_tensor(key, data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
 
 
-def _check(config: Any, type: str) -> None:
-    if type not in _TYPES:
-        raise PPFError(f"export.type={type} is unknown: give {' or '.join(_TYPES)}.")
-    if config.model_type not in _FAMILIES:
-        raise PPFError(
-            f"llama.cpp supports layers of different widths for {' and '.join(_FAMILIES)} models"
-            f" only, not for {config.model_type}: give export=huggingface."
-        )
-    rope = config.rope_parameters["rope_type"]
-    if rope not in _ROPE or config.hidden_act != "silu":
-        raise PPFError(
-            f"llama.cpp does not support this model's position encoding ({rope}) or activation"
-            f" ({config.hidden_act}): give export=huggingface."
+def _say_padding(model: Pruned, reader: Architecture) -> None:
+    """Says how much of the file is padding, where all layers get one width."""
+    written, parts = reader.atoms(model), list(zip(model.couplings, model.atoms, strict=True))
+    sizes = [coupling.prunable.params for coupling, _ in parts]
+    kept = sum(size * atoms for size, (_, atoms) in zip(sizes, parts, strict=True))
+    share = 1 - kept / sum(size * atoms for size, atoms in zip(sizes, written, strict=True))
+    if not reader.uneven and share:
+        say(
+            f"llama.cpp's reader of {reader.name} has one width for all layers: {share:.1%} of"
+            " their weights in the file are zeros that fill narrower layers up."
         )
 
 
-def _describe(writer: gguf.GGUFWriter, pruner: LivePruner) -> None:
+def _describe(writer: gguf.GGUFWriter, model: Pruned, reader: Architecture) -> None:
     """Writes the model's shape as metadata."""
-    config: Any = pruner.lm.model.config
-    atoms: dict[str, list[int]] = {"attention": [], "mlp": []}
-    for coupling, written in zip(pruner.lm.couplings, written_atoms(pruner), strict=True):
-        atoms[coupling.kind].append(written)
+    config: Any = model.lm.model.config
     queries = config.num_attention_heads // config.num_key_value_heads
-    # `deci` has no sliding window. Up to the window's length, full attention gives the same result.
-    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
+    atoms: dict[str, list[int]] = {"attention": [], "mlp": []}
+    for coupling, written in zip(model.couplings, reader.atoms(model), strict=True):
+        atoms[coupling.kind].append(written)
+    groups, channels = atoms["attention"], atoms["mlp"]
+    heads = [queries * count for count in groups]
 
     writer.add_type("model")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(min(config.max_position_embeddings, window))
     writer.add_vocab_size(config.vocab_size)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_head_count([queries * groups for groups in atoms["attention"]])
-    writer.add_head_count_kv(atoms["attention"])
-    writer.add_feed_forward_length(atoms["mlp"])
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_head_count(heads if reader.uneven else heads[0])
+    writer.add_head_count_kv(groups if reader.uneven else groups[0])
+    writer.add_feed_forward_length(channels if reader.uneven else channels[0])
+    writer.add_key_length(model.head)
+    writer.add_value_length(model.head)
+    writer.add_rope_dimension_count(model.head)
+    writer.add_rope_freq_base(rope_of(config)["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _describe_window(writer, config, reader)
+
+
+def _describe_window(writer: gguf.GGUFWriter, config: Any, reader: Architecture) -> None:
+    """Writes the longest context, and which layers of Gemma 3 see only a window of it."""
+    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
+    if reader.number is not gguf.MODEL_ARCH.GEMMA3:
+        # No other reader here has windows. Within one, full attention gives the same result.
+        writer.add_context_length(min(config.max_position_embeddings, window))
+        return
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_sliding_window(window)
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    writer.add_float32(
+        f"{reader.name}.rope.freq_base_swa", rope_of(config, "sliding_attention")["rope_theta"]
+    )
+    if config.final_logit_softcapping:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)

@@ -1,6 +1,7 @@
 """Writes a tokenizer as GGUF metadata."""
 
 import json
+import re
 from typing import Any
 
 import gguf
@@ -13,11 +14,14 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 # Steps by which a byte-level tokenizer splits a text before merging → llama.cpp's name for them.
 _SPLITS = {
     ("words",): "gpt-2",
     ("digits", "words"): "smollm",
     (_LLAMA3, "bytes"): "llama-bpe",
+    (_QWEN2, "bytes"): "qwen2",
 }
 
 
@@ -33,7 +37,7 @@ def write_vocabulary(
         PPFError: llama.cpp does not support the tokenizer.
     """
     parts = _parts(tokenizer)
-    tokens, types = _tokens(tokenizer, rows)
+    tokens, types = _tokens(tokenizer, rows, pieces=parts["model"]["byte_fallback"])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     if parts["model"]["byte_fallback"]:
@@ -60,8 +64,15 @@ def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return parts
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], list[TokenType]]:
-    """Token and type for each row of the embedding."""
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, rows: int, *, pieces: bool
+) -> tuple[list[str], list[TokenType]]:
+    """Token and type for each row of the embedding.
+
+    Args:
+        pieces: whether the tokenizer has SentencePiece's form. Then some tokens stand for bytes,
+            and llama.cpp looks for added tokens before it replaces spaces.
+    """
     vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
     if max(vocabulary.values()) >= rows:
         raise PPFError(
@@ -74,8 +85,11 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], l
         if number in added:
             special = added[number].special
             types[number] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+            if pieces and not special:
+                tokens[number] = token.replace("▁", " ")
         else:
-            types[number] = TokenType.NORMAL
+            is_byte = pieces and _BYTE.fullmatch(token)
+            types[number] = TokenType.BYTE if is_byte else TokenType.NORMAL
     return tokens, types
 
 

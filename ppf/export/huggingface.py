@@ -2,11 +2,12 @@
 
 transformers' own `per_layer_config` holds the widths. It overrides `num_key_value_heads`,
 `num_attention_heads` and `intermediate_size` layer by layer; the global values stay those of the
-dense model. transformers 5.24 uses it to size KV caches, but not to build layers.
+dense model. transformers 5.24 and vLLM use it to size KV caches, but not to build layers. vLLM
+needs a KV cache in every layer, so a layer without attention is listed with one KV group.
 
 So the folder contains `modeling_pruned.py`, the same file for all families. It builds the dense
-model and narrows its projections. `pruned_blocks` in the config lists these projections, and how
-many rows or columns one atom has in each.
+model and narrows its projections. `pruned_blocks` in the config lists these projections, how many
+rows or columns one atom has in each, and the layers that lack the block (`empty`).
 """
 
 import copy
@@ -24,7 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ppf.export import modeling_pruned
 from ppf.export.base import Exporter, check_blocks
 from ppf.export.card import model_card, recovered_card
-from ppf.llm import Adapter, Coupling, LanguageModel
+from ppf.llm import Adapter, Coupling
 from ppf.pruning import LivePruner
 
 _MODELING = Path(modeling_pruned.__file__)
@@ -34,8 +35,8 @@ _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
 class HuggingFace(Exporter):
     """Writes a Hugging Face folder."""
 
-    def check(self, lm: LanguageModel) -> None:
-        check_blocks(lm)
+    def check(self, pruner: LivePruner) -> None:
+        check_blocks(pruner.lm)
 
     def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
         return export_folder(pruner, folder, policy)
@@ -59,7 +60,7 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
     pruned_config(pruner).save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     pruner.lm.tokenizer.save_pretrained(folder)
-    _write_code(folder, family=type(model).__name__)
+    _write_code(folder, type(model).__name__, type(model.base_model).__name__)
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(pruner, policy), encoding="utf-8")
     return folder
@@ -104,7 +105,8 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     dense, adapter = pruner.lm.model.config, pruner.lm.adapter
     widths: dict[int, dict[str, int]] = {}
     for coupling, atoms in zip(pruner.lm.couplings, pruner.atoms, strict=True):
-        widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, atoms))
+        told = listed_atoms(coupling.kind, atoms)
+        widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, told))
     config: Any = copy.deepcopy(dense)
     # Some configs omit head_dim, and a pruned layer's number of heads does not determine it.
     config.head_dim = getattr(dense, "head_dim", None) or (
@@ -114,6 +116,7 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     config.architectures = ["PrunedForCausalLM"]
     config.auto_map = {
         "AutoConfig": f"{_MODELING.stem}.PrunedConfig",
+        "AutoModel": f"{_MODELING.stem}.PrunedModel",
         "AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM",
     }
     config.dtype = str(pruner.lm.dtype).removeprefix("torch.")
@@ -121,6 +124,11 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = widths
     return config
+
+
+def listed_atoms(kind: str, atoms: int) -> int:
+    """Atoms of a block as `per_layer_config` lists them: one KV group for no attention."""
+    return max(atoms, 1) if kind == "attention" else atoms
 
 
 def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, dict[str, Any]]:
@@ -138,12 +146,15 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
 def _pruned_blocks(pruner: LivePruner) -> dict[str, dict[str, Any]]:
     couplings = pruner.lm.couplings
     biased = [c for c in couplings if c.consumer.bias is not None]
+    empty = [c for c, atoms in zip(couplings, pruner.atoms, strict=True) if not atoms]
     # The dense policy puts empty blocks back into the model. It also undoes re-estimation, which
     # adds biases to blocks of any width.
     with pruner.at(pruner.space.dense.tolist()):
         blocks = describe_blocks(pruner.lm.adapter, couplings)
     for coupling in biased:
         blocks[coupling.kind]["biases"].append(coupling.layer)
+    for coupling in empty:
+        blocks[coupling.kind]["empty"].append(coupling.layer)
     return blocks
 
 
@@ -157,6 +168,7 @@ def _block(coupling: Coupling) -> dict[str, Any]:
         "bypassed": list(coupling.bypassed),
         "heads": coupling.heads,
         "biases": [],
+        "empty": [],
     }
 
 
@@ -171,10 +183,16 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _write_code(folder: Path, family: str) -> None:
-    """Copies the modelling code, with the family's class as its base and no import of PPF."""
+def _write_code(folder: Path, family: str, base: str) -> None:
+    """Copies the modelling code, with the family's classes as its bases and no import of PPF.
+
+    Args:
+        family: name of the dense model's class.
+        base: name of its class without the head.
+    """
     code = _MODELING.read_text(encoding="utf-8")
     code = code.replace("import LlamaForCausalLM as Base", f"import {family} as Base")
+    code = code.replace("import LlamaModel as BaseModel", f"import {base} as BaseModel")
     code = code.replace("from ppf.pruning.empty_block import", "from .empty_block import")
     (folder / _MODELING.name).write_text(code, encoding="utf-8")
     (folder / _EMPTY_BLOCK.name).write_text(_EMPTY_BLOCK.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -14,10 +15,12 @@ from transformers import (
 )
 
 from ppf.errors import PPFError, reason
-from ppf.export.huggingface import describe_blocks
+from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
-from ppf.llm import adapter_for
+from ppf.export.pruned import Pruned
+from ppf.llm import Coupling, LanguageModel, adapter_for
 from ppf.llm.checkpoint import quiet, read_config, read_model, read_tokenizer
+from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
 from ppf.records.exported import ExportedConfig
 
@@ -49,6 +52,54 @@ def load_folder(
     made = _pruned_class(folder, config) if pruned else AutoModelForCausalLM
     model = read_model(str(folder), config, dtype, "path", made)
     return model, read_tokenizer(str(folder), config, "path")
+
+
+def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
+    """The pruned model in a folder that `export_folder` or `export_recovered` wrote.
+
+    Raises:
+        PPFError: the folder cannot be loaded, or holds no pruned model.
+    """
+    model, tokenizer = load_folder(folder, dtype, trust_remote_code=False)
+    config: Any = model.config
+    if not hasattr(config, "pruned_blocks"):
+        raise PPFError(
+            f"path={folder} holds no pruned model: give a folder that prune.py or recover.py wrote."
+        )
+    config.per_layer_config = None  # the config has the dense model's widths from here on
+    adapter = adapter_for(config)
+    with torch.device("meta"):
+        dense = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    couplings, atoms = [], []
+    for coupling in adapter.couplings(dense):
+        layer = adapter.layers(model)[coupling.layer]
+        block = layer.get_submodule(coupling.attribute)
+        if isinstance(block, EmptyBlock):
+            _empty(coupling, block.bias)
+            atoms.append(0)
+        else:
+            find = adapter.attention if coupling.kind == "attention" else adapter.mlp
+            coupling = find(coupling.layer, layer)
+            atoms.append(coupling.atoms)
+        couplings.append(coupling)
+    blocks = [getattr(coupling.parent, coupling.attribute) for coupling in couplings]
+    lm = LanguageModel(model.eval().requires_grad_(False), tokenizer, adapter)
+    return Pruned(lm, couplings, blocks, atoms)
+
+
+def _empty(coupling: Coupling, bias: nn.Parameter | None) -> None:
+    """Gives the projections of a block without weights zero rows and columns."""
+    consumer: Any = coupling.consumer
+    for linear in (producer.linear for producer in coupling.producers):
+        linear.weight = nn.Parameter(torch.empty(0, linear.in_features))
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(torch.empty(0))
+    consumer.weight = nn.Parameter(torch.empty(consumer.out_features, 0))
+    consumer.register_parameter("bias", bias)
+    for module in getattr(coupling.parent, coupling.attribute).modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:  # norms over heads that do not exist
+                setattr(module, name, nn.Parameter(torch.ones(parameter.shape)))
 
 
 def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -85,7 +136,8 @@ def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
     """Whether the blocks are those of the family, and none is wider than in the dense model."""
     adapter = adapter_for(dense.config)
     couplings = adapter.couplings(dense)
-    blocks = {kind: block | {"biases": []} for kind, block in record["pruned_blocks"].items()}
+    lists: dict[str, Any] = {"biases": [], "empty": []}
+    blocks = {kind: block | lists for kind, block in record["pruned_blocks"].items()}
     if blocks != describe_blocks(adapter, couplings):
         return False
     # transformers writes "03" where there are ten layers or more.
@@ -94,9 +146,12 @@ def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
     fitting: Widths = {}
     for coupling in couplings:
         layer, kind, atoms = str(coupling.layer), coupling.kind, coupling.atoms
-        left = given.get(layer, {}).get(blocks[kind]["counted_by"], atoms)
+        left = min(given.get(layer, {}).get(blocks[kind]["counted_by"], atoms), atoms)
+        if coupling.layer in record["pruned_blocks"][kind]["empty"]:
+            left = 0
+        told = listed_atoms(kind, left)
         whole.setdefault(layer, {}).update(adapter.widths(dense.config, kind, atoms))
-        fitting.setdefault(layer, {}).update(adapter.widths(dense.config, kind, min(left, atoms)))
+        fitting.setdefault(layer, {}).update(adapter.widths(dense.config, kind, told))
     # The file may omit widths that equal the dense model's.
     widths = {layer: whole.get(layer, {}) | given.get(layer, {}) for layer in whole | given}
     return widths == fitting

@@ -1,7 +1,8 @@
 """A pruned causal language model, whose layers differ in width.
 
 `config.per_layer_config` holds the number of heads and FFN channels of each layer.
-`config.pruned_blocks` lists the projections that have these widths.
+`config.pruned_blocks` lists the projections that have these widths, and the layers that lack a
+block.
 """
 
 import logging
@@ -9,7 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers import LlamaForCausalLM as Base
+from transformers import LlamaModel as BaseModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ppf.pruning.empty_block import EmptyBlock
 
@@ -20,6 +24,45 @@ logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ER
 
 class PrunedConfig(Base.config_class):  # type: ignore[valid-type, misc]
     """The dense model's config class; it makes transformers import this file before it reads."""
+
+
+class EmptyAttention(EmptyBlock):
+    """An attention block without units that calls the attention interface all the same.
+
+    vLLM finds the attention layers of a model by this call. It gives this one a KV cache of one
+    group, as `config.per_layer_config` says. The group is zero, and so is its attention output.
+
+    Args:
+        config: of the model.
+        layer: index of the decoder layer.
+        heads: query heads of the group.
+        bias: bias of the consumer; None: zero.
+    """
+
+    is_causal = True
+
+    def __init__(self, config: Any, layer: int, heads: int, bias: nn.Parameter | None) -> None:
+        super().__init__(layer, True, bias)
+        self.config, self.layer_idx, self.num_key_value_groups = config, layer, heads
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        attention_mask: Any = None,
+        position_embeddings: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Returns (output, None)."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, ALL_ATTENTION_FUNCTIONS["sdpa"]
+        )
+        batch, tokens, _ = hidden_states.shape
+        heads, size = self.num_key_value_groups, self.config.head_dim
+        query = hidden_states.new_zeros(batch, heads, tokens, size)
+        key = hidden_states.new_zeros(batch, 1, tokens, size)
+        attend(self, query, key, key, None, scaling=1.0)
+        return super().forward(hidden_states, *args, **kwargs)
 
 
 class Narrowed(nn.Module):
@@ -35,9 +78,18 @@ class Narrowed(nn.Module):
         config.per_layer_config = widths
         for index, layer in enumerate(self.get_decoder().layers):
             for kind, block in config.pruned_blocks.items():
-                left = getattr(config.per_layer_config[index], block["counted_by"])
-                _narrow(layer, index, kind, block, left)
+                if index in block["empty"]:
+                    _remove(layer, index, kind, block, config)
+                else:
+                    left = getattr(config.per_layer_config[index], block["counted_by"])
+                    _narrow(layer, index, block, left)
         self.post_init()
+
+
+class PrunedModel(Narrowed, BaseModel):
+    """The pruned model without its head, as vLLM builds it."""
+
+    config_class = PrunedConfig
 
 
 class PrunedForCausalLM(Narrowed, Base):
@@ -46,16 +98,29 @@ class PrunedForCausalLM(Narrowed, Base):
     config_class = PrunedConfig
 
 
-def _narrow(layer: nn.Module, index: int, kind: str, block: dict[str, Any], left: int) -> None:
-    """Narrows a block to `left` key/value heads or channels; 0: replaces it by an `EmptyBlock`."""
+# Otherwise pipelines log that they do not support the class.
+AutoModelForCausalLM.register(PrunedConfig, PrunedForCausalLM, exist_ok=True)
+
+
+def _remove(layer: nn.Module, index: int, kind: str, block: dict[str, Any], config: Any) -> None:
+    """Replaces a block by an empty one."""
+    consumer: Any = layer.get_submodule(block["consumer"])
+    has_bias = index in block["biases"]
+    bias = nn.Parameter(torch.zeros(consumer.out_features)) if has_bias else None
+    if kind == "attention":
+        heads = config.per_layer_config[index].num_attention_heads
+        empty: EmptyBlock = EmptyAttention(config, index, heads, bias)
+    else:
+        empty = EmptyBlock(index, False, bias)
+    layer.set_submodule(block["name"], empty)
+    for name in block["bypassed"]:
+        layer.set_submodule(name, nn.Identity())
+
+
+def _narrow(layer: nn.Module, index: int, block: dict[str, Any], left: int) -> None:
+    """Narrows a block to `left` key/value heads or channels."""
     consumer: Any = layer.get_submodule(block["consumer"])
     hidden, bias = consumer.out_features, index in block["biases"]
-    if not left:
-        vector = nn.Parameter(torch.zeros(hidden)) if bias else None
-        layer.set_submodule(block["name"], EmptyBlock(index, kind == "attention", vector))
-        for name in block["bypassed"]:
-            layer.set_submodule(name, nn.Identity())
-        return
     if block["heads"]:
         setattr(layer.get_submodule(block["name"]), block["heads"], left)
     layer.set_submodule(block["consumer"], nn.Linear(left * block["columns"], hidden, bias))

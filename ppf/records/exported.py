@@ -19,6 +19,7 @@ class BlockRecord(Record):
     bypassed: list[Word]
     heads: Word | None
     biases: list[Natural]
+    empty: list[Natural]
     counted_by: Word
 
 

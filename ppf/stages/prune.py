@@ -12,14 +12,17 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
+from ppf.errors import PPFError
 from ppf.evaluation.latency import speeds
 from ppf.evaluation.perplexity import Piece, pieces_nll
-from ppf.export.base import Exporter
+from ppf.export.base import Converter, Exporter
+from ppf.export.loading import read_pruned
+from ppf.llm.loading import resolve_dtype
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.sequential import refit_sequentially
 from ppf.report.scores import LogPerplexity
-from ppf.stages.policy import check_signature, policy_config
+from ppf.stages.policy import check_signature, policy_config, read_policy
 from ppf.stages.prepare import PruningContext, prepare
 
 
@@ -55,6 +58,26 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     return exporter.write(context.pruner, Path(cfg.out), record)
 
 
+def convert(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
+    """Writes the exported or recovered model in `cfg.path` again, in the format `cfg.export`.
+
+    Returns:
+        What `cfg.export` wrote, and the record of the policy.
+
+    Raises:
+        PPFError: the folder holds no pruned model, or the format cannot hold it.
+    """
+    folder, exporter = Path(cfg.path), instantiate(cfg.export)
+    if not isinstance(exporter, Converter):
+        raise PPFError(
+            "path= is a Hugging Face folder already: give export=gguf or export=decilm with it."
+        )
+    record = read_policy(folder / "policy.json", cfg.trust_targets)
+    model = read_pruned(folder, resolve_dtype(cfg.dtype))
+    exporter.check_model(model)
+    return exporter.write_model(model, Path(cfg.out), record), record
+
+
 def compensated(
     cfg: DictConfig,
     fabric: Fabric,
@@ -68,7 +91,7 @@ def compensated(
         timed: how speed is measured; None: it is not measured.
     """
     context = apply_policy(cfg, fabric, record)
-    exporter.check(context.lm)
+    exporter.check(context.pruner)
     known = known_before(context, timed)  # the dense model is not to be had after a refit
     if cfg.sequential and can_refit(context):
         scores = keep_better(context)

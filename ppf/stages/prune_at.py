@@ -32,7 +32,8 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     agent, search = load_agent(cfg.search, cfg.trust_targets), Path(cfg.search)
     exporter: Exporter = instantiate(cfg.export)
     context = resident(cfg, fabric, agent.record, adapted=False)
-    exporter.check(context.lm)
+    with context.pruner.at(agent.policy(cfg.ratio)):
+        exporter.check(context.pruner)
     record = _record(context, agent, cfg.ratio)
     known = known_before(context, cfg.speed if cfg.latency else None)
     scores = {"one_shot": record["measured"]["nll"]}

@@ -46,7 +46,7 @@ def sentence(run: Run, script: str, *overrides: str, **more: str) -> str:
         ("search", "hydra.run.dir=/proc/x", "cannot write /proc/x (No such file or directory)"),
         ("search", "fabric.accelerator=gpu", "fabric.accelerator=gpu fabric.devices=1 cannot be"),
         ("search", "space.channel_multiple=7", "space.channel_multiple=7 does not divide"),
-        ("prune", "export=gguf export.type=q4_k_m policy=x", "q4_k_m should be 'f16' or 'q8_0'."),
+        ("prune", "export=gguf export.type=q4_k_m policy=x", "q4_k_m should be 'f16', 'q8_0',"),
         ("search", "model=llama2_7b", "give a local copy with model.path=FOLDER"),
         ("search", "text=wikitext2", "or any file with text.path=FILE"),
         ("train", "upstream=require", "run `python collect.py` first"),

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ppf.conf import read_option
+from ppf.export.gguf import GGUF
 from ppf.export.huggingface import export_folder
 from ppf.llm import LanguageModel, load
 from ppf.pruning import LivePruner
@@ -36,6 +37,12 @@ FORMS = (
     "opt-32-heads-tied",
     "gpt-neox-32-heads-untied",
 )
+
+
+def export_gguf(pruner: LivePruner, folder: Path, policy: dict[str, Any], *, type: str) -> Path:
+    exporter = GGUF(type)
+    exporter.check(pruner)
+    return exporter.write(pruner, folder, policy)
 
 
 @pytest.fixture(params=FORMS)

@@ -2,12 +2,13 @@ import pytest
 
 from ppf.errors import PPFError
 from ppf.export.base import Exporter
+from ppf.export.decilm import DeciLM
 from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
-from tests.checkpoints import two_ffns
+from tests.checkpoints import pruner_of, two_ffns
 
 
-@pytest.mark.parametrize("exporter", [HuggingFace(), GGUF("f16")])
+@pytest.mark.parametrize("exporter", [HuggingFace(), GGUF("f16"), DeciLM()])
 def test_several_blocks_of_one_kind_in_a_layer_are_refused(exporter: Exporter) -> None:
     with pytest.raises(PPFError, match="no format holds .* 0.mlp.1: keep the model in memory"):
-        exporter.check(two_ffns())
+        exporter.check(pruner_of(two_ffns()))

@@ -11,12 +11,13 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ppf.errors import PPFError
-from ppf.export.gguf import GGUF, export_gguf
-from ppf.export.gguf_vocabulary import _LLAMA3
+from ppf.export.gguf import GGUF
+from ppf.export.gguf_vocabulary import _LLAMA3, _QWEN2
 from ppf.pruning import LivePruner
+from ppf.pruning.compensation import Bias
 from ppf.space import uniform
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
-from tests.export.conftest import POLICY
+from tests.export.conftest import POLICY, export_gguf
 
 
 @pytest.fixture(params=["llama-groups-of-3-tied", "llama-biases", "mistral-sliding-window"])
@@ -82,7 +83,10 @@ def test_tensors_are_the_models_own(pruner: LivePruner, tmp_path: Path) -> None:
     assert ("output.weight" in found) != pruner.lm.model.config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("type", ["f16", "q8_0"])
+BITS = {"f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5}  # for one number, its scale included
+
+
+@pytest.mark.parametrize("type", BITS)
 def test_the_file_shrinks_by_what_the_policy_removed(type: str, tmp_path: Path) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["llama-32-heads-untied"]), channel_multiple=32)
     dense = export_gguf(pruner, tmp_path / "dense", POLICY, type=type)
@@ -90,8 +94,7 @@ def test_the_file_shrinks_by_what_the_policy_removed(type: str, tmp_path: Path) 
     kept[::2] = 8  # of 32 heads of size 4: rows of 32 numbers, which q8_0 divides
     pruner.apply(kept.tolist())
     pruned = export_gguf(pruner, tmp_path / "pruned", POLICY, type=type)
-    number = {"f16": 2, "q8_0": 34 / 32}[type]
-    removed = number * int(pruner.space.removed(kept))
+    removed = BITS[type] / 8 * int(pruner.space.removed(kept))
     assert dense.stat().st_size - pruned.stat().st_size == pytest.approx(removed, rel=0.01)
 
 
@@ -111,21 +114,90 @@ def test_q8_0_is_close_and_rows_that_it_cannot_divide_stay_f16(
         torch.testing.assert_close(tensor, exact[name], atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize(("type", "error"), [("q5_0", 0.05), ("q4_0", 0.1)])
+@pytest.mark.parametrize("form", ["llama-groups-of-3-tied", "llama-32-heads-untied"])
+def test_the_output_matrix_has_8_bits(form: str, type: str, error: float, tmp_path: Path) -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS[form]))
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type=type))
+    types = {t.name: t.tensor_type.name for t in reader.tensors}
+    output = "output.weight" if "untied" in form else "token_embd.weight"
+    assert types.pop(output) == "Q8_0"
+    assert {kind for name, kind in types.items() if "norm" not in name} == {type.upper()}
+    found, own = values(reader), pruner.lm.model.state_dict()
+    key = "model.layers.1.mlp.up_proj.weight"
+    torch.testing.assert_close(found["blk.1.ffn_up.weight"], own[key], atol=error, rtol=0)
+
+
+def test_qwen3_is_written_as_openelm(tmp_path: Path) -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS["qwen3-groups-of-2-tied"]))
+    pruner.apply([0, 0, 1, 3, 2, 8])
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
+    assert value(reader, "general.architecture") == "openelm"
+    assert value(reader, "openelm.attention.head_count_kv") == [1, 1, 2]
+    assert value(reader, "openelm.feed_forward_length") == [32, 48, 128]
+    found, own = values(reader), pruner.lm.model.state_dict()
+    parts = [own[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
+    torch.testing.assert_close(
+        found["blk.1.attn_qkv.weight"], torch.cat(parts), atol=1e-3, rtol=1e-3
+    )
+    assert not found["blk.0.attn_qkv.weight"].any() and not found["blk.0.ffn_up.weight"].any()
+
+
+def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]))
+    pruner.apply([1, 2, 0, 4, 1, 1])
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
+    assert value(reader, "general.architecture") == "gemma3"
+    told = {"head_count": 4, "head_count_kv": 1, "sliding_window": 8}
+    assert {key: value(reader, f"gemma3.attention.{key}") for key in told} == told
+    assert value(reader, "gemma3.feed_forward_length") == 64
+    assert value(reader, "gemma3.attention.sliding_window_pattern") == [True, False, True]
+    found, own = values(reader), pruner.lm.model.state_dict()
+    norm = own["model.layers.0.input_layernorm.weight"] + 1
+    torch.testing.assert_close(found["blk.0.attn_norm.weight"], norm)
+    narrow = found["blk.0.ffn_up.weight"]
+    assert narrow[:32].any() and not narrow[32:].any()
+    assert "of their weights in the file are zeros" in capsys.readouterr().out
+
+
+WHOLE = "one width for all layers, and some layers of this policy keep theirs whole"
+
+
 @pytest.mark.parametrize(
-    ("form", "type", "part"),
+    ("form", "biased", "part"),
     [
-        ("qwen3-32-heads-untied", "f16", "for llama and mistral models only, not for qwen3"),
-        ("llama-biases", "q4_0", "export.type=q4_0 is unknown: give f16 or q8_0"),
+        ("opt-32-heads-tied", False, "export=gguf supports llama, mistral, .* not opt"),
+        ("qwen3-groups-of-2-tied", True, "search with compensation=none, or give export=hugg"),
+        ("qwen3-32-heads-untied", False, WHOLE),
+        ("gemma3-one-kv-head-tied", False, WHOLE),
     ],
 )
-def test_what_llama_cpp_does_not_support_is_refused(
-    form: str, type: str, part: str, tmp_path: Path
+def test_what_llama_cpp_does_not_support_is_refused(form: str, biased: bool, part: str) -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS[form]), Bias() if biased else None)
+    pruner.apply([*pruner.space.dense.tolist()[:-1], 1])
+    with pytest.raises(PPFError, match=part):
+        GGUF("f16").check(pruner)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"query_pre_attn_scalar": 48}, "factor of the attention scores"),
+        ({"num_hidden_layers": 62}, "factor of the attention scores"),
+        ({"attn_logit_softcapping": 50.0}, "cap of the attention scores"),
+        ({"hidden_activation": "silu"}, "activation \\(silu\\)"),
+    ],
+)
+def test_a_gemma3_that_llama_cpp_would_compute_wrongly_is_refused(
+    change: dict[str, Any], part: str
 ) -> None:
-    lm = random_model(CHECKPOINTS[form])
+    pruner = pruner_of(random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]))
+    for key, given in change.items():
+        setattr(pruner.lm.model.config, key, given)
     with pytest.raises(PPFError, match=part):
-        GGUF(type).check(lm)
-    with pytest.raises(PPFError, match=part):
-        export_gguf(pruner_of(lm), tmp_path, POLICY, type=type)
+        GGUF("f16").check(pruner)
 
 
 def with_split(split: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
@@ -140,6 +212,7 @@ SPLITS = {
     "gpt-2": WORDS,
     "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WORDS]),
     "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_LLAMA3), "isolated"), BYTES]),
+    "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_QWEN2), "isolated"), BYTES]),
 }
 
 
@@ -161,4 +234,4 @@ def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -
 def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
-        GGUF("f16").check(pruner.lm)
+        GGUF("f16").check(pruner)

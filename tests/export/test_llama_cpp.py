@@ -1,10 +1,6 @@
 """Exported GGUF files in llama.cpp itself, through the npm package that ships it built."""
 
-import json
-import platform
-import shutil
-import subprocess
-from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,44 +9,23 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from torch import nn
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from ppf.export.gguf import export_gguf
+from benchmarks.llama_cpp import LlamaCpp, UnavailableError
+from ppf.evaluation.perplexity import mean_nll
 from ppf.llm import LanguageModel
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias, LeastSquares, NoCompensation
-from tests.checkpoints import pruner_of, random_model
-from tests.export.conftest import POLICY
-
-VERSION = "3.22.1"
-ARCHITECTURES = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
-Run = Callable[[list[dict]], list[dict]]
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
+from tests.export.conftest import POLICY, export_gguf
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
-def llama_cpp(cache: str) -> Run:
-    """Runs llama_cpp.mjs; the package is installed once into the cache (85 MB)."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    binary = ARCHITECTURES.get(platform.machine())
-    if not (node and npm and binary and platform.system() == "Linux"):
-        pytest.skip("llama.cpp's npm package needs node and npm on Linux (x64 or arm64)")
-    folder = Path(cache) / f"node-llama-cpp-{VERSION}"
-    packages = [f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/{binary}@{VERSION}"]
-    if not (folder / "package.json").is_file():
-        folder.mkdir(exist_ok=True)
-        install = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund"]
-        install += ["--ignore-scripts", "--omit=optional", *packages]
-        done = subprocess.run(install, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"npm cannot install {packages[0]}: {done.stderr.splitlines()[-1]}")
-
-    def run(wanted: list[dict]) -> list[dict]:
-        command = [node, str(Path(__file__).with_name("llama_cpp.mjs")), str(folder)]
-        done = subprocess.run(command, input=json.dumps(wanted), capture_output=True, text=True)
-        assert not done.returncode, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return run
+def llama_cpp(cache: str) -> LlamaCpp:
+    try:
+        return LlamaCpp(Path(cache))
+    except UnavailableError as error:
+        pytest.skip(str(error))
 
 
 CASES = {
@@ -97,7 +72,7 @@ def assert_greedy(model: nn.Module, found: dict) -> None:
     assert (scores.amax(1) - chosen).max() < 0.02
 
 
-def test_every_form_of_layer(llama_cpp: Run, tmp_path: Path) -> None:
+def test_every_form_of_layer(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     models: dict[str, LanguageModel] = {}
     wanted = []
     for name, (kept, compensation, more) in CASES.items():
@@ -109,6 +84,33 @@ def test_every_form_of_layer(llama_cpp: Run, tmp_path: Path) -> None:
     for name, found in zip(models, llama_cpp(wanted), strict=True):
         assert len(found["tokens"]) == 16
         assert found["prompt"] == models[name].tokenizer("Hello, 12 of you.").input_ids
+        assert_greedy(models[name].model, found)
+
+
+FAMILIES = {
+    "mistral-sliding-window": [1, 32, 2, 0, 0, 64],
+    "qwen2-groups-of-7-local-layers-tied": [2, 32, 0, 64, 1, 0],
+    "qwen3-groups-of-2-tied": [0, 64, 2, 0, 1, 128],
+    "qwen3-32-heads-untied": [1, 64, 4, 32, 0, 0],  # filled up to 4 groups and 64 channels
+    "gemma3-one-kv-head-tied": [1, 32, 0, 64, 1, 0],
+    "gemma3-groups-of-3-capped-logits-untied": [1, 48, 0, 16, 1, 64],
+}
+
+
+def test_every_family(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
+    """Within the windows of Mistral and Qwen 2, and beyond those of Gemma 3."""
+    models: dict[str, LanguageModel] = {}
+    wanted = []
+    for name, atoms in FAMILIES.items():
+        models[name] = random_model(CHECKPOINTS[name])
+        pruner = pruner_of(models[name], channel_multiple=16)
+        sites = zip(pruner.space.sites, atoms, strict=True)
+        pruner.apply([count // site.atoms_per_unit for site, count in sites])
+        file = export_gguf(pruner, tmp_path, {"model": name}, type="f16")
+        tokens = 16 if name.startswith(("gemma3", "qwen3")) else 3
+        wanted.append({"file": str(file), "prompt": "Hello", "tokens": tokens})
+    for name, found in zip(models, llama_cpp(wanted), strict=True):
+        assert found["prompt"] == models[name].tokenizer("Hello").input_ids
         assert_greedy(models[name].model, found)
 
 
@@ -131,13 +133,22 @@ def sentencepiece_form() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def test_a_tokenizer_of_sentencepieces_form(llama_cpp: Run, tmp_path: Path) -> None:
+def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     lm = random_model(LlamaConfig(**CONFIG | {"vocab_size": 320}))
     lm.tokenizer = sentencepiece_form()
     file = export_gguf(pruner_of(lm), tmp_path, POLICY, type="f16")
     texts = ["the cat sat", "Thé catthe", "a  the cat"]
     found = llama_cpp([{"file": str(file), "prompt": text, "tokens": 1} for text in texts])
     assert [f["prompt"] for f in found] == [lm.tokenizer(text).input_ids for text in texts]
+
+
+def test_perplexity_is_that_of_transformers(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
+    lm, windows = random_model(LlamaConfig(**CONFIG)), random_windows()
+    pruner = pruner_of(lm, channel_multiple=32)
+    pruner.apply([1, 3, 2, 2, 1, 4])
+    file = export_gguf(pruner, tmp_path, POLICY, type="f16")
+    (found,) = llama_cpp([{"file": str(file), "windows": windows.tolist()}])
+    assert found["nll"] == pytest.approx(mean_nll(lm.model, windows, batch=4), abs=0.005)
 
 
 def unevenly_pruned(lm: LanguageModel) -> LivePruner:
@@ -150,15 +161,18 @@ def unevenly_pruned(lm: LanguageModel) -> LivePruner:
     return pruner
 
 
-def test_the_real_model(llama_cpp: Run, smollm2: LanguageModel, tmp_path: Path) -> None:
+def test_the_real_model(llama_cpp: LlamaCpp, smollm2: LanguageModel, tmp_path: Path) -> None:
     pruner, prompt = unevenly_pruned(smollm2), "The capital of France is"
-    files = [export_gguf(pruner, tmp_path, POLICY, type=type) for type in ("f16", "q8_0")]
-    half, quantised = llama_cpp(
+    types = ("f16", "q8_0", "q5_0", "q4_0")
+    files = [export_gguf(pruner, tmp_path, POLICY, type=type) for type in types]
+    half, *quantised = llama_cpp(
         [{"file": str(file), "prompt": prompt, "tokens": 32} for file in files]
     )
     encoded = smollm2.tokenizer(prompt, return_tensors="pt")
     expected = smollm2.model.generate(**encoded, max_new_tokens=32, do_sample=False)[0]
     assert half["prompt"] == encoded["input_ids"][0].tolist()
     assert half["text"] == smollm2.tokenizer.decode(expected[len(half["prompt"]) :])
-    assert len(quantised["tokens"]) == 32 and quantised["text"].strip()
-    assert files[1].stat().st_size < 0.6 * files[0].stat().st_size
+    for found in quantised:
+        assert len(found["tokens"]) == 32 and found["text"].strip()
+    sizes = [file.stat().st_size for file in files]
+    assert all(size < 0.9 * before for before, size in pairwise(sizes))

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from ppf.errors import PPFError
 from ppf.export.huggingface import export_folder
-from ppf.export.loading import load_folder
+from ppf.export.loading import load_folder, read_pruned
+from ppf.export.pruned import Pruned
 from ppf.llm.sources import byte_tokenizer
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
@@ -63,6 +64,9 @@ class TestOneFamily:
             lambda c: c["pruned_blocks"]["attention"].update(columns=2**40),
             lambda c: c["pruned_blocks"]["attention"].update(columns=True),
             lambda c: c["pruned_blocks"]["attention"].update(more=1),
+            lambda c: c["pruned_blocks"]["attention"].update(empty=[]),
+            lambda c: c["pruned_blocks"]["mlp"].update(empty=[1, 2]),
+            lambda c: c["per_layer_config"]["0"].update(num_attention_heads=0),
             lambda c: c["pruned_blocks"].pop("mlp"),
             lambda c: c["pruned_blocks"].update({"mlp\x1b[31m": {}}),
             lambda c: c.update(pruned_blocks=None),
@@ -130,3 +134,26 @@ def test_a_model_of_more_than_ten_layers_is_read(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = pruner.lm.model(ids).logits
         torch.testing.assert_close(loaded(folder).eval()(ids).logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "pruner", ["llama-groups-of-3-tied", "llama-biases", "qwen3-groups-of-2-tied"], indirect=True
+)
+def test_a_folder_holds_the_same_parts_as_the_live_model(pruner: LivePruner, folder: Path) -> None:
+    live, found = Pruned.of(pruner), read_pruned(folder, torch.float32)
+    assert (found.atoms, found.whole) == (live.atoms, live.whole)
+    filled = [max(atoms, 2) for atoms in live.atoms]
+    for wanted in (live.atoms, filled):
+        tensors, expected = dict(found.tensors(wanted)), dict(live.tensors(wanted))
+        assert tensors.keys() == expected.keys()
+        for name, tensor in expected.items():
+            if "q_norm" not in name and "k_norm" not in name:  # unknown where no head is left
+                torch.testing.assert_close(tensors[name], tensor, atol=0, rtol=0)
+
+
+def test_a_folder_that_is_not_pruned_is_no_pruned_model(tmp_path: Path) -> None:
+    lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(PPFError, match="holds no pruned model"):
+        read_pruned(tmp_path, torch.float32)

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ppf.cli.checks import check
+from ppf.cli.prune import main as command
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.export.card import recovered_card
@@ -28,7 +31,7 @@ from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule
 from ppf.report.scores import RecoveryScore
 from ppf.stages.policy import read_policy
-from ppf.stages.prune import prune
+from ppf.stages.prune import convert, prune
 from ppf.stages.recover import recover
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_search
@@ -50,8 +53,7 @@ def start(searched: Path, cache: str) -> Path:
     """The folder of the pruned model."""
     paths = [f"paths.{name}={searched}/{name}" for name in ("run", "artefacts")]
     given = [f"policy={searched}/policy.json", f"paths.cache={cache}", *paths]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("prune", [*given, f"out={searched}/pruned"])
+    cfg = compose_prune(*given, f"out={searched}/pruned")
     return prune(cfg, Fabric(accelerator="cpu", devices=1), read_policy(cfg.policy, []))
 
 
@@ -73,6 +75,11 @@ def unbroken(
     """The config of a finished run, and the weights that it has written."""
     cfg = configured(searched, start, cache, tmp_path_factory.mktemp("unbroken"), *AVERAGED)
     return cfg, recovered(cfg)
+
+
+def compose_prune(*overrides: str) -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("prune", list(overrides))
 
 
 def run(cfg: DictConfig) -> RecoveryScore:
@@ -110,6 +117,29 @@ def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     projections = {k for k, w in weights(start).items() if "proj" in k and w.ndim == 2}
     expected = {"lora": projections, "norms_and_biases": vectors}
     assert changed == expected.get(tune, weights(start).keys())
+
+
+def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path) -> None:
+    cfg = config("tune=norms_and_biases", "recovery.tokens=256")
+    expected = recovered(cfg)
+    given = (f"path={cfg.out}", f"paths.run={tmp_path}/run", f"out={tmp_path}/gguf")
+    wanted = compose_prune(*given, "export=gguf")
+    check("prune", wanted)
+    with pytest.raises(PPFError, match="give export=gguf or export=decilm"):
+        convert(compose_prune(*given))
+    file, record = convert(wanted)
+    reader = GGUFReader(file)
+    tensors = {t.name: torch.tensor(t.data) for t in reader.tensors}
+    for name, own in {
+        "blk.1.ffn_norm.weight": "model.layers.1.post_attention_layernorm.weight",
+        "blk.2.attn_output.bias": "model.layers.2.self_attn.o_proj.bias",
+    }.items():
+        assert torch.equal(tensors[name], expected[own])
+    assert json.loads(reader.fields["ppf.policy"].contents()) == record
+    assert record["recovered"]["tune"] == ["norms_and_biases"]
+    again = compose_prune(f"policy={cfg.out}/policy.json", f"paths.run={tmp_path}/run")
+    with pytest.raises(PPFError, match=f"give path={cfg.out} and export=gguf"):
+        command.check_relations(again)
 
 
 def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_layer(

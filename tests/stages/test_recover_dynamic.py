@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from ppf.cli.checks import check
+from ppf.conf import read_option
 from ppf.export.loading import load_folder
 from ppf.pruning.elastic import FILE
 from ppf.recovery.elastic import ElasticModule
@@ -92,6 +94,12 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     assert record["exported"]["compensation"] == "adapters"
     assert scores["adapters"]["nll"] != scores["one_shot"]["nll"] == record["measured"]["nll"]
     assert "with the adapters of a recovery" in (out / "README.md").read_text()
+
+    pruning.export, pruning.out = read_option("export", "gguf"), f"{tmp_path}/gguf"
+    file, _ = prune_at(pruning, Fabric(accelerator="cpu", devices=1))
+    tensors = {t.name: torch.tensor(t.data) for t in GGUFReader(file).tensors}
+    merged = model.state_dict()["model.layers.1.mlp.down_proj.weight"].half()
+    assert torch.equal(tensors["blk.1.ffn_down.weight"], merged)
 
 
 def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(

@@ -1,0 +1,100 @@
+"""Size and perplexity of a pruned model in each number format of GGUF.
+
+    python benchmarks/formats.py FOLDER [--windows 4]
+
+FOLDER is one that prune.py or recover.py wrote; the dense model that it came from is measured too.
+Each file is scored in llama.cpp, and the same rounded weights in transformers, in float32, on
+windows of the test part. The windows are those of the text that the policy was searched on.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from gguf import GGMLQuantizationType
+from hydra import compose, initialize_config_module
+from llama_cpp import LlamaCpp
+from transformers import PreTrainedModel
+
+from ppf.evaluation.perplexity import evenly, mean_nll
+from ppf.export.gguf import GGUF
+from ppf.export.gguf_tensors import tensor_type
+from ppf.export.loading import load_folder, read_pruned
+from ppf.export.pruned import Pruned
+from ppf.llm import LanguageModel, load
+from ppf.llm.text import build_text
+from ppf.stages.policy import policy_config, read_policy
+
+TYPES = ("f16", "q8_0", "q5_0", "q4_0")
+NAMES = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}
+
+
+def whole(lm: LanguageModel) -> Pruned:
+    """A dense model as the exporter reads it."""
+    blocks = [getattr(coupling.parent, coupling.attribute) for coupling in lm.couplings]
+    return Pruned(lm, lm.couplings, blocks, [coupling.atoms for coupling in lm.couplings])
+
+
+@torch.no_grad()
+def round_weights(model: PreTrainedModel, matrices: GGMLQuantizationType) -> None:
+    """Rounds the weights in place to the numbers that the file holds."""
+    tied = model.config.tie_word_embeddings
+    for name, parameter in model.named_parameters():
+        kind = tensor_type(NAMES.get(name, name), parameter, matrices, tied=tied)
+        data = gguf.quants.quantize(parameter.numpy(), kind)
+        parameter.copy_(torch.from_numpy(gguf.quants.dequantize(data, kind)))
+
+
+def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, Any]]:
+    """One row for each model and number format; the last two entries are perplexities."""
+    record = read_policy(folder / "policy.json", ())
+    config = policy_config(record, cfg)
+    config.model.dtype = "float32"
+    dense, run = load(config.model, cfg.paths.cache), LlamaCpp(Path(cfg.paths.cache))
+    text = build_text(config.text, cfg.paths.cache)
+    windows = evenly(text.tokens("test", dense.tokenizer), count)
+    for name, parts in (("dense", whole(dense)), ("pruned", read_pruned(folder, torch.float32))):
+        for kind in TYPES:
+            file = GGUF(kind).write_model(parts, out, record)
+            (found,) = run([{"file": str(file), "windows": windows.tolist()}])
+            if name == "dense":
+                model = load(config.model, cfg.paths.cache).model
+            else:
+                model = load_folder(folder, torch.float32, trust_remote_code=False)[0].eval()
+            round_weights(model, GGMLQuantizationType[kind.upper()])
+            yield {
+                "model": name,
+                "type": kind,
+                "mib": file.stat().st_size / 2**20,
+                "llama.cpp": math.exp(found["nll"]),
+                "transformers": math.exp(mean_nll(model, windows, batch=1)),
+            }
+
+
+def main() -> None:
+    """Prints the table and, as the last line, its rows as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--windows", type=int, default=4, help="windows of the test part")
+    given = parser.parse_args()
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("prune", [f"paths.run={tempfile.gettempdir()}"])
+    print("| model | type | MiB | perplexity, llama.cpp | perplexity, transformers |")
+    print("|---|---|---|---|---|")
+    found = []
+    with tempfile.TemporaryDirectory() as out:
+        for row in rows(given.folder, cfg, given.windows, Path(out)):
+            found.append(row)
+            cells = [f"{row['mib']:.1f}", f"{row['llama.cpp']:.2f}", f"{row['transformers']:.2f}"]
+            print(f"| {' | '.join([row['model'], row['type'], *cells])} |", flush=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

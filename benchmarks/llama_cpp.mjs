@@ -1,0 +1,56 @@
+// Runs GGUF files in llama.cpp. Reads a list of requests from standard input, writes a list of
+// answers as the last line:
+// {file, prompt, tokens}: the greedy continuation → {prompt, tokens, text}, the first two as ids;
+// {file, windows}: lists of ids → {nll}, the mean over all ids but each list's first, in nats.
+import {readFileSync} from "node:fs";
+import {createRequire} from "node:module";
+import {pathToFileURL} from "node:url";
+
+const [folder] = process.argv.slice(2);
+const installed = createRequire(`${folder}/package.json`).resolve("node-llama-cpp");
+const {getLlama} = await import(pathToFileURL(installed));
+const maxThreads = Number(process.env.OMP_NUM_THREADS ?? 2);
+const llama = await getLlama({build: "never", gpu: false, maxThreads, logLevel: "error"});
+
+async function complete(model, wanted) {
+    const context = await model.createContext({contextSize: 128});
+    const prompt = model.tokenize(wanted.prompt);
+    const tokens = [];
+    const choices = context.getSequence().evaluate(prompt, {temperature: 0, yieldEogToken: true});
+    for await (const token of choices) {
+        if (tokens.push(token) === wanted.tokens) break;
+    }
+    return {prompt, tokens, text: model.detokenize(tokens, true)};
+}
+
+// The logits of the id that follows and of the likeliest, and the sum of exp(logit − largest).
+function question(next) {
+    const logits = {filter: {tokens: [next], includeTop: 1}};
+    return {generateNext: {logits, totalLogitWeight: true, options: {temperature: 0}}};
+}
+
+async function score(model, windows) {
+    const context = await model.createContext({contextSize: Math.max(128, windows[0].length)});
+    const sequence = context.getSequence();
+    let sum = 0, count = 0;
+    for (const ids of windows) {
+        await sequence.clearHistory();
+        const input = ids.map((id, i) => i + 1 < ids.length ? [id, question(ids[i + 1])] : id);
+        const answers = await sequence.controlledEvaluate(input);
+        ids.slice(1).forEach((id, i) => {
+            const {logits, totalLogitWeight} = answers[i].next;
+            sum += Math.max(...logits.values()) + Math.log(totalLogitWeight) - logits.get(id);
+            count++;
+        });
+    }
+    return {nll: sum / count};
+}
+
+const answers = [];
+for (const wanted of JSON.parse(readFileSync(0, "utf8"))) {
+    const model = await llama.loadModel({modelPath: wanted.file});
+    answers.push(await (wanted.windows ? score(model, wanted.windows) : complete(model, wanted)));
+    await model.dispose();
+}
+console.log(JSON.stringify(answers));
+process.exit(0);

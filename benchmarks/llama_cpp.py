@@ -1,0 +1,53 @@
+"""llama.cpp as the npm package node-llama-cpp ships it, built for the CPU."""
+
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+VERSION = "3.22.1"
+BINARIES = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
+
+
+class UnavailableError(Exception):
+    """llama.cpp cannot be had here; says why."""
+
+
+class LlamaCpp:
+    """Runs llama_cpp.mjs; the package is installed once, which takes 85 MB.
+
+    Args:
+        cache: folder to install it in.
+
+    Raises:
+        UnavailableError: node or npm is missing, or npm cannot install the package.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        node, npm = shutil.which("node"), shutil.which("npm")
+        binary = BINARIES.get(platform.machine())
+        if not (node and npm and binary and platform.system() == "Linux"):
+            raise UnavailableError(
+                "llama.cpp's npm package needs node and npm on Linux (x64, arm64)"
+            )
+        self.node, self.folder = node, cache / f"node-llama-cpp-{VERSION}"
+        packages = [f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/{binary}@{VERSION}"]
+        if not (self.folder / "package.json").is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            install = [npm, "install", "--prefix", str(self.folder), "--no-audit", "--no-fund"]
+            install += ["--ignore-scripts", "--omit=optional", *packages]
+            done = subprocess.run(install, capture_output=True, text=True)
+            if done.returncode:
+                raise UnavailableError(
+                    f"npm cannot install {packages[0]}: {done.stderr.splitlines()[-1]}"
+                )
+
+    def __call__(self, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Requests and answers as llama_cpp.mjs lists them."""
+        command = [self.node, str(Path(__file__).with_suffix(".mjs")), str(self.folder)]
+        done = subprocess.run(command, input=json.dumps(wanted), capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return json.loads(done.stdout.splitlines()[-1])

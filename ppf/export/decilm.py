@@ -1,0 +1,138 @@
+"""Exports a pruned model as a `DeciLMForCausalLM`, which vLLM has a class of its own for.
+
+In this format every layer has an FFN of its own width, or none, and the dense model's attention, or
+none. vLLM computes it with `vllm/model_executor/models/nemotron_nas.py`.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+from transformers import LlamaConfig
+
+from ppf.errors import PPFError
+from ppf.export import configuration_decilm
+from ppf.export.base import Converter
+from ppf.export.configuration_decilm import DeciLMConfig
+from ppf.export.front_matter import front_matter
+from ppf.export.pruned import Pruned
+
+_FAMILIES = ("llama", "mistral", "qwen2")
+_CODE = Path(configuration_decilm.__file__)
+_CARD = """\
+---
+{front}
+---
+# {name}, pruned, as DeciLMForCausalLM
+
+FFNs have fewer channels, and some layers lack their attention. `policy.json` lists what each layer
+keeps. To serve the model: `vllm serve FOLDER --trust-remote-code`, which runs
+`configuration_decilm.py`.
+"""
+
+
+class DeciLM(Converter):
+    """Writes a folder for vLLM."""
+
+    def check_model(self, model: Pruned) -> None:
+        family = model.lm.model.config.model_type
+        if family not in _FAMILIES:
+            raise PPFError(
+                f"export=decilm supports {', '.join(_FAMILIES)}, not {family}:"
+                " give export=huggingface."
+            )
+        for coupling, atoms, whole in zip(model.couplings, model.atoms, model.whole, strict=True):
+            if coupling.kind == "attention" and 0 < atoms < whole:
+                raise PPFError(
+                    f"export=decilm keeps an attention whole or removes it, but {coupling.name}"
+                    f" keeps {atoms} of {whole} KV groups: search with space=mlp or space=depth, or"
+                    " give export=huggingface."
+                )
+        if not model.atoms[0]:
+            raise PPFError(
+                "export=decilm needs the attention of the first layer, which this policy removes:"
+                " give export=huggingface."
+            )
+
+    def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
+        self.check_model(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = _weights(model)
+        save_torch_state_dict(weights, folder, metadata={"format": "pt"})
+        _config(model, set(weights)).save_pretrained(folder)
+        model.lm.model.generation_config.save_pretrained(folder)
+        model.lm.tokenizer.save_pretrained(folder)
+        shutil.copy(_CODE, folder)
+        front = front_matter(model.lm.model, policy.get("config", {}))
+        card = _CARD.format(front=front, name=policy.get("model", "A language model"))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
+        return folder
+
+
+def _config(model: Pruned, names: set[str]) -> DeciLMConfig:
+    dense: Any = model.lm.model.config
+    given = dense.to_dict()
+    config = DeciLMConfig(
+        **{key: given[key] for key in LlamaConfig.__dataclass_fields__ if key in given}
+        | {"block_configs": _block_configs(model)}
+    )
+    # The format has no sliding window. Within one, full attention gives the same result.
+    window = getattr(dense, "sliding_window", None) or dense.max_position_embeddings
+    config.max_position_embeddings = min(window, dense.max_position_embeddings)
+    config.attention_bias = any(name.endswith(".o_proj.bias") for name in names)
+    config.mlp_bias = any(name.endswith(".down_proj.bias") for name in names)
+    config.architectures = ["DeciLMForCausalLM"]
+    config.auto_map = {"AutoConfig": f"{_CODE.stem}.{DeciLMConfig.__name__}"}
+    config.dtype = str(model.lm.dtype).removeprefix("torch.")
+    return config
+
+
+def _block_configs(model: Pruned) -> list[dict[str, Any]]:
+    config: Any = model.lm.model.config
+    queries = config.num_attention_heads // config.num_key_value_heads
+    parts = {
+        "attention": lambda atoms: {"n_heads_in_group": queries if atoms else None},
+        "mlp": lambda atoms: {"intermediate_size": atoms or None},
+    }
+    names = {"attention": "attention", "mlp": "ffn"}
+    layers: list[dict[str, Any]] = [{} for _ in range(config.num_hidden_layers)]
+    for coupling, atoms in zip(model.couplings, model.atoms, strict=True):
+        entry = parts[coupling.kind](atoms) | {"no_op": not atoms, "replace_with_linear": False}
+        layers[coupling.layer][names[coupling.kind]] = entry
+    return layers
+
+
+def _weights(model: Pruned) -> dict[str, Tensor]:
+    """All tensors by name; if one projection of a kind of block has a bias, all have."""
+    tensors = dict(model.tensors(model.atoms)) | _consumer_biases(model)
+    for kind in ("self_attn", "mlp"):
+        biased = any(f".{kind}." in name and name.endswith(".bias") for name in tensors)
+        for name in [n for n in tensors if biased and f".{kind}." in n and n.endswith("weight")]:
+            bias = name.removesuffix("weight") + "bias"
+            tensors.setdefault(bias, tensors[name].new_zeros(len(tensors[name])))
+    return {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def _consumer_biases(model: Pruned) -> dict[str, Tensor]:
+    """The consumers' biases. That of a removed block goes to the block before it.
+
+    Nothing reads the residual stream between the two, so the sum is the same.
+    """
+    biases: dict[str, Tensor] = {}
+    place = ""
+    for coupling, atoms in zip(model.couplings, model.atoms, strict=True):
+        if atoms:
+            names = {m: name for name, m in coupling.parent.named_modules()}
+            place = f"model.layers.{coupling.layer}.{names[coupling.consumer]}.bias"
+        if (bias := coupling.consumer.bias) is not None:
+            biases[place] = biases[place] + bias if place in biases else bias
+    return biases

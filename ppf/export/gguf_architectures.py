@@ -1,0 +1,147 @@
+"""What llama.cpp's readers of its architectures accept: see docs/llama-cpp.md."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+from gguf import MODEL_ARCH
+
+from ppf.errors import PPFError
+from ppf.export.pruned import Pruned
+from ppf.llm import Coupling
+
+BLOCK = 32  # numbers that share a scale in q4_0, q5_0 and q8_0
+_REMEDY = "give export=huggingface"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A reader of llama.cpp.
+
+    Args:
+        number: in the package gguf.
+        uneven: whether layers may differ in width.
+        biases: whether projections may have biases.
+        gaps: whether a layer may lack its attention.
+        fused: whether query, key and value projections are one matrix.
+        interleaved: whether rotary embeddings turn neighbouring rows, not the halves of a head.
+        norm_shift: what is added to the weights of norms.
+        ropes: types of position encoding.
+        activation: of the FFN.
+    """
+
+    number: MODEL_ARCH
+    uneven: bool = True
+    biases: bool = False
+    gaps: bool = False
+    fused: bool = False
+    interleaved: bool = False
+    norm_shift: float = 0.0
+    ropes: tuple[str, ...] = ("default",)
+    activation: str = "silu"
+
+    @property
+    def name(self) -> str:
+        return gguf.MODEL_ARCH_NAMES[self.number]
+
+    def atoms(self, model: Pruned) -> list[int]:
+        """Atoms to write for each coupling: those that are kept, and atoms of zeros where needed.
+
+        A layer without FFN gets some of zeros, and so does one without attention, unless the reader
+        allows gaps. If all layers have one width, narrower ones are filled up to the widest.
+        """
+        pairs = list(zip(model.couplings, model.atoms, strict=True))
+        if self.uneven:
+            return [atoms or self._stand_in(coupling) for coupling, atoms in pairs]
+        smallest = {"attention": 1, "mlp": BLOCK}
+        widest = {
+            kind: max(least, *(atoms for c, atoms in pairs if c.kind == kind))
+            for kind, least in smallest.items()
+        }
+        return [widest[coupling.kind] for coupling in model.couplings]
+
+    def _stand_in(self, coupling: Coupling) -> int:
+        if coupling.kind == "mlp":
+            return BLOCK
+        needed = not self.gaps or coupling.layer == 0 or coupling.consumer.bias is not None
+        return int(needed)
+
+
+# deci assumes heads of size zero if the first layer has no attention, and drops the attention of a
+# layer without an FFN.
+_DECI = Architecture(
+    MODEL_ARCH.DECI,
+    biases=True,
+    gaps=True,
+    interleaved=True,
+    ropes=("default", "linear", "llama3"),
+)
+# openelm computes what Qwen 3 does, and takes the output matrix from the embedding.
+_OPENELM = Architecture(MODEL_ARCH.OPENELM, fused=True)
+_QWEN3 = Architecture(MODEL_ARCH.QWEN3, uneven=False)
+_GEMMA3 = Architecture(
+    MODEL_ARCH.GEMMA3, uneven=False, norm_shift=1.0, activation="gelu_pytorch_tanh"
+)
+_READERS = {"llama": _DECI, "mistral": _DECI, "qwen2": _DECI, "gemma3_text": _GEMMA3}
+
+
+def architecture_of(model: Pruned) -> Architecture:
+    """The reader for a model.
+
+    Raises:
+        PPFError: llama.cpp has none that computes this model.
+    """
+    config: Any = model.lm.model.config
+    family = config.model_type
+    tied = config.tie_word_embeddings
+    reader = (_OPENELM if tied else _QWEN3) if family == "qwen3" else _READERS.get(family)
+    if reader is None:
+        known = ", ".join((*_READERS, "qwen3"))
+        raise PPFError(f"export=gguf supports {known}, not {family}: {_REMEDY}.")
+    wrong = next(_unsupported(config, reader), None)
+    if wrong:
+        raise PPFError(f"llama.cpp does not support this model's {wrong}: {_REMEDY}.")
+    if not reader.biases and _biased(model):
+        raise PPFError(
+            f"llama.cpp's reader of {family} models has no biases, and this model has some, from"
+            f" its compensation or its own: search with compensation=none, or {_REMEDY}."
+        )
+    written = reader.atoms(model)
+    if not reader.uneven and written == model.whole and model.atoms != model.whole:
+        raise PPFError(
+            f"llama.cpp's reader of this {family} model has one width for all layers, and some"
+            f" layers of this policy keep theirs whole, so the file would not shrink: {_REMEDY}."
+        )
+    return reader
+
+
+def rope_of(config: Any, kind: str = "full_attention") -> dict[str, Any]:
+    """The parameters of the position encoding, of one kind of layer where kinds differ."""
+    return config.rope_parameters.get(kind, config.rope_parameters)
+
+
+def _unsupported(config: Any, reader: Architecture) -> Iterator[str]:
+    """What of a config the reader cannot compute."""
+    rope = rope_of(config)["rope_type"]
+    if rope not in reader.ropes:
+        yield f"position encoding ({rope})"
+    activation = getattr(config, "hidden_act", None) or config.hidden_activation
+    if activation != reader.activation:
+        yield f"activation ({activation})"
+    if reader is _GEMMA3:
+        # The reader takes another factor for 62 layers, those of the 27B model.
+        if config.query_pre_attn_scalar != config.head_dim or config.num_hidden_layers == 62:
+            yield "factor of the attention scores (query_pre_attn_scalar)"
+        if getattr(config, "attn_logit_softcapping", None):
+            yield "cap of the attention scores (attn_logit_softcapping)"
+        if rope_of(config, "sliding_attention")["rope_type"] != "default":
+            yield "position encoding of local layers"
+
+
+def _biased(model: Pruned) -> bool:
+    return any(
+        linear.bias is not None
+        for coupling in model.couplings
+        for linear in (coupling.consumer, *(p.linear for p in coupling.producers))
+    )

@@ -1,0 +1,59 @@
+"""vLLM's own reader of configs, which needs no GPU. docs/vllm.md says how to install it beside."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppf.export.decilm import DeciLM
+from ppf.pruning import LivePruner
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
+from tests.export.conftest import POLICY
+
+REASON = "vLLM is not installed; docs/vllm.md has the command"
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pytest.importorskip("vllm.config", reason=REASON, exc_type=ImportError)
+    readers = pytest.importorskip(
+        "vllm.transformers_utils.model_arch_config_convertor",
+        reason=REASON,
+        exc_type=ImportError,
+    )
+    configs = pytest.importorskip(
+        "vllm.transformers_utils.config", reason=REASON, exc_type=ImportError
+    )
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def read(folder: Path) -> Any:
+    """The shapes that vLLM builds its attention layers and KV caches with."""
+    config = configs.get_config(str(folder), trust_remote_code=True)
+    known = readers.MODEL_ARCH_CONFIG_CONVERTORS
+    reader = known.get(config.model_type, readers.ModelArchConfigConvertorBase)
+    return reader(config, config.get_text_config()).convert()
+
+
+def test_every_layer_has_the_policys_shapes(pruner: LivePruner, folder: Path) -> None:
+    found, dense = read(folder), pruner.lm.model.config
+    groups = [
+        max(atoms, 1)
+        for coupling, atoms in zip(pruner.lm.couplings, pruner.atoms, strict=True)
+        if coupling.kind == "attention"
+    ]
+    queries = dense.num_attention_heads // pruner.lm.couplings[0].atoms
+    layers = [found[index] for index in range(dense.num_hidden_layers)]
+    assert [layer.total_num_kv_heads for layer in layers] == groups
+    assert [layer.total_num_attention_heads for layer in layers] == [queries * n for n in groups]
+    head = getattr(dense, "head_dim", None) or dense.hidden_size // dense.num_attention_heads
+    assert {layer.head_size for layer in layers} == {head}
+    assert found.architectures == ["PrunedForCausalLM"]
+
+
+def test_a_decilm_folder(tmp_path: Path) -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS["llama-groups-of-3-tied"]))
+    pruner.apply([2, 1, 0, 2, 2, 0])
+    found = read(DeciLM().write(pruner, tmp_path, POLICY))
+    assert found.architectures == ["DeciLMForCausalLM"]
+    assert (found.total_num_attention_heads, found.total_num_kv_heads) == (6, 2)
