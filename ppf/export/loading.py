@@ -147,7 +147,7 @@ def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
     for coupling in couplings:
         layer, kind, atoms = str(coupling.layer), coupling.kind, coupling.atoms
         left = min(given.get(layer, {}).get(blocks[kind]["counted_by"], atoms), atoms)
-        if coupling.layer in record["pruned_blocks"][kind]["empty"]:
+        if coupling.layer in record["pruned_blocks"][kind].get("empty", ()):
             left = 0
         told = listed_atoms(kind, left)
         whole.setdefault(layer, {}).update(adapter.widths(dense.config, kind, atoms))

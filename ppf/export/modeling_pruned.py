@@ -78,7 +78,7 @@ class Narrowed(nn.Module):
         config.per_layer_config = widths
         for index, layer in enumerate(self.get_decoder().layers):
             for kind, block in config.pruned_blocks.items():
-                if index in block["empty"]:
+                if index in block.get("empty", ()):  # missing in folders of earlier versions
                     _remove(layer, index, kind, block, config)
                 else:
                     left = getattr(config.per_layer_config[index], block["counted_by"])

@@ -19,7 +19,7 @@ class BlockRecord(Record):
     bypassed: list[Word]
     heads: Word | None
     biases: list[Natural]
-    empty: list[Natural]
+    empty: list[Natural] = []  # missing in folders of earlier versions
     counted_by: Word
 
 

@@ -68,8 +68,7 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
 def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
     """The folder that prune.py would write for `cfg.policy`, in float32; made once."""
     record = read_policy(cfg.policy, cfg.trust_targets)
-    determined = (record["signatures"]["labels"], record["kept"], cfg.sequential)
-    name = signature("pruned", 2, *determined)  # 2: version of the folder's code
+    name = signature("pruned", record["signatures"]["labels"], record["kept"], cfg.sequential)
     folder = Path(cfg.paths.artefacts) / "pruned" / name
     if fabric.broadcast((folder / "policy.json").is_file()):
         say(f"Reusing the pruned model in {folder}.")

@@ -157,3 +157,18 @@ def test_a_folder_that_is_not_pruned_is_no_pruned_model(tmp_path: Path) -> None:
     lm.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(PPFError, match="holds no pruned model"):
         read_pruned(tmp_path, torch.float32)
+
+
+def test_a_folder_without_lists_of_removed_blocks_is_read(tmp_path: Path) -> None:
+    """Earlier versions wrote no such lists."""
+    pruner = pruner_of(random_model(CHECKPOINTS["llama-groups-of-3-tied"]))
+    pruner.apply([1] * len(pruner.space.sites))
+    folder = export_folder(pruner, tmp_path, POLICY)
+    config = json.loads((folder / "config.json").read_text())
+    for block in config["pruned_blocks"].values():
+        del block["empty"]
+    changed(folder, **config)
+    with torch.inference_mode():
+        logits = loaded(folder).eval()(random_windows()).logits
+        expected = pruner.lm.model(random_windows()).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
