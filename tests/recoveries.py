@@ -25,6 +25,7 @@ def quick(searched: Path, cache: str) -> list[str]:
         f"text.path={searched}/text.txt",
         "text.window=32",
         "text.training.windows.validation=4",
+        "recovery.batch=4",
         "recovery.micro_batch=2",
         "trainer.precision=32-true",
         f"paths.cache={cache}",
