@@ -291,7 +291,7 @@ def _in_range(record: dict[str, Any]) -> bool:
 
 def server(searched: Commands) -> dict[str, float | bool]:
     """Health under load, the body and queue limits, and SIGTERM with open requests."""
-    process = searched.start("serve", f"search={searched.folder}/run", "port=0")
+    process = searched.start("serve", f"search={searched.folder}/run", "port=0", "limits.queue=8")
     assert process.stdout is not None
     line = next(line for line in process.stdout if "http://" in line)
     address = re.search(r"http://\S+:\d+", line)[0]  # type: ignore[index]

@@ -314,6 +314,8 @@ class LimitsSection(Section):
     """What a server accepts from clients."""
 
     body_mib: Positive
+    sequences: Count
+    turn_seconds: Positive
     queue: Natural
     seconds: Positive
     shutdown_seconds: NonNegative
@@ -325,6 +327,7 @@ class ServeConfig(RunConfig):
     search: str
     dtype: Dtype | None
     name: str | None
+    chat_template: str | None
     host: str
     port: Annotated[int, Field(ge=0, lt=2**16)]
     api_key: str | int | None

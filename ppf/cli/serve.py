@@ -1,7 +1,5 @@
 """ppf-serve: one resident model at any ratio, behind an OpenAI-style interface and a page."""
 
-from pathlib import Path
-
 from lightning import Fabric
 from omegaconf import DictConfig
 
@@ -18,6 +16,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     try:
         from ppf.server.app import create_app
         from ppf.server.process import allowed_hosts, bind, is_loopback, serve
+        from ppf.server.prompts import read_template
         from ppf.server.scheduler import Limits, Scheduler
     except ModuleNotFoundError as error:
         raise PPFError(
@@ -27,10 +26,15 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     bound, host = bind(cfg.host, cfg.port), f"[{cfg.host}]" if ":" in cfg.host else cfg.host
     if key is None and not is_loopback(bound):
         say(f"Warning: host={cfg.host} lets other machines use the model: give api_key=KEY.")
-    model = DynamicModel.from_config(cfg, fabric)
-    name = cfg.name or Path(str(model.lm.model.name_or_path)).name
-    scheduler = Scheduler(Limits(**cfg.limits))
-    app = create_app(model, name, scheduler, hosts=allowed_hosts(host, bound), api_key=key)
+    template = read_template(cfg.chat_template)
+    scheduler = Scheduler(DynamicModel.from_config(cfg, fabric), Limits(**cfg.limits))
+    app = create_app(
+        cfg.name or scheduler.model.name,
+        scheduler,
+        hosts=allowed_hosts(host, bound),
+        api_key=key,
+        template=template,
+    )
     bound.listen()
     say(f"Serving {cfg.search} on http://{host}:{bound.getsockname()[1]} (Ctrl+C stops it).")
     serve(app, scheduler, bound, cfg.log_level)

@@ -46,7 +46,7 @@ class Bank:
         compensation: Compensation,
         *,
         max_gib: float = torch.inf,
-        folder: Path = Path(),
+        folder: Path | None = None,
         ranks: Ranks | None = None,
     ) -> "Bank":
         """Computes all levels of all sites, on the model's device and in its dtype.
@@ -60,14 +60,15 @@ class Bank:
             max_gib: most GiB of memory for the weights of all levels. A larger bank stores two
                 factors per site in memory-mapped files, and multiplies them when a policy needs a
                 level.
-            folder: folder of these files, used by this bank only. Undamaged files are
-                reused.
+            folder: where the levels of each site are stored; undamaged files are read, not made.
+                None: nothing is stored.
             ranks: the processes that build the same bank; only rank 0 writes files.
         """
         indices = lm.coupling_indices(space.sites)
         columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, indices, strict=True)]
         factored = compensation.refits and ready_gib(lm, space) > max_gib
         if factored:
+            assert folder is not None
             say(f"The level bank needs more than {max_gib} GiB: its factors go to {folder}.")
 
         def prepare(number: int) -> Levels:
@@ -77,17 +78,20 @@ class Bank:
             gram, mean = statistics.gram[i].to(lm.device), statistics.mean[i].to(lm.device)
             weight = coupling.consumer.weight[:, columns].float()
             moments = gram[columns][:, columns], mean[columns]
-            return compensation.levels(weight, *moments, columns_of[number], factored=factored)
+            made = compensation.levels(weight, *moments, columns_of[number], factored=factored)
+            return _cast(made, lm)
 
         levels = []
         names = [site.name for site in space.sites]
+        form = f"{type(compensation).__name__}-{'factors' if factored else 'weights'}"
         for number, name in enumerate(
-            track(names, f"Building the level bank ({len(space)} sites)")
+            track(names, f"Preparing the level bank ({len(space)} sites)")
         ):
             make = partial(prepare, number)
-            file = folder / f"{name}.safetensors"
-            level = _spilled(file, columns_of[number], make, ranks) if factored else make()
-            levels.append(_cast(level, lm))
+            if folder is not None:
+                file = folder / form / f"{name}.safetensors"
+                make = partial(_stored, file, columns_of[number], make, ranks)
+            levels.append(_cast(make(), lm))
         return cls(orders, levels)
 
 
@@ -104,33 +108,46 @@ def ready_gib(lm: LanguageModel, space: Space) -> float:
     return sum(weight.nbytes * (site.units - 1) / 2 for site, weight in pairs) / 2**30
 
 
-def _spilled(
+def _stored(
     file: Path, widths: list[int], make: Callable[[], Levels], ranks: Ranks | None
 ) -> Levels:
-    """Levels with factors in a file, which `make` makes if it is missing."""
+    """Levels in a file, which `make` makes if it is missing; weights are read when used."""
 
     def write(draft: Path) -> None:
         made = make()
-        assert isinstance(made.weights, Factors)
-        projected, inverse = made.weights.projected[:, :], made.weights.inverse[:, :]
-        assert made.biases is not None
-        small = {"errors": made.errors, "biases": made.biases}
-        write_tensors(draft, small | {"projected": projected, "inverse": inverse})
+        named = {"errors": made.errors}
+        if made.biases is not None:
+            named["biases"] = made.biases
+        if isinstance(made.weights, Factors):
+            named["projected"] = made.weights.projected[:, :]
+            named["inverse"] = made.weights.inverse[:, :]
+        elif made.weights is not None:
+            named |= {f"{_LEVEL}{level:06}": weight for level, weight in enumerate(made.weights)}
+        write_tensors(draft, named)
 
     def read(path: Path) -> Levels:
         stored = open_tensors(path)
-        projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
-        factors = Factors(projected, inverse, widths[:-1])
-        return Levels(stored.get_tensor("errors"), factors, stored.get_tensor("biases"))
+        names = sorted(stored.keys())
+        weights: Factors | list[Tensor] | None
+        weights = [stored.get_tensor(name) for name in names if name.startswith(_LEVEL)] or None
+        if "projected" in names:
+            projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
+            weights = Factors(projected, inverse, widths[:-1])
+        biases = stored.get_tensor("biases") if "biases" in names else None
+        return Levels(stored.get_tensor("errors"), weights, biases)
 
     return get_or_make(file, read=read, make=write, ranks=ranks)
 
 
 def _cast(levels: Levels, lm: LanguageModel) -> Levels:
+    """The same levels on the model's device and in its dtype."""
     weights = levels.weights
     if isinstance(weights, Factors):
         weights = replace(weights, dtype=lm.dtype, device=lm.device)
     elif weights is not None:
-        weights = [weight.to(lm.dtype).contiguous() for weight in weights]
-    biases = None if levels.biases is None else levels.biases.to(lm.dtype)
+        weights = [weight.to(lm.device, lm.dtype).contiguous() for weight in weights]
+    biases = None if levels.biases is None else levels.biases.to(lm.device, lm.dtype)
     return Levels(levels.errors, weights, biases)
+
+
+_LEVEL = "level."  # prefix of the names of a file's weights

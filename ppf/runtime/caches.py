@@ -1,10 +1,11 @@
-"""Guards against using a KV cache with another policy than the one that filled it."""
+"""KV caches: one that grows without copies, and a guard against caches of another policy."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 from ppf.errors import PPFError
 
@@ -42,3 +43,49 @@ class CacheGuard:
 
 def _caches(named: Mapping[str, Any]) -> list[Cache]:
     return [value for value in named.values() if isinstance(value, Cache)]
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one layer, in tensors with room for more tokens.
+
+    The layer of transformers copies all keys and values for every new token.
+    """
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self._rooms = self.keys, self.values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends states [batch, heads, new tokens, size], and returns all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys, self.keys = _append(self._rooms[0], self.keys, key_states)
+        values, self.values = _append(self._rooms[1], self.values, value_states)
+        self._rooms = keys, values
+        return self.keys, self.values
+
+
+def _append(room: Tensor, filled: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes new states behind the filled ones.
+
+    Args:
+        room: the tensor whose beginning is `filled`; it is replaced if this is no longer so, or
+            if it is too small.
+
+    Returns:
+        The tensor with room for more, and its filled part.
+    """
+    length, total = filled.shape[2], filled.shape[2] + new.shape[2]
+    fits = room.shape[:2] == filled.shape[:2] and total <= room.shape[2]
+    if not fits or room.data_ptr() != filled.data_ptr():
+        batch, heads, _, size = new.shape
+        room = new.new_empty(batch, heads, total + max(_ROOM, total // 4), size)
+        room[:, :, :length] = filled
+    room[:, :, length:total] = new
+    return room, room[:, :, :total]
+
+
+_ROOM = 64  # least number of tokens that a new tensor has room for

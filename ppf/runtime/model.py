@@ -23,6 +23,7 @@ from ppf.runtime.caches import CacheGuard
 from ppf.runtime.policies import Policies
 from ppf.runtime.search_folder import read_search
 from ppf.space import check_ratio
+from ppf.stages.policy import model_name
 
 
 class DynamicModel:
@@ -45,16 +46,23 @@ class DynamicModel:
         policies: gives the policy for a ratio.
         ratios: ascending ratios to offer to users; an agent has policies between them too.
         window: default number of tokens in a window of `perplexity`.
+        name: the model's name for users; empty: it has none.
     """
 
     def __init__(
-        self, pruner: LivePruner, policies: Policies, *, ratios: Sequence[float], window: int
+        self,
+        pruner: LivePruner,
+        policies: Policies,
+        *,
+        ratios: Sequence[float],
+        window: int,
+        name: str = "",
     ) -> None:
         self.pruner, self.lm, self.space = pruner, pruner.lm, pruner.space
-        self.policies, self.ratios, self.window = policies, ratios, window
+        self.policies, self.ratios, self.window, self.name = policies, ratios, window, name
         self._lock, self._running = RLock(), False
-        name = uuid4().hex
-        CacheGuard(self.lm.model, lambda: (name, *pruner.kept))
+        mark = uuid4().hex
+        CacheGuard(self.lm.model, lambda: (mark, *pruner.kept))
 
     @classmethod
     def from_search(cls, folder: str | Path, *overrides: str) -> "DynamicModel":
@@ -78,7 +86,8 @@ class DynamicModel:
     def from_config(cls, cfg: DictConfig, fabric: Fabric) -> "DynamicModel":
         """Loads the model of the search `cfg.search`, with a launched Fabric."""
         context, (policies, ratios) = read_search(cfg, fabric)
-        return cls(context.pruner, policies, ratios=ratios, window=context.text.window)
+        name, window = model_name(context.config.model), context.text.window
+        return cls(context.pruner, policies, ratios=ratios, window=window, name=name)
 
     @property
     def ratio(self) -> float:

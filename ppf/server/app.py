@@ -1,9 +1,10 @@
-"""The routes: OpenAI's completions and models, health, policies, and the web page."""
+"""The routes: OpenAI's chats, completions and models, health, policies, and the web page."""
 
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -13,24 +14,25 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, StreamingResponse
 
-from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.report.scores import LogPerplexity
 from ppf.runtime import DynamicModel
+from ppf.server.answers import Answer, ChatFormat, Format, TextFormat
+from ppf.server.completion import Piece, Position
 from ppf.server.errors import FAILURE, add_handlers, content
 from ppf.server.guard import Guard
-from ppf.server.requests import CompletionRequest
+from ppf.server.prompts import chat_tokens, has_template, text_tokens
+from ppf.server.requests import ChatRequest, CompletionRequest, GenerationRequest
 from ppf.server.scheduler import Generation, Scheduler
-from ppf.server.writer import Completion
 
 
 def create_app(
-    model: DynamicModel,
     name: str,
     scheduler: Scheduler,
     *,
     hosts: Sequence[str],
     api_key: str | None,
+    template: str | None,
 ) -> FastAPI:
     """Creates the application that serves one model.
 
@@ -41,22 +43,26 @@ def create_app(
         scheduler: generates the completions.
         hosts: allowed values of the Host header; "*" allows any.
         api_key: the key that requests to /v1 must send; None: no key is needed.
+        template: a chat template; None: the tokenizer's.
     """
-    app = FastAPI(title="PPF", docs_url=None, redoc_url=None)
+    app = FastAPI(title="PPF", summary="One model at any pruning ratio.", redoc_url=None)
     add_handlers(app)
     app.add_middleware(Guard, api_key=api_key, body_mib=scheduler.limits.body_mib)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    model, tokenizer = scheduler.model, scheduler.model.lm.tokenizer
     prunable = model.space.total / parameters(model.lm.model)
     page = (files("ppf.server") / "templates" / "page.html").read_text(encoding="utf-8")
     entry = {
         "id": name,
         "object": "model",
+        "created": int(time.time()),
         "owned_by": "ppf",
         "pruning_ratios": model.ratios,
         "compensation": model.compensation,
+        "chat": has_template(tokenizer, template),
     }
 
-    @app.get("/", response_class=HTMLResponse)
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def show() -> str:
         return page
 
@@ -68,6 +74,11 @@ def create_app(
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [entry]}
 
+    @app.get("/v1/models/{model_name}")
+    async def one_model(model_name: str) -> dict[str, Any]:
+        check_name(model_name)
+        return entry
+
     @app.get("/v1/policies")
     async def policy(pruning_ratio: float) -> dict[str, Any]:
         return await run_in_threadpool(_policy, model, pruning_ratio, prunable)
@@ -76,23 +87,39 @@ def create_app(
     async def complete(
         asked: CompletionRequest, request: Request
     ) -> StreamingResponse | dict[str, Any]:
-        if asked.model not in (None, name):
-            raise PPFError(f"this server has no model '{asked.model}': give model='{name}'.")
-        completion = Completion(model, asked)
+        read = partial(text_tokens, tokenizer, asked.prompt)
+        return await answer(asked, read, TextFormat(), request)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(asked: ChatRequest, request: Request) -> StreamingResponse | dict[str, Any]:
+        read = partial(chat_tokens, tokenizer, asked, template)
+        return await answer(asked, read, ChatFormat(), request)
+
+    async def answer(
+        asked: GenerationRequest,
+        read: Callable[[], list[int]],
+        written: Format,
+        request: Request,
+    ) -> StreamingResponse | dict[str, Any]:
+        check_name(asked.model or name)
         head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
+            "id": f"{written.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": name,
         }
-        pieces = scheduler.start(completion, request)
+        generation = scheduler.start(asked, read, request)
+        answer = Answer(written, generation.completion, head)
         # Waits for the first piece: until the answer starts, an error can still set its status.
-        text = await anext(pieces, "")
+        first = await anext(generation)
         if asked.stream:
-            events = _events(head, text, pieces, completion)
+            events = _events(answer, first, generation, asked.stream_options.include_usage)
             return StreamingResponse(events, media_type="text/event-stream")
-        text += "".join([piece async for piece in pieces])
-        return head | _choice(text, completion.finish_reason) | _counts(completion)
+        found = [first, *[piece async for piece in generation]]
+        return answer.whole(piece for piece in found if isinstance(piece, Piece))
+
+    def check_name(asked: str) -> None:
+        if asked != name:
+            raise HTTPException(404, f"this server has no model '{asked}': give model='{name}'.")
 
     return app
 
@@ -117,40 +144,35 @@ def _policy(model: DynamicModel, ratio: float, prunable: float) -> dict[str, Any
 
 
 async def _events(
-    head: dict[str, Any], text: str, pieces: Generation, completion: Completion
+    answer: Answer, first: Position | Piece, rest: Generation, counts: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events: pieces of text, then counts and OpenAI's end mark, or else an error."""
+    """Server-sent events: pieces of text, then OpenAI's end mark, or else an error.
+
+    A place in the queue is a comment line, which OpenAI's clients ignore.
+    """
+
+    def told(piece: Position | Piece) -> str:
+        if isinstance(piece, Position):
+            return f": place in the queue: {piece.place}\n\n"
+        return _event(answer.part(piece))
+
     try:
-        yield _event(head | _choice(text, None))
-        async for piece in pieces:
-            yield _event(head | _choice(piece, None))
+        yield told(first)
+        async for piece in rest:
+            yield told(piece)
     except HTTPException as error:
         yield _event(content(error.status_code, error.detail))
     except Exception:
         yield _event(content(500, FAILURE))
         raise
     else:
-        yield _event(head | _choice("", completion.finish_reason) | _counts(completion))
+        if counts:
+            yield _event(answer.last())
         yield "data: [DONE]\n\n"
 
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
-
-
-def _choice(text: str, finish_reason: str | None) -> dict[str, Any]:
-    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
-    return {"choices": [choice]}
-
-
-def _counts(completion: Completion) -> dict[str, Any]:
-    prompt, new = completion.prompt_tokens, completion.new_tokens
-    return {
-        "usage": {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new},
-        "pruning_ratio": completion.ratio,
-        "prefill_seconds": completion.prefill,
-        "tokens_per_second": completion.tokens_per_second,
-    }
 
 
 def _perplexity(prediction: tuple[float, float] | None) -> dict[str, Any] | None:

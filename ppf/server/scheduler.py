@@ -1,4 +1,4 @@
-"""Schedules completions: a bounded queue, time limits, and cancellation."""
+"""Admits completions: a bounded queue, time limits, and cancellation."""
 
 import asyncio
 import math
@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
 
-from ppf.server.writer import Completion
+from ppf.errors import PPFError
+from ppf.runtime import DynamicModel
+from ppf.server.completion import Completion, Piece, Position
+from ppf.server.engine import Engine
+from ppf.server.requests import GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -16,27 +20,34 @@ class Limits:
     """The section `limits` of conf/serve.yaml, which explains its keys."""
 
     body_mib: float
+    sequences: int
+    turn_seconds: float
     queue: int
     seconds: float
     shutdown_seconds: float
 
 
 class Generation:
-    """Asynchronous iterator over the pieces of one completion's text.
+    """Asynchronous iterator over places in the queue, and then the pieces of the texts.
+
+    Attributes:
+        completion: the work on the request; its numbers are complete when the iterator ends.
 
     Raises:
         HTTPException: the request exceeded its time limit or was cancelled (503).
         PPFError: the model cannot serve the request.
     """
 
+    completion: Completion
+
     def __init__(self) -> None:
-        self._pieces: asyncio.Queue[str | Exception] = asyncio.Queue()
-        self.put: Callable[[str | Exception], object] = self._pieces.put_nowait
+        self._pieces: asyncio.Queue[Position | Piece | Exception] = asyncio.Queue()
+        self.put: Callable[[Position | Piece | Exception], object] = self._pieces.put_nowait
 
     def __aiter__(self) -> "Generation":
         return self
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> Position | Piece:
         piece = await self._pieces.get()
         if isinstance(piece, Exception):
             raise piece
@@ -44,32 +55,49 @@ class Generation:
 
 
 class Scheduler:
-    """Generates one completion at a time, in the order of arrival.
+    """Hands completions to the engine, in the order of arrival.
 
-    One thread prepares completions, another generates them. Waiting requests need no thread.
+    One thread tokenises prompts, another one generates. Waiting requests need no thread.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._preparer, self._generator = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    def __init__(self, model: DynamicModel, limits: Limits) -> None:
+        self.model, self.limits = model, limits
+        self._preparer = ThreadPoolExecutor(1)
+        self._engine = Engine(model, sequences=limits.sequences, turn_seconds=limits.turn_seconds)
         self._open: set[asyncio.Task[None]] = set()
         self._last_seconds = 1.0
 
-    def start(self, completion: Completion, request: Request) -> Generation:
-        """Queues a completion. If its client disconnects, it is cancelled.
+    def start(
+        self, asked: GenerationRequest, read: Callable[[], list[int]], request: Request
+    ) -> Generation:
+        """Queues a request. If its client disconnects, it is cancelled.
+
+        Args:
+            read: as for `Completion`.
 
         Raises:
             HTTPException: the queue is full (429).
+            PPFError: the request wants more texts than the server generates at a time.
         """
-        if len(self._open) > self.limits.queue:
+        if asked.n > self.limits.sequences:
+            raise PPFError(
+                f"n={asked.n} is more than limits.sequences={self.limits.sequences}: lower n, or"
+                " restart the server with a larger limits.sequences."
+            )
+        if len(self._open) >= self.limits.sequences + self.limits.queue:
             raise HTTPException(
                 429,
                 f"{self.limits.queue} requests wait already: try again later, or restart the"
                 " server with a larger limits.queue.",
                 {"Retry-After": str(math.ceil(self._last_seconds))},
             )
-        generation = Generation()
-        work = asyncio.create_task(self._work(completion, generation))
+        generation, loop = Generation(), asyncio.get_running_loop()
+
+        def emit(piece: Position | Piece) -> None:
+            loop.call_soon_threadsafe(generation.put, piece)
+
+        generation.completion = Completion(self.model, asked, read, emit)
+        work = asyncio.create_task(self._work(generation))
         watch = asyncio.create_task(_disconnected(request))
         watch.add_done_callback(lambda _: work.cancel())
         work.add_done_callback(lambda _: watch.cancel())
@@ -82,16 +110,13 @@ class Scheduler:
         for work in self._open:
             work.cancel()
 
-    async def _work(self, completion: Completion, generation: Generation) -> None:
-        loop, seconds = asyncio.get_running_loop(), self.limits.seconds
-
-        def write() -> None:
-            completion.write(lambda piece: loop.call_soon_threadsafe(generation.put, piece))
-
+    async def _work(self, generation: Generation) -> None:
+        completion, seconds = generation.completion, self.limits.seconds
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(seconds):
                 await loop.run_in_executor(self._preparer, completion.prepare)
-                await loop.run_in_executor(self._generator, write)
+                await asyncio.wrap_future(self._engine.submit(completion))
             self._last_seconds = completion.prefill + completion.seconds
             generation.put(StopAsyncIteration())
         except TimeoutError:

@@ -27,10 +27,9 @@ def policy_record(
         numbers: of the search (ratio asked and achieved, predicted and measured values), merged in.
         predictor: its signature.
     """
-    model = context.config.model
     return {
         "format": FORMAT,
-        "model": Path(model.path).name if model.path else model.name,
+        "model": model_name(context.config.model),
         "space": context.config.space.name,
         "text": context.text.name,
         "kept": by_site(context.space, kept),
@@ -38,6 +37,11 @@ def policy_record(
         **numbers,
         **provenance(context, predictor=predictor),
     }
+
+
+def model_name(config: DictConfig) -> str:
+    """The name of a `model=` config; that of the folder if it has a `path`."""
+    return Path(config.path).name if config.path else str(config.name)
 
 
 def provenance(context: PruningContext, **more: str) -> dict[str, Any]:

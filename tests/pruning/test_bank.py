@@ -5,7 +5,13 @@ import torch
 
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner
-from ppf.pruning.compensation import Bias, Compensation, Factors, LeastSquares, Levels
+from ppf.pruning.compensation import (
+    Bias,
+    Compensation,
+    Factors,
+    LeastSquares,
+    NoCompensation,
+)
 from tests.checkpoints import (
     CHECKPOINTS,
     calibrated,
@@ -23,13 +29,11 @@ def lm() -> LanguageModel:
     return random_model(CHECKPOINTS["llama-biases"])
 
 
-class Spent(LeastSquares):
-    def levels(self, *arguments: object, **named: object) -> Levels:
-        raise AssertionError("solved again")
-
-
 def bank(
-    lm: LanguageModel, folder: Path, max_gib: float, compensation: Compensation = LEAST_SQUARES
+    lm: LanguageModel,
+    folder: Path | None,
+    max_gib: float,
+    compensation: Compensation = LEAST_SQUARES,
 ) -> Bank:
     statistics, orders = calibrated(lm)
     space = width_space(lm)
@@ -38,7 +42,8 @@ def bank(
 
 def test_a_bank_of_factors_gives_the_same_models(lm: LanguageModel, tmp_path: Path) -> None:
     ready, spilled = bank(lm, tmp_path, 1.0), bank(lm, tmp_path, 1e-9)
-    assert len(list(tmp_path.glob("*.safetensors"))) == len(ready.levels)
+    folders = {len(list(folder.glob("*.safetensors"))) for folder in tmp_path.iterdir()}
+    assert folders == {len(ready.levels)}
     assert all(isinstance(level.weights, Factors) for level in spilled.levels)
     assert torch.equal(ready.errors, spilled.errors)
     space, ids = width_space(lm), random_windows()
@@ -54,20 +59,56 @@ def test_a_bank_of_factors_gives_the_same_models(lm: LanguageModel, tmp_path: Pa
             torch.testing.assert_close(model(ids).logits, expected[name], atol=1e-4, rtol=1e-4)
 
 
-def test_files_of_factors_are_reused(lm: LanguageModel, tmp_path: Path) -> None:
-    first = bank(lm, tmp_path, 1e-9)
-    again = bank(lm, tmp_path, 1e-9, Spent(damping=0.01, refit_damping=0.1))
-    assert torch.equal(again.errors, first.errors)
+FORMS = pytest.mark.parametrize(
+    ("max_gib", "compensation"),
+    [(1e-9, LEAST_SQUARES), (1.0, LEAST_SQUARES), (1.0, Bias()), (1.0, NoCompensation())],
+    ids=["factors", "weights", "biases", "none"],
+)
 
 
-def test_a_damaged_file_of_factors_is_made_again(
-    lm: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture
+@FORMS
+def test_a_stored_bank_is_read_and_gives_the_same_models_to_the_bit(
+    lm: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    max_gib: float,
+    compensation: Compensation,
 ) -> None:
-    bank(lm, tmp_path, 1e-9)
-    for file in tmp_path.glob("*.safetensors"):
+    made = bank(lm, tmp_path, max_gib, compensation)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(compensation), "levels", None)
+        stored = bank(lm, tmp_path, max_gib, compensation)
+    assert torch.equal(stored.errors, made.errors)
+    space, ids = width_space(lm), random_windows()
+    logits = []
+    for one in (made, stored):
+        pruner = LivePruner(lm, space, one)
+        for kept in policies(space).values():
+            with pruner.at(kept) as model:
+                logits.append(model(ids).logits)
+        pruner.restore()
+    for before, after in zip(logits[: len(logits) // 2], logits[len(logits) // 2 :], strict=True):
+        assert torch.equal(before, after)
+
+
+def test_banks_of_two_compensations_do_not_mix(lm: LanguageModel, tmp_path: Path) -> None:
+    bank(lm, tmp_path, 1.0)
+    assert bank(lm, tmp_path, 1.0, Bias()).levels[0].weights is None
+
+
+@FORMS
+def test_a_damaged_file_is_made_again(
+    lm: LanguageModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    max_gib: float,
+    compensation: Compensation,
+) -> None:
+    bank(lm, tmp_path, max_gib, compensation)
+    for file in sorted(tmp_path.glob("*/*.safetensors"))[:2]:
         whole = file.read_bytes()
         file.write_bytes(bytes([*whole[:-5], whole[-5] ^ 0x40, *whole[-4:]]))
-        bank(lm, tmp_path, 1e-9)
+        bank(lm, tmp_path, max_gib, compensation)
         assert file.read_bytes() == whole
         assert "its checksum is wrong): it is made again" in capsys.readouterr().out
 
@@ -80,6 +121,9 @@ def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) 
         assert (level.errors.diff() <= 0).all()
 
 
-def test_a_bank_that_changes_no_weights_writes_no_files(lm: LanguageModel, tmp_path: Path) -> None:
-    bank(lm, tmp_path, 1e-9, Bias())
+def test_a_bank_without_a_folder_writes_no_files(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bank(lm, None, 1.0)
     assert not list(tmp_path.iterdir())

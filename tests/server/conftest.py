@@ -15,6 +15,12 @@ from ppf.server.app import create_app
 from ppf.server.scheduler import Limits, Scheduler
 from tests.tiny import TinySetup
 
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if messages[0].role == 'assistant' %}{{ raise_exception('who asks?') }}{% endif %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
 
 class Told(UniformPolicies):
     """Uniform policies with a prediction, as an agent has one."""
@@ -42,9 +48,15 @@ def api_key() -> str | None:
 
 
 @pytest.fixture
-def app(model: DynamicModel, limits: Limits, api_key: str | None) -> FastAPI:
-    hosts = ["localhost", "127.0.0.1", "[::1]"]
-    return create_app(model, "tiny", Scheduler(limits), hosts=hosts, api_key=api_key)
+def template() -> str | None:
+    """A chat template; a test may parametrise this fixture."""
+    return TEMPLATE
+
+
+@pytest.fixture
+def app(model: DynamicModel, limits: Limits, api_key: str | None, template: str | None) -> FastAPI:
+    hosts, scheduler = ["localhost", "127.0.0.1", "[::1]"], Scheduler(model, limits)
+    return create_app("tiny", scheduler, hosts=hosts, api_key=api_key, template=template)
 
 
 @pytest.fixture

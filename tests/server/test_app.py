@@ -4,11 +4,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from ppf.runtime import DynamicModel
-from ppf.server.writer import Completion
+from ppf.runtime import Batch, DynamicModel
 
 ASKED: dict[str, Any] = {"prompt": "Hello", "max_tokens": 6, "temperature": 0}
 
@@ -22,6 +22,8 @@ def test_health_and_models(client: TestClient) -> None:
     (entry,) = client.get("/v1/models").json()["data"]
     assert entry["id"] == "tiny" and entry["object"] == "model"
     assert entry["pruning_ratios"] == [0.0, 0.2, 0.4] and entry["compensation"] == "bias"
+    assert client.get("/v1/models/tiny").json() == entry
+    assert client.get("/v1/models/gpt").status_code == 404
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.4])
@@ -40,18 +42,94 @@ def test_a_completion_is_the_pruned_models(
     assert model.ratio == 0
 
 
-def test_a_stream_carries_the_same_text(client: TestClient) -> None:
-    whole = post(client, pruning_ratio=0.2).json()
-    response = post(client, pruning_ratio=0.2, stream=True)
+def events(client: TestClient, **changes: Any) -> list[dict[str, Any]]:
+    response = post(client, stream=True, **changes)
     assert response.headers["content-type"].startswith("text/event-stream")
     *lines, end = [line for line in response.text.split("\n\n") if line]
-    events = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert end == "data: [DONE]"
-    assert "".join(x["choices"][0]["text"] for x in events) == whole["choices"][0]["text"]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_a_stream_carries_the_same_text(client: TestClient) -> None:
+    whole = post(client, pruning_ratio=0.2).json()
+    *parts, last = events(client, pruning_ratio=0.2, stream_options={"include_usage": True})
+    assert "".join(x["choices"][0]["text"] for x in parts) == whole["choices"][0]["text"]
     reason = whole["choices"][0]["finish_reason"]
-    assert [x["choices"][0]["finish_reason"] for x in events[-2:]] == [None, reason]
-    assert events[-1]["usage"] == whole["usage"]
-    assert events[-1]["pruning_ratio"] == whole["pruning_ratio"]
+    assert [x["choices"][0]["finish_reason"] for x in parts[-2:]] == [None, reason]
+    assert last["choices"] == [] and last["usage"] == whole["usage"]
+    assert last["pruning_ratio"] == whole["pruning_ratio"]
+    assert not any("usage" in event for event in events(client))
+
+
+def test_a_text_ends_before_a_stop_sequence(client: TestClient) -> None:
+    text = post(client, max_tokens=12).json()["choices"][0]["text"]
+    stop = text[4:6]
+    for given in (stop, ["never", stop]):
+        found = post(client, max_tokens=12, stop=given).json()
+        (choice,) = found["choices"]
+        assert choice == {
+            "index": 0,
+            "text": text[: text.index(stop)],
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+        assert found["usage"]["completion_tokens"] < 12
+        parts = events(client, max_tokens=12, stop=given)
+        assert "".join(x["choices"][0]["text"] for x in parts) == choice["text"]
+
+
+def test_n_texts_are_those_of_consecutive_seeds(client: TestClient) -> None:
+    asked = {"temperature": 1, "max_tokens": 12}
+    alone = [post(client, seed=s, **asked).json()["choices"][0]["text"] for s in (4, 5, 6)]
+    found = post(client, seed=4, n=3, **asked).json()
+    assert [choice["text"] for choice in found["choices"]] == alone and len({*alone}) == 3
+    assert [choice["index"] for choice in found["choices"]] == [0, 1, 2]
+    assert found["usage"]["completion_tokens"] == 36 and found["usage"]["prompt_tokens"] == 5
+    texts = ["", "", ""]
+    for event in events(client, seed=4, n=3, **asked):
+        (choice,) = event["choices"]
+        texts[choice["index"]] += choice["text"]
+    assert texts == alone
+
+
+def test_logprobs_are_those_of_the_pruned_model(client: TestClient, model: DynamicModel) -> None:
+    found = post(client, logprobs=2, max_tokens=1, pruning_ratio=0.4).json()
+    logprobs = found["choices"][0]["logprobs"]
+    ids = model.lm.tokenizer("Hello", return_tensors="pt")["input_ids"]
+    with model.at(0.4), torch.inference_mode():
+        expected = model.lm.model(ids).logits[0, -1].log_softmax(-1).topk(2)
+    names = [model.lm.tokenizer.decode([token]) for token in expected.indices]
+    assert logprobs["tokens"] == names[:1]
+    assert logprobs["token_logprobs"] == pytest.approx([float(expected.values[0])], rel=1e-4)
+    (best,) = logprobs["top_logprobs"]
+    assert best == pytest.approx(dict(zip(names, expected.values.tolist(), strict=True)), rel=1e-4)
+
+
+HARMLESS = {
+    "user": "me",
+    "metadata": {"a": "b"},
+    "frequency_penalty": 0,
+    "presence_penalty": 0.0,
+    "logit_bias": {},
+    "echo": False,
+    "best_of": 1,
+    "suffix": None,
+    "logprobs": None,
+    "stop": None,
+    "seed": None,
+    "stream_options": None,
+    "service_tier": "auto",
+}
+
+
+def test_fields_that_change_nothing_are_accepted(client: TestClient) -> None:
+    assert post(client, **HARMLESS).json()["choices"] == post(client).json()["choices"]
+
+
+def test_documentation_lists_the_routes(client: TestClient) -> None:
+    assert "openapi.json" in client.get("/docs").text
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/policies"} <= {*paths}
 
 
 def test_a_seed_repeats_a_sample(client: TestClient) -> None:
@@ -71,8 +149,11 @@ def test_a_seed_repeats_a_sample(client: TestClient) -> None:
         ({"max_tokens": 5000}, "more than the model's 1024 positions"),
         ({"pruning_ratio": 1.2}, "pruning_ratio: Input should be less than 1."),
         ({"pruning_ratio": "much"}, "pruning_ratio: Input should be a valid number"),
-        ({"best_of": 3}, "best_of: Extra inputs are not permitted."),
-        ({"model": "gpt"}, "this server has no model 'gpt': give model='tiny'."),
+        ({"best_of": 3}, "this server does not support best_of: leave it out."),
+        ({"frequency_penalty": 0.5}, "this server does not support frequency_penalty"),
+        ({"beams": 3}, "beams: Extra inputs are not permitted."),
+        ({"n": 9}, "n=9 is more than limits.sequences=8"),
+        ({"stop": ["a", ""]}, "stop.1: String should have at least 1 character."),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(
@@ -82,6 +163,14 @@ def test_bad_input_is_refused_in_one_sentence(
         response = post(client, stream=stream, **changes)
         assert response.status_code == 400
         assert sentence in response.json()["error"]["message"]
+
+
+def test_a_model_that_is_not_served_is_not_found(client: TestClient) -> None:
+    for stream in (False, True):
+        response = post(client, model="gpt", stream=stream)
+        assert response.status_code == 404
+        sentence = "this server has no model 'gpt': give model='tiny'."
+        assert response.json()["error"]["message"] == sentence
 
 
 def test_what_is_not_json_is_refused(client: TestClient) -> None:
@@ -116,14 +205,15 @@ def test_requests_at_different_ratios_do_not_mix(client: TestClient) -> None:
     assert len(found) == 6 and all(choices == expected[ratio] for ratio, choices in found)
 
 
+def breaking(batch: Batch, *inputs: Any) -> None:
+    raise ArithmeticError("broken")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fault_of_the_server_is_an_answer_and_an_exception(
-    app: FastAPI, model: DynamicModel, monkeypatch: pytest.MonkeyPatch, stream: bool
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    def broken(*inputs: Any, **options: Any) -> None:
-        raise ArithmeticError("broken")
-
-    monkeypatch.setattr(model, "generate", broken)
+    monkeypatch.setattr(Batch, "join", breaking)
     quiet = TestClient(app, "http://localhost", raise_server_exceptions=False)
     response = post(quiet, stream=stream)
     assert response.status_code == 500 and "log" in response.json()["error"]["message"]
@@ -131,18 +221,16 @@ def test_a_fault_of_the_server_is_an_answer_and_an_exception(
         post(TestClient(app, "http://localhost"), stream=stream)
 
 
-def test_a_fault_inside_a_stream_is_its_last_event(
-    app: FastAPI, model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+def test_a_fault_inside_a_stream_is_its_last_event_and_ends_no_other_request(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*inputs: Any, streamer: Completion, **options: Any) -> None:
-        streamer.on_finalized_text("some text")
-        raise ArithmeticError("broken")
-
-    monkeypatch.setattr(model, "generate", broken)
     quiet = TestClient(app, "http://localhost", raise_server_exceptions=False)
-    response = post(quiet, stream=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Batch, "step", breaking)
+        response = post(quiet, stream=True)
     first, last = [line for line in response.text.split("\n\n") if line]
-    assert response.status_code == 200 and "some text" in first and '"error"' in last
+    assert response.status_code == 200 and '"text"' in first and '"error"' in last
+    assert post(quiet).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere"])

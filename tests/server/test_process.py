@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from ppf.errors import PPFError
 from ppf.server.process import allowed_hosts, bind, is_loopback
@@ -94,6 +95,24 @@ def test_a_signal_ends_the_server_and_an_open_address_is_warned_of(
     statuses = {answer.result().status_code for answer in answers}
     assert 503 in statuses and statuses <= {200, 503}
     assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_a_started_server_chats_with_openais_client(serve: Serve, folder: Path) -> None:
+    template = folder / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    assert list(folder.glob("artefacts/bank/**/*.safetensors")), "each start would build the bank"
+    _, address, _ = serve(f"chat_template={template}")
+    client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    name = client.models.list().data[0].id
+    assert name == "tiny"
+    asked = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    answers = [
+        client.chat.completions.create(**asked, temperature=0, extra_body={"pruning_ratio": ratio})
+        for ratio in (0.0, 0.3)
+    ]
+    assert [answer.usage.completion_tokens for answer in answers] == [4, 4]
+    assert [round(answer.model_extra["pruning_ratio"], 1) for answer in answers] == [0.0, 0.3]
 
 
 def half_sent(address: str) -> socket.socket:

@@ -64,15 +64,15 @@ def test_the_least_temperature_is_sampled_with(client: TestClient) -> None:
 
 def test_random_requests_are_served_or_refused(client: TestClient) -> None:
     generator = random.Random(0)
-    names = [*CompletionRequest.model_fields, "best_of", "\ud800"]
+    names = [*CompletionRequest.model_fields, "best_of", "user", "\ud800"]
     statuses = []
     for _ in range(300):
         changed = {name: generator.choice(STRANGE) for name in generator.sample(names, 2)}
         status, answer = post(client, json.dumps(VALID | changed).encode())
-        assert status in (200, 400), changed
-        assert ("choices" in answer) == (status == 200) and ("error" in answer) == (status == 400)
+        assert status in (200, 400, 404), changed
+        assert ("choices" in answer) == (status == 200) == ("error" not in answer)
         statuses.append(status)
-    assert set(statuses) == {200, 400}
+    assert set(statuses) == {200, 400, 404}  # 404: the server has no such model
 
 
 def test_a_wrong_ratio_has_no_policy(client: TestClient) -> None:

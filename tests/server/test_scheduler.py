@@ -66,7 +66,7 @@ def test_other_routes_answer_at_once_under_load(address: str) -> None:
             assert time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize("limits", [{"queue": 1}], indirect=True)
+@pytest.mark.parametrize("limits", [{"sequences": 1, "queue": 1}], indirect=True)
 def test_a_full_queue_refuses_with_a_retry_after_header(address: str) -> None:
     with closing(send(address, LONG, stream=True)) as first, closing(send(address, LONG)):
         assert first.getresponse().status == 200
@@ -89,15 +89,26 @@ def test_completions_of_disconnected_clients_are_cancelled(address: str, stream:
     assert time.monotonic() - start < LONG_SECONDS / 4
 
 
-@pytest.mark.parametrize("limits", [{"seconds": 1.0}], indirect=True)
+@pytest.mark.parametrize("limits", [{"seconds": 3.0, "sequences": 1}], indirect=True)
 def test_the_time_limit_counts_the_wait_and_frees_the_model(address: str) -> None:
-    running, waiting = send(address, LONG), send(address, LONG, stream=True)
+    running, waiting = send(address, LONG), send(address, LONG)
     for late in (running, waiting):
         with closing(late):
             answer = late.getresponse()
             assert answer.status == 503 and "limits.seconds" in error(answer.read())
     with closing(send(address, SHORT)) as served:
         assert served.getresponse().status == 200
+
+
+@pytest.mark.parametrize("limits", [{"sequences": 1}], indirect=True)
+def test_a_stream_tells_its_place_in_the_queue(address: str) -> None:
+    with closing(send(address, LONG, stream=True)) as running:
+        assert running.getresponse().status == 200
+        with closing(send(address, SHORT, stream=True)) as waiting:
+            answer = waiting.getresponse()
+            assert answer.readline() == b": place in the queue: 1\n"
+            running.close()
+            assert answer.read().endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("limits", [{"seconds": 1.0}], indirect=True)

@@ -2,40 +2,53 @@ import pytest
 
 from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
+from ppf.server.completion import Completion, StoppedError
+from ppf.server.engine import Engine
 from ppf.server.requests import CompletionRequest
-from ppf.server.writer import Completion, StoppedError
 
 
 def completion(model: DynamicModel, **asked: object) -> Completion:
     request = {"prompt": "Hello", "max_tokens": 900, "temperature": 0.0, "pruning_ratio": 0.2}
-    made = Completion(model, CompletionRequest.model_validate(request | asked))
+    checked = CompletionRequest.model_validate(request | asked)
+    made = Completion(model, checked, lambda: [*b"Hello"], lambda piece: None)
     made.prepare()
     return made
 
 
-def test_a_stopped_completion_writes_no_further_and_frees_the_model(model: DynamicModel) -> None:
-    stopped = completion(model)
-    pieces: list[str] = []
+@pytest.fixture
+def engine(model: DynamicModel) -> Engine:
+    model.lm.model.generation_config.eos_token_id = None
+    return Engine(model, sequences=4, turn_seconds=0.1)
 
-    def emit(piece: str) -> None:
+
+def test_a_stopped_completion_writes_no_further_and_frees_the_model(
+    model: DynamicModel, engine: Engine
+) -> None:
+    stopped = completion(model)
+    pieces: list[object] = []
+
+    def emit(piece: object) -> None:
         pieces.append(piece)
         stopped.stop()
 
+    stopped.emit = emit
     with pytest.raises(StoppedError):
-        stopped.write(emit)
+        engine.submit(stopped).result(20)
     assert len(pieces) == 1 and stopped.new_tokens < 20
+    after = completion(model, max_tokens=1)
+    engine.submit(after).result(20)
     assert model.ratio == 0 and not model.lm.adapter.layers(model.lm.model)[0]._forward_pre_hooks
     model.set_ratio(0.2)
 
 
-def test_a_prefill_stops_before_the_next_layer(model: DynamicModel) -> None:
+def test_a_prefill_stops_before_the_next_layer(model: DynamicModel, engine: Engine) -> None:
     stopped = completion(model)
     seen: list[int] = []
     for number, layer in enumerate(model.lm.adapter.layers(model.lm.model)):
         layer.register_forward_hook(lambda *_, number=number: seen.append(number))
     model.lm.adapter.layers(model.lm.model)[1].register_forward_hook(lambda *_: stopped.stop())
     with pytest.raises(StoppedError):
-        stopped.write(print)
+        engine.submit(stopped).result(20)
     assert seen == [0, 1]
 
 

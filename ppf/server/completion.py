@@ -1,0 +1,211 @@
+"""The work on one request: its prompt, and the texts that are generated for it."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppf.errors import PPFError
+from ppf.runtime import DynamicModel
+from ppf.server.requests import GenerationRequest
+from ppf.server.sampler import Sampler, Scored, scored
+from ppf.server.text import TextPieces
+
+
+class StoppedError(Exception):
+    """Raised inside a cancelled generation."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """A request waits; `place` is its place in the queue, from 1."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What some tokens add to one text.
+
+    Args:
+        choice: number of the text.
+        text: the new part of the text.
+        tokens: log-probabilities of the new tokens; empty if the request does not want them.
+        finish_reason: OpenAI's reason if the text ends: "stop" or "length".
+    """
+
+    choice: int
+    text: str
+    tokens: list[Scored]
+    finish_reason: str | None
+
+
+Emit = Callable[[Position | Piece], object]
+
+
+class Choice:
+    """One of the texts of a completion.
+
+    Attributes:
+        last: its last token.
+        count: number of its tokens.
+        finished: whether it has ended.
+    """
+
+    def __init__(self, completion: "Completion", number: int) -> None:
+        asked, lm = completion.request, completion.model.lm
+        seed = None if asked.seed is None else (asked.seed + number) % 2**64
+        self.completion, self._number = completion, number
+        self._sampler = Sampler(asked.temperature, asked.top_p, seed, lm.device)
+        self._text, self._scored = TextPieces(lm.tokenizer, asked.stop), list[Scored]()
+        self.last, self.count, self.finished = 0, 0, False
+
+    def take(self, logits: Float[Tensor, " vocabulary"]) -> None:
+        """Chooses the next token, and emits what is new of the text."""
+        asked, completion = self.completion.request, self.completion
+        self.last, self.count = self._sampler(logits), self.count + 1
+        if asked.alternatives is not None:
+            self._scored.append(scored(logits, self.last, asked.alternatives))
+        ended = self.last in completion.end_tokens
+        text = "" if ended else self._text.add(self.last)
+        reason = "stop" if ended or self._text.stopped else None
+        if reason is None and self.count == completion.most_tokens:
+            text += self._text.end()
+            reason = "stop" if self._text.stopped else "length"
+        elif ended:
+            text += self._text.end()
+        self.finished = reason is not None
+        completion.count()
+        if text or reason or self.count == 1:
+            completion.emit(Piece(self._number, text, self._scored, reason))
+            self._scored = []
+
+
+class Completion:
+    """The completion of one request. Call `prepare` before an `Engine` generates it.
+
+    Attributes:
+        ids: the prompt's tokens.
+        choices: the texts.
+        most_tokens: largest number of new tokens of a text.
+        end_tokens: tokens that end a text.
+        new_tokens: number of generated tokens, over all texts.
+        ratio: achieved pruning ratio, at least the requested one.
+        prefill: seconds from the first look at the prompt to the first token.
+        seconds: seconds from the first generated token to the last.
+        done: is set when the generation has ended.
+    """
+
+    def __init__(
+        self,
+        model: DynamicModel,
+        request: GenerationRequest,
+        read: Callable[[], list[int]],
+        emit: Emit,
+    ) -> None:
+        """Creates a completion.
+
+        Args:
+            read: returns the prompt's tokens; raises PPFError if there are none.
+            emit: is called with each piece, and with positions in the queue before the first one.
+        """
+        self.model, self.request, self._read, self.emit = model, request, read, emit
+        self.ids = torch.empty(0, dtype=torch.long)
+        self.choices: list[Choice] = []
+        self.most_tokens = self.new_tokens = 0
+        self.ratio = self.prefill = self.seconds = self._start = 0.0
+        self.end_tokens = _end_tokens(model)
+        self.done: Future[None] = Future()
+        self.done.set_running_or_notify_cancel()
+        self._stopped, self._place = Event(), 0
+
+    def prepare(self) -> None:
+        """Tokenises the prompt and checks the request against the model.
+
+        Raises:
+            PPFError: the prompt has no tokens, the model has too few positions, or there is no
+                policy for the ratio.
+        """
+        self.model.policy(self.request.pruning_ratio)
+        self.ids = torch.tensor(self._read(), dtype=torch.long)
+        if not len(self.ids):
+            raise PPFError("the prompt has no tokens: send some text.")
+        positions = self.model.lm.model.config.max_position_embeddings
+        most = self.request.most_tokens or max(1, positions - len(self.ids))
+        if len(self.ids) + most > positions:
+            raise PPFError(
+                f"the prompt has {len(self.ids)} tokens; with max_tokens={most} this is more than"
+                f" the model's {positions} positions: shorten one of them."
+            )
+        self.most_tokens = most
+        self.choices = [Choice(self, number) for number in range(self.request.n)]
+
+    def stop(self) -> None:
+        """Stops the generation before the next decoder layer. Any thread may call this."""
+        self._stopped.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decoding speed; None if each text has one token only."""
+        later = self.new_tokens - len(self.choices)
+        return later / self.seconds if self.seconds and later else None
+
+    def wait(self, place: int) -> None:
+        """Emits the place in the queue if it has changed."""
+        if place != self._place:
+            self._place = place
+            self.emit(Position(place))
+
+    def begin(self) -> None:
+        """Starts the clock, and notes the ratio."""
+        self.ratio, self._start = self.model.ratio, time.perf_counter()
+
+    def count(self) -> None:
+        """Counts and times one token."""
+        self.new_tokens += 1
+        since = time.perf_counter() - self._start
+        if self.new_tokens == 1:
+            self.prefill = since
+        self.seconds = since - self.prefill
+
+    def end(self, error: Exception | None = None) -> None:
+        """Sets `done`, if it is not set yet."""
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Checks before every layer whether to stop, so that a long prefill also ends soon.
+
+        Raises:
+            StoppedError: `stop` was called.
+        """
+        lm = self.model.lm
+        with ExitStack() as hooks:
+            for layer in lm.adapter.layers(lm.model):
+                hooks.enter_context(layer.register_forward_pre_hook(self._check))
+            yield
+
+    def _check(self, *_: Any) -> None:
+        if self.stopped:
+            raise StoppedError
+
+
+def _end_tokens(model: DynamicModel) -> set[int]:
+    found = model.lm.model.generation_config.eos_token_id
+    return set(found if isinstance(found, list) else [] if found is None else [found])

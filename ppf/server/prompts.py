@@ -1,0 +1,61 @@
+"""Tokenises what clients send."""
+
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ppf.errors import PPFError
+from ppf.server.requests import ChatRequest
+
+
+def read_template(path: str | None) -> str | None:
+    """The text of a file with a chat template; None: there is no file.
+
+    Raises:
+        PPFError: the file cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PPFError(
+            f"chat_template={path} cannot be read ({error}): give a text file."
+        ) from error
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The tokens of a prompt."""
+    return list(tokenizer(prompt, verbose=False)["input_ids"])
+
+
+def chat_tokens(
+    tokenizer: PreTrainedTokenizerBase, asked: ChatRequest, template: str | None
+) -> list[int]:
+    """The tokens of a chat, up to where the answer begins.
+
+    Args:
+        template: a chat template; None: the tokenizer's.
+
+    Raises:
+        PPFError: there is no template, or it refuses the messages.
+    """
+    if not has_template(tokenizer, template):
+        raise PPFError(
+            "this model has no chat template: send a prompt to /v1/completions, or restart the"
+            " server with chat_template=FILE."
+        )
+    messages = [message.plain() for message in asked.messages]
+    try:
+        found = tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, return_dict=True
+        )
+    except TemplateError as error:
+        raise PPFError(f"the chat template refuses the messages ({error}): change them.") from error
+    return list(found["input_ids"])
+
+
+def has_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> bool:
+    """Whether chats can be served."""
+    return template is not None or tokenizer.chat_template is not None

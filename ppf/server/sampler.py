@@ -1,0 +1,62 @@
+"""Chooses the tokens of one sequence."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import TopPLogitsWarper
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token's log-probability under the model, and those of the likeliest tokens.
+
+    Args:
+        token: the chosen token.
+        logprob: its log-probability.
+        likeliest: pairs of a token and its log-probability, in descending order.
+    """
+
+    token: int
+    logprob: float
+    likeliest: list[tuple[int, float]]
+
+
+class Sampler:
+    """Samples from the model's distribution, or takes the likeliest token.
+
+    Args:
+        temperature: divides the logits; 0: the likeliest token is taken.
+        top_p: samples from the smallest set of tokens that has at least this probability.
+        seed: of the random numbers; None: they differ each time.
+        device: the device of the logits.
+    """
+
+    def __init__(
+        self, temperature: float, top_p: float, seed: int | None, device: torch.device
+    ) -> None:
+        self._temperature = temperature
+        self._warper = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self._generator = torch.Generator(device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def __call__(self, logits: Float[Tensor, " vocabulary"]) -> int:
+        """The next token."""
+        if not self._temperature:
+            return int(logits.argmax())
+        scores = logits.float()[None] / self._temperature
+        if self._warper is not None:
+            scores = self._warper(scores, scores)
+        return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
+
+
+def scored(logits: Float[Tensor, " vocabulary"], token: int, likeliest: int) -> Scored:
+    """The log-probabilities of a chosen token and of the `likeliest` ones."""
+    logprobs = logits.float().log_softmax(-1)
+    values, tokens = logprobs.topk(min(likeliest, len(logprobs)))
+    pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+    return Scored(token, float(logprobs[token]), list(pairs))

@@ -1,0 +1,125 @@
+"""OpenAI's own client: chats and completions, over a real socket."""
+
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from ppf.runtime import DynamicModel
+
+MESSAGES: list[Any] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
+]
+PROMPT = "system: Be brief.\nuser: Hello\nassistant:"
+ASKED: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
+
+
+@pytest.fixture
+def openai_client(address: str) -> OpenAI:
+    return OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+def test_a_chat_completes_the_template_at_a_ratio(
+    openai_client: OpenAI, model: DynamicModel
+) -> None:
+    for ratio in (0.0, 0.4):
+        found = openai_client.chat.completions.create(**ASKED, extra_body={"pruning_ratio": ratio})
+        with model.at(ratio):
+            expected = model.complete(PROMPT, max_new_tokens=8, do_sample=False)
+        assert found.choices[0].message.content == expected
+        assert found.choices[0].message.role == "assistant"
+        assert found.choices[0].finish_reason == "length"
+        assert found.usage.prompt_tokens == len(PROMPT) and found.usage.completion_tokens == 8
+
+
+def test_a_streamed_chat_has_the_same_text_and_its_counts(openai_client: OpenAI) -> None:
+    whole = openai_client.chat.completions.create(**ASKED)
+    *parts, last = openai_client.chat.completions.create(
+        **ASKED, stream=True, stream_options={"include_usage": True}
+    )
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert all(part.choices[0].delta.role is None for part in parts[1:])
+    text = "".join(part.choices[0].delta.content for part in parts)
+    assert text == whole.choices[0].message.content
+    assert parts[-1].choices[0].finish_reason == "length"
+    assert last.choices == [] and last.usage == whole.usage
+
+
+def test_n_stop_seed_and_logprobs_reach_the_chat(openai_client: OpenAI) -> None:
+    asked = ASKED | {"temperature": 1, "seed": 3, "n": 2, "logprobs": True, "top_logprobs": 2}
+    found = openai_client.chat.completions.create(**asked)
+    assert found.choices == openai_client.chat.completions.create(**asked).choices
+    first, second = found.choices
+    assert first.message.content != second.message.content
+    assert len(first.logprobs.content) == 8
+    token = first.logprobs.content[0]
+    assert token.logprob <= token.top_logprobs[0].logprob and len(token.top_logprobs) == 2
+    stop = first.message.content[3]
+    ended = openai_client.chat.completions.create(**asked, stop=[stop]).choices[0]
+    assert ended.message.content == first.message.content.split(stop)[0]
+    assert ended.finish_reason == "stop"
+
+
+def test_fields_of_other_clients_are_accepted_if_they_change_nothing(
+    openai_client: OpenAI,
+) -> None:
+    found = openai_client.chat.completions.create(
+        **ASKED,
+        user="me",
+        tools=[],
+        response_format={"type": "text"},
+        parallel_tool_calls=False,
+        presence_penalty=0,
+        store=False,
+    )
+    assert found.choices == openai_client.chat.completions.create(**ASKED).choices
+    limited = {k: v for k, v in ASKED.items() if k != "max_tokens"}
+    short = openai_client.chat.completions.create(**limited, max_completion_tokens=2)
+    assert short.usage.completion_tokens == 2
+
+
+def test_the_client_lists_the_model_and_completes_a_prompt(openai_client: OpenAI) -> None:
+    (served,) = openai_client.models.list()
+    assert served.id == "tiny" == openai_client.models.retrieve("tiny").id
+    completion = openai_client.completions.create(
+        model=served.id, prompt="Hello", max_tokens=3, logprobs=1
+    )
+    assert (
+        completion.usage.completion_tokens == 3 and len(completion.choices[0].logprobs.tokens) == 3
+    )
+    with pytest.raises(openai.NotFoundError, match="give model='tiny'"):
+        openai_client.chat.completions.create(**ASKED | {"model": "gpt-4o"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"messages": []}, "messages: List should have at least 1 item"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "refuses the messages (who asks?)"),
+        ({"tools": [{"type": "function"}]}, "this server does not support tools: leave it out"),
+        ({"response_format": {"type": "json_object"}}, "does not support response_format"),
+        ({"max_tokens": 5000}, "more than the model's 1024 positions"),
+    ],
+)
+def test_a_wrong_chat_is_refused_in_one_sentence(
+    openai_client: OpenAI, changes: dict[str, Any], sentence: str
+) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as refused:
+            openai_client.chat.completions.create(**ASKED | changes, stream=stream)
+        assert sentence in refused.value.message
+
+
+@pytest.mark.parametrize("template", [None])
+def test_a_model_without_template_refuses_chats_and_says_what_to_do(
+    openai_client: OpenAI,
+) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as refused:
+            openai_client.chat.completions.create(**ASKED, stream=stream)
+        assert "this model has no chat template: send a prompt to /v1/completions" in str(
+            refused.value
+        )

@@ -1,0 +1,146 @@
+"""Which completions are generated together, in which order, and what the others are told."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from ppf.runtime import Batch, DynamicModel
+from ppf.server.completion import Completion, Piece, Position
+from ppf.server.engine import Engine
+from ppf.server.requests import CompletionRequest
+
+SECONDS = 30
+
+
+class Log:
+    """All pieces and places of all completions, in the order in which they came."""
+
+    def __init__(self, model: DynamicModel) -> None:
+        self.model, self.entries = model, list[tuple[str, Any]]()
+
+    def completion(self, name: str, ratio: float = 0.0, **asked: Any) -> Completion:
+        request = {"prompt": name, "max_tokens": 12, "temperature": 0, "pruning_ratio": ratio}
+        checked = CompletionRequest.model_validate(request | asked)
+        made = Completion(
+            self.model,
+            checked,
+            lambda: self.model.lm.tokenizer(name)["input_ids"],
+            lambda piece: self.entries.append((name, piece)),
+        )
+        made.prepare()
+        return made
+
+    def text(self, name: str) -> str:
+        return "".join(x.text for n, x in self.entries if n == name and isinstance(x, Piece))
+
+    def places(self, name: str) -> list[int]:
+        return [x.place for n, x in self.entries if n == name and isinstance(x, Position)]
+
+    def first(self, name: str) -> int:
+        return next(
+            i for i, (n, x) in enumerate(self.entries) if n == name and isinstance(x, Piece)
+        )
+
+    def last(self, name: str) -> int:
+        return max(i for i, (n, _) in enumerate(self.entries) if n == name)
+
+
+@pytest.fixture
+def log(model: DynamicModel) -> Iterator[Log]:
+    """Generations take 2 ms a token at least, and never end early."""
+    model.lm.model.generation_config.eos_token_id = None
+    with ExitStack() as hooks:
+        layer = model.lm.adapter.layers(model.lm.model)[0]
+        hooks.enter_context(layer.register_forward_hook(lambda *_: time.sleep(0.002)))
+        yield Log(model)
+
+
+def run(engine: Engine, *completions: Completion) -> None:
+    for future in [engine.submit(completion) for completion in completions]:
+        future.result(SECONDS)
+
+
+def test_completions_in_one_batch_have_the_texts_that_they_have_alone(
+    log: Log, model: DynamicModel
+) -> None:
+    names, expected = ("a", "Hello", "what is this"), {}
+    for ratio in (0.0, 0.4):
+        with model.at(ratio):
+            for name in names:
+                options = {"max_new_tokens": 12, "do_sample": False}
+                expected[name, ratio] = model.complete(name, **options)
+        log.entries.clear()
+        run(
+            Engine(model, sequences=4, turn_seconds=1),
+            *(log.completion(name, ratio) for name in names),
+        )
+        assert all(log.text(name) == expected[name, ratio] for name in names)
+        assert log.first("what is this") < log.last("a"), "they were not generated together"
+
+
+def test_completions_at_one_ratio_share_forward_passes(
+    log: Log, model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    step = Batch.step
+
+    def counted(batch: Batch, tokens: Any) -> Any:
+        sizes.append(len(tokens))
+        return step(batch, tokens)
+
+    monkeypatch.setattr(Batch, "step", counted)
+    asked = [log.completion(f"p{i}", max_tokens=4 * (i + 1)) for i in range(3)]
+    run(Engine(model, sequences=4, turn_seconds=1), *asked)
+    assert max(sizes) == 3 and sizes[-1] == 1 and len(sizes) < 4 + 8 + 12
+
+
+def test_ratios_take_turns(log: Log, model: DynamicModel) -> None:
+    engine = Engine(model, sequences=4, turn_seconds=0.01)
+    long = [log.completion(f"long{r}", r, max_tokens=150) for r in (0.0, 0.4)]
+    futures = [engine.submit(completion) for completion in long]
+    short = log.completion("short", 0.2, max_tokens=2)
+    engine.submit(short).result(SECONDS)
+    assert not any(future.done() for future in futures)
+    for future in futures:
+        future.result(SECONDS)
+    owners = [name for name, _ in log.entries if name != "short"]
+    changes = sum(a != b for a, b in zip(owners[:-1], owners[1:], strict=True))
+    assert changes > 4 and model.ratio == 0
+
+
+def test_completions_beyond_the_limit_wait_in_order_and_learn_their_places(
+    log: Log, model: DynamicModel
+) -> None:
+    engine = Engine(model, sequences=2, turn_seconds=1)
+    names = ["a", "b", "c", "d"]
+    run(engine, *(log.completion(n, r) for n, r in zip(names, (0, 0, 0.4, 0), strict=True)))
+    assert log.places("a") == log.places("b") == []
+    assert log.places("c") == [1] and log.places("d") == [2, 1] or log.places("d") == [2]
+    assert min(log.last("a"), log.last("b")) < log.first("c") < log.first("d") + 12
+
+
+def test_a_waiting_completion_that_stops_makes_room(log: Log, model: DynamicModel) -> None:
+    engine = Engine(model, sequences=1, turn_seconds=1)
+    first, gone, last = (log.completion(name) for name in ("a", "b", "c"))
+    futures = [engine.submit(completion) for completion in (first, gone, last)]
+    gone.stop()
+    futures[2].result(SECONDS)
+    assert not log.text("b") and log.text("a") and log.text("c")
+
+
+def test_an_error_of_one_completion_ends_no_other(log: Log, model: DynamicModel) -> None:
+    engine = Engine(model, sequences=4, turn_seconds=1)
+    broken, whole = log.completion("broken", n=2), log.completion("whole")
+
+    def emit(piece: object) -> None:
+        raise ArithmeticError
+
+    broken.emit = emit
+    failed = engine.submit(broken)
+    run(engine, whole)
+    with pytest.raises(ArithmeticError):
+        failed.result(SECONDS)
+    assert log.text("whole") and len(log.text("whole")) > 0

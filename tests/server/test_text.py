@@ -1,0 +1,63 @@
+import random
+
+from ppf.llm.sources import byte_tokenizer
+from ppf.server.text import TextPieces
+
+TEXT = "Grüße, 世界! ab abc abcd 🙂"
+
+
+def pieces(tokens: list[int], stops: list[str]) -> tuple[list[str], bool]:
+    text, found = TextPieces(byte_tokenizer(), stops), []
+    for token in tokens:
+        found.append(text.add(token))
+        if text.stopped:
+            return found, True
+    return [*found, text.end()], text.stopped
+
+
+def tokens(text: str) -> list[int]:
+    return list(byte_tokenizer()(text)["input_ids"])
+
+
+def test_pieces_are_whole_characters_and_join_to_the_text() -> None:
+    found, stopped = pieces(tokens(TEXT), [])
+    assert "".join(found) == TEXT and not stopped
+    assert set(found) == {"", *TEXT}
+
+
+def test_bytes_that_are_no_text_are_not_lost() -> None:
+    cut = tokens("a🙂")[:-1]
+    assert "".join(pieces(cut, [])[0]) == byte_tokenizer().decode(cut)
+
+
+def test_a_text_ends_before_the_first_stop_sequence() -> None:
+    for stops, expected in (
+        (["abc"], TEXT[: TEXT.index("abc")]),
+        (["zz", "abcd", "🙂"], TEXT[: TEXT.index("abcd")]),
+        (["! ab a", "界"], TEXT[: TEXT.index("界")]),
+        (["G"], ""),
+        ([TEXT[-1]], TEXT[:-1]),
+    ):
+        found, stopped = pieces(tokens(TEXT), stops)
+        assert "".join(found) == expected and stopped, stops
+
+
+def test_a_part_of_a_stop_sequence_is_text_if_the_rest_does_not_come() -> None:
+    found, stopped = pieces(tokens("ab abx abcde"), ["abcdef", "xx"])
+    assert "".join(found) == "ab abx abcde" and not stopped
+    assert found[-1] == "abcde"
+
+
+def test_random_texts_are_cut_as_the_whole_would_be() -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        text = "".join(generator.choices("ab", k=12))
+        stops = ["".join(generator.choices("ab", k=generator.randint(2, 5))) for _ in range(2)]
+        ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+        found, stopped = pieces(tokens(text), stops)
+        assert stopped == bool(ends)
+        if ends:
+            first = [text.index(s) for s in stops if s in text[: min(ends)]]
+            assert "".join(found) == text[: min(first)]
+        else:
+            assert "".join(found) == text
