@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -65,7 +66,7 @@ class Batch:
         self._mask = self._mask[index]
         common = int(self._mask.argmax(1).min())  # padding that all rows have
         self._mask = self._mask[:, common:]
-        for layer in self._cache.layers:
+        for layer in _layers(self._cache):
             layer.keys, layer.values = layer.keys[:, :, common:], layer.values[:, :, common:]
 
     def _forward(
@@ -88,10 +89,15 @@ class Batch:
             self._cache, self._mask = cache, mask
             return
         length = max(self._mask.shape[1], mask.shape[1])
-        for mine, its in zip(self._cache.layers, cache.layers, strict=True):
+        for mine, its in zip(_layers(self._cache), _layers(cache), strict=True):
             mine.keys = torch.cat([_padded(x.keys, 2, length) for x in (mine, its)])
             mine.values = torch.cat([_padded(x.values, 2, length) for x in (mine, its)])
         self._mask = torch.cat([_padded(x, 1, length) for x in (self._mask, mask)])
+
+
+def _layers(cache: Cache) -> list[Any]:
+    """The layers of a cache; transformers' types do not know that each has keys and values."""
+    return cache.layers
 
 
 def _padded(tensor: Tensor, dimension: int, length: int) -> Tensor:

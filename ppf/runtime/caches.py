@@ -68,7 +68,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _append(room: Tensor, filled: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+def _append(room: Tensor, filled: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
     """Writes new states behind the filled ones.
 
     Args:
@@ -78,6 +78,7 @@ def _append(room: Tensor, filled: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The tensor with room for more, and its filled part.
     """
+    assert filled is not None
     length, total = filled.shape[2], filled.shape[2] + new.shape[2]
     fits = room.shape[:2] == filled.shape[:2] and total <= room.shape[2]
     if not fits or room.data_ptr() != filled.data_ptr():

@@ -1,6 +1,7 @@
 """Tokenises what clients send."""
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ def chat_tokens(
         )
     messages = [message.plain() for message in asked.messages]
     try:
-        found = tokenizer.apply_chat_template(
+        found: Any = tokenizer.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, return_dict=True
         )
     except TemplateError as error:

@@ -59,7 +59,7 @@ class TextPieces:
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
