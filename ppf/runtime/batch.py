@@ -13,7 +13,7 @@ from transformers import Cache, PreTrainedModel
 from ppf.runtime.caches import GrowingLayer
 
 
-class Batch:
+class DecodingBatch:
     """Sequences that one policy generates, and their KV cache.
 
     Shorter sequences are padded on the left. The continuous batching of transformers does not

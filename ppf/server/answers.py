@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from ppf.server.completion import Completion, Piece
-from ppf.server.sampler import Scored
+from ppf.server.completion import Completion, Delta
+from ppf.server.sampler import TokenScore
 
 
 class Format(Protocol):
@@ -28,7 +28,9 @@ class Format(Protocol):
     def delta(self, text: str, first: bool) -> dict[str, Any]:
         """The fields of a choice in a stream that carry a piece; `first` of this choice or not."""
 
-    def logprobs(self, tokens: list[Scored], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def logprobs(
+        self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, Any]:
         """The log-probabilities of tokens."""
 
 
@@ -43,7 +45,9 @@ class TextFormat:
     def delta(self, text: str, first: bool) -> dict[str, Any]:
         return {"text": text}
 
-    def logprobs(self, tokens: list[Scored], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def logprobs(
+        self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, Any]:
         return {
             "tokens": [tokenizer.decode([scored.token]) for scored in tokens],
             "token_logprobs": [scored.logprob for scored in tokens],
@@ -65,7 +69,9 @@ class ChatFormat:
     def delta(self, text: str, first: bool) -> dict[str, Any]:
         return {"delta": ({"role": "assistant"} if first else {}) | {"content": text}}
 
-    def logprobs(self, tokens: list[Scored], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def logprobs(
+        self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, Any]:
         def entry(token: int, logprob: float) -> dict[str, Any]:
             text = str(tokenizer.decode([token]))
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
@@ -89,9 +95,9 @@ class Answer:
         self._format, self._completion, self._head = written, completion, head
         self._begun: set[int] = set()
 
-    def whole(self, pieces: Iterable[Piece]) -> dict[str, Any]:
+    def whole(self, pieces: Iterable[Delta]) -> dict[str, Any]:
         """The answer as one object."""
-        by_choice = defaultdict[int, list[Piece]](list)
+        by_choice = defaultdict[int, list[Delta]](list)
         for piece in pieces:
             by_choice[piece.choice].append(piece)
         choices = []
@@ -102,7 +108,7 @@ class Answer:
         head = {"object": self._format.whole} | self._head
         return head | {"choices": choices} | self._counts()
 
-    def part(self, piece: Piece) -> dict[str, Any]:
+    def part(self, piece: Delta) -> dict[str, Any]:
         """The event of a stream that carries a piece."""
         delta = self._format.delta(piece.text, piece.choice not in self._begun)
         self._begun.add(piece.choice)
@@ -114,7 +120,7 @@ class Answer:
         return {"object": self._format.part} | self._head | {"choices": []} | self._counts()
 
     def _choice(
-        self, number: int, text: dict[str, Any], tokens: list[Scored], finish_reason: str | None
+        self, number: int, text: dict[str, Any], tokens: list[TokenScore], finish_reason: str | None
     ) -> dict[str, Any]:
         logprobs = None
         if self._completion.request.alternatives is not None:

@@ -18,7 +18,7 @@ from ppf.evaluation.size import parameters
 from ppf.report.scores import LogPerplexity
 from ppf.runtime import DynamicModel
 from ppf.server.answers import Answer, ChatFormat, Format, TextFormat
-from ppf.server.completion import Piece, Position
+from ppf.server.completion import Delta, Position
 from ppf.server.errors import FAILURE, add_handlers, content
 from ppf.server.guard import Guard
 from ppf.server.prompts import chat_tokens, has_template, text_tokens
@@ -115,7 +115,7 @@ def create_app(
             events = _events(answer, first, generation, asked.stream_options.include_usage)
             return StreamingResponse(events, media_type="text/event-stream")
         found = [first, *[piece async for piece in generation]]
-        return answer.whole(piece for piece in found if isinstance(piece, Piece))
+        return answer.whole(piece for piece in found if isinstance(piece, Delta))
 
     def check_name(asked: str) -> None:
         if asked != name:
@@ -144,14 +144,14 @@ def _policy(model: DynamicModel, ratio: float, prunable: float) -> dict[str, Any
 
 
 async def _events(
-    answer: Answer, first: Position | Piece, rest: Generation, counts: bool
+    answer: Answer, first: Position | Delta, rest: Generation, counts: bool
 ) -> AsyncIterator[str]:
     """Server-sent events: pieces of text, then OpenAI's end mark, or else an error.
 
     A place in the queue is a comment line, which OpenAI's clients ignore.
     """
 
-    def told(piece: Position | Piece) -> str:
+    def told(piece: Position | Delta) -> str:
         if isinstance(piece, Position):
             return f": place in the queue: {piece.place}\n\n"
         return _event(answer.part(piece))

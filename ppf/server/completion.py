@@ -15,7 +15,7 @@ from torch import Tensor
 from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
 from ppf.server.requests import GenerationRequest
-from ppf.server.sampler import Sampler, Scored, scored
+from ppf.server.sampler import TokenSampler, TokenScore, scored
 from ppf.server.text import TextPieces
 
 
@@ -31,7 +31,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Delta:
     """What some tokens add to one text.
 
     Args:
@@ -43,11 +43,11 @@ class Piece:
 
     choice: int
     text: str
-    tokens: list[Scored]
+    tokens: list[TokenScore]
     finish_reason: str | None
 
 
-Emit = Callable[[Position | Piece], object]
+Emit = Callable[[Position | Delta], object]
 
 
 class Choice:
@@ -63,8 +63,8 @@ class Choice:
         asked, lm = completion.request, completion.model.lm
         seed = None if asked.seed is None else (asked.seed + number) % 2**64
         self.completion, self._number = completion, number
-        self._sampler = Sampler(asked.temperature, asked.top_p, seed, lm.device)
-        self._text, self._scored = TextPieces(lm.tokenizer, asked.stop), list[Scored]()
+        self._sampler = TokenSampler(asked.temperature, asked.top_p, seed, lm.device)
+        self._text, self._scored = TextPieces(lm.tokenizer, asked.stop), list[TokenScore]()
         self.last, self.count, self.finished = 0, 0, False
 
     def take(self, logits: Float[Tensor, " vocabulary"]) -> None:
@@ -84,7 +84,7 @@ class Choice:
         self.finished = reason is not None
         completion.count()
         if text or reason or self.count == 1:
-            completion.emit(Piece(self._number, text, self._scored, reason))
+            completion.emit(Delta(self._number, text, self._scored, reason))
             self._scored = []
 
 

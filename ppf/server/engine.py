@@ -8,7 +8,7 @@ from threading import Lock
 from jaxtyping import Float
 from torch import Tensor
 
-from ppf.runtime import Batch, DynamicModel
+from ppf.runtime import DecodingBatch, DynamicModel
 from ppf.server.completion import Choice, Completion, StoppedError
 
 
@@ -90,7 +90,7 @@ class _Group:
     """
 
     def __init__(self, model: DynamicModel) -> None:
-        self._batch, self._rows = Batch(model.lm.model), list[Choice]()
+        self._batch, self._rows = DecodingBatch(model.lm.model), list[Choice]()
         self.joining: deque[Completion] = deque()
 
     @property

@@ -9,7 +9,7 @@ from transformers import TopPLogitsWarper
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenScore:
     """A token's log-probability under the model, and those of the likeliest tokens.
 
     Args:
@@ -23,7 +23,7 @@ class Scored:
     likeliest: list[tuple[int, float]]
 
 
-class Sampler:
+class TokenSampler:
     """Samples from the model's distribution, or takes the likeliest token.
 
     Args:
@@ -54,9 +54,9 @@ class Sampler:
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
 
 
-def scored(logits: Float[Tensor, " vocabulary"], token: int, likeliest: int) -> Scored:
+def scored(logits: Float[Tensor, " vocabulary"], token: int, likeliest: int) -> TokenScore:
     """The log-probabilities of a chosen token and of the `likeliest` ones."""
     logprobs = logits.float().log_softmax(-1)
     values, tokens = logprobs.topk(min(likeliest, len(logprobs)))
     pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-    return Scored(token, float(logprobs[token]), list(pairs))
+    return TokenScore(token, float(logprobs[token]), list(pairs))

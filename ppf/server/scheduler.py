@@ -10,7 +10,7 @@ from fastapi import HTTPException, Request
 
 from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
-from ppf.server.completion import Completion, Piece, Position
+from ppf.server.completion import Completion, Delta, Position
 from ppf.server.engine import Engine
 from ppf.server.requests import GenerationRequest
 
@@ -41,13 +41,13 @@ class Generation:
     completion: Completion
 
     def __init__(self) -> None:
-        self._pieces: asyncio.Queue[Position | Piece | Exception] = asyncio.Queue()
-        self.put: Callable[[Position | Piece | Exception], object] = self._pieces.put_nowait
+        self._pieces: asyncio.Queue[Position | Delta | Exception] = asyncio.Queue()
+        self.put: Callable[[Position | Delta | Exception], object] = self._pieces.put_nowait
 
     def __aiter__(self) -> "Generation":
         return self
 
-    async def __anext__(self) -> Position | Piece:
+    async def __anext__(self) -> Position | Delta:
         piece = await self._pieces.get()
         if isinstance(piece, Exception):
             raise piece
@@ -93,7 +93,7 @@ class Scheduler:
             )
         generation, loop = Generation(), asyncio.get_running_loop()
 
-        def emit(piece: Position | Piece) -> None:
+        def emit(piece: Position | Delta) -> None:
             loop.call_soon_threadsafe(generation.put, piece)
 
         generation.completion = Completion(self.model, asked, read, emit)

@@ -4,17 +4,17 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.pruning.compensation import Bias
-from ppf.runtime import Batch, DynamicModel
+from ppf.runtime import DecodingBatch, DynamicModel
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
 
 PROMPTS = [torch.tensor(ids) for ids in ([5], [6, 7, 8, 9], [3, 2, 1, 9, 8, 7, 6])]
 
 
 def alone(model: object, ids: Tensor, tokens: int) -> list[int]:
-    return greedy(Batch(model), [ids], tokens)[0]
+    return greedy(DecodingBatch(model), [ids], tokens)[0]
 
 
-def greedy(batch: Batch, prompts: list[Tensor], tokens: int) -> list[list[int]]:
+def greedy(batch: DecodingBatch, prompts: list[Tensor], tokens: int) -> list[list[int]]:
     rows = [[int(batch.join(ids, 1).argmax())] for ids in prompts]
     for _ in range(tokens - 1):
         for row, logits in zip(rows, batch.step([row[-1] for row in rows]), strict=True):
@@ -28,7 +28,7 @@ def test_rows_have_the_tokens_that_they_have_alone_in_every_family_and_policy(na
     named = policies(pruner.space)
     for kept in (named[name] for name in ("random", "first attention empty", "no attention")):
         with pruner.at(kept) as model, torch.inference_mode():
-            for ids, found in zip(PROMPTS, greedy(Batch(model), PROMPTS, 4), strict=True):
+            for ids, found in zip(PROMPTS, greedy(DecodingBatch(model), PROMPTS, 4), strict=True):
                 whole = ids.tolist()
                 for token in found:
                     logits = model(torch.tensor([whole]), use_cache=False).logits[0, -1]
@@ -40,7 +40,7 @@ def test_sequences_join_and_leave_between_two_tokens(model: DynamicModel) -> Non
     lm = model.lm.model
     model.set_ratio(0.4)
     expected = [alone(lm, ids, 9) for ids in PROMPTS]
-    batch = Batch(lm)
+    batch = DecodingBatch(lm)
     rows = greedy(batch, PROMPTS[2:], 3)
     rows += [[int(batch.join(ids, 1).argmax())] for ids in PROMPTS[:2]]
 
@@ -62,7 +62,7 @@ def test_sequences_join_and_leave_between_two_tokens(model: DynamicModel) -> Non
 
 
 def test_copies_share_a_prompt(model: DynamicModel) -> None:
-    batch = Batch(model.lm.model)
+    batch = DecodingBatch(model.lm.model)
     batch.join(PROMPTS[1], 3)
     logits = batch.step([4, 5, 4])
     assert torch.allclose(logits[0], logits[2], atol=1e-5)
@@ -70,7 +70,7 @@ def test_copies_share_a_prompt(model: DynamicModel) -> None:
 
 
 def test_a_batch_of_another_policy_is_refused(model: DynamicModel) -> None:
-    batch = Batch(model.lm.model)
+    batch = DecodingBatch(model.lm.model)
     batch.join(PROMPTS[0], 1)
     with model.at(0.4), pytest.raises(PPFError, match="filled at another pruning ratio"):
         batch.step([1])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppf.runtime import Batch
+from ppf.runtime import DecodingBatch
 from ppf.runtime.decoding import multiply_vectors
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
 
@@ -39,7 +39,7 @@ def test_single_tokens_are_multiplied_as_vectors_at_every_policy(
         if quick:
             multiply_vectors(pruner.lm.model)
         with pruner.at(kept) as model:
-            batch = Batch(model)
+            batch = DecodingBatch(model)
             batch.join(ids, 1)
             used = products(monkeypatch)
             logits.append(batch.step([7]))

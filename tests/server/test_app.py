@@ -8,7 +8,7 @@ import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from ppf.runtime import Batch, DynamicModel
+from ppf.runtime import DecodingBatch, DynamicModel
 
 ASKED: dict[str, Any] = {"prompt": "Hello", "max_tokens": 6, "temperature": 0}
 
@@ -205,7 +205,7 @@ def test_requests_at_different_ratios_do_not_mix(client: TestClient) -> None:
     assert len(found) == 6 and all(choices == expected[ratio] for ratio, choices in found)
 
 
-def breaking(batch: Batch, *inputs: Any) -> None:
+def breaking(batch: DecodingBatch, *inputs: Any) -> None:
     raise ArithmeticError("broken")
 
 
@@ -213,7 +213,7 @@ def breaking(batch: Batch, *inputs: Any) -> None:
 def test_a_fault_of_the_server_is_an_answer_and_an_exception(
     app: FastAPI, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(Batch, "join", breaking)
+    monkeypatch.setattr(DecodingBatch, "join", breaking)
     quiet = TestClient(app, "http://localhost", raise_server_exceptions=False)
     response = post(quiet, stream=stream)
     assert response.status_code == 500 and "log" in response.json()["error"]["message"]
@@ -226,7 +226,7 @@ def test_a_fault_inside_a_stream_is_its_last_event_and_ends_no_other_request(
 ) -> None:
     quiet = TestClient(app, "http://localhost", raise_server_exceptions=False)
     with monkeypatch.context() as patched:
-        patched.setattr(Batch, "step", breaking)
+        patched.setattr(DecodingBatch, "step", breaking)
         response = post(quiet, stream=True)
     first, last = [line for line in response.text.split("\n\n") if line]
     assert response.status_code == 200 and '"text"' in first and '"error"' in last

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ppf.runtime import Batch, DynamicModel
-from ppf.server.completion import Completion, Piece, Position
+from ppf.runtime import DecodingBatch, DynamicModel
+from ppf.server.completion import Completion, Delta, Position
 from ppf.server.engine import Engine
 from ppf.server.requests import CompletionRequest
 
@@ -34,14 +34,14 @@ class Log:
         return made
 
     def text(self, name: str) -> str:
-        return "".join(x.text for n, x in self.entries if n == name and isinstance(x, Piece))
+        return "".join(x.text for n, x in self.entries if n == name and isinstance(x, Delta))
 
     def places(self, name: str) -> list[int]:
         return [x.place for n, x in self.entries if n == name and isinstance(x, Position)]
 
     def first(self, name: str) -> int:
         return next(
-            i for i, (n, x) in enumerate(self.entries) if n == name and isinstance(x, Piece)
+            i for i, (n, x) in enumerate(self.entries) if n == name and isinstance(x, Delta)
         )
 
     def last(self, name: str) -> int:
@@ -85,13 +85,13 @@ def test_completions_at_one_ratio_share_forward_passes(
     log: Log, model: DynamicModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    step = Batch.step
+    step = DecodingBatch.step
 
-    def counted(batch: Batch, tokens: Any) -> Any:
+    def counted(batch: DecodingBatch, tokens: Any) -> Any:
         sizes.append(len(tokens))
         return step(batch, tokens)
 
-    monkeypatch.setattr(Batch, "step", counted)
+    monkeypatch.setattr(DecodingBatch, "step", counted)
     asked = [log.completion(f"p{i}", max_tokens=4 * (i + 1)) for i in range(3)]
     run(Engine(model, sequences=4, turn_seconds=1), *asked)
     assert max(sizes) == 3 and sizes[-1] == 1 and len(sizes) < 4 + 8 + 12
