@@ -181,6 +181,13 @@ class Candidates:
         """The first `count` policies."""
         return Candidates(self.kept[:count], self.cost[:count])
 
+    def without(self, known: Int[Tensor, "known sites"]) -> "Candidates":
+        """The policies that are not rows of `known`."""
+        old = set(map(tuple, known.tolist()))
+        new = [tuple(row) not in old for row in self.kept.tolist()]
+        mask = torch.tensor(new, dtype=torch.bool, device=self.cost.device)
+        return Candidates(self.kept[mask], self.cost[mask])
+
     def to(self, device: torch.device | str) -> "Candidates":
         """The same policies on another device."""
         return Candidates(self.kept.to(device), self.cost.to(device))

@@ -1,7 +1,9 @@
 """Runs an agent on one or several processes, and chooses the policies to measure."""
 
 import torch
+from jaxtyping import Int
 from lightning import Fabric
+from torch import Tensor
 
 from ppf.agents import Agent, Candidates, Objective, Run
 from ppf.ranks import on_rank_0
@@ -12,7 +14,13 @@ _APART = 0.25  # share of the sites in which two chosen policies should differ
 _SLACK = 0.03  # cost above the best that a chosen policy may have, nats per token
 
 
-def run_search(agent: Agent, objective: Objective, run: Run, top_k: int) -> Candidates:
+def run_search(
+    agent: Agent,
+    objective: Objective,
+    run: Run,
+    top_k: int,
+    known: Int[Tensor, "known sites"] | None = None,
+) -> Candidates:
     """Returns the `top_k` policies to measure, best predicted first, the same on every rank.
 
     Ranks share the agent's rollouts. The policies of all ranks, uniform pruning and the allocation
@@ -20,12 +28,18 @@ def run_search(agent: Agent, objective: Objective, run: Run, top_k: int) -> Cand
 
     Similar policies would share the predictor's error. So the chosen policies differ in at least a
     quarter of the sites, or in fewer if the search did not find enough such policies.
+
+    Args:
+        known: policies that are measured already; they are not returned.
     """
     with cpu_threads(agent.threads):
         found = _gather(agent.search(objective, run), run.fabric)
-        chosen = on_rank_0(
-            run.fabric, lambda: distinct(_polished(agent, objective, found, run), top_k).to("cpu")
-        )
+
+        def best() -> Candidates:
+            polished = _polished(agent, objective, found, run)
+            return polished if known is None else polished.without(known)
+
+        chosen = on_rank_0(run.fabric, lambda: distinct(best(), top_k).to("cpu"))
     return chosen.to(objective.device)
 
 
@@ -44,6 +58,8 @@ def distinct(candidates: Candidates, count: int) -> Candidates:
 
     Candidates that cost much more than the best are chosen only if there are too few others.
     """
+    if not len(candidates):
+        return candidates
     good = int((candidates.cost <= candidates.cost[0] + _SLACK).sum())
     candidates = candidates.best(max(good, count))
     kept, sites = candidates.kept, candidates.kept.shape[1]

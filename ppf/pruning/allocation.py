@@ -1,4 +1,4 @@
-"""Allocation rules: published methods that choose how many units each site keeps."""
+"""Allocation rules, published ones and one of our own: how many units each site keeps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -142,22 +142,46 @@ class FLAP(Allocation):
         return (per_unit * space.units.to(ratio) - _cheapest(by_site, cost, ratio)) / per_unit
 
 
-class ObsGlobal(Allocation):
-    """Removes one unit after another: the one that adds least reconstruction error per parameter.
+class GreedyRule(Allocation):
+    """Removes one unit after another: the one that raises the sum of all sites' scores least.
+
+    The rise counts per parameter that the unit frees.
+    """
+
+    def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        space, scores = features.space, self.scores(features).to(ratio)
+        rises = [
+            # A unit can only be removed after the less important ones, so its score is at least
+            # theirs.
+            -row[: site.units + 1].diff().flip(0).cummin(0).values / site.params
+            for site, row in zip(space.sites, scores, strict=True)
+        ]
+        return space.units.to(ratio) - _cheapest(rises, space.params.to(ratio), ratio)
+
+    @abstractmethod
+    def scores(self, features: SiteFeatures) -> Float[Tensor, "sites levels"]:
+        """A score of each site and level; lower is better."""
+
+
+class ObsGlobal(GreedyRule):
+    """Adds least reconstruction error.
 
     Source: the global greedy step of Optimal Brain Compression (arXiv 2208.11580). The errors are
         the relative reconstruction errors of the level bank, after compensation.
     """
 
-    def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
-        space, errors = features.space, features.errors.to(ratio)
-        rises = [
-            # A unit can only be removed after the less important ones, so its score is at least
-            # theirs.
-            -row[: site.units + 1].diff().flip(0).cummin(0).values / site.params
-            for site, row in zip(space.sites, errors, strict=True)
-        ]
-        return space.units.to(ratio) - _cheapest(rises, space.params.to(ratio), ratio)
+    def scores(self, features: SiteFeatures) -> Tensor:
+        return features.errors
+
+
+class FisherGlobal(GreedyRule):
+    """Adds least expected loss: half the Fisher information along the change of the output.
+
+    Source: our own; `ppf.pruning.sensitivity` computes the expected losses.
+    """
+
+    def scores(self, features: SiteFeatures) -> Tensor:
+        return features.losses
 
 
 def _unit_range(values: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:

@@ -75,7 +75,8 @@ def search(
         )
         run = inputs.run(trained, history, number)
         with clock("searching on the predictor"):
-            found = run_search(agent, objective, run, settings.top_k)
+            known = Verification.merge(rounds).kept if rounds else None
+            found = run_search(agent, objective, run, settings.top_k, known)
         room = settings.label_budget - _spent(rounds)
         last = number + 1 == count
         each = 0 if last else settings.neighbours  # they teach the next predictor

@@ -122,6 +122,17 @@ def test_distinct_avoids_candidates_that_cost_much_more() -> None:
     assert found.cost.tolist() == pytest.approx([0, 0.01, 0.02])
 
 
+def test_measured_policies_are_not_proposed_again() -> None:
+    objective, small = quadratic(), {"generations": 5, "children": 32, "population": 16}
+    run = Run(one_process(), Log(), 0)
+    found = [run_search(agent("evolution", **small), objective, run, 2)]
+    for _ in range(2):
+        known = torch.cat([earlier.kept for earlier in found])
+        found.append(run_search(agent("evolution", **small), objective, run, 2, known))
+    proposed = torch.cat([candidates.kept for candidates in found])
+    assert len(proposed.unique(dim=0)) == len(proposed) == 6
+
+
 def test_ranks_must_share_episodes_evenly() -> None:
     class Three(Fabric):
         world_size, global_rank = 3, 0
