@@ -24,6 +24,7 @@ FORMATS = {
     "bank": 2,
     "traits": 1,
     "sensitivity": 1,
+    "changes": 1,
     "labels": 1,
     "predictor": 10,
     "costs": 1,

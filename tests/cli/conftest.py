@@ -8,8 +8,8 @@ import pytest
 from tests.commands import exit_code
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-HASTY = ("predictor.max_epochs=5", "predictor.residual.steps=10")
-"""The default predictor, trained for a second only."""
+HASTY = ("predictor=residual", "predictor.max_epochs=5", "predictor.residual.steps=10")
+"""The default predictor of train.py, trained for a second only."""
 
 
 @pytest.fixture

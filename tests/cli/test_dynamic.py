@@ -20,7 +20,7 @@ TINY = (
     "search.top_k=2",
     *HASTY,
 )
-PPO = ("agent.episodes=16", "agent.iterations=3", "agent.polish.generations=3")
+PPO = ("agent=ppo", "agent.episodes=16", "agent.iterations=3", "agent.polish.generations=3")
 
 
 def only(folder: Path, name: str) -> Path:

@@ -30,6 +30,7 @@ TINY = (
     "space.channel_multiple=16",
     "search.rounds=1",
     "search.top_k=2",
+    "agent=ppo",
     "agent.episodes=16",
     "agent.iterations=3",
     "agent.polish.generations=3",

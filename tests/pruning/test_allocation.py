@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.pruning import Allocation, SiteFeatures, Traits
-from ppf.pruning.allocation import FLAP, OWL, AlphaPruning, BlockInfluence, ObsGlobal
+from ppf.pruning.allocation import FLAP, OWL, AlphaPruning, BlockInfluence, FisherGlobal, ObsGlobal
 from ppf.space import Prunable, Space, build_space, project, uniform
 from tests.tiny import TinySetup
 
@@ -106,14 +106,17 @@ def test_flap_keeps_the_atoms_above_one_threshold() -> None:
     assert min(kept) >= max(gone)
 
 
+@pytest.mark.parametrize("rule", [ObsGlobal(), FisherGlobal()])
 @pytest.mark.parametrize("bumpy", [False, True])
-def test_obs_global_equals_a_greedy_loop(bumpy: bool) -> None:
+def test_a_greedy_rule_equals_a_greedy_loop(bumpy: bool, rule: Allocation) -> None:
     known = features([0.9, 0.5, 0.3, 0.1])
     space, errors = known.space, known.errors
     if bumpy:  # rises of any size, in any order
         steps = torch.rand(errors.shape, generator=torch.Generator().manual_seed(0))
         errors = (steps * (errors > 0)).flip(1).cumsum(1).flip(1)
-        known = replace(known, errors=errors)
+    others = torch.zeros_like(errors)  # what the rule must not read
+    own = (errors, others) if isinstance(rule, ObsGlobal) else (others, errors)
+    known = replace(known, errors=own[0], losses=own[1])
     kept, target = space.dense.tolist(), 0.3 * space.total
     while space.removed(torch.tensor(kept)) < target:
         rises = [
@@ -121,4 +124,4 @@ def test_obs_global_equals_a_greedy_loop(bumpy: bool) -> None:
             for i, k in enumerate(kept)
         ]
         kept[min(range(len(kept)), key=rises.__getitem__)] -= 1
-    assert ObsGlobal().wanted(known, RATIO[2:3])[0].tolist() == kept
+    assert rule.wanted(known, RATIO[2:3])[0].tolist() == kept
