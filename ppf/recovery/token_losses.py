@@ -25,8 +25,10 @@ class Rows(NamedTuple):
     head: OutputHead
 
     def part(self, rows: slice) -> Float[Tensor, "some tokens"]:
-        """The logits of some rows."""
-        return self.head(self.hidden[rows])
+        """The logits of some rows, in the number format of `hidden`."""
+        linear, hidden = self.head.linear, self.hidden[rows]
+        bias = None if linear.bias is None else linear.bias.to(hidden.dtype)
+        return self.head.capped(F.linear(hidden, linear.weight.to(hidden.dtype), bias))
 
 
 class TokenLoss(ABC):

@@ -142,6 +142,16 @@ def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path
         command.check_relations(again)
 
 
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_16_bit_training_keeps_float32_weights_and_wins_nats_back(
+    config: Any, start: Path, tune: str
+) -> None:
+    cfg = config(f"tune={tune}", f"tune.{tune}.lr={LR[tune]}", "trainer.precision=bf16-mixed")
+    assert (run(cfg).won_back or 0) > 0.02
+    changes = [(w - weights(start)[k]).abs().max() for k, w in weights(Path(cfg.out)).items()]
+    assert 0 < max(changes) < 0.1  # bfloat16 copies would differ in their third digit
+
+
 def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_layer(
     config: Any, start: Path, cache: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -53,6 +53,11 @@ def resident(folder: str | Path, cfg: DictConfig) -> DynamicModel:
     return DynamicModel.from_search(folder, *paths)
 
 
+def test_16_bit_training_wins_nats_back(config: Any) -> None:
+    scores = run(config("trainer.precision=bf16-mixed"))
+    assert all((score.won_back or 0) > 0.02 for score in scores)
+
+
 def test_one_set_of_adapters_serves_every_ratio_and_leaves_the_dense_model(
     config: Any, searched: Path
 ) -> None:
