@@ -50,7 +50,7 @@ def sentence(run: Run, script: str, *overrides: str, **more: str) -> str:
         ("search", "text=wikitext2", "or any file with text.path=FILE"),
         ("train", "upstream=require", "run `python collect.py` first"),
         ("collect", "text.window=1025", "text.window=1025 exceeds the model's 1024 positions"),
-        ("collect", "text.windows.calibration=9999", "lower text.windows.calibration or text.w"),
+        ("collect", "text.windows.calibration=99999", "lower text.windows.calibration or text.w"),
     ],
 )
 def test_a_wrong_override_is_named(run: Run, script: str, override: str, part: str) -> None:
