@@ -136,6 +136,7 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
     start = f"policy={cfg.policy}" if cfg.policy else f"path={cfg.path}"
     return {
         "Measure it on the test part": f"python evaluate.py path={cfg.out} latency=true",
+        "Write a file for llama.cpp": f"python prune.py path={cfg.out} out=gguf export=gguf",
         "Train longer": f"python recover.py {start} recovery.tokens=5000000",
         "Load it": f"AutoModelForCausalLM.from_pretrained('{cfg.out}', trust_remote_code=True)",
     }

@@ -96,15 +96,14 @@ def _config(model: Pruned, names: set[str]) -> DeciLMConfig:
 def _block_configs(model: Pruned) -> list[dict[str, Any]]:
     config: Any = model.lm.model.config
     queries = config.num_attention_heads // config.num_key_value_heads
-    parts = {
-        "attention": lambda atoms: {"n_heads_in_group": queries if atoms else None},
-        "mlp": lambda atoms: {"intermediate_size": atoms or None},
-    }
-    names = {"attention": "attention", "mlp": "ffn"}
     layers: list[dict[str, Any]] = [{} for _ in range(config.num_hidden_layers)]
     for coupling, atoms in zip(model.couplings, model.atoms, strict=True):
-        entry = parts[coupling.kind](atoms) | {"no_op": not atoms, "replace_with_linear": False}
-        layers[coupling.layer][names[coupling.kind]] = entry
+        layer = layers[coupling.layer]
+        entry: dict[str, Any] = {"no_op": not atoms, "replace_with_linear": False}
+        if coupling.kind == "attention":
+            layer["attention"] = entry | {"n_heads_in_group": queries if atoms else None}
+        else:
+            layer["ffn"] = entry | {"intermediate_size": atoms or None}
     return layers
 
 

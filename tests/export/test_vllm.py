@@ -11,7 +11,7 @@ from ppf.pruning import LivePruner
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.export.conftest import POLICY
 
-REASON = "vLLM is not installed; docs/vllm.md has the command"
+REASON = "vLLM, or a package that it needs, is not installed; docs/vllm.md has the command"
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("vllm.config", reason=REASON, exc_type=ImportError)
