@@ -7,7 +7,7 @@ import pytest
 import torch
 from gguf import GGUFReader, TokenType
 from gguf.quants import dequantize
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ppf.errors import PPFError
@@ -229,6 +229,20 @@ def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -
     assert value(reader, "tokenizer.ggml.merges") == ["a b"]
     assert value(reader, "tokenizer.ggml.bos_token_id") == 0
     assert value(reader, "tokenizer.ggml.add_bos_token") is False
+
+
+def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) -> None:
+    vocabulary = {"<unk>": 0, "<0x41>": 1, "a": 2, "▁": 3}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.add_tokens([AddedToken("▁▁", normalized=False, special=False)])
+    pruner.lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
+    assert value(reader, "tokenizer.ggml.tokens")[1:5] == ["<0x41>", "a", "▁", "  "]
+    types = value(reader, "tokenizer.ggml.token_type")[1:5]
+    normal = TokenType.NORMAL
+    assert types == [TokenType.BYTE, normal, normal, TokenType.USER_DEFINED]
+    assert value(reader, "tokenizer.ggml.add_space_prefix") is False
 
 
 def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from torch import nn
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -114,8 +114,8 @@ def test_every_family(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
         assert_greedy(models[name].model, found)
 
 
-def sentencepiece_form() -> PreTrainedTokenizerFast:
-    """Llama 2's form of tokenizer, with few merges."""
+def sentencepiece_form(*steps: normalizers.Normalizer) -> PreTrainedTokenizerFast:
+    """The form of Llama 2's and Gemma's tokenizers, with few merges and an added token."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += ["▁", *"abcdefghijklmnopqrstuvwxyz"]
     pairs = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "c"), ("a", "t"), ("▁c", "at")]
@@ -123,9 +123,8 @@ def sentencepiece_form() -> PreTrainedTokenizerFast:
     vocabulary = {token: number for number, token in enumerate(tokens)}
     bpe = models.BPE(vocabulary, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(bpe)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    tokenizer.add_tokens([AddedToken("<b>", normalized=False, special=False)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -135,11 +134,21 @@ def sentencepiece_form() -> PreTrainedTokenizerFast:
 
 def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     lm = random_model(LlamaConfig(**CONFIG | {"vocab_size": 320}))
-    lm.tokenizer = sentencepiece_form()
-    file = export_gguf(pruner_of(lm), tmp_path, POLICY, type="f16")
-    texts = ["the cat sat", "Thé catthe", "a  the cat"]
-    found = llama_cpp([{"file": str(file), "prompt": text, "tokens": 1} for text in texts])
-    assert [f["prompt"] for f in found] == [lm.tokenizer(text).input_ids for text in texts]
+    texts = {
+        "llama": ["the cat sat", "Thé catthe", "a  the cat"],
+        "gemma": ["the cat<b>the", "é  a"],
+    }
+    forms = {
+        "llama": sentencepiece_form(normalizers.Prepend("▁")),
+        "gemma": sentencepiece_form(),
+    }
+    wanted, expected = [], []
+    for name, tokenizer in forms.items():
+        lm.tokenizer = tokenizer
+        file = str(export_gguf(pruner_of(lm), tmp_path, {"model": name}, type="f16"))
+        wanted += [{"file": file, "prompt": text, "tokens": 1} for text in texts[name]]
+        expected += [tokenizer(text).input_ids for text in texts[name]]
+    assert [found["prompt"] for found in llama_cpp(wanted)] == expected
 
 
 def test_perplexity_is_that_of_transformers(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
