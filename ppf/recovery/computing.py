@@ -1,7 +1,7 @@
 """How training computes fast on a CPU: number format and memory."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -10,6 +10,9 @@ from torch import nn
 from torch.func import functional_call
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
+_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28}
+# The thresholds that glibc reaches by itself in a process that has freed large tensors.
+_USUAL = {_MMAP_MAX: 2**16, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26, _TOP_PAD: 2**17}
 
 
 def call_rounded(module: nn.Module, *given: Any, **named: Any) -> Any:
@@ -37,18 +40,17 @@ def reusing_memory() -> Iterator[None]:
     Each training step allocates the same large tensors. To get their memory from the kernel each
     time took a fifth of a step on a CPU.
     """
-    with suppress(OSError, AttributeError):
-        set_option = ctypes.CDLL("libc.so.6").mallopt
-        set_option(_MMAP_MAX, 0)
-        set_option(_TRIM_THRESHOLD, 2**31 - 1)
-        set_option(_TOP_PAD, 2**28)
+    _set_malloc(_KEEPING)
     try:
         yield
     finally:
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(_MMAP_MAX, 2**16)
-            libc.mallopt(_MMAP_THRESHOLD, 2**25)
-            libc.mallopt(_TRIM_THRESHOLD, 2**26)
-            libc.mallopt(_TOP_PAD, 2**17)
-            libc.malloc_trim(0)
+        _set_malloc(_USUAL)
+
+
+def _set_malloc(options: Mapping[int, int]) -> None:
+    """Sets options of glibc's malloc, and gives back memory that they do not let it keep."""
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in options.items():
+            libc.mallopt(option, value)
+        libc.malloc_trim(options[_TOP_PAD])
