@@ -1,6 +1,7 @@
 // Runs GGUF files in llama.cpp. Reads a list of requests from standard input, writes a list of
 // answers as the last line:
 // {file, prompt, tokens}: the greedy continuation → {prompt, tokens, text}, the first two as ids;
+// {file, prompt, steps}: decoding speed → {seconds}, the median from one id to the next;
 // {file, windows}: lists of ids → {nll}, the mean over all ids but each list's first, in nats.
 import {readFileSync} from "node:fs";
 import {createRequire} from "node:module";
@@ -46,10 +47,25 @@ async function score(model, windows) {
     return {nll: sum / count};
 }
 
+async function time(model, wanted) {
+    const context = await model.createContext({contextSize: 1024});
+    const times = [];
+    for await (const _ of context.getSequence().evaluate(model.tokenize(wanted.prompt))) {
+        if (times.push(performance.now()) > wanted.steps) break;
+    }
+    const seconds = times.slice(1).map((now, i) => (now - times[i]) / 1000).sort((a, b) => a - b);
+    return {seconds: seconds[Math.floor(seconds.length / 2)]};
+}
+
+function answer(model, wanted) {
+    if (wanted.windows) return score(model, wanted.windows);
+    return wanted.steps ? time(model, wanted) : complete(model, wanted);
+}
+
 const answers = [];
 for (const wanted of JSON.parse(readFileSync(0, "utf8"))) {
     const model = await llama.loadModel({modelPath: wanted.file});
-    answers.push(await (wanted.windows ? score(model, wanted.windows) : complete(model, wanted)));
+    answers.push(await answer(model, wanted));
     await model.dispose();
 }
 console.log(JSON.stringify(answers));

@@ -1,10 +1,15 @@
-"""Runtime: speed of one resident model, dense and pruned, against what the removed FLOPs promise.
+"""Runtime: speed of one resident model, dense and pruned, against what pruning promises.
 
+A prefill promises the removed FLOPs, a decoding step the bytes of weights that it need not read.
 All ratios take turns in one run, under bias compensation. Policies are uniform, or those of a
 search's agent:
 
     python benchmarks/runtime.py [HYDRA OVERRIDES, as for collect.py]
     python benchmarks/runtime.py search=FOLDER [HYDRA OVERRIDES, as in conf/runtime.yaml]
+    OMP_NUM_THREADS=1 python benchmarks/runtime.py    # on one core
+
+With llama_cpp=FOLDER, llama.cpp decodes the same models too, exported as GGUF. It is installed in
+FOLDER if it is missing.
 """
 
 import gc
@@ -12,21 +17,27 @@ import json
 import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
+from jaxtyping import Int
 from lightning import Fabric
+from llama_cpp import LlamaCpp
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppf.evaluation.latency import decode_seconds, prefill_seconds
-from ppf.runtime import DynamicModel, UniformPolicies
+from ppf.evaluation.latency import prefill_seconds
+from ppf.export.gguf import GGUF
+from ppf.runtime import DecodingBatch, DynamicModel, UniformPolicies
 from ppf.stages.prepare import prepare
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 REPEATS, BATCH, PROMPT, NEW_TOKENS, SWITCHES = 7, 4, 512, 24, 20
+GGUF_TYPES, GGUF_RATIOS = ("f16", "q8_0"), (0.0, 0.3, 0.5)
 
 
 def resident_model(overrides: list[str]) -> DynamicModel:
@@ -70,9 +81,51 @@ def switch_ms(model: DynamicModel) -> float:
     return median(times)
 
 
+def read_bytes(model: DynamicModel) -> int:
+    """Bytes of the weights that one decoding step reads."""
+    lm = model.lm.model
+    embedding = lm.get_input_embeddings().weight
+    weights = {id(p): p for p in lm.parameters()}
+    if lm.get_output_embeddings().weight is not embedding:
+        del weights[id(embedding)]  # a step reads one of its rows
+    return sum(weight.nbytes for weight in weights.values())
+
+
+def step_seconds(model: DynamicModel, ids: Int[Tensor, " prompt"]) -> float:
+    """Median seconds of one decoding step with one sequence, as the server decodes."""
+    batch, times = DecodingBatch(model.lm.model), []
+    token = int(batch.join(ids, 1).argmax())
+    for _ in range(NEW_TOKENS):
+        start = time.perf_counter()
+        token = int(batch.step([token])[0].argmax())
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def llama_cpp_rates(model: DynamicModel, cache: Path) -> dict[str, dict[str, float]]:
+    """Tokens a second that llama.cpp decodes, by type of the GGUF file and by ratio.
+
+    Args:
+        cache: folder that llama.cpp is installed in.
+    """
+    run, rates = LlamaCpp(cache), dict[str, dict[str, float]]()
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in GGUF_TYPES:
+            wanted: list[dict[str, Any]] = []
+            for ratio in GGUF_RATIOS:
+                with model.at(ratio):
+                    policy = {"model": f"{kind}-{ratio}"}
+                    file = GGUF(kind).write(model.pruner, Path(folder) / policy["model"], policy)
+                wanted.append({"file": str(file), "prompt": "The " * 400, "steps": NEW_TOKENS})
+            answers = zip(GGUF_RATIOS, run(wanted), strict=True)
+            rates[kind] = {str(ratio): 1 / answer["seconds"] for ratio, answer in answers}
+    return rates
+
+
 def main() -> None:
     """Prints a table and, last, one line of JSON."""
-    model = resident_model(sys.argv[1:])
+    installed = [x for x in sys.argv[1:] if x.startswith("llama_cpp=")]
+    model = resident_model([x for x in sys.argv[1:] if x not in installed])
     dense = sum(p.untyped_storage().nbytes() for p in model.lm.model.parameters())
     extra = tensor_bytes() / dense - 1
     vocabulary = model.lm.model.config.vocab_size
@@ -81,38 +134,61 @@ def main() -> None:
     prefills: dict[float, list[float]] = {ratio: [] for ratio in RATIOS}
     steps: dict[float, list[float]] = {ratio: [] for ratio in RATIOS}
     work: dict[float, int] = {}
+    read: dict[float, int] = {}
     for turn in range(REPEATS + 1):
         for ratio in RATIOS:
             with model.at(ratio):
                 work[ratio] = work.get(ratio) or flops(model, ids)
+                read[ratio] = read_bytes(model)
                 prefill = prefill_seconds(model.lm.model, ids)
-                step = decode_seconds(model.lm.model, ids[:1], NEW_TOKENS)
+                step = step_seconds(model, ids[0])
             if turn:  # the first one warms up
                 prefills[ratio].append(prefill)
                 steps[ratio].append(step)
 
     result = {
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.lm.dtype).removeprefix("torch."),
         "set_ratio_ms": switch_ms(model),
         "extra_memory_share": extra,
-        "prefill_speedup": {},
-        "decode_speedup": {},
+        "prefill_speedup": speedups(prefills, work),
+        "decode_speedup": speedups(steps, read),
         "tokens_per_second": {},
     }
     for ratio in RATIOS:
-        prefill, step = median(prefills[ratio]), median(steps[ratio])
-        speedup = median(prefills[0.0]) / prefill
-        promised = work[0.0] / work[ratio]
-        rates = {"prefill": ids.numel() / prefill, "decode": 1 / step}
+        rates = {
+            "prefill": ids.numel() / median(prefills[ratio]),
+            "decode": 1 / median(steps[ratio]),
+        }
         result["tokens_per_second"][str(ratio)] = rates
-        print(
-            f"{ratio:4.0%}  prefill {rates['prefill']:8.1f} tokens/s × {speedup:.3f}"
-            f" (FLOPs promise {promised:.3f})  decode {rates['decode']:6.1f} tokens/s"
-        )
-        if ratio:
-            result["prefill_speedup"][str(ratio)] = {"measured": speedup, "promised": promised}
-            result["decode_speedup"][str(ratio)] = median(steps[0.0]) / step
+        told = [f"{ratio:4.0%}"]
+        for kind, unit in (("prefill", "FLOPs"), ("decode", "bytes")):
+            found = result[f"{kind}_speedup"].get(str(ratio), {"measured": 1, "promised": 1})
+            told.append(
+                f"{kind} {rates[kind]:8.1f} tokens/s × {found['measured']:.3f}"
+                f" ({unit} promise {found['promised']:.3f})"
+            )
+        print("  ".join(told))
     print(f"set_ratio {result['set_ratio_ms']:.1f} ms, extra memory {extra:.2%}")
+    if installed:
+        cache = Path(installed[0].removeprefix("llama_cpp="))
+        result["llama_cpp"] = llama_cpp_rates(model, cache)
+        print("llama.cpp, decode tokens/s:", result["llama_cpp"])
     print(json.dumps(result))
+
+
+def speedups(
+    seconds: dict[float, list[float]], costs: dict[float, int]
+) -> dict[str, dict[str, float]]:
+    """Measured and promised speed-up of each pruning ratio over the dense model."""
+    return {
+        str(ratio): {
+            "measured": median(seconds[0.0]) / median(times),
+            "promised": costs[0.0] / costs[ratio],
+        }
+        for ratio, times in seconds.items()
+        if ratio
+    }
 
 
 if __name__ == "__main__":
