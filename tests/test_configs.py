@@ -35,7 +35,7 @@ STUDIES = {
     if option != "none"
 }
 
-CHANGING = ("debug", "experiment", "hparams_search")
+CHANGING = ("debug", "experiment", "hparams_search", "rules")
 
 Choices = Mapping[str, str]  # group (with its package, where it is not the group's own) → option
 

@@ -119,10 +119,11 @@ def exchange(
     cost = objective.space.cost.to(kept.device).double().clamp_min(1)
     jitter = torch.rand(kept.shape, generator=generator, device=kept.device, dtype=torch.double)
     wanted = kept + 0.98 * (jitter - 0.5)
+    most = step * objective.space.stride
     count = torch.randint(1, exchanges + 1, (batch, 1), generator=generator, device=kept.device)
     for turn in range(exchanges):
         pair = torch.randint(sites, (2, batch, 1), generator=generator, device=kept.device)
-        moved = torch.randint(1, step + 1, (batch, 1), generator=generator, device=kept.device)
+        moved = torch.randint(1, most + 1, (batch, 1), generator=generator, device=kept.device)
         amount = moved * (turn < count) * cost[pair].amax(0)
         wanted.scatter_add_(1, pair[0], -amount / cost[pair[0]])
         wanted.scatter_add_(1, pair[1], amount / cost[pair[1]])

@@ -18,6 +18,7 @@ from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.tables import print_summary
 from ppf.stages import curve, results
 from ppf.stages.acquire import acquire, check_acquired
+from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.collect import collect
 from ppf.stages.dynamic import dynamic, learner_of
 from ppf.stages.policy import provenance, warn_if_unreadable
@@ -30,6 +31,7 @@ from ppf.stages.train import Trained, needs_labels, train
 
 def _check(cfg: DictConfig) -> None:
     check_acquired(cfg)
+    check_bytes(cfg)
     if cfg.mode == "dynamic":
         learner_of(cfg)
 
@@ -40,7 +42,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     warn_if_unreadable(cfg)
     clock, may_make = Stopwatch(), cfg.upstream == "make"
     with clock("preparing the model"):
-        context = prepare(cfg, fabric)
+        context = in_bytes(prepare(cfg, fabric), cfg)
         if cfg.report_test:
             context.text.tokens("test", context.lm.tokenizer)  # too little is refused before work
     fit = partial(
@@ -50,7 +52,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         cfg.trainer,
         cfg.seed,
         fabric.loggers,
-        one_ratio=cfg.mode == "static",
+        one_ratio=cfg.mode == "static" and context.space.budget != "bytes",
     )
     first = partial(fit, may_train=may_make)
     with clock("labelling"):
@@ -140,7 +142,19 @@ def _outcome(
     more: dict[str, float | None] = {"evaluations": len(context.labeller.used)}
     if cfg.mode == "static":
         more["ratio"] = cfg.ratio  # jobs of a sweep ask for equal ones, and achieve others
-    return Outcome(metric, [row | more for row in figures(summary)])
+    rows = [row | _size(context, row["ratio"]) | more for row in figures(summary)]
+    return Outcome(metric, rows)
+
+
+def _size(context: PruningContext, saved: float | None) -> dict[str, float]:
+    """Size of the prunable matrices, if the budget counts bytes.
+
+    Args:
+        saved: share of the bytes that the policy saves.
+    """
+    if context.space.budget != "bytes" or saved is None:
+        return {}
+    return {"matrices_mib": (1 - saved) * context.space.total / 2**20}
 
 
 _MODES = {"static": _static, "dynamic": _dynamic}

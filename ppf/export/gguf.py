@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from ppf.export.base import Converter
 from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
-from ppf.export.gguf_tensors import tensor_type, tensors
+from ppf.export.gguf_tensors import site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
 from ppf.export.pruned import Pruned
 from ppf.progress import say
@@ -33,7 +33,8 @@ class GGUF(Converter):
     """Writes one GGUF file.
 
     Args:
-        type: number format of the matrices; vectors are float32.
+        type: number format of the matrices, except of sites that the policy rounds to formats of
+            their own; vectors are float32.
     """
 
     type: Literal["f16", "q8_0", "q5_0", "q4_0"]
@@ -55,9 +56,10 @@ class GGUF(Converter):
         writer.add_string("ppf.policy", json.dumps(policy))
         _describe(writer, model, reader)
         write_vocabulary(writer, model.lm.tokenizer, config.vocab_size)
-        matrices = GGMLQuantizationType[self.type.upper()]
+        types = policy.get("types") or {}
         for key, tensor in tensors(model, reader):
-            kind = tensor_type(key, tensor, matrices, tied=config.tie_word_embeddings)
+            wanted = GGMLQuantizationType[types.get(site_of(key), self.type).upper()]
+            kind = tensor_type(key, tensor, wanted, tied=config.tie_word_embeddings)
             data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
             writer.add_tensor(key, data, raw_dtype=kind)
         writer.write_header_to_file()

@@ -48,6 +48,14 @@ def tensor_type(name: str, tensor: Tensor, matrices: GGMLQuantizationType, *, ti
     return GGMLQuantizationType.Q8_0 if name == output else matrices
 
 
+def site_of(name: str) -> str:
+    """The site that a tensor belongs to, as in "3.mlp"; empty: to none."""
+    if not name.startswith("blk."):
+        return ""
+    _, layer, part, *_ = name.split(".")
+    return f"{layer}.{'mlp' if part.startswith('ffn') else 'attention'}"
+
+
 def _fused(named: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Query, key and value projections of each layer as one matrix."""
     parts: list[Tensor] = []

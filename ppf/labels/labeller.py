@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -18,10 +18,19 @@ from ppf.llm import (
     summed_nll,
 )
 from ppf.progress import say
-from ppf.pruning import LivePruner
+from ppf.space import Space
 
 T = TypeVar("T")
 _HEAD_ROWS = 128  # rows of one block of logits, which fits the CPU cache
+
+
+class Prunes(Protocol):
+    """Applies the policies of a space to a model, as `LivePruner` does."""
+
+    @property
+    def space(self) -> Space: ...
+
+    def apply(self, kept: Sequence[int]) -> None: ...
 
 
 class LabelScores(NamedTuple):
@@ -104,7 +113,7 @@ class Labeller:
     def __init__(
         self,
         lm: LanguageModel,
-        pruner: LivePruner,
+        pruner: Prunes,
         windows: Int[Tensor, "windows window"],
         *,
         batch: int,

@@ -36,7 +36,8 @@ class PredictorInputs:
             Each policy takes about a second or longer.
         changes: estimates what changes of single sites do to a policy's loss, in nats per token, on
             a number of windows of the calibration part (`ppf.pruning.loss_changes`); its arguments
-            are the policy, the number of windows and the cap. None: the search covers all ratios.
+            are the policy, the number of windows and the cap. None: the search covers all ratios,
+            or rounds weights.
         trainer: arguments of Lightning's Trainer.
         seed: seed of splits and initial weights.
         loggers: loggers that get the metrics of a training.

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +13,8 @@ from ppf.pruning.features import SiteFeatures
 from ppf.pruning.traits import MULTIPLES, Traits
 from ppf.ranges import Count, Positive, Share
 from ppf.space import Space
+
+_Point = tuple[int, float]
 
 
 class Allocation(ABC):
@@ -182,6 +185,39 @@ class FisherGlobal(GreedyRule):
 
     def scores(self, features: SiteFeatures) -> Tensor:
         return features.losses
+
+
+class LeastExpectedLoss(GreedyRule):
+    """Minimises the sum of the sites' expected losses, each replaced by its lower convex hull.
+
+    Unlike `FisherGlobal`, it also finds its way over units whose removal changes nothing.
+
+    Source: for convex losses the greedy order is optimal (Fox, "Discrete Optimization Via Marginal
+        Analysis", 1966).
+    """
+
+    def scores(self, features: SiteFeatures) -> Tensor:
+        rows = zip(features.losses, features.space.sites, strict=True)
+        hulls = [_lower_hull(row[: site.units + 1]) for row, site in rows]
+        return torch.nn.utils.rnn.pad_sequence(hulls, True)
+
+
+def _lower_hull(values: Float[Tensor, " levels"]) -> Float[Tensor, " levels"]:
+    """The lower convex hull of the points (level, value), at every level."""
+    hull: list[tuple[int, float]] = []
+    for point in enumerate(values.tolist()):
+        while len(hull) > 1 and _above(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    levels, heights = zip(*hull, strict=True)
+    every = np.interp(range(len(values)), levels, heights)
+    return torch.from_numpy(every).to(values)
+
+
+def _above(first: _Point, middle: _Point, last: _Point) -> bool:
+    """Whether the middle point lies on or above the line through the other two."""
+    (x, y), (u, v), (a, b) = first, middle, last
+    return (v - y) * (a - x) >= (b - y) * (u - x)
 
 
 def _unit_range(values: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:

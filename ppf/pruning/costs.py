@@ -2,14 +2,16 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 
 from ppf.llm import Coupling, LayerCalls
 from ppf.pruning.live import LivePruner
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, Type
 from ppf.ranges import Count, Several
 from ppf.space import Site
 
@@ -124,3 +126,20 @@ def _synchronise() -> None:
     """Waits until the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+class Bytes(Cost):
+    """Bytes of the matrices in a GGUF file, in 16 bits. A search may also round them.
+
+    Args:
+        types: number formats that a policy may give to a site.
+        prune: whether sites may lose units; False: they are only rounded.
+    """
+
+    def __init__(self, types: Annotated[Sequence[Type], Field(min_length=1)], prune: bool) -> None:
+        self.types, self.prune = types, prune
+
+    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
+        rows = sum(producer.rows * producer.linear.in_features for producer in coupling.producers)
+        weights = rows + coupling.columns * coupling.consumer.out_features
+        return weights * site.atoms_per_unit * BLOCK_BYTES["f16"] // BLOCK

@@ -10,8 +10,12 @@ from transformers import PreTrainedModel
 from ppf.llm import Coupling, LanguageModel
 from ppf.pruning.bank import Bank
 from ppf.pruning.empty_block import EmptyBlock
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, Type, rounded
 from ppf.pruning.statistics import expand
 from ppf.space import Space
+
+Types = Sequence[Type | None] | None
+"""Number formats of all sites; None: no site is rounded."""
 
 
 class LivePruner:
@@ -28,6 +32,7 @@ class LivePruner:
 
     Attributes:
         kept: the current policy.
+        types: number formats that each site's matrices are rounded to; None: they are not rounded.
         blocks: for each coupling of the model, its original block. An `EmptyBlock` replaces it in
             the model while it has no units.
     """
@@ -47,6 +52,7 @@ class LivePruner:
         for coupling, order in zip(lm.couplings, bank.orders, strict=True):
             self._permute(coupling, order)
         self.kept = space.dense.tolist()
+        self.types: list[Type | None] = [None] * len(space)
         self._refitted: set[int] = set()
 
     @property
@@ -59,31 +65,46 @@ class LivePruner:
             atoms[index] = kept * site.atoms_per_unit
         return atoms
 
+    @property
+    def bytes_of_rounding(self) -> int:
+        """Bytes that rounded matrices save in a file, compared with the model's own dtype."""
+        saved = 0
+        for index, type in zip(self._coupling_indices, self.types, strict=True):
+            coupling = self.lm.couplings[index]
+            linears = [*(producer.linear for producer in coupling.producers), coupling.consumer]
+            weights = sum(linear.weight.numel() for linear in linears)
+            if type is not None:
+                saved += weights * self.lm.dtype.itemsize - weights * BLOCK_BYTES[type] // BLOCK
+        return saved
+
     @torch.no_grad()
-    def apply(self, kept: Sequence[int]) -> None:
+    def apply(self, kept: Sequence[int], types: Types = None) -> None:
         """Applies a policy. Only sites that differ from the current policy are changed.
 
         Args:
             kept: number of units that each site keeps.
+            types: number formats that each site's matrices are rounded to; None: no site's are.
 
         Raises:
             PPFError: the policy does not fit the space.
         """
         kept = [int(k) for k in kept]
         self.space.check_policy(kept)
-        for site, (new, old) in enumerate(zip(kept, self.kept, strict=True)):
-            if new != old or site in self._refitted:
-                self.narrow(site, new)
+        new = zip(kept, types or [None] * len(kept), strict=True)
+        old = zip(self.kept, self.types, strict=True)
+        for site, (wanted, present) in enumerate(zip(new, old, strict=True)):
+            if wanted != present or site in self._refitted:
+                self.narrow(site, *wanted)
 
     @contextmanager
-    def at(self, kept: Sequence[int]) -> Iterator[PreTrainedModel]:
+    def at(self, kept: Sequence[int], types: Types = None) -> Iterator[PreTrainedModel]:
         """The model under a policy; on exit, the policy from before is applied again."""
-        before = self.kept
-        self.apply(kept)
+        before = self.kept, self.types
+        self.apply(kept, types)
         try:
             yield self.lm.model
         finally:
-            self.apply(before)
+            self.apply(*before)
 
     @contextmanager
     def padded(self, kept: Sequence[int]) -> Iterator[PreTrainedModel]:
@@ -123,8 +144,8 @@ class LivePruner:
 
     def reset(self) -> None:
         """Undoes all changes of the present policy's weights, as `refit` makes them."""
-        for site, kept in enumerate(self.kept):
-            self.narrow(site, kept)
+        for site, (kept, type) in enumerate(zip(self.kept, self.types, strict=True)):
+            self.narrow(site, kept, type)
 
     def restore(self) -> None:
         """Recovers the original model. This pruner must not be used afterwards."""
@@ -133,14 +154,16 @@ class LivePruner:
             self._permute(coupling, order.argsort())
 
     @torch.no_grad()
-    def narrow(self, index: int, kept: int) -> None:
+    def narrow(self, index: int, kept: int, type: Type | None = None) -> None:
         """Sets one site to a level of the bank.
 
         Args:
             index: position of the site in the space.
             kept: number of units that it keeps.
+            type: number format that its matrices are rounded to; None: they are not rounded.
         """
         self._refitted.discard(index)
+        self.types = [*self.types[:index], type, *self.types[index + 1 :]]
         self.kept = [*self.kept[:index], kept, *self.kept[index + 1 :]]
         site, levels = self.space.sites[index], self.bank.levels[index]
         coupling = self.lm.couplings[self._coupling_indices[index]]
@@ -148,7 +171,8 @@ class LivePruner:
         for producer in coupling.producers:
             weight, bias = self._dense[producer.linear]
             rows = atoms * producer.rows
-            _set(producer.linear, weight[:rows], None if bias is None else bias[:rows])
+            kept_bias = None if bias is None else bias[:rows]
+            _set(producer.linear, _round(weight[:rows], type), kept_bias)
 
         consumer = coupling.consumer
         weight, bias = self._dense[consumer]
@@ -158,7 +182,7 @@ class LivePruner:
             weight = weight[:, : atoms * coupling.columns]
         if levels.biases is not None and kept < site.units:
             bias = levels.biases[kept] + (0 if bias is None else bias)
-        _set(consumer, weight, bias)
+        _set(consumer, _round(weight, type), bias)
         self._install(self._coupling_indices[index], atoms)
 
     @torch.no_grad()
@@ -177,7 +201,8 @@ class LivePruner:
         if bias is not None:
             shift = bias if shift is None else shift + bias
         dtype = consumer.weight.dtype
-        _set(consumer, total.to(dtype), None if shift is None else shift.to(dtype))
+        total = _round(total.to(dtype), self.types[index])
+        _set(consumer, total, None if shift is None else shift.to(dtype))
         self._install(number, self.kept[index] * self.space.sites[index].atoms_per_unit)
         self._refitted.add(index)
 
@@ -202,6 +227,10 @@ class LivePruner:
                 bias.copy_(bias[rows])
         weight, _ = self._dense[coupling.consumer]
         weight.copy_(weight[:, expand(order, coupling.columns).to(weight.device)])
+
+
+def _round(weight: Tensor, type: Type | None) -> Tensor:
+    return weight if type is None else rounded(weight, type)
 
 
 def _set(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

@@ -6,7 +6,9 @@ from functools import partial
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from ppf.llm import LanguageModel
 from ppf.progress import track
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
@@ -60,14 +62,19 @@ def sensitivity(
     Source: the Fisher information as second-order model of the loss is from WoodFisher (arXiv
         2004.14340). Its use for whole levels is our own.
     """
-    generator = torch.Generator(pruner.lm.device).manual_seed(seed)
+    targets, dense = sampled(pruner.lm.device, seed), pruner.space.dense.tolist()
+    return _summed(pruner, dense, windows, targets, _second_order, "Measuring sensitivities")
 
-    def sampled(window: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+
+def sampled(device: torch.device, seed: int) -> Targets:
+    """Scores tokens that are drawn from the logits."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def draw(window: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
         return logits, drawn[:, 0]
 
-    dense = pruner.space.dense.tolist()
-    return _summed(pruner, dense, windows, sampled, _second_order, "Measuring sensitivities")
+    return draw
 
 
 def loss_changes(
@@ -125,13 +132,29 @@ def _summed(
         for number, index in enumerate(indices)
     ]
     hooks = [site.coupling.consumer.register_forward_hook(site.hook) for site in sites]
+    backpropagate(lm, windows, targets, hooks, title)
+    return nn.utils.rnn.pad_sequence([site.summed.cpu() / windows.numel() for site in sites], True)
+
+
+def backpropagate(
+    lm: LanguageModel,
+    windows: Int[Tensor, "windows window"],
+    targets: Targets,
+    hooks: Sequence[RemovableHandle],
+    title: str,
+) -> None:
+    """Backpropagates the summed loss of each window.
+
+    Args:
+        hooks: hooks that observe the passes; they are removed at the end.
+        title: of the progress bar.
+    """
     embeddings = lm.model.get_input_embeddings()
-    hooks.append(embeddings.register_forward_hook(lambda *call: call[2].requires_grad_()))
+    first = embeddings.register_forward_hook(lambda *call: call[2].requires_grad_())
     try:
         for window in track(windows.to(lm.device), title):
             logits = lm.model(window[None], use_cache=False).logits[0].float()
             nn.functional.cross_entropy(*targets(window, logits), reduction="sum").backward()
     finally:
-        for hook in hooks:
+        for hook in (first, *hooks):
             hook.remove()
-    return nn.utils.rnn.pad_sequence([site.summed.cpu() / windows.numel() for site in sites], True)

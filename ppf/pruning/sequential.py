@@ -39,7 +39,8 @@ def refit_sequentially(
         PPFError: the family has norms between its consumers and the residual stream, or a block
             does not read every token.
     """
-    lm, space, kept = pruner.lm, pruner.space, pruner.kept
+    lm, space = pruner.lm, pruner.space
+    kept, types = pruner.kept, pruner.types
     if not lm.adapter.adds_to_stream(lm.model.config):
         raise PPFError(
             f"sequential re-estimation is not supported for the family"
@@ -65,7 +66,7 @@ def refit_sequentially(
         for block in blocks:
             if (site := sites.get(block.name)) is None:
                 continue
-            pruner.narrow(site, kept[site])
+            pruner.narrow(site, kept[site], types[site])
             attention = block.kind == "attention"
             with _record(*(mixers if attention else [block.consumer])) as records:
                 stream = run(index, pruned)

@@ -9,9 +9,11 @@ from ppf.records.values import Natural, Number, Positive, Record, Share, SiteNam
 
 FORMAT = 1
 _Part = Literal["calibration", "labelling", "test"]
+Type = Literal["f16", "q8_0", "q5_0", "q4_0"]
 _Compensation = Literal["one_shot", "sequential", "adapters"]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
 _Units = Annotated[dict[SiteName, Natural], Field(min_length=1, max_length=8192)]
+_Types = Annotated[dict[SiteName, Type], Field(min_length=1, max_length=8192)]
 _WHEEL = ("package", "file", "requirement")  # an error message asks users to install it
 
 
@@ -127,6 +129,7 @@ class UniformRecord(Record):
     """The uniform policy at the same ratio."""
 
     kept: _Units
+    types: _Types | None = None
     measured: MeasurementRecord
 
 
@@ -186,6 +189,7 @@ class PolicyRecord(Record):
     space: Word
     text: Word
     kept: _Units
+    types: _Types | None = None
     units: _Units
     ratio: RatioRecord
     budget: BudgetRecord
@@ -205,4 +209,7 @@ class PolicyRecord(Record):
             for site, units in self.units.items():
                 if kept[site] > units:
                     raise ValueError(f"{name}.{site} should be at most {units}")
+        for name, types in (("types", self.types), ("uniform.types", self.uniform.types)):
+            if types and types.keys() != self.units.keys():
+                raise ValueError(f"{name} should name the same sites as units")
         return self

@@ -1,7 +1,7 @@
 """The report of a search, static or dynamic."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ppf.report.headline import curve_headline, search_headline
@@ -92,6 +92,7 @@ class SearchReport:
         settings: what was searched, and how: name → value.
         space: sites of the policies.
         policies: name → units kept at each site; drawn below each other.
+        words: name → what each site keeps, in words, if the policies also round weights.
         entries: dense, uniform and rules as far as they were measured, and "PPF".
         candidates: all policies measured at the ratio, best first; empty: a dynamic search.
         labels: ratio and log-perplexity of the labelled policies.
@@ -126,6 +127,7 @@ class SearchReport:
     signatures: Mapping[str, str]
     machine: Mapping[str, str]
     next_commands: Mapping[str, str]
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def scores(self) -> Table:
@@ -213,21 +215,21 @@ def _results(report: SearchReport) -> list[Part]:
 
 
 def _policies(report: SearchReport) -> list[Part]:
-    counts = [Column(f"kept, {name}" if name else "kept", str) for name in report.policies]
-    table = Table(
-        [Column("site"), Column("units", str), *counts],
-        [
-            [site.name, site.units, *(kept[i] for kept in report.policies.values())]
-            for i, site in enumerate(report.space.sites)
-        ],
-    )
+    sites, counted = report.space.sites, "bytes" if report.words else "units"
+    columns: dict[str, Sequence[Cell]] = {"site": [site.name for site in sites]}
+    if not report.words:
+        columns["units"] = [site.units for site in sites]
+    for name, kept in (report.words or report.policies).items():
+        columns[f"kept, {name}" if name else "kept"] = kept
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    shown = [Column(n, None if isinstance(c[0], str) else str) for n, c in columns.items()]
     return [
         Part(
             "The policies" if report.dynamic else "The policy, and uniform pruning below it",
-            "Share of the units that each site keeps, in per cent.",
+            f"Share of the {counted} that each site keeps, in per cent.",
             name="policy",
             figure=policy_heatmap(report.space, report.policies),
-            table=table,
+            table=Table(shown, rows),
             folded=True,
             wide=True,
         )

@@ -18,6 +18,7 @@ from ppf.report.sweep import Group, Sweep, markdown, read_sweep, sweep_table, wo
 from ppf.report.tables import print_table
 
 _MOST = 40  # jobs in a plot without ratios
+_SIZE = "matrices_mib"  # figure of searches whose budget counts bytes
 
 
 def write_sweep(folder: Path) -> dict[str, Path]:
@@ -97,20 +98,25 @@ def _figure(found: Sequence[Group], first: str) -> Figure:
 
 
 def _against_ratio(axes: Axes, found: Sequence[Group], first: str) -> None:
-    """A line for each combination of the other overrides."""
+    """A line for each combination of the other overrides; against size, where it is known."""
+    sized = all(group.values(_SIZE) for group in found)
     names = list(dict.fromkeys(group.name for group in found))
     for place, name in enumerate(names):
         same = sorted((g for g in found if g.name == name), key=lambda g: g.key["ratio"])
-        ratios = [100 * group.key["ratio"] for group in same]
+        places = [
+            fmean(group.values(_SIZE)) if sized else 100 * group.key["ratio"] for group in same
+        ]
         colour, style = OTHERS[place % len(OTHERS)], "-o" if place < len(OTHERS) else "--s"
         axes.errorbar(
-            ratios,
+            places,
             [fmean(group.values(first)) for group in same],
             [_half(group, first) for group in same],
             fmt=style, color=colour, ms=4, lw=1.2, label=name,
         )  # fmt: skip
-    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.set(xlabel="pruning ratio", ylabel=words(first))
+    if not sized:
+        axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    label = "MiB of prunable matrices in the file" if sized else "pruning ratio"
+    axes.set(xlabel=label, ylabel=words(first))
     if names != [""]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 

@@ -11,7 +11,7 @@ from ppf.agents.ratio_agent import load_agent
 from ppf.errors import PPFError
 from ppf.runtime.policies import FoundPolicy, Policies
 from ppf.space import Space
-from ppf.stages.policy import read_policy
+from ppf.stages.policy import read_policy, refuse_types
 from ppf.stages.prepare import PruningContext
 from ppf.stages.resident import resident
 
@@ -33,6 +33,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
         context = resident(cfg, fabric, agent.record)
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
     record = read_policy(folder / "policy.json", cfg.trust_targets)
+    refuse_types(record, "a resident model")
     context = resident(cfg, fabric, record)
     return context, (_found(record, context.space), [0.0, record["ratio"]["asked"]])
 

@@ -10,11 +10,13 @@ from ppf.space.sites import (
     new_policies,
     site_name,
 )
+from ppf.space.steps import SteppedSpace
 
 __all__ = [
     "Prunable",
     "Site",
     "Space",
+    "SteppedSpace",
     "build_space",
     "check_ratio",
     "new_policies",

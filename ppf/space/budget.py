@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppf.space.sites import Space
+from ppf.space.steps import SteppedSpace
 
 Bounds = tuple[Int[Tensor, "batch sites"], Int[Tensor, "batch sites"]]
 """Smallest and largest numbers of units to keep."""
@@ -25,7 +26,8 @@ def project(
     from the largest distance on until the budget is met. The numbers of costly units (attention)
     are then fixed, and the last step is repeated among the cheapest units (MLP). The excess is
     therefore below the cost of one cheapest unit, if the space has enough of them. Sites of cost 0
-    keep all units.
+    keep all units. In a `SteppedSpace` the policies keep steps only,
+    and lower bounds are lowered to steps.
 
     Args:
         wanted: units to keep, as real numbers. Values outside [0, units] are allowed; they only
@@ -34,6 +36,13 @@ def project(
         bounds: smallest and largest numbers of units to keep. The bounds of a row are ignored if no
             policy within them meets its ratio.
     """
+    if isinstance(space, SteppedSpace):
+        steps = space.table.to(wanted.device)
+        least, most = steps[:, 0].expand(wanted.shape), steps[:, -1].expand(wanted.shape)
+        lower, upper = (bound.clamp(least, most) for bound in bounds or (least, most))
+        kept = project(space.smooth, wanted, ratio, (lower, upper))
+        return space.to_steps(kept, wanted, ratio, upper)
+
     if not space.cost.all():
         charged = space.cost.to(wanted.device) > 0
         kept = space.units.to(wanted.device).repeat(len(wanted), 1)

@@ -171,6 +171,11 @@ class Space:
         return tuple(dict.fromkeys(site.block for site in self.sites))
 
     @property
+    def stride(self) -> int:
+        """Number of units that agents move as one."""
+        return 1
+
+    @property
     def dense(self) -> Int[Tensor, " sites"]:
         """The policy that keeps all units."""
         return self.units.clone()

@@ -17,13 +17,15 @@ from ppf.artefacts import signature
 from ppf.progress import say
 from ppf.pruning.costs import Cost
 from ppf.ranks import on_rank_0
-from ppf.space import Space
+from ppf.space import Space, SteppedSpace
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import plain
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
     """The model's space under a budget."""
+    if isinstance(context.space, SteppedSpace):
+        return context.space  # of a search with budget=bytes
     return context.space.priced(budget.name, prices(context, budget))
 
 
@@ -31,7 +33,10 @@ def saved(
     context: PruningContext, budget: DictConfig, kept: Int[Tensor, "n sites"]
 ) -> Float[Tensor, " n"]:
     """The share of a cost that policies save, 0 if nothing in the space incurs it."""
-    return replace(context.space, prices=tuple(prices(context, budget))).saved(kept)
+    if context.space.budget == "bytes" == budget.name:
+        return context.space.saved(kept)
+    space = replace(context.pruner.space, prices=tuple(prices(context, budget)))
+    return space.saved(context.units(kept))
 
 
 def prices(context: PruningContext, budget: DictConfig) -> list[int]:

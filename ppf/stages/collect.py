@@ -15,7 +15,7 @@ from ppf.stages.signatures import missing
 
 def label_store(context: PruningContext) -> LabelStore:
     """All labels that there are for this model, text, space, order and compensation."""
-    name, units = context.signatures.labels, context.space.units.tolist()
+    name, units = context.label_name, context.space.units.tolist()
     return LabelStore(context.artefacts.folder / "labels" / name, name, units)
 
 

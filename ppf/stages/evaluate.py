@@ -22,7 +22,7 @@ from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.llm.windows import check_window
 from ppf.progress import say
-from ppf.stages.policy import policy_config, read_policy
+from ppf.stages.policy import policy_config, read_policy, types_of
 from ppf.stages.prune import apply_policy, pruned_to
 
 
@@ -100,14 +100,16 @@ def evaluate_policy(
     context = apply_policy(cfg, fabric, record)
     text, tokenizer = _text(cfg, context.text), context.lm.tokenizer
     pieces = procedure.pieces(text, tokenizer)
-    policies = {"PPF": context.pruner.kept}
+    space, pruner = context.space, context.pruner
+    policies = {"PPF": (pruner.kept, types_of(space, record))}
     if cfg.baselines:
-        even = context.space.policy(record["uniform"]["kept"])
-        policies = {"dense": context.space.dense.tolist(), "uniform": even} | policies
+        uniform = record["uniform"]
+        even = space.policy(uniform["kept"]), types_of(space, uniform)
+        policies = {"dense": (space.dense.tolist(), None), "uniform": even} | policies
     results = []
-    for name, kept in policies.items():
-        with pruned_to(context, kept, sequential=cfg.sequential) as model:
-            size = parameters(model) * context.lm.dtype.itemsize
+    for name, (kept, types) in policies.items():
+        with pruned_to(context, kept, types, sequential=cfg.sequential) as model:
+            size = parameters(model) * context.lm.dtype.itemsize - pruner.bytes_of_rounding
             achieved = float(context.space.ratio(torch.tensor(kept)))
             results.append(
                 procedure.measure(name, model, tokenizer, pieces, ratio=achieved, size=size)

@@ -1,19 +1,21 @@
 """policy.json: what a search found, and everything needed to apply it again."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.errors import PPFError
 from ppf.progress import say
+from ppf.pruning.live import Types
 from ppf.records import check, read
 from ppf.records.policy import FORMAT, ConfigRecord, PolicyRecord
 from ppf.space import Space
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import Signatures, plain, recorded, signatures
 
+T = TypeVar("T")
 _REFUSAL = "prune.py, evaluate.py and serve.py will refuse what this search finds"
 _REMEDY = "keep to the packaged keys, or give those commands trust_targets"
 
@@ -32,8 +34,8 @@ def policy_record(
         "model": model_name(context.config.model),
         "space": context.config.space.name,
         "text": context.text.name,
-        "kept": by_site(context.space, kept),
-        "units": {site.name: site.units for site in context.space.sites},
+        **described(context, kept),
+        "units": {site.name: site.units for site in context.pruner.space.sites},
         **numbers,
         **provenance(context, predictor=predictor),
     }
@@ -53,9 +55,22 @@ def provenance(context: PruningContext, **more: str) -> dict[str, Any]:
     return {"signatures": vars(context.signatures) | more, "config": plain(context.config)}
 
 
-def by_site(space: Space, kept: list[int]) -> dict[str, int]:
-    """Units kept by the site's name."""
-    return dict(zip((site.name for site in space.sites), kept, strict=True))
+def described(context: PruningContext, kept: list[int]) -> dict[str, Any]:
+    """A policy of the context's space, by the names of sites: units, and formats if it has any."""
+    units, types = context.decode(kept)
+    found: dict[str, Any] = {"kept": by_site(context.space, units)}
+    return found | ({"types": by_site(context.space, types)} if types else {})
+
+
+def by_site(space: Space, values: Sequence[T]) -> dict[str, T]:
+    """One value for each site, by the site's name."""
+    return dict(zip((site.name for site in space.sites), values, strict=True))
+
+
+def types_of(space: Space, record: Mapping[str, Any]) -> Types:
+    """The number formats of a policy; None: it has none."""
+    types = record.get("types")
+    return types and [types[site.name] for site in space.sites]
 
 
 def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
@@ -68,6 +83,19 @@ def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
         PPFError: it cannot be read, or it does not fit its schema.
     """
     return read(path, PolicyRecord, "give the policy.json that search.py wrote", trusted)
+
+
+def refuse_types(record: Mapping[str, Any], what: str) -> None:
+    """Raises PPFError if the policy rounds weights.
+
+    Args:
+        what: what would not keep them rounded, as in "a training".
+    """
+    if record.get("types"):
+        raise PPFError(
+            f"the policy rounds weights, which {what} does not support: write a file for llama.cpp"
+            " with `python prune.py policy=POLICY.json export=gguf`."
+        )
 
 
 def warn_if_unreadable(cfg: DictConfig) -> None:

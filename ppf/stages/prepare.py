@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ppf.artefacts import Artefacts, signature
 from ppf.evaluation.size import parameters
@@ -35,6 +37,7 @@ from ppf.pruning import (
     score_atoms,
     sensitivity,
 )
+from ppf.pruning.live import Types
 from ppf.pruning.statistics import read_tensors, write_tensors
 from ppf.space import Space
 from ppf.stages.signatures import Signatures, plain, recorded, signatures
@@ -80,7 +83,7 @@ class PruningContext:
         labels = self.config.labels
         return Labeller(
             self.lm,
-            self.pruner,
+            self,
             self.text.tokens("labelling", self.lm.tokenizer),
             batch=labels.batch,
             context=labels.context,
@@ -92,13 +95,13 @@ class PruningContext:
         """What is known of the sites; the dense model is observed where an artefact is missing."""
         fields = [field.name for field in dataclasses.fields(Traits)]
         traits = Traits.from_tensors(
-            self._observed(
+            self.observed(
                 "traits",
                 signature("traits", self.signatures.statistics, fields),
                 lambda windows: collect_traits(self.lm, windows).tensors(),
             )
         )
-        losses = self._observed(
+        losses = self.observed(
             "sensitivity",
             signature("sensitivity", self.signatures.bank),
             lambda windows: {"losses": sensitivity(self.pruner, windows, seed=0)},
@@ -125,7 +128,28 @@ class PruningContext:
 
         return _stored(self.artefacts, "changes", name, make)["changes"]
 
-    def _observed(
+    @property
+    def label_name(self) -> str:
+        """Name of the labels of policies of `space`."""
+        return self.signatures.labels
+
+    def decode(self, kept: Sequence[int]) -> tuple[Sequence[int], Types]:
+        """A policy of `space` as the pruner takes it: kept units, and number formats."""
+        return kept, None
+
+    def units(self, kept: Int[Tensor, "n sites"]) -> Int[Tensor, "n sites"]:
+        """The units that policies of `space` keep."""
+        return torch.tensor([self.decode(row)[0] for row in kept.tolist()])
+
+    def apply(self, kept: Sequence[int]) -> None:
+        """Applies a policy of `space` to the model."""
+        self.pruner.apply(*self.decode(kept))
+
+    def at(self, kept: Sequence[int]) -> AbstractContextManager[PreTrainedModel]:
+        """The model under a policy of `space`."""
+        return self.pruner.at(*self.decode(kept))
+
+    def observed(
         self, kind: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """What is seen of the dense model on some calibration windows."""

@@ -1,6 +1,6 @@
 """prune: a policy becomes a model on disk with really smaller tensors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -20,9 +20,10 @@ from ppf.export.loading import read_pruned
 from ppf.llm.loading import resolve_dtype
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
+from ppf.pruning.live import Types
 from ppf.pruning.sequential import refit_sequentially
 from ppf.report.scores import LogPerplexity
-from ppf.stages.policy import check_signature, policy_config, read_policy
+from ppf.stages.policy import check_signature, policy_config, read_policy, types_of
 from ppf.stages.prepare import PruningContext, prepare
 
 
@@ -116,14 +117,16 @@ def known_before(context: PruningContext, timed: DictConfig | None) -> dict[str,
 
 @contextmanager
 def pruned_to(
-    context: PruningContext, kept: list[int], *, sequential: bool
+    context: PruningContext, kept: Sequence[int], types: Types = None, *, sequential: bool
 ) -> Iterator[PreTrainedModel]:
     """The model at a policy.
 
     Args:
+        kept: units that each site keeps.
+        types: number formats of the sites; None: no site is rounded.
         sequential: re-estimate its compensation, where that lowers the perplexity.
     """
-    with context.pruner.at(kept) as model:
+    with context.pruner.at(kept, types) as model:
         if sequential and can_refit(context):
             keep_better(context)
         yield model
@@ -139,7 +142,7 @@ def keep_better(context: PruningContext) -> Compensated:
     refit(context)
     scores = Compensated(before, after := labelling_nll(context))
     if scores.kept == "one_shot":
-        context.pruner.apply(context.pruner.kept)
+        context.pruner.reset()
     say(
         f"Sequential re-estimation: perplexity {LogPerplexity(before)} before,"
         f" {LogPerplexity(after)} after,"
@@ -154,14 +157,14 @@ def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pru
     config = policy_config(record, cfg)
     check_signature(record, config)
     context = prepare(config, fabric, dtype=cfg.dtype)
-    context.pruner.apply(context.space.policy(record["kept"]))
+    context.pruner.apply(context.space.policy(record["kept"]), types_of(context.space, record))
     return context
 
 
 def can_refit(context: PruningContext) -> bool:
     """Whether the present policy's consumers can be re-estimated; says why, where they cannot."""
     config = context.lm.model.config
-    if context.pruner.kept == context.space.dense.tolist():
+    if context.pruner.kept == context.pruner.space.dense.tolist() and not any(context.pruner.types):
         return False
     if isinstance(context.compensation, NoCompensation):
         say("No sequential re-estimation: compensation=none estimates nothing.")

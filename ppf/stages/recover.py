@@ -25,7 +25,7 @@ from ppf.recovery.losses import Loss, likeliest_needed
 from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import Task
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
-from ppf.stages.policy import check_signature, policy_config, read_policy
+from ppf.stages.policy import check_signature, policy_config, read_policy, refuse_types
 from ppf.stages.prune import compensated
 from ppf.stages.recovery_inputs import (
     losses_of,
@@ -50,6 +50,7 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     """
     start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric)
     record = read_policy(start / "policy.json", cfg.trust_targets)
+    refuse_types(record, "a training")
     work = _Recovery(cfg, fabric, start, record)
     before = work.scores(work.teacher), work.scores(work.student)
     fitted = work.run()
@@ -68,6 +69,7 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
 def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
     """The folder that prune.py would write for `cfg.policy`, in float32; made once."""
     record = read_policy(cfg.policy, cfg.trust_targets)
+    refuse_types(record, "a training")
     name = signature("pruned", record["signatures"]["labels"], record["kept"], cfg.sequential)
     folder = Path(cfg.paths.artefacts) / "pruned" / name
     if fabric.broadcast((folder / "policy.json").is_file()):

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ppf.artefacts import write_json
 from ppf.labels.table import PROPOSED, Labels
@@ -16,7 +18,7 @@ from ppf.report.origin import command_line, machine
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
 from ppf.stages.budgets import saved
-from ppf.stages.policy import by_site, policy_record
+from ppf.stages.policy import described, policy_record
 from ppf.stages.prepare import PruningContext
 from ppf.stages.search import Found
 
@@ -43,21 +45,21 @@ def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, 
     best, space = found.best, context.space
     scores = _scores(_entry(context, found, best, "PPF"))
     uniform = _scores(_entry(context, found, 0, "uniform"))
-    removed = int(space.removed(found.measured.kept[best].cpu()))
+    kept = found.measured.kept[best].cpu()
     numbers = {
         "ratio": {
             "asked": cfg.ratio,
-            "achieved": removed / space.total,
-            "of_all_parameters": removed / context.parameters,
+            "achieved": float(space.ratio(kept)),
+            "of_all_parameters": 1 - _parameters(context, kept) / context.parameters,
         },
         "budget": {
             "name": cfg.budget.name,
-            "saved": float(saved(context, cfg.budget, found.measured.kept[best, None].cpu())),
+            "saved": float(saved(context, cfg.budget, kept[None])),
         },
         "predicted": scores["predicted"],
         "measured": scores["measured"] | {"part": "labelling"},
         "uniform": {
-            "kept": by_site(space, found.measured.kept[0].tolist()),
+            **described(context, found.measured.kept[0].tolist()),
             "measured": uniform["measured"] | {"part": "labelling"},
         },
     }
@@ -78,10 +80,12 @@ def write(
     """
     policy, shown = record(cfg, context, found), entries(context, labels, found)
     paths = {"policy": folder / "policy.json", "summary": folder / "summary.json"}
+    policies = {"PPF": found.kept, "uniform": found.measured.kept[0].tolist()}
     report = SearchReport(
         title=f"{policy['model']} at pruning ratio {cfg.ratio}",
         dynamic=False,
-        policies={"PPF": found.kept, "uniform": found.measured.kept[0].tolist()},
+        policies=policies,
+        words=_words(context, policies),
         entries=shown,
         candidates=[
             _entry(context, found, row, _candidate(found, row))
@@ -91,7 +95,7 @@ def write(
         pareto=_pareto(context, cfg.pareto, labels, found),
         paths=paths,
         signatures=policy["signatures"],
-        next_commands=_next_commands(paths["policy"]),
+        next_commands=_next_commands(paths["policy"], rounded="types" in policy),
         **common(cfg, context, _with_measured(labels, found), found.trained.predictor, seconds),
     )
     if context.artefacts.ranks.is_global_zero:
@@ -153,9 +157,25 @@ def _settings(cfg: DictConfig, context: PruningContext) -> dict[str, str]:
     }
 
 
-def _next_commands(policy: Path) -> dict[str, str]:
-    return {
-        "Measure the policy on the test part": f"python evaluate.py policy={policy}",
+def _words(
+    context: PruningContext, policies: Mapping[str, Sequence[int]]
+) -> dict[str, Sequence[str]]:
+    """What each site keeps, in words, if the policies also round weights."""
+    found: dict[str, Sequence[str]] = {}
+    for name, kept in policies.items():
+        units, types = context.decode(kept)
+        if types:
+            parts = zip(units, context.pruner.space.sites, types, strict=True)
+            found[name] = [f"{k} of {site.units}, {type}" for k, site, type in parts]
+    return found
+
+
+def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
+    evaluate = {"Measure the policy on the test part": f"python evaluate.py policy={policy}"}
+    if rounded:
+        prune = f"python prune.py policy={policy} out=gguf export=gguf export.type=q8_0"
+        return evaluate | {"Write a file for llama.cpp": prune}
+    return evaluate | {
         "Write the smaller model": f"python prune.py policy={policy} out=pruned",
         "Train the smaller model to predict as the dense one": (
             f"python recover.py policy={policy} out=recovered"
@@ -203,8 +223,13 @@ def _entry(context: PruningContext, found: Found, row: int, name: str) -> Entry:
         float(context.space.ratio(kept)),
         measured=LogPerplexity(float(measured.measured[row])),
         predicted=LogPerplexity(float(measured.mean[row]), float(measured.std[row])),
-        parameters=context.parameters - int(context.space.removed(kept)),
+        parameters=_parameters(context, kept),
     )
+
+
+def _parameters(context: PruningContext, kept: Int[Tensor, " sites"]) -> int:
+    """Parameters of the model under a policy."""
+    return context.parameters - int(context.pruner.space.removed(context.units(kept[None])))
 
 
 def _candidate(found: Found, row: int) -> str:

@@ -37,7 +37,7 @@ def add_test(
     names = {name for name, _ in policies}
     rows = [row for row in content["results"] if row["policy"] in names]
     for row, (name, kept) in zip(rows, policies, strict=True):
-        with pruned_to(context, kept, sequential=sequential) as model:
+        with pruned_to(context, *context.decode(kept), sequential=sequential) as model:
             score = LogPerplexity(mean_nll(model, windows, batch=batch))
         say(f"Perplexity on the test part: {name} {score} at ratio {row['ratio']:.3f} (measured).")
         row["test"] = score.record()

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -8,8 +9,16 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.pruning import Allocation, SiteFeatures, Traits
-from ppf.pruning.allocation import FLAP, OWL, AlphaPruning, BlockInfluence, FisherGlobal, ObsGlobal
-from ppf.space import Prunable, Space, build_space, project, uniform
+from ppf.pruning.allocation import (
+    FLAP,
+    OWL,
+    AlphaPruning,
+    BlockInfluence,
+    FisherGlobal,
+    LeastExpectedLoss,
+    ObsGlobal,
+)
+from ppf.space import Prunable, Site, Space, build_space, project, uniform
 from tests.tiny import TinySetup
 
 RATIO = torch.tensor([0.0, 0.1, 0.3, 0.5], dtype=torch.double)
@@ -125,3 +134,26 @@ def test_a_greedy_rule_equals_a_greedy_loop(bumpy: bool, rule: Allocation) -> No
         ]
         kept[min(range(len(kept)), key=rises.__getitem__)] -= 1
     assert rule.wanted(known, RATIO[2:3])[0].tolist() == kept
+
+
+def test_least_expected_loss_finds_the_least_sum_of_convex_losses() -> None:
+    space = Space((Site(0, "mlp", 4, 1, 10), Site(1, "mlp", 4, 1, 10), Site(2, "mlp", 3, 1, 20)))
+    weight = torch.tensor([1.0, 3.0, 2.0])[:, None]
+    losses = weight * (1 - torch.arange(5) / space.units[:, None]).clamp(min=0).square()
+    known = SiteFeatures(space, losses, losses, torch.ones(3), losses)
+    ratio = torch.tensor([0.5]).double()
+    kept = project(space, LeastExpectedLoss().wanted(known, ratio), ratio)[0].tolist()
+    every = [
+        (float(losses[range(3), policy].sum()), list(policy))
+        for policy in product(range(5), range(5), range(4))
+        if 20 * policy[2] + 10 * (policy[0] + policy[1]) <= 70
+    ]
+    assert float(losses[range(3), kept].sum()) == min(every)[0]
+
+
+def test_least_expected_loss_looks_beyond_levels_that_change_nothing() -> None:
+    space = Space((Site(0, "mlp", 4, 1, 10), Site(1, "mlp", 4, 1, 10)))
+    losses = torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0], [0.5, 0.4, 0.3, 0.2, 0.1]])
+    known = SiteFeatures(space, losses, losses, torch.ones(2), losses)
+    wanted = LeastExpectedLoss().wanted(known, torch.tensor([0.5]).double())
+    assert wanted.tolist() == [[4.0, 0.0]]

@@ -11,6 +11,7 @@ from ppf.errors import PPFError
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner, Statistics
 from ppf.pruning.compensation import Bias, LeastSquares, NoCompensation
+from ppf.pruning.rounding import BLOCK_BYTES, rounded
 from tests.checkpoints import (
     CHECKPOINTS,
     calibrated,
@@ -213,3 +214,44 @@ def test_generation_with_and_without_a_kv_cache_agrees(lm: LanguageModel) -> Non
             assert torch.equal(
                 model.generate(prompt, num_beams=3, use_cache=False, **wanted), beams
             )
+
+
+@compensated
+def test_rounding_a_policy_rounds_the_matrices_of_its_sites(name: str) -> None:
+    lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
+    pruner = pruner_of(lm, COMPENSATIONS[name])
+    kept = pruner.space.dense.tolist()
+    kept[1], types = 4, [None, "q4_0", "q8_0", None, None, None]
+    pruner.apply(kept)
+    before = {name: tensor.clone() for name, tensor in lm.model.named_parameters()}
+    with pruner.at(kept, types):
+        after = dict(lm.model.named_parameters())
+        for key, weight in before.items():
+            kind = {"0.mlp": "q4_0", "1.self_attn": "q8_0"}.get(".".join(key.split(".")[2:4]))
+            same = weight if kind is None or weight.ndim == 1 else rounded(weight, kind)
+            assert torch.equal(after[key], same), key
+        saved = sum(
+            weight.numel() * (4 - BLOCK_BYTES[kind] / 32)
+            for index, kind in ((1, "q4_0"), (2, "q8_0"))
+            for weight in (c.weight for c in linears(lm, index))
+        )
+        assert pruner.bytes_of_rounding == saved
+    assert pruner.types == [None] * 6
+    for key, weight in lm.model.named_parameters():
+        assert torch.equal(weight, before[key]), key
+
+
+def test_refits_of_rounded_sites_are_rounded() -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS["llama-groups-of-3-tied"]), COMPENSATIONS["none"])
+    consumer = pruner.lm.couplings[1].consumer
+    pruner.narrow(1, 4, "q4_0")
+    once = consumer.weight.clone()
+    pruner.refit(1, torch.randn(once.shape, generator=torch.Generator().manual_seed(0)), None)
+    assert torch.equal(consumer.weight, rounded(consumer.weight, "q4_0"))
+    pruner.reset()
+    assert torch.equal(consumer.weight, once)
+
+
+def linears(lm: LanguageModel, index: int) -> list[nn.Linear]:
+    coupling = lm.couplings[index]
+    return [*(producer.linear for producer in coupling.producers), coupling.consumer]

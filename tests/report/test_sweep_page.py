@@ -35,6 +35,15 @@ def test_the_headline_names_the_best_at_each_ratio(tmp_path: Path) -> None:
     assert lines == ["agent=cmaes", "agent=ppo"]
 
 
+def test_searches_with_a_budget_of_bytes_are_drawn_against_size(tmp_path: Path) -> None:
+    for ratio, size in [(0.5, 100.0), (0.7, 60.0)]:
+        figures = {"test_ppl": 20.0, "ratio": ratio, "matrices_mib": size}
+        job(tmp_path, [f"ratio={ratio}"], figures)
+    (axes,) = sweep_page(read_sweep(tmp_path), tmp_path).figures["sweep"].axes
+    assert axes.lines[0].get_xdata().tolist() == [100.0, 60.0]
+    assert axes.get_xlabel() == "MiB of prunable matrices in the file"
+
+
 def test_without_ratios_jobs_are_ranked(tmp_path: Path) -> None:
     for decay, error in [("0.1", 0.4), ("0.01", 0.2), ("1.0", None)]:
         job(tmp_path, [f"predictor.weight_decay={decay}"], {"nmse": error, "labels": 24})

@@ -1,0 +1,156 @@
+"""What sites may keep under a budget of bytes: numbers of units, each in a number format."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.pruning.features import SiteFeatures
+from ppf.pruning.rounding import BLOCK_BYTES, Type
+from ppf.pruning.rounding_sensitivity import RoundingLosses
+from ppf.space import Site, Space, SteppedSpace
+
+_QUANTUM = 2  # bytes by which formats differ, for each block of 32 weights
+_WHOLE = BLOCK_BYTES["f16"] // _QUANTUM  # levels of one unit in 16 bits
+
+
+@dataclass(frozen=True)
+class Options:
+    """The best options of each site for every number of bytes, and the space of these numbers.
+
+    A level of a site is a number of bytes: level j is j / 32 of the bytes that one unit takes in 16
+    bits. Each site has the option of least expected loss that its level can pay for. Steps are the
+    levels at which this option changes.
+
+    Args:
+        units: the space whose units are removed.
+        types: number formats, by their position in `choice`.
+        steps: of each site, ascending.
+        kept: units that each step keeps, as a tuple for each site.
+        choice: position of each step's format in `types`.
+        prices: bytes of one level.
+    """
+
+    units: Space
+    types: tuple[Type, ...]
+    steps: tuple[tuple[int, ...], ...]
+    kept: tuple[tuple[int, ...], ...]
+    choice: tuple[tuple[int, ...], ...]
+    prices: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        units: Space,
+        prices: Sequence[int],
+        losses: Float[Tensor, "sites types levels"],
+        types: Sequence[Type],
+        *,
+        allowed: Sequence[Type],
+        prune: bool,
+    ) -> "Options":
+        """The options with the least expected losses.
+
+        Args:
+            units: the space whose units are removed.
+            prices: bytes of one unit in 16 bits, for each site.
+            losses: expected losses (see `RoundingLosses`).
+            types: number formats of the losses.
+            allowed: those that the policies may use.
+            prune: whether sites may lose units.
+        """
+        chosen = [types.index(type) for type in allowed]
+        bytes_of = [BLOCK_BYTES[type] // _QUANTUM for type in types]
+        found = [
+            _best(row, site.units, chosen, bytes_of, prune)
+            for row, site in zip(losses.tolist(), units.sites, strict=True)
+        ]
+        steps, kept, choice = (tuple(part) for part in zip(*found, strict=True))
+        levels = tuple(price // _WHOLE for price in prices)
+        return cls(units, tuple(types), steps, kept, choice, levels)
+
+    @cached_property
+    def space(self) -> SteppedSpace:
+        """Sites whose units are levels. The parameters of a unit are its bytes."""
+        sites = tuple(
+            Site(site.layer, site.kind, _WHOLE * site.units, 1, price, site.index)
+            for site, price in zip(self.units.sites, self.prices, strict=True)
+        )
+        return SteppedSpace(sites, self.units.name, "bytes", steps=self.steps)
+
+    def policy(self, levels: Sequence[int]) -> tuple[list[int], list[Type]]:
+        """Kept units and formats. A site at its highest level is not changed at all."""
+        numbers = self._number.gather(1, torch.tensor(levels)[:, None])[:, 0].tolist()
+        kept = [row[n] for row, n in zip(self.kept, numbers, strict=True)]
+        types = [self.types[row[n]] for row, n in zip(self.choice, numbers, strict=True)]
+        for number, (level, site) in enumerate(zip(levels, self.units.sites, strict=True)):
+            if level == _WHOLE * site.units:
+                kept[number], types[number] = site.units, "f16"
+        return kept, types
+
+    def features(self, units: SiteFeatures, rounding: RoundingLosses) -> SiteFeatures:
+        """Features of the levels.
+
+        Args:
+            units: features of the units.
+            rounding: what rounding costs.
+        """
+        noise = rounding.noise[..., None]
+        errors = units.errors[:, None]
+        # The noise is in proportion to the signal that pruning leaves.
+        noisy = errors + noise * (1 - errors)
+        retained = units.retained[:, None].expand_as(noisy)
+        return SiteFeatures(
+            self.space,
+            self._by_level(noisy),
+            self._by_level(retained),
+            units.energy,
+            self._by_level(rounding.losses),
+            units.traits,
+        )
+
+    @cached_property
+    def _number(self) -> Int[Tensor, "sites levels"]:
+        """Position of each level's option among the steps."""
+        levels = torch.arange(int(self.space.units.max()) + 1).repeat(len(self.steps), 1)
+        ends = [
+            torch.searchsorted(torch.tensor(steps), row, right=True)
+            for steps, row in zip(self.steps, levels, strict=True)
+        ]
+        return torch.stack(ends).clamp(min=1) - 1
+
+    def _by_level(self, table: Float[Tensor, "sites types units"]) -> Float[Tensor, "sites levels"]:
+        """A table of options as a table of levels."""
+        rows = [
+            part[torch.tensor(choice), torch.tensor(kept)][number]
+            for part, choice, kept, number in zip(
+                table, self.choice, self.kept, self._number, strict=True
+            )
+        ]
+        return torch.stack(rows)
+
+
+def _best(
+    losses: Sequence[Sequence[float]],
+    units: int,
+    types: Sequence[int],
+    bytes_of: Sequence[int],
+    prune: bool,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Levels, kept units and formats of the options that no cheaper option equals or beats."""
+    every = sorted(
+        (kept * bytes_of[type], losses[type][kept], kept, type)
+        for type in types
+        for kept in range(0 if prune else units, units + 1)
+    )
+    best, least = list[tuple[int, int, int]](), math.inf
+    for level, loss, kept, type in every:
+        if loss < least:
+            best.append((level, kept, type))
+            least = loss
+    levels, units_left, choice = zip(*best, strict=True)
+    return levels, units_left, choice

@@ -1,0 +1,107 @@
+"""Expected losses of pruning and rounding single sites, from gradients of the dense model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ppf.pruning.bank import widths
+from ppf.pruning.live import LivePruner
+from ppf.pruning.rounding import Type, rounded
+from ppf.pruning.sensitivity import backpropagate, sampled
+
+
+@dataclass(frozen=True)
+class RoundingLosses:
+    """What rounding costs at each site of a space.
+
+    Args:
+        losses: expected increase of the loss if one site keeps k units and its matrices are
+            rounded, [site, type, k], in nats per token; short rows are padded with 0.
+        noise: squared norm of what rounding changes in the site's output, relative to that of the
+            output, [site, type].
+    """
+
+    losses: Float[Tensor, "sites types levels"]
+    noise: Float[Tensor, "sites types"]
+
+
+def rounding_sensitivity(
+    pruner: LivePruner, windows: Int[Tensor, "windows window"], types: Sequence[Type], seed: int
+) -> RoundingLosses:
+    """As `ppf.pruning.sensitivity`, for sites that are pruned and rounded at the same time.
+
+    The change of a site's output is that of pruning plus that of rounding the dense model's
+    matrices. The second one is a sum over atoms, of which only the kept ones count.
+
+    Args:
+        pruner: a pruner with the dense policy applied.
+        windows: windows of the calibration part.
+        types: number formats of the matrices.
+        seed: seed of the sampled tokens.
+    """
+    indices = pruner.lm.coupling_indices(pruner.space.sites)
+    sites = [_Site(pruner, number, index, types) for number, index in enumerate(indices)]
+    hooks = [hook for site in sites for hook in site.hooks()]
+    targets = sampled(pruner.lm.device, seed)
+    backpropagate(pruner.lm, windows, targets, hooks, "Measuring what rounding costs")
+    losses = [site.squared.T.cpu() / (2 * windows.numel()) for site in sites]
+    padded = nn.utils.rnn.pad_sequence(losses, True).transpose(1, 2)
+    noise = torch.stack([site.noise / site.energy for site in sites])
+    return RoundingLosses(padded, noise.cpu())
+
+
+class _Site:
+    """Sums over the tokens of the windows for one site."""
+
+    def __init__(self, pruner: LivePruner, number: int, index: int, types: Sequence[Type]) -> None:
+        self.coupling, self.block = pruner.lm.couplings[index], pruner.blocks[index]
+        self.levels, self.types = pruner.bank.levels[number], types
+        self.widths = widths(pruner.space.sites[number], self.coupling)
+        device = pruner.lm.device
+        self.squared = torch.zeros(len(types), len(self.widths), device=device)
+        self.noise = torch.zeros(len(types), device=device)
+        self.energy = torch.zeros((), device=device)
+        self.inputs: list[Tensor] = []  # of the consumer: without rounding, then for each type
+
+    def hooks(self) -> list[Any]:
+        return [
+            self.coupling.consumer.register_forward_hook(self._after_consumer),
+            self.block.register_forward_hook(self._after_block, with_kwargs=True),
+        ]
+
+    def _after_consumer(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        if torch.is_grad_enabled():  # the model's own pass
+            self.inputs = []
+            out.register_hook(self._add)
+        self.inputs.append(inputs[0].detach().flatten(0, -2))
+
+    @torch.no_grad()
+    def _after_block(self, block: nn.Module, args: Any, keywords: Any, output: Any) -> None:
+        """Runs the block again with rounded producers, for each type."""
+        linears = [producer.linear for producer in self.coupling.producers]
+        weights = [linear.weight for linear in linears]
+        for type in self.types:
+            for linear, weight in zip(linears, weights, strict=True):
+                linear.weight = nn.Parameter(rounded(weight, type), requires_grad=False)
+            block.forward(*args, **keywords)
+        for linear, weight in zip(linears, weights, strict=True):
+            linear.weight = weight
+
+    @torch.no_grad()
+    def _add(self, gradient: Tensor) -> None:
+        gradient, (x, *others) = gradient.flatten(0, -2), self.inputs
+        weight = self.coupling.consumer.weight
+        outputs = self.levels.along(gradient, x, weight, self.widths)
+        pruning = outputs[:, -1:] - outputs
+        whole, along = x @ weight.T, (gradient @ weight) * x
+        self.energy += whole.float().square().sum()
+        for number, (type, other) in enumerate(zip(self.types, others, strict=True)):
+            close = rounded(weight, type)
+            change = (along - (gradient @ close) * other).float()
+            kept = nn.functional.pad(change.cumsum(1), (1, 0))[:, self.widths]
+            self.squared[number] += (pruning + kept).square().sum(0)
+            self.noise[number] += (whole - other @ close.T).float().square().sum()

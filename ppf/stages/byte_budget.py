@@ -1,0 +1,163 @@
+"""budget=bytes: a search that removes units and rounds what stays, under one number of bytes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import get_args
+
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Float
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from ppf.artefacts import signature
+from ppf.errors import PPFError
+from ppf.pruning import SiteFeatures
+from ppf.pruning.allocation import FLAP, LeastExpectedLoss, ObsGlobal
+from ppf.pruning.costs import Bytes
+from ppf.pruning.live import Types
+from ppf.pruning.options import Options
+from ppf.pruning.rounding import BLOCK, Type
+from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
+from ppf.space import project
+from ppf.stages.prepare import PruningContext
+from ppf.stages.prune import labelling_nll
+from ppf.stages.train import needs_labels
+
+_TYPES: tuple[Type, ...] = get_args(Type)
+_ROUNDED = _TYPES[1:]
+
+
+def check_bytes(cfg: DictConfig) -> None:
+    """Checks the parts of a search with budget=bytes.
+
+    Raises:
+        PPFError: one of them does not support this budget.
+    """
+    if not isinstance(instantiate(cfg.budget.cost), Bytes):
+        return
+    if cfg.mode != "static":
+        raise PPFError("budget=bytes finds a policy for one ratio: give mode=static.")
+    if needs_labels(cfg.predictor):
+        raise PPFError(
+            "budget=bytes needs a predictor that starts without labels: give predictor=expected"
+            " or predictor=sensitivity."
+        )
+    if any(isinstance(rule, FLAP | ObsGlobal) for rule in instantiate(cfg.rules).values()):
+        raise PPFError(
+            "rules such as flap and obs_global count units, and budget=bytes counts bytes: give"
+            " rules=bytes."
+        )
+
+
+def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
+    """The context of a search with budget=bytes; with any other budget, the given one.
+
+    Raises:
+        PPFError: a site's matrices have no whole blocks, or no policy saves `cfg.ratio`.
+    """
+    cost = instantiate(cfg.budget.cost)
+    if not isinstance(cost, Bytes):
+        return context
+    _check_blocks(context)
+    rounding, prices = _rounding(context), cost.prices(context.pruner)
+    options = Options.of(
+        context.space, prices, rounding.losses, _TYPES, allowed=cost.types, prune=cost.prune
+    )
+    least = torch.tensor([steps[0] for steps in options.steps])
+    most = float(options.space.saved(least))
+    if cfg.ratio > most:
+        raise PPFError(
+            f"ratio={cfg.ratio} of the bytes cannot be saved with these budget.cost.types: give"
+            f" ratio={math.floor(1000 * most) / 1000} or less, or budget.cost.prune=true."
+        )
+    own = {field.name: getattr(context, field.name) for field in fields(context)}
+    own["space"] = options.space
+    return ByteContext(**own, options=options, rounding=rounding, of_units=context)
+
+
+@dataclass(frozen=True)
+class ByteContext(PruningContext):
+    """A context whose policies are levels of bytes (see `Options`).
+
+    Args:
+        options: what the levels mean.
+        rounding: what rounding costs.
+        of_units: the context whose policies are kept units.
+    """
+
+    options: Options
+    rounding: RoundingLosses
+    of_units: PruningContext
+
+    @cached_property
+    def features(self) -> SiteFeatures:
+        return self.options.features(self.of_units.features, self.rounding)
+
+    @property
+    def label_name(self) -> str:
+        options = self.options
+        parts = options.steps, options.kept, options.choice
+        return signature("bytes", self.signatures.labels, *parts)
+
+    def decode(self, kept: Sequence[int]) -> tuple[Sequence[int], Types]:
+        return self.options.policy(kept)
+
+
+def _check_blocks(context: PruningContext) -> None:
+    """Raises PPFError if a policy could cut a row of a matrix within a block of rounded weights."""
+    sites, couplings = context.space.sites, context.lm.couplings
+    for site, index in zip(sites, context.lm.coupling_indices(sites), strict=True):
+        rows = [producer.linear.in_features for producer in couplings[index].producers]
+        rows.append(couplings[index].columns * site.atoms_per_unit)
+        if any(length % BLOCK for length in rows):
+            raise PPFError(
+                f"budget=bytes rounds blocks of {BLOCK} weights, into which the rows of {site.name}"
+                " do not divide at every width: give space=mlp and a space.channel_multiple that is"
+                f" a multiple of {BLOCK}."
+            )
+
+
+def _rounding(context: PruningContext) -> RoundingLosses:
+    """What rounding to all types costs; it is observed if the artefact is missing.
+
+    Weights in 16 bits count as not rounded.
+    """
+
+    def observe(windows: Tensor) -> dict[str, Tensor]:
+        found = rounding_sensitivity(context.pruner, windows, _ROUNDED, seed=0)
+        return vars(found) | {"weight": _weight(context, found.losses[:, -1])}
+
+    name = signature("rounding", context.signatures.labels, _ROUNDED)
+    found, pruning = context.observed("rounding", name, observe), context.features.losses[:, None]
+    rounded = pruning + found["weight"] * (found["losses"] - pruning)
+    noise = nn.functional.pad(found["weight"] * found["noise"], (1, 0))
+    return RoundingLosses(torch.cat([pruning, rounded], 1), noise)
+
+
+def _weight(context: PruningContext, rounding: Float[Tensor, "sites levels"]) -> Float[Tensor, "1"]:
+    """What rounding costs on the labelling part, relative to pruning of the same expected loss.
+
+    One policy rounds all sites, the other one prunes in 16 bits. Pruning costs more than expected,
+    because its compensation is fitted to the windows on which expected losses are computed.
+
+    Args:
+        rounding: expected losses of the format with the fewest bits.
+    """
+    space, features = context.space, context.features
+    sites, ratio = torch.arange(len(space)), torch.linspace(0, 0.9, 91).double()
+    pruned = project(space, LeastExpectedLoss().wanted(features, ratio), ratio)
+    goal = rounding[sites, space.units].sum()
+    same = int((features.losses[sites, pruned].sum(1) - goal).abs().argmin())
+    dense, types = space.dense.tolist(), [_TYPES[-1]] * len(space)
+    nll = []
+    for kept, rounded in ((dense, None), (dense, types), (pruned[same].tolist(), None)):
+        with context.pruner.at(kept, rounded):
+            nll.append(labelling_nll(context))
+    excess = (torch.tensor(nll[1:]) - nll[0]).clamp(min=_LEAST)
+    return excess[:1] / excess[1:]
+
+
+_LEAST = 1e-3  # nats per token

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from ppf.pruning import Bank, LivePruner, sensitivity
+from ppf.pruning.compensation import LeastSquares, NoCompensation
+from ppf.pruning.rounding_sensitivity import rounding_sensitivity
+from tests.checkpoints import CHECKPOINTS, calibrated, random_model, random_windows, width_space
+
+CONFIG = CHECKPOINTS["llama-groups-of-3-tied"]
+
+
+def pruner_with(lm, compensation) -> LivePruner:
+    statistics, orders = calibrated(lm)
+    space = width_space(lm)
+    return LivePruner(lm, space, Bank.build(lm, space, orders, statistics, compensation))
+
+
+def test_without_rounding_the_losses_are_those_of_pruning() -> None:
+    lm, windows = random_model(CONFIG), random_windows()
+    for parameter in lm.model.parameters():
+        parameter.copy_(parameter.half())
+    pruner = pruner_with(lm, LeastSquares(damping=0.01, refit_damping=0.1))
+    weights = [parameter.clone() for parameter in lm.model.parameters()]
+    found = rounding_sensitivity(pruner, windows, ["f16", "q4_0"], seed=0)
+    expected = sensitivity(pruner, windows, seed=0)
+    torch.testing.assert_close(found.losses[:, 0], expected, rtol=1e-4, atol=1e-9)
+    assert (found.noise[:, 0] < 1e-9).all() and (found.noise[:, 1] > 1e-4).all()
+    dense = range(len(pruner.space)), pruner.space.units
+    assert (found.losses[:, 1][dense] > 0).all()
+    for now, before in zip(lm.model.parameters(), weights, strict=True):
+        assert torch.equal(now, before)
+
+
+@pytest.mark.parametrize("units", [8, 4])
+def test_small_losses_equal_the_divergence_from_the_dense_model(units: int) -> None:
+    lm, windows = random_model(CONFIG), random_windows()
+    last = len(lm.couplings) - 1  # no attention follows it
+    lm.couplings[last].consumer.weight.mul_(0.05)
+    pruner = pruner_with(lm, NoCompensation())
+    found = [rounding_sensitivity(pruner, windows, ["q4_0"], seed).losses for seed in range(20)]
+    kept = [*pruner.space.dense.tolist()[:last], units]
+    with torch.inference_mode():
+        dense = lm.model(windows).logits.log_softmax(-1)
+        with pruner.at(kept, [None] * last + ["q4_0"]) as model:
+            changed = model(windows).logits.log_softmax(-1)
+    divergence = float((dense.exp() * (dense - changed)).sum(-1).mean())
+    expected = float(torch.stack(found).mean(0)[last, 0, units])
+    assert expected == pytest.approx(divergence, rel=0.2)

@@ -1,0 +1,138 @@
+"""Searches under a budget of bytes on the tiny model, whose FFNs have six units of 32 channels."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+from omegaconf import DictConfig
+
+from ppf.errors import PPFError
+from ppf.space import uniform
+from ppf.stages import byte_budget
+from ppf.stages.budgets import priced, saved
+from ppf.stages.byte_budget import check_bytes, in_bytes
+from ppf.stages.policy import described, refuse_types
+from ppf.stages.prepare import PruningContext, prepare
+from ppf.stages.prune import labelling_nll
+
+BYTES = ("budget=bytes", "rules=bytes")
+SMALL = ("space=mlp", "space.channel_multiple=32", "text.windows.calibration=4",
+         "text.windows.labelling=2", "text.window=64")  # fmt: skip
+
+
+def config(folder: Path, cache: str, *overrides: str) -> DictConfig:
+    text = folder / "text.txt"
+    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    paths = (f"paths.artefacts={folder}/artefacts", f"paths.cache={cache}", f"paths.run={folder}")
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", ["model=tiny", f"text.path={text}", *BYTES, *paths, *overrides])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path, PruningContext]:
+    folder = tmp_path_factory.mktemp("bytes")
+    return folder, prepare(config(folder, cache, *SMALL), Fabric(accelerator="cpu", devices=1))
+
+
+def test_policies_are_measured_rounded_and_described_by_units(
+    prepared: tuple[Path, PruningContext], cache: str
+) -> None:
+    folder, units = prepared
+    context = in_bytes(units, config(folder, cache, *SMALL))
+    levels = uniform(context.space, torch.tensor([0.85]).double())[0].tolist()
+    kept, types = context.decode(levels)
+    assert {"f16"} != set(types) and kept != units.space.dense.tolist()
+    with units.pruner.at(kept, types):
+        expected = labelling_nll(units)
+    measured = context.labeller.score(levels).nll
+    assert measured == pytest.approx(expected, rel=1e-5)
+    with units.pruner.at(kept):
+        assert abs(labelling_nll(units) - expected) > 1e-4
+    names = [site.name for site in units.space.sites]
+    policy = described(context, levels)
+    assert policy == {"kept": dict(zip(names, kept, strict=True)),
+                      "types": dict(zip(names, types, strict=True))}  # fmt: skip
+    assert described(units, kept) == {"kept": policy["kept"]}
+    with pytest.raises(PPFError, match="export=gguf"):
+        refuse_types(policy, "a training")
+    refuse_types(described(units, kept), "a training")
+    assert context.label_name != units.label_name and context.signatures == units.signatures
+
+
+def test_budgets_count_what_policies_keep(
+    prepared: tuple[Path, PruningContext], cache: str
+) -> None:
+    folder, units = prepared
+    cfg = config(folder, cache, *SMALL)
+    context = in_bytes(units, cfg)
+    assert priced(context, cfg.budget) is context.space
+    levels = uniform(context.space, torch.tensor([0.6]).double())
+    kept, types = context.decode(levels[0].tolist())
+    sizes = {"f16": 2, "q8_0": 34 / 32, "q5_0": 22 / 32, "q4_0": 18 / 32}
+    left = sum(k * 32 * 3 * 64 * sizes[t] for k, t in zip(kept, types, strict=True))
+    whole = 4 * 192 * 3 * 64 * 2
+    assert float(saved(context, cfg.budget, levels)) == pytest.approx(1 - left / whole)
+    assert float(saved(context, cfg.pareto.x, levels)) == pytest.approx(1 - sum(kept) / 24)
+    assert context.features.losses.shape == (4, 6 * 32 + 1)
+
+
+def test_rounding_is_weighed_against_pruning_of_the_same_expected_loss(
+    prepared: tuple[Path, PruningContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, units = prepared
+    losses, dense = units.features.losses, units.space.dense.tolist()
+    rounding = losses[:, 3:4].expand(4, 7)  # as if half of the units of each site were gone
+    measured, policies = iter([3.0, 3.1, 3.4]), []
+
+    def measure(context: PruningContext) -> float:
+        policies.append((context.pruner.kept, set(context.pruner.types)))
+        return next(measured)
+
+    monkeypatch.setattr(byte_budget, "labelling_nll", measure)
+    weight = byte_budget._weight(units, rounding)
+    assert weight.tolist() == pytest.approx([0.25], rel=1e-5)
+    pruned, _ = policies[2]
+    assert policies == [(dense, {None}), (dense, {"q4_0"}), (pruned, {None})]
+    expected = float(losses[range(4), pruned].sum())
+    assert expected == pytest.approx(float(rounding[:, 0].sum()), rel=0.3)
+
+
+def test_a_ratio_that_rounding_alone_cannot_reach_is_refused(
+    prepared: tuple[Path, PruningContext], cache: str
+) -> None:
+    folder, units = prepared
+    given = (*SMALL, "budget.cost.prune=false")
+    assert in_bytes(units, config(folder, cache, *given, "ratio=0.7")) is not units
+    with pytest.raises(PPFError, match="ratio=0.718 or less"):
+        in_bytes(units, config(folder, cache, *given, "ratio=0.75"))
+
+
+def test_rows_that_do_not_divide_into_blocks_are_refused(
+    prepared: tuple[Path, PruningContext], cache: str
+) -> None:
+    folder, _ = prepared
+    cfg = config(folder, cache, *SMALL, "space=width")
+    with pytest.raises(PPFError, match="rows of 0.attention"):
+        in_bytes(prepare(cfg, Fabric(accelerator="cpu", devices=1)), cfg)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mode=dynamic", "give mode=static"),
+        ("predictor=residual", "predictor=expected"),
+        ("rules=all", "rules=bytes"),
+    ],
+)
+def test_what_is_not_supported_is_refused(
+    override: str, message: str, tmp_path: Path, cache: str
+) -> None:
+    with pytest.raises(PPFError, match=message):
+        check_bytes(config(tmp_path, cache, override))
+
+
+@pytest.mark.parametrize("overrides", [(), ("budget=params", "mode=dynamic", "rules=all")])
+def test_what_is_supported_passes(overrides: tuple[str, ...], tmp_path: Path, cache: str) -> None:
+    check_bytes(config(tmp_path, cache, *overrides))
