@@ -39,6 +39,7 @@ class Objective:
         features: features of the sites.
         rules: allocation rules by name; searches also start from their policies.
         device: device of policies, predictions and agents.
+        measured: policies of earlier rounds, from which searches start too.
     """
 
     space: Space
@@ -50,6 +51,7 @@ class Objective:
     features: SiteFeatures
     rules: Mapping[str, Allocation]
     device: torch.device
+    measured: Int[Tensor, "measured sites"] | None = None
 
     def at(self, ratio: float) -> "Objective":
         """The same objective at another ratio."""
@@ -118,8 +120,8 @@ class Objective:
     def starts(self) -> Int[Tensor, "starts sites"]:
         """Policies inside the trust region from which searches start.
 
-        These are uniform pruning, one policy for each kind that prunes this kind least, and the
-        allocation rules' policies.
+        These are uniform pruning, one policy for each kind that prunes this kind least, the
+        allocation rules' policies, and the best measured ones.
         """
         ratio, units = self.ratios(1), self.space.units.to(self.device)
         spared = [
@@ -128,7 +130,8 @@ class Objective:
         ]
         share = self.space.shares(ratio)
         sparing = [torch.where(mask, 2.0 * units, share) for mask in spared]
-        wanted = torch.cat([*sparing, self._wanted_by_rules()])
+        measured = share[:0] if self.measured is None else self.measured.to(share)
+        wanted = torch.cat([*sparing, self._wanted_by_rules(), measured])
         return torch.cat([self.uniform(), self.project(wanted, self.ratios(len(wanted)))])
 
     def _wanted_by_rules(self) -> Float[Tensor, "rules sites"]:

@@ -49,6 +49,10 @@ class Verification:
         """Lowest measured log-perplexity, nats per token."""
         return float(self.measured[self.best])
 
+    def by_loss(self) -> Int[Tensor, "n sites"]:
+        """The policies, lowest measured log-perplexity first."""
+        return self.kept[self.measured.nan_to_num(torch.inf).argsort()]
+
     @property
     def proposed(self) -> Bool[Tensor, " n"]:
         """Whether a policy is a candidate, neither uniform nor a rule's."""

@@ -34,10 +34,10 @@ class PredictorInputs:
         dense_nll: log-perplexity of the dense model on the labelling part, nats per token.
         measure: measures the log-perplexity of policies on the real model, in nats per token.
             Each policy takes about a second or longer.
-        changes: estimates what changes of single sites do to a policy's loss, in nats per token, on
-            a number of windows of the calibration part (`ppf.pruning.loss_changes`); its arguments
-            are the policy, the number of windows and the cap. None: the search covers all ratios,
-            or rounds weights.
+        changes: estimates what changes of single sites do to a policy's loss, in nats per token
+            (`ppf.pruning.loss_changes`). Its arguments are the policy, a number of windows of the
+            calibration part, how many such sets of windows, and the cap. None: the search covers
+            all ratios, or rounds weights.
         trainer: arguments of Lightning's Trainer.
         seed: seed of splits and initial weights.
         loggers: loggers that get the metrics of a training.
@@ -49,7 +49,7 @@ class PredictorInputs:
     measure: Callable[[Int[Tensor, "policies sites"]], Float[Tensor, " policies"]]
     trainer: Mapping[str, Any]
     seed: int
-    changes: Callable[[Sequence[int], int, float], Float[Tensor, "sites levels"]] | None = None
+    changes: Callable[[Sequence[int], int, int, float], Float[Tensor, "sites levels"]] | None = None
     loggers: Sequence[Logger] = ()
     progress: bool = False
 

@@ -50,6 +50,8 @@ class ExpectedLoss(Predictor):
         factor: on the sums' geometric mean, before any policy is measured.
         windows: of the calibration part, on which the best proposal is differentiated; 0: it is
             not.
+        renewal: policies that are measured without a better one until it is differentiated on
+            further windows, as many again.
         cap: of D, nats (see `loss_changes`).
         weight: of D in the formula.
         scales: standard deviations of the process's terms, before the fit (see `SiteSumKernel`).
@@ -71,6 +73,7 @@ class ExpectedLoss(Predictor):
         *,
         factor: Positive,
         windows: Natural,
+        renewal: Count,
         cap: Positive,
         weight: Ratio,
         scales: Mapping[str, Positive],
@@ -82,7 +85,7 @@ class ExpectedLoss(Predictor):
         fewest: Count,
     ) -> None:
         self.factor, self.scales, self.length, self.span = factor, dict(scales), length, span
-        self.windows, self.cap, self.weight = windows, cap, weight
+        self.windows, self.renewal, self.cap, self.weight = windows, renewal, cap, weight
         self.noise, self.deviation, self.steps, self.fewest = noise, deviation, steps, fewest
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
@@ -111,7 +114,8 @@ class ExpectedLoss(Predictor):
         if inputs.changes is None or not self.windows or not proposed.any():
             return
         best = int(excess.masked_fill(~proposed, torch.inf).argmin())
-        changes = inputs.changes(labels.kept[best].tolist(), self.windows, self.cap)
+        times = 1 + int(proposed[best + 1 :].sum()) // self.renewal
+        changes = inputs.changes(labels.kept[best].tolist(), self.windows, times, self.cap)
         self.sums.start_from(labels.kept[best], float(excess[best]), changes, self.weight)
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:

@@ -111,22 +111,28 @@ class PruningContext:
         return SiteFeatures(self.space, errors, self.retained, energy, losses, traits)
 
     def changes(
-        self, kept: Sequence[int], windows: int, cap: float
+        self, kept: Sequence[int], windows: int, times: int, cap: float
     ) -> Float[Tensor, "sites levels"]:
         """Estimated changes of a policy's loss (`ppf.pruning.loss_changes`), nats per token.
 
         Args:
-            windows: of the calibration part, a random choice that depends on the policy.
+            windows: of the calibration part in one set, a random choice that depends on the policy.
+            times: number of sets; the part may have fewer.
         """
         name = signature("changes", self.signatures.bank, list(kept), windows, cap)
+        text = self.text.tokens("calibration", self.lm.tokenizer)
+        order = torch.randperm(len(text), generator=torch.Generator().manual_seed(int(name, 16)))
 
-        def make() -> dict[str, Tensor]:
-            text = self.text.tokens("calibration", self.lm.tokenizer)
-            generator = torch.Generator().manual_seed(int(name, 16))
-            chosen = text[torch.randperm(len(text), generator=generator)[:windows]]
-            return {"changes": loss_changes(self.pruner, kept, chosen, cap)}
+        def make(chosen: Tensor) -> dict[str, Tensor]:
+            return {"changes": loss_changes(self.pruner, kept, text[chosen], cap)}
 
-        return _stored(self.artefacts, "changes", name, make)["changes"]
+        sets = order.split(windows)[:times]
+        found = [
+            _stored(self.artefacts, "changes", f"{name}-{number}", partial(make, chosen))["changes"]
+            for number, chosen in enumerate(sets)
+        ]
+        weights = torch.tensor([float(len(chosen)) for chosen in sets])
+        return (torch.stack(found) * (weights / weights.sum())[:, None, None]).sum(0)
 
     @property
     def label_name(self) -> str:

@@ -1,7 +1,7 @@
 """search: rounds of an agent against the predictor, each ended by measuring its best."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ppf.agents.rule import Rule
 from ppf.labels.table import PROPOSED, Labels
@@ -75,8 +75,9 @@ def search(
         )
         run = inputs.run(trained, history, number)
         with clock("searching on the predictor"):
-            known = Verification.merge(rounds).kept if rounds else None
-            found = run_search(agent, objective, run, settings.top_k, known)
+            known = Verification.merge(rounds).by_loss() if rounds else None
+            start = replace(objective, measured=None if known is None else known[:_STARTS])
+            found = run_search(agent, start, run, settings.top_k, known)
         room = settings.label_budget - _spent(rounds)
         last = number + 1 == count
         each = 0 if last else settings.neighbours  # they teach the next predictor
@@ -95,6 +96,9 @@ def search(
         with clock("training the predictor"):
             trained = inputs.train(labels)
     return Found(trained, Verification.merge(rounds), history, rule)
+
+
+_STARTS = 16  # best measured policies from which a round's search starts
 
 
 def _spent(rounds: Sequence[Verification]) -> int:

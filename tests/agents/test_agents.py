@@ -166,5 +166,7 @@ def test_searches_start_from_the_policies_of_the_rules() -> None:
     objective = replace(quadratic(), rules={"obs_global": ObsGlobal()})
     assert len(objective.starts()) == len(quadratic().starts()) + 1
     assert len(objective.rule_policies()) == 1 and len(quadratic().rule_policies()) == 0
+    measured = replace(objective, measured=objective.uniform().repeat(2, 1))
+    assert len(measured.starts()) == len(objective.starts()) + 2
     lower, _, upper = objective.region(objective.ratios(1))
     assert ((objective.starts() >= lower) & (objective.starts() <= upper)).all()

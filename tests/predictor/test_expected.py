@@ -82,12 +82,14 @@ def test_predictions_start_from_the_best_proposal(known: SiteFeatures, space: Sp
     changes[0, labels.kept[best, 0]] = 0
     asked = []
 
-    def differentiate(kept: Sequence[int], windows: int, cap: float) -> torch.Tensor:
-        asked.append((list(kept), windows, cap))
+    def differentiate(kept: Sequence[int], windows: int, times: int, cap: float) -> torch.Tensor:
+        asked.append((list(kept), windows, times, cap))
         return changes
 
-    predictor = fitted(known, some, differentiate, windows=3, cap=1.0, weight=0.9)
-    assert asked == [(labels.kept[best].tolist(), 3, 1.0)]
+    given = {"windows": 3, "cap": 1.0, "weight": 0.9}
+    fitted(known, some, differentiate, renewal=1, **given)
+    predictor = fitted(known, some, differentiate, renewal=2, **given)
+    assert asked == [(labels.kept[best].tolist(), 3, times, 1.0) for times in (2, 1)]
     at_best, moved = labels.kept[best], labels.kept[best].clone()
     moved[0] = (moved[0] + 1) % (space.units[0] + 1)
     start, _ = predictor.sums(torch.stack([at_best, moved]))
