@@ -69,7 +69,8 @@ class TrustRegion:
             say("The predictions are accurate, and widening brings no gain: the search ends.")
             return True
         self.settled = least
-        self.grow()
+        if self.radius < 1:
+            self.grow()
         return False
 
     def grow(self) -> None:
