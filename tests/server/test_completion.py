@@ -37,6 +37,8 @@ def test_a_stopped_completion_writes_no_further_and_frees_the_model(
     assert len(pieces) == 1 and stopped.new_tokens < 20
     after = completion(model, max_tokens=1)
     engine.submit(after).result(20)
+    with model.at(0.1):  # waits until the engine has left the model
+        pass
     assert model.ratio == 0 and not model.lm.adapter.layers(model.lm.model)[0]._forward_pre_hooks
     model.set_ratio(0.2)
 

@@ -108,6 +108,8 @@ def test_ratios_take_turns(log: Log, model: DynamicModel) -> None:
         future.result(SECONDS)
     owners = [name for name, _ in log.entries if name != "short"]
     changes = sum(a != b for a, b in zip(owners[:-1], owners[1:], strict=True))
+    with model.at(0.1):  # waits until the engine has left the model
+        pass
     assert changes > 4 and model.ratio == 0
 
 
@@ -118,8 +120,8 @@ def test_completions_beyond_the_limit_wait_in_order_and_learn_their_places(
     names = ["a", "b", "c", "d"]
     run(engine, *(log.completion(n, r) for n, r in zip(names, (0, 0, 0.4, 0), strict=True)))
     assert log.places("a") == log.places("b") == []
-    assert log.places("c") == [1] and log.places("d") == [2, 1] or log.places("d") == [2]
-    assert min(log.last("a"), log.last("b")) < log.first("c") < log.first("d") + 12
+    assert log.places("c") == [1] and log.places("d") in ([2], [2, 1])
+    assert min(log.last("a"), log.last("b")) < min(log.first("c"), log.first("d"))
 
 
 def test_a_waiting_completion_that_stops_makes_room(log: Log, model: DynamicModel) -> None:
