@@ -24,9 +24,10 @@ async function complete(model, wanted) {
     return {prompt, tokens, text: model.detokenize(tokens, true)};
 }
 
-// The logits of the id that follows and of the likeliest, and the sum of exp(logit − largest).
+// The logits of the id that follows and of the likeliest (at temperature 0 that is the selected
+// one), and the sum of exp(logit − largest).
 function question(next) {
-    const logits = {filter: {tokens: [next], includeTop: 1}};
+    const logits = {filter: {tokens: [next], includeSelected: true}};
     return {generateNext: {logits, totalLogitWeight: true, options: {temperature: 0}}};
 }
 
