@@ -184,6 +184,8 @@ class RoundsSection(Section):
     neighbours: Natural
     rounds: Count
     label_budget: Count
+    finalists: Count
+    selection_windows: Natural
     trust_region: Annotated[float, Field(gt=0, le=1)]
     widen: Annotated[float, Field(ge=1)]
     agreement: Share

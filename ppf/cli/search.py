@@ -25,6 +25,7 @@ from ppf.stages.policy import provenance, warn_if_unreadable
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
 from ppf.stages.search_inputs import SearchInputs
+from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, add_test, figures
 from ppf.stages.train import Trained, needs_labels, train
 
@@ -82,6 +83,8 @@ def _static(begun: _Begun) -> Outcome:
     """The best policy for one ratio; the metric is its measured log-perplexity."""
     cfg, context, inputs, labels, trained, clock = begun
     found = search(inputs, labels, trained, cfg.ratio, clock)
+    with clock("measuring the best on the selection part"):
+        found = with_selection(context, found, cfg.search)
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
     if not inputs.fabric.is_global_zero:
         return Outcome(found.nll)

@@ -66,7 +66,6 @@ def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -
     return pieces_loss(model, pieces, batch=batch).nll
 
 
-@torch.inference_mode()
 def pieces_loss(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> Loss:
     """Mean negative log-likelihood of the scored tokens of all pieces.
 
@@ -76,19 +75,42 @@ def pieces_loss(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) 
     Raises:
         PPFError: a window has more tokens than the model has positions.
     """
+    return _mean(*_sums(model, pieces, batch=batch))
+
+
+def window_losses(
+    model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int
+) -> Float[Tensor, " windows"]:
+    """Mean negative log-likelihood of the scored tokens of each window, nats per token.
+
+    Args:
+        batch: windows scored at a time; halved if the GPU runs out of memory.
+
+    Raises:
+        PPFError: a window has more tokens than the model has positions.
+    """
+    sums, tokens = _sums(model, pieces, batch=batch)
+    return sums / tokens
+
+
+@torch.inference_mode()
+def _sums(
+    model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int
+) -> tuple[Float[Tensor, " windows"], Int[Tensor, " windows"]]:
+    """The summed negative log-likelihood and the number of scored tokens of each window."""
     check_window(max(piece.windows.shape[1] for piece in pieces), model.config, "window")
     batches = [Piece(ids, piece.first) for piece in pieces for ids in piece.windows.split(batch)]
     count = sum(len(piece.windows) for piece in pieces)
     label = f"Scoring {count} windows of {pieces[0].windows.shape[1]}"
     try:
         sums = torch.cat([_window_nll(model, part) for part in track(batches, label)])
-        return _mean(sums, torch.tensor([n for part in batches for n in _tokens(part)]))
+        return sums, torch.tensor([n for part in batches for n in _tokens(part)])
     except torch.OutOfMemoryError:
         if batch == 1:
             raise
     say(f"Out of memory: starting again with {batch // 2} windows at a time.")
     torch.cuda.empty_cache()
-    return pieces_loss(model, pieces, batch=batch // 2)
+    return _sums(model, pieces, batch=batch // 2)
 
 
 def _tokens(piece: Piece) -> list[int]:

@@ -107,9 +107,28 @@ class Text:
         Raises:
             PPFError: the part has too little text for its number of windows.
         """
+        every = self._every_window(part, tokenizer)
+        return every[self._chosen(part, len(every))]
+
+    def others(
+        self, part: Part, tokenizer: PreTrainedTokenizerBase
+    ) -> Int[Tensor, "windows window"]:
+        """The windows of a part that `tokens` leaves out; there may be none."""
+        every = self._every_window(part, tokenizer)
+        left = torch.ones(len(every), dtype=torch.bool)
+        left[self._chosen(part, len(every))] = False
+        return every[left]
+
+    def _every_window(
+        self, part: Part, tokenizer: PreTrainedTokenizerBase
+    ) -> Int[Tensor, "windows window"]:
         ids, leading = self.stream(part, tokenizer), self.leading(tokenizer)
         size = self.window - len(leading)
-        available = len(ids) // size
+        count = len(ids) // size
+        return begin_with(leading, ids[: count * size].view(count, size))
+
+    def _chosen(self, part: Part, available: int) -> Int[Tensor, " windows"]:
+        """Which windows of a part are used."""
         wanted = self.windows[part] or max(available, 1)
         if available < wanted:
             raise PPFError(
@@ -117,8 +136,7 @@ class Text:
                 f" tokens instead of {wanted}: lower text.windows.{part} or text.window, or give a"
                 " longer text."
             )
-        chosen = torch.linspace(0, available - 1, wanted).round().long()
-        return begin_with(leading, ids[: available * size].view(available, size)[chosen])
+        return torch.linspace(0, available - 1, wanted).round().long()
 
 
 def spans(splits: Mapping[str, Mapping[Part, float]], part: str) -> dict[str, tuple[float, float]]:

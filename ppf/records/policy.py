@@ -8,7 +8,7 @@ from ppf.records.packaged import packaged
 from ppf.records.values import Natural, Number, Positive, Record, Share, SiteName, Word
 
 FORMAT = 1
-_Part = Literal["calibration", "labelling", "test"]
+_Part = Literal["calibration", "labelling", "selection", "test"]
 Type = Literal["f16", "q8_0", "q5_0", "q4_0"]
 _Compensation = Literal["one_shot", "sequential", "adapters"]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
@@ -120,9 +120,13 @@ class PredictionRecord(PerplexityRecord):
 
 
 class MeasurementRecord(PerplexityRecord):
-    """Perplexity of a policy, measured on a part of the text."""
+    """Perplexity of a policy, measured on a part of the text.
+
+    `std_error` is the standard error of `nll` over the windows.
+    """
 
     part: _Part
+    std_error: float | None = None
 
 
 class UniformRecord(Record):
@@ -131,6 +135,7 @@ class UniformRecord(Record):
     kept: _Units
     types: _Types | None = None
     measured: MeasurementRecord
+    selection: MeasurementRecord | None = None
 
 
 class SpeedRecord(Record):
@@ -195,6 +200,7 @@ class PolicyRecord(Record):
     budget: BudgetRecord
     predicted: PredictionRecord
     measured: MeasurementRecord
+    selection: MeasurementRecord | None = None
     uniform: UniformRecord
     signatures: SignaturesRecord
     config: ConfigRecord

@@ -8,6 +8,7 @@ from ppf.report.scores import (
     Entry,
     change,
     decimal,
+    gain,
     millions,
     percent,
     signed_percent,
@@ -25,6 +26,7 @@ def search_headline(entries: Sequence[Entry]) -> list[str]:
     best = found["PPF"]
     return [
         _against_uniform(best, entries),
+        *_on_selection(best),
         *_others(best, entries),
         *_smaller(best.parameters, found.get("dense")),
     ]
@@ -43,6 +45,16 @@ def _against_uniform(best: Entry, entries: Sequence[Entry]) -> str:
         f"Perplexity {decimal(measured.perplexity)} instead of {decimal(even.perplexity)} for"
         f" uniform pruning{_bracketed(less)}, at a pruning ratio of {percent(best.ratio)}."
     )
+
+
+def _on_selection(best: Entry) -> list[str]:
+    """The sentence on the windows that the search did not use, if the policy was measured there."""
+    score, less = best.selection, gain(best)
+    if score is None:
+        return []
+    error = "" if score.error is None else f" ± {decimal(score.error)}"
+    beside = f", {less} against uniform pruning" if less else ""
+    return [f"On the selection part, whose windows the search did not use: {score}{error}{beside}."]
 
 
 def _bracketed(share: float) -> str:

@@ -112,8 +112,10 @@ class Entry:
         ratio: its pruning ratio.
         measured: log-perplexity measured on the labelling part; None: not measured.
         predicted: predicted log-perplexity; None: not predicted.
-        selection: log-perplexity measured on windows that the search did not use; None: not
-            measured.
+        selection: log-perplexity measured on the selection part, whose windows the search did not
+            use; None: not measured.
+        difference: from uniform pruning's log-perplexity on the selection part, with the standard
+            error of paired windows; None: not measured.
         parameters: parameters of the model under this policy; None: unknown.
     """
 
@@ -122,6 +124,7 @@ class Entry:
     measured: LogPerplexity | None = None
     predicted: LogPerplexity | None = None
     selection: LogPerplexity | None = None
+    difference: LogPerplexity | None = None
     parameters: int | None = None
 
     @property
@@ -133,6 +136,9 @@ class Entry:
         """The values for a JSON file."""
         scores = {name: getattr(self, name) for name in ("measured", "selection", "predicted")}
         known = {name: score.record() for name, score in scores.items() if score}
+        if self.difference:
+            nats, error = self.difference.nll, self.difference.std_error
+            known["against_uniform"] = {"nats": _finite(nats), "std_error": _finite(error or 0.0)}
         return {"policy": self.policy, "ratio": self.ratio} | known
 
 
@@ -145,6 +151,15 @@ def uniform_at(ratio: float, entries: Sequence[Entry]) -> LogPerplexity | None:
 def change(now: float, before: float) -> float:
     """The relative change; not a number if either perplexity is not finite."""
     return now / before - 1 if math.isfinite(now) and math.isfinite(before) else math.nan
+
+
+def gain(entry: Entry) -> str:
+    """The change from uniform pruning on the selection part, for example "−18.1 ± 1.0 %"."""
+    change, name = entry.difference, entry.policy
+    if not (change and change.error is not None and math.isfinite(change.perplexity)):
+        return ""
+    share = signed_percent(change.perplexity - 1).removesuffix(" %")
+    return "" if name == "uniform" else f"{share} ± {percent(change.error)}"
 
 
 def decimal(value: float) -> str:

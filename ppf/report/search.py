@@ -169,7 +169,11 @@ def search_metrics(report: SearchReport) -> dict[str, float]:
             "selection_perplexity": entry.selection,
             "predicted_perplexity": entry.predicted,
         }
-        metrics |= {f"{entry.policy}/{k}{at}": s.perplexity for k, s in known.items() if s}
+        for name, score in known.items():
+            if score:
+                metrics[f"{entry.policy}/{name}{at}"] = score.perplexity
+            if score and score.error is not None:
+                metrics[f"{entry.policy}/{name}_error{at}"] = score.error
         if entry.parameters:
             metrics[f"{entry.policy}/parameters{at}"] = entry.parameters
         if entry.policy == "PPF" and not report.dynamic:
@@ -199,8 +203,8 @@ def _results(report: SearchReport) -> list[Part]:
         for entry in report.entries
     ]
     note = (
-        "Predictions were made before the policy was measured. The choice does not depend on the"
-        " test part of the text."
+        "± is one standard error over the windows. Predictions were made before the policy was"
+        " measured. The choice does not depend on the test part of the text."
     )
     return [
         Part(

@@ -18,6 +18,7 @@ from ppf.report.scores import (
     change,
     decimal,
     duration,
+    gain,
     millions,
     percent,
     signed_percent,
@@ -75,7 +76,7 @@ class Table:
 
 
 def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None) -> Table:
-    """One row for each policy: what was measured, what was predicted, and uniform's beside it.
+    """One row for each policy: perplexities on both parts, uniform's beside them, and predicted.
 
     Args:
         names: what a policy is called in the table, if it is not its own name.
@@ -84,11 +85,12 @@ def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None
         Column("policy"),
         Column("ratio", percent),
         Column("parameters", millions),
-        Column("perplexity", decimal),
+        Column("labelling part", decimal),
         Column("± standard error", decimal),
         Column("against uniform", signed_percent),
         Column("selection part", decimal),
         Column("± standard error there", decimal),
+        Column("against uniform there"),
         Column("predicted", decimal),
         Column("95 % interval", str),
         Column("nats per token", "{:.4f}".format),
@@ -105,6 +107,7 @@ def _cells(entry: Entry, entries: Sequence[Entry]) -> list[Cell]:
         *_measured(entry.measured),
         _against_uniform(entry, entries),
         *_measured(entry.selection),
+        gain(entry) or None,
         predicted.perplexity if predicted else None,
         " – ".join(map(decimal, interval)) or None,
         entry.measured.nll if entry.measured else None,

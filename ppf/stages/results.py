@@ -1,6 +1,7 @@
 """What a search leaves: policy.json, summary.json, and its report."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ppf.artefacts import write_json
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.pareto import front
+from ppf.policy_search.selection import Mean
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
 from ppf.report.origin import command_line, machine
@@ -21,6 +23,7 @@ from ppf.stages.budgets import saved
 from ppf.stages.policy import described, policy_record
 from ppf.stages.prepare import PruningContext
 from ppf.stages.search import Found
+from ppf.stages.selection import selection_windows
 
 
 def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry]:
@@ -43,8 +46,7 @@ def dense_entry(context: PruningContext, labels: Labels) -> Entry:
 def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
     """The contents of policy.json."""
     best, space = found.best, context.space
-    scores = _scores(_entry(context, found, best, "PPF"))
-    uniform = _scores(_entry(context, found, 0, "uniform"))
+    predicted = LogPerplexity(*(float(x[best]) for x in (found.measured.mean, found.measured.std)))
     kept = found.measured.kept[best].cpu()
     numbers = {
         "ratio": {
@@ -56,11 +58,11 @@ def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, 
             "name": cfg.budget.name,
             "saved": float(saved(context, cfg.budget, kept[None])),
         },
-        "predicted": scores["predicted"],
-        "measured": scores["measured"] | {"part": "labelling"},
+        "predicted": predicted.record(),
+        **_by_part(_entry(context, found, best, "PPF")),
         "uniform": {
             **described(context, found.measured.kept[0].tolist()),
-            "measured": uniform["measured"] | {"part": "labelling"},
+            **_by_part(_entry(context, found, 0, "uniform")),
         },
     }
     return policy_record(context, found.kept, numbers, predictor=found.trained.signature)
@@ -121,7 +123,7 @@ def common(
     space = context.space
     return {
         "command": command_line("search"),
-        "measured_on": _measured_on(context),
+        "measured_on": _measured_on(context, cfg.search.selection_windows),
         "agent": _name(cfg.agent),
         "settings": _settings(cfg, context),
         "space": space,
@@ -133,12 +135,16 @@ def common(
     }
 
 
-def _measured_on(context: PruningContext) -> str:
+def _measured_on(context: PruningContext, wanted: int) -> str:
     windows, window = context.text.tokens("labelling", context.lm.tokenizer).shape
-    skipped = context.config.labels.context
+    new, skipped = len(selection_windows(context, wanted)), context.config.labels.context
+    selection = (
+        f" The selection part is {new} other windows of the same documents; the search did not use"
+        " them." if new else ""
+    )  # fmt: skip
     return (
         f"Measured on {windows} windows of {window} tokens of the labelling part of"
-        f" {context.text.name}, without the first {skipped} tokens of each window."
+        f" {context.text.name}, without the first {skipped} tokens of each window.{selection}"
     )
 
 
@@ -218,13 +224,27 @@ def _with_measured(labels: Labels, found: Found) -> Labels:
 
 def _entry(context: PruningContext, found: Found, row: int, name: str) -> Entry:
     measured, kept = found.measured, found.measured.kept[row].cpu()
-    return Entry(
+    entry = Entry(
         name,
         float(context.space.ratio(kept)),
         measured=LogPerplexity(float(measured.measured[row])),
         predicted=LogPerplexity(float(measured.mean[row]), float(measured.std[row])),
         parameters=_parameters(context, kept),
     )
+    parts = found.selection
+    if parts is None or row not in parts.rows:
+        return entry
+    assert entry.measured
+    return replace(
+        entry,
+        measured=replace(entry.measured, std_error=parts.labelling(row).std_error),
+        selection=_measured(parts.selection(row)),
+        difference=_measured(parts.against_uniform(row)),
+    )
+
+
+def _measured(mean: Mean) -> LogPerplexity:
+    return LogPerplexity(mean.nll, std_error=mean.std_error)
 
 
 def _parameters(context: PruningContext, kept: Int[Tensor, " sites"]) -> int:
@@ -237,8 +257,11 @@ def _candidate(found: Found, row: int) -> str:
     return f"{name} {row}" if name == CANDIDATE else name
 
 
-def _scores(entry: Entry) -> dict[str, dict[str, Any]]:
-    return {score.known: score.record() for score in entry.scores}
+def _by_part(entry: Entry) -> dict[str, dict[str, Any]]:
+    """What was measured on the labelling and on the selection part, as policy.json has it."""
+    parts = {"measured": "labelling", "selection": "selection"}
+    known = {key: score for key in parts if (score := getattr(entry, key))}
+    return {key: score.record() | {"part": parts[key]} for key, score in known.items()}
 
 
 def summary(shown: Sequence[Entry], seconds: Mapping[str, float]) -> dict[str, Any]:

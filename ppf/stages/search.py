@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from ppf.agents.rule import Rule
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search import Verification, run_search, verify, with_neighbours
+from ppf.policy_search.selection import Selection
 from ppf.progress import Stopwatch, say
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained
@@ -21,17 +22,25 @@ class Found:
             was made before the policy was measured.
         history: rows of the agent's metrics, over all rounds.
         rule: the agent is an allocation rule.
+        selection: the best policies on both parts; None: not measured on the selection part.
     """
 
     trained: Trained
     measured: Verification
     history: list[dict[str, float]]
     rule: bool
+    selection: Selection | None = None
 
     @property
     def best(self) -> int:
-        """Row of the best measured policy; of a rule's own, even if uniform pruning is better."""
-        return len(self.measured.names) - 1 if self.rule else self.measured.best
+        """Row of the best policy on both parts; of a rule's own, even if uniform is better.
+
+        The labelling part alone has few windows, and its minimum is often a lucky policy. Choosing
+        among a few policies biases the selection part's figure far less than its standard error.
+        """
+        if self.rule:
+            return len(self.measured.names) - 1
+        return self.selection.best if self.selection else self.measured.best
 
     @property
     def kept(self) -> list[int]:
@@ -40,7 +49,7 @@ class Found:
 
     @property
     def nll(self) -> float:
-        """Its measured log-perplexity, nats per token."""
+        """Its measured log-perplexity on the labelling part, nats per token."""
         return float(self.measured.measured[self.best])
 
 
@@ -51,6 +60,7 @@ def search(
 
     What a round measures joins the labels that the next predictor is fitted to; at most
     `search.label_budget` policies are measured in all, beside those of uniform pruning and rules.
+    The last round keeps `search.top_k` of them: a round with no more to spend is the last.
     Where the intervals of what is measured hold, the region is widened. The search is over where
     they do, the best policy's prediction is right, and the last widening has brought no better one.
     An allocation rule has one round, in which only its policy and uniform pruning are measured.
@@ -68,6 +78,8 @@ def search(
     rule = isinstance(agent, Rule)
     count = 1 if rule else settings.rounds
     for number in range(count):
+        left = settings.label_budget - _spent(rounds)
+        last = number + 1 == count or left <= settings.top_k
         objective = inputs.objective(trained, region.radius, ratio, ratio)
         say(
             f"Searching at ratio {ratio} with {type(agent).__name__},"
@@ -78,16 +90,12 @@ def search(
             known = Verification.merge(rounds).by_loss() if rounds else None
             start = replace(objective, measured=None if known is None else known[:_STARTS])
             found = run_search(agent, start, run, settings.top_k, known)
-        room = settings.label_budget - _spent(rounds)
-        last = number + 1 == count
         each = 0 if last else settings.neighbours  # they teach the next predictor
+        room = left if last else left - settings.top_k
         proposed = with_neighbours(objective, found, each, room, run.seed)
         with clock("measuring the best"):
             rounds.append(verify(proposed, objective, inputs.measure, inputs.fabric))
         if last:
-            break
-        if _spent(rounds) >= settings.label_budget:
-            say(f"All {settings.label_budget} labels of search.label_budget are spent.")
             break
         if region.exhausted(rounds[-1], Verification.merge(rounds).least):
             break

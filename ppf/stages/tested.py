@@ -12,7 +12,7 @@ from ppf.report.scores import LogPerplexity
 from ppf.stages.prepare import PruningContext
 from ppf.stages.prune import pruned_to
 
-_KINDS = {"test": "test", "measured": "labelling", "predicted": "predicted"}
+_KINDS = {"test": "test", "measured": "labelling", "selection": "selection", "predicted": "predicted"}
 Named = tuple[str, list[int]]
 """A policy's name in summary.json, and the units that it keeps at each site."""
 

@@ -243,3 +243,15 @@ def test_the_wikipedia_sample_has_no_markup(cache: str) -> None:
     assert not any(
         mark in whole for mark in ("[[", "]]", "{{", "}}", "<ref", "Category:", "|thumb")
     )
+
+
+def test_other_windows_are_those_that_no_label_reads(path: Path) -> None:
+    some, tokenizer = text(path=str(path)), byte_tokenizer()
+    used, others = (
+        set(map(tuple, windows("labelling", tokenizer).tolist()))
+        for windows in (some.tokens, some.others)
+    )
+    every = text(path=str(path), windows={"labelling": None})
+    assert len(used) == 4 and not used & others
+    assert used | others == set(map(tuple, every.tokens("labelling", tokenizer).tolist()))
+    assert not len(every.others("labelling", tokenizer))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 from ppf.evaluation.results import Evaluation, ModelResult, Speed
 from ppf.report.headline import curve_headline, evaluation_headline, search_headline
@@ -24,6 +25,18 @@ def test_a_search_is_told_against_uniform_rules_and_dense() -> None:
         "The dense model has 20.00.",
         "The pruned model is 20.0 % smaller: 80 instead of 100 parameters.",
     ]
+
+
+def test_the_selection_part_is_told_with_its_error() -> None:
+    best = replace(
+        entry("PPF", 40),
+        selection=LogPerplexity(math.log(44), std_error=0.05),
+        difference=LogPerplexity(math.log(0.8), std_error=0.01),
+    )
+    assert search_headline([entry("uniform", 50), best])[1] == (
+        "On the selection part, whose windows the search did not use: 44.00 ± 2.20,"
+        " −20.0 ± 0.8 % against uniform pruning."
+    )
 
 
 def test_no_success_is_told_too() -> None:

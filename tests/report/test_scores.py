@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -60,6 +61,8 @@ def test_a_measurement_may_have_a_standard_error() -> None:
 def test_records_name_what_is_known() -> None:
     entry = Entry("PPF", 0.3, LogPerplexity(3.0), selection=LogPerplexity(3.1))
     assert entry.record().keys() == {"policy", "ratio", "measured", "selection"}
+    less = replace(entry, difference=LogPerplexity(-0.2, std_error=0.01))
+    assert less.record()["against_uniform"] == {"nats": -0.2, "std_error": 0.01}
 
 
 def test_uniform_is_looked_up_at_the_nearest_ratio() -> None:

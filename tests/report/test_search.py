@@ -39,10 +39,15 @@ def test_loggers_get_every_policys_perplexities(report: Any) -> None:  # noqa: F
 
 def test_a_dynamic_search_has_them_at_each_ratio(report: Any) -> None:  # noqa: F811
     rows = [
-        Entry("PPF", ratio, LogPerplexity(1.0), selection=LogPerplexity(2.0), parameters=9)
+        Entry(
+            "PPF", ratio, LogPerplexity(1.0), selection=LogPerplexity(2.0, std_error=0.1),
+            parameters=9,
+        )  # fmt: skip
         for ratio in (0.2, 0.35)
     ]
     metrics = search_metrics(replace(report, dynamic=True, entries=rows))
     assert metrics["PPF/perplexity/0.2"] == metrics["PPF/perplexity/0.35"] == pytest.approx(math.e)
     assert metrics["PPF/selection_perplexity/0.35"] == pytest.approx(math.e**2)
+    assert metrics["PPF/selection_perplexity_error/0.2"] == pytest.approx(0.1 * math.e**2)
+    assert "PPF/perplexity_error/0.2" not in metrics
     assert metrics["PPF/parameters/0.2"] == 9

@@ -48,12 +48,14 @@ def test_columns_appear_when_something_is_known() -> None:
     names = score_table(ENTRIES).names
     assert "selection part" not in names and "± standard error" not in names
     more = Entry(
-        "flap", 0.3, LogPerplexity(3.5, std_error=0.01), selection=LogPerplexity(3.6), parameters=7
-    )
+        "flap", 0.3, LogPerplexity(3.5, std_error=0.01), selection=LogPerplexity(3.6),
+        difference=LogPerplexity(math.log(0.8), std_error=0.01), parameters=7,
+    )  # fmt: skip
     table = score_table([*ENTRIES, more])
     row = dict(zip(table.names, table.texts[-1], strict=True))
     assert row["± standard error"] == "0.33"
     assert row["selection part"] == "36.60"
+    assert row["against uniform there"] == "−20.0 ± 0.8 %"
     assert row["parameters"] == "7"
     assert row["against uniform"] == "−7.7 %"
     assert "± standard error there" not in row

@@ -1,10 +1,74 @@
-"""What a search calls its result."""
+"""How a search spends its labels, and what it calls its result."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from ppf.labels.table import Labels
 from ppf.policy_search import Verification
-from ppf.stages.search import Found
+from ppf.policy_search.selection import Selection
+from ppf.progress import Stopwatch
+from ppf.stages.search import Found, search
+from ppf.stages.search_inputs import SearchInputs
+from ppf.stages.train import Trained
+from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
+
+
+def searched(folder: Path, measured: list[int], **settings: float) -> Found:
+    """What a random search finds; `measured` gets the number of policies of each round."""
+    space = layered()
+    predictor = Quadratic(space, 0.3)
+
+    def train(labels: Labels) -> Trained:
+        return Trained(predictor, folder, "made up")  # type: ignore[arg-type]
+
+    def measure(kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
+        measured.append(len(kept) - 1)  # without uniform pruning
+        return predictor.relaxed(kept.float()) + 0.5
+
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        chosen = [f"search.{key}={value}" for key, value in settings.items()]
+        config = compose("search", chosen).search
+    searcher = agent("random", evaluations=64, polish=None)
+    inputs = SearchInputs(
+        searcher, space, features(space), {}, config, train, measure, one_process(), 0, folder, []
+    )
+    labels = Labels(space.dense[None], torch.zeros(1), ["sampler"])
+    return search(inputs, labels, train(labels), 0.3, Stopwatch())
+
+
+@pytest.mark.parametrize(
+    ("budget", "rounds", "expected"),
+    [
+        (10, 9, [4, 2, 4]),
+        (20, 2, [4, 4]),
+        (3, 9, [3]),
+    ],
+)
+def test_the_last_round_has_its_top_k(
+    tmp_path: Path, budget: int, rounds: int, expected: list[int]
+) -> None:
+    measured: list[int] = []
+    settings = {"label_budget": budget, "rounds": rounds, "top_k": 4, "neighbours": 0}
+    searched(tmp_path, measured, **settings)
+    assert measured == expected
+
+
+def test_the_result_is_the_best_on_both_parts() -> None:
+    policies, zeros = torch.tensor([[4, 4], [2, 6]]), torch.zeros(2)
+    measured = Verification(
+        ("uniform", "candidate"), policies, zeros, zeros, torch.tensor([3.0, 3.1])
+    )
+    losses = torch.tensor([[3.0], [3.1]]), torch.tensor([[3.5, 3.5], [3.3, 3.3]])
+    found = Found(None, measured, [], False)  # type: ignore[arg-type]
+    assert found.kept == [4, 4]
+    found = replace(found, selection=Selection([0, 1], *losses))
+    assert (found.kept, found.nll) == ([2, 6], pytest.approx(3.1))
 
 
 @pytest.mark.parametrize(("rule", "kept", "nll"), [(False, [4, 4], 3.0), (True, [2, 6], 3.5)])

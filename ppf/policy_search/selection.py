@@ -1,0 +1,78 @@
+"""The selection part: the best policies of a search on windows that it did not use."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.policy_search.verify import Verification
+
+Windows = Callable[[Int[Tensor, "n sites"]], tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]]
+"""Returns the policies' losses in each window of the labelling and of the selection part."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over windows and its standard error (NaN for one window), nats per token."""
+
+    nll: float
+    std_error: float
+
+    @classmethod
+    def of(cls, losses: Float[Tensor, " windows"]) -> "Mean":
+        """The mean of windows of equal length."""
+        variance = losses.var(correction=0) / (len(losses) - 1 or math.nan)
+        return cls(float(losses.mean()), float(variance.sqrt()))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The best policies of a search in each window of the labelling and the selection part.
+
+    The labelling part's figure of the best of many policies is too low: it is a minimum. On the
+    selection part only these few policies are compared, so that its figure is nearly unbiased.
+
+    Args:
+        rows: rows of the search's `Verification`; the first one is uniform pruning.
+        used: loss of each policy in each window of the labelling part, nats per token.
+        new: the same for the selection part.
+    """
+
+    rows: Sequence[int]
+    used: Float[Tensor, "rows used"]
+    new: Float[Tensor, "rows new"]
+
+    @property
+    def best(self) -> int:
+        """Row of the `Verification` with the least mean loss over all windows of both parts."""
+        joint = torch.cat([self.used, self.new], 1).mean(1)
+        return self.rows[int(joint.nan_to_num(torch.inf, torch.inf).argmin())]
+
+    def labelling(self, row: int) -> Mean:
+        """The mean over the labelling part."""
+        return Mean.of(self.used[self.rows.index(row)])
+
+    def selection(self, row: int) -> Mean:
+        """The mean over the selection part."""
+        return Mean.of(self.new[self.rows.index(row)])
+
+    def against_uniform(self, row: int) -> Mean:
+        """The mean difference from uniform pruning over the selection part.
+
+        Its standard error is that of paired windows, and much smaller than that of either mean.
+        """
+        return Mean.of(self.new[self.rows.index(row)] - self.new[0])
+
+
+def select(measured: Verification, finalists: int, windows: Windows) -> Selection:
+    """Measures uniform pruning and the policies of lowest measured loss on both parts.
+
+    Args:
+        finalists: policies of lowest loss.
+    """
+    best = measured.measured.nan_to_num(torch.inf).argsort()[:finalists].tolist()
+    rows = list(dict.fromkeys([0, *best]))
+    return Selection(rows, *windows(measured.kept[rows]))

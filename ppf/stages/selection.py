@@ -1,0 +1,55 @@
+"""Measures the best policies of a search on windows that it did not use."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ppf.evaluation.perplexity import Piece, evenly, window_losses
+from ppf.policy_search.selection import select
+from ppf.progress import say
+from ppf.ranks import on_rank_0
+from ppf.stages.prepare import PruningContext
+from ppf.stages.search import Found
+
+
+def with_selection(context: PruningContext, found: Found, settings: DictConfig) -> Found:
+    """What was found, with its best policies measured on the selection part by rank 0.
+
+    The selection part is `search.selection_windows` windows of the labelling part's documents that
+    no label reads. Without such windows, nothing is measured.
+
+    Args:
+        settings: section `search` of the config.
+    """
+    new = selection_windows(context, settings.selection_windows)
+    if not len(new):
+        say("No policy is measured on a selection part: all windows are read by labels.")
+        return found
+    measure, measured = partial(_losses, context, new), found.measured
+    ranks = context.artefacts.ranks
+    return replace(
+        found, selection=on_rank_0(ranks, lambda: select(measured, settings.finalists, measure))
+    )
+
+
+def selection_windows(context: PruningContext, count: int) -> Int[Tensor, "windows window"]:
+    """At most `count` windows of the labelling part that no label reads."""
+    return evenly(context.text.others("labelling", context.lm.tokenizer), count)
+
+
+def _losses(
+    context: PruningContext, new: Int[Tensor, "windows window"], kept: Int[Tensor, "n sites"]
+) -> tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]:
+    """Losses of policies in each window of the labelling and of the selection part."""
+    labels, used = context.config.labels, context.labeller.windows.cpu()
+    pieces = [Piece(windows, labels.context) for windows in (used, new)]
+    rows = []
+    for policy in kept.tolist():
+        with context.pruner.at(policy) as model:
+            rows.append(window_losses(model, pieces, batch=labels.batch))
+    found = torch.stack(rows)
+    return found[:, : len(used)], found[:, len(used) :]
