@@ -1,6 +1,7 @@
 """ppf-train: fits the mask → perplexity predictor."""
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
 from ppf.labels.table import Labels
+from ppf.predictor.scores import coverage_warning, endings
 from ppf.progress import say
 from ppf.report.plots import scatter
 from ppf.report.publish import Artifact, Published, log_artifact, publish
@@ -40,27 +42,37 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     metric = found.metrics.get("test/nmse")
     if not fabric.is_global_zero:
         return Outcome(metric)
-    row, figure = _row(found, labels), scatter(*(column.tolist() for column in found.held_out))
+    row, figure = _row(found, labels), scatter(*(x.tolist() for x in found.held_out[:4]))
     picture, scores = (
         Path(cfg.paths.run) / name for name in ("predicted_measured.png", "scores.json")
     )
     save_png(figure, picture)
     write_json(scores, row)
-    table = accuracy_table(found.metrics, bands)
+    table, warning = accuracy_table(row, bands), coverage_warning(row, bands, "held-out policies")
     shown = {"predictions": figure}, {"accuracy": table}
     publish(fabric.loggers, Published(dict(found.metrics), *shown))
     if predictor.needs_labels:
         made = Artifact([trained.folder], f"{cfg.model.name}-predictor", "predictor")
         log_artifact(fabric.loggers, made)
     print_table(table)
+    if warning:
+        say(warning)
     say(f"Predictor: {trained.folder}\nPicture:   {picture}\nScores:    {scores}")
-    return Outcome(metric, [row])
+    return Outcome(metric, [_brief(row, bands)])
 
 
 def _row(found: Scored, labels: Labels) -> dict[str, float]:
     """All scores, and the numbers of policies behind them."""
     scores = {name.removeprefix("test/"): value for name, value in found.metrics.items()}
-    rows = len(found.held_out.measured)
-    acquired = int(labels.acquired.sum())
     scores = {"nmse": scores.pop("nmse", math.nan), **scores}  # what sweeps rank by
-    return {**scores, "test_policies": rows, "labels": len(labels), "acquired": acquired}
+    return {**scores, "labels": len(labels), "acquired": int(labels.acquired.sum())}
+
+
+def _brief(row: Mapping[str, float], bands: Sequence[float]) -> dict[str, float]:
+    """The scores over all ratios, and of each band the two that matter most to a search."""
+    ends = [ending for _, ending in endings(bands)]
+    return {
+        name: value
+        for name, value in row.items()
+        if name.startswith(("equal_ratio", "coverage")) or not any(end in name for end in ends)
+    }

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,16 +13,8 @@ from torch import Tensor
 
 from ppf.labels.table import Labels
 from ppf.predictor.protocol import Prediction
+from ppf.predictor.scores import HeldOut
 from ppf.pruning import SiteFeatures
-
-
-class HeldOut(NamedTuple):
-    """Policies that a predictor was not fitted to: predicted and measured, nats per token."""
-
-    predicted: Float[Tensor, " rows"]
-    std: Float[Tensor, " rows"]
-    measured: Float[Tensor, " rows"]
-    ratio: Float[Tensor, " rows"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The labelled policies as a DataModule: a test part, and folds that are stratified by ratio."""
+"""The labelled policies as a DataModule, in folds of families that are stratified by ratio."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from ppf.errors import PPFError
+from ppf.labels.families import families
 from ppf.labels.table import Labels
 from ppf.progress import say
 from ppf.space import Space
@@ -65,17 +66,15 @@ class Batches:
 
 
 class LabelsDataModule(LightningDataModule):
-    """Splits a labelled set into test and train, and train into one fold for each member.
+    """Splits a labelled set into one fold for each member.
 
-    A member trains on all folds but its own, on which it is validated. Every training row therefore
-    has an out-of-fold prediction. Equal policies always share a fold. Only policies that a sampler
-    drew are held out. Policies that a search proposed or a predictor selected are always trained
-    on. Rows without a finite label are dropped, and their number is printed.
+    A member trains on all folds but its own, on which it is validated. Every row therefore has an
+    out-of-fold prediction. A family of policies, which share their first layers, is in one fold.
+    Rows without a finite label are dropped, and their number is printed.
 
     Args:
         labels: the labelled set.
         space: the space of its policies.
-        test: share of the drawn policies that is held out.
         strata: number of bins by ratio, with equally many policies. Each bin is split alike.
         members: number of ensemble members, and of folds.
         proposals: weight of a policy that a search proposed, relative to a drawn one.
@@ -85,8 +84,14 @@ class LabelsDataModule(LightningDataModule):
         steps: training batches in an epoch.
         seed: seed of the split and of the shuffles.
 
+    Attributes:
+        rows: all rows.
+        family: number of each row's family.
+        drawn: marks rows of policies that a sampler drew. No search proposed them, and no predictor
+            selected them, so that scores on them describe random policies.
+
     Raises:
-        PPFError: the test part or a fold is empty.
+        PPFError: a fold is empty.
 
     Source of the folds: cross-validation committees (Krogh & Vedelsby, NeurIPS 1994).
     """
@@ -96,7 +101,6 @@ class LabelsDataModule(LightningDataModule):
         labels: Labels,
         space: Space,
         *,
-        test: float,
         strata: int,
         members: int,
         proposals: float,
@@ -116,49 +120,37 @@ class LabelsDataModule(LightningDataModule):
         if not finite.all():
             say(f"Leaving out {int((~finite).sum())} of {len(labels)} labels that are not finite.")
         kept, nll, proposed = labels.kept[finite], labels.nll[finite], labels.proposed[finite]
-        ratio, drawn = space.ratio(kept), ~(proposed | labels.acquired[finite])
-
-        held_out = torch.zeros_like(proposed)
-        held_out[drawn] = self._deal(kept[drawn], ratio[drawn], [1 - test, test]) == 1
-        fold = self._deal(kept[~held_out], ratio[~held_out], [1 / members] * members)
-        weights = torch.ones(len(kept), members)
-        weights[~held_out] = (fold[:, None] != torch.arange(members)).float()
+        ratio, self.drawn = space.ratio(kept), ~(proposed | labels.acquired[finite])
+        self.family = families(space, kept)
+        fold = self._deal(self.family, ratio, members)
+        if len(fold.unique()) < members:
+            raise PPFError(
+                f"{len(nll)} finite labels are too few to split into {members} folds: give more"
+                " with labels.count."
+            )
+        weights = (fold[:, None] != torch.arange(members)).float()
         counts = (1 + low_loss * self._standing(ratio, nll)) * torch.where(proposed, proposals, 1)
         weights = weights * counts[:, None].float()
-        weights = weights / weights[~held_out].mean(0)
-        self.rows = rows = Batch(kept, nll.float(), ratio.float(), weights)
-        self.parts = {"train": take(rows, ~held_out), "test": take(rows, held_out)}
-        if held_out.sum() == 0 or len(fold.unique()) < members:
-            raise PPFError(
-                f"{len(nll)} finite labels are too few to split into a test part and {members}"
-                " folds: give more with labels.count."
-            )
+        self.rows = Batch(kept, nll.float(), ratio.float(), weights / weights.mean(0))
 
     def train_dataloader(self) -> Batches:
-        return Batches(self.parts["train"], self.batch_size, self.steps, self.generator)
+        return Batches(self.rows, self.batch_size, self.steps, self.generator)
 
     def val_dataloader(self) -> Batches:
-        return self._whole("train")
+        batches = -(-len(self.rows.nll) // self.batch_size)
+        return Batches(self.rows, self.batch_size, batches, None)
 
-    def test_dataloader(self) -> Batches:
-        return self._whole("test")
-
-    def _whole(self, part: str) -> Batches:
-        rows = self.parts[part]
-        return Batches(rows, self.batch_size, -(-len(rows.nll) // self.batch_size), None)
-
-    def _deal(self, kept: Tensor, ratio: Tensor, shares: list[float]) -> Int[Tensor, " rows"]:
-        """The part of each row; policies are shuffled within their stratum and dealt by share."""
-        policies, policy = torch.unique(kept, dim=0, return_inverse=True)
-        count = len(policies)
-        if count == 0:
-            return policy
-        ratios = ratio.new_zeros(count).scatter_(0, policy, ratio)
-        stratum = ratios.argsort().argsort() * self.strata // count
+    def _deal(self, family: Tensor, ratio: Tensor, folds: int) -> Int[Tensor, " rows"]:
+        """The fold of each row; families are shuffled within their stratum and dealt in turn."""
+        count = len(family.unique())
+        ratios = ratio.new_zeros(count).scatter_reduce_(
+            0, family, ratio, "mean", include_self=False
+        )
+        stratum = ratios.argsort().argsort() * self.strata // max(count, 1)
         queue = (stratum + torch.rand(count, generator=self.generator)).argsort()
-        part = torch.empty_like(queue)
-        part[queue] = _deal(count, shares)
-        return part[policy]
+        fold = torch.empty_like(queue)
+        fold[queue] = torch.arange(count) % folds
+        return fold[family]
 
     def _standing(self, ratio: Tensor, nll: Tensor) -> Float[Tensor, " rows"]:
         """1 for the row of least loss in its stratum, falling to 0 for the row of largest loss."""
@@ -174,15 +166,3 @@ class LabelsDataModule(LightningDataModule):
 def take(rows: Batch, index: Tensor) -> Batch:
     """The chosen rows (by number, or by a mask)."""
     return Batch(*(field[index] for field in rows))
-
-
-def _deal(count: int, shares: list[float]) -> Int[Tensor, " count"]:
-    """The part of each of `count` rows; every run of rows is shared as evenly as possible."""
-    given = [0] * len(shares)
-    parts = []
-    for dealt in range(1, count + 1):
-        owed = [share * dealt - have for share, have in zip(shares, given, strict=True)]
-        part = owed.index(max(owed))
-        given[part] += 1
-        parts.append(part)
-    return torch.tensor(parts)

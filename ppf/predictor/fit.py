@@ -1,4 +1,4 @@
-"""Fitting a predictor to a labelled set: train, calibrate, test."""
+"""Fitting a predictor to a labelled set: train, calibrate, score."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +11,10 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ppf.labels.table import Labels
-from ppf.predictor.base import HeldOut, PredictorInputs
+from ppf.predictor.base import PredictorInputs
 from ppf.predictor.datamodule import LabelsDataModule
 from ppf.predictor.module import PredictorModule, load_predictor
+from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.progress import quiet_trainer, training_bar
 from ppf.pruning import SiteFeatures
 from ppf.threads import cpu_threads
@@ -25,7 +26,7 @@ _FITTING = ("data", "patience", "max_epochs", "threads", "init_from")
 
 
 class Fitted(NamedTuple):
-    """A trained predictor, its scores on the test part ("test/mae", …), and that part itself."""
+    """A trained predictor, its out-of-fold scores ("test/mae", …), and the rows behind them."""
 
     predictor: PredictorModule
     metrics: dict[str, float]
@@ -33,10 +34,10 @@ class Fitted(NamedTuple):
 
 
 def fit_predictor(labels: Labels, inputs: PredictorInputs, predictor: Mapping[str, Any]) -> Fitted:
-    """Trains a predictor, calibrates its interval, and scores it on held-out policies.
+    """Trains a predictor, calibrates its interval, and scores its out-of-fold predictions.
 
-    After the scores are computed, a Gaussian process is also conditioned on the held-out policies.
-    The scores therefore do not describe the returned predictor exactly.
+    Only policies that a sampler drew are scored. Each is predicted by the member that has not seen
+    its fold, so the returned predictor, the mean of all members, is a little better.
 
     Args:
         labels: the labelled set; rows without a finite label are left out.
@@ -74,13 +75,16 @@ def fit_predictor(labels: Labels, inputs: PredictorInputs, predictor: Mapping[st
         engine.fit(module, data)
         if best.best_model_path:  # a fast_dev_run keeps none
             _restore(module, Path(best.best_model_path))
-        unseen = module.correct(data.parts["train"])
-        module.calibrate(data.parts["train"], unseen)
-        (metrics,) = engine.test(module, data, verbose=False)
-        test = data.parts["test"]
-        held_out = HeldOut(*module.predict(test.kept), test.nll, test.ratio)
-        module.condition(data.rows)
-    return Fitted(module.cpu().eval(), dict(metrics), held_out)
+        rows = data.rows
+        unseen = module.calibrate(rows, module.correct(rows))
+    columns = (*unseen, rows.nll, rows.ratio, data.family)
+    held_out = HeldOut(*(column.cpu()[data.drawn] for column in columns))
+    found = with_intervals(held_out, predictor["bands"], inputs.dense_nll)
+    metrics = {f"test/{name}": score for name, score in found.items()}
+    for logger in inputs.loggers:
+        logger.log_metrics(metrics)
+        logger.save()
+    return Fitted(module.cpu().eval(), metrics, held_out)
 
 
 def untrained(

@@ -15,11 +15,12 @@ from typing_extensions import TypedDict
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.acquisition import select_by_integrated_variance
-from ppf.predictor.base import HeldOut, Predictor, PredictorInputs
+from ppf.predictor.base import Predictor, PredictorInputs
 from ppf.predictor.fit import FILE, fit_predictor
 from ppf.predictor.module import PredictorModule, load_predictor
 from ppf.predictor.protocol import Prediction
-from ppf.ranges import STRICT, Count, Edges, NonNegative, Positive, Ratio, Several
+from ppf.predictor.scores import HeldOut
+from ppf.ranges import STRICT, Count, Edges, NonNegative, Positive, Several
 
 _SCORES = "held_out.json"
 
@@ -28,7 +29,6 @@ _SCORES = "held_out.json"
 class Data(TypedDict):
     """How labels are split, weighted and batched; see `LabelsDataModule`."""
 
-    test: Ratio
     strata: Count
     proposals: NonNegative
     low_loss: NonNegative

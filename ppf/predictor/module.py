@@ -20,7 +20,7 @@ from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import GaussianProcess, Posterior
-from ppf.predictor.scores import NOMINAL, Scores
+from ppf.predictor.scores import NOMINAL, HeldOut, scores
 from ppf.pruning import SiteFeatures
 from ppf.records import check
 from ppf.records.predictor import PredictorRecord
@@ -37,7 +37,7 @@ class PredictorModule(LightningModule):
 
     Each member leaves out one fold of the training rows. Validation and calibration use
     out-of-fold predictions: the mean of the members that have not been trained on a row. After
-    training, `correct`, `calibrate` and `condition` are called, in this order.
+    training, `correct` and `calibrate` are called, in this order.
 
     All arguments are plain values, so that checkpoints load with `weights_only=True`.
 
@@ -92,7 +92,8 @@ class PredictorModule(LightningModule):
         self.register_buffer("noise", torch.tensor(0.0))
         self.register_buffer("widening", torch.tensor(1.0))
         self.centre: list[Tensor] = [torch.zeros(()) for _ in self.ensemble.stacked]
-        self.scores = Scores(bands, dense_nll)
+        self.bands = bands
+        self._validated: list[tuple[Tensor, ...]] = []
 
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
         """Each member's prediction of the transformed excess."""
@@ -104,7 +105,7 @@ class PredictorModule(LightningModule):
         answers, variance = self._corrected(kept, self.encoder)
         if variance is None:
             variance = self._jackknife_variance(answers)
-        return self._in_nats(answers.mean(0), variance)
+        return self._in_nats(answers.mean(0), variance, self.widening)
 
     def start_from(self, other: "PredictorModule") -> None:
         """Starts from another predictor's parameters, and centres the prior on them.
@@ -140,23 +141,13 @@ class PredictorModule(LightningModule):
         residuals, weights = self._residuals(batch), batch.weights.T
         return self.residual.fit(self._single_cuts(), batch.kept, residuals, weights)
 
-    @torch.no_grad()
-    def condition(self, batch: Batch) -> None:
-        """Conditions the Gaussian process, if there is one, on these rows instead of earlier ones.
-
-        Its hyper-parameters do not change.
-        """
-        if self.residual is not None:
-            weights = batch.weights.amax(1)
-            self.residual.condition(batch.kept, self._residuals(batch).mean(0), weights)
-
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
         mean = self._corrected(kept, self.encoder.relaxed)[0].mean(0).clamp(max=_LARGEST)
         return self.dense_nll + self.knee * torch.sinh(mean)
 
     @torch.no_grad()
-    def calibrate(self, batch: Batch, posterior: Posterior | None = None) -> None:
+    def calibrate(self, batch: Batch, posterior: Posterior | None = None) -> Prediction:
         """Scales the standard deviation so that 90 % intervals cover 90 % of these rows.
 
         Rows are predicted out of fold, so training rows can be used.
@@ -166,19 +157,23 @@ class PredictorModule(LightningModule):
             posterior: what `correct` returned. Without a Gaussian process the variance is the
                 jackknife's, and the noise is fitted here too.
 
+        Returns:
+            The out-of-fold predictions. The interval of a row is scaled by the other folds' errors.
+
         Source: cross-conformal prediction (arXiv 1208.0806), CV+ (arXiv 1905.02928).
         """
         answers = self._members(batch.kept, self.encoder)
-        error = self._out_of_fold_mean(answers, batch) - self._transformed(batch.nll)
+        mean, target = self._out_of_fold_mean(answers, batch), self._transformed(batch.nll)
         if posterior is None:
-            self.noise.copy_((_MAD * error.abs().median()).clamp(min=_SMALLEST))
+            self.noise.copy_((_MAD * (mean - target).abs().median()).clamp(min=_SMALLEST))
             variance = self._jackknife_variance(answers)
         else:
-            error, variance = error + posterior.mean, posterior.variance
-        relative = error.abs() / variance.clamp(min=_SMALLEST**2).sqrt()
-        count = len(relative)
-        rank = min(count, -(-9 * (count + 1) // 10))
-        self.widening.copy_(relative.sort().values[rank - 1] / NOMINAL)
+            mean, variance = mean + posterior.mean, posterior.variance
+        relative = (mean - target).abs() / variance.clamp(min=_SMALLEST**2).sqrt()
+        self.widening.copy_(_widening(relative))
+        fold = batch.weights.argmin(1)
+        others = torch.stack([_widening(relative[fold != member]) for member in fold.unique()])
+        return self._in_nats(mean, variance, others[fold.unique(return_inverse=True)[1]])
 
     def training_step(self, batch: Batch) -> Tensor:
         answers = self(batch.kept)
@@ -198,17 +193,15 @@ class PredictorModule(LightningModule):
         mean = self._out_of_fold_mean(answers, batch)
         loss = self._loss(mean, self._transformed(batch.nll)).mean()
         self.log("validation/loss", loss, batch_size=len(batch.nll))
-        prediction = self._in_nats(mean, self._jackknife_variance(answers))
-        self.scores.update(prediction, batch.nll, batch.ratio)
-
-    def test_step(self, batch: Batch) -> None:
-        self.scores.update(self.predict(batch.kept), batch.nll, batch.ratio)
+        prediction = self._in_nats(mean, self._jackknife_variance(answers), self.widening)
+        self._validated.append((*prediction, batch.nll, batch.ratio))
 
     def on_validation_epoch_end(self) -> None:
-        self._log_scores("validation")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
+        columns = [torch.cat(parts) for parts in zip(*self._validated, strict=True)]
+        self._validated.clear()
+        rows = HeldOut(*columns, family=torch.arange(len(columns[0])))
+        found = scores(rows, self.bands, self.dense_nll)
+        self.log_dict({f"validation/{name}": score for name, score in found.items()})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return _build(self.optimizer, torch.optim.Optimizer, self.ensemble.parameters())
@@ -252,12 +245,14 @@ class PredictorModule(LightningModule):
         """The jackknife's variance of the members' mean, plus the noise variance."""
         return (len(answers) - 1) * answers.var(0, correction=0) + self.noise**2
 
-    def _in_nats(self, mean: Float[Tensor, " batch"], variance: Tensor) -> Prediction:
+    def _in_nats(
+        self, mean: Float[Tensor, " batch"], variance: Tensor, widening: Tensor
+    ) -> Prediction:
         mean = mean.clamp(max=_LARGEST)
         std = variance.clamp(min=_SMALLEST**2).sqrt()
         return Prediction(
             self.dense_nll + self.knee * torch.sinh(mean),
-            self.widening * std * self.knee * torch.cosh(mean),
+            widening * std * self.knee * torch.cosh(mean),
         )
 
     def _single_cuts(self) -> Float[Tensor, "sites levels"]:
@@ -276,10 +271,6 @@ class PredictorModule(LightningModule):
         capped = torch.where(target > self.limit, answer.clamp(max=self.limit), answer)
         target = target.clamp(max=self.limit)
         return F.huber_loss(capped, target, reduction="none", delta=self.huber) / self.huber
-
-    def _log_scores(self, part: str) -> None:
-        self.log_dict({f"{part}/{name}": score for name, score in self.scores.compute().items()})
-        self.scores.reset()
 
 
 def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) -> PredictorModule:
@@ -311,6 +302,13 @@ def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) ->
     except Exception as error:  # torch.load documents none for damaged files
         raise PPFError(f"{path} is not a predictor of this version: {remedy}.") from error
     return module.eval()
+
+
+def _widening(relative: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+    """The factor with which 90 % intervals cover 90 % of errors in standard deviations."""
+    count = len(relative)
+    rank = min(count, -(-9 * (count + 1) // 10))
+    return relative.sort().values[rank - 1] / NOMINAL
 
 
 def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:

@@ -1,90 +1,201 @@
 """How well predictions match measurements: overall, and within bands of the pruning ratio."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.functional import kendall_rank_corrcoef, spearman_corrcoef
-from torchmetrics.utilities import dim_zero_cat
 
-from ppf.predictor.protocol import Prediction
-
-_FEWEST = 3  # rows that a score needs
 USUAL = math.log(10)  # nats above the dense model; policies below it count in nmse
 NOMINAL = 1.6449  # standard deviations of a 90 % interval
+_FEWEST = 3  # rows that a score needs
+_ALIKE = 0.01  # largest difference of two pruning ratios that count as equal
+_RESAMPLES = 500  # of the bootstrap
 
 
-class Scores(Metric):
-    """Scores of a predictor on policies that it has not seen.
+class HeldOut(NamedTuple):
+    """Policies that a predictor was not fitted to: predicted and measured, nats per token.
 
-    `compute` gives each score for all rows as `name`, and for each ratio band with enough rows as
-    `name_15_30`:
+    Rows of one family, which share their first layers, have the same number in `family`.
+    """
 
-    - mae, median: mean and median absolute error, nats per token;
+    predicted: Float[Tensor, " rows"]
+    std: Float[Tensor, " rows"]
+    measured: Float[Tensor, " rows"]
+    ratio: Float[Tensor, " rows"]
+    family: Int[Tensor, " rows"]
+
+
+def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str, float]:
+    """Scores of a predictor on policies that it was not fitted to.
+
+    Each score has the name given here, and "name_15_30" within a ratio band:
+
+    - equal_ratio: Kendall correlation among pairs of policies whose pruning ratios differ by at
+      most 0.01. A search compares such pairs;
+    - kendall, spearman: rank correlations of all policies;
+    - ratio_alone: Kendall correlation of the measurements with the pruning ratio, which a predictor
+      has to beat;
     - nmse: squared error divided by the variance of the log-perplexity, over policies below ten
       times the dense perplexity;
-    - spearman, kendall: rank correlations;
+    - mae, median: mean and median absolute error, nats per token;
     - coverage: share of measurements inside the nominal 90 % interval;
     - regret: measured log-perplexity of the policy with the best prediction, minus the lowest
-      measured one, nats per token.
+      measured one, nats per token;
+    - policies: number of rows.
 
     Args:
         bands: ascending edges of the ratio bands.
         dense_nll: log-perplexity of the dense model, nats per token.
     """
+    found = {}
+    for ending, part in _parts(rows, bands):
+        once = torch.ones(1, len(part.measured))
+        values = {name: float(score) for name, score in _scores(part, dense_nll, once).items()}
+        values["policies"] = len(part.measured)
+        found |= {name + ending: value for name, value in values.items() if math.isfinite(value)}
+    return found
 
-    full_state_update = False
-    mean: list[Tensor]
-    std: list[Tensor]
-    measured: list[Tensor]
-    ratio: list[Tensor]
 
-    def __init__(self, bands: Sequence[float], dense_nll: float) -> None:
-        super().__init__(sync_on_compute=False)  # rank 0 trains alone: the others hold no rows
-        self.bands, self.dense_nll = list(bands), dense_nll
-        for name in ("mean", "std", "measured", "ratio"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+def with_intervals(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str, float]:
+    """The scores, and the ends of their 90 % bootstrap intervals as "name_low" and "name_high".
 
-    def update(
-        self,
-        prediction: Prediction,
-        measured: Float[Tensor, " rows"],
-        ratio: Float[Tensor, " rows"],
-    ) -> None:
-        self.mean.append(prediction.mean)
-        self.std.append(prediction.std)
-        self.measured.append(measured)
-        self.ratio.append(ratio)
+    Families are resampled, because errors of policies that share layers are alike.
 
-    def compute(self) -> dict[str, Tensor]:
-        mean, std, measured, ratio = map(
-            dim_zero_cat, (self.mean, self.std, self.measured, self.ratio)
-        )
-        scores = self._scores(mean, std, measured)
-        for low, high in zip(self.bands, self.bands[1:], strict=False):
-            inside = (ratio >= low) & (ratio < high)
-            band = self._scores(mean[inside], std[inside], measured[inside])
-            scores |= {f"{k}_{low * 100:.0f}_{high * 100:.0f}": v for k, v in band.items()}
-        return scores
+    Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13.
+    """
+    found: dict[str, float] = scores(rows, bands, dense_nll)
+    for ending, part in _parts(rows, bands):
+        for name, draws in _scores(part, dense_nll, _resampled(part.family)).items():
+            finite = draws[draws.isfinite()]
+            if name + ending in found and len(finite):
+                low, high = finite.double().quantile(torch.tensor([0.05, 0.95]).double()).tolist()
+                found |= {f"{name}{ending}_low": low, f"{name}{ending}_high": high}
+    return found
 
-    def _scores(self, mean: Tensor, std: Tensor, measured: Tensor) -> dict[str, Tensor]:
-        if len(mean) < _FEWEST:
-            return {}
-        error = (mean - measured).abs()
-        usual = measured < self.dense_nll + USUAL
-        spread = measured[usual].var(correction=0) if usual.any() else measured.new_zeros(())
-        ranks: dict[str, Any] = {
-            "spearman": spearman_corrcoef(mean, measured),
-            "kendall": kendall_rank_corrcoef(mean, measured),
-            "nmse": error[usual].square().mean() / spread,
-        }
-        return {
-            "mae": error.mean(),
-            "median": error.median(),
-            "coverage": (error <= NOMINAL * std).float().mean(),
-            "regret": measured[mean.argmin()] - measured.min(),
-            **{name: score for name, score in ranks.items() if score.isfinite()},
-        }
+
+def too_narrow(coverage: float, count: int) -> bool:
+    """Whether 90 % intervals hold less often than chance explains, one time in twenty."""
+    return coverage < 0.9 - NOMINAL * (0.9 * 0.1 / max(count, 1)) ** 0.5
+
+
+def coverage_warning(metrics: Mapping[str, float], bands: Sequence[float], what: str) -> str:
+    """A sentence on intervals that are too narrow, overall or in a band; empty: there are none.
+
+    Args:
+        metrics: scores by name.
+        what: the policies, as in "held-out policies".
+    """
+    said = []
+    for words, ending in {"": "", **{f" at {name}": end for name, end in endings(bands)}}.items():
+        coverage, count = metrics.get(f"coverage{ending}"), metrics.get(f"policies{ending}", 0)
+        if coverage is not None and too_narrow(coverage, int(count)):
+            said.append(f"{100 * coverage:.0f} % of {count:.0f} {what}{words}")
+    if not said:
+        return ""
+    return (
+        f"The predictor's 90 % intervals hold for only {', '.join(said)}. They are too narrow: rely"
+        " on measured perplexities."
+    )
+
+
+def endings(bands: Sequence[float]) -> list[tuple[str, str]]:
+    """The words for each band, as in "15–30 %", and the ending of its scores, as in "_15_30"."""
+    edges = [(f"{100 * low:.0f}", f"{100 * high:.0f}") for low, high in pairwise(bands)]
+    return [(f"{low}–{high} %", f"_{low}_{high}") for low, high in edges]
+
+
+def _parts(rows: HeldOut, bands: Sequence[float]) -> Iterator[tuple[str, HeldOut]]:
+    """All rows and those of each band, with the ending of their scores; none of too few rows."""
+    rows = HeldOut(*(column.cpu() for column in rows))
+    inside = [(rows.ratio >= low) & (rows.ratio < high) for low, high in pairwise(bands)]
+    every = torch.ones_like(rows.ratio, dtype=torch.bool)
+    for ending, mask in zip(
+        ["", *(end for _, end in endings(bands))], [every, *inside], strict=True
+    ):
+        if mask.sum() >= _FEWEST:
+            yield ending, HeldOut(*(column[mask] for column in rows))
+
+
+def _resampled(family: Int[Tensor, " rows"]) -> Float[Tensor, "draws rows"]:
+    """How often each row occurs when families are drawn with replacement."""
+    _, family = family.unique(return_inverse=True)
+    count = int(family.max()) + 1
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(count, (_RESAMPLES, count), generator=generator)
+    times = torch.zeros(_RESAMPLES, count).scatter_add_(1, drawn, torch.ones(_RESAMPLES, count))
+    return times[:, family]
+
+
+def _scores(
+    rows: HeldOut, dense_nll: float, weights: Float[Tensor, "draws rows"]
+) -> dict[str, Float[Tensor, " draws"]]:
+    """Each score of rows that count as often as the weights say."""
+    mean, measured, ratio = rows.predicted, rows.measured, rows.ratio
+    error = (mean - measured).abs()
+    pairs = torch.ones(len(mean), len(mean))
+    alike = ((ratio[:, None] - ratio).abs() <= _ALIKE).float()
+    usual = (measured < dense_nll + USUAL).float() * weights
+    present = weights > 0
+    best = mean.expand_as(weights).masked_fill(~present, torch.inf).argmin(1)
+    least = measured.expand_as(weights).masked_fill(~present, torch.inf).amin(1)
+    return {
+        "equal_ratio": _kendall(mean, measured, weights, alike),
+        "kendall": _kendall(mean, measured, weights, pairs),
+        "spearman": _correlation(_ranks(mean, weights), _ranks(measured, weights), weights),
+        "ratio_alone": _kendall(ratio, measured, weights, pairs),
+        "nmse": _average(error.square(), usual) / _variance(measured, usual),
+        "mae": _average(error, weights),
+        "median": _median(error, weights),
+        "coverage": _average((error <= NOMINAL * rows.std).float(), weights),
+        "regret": measured[best] - least,
+    }
+
+
+def _kendall(
+    x: Float[Tensor, " rows"],
+    y: Float[Tensor, " rows"],
+    weights: Float[Tensor, "draws rows"],
+    pairs: Float[Tensor, "rows rows"],
+) -> Float[Tensor, " draws"]:
+    """Kendall's τ_b among the pairs; not finite if there are none without ties."""
+    first, second = ((value[:, None] - value).sign() * pairs for value in (x, y))
+
+    def total(signs: Tensor) -> Tensor:
+        return ((weights @ signs) * weights).sum(1)
+
+    return total(first * second) / (total(first.abs()) * total(second.abs())).sqrt()
+
+
+def _ranks(
+    x: Float[Tensor, " rows"], weights: Float[Tensor, "draws rows"]
+) -> Float[Tensor, "draws rows"]:
+    """Ranks of the rows; ties have their mean rank."""
+    below = (x < x[:, None]).float() + (x == x[:, None]).float() / 2
+    return weights @ below.T
+
+
+def _correlation(x: Tensor, y: Tensor, weights: Tensor) -> Float[Tensor, " draws"]:
+    x, y = (value - _average(value, weights)[:, None] for value in (x, y))
+    variances = _average(x.square(), weights) * _average(y.square(), weights)
+    return _average(x * y, weights) / variances.sqrt()
+
+
+def _variance(x: Tensor, weights: Tensor) -> Float[Tensor, " draws"]:
+    return _average((x - _average(x, weights)[:, None]).square(), weights)
+
+
+def _average(x: Tensor, weights: Tensor) -> Float[Tensor, " draws"]:
+    return (x * weights).sum(1) / weights.sum(1)
+
+
+def _median(
+    x: Float[Tensor, " rows"], weights: Float[Tensor, "draws rows"]
+) -> Float[Tensor, " draws"]:
+    """The lower median."""
+    order = x.argsort()
+    reached = weights[:, order].cumsum(1)
+    return x[order][(reached >= reached[:, -1:] / 2).int().argmax(1)]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ppf.predictor.scores import coverage_warning
 from ppf.report.headline import curve_headline, search_headline
 from ppf.report.page import Page, Part, Tile
 from ppf.report.plots import Row, curves, pareto_front, policy_heatmap, ratio_curve, scatter
@@ -11,21 +12,19 @@ from ppf.report.scores import Entry, LogPerplexity, decimal, percent
 from ppf.report.tables import Cell, Column, Table, accuracy_table, score_table, times_table
 from ppf.space import Space
 
-_PROMISED = 0.9  # coverage of the predictor's intervals
 _LONG = 12  # rows above which a table of results is folded
-_UNLIKELY = 1.645  # standard errors below the promise: one in twenty by chance
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A predictor on held-out policies.
+    """A predictor on policies that it was not fitted to.
 
     Args:
         predicted: predictions, nats per token.
         std: standard deviations of the predictions, nats per token.
         measured: measurements on the real model, nats per token.
         ratio: pruning ratios of the policies.
-        metrics: scores of the predictor on these policies, as it logs them.
+        metrics: scores of the predictor on these policies, by name.
         bands: edges of the ratio bands of the scores.
     """
 
@@ -35,20 +34,6 @@ class Accuracy:
     ratio: Sequence[float]
     metrics: Mapping[str, float]
     bands: Sequence[float]
-
-    @property
-    def warning(self) -> str:
-        """What to say if the intervals hold less often than promised; empty: they hold."""
-        coverage, count = self.metrics.get("test/coverage"), len(self.measured)
-        if coverage is None or not count:
-            return ""
-        chance = _UNLIKELY * (_PROMISED * (1 - _PROMISED) / count) ** 0.5
-        if coverage >= _PROMISED - chance:
-            return ""
-        return (
-            f"The predictor's 90 % intervals hold for only {100 * coverage:.0f} % of {count}"
-            " held-out policies. Its intervals are too narrow: rely on measured perplexities."
-        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +82,9 @@ class SearchReport:
         candidates: all policies measured at the ratio, best first; empty: a dynamic search.
         labels: ratio and log-perplexity of the labelled policies.
         history: metrics of the agent, one row for each report; empty: there are none.
-        accuracy: the predictor on held-out policies; None: it has none.
+        accuracy: the predictor on random policies; None: it was fitted to none.
+        proposals: scores of the predictions of what the search proposed, by name; empty: it
+            measured fewer than three proposals.
         pareto: all measured policies; None: not drawn.
         seconds: duration of each stage.
         evaluations: number of policies measured on the real model.
@@ -120,6 +107,7 @@ class SearchReport:
     labels: Sequence[tuple[float, float]]
     history: Sequence[Row]
     accuracy: Accuracy | None
+    proposals: Mapping[str, float]
     pareto: Pareto | None
     seconds: Mapping[str, float]
     evaluations: int
@@ -178,6 +166,7 @@ def search_metrics(report: SearchReport) -> dict[str, float]:
             metrics[f"{entry.policy}/parameters{at}"] = entry.parameters
         if entry.policy == "PPF" and not report.dynamic:
             metrics["PPF/ratio"] = entry.ratio
+    metrics |= {f"proposals/{name}": score for name, score in report.proposals.items()}
     metrics |= {f"seconds/{name}": spent for name, spent in report.seconds.items()}
     return metrics | {
         "seconds/total": sum(report.seconds.values()),
@@ -249,20 +238,31 @@ def _predictions(report: SearchReport) -> list[Part]:
 
 
 def _accuracy(report: SearchReport) -> list[Part]:
-    if not (report.accuracy and report.accuracy.metrics):
-        return []
+    parts = []
+    if report.proposals:
+        note = "What the search proposed, each predicted before it was measured."
+        parts.append(
+            Part(
+                "Accuracy on proposals", note, name="accuracy_on_proposals",
+                table=accuracy_table(report.proposals, []).without_empty_columns(),
+                warning=coverage_warning(report.proposals, [], "proposals"), wide=True,
+            )
+        )  # fmt: skip
     found = report.accuracy
-    note = f"On {len(found.measured)} held-out policies, for all ratios and for ranges of them."
-    return [
-        Part(
-            "Accuracy of the predictor",
-            note,
-            name="accuracy",
-            table=accuracy_table(found.metrics, found.bands),
-            warning=found.warning,
-            wide=True,
+    if found and found.metrics:
+        note = (
+            "On random policies that the prediction was not fitted to, for all ratios and for"
+            " ranges of them."
         )
-    ]
+        parts.append(
+            Part(
+                "Accuracy on random policies", note, name="accuracy",
+                table=accuracy_table(found.metrics, found.bands),
+                warning=coverage_warning(found.metrics, found.bands, "random policies"),
+                wide=True,
+            )
+        )  # fmt: skip
+    return parts
 
 
 def _training(report: SearchReport) -> list[Part]:

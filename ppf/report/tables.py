@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 
+from ppf.predictor.scores import endings
 from ppf.progress import console
 from ppf.report.scores import (
     Entry,
@@ -133,30 +133,45 @@ def times_table(seconds: Mapping[str, float]) -> Table:
 
 
 def accuracy_table(metrics: Mapping[str, float], bands: Sequence[float]) -> Table:
-    """A predictor's scores on held-out policies, over all ratios and for each band.
+    """A predictor's scores with their intervals, over all ratios and for each band.
 
     Args:
-        metrics: as the predictor logs them, with keys like "test/mae" and "test/mae_15_30".
+        metrics: scores by name, as `ppf.predictor.scores.with_intervals` returns them.
         bands: edges of the bands, ascending pruning ratios.
     """
-    edges = [f"{low * 100:.0f}_{high * 100:.0f}" for low, high in pairwise(bands)]
-    headings = ["all ratios", *(f"{edge.replace('_', '–')} %" for edge in edges)]
-    rows = []
+    parts = {"all ratios": "", **dict(endings(bands))}
+    rows: list[list[Cell]] = []
     for name, words in SCORES.items():
-        keys = [f"test/{name}", *(f"test/{name}_{edge}" for edge in edges)]
-        rows.append([words, *(metrics.get(key) for key in keys)])
-    columns = [Column(heading, "{:.4f}".format, missing="too few") for heading in headings]
-    return Table([Column("held-out policies"), *columns], rows)
+        rows.append([words])
+        for ending in parts.values():
+            key = name + ending
+            rows[-1] += [metrics.get(key), _interval(metrics, key)]
+    columns = [
+        column
+        for part in parts
+        for column in (
+            Column(part, "{:.4g}".format, missing="too few"), Column(f"{part}, 90 % interval")
+        )
+    ]  # fmt: skip
+    return Table([Column("policies that it was not fitted to"), *columns], rows)
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str | None:
+    ends = [metrics.get(f"{name}_{end}") for end in ("low", "high")]
+    return None if None in ends else " – ".join(f"{end:.4g}" for end in ends)
 
 
 SCORES = {
+    "equal_ratio": "Kendall at equal ratio",
+    "kendall": "Kendall",
+    "ratio_alone": "Kendall of the ratio alone",
+    "spearman": "Spearman",
+    "nmse": "normalised MSE",
     "mae": "mean absolute error, nats",
     "median": "median absolute error, nats",
-    "nmse": "normalised MSE",
-    "spearman": "Spearman",
-    "kendall": "Kendall",
     "coverage": "coverage of the 90 % interval",
     "regret": "regret of the best predicted policy, nats",
+    "policies": "number of policies",
 }
 """Score of a predictor → its name for people."""
 

@@ -60,6 +60,7 @@ def write(
         entries=shown,
         candidates=[],
         history=learnt.history,
+        proposals={},
         pareto=None,
         paths=paths,
         signatures=vars(context.signatures),

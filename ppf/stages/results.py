@@ -16,6 +16,7 @@ from ppf.policy_search.pareto import front
 from ppf.policy_search.selection import Mean
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
+from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.report.origin import command_line, machine
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
@@ -94,6 +95,7 @@ def write(
             for row in found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
         ],
         history=found.history,
+        proposals=_proposals(context, labels, found),
         pareto=_pareto(context, cfg.pareto, labels, found),
         paths=paths,
         signatures=policy["signatures"],
@@ -102,7 +104,8 @@ def write(
     )
     if context.artefacts.ranks.is_global_zero:
         write_json(paths["policy"], policy)
-        write_json(paths["summary"], summary(shown, seconds))
+        more = {"proposals": report.proposals} if report.proposals else {}
+        write_json(paths["summary"], summary(shown, seconds) | more)
     return report
 
 
@@ -194,9 +197,19 @@ def _accuracy(predictor: Predictor, config: DictConfig) -> Accuracy | None:
     """The predictor on held-out policies; None if it has none."""
     if predictor.held_out is None:
         return None
-    columns = {name: values.tolist() for name, values in predictor.held_out._asdict().items()}
-    bands = list(config.get("bands", []))
-    return Accuracy(**columns, metrics=predictor.metrics, bands=bands)
+    columns = (column.tolist() for column in predictor.held_out[:4])
+    metrics = {name.removeprefix("test/"): score for name, score in predictor.metrics.items()}
+    return Accuracy(*columns, metrics=metrics, bands=list(config.get("bands", [])))
+
+
+def _proposals(context: PruningContext, labels: Labels, found: Found) -> dict[str, float]:
+    """Scores of the predictions of all proposals, by name; empty: there are too few."""
+    measured = found.measured
+    known = (measured.proposed & measured.measured.isfinite().cpu()).nonzero()[:, 0]
+    columns = (x.cpu()[known] for x in (measured.mean, measured.std, measured.measured))
+    ratio = context.space.ratio(measured.kept.cpu()[known])
+    rows = HeldOut(*columns, ratio, family=torch.arange(len(known)))
+    return with_intervals(rows, [], float(labels.nll[0]))
 
 
 def _predictor(config: DictConfig) -> str:

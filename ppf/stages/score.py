@@ -8,15 +8,15 @@ from omegaconf import DictConfig
 
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
+from ppf.labels.families import families
 from ppf.labels.table import Labels
-from ppf.predictor.base import HeldOut, Predictor
-from ppf.predictor.protocol import Prediction
-from ppf.predictor.scores import Scores
+from ppf.predictor.base import Predictor
+from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.space import new_policies
 from ppf.stages.collect import measure
 from ppf.stages.prepare import PruningContext
 
-_STREAM = 99  # of the sampler's seed: draws that are no labels
+_STREAM = 4111  # of the sampler's seed: draws that nothing was chosen by, so use them for no choice
 
 
 class Scored(NamedTuple):
@@ -27,14 +27,14 @@ class Scored(NamedTuple):
 
 
 def held_out(predictor: Predictor) -> Scored:
-    """Scores on the policies that the training held out.
+    """Scores on the out-of-fold predictions of the training.
 
     Raises:
-        PPFError: the predictor holds out no labels.
+        PPFError: the predictor has none.
     """
     if predictor.held_out is None:
         raise PPFError(
-            "this predictor holds out no labels, so it has no scores: give test_policies=256, which"
+            "this predictor has no out-of-fold predictions to score: give test_policies=256, which"
             " labels further policies for the scores, or a predictor that Lightning trains, such as"
             " predictor=residual."
         )
@@ -61,9 +61,8 @@ def score(
     kept = new_policies(drawn, labels.kept)
     nll = measure(context, kept, "test").nll
     kept, nll = kept[nll.isfinite()], nll[nll.isfinite()].float()
-    found, ratio = predictor.predict(kept.to(context.lm.device)), context.space.ratio(kept).float()
-    mean, std = found.mean.cpu(), found.std.cpu()
-    scores = Scores(bands, float(labels.nll[0]))
-    scores.update(Prediction(mean, std), nll, ratio)
-    metrics = {f"test/{name}": float(value) for name, value in scores.compute().items()}
-    return Scored(HeldOut(mean, std, nll, ratio), metrics)
+    mean, std = (column.cpu() for column in predictor.predict(kept.to(context.lm.device)))
+    ratio, family = context.space.ratio(kept).float(), families(context.space, kept)
+    rows = HeldOut(mean, std, nll, ratio, family)
+    found = with_intervals(rows, bands, float(labels.nll[0]))
+    return Scored(rows, {f"test/{name}": score for name, score in found.items()})

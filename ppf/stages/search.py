@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from ppf.agents.rule import Rule
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search import Verification, run_search, verify, with_neighbours
+from ppf.policy_search.intervals import calibrated
 from ppf.policy_search.selection import Selection
 from ppf.progress import Stopwatch, say
 from ppf.stages.search_inputs import SearchInputs
@@ -61,8 +62,9 @@ def search(
     What a round measures joins the labels that the next predictor is fitted to; at most
     `search.label_budget` policies are measured in all, beside those of uniform pruning and rules.
     The last round keeps `search.top_k` of them: a round with no more to spend is the last.
-    Where the intervals of what is measured hold, the region is widened. The search is over where
-    they do, the best policy's prediction is right, and the last widening has brought no better one.
+    Intervals are calibrated on what earlier rounds proposed. Where those of a round hold, the
+    region is widened. The search is over where they do, the best policy's prediction is right, and
+    the last widening has brought no better one.
     An allocation rule has one round, in which only its policy and uniform pruning are measured.
 
     Args:
@@ -97,13 +99,13 @@ def search(
             rounds.append(verify(proposed, objective, inputs.measure, inputs.fabric))
         if last:
             break
-        if region.exhausted(rounds[-1], Verification.merge(rounds).least):
+        if region.exhausted(calibrated(rounds)[-1], Verification.merge(rounds).least):
             break
         kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
         labels = labels.with_rows(kept, measured, PROPOSED)
         with clock("training the predictor"):
             trained = inputs.train(labels)
-    return Found(trained, Verification.merge(rounds), history, rule)
+    return Found(trained, Verification.merge(calibrated(rounds)), history, rule)
 
 
 _STARTS = 16  # best measured policies from which a round's search starts

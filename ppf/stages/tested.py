@@ -12,7 +12,13 @@ from ppf.report.scores import LogPerplexity
 from ppf.stages.prepare import PruningContext
 from ppf.stages.prune import pruned_to
 
-_KINDS = {"test": "test", "measured": "labelling", "selection": "selection", "predicted": "predicted"}
+_KINDS = {
+    "test": "test",
+    "measured": "labelling",
+    "selection": "selection",
+    "predicted": "predicted",
+}
+_PROPOSALS = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
 Named = tuple[str, list[int]]
 """A policy's name in summary.json, and the units that it keeps at each site."""
 
@@ -58,4 +64,6 @@ def figures(summary: Path) -> list[dict[str, float | None]]:
             uniform = {f"uniform_{name}": value for name, value in list(found.items())[:1]}
         elif row["policy"] == "PPF":
             rows.append({"ratio": row["ratio"], **found, **uniform})
-    return rows
+    scores = content.get("proposals", {})
+    more = {f"proposals_{name}": scores[name] for name in _PROPOSALS if name in scores}
+    return [row | more for row in rows]

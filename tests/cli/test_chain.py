@@ -64,7 +64,9 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(run: Run, llama2: Path, tmp_
     policy_file = only(tmp_path / "outputs", "policy.json")
     policy = json.loads(policy_file.read_text())
     assert policy["ratio"]["achieved"] >= 0.3
-    both = [2 * x["measured"]["nll"] + 16 * x["selection"]["nll"] for x in (policy, policy["uniform"])]
+    both = [
+        2 * x["measured"]["nll"] + 16 * x["selection"]["nll"] for x in (policy, policy["uniform"])
+    ]
     assert both[0] <= both[1] + 1e-3
     assert policy["selection"]["part"] == "selection" and policy["selection"]["std_error"] > 0
 

@@ -72,7 +72,7 @@ def test_predictors_are_compared_on_another_draw(
     (results,) = tmp_path.rglob("results.json")
     found = {row["predictor"]: row for row in json.loads(results.read_text())["rows"]}
     assert found.keys() == {"ridge", "sensitivity"}
-    assert found["ridge"]["test_policies"] == found["sensitivity"]["test_policies"] > 8
+    assert found["ridge"]["policies"] == found["sensitivity"]["policies"] > 8
     assert all(row["nmse"] > 0 for row in found.values())
     (scores,) = tmp_path.rglob("*predictor-ridge*/scores.json")
     assert json.loads(scores.read_text())["kendall"] == found["ridge"]["kendall"]

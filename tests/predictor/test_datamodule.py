@@ -10,7 +10,6 @@ from ppf.space import Site, Space, uniform
 
 SPACE = Space(tuple(Site(layer, "mlp", 20, 1, 10) for layer in range(4)))
 CONFIG: dict[str, Any] = {
-    "test": 0.2,
     "strata": 4,
     "members": 3,
     "proposals": 1.0,
@@ -31,23 +30,32 @@ def module(labels: Labels, **changes: Any) -> LabelsDataModule:
     return LabelsDataModule(labels, SPACE, **CONFIG | changes)
 
 
-def test_parts_have_their_shares_in_every_stratum() -> None:
-    labels = labelled(40)
-    data = module(labels)
-    sizes = {name: len(rows.nll) for name, rows in data.parts.items()}
-    assert sum(sizes.values()) == len(labels)
-    assert sizes["test"] == pytest.approx(len(labels) / 5, abs=1)
-    spread = data.parts["test"].ratio
-    assert spread.min() < 0.2
-    assert spread.max() > 0.4
+def folds(data: LabelsDataModule) -> torch.Tensor:
+    return data.rows.weights.argmin(1)
+
+
+def test_every_fold_has_low_and_high_ratios() -> None:
+    data = module(labelled(40))
+    for fold in range(3):
+        ratio = data.rows.ratio[folds(data) == fold]
+        assert ratio.min() < 0.2 and ratio.max() > 0.4
+
+
+def test_a_family_is_in_one_fold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.randint(0, 21, (48, 4), generator=generator)
+    kept[:, 0] = torch.arange(48) // 4  # the first of four layers
+    data = module(Labels(kept, torch.linspace(5, 3, 48), ["made up"] * 48))
+    rows = dict(zip(map(tuple, data.rows.kept.tolist()), folds(data).tolist(), strict=True))
+    by_family = [{rows[tuple(row)] for row in kept[4 * i : 4 * i + 4].tolist()} for i in range(12)]
+    assert all(len(found) == 1 for found in by_family)
+    assert folds(data).bincount().tolist() == [16, 16, 16]
 
 
 def test_equal_policies_stay_together() -> None:
     labels = labelled(40)
     twice = Labels(labels.kept.repeat(2, 1), labels.nll.repeat(2), labels.source * 2)
-    parts = [set(map(tuple, rows.kept.tolist())) for rows in module(twice).parts.values()]
-    assert sum(map(len, parts)) == len(set.union(*parts)) == len(labels)
-    train = module(twice).parts["train"]
+    train = module(twice).rows
     unseen: dict[tuple[int, ...], list[bool]] = {}
     for row, weights in zip(train.kept.tolist(), train.weights.tolist(), strict=True):
         assert unseen.setdefault(tuple(row), [w == 0 for w in weights]) == [w == 0 for w in weights]
@@ -59,26 +67,24 @@ def test_rows_without_a_finite_label_go_and_are_counted(
     labels = labelled(40)
     nll = labels.nll.clone()
     nll[3], nll[4] = torch.inf, torch.nan
-    parts = module(Labels(labels.kept, nll, labels.source)).parts
-    assert all(rows.nll.isfinite().all() for rows in parts.values())
-    assert sum(len(rows.nll) for rows in parts.values()) == len(labels) - 2
+    rows = module(Labels(labels.kept, nll, labels.source)).rows
+    assert rows.nll.isfinite().all()
+    assert len(rows.nll) == len(labels) - 2
     assert f"Leaving out 2 of {len(labels)} labels" in capsys.readouterr().out
 
 
 def test_too_few_labels_are_refused() -> None:
     with pytest.raises(PPFError, match="labels.count"):
-        module(labelled(3))
+        module(labelled(3), members=8)
     with pytest.raises(PPFError, match="0 finite labels"):
         module(Labels(SPACE.dense[None], torch.tensor([torch.nan]), ["dense"]))
 
 
 def test_every_training_row_is_unseen_by_one_member() -> None:
     data = module(labelled(40))
-    unseen = data.parts["train"].weights == 0
+    unseen = data.rows.weights == 0
     assert (unseen.sum(1) == 1).all()
-    assert unseen.sum(0).max() - unseen.sum(0).min() <= 1
-    assert torch.allclose(data.parts["train"].weights.mean(0), torch.ones(3))
-    assert (data.parts["test"].weights > 0).all()
+    assert torch.allclose(data.rows.weights.mean(0), torch.ones(3))
 
 
 def test_one_member_is_refused() -> None:
@@ -93,8 +99,8 @@ def test_proposals_are_trained_on_and_count_more() -> None:
     data = module(labels, proposals=4.0)
     weight = dict(
         zip(
-            map(tuple, data.parts["train"].kept.tolist()),
-            data.parts["train"].weights.amax(1).tolist(),
+            map(tuple, data.rows.kept.tolist()),
+            data.rows.weights.amax(1).tolist(),
             strict=True,
         )
     )
@@ -102,28 +108,26 @@ def test_proposals_are_trained_on_and_count_more() -> None:
     assert min(proposed) > 2 * min(weight.values())
 
 
-def test_what_a_predictor_asked_for_is_trained_on_and_counts_as_drawn() -> None:
+def test_what_a_predictor_asked_for_counts_as_much_as_what_was_drawn() -> None:
     labels = labelled(40)
     source = [ACQUIRED if i % 2 == 0 else "uniform" for i in range(len(labels))]
     labels = Labels(labels.kept, labels.nll, source)
     data = module(labels, proposals=4.0, low_loss=0.0)
-    asked = set(map(tuple, labels.kept[labels.acquired].tolist()))
-    assert not asked & set(map(tuple, data.parts["test"].kept.tolist()))
-    assert len(data.parts["train"].weights.amax(1).unique()) == 1
+    assert torch.equal(data.drawn, ~labels.acquired)  # and only the latter are scored
+    highest = data.rows.weights.amax(1)
+    assert highest.max() / highest.min() < 1.5  # folds of other sizes
 
 
 def test_low_losses_count_more_within_their_bin() -> None:
     kept = uniform(SPACE, torch.linspace(0, 0.6, 40)).unique(dim=0)
     nll = 5 - kept.sum(1) / 40 + torch.arange(len(kept)) % 2
-    train = module(Labels(kept, nll, ["made up"] * len(kept)), strata=1, low_loss=2.0).parts[
-        "train"
-    ]
+    train = module(Labels(kept, nll, ["made up"] * len(kept)), strata=1, low_loss=2.0).rows
     weights = train.weights.amax(1)
     assert weights[train.nll.argmin()] > 2 * weights[train.nll.argmax()]
 
 
 def test_seed_decides_the_split() -> None:
-    first, same, other = (module(labelled(40), seed=seed).parts["test"].kept for seed in (0, 0, 1))
+    first, same, other = (folds(module(labelled(40), seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 
@@ -133,4 +137,4 @@ def test_small_batches_cover_every_row_in_turn() -> None:
     batches = list(data.train_dataloader())
     assert len(batches) == len(data.train_dataloader()) == 4
     rows = torch.cat([batch.kept for batch in batches])
-    assert len(torch.unique(rows, dim=0)) == len(rows) == len(data.parts["train"].nll)
+    assert len(torch.unique(rows, dim=0)) == len(rows) == len(data.rows.nll)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from ppf.errors import PPFError
-from ppf.labels.table import Labels
+from ppf.labels.table import PROPOSED, Labels
 from ppf.predictor.fit import FILE, untrained
 from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.module import load_predictor
@@ -75,8 +75,26 @@ def test_determinism_ends_with_the_training(
 def test_held_out_is_what_the_scores_are_of(fitted: LearnedPredictor, labels: Labels) -> None:
     error = (fitted.held_out.predicted - fitted.held_out.measured).abs()
     assert fitted.metrics["test/mae"] == pytest.approx(float(error.mean()), rel=1e-4)
-    assert len(error) == len(labels) // 10
+    assert len(error) == fitted.metrics["test/policies"] == len(labels)
     assert (fitted.held_out.std > 0).all()
+
+
+def test_scores_are_of_predictions_without_the_own_fold(
+    fitted: LearnedPredictor, labels: Labels
+) -> None:
+    seen = (fitted.predict(labels.kept).mean - labels.nll).square().mean()
+    unseen = (fitted.held_out.predicted - fitted.held_out.measured).square().mean()
+    assert unseen > seen
+    assert fitted.metrics["test/nmse_low"] < fitted.metrics["test/nmse_high"]
+
+
+def test_proposals_are_fitted_but_not_scored(
+    labels: Labels, known: SiteFeatures, tmp_path: Path
+) -> None:
+    source = [PROPOSED if i % 4 == 0 else "sampler" for i in range(len(labels))]
+    quick = ("predictor=ridge", "predictor.members=2", "predictor.max_epochs=1")
+    with_them = fitted_with(Labels(labels.kept, labels.nll, source), known, tmp_path, *quick)
+    assert with_them.metrics["test/policies"] == source.count("sampler")
 
 
 def test_interval_covers_unseen_policies(
@@ -116,7 +134,7 @@ def test_same_seed_same_predictor(labels: Labels, known: SiteFeatures, tmp_path:
         for seed in (1, 1, 2)
     )
     assert torch.equal(once.held_out.predicted, again.held_out.predicted)
-    assert not torch.equal(once.held_out.measured, other.held_out.measured)
+    assert not torch.equal(once.held_out.predicted, other.held_out.predicted)
 
 
 def test_infinite_labels_do_no_harm(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:

@@ -2,46 +2,85 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+from torchmetrics.functional import kendall_rank_corrcoef, spearman_corrcoef
 
-from ppf.predictor.protocol import Prediction
-from ppf.predictor.scores import Scores
+from ppf.predictor.scores import HeldOut, coverage_warning, scores, with_intervals
 
 MEASURED = torch.tensor([3.0, 3.2, 3.4, 3.6, 9.0])
 RATIO = torch.tensor([0.0, 0.1, 0.12, 0.15, 0.5])
+BANDS = [0.0, 0.15, 0.3]
 
 
-def scored(predicted: torch.Tensor, std: float = 0.1) -> dict[str, float]:
-    scores = Scores(bands=[0.0, 0.15, 0.3], dense_nll=3.0)
-    half = len(MEASURED) // 2
-    for part in (slice(half), slice(half, None)):
-        mean = predicted[part]
-        scores.update(Prediction(mean, torch.full_like(mean, std)), MEASURED[part], RATIO[part])
-    return {name: float(score) for name, score in scores.compute().items()}
+def held_out(predicted: Tensor, std: float = 0.1) -> HeldOut:
+    rows = torch.arange(len(predicted))
+    return HeldOut(predicted, torch.full_like(predicted, std), MEASURED, RATIO, rows)
+
+
+def scored(predicted: Tensor) -> dict[str, float]:
+    return scores(held_out(predicted), BANDS, dense_nll=3.0)
+
+
+def random_rows(count: int = 60, families: int = 60) -> HeldOut:
+    generator = torch.Generator().manual_seed(0)
+    ratio = torch.rand(count, generator=generator) * 0.6
+    measured, predicted = (
+        (3 + ratio + 0.05 * torch.randn(count, generator=generator)).round(decimals=2)
+        for _ in range(2)
+    )
+    family = torch.arange(count) % families
+    return HeldOut(predicted, torch.full_like(ratio, 0.05), measured, ratio, family)
 
 
 def test_errors_are_in_nats() -> None:
-    scores = scored(MEASURED + torch.tensor([0.1, -0.1, 0.2, 0.0, 1.0]))
-    assert scores["mae"] == pytest.approx(0.28)
-    assert scores["median"] == pytest.approx(0.1)
-    assert scores["mae_0_15"] == pytest.approx(0.4 / 3)
+    found = scored(MEASURED + torch.tensor([0.1, -0.1, 0.2, 0.0, 1.0]))
+    assert found["mae"] == pytest.approx(0.28)
+    assert found["median"] == pytest.approx(0.1)
+    assert found["mae_0_15"] == pytest.approx(0.4 / 3)
+    assert (found["policies"], found["policies_0_15"]) == (5, 3)
 
 
 def test_nmse_leaves_catastrophic_policies_out() -> None:
-    scores = scored(MEASURED + torch.tensor([0.1, 0.1, 0.1, 0.1, 100.0]))
+    found = scored(MEASURED + torch.tensor([0.1, 0.1, 0.1, 0.1, 100.0]))
     assert MEASURED[-1] - 3 > math.log(10)
-    assert scores["nmse"] == pytest.approx(0.01 / 0.05, rel=1e-4)
+    assert found["nmse"] == pytest.approx(0.01 / 0.05, rel=1e-4)
 
 
-def test_ranks_overall_and_within_bands() -> None:
-    scores = scored(torch.tensor([3.4, 3.2, 3.0, 3.6, 9.0]))
-    assert scores["kendall_0_15"] == pytest.approx(-1)
-    assert scores["spearman_0_15"] == pytest.approx(-1, abs=1e-4)
-    assert scores["kendall"] == pytest.approx(0.4)
+def test_ranks_are_those_of_torchmetrics() -> None:
+    rows = random_rows()
+    found = scores(rows, [], dense_nll=3.0)
+    predicted, measured = rows.predicted, rows.measured
+    assert len(measured.unique()) < len(measured), "ties count too"
+    assert found["kendall"] == pytest.approx(
+        float(kendall_rank_corrcoef(predicted, measured)), abs=1e-5
+    )
+    assert found["spearman"] == pytest.approx(
+        float(spearman_corrcoef(predicted, measured)), abs=1e-5
+    )
+    alone = float(kendall_rank_corrcoef(rows.ratio, measured))
+    assert found["ratio_alone"] == pytest.approx(alone, abs=1e-5)
+
+
+def test_ranks_within_bands() -> None:
+    found = scored(torch.tensor([3.4, 3.2, 3.0, 3.6, 9.0]))
+    assert found["kendall_0_15"] == found["spearman_0_15"] == pytest.approx(-1)
+    assert found["kendall"] == pytest.approx(0.4)
+    assert found["ratio_alone"] == 1
+
+
+def test_the_ratio_does_not_help_at_equal_ratio() -> None:
+    ratio = torch.tensor([0.2, 0.205, 0.4, 0.405])
+    measured = torch.tensor([3.0, 3.1, 4.0, 4.1])
+    swapped = torch.tensor([3.1, 3.0, 4.1, 4.0])
+    rows = HeldOut(swapped, ratio, measured, ratio, torch.arange(4))
+    found = scores(rows, [], dense_nll=3.0)
+    assert found["equal_ratio"] == -1
+    assert found["kendall"] > 0
 
 
 def test_regret_is_the_price_of_a_wrong_first_place() -> None:
-    scores = scored(torch.tensor([3.4, 3.1, 3.5, 3.6, 9.0]))
-    assert scores["regret"] == scores["regret_0_15"] == pytest.approx(0.2)
+    found = scored(torch.tensor([3.4, 3.1, 3.5, 3.6, 9.0]))
+    assert found["regret"] == found["regret_0_15"] == pytest.approx(0.2)
 
 
 def test_coverage_counts_the_ninety_percent_interval() -> None:
@@ -54,8 +93,50 @@ def test_bands_with_too_few_rows_are_left_out() -> None:
 
 
 def test_equal_measurements_have_no_rank() -> None:
-    scores = Scores(bands=[0.0, 0.15], dense_nll=3.0)
     same = torch.full((5,), 3.0)
-    scores.update(Prediction(same, same), same, RATIO)
-    assert "kendall" not in scores.compute()
-    assert scores.compute()["mae"] == 0
+    found = scores(HeldOut(same, same, same, RATIO, torch.arange(5)), [], dense_nll=3.0)
+    assert "kendall" not in found and found["mae"] == 0
+
+
+def test_every_score_has_an_interval_around_it() -> None:
+    found = with_intervals(random_rows(), [0.0, 0.3], dense_nll=3.0)
+    for name in ("kendall", "nmse", "mae", "coverage", "equal_ratio", "kendall_0_30"):
+        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
+    assert "policies_low" not in found
+
+
+def test_a_mean_has_the_interval_of_its_standard_error() -> None:
+    rows = random_rows(400, 400)
+    found = with_intervals(rows, [], dense_nll=3.0)
+    error = (rows.predicted - rows.measured).abs()
+    width = 2 * 1.645 * float(error.std()) / 400**0.5
+    assert found["mae_high"] - found["mae_low"] == pytest.approx(width, rel=0.15)
+
+
+def test_families_are_resampled_as_a_whole() -> None:
+    rows = random_rows(15, 15)
+    once = with_intervals(rows, [], dense_nll=3.0)
+    repeated = HeldOut(*(column.repeat(4) for column in rows))
+    assert with_intervals(repeated, [], 3.0)["mae_high"] == pytest.approx(once["mae_high"])
+    alone = repeated._replace(family=torch.arange(60))
+    assert with_intervals(alone, [], 3.0)["mae_high"] < once["mae_high"]
+
+
+@pytest.mark.parametrize(
+    ("coverage", "count", "flagged"),
+    [(0.77, 26, True), (0.85, 26, False), (0.85, 200, True), (0.9, 200, False), (0.5, 2, True)],
+)
+def test_a_coverage_that_chance_does_not_explain_is_flagged(
+    coverage: float, count: int, flagged: bool
+) -> None:
+    said = coverage_warning({"coverage": coverage, "policies": count}, [], "held-out policies")
+    assert bool(said) == flagged
+    if flagged:
+        assert f"only {100 * coverage:.0f} % of {count} held-out policies" in said
+
+
+def test_the_band_whose_intervals_are_too_narrow_is_named() -> None:
+    metrics = {"coverage": 0.9, "policies": 100, "coverage_15_30": 0.6, "policies_15_30": 30}
+    said = coverage_warning(metrics, BANDS, "proposals")
+    assert "only 60 % of 30 proposals at 15–30 %." in said
+    assert coverage_warning({}, BANDS, "proposals") == ""

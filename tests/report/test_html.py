@@ -51,7 +51,7 @@ def report() -> SearchReport:
     places = [Prunable(layer, "mlp", 4, 10) for layer in range(2)]
     space = build_space(places, name="mlp", kinds=["mlp"], channel_multiple=1, whole_sites=False)
     found = Entry("PPF", 0.375, LogPerplexity(3.0), LogPerplexity(3.1, 0.05))
-    metrics = {"test/kendall": 0.876, "test/coverage": 0.5}
+    metrics = {"kendall": 0.876, "coverage": 0.5, "policies": 20}
     return SearchReport(
         title="A search of tiny <at> ratio 0.3",
         command="python search.py model=tiny",
@@ -66,6 +66,7 @@ def report() -> SearchReport:
         labels=[(0.2, 3.2)],
         history=[{"step": 0, "reward": 0.1, "round": 1}, {"step": 1, "reward": 0.2, "round": 2}],
         accuracy=Accuracy([3.0, 3.5], [0.1, 0.1], [3.1, 3.4], [0.1, 0.5], metrics, [0, 0.5]),
+        proposals={},
         pareto=Pareto(("params", "kv"), [(0.3, 0.5), (0.2, 0.1)], [3.0, 3.2], [True, False]),
         seconds={"collect": 65.0, "search": 3.0},
         evaluations=12,

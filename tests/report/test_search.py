@@ -5,26 +5,17 @@ from typing import Any
 import pytest
 
 from ppf.report.scores import Entry, LogPerplexity
-from ppf.report.search import Accuracy, search_metrics
+from ppf.report.search import search_metrics, search_page
 from tests.report.test_html import report  # noqa: F401  (a fixture)
 
 
-@pytest.mark.parametrize(
-    ("coverage", "held_out", "flagged"),
-    [(0.77, 26, True), (0.85, 26, False), (0.85, 200, True), (0.9, 200, False), (0.5, 2, True)],
-)
-def test_a_coverage_that_chance_does_not_explain_is_flagged(
-    coverage: float, held_out: int, flagged: bool
-) -> None:
-    rows = [0.0] * held_out
-    said = Accuracy(rows, rows, rows, rows, {"test/coverage": coverage}, []).warning
-    assert bool(said) == flagged
-    if flagged:
-        assert f"only {100 * coverage:.0f} % of {held_out} held-out policies" in said
-
-
-def test_predictors_without_scores_have_nothing_to_flag() -> None:
-    assert Accuracy([], [], [], [], {}, []).warning == ""
+def test_scores_on_proposals_stand_before_those_on_random_policies(report: Any) -> None:  # noqa: F811
+    scores = {"equal_ratio": 0.6, "coverage": 0.5, "policies": 40}
+    sections = {part.name: part for part in search_page(replace(report, proposals=scores)).sections}
+    names = list(sections)
+    assert names.index("accuracy_on_proposals") < names.index("accuracy")
+    assert "50 % of 40 proposals" in sections["accuracy_on_proposals"].warning
+    assert "accuracy_on_proposals" not in {part.name for part in search_page(report).sections}
 
 
 def test_loggers_get_every_policys_perplexities(report: Any) -> None:  # noqa: F811
@@ -35,12 +26,17 @@ def test_loggers_get_every_policys_perplexities(report: Any) -> None:  # noqa: F
     assert metrics["PPF/ratio"] == 0.375
     assert metrics["seconds/total"] == 68
     assert metrics["evaluations"] == 12
+    more = search_metrics(replace(report, proposals={"equal_ratio": 0.6}))
+    assert more["proposals/equal_ratio"] == 0.6
 
 
 def test_a_dynamic_search_has_them_at_each_ratio(report: Any) -> None:  # noqa: F811
     rows = [
         Entry(
-            "PPF", ratio, LogPerplexity(1.0), selection=LogPerplexity(2.0, std_error=0.1),
+            "PPF",
+            ratio,
+            LogPerplexity(1.0),
+            selection=LogPerplexity(2.0, std_error=0.1),
             parameters=9,
         )  # fmt: skip
         for ratio in (0.2, 0.35)

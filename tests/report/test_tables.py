@@ -72,11 +72,20 @@ def test_cells_without_a_value_are_empty() -> None:
 
 
 def test_accuracy_has_a_column_for_each_band() -> None:
-    metrics = {"test/mae": 0.01, "test/mae_15_30": 0.02, "test/coverage": 0.9, "validation/mae": 1}
-    table = accuracy_table(metrics, [0, 0.15, 0.3])
-    assert table.names == ["held-out policies", "all ratios", "0–15 %", "15–30 %"]
+    metrics = {"mae": 0.01, "mae_15_30": 0.02, "coverage": 0.9, "policies": 1024}
+    table = accuracy_table(metrics, [0, 0.15, 0.3]).without_empty_columns()
+    assert table.names[1:] == ["all ratios", "15–30 %"]
     texts = {row[0]: row[1:] for row in table.texts}
-    assert texts["mean absolute error, nats"] == ["0.0100", "too few", "0.0200"]
-    assert texts["coverage of the 90 % interval"] == ["0.9000", "too few", "too few"]
-    assert texts["Kendall"] == ["too few"] * 3
-    assert table.rows[0][2] is None, "loggers get no text among numbers"
+    assert texts["mean absolute error, nats"] == ["0.01", "0.02"]
+    assert texts["coverage of the 90 % interval"] == ["0.9", "too few"]
+    assert texts["Kendall"] == ["too few"] * 2
+    assert texts["number of policies"] == ["1024", "too few"]
+    assert table.rows[-1][2] is None, "loggers get no text among numbers"
+    assert table.rows[0][0] == "Kendall at equal ratio", "what a search lives on stands first"
+
+
+def test_scores_have_their_intervals_beside_them() -> None:
+    metrics = {"kendall": 0.9, "kendall_low": 0.85, "kendall_high": 0.95}
+    table = accuracy_table(metrics, [])
+    row = dict(zip(table.names, table.texts[1], strict=True))
+    assert row["all ratios"] == "0.9" and row["all ratios, 90 % interval"] == "0.85 – 0.95"

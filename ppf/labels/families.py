@@ -1,0 +1,30 @@
+"""Families: policies that share their first layers."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ppf.space import Space
+
+_SHARED = 0.25  # share of the layers that all policies of a family prune alike
+_MOST = 8  # policies; a larger number with the same first layers is chance
+
+
+def families(space: Space, kept: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"]:
+    """The number of each policy's family; equal policies are of one family.
+
+    `SharedPrefix` draws families, whose errors are alike. They are known by the widths of the first
+    quarter of the layers. Policies that keep these layers whole are no family. In a small space
+    many policies have the same first layers by chance; these are no family either.
+
+    Args:
+        space: the space of the policies.
+        kept: the policies.
+    """
+    first = torch.tensor([site.layer < _SHARED * space.layers for site in space.sites])
+    prefix = kept[:, first]
+    policy, family = (torch.unique(rows, dim=0, return_inverse=True)[1] for rows in (kept, prefix))
+    whole = (prefix == space.units[first]).all(1)
+    crowded = family.bincount()[family] > _MOST
+    number = torch.where(whole | crowded, len(kept) + policy, family)
+    return number.unique(return_inverse=True)[1]

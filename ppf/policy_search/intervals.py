@@ -1,0 +1,50 @@
+"""Prediction intervals that hold on what a search proposes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppf.policy_search.verify import Verification
+
+_PRIOR = 4  # earlier proposals that the predictor's own calibration counts as
+_LARGEST = 5.0  # error in standard deviations; larger ones count as this
+
+
+def calibrated(rounds: Sequence[Verification]) -> list[Verification]:
+    """The rounds with standard deviations that are calibrated on the proposals of earlier rounds.
+
+    Predictors calibrate their intervals on the policies that they are fitted to. A search proposes
+    policies whose predictions are too good, so these intervals are often too narrow for them.
+
+    Args:
+        rounds: in order; their predictions were made before the policies were measured.
+    """
+    errors = [_errors(verified) for verified in rounds]
+    return [
+        replace(verified, std=widening(torch.cat([errors[0][:0], *errors[:i]])) * verified.std)
+        for i, verified in enumerate(rounds)
+    ]
+
+
+def widening(errors: Float[Tensor, " proposals"]) -> float:
+    """Factor on the standard deviations of the next predictions.
+
+    Its square is the mean squared error of earlier proposals and of four more with an error of one:
+
+        f² = (4 + Σ z²) / (4 + n)
+
+    Args:
+        errors: z, in standard deviations of the predictions.
+    """
+    squares = errors.square().nan_to_num(torch.inf).clamp(max=_LARGEST**2)
+    return float(((_PRIOR + squares.sum()) / (_PRIOR + len(errors))).sqrt())
+
+
+def _errors(verified: Verification) -> Float[Tensor, " proposals"]:
+    """Errors of the proposals in standard deviations; without those that have no interval."""
+    chosen = verified.proposed.to(verified.std.device) & (verified.std > 0)
+    error = (verified.measured - verified.mean)[chosen] / verified.std[chosen]
+    return error.cpu().double()
