@@ -51,7 +51,7 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
         bands: ascending edges of the ratio bands.
         dense_nll: log-perplexity of the dense model, nats per token.
     """
-    found = {}
+    found: dict[str, float] = {}
     for ending, part in _parts(rows, bands):
         once = torch.ones(1, len(part.measured))
         values = {name: float(score) for name, score in _scores(part, dense_nll, once).items()}
@@ -67,7 +67,7 @@ def with_intervals(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> d
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13.
     """
-    found: dict[str, float] = scores(rows, bands, dense_nll)
+    found = scores(rows, bands, dense_nll)
     for ending, part in _parts(rows, bands):
         for name, draws in _scores(part, dense_nll, _resampled(part.family)).items():
             finite = draws[draws.isfinite()]
@@ -110,7 +110,8 @@ def endings(bands: Sequence[float]) -> list[tuple[str, str]]:
 
 def _parts(rows: HeldOut, bands: Sequence[float]) -> Iterator[tuple[str, HeldOut]]:
     """All rows and those of each band, with the ending of their scores; none of too few rows."""
-    rows = HeldOut(*(column.cpu() for column in rows))
+    *values, family = (column.cpu() for column in rows)
+    rows = HeldOut(*(value.float() for value in values), family)
     inside = [(rows.ratio >= low) & (rows.ratio < high) for low, high in pairwise(bands)]
     every = torch.ones_like(rows.ratio, dtype=torch.bool)
     for ending, mask in zip(

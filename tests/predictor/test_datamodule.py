@@ -133,8 +133,8 @@ def test_seed_decides_the_split() -> None:
 
 
 def test_small_batches_cover_every_row_in_turn() -> None:
-    data = module(labelled(40), batch_size=8, steps=4)
+    data = module(labelled(40), batch_size=8, steps=5)
     batches = list(data.train_dataloader())
-    assert len(batches) == len(data.train_dataloader()) == 4
+    assert len(batches) == len(data.train_dataloader()) == 5
     rows = torch.cat([batch.kept for batch in batches])
     assert len(torch.unique(rows, dim=0)) == len(rows) == len(data.rows.nll)

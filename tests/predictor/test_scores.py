@@ -48,7 +48,7 @@ def test_nmse_leaves_catastrophic_policies_out() -> None:
 
 def test_ranks_are_those_of_torchmetrics() -> None:
     rows = random_rows()
-    found = scores(rows, [], dense_nll=3.0)
+    found = scores(rows._replace(measured=rows.measured.double()), [], dense_nll=3.0)
     predicted, measured = rows.predicted, rows.measured
     assert len(measured.unique()) < len(measured), "ties count too"
     assert found["kendall"] == pytest.approx(

@@ -65,7 +65,7 @@ def report() -> SearchReport:
         candidates=[found],
         labels=[(0.2, 3.2)],
         history=[{"step": 0, "reward": 0.1, "round": 1}, {"step": 1, "reward": 0.2, "round": 2}],
-        accuracy=Accuracy([3.0, 3.5], [0.1, 0.1], [3.1, 3.4], [0.1, 0.5], metrics, [0, 0.5]),
+        accuracy=Accuracy([3.0, 3.5], [0.1, 0.1], [3.1, 3.4], [0.1, 0.5], metrics, [0.0, 0.5]),
         proposals={},
         pareto=Pareto(("params", "kv"), [(0.3, 0.5), (0.2, 0.1)], [3.0, 3.2], [True, False]),
         seconds={"collect": 65.0, "search": 3.0},

@@ -73,7 +73,7 @@ def test_cells_without_a_value_are_empty() -> None:
 
 def test_accuracy_has_a_column_for_each_band() -> None:
     metrics = {"mae": 0.01, "mae_15_30": 0.02, "coverage": 0.9, "policies": 1024}
-    table = accuracy_table(metrics, [0, 0.15, 0.3]).without_empty_columns()
+    table = accuracy_table(metrics, [0.0, 0.15, 0.3]).without_empty_columns()
     assert table.names[1:] == ["all ratios", "15–30 %"]
     texts = {row[0]: row[1:] for row in table.texts}
     assert texts["mean absolute error, nats"] == ["0.01", "0.02"]
