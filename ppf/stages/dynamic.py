@@ -16,6 +16,7 @@ from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.experts import improve_along
+from ppf.policy_search.intervals import widening
 from ppf.progress import Stopwatch, say
 from ppf.ranks import on_rank_0
 from ppf.space import uniform
@@ -75,7 +76,8 @@ def dynamic(
     A round trains the learner on random ratios of `dynamic.train`, takes its policies at
     `dynamic.knots` ratios and improves them on the predictor. A share of them, at other ratios each
     round, is measured and joins the labels; where predicted and measured agree, the trust region is
-    widened. The last experts, on the last predictor, are the agent.
+    widened. The last experts, on the last predictor, are the agent. Its intervals are calibrated on
+    the experts that were measured.
 
     Args:
         inputs: their agent is a `Learner` (see `learner_of`).
@@ -91,6 +93,7 @@ def dynamic(
     knots = knots.to(inputs.fabric.device)
     history: list[dict[str, float]] = []
     experts: list[Int[Tensor, "knots sites"]] = []
+    errors: list[Float[Tensor, " policies"]] = []
     region, rounds = inputs.region(), inputs.settings.rounds
     for number in range(rounds):
         objective = inputs.objective(trained, region.radius, low, high)
@@ -104,16 +107,18 @@ def dynamic(
         with clock("measuring"):
             measured = inputs.measure(chosen)
         labels = labels.with_rows(chosen, measured, PROPOSED)
-        predicted = trained.predictor.predict(chosen.to(objective.device)).mean.cpu()
-        error = float((predicted - measured).abs().median())
-        if inputs.fabric.broadcast(error) <= inputs.settings.tolerance:
+        mean, std = (x.cpu() for x in trained.predictor.predict(chosen.to(objective.device)))
+        error = measured - mean
+        errors.append((error / std)[std > 0])
+        if inputs.fabric.broadcast(float(error.abs().median())) <= inputs.settings.tolerance:
             region.grow()
         with clock("training the predictor"):
             trained = inputs.train(labels)
     objective = inputs.objective(trained, region.radius, low, high)
     with clock("improving the experts"), cpu_threads(inputs.agent.threads):
         last = _improve(inputs, objective, settings, knots, experts[::-1])
-    agent = _agent(objective, knots, last, provenance)
+    factor = inputs.fabric.broadcast(widening(torch.cat(errors)))
+    agent = _agent(objective, knots, last, factor, provenance)
     with clock("measuring"):
         curve = _curve(inputs, agent, ratios)
     labels = labels.with_rows(curve.kept, curve.measured, PROPOSED)
@@ -177,6 +182,7 @@ def _agent(
     objective: Objective,
     knots: Float[Tensor, " knots"],
     experts: Int[Tensor, "knots sites"],
+    factor: float,
     provenance: Mapping[str, Any],
 ) -> RatioAgent:
     dense = objective.space.dense[None].to(experts)
@@ -187,7 +193,7 @@ def _agent(
         torch.cat([knots.new_zeros(1), knots])[-len(kept) :].cpu(),
         kept.double().cpu(),
         mean.cpu(),
-        std.cpu(),
+        factor * std.cpu(),
         dict(provenance),
     )
 

@@ -126,7 +126,9 @@ def common(
     space = context.space
     return {
         "command": command_line("search"),
-        "measured_on": _measured_on(context, cfg.search.selection_windows),
+        "measured_on": _measured_on(
+            context, cfg.search.selection_windows if cfg.mode == "static" else 0
+        ),
         "agent": _name(cfg.agent),
         "settings": _settings(cfg, context),
         "space": space,

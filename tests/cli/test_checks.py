@@ -30,9 +30,9 @@ WRONG_FOR = {
 # What passes all the same, by the end of the key: 0 stands for "none", null for "all".
 ZERO = (
     "acquired agreement bound critic degree draws ema entropy epsilon gain kl_top_k lmbda low_loss"
-    " max_gib neighbours noise per_feature port proposals queue seed selection_windows separable_above"
-    " shortest_line shutdown_seconds smooth smoothing smoothing_clip spread spread_penalty tau test_policies"
-    " tolerance warmup weight_decay"
+    " max_gib neighbours noise per_feature port proposals queue seed selection_windows"
+    " separable_above shortest_line shutdown_seconds smooth smoothing smoothing_clip spread"
+    " spread_penalty tau test_policies tolerance warmup weight_decay"
 )
 PASSES = {
     **dict.fromkeys(ZERO.split(), [0]),

@@ -1,0 +1,36 @@
+"""A search's best policies on windows that no label reads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ppf.policy_search import Verification
+from ppf.space import uniform
+from ppf.stages.search import Found
+from ppf.stages.selection import selection_windows, with_selection
+from tests.searched import write_search
+
+
+def test_the_best_are_measured_on_both_parts(
+    tmp_path: Path, cache: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, context = write_search(tmp_path, cache)
+    kept = uniform(context.space, torch.tensor([0.3, 0.4]))
+    scores = [context.labeller.score(policy.tolist()).nll for policy in kept]
+    zeros = torch.zeros(2)
+    measured = Verification(("uniform", "candidate"), kept, zeros, zeros, torch.tensor(scores))
+    found = Found(None, measured, [], False)  # type: ignore[arg-type]
+
+    settings = OmegaConf.create({"selection_windows": 4, "finalists": 1})
+    parts = with_selection(context, found, settings).selection
+    assert parts and parts.new.shape == (len(parts.rows), 4)
+    for row in parts.rows:
+        assert parts.labelling(row).nll == pytest.approx(scores[row], rel=1e-5)
+    read = set(map(tuple, context.labeller.windows.tolist()))
+    assert not read & set(map(tuple, selection_windows(context, 4).tolist()))
+
+    none = OmegaConf.create({"selection_windows": 0, "finalists": 1})
+    assert with_selection(context, found, none) is found
+    assert "No policy is measured on a selection part" in capsys.readouterr().out
