@@ -144,8 +144,8 @@ def _measured_on(context: PruningContext, wanted: int) -> str:
     windows, window = context.text.tokens("labelling", context.lm.tokenizer).shape
     new, skipped = len(selection_windows(context, wanted)), context.config.labels.context
     selection = (
-        f" The selection part is {new} other windows of the same documents; the search did not use"
-        " them." if new else ""
+        f" The selection part is {new} other windows of the same documents, which only the final"
+        " choice among the best policies used." if new else ""
     )  # fmt: skip
     return (
         f"Measured on {windows} windows of {window} tokens of the labelling part of"
