@@ -89,6 +89,7 @@ def get_or_make(
     read: Callable[[Path], T],
     make: Callable[[Path], None],
     ranks: Ranks | None = None,
+    announce: bool = True,
 ) -> T:
     """Reads an artefact; where it is missing or unreadable, one process makes it first.
 
@@ -99,12 +100,13 @@ def get_or_make(
         make: writes the file or folder at the path that it is given, which does not exist yet;
             must not wait for other ranks.
         ranks: processes that all call this function; only rank 0 makes the artefact.
+        announce: print one line before waiting for another process.
 
     Raises:
         PPFError: on every rank, if `make` raises it on rank 0, or if nothing can be written.
     """
     found: list[T] = []
-    on_rank_0(ranks, lambda: found.append(_read_or_make(path, read, make)))
+    on_rank_0(ranks, lambda: found.append(_read_or_make(path, read, make, announce)))
     return found[0] if found else read(path)
 
 
@@ -154,10 +156,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_or_make(path: Path, read: Callable[[Path], T], make: Callable[[Path], None]) -> T:
+def _read_or_make(
+    path: Path, read: Callable[[Path], T], make: Callable[[Path], None], announce: bool
+) -> T:
     if (found := read_if_whole(path, read, warn=False)) is not None:
         return found
-    with _lock(path):
+    with _lock(path, announce):
         if (found := read_if_whole(path, read)) is not None:  # another process made it
             return found
         for stale in path.parent.glob(f".{path.name}.*.draft"):
@@ -187,14 +191,15 @@ def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path, announce: bool) -> Iterator[None]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            say(f"Another process is making {path}: waiting for it.")
+            if announce:
+                say(f"Another process is making {path}: waiting for it.")
             lock.acquire()
     try:
         yield

@@ -1,6 +1,6 @@
 """What ranks, the processes of one run, must agree on comes from rank 0."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ppf.errors import PPFError
@@ -15,7 +15,19 @@ class Ranks(Protocol):
     @property
     def is_global_zero(self) -> bool: ...
 
+    @property
+    def global_rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
     def broadcast(self, obj: Any, src: int = 0) -> Any: ...
+
+
+def own_first(items: Sequence[T], ranks: Ranks | None) -> list[T]:
+    """All items, first those that this rank should make while the other ranks make theirs."""
+    rank, count = (ranks.global_rank, ranks.world_size) if ranks else (0, 1)
+    return sorted(items, key=lambda item: items.index(item) % count != rank)
 
 
 def on_rank_0(ranks: Ranks | None, work: Callable[[], T]) -> T:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from ppf.cli.checks import check
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Outcome, finished, finite, is_multirun, write
+from ppf.cli.plan import show_plan
 from ppf.llm.loading import check_source
 from ppf.processes import launch
 from ppf.progress import say
@@ -60,8 +61,8 @@ def run(name: str, cfg: DictConfig) -> float | None:
 
     Returns:
         The metric that sweeps minimise: log-perplexity in nats per token for `search`, `evaluate`
-        and `recover`, the normalised mean squared error for `train`; None for other commands, and
-        if it is not finite.
+        and `recover`, the normalised mean squared error for `train`; None for other commands, for a
+        plan, and if it is not finite.
 
     Raises:
         PPFError: the config is wrong, or the work fails for a reason that a user can mend.
@@ -73,6 +74,9 @@ def run(name: str, cfg: DictConfig) -> float | None:
         if not is_multirun():  # whose report counts the jobs that did not finish
             discard(Path(cfg.paths.run))
         raise
+    if cfg.get("plan"):
+        show_plan(cfg)
+        return None
     if is_multirun() and (done := finished(name, cfg)):
         say(f"Finished before: {cfg.paths.run}")
         return done["metric"]
@@ -100,7 +104,7 @@ def _check(name: str, cfg: DictConfig, found: Command) -> None:
     check(name, cfg)
     if found.check_relations:
         found.check_relations(cfg)
-    if "model" in cfg:
+    if "model" in cfg and not cfg.get("plan"):
         check_source(cfg.model)
     check_launch(cfg, one_process=found.one_process)
 

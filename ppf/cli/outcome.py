@@ -18,7 +18,8 @@ from ppf.records.run import RunRecord
 from ppf.stages.signatures import plain, with_code
 
 FILE = "run.json"
-_ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "bank")  # do not change results
+# Keys that do not change results.
+_ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan", "bank")
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ class ModelSection(Section):
     name: str
     path: Annotated[str, AfterValidator(_model_folder)] | None
     dtype: Dtype
+    offload: Literal["cpu", "disk"] | None = None
     card: CardSection | None = None
     source: Component | None
 
@@ -136,6 +137,7 @@ class CollectConfig(RunConfig):
     sampler: Component
     rules: dict[str, Component]
     upstream: Literal["make", "require"]
+    plan: bool
     labels: LabelsSection
 
     @model_validator(mode="after")

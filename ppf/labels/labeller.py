@@ -30,7 +30,7 @@ class Prunes(Protocol):
     @property
     def space(self) -> Space: ...
 
-    def apply(self, kept: Sequence[int]) -> None: ...
+    def apply_by_layer(self, kept: Sequence[int]) -> Iterator[int]: ...
 
 
 class LabelScores(NamedTuple):
@@ -173,8 +173,8 @@ class Labeller:
         """Applies a policy, and `read` to each batch and its last hidden states."""
         first = self._first_changed(kept)
         self._last = None  # after an interruption, the stored states belong to no policy
-        self.pruner.apply(kept)
-        results = [read(batch, self._scored_states(batch, first)) for batch in self._batches]
+        self._forward(kept, first)
+        results = [read(batch, self._scored_states(batch)) for batch in self._batches]
         self._last = kept
         return results
 
@@ -188,20 +188,28 @@ class Labeller:
         )
         return min(changed, default=len(self.layers))
 
-    def _scored_states(self, batch: _Batch, first: int) -> Float[Tensor, "windows rest hidden"]:
+    def _scored_states(self, batch: _Batch) -> Float[Tensor, "windows rest hidden"]:
         """The last hidden states of the tokens in `batch.scored`, after the final norm."""
-        return self._norm(self._forward(batch, first)[:, self._context - 1 :])
+        return self._norm(batch.states[-1][:, self._context - 1 :])
 
-    def _forward(self, batch: _Batch, first: int) -> Float[Tensor, "windows window hidden"]:
-        """Output of the last layer; only layers from `first` on are run."""
-        if batch.calls is None:
-            batch.calls = LayerCalls.record(self.lm, batch.ids)
-            batch.states = [batch.calls.inputs]
-        del batch.states[first + 1 :]
+    def _forward(self, kept: list[int], first: int) -> None:
+        """Applies a policy layer by layer and stores the states; runs layers from `first` on."""
+        for batch in self._batches:
+            if batch.calls is None:
+                batch.calls = LayerCalls.record(self.lm, batch.ids)
+                batch.states = [batch.calls.inputs]
+            del batch.states[first + 1 :]
         with fast_attention(self.lm.model):
-            for layer, call in zip(self.layers[first:], batch.calls.keywords[first:], strict=True):
+            for index in self.pruner.apply_by_layer(kept):
+                if index >= first:
+                    self._run_layer(index)
+
+    def _run_layer(self, index: int) -> None:
+        with self.lm.resident(index) as layer:
+            for batch in self._batches:
+                assert batch.calls
+                call = batch.calls.keywords[index]
                 batch.states.append(layer(batch.states[-1], **call))
-        return batch.states[-1]
 
     def _losses(self, batch: _Batch, hidden: Tensor) -> Float[Tensor, "2"]:
         """Negative log-likelihood and KL divergence from the dense model, summed, in nats."""

@@ -2,11 +2,13 @@
 
 from ppf.llm.adapter import Adapter, Coupling, Producer
 from ppf.llm.attention import fast_attention
+from ppf.llm.backward import differentiate
 from ppf.llm.calls import LayerCalls
 from ppf.llm.families import adapter_for
 from ppf.llm.head import OutputHead, output_head
 from ppf.llm.loading import LanguageModel, load
 from ppf.llm.nll import summed_nll, window_nll
+from ppf.llm.stream import LayerStream
 from ppf.llm.text import Text
 
 __all__ = [
@@ -14,10 +16,12 @@ __all__ = [
     "Coupling",
     "LanguageModel",
     "LayerCalls",
+    "LayerStream",
     "OutputHead",
     "Producer",
     "Text",
     "adapter_for",
+    "differentiate",
     "fast_attention",
     "load",
     "output_head",

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppf.llm.loading import LanguageModel
 
@@ -27,44 +27,24 @@ class LayerCalls:
     @classmethod
     @torch.no_grad()
     def record(cls, lm: LanguageModel, ids: Int[Tensor, "windows window"]) -> "LayerCalls":
-        """Runs the model once and records the arguments."""
+        """Records the arguments; no layer is run, and no weight of a layer is read."""
         inputs: list[Tensor] = []
         keywords: list[dict[str, Any]] = []
 
-        def hook(module: nn.Module, positional: tuple[Tensor, ...], named: dict[str, Any]) -> None:
-            inputs.append(positional[0])
+        def stand_in(states: Tensor, **named: Any) -> Tensor:
+            inputs.append(states)
             keywords.append(named)
+            return states
 
-        layers = lm.adapter.layers(lm.model)
-        handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+        layers = list(lm.adapter.layers(lm.model))
+        own = [vars(layer).get("forward") for layer in layers]
         try:
+            for layer in layers:
+                layer.forward = stand_in
             lm.model.get_decoder()(ids, use_cache=False)
         finally:
-            for handle in handles:
-                handle.remove()
+            for layer, forward in zip(layers, own, strict=True):
+                del layer.forward
+                if forward:  # such as `ppf.llm.offload` sets
+                    layer.forward = forward
         return cls(inputs[0], keywords)
-
-
-class _ReachedError(Exception):
-    """Ends a forward pass in front of the first layer."""
-
-
-@torch.no_grad()
-def entering(
-    lm: LanguageModel, ids: Int[Tensor, "windows window"]
-) -> Float[Tensor, "windows window hidden"]:
-    """The hidden states that enter the first layer; no layer is run."""
-    states: list[Tensor] = []
-
-    def hook(module: nn.Module, positional: tuple[Tensor, ...]) -> None:
-        states.append(positional[0])
-        raise _ReachedError
-
-    handle = lm.adapter.layers(lm.model)[0].register_forward_pre_hook(hook)
-    try:
-        lm.model.get_decoder()(ids, use_cache=False)
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
-    return states[0]

@@ -1,7 +1,8 @@
 """Loads a causal language model with its tokenizer and adapter."""
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.llm.families import adapter_for
+from ppf.llm.offload import Offloaded
 from ppf.llm.sources import check_hub, wheel_folder
 from ppf.llm.windows import check_window
 from ppf.space import Site
@@ -23,11 +26,16 @@ from ppf.space import Site
 
 @dataclass
 class LanguageModel:
-    """A loaded model in evaluation mode and without gradients, with its tokenizer and adapter."""
+    """A loaded model in evaluation mode and without gradients, with its tokenizer and adapter.
+
+    Args:
+        offloaded: moves the decoder layers to the device and back; None: they stay there.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
+    offloaded: Offloaded | None = None
 
     @cached_property
     def couplings(self) -> list[Coupling]:
@@ -38,6 +46,13 @@ class LanguageModel:
         """The position of each site's coupling in `couplings`."""
         indices = {coupling.name: i for i, coupling in enumerate(self.couplings)}
         return [indices[site.name] for site in sites]
+
+    @contextmanager
+    def resident(self, index: int) -> Iterator[nn.Module]:
+        """A decoder layer, whose weights are on the device inside the context."""
+        layer = self.adapter.layers(self.model)[index]
+        with self.offloaded.resident(layer) if self.offloaded else nullcontext():
+            yield layer
 
     @property
     def device(self) -> torch.device:
@@ -58,8 +73,8 @@ def load(
     """Loads the model of a `model=` config.
 
     Args:
-        config: has `path` (a local folder or null), `source` (a function of `ppf.llm.sources`) and
-            `dtype`.
+        config: has `path` (a local folder or null), `source` (a function of `ppf.llm.sources`),
+            `dtype`, and perhaps `offload`.
         cache: folder for converted and random checkpoints.
         device: device that the weights are moved to.
         window: number of tokens in the windows that the model will read; None: not checked.
@@ -75,8 +90,21 @@ def load(
     if window:
         check_window(window, model_config)
     tokenizer = read_tokenizer(source, model_config)
-    model = read_model(source, model_config, dtype)
-    return LanguageModel(model.eval().requires_grad_(False).to(device), tokenizer, adapter)
+    model = read_model(source, model_config, dtype).eval().requires_grad_(False)
+    if not (place := config.get("offload")):
+        return LanguageModel(model.to(device), tokenizer, adapter)
+    layers = adapter.layers(model)
+    offloaded = Offloaded(layers, place, torch.device(device), Path(cache) / "offload")
+    _move_all_but(layers, model, device)
+    return LanguageModel(model, tokenizer, adapter, offloaded)
+
+
+def _move_all_but(layers: nn.ModuleList, model: nn.Module, device: torch.device | str) -> None:
+    """Moves a model to a device, except the parameters of its decoder layers."""
+    stay = set(layers.parameters())
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor not in stay:
+            tensor.data = tensor.data.to(device)
 
 
 def check_source(config: DictConfig) -> None:

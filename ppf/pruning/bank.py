@@ -1,9 +1,10 @@
 """The level bank: the compensated consumer of every site, for each number of kept units."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +15,7 @@ from ppf.llm import Coupling, LanguageModel
 from ppf.progress import say, track
 from ppf.pruning.compensation import Compensation, Factors, Levels
 from ppf.pruning.statistics import Statistics, expand, open_tensors, write_tensors
-from ppf.ranks import Ranks
+from ppf.ranks import Ranks, own_first
 from ppf.space import Site, Space
 
 
@@ -57,42 +58,49 @@ class Bank:
             orders: as in `Bank`.
             statistics: second moments of the consumers' inputs.
             compensation: computes the levels of one site.
-            max_gib: most GiB of memory for the weights of all levels. A larger bank stores two
-                factors per site in memory-mapped files, and multiplies them when a policy needs a
-                level.
+            max_gib: most GiB of memory for the weights of all levels (see `bank_size`).
             folder: where the levels of each site are stored; undamaged files are read, not made.
                 None: nothing is stored.
-            ranks: the processes that build the same bank; only rank 0 writes files.
+            ranks: the processes that build the same bank; each writes the files of other sites.
         """
         indices = lm.coupling_indices(space.sites)
         columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, indices, strict=True)]
-        factored = compensation.refits and ready_gib(lm, space) > max_gib
+        shapes = [lm.couplings[i].consumer.weight.shape for i in indices]
+        size = bank_size(shapes, space, lm.dtype, max_gib, lm.device)
+        factored = compensation.refits and size.factored
         if factored:
             assert folder is not None
-            say(f"The level bank needs more than {max_gib} GiB: its factors go to {folder}.")
+            place = "are kept in memory too" if size.resident else "stay on disk"
+            say(
+                f"The level bank needs more than {max_gib} GiB: {size.gib:.1f} GiB of factors go to"
+                f" {folder} and {place}."
+            )
 
         def prepare(number: int) -> Levels:
             i = indices[number]
             coupling = lm.couplings[i]
             columns = expand(orders[i], coupling.columns).to(lm.device)
             gram, mean = statistics.gram[i].to(lm.device), statistics.mean[i].to(lm.device)
-            weight = coupling.consumer.weight[:, columns].float()
+            with lm.resident(coupling.layer):
+                weight = coupling.consumer.weight[:, columns].float()
             moments = gram[columns][:, columns], mean[columns]
             made = compensation.levels(weight, *moments, columns_of[number], factored=factored)
             return _cast(made, lm)
 
-        levels = []
-        names = [site.name for site in space.sites]
         form = f"{type(compensation).__name__}-{'factors' if factored else 'weights'}"
-        for number, name in enumerate(
-            track(names, f"Preparing the level bank ({len(space)} sites)")
-        ):
+
+        def build(number: int) -> Levels:
             make = partial(prepare, number)
-            if folder is not None:
-                file = folder / form / f"{name}.safetensors"
-                make = partial(_stored, file, columns_of[number], make, ranks)
-            levels.append(_cast(make(), lm))
-        return cls(orders, levels)
+            if folder is None:
+                return make()
+            file = folder / form / f"{space.sites[number].name}.safetensors"
+            found = _stored(file, columns_of[number], make, _stored_dtype(lm.dtype))
+            return _cast(found, lm, resident=size.resident)
+
+        order = own_first(range(len(space)), ranks if folder else None)
+        label = f"Preparing the level bank ({len(space)} sites)"
+        levels = {number: build(number) for number in track(order, label)}
+        return cls(orders, [levels[number] for number in range(len(space))])
 
 
 def widths(site: Site, coupling: Coupling) -> list[int]:
@@ -100,18 +108,73 @@ def widths(site: Site, coupling: Coupling) -> list[int]:
     return [kept * site.atoms_per_unit * coupling.columns for kept in range(site.units + 1)]
 
 
-def ready_gib(lm: LanguageModel, space: Space) -> float:
+class BankSize(NamedTuple):
+    """How a least-squares bank is stored, and how large it is.
+
+    Args:
+        factored: two factors a site in files, which are multiplied when a policy needs a level;
+            False: the weights of all levels, in memory.
+        resident: the factors are in memory too; False: they are read from the mapped files.
+        gib: size of the factors, or of all levels.
+    """
+
+    factored: bool
+    resident: bool
+    gib: float
+
+
+def bank_size(
+    shapes: Sequence[tuple[int, int]],
+    space: Space,
+    dtype: torch.dtype,
+    max_gib: float,
+    device: torch.device,
+) -> BankSize:
+    """The first of these that fits: all levels, factors in memory, factors on disk.
+
+    Args:
+        shapes: of the consumer's weight of each site.
+        space: the space.
+        dtype: of the model.
+        max_gib: most GiB of memory. On a GPU, factors may also take half of its free memory.
+        device: of the model.
+    """
+    if (ready := levels_gib(shapes, space, dtype)) <= max_gib:
+        return BankSize(False, True, ready)
+    numbers = sum(columns * (rows + columns) for rows, columns in shapes)
+    gib = numbers * _stored_dtype(dtype).itemsize / 2**30
+    if device.type == "cuda":
+        max_gib = max(max_gib, torch.cuda.mem_get_info(device)[0] / 2**31)
+    return BankSize(True, gib <= max_gib, gib)
+
+
+def levels_gib(shapes: Sequence[tuple[int, int]], space: Space, dtype: torch.dtype) -> float:
     """GiB that the weights of all levels take, without the dense level."""
     # Level k of n has k / n of the columns, so levels 0 to n - 1 have (n - 1) / 2 of the weight.
+    pairs = zip(space.sites, shapes, strict=True)
+    numbers = sum(rows * columns * (site.units - 1) / 2 for site, (rows, columns) in pairs)
+    return numbers * dtype.itemsize / 2**30
+
+
+def ready_gib(lm: LanguageModel, space: Space) -> float:
+    """`levels_gib` of a loaded model."""
     consumers = [lm.couplings[i].consumer.weight for i in lm.coupling_indices(space.sites)]
-    pairs = zip(space.sites, consumers, strict=True)
-    return sum(weight.nbytes * (site.units - 1) / 2 for site, weight in pairs) / 2**30
+    return levels_gib([weight.shape for weight in consumers], space, lm.dtype)
+
+
+def _stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of factors: those of a bfloat16 model lose nothing in bfloat16; float16 may overflow."""
+    return dtype if dtype == torch.bfloat16 else torch.float32
 
 
 def _stored(
-    file: Path, widths: list[int], make: Callable[[], Levels], ranks: Ranks | None
+    file: Path, widths: list[int], make: Callable[[], Levels], dtype: torch.dtype
 ) -> Levels:
-    """Levels in a file, which `make` makes if it is missing; weights are read when used."""
+    """Levels in a file, which `make` makes if it is missing; weights are read when used.
+
+    Args:
+        dtype: of factors in the file.
+    """
 
     def write(draft: Path) -> None:
         made = make()
@@ -119,8 +182,8 @@ def _stored(
         if made.biases is not None:
             named["biases"] = made.biases
         if isinstance(made.weights, Factors):
-            named["projected"] = made.weights.projected[:, :]
-            named["inverse"] = made.weights.inverse[:, :]
+            named["projected"] = made.weights.projected[:, :].to(dtype)
+            named["inverse"] = made.weights.inverse[:, :].to(dtype)
         elif made.weights is not None:
             named |= {f"{_LEVEL}{level:06}": weight for level, weight in enumerate(made.weights)}
         write_tensors(draft, named)
@@ -136,13 +199,17 @@ def _stored(
         biases = stored.get_tensor("biases") if "biases" in names else None
         return Levels(stored.get_tensor("errors"), weights, biases)
 
-    return get_or_make(file, read=read, make=write, ranks=ranks)
+    return get_or_make(file, read=read, make=write, announce=False)
 
 
-def _cast(levels: Levels, lm: LanguageModel) -> Levels:
-    """The same levels on the model's device and in its dtype."""
+def _cast(levels: Levels, lm: LanguageModel, *, resident: bool = False) -> Levels:
+    """Levels in the model's dtype; resident factors are on its device."""
     weights = levels.weights
     if isinstance(weights, Factors):
+        if resident:
+            projected, inverse = weights.projected[:, :], weights.inverse[:, :]
+            factors = projected.to(lm.device), inverse.to(lm.device)
+            weights = replace(weights, projected=factors[0], inverse=factors[1])
         weights = replace(weights, dtype=lm.dtype, device=lm.device)
     elif weights is not None:
         weights = [weight.to(lm.device, lm.dtype).contiguous() for weight in weights]

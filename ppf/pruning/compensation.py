@@ -28,7 +28,8 @@ class Sliceable(Protocol):
 class Factors:
     """The weights of all levels of a site, stored as two factors V and M.
 
-    The weight of a level with K columns is V[:, :K] M[:K, :K].
+    The weight of a level with K columns is V[:, :K] M[:K, :K]. It is multiplied out in blocks,
+    which skip most of the upper triangle of M.
 
     Args:
         projected: V, [hidden, columns].
@@ -46,8 +47,14 @@ class Factors:
 
     def __getitem__(self, level: int) -> Tensor:
         width = self.widths[level]
-        projected, inverse = self.projected[:, :width], self.inverse[:width, :width]
-        return (projected.to(self.device) @ inverse.to(self.device)).to(self.dtype)
+        projected = self.projected[:, :width].to(self.device)
+        step = -(-width // _BLOCKS) or 1
+        blocks = [
+            projected[:, start:]
+            @ self.inverse[start:width, start : min(start + step, width)].to(self.device)
+            for start in range(0, width, step)
+        ]
+        return torch.cat([projected[:, :0], *blocks], 1).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ class Compensation(ABC):
             gram: E[x xᵀ] of the consumer's inputs.
             mean: E[x].
             widths: number of kept columns of each level, ascending from 0 to all columns.
-            factored: whether new weights are returned as factors, in float32.
+            factored: whether new weights are returned as factors, in the weight's dtype.
         """
 
     @abstractmethod
@@ -317,4 +324,5 @@ def _relative(
     return (errors / energy).where(energy > 0, 0).clamp(min=0).float()
 
 
+_BLOCKS = 8  # of columns of a level
 _ROUNDING = 1e-6  # of sums of many products in float32, relative to the largest second moment

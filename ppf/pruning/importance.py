@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ppf.llm import Coupling, LanguageModel
+from ppf.llm import Coupling, LanguageModel, differentiate
 from ppf.progress import track
 from ppf.pruning.statistics import Statistics, by_atom, damped, expand
 from ppf.ranges import Count, Positive, Seed
@@ -16,7 +17,13 @@ from ppf.space import Space
 
 
 class Importance(ABC):
-    """Scores the atoms of one coupling. Atoms of low score are pruned first."""
+    """Scores the atoms of one coupling. Atoms of low score are pruned first.
+
+    Attributes:
+        observes: whether `observe` has work to do, on all layers at once.
+    """
+
+    observes: ClassVar[bool] = False
 
     def observe(self, lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> None:  # noqa: B027
         """Collects further data from the dense model on calibration text, if a score needs it."""
@@ -57,7 +64,7 @@ class Wanda(Importance):
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         weight = coupling.consumer.weight.float().square().sum(0)
-        return by_atom(coupling, weight * gram.diagonal().to(weight.device))
+        return by_atom(coupling, weight * gram.diagonal())
 
 
 class Fluctuation(Importance):
@@ -69,7 +76,7 @@ class Fluctuation(Importance):
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         weight = coupling.consumer.weight.float().square().sum(0)
         variance = (gram.diagonal() - mean.square()).clamp_min(0)
-        return by_atom(coupling, weight * variance.to(weight.device))
+        return by_atom(coupling, weight * variance)
 
 
 class Taylor(Importance):
@@ -81,16 +88,15 @@ class Taylor(Importance):
         2305.11627).
     """
 
+    observes = True
+
     def observe(self, lm: LanguageModel, windows: Tensor) -> None:
         self._squared = {c.consumer: torch.zeros(c.atoms, device=lm.device) for c in lm.couplings}
         hooks = [
             c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in lm.couplings
         ]
-        embeddings = lm.model.get_input_embeddings()
-        hooks.append(embeddings.register_forward_hook(lambda *call: call[2].requires_grad_()))
         try:
-            for window in track(windows.to(lm.device).split(1), "Differentiating"):
-                lm.model(window, labels=window, use_cache=False).loss.backward()
+            differentiate(lm, windows, _next_token_loss, "Differentiating")
         finally:
             for hook in hooks:
                 hook.remove()
@@ -105,7 +111,12 @@ class Taylor(Importance):
             change = (x.detach().float() * gradient.float()).flatten(0, -2).sum(0)
             self._squared[consumer] += by_atom(coupling, change).square()
 
-        x.register_hook(add)
+        if x.requires_grad:
+            x.register_hook(add)
+
+
+def _next_token_loss(logits: Tensor, window: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits[:-1], window[1:])
 
 
 class OBS(Importance):
@@ -129,7 +140,6 @@ class OBS(Importance):
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         size = coupling.columns
         weight = coupling.consumer.weight.double()
-        gram = gram.to(weight.device)
         # Removing an input that is always zero adds no error, but damping would add one.
         weight = weight * (gram.diagonal() > 0)
         gram, _ = damped(gram, self.damping)
@@ -190,13 +200,26 @@ def score_atoms(
     """
     importance.observe(lm, windows)
     moments = list(zip(lm.couplings, statistics.gram, statistics.mean, strict=True))
-    scores = []
-    for coupling, gram, mean in track(moments, f"Scoring the atoms of {len(moments)} sites"):
-        unused = Wanda().scores(coupling, gram, mean) == 0
-        scores.append(
-            importance.scores(coupling, gram, mean).float().cpu().masked_fill(unused.cpu(), 0)
-        )
-    return scores
+    return [
+        score_coupling(lm, importance, *of_one)
+        for of_one in track(moments, f"Scoring the atoms of {len(moments)} sites")
+    ]
+
+
+@torch.no_grad()
+def score_coupling(
+    lm: LanguageModel,
+    importance: Importance,
+    coupling: Coupling,
+    gram: Float[Tensor, "columns columns"],
+    mean: Float[Tensor, " columns"],
+) -> Float[Tensor, " atoms"]:
+    """The scores of one coupling's atoms; `importance` has observed the model if it does so."""
+    with lm.resident(coupling.layer):
+        moments = gram.to(lm.device), mean.to(lm.device)
+        unused = Wanda().scores(coupling, *moments) == 0
+        scores = importance.scores(coupling, *moments).float().cpu()
+    return scores.masked_fill(unused.cpu(), 0)
 
 
 def order_atoms(scores: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppf.llm import Coupling, LanguageModel
+from ppf.pruning.ahead import ahead
 from ppf.pruning.bank import Bank
 from ppf.pruning.empty_block import EmptyBlock
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, Type, rounded
@@ -96,6 +97,39 @@ class LivePruner:
             if wanted != present or site in self._refitted:
                 self.narrow(site, *wanted)
 
+    @torch.no_grad()
+    def apply_by_layer(self, kept: Sequence[int], types: Types = None) -> Iterator[int]:
+        """Applies a policy one decoder layer at a time, so that each can be run before the next.
+
+        On a GPU, the next layer's weights are computed, or read from disk, while a layer runs.
+
+        Args:
+            kept: number of units that each site keeps.
+            types: as in `apply`.
+
+        Yields:
+            Each layer, when its sites are set.
+
+        Raises:
+            PPFError: the policy does not fit the space.
+        """
+        kept = [int(k) for k in kept]
+        self.space.check_policy(kept)
+        formats = types or [None] * len(kept)
+        sites: list[list[int]] = [[] for _ in self.lm.adapter.layers(self.lm.model)]
+        for index, site in enumerate(self.space.sites):
+            same = (kept[index], formats[index]) == (self.kept[index], self.types[index])
+            if not same or index in self._refitted:
+                sites[site.layer].append(index)
+
+        def fetch(layer: int) -> list[Tensor | None]:
+            return [self._level(index, kept[index]) for index in sites[layer]]
+
+        for layer, weights in enumerate(ahead(fetch, len(sites), self.lm.device)):
+            for index, weight in zip(sites[layer], weights, strict=True):
+                self._narrow(index, kept[index], formats[index], weight)
+            yield layer
+
     @contextmanager
     def at(self, kept: Sequence[int], types: Types = None) -> Iterator[PreTrainedModel]:
         """The model under a policy; on exit, the policy from before is applied again."""
@@ -162,6 +196,16 @@ class LivePruner:
             kept: number of units that it keeps.
             type: number format that its matrices are rounded to; None: they are not rounded.
         """
+        self._narrow(index, kept, type, self._level(index, kept))
+
+    def _level(self, index: int, kept: int) -> Tensor | None:
+        """The compensated weight of a site's level; None: leading columns of the dense weight."""
+        weights = self.bank.levels[index].weights
+        return (
+            weights[kept] if weights is not None and kept < self.space.sites[index].units else None
+        )
+
+    def _narrow(self, index: int, kept: int, type: Type | None, compensated: Tensor | None) -> None:
         self._refitted.discard(index)
         self.types = [*self.types[:index], type, *self.types[index + 1 :]]
         self.kept = [*self.kept[:index], kept, *self.kept[index + 1 :]]
@@ -176,10 +220,7 @@ class LivePruner:
 
         consumer = coupling.consumer
         weight, bias = self._dense[consumer]
-        if levels.weights is not None and kept < site.units:
-            weight = levels.weights[kept]
-        else:
-            weight = weight[:, : atoms * coupling.columns]
+        weight = weight[:, : atoms * coupling.columns] if compensated is None else compensated
         if levels.biases is not None and kept < site.units:
             bias = levels.biases[kept] + (0 if bias is None else bias)
         _set(consumer, _round(weight, type), bias)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ppf.llm import LanguageModel
+from ppf.llm import LanguageModel, differentiate
 from ppf.progress import track
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
@@ -34,11 +34,12 @@ class _SiteGradients:
         self.summed = torch.zeros(len(self.widths), device=pruner.lm.device)
 
     def hook(self, consumer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        output.register_hook(partial(self._add, inputs[0].detach()))
+        if output.requires_grad:
+            output.register_hook(partial(self._add, inputs[0].detach()))
 
     def _add(self, x: Tensor, gradient: Tensor) -> None:
         x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
-        outputs = self.levels.along(gradient, x, self.weight, self.widths)
+        outputs = self.levels.along(gradient, x, self.weight.to(x.device), self.widths)
         self.summed += self.expand(outputs - outputs[:, self.present, None]).sum(0)
 
 
@@ -132,7 +133,15 @@ def _summed(
         for number, index in enumerate(indices)
     ]
     hooks = [site.coupling.consumer.register_forward_hook(site.hook) for site in sites]
-    backpropagate(lm, windows, targets, hooks, title)
+
+    def loss(logits: Tensor, window: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(*targets(window, logits), reduction="sum")
+
+    try:
+        differentiate(lm, windows, loss, title)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return nn.utils.rnn.pad_sequence([site.summed.cpu() / windows.numel() for site in sites], True)
 
 
@@ -143,7 +152,9 @@ def backpropagate(
     hooks: Sequence[RemovableHandle],
     title: str,
 ) -> None:
-    """Backpropagates the summed loss of each window.
+    """Backpropagates the summed loss of each window through the whole model at once.
+
+    `differentiate` needs less memory, but its hooks see each layer run twice.
 
     Args:
         hooks: hooks that observe the passes; they are removed at the end.

@@ -1,7 +1,7 @@
 """Second moments of the consumers' inputs (of o_proj and down_proj) on calibration text."""
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppf.llm import Coupling, LanguageModel
+from ppf.llm import Coupling, LanguageModel, LayerStream
 from ppf.progress import track
 
 
@@ -20,59 +20,63 @@ class Statistics:
     """Moments of each consumer's input x over the calibration tokens, in float32.
 
     Args:
-        gram: E[x xᵀ] for each coupling.
+        gram: E[x xᵀ] for each coupling; it may be read from disk at each use.
         mean: E[x] for each coupling.
     """
 
-    gram: list[Float[Tensor, "_ _"]]
-    mean: list[Float[Tensor, " _"]]
+    gram: Sequence[Float[Tensor, "_ _"]]
+    mean: Sequence[Float[Tensor, " _"]]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The moments by name, for a safetensors file."""
-        named = {f"gram.{i}": g for i, g in enumerate(self.gram)}
-        return named | {f"mean.{i}": m for i, m in enumerate(self.mean)}
 
-    @classmethod
-    def from_tensors(cls, named: dict[str, Tensor]) -> "Statistics":
-        """The inverse of `tensors`."""
-        count = len(named) // 2
-        return cls(
-            [named[f"gram.{i}"] for i in range(count)], [named[f"mean.{i}"] for i in range(count)]
-        )
+def collect_statistics(lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> Statistics:
+    """The moments of all couplings on windows of the calibration part.
+
+    Memory: one columns × columns matrix in float32 for each coupling.
+    """
+    stream = LayerStream(lm, windows)
+    moments = dict[str, Tensor]()
+    for layer in track(range(len(lm.adapter.layers(lm.model))), "Calibrating"):
+        moments |= layer_moments(lm, stream, layer)
+    numbers = range(len(lm.couplings))
+    return Statistics(
+        [moments[f"gram.{i}"] for i in numbers], [moments[f"mean.{i}"] for i in numbers]
+    )
 
 
 @torch.inference_mode()
-def collect_statistics(lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> Statistics:
-    """Runs the dense model once over the calibration windows.
-
-    Memory: one columns × columns matrix in float32 for each coupling.
+def layer_moments(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[str, Tensor]:
+    """The moments of one layer's couplings, by the names `gram.I` and `mean.I` of coupling I.
 
     Args:
         lm: the dense model.
-        windows: windows of the calibration part.
+        stream: the windows of the calibration part.
+        layer: the layer.
     """
-    couplings = lm.couplings
-    widths = [c.consumer.in_features for c in couplings]
-    gram = [torch.zeros(w, w, device=lm.device) for w in widths]
-    mean = [torch.zeros(w, device=lm.device) for w in widths]
+    couplings = {i: c for i, c in enumerate(lm.couplings) if c.layer == layer}
+    found = dict[str, Tensor]()
 
-    def watch(index: int) -> Callable:
+    def watch(index: int, coupling: Coupling) -> Callable:
+        width = coupling.consumer.in_features
+        gram = found[f"gram.{index}"] = torch.zeros(width, width, device=lm.device)
+        mean = found[f"mean.{index}"] = torch.zeros(width, device=lm.device)
+
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].flatten(0, -2).float()
-            gram[index].addmm_(x.T, x, alpha=1 / windows.numel())
-            mean[index].add_(x.sum(0), alpha=1 / windows.numel())
+            gram.addmm_(x.T, x, alpha=1 / stream.tokens)
+            mean.add_(x.sum(0), alpha=1 / stream.tokens)
 
         return hook
 
-    hooks = [c.consumer.register_forward_pre_hook(watch(i)) for i, c in enumerate(couplings)]
+    hooks = [c.consumer.register_forward_pre_hook(watch(i, c)) for i, c in couplings.items()]
     try:
-        for batch in track(windows.to(lm.device).split(4), "Calibrating"):
-            lm.model(batch, use_cache=False, logits_to_keep=1)
+        stream.run(layer)
     finally:
         for handle in hooks:
             handle.remove()
     # Products of a matrix with itself are symmetric but for rounding, which depends on the order.
-    return Statistics([torch.lerp(g, g.T, 0.5).cpu() for g in gram], [m.cpu() for m in mean])
+    for name, moment in found.items():
+        found[name] = (torch.lerp(moment, moment.T, 0.5) if moment.dim() == 2 else moment).cpu()
+    return found
 
 
 def by_atom(coupling: Coupling, columns: Float[Tensor, " columns"]) -> Float[Tensor, " atoms"]:

@@ -1,15 +1,14 @@
 """Traits of the dense model, which allocation rules read."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from ppf.llm import Coupling, LanguageModel
+from ppf.llm import Coupling, LanguageModel, LayerStream
 from ppf.progress import track
 from ppf.pruning.statistics import by_atom
 from ppf.threads import cpu_threads
@@ -58,8 +57,15 @@ class Traits:
                 layers[name] = tensor
         return cls(**layers, energy=by_site["energy"], fluctuation=by_site["fluctuation"])
 
+    @classmethod
+    def of_layers(cls, layers: Sequence[Mapping[str, Tensor]]) -> "Traits":
+        """Joins what `layer_traits` and `layer_exponent` found of each layer."""
+        named = {key: tensor for found in layers for key, tensor in found.items() if "." in key}
+        for name in ("influence", "outliers", "exponents"):
+            named[name] = torch.stack([found[name] for found in layers])
+        return cls.from_tensors(named)
 
-@torch.inference_mode()
+
 def collect_traits(lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> Traits:
     """Runs the dense model once over the calibration windows, and reads its weights.
 
@@ -67,73 +73,94 @@ def collect_traits(lm: LanguageModel, windows: Int[Tensor, "windows window"]) ->
         lm: the dense model.
         windows: windows of the calibration part.
     """
-    mean, square, added, influence = _observe(lm, windows)
-    outliers, exponents, energy, fluctuation = [], [], {}, {}
-    layers = groupby(lm.couplings, key=lambda coupling: coupling.layer)
-    for _, group in track(layers, "Reading the layers", len(influence)):
-        couplings = list(group)
-        linears = dict.fromkeys(linear for c in couplings for linear in _linears(c))
-        outliers.append(_outliers([w.weight.float().abs() * square[w].sqrt() for w in linears]))
-        exponents.append(torch.stack([_exponent(w.weight.float()) for w in linears]).mean())
-        for c in couplings:
-            variance = square[c.consumer] - mean[c.consumer].square()
-            fluctuation[c.name] = _fluctuation(c, variance).cpu()
-            energy[c.name] = added[c.consumer].cpu()
-    return Traits(
-        influence.cpu(),
-        torch.stack(outliers).cpu(),
-        torch.stack(exponents).cpu(),
-        energy,
-        fluctuation,
+    stream = LayerStream(lm, windows)
+    layers = track(range(len(lm.adapter.layers(lm.model))), "Reading the layers")
+    return Traits.of_layers(
+        [layer_traits(lm, stream, i) | {"exponents": layer_exponent(lm, i)} for i in layers]
     )
 
 
-def _linears(coupling: Coupling) -> list[nn.Linear]:
-    return [*(producer.linear for producer in coupling.producers), coupling.consumer]
+@torch.inference_mode()
+def layer_traits(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[str, Tensor]:
+    """The traits of one layer and its sites, except the exponent, by the names of `Traits`.
+
+    Args:
+        lm: the dense model.
+        stream: windows of the calibration part.
+        layer: the layer.
+    """
+    couplings = _couplings(lm, layer)
+    mean, square, added, influence = _observe(lm, stream, layer)
+    found = {"influence": influence}
+    with lm.resident(layer):
+        scores = [w.weight.float().abs() * square[w].sqrt() for w in _linears(couplings)]
+        found["outliers"] = _outliers(scores)
+        for c in couplings:
+            variance = square[c.consumer] - mean[c.consumer].square()
+            found[f"fluctuation.{c.name}"] = _fluctuation(c, variance)
+            found[f"energy.{c.name}"] = added[c.consumer]
+    return {name: tensor.cpu() for name, tensor in found.items()}
+
+
+@torch.inference_mode()
+def layer_exponent(lm: LanguageModel, layer: int) -> Float[Tensor, ""]:
+    """The mean exponent of the power laws of a layer's weight spectra."""
+    linears = _linears(_couplings(lm, layer))
+    with lm.resident(layer):
+        return torch.stack([_exponent(linear.weight.float()) for linear in linears]).mean().cpu()
+
+
+def _couplings(lm: LanguageModel, layer: int) -> list[Coupling]:
+    return [coupling for coupling in lm.couplings if coupling.layer == layer]
+
+
+def _linears(couplings: Sequence[Coupling]) -> list[nn.Linear]:
+    """The projections; blocks may share some."""
+    return list(
+        dict.fromkeys(
+            linear for c in couplings for linear in (*(p.linear for p in c.producers), c.consumer)
+        )
+    )
 
 
 Moments = dict[nn.Module, Tensor]
 
 
-def _observe(lm: LanguageModel, windows: Tensor) -> tuple[Moments, Moments, Moments, Tensor]:
-    """E[x] and E[x²] of each projection's input, energy of each consumer, influence of layers."""
-    linears = {linear for coupling in lm.couplings for linear in _linears(coupling)}
+def _observe(
+    lm: LanguageModel, stream: LayerStream, layer: int
+) -> tuple[Moments, Moments, Moments, Float[Tensor, ""]]:
+    """E[x] and E[x²] of each projection's input, energy of each consumer, the layer's influence."""
+    couplings, module = _couplings(lm, layer), lm.adapter.layers(lm.model)[layer]
+    linears = _linears(couplings)
     mean: Moments = {w: torch.zeros(w.in_features, device=lm.device) for w in linears}
     square: Moments = {w: torch.zeros_like(zeros) for w, zeros in mean.items()}
-    added: Moments = {c.consumer: torch.zeros((), device=lm.device) for c in lm.couplings}
-    stops = [*lm.adapter.layers(lm.model), lm.adapter.final_norm(lm.model)]
-    influence = torch.zeros(len(stops) - 1, device=lm.device)
+    added: Moments = {c.consumer: torch.zeros((), device=lm.device) for c in couplings}
     entered: list[Tensor] = []
+
+    def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        entered.append(inputs[0].float())
 
     def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].flatten(0, -2).float()
-        mean[module].add_(x.sum(0), alpha=1 / windows.numel())
-        square[module].add_(x.square().sum(0), alpha=1 / windows.numel())
+        mean[module].add_(x.sum(0), alpha=1 / stream.tokens)
+        square[module].add_(x.square().sum(0), alpha=1 / stream.tokens)
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        own, state = (x.float().square().sum(-1).flatten() for x in (output, entered[0]))
+        own, state = (x.float().square().sum(-1).flatten() for x in (output, entered[-1]))
         share = own / (own + state).clamp_min(_SMALLEST)
-        added[module].add_(share.sum(), alpha=1 / windows.numel())
+        added[module].add_(share.sum(), alpha=1 / stream.tokens)
 
-    def enter(index: int) -> Callable:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            state = inputs[0].float()
-            if index:
-                turn = 1 - cosine_similarity(entered.pop(), state, dim=-1)
-                influence[index - 1] += turn.sum() / windows.numel()
-            entered[:] = [state]
-
-        return hook
-
-    hooks = [linear.register_forward_pre_hook(read) for linear in linears]
-    hooks += [stop.register_forward_pre_hook(enter(i)) for i, stop in enumerate(stops)]
+    hooks = [module.register_forward_pre_hook(enter)]
+    hooks += [linear.register_forward_pre_hook(read) for linear in linears]
     hooks += [consumer.register_forward_hook(add) for consumer in added]
     try:
-        for batch in track(windows.to(lm.device).split(4), "Observing the dense model"):
-            lm.model(batch, use_cache=False, logits_to_keep=1)
+        left = stream.run(layer)
     finally:
         for handle in hooks:
             handle.remove()
+    influence = torch.zeros((), device=lm.device)
+    for before, after in zip(entered, left, strict=True):
+        influence += (1 - cosine_similarity(before, after.float(), dim=-1)).sum() / stream.tokens
     return mean, square, added, influence
 
 

@@ -7,7 +7,6 @@ from torch.utils.data import TensorDataset
 
 from ppf.evaluation.perplexity import evenly
 from ppf.llm import LanguageModel, LayerCalls
-from ppf.llm.calls import entering
 from ppf.progress import say
 from ppf.ranges import Count, Positive
 from ppf.recovery.curve import Trace
@@ -79,7 +78,7 @@ class _Layers:
     def enter(self, ids: Int[Tensor, "windows window"]) -> Stream:
         """The stream in front of the first layer."""
         batches = ids.to(self.lm.device).split(_AT_ONCE)
-        return torch.cat([entering(self.lm, batch) for batch in batches])
+        return torch.cat([LayerCalls.record(self.lm, batch).inputs for batch in batches])
 
     @torch.no_grad()
     def run(self, stream: Stream, part: slice) -> Stream:

@@ -1,7 +1,7 @@
 """What every stage that touches the model needs: model, text, space, order, bank."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,32 +21,29 @@ from ppf.labels.labeller import Labeller
 from ppf.llm import LanguageModel, Text, load
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import Part, build_text
-from ppf.progress import say
 from ppf.pruning import (
     Bank,
     Compensation,
     LivePruner,
     SiteFeatures,
-    Statistics,
     Traits,
-    collect_statistics,
-    collect_traits,
     loss_changes,
     order_atoms,
     retained_importance,
-    score_atoms,
     sensitivity,
 )
 from ppf.pruning.live import Types
 from ppf.pruning.statistics import read_tensors, write_tensors
 from ppf.space import Space
+from ppf.stages.observed import Observed
+from ppf.stages.plan import refuse_what_does_not_fit
 from ppf.stages.signatures import Signatures, plain, recorded, signatures
 
 Choose = Callable[[LanguageModel, Space], Compensation]
 
 
 _PARTS: tuple[Part, ...] = ("calibration", "labelling")  # that stages up to the search read
-_STRIDE = 4  # of calibration windows: layers' traits are means over far fewer numbers
+_STRIDE = 4  # of calibration windows that expected losses are computed on
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class PruningContext:
         pruner: applies policies to the model.
         compensation: how the pruner's bank was made.
         retained: share of a site's importance in the k units that stay, [site, k].
+        traits: of the dense model.
         parameters: of the dense model; tied weights count once.
         config: the sections that determine the signatures, as policy.json records them.
         signatures: names of the artefacts.
@@ -72,6 +70,7 @@ class PruningContext:
     pruner: LivePruner
     compensation: Compensation
     retained: Float[Tensor, "sites levels"]
+    traits: Traits
     parameters: int
     config: DictConfig
     signatures: Signatures
@@ -92,23 +91,15 @@ class PruningContext:
 
     @cached_property
     def features(self) -> SiteFeatures:
-        """What is known of the sites; the dense model is observed where an artefact is missing."""
-        fields = [field.name for field in dataclasses.fields(Traits)]
-        traits = Traits.from_tensors(
-            self.observed(
-                "traits",
-                signature("traits", self.signatures.statistics, fields),
-                lambda windows: collect_traits(self.lm, windows).tensors(),
-            )
-        )
+        """What is known of the sites; expected losses are computed if they are missing."""
         losses = self.observed(
             "sensitivity",
             signature("sensitivity", self.signatures.bank),
             lambda windows: {"losses": sensitivity(self.pruner, windows, seed=0)},
         )["losses"]
-        energy = torch.stack([traits.energy[site.name] for site in self.space.sites])
+        energy = torch.stack([self.traits.energy[site.name] for site in self.space.sites])
         errors = self.pruner.bank.errors
-        return SiteFeatures(self.space, errors, self.retained, energy, losses, traits)
+        return SiteFeatures(self.space, errors, self.retained, energy, losses, self.traits)
 
     def changes(
         self, kept: Sequence[int], windows: int, times: int, cap: float
@@ -151,6 +142,10 @@ class PruningContext:
         """Applies a policy of `space` to the model."""
         self.pruner.apply(*self.decode(kept))
 
+    def apply_by_layer(self, kept: Sequence[int]) -> Iterator[int]:
+        """Applies a policy of `space` one layer at a time; see `LivePruner.apply_by_layer`."""
+        return self.pruner.apply_by_layer(*self.decode(kept))
+
     def at(self, kept: Sequence[int]) -> AbstractContextManager[PreTrainedModel]:
         """The model under a policy of `space`."""
         return self.pruner.at(*self.decode(kept))
@@ -178,39 +173,42 @@ def prepare(
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
         choose: the compensation, once model and space are known; None: what `cfg` names.
+
+    Raises:
+        PPFError: the model is missing or damaged, the text is too short, or the machine too small.
     """
     config = recorded(cfg, fabric.device)
     names, text = signatures(cfg, fabric.device), build_text(config.text, cfg.paths.cache)
     if config.text.path:
         _ = text.parts  # damaged files are refused before the model is loaded
+    if not choose:
+        refuse_what_does_not_fit(cfg, fabric.device)
     lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
-    for part in _PARTS:
-        text.tokens(part, lm.tokenizer)  # too little text is refused before the long work
-
-    def calibrate() -> dict[str, Tensor]:
-        windows = text.tokens("calibration", lm.tokenizer)
-        say(f"No statistics of this model and text yet: calibrating on {windows.numel()} tokens.")
-        return collect_statistics(lm, windows).tensors()
-
-    def score() -> dict[str, Tensor]:
-        windows = text.tokens("calibration", lm.tokenizer)
-        scores = score_atoms(lm, instantiate(config.importance), statistics, windows)
-        return {f"{i:04}": score for i, score in enumerate(scores)}
-
+    windows, _ = (text.tokens(part, lm.tokenizer) for part in _PARTS)  # too little is refused
     artefacts = Artefacts(Path(cfg.paths.artefacts), fabric)
-    stored = partial(_stored, artefacts)
-    statistics = Statistics.from_tensors(stored("statistics", names.statistics, calibrate))
-    scores = [score for _, score in sorted(stored("importance", names.order, score).items())]
+    fields = [field.name for field in dataclasses.fields(Traits)]
+    observed = Observed(
+        lm,
+        windows,
+        instantiate(config.importance),
+        artefacts,
+        statistics=names.statistics,
+        order=names.order,
+        traits=signature("traits", names.statistics, fields),
+    )
+    observed.make()
+    scores = observed.scores()
     if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
         model = OmegaConf.create({**plain(config.model), "dtype": dtype})
-        lm = load(model, cfg.paths.cache, device=fabric.device)
+        del lm, observed.lm  # two models need not be in memory at once
+        lm = observed.lm = load(model, cfg.paths.cache, device=fabric.device)
     space: Space = instantiate(config.space, lm.adapter.prunables(lm.model))
     compensation = choose(lm, space) if choose else instantiate(config.compensation)
     bank = Bank.build(
         lm,
         space,
         order_atoms(scores),
-        statistics,
+        observed.statistics,
         compensation,
         max_gib=cfg.bank.max_gib,
         folder=artefacts.folder / "bank" / names.bank / str(lm.dtype),
@@ -223,6 +221,7 @@ def prepare(
         LivePruner(lm, space, bank),
         compensation,
         retained_importance(lm, space, scores),
+        observed.traits(),
         parameters(lm.model),
         config,
         names,

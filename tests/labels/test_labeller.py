@@ -111,14 +111,14 @@ def test_out_of_memory_halves_the_batch(
 ) -> None:
     labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=8)
     expected = labeller.score(policies[1]).nll
-    score = Labeller._forward
+    run = Labeller._run_layer
 
-    def full(self: Labeller, batch, first: int) -> torch.Tensor:
-        if len(batch.ids) > 2:
+    def full(self: Labeller, index: int) -> None:
+        if len(self._batches[0].ids) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return score(self, batch, first)
+        run(self, index)
 
-    monkeypatch.setattr(Labeller, "_forward", full)
+    monkeypatch.setattr(Labeller, "_run_layer", full)
     assert labeller.score(policies[1]).nll == pytest.approx(expected, abs=1e-5)
     assert len(labeller._batches[0].ids) == 2
 

@@ -5,13 +5,16 @@ import torch
 
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner
+from ppf.pruning.bank import bank_size
 from ppf.pruning.compensation import (
     Bias,
     Compensation,
     Factors,
     LeastSquares,
+    Levels,
     NoCompensation,
 )
+from ppf.space import build_space
 from tests.checkpoints import (
     CHECKPOINTS,
     calibrated,
@@ -20,6 +23,7 @@ from tests.checkpoints import (
     random_windows,
     width_space,
 )
+from tests.ranks import FakeRanks
 
 LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.1)
 
@@ -127,3 +131,65 @@ def test_a_bank_without_a_folder_writes_no_files(
     monkeypatch.chdir(tmp_path)
     bank(lm, None, 1.0)
     assert not list(tmp_path.iterdir())
+
+
+def test_factors_that_fit_are_read_once(lm: LanguageModel, tmp_path: Path) -> None:
+    prunables = lm.adapter.prunables(lm.model)
+    kinds = ["attention", "mlp"]
+    space = build_space(prunables, name="fine", kinds=kinds, channel_multiple=1, whole_sites=False)
+    statistics, orders = calibrated(lm)
+    shapes = [c.consumer.weight.shape for c in lm.couplings]
+    factors = sum(4 * columns * (rows + columns) for rows, columns in shapes) / 2**30
+    for limit, in_memory in ((factors * 1.01, True), (factors * 0.99, False)):
+        size = bank_size(shapes, space, torch.float32, limit, torch.device("cpu"))
+        assert size == (True, in_memory, pytest.approx(factors))
+        made = Bank.build(
+            lm, space, orders, statistics, LEAST_SQUARES, max_gib=limit, folder=tmp_path
+        )
+        for level in made.levels:
+            assert isinstance(level.weights, Factors)
+            assert isinstance(level.weights.inverse, torch.Tensor) == in_memory
+
+
+def test_factors_of_a_16_bit_model_are_stored_in_16_bits(lm: LanguageModel, tmp_path: Path) -> None:
+    exact = bank(lm, tmp_path / "exact", 1.0)
+    lm.model.to(torch.bfloat16)
+    spilled = bank(lm, tmp_path / "spilled", 1e-9)
+    size = sum(file.stat().st_size for file in (tmp_path / "spilled").rglob("*.safetensors"))
+    shapes = [c.consumer.weight.shape for c in lm.couplings]
+    numbers = sum(columns * (rows + columns) for rows, columns in shapes)
+    assert 2 * numbers < size < 3 * numbers
+    for level, whole in zip(spilled.levels, exact.levels, strict=True):
+        for kept, weight in enumerate(whole.weights):
+            assert (level.weights[kept].float() - weight).norm() <= 0.05 * weight.norm()
+
+
+def test_ranks_make_different_factors(lm: LanguageModel, tmp_path: Path) -> None:
+    made: list[int] = []
+
+    class Noted(LeastSquares):
+        def levels(self, weight, *arguments, **named) -> Levels:
+            made.append(weight.shape[1])
+            return super().levels(weight, *arguments, **named)
+
+    statistics, orders = calibrated(lm)
+    space = width_space(lm)
+    method = Noted(damping=0.01, refit_damping=0.1)
+    banks = [
+        Bank.build(
+            lm,
+            space,
+            orders,
+            statistics,
+            method,
+            max_gib=0,
+            folder=tmp_path,
+            ranks=FakeRanks(1, []),
+        )
+        for _ in range(2)
+    ]
+    mine = [site for number, site in enumerate(space.sites) if number % 2]
+    assert len(made) == len(space)  # the second bank reads the first one's files
+    widths = [lm.couplings[i].consumer.in_features for i in lm.coupling_indices(mine)]
+    assert made[: len(mine)] == widths
+    assert torch.equal(banks[0].errors, banks[1].errors)

@@ -22,6 +22,7 @@ from tests.checkpoints import (
     random_windows,
     width_space,
 )
+from tests.tiny import TinySetup
 
 DAMPING = 0.01
 COMPENSATIONS = {
@@ -255,3 +256,18 @@ def test_refits_of_rounded_sites_are_rounded() -> None:
 def linears(lm: LanguageModel, index: int) -> list[nn.Linear]:
     coupling = lm.couplings[index]
     return [*(producer.linear for producer in coupling.producers), coupling.consumer]
+
+
+def test_a_policy_is_applied_layer_by_layer(tiny: TinySetup) -> None:
+    pruner = tiny.pruner()
+    kept = [max(units // 2, 1) for units in tiny.space.units.tolist()]
+    for layer in pruner.apply_by_layer(kept):
+        narrow = {
+            c.layer
+            for c, dense in zip(tiny.lm.couplings, pruner.blocks, strict=True)
+            if c.consumer.in_features < c.atoms * c.columns
+        }
+        assert narrow == set(range(layer + 1))
+    assert pruner.kept == kept
+    pruner.reset()
+    assert list(pruner.apply_by_layer(kept)) == list(range(4))

@@ -17,7 +17,7 @@ def test_too_little_text_to_label_is_refused_before_calibration(
     def calibrate(*arguments: object) -> None:
         raise AssertionError("the long work has begun")
 
-    monkeypatch.setattr(stage, "collect_statistics", calibrate)
+    monkeypatch.setattr(stage.Observed, "make", calibrate)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"Article {i} says nothing." * 8 for i in range(64)))
     given = [f"text.path={text}", f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]

@@ -1,0 +1,222 @@
+"""All stages on a model of a given size with random weights: seconds, peak memory, bytes on disk.
+
+    python benchmarks/scale.py --shape tiny|smollm2_135m|llama2_1b|llama2_7b [HYDRA OVERRIDES]
+
+The checkpoint is written shard by shard. Each stage is a process of its own: a command as a user
+types it, or the part of preparing that one artefact needs. Finished stages are remembered in
+OUT/SHAPE/scale.json, so that a killed benchmark goes on with the same command. Overrides hold for
+all stages, such as model.offload=disk. Peak memory is that of the resident set: pages of mapped
+files count while they are mapped. On a GPU it is the host's.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ppf.artefacts import draft, write_json
+from ppf.conf import read_option
+from ppf.llm.shapes import known_shapes
+from ppf.llm.sources import byte_tokenizer
+from ppf.progress import say
+from ppf.report.scores import duration
+from ppf.report.tables import Column, Table, print_table
+from ppf.stages.prepare import PruningContext, prepare
+
+ROOT, GIB = Path(__file__).parents[1], 2**30
+UNPREPARED = ["importance=random", "compensation=none"]
+# Little text and few labels, so that a large shape takes hours on a CPU, not days.
+FEW = [
+    "model.dtype=bfloat16",
+    "text.window=128",
+    "text.windows={calibration:4,labelling:2,test:2}",
+    "labels.count=24",
+    "labels.batch=1",
+    "agent=evolution",
+    "search.rounds=1",
+    "search.top_k=2",
+    "search.neighbours=0",
+]
+FINISHED = "scale.json"
+
+
+def shapes() -> dict[str, dict[str, Any]]:
+    """Config keys of each shape by name."""
+    return {**known_shapes(), "tiny": dict(read_option("model", "tiny").source.config)}
+
+
+def write_checkpoint(shape: dict[str, Any], folder: Path) -> None:
+    """Writes random bfloat16 weights, one decoder layer after another; skips shards that exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = AutoConfig.for_model(**shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    shards: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        if name not in tied:
+            layer = name.partition(".layers.")[2].partition(".")[0] or "rest"
+            shards.setdefault(f"model-{layer:0>4}.safetensors", {})[name] = tensor
+    for number, (file, tensors) in enumerate(shards.items()):
+        if (folder / file).exists():
+            continue
+        generator = torch.Generator().manual_seed(number)
+        with draft(folder / file) as path:
+            values = {name: _random(tensor, generator) for name, tensor in tensors.items()}
+            save_file(values, path, {"format": "pt"})
+    weights = {name: file for file, tensors in shards.items() for name in tensors}
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weights})
+    config.architectures = [type(model).__name__]
+    config.dtype = torch.bfloat16
+    config.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def _random(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Ones for norms, which have one dimension; small normal values for matrices."""
+    if like.dim() < 2:
+        return torch.ones(like.shape, dtype=torch.bfloat16)
+    return torch.randn(like.shape, generator=generator).mul_(0.02).to(torch.bfloat16)
+
+
+def prepared(overrides: list[str]) -> PruningContext:
+    """The model with the artefacts that the overrides need."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", [*overrides, "paths.run=outputs"])
+    return prepare(cfg, instantiate(cfg.fabric))
+
+
+def time_label(overrides: list[str]) -> None:
+    """Times one label of uniform pruning at 30 %, and the computation of its levels within it."""
+    context = prepared(overrides)
+    context.labeller.score(context.space.dense.tolist())  # records the layers' arguments
+    start = time.perf_counter()
+    context.pruner.apply((0.7 * context.space.dense).round().long().tolist())
+    levels = time.perf_counter() - start
+    context.labeller.score(context.pruner.kept)
+    seconds = time.perf_counter() - start
+    say(json.dumps({"seconds": seconds, "bank_share": levels / seconds}))
+
+
+# Work of a stage that no command does alone.
+WORK: dict[str, Callable[[list[str]], Any]] = {
+    "calibration": lambda given: prepared([*given, *UNPREPARED]),
+    "order": lambda given: prepared([*given, "compensation=none"]),
+    "bank": prepared,
+    "sensitivities": lambda given: prepared(given).features,
+    "label": time_label,
+}
+
+
+def stages(out: Path, given: list[str]) -> dict[str, list[str]]:
+    """The command of each stage after the checkpoint, in order."""
+    policy, text = out / "policy" / "policy.json", [x for x in given if x.startswith("text")]
+    runs = [f"paths.outputs={out / 'runs'}", f"paths.artefacts={out / 'artefacts'}", "logger=none"]
+
+    def command(script: str, *overrides: str) -> list[str]:
+        return [sys.executable, str(ROOT / script), *overrides, *runs]
+
+    prune = (f"policy={policy}", "dtype=bfloat16")
+    return {
+        **{name: command(__file__, "--stage", name, *given) for name in WORK},
+        "labels": command("collect.py", *given),
+        "predictor": command("train.py", *given),
+        "search": command("search.py", *given, f"paths.run={policy.parent}"),
+        "prune": command("prune.py", *prune, f"out={out / 'refitted'}"),
+        "export": command("prune.py", *prune, "sequential=false", f"out={out / 'pruned'}"),
+        "evaluate": command(
+            "evaluate.py", f"path={out / 'pruned'}", "text=wikipedia_sample", *text
+        ),
+    }
+
+
+def run(command: list[str]) -> dict[str, float | str]:
+    """Runs a process; its seconds, the peak of its resident set, and its last line.
+
+    Raises:
+        SystemExit: the process failed.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout
+    last = ""
+    for line in process.stdout:
+        print(f"    {line}", end="", flush=True)
+        last = line
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak_gib": usage.ru_maxrss * 1024 / GIB, "last": last}
+
+
+def measure(out: Path, commands: dict[str, list[str]]) -> dict[str, Any]:
+    """Runs the stages that have not finished yet; what all of them took, by name."""
+    file = out / FINISHED
+    found = json.loads(file.read_text()) if file.exists() else {"stages": {}, "label": None}
+    for name, command in commands.items():
+        if name in found["stages"]:
+            continue
+        say(f"{name} ...")
+        before = _bytes(out)
+        taken = run(command)
+        if name == "label":
+            found["label"] = json.loads(taken["last"])
+        del taken["last"]
+        found["stages"][name] = {**taken, "disk_gib": (_bytes(out) - before) / GIB}
+        write_json(file, found)
+    return found
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def report(found: dict[str, Any]) -> None:
+    """Prints a table and, last, one line of JSON."""
+    columns = [Column("stage"), Column("time", duration)]
+    columns += [Column(name, "{:.2f}".format) for name in ("peak memory, GiB", "disk, GiB")]
+    rows = [[name, *taken.values()] for name, taken in found["stages"].items()]
+    print_table(Table(columns, rows))
+    print(json.dumps(found))
+
+
+def main() -> None:
+    """Measures one shape, or does the work of one stage."""
+    if sys.argv[1:2] == ["--stage"]:
+        name, given = sys.argv[2], sys.argv[3:]
+        if name == "checkpoint":
+            write_checkpoint(shapes()[given[0]], Path(given[1]))
+        else:
+            WORK[name](given)
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shape", choices=shapes(), required=True)
+    parser.add_argument("--out", type=Path, default=Path("outputs/scale"))
+    arguments, overrides = parser.parse_known_args()
+    out = (arguments.out / arguments.shape).resolve()
+    checkpoint = out / "checkpoint"
+    write = [sys.executable, __file__, "--stage", "checkpoint", arguments.shape, str(checkpoint)]
+    given = ["model=local", f"model.path={checkpoint}", f"model.name={arguments.shape}", *FEW]
+    found = measure(out, {"checkpoint": write})
+    found = measure(out, stages(out, [*given, *overrides]))
+    shape = shapes()[arguments.shape]
+    report({"shape": arguments.shape, "config": shape, **found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Differentiates a loss of a model, one decoder layer at a time."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.llm.calls import LayerCalls
+from ppf.llm.head import output_head
+from ppf.llm.loading import LanguageModel
+from ppf.progress import track
+
+Loss = Callable[[Float[Tensor, "window tokens"], Int[Tensor, " window"]], Float[Tensor, ""]]
+"""Of the logits (float32) and the tokens of one window."""
+
+
+def differentiate(
+    lm: LanguageModel, windows: Int[Tensor, "windows window"], loss: Loss, label: str
+) -> None:
+    """Computes the gradients of a loss of each window, for hooks of the caller on modules.
+
+    This is gradient checkpointing: the states in front of every layer are kept in host memory, and
+    each layer is run again when it is differentiated. So memory holds the activations of one layer
+    and one window, and the weights of one layer if they are offloaded.
+
+    Args:
+        lm: the dense model.
+        windows: the windows.
+        loss: called once for each window, in their order.
+        label: of the progress bar.
+    """
+    calls = [LayerCalls.record(lm, ids) for ids in windows.to(lm.device).split(1)]
+    count = len(lm.adapter.layers(lm.model))
+    states = [[call.inputs.cpu()] for call in calls]
+    gradients: list[Tensor] = []
+    for step in track(range(2 * count), label):
+        index = min(step, 2 * count - 1 - step)
+        with lm.resident(index) as layer:
+            for number, call in enumerate(calls):
+                entering = states[number][index].to(lm.device)
+                if step < count:
+                    with torch.no_grad():
+                        states[number].append(layer(entering, **call.keywords[index]).cpu())
+                    continue
+                leaf = entering.detach().requires_grad_()
+                layer(leaf, **call.keywords[index]).backward(gradients[number])
+                assert leaf.grad is not None
+                gradients[number] = leaf.grad
+                states[number].pop()
+        if step == count - 1:
+            last = [kept.pop().to(lm.device) for kept in states]
+            gradients = [_head(lm, *pair, loss) for pair in zip(last, windows, strict=True)]
+
+
+def _head(lm: LanguageModel, state: Tensor, window: Tensor, loss: Loss) -> Tensor:
+    """The gradient with respect to the states that leave the last layer."""
+    leaf = state.detach().requires_grad_()
+    hidden = lm.adapter.final_norm(lm.model)(leaf)[0]
+    loss(output_head(lm.model)(hidden).float(), window.to(lm.device)).backward()
+    assert leaf.grad is not None
+    return leaf.grad

@@ -1,0 +1,53 @@
+"""Models without weights: their structure, from the config alone."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ppf.errors import PPFError
+from ppf.llm.adapter import Adapter
+from ppf.llm.checkpoint import read_config
+from ppf.llm.families import adapter_for
+
+_KNOWN = Path(__file__).with_name("shapes.yaml")
+
+
+class Skeleton(NamedTuple):
+    """A model whose weights have shapes but no values, and its adapter."""
+
+    model: PreTrainedModel
+    adapter: Adapter
+
+
+def known_shapes() -> dict[str, dict[str, Any]]:
+    """The config keys that determine the size of known models, by the name of the model."""
+    shapes: Any = OmegaConf.to_container(OmegaConf.load(_KNOWN))
+    return shapes
+
+
+def skeleton(config: DictConfig) -> Skeleton:
+    """The structure of the model of a `model=` config; no weight is read or downloaded.
+
+    Raises:
+        PPFError: the model's config is not to be had.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_config(config), trust_remote_code=False)
+    return Skeleton(model, adapter_for(model.config))
+
+
+def _config(config: DictConfig) -> PreTrainedConfig:
+    if config.path:
+        return read_config(config.path)
+    source = config.source or {}
+    if shape := source.get("config") or known_shapes().get(config.name):
+        return AutoConfig.for_model(**shape)
+    if repository := source.get("repository"):
+        return read_config(repository)
+    raise PPFError(
+        f"the structure of model={config.name} is not known without its weights: give a local"
+        " folder with model.path=FOLDER."
+    )

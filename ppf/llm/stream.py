@@ -1,0 +1,76 @@
+"""Runs a model over some windows, one decoder layer at a time."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ppf.artefacts import draft
+from ppf.llm.calls import LayerCalls
+from ppf.llm.loading import LanguageModel
+
+_AT_ONCE = 4  # windows in a batch
+
+
+class LayerStream:
+    """The hidden states of some windows in front of one decoder layer after another.
+
+    Memory: the states in front of one layer, and the weights of one layer if they are offloaded.
+
+    Args:
+        lm: the dense model.
+        windows: the windows.
+        folder: where several processes exchange states, so that none runs a layer that another has
+            run; None: there is one process.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, windows: Int[Tensor, "windows window"], folder: Path | None = None
+    ) -> None:
+        self.lm, self.tokens, self._folder = lm, windows.numel(), folder
+        batches = windows.to(lm.device).split(_AT_ONCE)
+        self._calls = [LayerCalls.record(lm, ids) for ids in batches]
+        self._layers = lm.adapter.layers(lm.model)
+        self._restart()
+
+    @torch.inference_mode()
+    def run(self, layer: int) -> list[Tensor]:
+        """Runs one layer on the states that enter it; hooks on its modules see them.
+
+        Earlier layers are run first if the states that enter this one are not known.
+
+        Returns:
+            For each batch of windows, the states that leave the layer.
+        """
+        self._go_to(layer)
+        states = self._step()
+        if self._folder:
+            with draft(self._file(self._next)) as file:
+                save_file({f"{i:04}": state.cpu() for i, state in enumerate(states)}, file)
+        return states
+
+    def _go_to(self, layer: int) -> None:
+        if layer != self._next and self._folder and self._file(layer).exists():
+            stored = sorted(load_file(self._file(layer)).items())
+            self._next, self._states = layer, [state.to(self.lm.device) for _, state in stored]
+        elif layer < self._next:
+            self._restart()
+        while self._next < layer:
+            self._step()
+
+    def _step(self) -> list[Tensor]:
+        calls = [call.keywords[self._next] for call in self._calls]
+        pairs = zip(self._states, calls, strict=True)
+        with self.lm.resident(self._next) as layer:
+            self._states = [layer(states, **call) for states, call in pairs]
+        self._next += 1
+        return self._states
+
+    def _restart(self) -> None:
+        self._next, self._states = 0, [call.inputs for call in self._calls]
+
+    def _file(self, layer: int) -> Path:
+        assert self._folder
+        return self._folder / f"{layer:04}.safetensors"

@@ -1,0 +1,99 @@
+"""Tensors of which each decoder layer has a file of its own."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import safe_open
+from torch import Tensor
+
+from ppf.artefacts import get_or_make, read_if_whole
+from ppf.pruning.statistics import open_tensors, read_tensors, write_tensors
+
+T = TypeVar("T")
+Make = Callable[[int], dict[str, Tensor]]
+"""Makes the tensors of a layer."""
+
+
+class LayerFiles:
+    """An artefact with one file for each decoder layer.
+
+    Each file is complete before the next layer starts, so a killed run goes on where it was.
+    Several processes may make different layers at once. A file of all layers, as older versions
+    made it, is read in their place.
+
+    Args:
+        folder: of the files; a file of all layers lies beside it, as FOLDER.safetensors.
+        make: makes the tensors of a layer whose file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, make: Make) -> None:
+        self._folder, self._make = folder, make
+        self._last: tuple[int, dict[str, Tensor]] | None = None
+
+    @cached_property
+    def whole(self) -> safe_open | None:
+        """The file of all layers, if there is one."""
+        return read_if_whole(self._folder.with_suffix(".safetensors"), open_tensors)
+
+    def missing(self, layers: Iterable[int]) -> bool:
+        """Whether a layer has no file yet."""
+        return not self.whole and not all(self._path(layer).exists() for layer in layers)
+
+    def ensure(self, layer: int) -> None:
+        """Makes a layer's file if it is missing; waits while another process makes it."""
+        if not self.whole:
+            self._get(layer, _exists)
+
+    def read(self, layer: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The tensors of a layer, made if they are missing or damaged.
+
+        The last layer is kept in memory.
+
+        Args:
+            names: of the layer's tensors; None: all of its file.
+        """
+        if self.whole:
+            assert names is not None
+            return {name: self.whole.get_tensor(name) for name in names}
+        last = self._last
+        if last is None or last[0] != layer:
+            last = self._last = None  # two layers need not be in memory at once
+            last = self._last = layer, self._get(layer, read_tensors)
+        return last[1]
+
+    def _get(self, layer: int, read: Callable[[Path], T]) -> T:
+        def write(draft: Path) -> None:
+            write_tensors(draft, self._make(layer))
+
+        return get_or_make(self._path(layer), read=read, make=write, announce=False)
+
+    def _path(self, layer: int) -> Path:
+        return self._folder / f"{layer:04}.safetensors"
+
+
+class StoredTensors(Sequence[Tensor]):
+    """One tensor of each coupling, read from a layer's file when it is used.
+
+    Args:
+        files: the files.
+        layers: the layer of each coupling.
+        name: of coupling I's tensor, as in "gram.{}".
+    """
+
+    def __init__(self, files: LayerFiles, layers: Sequence[int], name: str) -> None:
+        self._files, self._layers, self._name = files, layers, name
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        name = self._name.format(index % len(self))
+        return self._files.read(self._layers[index], [name])[name]
+
+
+def _exists(path: Path) -> Path:
+    return path

@@ -1,0 +1,176 @@
+"""What pruning needs to know of the dense model, made one decoder layer at a time."""
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.artefacts import Artefacts
+from ppf.llm import LanguageModel, LayerStream
+from ppf.progress import say, track
+from ppf.pruning import Importance, Statistics, Traits
+from ppf.pruning.importance import score_coupling
+from ppf.pruning.layer_files import LayerFiles, StoredTensors
+from ppf.pruning.statistics import layer_moments
+from ppf.pruning.traits import layer_exponent, layer_traits
+from ppf.ranks import on_rank_0, own_first
+from ppf.threads import cpu_threads
+
+_STRIDE = 4  # of calibration windows: layers' traits are means over far fewer numbers
+_WIDE = 4096  # inputs of a consumer from which one matrix keeps all cores busy
+
+
+class Observed:
+    """Moments, importance scores and traits of the dense model on the calibration part.
+
+    What is missing of a layer is made and written before the next layer. Memory: the model, and
+    one layer's matrices. Ranks make different layers, and exchange hidden states on disk.
+
+    Args:
+        lm: the dense model, whose weights are in their original order.
+        windows: windows of the calibration part.
+        importance: scores the atoms.
+        artefacts: where the files lie, and the ranks that share them.
+        statistics: signature of the moments.
+        order: signature of the scores.
+        traits: signature of the traits.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        windows: Int[Tensor, "windows window"],
+        importance: Importance,
+        artefacts: Artefacts,
+        *,
+        statistics: str,
+        order: str,
+        traits: str,
+    ) -> None:
+        self.lm, self._importance, self._ranks = lm, importance, artefacts.ranks
+        self._windows, self._streams = windows, dict[int, LayerStream]()
+        self._layers = range(len(lm.adapter.layers(lm.model)))
+        self._layer_of = [coupling.layer for coupling in lm.couplings]
+        folder = artefacts.folder
+        self._states = folder / "statistics" / f"{statistics}-states"
+        self._moments = LayerFiles(folder / "statistics" / statistics, self._make_moments)
+        self._scores = LayerFiles(folder / "importance" / order, self._make_scores)
+        self._traits = LayerFiles(folder / "traits" / traits, self._make_traits)
+        self._exponents = LayerFiles(folder / "traits" / f"{traits}-spectra", self._make_exponent)
+
+    @property
+    def statistics(self) -> Statistics:
+        """The moments; each is read from disk when it is used."""
+        gram, mean = (StoredTensors(self._moments, self._layer_of, f"{m}.{{}}") for m in _MOMENTS)
+        return Statistics(gram, mean)
+
+    def scores(self) -> list[Float[Tensor, " _"]]:
+        """The scores of each coupling's atoms."""
+        return list(StoredTensors(self._scores, self._layer_of, "{:04}"))
+
+    def traits(self) -> Traits:
+        """The traits of the dense model."""
+        if whole := self._traits.whole:
+            names = whole.keys()
+            return Traits.from_tensors({name: whole.get_tensor(name) for name in names})
+        return Traits.of_layers(
+            [self._traits.read(layer) | self._exponents.read(layer) for layer in self._layers]
+        )
+
+    def make(self) -> None:
+        """Makes the files that are missing.
+
+        Raises:
+            PPFError: a file cannot be written.
+        """
+        if any(files.missing(self._layers) for files in self._files):
+            self._make_layers()
+        if self._ranks.is_global_zero:  # by now every layer has all of its files
+            shutil.rmtree(self._states, ignore_errors=True)
+
+    def _make_layers(self) -> None:
+        say(f"Observing the dense model on {self._windows.numel()} tokens, layer by layer.")
+        if self._importance.observes and self._scores.missing(self._layers):
+            on_rank_0(self._ranks, self._score_all)
+        waiting = list[int]()
+        for layer in track(own_first(self._layers, self._ranks), "Preparing the layers"):
+            self._observe(layer)
+            waiting.append(layer)
+            if len(waiting) == self._at_once:
+                self._solve(waiting)
+                waiting = []
+        self._solve(waiting)
+        self._streams.clear()
+
+    @property
+    def _files(self) -> tuple[LayerFiles, ...]:
+        exponents = () if self._traits.whole else (self._exponents,)
+        return self._moments, self._scores, self._traits, *exponents
+
+    @cached_property
+    def _at_once(self) -> int:
+        """Layers whose matrices are processed side by side, on one thread each."""
+        widest = max(coupling.consumer.in_features for coupling in self.lm.couplings)
+        small = self.lm.device.type == "cpu" and widest < _WIDE
+        return torch.get_num_threads() if small else 1
+
+    def _stream(self, stride: int) -> LayerStream:
+        """Every stride-th window."""
+        if stride not in self._streams:
+            shared = self._states / str(stride) if self._ranks.world_size > 1 else None
+            self._streams[stride] = LayerStream(self.lm, self._windows[::stride], shared)
+        return self._streams[stride]
+
+    @cached_property
+    def _scorer(self) -> Importance:
+        self._importance.observe(self.lm, self._windows)
+        return self._importance
+
+    def _observe(self, layer: int) -> None:
+        """Runs the layers up to this one, as far as no process has run them."""
+        for earlier in range(layer + 1):
+            self._moments.ensure(earlier)
+            self._traits.ensure(earlier)
+
+    def _solve(self, layers: Sequence[int]) -> None:
+        """Makes scores and spectra of some layers; several are processed at once."""
+        alone = len(layers) < 2
+        with nullcontext() if alone else cpu_threads(1), ThreadPoolExecutor(self._at_once) as pool:
+            for files in self._files[1:]:
+                list(pool.map(files.ensure, layers))
+
+    def _score_all(self) -> None:
+        for layer in self._layers:
+            self._observe(layer)
+            self._scores.ensure(layer)
+
+    def _make_moments(self, layer: int) -> dict[str, Tensor]:
+        return layer_moments(self.lm, self._stream(1), layer)
+
+    def _make_traits(self, layer: int) -> dict[str, Tensor]:
+        return layer_traits(self.lm, self._stream(_STRIDE), layer)
+
+    def _make_exponent(self, layer: int) -> dict[str, Tensor]:
+        return {"exponents": layer_exponent(self.lm, layer)}
+
+    def _make_scores(self, layer: int) -> dict[str, Tensor]:
+        numbers = [i for i, owner in enumerate(self._layer_of) if owner == layer]
+        names = [f"{moment}.{i}" for i in numbers for moment in _MOMENTS]
+        moments = self._moments.read(layer, names)
+        return {
+            f"{i:04}": score_coupling(
+                self.lm,
+                self._scorer,
+                self.lm.couplings[i],
+                *(moments[f"{moment}.{i}"] for moment in _MOMENTS),
+            )
+            for i in numbers
+        }
+
+
+_MOMENTS = ("gram", "mean")

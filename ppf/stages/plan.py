@@ -1,0 +1,324 @@
+"""What a config will need on this machine: memory, disk and time, from the model's config alone."""
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ppf.errors import PPFError
+from ppf.evaluation.size import parameters
+from ppf.llm.loading import resolve_dtype
+from ppf.llm.shapes import skeleton
+from ppf.pruning.bank import BankSize, bank_size
+from ppf.space import Space
+from ppf.stages.signatures import signatures
+
+GIB = 2**30
+_EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
+_LEVEL = 0.28  # of a product with all columns: 70 % of them stay, and M is triangular
+_MANY = 1024  # windows that are assumed where a text gives all it has
+_PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one stage needs.
+
+    Args:
+        stage: its name.
+        memory: GiB at its peak, on the device that the model runs on.
+        host: GiB of the host's memory at its peak; equal to `memory` if the model runs on the CPU.
+        disk: GiB that it writes to `paths.artefacts`.
+        seconds: its duration on one device.
+    """
+
+    stage: str
+    memory: float
+    host: float
+    disk: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Floating-point operations a second of a large matrix product, in three number formats."""
+
+    model: float
+    single: float
+    double: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model, a bank and a text.
+
+    Args:
+        parameters: number of the model's parameters.
+        in_layers: number of them in the decoder layers.
+        layers: number of decoder layers.
+        hidden: width of the hidden states.
+        consumers: (outputs, inputs) of each consumer.
+        head: number of weights of the language-model head.
+        bank: of least squares; None: no weights are refitted.
+        itemsize: bytes of a weight.
+        calibration: tokens.
+        labelling: tokens.
+        labels: number of policies to label.
+        offload: as `model.offload`.
+        on_cpu: whether the device is the CPU, so that its memory is the host's.
+    """
+
+    parameters: int
+    in_layers: int
+    layers: int
+    hidden: int
+    consumers: list[tuple[int, int]]
+    head: int
+    bank: BankSize | None
+    itemsize: int
+    calibration: int
+    labelling: int
+    labels: int
+    offload: str | None
+    on_cpu: bool
+
+    @classmethod
+    def of(cls, cfg: DictConfig, device: torch.device) -> "Sizes":
+        """The sizes of a config with model, text, space, compensation, labels and bank.
+
+        Raises:
+            PPFError: the structure of the model is not known without its weights.
+        """
+        model, adapter = skeleton(cfg.model)
+        couplings, dtype = adapter.couplings(model), resolve_dtype(cfg.model.dtype, device)
+        space: Space = instantiate(cfg.space, [coupling.prunable for coupling in couplings])
+        shapes = {c.name: (c.consumer.out_features, c.consumer.in_features) for c in couplings}
+        of_sites = [shapes[site.name] for site in space.sites]
+        refits = instantiate(cfg.compensation).refits
+        layers, windows = adapter.layers(model), cfg.text.windows
+        return cls(
+            parameters=parameters(model),
+            in_layers=parameters(layers),
+            layers=len(layers),
+            hidden=model.config.hidden_size,
+            consumers=list(shapes.values()),
+            head=model.get_output_embeddings().weight.numel(),
+            bank=bank_size(of_sites, space, dtype, cfg.bank.max_gib, device) if refits else None,
+            itemsize=dtype.itemsize,
+            calibration=(windows.calibration or _MANY) * cfg.text.window,
+            labelling=(windows.labelling or _MANY) * cfg.text.window,
+            labels=cfg.labels.count,
+            offload=cfg.model.get("offload"),
+            on_cpu=device.type == "cpu",
+        )
+
+    @property
+    def weights(self) -> float:
+        """GiB of all weights."""
+        return self.parameters * self.itemsize / GIB
+
+    @property
+    def resident(self) -> float:
+        """GiB of the weights that are on the device at once."""
+        if not self.offload:
+            return self.weights
+        others = self.parameters - self.in_layers
+        return (others + self.in_layers / self.layers) * self.itemsize / GIB
+
+    @property
+    def bank_in_memory(self) -> float:
+        """GiB of the bank's weights that stay in memory."""
+        return self.bank.gib if self.bank and self.bank.resident else 0.0
+
+    def states(self, tokens: int) -> float:
+        """GiB of hidden states in front of one layer."""
+        return tokens * self.hidden * self.itemsize / GIB
+
+
+def needs(sizes: Sizes, speeds: Speeds) -> list[Need]:
+    """What the stages need that grow with the model: up to the labels.
+
+    Agents and predictors never see the model: they take minutes at any size.
+
+    Args:
+        sizes: of model, bank and text.
+        speeds: of the device.
+    """
+    forward = 2 * sizes.in_layers / (speeds.model * _EFFICIENCY)  # seconds for a token
+    head = 2 * sizes.head / (speeds.model * _EFFICIENCY)
+    return [
+        _observing(sizes, speeds, forward),
+        _building(sizes, speeds),
+        _differentiating(sizes, speeds, forward, head),
+        _labelling(sizes, speeds, forward, head),
+    ]
+
+
+def _observing(sizes: Sizes, speeds: Speeds, forward: float) -> Need:
+    """Moments, order (as `importance=obs` finds it) and traits."""
+    tokens, stride = sizes.calibration, 1.25  # every fourth window is run again for the traits
+    squares = sum(columns**2 for _, columns in sizes.consumers)
+    order = sum(2 * columns**3 + rows * columns**2 for rows, columns in sizes.consumers)
+    spectra = sum(3.5 * min(s) ** 2 * (2 * max(s) + 4 * min(s)) for s in sizes.consumers)
+    seconds = tokens * (stride * forward + 2 * squares / speeds.single)
+    seconds += (order + spectra) / speeds.double
+    disk = (sizes.in_layers * sizes.itemsize if sizes.offload == "disk" else 0) + 4 * squares
+    memory = sizes.resident + 2 * stride * sizes.states(tokens) + _solving(sizes)
+    return _need("observing the dense model", sizes, memory, disk / GIB, seconds)
+
+
+def _building(sizes: Sizes, speeds: Speeds) -> Need:
+    if not sizes.bank:
+        return _need("building the bank", sizes, sizes.resident, 0, 0)
+    products = sum(4 / 3 * n**3 + 4 * rows * n**2 for rows, n in sizes.consumers)
+    memory = sizes.resident + sizes.bank_in_memory + _solving(sizes)
+    seconds = products / speeds.double
+    return _need("building the bank", sizes, memory, sizes.bank.gib, seconds)
+
+
+def _differentiating(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Need:
+    """Expected losses, from every fourth calibration window; states lie in host memory."""
+    tokens = sizes.calibration / 4
+    along = 2 * sum(columns * (rows + columns) for rows, columns in sizes.consumers)
+    seconds = tokens * (3 * forward + 2 * head + along / speeds.model)
+    states = (sizes.layers + 1) * sizes.states(round(tokens))
+    memory = sizes.resident + sizes.bank_in_memory
+    return _need("expected losses", sizes, memory, 0, seconds, states)
+
+
+def _labelling(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Need:
+    states = (sizes.layers + 1) * sizes.states(sizes.labelling)
+    memory = sizes.resident + sizes.bank_in_memory + states
+    seconds = sizes.labelling * (forward + head) + level_flops(sizes) / speeds.model
+    return _need(f"{sizes.labels} labels", sizes, memory, 0, sizes.labels * seconds)
+
+
+def level_flops(sizes: Sizes) -> float:
+    """Floating-point operations that compute one level of every site from its factors."""
+    if not (sizes.bank and sizes.bank.factored):
+        return 0.0
+    return 2 * _LEVEL * sum(rows * columns**2 for rows, columns in sizes.consumers)
+
+
+def _solving(sizes: Sizes) -> float:
+    """GiB of the matrices, most of them in float64, that the widest site takes to be solved."""
+    return max(8 * (5 * n**2 + 4 * rows * n) for rows, n in sizes.consumers) / GIB
+
+
+def _need(
+    stage: str, sizes: Sizes, memory: float, disk: float, seconds: float, states: float = 0
+) -> Need:
+    """A need; `states` are GiB of hidden states that lie in host memory on any device."""
+    host = _PROCESS + states
+    if sizes.on_cpu:
+        return Need(stage, memory + host, memory + host, disk, seconds)
+    weights = sizes.resident if sizes.offload == "disk" else sizes.weights
+    return Need(stage, memory, host + weights, disk, seconds)
+
+
+@dataclass(frozen=True)
+class Free:
+    """GiB that are free on this machine: on the device, in the host's memory, on the disk."""
+
+    memory: float
+    host: float
+    disk: float
+
+    @classmethod
+    def on(cls, device: torch.device, folder: Path) -> "Free":
+        """What is free on a device, and on the disk of a folder."""
+        while not folder.exists():
+            folder = folder.parent
+        host = psutil.virtual_memory().available / GIB
+        memory = torch.cuda.mem_get_info(device)[0] / GIB if device.type == "cuda" else host
+        return cls(memory, host, shutil.disk_usage(folder).free / GIB)
+
+
+def measured_speeds(dtype: torch.dtype, device: torch.device) -> Speeds:
+    """Times matrix products on the device; takes about a second."""
+
+    def speed(kind: torch.dtype) -> float:
+        side = 1024 if device.type == "cpu" else 8192
+        matrix = torch.ones(side, side, dtype=kind, device=device)
+        best = min(_seconds(lambda: matrix @ matrix, device) for _ in range(3))
+        return 2 * side**3 / best
+
+    return Speeds(*(speed(kind) for kind in (dtype, torch.float32, torch.float64)))
+
+
+def _seconds(work: Callable[[], Tensor], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def refuse_what_does_not_fit(cfg: DictConfig, device: torch.device) -> None:
+    """Compares what a config needs with what is free, before any work starts.
+
+    Artefacts that lie on the disk already count as free space. A model whose structure is not known
+    without its weights is not checked.
+
+    Raises:
+        PPFError: memory or disk do not suffice; the sentence names the override that mends it.
+    """
+    try:
+        sizes = Sizes.of(cfg, device)
+    except PPFError:
+        return
+    free = Free.on(device, folder := Path(cfg.paths.artefacts))
+    found = needs(sizes, _ANY_SPEED)
+    disk = sum(need.disk for need in found) - _made(cfg, device)
+    if disk > free.disk:
+        raise PPFError(
+            f"model={cfg.model.name} needs {disk:.1f} GiB of disk, but {free.disk:.1f} GiB are free"
+            f" in {folder}: give a folder on another disk with paths.artefacts=FOLDER."
+        )
+    if worst := _too_large(found, free):
+        raise PPFError(
+            f"{worst.stage} of model={cfg.model.name} needs {worst.memory:.1f} GiB of memory on the"
+            f" {device.type} and {worst.host:.1f} GiB of host memory, but {free.memory:.1f} and"
+            f" {free.host:.1f} GiB are free: {_remedy(cfg, device, free)}."
+        )
+
+
+def _too_large(found: Sequence[Need], free: Free) -> Need | None:
+    """The largest need that does not fit into memory; None: all fit."""
+    wrong = [need for need in found if need.memory > free.memory or need.host > free.host]
+    return max(wrong, key=lambda need: need.memory, default=None)
+
+
+def _remedy(cfg: DictConfig, device: torch.device, free: Free) -> str:
+    """The fewest overrides under which everything fits, as a request."""
+    options = ["model.dtype=bfloat16", "bank.max_gib=0.0", "model.offload=disk"]
+    options += ["text.windows.calibration=8", "text.windows.labelling=2"]
+    if device.type != "cpu":
+        options.insert(2, "model.offload=cpu")
+    for given in (*([option] for option in options), options):
+        changed = copy.deepcopy(cfg)
+        OmegaConf.set_readonly(changed, None)
+        OmegaConf.set_struct(changed, False)
+        changed.merge_with_dotlist(given)
+        if not _too_large(needs(Sizes.of(changed, device), _ANY_SPEED), free):
+            return f"give {' '.join(given)}"
+    return "give a smaller model, or use a machine with more memory"
+
+
+def _made(cfg: DictConfig, device: torch.device) -> float:
+    """GiB of the artefacts that have been made already."""
+    names, folder = signatures(cfg, device), Path(cfg.paths.artefacts)
+    parts = (f"statistics/{names.statistics}*", f"bank/{names.bank}")
+    files = {f for part in parts for top in folder.glob(part) for f in (top, *top.rglob("*"))}
+    return sum(file.stat().st_size for file in files if file.is_file()) / GIB
+
+
+_ANY_SPEED = Speeds(1.0, 1.0, 1.0)

@@ -1,0 +1,19 @@
+"""`plan=true` tells what a model needs; nothing is loaded, downloaded or written."""
+
+from pathlib import Path
+
+from tests.cli.conftest import Run
+
+
+def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
+    told = run("search", "plan=true", "model=llama3_8b", "logger=none", "fabric=cpu").stdout
+    assert "8.03 billion parameters" in told
+    for stage in ("observing the dense model", "building the bank", "128 labels", "free here"):
+        assert stage in told
+    assert "GiB of factors" in told
+    assert not list((tmp_path / "outputs").rglob("*.safetensors"))
+
+
+def test_a_model_without_a_known_structure_is_one_sentence(run: Run) -> None:
+    told = run("search", "plan=true", "model=local", "logger=none", ok=False)
+    assert "give a local folder with model.path=FOLDER" in told.stdout + told.stderr

@@ -1,0 +1,87 @@
+"""Offloaded weights: the same model, whose layers visit the device one by one."""
+
+import mmap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppf.llm import LanguageModel
+from ppf.llm.offload import Offloaded
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    return random_model(CHECKPOINTS["llama-biases"])
+
+
+def offload(lm: LanguageModel, place, folder: Path, device: str = "cpu") -> Offloaded:
+    layers = lm.adapter.layers(lm.model)
+    lm.offloaded = Offloaded(layers, place, torch.device(device), folder)
+    return lm.offloaded
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_an_offloaded_model_computes_the_same(lm: LanguageModel, tmp_path: Path, place) -> None:
+    ids = random_windows()
+    with torch.no_grad():
+        expected = lm.model(ids).logits
+        offload(lm, place, tmp_path)
+        assert torch.equal(lm.model(ids).logits, expected)
+    assert not list(tmp_path.iterdir())  # its files have no names
+
+
+def test_what_is_written_to_weights_on_disk_stays(lm: LanguageModel, tmp_path: Path) -> None:
+    offload(lm, "disk", tmp_path)
+    weight = lm.couplings[0].consumer.weight
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    expected = weight.clone()
+    with lm.resident(0):
+        pass  # the memory of the file is given back
+    assert torch.equal(weight, expected)
+
+
+class Copying(Offloaded):
+    """Stands in for a GPU: weights are copied to it."""
+
+    def _bring(self, weight: Tensor) -> Tensor:
+        return weight.clone()
+
+
+def test_weights_are_on_the_device_only_while_the_layer_runs(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    layers, ids = lm.adapter.layers(lm.model), random_windows()
+    expected = lm.model(ids).logits
+    home = {p: p.data_ptr() for p in layers.parameters()}
+    lm.offloaded = Copying(layers, "cpu", torch.device("cpu"), tmp_path)
+    visiting: list[list[int]] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        away = [[p.data_ptr() != home[p] for p in layer.parameters()] for layer in layers]
+        assert all(all(moved) or not any(moved) for moved in away)
+        visiting.append([number for number, moved in enumerate(away) if any(moved)])
+
+    for coupling in lm.couplings:
+        coupling.consumer.register_forward_pre_hook(look)
+    assert torch.equal(lm.model(ids).logits, expected)
+    assert visiting == [[coupling.layer] for coupling in lm.couplings]
+    assert {p: p.data_ptr() for p in layers.parameters()} == home
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system has no madvise")
+def test_weights_on_disk_take_no_memory_between_runs(tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    layers = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(8))
+    before = resident()
+    Offloaded(layers, "disk", torch.device("cpu"), tmp_path)
+    size = sum(p.nbytes for p in layers.parameters())
+    assert resident() - before < -size / 2
+    for layer in layers:
+        layer.requires_grad_(requires_grad=False)(torch.ones(1, 2048))
+    assert resident() - before < -size / 2

@@ -1,0 +1,143 @@
+"""Statistics, order and traits are made layer by layer, by several processes, and found again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppf.artefacts import Artefacts
+from ppf.pruning import collect_statistics, collect_traits, score_atoms
+from ppf.pruning.importance import OBS, Importance, Taylor
+from ppf.pruning.statistics import write_tensors
+from ppf.stages.observed import Observed
+from tests.ranks import FakeRanks
+from tests.tiny import TinySetup
+
+LAYERS = 4
+
+
+def observed(
+    tiny: TinySetup, folder: Path, ranks: FakeRanks, importance: Importance | None = None
+) -> Observed:
+    return Observed(
+        tiny.lm,
+        tiny.windows,
+        importance or OBS(0.01, 4),
+        Artefacts(folder, ranks),
+        statistics="s",
+        order="o",
+        traits="t",
+    )
+
+
+def one() -> FakeRanks:
+    ranks = FakeRanks(0, [])
+    ranks.world_size = 1
+    return ranks
+
+
+def test_layer_by_layer_finds_what_the_whole_model_shows(tiny: TinySetup, tmp_path: Path) -> None:
+    found = observed(tiny, tmp_path, one())
+    found.make()
+    statistics = collect_statistics(tiny.lm, tiny.windows)
+    scores = score_atoms(tiny.lm, OBS(0.01, 4), statistics, tiny.windows)
+    traits = collect_traits(tiny.lm, tiny.windows[::4]).tensors()
+    for own, whole in zip(found.statistics.gram, statistics.gram, strict=True):
+        assert torch.equal(own, whole)
+    for own, whole in zip(found.scores(), scores, strict=True):
+        torch.testing.assert_close(own, whole)
+    assert found.traits().tensors().keys() == traits.keys()
+    for name, own in found.traits().tensors().items():
+        torch.testing.assert_close(own, traits[name])
+
+
+def test_the_file_of_all_layers_of_an_older_version_is_read(
+    tiny: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics = collect_statistics(tiny.lm, tiny.windows)
+    scores = score_atoms(tiny.lm, OBS(0.01, 4), statistics, tiny.windows)
+    named = {f"gram.{i}": g for i, g in enumerate(statistics.gram)}
+    named |= {f"mean.{i}": m for i, m in enumerate(statistics.mean)}
+    for kind, name, tensors in (
+        ("statistics", "s", named),
+        ("importance", "o", {f"{i:04}": score for i, score in enumerate(scores)}),
+        ("traits", "t", collect_traits(tiny.lm, tiny.windows[::4]).tensors()),
+    ):
+        (tmp_path / kind).mkdir()
+        write_tensors(tmp_path / kind / f"{name}.safetensors", tensors)
+    found = observed(tiny, tmp_path, one())
+    monkeypatch.setattr("ppf.stages.observed.LayerStream", None)  # no layer is run
+    found.make()
+    assert torch.equal(found.statistics.gram[3], statistics.gram[3])
+    assert torch.equal(found.scores()[3], scores[3])
+    assert found.traits().tensors().keys() == collect_traits(tiny.lm, tiny.windows).tensors().keys()
+
+
+@dataclass
+class Stop(OBS):
+    """Ends the work at some coupling, as a killed process does."""
+
+    damping: float
+    rounds: int
+    left: int
+
+    def scores(self, *arguments):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().scores(*arguments)
+
+
+def test_a_killed_run_goes_on_at_the_layer_where_it_was(tiny: TinySetup, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        observed(tiny, tmp_path, one(), Stop(0.01, 4, 2)).make()
+    made = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("0000.safetensors")}
+    assert len(made) == 4  # moments, scores, traits and spectra of the first layer
+    observed(tiny, tmp_path, one()).make()
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+    assert len(list(tmp_path.rglob("0*.safetensors"))) == 4 * LAYERS
+
+
+def test_a_damaged_layer_is_made_again(
+    tiny: TinySetup, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    found = observed(tiny, tmp_path, one())
+    found.make()
+    expected = found.statistics.gram[2].clone()
+    file = tmp_path / "statistics" / "s" / "0001.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    again = observed(tiny, tmp_path, one())
+    again.make()
+    assert torch.equal(again.statistics.gram[2], expected)
+    assert "it is made again" in capsys.readouterr().out
+
+
+def test_ranks_make_different_layers_and_run_none_twice(tiny: TinySetup, tmp_path: Path) -> None:
+    runs: list[int] = []
+    for number, layer in enumerate(tiny.lm.adapter.layers(tiny.lm.model)):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: runs.append(number))
+    sent: list[object] = []
+    first, second = (observed(tiny, tmp_path, FakeRanks(rank, sent)) for rank in (1, 0))
+    scored: list[int] = []
+    original = first._make_scores
+    first._scores._make = lambda layer: scored.append(layer) or original(layer)
+    for ranked in (first, second):
+        ranked.make()
+    assert scored[:2] == [1, 3]  # its own layers come first
+    # 8 windows are two batches, every fourth window one.
+    assert sorted(runs) == sorted([layer for layer in range(LAYERS) for _ in range(3)])
+    assert not (tmp_path / "statistics" / "s-states").exists()
+
+
+def test_the_first_rank_differentiates_for_all(tiny: TinySetup, tmp_path: Path) -> None:
+    sent: list[object] = []
+    found = []
+    for rank in (0, 1):
+        ranked = observed(tiny, tmp_path, FakeRanks(rank, sent), Taylor())
+        ranked.make()
+        found.append(ranked.scores())
+    statistics = collect_statistics(tiny.lm, tiny.windows)
+    expected = score_atoms(tiny.lm, Taylor(), statistics, tiny.windows)
+    for scores in found:
+        torch.testing.assert_close(scores, expected)
