@@ -12,6 +12,7 @@ files count while they are mapped. On a GPU it is the host's.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -131,15 +132,22 @@ def stages(out: Path, given: list[str]) -> dict[str, list[str]]:
     prune = (f"policy={policy}", "dtype=bfloat16")
     return {
         **{name: command(__file__, "--stage", name, *given) for name in WORK},
-        "labels": command("collect.py", *given),
-        "predictor": command("train.py", *given),
+        "labels": command("collect.py", *accepted("collect", given)),
+        "predictor": command("train.py", *accepted("train", given)),
         "search": command("search.py", *given, f"paths.run={policy.parent}"),
-        "prune": command("prune.py", *prune, f"out={out / 'refitted'}"),
+        "prune": command("prune.py", *prune, f"out={out / 'pruned'}"),
         "export": command("prune.py", *prune, "sequential=false", f"out={out / 'pruned'}"),
         "evaluate": command(
             "evaluate.py", f"path={out / 'pruned'}", "text=wikipedia_sample", *text
         ),
     }
+
+
+def accepted(command: str, given: list[str]) -> list[str]:
+    """The overrides whose section a command has."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        known = compose(command)
+    return [override for override in given if re.split(r"[.=@/]", override)[0] in known]
 
 
 def run(command: list[str]) -> dict[str, float | str]:

@@ -3,7 +3,7 @@
 import pytest
 
 from ppf.errors import PPFError
-from ppf.ranks import on_rank_0
+from ppf.ranks import on_rank_0, own_first
 from tests.ranks import FakeRanks
 
 
@@ -25,3 +25,10 @@ def test_a_sentence_of_rank_0_is_every_ranks() -> None:
     for rank in (0, 1):
         with pytest.raises(PPFError, match="no"):
             on_rank_0(FakeRanks(rank, sent), refuse)
+
+
+def test_each_rank_begins_with_items_of_its_own() -> None:
+    items = [10, 11, 12, 13, 14]
+    assert own_first(items, FakeRanks(0, [])) == [10, 12, 14, 11, 13]
+    assert own_first(items, FakeRanks(1, [])) == [11, 13, 10, 12, 14]
+    assert own_first(items, None) == items

@@ -114,6 +114,11 @@ def _prefix_sums(terms: Float[Tensor, "tokens columns"]) -> Float[Tensor, "token
     return nn.functional.pad(terms.float().cumsum(1), (1, 0))
 
 
+def _suffix_sums(terms: Float[Tensor, " columns"]) -> Float[Tensor, " sums"]:
+    """Sums of all but the first 0, 1, … terms."""
+    return nn.functional.pad(terms.flip(0).cumsum(0), (1, 0)).flip(0)
+
+
 @dataclass(frozen=True)
 class ResidualMoments:
     """Moments of a narrowed consumer's inputs x and of the error r of the residual stream.
@@ -255,14 +260,16 @@ class LeastSquares(Compensation):
         energy = ((weight @ gram) * weight).sum()
         ridged_energy, output = projected.square().sum(), weight @ mean
         solution = torch.zeros_like(weight)
+        beyond = _suffix_sums(weight.square().sum(0))
+        explained = torch.zeros_like(energy)
         weights, biases, errors, start = [], [], [], 0
         for width in widths[:-1]:
             block = slice(start, width)
             solution[:, :width].addmm_(projected[:, block], inverse[block, :width])
-            explained = projected[:, :width].square().sum()
-            change = ridge * (weight - solution).square().sum()
-            errors.append(ridged_energy - explained - change)
-            biases.append(output - solution @ mean)
+            explained = explained + projected[:, block].square().sum()
+            change = (weight[:, :width] - solution[:, :width]).square().sum() + beyond[width]
+            errors.append(ridged_energy - explained - ridge * change)
+            biases.append(output - solution[:, :width] @ mean[:width])
             if not factored:
                 weights.append(solution[:, :width].to(dtype, copy=True))
             start = width

@@ -144,23 +144,38 @@ class OBS(Importance):
         weight = weight * (gram.diagonal() > 0)
         gram, _ = damped(gram, self.damping)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-        remaining = torch.arange(coupling.atoms, device=weight.device)
         scores = torch.empty(coupling.atoms, device=weight.device)
-        for number, part in enumerate(remaining.tensor_split(min(self.rounds, coupling.atoms))):
-            added = _added_errors(weight, inverse, size)
-            queue = added.argsort(stable=True)
-            out, stay = queue[: len(part)], queue[len(part) :].sort().values
+        here = torch.arange(coupling.atoms, device=weight.device)  # the atoms of the columns
+        gone = torch.zeros_like(here, dtype=torch.bool)
+        parts = here.tensor_split(min(self.rounds, coupling.atoms))
+        for number, part in enumerate(parts):
+            added = _added_errors(weight, inverse, size).masked_fill_(gone, torch.inf)
+            out = added.argsort(stable=True)[: len(part)]
             share = added[out] / added[out].max().clamp_min(_SMALLEST)
-            scores[remaining[out]] = number + share.float() / 2
-            remaining, pruned, kept = remaining[stay], expand(out, size), expand(stay, size)
-            update = torch.linalg.solve(inverse[pruned][:, pruned], inverse[pruned][:, kept])
-            weight = weight[:, kept] - weight[:, pruned] @ update
-            inverse = inverse[kept][:, kept] - inverse[kept][:, pruned] @ update
+            scores[here[out]] = number + share.float() / 2
+            gone[out] = True
+            _eliminate(weight, inverse, expand(out, size))
+            if number % _COMPACT == _COMPACT - 1:
+                stay = (~gone).nonzero()[:, 0]
+                kept = expand(stay, size)
+                weight, inverse = weight[:, kept], inverse[kept][:, kept]
+                here, gone = here[stay], gone[stay]
         return scores
+
+
+def _eliminate(weight: Tensor, inverse: Tensor, pruned: Int[Tensor, " columns"]) -> None:
+    """Refits the other columns and updates H in place; pruned columns become those of 1."""
+    update = torch.linalg.solve(inverse[pruned][:, pruned], inverse[pruned])
+    weight.addmm_(weight[:, pruned], update, alpha=-1)
+    inverse.addmm_(inverse[:, pruned], update, alpha=-1)
+    weight[:, pruned], inverse[:, pruned], inverse[pruned] = 0, 0, 0
+    inverse.diagonal()[pruned] = 1
 
 
 def _added_errors(weight: Tensor, inverse: Tensor, size: int) -> Float[Tensor, " atoms"]:
     """Squared output error that each atom's removal adds after the others are refitted."""
+    if size == 1:
+        return weight.square().sum(0) / inverse.diagonal()
     atoms = len(inverse) // size
     own = inverse.view(atoms, size, atoms, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     columns = weight.view(len(weight), atoms, size).permute(1, 2, 0)
@@ -238,4 +253,5 @@ def retained_importance(
     return nn.utils.rnn.pad_sequence(shares, True)
 
 
+_COMPACT = 8  # rounds after which pruned columns are removed from the matrices
 _SMALLEST = 1e-30  # smallest divisor; a site without importance retains 0

@@ -88,14 +88,17 @@ class Observed:
         Raises:
             PPFError: a file cannot be written.
         """
-        if any(files.missing(self._layers) for files in self._files):
+        if on_rank_0(self._ranks, self._incomplete):
             self._make_layers()
         if self._ranks.is_global_zero:  # by now every layer has all of its files
             shutil.rmtree(self._states, ignore_errors=True)
 
+    def _incomplete(self) -> bool:
+        return any(files.missing(self._layers) for files in self._files)
+
     def _make_layers(self) -> None:
         say(f"Observing the dense model on {self._windows.numel()} tokens, layer by layer.")
-        if self._importance.observes and self._scores.missing(self._layers):
+        if self._importance.observes:
             on_rank_0(self._ranks, self._score_all)
         waiting = list[int]()
         for layer in track(own_first(self._layers, self._ranks), "Preparing the layers"):

@@ -119,6 +119,7 @@ def test_out_of_memory_halves_the_batch(
         run(self, index)
 
     monkeypatch.setattr(Labeller, "_run_layer", full)
+    labeller = Labeller(tiny.lm, labeller.pruner, tiny.windows, batch=8)
     assert labeller.score(policies[1]).nll == pytest.approx(expected, abs=1e-5)
     assert len(labeller._batches[0].ids) == 2
 

@@ -118,13 +118,13 @@ def test_ranks_make_different_layers_and_run_none_twice(tiny: TinySetup, tmp_pat
     for number, layer in enumerate(tiny.lm.adapter.layers(tiny.lm.model)):
         layer.mlp.register_forward_pre_hook(lambda *_, number=number: runs.append(number))
     sent: list[object] = []
-    first, second = (observed(tiny, tmp_path, FakeRanks(rank, sent)) for rank in (1, 0))
+    first, second = (observed(tiny, tmp_path, FakeRanks(rank, sent)) for rank in (0, 1))
     scored: list[int] = []
     original = first._make_scores
     first._scores._make = lambda layer: scored.append(layer) or original(layer)
     for ranked in (first, second):
         ranked.make()
-    assert scored[:2] == [1, 3]  # its own layers come first
+    assert scored[:2] == [0, 2]  # its own layers come first
     # 8 windows are two batches, every fourth window one.
     assert sorted(runs) == sorted([layer for layer in range(LAYERS) for _ in range(3)])
     assert not (tmp_path / "statistics" / "s-states").exists()

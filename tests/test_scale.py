@@ -1,0 +1,76 @@
+"""The benchmark of scale: its checkpoints load, its stages resume, its last line is JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from benchmarks import scale
+from ppf.llm import load
+
+
+def test_a_random_checkpoint_loads(tmp_path: Path) -> None:
+    shape = scale.shapes()["tiny"]
+    for tied in (True, False):
+        folder = tmp_path / str(tied)
+        scale.write_checkpoint(shape | {"tie_word_embeddings": tied}, folder)
+        config = {"path": str(folder), "source": None, "dtype": "bfloat16"}
+        lm = load(OmegaConf.create(config), str(tmp_path))
+        ids = torch.arange(8)[None]
+        assert lm.model(ids).logits.isfinite().all()
+        assert lm.model.config.num_hidden_layers == shape["num_hidden_layers"]
+
+
+def test_a_killed_checkpoint_goes_on(tmp_path: Path) -> None:
+    shape = scale.shapes()["tiny"]
+    scale.write_checkpoint(shape, tmp_path)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) == 1 + shape["num_hidden_layers"]
+    kept, lost = files[0].stat().st_mtime_ns, files[-1].read_bytes()
+    files[-1].unlink()
+    scale.write_checkpoint(shape, tmp_path)
+    assert files[0].stat().st_mtime_ns == kept and files[-1].read_bytes() == lost
+
+
+def test_stages_get_the_overrides_that_they_know(tmp_path: Path) -> None:
+    given = [*scale.FEW, "text.window=64", "search.rounds=2"]
+    commands = scale.stages(tmp_path, given)
+    assert {"text.window=64", "search.rounds=2", "agent=evolution"} <= set(commands["search"])
+    assert {"text.window=64", "labels.count=24"} <= set(commands["labels"])
+    for name in ("labels", "predictor"):
+        assert not {"search.rounds=2", "agent=evolution"} & set(commands[name])
+    assert (
+        "text.window=64" in commands["evaluate"] and "labels.count=24" not in commands["evaluate"]
+    )
+
+
+def quick(code: str) -> list[str]:
+    return [sys.executable, "-S", "-c", code]
+
+
+def test_finished_stages_are_not_repeated(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    grow = f"x = bytearray(2**26); open({str(tmp_path / 'file')!r}, 'ab').write(x[: 2**20])"
+    label = 'print(\'{"seconds": 1.5, "bank_share": 0.2}\')'
+    commands = {"bank": quick(grow), "label": quick(label)}
+    found = scale.measure(tmp_path, commands)
+    assert found["stages"]["bank"]["disk_gib"] == pytest.approx(2**-10)
+    assert 2**-4 < found["stages"]["bank"]["peak_gib"] < 1
+    again = scale.measure(tmp_path, commands | {"search": quick("raise SystemExit(0)")})
+    assert (tmp_path / "file").stat().st_size == 2**20
+    assert again["stages"]["bank"] == found["stages"]["bank"]
+    capfd.readouterr()
+    scale.report({"shape": "tiny", **again})
+    told = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert told["label"] == {"seconds": 1.5, "bank_share": 0.2}
+    assert list(told["stages"]) == ["bank", "label", "search"]
+
+
+def test_a_failed_stage_ends_the_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="failed"):
+        scale.measure(tmp_path, {"bank": quick("raise SystemExit(1)")})
+    assert not (tmp_path / scale.FINISHED).exists()
