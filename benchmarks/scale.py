@@ -160,11 +160,13 @@ def run(command: list[str]) -> dict[str, float | str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout
     last = ""
-    for line in process.stdout:
-        print(f"    {line}", end="", flush=True)
-        last = line
+    with process.stdout as lines:
+        for line in lines:
+            print(f"    {line}", end="", flush=True)
+            last = line
     _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         raise SystemExit(f"failed: {' '.join(command)}")
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_gib": usage.ru_maxrss * 1024 / GIB, "last": last}

@@ -54,7 +54,7 @@ def quick(code: str) -> list[str]:
 def test_finished_stages_are_not_repeated(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    grow = f"x = bytearray(2**26); open({str(tmp_path / 'file')!r}, 'ab').write(x[: 2**20])"
+    grow = f"x = b'1' * 2**27; open({str(tmp_path / 'file')!r}, 'ab').write(x[: 2**20])"
     label = 'print(\'{"seconds": 1.5, "bank_share": 0.2}\')'
     commands = {"bank": quick(grow), "label": quick(label)}
     found = scale.measure(tmp_path, commands)

@@ -182,7 +182,7 @@ def test_ranks_make_different_factors(lm: LanguageModel, tmp_path: Path) -> None
             orders,
             statistics,
             method,
-            max_gib=0,
+            max_gib=0.0,
             folder=tmp_path,
             ranks=FakeRanks(1, []),
         )
