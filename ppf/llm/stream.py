@@ -32,8 +32,8 @@ class LayerStream:
         self.lm, self.tokens, self._folder = lm, windows.numel(), folder
         batches = windows.to(lm.device).split(_AT_ONCE)
         self._calls = [LayerCalls.record(lm, ids) for ids in batches]
-        self._layers = lm.adapter.layers(lm.model)
-        self._restart()
+        self._next = 0
+        self._states = [call.inputs for call in self._calls]
 
     @torch.inference_mode()
     def run(self, layer: int) -> list[Tensor]:

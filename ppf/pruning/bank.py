@@ -65,7 +65,7 @@ class Bank:
         """
         indices = lm.coupling_indices(space.sites)
         columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, indices, strict=True)]
-        shapes = [lm.couplings[i].consumer.weight.shape for i in indices]
+        shapes = [_shape(lm.couplings[i]) for i in indices]
         size = bank_size(shapes, space, lm.dtype, max_gib, lm.device)
         factored = compensation.refits and size.factored
         if factored:
@@ -158,8 +158,12 @@ def levels_gib(shapes: Sequence[tuple[int, int]], space: Space, dtype: torch.dty
 
 def ready_gib(lm: LanguageModel, space: Space) -> float:
     """`levels_gib` of a loaded model."""
-    consumers = [lm.couplings[i].consumer.weight for i in lm.coupling_indices(space.sites)]
-    return levels_gib([weight.shape for weight in consumers], space, lm.dtype)
+    shapes = [_shape(lm.couplings[i]) for i in lm.coupling_indices(space.sites)]
+    return levels_gib(shapes, space, lm.dtype)
+
+
+def _shape(coupling: Coupling) -> tuple[int, int]:
+    return coupling.consumer.out_features, coupling.consumer.in_features
 
 
 def _stored_dtype(dtype: torch.dtype) -> torch.dtype:
