@@ -124,13 +124,14 @@ class Options:
         return torch.stack(ends).clamp(min=1) - 1
 
     def _by_level(self, table: Float[Tensor, "sites types units"]) -> Float[Tensor, "sites levels"]:
-        """A table of options as a table of levels."""
-        rows = [
-            part[torch.tensor(choice), torch.tensor(kept)][number]
-            for part, choice, kept, number in zip(
-                table, self.choice, self.kept, self._number, strict=True
-            )
-        ]
+        """A table of options as a table of levels. Levels below the first step pay for nothing."""
+        rows = []
+        for part, steps, kept, choice, number in zip(
+            table, self.steps, self.kept, self.choice, self._number, strict=True
+        ):
+            row = part[torch.tensor(choice), torch.tensor(kept)][number]
+            row[: steps[0]] = part[0, 0]
+            rows.append(row)
         return torch.stack(rows)
 
 
