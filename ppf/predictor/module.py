@@ -197,9 +197,9 @@ class PredictorModule(LightningModule):
         self._validated.append((*prediction, batch.nll, batch.ratio))
 
     def on_validation_epoch_end(self) -> None:
-        columns = [torch.cat(parts) for parts in zip(*self._validated, strict=True)]
+        mean, std, nll, ratio = (torch.cat(x) for x in zip(*self._validated, strict=True))
         self._validated.clear()
-        rows = HeldOut(*columns, family=torch.arange(len(columns[0])))
+        rows = HeldOut(mean, std, nll, ratio, torch.arange(len(nll)))
         found = scores(rows, self.bands, self.dense_nll)
         self.log_dict({f"validation/{name}": score for name, score in found.items()})
 

@@ -110,8 +110,7 @@ def endings(bands: Sequence[float]) -> list[tuple[str, str]]:
 
 def _parts(rows: HeldOut, bands: Sequence[float]) -> Iterator[tuple[str, HeldOut]]:
     """All rows and those of each band, with the ending of their scores; none of too few rows."""
-    *values, family = (column.cpu() for column in rows)
-    rows = HeldOut(*(value.float() for value in values), family)
+    rows = HeldOut(*(column.cpu().float() for column in rows))
     inside = [(rows.ratio >= low) & (rows.ratio < high) for low, high in pairwise(bands)]
     every = torch.ones_like(rows.ratio, dtype=torch.bool)
     for ending, mask in zip(

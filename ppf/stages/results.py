@@ -199,18 +199,20 @@ def _accuracy(predictor: Predictor, config: DictConfig) -> Accuracy | None:
     """The predictor on held-out policies; None if it has none."""
     if predictor.held_out is None:
         return None
-    columns = (column.tolist() for column in predictor.held_out[:4])
+    predicted, std, measured, ratio = (column.tolist() for column in predictor.held_out[:4])
     metrics = {name.removeprefix("test/"): score for name, score in predictor.metrics.items()}
-    return Accuracy(*columns, metrics=metrics, bands=list(config.get("bands", [])))
+    bands = list(config.get("bands", []))
+    return Accuracy(predicted, std, measured, ratio, metrics, bands)
 
 
 def _proposals(context: PruningContext, labels: Labels, found: Found) -> dict[str, float]:
     """Scores of the predictions of all proposals, by name; empty: there are too few."""
     measured = found.measured
     known = (measured.proposed & measured.measured.isfinite().cpu()).nonzero()[:, 0]
-    columns = (x.cpu()[known] for x in (measured.mean, measured.std, measured.measured))
-    ratio = context.space.ratio(measured.kept.cpu()[known])
-    rows = HeldOut(*columns, ratio, family=torch.arange(len(known)))
+    mean, std, nll, kept = (
+        x.cpu()[known] for x in (measured.mean, measured.std, measured.measured, measured.kept)
+    )
+    rows = HeldOut(mean, std, nll, context.space.ratio(kept), torch.arange(len(known)))
     return with_intervals(rows, [], float(labels.nll[0]))
 
 
