@@ -110,7 +110,8 @@ def endings(bands: Sequence[float]) -> list[tuple[str, str]]:
 
 def _parts(rows: HeldOut, bands: Sequence[float]) -> Iterator[tuple[str, HeldOut]]:
     """All rows and those of each band, with the ending of their scores; none of too few rows."""
-    rows = HeldOut(*(column.cpu().float() for column in rows))
+    numbers = HeldOut(*(column.cpu().float() for column in rows))
+    rows = numbers._replace(family=rows.family.cpu())
     inside = [(rows.ratio >= low) & (rows.ratio < high) for low, high in pairwise(bands)]
     every = torch.ones_like(rows.ratio, dtype=torch.bool)
     for ending, mask in zip(
