@@ -49,7 +49,7 @@ def _losses(
     pieces = [Piece(windows, labels.context) for windows in (used, new)]
     rows = []
     for policy in kept.tolist():
-        with context.pruner.at(policy) as model:
+        with context.at(policy) as model:
             rows.append(window_losses(model, pieces, batch=labels.batch))
     found = torch.stack(rows)
     return found[:, : len(used)], found[:, len(used) :]

@@ -146,9 +146,9 @@ def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) ->
         ("search", "sampler.ratio", 1, "there is no key sampler.ratio: --cfg job lists all keys."),
         (
             "search",
-            "agent.episode",
+            "agent.generation",
             1,
-            "there is no key agent.episode: do you mean agent.episodes?",
+            "there is no key agent.generation: do you mean agent.generations?",
         ),
         ("search", "labels.cuont", 3, "there is no key labels.cuont: do you mean labels.count?"),
         ("search", "agent.polish", 3, "agent.polish=3 should name a _target_."),

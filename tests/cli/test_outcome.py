@@ -34,7 +34,7 @@ def test_a_record_tells_what_was_found(done: Path) -> None:
     [
         ("ratio=0.4", False),
         ("labels.count=64", False),
-        ("predictor.members=4", False),
+        ("predictor.noise=0.1", False),
         ("seed=1", False),
         ("fabric.accelerator=cpu", True),
         ("logger=none", True),

@@ -42,7 +42,7 @@ INVALIDATES = {
 @pytest.fixture(scope="module")
 def config() -> DictConfig:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["paths.run=x", "model.dtype=float32"])
+        cfg = compose("search", ["paths.run=x", "model.dtype=float32", "predictor=residual"])
     OmegaConf.set_struct(cfg, False)
     return cfg
 
