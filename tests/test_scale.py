@@ -59,7 +59,7 @@ def test_finished_stages_are_not_repeated(
     commands = {"bank": quick(grow), "label": quick(label)}
     found = scale.measure(tmp_path, commands)
     assert found["stages"]["bank"]["disk_gib"] == pytest.approx(2**-10)
-    assert 2**-4 < found["stages"]["bank"]["peak_gib"] < 1
+    assert found["stages"]["bank"]["peak_gib"] > 2**-4
     again = scale.measure(tmp_path, commands | {"search": quick("raise SystemExit(0)")})
     assert (tmp_path / "file").stat().st_size == 2**20
     assert again["stages"]["bank"] == found["stages"]["bank"]

@@ -117,6 +117,10 @@ class Objective:
         """The policies of the allocation rules; they may lie outside the trust region."""
         return project(self.space, self._wanted_by_rules(), self.ratios(len(self.rules)))
 
+    def baselines(self) -> Int[Tensor, "baselines sites"]:
+        """Uniform pruning and the policies of the allocation rules."""
+        return torch.cat([self.uniform(), self.rule_policies()])
+
     def starts(self) -> Int[Tensor, "starts sites"]:
         """Policies inside the trust region from which searches start.
 

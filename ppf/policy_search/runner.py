@@ -45,8 +45,7 @@ def run_search(
 
 def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -> Candidates:
     """The candidates, uniform pruning and the rules' policies after the agent's polish."""
-    known = torch.cat([objective.uniform(), objective.rule_policies()])
-    found = Candidates.merge(found, objective.candidates(known))
+    found = Candidates.merge(found, objective.candidates(objective.baselines()))
     if agent.polish is None:
         return found
     generator = torch.Generator(objective.device).manual_seed(run.seed)

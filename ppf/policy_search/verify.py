@@ -101,7 +101,7 @@ def _predicted(
     candidates: Candidates, objective: Objective
 ) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
     """Names, policies and predictions of the policies to measure, each policy once."""
-    kept = torch.cat([objective.uniform(), objective.rule_policies(), candidates.kept])
+    kept = torch.cat([objective.baselines(), candidates.kept])
     named = ["uniform", *objective.rules, *[CANDIDATE] * len(candidates)]
     first = {tuple(row): place for place, row in reversed(list(enumerate(kept.tolist())))}
     places = sorted(first.values())

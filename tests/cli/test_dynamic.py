@@ -73,7 +73,7 @@ def test_what_mode_dynamic_cannot_do_is_said(run: Run) -> None:
     assert "not Evolution: give agent=ppo, sac, ddpg, td3 or reinforce" in wrong
     outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", *TINY)
     assert "ratios=[0.7] lie outside of dynamic.train" in outside
-    assert "mode=other should be 'static' or 'dynamic'" in sentence(
+    assert "mode=other is unknown: give one of dynamic, static." in sentence(
         run, "search", "mode=other", *TINY
     )
 

@@ -84,7 +84,7 @@ def test_a_full_disk_is_told(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reached", ["loading PyTorch", "Training the predictor"])
+@pytest.mark.parametrize("reached", ["loading PyTorch", "Searching at ratio"])
 def test_an_interrupt_is_one_line(root: Path, tmp_path: Path, cache: str, reached: str) -> None:
     folders = [f"paths.{name}={tmp_path / name}" for name in ("outputs", "artefacts")]
     started = subprocess.Popen(
@@ -131,7 +131,7 @@ def test_an_unknown_family_is_named(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None:
-    assert "or search=FOLDER (of a run of" in sentence(run, "prune", "logger=csv")
+    assert "and search=FOLDER (of a run of" in sentence(run, "prune", "logger=csv")
     assert "give either policy=FILE" in sentence(run, "evaluate", "logger=csv")
     (tmp_path / "policy.json").write_text(json.dumps({"format": 0}))
     said = sentence(run, "evaluate", f"policy={tmp_path / 'policy.json'}", "logger=csv")

@@ -82,11 +82,11 @@ def test_spread_is_the_jackknifes_and_becomes_nats(known: SiteFeatures) -> None:
     variance = 2 / 3 * (answers - answers.mean(0)).square().sum(0) + 0.2**2
     torch.testing.assert_close(module._jackknife_variance(answers), variance)
 
-    mean, step = answers.mean(0), 1e-2
-    above, below = (module._in_nats(mean + sign * step, variance).mean for sign in (1, -1))
+    mean, step, one = answers.mean(0), 1e-2, torch.tensor(1.0)
+    above, below = (module._in_nats(mean + sign * step, variance, one).mean for sign in (1, -1))
     slope = (above - below) / (2 * step)
     torch.testing.assert_close(
-        module._in_nats(mean, variance).std, variance.sqrt() * slope, rtol=1e-2, atol=1e-4
+        module._in_nats(mean, variance, one).std, variance.sqrt() * slope, rtol=1e-2, atol=1e-4
     )
 
 

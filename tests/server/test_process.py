@@ -77,7 +77,9 @@ def test_only_a_loopback_address_is_bound_to_host_names() -> None:
 def test_a_signal_ends_the_server_and_an_open_address_is_warned_of(
     serve: Serve, number: signal.Signals, host: str
 ) -> None:
-    process, address, said = serve("limits.shutdown_seconds=1", f"host={host}")
+    process, address, said = serve(
+        "limits.shutdown_seconds=1", "limits.sequences=1", f"host={host}"
+    )
     warning = "Warning: host=0.0.0.0 lets other machines use the model: give api_key=KEY."
     assert (warning in said) == (host == "0.0.0.0")
 
