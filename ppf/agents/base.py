@@ -39,7 +39,7 @@ class Objective:
         features: features of the sites.
         rules: allocation rules by name; searches also start from their policies.
         device: device of policies, predictions and agents.
-        measured: policies of earlier rounds, from which searches start too.
+        measured: policies of earlier rounds, from which searches start too; None: there are none.
     """
 
     space: Space
@@ -190,10 +190,8 @@ class Candidates:
 
     def without(self, known: Int[Tensor, "known sites"]) -> "Candidates":
         """The policies that are not rows of `known`."""
-        old = set(map(tuple, known.tolist()))
-        new = [tuple(row) not in old for row in self.kept.tolist()]
-        mask = torch.tensor(new, dtype=torch.bool, device=self.cost.device)
-        return Candidates(self.kept[mask], self.cost[mask])
+        new = ~(self.kept[:, None] == known.to(self.kept.device)).all(2).any(1)
+        return Candidates(self.kept[new], self.cost[new])
 
     def to(self, device: torch.device | str) -> "Candidates":
         """The same policies on another device."""

@@ -1,10 +1,11 @@
 """Differentiates a loss of a model, one decoder layer at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from ppf.llm.calls import LayerCalls
 from ppf.llm.head import output_head
@@ -16,20 +17,34 @@ Loss = Callable[[Float[Tensor, "window tokens"], Int[Tensor, " window"]], Float[
 
 
 def differentiate(
-    lm: LanguageModel, windows: Int[Tensor, "windows window"], loss: Loss, label: str
+    lm: LanguageModel,
+    windows: Int[Tensor, "windows window"],
+    loss: Loss,
+    label: str,
+    hooks: Sequence[RemovableHandle] = (),
 ) -> None:
     """Computes the gradients of a loss of each window, for hooks of the caller on modules.
 
     This is gradient checkpointing: the states in front of every layer are kept in host memory, and
     each layer is run again when it is differentiated. So memory holds the activations of one layer
-    and one window, and the weights of one layer if they are offloaded.
+    and one window, and the weights of one layer if they are offloaded. Hooks see each layer twice,
+    the first time without gradients.
 
     Args:
         lm: the dense model.
         windows: the windows.
         loss: called once for each window, in their order.
         label: of the progress bar.
+        hooks: hooks that watch the passes; they are removed at the end.
     """
+    try:
+        _backward(lm, windows, loss, label)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _backward(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) -> None:
     calls = [LayerCalls.record(lm, ids) for ids in windows.to(lm.device).split(1)]
     count = len(lm.adapter.layers(lm.model))
     states = [[call.inputs.cpu()] for call in calls]

@@ -30,7 +30,7 @@ def run_search(
     quarter of the sites, or in fewer if the search did not find enough such policies.
 
     Args:
-        known: policies that are measured already; they are not returned.
+        known: policies that are measured already; they are not returned. None: any policy may be.
     """
     with cpu_threads(agent.threads):
         found = _gather(agent.search(objective, run), run.fabric)

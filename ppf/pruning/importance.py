@@ -95,11 +95,7 @@ class Taylor(Importance):
         hooks = [
             c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in lm.couplings
         ]
-        try:
-            differentiate(lm, windows, _next_token_loss, "Differentiating")
-        finally:
-            for hook in hooks:
-                hook.remove()
+        differentiate(lm, windows, _next_token_loss, "Differentiating", hooks)
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         return self._squared[coupling.consumer]

@@ -150,9 +150,7 @@ class LivePruner:
         self.space.check_policy(kept)
         dense = self.space.dense.tolist()
         self.apply(dense)
-        pruned = [
-            site for site, (k, units) in enumerate(zip(kept, dense, strict=True)) if k < units
-        ]
+        pruned = [site for site, units in enumerate(dense) if kept[site] < units]
         try:
             for site in pruned:
                 self._pad(site, int(kept[site]))

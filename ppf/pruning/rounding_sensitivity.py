@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ppf.llm import differentiate
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
 from ppf.pruning.rounding import Type, rounded
-from ppf.pruning.sensitivity import backpropagate, sampled
+from ppf.pruning.sensitivity import loss_of_sampled
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ def rounding_sensitivity(
     indices = pruner.lm.coupling_indices(pruner.space.sites)
     sites = [_Site(pruner, number, index, types) for number, index in enumerate(indices)]
     hooks = [hook for site in sites for hook in site.hooks()]
-    targets = sampled(pruner.lm.device, seed)
-    backpropagate(pruner.lm, windows, targets, hooks, "Measuring what rounding costs")
+    loss = loss_of_sampled(pruner.lm.device, seed)
+    differentiate(pruner.lm, windows, loss, "Measuring what rounding costs", hooks)
     losses = [site.squared.T.cpu() / (2 * windows.numel()) for site in sites]
     padded = nn.utils.rnn.pad_sequence(losses, True).transpose(1, 2)
     noise = torch.stack([site.noise / site.energy for site in sites])
@@ -65,7 +66,8 @@ class _Site:
         self.squared = torch.zeros(len(types), len(self.widths), device=device)
         self.noise = torch.zeros(len(types), device=device)
         self.energy = torch.zeros((), device=device)
-        self.inputs: list[Tensor] = []  # of the consumer: without rounding, then for each type
+        # Of the consumer, while its layer is differentiated: without rounding, then for each type.
+        self.inputs: list[Tensor] = []
 
     def hooks(self) -> list[Any]:
         return [
@@ -74,13 +76,17 @@ class _Site:
         ]
 
     def _after_consumer(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        if torch.is_grad_enabled():  # the model's own pass
-            self.inputs = []
+        if out.requires_grad:
             out.register_hook(self._add)
-        self.inputs.append(inputs[0].detach().flatten(0, -2))
+        if out.requires_grad or self.inputs:
+            self.inputs.append(inputs[0].detach().flatten(0, -2))
+
+    def _after_block(self, *call: Any) -> None:
+        if torch.is_grad_enabled():
+            self._run_rounded(*call)
 
     @torch.no_grad()
-    def _after_block(self, block: nn.Module, args: Any, keywords: Any, output: Any) -> None:
+    def _run_rounded(self, block: nn.Module, args: Any, keywords: Any, output: Any) -> None:
         """Runs the block again with rounded producers, for each type."""
         linears = [producer.linear for producer in self.coupling.producers]
         weights = [linear.weight for linear in linears]
@@ -94,6 +100,7 @@ class _Site:
     @torch.no_grad()
     def _add(self, gradient: Tensor) -> None:
         gradient, (x, *others) = gradient.flatten(0, -2), self.inputs
+        self.inputs = []
         weight = self.coupling.consumer.weight
         outputs = self.levels.along(gradient, x, weight, self.widths)
         pruning = outputs[:, -1:] - outputs

@@ -6,18 +6,14 @@ from functools import partial
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from ppf.llm import LanguageModel, differentiate
-from ppf.progress import track
+from ppf.llm import differentiate
+from ppf.llm.backward import Loss
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
 
 Expansion = Callable[[Float[Tensor, "tokens levels"]], Float[Tensor, "tokens levels"]]
 """Maps g · d of each token to an estimate of the change of the loss, nats."""
-
-Targets = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Of a window and its logits: the logits that are scored, and the token that each of them faces."""
 
 
 class _SiteGradients:
@@ -63,19 +59,19 @@ def sensitivity(
     Source: the Fisher information as second-order model of the loss is from WoodFisher (arXiv
         2004.14340). Its use for whole levels is our own.
     """
-    targets, dense = sampled(pruner.lm.device, seed), pruner.space.dense.tolist()
-    return _summed(pruner, dense, windows, targets, _second_order, "Measuring sensitivities")
+    loss, dense = loss_of_sampled(pruner.lm.device, seed), pruner.space.dense.tolist()
+    return _summed(pruner, dense, windows, loss, _second_order, "Measuring sensitivities")
 
 
-def sampled(device: torch.device, seed: int) -> Targets:
-    """Scores tokens that are drawn from the logits."""
+def loss_of_sampled(device: torch.device, seed: int) -> Loss:
+    """The summed loss of tokens that are drawn from the logits."""
     generator = torch.Generator(device).manual_seed(seed)
 
-    def draw(window: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(logits: Tensor, window: Tensor) -> Tensor:
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
-        return logits, drawn[:, 0]
+        return nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum")
 
-    return draw
+    return loss
 
 
 def loss_changes(
@@ -100,13 +96,13 @@ def loss_changes(
 
     Source: our own; the empirical Fisher information is in WoodFisher (arXiv 2004.14340).
     """
-
-    def following(window: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return logits[:-1], window[1:]
-
-    expand = partial(_capped, cap=cap)
+    expand, title = partial(_capped, cap=cap), "Differentiating the best policy"
     with pruner.padded(kept):
-        return _summed(pruner, kept, windows, following, expand, "Differentiating the best policy")
+        return _summed(pruner, kept, windows, _loss_of_following, expand, title)
+
+
+def _loss_of_following(logits: Tensor, window: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits[:-1], window[1:], reduction="sum")
 
 
 def _second_order(a: Tensor) -> Tensor:
@@ -121,7 +117,7 @@ def _summed(
     pruner: LivePruner,
     kept: Sequence[int],
     windows: Int[Tensor, "windows window"],
-    targets: Targets,
+    loss: Loss,
     expand: Expansion,
     title: str,
 ) -> Float[Tensor, "sites levels"]:
@@ -133,39 +129,5 @@ def _summed(
         for number, index in enumerate(indices)
     ]
     hooks = [site.coupling.consumer.register_forward_hook(site.hook) for site in sites]
-
-    def loss(logits: Tensor, window: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(*targets(window, logits), reduction="sum")
-
-    try:
-        differentiate(lm, windows, loss, title)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    differentiate(lm, windows, loss, title, hooks)
     return nn.utils.rnn.pad_sequence([site.summed.cpu() / windows.numel() for site in sites], True)
-
-
-def backpropagate(
-    lm: LanguageModel,
-    windows: Int[Tensor, "windows window"],
-    targets: Targets,
-    hooks: Sequence[RemovableHandle],
-    title: str,
-) -> None:
-    """Backpropagates the summed loss of each window through the whole model at once.
-
-    `differentiate` needs less memory, but its hooks see each layer run twice.
-
-    Args:
-        hooks: hooks that observe the passes; they are removed at the end.
-        title: of the progress bar.
-    """
-    embeddings = lm.model.get_input_embeddings()
-    first = embeddings.register_forward_hook(lambda *call: call[2].requires_grad_())
-    try:
-        for window in track(windows.to(lm.device), title):
-            logits = lm.model(window[None], use_cache=False).logits[0].float()
-            nn.functional.cross_entropy(*targets(window, logits), reduction="sum").backward()
-    finally:
-        for hook in (first, *hooks):
-            hook.remove()

@@ -25,6 +25,7 @@ _STRIP = 32  # most layers in one row of a heatmap
 _CLOCKS = ("step", "epoch", "time", "round")
 _PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
 _NARROW = 12  # ratio of highest to lowest perplexity below which ticks are evenly spaced
+_NAMED = 4  # rounds whose names fit above a small plot
 _FEW = 25  # curves with fewer points show each point
 
 
@@ -37,7 +38,8 @@ def scatter(
 ) -> Figure:
     """Predicted against measured log-perplexity (nats per token), one point for each policy.
 
-    Policies with a value that is not finite are left out; the title gives their number.
+    Policies with a value that is not finite are left out; the title gives their number. Without
+    any held-out policy, only the proposals of a search are shown.
 
     Args:
         std: standard deviations of the predictions, drawn as thin bars.
@@ -55,6 +57,8 @@ def scatter(
         _searched(axes, searched)
         _identity(axes)
         axes.set(xlabel="measured, nats per token", ylabel="predicted, nats per token")
+        if not len(finite):
+            return figure
         left_out = np.count_nonzero(~finite)
         note = f", {left_out} not finite" if left_out else ""
         axes.set_title(f"{len(x)} held-out policies{note}", loc="left")
@@ -167,12 +171,15 @@ def curves(rows: Sequence[Row]) -> Figure:
 
 
 def _rounds(axes: Axes, rows: Sequence[Row]) -> None:
-    """Marks the first iteration of each round, if there are several rounds."""
+    """Marks the first iteration of each round, if there are several; names at most four."""
     numbered = [row for row in rows if row.get("round") is not None]
     changes = [now for before, now in pairwise(numbered) if now["round"] != before["round"]]
-    for row in [*numbered[:1], *changes] if changes else []:
+    firsts = [*numbered[:1], *changes] if changes else []
+    for place, row in enumerate(firsts):
         start = row.get("step") or 0
         axes.axvline(start, color=GREY, lw=0.8, ls=":", zorder=1)
+        if place % math.ceil(len(firsts) / _NAMED):
+            continue
         axes.annotate(
             f"round {row['round']:g}", (start, 1), xycoords=("data", "axes fraction"),
             xytext=(1, 2), textcoords="offset points", size=7, color=GREY,

@@ -71,7 +71,7 @@ class Sizes:
         itemsize: bytes of a weight.
         calibration: tokens.
         labelling: tokens.
-        labels: number of policies to label.
+        labels: number of policies that are labelled or measured.
         offload: as `model.offload`.
         on_cpu: whether the device is the CPU, so that its memory is the host's.
     """
@@ -115,7 +115,7 @@ class Sizes:
             itemsize=dtype.itemsize,
             calibration=(windows.calibration or _MANY) * cfg.text.window,
             labelling=(windows.labelling or _MANY) * cfg.text.window,
-            labels=cfg.labels.count,
+            labels=_labels(cfg),
             offload=cfg.model.get("offload"),
             on_cpu=device.type == "cpu",
         )
@@ -199,6 +199,16 @@ def _labelling(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Nee
     memory = sizes.resident + sizes.bank_in_memory + states
     seconds = sizes.labelling * (forward + head) + level_flops(sizes) / speeds.model
     return _need(f"{sizes.labels} labels", sizes, memory, 0, sizes.labels * seconds)
+
+
+def _labels(cfg: DictConfig) -> int:
+    """Policies that a command measures: those that it draws, and those that a search proposes."""
+    count, search = 0, cfg.get("search")
+    if "predictor" not in cfg or instantiate(cfg.predictor).needs_labels:
+        count += cfg.labels.count
+    if isinstance(search, DictConfig):  # in other commands the key names a folder
+        count += search.label_budget
+    return count
 
 
 def level_flops(sizes: Sizes) -> float:

@@ -89,10 +89,11 @@ def search(
         )
         run = inputs.run(trained, history, number)
         with clock("searching on the predictor"):
-            known = Verification.merge(rounds).by_loss() if rounds else None
-            start = replace(objective, measured=None if known is None else known[:_STARTS])
-            measured = None if rule else objective.baselines() if known is None else known
-            found = run_search(agent, start, run, settings.top_k, measured)
+            known = objective.baselines()  # they are measured in any case
+            if rounds:
+                known = Verification.merge(rounds).by_loss()
+                objective = replace(objective, measured=known[:_STARTS])
+            found = run_search(agent, objective, run, settings.top_k, None if rule else known)
         each = 0 if last else settings.neighbours  # they teach the next predictor
         room = left if last else left - settings.top_k
         proposed = with_neighbours(objective, found, each, room, run.seed)

@@ -8,9 +8,13 @@ from tests.cli.conftest import Run
 def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
     told = run("search", "plan=true", "model=llama3_8b", "logger=none", "fabric=cpu").stdout
     assert "8.03 billion parameters" in told
-    for stage in ("observing the dense model", "building the bank", "128 labels", "free here"):
+    for stage in ("observing the dense model", "building the bank", "48 labels", "free here"):
         assert stage in told
     assert "GiB of factors" in told
+    drawn = run(
+        "search", "plan=true", "model=llama3_8b", "predictor=residual", "logger=none"
+    ).stdout
+    assert "176 labels" in drawn  # 128 before the search, 48 in it
     assert not list((tmp_path / "outputs").rglob("*.safetensors"))
 
 

@@ -242,7 +242,7 @@ def test_fewer_labels_are_needed_from_another_texts_predictor(
         fitted = fitted_with(labels, known, second, QUICK, SOME_STEPS, *overrides)
         return float((fitted.predict(fresh.kept).mean - fresh.nll).abs().median())
 
-    assert error(40, f"predictor.init_from={first / FILE}") < error(60)
+    assert error(50, f"predictor.init_from={first / FILE}") < error(80)
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,12 @@ def test_scatter_rings_what_the_search_proposed() -> None:
     assert "proposed by the search" in texts(figure)
 
 
-def test_no_held_out_policy_is_no_error() -> None:
-    assert png(scatter([], [], [], []))
+def test_without_held_out_policies_nothing_is_said_of_them() -> None:
+    figure = scatter(
+        [], [], [], [], searched=[Entry("1", 0.3, LogPerplexity(3.4), LogPerplexity(3.3))]
+    )
+    assert png(figure) and png(scatter([], [], [], []))
+    assert len(figure.axes) == 1 and not figure.axes[0].get_title(loc="left")
 
 
 def test_curves_draws_each_metric_where_it_has_values() -> None:
@@ -110,6 +114,9 @@ def test_curves_mark_where_rounds_begin() -> None:
     assert marks == [0, 3, 6]
     assert [text.get_text() for text in axes.texts] == ["round 1", "round 2", "round 3"]
     assert len(curves(rows[:3]).axes[0].lines) == 1, "one round needs no mark"
+    many = curves([{"step": i, "reward": 0.0, "round": 1 + i} for i in range(10)]).axes[0]
+    assert len(many.lines) == 11
+    assert [text.get_text() for text in many.texts] == ["round 1", "round 4", "round 7", "round 10"]
 
 
 def test_metrics_have_names_in_words() -> None:
