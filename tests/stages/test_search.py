@@ -9,8 +9,9 @@ from hydra import compose, initialize_config_module
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppf.agents import Agent, Candidates, Objective, Run
 from ppf.labels.table import Labels
-from ppf.policy_search import Verification
+from ppf.policy_search import Verification, run_search
 from ppf.policy_search.selection import Selection
 from ppf.progress import Stopwatch
 from ppf.stages.search import Found, search
@@ -57,6 +58,29 @@ def test_the_last_round_has_its_top_k(
     settings = {"label_budget": budget, "rounds": rounds, "top_k": 4, "neighbours": 0}
     searched(tmp_path, measured, **settings)
     assert measured == expected
+
+
+def test_a_round_starts_from_what_was_measured_and_does_not_propose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Objective, Tensor | None]] = []
+
+    def spied(
+        searcher: Agent, objective: Objective, run: Run, top_k: int, known: Tensor | None
+    ) -> Candidates:
+        asked.append((objective, known))
+        return run_search(searcher, objective, run, top_k, known)
+
+    monkeypatch.setattr("ppf.stages.search.run_search", spied)
+    found = searched(tmp_path, [], rounds=2, top_k=4).measured
+    (first, baselines), (second, known) = asked
+    assert first.measured is None and torch.equal(baselines, first.baselines())
+    assert torch.equal(second.measured, known) and len(known) == 5  # uniform pruning too
+    losses = {
+        tuple(k): float(nll) for k, nll in zip(found.kept.tolist(), found.measured, strict=True)
+    }
+    ranked = [losses[tuple(k)] for k in known.tolist()]
+    assert ranked == sorted(ranked)
 
 
 def test_the_result_is_the_best_on_both_parts() -> None:
