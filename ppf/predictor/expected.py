@@ -195,7 +195,7 @@ class SiteSums(torch.nn.Module):
             weight: of the changes, from 0 to 1.
         """
         self.origin = self._logs(self._by_site(kept[None].to(self.units)))[0]
-        self.level, self.weight = math.log(excess) / (1 - weight), weight
+        self.level, self.weight = math.log(excess), weight
         self.changes = changes.to(self.tables) / excess
 
     def forward(
@@ -204,10 +204,10 @@ class SiteSums(torch.nn.Module):
         """The prior mean of the logarithm, and the columns that `SiteSumKernel` reads."""
         parts = self._by_site(kept)
         logs = self._logs(parts) - self.origin
-        mean = self.level + logs.mean(1)
+        mean = self.level + (1 - self.weight) * logs.mean(1)
         if self.changes is not None:
             change = at_widths(self.changes, kept).sum(1).clamp(max=_FARTHEST)
-            mean = (1 - self.weight) * mean + self.weight * change
+            mean = mean + self.weight * change
             logs = torch.cat([logs, change[:, None]], 1)
         shares = parts / parts.sum(-1, keepdim=True).clamp(min=_SMALLEST)
         removed = 1 - kept.double() / self.units
