@@ -26,6 +26,7 @@ class PredictorInputs:
         dense_nll: log-perplexity of the dense model on the labelling part, nats per token.
         measure: measures the log-perplexity of policies on the real model, in nats per token.
             Each policy takes about a second or longer.
+        screen: the same on a number of windows, the second argument. Nothing is stored.
         changes: estimates what changes of single sites do to a policy's loss, in nats per token
             (`ppf.pruning.loss_changes`). Its arguments are the policy, a number of windows of the
             calibration part, how many such sets of windows, and the cap. None: the search covers
@@ -39,6 +40,7 @@ class PredictorInputs:
     features: SiteFeatures
     dense_nll: float
     measure: Callable[[Int[Tensor, "policies sites"]], Float[Tensor, " policies"]]
+    screen: Callable[[Int[Tensor, "policies sites"], int], Float[Tensor, " policies"]]
     trainer: Mapping[str, Any]
     seed: int
     changes: Callable[[Sequence[int], int, int, float], Float[Tensor, "sites levels"]] | None = None

@@ -1,30 +1,70 @@
 """The real model in place of a predictor: the baseline of a search."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor, PredictorInputs
 from ppf.predictor.protocol import Prediction
+from ppf.ranges import Count
+
+
+class Screening(TypedDict):
+    """A step before policies are measured.
+
+    Args:
+        windows: of the labelling part that policies are screened on.
+        keep: policies of a batch that go on to the next step.
+    """
+
+    windows: Count
+    keep: Count
 
 
 class Oracle(Predictor):
-    """Measures every policy on the real model; known policies are not measured again."""
+    """Measures policies on the real model; known policies are not measured again.
+
+    With screening, a batch is first scored on few windows, and only its best policies are measured.
+    The others get estimates: what they differ from the measured ones on these windows, but never
+    less than a measured one.
+
+    Args:
+        screening: steps, from few windows to many; empty: every policy is measured.
+
+    Source: the steps are the multi-step selection of EvoPress (arXiv 2410.14649).
+    """
 
     needs_labels: ClassVar[bool] = False
-    _measure: Callable[[Tensor], Tensor]
+
+    def __init__(self, *, screening: Sequence[Screening]) -> None:
+        self.screening = list(screening)
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
-        self._measure = inputs.measure
+        self._measure, self._screen = inputs.measure, inputs.screen
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
-        mean = self._measure(kept).to(kept.device).float()
+        mean = self._scores(kept, self.screening).to(kept.device).float()
         return Prediction(mean, torch.zeros_like(mean))
+
+    def _scores(
+        self, kept: Int[Tensor, "batch sites"], steps: Sequence[Screening]
+    ) -> Float[Tensor, " batch"]:
+        if not steps:
+            return self._measure(kept)
+        step, *rest = steps
+        if len(kept) <= step["keep"]:
+            return self._scores(kept, rest)
+        screened = self._screen(kept, step["windows"])
+        best = screened.argsort(stable=True)[: step["keep"]]
+        scores = self._scores(kept[best], rest).to(screened)
+        offset = scores.mean() - screened[best].mean()
+        estimates = (screened + offset).clamp(min=float(scores.max()))
+        return estimates.index_copy(0, best, scores)
 
     def save(self, folder: Path) -> None:
         """Writes nothing: the labels are artefacts of their own."""

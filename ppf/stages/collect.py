@@ -1,14 +1,15 @@
 """collect: labels for the policies that the sampler draws."""
 
+import torch
 from hydra.utils import instantiate
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.labels.collect import draw, label
 from ppf.labels.store import LabelStore
 from ppf.labels.table import Labels
-from ppf.progress import say
+from ppf.progress import say, track
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import missing
 
@@ -34,6 +35,16 @@ def measure(
     context.labeller.used.update(map(tuple, policies.tolist()))
     known = label_store(context) if store is None else store
     return label(known, context.labeller, policies.cpu(), source)
+
+
+def screen(
+    context: PruningContext, policies: Int[Tensor, "policies sites"], windows: int
+) -> Float[Tensor, " policies"]:
+    """Losses on the first windows of the labelling part, nats per token; they are not stored."""
+    labeller = context.labeller_of(context.labeller.windows[:windows])
+    rows = policies.tolist()
+    found = {tuple(kept): labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
+    return torch.tensor([found[tuple(kept)] for kept in rows])
 
 
 def collect(

@@ -79,11 +79,15 @@ class PruningContext:
     @cached_property
     def labeller(self) -> Labeller:
         """Measures policies on the labelling part."""
+        return self.labeller_of(self.text.tokens("labelling", self.lm.tokenizer))
+
+    def labeller_of(self, windows: Int[Tensor, "windows window"]) -> Labeller:
+        """Measures policies on some windows, with the settings of the labels."""
         labels = self.config.labels
         return Labeller(
             self.lm,
             self,
-            self.text.tokens("labelling", self.lm.tokenizer),
+            windows,
             batch=labels.batch,
             context=labels.context,
             kl_top_k=labels.kl_top_k,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor, PredictorInputs
 from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
-from ppf.stages.collect import measure
+from ppf.stages.collect import measure, screen
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import file_digest, missing, plain, with_code
 
@@ -74,6 +75,7 @@ def train(
         context.features,  # all ranks compute them together
         float(labels.nll[0]),
         lambda kept: measure(context, kept, "oracle").nll,
+        partial(screen, context),
         plain(trainer),
         seed,
         context.changes if one_ratio else None,

@@ -78,10 +78,10 @@ def predictor_config(*overrides: str) -> dict[str, Any]:
 
 def inputs(features: SiteFeatures, trainer: dict[str, Any], seed: int = 0) -> PredictorInputs:
     """What a predictor may use, without a real model and without loggers."""
-    return PredictorInputs(features, DENSE_NLL, _refuse, trainer, seed)
+    return PredictorInputs(features, DENSE_NLL, _refuse, _refuse, trainer, seed)
 
 
-def _refuse(kept: Tensor) -> Tensor:
+def _refuse(*_: object) -> Tensor:
     raise AssertionError("there is no real model")
 
 

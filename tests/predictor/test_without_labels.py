@@ -46,15 +46,39 @@ def test_the_oracle_measures_what_it_is_asked(known: SiteFeatures, labels: Label
         measured.append(kept)
         return kept.sum(1).double()
 
-    oracle = Oracle()
+    oracle = Oracle(screening=[])
     oracle.fit(labels, replace(inputs(known, {}), measure=measure))
     assert oracle.predict(labels.kept).mean.tolist() == labels.kept.sum(1).tolist()
     assert torch.equal(measured[0], labels.kept)
 
 
-@pytest.mark.parametrize("made", [SensitivityPredictor, Oracle])
-def test_they_need_no_labels_and_no_artefact(made: type[Predictor], tmp_path: Path) -> None:
-    predictor = made()
+def test_screening_measures_the_best_and_estimates_the_rest(
+    known: SiteFeatures, labels: Labels
+) -> None:
+    screened, measured = [], []
+
+    def screen(kept: Tensor, windows: int) -> Tensor:
+        screened.append((kept[:, 0].tolist(), windows))
+        return kept[:, 0].double()
+
+    def measure(kept: Tensor) -> Tensor:
+        measured.append(kept[:, 0].tolist())
+        return 10 - kept[:, 0].double() / 10  # the last step ranks the policies the other way round
+
+    oracle = Oracle(screening=[{"windows": 1, "keep": 3}, {"windows": 2, "keep": 2}])
+    oracle.fit(labels, replace(inputs(known, {}), measure=measure, screen=screen))
+    found = oracle.predict(torch.tensor([[7], [1], [5], [3], [9]])).mean
+    assert screened == [([7, 1, 5, 3, 9], 1), ([1, 3, 5], 2)]
+    assert measured == [[1, 3]]
+    # Policies 1 and 3 score 9.8 on average when measured and 2 on two windows, so 5 is estimated as
+    # 5 + 7.8. These three have means of 10.8 and 3, which gives 7 + 7.8 and 9 + 7.8.
+    assert found.tolist() == pytest.approx([14.8, 9.9, 12.8, 9.7, 16.8])
+    assert oracle.predict(torch.tensor([[5], [9]])).mean.tolist() == pytest.approx([9.5, 9.1])
+    assert len(screened) == 2
+
+
+@pytest.mark.parametrize("predictor", [SensitivityPredictor(), Oracle(screening=[])])
+def test_they_need_no_labels_and_no_artefact(predictor: Predictor, tmp_path: Path) -> None:
     predictor.save(tmp_path)
     assert isinstance(predictor, Surrogate)
     assert not predictor.needs_labels and not list(tmp_path.iterdir())
