@@ -142,7 +142,10 @@ def _outcome(
     summary = Path(report.paths["summary"])
     if cfg.report_test:
         add_test(context, summary, policies, sequential=cfg.sequential, batch=cfg.labels.batch)
-    more: dict[str, float | None] = {"evaluations": len(context.labeller.used)}
+    more: dict[str, float | None] = {
+        "evaluations": len(context.labeller.used),
+        "token_passes": context.token_passes,
+    }
     if cfg.mode == "static":
         more["ratio"] = cfg.ratio  # jobs of a sweep ask for equal ones, and achieve others
     rows = [row | _size(context, row["ratio"]) | more for row in figures(summary)]

@@ -42,9 +42,11 @@ def screen(
 ) -> Float[Tensor, " policies"]:
     """Losses on the first windows of the labelling part, nats per token; they are not stored."""
     labeller = context.labeller_of(context.labeller.windows[:windows])
-    rows = policies.tolist()
-    found = {tuple(kept): labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
-    return torch.tensor([found[tuple(kept)] for kept in rows])
+    rows = list(map(tuple, policies.tolist()))
+    size = labeller.windows.numel()
+    context.passes.update({("screening", windows, kept): size for kept in rows})
+    found = {kept: labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
+    return torch.tensor([found[kept] for kept in rows])
 
 
 def collect(

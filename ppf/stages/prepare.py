@@ -1,9 +1,9 @@
 """What every stage that touches the model needs: model, text, space, order, bank."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -62,6 +62,8 @@ class PruningContext:
         config: the sections that determine the signatures, as policy.json records them.
         signatures: names of the artefacts.
         artefacts: where they lie.
+        passes: tokens read besides those of labels, by what they were read for. A backward pass
+            counts as two forward passes. What artefacts spare counts too.
     """
 
     lm: LanguageModel
@@ -75,6 +77,13 @@ class PruningContext:
     config: DictConfig
     signatures: Signatures
     artefacts: Artefacts
+    passes: dict[Hashable, int] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def token_passes(self) -> int:
+        """Tokens that measuring and differentiating policies has read (see `passes`)."""
+        labeller = self.labeller
+        return len(labeller.used) * labeller.windows.numel() + sum(self.passes.values())
 
     @cached_property
     def labeller(self) -> Labeller:
@@ -122,6 +131,7 @@ class PruningContext:
             return {"changes": loss_changes(self.pruner, kept, text[chosen], cap)}
 
         sets = order.split(windows)[:times]
+        self.passes[name] = 3 * sum(map(len, sets)) * text.shape[1]
         found = [
             _stored(self.artefacts, "changes", f"{name}-{number}", partial(make, chosen))["changes"]
             for number, chosen in enumerate(sets)

@@ -47,6 +47,7 @@ def _losses(
     """Losses of policies in each window of the labelling and of the selection part."""
     labels, used = context.config.labels, context.labeller.windows.cpu()
     pieces = [Piece(windows, labels.context) for windows in (used, new)]
+    context.passes["selection"] = len(kept) * (used.numel() + new.numel())
     rows = []
     for policy in kept.tolist():
         with context.at(policy) as model:

@@ -34,6 +34,7 @@ def test_an_experiment_fills_its_table_and_goes_on(
     first = rows(folder / "results.json")
     assert first.keys() == {"uniform", "owl"}
     assert all(row["test_ppl"] > 1 and row["evaluations"] <= 3 for row in first.values())
+    assert all(row["token_passes"] >= 32 * row["evaluations"] for row in first.values())
     assert first["uniform"]["test_ppl"] == first["owl"]["uniform_test_ppl"]
 
     (owl,) = folder.glob("agent-owl*")

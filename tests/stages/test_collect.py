@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from ppf.errors import PPFError
-from ppf.stages.collect import collect
+from ppf.stages.collect import collect, measure, screen
 from tests.searched import write_search
 
 
@@ -19,3 +20,16 @@ def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed
     capsys.readouterr()
     assert collect(context, cfg.sampler, 3, seed=0, may_label=False).nll.equal(labels.nll)
     assert capsys.readouterr().out.startswith("Reusing 3 labels in ")
+
+
+def test_screening_stores_nothing_and_counts_tokens(cache: str, tmp_path: Path) -> None:
+    _, context = write_search(tmp_path, cache)
+    (window,) = context.labeller.windows
+    half = context.space.units // 2
+    policies = torch.stack([half, context.space.units, half])
+    found = screen(context, policies, 1).tolist()
+    assert found[0] == found[2] != found[1]
+    assert context.token_passes == 2 * len(window)  # equal policies are screened once
+    assert not context.labeller.used
+    assert measure(context, policies, "sampler").nll.tolist() == pytest.approx(found)
+    assert context.token_passes == 4 * len(window)
