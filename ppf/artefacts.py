@@ -28,6 +28,7 @@ FORMATS = {
     "rounding": 1,
     "labels": 1,
     "bytes": 1,
+    "tested": 1,
     "predictor": 10,
     "costs": 1,
     "training": 2,

@@ -141,7 +141,7 @@ def _outcome(
     """The rows of a sweep's table; with `report_test` the test part is measured for them."""
     summary = Path(report.paths["summary"])
     if cfg.report_test:
-        add_test(context, summary, policies, sequential=cfg.sequential, batch=cfg.labels.batch)
+        add_test(cfg, context, summary, policies)
     more: dict[str, float | None] = {
         "evaluations": len(context.labeller.used),
         "token_passes": context.token_passes,

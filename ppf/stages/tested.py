@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppf.artefacts import write_json
+from omegaconf import DictConfig
+
+from ppf.artefacts import get_or_make, signature, write_json
 from ppf.evaluation.perplexity import mean_nll
 from ppf.progress import say
+from ppf.pruning.live import Types
 from ppf.report.scores import LogPerplexity
 from ppf.stages.prepare import PruningContext
 from ppf.stages.prune import pruned_to
+from ppf.stages.signatures import text_identity
 
 _KINDS = {
     "test": "test",
@@ -24,32 +28,42 @@ Named = tuple[str, list[int]]
 
 
 def add_test(
-    context: PruningContext,
-    summary: Path,
-    policies: Sequence[Named],
-    *,
-    sequential: bool,
-    batch: int,
+    cfg: DictConfig, context: PruningContext, summary: Path, policies: Sequence[Named]
 ) -> None:
     """Measures policies on the test part, on this rank alone, and adds that to a summary.json.
 
+    A measurement is an artefact, so that the searches of one model measure the dense model and
+    uniform pruning once.
+
     Args:
+        cfg: with `sequential`: re-estimate the compensation where that lowers the perplexity.
         policies: those of the summary's rows, in their order; rows of other names are left out.
-        sequential: re-estimate the compensation where that lowers the perplexity.
-        batch: windows scored at a time.
     """
     windows = context.text.tokens("test", context.lm.tokenizer)
+    sequential, folder = cfg.sequential, context.artefacts.folder / "tested"
+    given = context.signatures.labels, text_identity(cfg, "test"), sequential
     content = json.loads(summary.read_text(encoding="utf-8"))
     names = {name for name, _ in policies}
     rows = [row for row in content["results"] if row["policy"] in names]
     for row, (name, kept) in zip(rows, policies, strict=True):
-        with pruned_to(context, *context.decode(kept), sequential=sequential) as model:
-            score = LogPerplexity(mean_nll(model, windows, batch=batch))
+        units, types = context.decode(kept)
+
+        def make(draft: Path, units: Sequence[int] = units, types: Types = types) -> None:
+            with pruned_to(context, units, types, sequential=sequential) as model:
+                nll = mean_nll(model, windows, batch=cfg.labels.batch)
+            draft.write_text(json.dumps(nll), encoding="utf-8")
+
+        file = folder / f"{signature('tested', *given, list(units), types)}.json"
+        score = LogPerplexity(get_or_make(file, read=_number, make=make))
         say(f"Perplexity on the test part: {name} {score} at ratio {row['ratio']:.3f} (measured).")
         row["test"] = score.record()
     count, window = windows.shape
     content["test"] = {"windows": count, "window": window, "sequential": sequential}
     write_json(summary, content)
+
+
+def _number(file: Path) -> float:
+    return float(json.loads(file.read_text(encoding="utf-8")))
 
 
 def figures(summary: Path) -> list[dict[str, float | None]]:
