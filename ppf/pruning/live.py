@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ppf.llm import Coupling, LanguageModel
 from ppf.pruning.ahead import ahead
 from ppf.pruning.bank import Bank
+from ppf.pruning.columns import LeadingColumns
 from ppf.pruning.empty_block import EmptyBlock
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, Type, rounded
 from ppf.pruning.statistics import expand
@@ -55,6 +56,7 @@ class LivePruner:
         self.kept = space.dense.tolist()
         self.types: list[Type | None] = [None] * len(space)
         self._refitted: set[int] = set()
+        self._columns: dict[nn.Linear, LeadingColumns] = {}
 
     @property
     def atoms(self) -> list[int]:
@@ -65,6 +67,15 @@ class LivePruner:
         ):
             atoms[index] = kept * site.atoms_per_unit
         return atoms
+
+    def make_contiguous(self) -> None:
+        """Makes the consumers contiguous in memory, now and at every later policy.
+
+        Products with vectors become faster, and a change of the policy takes some milliseconds
+        more. `padded` and `dense_weight` must not be used afterwards.
+        """
+        consumers = [coupling.consumer for coupling in self.lm.couplings]
+        self._columns = self._columns or {x: LeadingColumns(self._dense[x][0]) for x in consumers}
 
     @property
     def bytes_of_rounding(self) -> int:
@@ -218,7 +229,12 @@ class LivePruner:
 
         consumer = coupling.consumer
         weight, bias = self._dense[consumer]
-        weight = weight[:, : atoms * coupling.columns] if compensated is None else compensated
+        if compensated is None:
+            columns = atoms * coupling.columns
+            leading = self._columns.get(consumer)
+            weight = weight[:, :columns] if leading is None else leading(columns)
+        else:
+            weight = compensated
         if levels.biases is not None and kept < site.units:
             bias = levels.biases[kept] + (0 if bias is None else bias)
         _set(consumer, _round(weight, type), bias)

@@ -1,31 +1,178 @@
-"""Faster linear layers for the decoding of single sequences on CPUs in 16 bits."""
+"""Fewer and faster operations for the decoding of single tokens on CPUs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import (
+    Cache,
+    LlamaModel,
+    MistralModel,
+    PreTrainedModel,
+    Qwen2Model,
+    Qwen3Model,
+)
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from ppf.pruning.empty_block import EmptyBlock
+
+_DECODERS = LlamaModel, MistralModel, Qwen2Model, Qwen3Model
+Rotation = tuple[Float[Tensor, "rows 1 size"], Float[Tensor, "rows 1 size"]]
+"""Cosines and sines of rotary embeddings; the first half of the sines is negated."""
 
 
-def multiply_vectors(model: PreTrainedModel) -> None:
-    """Makes the linear layers multiply a single token as a vector, not as a matrix of one row.
+def decode_fast(model: PreTrainedModel) -> None:
+    """Makes a model on the CPU decode faster; elsewhere nothing changes.
 
-    On CPUs in 16 bits, the product with a vector was measured to be 1.4 times as fast. Nothing
-    changes elsewhere.
+    In 16 bits, linear layers multiply a single token as a vector. Decoders of Llama's form run
+    `_decode` if every sequence has one new token. It computes what transformers computes, with a
+    third of the operations.
     """
-    if model.device.type != "cpu" or model.dtype.itemsize != 2:
+    if model.device.type != "cpu":
         return
     for module in model.modules():
-        if type(module) is nn.Linear:
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+        if type(module) is nn.Linear and model.dtype.itemsize == 2:
+            module.forward = MethodType(_product, module)  # type: ignore[method-assign]
+        elif type(module) in _DECODERS and not _windowed(module.config):
+            module.forward = MethodType(_forward, module)
 
 
-def _forward(linear: nn.Linear, x: Tensor) -> Tensor:
-    """The output of a linear layer, for inputs of any shape."""
-    weight, bias = linear.weight, linear.bias
+def _windowed(config: Any) -> bool:
+    """Whether a layer attends to a part of the tokens only."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return getattr(config, "sliding_window", None) is not None
+    return "sliding_attention" in kinds
+
+
+def _product(linear: nn.Linear, x: Float[Tensor, "*tokens columns"]) -> Tensor:
+    """The forward method of a linear layer."""
     if x.numel() != x.shape[-1] or x.requires_grad:
+        return F.linear(x, linear.weight, linear.bias)
+    with _without_onednn():
+        return _multiply(linear, x.view(1, -1)).view(*x.shape[:-1], -1)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """PyTorch's own product of a matrix and a vector is 2 to 3 times as fast in 16 bits."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+def _forward(decoder: Any, input_ids: Any = None, **named: Any) -> Any:
+    """The forward method of a decoder."""
+    name, cache = next(((n, x) for n, x in named.items() if isinstance(x, Cache)), ("", None))
+    mask, wanted = named.get("attention_mask"), ("output_attentions", "output_hidden_states")
+    usual = (
+        input_ids is not None
+        and input_ids.shape[1] == 1
+        and cache is not None
+        and cache.get_seq_length()
+        and isinstance(cache.layers[0], DynamicLayer)
+        and named.get("position_ids") is not None
+        and (mask is None or mask.dim() == 2)
+    )
+    if not usual or any(named.get(key) for key in wanted):
+        return type(decoder).forward(decoder, input_ids, **named)
+    seen = None if mask is None or mask.all() else mask[:, None, None].bool()
+    with _without_onednn() if len(input_ids) == 1 else nullcontext():
+        hidden = _decode(decoder, input_ids[:, 0], named["position_ids"], seen, cache)
+    return BaseModelOutputWithPast(hidden[:, None], **{name: cache})  # type: ignore[arg-type]
+
+
+def _decode(
+    decoder: Any,
+    ids: Int[Tensor, " rows"],
+    positions: Int[Tensor, "rows 1"],
+    mask: Bool[Tensor, "rows 1 1 tokens"] | None,
+    cache: Any,
+) -> Float[Tensor, "rows width"]:
+    """The normed residual stream behind the last layer."""
+    x = decoder.embed_tokens(ids)
+    cos, sin = decoder.rotary_emb(x, positions)
+    first, second = sin.chunk(2, -1)
+    rotation = cos, torch.cat((-first, second), -1)
+    for layer, stored in zip(decoder.layers, cache.layers, strict=True):
+        modules = layer._modules
+        attention, mlp = modules["self_attn"], modules["mlp"]
+        normed = _normed(modules["input_layernorm"], x)
+        if isinstance(attention, EmptyBlock):
+            x = x + attention(normed[:, None], cache=cache)[0][:, 0]
+        else:
+            x = x + _attend(attention, normed, rotation, mask, stored)
+        normed = _normed(modules["post_attention_layernorm"], x)
+        x = x + (mlp(normed) if isinstance(mlp, EmptyBlock) else _mix(mlp, normed))
+    return _normed(decoder.norm, x)
+
+
+def _attend(
+    attention: Any,
+    x: Float[Tensor, "rows width"],
+    rotation: Rotation,
+    mask: Bool[Tensor, "rows 1 1 tokens"] | None,
+    stored: Any,
+) -> Float[Tensor, "rows width"]:
+    """The output of an attention block.
+
+    PyTorch's kernel gets the heads of a KV group as queries of one head. It then reads the group's
+    keys and values once.
+
+    Args:
+        stored: the KV cache of this layer.
+    """
+    modules, rows, size = attention._modules, x.shape[0], attention.head_dim
+    query = _project(modules["q_proj"], x).view(rows, -1, size)
+    key = _project(modules["k_proj"], x).view(rows, -1, size)
+    value = _project(modules["v_proj"], x).view(rows, -1, 1, size)
+    if "q_norm" in modules:
+        query, key = modules["q_norm"](query), modules["k_norm"](key)
+    heads, groups = query.shape[1], key.shape[1]
+    cos, sin = rotation
+    both = torch.cat((query, key), 1)
+    both = both * cos + both.roll(size // 2, -1) * sin
+    keys, values = stored.update(both[:, heads:, None], value)
+    query = both[:, :heads].reshape(rows, groups, heads // groups, size)
+    mixed = F.scaled_dot_product_attention(query, keys, values, mask, scale=attention.scaling)
+    return _project(modules["o_proj"], mixed.view(rows, -1))
+
+
+def _mix(mlp: Any, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    """The output of an FFN."""
+    modules = mlp._modules
+    gate, up = _project(modules["gate_proj"], x), _project(modules["up_proj"], x)
+    return _project(modules["down_proj"], modules["act_fn"](gate) * up)
+
+
+def _project(linear: nn.Linear, x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
+    """The output of a linear layer, and of its hooks if it has any."""
+    return linear(x) if linear._forward_hooks else _multiply(linear, x)
+
+
+def _multiply(linear: nn.Linear, x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
+    # A module's dictionary is read ten times as fast as its attributes.
+    weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+    assert weight is not None
+    if x.shape[0] > 1 or x.dtype.itemsize > 2:
         return F.linear(x, weight, bias)
-    vector = x.reshape(-1)
-    product = torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
-    return product.view(*x.shape[:-1], -1)
+    product = torch.mv(weight, x.view(-1)).view(1, -1)
+    return product if bias is None else product + bias
+
+
+def _normed(norm: Any, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    """The output of an RMS norm, rounded where transformers rounds."""
+    weight, epsilon = norm._parameters["weight"], norm.variance_epsilon
+    if x.shape[0] > 1:
+        return F.rms_norm(x, x.shape[1:], None, epsilon) * weight
+    wide = x.view(-1).float()
+    return x * (torch.dot(wide, wide).item() / x.shape[1] + epsilon) ** -0.5 * weight

@@ -20,7 +20,7 @@ from ppf.evaluation.perplexity import pieces_nll, sliding
 from ppf.llm.windows import leading_tokens
 from ppf.pruning import LivePruner
 from ppf.runtime.caches import CacheGuard
-from ppf.runtime.decoding import multiply_vectors
+from ppf.runtime.decoding import decode_fast
 from ppf.runtime.policies import Policies
 from ppf.runtime.search_folder import read_search
 from ppf.space import check_ratio
@@ -62,7 +62,9 @@ class DynamicModel:
         self.pruner, self.lm, self.space = pruner, pruner.lm, pruner.space
         self.policies, self.ratios, self.window, self.name = policies, ratios, window, name
         self._lock, self._running = RLock(), False
-        multiply_vectors(self.lm.model)
+        if self.lm.offloaded is None:
+            decode_fast(self.lm.model)
+            pruner.make_contiguous()
         mark = uuid4().hex
         CacheGuard(self.lm.model, lambda: (mark, *pruner.kept))
 

@@ -53,8 +53,8 @@ def log(model: DynamicModel) -> Iterator[Log]:
     """Generations take 2 ms a token at least, and never end early."""
     model.lm.model.generation_config.eos_token_id = None
     with ExitStack() as hooks:
-        layer = model.lm.adapter.layers(model.lm.model)[0]
-        hooks.enter_context(layer.register_forward_hook(lambda *_: time.sleep(0.002)))
+        lm = model.lm.model
+        hooks.enter_context(lm.register_forward_hook(lambda *_: time.sleep(0.002)))
         yield Log(model)
 
 
