@@ -68,14 +68,17 @@ def run(name: str, cfg: DictConfig) -> float | None:
         PPFError: the config is wrong, or the work fails for a reason that a user can mend.
     """
     found: Command = importlib.import_module(f"ppf.cli.{name}").main
+    plan = cfg.get("plan")
     try:
         _check(name, cfg, found)
+        if plan:
+            show_plan(cfg)
     except Exception:
         if not is_multirun():  # whose report counts the jobs that did not finish
             discard(Path(cfg.paths.run))
         raise
-    if cfg.get("plan"):
-        show_plan(cfg)
+    if plan:
+        discard(Path(cfg.paths.run))
         return None
     if is_multirun() and (done := finished(name, cfg)):
         say(f"Finished before: {cfg.paths.run}")

@@ -19,7 +19,7 @@ from ppf.pruning.costs import Cost
 from ppf.ranks import on_rank_0
 from ppf.space import Space, SteppedSpace
 from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import plain
+from ppf.stages.signatures import plain, with_code
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
@@ -44,8 +44,9 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
         return cost.prices(context.pruner)
-    parts = context.signatures.labels, plain(budget), _machine(context)
     artefacts = context.artefacts
+    config = with_code(plain(budget), artefacts.folder)
+    parts = context.signatures.labels, config, _machine(context)
     # Ranks on other machines take rank 0's measurement.
     name = on_rank_0(artefacts.ranks, lambda: signature("costs", *parts))
 

@@ -36,7 +36,7 @@ from ppf.stages.recovery_inputs import (
     windows_of,
     with_enough_memory,
 )
-from ppf.stages.signatures import model_identity, plain, text_identity
+from ppf.stages.signatures import model_identity, plain, text_identity, with_code
 
 
 def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
@@ -133,8 +133,8 @@ class _Recovery:
     def _tune(self, name: str, settings: RecoverySettings) -> Trace:
         cfg, losses = self.cfg, losses_of(self.cfg)
         say(f"Recovering with tune={name} and loss={'+'.join(losses)}.")
-        names = list(cfg.tune)
-        chain = [(n, plain(cfg.tune[n])) for n in names[: names.index(name) + 1]]
+        names, tuners = list(cfg.tune), with_code(plain(cfg.tune), Path(cfg.paths.cache))
+        chain = [(n, tuners[n]) for n in names[: names.index(name) + 1]]
         run = run_of(cfg, self.machine, settings, self._weights, chain)
         windows = self.training, self.validation
         task = Task(self.student, self.teacher, losses, *windows, self._likeliest(losses))

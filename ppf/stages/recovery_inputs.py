@@ -22,7 +22,7 @@ from ppf.recovery.curve import Trace
 from ppf.recovery.losses import Loss
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.report.scores import Recovered, RecoveryScore
-from ppf.stages.signatures import plain, text_identity
+from ppf.stages.signatures import plain, text_identity, with_code
 
 T = TypeVar("T")
 _PARTS: tuple[Part, ...] = ("training", "validation")
@@ -86,7 +86,8 @@ def run_of(
     texts = [text_identity(own, part) for part in _PARTS]
     recovery = {key: value for key, value in plain(cfg.recovery).items() if key not in _COSTS}
     trainer = {k: v for k, v in plain(cfg.trainer).items() if k != "log_every_n_steps"}
-    parts = (texts, plain(cfg.loss), recovery, trainer, cfg.seed, *trained)
+    losses = with_code(plain(cfg.loss), Path(cfg.paths.cache))
+    parts = (texts, losses, recovery, trainer, cfg.seed, *trained)
     folder = Path(cfg.paths.artefacts) / "recovery" / signature("recovery", *parts)
     return TrainingRun(settings, machine, folder, cfg.text.window, cfg.seed)
 

@@ -24,7 +24,7 @@ from ppf.space import Space
 from ppf.stages.budgets import priced
 from ppf.stages.collect import measure
 from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import plain
+from ppf.stages.signatures import plain, with_code
 from ppf.stages.train import Train, Trained
 
 
@@ -64,7 +64,8 @@ class SearchInputs:
     ) -> "SearchInputs":
         """What the config of `search.yaml` names."""
         agent: Agent = instantiate(cfg.agent)
-        groups = [plain(cfg[group]) for group in ("agent", "budget", "rules", "search", "dynamic")]
+        names, cache = ("agent", "budget", "rules", "search", "dynamic"), Path(cfg.paths.cache)
+        groups = [with_code(plain(cfg[name]), cache) for name in names]
         return cls(
             agent,
             priced(context, cfg.budget),

@@ -136,12 +136,13 @@ def missing(what: str, command: str) -> PPFError:
 
 def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:
     """A source's config; values that are local folders count by their content."""
-    return {
+    found = {
         key: _contents(Path(value), cache)
         if key in ("path", "repository") and Path(value).is_dir()
         else value
         for key, value in source.items()
     }
+    return with_code(found, cache)
 
 
 def _contents(folder: Path, cache: Path, suffixes: tuple[str, ...] = ()) -> list[tuple[str, str]]:

@@ -18,6 +18,13 @@ def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
     assert not list((tmp_path / "outputs").rglob("*.safetensors"))
 
 
+def test_a_plan_leaves_no_run_folder(run: Run, tmp_path: Path) -> None:
+    run("search", "plan=true", "model=tiny", "logger=none", "fabric=cpu")
+    run("search", "-m", "plan=true", "model=tiny", "ratio=0.2,0.3", "logger=none", "fabric=cpu")
+    left = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["multirun.yaml"]
+
+
 def test_a_model_without_a_known_structure_is_one_sentence(run: Run) -> None:
     told = run("search", "plan=true", "model=local", "logger=none", ok=False)
     assert "give a local folder with model.path=FOLDER" in told.stdout + told.stderr

@@ -242,6 +242,24 @@ def test_a_finished_training_is_not_repeated(
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_a_changed_file_of_a_users_loss_or_tuner_starts_another_training(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    files = [tmp_path / "loss_of_a_user.py", tmp_path / "tuner_of_a_user.py"]
+    for file, parent in zip(files, ("losses import KL", "tuners import LoRA"), strict=True):
+        code = f"from ppf.recovery.{parent}\n\nclass Own({parent.split()[-1]}): ...\n"
+        file.write_text(code)
+    own = ("loss.kl._target_=loss_of_a_user.Own", "tune.lora._target_=tuner_of_a_user.Own")
+    cfg = config("tune=lora", *own, "recovery.tokens=128")
+    for file in files:
+        run(cfg)
+        file.write_text(file.read_text() + "# changed\n")
+    run(cfg)
+    run(cfg)
+    assert len(list((tmp_path / "artefacts" / "recovery").iterdir())) == 3
+
+
 def test_stored_likeliest_tokens_train_as_the_dense_model_itself_does(
     config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

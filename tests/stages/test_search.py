@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +83,31 @@ def test_a_round_starts_from_what_was_measured_and_does_not_propose_it(
     }
     ranked = [losses[tuple(k)] for k in known.tolist()]
     assert ranked == sorted(ranked)
+
+
+def test_a_changed_file_of_a_users_agent_starts_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("ppf.stages.search_inputs.priced", lambda context, budget: context.space)
+    space, file = layered(), tmp_path / "agent_of_a_user.py"
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        target = "agent._target_=agent_of_a_user.Own"
+        cfg = compose("search", ["agent=random", target, f"paths.cache={tmp_path}"])
+    artefacts = SimpleNamespace(folder=tmp_path)
+    context: Any = SimpleNamespace(space=space, features=features(space), artefacts=artefacts)
+
+    def checkpoint() -> Path:
+        inputs = SearchInputs.of(cfg, one_process(), context, train=None)  # type: ignore[arg-type]
+        trained: Any = SimpleNamespace(signature="made up")
+        return inputs.run(trained, [], 0).checkpoint.path
+
+    code = "from ppf.agents.random import RandomSearch\n\nclass Own(RandomSearch): ...\n"
+    file.write_text(code)
+    before = checkpoint()
+    assert checkpoint() == before
+    file.write_text(code + "# changed\n")
+    assert checkpoint() != before
 
 
 def test_the_result_is_the_best_on_both_parts() -> None:

@@ -157,3 +157,7 @@ def test_classes_of_a_users_own_count_by_their_file(
     assert [name for name in ALL if before[name] != after[name]] == ["bank", "labels", "predictor"]
     cfg.compensation = config.compensation
     assert names(cfg)["labels"] == names(config)["labels"] != after["labels"]
+    cfg.text.source._target_ = "made_by_a_user.Own"
+    before = names(cfg)
+    file.write_text("class Own: a = 22\n")
+    assert names(cfg)["statistics"] != before["statistics"]
