@@ -314,14 +314,17 @@ def _suffix_errors(
 ) -> Float[Tensor, " levels"]:
     """Energy of the columns beyond each width under `moment`, over the whole one under `gram`.
 
-    The energy of columns W under a moment matrix M is tr(W M Wᵀ).
+    The energy of columns W under a moment matrix M is tr(W M Wᵀ). Each width adds the energy of its
+    own columns, and twice their products with the columns beyond.
     """
     weight, moment, gram = weight.double(), moment.double(), gram.double()
-    errors = []
-    for width in widths:
-        tail = weight[:, width:]
-        errors.append(((tail @ moment[width:, width:]) * tail).sum())
-    return _relative(torch.stack(errors), ((weight @ gram) * weight).sum())
+    beyond, stop, errors = weight.new_zeros(()), weight.shape[1], []
+    for width in reversed(widths):
+        products = weight[:, width:stop] @ moment[width:stop, width:] * weight[:, width:]
+        own, mixed = products.sum(0).tensor_split([stop - width])
+        beyond, stop = beyond + own.sum() + 2 * mixed.sum(), width
+        errors.append(beyond)
+    return _relative(torch.stack(errors[::-1]), ((weight @ gram) * weight).sum())
 
 
 def _relative(
