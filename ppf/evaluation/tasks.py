@@ -30,7 +30,7 @@ class Tasks:
     def __init__(self, wanted: Sequence[str], *, limit: int | None, batch: int) -> None:
         self.limit, self.batch = limit, batch
         with _without_script_folder():
-            self._tasks = _load(wanted)
+            self._tasks, self._manager = _load(wanted)
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
         """Metrics of the model on each task, without examples in the prompt (zero-shot).
@@ -46,13 +46,19 @@ class Tasks:
                 pretrained=model, tokenizer=tokenizer, batch_size=self.batch, add_bos_token=bos
             )
             found = simple_evaluate(
-                lm, tasks=self._tasks, num_fewshot=0, limit=self.limit, log_samples=False
+                lm,
+                tasks=self._tasks,
+                num_fewshot=0,
+                limit=self.limit,
+                log_samples=False,
+                task_manager=self._manager,  # a new one would read thousands of files
             )
         assert found is not None
         return {task: _numbers(values) for task, values in found["results"].items()}
 
 
-def _load(wanted: Sequence[str]) -> list[Any]:
+def _load(wanted: Sequence[str]) -> tuple[list[Any], Any]:
+    """The tasks, and the manager that knows them."""
     try:
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
@@ -66,7 +72,7 @@ def _load(wanted: Sequence[str]) -> list[Any]:
     manager = own if len(local) == len(names) else TaskManager()
     try:
         loaded = [*manager.load(names)["tasks"].values()] if names else []
-        return loaded + [*own.load(own.all_subtasks)["tasks"].values()]
+        return loaded + [*own.load(own.all_subtasks)["tasks"].values()], manager
     except Exception as error:  # the harness, `datasets` and task files can raise any error
         raise PPFError(
             f"tasks={list(wanted)} cannot be loaded ({reason(error)}): give names of"
