@@ -12,6 +12,7 @@ from ppf.agents.ratio_agent import RatioAgent
 from ppf.space import uniform
 from ppf.stages.policy import by_site, policy_record, provenance
 from ppf.stages.prepare import PruningContext, prepare
+from tests.articles import write_articles
 from tests.records import examples
 
 QUICK = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
@@ -19,8 +20,7 @@ QUICK = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=
 
 def write_search(folder: Path, cache: str) -> tuple[DictConfig, PruningContext]:
     """Writes policy.json with the uniform policy at 0.3; artefacts lie in `folder` too."""
-    text = folder / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    text = write_articles(folder)
     paths = [f"paths.run={folder}", f"paths.artefacts={folder}/artefacts", f"text.path={text}"]
     with initialize_config_module("ppf.conf", version_base="1.3"):
         config = compose("search", ["model=tiny", f"paths.cache={cache}", *QUICK, *paths])

@@ -10,10 +10,11 @@ import ppf
 from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
+from tests.articles import write_articles
 from tests.searched import write_search
 
+TEXT = {"window": 64, "windows": {"calibration": 4, "labelling": 2, "test": 2}}
 QUICK = {
-    "text": {"window": 64, "windows": {"calibration": 4, "labelling": 2, "test": 2}},
     "space": {"channel_multiple": 64},
     "search": {"rounds": 1},
     "agent": "uniform",
@@ -77,7 +78,8 @@ def test_search_prune_and_evaluate_a_loaded_model(
     monkeypatch.chdir(tmp_path)
     with initialize_config_module("ppf.conf", version_base="1.3"):
         lm = load(compose("collect", ["model=tiny"]).model, cache)
-    found = ppf.search(lm.model, 0.4, tokenizer=lm.tokenizer, **QUICK)
+    text = TEXT | {"path": write_articles(tmp_path)}
+    found = ppf.search(lm.model, 0.4, tokenizer=lm.tokenizer, text=text, **QUICK)
     assert found.ratio >= 0.4 and found.perplexity > 1
     assert set(found.kept) == {f"{layer}.{kind}" for layer in range(4) for kind in _KINDS}
     folder = ppf.prune(found, tmp_path / "pruned", logger="none")

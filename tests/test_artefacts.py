@@ -83,7 +83,7 @@ def _process(file: Path, answers: "multiprocessing.Queue[int]") -> None:
 
 
 def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     answers = context.Queue()
     running = [
         context.Process(target=_process, args=(tmp_path / "a.json", answers)) for _ in range(3)

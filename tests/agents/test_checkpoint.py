@@ -1,7 +1,7 @@
 """A killed training goes on from its last checkpoint, as if nothing had happened."""
 
-import subprocess
-import sys
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -19,22 +19,6 @@ SMALL = {
     "ddpg": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "buffer_size": 4000},
     "reinforce": {"samples": 16, "iterations": 8},
 }
-KILLED = """
-import os, sys
-from pathlib import Path
-from ppf.agents import Run
-from ppf.agents.checkpoint import Checkpoint
-from tests.agents.synthetic import agent, one_process, quadratic
-from tests.agents.test_checkpoint import SMALL
-
-def report(step, metrics):
-    if step == 5:
-        os._exit(9)
-
-name, folder = sys.argv[1:]
-run = Run(one_process(), report, 0, Checkpoint(Path(folder) / "training", 2))
-agent(name, report_every=1, **SMALL[name]).search(quadratic(), run)
-"""
 
 
 class StoppedError(Exception):
@@ -66,14 +50,24 @@ def test_resumes_where_it_was_stopped(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_a_killed_search_goes_on(tmp_path: Path, root: Path) -> None:
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    environment = {"PYTHONPATH": str(root), "PATH": "", "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, script, "ppo", tmp_path], env=environment, cwd=root)
-    assert killed.returncode == 9
-    log, checkpoint = Log(), Checkpoint(tmp_path / "training", 2)
+def killed(path: Path) -> None:
+    """A search whose process ends at step 5, without any clean-up."""
+
+    def report(step: int, metrics: object) -> None:
+        if step == 5:
+            os._exit(9)
+
+    learner = agent("ppo", report_every=1, **SMALL["ppo"])
+    learner.search(quadratic(), Run(one_process(), report, 0, Checkpoint(path, 2)))
+
+
+def test_a_killed_search_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "training"
+    process = multiprocessing.get_context("fork").Process(target=killed, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    log, checkpoint = Log(), Checkpoint(path, 2)
     learner = agent("ppo", report_every=1, **SMALL["ppo"])
     resumed = learner.search(quadratic(), Run(one_process(), log, 0, checkpoint))
     assert log[0][0] == 4

@@ -123,7 +123,6 @@ def test_files_that_are_not_weights_are_refused(tmp_path: Path, content: bytes |
         ppf.load_agent(tmp_path)
 
 
-@pytest.mark.slow
 def test_importing_ppf_stays_light() -> None:
-    code = "import ppf, sys; assert 'torch' not in sys.modules and callable(ppf.load_agent)"
+    code = "import ppf, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,11 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.articles import write_articles
 from tests.commands import exit_code
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 HASTY = ("predictor=residual", "predictor.max_epochs=5", "predictor.residual.steps=10")
 """The default predictor of train.py, trained for a second only."""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """The override of a small text."""
+    return f"text.path={write_articles(tmp_path)}"
 
 
 @pytest.fixture

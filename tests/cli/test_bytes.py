@@ -17,9 +17,9 @@ SEARCH = (
 
 @pytest.mark.slow
 def test_the_file_has_the_bytes_that_the_search_counted(
-    run: Run, text_file: str, tmp_path: Path
+    run: Run, text: str, tmp_path: Path
 ) -> None:
-    said = run("search", *SEARCH, text_file).stdout
+    said = run("search", *SEARCH, text).stdout
     assert "expected" in said
     (found,) = tmp_path.rglob("policy.json")
     policy = json.loads(found.read_text())
@@ -57,10 +57,3 @@ def test_the_file_has_the_bytes_that_the_search_counted(
 
     for refusing in (("serve", f"search={found.parent}"), ("recover", f"policy={found}")):
         assert "the policy rounds weights" in run(*refusing, ok=False).stderr
-
-
-@pytest.fixture
-def text_file(tmp_path: Path) -> str:
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
-    return f"text.path={text}"

@@ -24,7 +24,7 @@ QUICK = (
     "text.windows.labelling=2",
     "text.windows.calibration=8",
     "text.windows.test=4",
-    "text.window=128",
+    "text.window=64",
 )
 SEARCH = ("agent=evolution", "agent.generations=16", "agent.children=64", "search.rounds=1")
 
@@ -57,8 +57,10 @@ def llama2(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_whole_chain_on_a_model_of_llama2s_form(run: Run, llama2: Path, tmp_path: Path) -> None:
-    model = ("model=llama2_7b", f"model.path={llama2}", "model.dtype=float32", *QUICK)
+def test_the_whole_chain_on_a_model_of_llama2s_form(
+    run: Run, text: str, llama2: Path, tmp_path: Path
+) -> None:
+    model = ("model=llama2_7b", f"model.path={llama2}", "model.dtype=float32", text, *QUICK)
     first = run("search", *model, *HASTY, *SEARCH).stdout
     assert "Labelling" in first and "Training the predictor" in first
     policy_file = only(tmp_path / "outputs", "policy.json")
@@ -94,7 +96,7 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(run: Run, llama2: Path, tmp_
 
     live = run("evaluate", f"policy={policy_file}", "dtype=float32").stdout
     folder = run("evaluate", f"path={out}", "dtype=float32").stdout
-    assert "uniform" in live and "4 windows of 128 tokens" in live
+    assert "uniform" in live and "4 windows of 64 tokens" in live
     assert nll(live, "PPF") == pytest.approx(nll(folder, "pruned"), abs=1e-4)
 
     other = tmp_path / "other.json"
@@ -115,8 +117,8 @@ def nll(table: str, row: str) -> float:
 
 
 @pytest.mark.slow
-def test_a_multirun_leaves_distinct_folders(run: Run, tmp_path: Path) -> None:
-    quick = ("predictor=sensitivity", "search.rounds=1", "logger=csv", *QUICK)
+def test_a_multirun_leaves_distinct_folders(run: Run, text: str, tmp_path: Path) -> None:
+    quick = ("predictor=sensitivity", "search.rounds=1", "logger=csv", text, *QUICK)
     run("search", "-m", "model=tiny", "agent=uniform", "ratio=0.2,0.4", *quick)
     policies = [json.loads(p.read_text()) for p in tmp_path.rglob("policy.json")]
     assert sorted(p["ratio"]["asked"] for p in policies) == [0.2, 0.4]
@@ -124,16 +126,18 @@ def test_a_multirun_leaves_distinct_folders(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_train_draws_and_scores(run: Run, tmp_path: Path) -> None:
-    said = run("train", "predictor=cnn", "predictor.max_epochs=3", "model=tiny", *QUICK).stdout
+def test_train_draws_and_scores(run: Run, text: str, tmp_path: Path) -> None:
+    said = run(
+        "train", "predictor=cnn", "predictor.max_epochs=3", "model=tiny", text, *QUICK
+    ).stdout
     assert "Kendall" in said and "15–30 %" in said
     assert only(tmp_path / "outputs", "predicted_measured.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
-def test_a_predictor_asks_for_labels(run: Run, tmp_path: Path) -> None:
+def test_a_predictor_asks_for_labels(run: Run, text: str, tmp_path: Path) -> None:
     own = partial(run, artefacts=str(tmp_path / "artefacts"))
-    given = ("model=tiny", *QUICK, *HASTY, "labels.acquired=6", "labels.pool=64")
+    given = ("model=tiny", text, *QUICK, *HASTY, "labels.acquired=6", "labels.pool=64")
     first = own("train", *given).stdout
     assert "Labelling 6 policies" in first
     drawn, all_of_them = map(int, re.findall(r"Training the predictor on (\d+) labels", first))

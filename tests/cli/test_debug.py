@@ -9,10 +9,8 @@ from tests.cli.conftest import Run
 
 
 @pytest.mark.slow
-def test_overfit_fits_the_labels_without_other_logs(run: Run, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
-    given = ("train", "model=tiny", f"text.path={text}", "debug=overfit", "predictor.members=2")
+def test_overfit_fits_the_labels_without_other_logs(run: Run, text: str, tmp_path: Path) -> None:
+    given = ("train", "model=tiny", text, "debug=overfit", "predictor.members=2")
     run(*given, "predictor=mlp")
     (metrics,) = (tmp_path / "outputs").rglob("train.csv")
     with metrics.open() as file:

@@ -29,10 +29,10 @@ def only(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
-def test_one_agent_for_every_ratio(run: Run, tmp_path: Path) -> None:
+def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
     quick = ("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=2")
     asked = ("mode=dynamic", "ratios=[0.2,0.37]", "report_test=true")
-    said = run("search", *asked, *quick, *TINY, *PPO).stdout
+    said = run("search", *asked, *quick, text, *TINY, *PPO).stdout
     assert "Learning ratios" in said and "PPF" in said
     path = only(tmp_path / "outputs", "agent.json")
     agent = ppf.load_agent(path.parent)
@@ -55,8 +55,8 @@ def test_one_agent_for_every_ratio(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_kv_cache_as_a_budget(run: Run, tmp_path: Path) -> None:
-    run("search", "budget=kv", "ratio=0.5", "budget@pareto.y=flops", *TINY, *PPO)
+def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
+    run("search", "budget=kv", "ratio=0.5", "budget@pareto.y=flops", text, *TINY, *PPO)
     policy = json.loads(only(tmp_path / "outputs", "policy.json").read_text())
     assert policy["budget"] == {"name": "kv", "saved": 0.5}
     whole = {name: policy["units"][name] for name in policy["units"] if name.endswith("mlp")}

@@ -53,8 +53,12 @@ def sentence(run: Run, script: str, *overrides: str, **more: str) -> str:
         ("collect", "text.windows.calibration=99999", "lower text.windows.calibration or text.w"),
     ],
 )
-def test_a_wrong_override_is_named(run: Run, script: str, override: str, part: str) -> None:
+def test_a_wrong_override_is_named(
+    run: Run, text: str, script: str, override: str, part: str
+) -> None:
     given = ["logger=csv"] if script == "prune" else [*TINY, "seed=77"]
+    if script in ("train", "collect"):  # others are refused before the text is read
+        given.append(text)
     own = {word.split("=")[0] for word in override.split()}
     others = [word for word in given if word.split("=")[0] not in own]
     assert part in sentence(run, script, *others, *override.split())
@@ -78,17 +82,19 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_files")
-def test_a_full_disk_is_told(run: Run, tmp_path: Path) -> None:
-    said = sentence(run, "search", *TINY, f"paths.cache={tmp_path}", artefacts=str(tmp_path))
+def test_a_full_disk_is_told(run: Run, text: str, tmp_path: Path) -> None:
+    said = sentence(run, "search", text, *TINY, f"paths.cache={tmp_path}", artefacts=str(tmp_path))
     assert re.fullmatch(r"Error: cannot write .*File too large.*\.", said), said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reached", ["loading PyTorch", "Searching at ratio"])
-def test_an_interrupt_is_one_line(root: Path, tmp_path: Path, cache: str, reached: str) -> None:
+def test_an_interrupt_is_one_line(
+    root: Path, text: str, tmp_path: Path, cache: str, reached: str
+) -> None:
     folders = [f"paths.{name}={tmp_path / name}" for name in ("outputs", "artefacts")]
     started = subprocess.Popen(
-        [sys.executable, "search.py", *TINY, *folders, f"paths.cache={cache}"],
+        [sys.executable, "search.py", text, *TINY, *folders, f"paths.cache={cache}"],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -102,14 +108,14 @@ def test_an_interrupt_is_one_line(root: Path, tmp_path: Path, cache: str, reache
 
 
 @pytest.mark.slow
-def test_only_a_process_can_ask_for_labels(run: Run) -> None:
-    said = sentence(run, "train", *TINY, "labels.acquired=8", "predictor=additive")
+def test_only_a_process_can_ask_for_labels(run: Run, text: str) -> None:
+    said = sentence(run, "train", text, *TINY, "labels.acquired=8", "predictor=additive")
     assert "give predictor=residual" in said
 
 
 @pytest.mark.slow
-def test_a_pool_that_is_too_small_is_named(run: Run) -> None:
-    said = sentence(run, "train", *TINY, "labels.acquired=80", "labels.pool=64")
+def test_a_pool_that_is_too_small_is_named(run: Run, text: str) -> None:
+    said = sentence(run, "train", text, *TINY, "labels.acquired=80", "labels.pool=64")
     assert "give a larger labels.pool" in said
 
 

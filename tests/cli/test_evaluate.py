@@ -14,12 +14,11 @@ TEXT = ("text.windows.labelling=2", "text.windows.calibration=4", "text.window=6
 @pytest.mark.slow
 def test_sliding_windows_speed_and_tasks_dense_beside_pruned(
     run: Run,
+    text: str,
     tmp_path: Path,
     task_file: Path,  # noqa: F811
 ) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
-    small = ("model=tiny", f"text.path={text}", *TEXT, "text.windows.test=4", "logger=csv")
+    small = ("model=tiny", text, *TEXT, "text.windows.test=4", "logger=csv")
     run("search", *small, "agent=uniform", "predictor=sensitivity", "search.rounds=1")
     (policy,) = tmp_path.rglob("policy.json")
     said = run(

@@ -11,11 +11,9 @@ TINY = ("model=tiny", "debug=limit", "logger=none", "seed=0")
 
 
 @pytest.fixture
-def quick(tmp_path: Path) -> tuple[str, ...]:
+def quick(text: str) -> tuple[str, ...]:
     """Overrides for runs of a few seconds."""
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
-    return (*TINY, f"text.path={text}")
+    return (*TINY, text)
 
 
 def rows(folder: Path) -> dict[str, dict]:

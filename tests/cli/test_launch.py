@@ -1,10 +1,12 @@
 """Processes that would not work together are refused before the work starts."""
 
+from functools import cache
+
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from ppf.cli.launch import check_launch
 from ppf.errors import PPFError
@@ -19,9 +21,15 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def check(*overrides: str, one_process: bool = False) -> None:
+@cache
+def composed() -> DictConfig:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", list(overrides), return_hydra_config=True)
+        return compose("search", return_hydra_config=True)
+
+
+def check(*overrides: str, one_process: bool = False) -> None:
+    cfg = composed().copy()
+    cfg.merge_with_dotlist(list(overrides))
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"], cfg["paths"]

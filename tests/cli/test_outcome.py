@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,16 @@ from omegaconf import DictConfig
 from ppf.cli.outcome import Outcome, finished, write
 
 
-def config(folder: Path, *overrides: str) -> DictConfig:
+@cache
+def composed(*overrides: str) -> DictConfig:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", [f"paths.run={folder}", "model=tiny", *overrides])
+        return compose("search", ["paths.run=?", "model=tiny", *overrides])
+
+
+def config(folder: Path, *overrides: str) -> DictConfig:
+    cfg = composed(*overrides).copy()
+    cfg.paths.run = str(folder)
+    return cfg
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
 from ppf.stages.prepare import prepare
 from ppf.stages.train import train
+from tests.articles import write_articles
 from tests.cli.conftest import HASTY
+from tests.commands import on_two_ranks
 
 TINY = (
     "model=tiny",
@@ -70,9 +72,9 @@ def only(folder: Path, pattern: str) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_of_torchrun_find_what_one_finds(
-    root: Path, cache: str, tmp_path: Path
+    root: Path, cache: str, text: str, tmp_path: Path
 ) -> None:
-    given = [*TINY, *ACQUIRED, "budget@pareto.y=latency"]
+    given = [*TINY, *ACQUIRED, text, "budget@pareto.y=latency"]
     two, one = tmp_path / "two", tmp_path / "one"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
@@ -109,19 +111,12 @@ def test_two_processes_of_torchrun_find_what_one_finds(
 
 @pytest.mark.slow
 def test_two_processes_train_one_agent_for_every_ratio(
-    root: Path, cache: str, tmp_path: Path
+    cache: str, text: str, tmp_path: Path
 ) -> None:
     quick = ("mode=dynamic", "ratios=[0.2,0.37]", "dynamic.knots=4", "dynamic.stride=2")
-    done = subprocess.run(
-        [sys.executable, "search.py", *TINY, *HASTY, *quick, "dynamic.polish.generations=2"]
-        + ["fabric.devices=2", "logger=csv", f"paths.outputs={tmp_path}"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("95 % interval") == 1
+    more = ("dynamic.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
+    said = on_two_ranks("search", [*TINY, *HASTY, text, *quick, *more], tmp_path)
+    assert "".join(said).count("95 % interval") == 1
     summary = json.loads(only(tmp_path, "summary.json").read_text())
     assert len(summary["results"]) == 5  # dense, then uniform pruning and the agent at both ratios
     only(tmp_path, "agent.json")
@@ -177,12 +172,15 @@ def child(process: subprocess.Popen[str]) -> int:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_dead_rank_ends_the_other(start: Start, tmp_path: Path, rank: int) -> None:
     if rank == 0:  # while the other one labels, for minutes
-        long = ("text.windows={calibration:2,labelling:64,test:2}", "labels.count=2000")
+        text = f"text.path={write_articles(tmp_path, 4096)}"
+        windows = "text.windows={calibration:2,labelling:64,test:2}"
+        long = (text, "text.window=1024", windows, "labels.count=2000")
         process = start("collect", "model=tiny", "sampler=rough", *long)
         wait_for(tmp_path, "*.parquet", 2, process)
     else:  # while the other one waits for its gradients
+        text = f"text.path={write_articles(tmp_path)}"
         long = ("agent.iterations=100000", "agent.patience=100000")
-        process = start("search", *TINY, "predictor=sensitivity", *long)
+        process = start("search", *TINY, text, "predictor=sensitivity", *long)
         wait_for(tmp_path, "*.ckpt", 2, process)  # each rank's training
     victim = process.pid if rank == 0 else child(process)
     subprocess.run(["kill", "-KILL", str(victim)], check=True)

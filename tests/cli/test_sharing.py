@@ -2,33 +2,34 @@
 
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
 from tests.cli.conftest import HASTY, Run
+from tests.commands import on_two_ranks, start
 
 TINY = (
     "model=tiny",
     "sampler=rough",
     "text.windows.labelling=2",
     "text.windows.calibration=8",
-    "text.window=128",
+    "text.window=64",
     "logger=none",
 )
 
 
 @pytest.mark.slow
 def test_two_processes_and_the_jobs_of_a_sweep_label_each_policy_once(
-    run: Run, tmp_path: Path
+    run: Run, text: str, tmp_path: Path
 ) -> None:
     own = str(tmp_path)
-    run("collect", *TINY, "fabric.devices=2", "labels.count=48", artefacts=own, process=True)
+    paths = [f"paths.artefacts={own}", f"paths.outputs={tmp_path}/outputs"]
+    on_two_ranks("collect", [*TINY, text, "labels.count=48", *paths], tmp_path)
     (folder,) = (tmp_path / "labels").iterdir()
 
-    swept = run("collect", "-m", *TINY, "labels.count=32,64", artefacts=own).stdout
+    swept = run("collect", "-m", *TINY, text, "labels.count=32,64", artefacts=own).stdout
     assert re.search(r"Reusing \d+ labels", swept)
     assert re.search(r"\d+ more are labelled already", swept)
     shards = [parquet.read_table(path) for path in folder.glob("*.parquet")]
@@ -37,13 +38,15 @@ def test_two_processes_and_the_jobs_of_a_sweep_label_each_policy_once(
 
 
 @pytest.mark.slow
-def test_two_commands_side_by_side_train_one_predictor(run: Run, tmp_path: Path) -> None:
-    def train(_: int) -> str:
-        given = (*TINY, *HASTY, "labels.count=48")
-        return run("train", *given, artefacts=str(tmp_path), process=True).stdout
-
-    with ThreadPoolExecutor() as pool:
-        told = list(pool.map(train, range(2)))
-    assert any("Training the predictor" in text for text in told)
+def test_two_commands_side_by_side_train_one_predictor(text: str, tmp_path: Path) -> None:
+    given = [*TINY, *HASTY, text, "labels.count=48", f"paths.artefacts={tmp_path}"]
+    outputs = [tmp_path / "first.txt", tmp_path / "second.txt"]
+    both = [
+        start("train", [*given, f"paths.outputs={tmp_path}/outputs"], output) for output in outputs
+    ]
+    for process in both:
+        process.join(300)
+        assert process.exitcode == 0
+    assert any("Training the predictor" in output.read_text() for output in outputs)
     (folder,) = (tmp_path / "predictor").glob("[!.]*")  # beside its lock
     assert {"predictor.ckpt", "held_out.json"} <= {path.name for path in folder.iterdir()}

@@ -1,12 +1,10 @@
 import multiprocessing
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkContext
 
 import pytest
 
 
-@pytest.fixture(scope="session")
-def processes() -> ForkServerContext:
-    """Forks processes from a clean one, which has imported what takes seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.tiny", "ppf.labels.labeller"])
-    return context
+@pytest.fixture
+def processes() -> ForkContext:
+    """Starts processes as copies of this one, without the seconds that imports take."""
+    return multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkContext
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -19,9 +19,7 @@ def _hold(folder: Path, held, done) -> None:
         store.add(Row((1,), 0.3, 3.0, None, "other", 0.1))
 
 
-def test_policies_claimed_by_others_are_waited_for(
-    tmp_path: Path, processes: ForkServerContext
-) -> None:
+def test_policies_claimed_by_others_are_waited_for(tmp_path: Path, processes: ForkContext) -> None:
     held, done = processes.Event(), processes.Event()
     other = processes.Process(target=_hold, args=(tmp_path, held, done))
     other.start()
@@ -38,7 +36,7 @@ def test_policies_claimed_by_others_are_waited_for(
     other.join()
 
 
-def test_a_killed_process_leaves_no_claim(tmp_path: Path, processes: ForkServerContext) -> None:
+def test_a_killed_process_leaves_no_claim(tmp_path: Path, processes: ForkContext) -> None:
     held, done = processes.Event(), processes.Event()
     other = processes.Process(target=_hold, args=(tmp_path, held, done))
     other.start()

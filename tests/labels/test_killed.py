@@ -4,7 +4,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def work(folder: Path, cache: str, started, log: Path) -> None:
 
 
 @pytest.fixture
-def start(tmp_path: Path, cache: str, processes: ForkServerContext) -> Callable[[], BaseProcess]:
+def start(tmp_path: Path, cache: str, processes: ForkContext) -> Callable[[], BaseProcess]:
     """Starts a labelling process and waits until it labels."""
 
     def run() -> BaseProcess:
@@ -118,7 +118,7 @@ def claim_all(folder: Path, ready, start) -> None:
 
 @pytest.mark.slow
 def test_shards_that_are_being_replaced_are_read_completely(
-    tmp_path: Path, processes: ForkServerContext
+    tmp_path: Path, processes: ForkContext
 ) -> None:
     ready, begin = processes.Semaphore(0), processes.Event()
     all_at_once = [

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
+from ppf.predictor.datamodule import Batch
 from ppf.predictor.fit import FILE, untrained
 from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.module import load_predictor
@@ -24,6 +25,7 @@ from tests.predictor.synthetic import (
 )
 
 FEW_STEPS = "predictor.residual.steps=10"  # of the Gaussian process, for tests of something else
+FEW = ("predictor.members=4", FEW_STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def test_checkpoint_loads_without_pickles(
 
 def test_same_seed_same_predictor(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
     once, again, other = (
-        fitted_with(labels, known, tmp_path, "predictor.max_epochs=3", FEW_STEPS, seed=seed)
+        fitted_with(labels, known, tmp_path, "predictor.max_epochs=3", *FEW, seed=seed)
         for seed in (1, 1, 2)
     )
     assert torch.equal(once.held_out.predicted, again.held_out.predicted)
@@ -140,7 +142,7 @@ def test_same_seed_same_predictor(labels: Labels, known: SiteFeatures, tmp_path:
 def test_infinite_labels_do_no_harm(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
     nll = labels.nll.clone()
     nll[7::40], nll[9::40] = torch.inf, torch.nan
-    hurt = fitted_with(Labels(labels.kept, nll, labels.source), known, tmp_path, FEW_STEPS)
+    hurt = fitted_with(Labels(labels.kept, nll, labels.source), known, tmp_path, *FEW)
     assert hurt.held_out.measured.isfinite().all()
     assert hurt.metrics["test/median"] < 0.02
 
@@ -152,14 +154,26 @@ def test_catastrophic_labels_do_not_dominate(
     kept[5::20, 2] = 0
     lost = kept[:, 2] == 0
     nll[lost] = 17.0
-    predictor = fitted_with(Labels(kept, nll, labels.source), known, tmp_path, FEW_STEPS)
+    predictor = fitted_with(Labels(kept, nll, labels.source), known, tmp_path, *FEW)
     predicted = predictor.predict(kept).mean
     assert (predicted - nll)[~lost].abs().median() < 0.05
     assert predicted[lost].median() > nll[~lost].quantile(0.9)
 
 
+def test_what_is_catastrophic_and_predicted_so_leaves_no_residual(
+    labels: Labels, known: SiteFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = untrained(known, DENSE_NLL, predictor_config("predictor=residual")["predictor"])
+    target, answer = torch.tensor([[1.0, 1.0, -1.0], [3.0, -1.0, 3.0]]) + module.limit
+    members = answer.expand(module.hparams["members"], 3)
+    monkeypatch.setattr(module, "_members", lambda kept, encode: members)
+    nll = DENSE_NLL + module.knee * target.sinh()
+    found = module._residuals(Batch(labels.kept[:3], nll, torch.zeros(3), torch.ones(3, 1)))
+    torch.testing.assert_close(found, torch.tensor([0.0, 1.0, -4.0]).expand_as(members))
+
+
 def test_loggers_get_the_scores(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
-    config = predictor_config("predictor.max_epochs=2", FEW_STEPS)
+    config = predictor_config("predictor.max_epochs=2", *FEW)
     logger = CSVLogger(tmp_path / "log")
     given = replace(inputs(known, config["trainer"]), loggers=[logger])
     LearnedPredictor(**config["predictor"]).fit(labels, given)

@@ -18,7 +18,7 @@ from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, fitted_with, made_up_labels
 
 STRONG = 3.0  # interaction
-QUICK = "predictor.max_epochs=10"
+QUICK = ("predictor.max_epochs=10", "predictor.members=4")
 SOME_STEPS, FEW_STEPS = "predictor.residual.steps=30", "predictor.residual.steps=10"
 
 
@@ -223,7 +223,7 @@ def test_residual_knows_interactions(space: Space, known: SiteFeatures, tmp_path
     labels = made_up_labels(space, known, 300, STRONG)
     error = {}
     for name, steps in {"additive": (), "residual": (SOME_STEPS,)}.items():
-        fitted = fitted_with(labels, known, tmp_path, f"predictor={name}", QUICK, *steps)
+        fitted = fitted_with(labels, known, tmp_path, f"predictor={name}", *QUICK, *steps)
         error[name] = fitted.metrics["test/mae"]
         assert fitted.predict(space.dense[None]).mean == pytest.approx(DENSE_NLL)
     assert error["residual"] < 0.95 * error["additive"]
@@ -234,12 +234,12 @@ def test_fewer_labels_are_needed_from_another_texts_predictor(
     space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    fitted_with(made_up_labels(space, known, 240), known, first, QUICK, SOME_STEPS)
+    fitted_with(made_up_labels(space, known, 240), known, first, *QUICK, SOME_STEPS)
     fresh = made_up_labels(space, known, 500, other=0.2)
 
     def error(count: int, *overrides: str) -> float:
         labels = made_up_labels(space, known, count, other=0.2)
-        fitted = fitted_with(labels, known, second, QUICK, SOME_STEPS, *overrides)
+        fitted = fitted_with(labels, known, second, *QUICK, SOME_STEPS, *overrides)
         return float((fitted.predict(fresh.kept).mean - fresh.nll).abs().median())
 
     assert error(50, f"predictor.init_from={first / FILE}") < error(80)

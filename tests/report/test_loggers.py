@@ -1,6 +1,7 @@
 import csv
 import os
 import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -180,24 +181,6 @@ def test_a_missing_package_is_named_with_its_extra(
     assert f"pip install 'ppf-llm[{package}]'" in str(caught.value.__cause__)
 
 
-@pytest.mark.slow
-def test_no_key_means_offline_without_a_question(keyless: Path, tmp_path: Path) -> None:
-    code = (
-        "import ppf.conf\n"
-        "from omegaconf import OmegaConf as O\n"
-        "from ppf.report.loggers import build_loggers, finish\n"
-        "cfg = O.load('ppf/conf/logger/wandb.yaml')\n"
-        f"finish(build_loggers(cfg, {str(tmp_path / 'run')!r}, {{}}), failed=False)\n"
-    )
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert list(tmp_path.glob("run/wandb/offline-run-*"))
-
-
 def test_the_environment_or_an_override_sets_the_mode(composed, keyless: Path, monkeypatch) -> None:
     assert composed().wandb.mode == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -205,14 +188,19 @@ def test_the_environment_or_an_override_sets_the_mode(composed, keyless: Path, m
     assert composed("logger.wandb.mode=online").wandb.mode == "online"
 
 
-def test_online_without_a_key_is_refused_without_a_question(keyless: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_without_a_key_runs_are_offline_and_online_is_refused_without_a_question(
+    keyless: Path, tmp_path: Path
+) -> None:
+    """On a terminal, where W&B would ask."""
     code = (
         "import ppf.conf\n"
         "from omegaconf import OmegaConf as O\n"
-        "from ppf.report.loggers import build_loggers\n"
+        "from ppf.report.loggers import build_loggers, finish\n"
         "cfg = O.load('ppf/conf/logger/wandb.yaml')\n"
+        f"finish(build_loggers(cfg, {str(tmp_path / 'run')!r}, {{}}), failed=False)\n"
         "cfg.wandb.mode = 'online'\n"
-        f"build_loggers(cfg, {str(tmp_path / 'run')!r}, {{}})\n"
+        f"build_loggers(cfg, {str(tmp_path / 'online')!r}, {{}})\n"
     )
     ours, terminal = pty.openpty()
     started = subprocess.Popen(
@@ -224,9 +212,12 @@ def test_online_without_a_key_is_refused_without_a_question(keyless: Path, tmp_p
         text=True,
     )
     _, errors = started.communicate(timeout=120)
+    assert list(tmp_path.glob("run/wandb/offline-run-*")), errors
+    assert errors.startswith("Error") or errors.startswith("Traceback"), "nothing is said offline"
+    assert "PPFError('W&B does not start (No API key configured" in errors
+    assert not select.select([ours], [], [], 0)[0], "nothing is printed on the terminal"
     os.close(ours)
     os.close(terminal)
-    assert "PPFError('W&B does not start (No API key configured" in errors
 
 
 def test_disabled_wandb_writes_nothing(composed, tmp_path: Path, monkeypatch) -> None:

@@ -20,6 +20,7 @@ from tests.searched import write_search
 
 Serve = Callable[..., tuple[subprocess.Popen[str], str, str]]
 """Starts the command; returns it, its address, and what it said before that."""
+HURRIED = ("limits.shutdown_seconds=1", "limits.sequences=1")
 
 
 @pytest.fixture
@@ -71,17 +72,36 @@ def test_only_a_loopback_address_is_bound_to_host_names() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "host"), [(signal.SIGTERM, "127.0.0.1"), (signal.SIGINT, "0.0.0.0")]
-)
-def test_a_signal_ends_the_server_and_an_open_address_is_warned_of(
-    serve: Serve, number: signal.Signals, host: str
+def test_a_started_server_chats_with_openais_client_and_ends_at_a_signal(
+    serve: Serve, folder: Path
 ) -> None:
-    process, address, said = serve(
-        "limits.shutdown_seconds=1", "limits.sequences=1", f"host={host}"
-    )
-    warning = "Warning: host=0.0.0.0 lets other machines use the model: give api_key=KEY."
-    assert (warning in said) == (host == "0.0.0.0")
+    template = folder / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    assert list(folder.glob("artefacts/bank/**/*.safetensors")), "each start would build the bank"
+    process, address, said = serve(*HURRIED, f"chat_template={template}")
+    assert "Warning" not in said
+    client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    name = client.models.list().data[0].id
+    assert name == "tiny"
+    asked = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    answers = [
+        client.chat.completions.create(**asked, temperature=0, extra_body={"pruning_ratio": ratio})
+        for ratio in (0.0, 0.3)
+    ]
+    assert [answer.usage.completion_tokens for answer in answers] == [4, 4]
+    assert [round(answer.model_extra["pruning_ratio"], 1) for answer in answers] == [0.0, 0.3]
+    end_at_work(process, address, signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_an_open_address_is_warned_of_and_an_interrupt_ends_the_server(serve: Serve) -> None:
+    process, address, said = serve(*HURRIED, "host=0.0.0.0")
+    assert "Warning: host=0.0.0.0 lets other machines use the model: give api_key=KEY." in said
+    end_at_work(process, address, signal.SIGINT)
+
+
+def end_at_work(process: subprocess.Popen[str], address: str, number: signal.Signals) -> None:
+    """Sends a signal to a server that generates, has a queue, and waits for a request's body."""
 
     def ask(seed: int) -> httpx.Response:
         asked = {"prompt": "Hello", "max_tokens": 1000, "seed": seed, "stream": seed % 2 == 0}
@@ -97,24 +117,6 @@ def test_a_signal_ends_the_server_and_an_open_address_is_warned_of(
     statuses = {answer.result().status_code for answer in answers}
     assert 503 in statuses and statuses <= {200, 503}
     assert "Traceback" not in process.stderr.read()
-
-
-@pytest.mark.slow
-def test_a_started_server_chats_with_openais_client(serve: Serve, folder: Path) -> None:
-    template = folder / "chat.jinja"
-    template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
-    assert list(folder.glob("artefacts/bank/**/*.safetensors")), "each start would build the bank"
-    _, address, _ = serve(f"chat_template={template}")
-    client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-    name = client.models.list().data[0].id
-    assert name == "tiny"
-    asked = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-    answers = [
-        client.chat.completions.create(**asked, temperature=0, extra_body={"pruning_ratio": ratio})
-        for ratio in (0.0, 0.3)
-    ]
-    assert [answer.usage.completion_tokens for answer in answers] == [4, 4]
-    assert [round(answer.model_extra["pruning_ratio"], 1) for answer in answers] == [0.0, 0.3]
 
 
 def half_sent(address: str) -> socket.socket:

@@ -63,8 +63,9 @@ def test_the_excess_is_below_one_cheapest_unit(space: Space, wild: float) -> Non
 def test_a_policy_does_not_depend_on_the_batch(wild: float) -> None:
     wanted = wanted_widths(WIDTH, wild)
     together = project(WIDTH, wanted, RATIOS)
-    alone = [project(WIDTH, wanted[i : i + 1], RATIOS[i : i + 1]) for i in range(len(RATIOS))]
-    assert torch.equal(torch.cat(alone), together)
+    for i in range(0, len(RATIOS), 12):
+        alone = project(WIDTH, wanted[i : i + 1], RATIOS[i : i + 1])
+        assert torch.equal(alone, together[i : i + 1])
     assert project(WIDTH, wanted[:0], RATIOS[:0]).shape == (0, len(WIDTH))
 
 

@@ -16,6 +16,7 @@ from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.policy import described, refuse_types
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.prune import labelling_nll
+from tests.articles import write_articles
 
 BYTES = ("budget=bytes", "rules=bytes")
 SMALL = ("space=mlp", "space.channel_multiple=32", "text.windows.calibration=4",
@@ -23,8 +24,7 @@ SMALL = ("space=mlp", "space.channel_multiple=32", "text.windows.calibration=4",
 
 
 def config(folder: Path, cache: str, *overrides: str) -> DictConfig:
-    text = folder / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    text = write_articles(folder)
     paths = (f"paths.artefacts={folder}/artefacts", f"paths.cache={cache}", f"paths.run={folder}")
     with initialize_config_module("ppf.conf", version_base="1.3"):
         return compose("search", ["model=tiny", f"text.path={text}", *BYTES, *paths, *overrides])

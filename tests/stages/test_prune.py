@@ -20,6 +20,7 @@ from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
 from ppf.stages.policy import by_site, policy_record, read_policy
 from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.prune import keep_better, prune, refit
+from tests.articles import write_articles
 from tests.records import examples
 
 SMALL = ("text.windows.calibration=2", "text.windows.labelling=3", "text.windows.test=2")
@@ -45,8 +46,7 @@ def setting(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 @pytest.fixture(scope="module")
 def prepared(setting: Setting) -> PruningContext:
-    text = setting.folder / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} tells of {i} things." * 4 for i in range(64)))
+    text = write_articles(setting.folder)
     given = ("model=tiny", f"text.path={text}", "text.window=64", *SMALL)
     return prepare(setting.config("search", *given), one_process())
 
