@@ -1,8 +1,9 @@
 import torch
 
+from ppf.agents import Run
 from ppf.agents.evolution import exchange
 from ppf.space import project
-from tests.agents.synthetic import quadratic
+from tests.agents.synthetic import Log, agent, one_process, quadratic
 
 
 def test_children_differ_a_little_and_keep_the_budget() -> None:
@@ -31,3 +32,9 @@ def test_jitter_alone_changes_nothing() -> None:
     kept = objective.policy(torch.randn(200, len(objective.space)), objective.ratios(200))
     jitter = 0.49 * (2 * torch.rand(kept.shape) - 1)
     assert torch.equal(project(objective.space, kept + jitter, objective.ratios(200)), kept)
+
+
+def test_leaders_of_earlier_generations_are_returned_too() -> None:
+    searcher = agent("evolution", generations=8, children=32, population=4, polish=None)
+    found = searcher.search(quadratic(), Run(one_process(), Log(), 0))
+    assert len(found) > 12 and (found.cost.diff() >= 0).all()

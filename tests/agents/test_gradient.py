@@ -3,7 +3,7 @@
 import torch
 
 from ppf.agents.gradient import within_budget
-from tests.agents.synthetic import quadratic
+from tests.agents.synthetic import layered, quadratic
 
 
 def test_fractional_policies_meet_the_budget_inside_the_trust_region() -> None:
@@ -15,3 +15,13 @@ def test_fractional_policies_meet_the_budget_inside_the_trust_region() -> None:
     assert over.abs().max() < 0.01
     lower, _, upper = objective.region(objective.ratios(1))
     assert (wanted >= lower - 0.5).all() and (wanted <= upper + 0.5).all()
+
+
+def test_sites_without_a_cost_stay_whole_between_the_steps() -> None:
+    prices = [256 if site.kind == "attention" else 0 for site in layered().sites]
+    objective = quadratic(layered().priced("kv", prices), trust_region=0.9)
+    space, generator = objective.space, torch.Generator().manual_seed(0)
+    deviation = torch.randn(64, len(space), generator=generator).clamp(min=0)
+    wanted = within_budget(objective, deviation)
+    free = space.cost == 0
+    assert torch.equal(wanted[:, free], space.units[free].float().expand(64, -1))

@@ -26,3 +26,11 @@ def test_chosen_policies_lower_the_variance_of_all(space: Space) -> None:
         torch.randperm(200, generator=torch.Generator().manual_seed(i))[:20] for i in range(5)
     ]
     assert variance(chosen) < 0.95 * min(map(variance, others))
+
+
+def test_a_policy_is_chosen_once_even_if_noise_hides_its_value(space: Space) -> None:
+    kept, effects, residuals = with_interactions(space, 66)
+    process = new_process(space, steps=1)
+    process.fit(effects, kept[:60], residuals[:60].repeat(2, 1), halves(60))
+    process.noise.log_constant.fill_(8.0)
+    assert sorted(select_by_integrated_variance(process, kept[60:], 6).tolist()) == list(range(6))

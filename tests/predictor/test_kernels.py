@@ -1,5 +1,6 @@
 """Kernels against their formulas, and against gpytorch's own compositions."""
 
+import math
 from copy import deepcopy
 
 import torch
@@ -12,9 +13,12 @@ from ppf.predictor.kernels import (
     ConditionedKernel,
     DotProductKernel,
     RelevanceKernel,
+    SiteSumKernel,
+    SiteWeightKernel,
     SumOfProductsKernel,
     policy_kernel,
 )
+from ppf.space import Space
 
 COLUMNS = {
     "effects_0": slice(0, 3),
@@ -93,3 +97,29 @@ def test_conditioning_is_a_row_without_noise() -> None:
     covariance = to_dense(kernel(x))
     torch.testing.assert_close(covariance[:4, :4], expected)
     assert covariance[4].abs().max() < 1e-12
+
+
+def test_corrections_of_a_sum_over_sites_follow_their_formula(space: Space) -> None:
+    terms = ("level", "slope", "kind", "smooth", "rough", "pairs", "growth", "rest")
+    sites, length = len(space), 2.0
+    kernel = SiteSumKernel(SiteWeightKernel(space, length), dict.fromkeys(terms, 1.0), 0.5, 1.0)
+    kernel = randomised(kernel)
+    x = torch.rand(5, 2 + 2 * sites, generator=torch.Generator().manual_seed(0)).double()
+    z, q, r = x[:, :2], x[:, 2 : 2 + sites], x[:, 2 + sites :]
+    level, slope, kind, smooth, rough, pairs, growth, rest = kernel.log_scales.exp().square()
+
+    def weights(shares: Tensor, kind: float, smooth: float, rough: float) -> Tensor:
+        covariance = torch.zeros(sites, sites).double()
+        for i, one in enumerate(space.sites):
+            for j, other in enumerate(space.sites):
+                if one.kind == other.kind:
+                    near = math.exp(-abs(one.layer - other.layer) / length)
+                    covariance[i, j] = kind + smooth * near + rough * (i == j)
+        return shares @ covariance @ shares.T
+
+    own = weights(q, float(kind), float(smooth), float(rough))
+    growing = weights(q * r, 0.0, 1.0, 1.0)
+    expected = level + slope * z @ z.T + own + pairs * own.square() + growth * growing
+    expected = expected + rest * to_dense(kernel.matern(r, r))
+    torch.testing.assert_close(to_dense(kernel(x)), expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(kernel(x, diag=True), expected.diagonal(), rtol=1e-5, atol=1e-8)

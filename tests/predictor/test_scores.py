@@ -32,6 +32,12 @@ def random_rows(count: int = 60, families: int = 60) -> HeldOut:
     return HeldOut(predicted, torch.full_like(ratio, 0.05), measured, ratio, family)
 
 
+def test_the_median_of_an_even_number_of_errors_is_the_lower_one() -> None:
+    every = held_out(MEASURED + torch.tensor([0.4, 0.1, 0.2, 0.3, 0.0]))
+    rows = HeldOut(*(column[:4] for column in every))
+    assert scores(rows, BANDS, dense_nll=3.0)["median"] == pytest.approx(0.2)
+
+
 def test_errors_are_in_nats() -> None:
     found = scored(MEASURED + torch.tensor([0.1, -0.1, 0.2, 0.0, 1.0]))
     assert found["mae"] == pytest.approx(0.28)
