@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ppf.agents import Agent, Objective, Run
+from ppf.agents import Agent, Candidates, Objective, Run
 from ppf.pruning.allocation import ObsGlobal
 from ppf.space import project
 from tests.agents.synthetic import Log, agent, layered, one_process, quadratic
@@ -32,9 +32,9 @@ FEW = {
     "random": {"evaluations": 256, "batch": 64},
 }
 RULES = ["uniform"]
-TRAINED = {"episodes": 64, "iterations": 24, "warmup": 4, "updates": 48, "batch": 128}
+TRAINED = {"episodes": 64, "iterations": 16, "warmup": 3, "updates": 32, "batch": 128}
 LEARNERS = {
-    "ppo": {"episodes": 64, "iterations": 20},
+    "ppo": SMALL["ppo"],
     "sac": TRAINED,
     "ddpg": TRAINED,
     "td3": TRAINED,
@@ -76,17 +76,24 @@ def test_uniform_proposes_uniform_only() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_same_seed_finds_the_same_policies(name: str) -> None:
-    runs = [few(name).search(quadratic(), Run(one_process(), Log(), seed)) for seed in (3, 3, 4)]
+    objective = quadratic()
+    runs = [few(name).search(objective, Run(one_process(), Log(), seed)) for seed in (3, 3, 4)]
     assert torch.equal(runs[0].kept, runs[1].kept) and torch.equal(runs[0].cost, runs[1].cost)
     assert name in RULES or not torch.equal(runs[0].kept, runs[2].kept)
+    check_candidates(runs[0], objective)
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("ratio", [0.0, 0.3])
-def test_candidates_are_distinct_sorted_and_on_budget(name: str, ratio: float) -> None:
-    objective = quadratic(ratio=ratio)
+def test_at_ratio_zero_the_dense_policy_is_found(name: str) -> None:
+    objective = quadratic(layered(2), ratio=0.0)
     found = few(name).search(objective, Run(one_process(), Log(), 0))
-    excess = objective.space.removed(found.kept) - ratio * objective.space.total
+    check_candidates(found, objective)
+    assert found.kept.tolist() == [objective.space.dense.tolist()]
+
+
+def check_candidates(found: Candidates, objective: Objective) -> None:
+    """Candidates are distinct, sorted and on budget."""
+    excess = objective.space.removed(found.kept) - objective.ratio * objective.space.total
     assert (excess > -1e-5).all() and (excess < objective.space.params.min()).all()
     assert len(found.kept.unique(dim=0)) == len(found)
     assert (found.cost.diff() >= 0).all()
@@ -113,30 +120,11 @@ def test_reports_its_curves(name: str, curves: set[str]) -> None:
     assert all(metrics["violation"] == 0 for _, metrics in log)
 
 
-@pytest.mark.parametrize("name", ["ppo", "reinforce"])
-def test_the_trained_actor_itself_is_good(name: str) -> None:
-    log, objective = Log(), quadratic(layered(4))
-    training, _ = agent(name, **LEARNERS[name]).learn(objective, Run(one_process(), log, 0))
-    assert log[-1][1]["reward"] > 0.4 > 0.1 > log[0][1]["reward"]
-    ratio = objective.ratios(1)
-    own = objective.policy(training.deviations(ratio), ratio)
-    assert objective.gain(objective.cost(own), ratio) > 0.4
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "layers"),
-    [
-        ("ppo", SMALL["ppo"], 10),
-        ("reinforce", SMALL["reinforce"], 10),
-        *(
-            pytest.param(name, TRAINED, 4, marks=pytest.mark.slow)
-            for name in ("sac", "ddpg", "td3")
-        ),
-    ],
-)
-def test_learns_many_ratios_at_once(name: str, settings: dict, layers: int) -> None:
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learns_many_ratios_at_once(name: str) -> None:
+    layers = 4 if LEARNERS[name] is TRAINED else 10
     log, objective = Log(), replace(quadratic(layered(layers)), interval=(0.1, 0.5))
-    training, elites = agent(name, **settings).learn(objective, Run(one_process(), log, 0))
+    training, elites = agent(name, **LEARNERS[name]).learn(objective, Run(one_process(), log, 0))
     assert log[-1][1]["reward"] > 0.3 > 0.1 > log[0][1]["reward"]
     ratio = torch.tensor([0.2, 0.3, 0.4], dtype=torch.double)
     kept = objective.policy(training.deviations(ratio), ratio)

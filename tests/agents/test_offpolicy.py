@@ -9,7 +9,7 @@ from ppf.agents import Run
 from ppf.agents.offpolicy import OffPolicy, n_step
 from tests.agents.synthetic import Log, agent, layered, one_process, quadratic
 
-SHORT = {"episodes": 32, "iterations": 12, "warmup": 2, "updates": 32, "batch": 128}
+SHORT = {"episodes": 32, "iterations": 8, "warmup": 2, "updates": 32, "batch": 128}
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 1000])

@@ -1,8 +1,10 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
-from ppf.policy_search.experts import improve_along
+from ppf.agents import Candidates
+from ppf.policy_search.experts import _nearest, improve_along
 from ppf.predictor.protocol import Prediction
 from tests.agents.synthetic import agent, layered, quadratic
 
@@ -36,6 +38,15 @@ def test_experts_are_good_and_alike_along_the_ratio() -> None:
     assert gain[0] > -0.01 and (gain[1:] > 1).all()  # uniform hardly prunes attention at 10 %
     assert (experts.diff(dim=0) <= 1).all()  # more is kept at lower ratios, up to rounding
     assert (experts[:, ::2] >= start[:, ::2]).all()
+
+
+@pytest.mark.parametrize(("tolerance", "chosen"), [(0.0, [0, 5]), (0.01, [4, 5])])
+def test_the_most_similar_policy_within_the_tolerance_is_chosen(
+    tolerance: float, chosen: list[int]
+) -> None:
+    kept = torch.tensor([[0, 5], [4, 5], [5, 5]])
+    found = Candidates(kept, torch.tensor([3.0, 3.005, 3.1]))
+    assert _nearest(found, torch.tensor([5, 5]), tolerance).tolist() == chosen
 
 
 def test_the_same_generator_gives_the_same_experts() -> None:

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,49 +6,23 @@ import torch
 from lightning import Fabric
 
 from ppf.agents import Candidates, Run
+from ppf.agents.learner import average_gradients
 from ppf.errors import PPFError
 from ppf.policy_search import run_search
 from ppf.policy_search.runner import distinct
 from ppf.pruning.allocation import ObsGlobal
 from tests.agents.synthetic import Log, agent, one_process, quadratic
+from tests.ranks import run_two
 
 SMALL_PPO = {"episodes": 64, "iterations": 6}
 SMALL_POLISH = {"polish": {"generations": 10, "children": 128}}
-TWO_PROCESSES = """
-import sys, torch
-from lightning import Fabric
-from ppf.agents import Run
-from ppf.agents.learner import average_gradients
-from ppf.policy_search import run_search
-from tests.agents.synthetic import Log, agent, quadratic
-
-if __name__ == "__main__":
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-    fabric.launch()
-    log = Log()
-    for name, changes in {
-        "ppo": {"episodes": 64, "iterations": 6, "polish": {"generations": 5, "children": 64}},
-        "sac": {"episodes": 16, "iterations": 3, "updates": 4, "warmup": 1, "polish": None},
-        "reinforce": {"samples": 32, "iterations": 4, "polish": None},
-        "evolution": {"generations": 10, "children": 64, "population": 16},
-        "random": {"evaluations": 512, "batch": 128},
-    }.items():
-        log.clear()
-        found = run_search(agent(name, **changes), quadratic(), Run(fabric, log, 0), 4)
-        heard = len(log)
-        own = agent(name, **changes).search(quadratic(), Run(fabric, log, 0))
-        row = {"kept": found.kept, "cost": found.cost, "own": own.kept, "reports": heard}
-        torch.save(row, f"{sys.argv[1]}/{name}{fabric.global_rank}")
-    other = quadratic()
-    other.predictor.target += 0.1 * fabric.global_rank  # ranks predict differently
-    chosen = run_search(agent("random", evaluations=512), other, Run(fabric, log, 0), 4)
-    torch.save(chosen.kept, f"{sys.argv[1]}/other{fabric.global_rank}")
-    layer = torch.nn.Linear(3, 2)
-    for parameter in layer.parameters():
-        parameter.grad = torch.full_like(parameter, fabric.global_rank)
-    average_gradients(layer, fabric)
-    assert all((p.grad == 0.5).all() for p in layer.parameters())
-"""
+ON_TWO = {
+    "ppo": {"episodes": 64, "iterations": 6, "polish": {"generations": 5, "children": 64}},
+    "sac": {"episodes": 16, "iterations": 3, "updates": 4, "warmup": 1, "polish": None},
+    "reinforce": {"samples": 32, "iterations": 4, "polish": None},
+    "evolution": {"generations": 10, "children": 64, "population": 16},
+    "random": {"evaluations": 512, "batch": 128},
+}
 
 
 def search(name: str, seed: int = 0, top_k: int = 5, **changes: object) -> Candidates:
@@ -141,15 +113,31 @@ def test_ranks_must_share_episodes_evenly() -> None:
         agent("ppo", **SMALL_PPO).search(quadratic(), Run(Three(accelerator="cpu"), Log(), 0))
 
 
-@pytest.mark.slow
-def test_two_processes_agree(tmp_path: Path, root: Path) -> None:
-    script = tmp_path / "search_on_two.py"
-    script.write_text(TWO_PROCESSES)
-    environment = {"PYTHONPATH": str(root), "PATH": "", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, script, tmp_path], check=True, env=environment, timeout=300, cwd=root
-    )
-    for name in ("ppo", "sac", "reinforce", "evolution", "random"):
+def search_on_two(folder: Path) -> None:
+    """The work of one of two ranks; leaves files for both."""
+    fabric, log = Fabric(accelerator="cpu", devices=2, strategy="ddp"), Log()
+    fabric.launch()
+    for name, changes in ON_TWO.items():
+        log.clear()
+        found = run_search(agent(name, **changes), quadratic(), Run(fabric, log, 0), 4)
+        heard = len(log)
+        own = agent(name, **changes).search(quadratic(), Run(fabric, log, 0))
+        row = {"kept": found.kept, "cost": found.cost, "own": own.kept, "reports": heard}
+        torch.save(row, folder / f"{name}{fabric.global_rank}")
+    other = quadratic()
+    other.predictor.target += 0.1 * fabric.global_rank  # ranks predict differently
+    chosen = run_search(agent("random", evaluations=512), other, Run(fabric, log, 0), 4)
+    torch.save(chosen.kept, folder / f"other{fabric.global_rank}")
+    layer = torch.nn.Linear(3, 2)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, fabric.global_rank)
+    average_gradients(layer, fabric)
+    assert all((p.grad == 0.5).all() for p in layer.parameters())
+
+
+def test_two_processes_agree(tmp_path: Path) -> None:
+    assert run_two(search_on_two, tmp_path) == [0, 0]
+    for name in ON_TWO:
         first, second = (torch.load(tmp_path / f"{name}{rank}") for rank in (0, 1))
         assert torch.equal(first["kept"], second["kept"])
         assert torch.equal(first["cost"], second["cost"])

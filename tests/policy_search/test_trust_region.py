@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -59,6 +61,13 @@ def test_the_region_widens_if_intervals_hold(measured: list[float], radius: floa
     wide = region()
     assert not wide.exhausted(verified(torch.tensor(measured)), least=3.4)
     assert wide.radius == radius
+
+
+def test_predictions_without_an_interval_count_as_held() -> None:
+    wide, measured = region(), torch.tensor([3.6, 4.5, 4.6, 4.7])
+    sure = replace(verified(measured), std=torch.zeros(4))
+    assert not wide.exhausted(sure, least=3.6)
+    assert wide.radius == 0.8
 
 
 def test_a_search_ends_if_widening_brings_no_gain() -> None:

@@ -6,7 +6,7 @@ from ppf.pruning import Bank, LivePruner
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.costs import Flops, KVCache, Latency, Params
 from tests.checkpoints import CHECKPOINTS, calibrated, random_model, width_space
-from tests.tiny import TinySetup
+from tests.tiny import TinySetup, tiny_setup
 
 
 def test_params_equal_the_space(tiny: TinySetup) -> None:
@@ -21,10 +21,12 @@ def test_flops_count_two_per_weight_plus_attention(tiny: TinySetup) -> None:
     assert prices[1] == 2 * tiny.space.sites[1].params
 
 
-def test_the_kv_cache_counts_keys_and_values(tiny: TinySetup) -> None:
-    cache = tiny.lm.model(tiny.windows, use_cache=True).past_key_values
+@pytest.mark.parametrize("space", ["width", "depth"])
+def test_the_kv_cache_counts_keys_and_values(cache: str, space: str) -> None:
+    tiny = tiny_setup(cache, space)
+    filled = tiny.lm.model(tiny.windows, use_cache=True).past_key_values
     held = sum(
-        t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)
+        t.numel() * t.element_size() for layer in filled.layers for t in (layer.keys, layer.values)
     )
     prices = torch.tensor(KVCache().prices(tiny.pruner()))
     assert (prices * tiny.space.units).sum() == held / tiny.windows.numel()

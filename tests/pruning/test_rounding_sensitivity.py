@@ -3,7 +3,9 @@ import torch
 
 from ppf.pruning import Bank, LivePruner, sensitivity
 from ppf.pruning.compensation import LeastSquares, NoCompensation
+from ppf.pruning.rounding import rounded
 from ppf.pruning.rounding_sensitivity import rounding_sensitivity
+from ppf.pruning.sensitivity import loss_of_sampled
 from tests.checkpoints import CHECKPOINTS, calibrated, random_model, random_windows, width_space
 
 CONFIG = CHECKPOINTS["llama-groups-of-3-tied"]
@@ -46,3 +48,34 @@ def test_small_losses_equal_the_divergence_from_the_dense_model() -> None:
         divergence = float((dense.exp() * (dense - changed)).sum(-1).mean())
         expected = float(torch.stack(found).mean(0)[last, 0, units])
         assert expected == pytest.approx(divergence, rel=0.2)
+
+
+def test_losses_are_of_what_pruning_and_rounding_change_together() -> None:
+    lm, windows = random_model(CONFIG), random_windows()
+    pruner = pruner_with(lm, NoCompensation())
+    found = rounding_sensitivity(pruner, windows, ["q4_0"], seed=0).losses[-1, 0]
+    mlp, site, seen = pruner.blocks[-1], pruner.space.sites[-1], dict[str, torch.Tensor]()
+
+    def cut(_: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return seen.setdefault("output", output.detach().requires_grad_())
+
+    hooks = [
+        mlp.register_forward_pre_hook(lambda _, inputs: seen.update(hidden=inputs[0][0])),
+        mlp.down_proj.register_forward_hook(cut),
+    ]
+    gate, up, down = (
+        rounded(getattr(mlp, name).weight, "q4_0") for name in ("gate_proj", "up_proj", "down_proj")
+    )
+    loss, expected = loss_of_sampled(lm.device, 0), torch.zeros_like(found)
+    for window in windows:
+        seen.clear()
+        loss(lm.model(window[None]).logits[0], window).backward()
+        output = seen["output"]
+        inner = torch.nn.functional.silu(seen["hidden"] @ gate.T) * (seen["hidden"] @ up.T)
+        for level in range(site.units + 1):
+            width = level * site.atoms_per_unit
+            change = output[0].detach() - inner[:, :width] @ down[:, :width].T
+            expected[level] += (change * output.grad[0]).sum(1).square().sum() / 2
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(found, expected / windows.numel(), rtol=1e-3, atol=1e-9)
