@@ -2,9 +2,9 @@
 
     python benchmarks/serve.py FOLDER [OVERRIDES, as for serve.py]
 
-FOLDER is that of a run of search.py. transformers serves the same search's dense model, once with
-its default and once with its continuous batching. Each server starts twice; the second start finds
-all artefacts. Prints a table and, last, one line of JSON.
+FOLDER is that of a run of search.py. transformers serves the same search's dense model in the same
+dtype, once with its default and once with its continuous batching. Each server starts twice; the
+second start finds all artefacts. Prints a table and, last, one line of JSON.
 """
 
 import json
@@ -23,6 +23,8 @@ from typing import Any
 
 import httpx
 from hydra.utils import instantiate
+
+from ppf.llm.loading import resolve_dtype
 
 CLIENTS, REQUESTS = (1, 4, 16), 12  # at least so many requests, and two for each client
 PROMPT = "The city of London lies on the river Thames. It was founded by"
@@ -118,16 +120,15 @@ def main() -> None:
     cache = Path(os.environ.get("PPF_CACHE", Path.home() / ".cache" / "ppf"))
     dense = dense_folder(search, cache)
     theirs = [str(Path(sys.executable).with_name("transformers")), "serve", dense]
-    theirs += [
-        "--port",
-        str(port),
-        "--host",
-        "127.0.0.1",
-        "--device",
-        "cpu",
-        "--log-level",
-        "error",
-    ]
+    dtype = str(resolve_dtype("auto")).removeprefix("torch.")  # serve.py's default
+    options = {
+        "port": port,
+        "host": "127.0.0.1",
+        "device": "cpu",
+        "dtype": dtype,
+        "log-level": "error",
+    }
+    theirs += [text for key, value in options.items() for text in (f"--{key}", str(value))]
     servers = {
         "serve.py, mixed ratios": ([*ours, *overrides], [{"pruning_ratio": r} for r in ratios]),
         "serve.py, dense": ([*ours, *overrides], [{}]),
