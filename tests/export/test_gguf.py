@@ -17,7 +17,6 @@ from ppf.export.gguf_vocabulary import _LLAMA3, _QWEN2
 from ppf.llm import LanguageModel
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
-from ppf.pruning.rounding_sensitivity import rounding_sensitivity
 from ppf.space import uniform
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
 from tests.export.conftest import POLICY, export_gguf
@@ -256,15 +255,14 @@ def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_real_model_with_a_format_for_each_site(smollm2: LanguageModel, tmp_path: Path) -> None:
-    pruner, window = pruner_of(smollm2, channel_multiple=64), torch.arange(64)[None]
-    losses = rounding_sensitivity(pruner, window, ["q8_0", "q4_0"], seed=0)
-    assert (losses.noise.diff(dim=1) > 0).all()
+    pruner = pruner_of(smollm2, channel_multiple=64)
     sizes, files, names = list[int](), list[Path](), [site.name for site in pruner.space.sites]
-    for kept, types in (([3, 24], ["q8_0", "q8_0"]), ([2, 20], ["q5_0", "q4_0"])):
-        pruner.apply(kept * 30, types * 30)
+    for kept, own in (([3, 24], ["q8_0", "q8_0"]), ([2, 20], ["q5_0", "q4_0"])):
+        types = ["f16"] * 24 + own * 3 + ["f16"] * 30  # rounding takes seconds for all layers
+        pruner.apply(kept * 30, types)
         sizes.append(parameters(smollm2.model) * 4 - pruner.bytes_of_rounding)
-        policy = POLICY | {"types": dict(zip(names, types * 30, strict=True))}
-        files.append(export_gguf(pruner, tmp_path / types[1], policy, type="f16"))
+        policy = POLICY | {"types": dict(zip(names, types, strict=True))}
+        files.append(export_gguf(pruner, tmp_path / own[1], policy, type="f16"))
     written = [file.stat().st_size for file in files]
     assert written[0] - written[1] == pytest.approx(sizes[0] - sizes[1], rel=1e-4)
     reader = GGUFReader(files[1])

@@ -205,7 +205,7 @@ def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
 def test_five_sigkills_at_random_moments_do_not_change_the_weights(
     config: Any, tmp_path: Path
 ) -> None:
-    given = ("recovery.tokens=7680", "recovery.validate_every=1", "recovery.patience=100")
+    given = ("recovery.tokens=5120", "recovery.validate_every=1", "recovery.patience=100")
     whole = recovered(config(*given, f"paths.artefacts={tmp_path}/whole"))
     cfg = config(*given, f"paths.artefacts={tmp_path}/broken")
     moments = random.Random(0)
