@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -34,10 +35,9 @@ from ppf.llm.sources import byte_tokenizer
 from ppf.progress import say
 from ppf.report.scores import duration
 from ppf.report.tables import Column, Table, print_table
-from ppf.stages.prepare import PruningContext, prepare
+from ppf.stages.prepare import PruningContext, observe, prepare
 
 ROOT, GIB = Path(__file__).parents[1], 2**30
-UNPREPARED = ["importance=random", "compensation=none"]
 # Little text and few labels, so that a large shape takes hours on a CPU, not days.
 FEW = [
     "model.dtype=bfloat16",
@@ -92,11 +92,22 @@ def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator).mul_(0.02).to(torch.bfloat16)
 
 
+def composed(overrides: list[str]) -> DictConfig:
+    """The config of a search."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", [*overrides, "paths.run=outputs"])
+
+
 def prepared(overrides: list[str]) -> PruningContext:
     """The model with the artefacts that the overrides need."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", [*overrides, "paths.run=outputs"])
+    cfg = composed(overrides)
     return prepare(cfg, instantiate(cfg.fabric))
+
+
+def observed(overrides: list[str]) -> None:
+    """Makes what is seen of the dense model."""
+    cfg = composed(overrides)
+    observe(cfg, instantiate(cfg.fabric))
 
 
 def time_label(overrides: list[str]) -> None:
@@ -113,8 +124,8 @@ def time_label(overrides: list[str]) -> None:
 
 # Work of a stage that no command does alone.
 WORK: dict[str, Callable[[list[str]], Any]] = {
-    "calibration": lambda given: prepared([*given, *UNPREPARED]),
-    "order": lambda given: prepared([*given, "compensation=none"]),
+    "calibration": lambda given: observed([*given, "importance=random"]),
+    "order": observed,
     "bank": prepared,
     "sensitivities": lambda given: prepared(given).features,
     "label": time_label,
@@ -147,11 +158,12 @@ def accepted(command: str, given: list[str]) -> list[str]:
     """The overrides whose section a command has."""
     with initialize_config_module("ppf.conf", version_base="1.3"):
         known = compose(command)
-    return [override for override in given if re.split(r"[.=@/]", override)[0] in known]
+    sections = [re.split(r"[.=@/]", override.lstrip("~+"))[0] for override in given]
+    return [override for override, name in zip(given, sections, strict=True) if name in known]
 
 
 def run(command: list[str]) -> dict[str, float | str]:
-    """Runs a process; its seconds, the peak of its resident set, and its last line.
+    """Runs a process; its seconds, those of the CPU, its largest resident set, its last line.
 
     Raises:
         SystemExit: the process failed.
@@ -169,7 +181,9 @@ def run(command: list[str]) -> dict[str, float | str]:
     if process.returncode:
         raise SystemExit(f"failed: {' '.join(command)}")
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_gib": usage.ru_maxrss * 1024 / GIB, "last": last}
+    cpu = usage.ru_utime + usage.ru_stime
+    peak = usage.ru_maxrss * 1024 / GIB
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_gib": peak, "last": last}
 
 
 def measure(out: Path, commands: dict[str, list[str]]) -> dict[str, Any]:
@@ -196,7 +210,7 @@ def _bytes(folder: Path) -> int:
 
 def report(found: dict[str, Any]) -> None:
     """Prints a table and, last, one line of JSON."""
-    columns = [Column("stage"), Column("time", duration)]
+    columns = [Column("stage"), Column("time", duration), Column("CPU time", duration)]
     columns += [Column(name, "{:.2f}".format) for name in ("peak memory, GiB", "disk, GiB")]
     rows = [[name, *taken.values()] for name, taken in found["stages"].items()]
     print_table(Table(columns, rows))

@@ -97,6 +97,9 @@ class AlphaPruning(LayerRule):
     Args:
         epsilon: ε.
 
+    Raises:
+        PPFError: the exponents were not computed.
+
     Source: AlphaPruning (arXiv 2410.10912), eq. 2, with exponents averaged over the matrices of a
         layer.
     """
@@ -105,7 +108,13 @@ class AlphaPruning(LayerRule):
         self.epsilon = epsilon
 
     def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
-        exponents = _unit_range(_traits(features).exponents.to(ratio))
+        exponents = _traits(features).exponents
+        if exponents is None:
+            raise PPFError(
+                "AlphaPruning reads weight spectra, and none were computed, because no part of the"
+                " config names ppf.pruning.allocation.AlphaPruning: give rules=all."
+            )
+        exponents = _unit_range(exponents.to(ratio))
         share = 1 - self.epsilon + 2 * self.epsilon * exponents
         return ratio[:, None] * share / (share * _layer_cost(features.space).to(ratio)).sum()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +25,8 @@ class Traits:
     Args:
         influence: 1 − mean cosine similarity of the hidden states that enter and leave a layer.
         outliers: share of a layer's scores |W_ij| ‖X_j‖ that exceed m times their mean, [layer, m].
-        exponents: exponent of the power law of a layer's weight spectra, mean over its matrices.
+        exponents: exponent of the power law of a layer's weight spectra, mean over its matrices;
+            None: not computed.
         energy: for each site ("3.mlp"), ‖output‖² / (‖output‖² + ‖hidden state that enters the
             layer‖²), mean over tokens.
         fluctuation: for each site, the input variance of each atom times its squared column norm,
@@ -33,13 +35,15 @@ class Traits:
 
     influence: Float[Tensor, " layers"]
     outliers: Float[Tensor, "layers multiples"]
-    exponents: Float[Tensor, " layers"]
+    exponents: Float[Tensor, " layers"] | None
     energy: dict[str, Float[Tensor, ""]]
     fluctuation: dict[str, Float[Tensor, " _"]]
 
     def tensors(self) -> dict[str, Tensor]:
         """The traits by name, for a safetensors file."""
-        named = {name: getattr(self, name) for name in ("influence", "outliers", "exponents")}
+        named = {"influence": self.influence, "outliers": self.outliers}
+        if self.exponents is not None:
+            named["exponents"] = self.exponents
         for name in _BY_SITE:
             named |= {f"{name}.{site}": tensor for site, tensor in getattr(self, name).items()}
         return named
@@ -48,7 +52,7 @@ class Traits:
     def from_tensors(cls, named: dict[str, Tensor]) -> "Traits":
         """The inverse of `tensors`."""
         by_site: dict[str, dict[str, Tensor]] = {name: {} for name in _BY_SITE}
-        layers = {}
+        layers: dict[str, Any] = {"exponents": None}
         for key, tensor in named.items():
             name, _, site = key.partition(".")
             if site:
@@ -59,9 +63,9 @@ class Traits:
 
     @classmethod
     def of_layers(cls, layers: Sequence[Mapping[str, Tensor]]) -> "Traits":
-        """Joins what `layer_traits` and `layer_exponent` found of each layer."""
+        """Joins what `layer_traits`, and perhaps `layer_exponent`, found of each layer."""
         named = {key: tensor for found in layers for key, tensor in found.items() if "." in key}
-        for name in ("influence", "outliers", "exponents"):
+        for name in layers[0].keys() & {"influence", "outliers", "exponents"}:
             named[name] = torch.stack([found[name] for found in layers])
         return cls.from_tensors(named)
 

@@ -8,12 +8,14 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ppf.artefacts import Artefacts
 from ppf.llm import LanguageModel, LayerStream
 from ppf.progress import say, track
 from ppf.pruning import Importance, Statistics, Traits
+from ppf.pruning.allocation import AlphaPruning
 from ppf.pruning.importance import score_coupling
 from ppf.pruning.layer_files import LayerFiles, StoredTensors
 from ppf.pruning.statistics import layer_moments
@@ -39,6 +41,7 @@ class Observed:
         statistics: signature of the moments.
         order: signature of the scores.
         traits: signature of the traits.
+        spectra: whether the traits include the exponents of weight spectra.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Observed:
         statistics: str,
         order: str,
         traits: str,
+        spectra: bool = True,
     ) -> None:
+        self._spectra = spectra
         self.lm, self._importance, self._ranks = lm, importance, artefacts.ranks
         self._windows, self._streams = windows, dict[int, LayerStream]()
         self._layers = range(len(lm.adapter.layers(lm.model)))
@@ -78,8 +83,9 @@ class Observed:
         if whole := self._traits.whole:
             names = whole.keys()
             return Traits.from_tensors({name: whole.get_tensor(name) for name in names})
+        files = [self._traits, self._exponents] if self._spectra else [self._traits]
         return Traits.of_layers(
-            [self._traits.read(layer) | self._exponents.read(layer) for layer in self._layers]
+            [{k: v for file in files for k, v in file.read(i).items()} for i in self._layers]
         )
 
     def make(self) -> None:
@@ -112,7 +118,7 @@ class Observed:
 
     @property
     def _files(self) -> tuple[LayerFiles, ...]:
-        exponents = () if self._traits.whole else (self._exponents,)
+        exponents = (self._exponents,) if self._spectra and not self._traits.whole else ()
         return self._moments, self._scores, self._traits, *exponents
 
     @cached_property
@@ -174,6 +180,11 @@ class Observed:
             )
             for i in numbers
         }
+
+
+def reads_spectra(cfg: DictConfig) -> bool:
+    """Whether a config names AlphaPruning, the one rule that reads the spectra of weights."""
+    return f"{AlphaPruning.__module__}.{AlphaPruning.__name__}" in OmegaConf.to_yaml(cfg)
 
 
 _MOMENTS = ("gram", "mean")

@@ -19,6 +19,7 @@ from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.pruning.bank import BankSize, bank_size
 from ppf.space import Space
+from ppf.stages.observed import reads_spectra
 from ppf.stages.signatures import signatures
 
 GIB = 2**30
@@ -72,6 +73,7 @@ class Sizes:
         calibration: tokens.
         labelling: tokens.
         labels: number of policies that are labelled or measured.
+        spectra: whether an allocation rule reads the spectra of weights.
         offload: as `model.offload`.
         on_cpu: whether the device is the CPU, so that its memory is the host's.
     """
@@ -87,6 +89,7 @@ class Sizes:
     calibration: int
     labelling: int
     labels: int
+    spectra: bool
     offload: str | None
     on_cpu: bool
 
@@ -116,6 +119,7 @@ class Sizes:
             calibration=(windows.calibration or _MANY) * cfg.text.window,
             labelling=(windows.labelling or _MANY) * cfg.text.window,
             labels=_labels(cfg),
+            spectra=reads_spectra(cfg),
             offload=cfg.model.get("offload"),
             on_cpu=device.type == "cpu",
         )
@@ -168,6 +172,7 @@ def _observing(sizes: Sizes, speeds: Speeds, forward: float) -> Need:
     squares = sum(columns**2 for _, columns in sizes.consumers)
     order = sum(2 * columns**3 + rows * columns**2 for rows, columns in sizes.consumers)
     spectra = sum(3.5 * min(s) ** 2 * (2 * max(s) + 4 * min(s)) for s in sizes.consumers)
+    spectra *= sizes.spectra
     seconds = tokens * (stride * forward + 2 * squares / speeds.single)
     seconds += (order + spectra) / speeds.double
     disk = (sizes.in_layers * sizes.itemsize if sizes.offload == "disk" else 0) + 4 * squares

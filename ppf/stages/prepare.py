@@ -35,7 +35,7 @@ from ppf.pruning import (
 from ppf.pruning.live import Types
 from ppf.pruning.statistics import read_tensors, write_tensors
 from ppf.space import Space
-from ppf.stages.observed import Observed
+from ppf.stages.observed import Observed, reads_spectra
 from ppf.stages.plan import refuse_what_does_not_fit
 from ppf.stages.signatures import Signatures, plain, recorded, signatures
 
@@ -180,7 +180,7 @@ class PruningContext:
 def prepare(
     cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
 ) -> PruningContext:
-    """Loads the model and all that pruning it needs; makes missing statistics and orders.
+    """Loads the model and all that pruning it needs; makes missing statistics, orders and banks.
 
     Args:
         cfg: with model, text, space, importance, compensation, labels, paths and bank.
@@ -191,27 +191,11 @@ def prepare(
     Raises:
         PPFError: the model is missing or damaged, the text is too short, or the machine too small.
     """
-    config = recorded(cfg, fabric.device)
-    names, text = signatures(cfg, fabric.device), build_text(config.text, cfg.paths.cache)
-    if config.text.path:
-        _ = text.parts  # damaged files are refused before the model is loaded
     if not choose:
         refuse_what_does_not_fit(cfg, fabric.device)
-    lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
-    windows, _ = (text.tokens(part, lm.tokenizer) for part in _PARTS)  # too little is refused
-    artefacts = Artefacts(Path(cfg.paths.artefacts), fabric)
-    fields = [field.name for field in dataclasses.fields(Traits)]
-    observed = Observed(
-        lm,
-        windows,
-        instantiate(config.importance),
-        artefacts,
-        statistics=names.statistics,
-        order=names.order,
-        traits=signature("traits", names.statistics, fields),
-    )
-    observed.make()
-    scores = observed.scores()
+    config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
+    text, observed = observe(cfg, fabric)
+    lm, scores = observed.lm, observed.scores()
     if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
         model = OmegaConf.create({**plain(config.model), "dtype": dtype})
         del lm, observed.lm  # two models need not be in memory at once
@@ -225,7 +209,7 @@ def prepare(
         observed.statistics,
         compensation,
         max_gib=cfg.bank.max_gib,
-        folder=artefacts.folder / "bank" / names.bank / str(lm.dtype),
+        folder=Path(cfg.paths.artefacts) / "bank" / names.bank / str(lm.dtype),
         ranks=fabric,
     )
     return PruningContext(
@@ -239,8 +223,38 @@ def prepare(
         parameters(lm.model),
         config,
         names,
-        artefacts,
+        Artefacts(Path(cfg.paths.artefacts), fabric),
     )
+
+
+def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
+    """Loads text and model, and makes missing moments, importance scores and traits.
+
+    Args:
+        cfg: as for `prepare`.
+
+    Raises:
+        PPFError: the model is missing or damaged, or the text is too short.
+    """
+    config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
+    text = build_text(config.text, cfg.paths.cache)
+    if config.text.path:
+        _ = text.parts  # damaged files are refused before the model is loaded
+    lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
+    windows, _ = (text.tokens(part, lm.tokenizer) for part in _PARTS)  # too little is refused
+    fields = [field.name for field in dataclasses.fields(Traits)]
+    observed = Observed(
+        lm,
+        windows,
+        instantiate(config.importance),
+        Artefacts(Path(cfg.paths.artefacts), fabric),
+        statistics=names.statistics,
+        order=names.order,
+        traits=signature("traits", names.statistics, fields),
+        spectra=reads_spectra(cfg),
+    )
+    observed.make()
+    return text, observed
 
 
 def _stored(

@@ -1,16 +1,19 @@
 """Statistics, order and traits are made layer by layer, by several processes, and found again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 
 from ppf.artefacts import Artefacts
+from ppf.errors import PPFError
 from ppf.pruning import collect_statistics, collect_traits, score_atoms
+from ppf.pruning.allocation import OWL, AlphaPruning
 from ppf.pruning.importance import OBS, Importance, Taylor
 from ppf.pruning.statistics import write_tensors
-from ppf.stages.observed import Observed
+from ppf.stages.observed import Observed, reads_spectra
 from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
 
@@ -18,7 +21,11 @@ LAYERS = 4
 
 
 def observed(
-    tiny: TinySetup, folder: Path, ranks: FakeRanks, importance: Importance | None = None
+    tiny: TinySetup,
+    folder: Path,
+    ranks: FakeRanks,
+    importance: Importance | None = None,
+    spectra: bool = True,
 ) -> Observed:
     return Observed(
         tiny.lm,
@@ -28,6 +35,7 @@ def observed(
         statistics="s",
         order="o",
         traits="t",
+        spectra=spectra,
     )
 
 
@@ -141,3 +149,26 @@ def test_the_first_rank_differentiates_for_all(tiny: TinySetup, tmp_path: Path) 
     expected = score_atoms(tiny.lm, Taylor(), statistics, tiny.windows)
     for scores in found:
         torch.testing.assert_close(scores, expected)
+
+
+def test_spectra_are_computed_only_for_the_rule_that_reads_them(
+    tiny: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppf.stages.observed.layer_exponent", None)  # it is not called
+    found = observed(tiny, tmp_path, one(), spectra=False)
+    found.make()
+    traits = found.traits()
+    assert traits.exponents is None and "exponents" not in traits.tensors()
+    features = replace(tiny.features, traits=traits)
+    OWL(5, 0.08).wanted(features, torch.tensor([0.3]))
+    with pytest.raises(PPFError, match="rules=all"):
+        AlphaPruning(0.3).wanted(features, torch.tensor([0.3]))
+
+
+@pytest.mark.parametrize(
+    "overrides, reads",
+    [([], True), (["~rules.alphapruning"], False), (["rules=bytes", "sampler=smooth"], False)],
+)
+def test_a_config_tells_whether_spectra_are_read(overrides: list[str], reads: bool) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        assert reads_spectra(compose("search", [*overrides, "paths.run=outputs"])) == reads
