@@ -89,6 +89,7 @@ class ModelSection(Section):
     path: Annotated[str, AfterValidator(_model_folder)] | None
     dtype: Dtype
     offload: Literal["cpu", "disk"] | None = None
+    device_map: Literal["auto"] | None = None
     card: CardSection | None = None
     source: Component | None
 

@@ -1,7 +1,7 @@
 """Loads a causal language model with its tokenizer and adapter."""
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
+from ppf.llm.divide import divide, over_gpus
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded
 from ppf.llm.sources import check_hub, wheel_folder
@@ -30,12 +31,14 @@ class LanguageModel:
 
     Args:
         offloaded: moves the decoder layers to the device and back; None: they stay there.
+        devices: of the weights of each decoder layer; None: they all lie on `device`.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     offloaded: Offloaded | None = None
+    devices: Sequence[torch.device] | None = None
 
     @cached_property
     def couplings(self) -> list[Coupling]:
@@ -56,7 +59,12 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
+        """Of everything but the decoder layers, and of hidden states between layers."""
         return self.model.device
+
+    def device_of(self, layer: int) -> torch.device:
+        """The device that computes a decoder layer."""
+        return self.devices[layer] if self.devices else self.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,14 +82,15 @@ def load(
 
     Args:
         config: has `path` (a local folder or null), `source` (a function of `ppf.llm.sources`),
-            `dtype`, and perhaps `offload`.
+            `dtype`, and perhaps `offload` or `device_map`.
         cache: folder for converted and random checkpoints.
         device: device that the weights are moved to.
         window: number of tokens in the windows that the model will read; None: not checked.
 
     Raises:
         PPFError: the checkpoint is missing, damaged or cannot be downloaded; its family is not
-            supported; or the window is longer than the model's positions.
+            supported; the window is longer than the model's positions; or the layers cannot be
+            divided over GPUs.
     """
     dtype = resolve_dtype(config.dtype, device)
     source = local_folder(config.path, "model.path") if config.path else _source(config)(cache)
@@ -90,11 +99,22 @@ def load(
     if window:
         check_window(window, model_config)
     tokenizer = read_tokenizer(source, model_config)
+    place, divided, device = config.get("offload"), config.get("device_map"), torch.device(device)
+    if place and divided:
+        raise PPFError(
+            f"model.device_map={divided} keeps all layers on GPUs, and model.offload={place} keeps"
+            " none there: give only one of them."
+        )
     model = read_model(source, model_config, dtype).eval().requires_grad_(False)
-    if not (place := config.get("offload")):
-        return LanguageModel(model.to(device), tokenizer, adapter)
     layers = adapter.layers(model)
-    offloaded = Offloaded(layers, place, torch.device(device), Path(cache) / "offload")
+    if divided:
+        devices = over_gpus(model, layers, device)
+        divide(layers, devices)
+        _move_all_but(layers, model, device)
+        return LanguageModel(model, tokenizer, adapter, devices=devices)
+    if not place:
+        return LanguageModel(model.to(device), tokenizer, adapter)
+    offloaded = Offloaded(layers, place, device, Path(cache) / "offload")
     _move_all_but(layers, model, device)
     return LanguageModel(model, tokenizer, adapter, offloaded)
 

@@ -1,6 +1,6 @@
 """Computes the next item while the present one is used."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,32 +11,32 @@ T = TypeVar("T")
 
 
 def ahead(
-    fetch: Callable[[int], list[Tensor | None]], count: int, device: torch.device
+    fetch: Callable[[int], list[Tensor | None]], devices: Sequence[torch.device]
 ) -> Iterator[list[Tensor | None]]:
     """Yields `fetch(0)`, `fetch(1)` and so on.
 
-    For a GPU, a thread fetches the next item meanwhile, on a stream of its own, so that copies to
-    the GPU overlap with its work. On a CPU this would gain nothing, since both need its cores.
+    For GPUs, a thread fetches the next item meanwhile, on streams of its own, so that copies to
+    a GPU overlap with its work. On a CPU this would gain nothing, since both need its cores.
 
     Args:
-        fetch: gives tensors on the device.
-        count: number of items.
-        device: the device.
+        fetch: gives tensors on the device of an item.
+        devices: of each item.
     """
-    if device.type != "cuda":
-        yield from map(fetch, range(count))
+    if any(device.type != "cuda" for device in devices):
+        yield from map(fetch, range(len(devices)))
         return
-    side = torch.cuda.Stream(device)
+    sides = {device: torch.cuda.Stream(device) for device in devices}
 
     def run(number: int) -> tuple[list[Tensor | None], torch.cuda.Event]:
+        side = sides[devices[number]]
         with torch.no_grad(), torch.cuda.stream(side):
             return fetch(number), side.record_event()
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(run, 0)
-        for number in range(count):
+        for number, device in enumerate(devices):
             found, done = waiting.result()
-            if number + 1 < count:
+            if number + 1 < len(devices):
                 waiting = pool.submit(run, number + 1)
             present = torch.cuda.current_stream(device)
             present.wait_event(done)

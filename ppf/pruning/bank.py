@@ -1,6 +1,6 @@
 """The level bank: the compensated consumer of every site, for each number of kept units."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,7 @@ class Bank:
         folder: Path | None = None,
         ranks: Ranks | None = None,
     ) -> "Bank":
-        """Computes all levels of all sites, on the model's device and in its dtype.
+        """Computes all levels of all sites, on their layers' devices and in the model's dtype.
 
         Args:
             lm: the dense model.
@@ -66,7 +66,8 @@ class Bank:
         indices = lm.coupling_indices(space.sites)
         columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, indices, strict=True)]
         shapes = [_shape(lm.couplings[i]) for i in indices]
-        size = bank_size(shapes, space, lm.dtype, max_gib, lm.device)
+        devices = {lm.device_of(site.layer) for site in space.sites}
+        size = bank_size(shapes, space, lm.dtype, max_gib, devices)
         factored = compensation.refits and size.factored
         if factored:
             assert folder is not None
@@ -79,13 +80,14 @@ class Bank:
         def prepare(number: int) -> Levels:
             i = indices[number]
             coupling = lm.couplings[i]
-            columns = expand(orders[i], coupling.columns).to(lm.device)
-            gram, mean = statistics.gram[i].to(lm.device), statistics.mean[i].to(lm.device)
+            device = lm.device_of(coupling.layer)
+            columns = expand(orders[i], coupling.columns).to(device)
+            gram, mean = statistics.gram[i].to(device), statistics.mean[i].to(device)
             with lm.resident(coupling.layer):
                 weight = coupling.consumer.weight[:, columns].float()
             moments = gram[columns][:, columns], mean[columns]
             made = compensation.levels(weight, *moments, columns_of[number], factored=factored)
-            return _cast(made, lm)
+            return _cast(made, lm.dtype, device)
 
         form = f"{type(compensation).__name__}-{'factors' if factored else 'weights'}"
 
@@ -95,7 +97,8 @@ class Bank:
                 return make()
             file = folder / form / f"{space.sites[number].name}.safetensors"
             found = _stored(file, columns_of[number], make, _stored_dtype(lm.dtype))
-            return _cast(found, lm, resident=size.resident)
+            device = lm.device_of(space.sites[number].layer)
+            return _cast(found, lm.dtype, device, resident=size.resident)
 
         order = own_first(range(len(space)), ranks if folder else None)
         label = f"Preparing the level bank ({len(space)} sites)"
@@ -128,7 +131,7 @@ def bank_size(
     space: Space,
     dtype: torch.dtype,
     max_gib: float,
-    device: torch.device,
+    devices: Collection[torch.device],
 ) -> BankSize:
     """The first of these that fits: all levels, factors in memory, factors on disk.
 
@@ -136,15 +139,15 @@ def bank_size(
         shapes: of the consumer's weight of each site.
         space: the space.
         dtype: of the model.
-        max_gib: most GiB of memory. On a GPU, factors may also take half of its free memory.
-        device: of the model.
+        max_gib: most GiB of memory. On GPUs, factors may also take half of their free memory.
+        devices: of the model's layers.
     """
     if (ready := levels_gib(shapes, space, dtype)) <= max_gib:
         return BankSize(False, True, ready)
     numbers = sum(columns * (rows + columns) for rows, columns in shapes)
     gib = numbers * _stored_dtype(dtype).itemsize / 2**30
-    if device.type == "cuda":
-        max_gib = max(max_gib, torch.cuda.mem_get_info(device)[0] / 2**31)
+    free = [torch.cuda.mem_get_info(d)[0] / 2**30 for d in devices if d.type == "cuda"]
+    max_gib = max(max_gib, sum(free) / 2)
     return BankSize(True, gib <= max_gib, gib)
 
 
@@ -206,18 +209,20 @@ def _stored(
     return get_or_make(file, read=read, make=write, announce=False)
 
 
-def _cast(levels: Levels, lm: LanguageModel, *, resident: bool = False) -> Levels:
-    """Levels in the model's dtype; resident factors are on its device."""
+def _cast(
+    levels: Levels, dtype: torch.dtype, device: torch.device, *, resident: bool = False
+) -> Levels:
+    """Levels in the model's dtype on a layer's device; factors are there only if `resident`."""
     weights = levels.weights
     if isinstance(weights, Factors):
         if resident:
             projected, inverse = weights.projected[:, :], weights.inverse[:, :]
-            factors = projected.to(lm.device), inverse.to(lm.device)
+            factors = projected.to(device), inverse.to(device)
             weights = replace(weights, projected=factors[0], inverse=factors[1])
-        weights = replace(weights, dtype=lm.dtype, device=lm.device)
+        weights = replace(weights, dtype=dtype, device=device)
     elif weights is not None:
-        weights = [weight.to(lm.device, lm.dtype).contiguous() for weight in weights]
-    biases = None if levels.biases is None else levels.biases.to(lm.device, lm.dtype)
+        weights = [weight.to(device, dtype).contiguous() for weight in weights]
+    biases = None if levels.biases is None else levels.biases.to(device, dtype)
     return Levels(levels.errors, weights, biases)
 
 

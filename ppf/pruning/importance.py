@@ -91,7 +91,9 @@ class Taylor(Importance):
     observes = True
 
     def observe(self, lm: LanguageModel, windows: Tensor) -> None:
-        self._squared = {c.consumer: torch.zeros(c.atoms, device=lm.device) for c in lm.couplings}
+        self._squared = {
+            c.consumer: torch.zeros(c.atoms, device=lm.device_of(c.layer)) for c in lm.couplings
+        }
         hooks = [
             c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in lm.couplings
         ]
@@ -227,7 +229,8 @@ def score_coupling(
 ) -> Float[Tensor, " atoms"]:
     """The scores of one coupling's atoms; `importance` has observed the model if it does so."""
     with lm.resident(coupling.layer):
-        moments = gram.to(lm.device), mean.to(lm.device)
+        device = lm.device_of(coupling.layer)
+        moments = gram.to(device), mean.to(device)
         unused = Wanda().scores(coupling, *moments) == 0
         scores = importance.scores(coupling, *moments).float().cpu()
     return scores.masked_fill(unused.cpu(), 0)

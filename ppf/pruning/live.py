@@ -136,7 +136,8 @@ class LivePruner:
         def fetch(layer: int) -> list[Tensor | None]:
             return [self._level(index, kept[index]) for index in sites[layer]]
 
-        for layer, weights in enumerate(ahead(fetch, len(sites), self.lm.device)):
+        devices = [self.lm.device_of(layer) for layer in range(len(sites))]
+        for layer, weights in enumerate(ahead(fetch, devices)):
             for index, weight in zip(sites[layer], weights, strict=True):
                 self._narrow(index, kept[index], formats[index], weight)
             yield layer
@@ -251,11 +252,11 @@ class LivePruner:
         """
         number = self._coupling_indices[index]
         consumer = self.lm.couplings[number].consumer
-        total = consumer.weight.data if weight is None else consumer.weight + weight
+        device, dtype = consumer.weight.device, consumer.weight.dtype
+        total = consumer.weight.data if weight is None else consumer.weight + weight.to(device)
         shift = None if consumer.bias is None else consumer.bias.data
         if bias is not None:
-            shift = bias if shift is None else shift + bias
-        dtype = consumer.weight.dtype
+            shift = bias.to(device) if shift is None else shift + bias.to(device)
         total = _round(total.to(dtype), self.types[index])
         _set(consumer, total, None if shift is None else shift.to(dtype))
         self._install(number, self.kept[index] * self.space.sites[index].atoms_per_unit)

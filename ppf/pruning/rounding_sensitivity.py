@@ -62,7 +62,7 @@ class _Site:
         self.coupling, self.block = pruner.lm.couplings[index], pruner.blocks[index]
         self.levels, self.types = pruner.bank.levels[number], types
         self.widths = widths(pruner.space.sites[number], self.coupling)
-        device = pruner.lm.device
+        device = pruner.lm.device_of(self.coupling.layer)
         self.squared = torch.zeros(len(types), len(self.widths), device=device)
         self.noise = torch.zeros(len(types), device=device)
         self.energy = torch.zeros((), device=device)

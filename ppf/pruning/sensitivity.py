@@ -27,7 +27,8 @@ class _SiteGradients:
         self.levels = pruner.bank.levels[number]
         self.widths = widths(pruner.space.sites[number], self.coupling)
         self.present, self.expand = present, expand
-        self.summed = torch.zeros(len(self.widths), device=pruner.lm.device)
+        device = pruner.lm.device_of(self.coupling.layer)
+        self.summed = torch.zeros(len(self.widths), device=device)
 
     def hook(self, consumer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:

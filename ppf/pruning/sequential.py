@@ -60,7 +60,7 @@ def refit_sequentially(
     for index in track(range(len(layers)), f"Refitting {len(layers)} layers"):
         blocks = [coupling for coupling in lm.couplings if coupling.layer == index]
         mixers = [block.consumer for block in blocks if block.kind == "attention"]
-        with _record(*mixers) as records:
+        with _record(lm.device, *mixers) as records:
             after = run(index, dense)
         behind = _behind(records, dense)
         for block in blocks:
@@ -68,7 +68,7 @@ def refit_sequentially(
                 continue
             pruner.narrow(site, kept[site], types[site])
             attention = block.kind == "attention"
-            with _record(*(mixers if attention else [block.consumer])) as records:
+            with _record(lm.device, *(mixers if attention else [block.consumer])) as records:
                 stream = run(index, pruned)
             if attention:
                 stream = _behind(records, pruned)
@@ -91,12 +91,12 @@ _Records = dict[nn.Linear, _Record]
 
 
 @contextmanager
-def _record(*consumers: nn.Linear) -> Iterator[_Records]:
+def _record(device: torch.device, *consumers: nn.Linear) -> Iterator[_Records]:
     records = {consumer: _Record() for consumer in consumers}
 
     def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        records[module].inputs.append(inputs[0].flatten(0, -2))
-        records[module].outputs.append(output)
+        records[module].inputs.append(inputs[0].flatten(0, -2).to(device))
+        records[module].outputs.append(output.to(device))
 
     handles = [consumer.register_forward_hook(hook) for consumer in consumers]
     try:
@@ -112,7 +112,7 @@ def _behind(records: _Records, states: list[Tensor]) -> list[Tensor]:
         if record.outputs:
             states = [s + out.view_as(s) for s, out in zip(states, record.outputs, strict=True)]
         elif consumer.bias is not None:
-            states = [state + consumer.bias for state in states]
+            states = [state + consumer.bias.to(state.device) for state in states]
     return states
 
 

@@ -53,12 +53,13 @@ def layer_moments(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[st
         layer: the layer.
     """
     couplings = {i: c for i, c in enumerate(lm.couplings) if c.layer == layer}
+    device = lm.device_of(layer)
     found = dict[str, Tensor]()
 
     def watch(index: int, coupling: Coupling) -> Callable:
         width = coupling.consumer.in_features
-        gram = found[f"gram.{index}"] = torch.zeros(width, width, device=lm.device)
-        mean = found[f"mean.{index}"] = torch.zeros(width, device=lm.device)
+        gram = found[f"gram.{index}"] = torch.zeros(width, width, device=device)
+        mean = found[f"mean.{index}"] = torch.zeros(width, device=device)
 
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].flatten(0, -2).float()

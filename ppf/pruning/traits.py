@@ -135,10 +135,10 @@ def _observe(
 ) -> tuple[Moments, Moments, Moments, Float[Tensor, ""]]:
     """E[x] and E[x²] of each projection's input, energy of each consumer, the layer's influence."""
     couplings, module = _couplings(lm, layer), lm.adapter.layers(lm.model)[layer]
-    linears = _linears(couplings)
-    mean: Moments = {w: torch.zeros(w.in_features, device=lm.device) for w in linears}
+    linears, device = _linears(couplings), lm.device_of(layer)
+    mean: Moments = {w: torch.zeros(w.in_features, device=device) for w in linears}
     square: Moments = {w: torch.zeros_like(zeros) for w, zeros in mean.items()}
-    added: Moments = {c.consumer: torch.zeros((), device=lm.device) for c in couplings}
+    added: Moments = {c.consumer: torch.zeros((), device=device) for c in couplings}
     entered: list[Tensor] = []
 
     def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -150,7 +150,9 @@ def _observe(
         square[module].add_(x.square().sum(0), alpha=1 / stream.tokens)
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        own, state = (x.float().square().sum(-1).flatten() for x in (output, entered[-1]))
+        own, state = (
+            x.float().square().sum(-1).flatten() for x in (output, entered[-1].to(device))
+        )
         share = own / (own + state).clamp_min(_SMALLEST)
         added[module].add_(share.sum(), alpha=1 / stream.tokens)
 
@@ -171,7 +173,9 @@ def _observe(
 def _outliers(scores: list[Tensor]) -> Float[Tensor, " multiples"]:
     whole = torch.cat([score.flatten() for score in scores])
     mean = whole.mean()
-    return torch.stack([(whole > m * mean).float().mean() for m in range(MULTIPLES)])
+    return (
+        torch.stack([(whole > m * mean).count_nonzero() for m in range(MULTIPLES)]) / whole.numel()
+    )
 
 
 def _exponent(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:

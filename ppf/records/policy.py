@@ -32,6 +32,7 @@ class ModelRecord(Record):
     path: Word | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     offload: Literal["cpu", "disk"] | None = None
+    device_map: Literal["auto"] | None = None
     card: CardRecord | None = None
     source: packaged("model", "source", _WHEEL) | None  # type: ignore[valid-type]
 

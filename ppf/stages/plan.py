@@ -75,6 +75,7 @@ class Sizes:
         labels: number of policies that are labelled or measured.
         spectra: whether an allocation rule reads the spectra of weights.
         offload: as `model.offload`.
+        devices: number of devices that the layers are divided over.
         on_cpu: whether the device is the CPU, so that its memory is the host's.
     """
 
@@ -91,6 +92,7 @@ class Sizes:
     labels: int
     spectra: bool
     offload: str | None
+    devices: int
     on_cpu: bool
 
     @classmethod
@@ -106,6 +108,9 @@ class Sizes:
         shapes = {c.name: (c.consumer.out_features, c.consumer.in_features) for c in couplings}
         of_sites = [shapes[site.name] for site in space.sites]
         refits = instantiate(cfg.compensation).refits
+        gpus = [device]
+        if cfg.model.get("device_map") and device.type == "cuda":
+            gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         layers, windows = adapter.layers(model), cfg.text.windows
         return cls(
             parameters=parameters(model),
@@ -114,13 +119,14 @@ class Sizes:
             hidden=model.config.hidden_size,
             consumers=list(shapes.values()),
             head=model.get_output_embeddings().weight.numel(),
-            bank=bank_size(of_sites, space, dtype, cfg.bank.max_gib, device) if refits else None,
+            bank=bank_size(of_sites, space, dtype, cfg.bank.max_gib, gpus) if refits else None,
             itemsize=dtype.itemsize,
             calibration=(windows.calibration or _MANY) * cfg.text.window,
             labelling=(windows.labelling or _MANY) * cfg.text.window,
             labels=_labels(cfg),
             spectra=reads_spectra(cfg),
             offload=cfg.model.get("offload"),
+            devices=len(gpus),
             on_cpu=device.type == "cpu",
         )
 
@@ -131,16 +137,15 @@ class Sizes:
 
     @property
     def resident(self) -> float:
-        """GiB of the weights that are on the device at once."""
-        if not self.offload:
-            return self.weights
+        """GiB of the weights that are on one device at once."""
+        parts = self.layers if self.offload else self.devices
         others = self.parameters - self.in_layers
-        return (others + self.in_layers / self.layers) * self.itemsize / GIB
+        return (others + self.in_layers / parts) * self.itemsize / GIB
 
     @property
     def bank_in_memory(self) -> float:
-        """GiB of the bank's weights that stay in memory."""
-        return self.bank.gib if self.bank and self.bank.resident else 0.0
+        """GiB of the bank's weights that stay in the memory of one device."""
+        return self.bank.gib / self.devices if self.bank and self.bank.resident else 0.0
 
     def states(self, tokens: int) -> float:
         """GiB of hidden states in front of one layer."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ppf.artefacts import Artefacts, signature
+from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.labels.labeller import Labeller
 from ppf.llm import LanguageModel, Text, load
@@ -234,8 +235,14 @@ def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
         cfg: as for `prepare`.
 
     Raises:
-        PPFError: the model is missing or damaged, or the text is too short.
+        PPFError: the model is missing or damaged, the text is too short, or several processes
+            would divide the model over the same GPUs.
     """
+    if cfg.model.get("device_map") and fabric.world_size > 1:
+        raise PPFError(
+            f"model.device_map=auto gives all GPUs of a machine to one process, and there are"
+            f" {fabric.world_size}: give fabric.devices=1, or model.device_map=null."
+        )
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
     text = build_text(config.text, cfg.paths.cache)
     if config.text.path:

@@ -141,7 +141,7 @@ def test_factors_that_fit_are_read_once(lm: LanguageModel, tmp_path: Path) -> No
     shapes = [c.consumer.weight.shape for c in lm.couplings]
     factors = sum(4 * columns * (rows + columns) for rows, columns in shapes) / 2**30
     for limit, in_memory in ((factors * 1.01, True), (factors * 0.99, False)):
-        size = bank_size(shapes, space, torch.float32, limit, torch.device("cpu"))
+        size = bank_size(shapes, space, torch.float32, limit, [torch.device("cpu")])
         assert size == (True, in_memory, pytest.approx(factors))
         made = Bank.build(
             lm, space, orders, statistics, LEAST_SQUARES, max_gib=limit, folder=tmp_path
