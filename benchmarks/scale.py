@@ -189,7 +189,9 @@ def run(command: list[str]) -> dict[str, float | str]:
 def measure(out: Path, commands: dict[str, list[str]]) -> dict[str, Any]:
     """Runs the stages that have not finished yet; what all of them took, by name."""
     file = out / FINISHED
-    found = json.loads(file.read_text()) if file.exists() else {"stages": {}, "label": None}
+    found: dict[str, Any] = {"shape": out.name, "stages": {}, "label": None}
+    if file.exists():
+        found = json.loads(file.read_text())
     for name, command in commands.items():
         if name in found["stages"]:
             continue
@@ -231,15 +233,17 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=shapes(), required=True)
     parser.add_argument("--out", type=Path, default=Path("outputs/scale"))
+    parser.add_argument("--until", help="stage after which to stop; default: all are run")
     arguments, overrides = parser.parse_known_args()
     out = (arguments.out / arguments.shape).resolve()
     checkpoint = out / "checkpoint"
     write = [sys.executable, __file__, "--stage", "checkpoint", arguments.shape, str(checkpoint)]
     given = ["model=local", f"model.path={checkpoint}", f"model.name={arguments.shape}", *FEW]
-    found = measure(out, {"checkpoint": write})
-    found = measure(out, stages(out, [*given, *overrides]))
-    shape = shapes()[arguments.shape]
-    report({"shape": arguments.shape, "config": shape, **found})
+    commands = {"checkpoint": write, **stages(out, [*given, *overrides])}
+    names = list(commands)
+    last = names.index(arguments.until) if arguments.until else len(names)
+    found = measure(out, {name: commands[name] for name in names[: last + 1]})
+    report(found)
 
 
 if __name__ == "__main__":

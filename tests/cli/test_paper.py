@@ -1,0 +1,47 @@
+"""The paper's tables as experiments: planned without weights, and run on the tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ppf.conf import options
+from tests.cli.conftest import Run
+
+EXPERIMENTS = sorted(name for name in options("experiment") if name.startswith("paper/"))
+MODELS = {"llama2_7b": "6.74", "llama3_8b": "8.03"}  # billions of parameters
+QUICK = (
+    "model=tiny", "text=wikipedia_sample", "text.window=64,128", "debug=limit", "logger=none",
+    "text.windows={calibration:8,labelling:2,test:4}",
+)  # fmt: skip
+
+
+def test_there_is_one_for_each_model_and_mode() -> None:
+    assert EXPERIMENTS == [f"paper/{m}{mode}" for m in sorted(MODELS) for mode in ("", "_dynamic")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_the_plan_needs_no_weights_or_text(run: Run, model: str) -> None:
+    told = run("search", f"experiment=paper/{model}", "plan=true", "logger=none").stdout
+    assert f"model={model}: {MODELS[model]} billion parameters" in told
+
+
+@pytest.mark.slow
+def test_static_policies_fill_the_table(run: Run, tmp_path: Path) -> None:
+    run("search", "-m", "experiment=paper/llama2_7b", *QUICK, "ratio=0.3")
+    (results,) = tmp_path.rglob("results.json")
+    rows = json.loads(results.read_text())["rows"]
+    assert [row["text.window"] for row in rows] == [64, 128] or {
+        row["text.window"] for row in rows
+    } == {64, 128}
+    assert all(row["ratio"] == 0.3 and row["test_ppl"] > 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_one_agent_fills_all_ratios_with_the_published_predictor(run: Run, tmp_path: Path) -> None:
+    given = ("text.window=64", "predictor=cnn", "labels.count=24", "agent=reinforce")
+    run("search", "-m", "experiment=paper/llama3_8b_dynamic", *QUICK, *given)
+    (results,) = tmp_path.rglob("results.json")
+    rows = json.loads(results.read_text())["rows"]
+    assert len(rows) == 4 and all(row["test_ppl"] > 1 for row in rows)
