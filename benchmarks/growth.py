@@ -16,8 +16,8 @@ import torch
 from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.scale import shapes
 from ppf.evaluation.size import parameters
+from ppf.llm.shapes import known_shapes
 from ppf.report.scores import duration
 from ppf.report.style import OTHERS, save_png, styled
 from ppf.report.tables import Column, Table, print_table
@@ -31,13 +31,13 @@ def read(files: list[Path]) -> list[Run]:
     runs = [json.loads(file.read_text()) for file in files]
     for run in runs:
         with torch.device("meta"):
-            config = AutoConfig.for_model(**shapes()[run["shape"]])
+            config = AutoConfig.for_model(**known_shapes()[run["shape"]])
             run["parameters"] = parameters(AutoModelForCausalLM.from_config(config))
     return sorted(runs, key=lambda run: run["parameters"])
 
 
 def exponent(runs: list[Run], stage: str, figure: str) -> float:
-    """p of figure ∝ parameters^p, between the smallest and the largest model."""
+    """The p of figure ∝ parameters^p, between the smallest and the largest model."""
     first, last = runs[0], runs[-1]
     grown = last["stages"][stage][figure] / first["stages"][stage][figure]
     return math.log(grown) / math.log(last["parameters"] / first["parameters"])

@@ -11,14 +11,22 @@ as `collect` sorts them, and on policies that share nothing.
 
 tells how well labels on few tokens rank policies of one ratio band, against the whole labelling
 part.
+
+    python benchmarks/labels.py --processes 2
+
+compares one process with several that share the labels of a draw; each has one core and one thread.
 """
 
 import argparse
 import copy
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_module
@@ -34,6 +42,7 @@ from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head, sum
 from ppf.progress import track
 from ppf.pruning.statistics import expand
 from ppf.space import uniform
+from ppf.stages.collect import collect
 from ppf.stages.prepare import PruningContext, prepare
 
 RATIO, FAMILIES, UNRELATED = 0.3, 24, 6
@@ -176,19 +185,74 @@ def window_losses(context: PruningContext, kept: Tensor, windows: Tensor) -> Ten
         return torch.stack([summed_nll(head, h[:, start:], ids[:, start:]) for h, ids in pairs])
 
 
+def together(cfg: DictConfig, overrides: list[str], most: int) -> dict[str, object]:
+    """Labels a minute of one process and of several; prints them. What they share is made before.
+
+    Args:
+        cfg: with the number of labels.
+        overrides: of `cfg`.
+        most: number of processes.
+    """
+    artefacts, rates, labels = Path(cfg.paths.artefacts).resolve(), {}, {}
+    for count in (1, most):
+        with tempfile.TemporaryDirectory() as folder:
+            for kind in artefacts.iterdir():
+                if kind.name != "labels":
+                    (Path(folder) / kind.name).symlink_to(kind)
+            launch = f"-m torch.distributed.run --standalone --nproc_per_node={count}".split()
+            own = [f"paths.artefacts={folder}", f"fabric.devices={count}", "fabric=cpu"]
+            command = [sys.executable, *launch, __file__, "--rank", *overrides, *own]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        rates[f"{count}"] = 60 * len(found["nll"]) / found["seconds"]
+        labels[count] = found["nll"]
+        print(f"{count} processes  {rates[f'{count}']:6.1f} policies per minute")
+    return {
+        "policies_per_minute": rates,
+        "ratio": rates[f"{most}"] / rates["1"],
+        "equal": labels[1] == labels[most],
+    }
+
+
+def rank(cfg: DictConfig) -> None:
+    """The work of one of several processes; rank 0 prints seconds and labels."""
+    core = sorted(os.sched_getaffinity(0))[int(os.environ["LOCAL_RANK"])]
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    fabric = instantiate(cfg.fabric)
+    fabric.launch()
+    context = prepare(cfg, fabric)
+    context.labeller.score(context.space.dense.tolist())
+    fabric.barrier()
+    begin = time.perf_counter()
+    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed)
+    fabric.barrier()
+    seconds = time.perf_counter() - begin
+    if fabric.is_global_zero:
+        print(json.dumps({"seconds": seconds, "nll": labels.nll.tolist()}), flush=True)
+
+
 def main() -> None:
     """Prints tables and, last, one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--text-size", action="store_true", help="how many tokens a label needs")
+    parser.add_argument("--processes", type=int, help="processes that share a draw, one core each")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args()
     mode = ["text.windows.labelling=null"] if arguments.text_size else ["compensation=none"]
     run = f"paths.run={tempfile.mkdtemp()}"
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("collect", [*mode, "sampler=rough", run, *overrides])
+    if arguments.rank:
+        rank(cfg)
+        return
     fabric = Fabric(accelerator="cpu", devices=1)
     context = prepare(cfg, fabric)
+    if arguments.processes:
+        print(json.dumps(together(cfg, overrides, arguments.processes)))
+        return
     print(
         json.dumps(text_size(cfg, context) if arguments.text_size else speed(cfg, context, fabric))
     )

@@ -17,7 +17,7 @@ QUICK = (
 
 
 def test_there_is_one_for_each_model_and_mode() -> None:
-    assert EXPERIMENTS == [f"paper/{m}{mode}" for m in sorted(MODELS) for mode in ("", "_dynamic")]
+    assert [f"paper/{m}{mode}" for m in sorted(MODELS) for mode in ("", "_dynamic")] == EXPERIMENTS
 
 
 @pytest.mark.slow
