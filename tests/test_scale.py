@@ -76,3 +76,25 @@ def test_a_failed_stage_ends_the_benchmark(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="failed"):
         scale.measure(tmp_path, {"bank": quick("raise SystemExit(1)")})
     assert not (tmp_path / scale.FINISHED).exists()
+
+
+def test_growth_has_an_exponent_for_each_finished_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import growth
+
+    files = []
+    for shape, times, more in (("smollm2_135m", 1, {}), ("llama2_7b", 100, {"search": 1})):
+        stages = {"bank": 2.0 * times} | more
+        taken = {name: {"cpu_seconds": s, "peak_gib": 3.0} for name, s in stages.items()}
+        files.append(tmp_path / f"{shape}.json")
+        files[-1].write_text(json.dumps({"shape": shape, "stages": taken}))
+    png = tmp_path / "growth.png"
+    monkeypatch.setattr(sys, "argv", ["growth.py", *map(str, files[::-1]), "--png", str(png)])
+    growth.main()
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["shapes"] == ["smollm2_135m", "llama2_7b"]
+    assert list(told["exponents"]) == ["bank"]
+    assert told["exponents"]["bank"]["cpu_seconds"] == pytest.approx(1.177, abs=0.01)
+    assert told["exponents"]["bank"]["peak_gib"] == 0
+    assert png.read_bytes()[:4] == b"\x89PNG"

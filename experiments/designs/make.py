@@ -1,9 +1,9 @@
 """Trains the small models of this study on the default text.
 
-    python experiments/designs/make.py FOLDER [NAMES, by default all]
+    python experiments/designs/make.py outputs/designs [NAMES, by default all]
 
 Each has a byte tokenizer, 4 decoder layers, 32 query heads of size 8, and 3.1 million parameters.
-The model NAME is written to FOLDER/NAME. It reads training documents only, which share some with
+The model NAME is written to outputs/designs/NAME. It reads training documents only, which share some with
 calibration and labelling, and none with the test part.
 """
 

@@ -22,6 +22,7 @@ _KINDS = {
     "selection": "selection",
     "predicted": "predicted",
 }
+_NO_RULES = ("dense", "uniform", "PPF")
 _PROPOSALS = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
 Named = tuple[str, list[int]]
 """A policy's name in summary.json, and the units that it keeps at each site."""
@@ -70,6 +71,8 @@ def figures(summary: Path) -> list[dict[str, float | None]]:
     """Rows for the table of a sweep: perplexities of what was found, one row for each ratio."""
     content: Mapping[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     rows, uniform = list[dict[str, float | None]](), dict[str, float | None]()
+    others = [row for row in content["results"] if row["policy"] not in _NO_RULES]
+    rules = [row["measured"]["perplexity"] for row in others if "measured" in row]
     for row in content["results"]:
         found = {
             f"{name}_ppl": row[kind]["perplexity"] for kind, name in _KINDS.items() if kind in row
@@ -79,5 +82,6 @@ def figures(summary: Path) -> list[dict[str, float | None]]:
         elif row["policy"] == "PPF":
             rows.append({"ratio": row["ratio"], **found, **uniform})
     scores = content.get("proposals", {})
-    more = {f"proposals_{name}": scores[name] for name in _PROPOSALS if name in scores}
+    best = {"best_rule_labelling_ppl": min(rules)} if rules else {}
+    more = best | {f"proposals_{name}": scores[name] for name in _PROPOSALS if name in scores}
     return [row | more for row in rows]
