@@ -12,6 +12,7 @@ from ppf.labels.samplers import Sampler, SamplingContext
 from ppf.labels.store import LabelStore, Row
 from ppf.labels.table import Labels
 from ppf.progress import say, track
+from ppf.ranks import Ranks
 
 _ROUND = 32  # policies in one draw of a sampler
 
@@ -41,18 +42,24 @@ def draw(
 
 
 def label(
-    store: LabelStore, labeller: Labeller, policies: Int[Tensor, "rows sites"], source: str
+    store: LabelStore,
+    labeller: Labeller,
+    policies: Int[Tensor, "rows sites"],
+    source: str,
+    ranks: Ranks | None = None,
 ) -> Labels:
     """Labels the policies that have no label yet.
 
     Several processes may label the same store at once. The process that claims a policy labels it;
-    this function returns when all policies have labels.
+    this function returns when all policies have labels. Ranks start at different places of the
+    sorted list: neighbours there share their first layers, and one process should label both.
 
     Args:
         store: the stored labels.
         labeller: measures the loss of a policy.
         policies: the policies.
         source: name of the sampler or search that the policies are from.
+        ranks: the processes of this run; None: there is only this one.
 
     Returns:
         The labels of all policies, in their order. All have the given source, even if they were
@@ -63,7 +70,8 @@ def label(
         known = len(policies) - len(missing)
         others = f" {known} more are labelled already." if known else ""
         say(f"Labelling {len(missing)} policies.{others}")
-    for kept in track(missing, "Labelling"):
+    start = len(missing) * ranks.global_rank // ranks.world_size if ranks else 0
+    for kept in track(missing[start:] + missing[:start], "Labelling"):
         with store.claim(kept) as mine:
             if mine:
                 _label_one(store, labeller, kept, source)

@@ -34,7 +34,7 @@ def measure(
     """
     context.labeller.used.update(map(tuple, policies.tolist()))
     known = label_store(context) if store is None else store
-    return label(known, context.labeller, policies.cpu(), source)
+    return label(known, context.labeller, policies.cpu(), source, context.artefacts.ranks)
 
 
 def screen(

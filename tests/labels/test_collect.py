@@ -5,9 +5,10 @@ from unittest.mock import create_autospec
 import torch
 
 from ppf.labels.collect import label
-from ppf.labels.labeller import Labeller
+from ppf.labels.labeller import Labeller, LabelScores
 from ppf.labels.store import LabelStore, Row
 from ppf.labels.table import Labels
+from tests.ranks import FakeRanks
 
 
 def _hold(folder: Path, held, done) -> None:
@@ -65,3 +66,19 @@ def test_catastrophic_and_non_finite_labels_are_marked() -> None:
     nll = torch.tensor([3.0, 6.9, 7.1, torch.inf, torch.nan], dtype=torch.double)
     labels = Labels(torch.arange(5)[:, None], nll, ["sampler"] * 5)
     assert labels.catastrophic(3.0, 4.0).tolist() == [False, False, True, True, True]
+
+
+def test_ranks_start_at_different_places_and_label_neighbours(tmp_path: Path) -> None:
+    policies = torch.arange(1, 7)[:, None]
+    for rank, expected in ((0, [1, 2, 3, 4, 5, 6]), (1, [4, 5, 6, 1, 2, 3])):
+        labeller, scored = create_autospec(Labeller), list[int]()
+
+        def score(kept: tuple[int, ...], scored=scored) -> LabelScores:
+            scored.append(kept[0])
+            return LabelScores(3.0, None)
+
+        labeller.score.side_effect = score
+        labeller.pruner.space.ratio.return_value = torch.tensor(0.3)
+        store = LabelStore(tmp_path / str(rank), "a", [6])
+        label(store, labeller, policies, "sampler", FakeRanks(rank, []))
+        assert scored == expected
