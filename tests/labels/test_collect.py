@@ -1,6 +1,6 @@
 from multiprocessing.context import ForkContext
 from pathlib import Path
-from unittest.mock import create_autospec
+from unittest.mock import Mock, create_autospec
 
 import torch
 
@@ -77,7 +77,7 @@ def test_ranks_start_at_different_places_and_label_neighbours(tmp_path: Path) ->
             scored.append(kept[0])
             return LabelScores(3.0, None)
 
-        labeller.score.side_effect = score
+        labeller.score.side_effect, labeller.pruner = score, Mock()
         labeller.pruner.space.ratio.return_value = torch.tensor(0.3)
         store = LabelStore(tmp_path / str(rank), "a", [6])
         label(store, labeller, policies, "sampler", FakeRanks(rank, []))
