@@ -2,9 +2,9 @@
 
     python experiments/designs/make.py outputs/designs [NAMES, by default all]
 
-Each has a byte tokenizer, 4 decoder layers, 32 query heads of size 8, and 3.1 million parameters.
-The model NAME is written to outputs/designs/NAME. It reads training documents only, which share some with
-calibration and labelling, and none with the test part.
+Each has a byte tokenizer, 4 decoder layers, 32 query heads of size 8, and about 3 million
+parameters. The model NAME is written to outputs/designs/NAME. It reads training documents only,
+which share some with calibration and labelling, and none with the test part.
 """
 
 import sys
