@@ -31,7 +31,7 @@ def joined() -> list[tuple[str, Overrides]]:
     for command in COMMANDS:
         _, script, *arguments = shlex.split(command)
         given = [argument for argument in arguments if argument != "-m"]
-        words = [word if "[" in word else word.split(",")[0] for word in given]
+        words = [word if {*"[{"} & {*word} else word.split(",")[0] for word in given]
         new = {word.split("=")[0]: word for word in words}
         for other, known in found:
             if other == script and fit(known, new):

@@ -39,6 +39,7 @@ def test_static_policies_fill_the_table(run: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_one_agent_fills_all_ratios_with_the_published_predictor(run: Run, tmp_path: Path) -> None:
     given = ("text.window=64", "predictor=cnn", "labels.count=24", "agent=reinforce")
+    given += ("ratios=[0.2,0.3,0.4,0.5]",)
     run("search", "-m", "experiment=paper/llama3_8b_dynamic", *QUICK, *given)
     (results,) = tmp_path.rglob("results.json")
     rows = json.loads(results.read_text())["rows"]

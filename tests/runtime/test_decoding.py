@@ -69,10 +69,13 @@ def test_generate_takes_the_same_path(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.generate(ids, **options)
     decode_fast(model)
     layer = model.get_decoder().layers[0]
-    calls: list[int] = []
-    layer.register_forward_hook(lambda *_: calls.append(1))
+    calls: list[str] = []
+    layer.self_attn.register_forward_hook(lambda *_: calls.append("attention"))
     assert model.generate(ids, **options).equal(expected)
-    assert len(calls) == 1, "layers are called for the prompt only"
+    assert calls == ["attention"], "attention is called for the prompt only"
+    layer.register_forward_hook(lambda *_: calls.append("layer"))
+    assert model.generate(ids, **options).equal(expected)
+    assert calls.count("layer") == 8, "a layer with a hook is called for every token"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
