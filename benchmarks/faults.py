@@ -210,7 +210,7 @@ def damaged(good: Commands, small: bool) -> dict[str, int]:
 
 
 def _full_disk(commands: Commands, counts: Counter[str]) -> None:
-    """A disk of 256 KiB; only root can mount one."""
+    """A disk of 256 KiB, too small for a search, which names it; only root can mount one."""
     disk = commands.folder / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
@@ -222,7 +222,7 @@ def _full_disk(commands: Commands, counts: Counter[str]) -> None:
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     counts["tried"] += 1
-    counts["tracebacks"] += "Traceback" in output or "No space left" not in output
+    counts["tracebacks"] += "Traceback" in output or "paths.artefacts" not in output
 
 
 def attacks(small: bool) -> dict[str, int]:
