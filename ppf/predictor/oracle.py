@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, TypedDict
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor, PredictorInputs

@@ -171,6 +171,14 @@ def test_what_is_wrong_is_named(
     assert sentence in str(error.value)
 
 
+def test_the_steps_of_a_screening_are_checked(commands: list[tuple[str, dict[str, Any]]]) -> None:
+    screening = [{"windows": 0, "keep": 4}]
+    oracle = {"_target_": "ppf.predictor.oracle.Oracle", "screening": screening}
+    given = changed(dict(commands)["search"], ("predictor",), oracle)
+    with pytest.raises(PPFError, match="predictor.screening.0.windows=0 should be greater than"):
+        check_values("search", given)
+
+
 @pytest.mark.parametrize(
     ("component", "sentence"),
     [
