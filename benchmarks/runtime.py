@@ -1,6 +1,7 @@
-"""Runtime: speed of one resident model, dense and pruned, against what pruning promises.
+"""Runtime: speed of one resident model, dense and pruned, against the theoretical speed-up.
 
-A prefill promises the removed FLOPs, a decoding step the bytes of weights that it need not read.
+In theory, the time of a prefill is proportional to its FLOPs, that of a decoding step to the bytes
+of weights that it reads.
 All ratios take turns in one run, under bias compensation. Policies are uniform, or those of a
 search's agent:
 
@@ -166,7 +167,7 @@ def main() -> None:
             found = result[f"{kind}_speedup"].get(str(ratio), {"measured": 1, "promised": 1})
             told.append(
                 f"{kind} {rates[kind]:8.1f} tokens/s × {found['measured']:.3f}"
-                f" ({unit} promise {found['promised']:.3f})"
+                f" ({found['promised']:.3f} by {unit})"
             )
         print("  ".join(told))
     print(f"set_ratio {result['set_ratio_ms']:.1f} ms, extra memory {extra:.2%}")
@@ -180,7 +181,7 @@ def main() -> None:
 def speedups(
     seconds: dict[float, list[float]], costs: dict[float, int]
 ) -> dict[str, dict[str, float]]:
-    """Measured and promised speed-up of each pruning ratio over the dense model."""
+    """Measured and theoretical ("promised") speed-up of each pruning ratio over the dense model."""
     return {
         str(ratio): {
             "measured": median(seconds[0.0]) / median(times),
