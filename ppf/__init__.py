@@ -5,7 +5,7 @@
     found = ppf.search("smollm2_135m", ratio=0.3, agent="evolution")  # a model's name or folder
     found.kept, found.perplexity                                      # units kept at each site
     folder = ppf.prune(found, "pruned")                               # a smaller model
-    better = ppf.recover(path=folder, out="recovered")                # trained to predict as before
+    better = ppf.recover(path=folder, out="recovered")                # trained after pruning
     ppf.evaluate(path=[folder, better])                               # their test perplexities
 
     agent = ppf.load_agent("FOLDER")               # of a search with mode="dynamic"
@@ -22,7 +22,7 @@ from importlib.metadata import version
 from typing import Any
 
 # Waiting threads sleep after some microseconds. Without this, two busy processes on one machine
-# slow each other down several times.
+# slow each other down several-fold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
