@@ -75,7 +75,7 @@ def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
         ended = done == total and now - start > _SHORT
         if total and (now - shown > _LINE_EVERY or ended):
             left = (now - start) / done * (total - done)
-            say(f"{label}: {done}/{total}, {now - start:.0f} s gone, {left:.0f} s left")
+            say(f"{label}: {done}/{total}, {now - start:.0f} s elapsed, {left:.0f} s left")
             shown = now
 
 

@@ -26,7 +26,7 @@ def test_a_longer_loop_is(said: StringIO, monkeypatch: pytest.MonkeyPatch) -> No
     clock = iter([0.0, 1.0, 2.5, 20.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     list(track(range(3), "Counting"))
-    assert said.getvalue() == "Counting: 3/3, 20 s gone, 0 s left\n"
+    assert said.getvalue() == "Counting: 3/3, 20 s elapsed, 0 s left\n"
 
 
 def test_a_loop_inside_another_one_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def run(name: str, cfg: DictConfig) -> float | None:
         discard(Path(cfg.paths.run))
         return None
     if is_multirun() and (done := finished(name, cfg)):
-        say(f"Finished before: {cfg.paths.run}")
+        say(f"Already finished: {cfg.paths.run}")
         return done["metric"]
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)

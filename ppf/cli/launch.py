@@ -53,7 +53,7 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
     if "devices" in cfg.get("trainer", {}) and _count("trainer", plain(cfg.trainer)) > 1:
         raise PPFError(
             "the predictor is too small to gain from several devices: give trainer.devices=1"
-            " (fabric.devices shares labelling and search)."
+            " (fabric.devices divides labelling and search)."
         )
 
 

@@ -1,4 +1,4 @@
-"""`plan=true`: tells what a command will need on this machine, and starts nothing."""
+"""`plan=true`: prints what a command will need on this machine, and starts nothing."""
 
 from pathlib import Path
 
@@ -33,9 +33,9 @@ def show_plan(cfg: DictConfig) -> None:
         share = level_flops(sizes) / speeds.model * sizes.labels / found[-1].seconds
         say(
             f"The level bank is {sizes.bank.gib:.1f} GiB of factors {place}; computing its levels"
-            f" takes {share:.0%} of a label."
+            f" takes {share:.0%} of the time of a label."
         )
-    say("Agents and predictors take minutes at any size. Other processes share layers and labels.")
+    say("Agents and predictors take minutes at any size. Several processes divide the work.")
 
 
 def _table(found: list[Need], free: Free) -> Table:

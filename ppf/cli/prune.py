@@ -31,8 +31,9 @@ def _check(cfg: DictConfig) -> None:
         read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
     elif read_policy(cfg.policy, cfg.trust_targets).get("recovered"):
         raise PPFError(
-            f"policy={cfg.policy} belongs to recovered weights, which pruning again would lose:"
-            f" give path={Path(cfg.policy).parent} and export=gguf or export=decilm."
+            f"policy={cfg.policy} belongs to a recovered model, and pruning the dense model again"
+            f" would lose its weights: give path={Path(cfg.policy).parent} and export=gguf or"
+            " export=decilm."
         )
 
 

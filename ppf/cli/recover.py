@@ -54,7 +54,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 
 def _line(score: RecoveryScore, part: str) -> str:
     won = score.won_back
-    shares = "" if won is None else f"; {won:.1%} of the lost nats won back"
+    shares = "" if won is None else f"; {won:.1%} of the lost nats recovered"
     dense, pruned, recovered = map(LogPerplexity, (score.dense, score.pruned, score.recovered))
     return (
         f"Ratio {score.ratio:.3f}, perplexity on the {part} part: dense {dense}, pruned {pruned},"

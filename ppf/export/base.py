@@ -54,10 +54,10 @@ class Converter(Exporter):
 
 
 def check_blocks(lm: LanguageModel) -> None:
-    """Raises PPFError if a layer has several blocks of one kind: formats hold one width of each."""
+    """Raises PPFError if a layer has several blocks of one kind: no format supports that."""
     for coupling in lm.couplings:
         if coupling.index:
             raise PPFError(
-                f"no format holds models with several blocks of one kind in a layer, such as"
-                f" {coupling.name}: keep the model in memory with serve.py instead."
+                f"no export format supports several blocks of one kind in a layer, such as"
+                f" {coupling.name}: use serve.py, which keeps the model in memory."
             )

@@ -53,7 +53,7 @@ $window tokens of its validation part:
 |---|---|---|
 $rows
 
-Share of the lost nats that were won back: $won_back.
+Recovered share of the nats that pruning had lost: $won_back.
 
 """)
 _OWN_RESULTS, _EARLIER = "## Perplexity of these weights", "## Before the recovery training"

@@ -1,4 +1,4 @@
-"""Exports a pruned model as a `DeciLMForCausalLM`, which vLLM has a class of its own for.
+"""Exports a pruned model as a `DeciLMForCausalLM`, for which vLLM has its own class.
 
 In this format every layer has an FFN of its own width, or none, and the dense model's attention, or
 none. vLLM computes it with `vllm/model_executor/models/nemotron_nas.py`.
@@ -49,9 +49,9 @@ class DeciLM(Converter):
         for coupling, atoms, whole in zip(model.couplings, model.atoms, model.whole, strict=True):
             if coupling.kind == "attention" and 0 < atoms < whole:
                 raise PPFError(
-                    f"export=decilm keeps an attention whole or removes it, but {coupling.name}"
-                    f" keeps {atoms} of {whole} KV groups: search with space=mlp or space=depth, or"
-                    " give export=huggingface."
+                    "export=decilm keeps or removes whole attention blocks, but"
+                    f" {coupling.name} keeps {atoms} of {whole} KV groups: search with space=mlp or"
+                    " space=depth, or give export=huggingface."
                 )
         if not model.atoms[0]:
             raise PPFError(

@@ -1,7 +1,7 @@
 """Exports a pruned model as one GGUF file, which unmodified llama.cpp runs.
 
-Arrays in the metadata hold the widths of the layers, where llama.cpp's reader of the family knows
-such arrays.
+Arrays in the metadata hold the widths of the layers, if llama.cpp's architecture supports such
+arrays.
 """
 
 import json
@@ -33,8 +33,8 @@ class GGUF(Converter):
     """Writes one GGUF file.
 
     Args:
-        type: number format of the matrices, except of sites that the policy rounds to formats of
-            their own; vectors are float32.
+        type: number format of the matrices, except of sites for which the policy names a format;
+            vectors are float32.
     """
 
     type: Literal["f16", "q8_0", "q5_0", "q4_0"]
@@ -70,15 +70,15 @@ class GGUF(Converter):
 
 
 def _say_padding(model: Pruned, reader: Architecture) -> None:
-    """Says how much of the file is padding, where all layers get one width."""
+    """Prints how much of the file is padding, if all layers get one width."""
     written, parts = reader.atoms(model), list(zip(model.couplings, model.atoms, strict=True))
     sizes = [coupling.prunable.params for coupling, _ in parts]
     kept = sum(size * atoms for size, (_, atoms) in zip(sizes, parts, strict=True))
     share = 1 - kept / sum(size * atoms for size, atoms in zip(sizes, written, strict=True))
     if not reader.uneven and share:
         say(
-            f"llama.cpp's reader of {reader.name} has one width for all layers: {share:.1%} of"
-            " their weights in the file are zeros that fill narrower layers up."
+            f"llama.cpp's architecture {reader.name} has one width for all layers: {share:.1%} of"
+            " their weights in the file are zeros that pad narrower layers."
         )
 
 
@@ -112,7 +112,7 @@ def _describe_window(writer: gguf.GGUFWriter, config: Any, reader: Architecture)
     """Writes the longest context, and which layers of Gemma 3 see only a window of it."""
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
     if reader.number is not gguf.MODEL_ARCH.GEMMA3:
-        # No other reader here has windows. Within one, full attention gives the same result.
+        # No other architecture here has windows. Within one, full attention gives the same result.
         writer.add_context_length(min(config.max_position_embeddings, window))
         return
     writer.add_context_length(config.max_position_embeddings)

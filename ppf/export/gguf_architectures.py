@@ -1,4 +1,4 @@
-"""What llama.cpp's readers of its architectures accept: see docs/llama-cpp.md."""
+"""Which models llama.cpp's architectures support: see docs/llama-cpp.md."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _REMEDY = "give export=huggingface"
 
 @dataclass(frozen=True)
 class Architecture:
-    """A reader of llama.cpp.
+    """An architecture of llama.cpp, and what its code supports.
 
     Args:
         number: in the package gguf.
@@ -25,7 +25,7 @@ class Architecture:
         biases: whether projections may have biases.
         gaps: whether a layer may lack its attention.
         fused: whether query, key and value projections are one matrix.
-        interleaved: whether rotary embeddings turn neighbouring rows, not the halves of a head.
+        interleaved: whether rotary embeddings rotate neighbouring rows, not the halves of a head.
         norm_shift: what is added to the weights of norms.
         ropes: types of position encoding.
         activation: of the FFN.
@@ -87,7 +87,7 @@ _READERS = {"llama": _DECI, "mistral": _DECI, "qwen2": _DECI, "gemma3_text": _GE
 
 
 def architecture_of(model: Pruned) -> Architecture:
-    """The reader for a model.
+    """The architecture for a model.
 
     Raises:
         PPFError: llama.cpp has none that computes this model.
@@ -104,14 +104,14 @@ def architecture_of(model: Pruned) -> Architecture:
         raise PPFError(f"llama.cpp does not support this model's {wrong}: {_REMEDY}.")
     if not reader.biases and _biased(model):
         raise PPFError(
-            f"llama.cpp's reader of {family} models has no biases, and this model has some, from"
+            f"llama.cpp supports no biases in {family} models, and this model has biases, from"
             f" its compensation or its own: search with compensation=none, or {_REMEDY}."
         )
     written = reader.atoms(model)
     if not reader.uneven and written == model.whole and model.atoms != model.whole:
         raise PPFError(
-            f"llama.cpp's reader of this {family} model has one width for all layers, and some"
-            f" layers of this policy keep theirs whole, so the file would not shrink: {_REMEDY}."
+            f"llama.cpp supports only one width for all layers of this {family} model, and some"
+            f" layers of this policy keep all units, so the file would not shrink: {_REMEDY}."
         )
     return reader
 
@@ -122,7 +122,7 @@ def rope_of(config: Any, kind: str = "full_attention") -> dict[str, Any]:
 
 
 def _unsupported(config: Any, reader: Architecture) -> Iterator[str]:
-    """What of a config the reader cannot compute."""
+    """The parts of a config that the architecture cannot compute."""
     rope = rope_of(config)["rope_type"]
     if rope not in reader.ropes:
         yield f"position encoding ({rope})"
@@ -130,7 +130,7 @@ def _unsupported(config: Any, reader: Architecture) -> Iterator[str]:
     if activation != reader.activation:
         yield f"activation ({activation})"
     if reader is _GEMMA3:
-        # The reader takes another factor for 62 layers, those of the 27B model.
+        # llama.cpp uses another factor for models of 62 layers (27B).
         if config.query_pre_attn_scalar != config.head_dim or config.num_hidden_layers == 62:
             yield "factor of the attention scores (query_pre_attn_scalar)"
         if getattr(config, "attn_logit_softcapping", None):

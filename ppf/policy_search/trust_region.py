@@ -66,7 +66,7 @@ class TrustRegion:
             return False
         stuck = self.radius >= 1 or self.settled - least < self.gain
         if stuck and error[last.best] <= self.tolerance:
-            say("The predictions are accurate, and widening brings no gain: the search ends.")
+            say("The predictions are accurate, and a wider region brings no gain: the search ends.")
             return True
         self.settled = least
         if self.radius < 1:

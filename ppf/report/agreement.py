@@ -9,13 +9,13 @@ _SAME = 0.01  # largest difference between ratios that count as one
 
 
 class Agreement(NamedTuple):
-    """How well the losses of pruned models order them by their losses after training.
+    """Whether the losses of pruned models before and after recovery training rank them alike.
 
     Args:
         policies: number of policies.
         kendall: rank correlation of the losses before and after.
-        regret: what the policy that is best before loses against the one that is best after, nats
-            per token after training.
+        regret: loss after training of the policy that is best before training, minus the lowest
+            loss after training; nats per token.
     """
 
     policies: int
@@ -25,7 +25,8 @@ class Agreement(NamedTuple):
     def __str__(self) -> str:
         return (
             f"The order of {self.policies} policies before and after training: Kendall"
-            f" {self.kendall:.2f}; choosing before costs {self.regret:.4f} nats per token."
+            f" {self.kendall:.2f}. The best policy before training is"
+            f" {self.regret:.4f} nats per token worse after training than the best one then."
         )
 
 

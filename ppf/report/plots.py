@@ -187,12 +187,12 @@ def _rounds(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def in_words(metric: str) -> str:
-    """What people call a metric of an agent, for example "perplexity_15_30"."""
+    """A readable name for a metric of an agent, for example "perplexity_15_30"."""
     if metric in _METRICS:
         return _METRICS[metric]
     name, _, band = metric.partition("_")
     if name == "perplexity" and band:
-        return f"perplexity of drawn policies, {band.replace('_', '–')} %"
+        return f"perplexity of sampled policies, {band.replace('_', '–')} %"
     return metric.replace("_", " ")
 
 

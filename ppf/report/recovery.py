@@ -53,8 +53,8 @@ def _table(scores: Sequence[RecoveryScore]) -> Table:
     columns = [
         Column("ratio", percent),
         *(Column(name, decimal) for name in _MODELS),
-        Column("change by the training", signed_percent),
-        Column("lost nats won back", percent),
+        Column("change by training", signed_percent),
+        Column("share of lost nats recovered", percent),
     ]
     rows: list[list[Cell]] = [
         [s.ratio, *(_perplexity(s, name) for name in _MODELS), _change(s), s.won_back]
@@ -77,7 +77,7 @@ def _pictures(found: Recovered) -> Iterator[Part]:
     dense, pruned = (fmean(getattr(s, name) for s in scores) for name in ("dense", "pruned"))
     if found.curve:
         of = "mean over pruning ratios; " if len(scores) > 1 else ""
-        note = f"Negative log-likelihood on the validation part; {of}right: share won back."
+        note = f"Loss (negative log-likelihood) on the validation part; {of}right: recovered share of lost nats."
         yield Part("Loss", note, name="curve", figure=loss_curve(found.curve, dense, pruned))
     if len(scores) > 1:
         note = "Before and after the training, on the validation part."
@@ -110,11 +110,12 @@ def _headline(scores: Sequence[RecoveryScore]) -> list[str]:
         ]
     (score,) = scores
     dense, pruned, recovered = (LogPerplexity(getattr(score, name)) for name in _MODELS)
-    won = "" if score.won_back is None else f" {percent(score.won_back)} of the lost nats are back."
+    won = score.won_back
+    share = "" if won is None else f" Training recovered {percent(won)} of the lost nats."
     return [
         f"Perplexity {recovered} instead of {pruned} before the training"
         f" ({signed_percent(_change(score))}), at a pruning ratio of {percent(score.ratio)}.",
-        f"The dense model has {dense}.{won}",
+        f"The dense model has {dense}.{share}",
     ]
 
 

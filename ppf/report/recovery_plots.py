@@ -12,7 +12,7 @@ _COLOURS = {"dense": GREY, "pruned": ORANGE, "recovered": BLUE}
 
 
 def loss_curve(curve: Sequence[tuple[int, float]], dense: float, pruned: float) -> Figure:
-    """The negative log-likelihood over the tokens read; a second axis shows the share won back.
+    """Loss against tokens read; a second axis shows the share of the lost nats that is recovered.
 
     Args:
         curve: tokens, and nats per token.
@@ -33,16 +33,16 @@ def loss_curve(curve: Sequence[tuple[int, float]], dense: float, pruned: float) 
 
 
 def _add_shares(axes: Axes, dense: float, pruned: float) -> None:
-    """A second axis with the share of the lost nats that is won back."""
+    """A second axis with the share of the lost nats that is recovered."""
     lost = pruned - dense
     functions = (lambda nll: (pruned - nll) / lost, lambda share: pruned - share * lost)
     shares = axes.secondary_yaxis("right", functions=functions)
-    shares.set_ylabel("lost nats won back")
+    shares.set_ylabel("share of lost nats recovered")
     shares.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def by_ratio(ratios: Sequence[float], nlls: Mapping[str, Sequence[float]]) -> Figure:
-    """Negative log-likelihoods over the pruning ratio, one line for each name.
+    """Negative log-likelihoods against the pruning ratio, one line for each name.
 
     Args:
         nlls: dense, pruned and recovered → nats per token at each ratio.

@@ -78,7 +78,7 @@ class RecoveryScore:
 
     @property
     def won_back(self) -> float | None:
-        """Share of the lost nats that recovery won back; None: pruning lost none."""
+        """Share of the nats lost by pruning that recovery regained; None: pruning lost none."""
         lost = self.pruned - self.dense
         return (self.pruned - self.recovered) / lost if lost > 0 else None
 

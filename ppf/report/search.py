@@ -145,7 +145,7 @@ def search_page(report: SearchReport) -> Page:
 
 
 def search_metrics(report: SearchReport) -> dict[str, float]:
-    """What loggers keep of a search, by name; "PPF/perplexity/0.3" in a dynamic search.
+    """The metrics of a search for loggers, by name; "PPF/perplexity/0.3" in a dynamic search.
 
     Ratios of policies other than PPF are close to PPF's, and left out.
     """
@@ -240,7 +240,7 @@ def _predictions(report: SearchReport) -> list[Part]:
 def _accuracy(report: SearchReport) -> list[Part]:
     parts = []
     if report.proposals:
-        note = "What the search proposed, each predicted before it was measured."
+        note = "Policies that the search proposed. Predictions were made before the measurement."
         parts.append(
             Part(
                 "Accuracy on proposals", note, name="accuracy_on_proposals",
@@ -250,10 +250,7 @@ def _accuracy(report: SearchReport) -> list[Part]:
         )  # fmt: skip
     found = report.accuracy
     if found and found.metrics:
-        note = (
-            "On random policies that the prediction was not fitted to, for all ratios and for"
-            " ranges of them."
-        )
+        note = "On random policies outside the fit, for all ratios and for ranges of ratios."
         parts.append(
             Part(
                 "Accuracy on random policies", note, name="accuracy",
@@ -277,7 +274,7 @@ def _measured(report: SearchReport) -> list[Part]:
     """All measured policies, and the Pareto front among them."""
     found = []
     if report.candidates:
-        note = "Uniform pruning, the allocation rules, and what the rounds proposed; best first."
+        note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
         table = score_table(report.candidates)
         found.append(
             Part(
@@ -287,8 +284,8 @@ def _measured(report: SearchReport) -> list[Part]:
         )  # fmt: skip
     if report.pareto:
         note = (
-            "All measured policies and their savings of two costs. No other policy beats one on"
-            " the front in perplexity and both costs."
+            "All measured policies, and the shares of two costs that they save. No policy is"
+            " better than one on the front in perplexity and both costs."
         )
         found.append(
             Part(

@@ -48,7 +48,7 @@ def sweep_page(sweep: Sweep, folder: Path) -> Page:
     command, first = f"python -m ppf.report sweep {folder}", sweep.figures[0]
     found = [group for group in sweep.groups if group.values(first)]
     seconds = sum({row["job"]: row["seconds"] for row in sweep.rows}.values())
-    note = "Means over seeds ± half their range. The best come first."
+    note = "Means over seeds ± half their range, best first."
     return Page(
         title=f"{sweep.jobs} jobs of {' and '.join(sweep.commands)}",
         command=command,

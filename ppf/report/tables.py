@@ -76,10 +76,10 @@ class Table:
 
 
 def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None) -> Table:
-    """One row for each policy: perplexities on both parts, uniform's beside them, and predicted.
+    """One row for each policy: measured perplexities, compared with uniform, and predictions.
 
     Args:
-        names: what a policy is called in the table, if it is not its own name.
+        names: names to show in the table in place of a policy's own name.
     """
     columns = [
         Column("policy"),
@@ -89,8 +89,8 @@ def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None
         Column("± standard error", decimal),
         Column("against uniform", signed_percent),
         Column("selection part", decimal),
-        Column("± standard error there", decimal),
-        Column("against uniform there"),
+        Column("± standard error, selection", decimal),
+        Column("against uniform, selection"),
         Column("predicted", decimal),
         Column("95 % interval", str),
         Column("nats per token", "{:.4f}".format),
@@ -153,7 +153,7 @@ def accuracy_table(metrics: Mapping[str, float], bands: Sequence[float]) -> Tabl
             Column(part, "{:.4g}".format, missing="too few"), Column(f"{part}, 90 % interval")
         )
     ]  # fmt: skip
-    return Table([Column("policies that it was not fitted to"), *columns], rows)
+    return Table([Column("score on policies outside the fit"), *columns], rows)
 
 
 def _interval(metrics: Mapping[str, float], name: str) -> str | None:

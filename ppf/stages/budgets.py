@@ -40,7 +40,7 @@ def saved(
 
 
 def prices(context: PruningContext, budget: DictConfig) -> list[int]:
-    """Of one unit, per site; what has to be measured is measured once on a machine."""
+    """The price of one unit of each site. Measured prices are measured once on a machine."""
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
         return cost.prices(context.pruner)
@@ -51,7 +51,7 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     name = on_rank_0(artefacts.ranks, lambda: signature("costs", *parts))
 
     def measure(draft: Path) -> None:
-        say(f"No {budget.name} of this model on this machine yet: measuring it.")
+        say(f"Measuring the {budget.name} of this model on this machine.")
         draft.write_text(json.dumps(cost.prices(context.pruner)), encoding="utf-8")
 
     return artefacts.get_or_make("costs", f"{name}.json", read=_numbers, make=measure)

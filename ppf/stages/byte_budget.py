@@ -1,4 +1,4 @@
-"""budget=bytes: a search that removes units and rounds what stays, under one number of bytes."""
+"""budget=bytes: a search that removes units and quantises the others, under a budget of bytes."""
 
 import math
 from collections.abc import Sequence
@@ -107,16 +107,16 @@ class ByteContext(PruningContext):
 
 
 def _check_blocks(context: PruningContext) -> None:
-    """Raises PPFError if a policy could cut a row of a matrix within a block of rounded weights."""
+    """Raises PPFError if a policy could cut a row of a matrix inside a quantisation block."""
     sites, couplings = context.space.sites, context.lm.couplings
     for site, index in zip(sites, context.lm.coupling_indices(sites), strict=True):
         rows = [producer.linear.in_features for producer in couplings[index].producers]
         rows.append(couplings[index].columns * site.atoms_per_unit)
         if any(length % BLOCK for length in rows):
             raise PPFError(
-                f"budget=bytes rounds blocks of {BLOCK} weights, into which the rows of {site.name}"
-                " do not divide at every width: give space=mlp and a space.channel_multiple that is"
-                f" a multiple of {BLOCK}."
+                f"budget=bytes quantises blocks of {BLOCK} weights, but the row length of"
+                f" {site.name} is not a multiple of {BLOCK} at every width: give space=mlp and a"
+                f" space.channel_multiple that is a multiple of {BLOCK}."
             )
 
 

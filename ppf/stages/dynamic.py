@@ -97,7 +97,7 @@ def dynamic(
     region, rounds = inputs.region(), inputs.settings.rounds
     for number in range(rounds):
         objective = inputs.objective(trained, region.radius, low, high)
-        say(f"Learning ratios {low} to {high}, round {number + 1} of {rounds}.")
+        say(f"Training on ratios {low} to {high}, round {number + 1} of {rounds}.")
         run = inputs.run(trained, history, number)
         with clock("learning"), cpu_threads(inputs.agent.threads):
             proposal = _propose(inputs.agent, objective, run, knots)

@@ -103,7 +103,7 @@ class Observed:
         return any(files.missing(self._layers) for files in self._files)
 
     def _make_layers(self) -> None:
-        say(f"Observing the dense model on {self._windows.numel()} tokens, layer by layer.")
+        say(f"Running the dense model on {self._windows.numel()} tokens, layer by layer.")
         if self._importance.observes:
             on_rank_0(self._ranks, self._score_all)
         waiting = list[int]()

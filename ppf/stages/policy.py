@@ -86,20 +86,20 @@ def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
 
 
 def refuse_types(record: Mapping[str, Any], what: str) -> None:
-    """Raises PPFError if the policy rounds weights.
+    """Raises PPFError if the policy quantises weights.
 
     Args:
-        what: what would not keep them rounded, as in "a training".
+        what: what does not support it, as in "a training".
     """
     if record.get("types"):
         raise PPFError(
-            f"the policy rounds weights, which {what} does not support: write a file for llama.cpp"
-            " with `python prune.py policy=POLICY.json export=gguf`."
+            f"the policy quantises weights, which {what} does not support: write a file for"
+            " llama.cpp with `python prune.py policy=POLICY.json export=gguf`."
         )
 
 
 def warn_if_unreadable(cfg: DictConfig) -> None:
-    """Says before a search what would keep other commands from reading its policy."""
+    """Warns before a search if other commands will refuse to read its policy."""
     try:
         check(plain(recorded(cfg)), ConfigRecord, _REFUSAL, _REMEDY)
     except PPFError as error:

@@ -147,7 +147,7 @@ def keep_better(context: PruningContext) -> Compensated:
         f"Sequential re-estimation: perplexity {LogPerplexity(before)} before,"
         f" {LogPerplexity(after)} after,"
         f" measured on {len(labelling.windows)} windows of the labelling part."
-        f" Kept the {'weights before it' if scores.kept == 'one_shot' else 're-estimated weights'}."
+        f" Kept the {'one-shot' if scores.kept == 'one_shot' else 're-estimated'} weights."
     )
     return scores
 
@@ -167,7 +167,7 @@ def can_refit(context: PruningContext) -> bool:
     if context.pruner.kept == context.pruner.space.dense.tolist() and not any(context.pruner.types):
         return False
     if isinstance(context.compensation, NoCompensation):
-        say("No sequential re-estimation: compensation=none estimates nothing.")
+        say("No sequential re-estimation: compensation=none has nothing to re-estimate.")
         return False
     if not context.lm.adapter.adds_to_stream(config):
         say(

@@ -171,7 +171,7 @@ def _settings(cfg: DictConfig, context: PruningContext) -> dict[str, str]:
 def _words(
     context: PruningContext, policies: Mapping[str, Sequence[int]]
 ) -> dict[str, Sequence[str]]:
-    """What each site keeps, in words, if the policies also round weights."""
+    """What each site keeps, in words, if the policies also quantise weights."""
     found: dict[str, Sequence[str]] = {}
     for name, kept in policies.items():
         units, types = context.decode(kept)
@@ -188,7 +188,7 @@ def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
         return evaluate | {"Write a file for llama.cpp": prune}
     return evaluate | {
         "Write the smaller model": f"python prune.py policy={policy} out=pruned",
-        "Train the smaller model to predict as the dense one": (
+        "Train the smaller model, with the dense model as its teacher": (
             f"python recover.py policy={policy} out=recovered"
         ),
         "Try it in a browser": f"python serve.py search={policy.parent}",

@@ -27,7 +27,7 @@ def with_selection(context: PruningContext, found: Found, settings: DictConfig) 
     """
     new = selection_windows(context, settings.selection_windows)
     if not len(new):
-        say("No policy is measured on a selection part: all windows are read by labels.")
+        say("No selection part: the labels use all windows, or search.selection_windows=0.")
         return found
     measure, measured = partial(_losses, context, new), found.measured
     ranks = context.artefacts.ranks

@@ -56,4 +56,4 @@ def test_the_file_has_the_bytes_that_the_search_counted(
     assert "export=gguf" in page and "recover.py" not in page
 
     for refusing in (("serve", f"search={found.parent}"), ("recover", f"policy={found}")):
-        assert "the policy rounds weights" in run(*refusing, ok=False).stderr
+        assert "the policy quantises weights" in run(*refusing, ok=False).stderr

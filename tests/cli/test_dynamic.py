@@ -33,7 +33,7 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
     quick = ("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=2")
     asked = ("mode=dynamic", "ratios=[0.2,0.37]", "report_test=true")
     said = run("search", *asked, *quick, text, *TINY, *PPO).stdout
-    assert "Learning ratios" in said and "PPF" in said
+    assert "Training on ratios" in said and "PPF" in said
     path = only(tmp_path / "outputs", "agent.json")
     agent = ppf.load_agent(path.parent)
     summary = json.loads(path.with_name("summary.json").read_text())

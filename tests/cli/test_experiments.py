@@ -38,7 +38,7 @@ def test_an_experiment_fills_its_table_and_goes_on(
     (owl,) = folder.glob("agent-owl*")
     (owl / "run.json").unlink()  # as if it had been killed
     again = run(*given, "agent=uniform,owl,flap").stdout
-    assert again.count("Finished before") == 1
+    assert again.count("Already finished") == 1
     assert rows(folder / "results.json").keys() == {"uniform", "owl", "flap"}
     assert rows(folder / "results.json")["owl"]["test_ppl"] == first["owl"]["test_ppl"]
 

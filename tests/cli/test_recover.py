@@ -31,7 +31,7 @@ def test_two_processes_train_as_one_does(run: Run, cache: str, tmp_path: Path) -
     ]
     two = ("fabric.devices=2", f"out={tmp_path}/two")
     said = run("recover", *given, *two, process=True).stdout
-    assert said.count("Written to") == 1 and "of the lost nats won back" in said
+    assert said.count("Written to") == 1 and "of the lost nats recovered" in said
     alone = [f"paths.run={tmp_path}/run", f"paths.artefacts={tmp_path}/artefacts"]
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("recover", [*given, *alone, f"out={tmp_path}/one"])

@@ -32,7 +32,7 @@ def test_optuna_lowers_the_error_and_goes_on(
              "predictor.members=2", "trainer.max_epochs=2")  # fmt: skip
     run(*given, "hydra.sweeper.n_trials=2")
     said = run(*given, "hydra.sweeper.n_trials=4").stdout
-    assert said.count("Finished before") == 2
+    assert said.count("Already finished") == 2
     (best,) = tmp_path.rglob("optimization_results.yaml")
     found = rows(tmp_path)
     assert len(found) == 4

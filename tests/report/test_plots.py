@@ -120,7 +120,7 @@ def test_curves_mark_where_rounds_begin() -> None:
 
 
 def test_metrics_have_names_in_words() -> None:
-    assert in_words("perplexity_15_30") == "perplexity of drawn policies, 15–30 %"
+    assert in_words("perplexity_15_30") == "perplexity of sampled policies, 15–30 %"
     assert in_words("something_new") == "something new"
 
 

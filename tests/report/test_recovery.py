@@ -29,7 +29,7 @@ def test_a_recovery_is_told_in_words() -> None:
     assert page(score(40, 30)).headline == [
         "Perplexity 30.00 instead of 40.00 before the training (−25.0 %), at a pruning ratio of"
         " 30.0 %.",
-        "The dense model has 20.00. 41.5 % of the lost nats are back.",
+        "The dense model has 20.00. Training recovered 41.5 % of the lost nats.",
         "Measured on the validation part of a text.",
     ]
     assert page(score(20, 18)).headline[1] == "The dense model has 20.00."

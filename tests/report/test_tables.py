@@ -55,10 +55,10 @@ def test_columns_appear_when_something_is_known() -> None:
     row = dict(zip(table.names, table.texts[-1], strict=True))
     assert row["± standard error"] == "0.33"
     assert row["selection part"] == "36.60"
-    assert row["against uniform there"] == "−20.0 ± 0.8 %"
+    assert row["against uniform, selection"] == "−20.0 ± 0.8 %"
     assert row["parameters"] == "7"
     assert row["against uniform"] == "−7.7 %"
-    assert "± standard error there" not in row
+    assert "± standard error, selection" not in row
 
 
 def test_a_broken_policy_has_no_finite_change() -> None:

@@ -33,4 +33,4 @@ def test_the_best_are_measured_on_both_parts(
 
     none = OmegaConf.create({"selection_windows": 0, "finalists": 1})
     assert with_selection(context, found, none) is found
-    assert "No policy is measured on a selection part" in capsys.readouterr().out
+    assert "No selection part: the labels use all windows" in capsys.readouterr().out
