@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"[\w./~+-]+")  # text that Hydra reads without quotes
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search left in its folder.
+    """The result of a search: the files in its folder.
 
     Args:
         folder: of the run, with policy.json and report.html; agent.json if `mode="dynamic"`.
@@ -50,7 +50,7 @@ class SearchResult:
 
     @property
     def perplexity(self) -> float:
-        """Measured on the labelling part of the text."""
+        """Perplexity, measured on the labelling part of the text."""
         return self.record["measured"]["perplexity"]
 
 
@@ -61,7 +61,7 @@ def search(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **overrides: Any,
 ) -> SearchResult:
-    """Searches the policy of least perplexity, as `search.py` does.
+    """Searches for the policy of lowest perplexity, as `search.py` does.
 
     Args:
         model: a name of `conf/model`, a Hugging Face folder, or a loaded model, which is saved
@@ -102,7 +102,7 @@ def recover(
     path: str | Path | None = None,
     **overrides: Any,
 ) -> Path:
-    """Trains a pruned model to predict as the dense model does, as `recover.py` does.
+    """Trains a pruned model, by default by distillation from the dense model, as `recover.py` does.
 
     Args:
         policy: a search's result, or a policy.json, whose model is pruned first.
@@ -148,7 +148,7 @@ def _call(command: str, folder: Path, overrides: Iterable[str]) -> None:
 
 
 def _run_folder(command: str) -> Path:
-    """A new folder, where the commands put theirs."""
+    """A new run folder, in the place where the commands create theirs."""
     now = datetime.now()
     return Path("outputs") / command / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
 

@@ -1,4 +1,4 @@
-"""Artefacts on disk: found by signature, made once by one process, never seen half written."""
+"""Artefacts on disk: named by signature, made once by one process, never visible incomplete."""
 
 import errno
 import hashlib
@@ -92,7 +92,7 @@ def get_or_make(
     ranks: Ranks | None = None,
     announce: bool = True,
 ) -> T:
-    """Reads an artefact; where it is missing or unreadable, one process makes it first.
+    """Reads an artefact; if it is missing or unreadable, one process makes it first.
 
     Other processes on this machine wait for that one. Ranks must share the file system.
 
@@ -133,7 +133,7 @@ def draft(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, override: str = _FOLDERS) -> Iterator[None]:
-    """Turns failures of the disk into one sentence.
+    """Turns errors of the disk into a PPFError of one sentence.
 
     Args:
         override: the config key that chooses the folder.
@@ -152,7 +152,7 @@ def writing(path: Path, override: str = _FOLDERS) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON that people may read, too."""
+    """Writes JSON with indentation, so that people can read it."""
     with draft(path) as file:
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

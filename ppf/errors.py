@@ -4,7 +4,7 @@ from unicodedata import category
 
 
 class PPFError(Exception):
-    """What is wrong, and which override mends it, in one printable sentence."""
+    """One printable sentence: what is wrong, and which override fixes it."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(printable(sentence))
@@ -16,7 +16,7 @@ def reason(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with "?" for each character that steers a terminal instead of being shown."""
+    """The text with "?" for each control character, which a terminal would not show but execute."""
     return "".join("?" if category(char) in _STEERING else char for char in text)
 
 

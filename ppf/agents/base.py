@@ -30,8 +30,8 @@ class Objective:
         space: sites, with the budget that policies must meet.
         predictor: predicts the log-perplexity of policies.
         ratio: share of the budget's cost that policies must save.
-        interval: lowest and highest ratio that a learner trains on; both equal `ratio` if the
-            learner is for one ratio.
+        interval: lowest and highest ratio that a learner trains on; both equal `ratio` if it
+            trains for one ratio.
         spread_penalty: predicted standard deviations that are added to a policy's cost.
         trust_region: largest deviation of a site from its uniform share, relative to that share.
             Each site may move by at least one unit; otherwise a site of few KV groups could not
@@ -39,7 +39,7 @@ class Objective:
         features: features of the sites.
         rules: allocation rules by name; searches also start from their policies.
         device: device of policies, predictions and agents.
-        measured: policies of earlier rounds, from which searches start too; None: there are none.
+        measured: measured policies of earlier rounds, from which searches also start; None: none.
     """
 
     space: Space
@@ -54,7 +54,7 @@ class Objective:
     measured: Int[Tensor, "measured sites"] | None = None
 
     def at(self, ratio: float) -> "Objective":
-        """The same objective at another ratio."""
+        """This objective at another ratio."""
         return replace(self, ratio=ratio, interval=(ratio, ratio))
 
     @property
@@ -124,8 +124,8 @@ class Objective:
     def starts(self) -> Int[Tensor, "starts sites"]:
         """Policies inside the trust region from which searches start.
 
-        These are uniform pruning, one policy for each kind that prunes this kind least, the
-        allocation rules' policies, and the best measured ones.
+        These are uniform pruning, for each kind of site the policy that prunes this kind least,
+        the allocation rules' policies, and the best measured ones.
         """
         ratio, units = self.ratios(1), self.space.units.to(self.device)
         spared = [
@@ -231,7 +231,7 @@ class Run:
 
 @runtime_checkable
 class Polish(Protocol):
-    """A local search on the predictor that improves given policies."""
+    """A local search on the predictor, which improves given policies."""
 
     def improve(
         self, objective: Objective, start: Candidates, generator: torch.Generator

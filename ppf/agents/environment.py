@@ -92,7 +92,7 @@ class PruningEnvironment(EnvBase):
         return self.objective.gain(self.finished.cost, self.ratio)
 
     def _observe(self) -> Float[Tensor, "episodes features"]:
-        """The state at the present site; after the last site, with the features of the first."""
+        """The state at the present site. After the last site, it has the features of the first."""
         ahead = self.share[self.site :].sum().clamp_min(_LEAST)
         needed = (self.ratio - self.removed) / ahead
         last = self.actions[:, self.site - 1] if self.site else torch.zeros_like(self.ratio)

@@ -75,7 +75,7 @@ class Evolution(Agent):
     ) -> Candidates:
         """The last population and the best of each generation.
 
-        The last population alone is too similar to choose different policies from it.
+        The policies of the last population alone are too similar to each other.
         """
         population, leaders = start.best(self.population), [start]
         for generation in track(range(self.generations), "Evolving policies on the predictor"):
@@ -113,7 +113,7 @@ def exchange(
 
     Args:
         exchanges: most exchanges in one child.
-        step: most units of one exchange, counted in the site whose units cost more.
+        step: most units that one exchange moves, counted in the site whose units cost more.
     """
     batch, sites = kept.shape
     cost = objective.space.cost.to(kept.device).double().clamp_min(1)

@@ -79,7 +79,7 @@ class Learner(Agent):
 
     @abstractmethod
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
-        """Starts a training. Ranks call this with equal seeds, so that their networks are equal."""
+        """Starts a training. Ranks call this with equal seeds, so their networks start equal."""
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         training, elites = self.learn(objective, run)
@@ -88,7 +88,7 @@ class Learner(Agent):
         return Candidates.merge(elites, objective.candidates(learnt))
 
     def learn(self, objective: Objective, run: Run) -> tuple[Training, Candidates]:
-        """The finished training, and the best policies that it tried at the objective's ratio."""
+        """Trains; returns the training, and the best policies tried at the objective's ratio."""
         fabric, checkpoint = run.fabric, run.checkpoint
         torch.manual_seed(run.seed)
         training = self.begin(objective, fabric)

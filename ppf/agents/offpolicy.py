@@ -30,9 +30,9 @@ class OffPolicy(Learner):
         delay: gradient steps of the critics for each step of the actor and the target networks.
         batch: transitions in one gradient step, on every rank.
         buffer_size: most transitions that the replay buffer holds, on every rank.
-        n_steps: rewards that an n-step return sums up before it adds the critic's estimate.
+        n_steps: number of rewards in an n-step return, before the critic's estimate.
         lr: learning rate of Adam.
-        tau: share of the networks that the target networks take over at each of their steps.
+        tau: rate of the target networks' exponential moving average; larger: faster.
         grad_norm: gradients are clipped to this norm.
         hidden: width of the two hidden layers.
         learner: see `Learner`; an iteration is a batch of episodes, followed by updates.

@@ -90,7 +90,7 @@ class RatioAgent:
 
 
 def load_agent(path: str | Path, trusted: Sequence[str] = ()) -> RatioAgent:
-    """Loads an agent that `search.py mode=dynamic` wrote. Files of strangers are safe to load.
+    """Loads an agent that `search.py mode=dynamic` wrote. Files from strangers are safe to load.
 
     Args:
         path: folder of the search, or its agent.json.
@@ -112,7 +112,7 @@ def load_agent(path: str | Path, trusted: Sequence[str] = ()) -> RatioAgent:
 
 
 def _sound(space: Space, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether shapes fit, knots ascend from 0, and widths are between 0 and a site's units."""
+    """Whether shapes fit, knots ascend from 0, and all widths are from 0 to the site's units."""
     count = tensors["knots"].numel() if "knots" in tensors else 0
     shapes = {"knots": (count,), "widths": (count, len(space)), "mean": (count,), "std": (count,)}
     if count < 2 or {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:

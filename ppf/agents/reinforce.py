@@ -49,7 +49,7 @@ class Reinforce(Learner):
 class _Gaussians(nn.Module):
     """Mean and standard deviation of each site's Gaussian.
 
-    The mean is a polynomial in the ratio, which is rescaled from the interval to [-1, 1].
+    The mean is a polynomial in the ratio, rescaled so that the interval is [-1, 1].
     """
 
     def __init__(self, objective: Objective, degree: int, std: float) -> None:

@@ -1,4 +1,4 @@
-"""Published allocation rules, used as agents that do not search."""
+"""Allocation rules, used as agents that do not search."""
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run
 from ppf.pruning import Allocation

@@ -5,7 +5,7 @@ from types import TracebackType
 
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ctrl+C is one line, during imports too."""
+    """Prints one line after Ctrl+C, also during imports."""
     if issubclass(kind, KeyboardInterrupt):
         print("Interrupted: the same command resumes.", file=sys.stderr)
         sys.exit(130)

@@ -35,7 +35,7 @@ class Command:
     """A command's work.
 
     Args:
-        check_relations: checks keys against each other, once each is known to be right.
+        check_relations: checks keys against each other, after each key has been checked alone.
         one_process: the task does not share its work between processes.
     """
 
@@ -47,7 +47,7 @@ class Command:
 def command(
     check_relations: Check | None = None, *, one_process: bool = False
 ) -> Callable[[Task], Command]:
-    """Makes a command of a task; arguments as for `Command`."""
+    """Turns a task into a command; arguments as for `Command`."""
     return lambda task: Command(task, check_relations, one_process)
 
 
@@ -65,7 +65,7 @@ def run(name: str, cfg: DictConfig) -> float | None:
         plan, and if it is not finite.
 
     Raises:
-        PPFError: the config is wrong, or the work fails for a reason that a user can mend.
+        PPFError: the config is wrong, or the work fails for a reason that a user can fix.
     """
     found: Command = importlib.import_module(f"ppf.cli.{name}").main
     plan = cfg.get("plan")
@@ -103,7 +103,7 @@ def run(name: str, cfg: DictConfig) -> float | None:
 
 
 def _check(name: str, cfg: DictConfig, found: Command) -> None:
-    """Checks all that can be known before the work starts."""
+    """Checks everything that can be checked before the work starts."""
     check(name, cfg)
     if found.check_relations:
         found.check_relations(cfg)
@@ -121,7 +121,7 @@ def share_run_folder(cfg: DictConfig, ranks: Ranks) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a run folder that holds no files but Hydra's; with it the day's, if that is empty."""
+    """Removes a run folder that holds only Hydra's files, and its parent folder if it is empty."""
     hydra = folder / ".hydra"
     if hydra.is_dir() and not any(
         path.is_file() and path.parent != hydra for path in folder.rglob("*")

@@ -44,7 +44,7 @@ _FOREIGN: dict[Any, dict[str, Any]] = {
 
 
 def check(command: str, cfg: DictConfig) -> None:
-    """Checks what can be known without loading a model or a text.
+    """Checks what can be checked without loading a model or a text.
 
     Raises:
         PPFError: a key is unknown or missing, a value is of the wrong type or out of its range, a
@@ -76,7 +76,7 @@ def check_values(command: str, given: Any) -> None:
 
 
 def components(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Component]]:
-    """All parts of a plain config that name what they make."""
+    """All parts of a plain config that name a `_target_`."""
     if not isinstance(node, dict):
         return
     if keys == ("trainer",):
@@ -106,7 +106,7 @@ def check_arguments(keys: Keys, component: Component) -> None:
 
 
 def check_construction(keys: Keys, component: Component) -> None:
-    """Makes the component once, if the config alone has all of its arguments.
+    """Constructs the component once, if the config has all of its arguments.
 
     Raises:
         PPFError: its constructor refuses them.
@@ -135,7 +135,7 @@ def check_folder(folder: Path, key: str) -> None:
 
 
 def _sentence(error: ValidationError, keys: Keys, value: Any) -> str:
-    """What is wrong with a value, or with the first wrong part of it."""
+    """The sentence on what is wrong with a value, or with the first wrong part of it."""
     found = error.errors()[0]
     parent = value
     for key in found["loc"]:
@@ -185,7 +185,7 @@ def _signature(target: str) -> tuple[dict[str, Any], bool]:
 
 
 def _constructors(found: Any) -> list[Any]:
-    """What takes a target's arguments: a function, or a class's constructor, then its bases'."""
+    """The functions that take a target's arguments: itself, or constructors of class and bases."""
     if not inspect.isclass(found):
         return [found]
     classes = inspect.getmro(found)[:-1]  # without object
@@ -210,7 +210,7 @@ def _validate(hint: Any, value: Any) -> None:
 
 @cache
 def _adapter(hint: Any) -> TypeAdapter[Any] | None:
-    """Of a type of plain values; None: pydantic cannot check the type."""
+    """The pydantic adapter of a type of plain values; None: pydantic cannot check the type."""
     for config in (_STRICT, None):  # a TypedDict has a config of its own
         with suppress(Exception):  # pydantic raises several kinds
             return TypeAdapter(hint, config=config)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, each told in one sentence."""
+"""Errors that a user can fix, each as one sentence."""
 
 import difflib
 import sys
@@ -24,12 +24,12 @@ from ppf.artefacts import disk_failure
 from ppf.errors import PPFError
 
 Explain = Callable[[BaseException], str | None]
-"""The sentence for an error; None: not the user's to mend."""
+"""The sentence for an error; None: a user cannot fix it."""
 
 
 @contextmanager
 def told(explain: Explain, *, with_traceback: bool = False) -> Iterator[None]:
-    """Ends the process with exit code 1 after any error, told as `Error: ...` if it has a sentence.
+    """Ends the process with exit code 1 after any error; prints `Error: ...` if it has a sentence.
 
     Errors without one are shown with their traceback.
 
@@ -53,7 +53,7 @@ def told(explain: Explain, *, with_traceback: bool = False) -> Iterator[None]:
 
 
 def explain_run(error: BaseException) -> str | None:
-    """Errors of a command at work."""
+    """Sentences for errors of a running command."""
     if isinstance(error, PPFError):
         return str(error)
     if isinstance(error, MissingMandatoryValue):
@@ -72,7 +72,7 @@ def explain_run(error: BaseException) -> str | None:
 
 
 def explain_config(command: str) -> Explain:
-    """Errors of Hydra while it composes a command's config."""
+    """Sentences for errors of Hydra while it composes a command's config."""
 
     def explain(error: BaseException) -> str | None:
         if isinstance(error, MissingConfigException) and error.options:
@@ -93,7 +93,7 @@ def explain_config(command: str) -> Explain:
 
 
 def refusal(error: InstantiationException, key: str | None = None) -> str:
-    """Why a class or function refuses its arguments.
+    """The sentence that says why a class or function refuses its arguments.
 
     Args:
         key: of its part of the config; None: as the error says.
@@ -105,7 +105,7 @@ def refusal(error: InstantiationException, key: str | None = None) -> str:
 
 
 def unknown_key(keys: Iterable[str], known: Iterable[str]) -> str:
-    """A sentence that names the nearest of the keys that there are."""
+    """The sentence for an unknown key, which names the most similar existing key."""
     *above, last = keys
     near = difflib.get_close_matches(last, known, 1)
     hint = f"do you mean {'.'.join([*above, *near])}?" if near else "--cfg job lists all keys."
@@ -113,7 +113,7 @@ def unknown_key(keys: Iterable[str], known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, without a full stop."""
+    """The first line of an error's message, without a full stop."""
     return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".!")
 
 
@@ -123,7 +123,7 @@ def _full_key(error: BaseException) -> str:
 
 
 def _known_keys(command: str, keys: list[str]) -> list[str]:
-    """The keys beside a wrong one, under all other overrides."""
+    """The existing keys next to a wrong one, with all other overrides applied."""
     others = [word for word in sys.argv[1:] if "=" in word and ".".join(keys) not in word]
     try:
         with initialize_config_module("ppf.conf", version_base="1.3"):

@@ -1,4 +1,4 @@
-"""Refuses, before the work starts, processes that would not work together."""
+"""Checks, before the work starts, that the number of processes fits the config."""
 
 import os
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
 
     Raises:
         PPFError: the devices do not exist here, a launcher started another number of processes,
-            several would work where one is enough, or a multirun would start several.
+            several would be used where one is enough, or a multirun would start several.
     """
     count, started = _count("fabric", plain(cfg.fabric)), _started()
     if one_process and (count > 1 or started and started.processes > 1):
@@ -70,7 +70,7 @@ def _count(group: str, arguments: Mapping[str, Any]) -> int:
 
 
 def _check_launcher(found: _Started, cfg: DictConfig, count: int) -> None:
-    """Raises PPFError if a launcher started other processes than the config counts on."""
+    """Raises PPFError if a launcher started another number of processes than the config says."""
     nodes = cfg.fabric.num_nodes
     if (found.processes, found.nodes, found.each) != (count, nodes, count // nodes):
         raise PPFError(

@@ -1,4 +1,4 @@
-"""What commands read and write, for W&B's lineage."""
+"""The files that commands read and write, for W&B's lineage."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ from ppf.stages.policy import read_policy
 
 
 def used(cfg: DictConfig) -> list[Artifact]:
-    """What `policy=`, `search=` or `path=` names, as the command that made it has named it."""
+    """The artifact of `policy=`, `search=` or `path=`, with the name that its command gave it."""
     if cfg.policy:
         model = read_policy(cfg.policy, cfg.trust_targets)["model"]
         return [Artifact([Path(cfg.policy)], f"{model}-policy", "policy", used=True)]

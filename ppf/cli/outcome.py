@@ -1,4 +1,4 @@
-"""run.json: what a run found. A multirun does not repeat a job whose folder has one."""
+"""run.json: the result of a run. A multirun does not repeat a job whose folder has one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan", "ban
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found.
+    """The result of a command.
 
     Args:
         metric: what sweeps minimise; None: the command has none.
-        figures: rows for the table of a sweep, by name. The first number, beside the ratio, is what
-            rows are ranked by; smaller is better.
+        figures: rows for the table of a sweep, by name. Rows are ranked by the first number that is
+            not the ratio; smaller is better.
     """
 
     metric: float | None = None
@@ -65,7 +65,7 @@ def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> No
 
 
 def _identity(command: str, cfg: DictConfig) -> str:
-    """Signature of all that determines a run's result."""
+    """Signature of everything that determines a run's result."""
     config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
     config = with_code(config, Path(cfg.paths.cache))
     return signature("run", ppf.__version__, command, config)

@@ -13,7 +13,7 @@ from ppf.stages.plan import Free, Need, Sizes, level_flops, measured_speeds, nee
 
 
 def show_plan(cfg: DictConfig) -> None:
-    """Prints memory, disk and time of each stage, beside what is free.
+    """Prints memory, disk and time of each stage, and what is free.
 
     Raises:
         PPFError: the structure of the model is not known without its weights.

@@ -1,4 +1,4 @@
-"""ppf-recover: trains a pruned model to predict as the dense model does."""
+"""ppf-recover: trains a pruned model, by default by distillation from the dense model."""
 
 from pathlib import Path
 from statistics import fmean
@@ -40,7 +40,7 @@ def _check(cfg: DictConfig) -> None:
 
 @command(_check)
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
-    """Recovers a model; the metric is nats per token on the validation part, a mean over ratios."""
+    """Recovers a model; the metric is nats per token on the validation part, mean over ratios."""
     found = recover_dynamic(cfg, fabric) if cfg.search else recover(cfg, fabric)
     for score in found.scores:
         say(_line(score, "validation"))

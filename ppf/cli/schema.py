@@ -1,4 +1,4 @@
-"""What the config of each command may hold: one class for each section of the YAML files.
+"""The allowed keys of each command's config: one class for each section of the YAML files.
 
 Parts that name a class or function (`_target_`) are checked against its signature instead, by
 `ppf.cli.checks`.
@@ -153,7 +153,7 @@ class CollectConfig(RunConfig):
 
 
 class AcquiredLabelsSection(LabelsSection):
-    """Labels with those that a predictor asks for."""
+    """Labels, with those that a predictor chooses."""
 
     acquired: Natural
     pool: Count

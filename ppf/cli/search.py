@@ -1,4 +1,4 @@
-"""ppf-search: finds the policy of least perplexity at a ratio, or an agent for every ratio."""
+"""ppf-search: finds the policy of lowest perplexity at a ratio, or an agent for every ratio."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -69,7 +69,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 
 
 class _Begun(NamedTuple):
-    """What a search of either mode starts from."""
+    """What a search needs, in both modes."""
 
     cfg: DictConfig
     context: PruningContext

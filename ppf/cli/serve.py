@@ -1,4 +1,4 @@
-"""ppf-serve: one resident model at any ratio, behind an OpenAI-style interface and a page."""
+"""ppf-serve: serves one model at any ratio, with an OpenAI-style API and a web page."""
 
 from lightning import Fabric
 from omegaconf import DictConfig

@@ -1,4 +1,4 @@
-"""Entry points of the commands; nothing slow is imported before a config is known to be needed."""
+"""Entry points of the commands. Slow imports wait until a command needs its config."""
 
 import os
 import sys
@@ -44,7 +44,7 @@ def _entry(name: str) -> Callable[[], None]:
 
 
 def _answer(name: str) -> None:
-    """Says within a second that the command works: the imports that follow take several."""
+    """Prints a line within a second, because the imports that follow take several."""
     others = (os.environ.get(key, "0") for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if "torch" not in sys.modules and all(rank == "0" for rank in others):
         print(f"{name}: loading PyTorch and transformers.", flush=True)

@@ -1,4 +1,4 @@
-"""What a multirun prints and leaves beside the results of its jobs."""
+"""What a multirun prints and writes in addition to the results of its jobs."""
 
 import sys
 from pathlib import Path

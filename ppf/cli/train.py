@@ -27,7 +27,7 @@ from ppf.stages.train import train
 
 @command(check_acquired)
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
-    """Trains the predictor, scores it and draws predicted against measured."""
+    """Trains the predictor, scores it and plots predicted against measured."""
     context = prepare(cfg, fabric)
     fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
     may_label = cfg.upstream == "make"
@@ -69,7 +69,7 @@ def _row(found: Scored, labels: Labels) -> dict[str, float]:
 
 
 def _brief(row: Mapping[str, float], bands: Sequence[float]) -> dict[str, float]:
-    """The scores over all ratios, and of each band the two that matter most to a search."""
+    """The scores over all ratios, and for each band the two most important for a search."""
     ends = [ending for _, ending in endings(bands)]
     return {
         name: value

@@ -40,7 +40,7 @@ _TAGGED = ("experiment", "hparams_search", "debug")
 def read_option(group: str | Path, name: str) -> DictConfig:
     """The content of an option's YAML file and of the files that it inherits from.
 
-    Entries of its defaults list that go to another place in the config are left out.
+    Entries of its defaults list for other places in the config are left out.
     """
     own: Any = OmegaConf.load(_FOLDER / group / f"{name}.yaml")
     inherited = []
@@ -80,7 +80,7 @@ def sweep_name() -> str | None:
 
 
 def run_tags() -> list[str]:
-    """The command, and the experiment, search of hyper-parameters and debugging that it takes."""
+    """The command, and its options of experiment, hparams_search and debug."""
     if not HydraConfig.initialized():
         return []
     config = HydraConfig.get()
@@ -102,7 +102,7 @@ def _group(name: str, files: dict[str, Path]) -> str:
 
 
 def _comment(file: Path) -> str:
-    """The first comment that is no directive of Hydra."""
+    """The first comment that is not a directive of Hydra."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
 

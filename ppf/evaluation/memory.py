@@ -25,8 +25,8 @@ class Peak:
 def peak_bytes(model: nn.Module) -> Iterator[Peak]:
     """Measures the weights of a model plus the largest memory that the block allocates.
 
-    PyTorch's allocator reports the memory of a GPU, Linux's resident set that of a CPU. The weights
-    of a live-pruned model count with their pruned size, although their dense storage stays.
+    On a GPU, PyTorch's allocator reports the memory; on a CPU, Linux's resident set does. The
+    weights of a live-pruned model count with their pruned size, although their dense storage stays.
     """
     peak = Peak()
     device = next(model.parameters()).device

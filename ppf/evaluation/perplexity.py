@@ -131,7 +131,7 @@ def _mean(sums: Float[Tensor, " windows"], tokens: Int[Tensor, " windows"]) -> L
 def sliding(
     tokens: Int[Tensor, " tokens"], *, window: int, stride: int, leading: Sequence[int] = ()
 ) -> list[Piece]:
-    """Cuts a text into windows that start `stride` tokens apart; each token is scored once.
+    """Cuts a text into windows that start `stride` tokens apart. Each token is scored once.
 
     All tokens of the first window are scored. Later windows score the tokens after the end of the
     previous window. The last window may be shorter. Without `leading`, the first token of the text

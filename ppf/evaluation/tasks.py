@@ -81,14 +81,14 @@ def _load(wanted: Sequence[str]) -> tuple[list[Any], Any]:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numeric results of a task; the end ",none" of their keys, which is a filter, is cut."""
+    """The numeric results of a task. The filter ",none" at the end of their names is removed."""
     numbers = {key: value for key, value in values.items() if isinstance(value, float)}
     return {key.removesuffix(",none"): value for key, value in numbers.items()}
 
 
 @contextmanager
 def _without_script_folder() -> Iterator[None]:
-    """Hides the command `evaluate.py`: lm_eval imports the package `evaluate`."""
+    """Hides the script `evaluate.py`, because lm_eval imports the package `evaluate`."""
     before = sys.path.copy()
     sys.path[:] = [folder for folder in before if not Path(folder, "evaluate.py").is_file()]
     try:

@@ -35,7 +35,7 @@ class Exporter(ABC):
 
 
 class Converter(Exporter):
-    """A format that needs the model only, so that exported folders can be converted to it too."""
+    """A format that needs only the model, so exported folders can be converted to it too."""
 
     @abstractmethod
     def check_model(self, model: Pruned) -> None:

@@ -153,7 +153,7 @@ def _percent(share: float) -> str:
 
 
 def recovered_card(card: str, policy: Mapping[str, Any]) -> str:
-    """A pruned model's card with a section on its recovery training in front of its own results.
+    """A pruned model's card, with a section on its recovery training before its own results.
 
     Args:
         policy: the contents of policy.json, with the entry `recovered`.

@@ -17,8 +17,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def front_matter(model: PreTrainedModel, config: Mapping[str, Any]) -> str:
     """The metadata in YAML, without the lines `---` around it.
 
-    Licence, language and data sets are those of the dense model's own card; a local folder has it
-    as README.md. What is not known is left out.
+    Licence, language and data sets come from the dense model's own card, which is the README.md of
+    a local folder. Unknown facts are left out.
 
     Args:
         model: the model; its name is the folder or the hub id that it was loaded from.

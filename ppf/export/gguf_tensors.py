@@ -33,7 +33,7 @@ def tensor_type(name: str, tensor: Tensor, matrices: GGMLQuantizationType, *, ti
     """The number format of a tensor.
 
     Vectors are float32. Matrices whose rows do not divide into blocks are f16. The output matrix
-    has at least 8 bits, because llama.cpp gives it more bits than the others, too.
+    has at least 8 bits: llama.cpp's own tool also gives it more bits than other matrices.
 
     Args:
         name: in the file.
@@ -49,7 +49,7 @@ def tensor_type(name: str, tensor: Tensor, matrices: GGMLQuantizationType, *, ti
 
 
 def site_of(name: str) -> str:
-    """The site that a tensor belongs to, as in "3.mlp"; empty: to none."""
+    """The site that a tensor belongs to, as in "3.mlp"; empty: it belongs to no site."""
     if not name.startswith("blk."):
         return ""
     _, layer, part, *_ = name.split(".")

@@ -23,11 +23,11 @@ logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ER
 
 
 class PrunedConfig(Base.config_class):  # type: ignore[valid-type, misc]
-    """The dense model's config class; it makes transformers import this file before it reads."""
+    """The dense model's config class. It exists so that transformers imports this file first."""
 
 
 class EmptyAttention(EmptyBlock):
-    """An attention block without units that calls the attention interface all the same.
+    """An attention block without units, which still calls the attention interface.
 
     vLLM finds the attention layers of a model by this call. It gives this one a KV cache of one
     group, as `config.per_layer_config` says. The group is zero, and so is its attention output.

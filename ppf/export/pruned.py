@@ -1,4 +1,4 @@
-"""A pruned model as the formats read it."""
+"""A pruned model in the form that all export formats read."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model, whichever way it was made.
+    """A pruned model: live-pruned, or read from an exported folder.
 
     Args:
         lm: its config has the dense model's widths.

@@ -23,7 +23,7 @@ def draw(
     """Draws at most `count` distinct policies, with the dense policy first.
 
     The same seed gives the same policies, and a larger count only appends to them, because the
-    sampler always draws the same number at a time.
+    sampler always draws the same number of policies at a time.
 
     Args:
         context: the space and its features.

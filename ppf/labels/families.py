@@ -13,9 +13,9 @@ _MOST = 8  # policies; a larger number with the same first layers is chance
 def families(space: Space, kept: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"]:
     """The number of each policy's family; equal policies are of one family.
 
-    `SharedPrefix` draws families, whose errors are alike. They are known by the widths of the first
-    quarter of the layers. Policies that keep these layers whole are no family. In a small space
-    many policies have the same first layers by chance; these are no family either.
+    `SharedPrefix` draws families, whose prediction errors are similar. Policies with equal widths
+    in the first quarter of the layers are a family, unless they keep these layers whole. In a small
+    space many policies have the same first layers by chance; these are no family either.
 
     Args:
         space: the space of the policies.

@@ -69,7 +69,7 @@ class TopTokens(NamedTuple):
 
 @dataclass
 class _Batch:
-    """A batch of windows, and what is stored for it from one policy to the next.
+    """A batch of windows, and what the labeller stores for it between policies.
 
     Args:
         ids: the windows.
@@ -104,7 +104,7 @@ class Labeller:
             computed on; 0: it is not measured.
 
     Attributes:
-        used: policies whose loss this run has used, whenever it was measured.
+        used: policies whose loss this run has used, also if an earlier run measured it.
 
     Raises:
         PPFError: `context` is below 1 or not shorter than a window.
@@ -170,7 +170,7 @@ class Labeller:
         return LabelScores(nll / positions, kl / positions if self._kl_top_k else None)
 
     def _run(self, kept: list[int], read: Callable[[_Batch, Tensor], T]) -> list[T]:
-        """Applies a policy, and `read` to each batch and its last hidden states."""
+        """Applies a policy, and calls `read` with each batch and its last hidden states."""
         first = self._first_changed(kept)
         self._last = None  # after an interruption, the stored states belong to no policy
         self._forward(kept, first)

@@ -135,7 +135,7 @@ class FromRules(Sampler):
 
 
 class FromFiles(Sampler):
-    """Policies of earlier searches, in turn.
+    """Policies of earlier searches, one after another.
 
     Args:
         paths: policy.json files for the same space.
@@ -198,7 +198,7 @@ class Neighbours(Sampler):
 
 
 class SharedPrefix(Sampler):
-    """Groups of policies that share their first layers, which the labeller then runs only once.
+    """Groups of policies that share their first layers, so the labeller runs these only once.
 
     The policies of another sampler are sorted by ratio and divided into groups of neighbours. The
     other members of a group take the widths of their first layers from the group's first policy,
@@ -206,7 +206,7 @@ class SharedPrefix(Sampler):
 
     Args:
         of: the other sampler.
-        depths: for each member after the first, the share of the layers that it takes over.
+        depths: for each member after the first, the share of the layers that it copies.
     """
 
     def __init__(self, of: Sampler, depths: Sequence[Share]) -> None:

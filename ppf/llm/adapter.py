@@ -73,7 +73,7 @@ class Coupling:
 
     @property
     def prunable(self) -> Prunable:
-        """This block as a space sees it."""
+        """The description of this block for a space."""
         rows = sum(
             p.rows * (p.linear.in_features + (p.linear.bias is not None)) for p in self.producers
         )

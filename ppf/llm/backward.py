@@ -23,10 +23,10 @@ def differentiate(
     label: str,
     hooks: Sequence[RemovableHandle] = (),
 ) -> None:
-    """Computes the gradients of a loss of each window, for hooks of the caller on modules.
+    """Computes the gradients of a loss of each window. The caller's hooks on modules see them.
 
-    This is gradient checkpointing: the states in front of every layer are kept in host memory, and
-    each layer is run again when it is differentiated. So memory holds the activations of one layer
+    This is gradient checkpointing: the inputs of every layer are kept in host memory, and each
+    layer is run again for its backward pass. So memory holds the activations of one layer
     and one window, and the weights of one layer if they are offloaded. Hooks see each layer twice,
     the first time without gradients.
 

@@ -1,7 +1,7 @@
 """Reads checkpoints. Damaged ones are refused, and none of their files can run code.
 
-Refused are therefore modelling code in the folder (`auto_map`), attention kernels that the config
-names, and pickled weights (`.bin`).
+Modelling code in the folder (`auto_map`), attention kernels that the config names, and pickled
+weights (`.bin`) are therefore not used.
 """
 
 from collections.abc import Iterator, Mapping

@@ -45,7 +45,7 @@ def over_gpus(model: nn.Module, layers: nn.ModuleList, device: torch.device) -> 
 def divide(layers: nn.ModuleList, devices: Sequence[torch.device]) -> None:
     """Moves each layer to its device. Inputs are moved there too, and outputs are moved back.
 
-    So everything outside the layers is on one device. Hooks inside a layer see its own device.
+    So everything outside the layers is on one device. Hooks inside a layer see that layer's device.
 
     Args:
         layers: the decoder layers.

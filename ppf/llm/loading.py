@@ -52,7 +52,7 @@ class LanguageModel:
 
     @contextmanager
     def resident(self, index: int) -> Iterator[nn.Module]:
-        """A decoder layer, whose weights are on the device inside the context."""
+        """The context in which a decoder layer's weights are on the device; yields the layer."""
         layer = self.adapter.layers(self.model)[index]
         with self.offloaded.resident(layer) if self.offloaded else nullcontext():
             yield layer
@@ -128,7 +128,7 @@ def _move_all_but(layers: nn.ModuleList, model: nn.Module, device: torch.device 
 
 
 def check_source(config: DictConfig) -> None:
-    """Checks that the weights of a `model=` config can be had, without loading them.
+    """Checks that the weights of a `model=` config are available, without loading them.
 
     Raises:
         PPFError: a package or a file is missing, or the hub gives no access.

@@ -1,4 +1,4 @@
-"""Weights of decoder layers that lie in host memory or on disk, and visit the device one by one."""
+"""Decoder layers whose weights lie in host memory or on disk, and on the device while they run."""
 
 import mmap
 import os
@@ -51,7 +51,7 @@ class Offloaded:
 
     @contextmanager
     def resident(self, layer: nn.Module) -> Iterator[None]:
-        """Has a layer's weights on the device inside the context."""
+        """A context in which a layer's weights are on the device."""
         if layer in self._inside:
             yield
             return
@@ -75,7 +75,7 @@ class Offloaded:
             return forward(*inputs, **named)
 
     def _release(self, layer: nn.Module) -> None:
-        """Gives the memory of a layer's file back; what was written to it stays in the file."""
+        """Frees the memory of a layer's file; what was written to it stays in the file."""
         if layer in self._files and hasattr(mmap, "MADV_DONTNEED"):
             self._files[layer].madvise(mmap.MADV_DONTNEED)
 

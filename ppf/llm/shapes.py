@@ -32,7 +32,7 @@ def skeleton(config: DictConfig) -> Skeleton:
     """The structure of the model of a `model=` config; no weight is read or downloaded.
 
     Raises:
-        PPFError: the model's config is not to be had.
+        PPFError: the model's config is not available.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(_config(config), trust_remote_code=False)

@@ -49,7 +49,7 @@ def hub(cache: str, *, repository: str) -> str:
 
 
 def check_hub(repository: str) -> None:
-    """Raises PPFError if a repository is neither in the hub's local cache nor can be downloaded."""
+    """Raises PPFError if a repository is not in the hub's local cache and cannot be downloaded."""
     if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
         try:
             get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=_PATIENCE)

@@ -22,8 +22,8 @@ class LayerStream:
     Args:
         lm: the dense model.
         windows: the windows.
-        folder: where several processes exchange states, so that none runs a layer that another has
-            run; None: there is one process.
+        folder: where several processes exchange states, so that no layer is run twice; None: there
+            is one process.
     """
 
     def __init__(

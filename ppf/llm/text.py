@@ -90,7 +90,7 @@ class Text:
     def stream(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " tokens"]:
         """All tokens of a part: its documents, joined by empty lines, without `leading`.
 
-        They are kept, since a command asks for them several times.
+        The result is cached, since a command needs it several times.
         """
         key = part, tokenizer
         if key not in self._streams:
@@ -159,7 +159,7 @@ def local_splits(splits: Mapping[str, Mapping[Part, float]]) -> dict[str, dict[P
     """The shares of the parts of a local file (see `Text.splits`).
 
     Args:
-        splits: of the text that the file replaces, which tell the parts that are asked for.
+        splits: of the text that the file replaces; they name the required parts.
     """
     if any("training" in shares for shares in splits.values()):
         return {"all": {"training": 0.45, "validation": 0.05, "test": 0.5}}
