@@ -19,7 +19,7 @@ _DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 
 
 def build_fabric(*, timeout_hours: Positive, **arguments: Any) -> Fabric:
-    """Lightning's Fabric, whose ranks wait for each other for longer than its 30 minutes.
+    """Lightning's Fabric, with a longer timeout than its default of 30 minutes.
 
     Rank 0 makes most artefacts alone, which takes hours for large models.
 
@@ -53,7 +53,7 @@ def launch(fabric: Fabric) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process once its parent has ended; otherwise it would work on without use."""
+    """Ends this process once its parent has ended; otherwise it would go on without purpose."""
     while os.getppid() == parent:
         time.sleep(_WATCH_EVERY)
     os._exit(1)  # an exception would not reach the main thread while it waits for other ranks

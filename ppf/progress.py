@@ -28,17 +28,17 @@ _showing: list[str] = []  # labels of the loops that are shown
 
 
 def say(message: str) -> None:
-    """One line of plain text for people."""
+    """Prints one line of plain text."""
     console.print(message, markup=False, highlight=False)
 
 
 def warning(message: str) -> None:
-    """One line of plain text that every rank prints, the silent ones too."""
+    """Prints a warning on every rank; `say` prints on rank 0 only."""
     print(f"Warning: {message}", flush=True)
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yields `items` while showing how far they are and how long they will still take.
+    """Yields `items`, and shows their number and the remaining time.
 
     A loop inside another one that is shown is not shown itself.
     """

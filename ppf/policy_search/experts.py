@@ -41,7 +41,7 @@ def improve_along(
 
 
 def _moved(here: Objective, kept: Int[Tensor, " sites"]) -> Float[Tensor, "1 sites"]:
-    """The policy of a neighbouring ratio, scaled to about the cost that is left at this ratio."""
+    """The policy of a neighbouring ratio, scaled to about the cost that this ratio leaves."""
     space = here.space
     kept = kept.to(here.device)
     stays = 1 - space.saved(kept)

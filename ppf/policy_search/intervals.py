@@ -1,4 +1,4 @@
-"""Prediction intervals that hold on what a search proposes."""
+"""Prediction intervals that are calibrated on the proposals of a search."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,15 +9,16 @@ from torch import Tensor
 
 from ppf.policy_search.verify import Verification
 
-_PRIOR = 4  # earlier proposals that the predictor's own calibration counts as
+_PRIOR = 4  # number of earlier proposals that the predictor's own calibration is worth
 _LARGEST = 5.0  # error in standard deviations; larger ones count as this
 
 
 def calibrated(rounds: Sequence[Verification]) -> list[Verification]:
     """The rounds with standard deviations that are calibrated on the proposals of earlier rounds.
 
-    Predictors calibrate their intervals on the policies that they are fitted to. A search proposes
-    policies whose predictions are too good, so these intervals are often too narrow for them.
+    Predictors calibrate their intervals on the policies that they are fitted to. A search chooses
+    proposals for their low predictions, so these are too low on average, and the intervals are
+    often too narrow.
 
     Args:
         rounds: in order; their predictions were made before the policies were measured.

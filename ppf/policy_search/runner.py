@@ -26,11 +26,11 @@ def run_search(
     Ranks share the agent's rollouts. The policies of all ranks, uniform pruning and the allocation
     rules are then polished on the predictor.
 
-    Similar policies would share the predictor's error. So the chosen policies differ in at least a
+    Similar policies have similar prediction errors. So the chosen policies differ in at least a
     quarter of the sites, or in fewer if the search did not find enough such policies.
 
     Args:
-        known: policies that are measured already; they are not returned. None: any policy may be.
+        known: policies that are already measured and are not returned; None: there are none.
     """
     with cpu_threads(agent.threads):
         found = _gather(agent.search(objective, run), run.fabric)

@@ -1,4 +1,4 @@
-"""The selection part: the best policies of a search on windows that it did not use."""
+"""The selection part: measures the best policies of a search on windows that it did not use."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Selection:
-    """The best policies of a search in each window of the labelling and the selection part.
+    """Losses of the best policies of a search in each window of labelling and selection part.
 
-    The labelling part's figure of the best of many policies is too low: it is a minimum. On the
-    selection part only these few policies are compared, so that its figure is nearly unbiased.
+    The loss of the best of many policies on the labelling part is a minimum, and biased downwards.
+    On the selection part only these few policies are compared, so it is nearly unbiased.
 
     Args:
         rows: rows of the search's `Verification`; the first one is uniform pruning.

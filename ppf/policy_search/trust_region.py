@@ -1,4 +1,4 @@
-"""The trust region of a search, and the neighbours that are measured beside the proposals."""
+"""The trust region of a search, and neighbours of proposals, which are measured too."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ def with_neighbours(
 
     Args:
         each: neighbours of each proposal.
-        room: largest number of policies in total; proposals take precedence.
+        room: largest number of policies in total; proposals have priority.
     """
     generator = torch.Generator(objective.device).manual_seed(seed)
     shaken = exchange(objective, found.kept.repeat(each, 1), 1, 1, generator)
@@ -33,13 +33,14 @@ def with_neighbours(
 class TrustRegion:
     """How far policies may deviate from uniform pruning.
 
-    Widens the region after every round whose prediction intervals held. Predictions without an
-    interval (standard deviation 0) count as held.
+    Widens the region after every round in which enough measurements lie inside their prediction
+    intervals. Predictions without an interval (standard deviation 0) count as inside.
 
     Args:
         radius: largest relative deviation of a site from its uniform share.
         widen: factor on the radius.
-        agreement: share of a round's 90 % intervals that must hold for widening.
+        agreement: share of a round's measurements that must lie inside their 90 % intervals for
+            widening.
         tolerance: the search ends only if the prediction of the best policy is off by at most this,
             nats per token.
         gain: the search ends if the last widening improved the best policy by less, nats per token.

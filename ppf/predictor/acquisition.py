@@ -1,4 +1,4 @@
-"""Active learning: the choice of the policies that are labelled next."""
+"""Active learning: chooses the policies that are labelled next."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Additive predictor: a monotone function of the weighted sum of the sites' errors."""
+"""Additive predictor: a monotone function of a weighted sum of the sites' features."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,10 +17,10 @@ class Additive(Network):
         out = asinh(Σ_p a_p z^p)
 
     Removing more of a site never lowers the prediction, for any weights. The weights are
-    log-normal. Their logarithm has a level for each kind and feature, from which the rows deviate.
-    A deviation is the sum of two parts: a Gaussian process over depth, which is smooth within a
-    kind, and a rough part of each row's own. The logarithm's mean is linear in the logarithm of the
-    rows' energies, with a slope that is learnt for each kind.
+    log-normal. Their logarithm has a mean for each kind and feature. The deviation of a row from it
+    is the sum of two parts: a Gaussian process over depth, which is smooth within a kind, and an
+    independent part for each row. The logarithm's mean is linear in the logarithm of the rows'
+    energies, with a slope that is learnt for each kind.
     All parameters are whitened, so the module's weight decay is their prior. If all of them are
     zero, all weights are equal.
 
@@ -28,10 +28,10 @@ class Additive(Network):
         powers: exponents p of the link.
         smooth: standard deviation of the log-weights' smooth part.
         length: its correlation length, in layers.
-        rough: standard deviation of the log-weights' part that is each row's own.
+        rough: standard deviation of the log-weights' part that is independent for each row.
         per_feature: standard deviation of a row's deviations by feature, relative to the one that
             its features share.
-        spread: standard deviation of the initial deviations, which tells ensemble members apart.
+        spread: standard deviation of the initial deviations, so that ensemble members differ.
     """
 
     dense: Float[Tensor, "..."]
@@ -91,7 +91,7 @@ class Additive(Network):
 def _standardised(
     energy: Float[Tensor, " rows"], kinds: Int[Tensor, " rows"]
 ) -> Float[Tensor, " rows"]:
-    """Logarithms with mean 0 and variance 1 over the rows of a kind that have any energy."""
+    """Logarithms with mean 0 and variance 1 over the rows of a kind whose energy is not 0."""
     logs = torch.zeros_like(energy)
     for kind in kinds.unique():
         here = (kinds == kind) & (energy > 0)

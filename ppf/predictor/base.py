@@ -25,12 +25,12 @@ class PredictorInputs:
         features: features of the sites; `features.space` is the space of the policies.
         dense_nll: log-perplexity of the dense model on the labelling part, nats per token.
         measure: measures the log-perplexity of policies on the real model, in nats per token.
-            Each policy takes about a second or longer.
-        screen: the same on a number of windows, the second argument. Nothing is stored.
-        changes: estimates what changes of single sites do to a policy's loss, in nats per token
-            (`ppf.pruning.loss_changes`). Its arguments are the policy, a number of windows of the
-            calibration part, how many such sets of windows, and the cap. None: the search covers
-            all ratios, or rounds weights.
+            A policy takes about a second or more.
+        screen: the same on few windows, whose number is the second argument. Nothing is stored.
+        changes: estimates how changes of single sites change a policy's loss, in nats per token
+            (`ppf.pruning.loss_changes`). Its arguments are the policy, the number of calibration
+            windows in a set, the number of sets, and the cap. None: the search covers all ratios,
+            or quantises weights.
         trainer: arguments of Lightning's Trainer.
         seed: seed of splits and initial weights.
         loggers: loggers that get the metrics of a training.
@@ -49,7 +49,7 @@ class PredictorInputs:
 
 
 class Predictor(ABC):
-    """Maps policies to log-perplexity; a search asks it instead of the real model.
+    """Maps policies to log-perplexity; a search uses it in place of the real model.
 
     To add a predictor: subclass this in a module of `ppf.predictor`, and add a YAML file with all
     its hyper-parameters to `conf/predictor`.
@@ -83,7 +83,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes what `fit` found into an empty folder."""
+        """Writes the result of `fit` into an empty folder."""
 
     @abstractmethod
     def load(self, folder: Path, inputs: PredictorInputs) -> None:

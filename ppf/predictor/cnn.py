@@ -13,8 +13,8 @@ from ppf.ranges import Count
 class CNN(Network):
     """Convolutions over depth, then one linear layer that reads every channel of every layer.
 
-    The sequence dimension is the layers of the model. The channels of a layer are the features of
-    its rows, for all blocks. They are zero where the encoder has no row.
+    The convolutions run over the layers of the model. The input channels are the features of a
+    layer's rows, for all blocks. They are zero where the encoder has no row.
 
     Args:
         channels: output channels of the convolutions, in order.

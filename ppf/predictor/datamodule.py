@@ -1,4 +1,4 @@
-"""The labelled policies as a DataModule, in folds of families that are stratified by ratio."""
+"""The labelled policies as a DataModule. Folds contain whole families, stratified by ratio."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Batches:
 
     Args:
         rows: all rows.
-        size: rows in a batch. If there are no more rows than that, every batch holds all of them.
+        size: rows in a batch. If there are not more rows than that, every batch has all rows.
         steps: batches in an epoch.
         generator: random generator of the shuffles; None: the rows keep their order.
     """
@@ -77,7 +77,7 @@ class LabelsDataModule(LightningDataModule):
         space: the space of its policies.
         strata: number of bins by ratio, with equally many policies. Each bin is split alike.
         members: number of ensemble members, and of folds.
-        proposals: weight of a policy that a search proposed, relative to a drawn one.
+        proposals: weight of a policy that a search proposed, relative to a sampled one.
         low_loss: extra weight of the policy of least loss in its bin. It falls to 0 for the policy
             of largest loss.
         batch_size: rows in a training batch.
@@ -87,8 +87,8 @@ class LabelsDataModule(LightningDataModule):
     Attributes:
         rows: all rows.
         family: number of each row's family.
-        drawn: marks rows of policies that a sampler drew. No search proposed them, and no predictor
-            selected them, so that scores on them describe random policies.
+        drawn: marks rows of policies that a sampler drew, not a search or a predictor. Scores on
+            them describe random policies.
 
     Raises:
         PPFError: a fold is empty.

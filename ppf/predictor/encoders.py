@@ -23,7 +23,7 @@ class Encoder(nn.Module, ABC):
         kinds: the kind of each row, numbered as in `space.kinds`.
         blocks: the block of each row, numbered as in `space.blocks`.
         layers: the layer of each row.
-        energy: of each row's site, as in `SiteFeatures`; zero where a row belongs to none.
+        energy: of each row's site, as in `SiteFeatures`; zero if the row belongs to no site.
     """
 
     kinds: Int[Tensor, " rows"]
@@ -107,7 +107,7 @@ class Masks(Encoder):
 
 
 class Sites(Encoder):
-    """Per site: removed share and importance, powers of error and loss; cost, depth, energy, kind.
+    """Features of each site: removed share and importance, powers of error and loss, and constants.
 
     Errors and losses are first replaced by their running maximum from the dense end, so that they
     are monotone in the kept units. Losses are divided by the mean loss of an empty site.

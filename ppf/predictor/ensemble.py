@@ -11,7 +11,7 @@ from ppf.predictor.network import Network
 
 
 class Ensemble(nn.Module):
-    """Members of one architecture with their own initial weights, all parameters stacked.
+    """Members of one architecture with different initial weights; all parameters are stacked.
 
     Args:
         build: makes one member with random weights. Members share their buffers, which must

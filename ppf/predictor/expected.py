@@ -1,4 +1,4 @@
-"""A predictor that needs no labels to start: expected losses, corrected by what is measured."""
+"""A predictor that starts without labels: expected losses, corrected by measured policies."""
 
 import math
 from collections.abc import Mapping
@@ -38,9 +38,10 @@ class ExpectedLoss(Predictor):
     reconstruction error times the site's share of the residual stream's energy. The factor c makes
     both sums equal where every site loses half its units.
 
-    As soon as a search has measured proposals, the model is differentiated at the best one, k*.
-    The prediction then starts from there, with D_s(k) the estimated change of the loss if site s
-    keeps k units instead (`ppf.pruning.loss_changes`), and S the mean above:
+    As soon as a search has measured proposals, gradients of the model pruned to the best one, k*,
+    are computed. They give D_s(k), the estimated change of the loss if site s keeps k units
+    instead (`ppf.pruning.loss_changes`). With S the mean above, the prediction is then relative
+    to k*:
 
         excess(k) = excess(k*) exp(weight Σ_s D_s(k_s) / excess(k*)) (S(k) / S(k*))^(1 - weight)
 
@@ -48,19 +49,19 @@ class ExpectedLoss(Predictor):
 
     Args:
         factor: on the sums' geometric mean, before any policy is measured.
-        windows: of the calibration part, on which the best proposal is differentiated; 0: it is
-            not.
-        renewal: policies that are measured without a better one until it is differentiated on
-            further windows, as many again.
+        windows: calibration windows on which gradients at the best proposal are computed; 0: no
+            gradients.
+        renewal: measured proposals without an improvement after which gradients at the best one
+            are computed on a further set of windows.
         cap: of D, nats (see `loss_changes`).
         weight: of D in the formula.
-        scales: standard deviations of the process's terms, before the fit (see `SiteSumKernel`).
+        scales: initial standard deviations of the process's terms (see `SiteSumKernel`).
         length: correlation length of the sites' weights, in layers.
         span: lengthscale of the removed shares.
-        noise: standard deviation of the logarithm that no other policy explains, before the fit.
-        deviation: standard deviation of the priors on the logarithms of these hyper-parameters.
+        noise: initial standard deviation of the noise of the logarithm.
+        deviation: standard deviation of the priors on the logarithms of scales, span and noise.
         steps: optimizer steps of their fit.
-        fewest: measured policies below which intervals are not calibrated.
+        fewest: number of measured policies from which on intervals are calibrated.
 
     Source: our own; the regression follows Rasmussen & Williams, "Gaussian Processes for Machine
         Learning" (2006), chapters 2 and 5.
@@ -110,7 +111,7 @@ class ExpectedLoss(Predictor):
         proposed: Bool[Tensor, " rows"],
         inputs: PredictorInputs,
     ) -> None:
-        """Starts the predictions from the best proposal, if there is one."""
+        """Makes predictions relative to the best proposal, if there is one."""
         if inputs.changes is None or not self.windows or not proposed.any():
             return
         best = int(excess.masked_fill(~proposed, torch.inf).argmin())
@@ -154,7 +155,7 @@ class ExpectedLoss(Predictor):
 
 
 class SiteSums(torch.nn.Module):
-    """The sums over sites that need no labels, and what the process reads of a policy.
+    """The sums over sites that need no labels, and the inputs of the Gaussian process.
 
     Args:
         features: of the sites.
@@ -186,7 +187,7 @@ class SiteSums(torch.nn.Module):
         changes: Float[Tensor, "sites levels"],
         weight: float,
     ) -> None:
-        """Lets the prior mean start from a measured policy (see `ExpectedLoss`).
+        """Makes the prior mean relative to a measured policy (see `ExpectedLoss`).
 
         Args:
             kept: the policy.

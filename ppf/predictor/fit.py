@@ -26,7 +26,7 @@ _FITTING = ("data", "patience", "max_epochs", "threads", "init_from")
 
 
 class Fitted(NamedTuple):
-    """A trained predictor, its out-of-fold scores ("test/mae", …), and the rows behind them."""
+    """A trained predictor, its out-of-fold scores ("test/mae", …), and the scored rows."""
 
     predictor: PredictorModule
     metrics: dict[str, float]
@@ -36,12 +36,12 @@ class Fitted(NamedTuple):
 def fit_predictor(labels: Labels, inputs: PredictorInputs, predictor: Mapping[str, Any]) -> Fitted:
     """Trains a predictor, calibrates its interval, and scores its out-of-fold predictions.
 
-    Only policies that a sampler drew are scored. Each is predicted by the member that has not seen
-    its fold, so the returned predictor, the mean of all members, is a little better.
+    Only policies that a sampler drew are scored. Each is predicted by the member that was not
+    trained on its fold, so the returned predictor, the mean of all members, is a little better.
 
     Args:
         labels: the labelled set; rows without a finite label are left out.
-        inputs: what the predictor may use besides labels.
+        inputs: what the predictor may use in addition to labels.
         predictor: the config of the predictor, as plain values. If its key `init_from` is the path
             of another predictor, all parameters start from its values.
 

@@ -18,9 +18,9 @@ from ppf.progress import track
 def initialise(process: GP, x: Float[Tensor, "rows features"], y: Float[Tensor, " rows"]) -> None:
     """Sets a Gaussian process's hyper-parameters to initial values.
 
-    A quarter of the variance is noise: half of that is the constant, the other half the growing
-    term at the mean summed effect. The kernel's terms share the rest equally. Lengthscales are
-    median distances, relevances one.
+    A quarter of the variance is noise: one half of it is the constant term, the other half the
+    growing term at the mean summed effect. The kernel's terms get equal parts of the rest.
+    Lengthscales are median distances, and relevances are one.
 
     Args:
         process: its `kernel` is a `policy_kernel`, its `noise` a `GrowingNoise`.
@@ -55,7 +55,7 @@ def maximise_likelihood(
     weights: Float[Tensor, " rows"],
     steps: int,
 ) -> None:
-    """Fits all parameters: marginal likelihood times priors, which are centred on present values.
+    """Maximises the marginal likelihood times priors that are centred on the present values.
 
     Args:
         process: has a `kernel` and `noise`.

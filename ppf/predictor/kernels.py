@@ -1,4 +1,4 @@
-"""Kernels: how alike two policies' residuals are expected to be.
+"""Kernels: prior covariances of two policies' residuals.
 
 All hyper-parameters are positive. Parameters hold their logarithms, with normal priors.
 """
@@ -28,7 +28,7 @@ class DotProductKernel(Kernel):
 
 
 class CommonEffectKernel(Kernel):
-    """The effect that the cuts of two policies have in common; x_i² is the effect at site i.
+    """The common effect of two policies' cuts; x_i² is the effect at site i.
 
         k(x, y) = Σ_i min(x_i², y_i²)
 
@@ -83,7 +83,7 @@ class SumOfProductsKernel(Kernel):
 
 
 class RelevanceKernel(Kernel):
-    """A kernel of inputs, some of which count more than others.
+    """A kernel of weighted inputs.
 
         k(x, y) = base(r ⊙ x, r ⊙ y),  r_i = 1 but for the chosen columns
 
@@ -107,7 +107,7 @@ class RelevanceKernel(Kernel):
 
 
 class ConditionedKernel(Kernel):
-    """The covariance that remains once the function is known at one input, d.
+    """The covariance of a function whose value at one input, d, is known.
 
         k(x, y) = base(x, y) − base(x, d) base(d, y) / base(d, d)
 
@@ -129,7 +129,7 @@ class ConditionedKernel(Kernel):
     def with_variance(
         self, x1: Float[Tensor, "batch features"], x2: Float[Tensor, "rows features"]
     ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, " batch"]]:
-        """The covariance of all pairs, and the variance at x1, for little more than the former."""
+        """The covariance of all pairs, and the variance at x1, which adds little time."""
         left, right = (torch.cat([x, self.known]) for x in (x1, x2))
         covariance = to_dense(self.base_kernel(left, right))
         to_known = covariance[:-1, -1:]
@@ -139,12 +139,13 @@ class ConditionedKernel(Kernel):
 
 
 class SiteWeightKernel(Kernel):
-    """How alike two policies are if every site has a weight of its own.
+    """The covariance of Σ_s w_s q_s, in which every site s has a random weight w_s.
 
         k(q, q′) = qᵀ (K (a² + s² D) + u² I) q′
 
-    q are the sites' shares of a sum. A weight has a part that all sites of a kind have in common
-    (K: same kind), one that is smooth over depth (D = exp(−distance / length)), and one of its own.
+    q are the sites' shares of a sum. A weight is the sum of a part that all sites of a kind share
+    (K: same kind), a part that is smooth over depth (D = exp(−distance / length)), and an
+    independent part.
 
     Args:
         space: the sites.
@@ -171,13 +172,13 @@ class SiteWeightKernel(Kernel):
 
 
 class SiteSumKernel(Kernel):
-    """How alike two policies' corrections to the logarithm of a sum over sites are.
+    """The covariance of two policies' corrections to the logarithm of a sum over sites.
 
         k(x, y) = l² + t² z·z′ + W(q, q′) + i² W(q, q′)² + c² W₁(q r, q′ r′) + m² M(r, r′)
 
     z are logarithms of sums, q the sites' shares of the sums, r their removed shares. W is a
-    `SiteWeightKernel`, W₁ one whose scales are 0, 1 and 1: weights that grow with what is removed.
-    M is a Matérn kernel.
+    `SiteWeightKernel`, W₁ one whose scales are 0, 1 and 1: weights that grow with the removed
+    share. M is a Matérn kernel.
 
     Args:
         weights: gives W and W₁.
@@ -223,9 +224,9 @@ def policy_kernel(columns: Mapping[str, slice]) -> ConditionedKernel:
 
     with a scale for each term. M_g are Matérn kernels on groups of summed effects and shares, M_c
     the one on the coarsest effects; L is the dot product of the roots of effects, C the common
-    effect and E the number of sites that both policies empty. Squares know all pairs of sites.
-    Products with M_c let a cut's cost depend on what else is gone. Each site has a relevance in
-    its own effect (effects_0), and one in L and C.
+    effect and E the number of sites that both policies empty. Squares model all pairs of sites.
+    Products with M_c let a cut's cost depend on what else is removed. Each site has one relevance
+    for its own effect (effects_0), and one for L and C.
 
     Args:
         columns: of each group of features, as in `PolicyFeatures`.

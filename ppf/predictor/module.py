@@ -1,4 +1,4 @@
-"""The one LightningModule behind every predictor."""
+"""The LightningModule of all predictors that Lightning trains."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -110,7 +110,7 @@ class PredictorModule(LightningModule):
     def start_from(self, other: "PredictorModule") -> None:
         """Starts from another predictor's parameters, and centres the prior on them.
 
-        The hyper-parameters of the Gaussian process are taken over in the same way.
+        The same holds for the hyper-parameters of the Gaussian process.
 
         Raises:
             PPFError: the other predictor has another network, process or space.
@@ -154,11 +154,11 @@ class PredictorModule(LightningModule):
 
         Args:
             batch: the rows.
-            posterior: what `correct` returned. Without a Gaussian process the variance is the
-                jackknife's, and the noise is fitted here too.
+            posterior: the result of `correct`. Without a Gaussian process, the variance is the
+                jackknife's, and the noise is fitted here.
 
         Returns:
-            The out-of-fold predictions. The interval of a row is scaled by the other folds' errors.
+            The out-of-fold predictions. The factor of a row's interval comes from the other folds.
 
         Source: cross-conformal prediction (arXiv 1208.0806), CV+ (arXiv 1905.02928).
         """
@@ -209,7 +209,7 @@ class PredictorModule(LightningModule):
     def _corrected(
         self, kept: Tensor, encode: Callable[[Tensor], Tensor]
     ) -> tuple[Float[Tensor, "members batch"], Float[Tensor, " batch"] | None]:
-        """Members' predictions plus the mean of the Gaussian process, and the latter's variance.
+        """Members' predictions plus the Gaussian process's mean, and the process's variance.
 
         Without a fitted process the predictions are the members' own, and the variance is None.
         """
@@ -267,7 +267,7 @@ class PredictorModule(LightningModule):
         return torch.asinh((nll - self.dense_nll) / self.knee)
 
     def _loss(self, answer: Tensor, target: Tensor) -> Tensor:
-        """Huber loss divided by `huber`; zero where answer and target are both catastrophic."""
+        """Huber loss divided by `huber`; zero where prediction and target are both catastrophic."""
         capped = torch.where(target > self.limit, answer.clamp(max=self.limit), answer)
         target = target.clamp(max=self.limit)
         return F.huber_loss(capped, target, reduction="none", delta=self.huber) / self.huber

@@ -1,4 +1,4 @@
-"""The real model in place of a predictor: the baseline of a search."""
+"""The real model in place of a predictor, as a baseline of searches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +19,8 @@ class Screening(TypedDict):
     """A step before policies are measured.
 
     Args:
-        windows: of the labelling part that policies are screened on.
-        keep: policies of a batch that go on to the next step.
+        windows: number of windows of the labelling part that policies are scored on.
+        keep: number of policies of a batch that reach the next step.
     """
 
     windows: Count
@@ -31,8 +31,8 @@ class Oracle(Predictor):
     """Measures policies on the real model; known policies are not measured again.
 
     With screening, a batch is first scored on few windows, and only its best policies are measured.
-    The others get estimates: what they differ from the measured ones on these windows, but never
-    less than a measured one.
+    The others get estimates: their score on the few windows, shifted by the mean difference of the
+    measured policies, but never less than the loss of a measured policy.
 
     Args:
         screening: steps, from few windows to many; empty: every policy is measured.

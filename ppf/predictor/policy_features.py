@@ -24,8 +24,8 @@ class PolicyFeatures(nn.Module):
     - emptied: one for each site that keeps no unit.
 
     Args:
-        effects: for each group effects_i, how many neighbouring layers are summed, as a share of
-            all layers; at least one layer. From the finest to the coarsest.
+        effects: for each group effects_i, the number of neighbouring layers that are summed, as a
+            share of all layers; at least one layer. From the finest to the coarsest.
         shares: the same for the groups shares_i.
 
     Attributes:
@@ -73,7 +73,7 @@ class PolicyFeatures(nn.Module):
 def at_widths(
     table: Float[Tensor, "sites levels"], kept: Shaped[Tensor, "batch sites"]
 ) -> Float[Tensor, "batch sites"]:
-    """What a table holds for the kept units of each site; linear between whole units."""
+    """Values of a table at the kept units of each site; linear between whole units."""
     below = kept.detach().long().T
     values = table.gather(1, below)
     if kept.is_floating_point():

@@ -1,4 +1,4 @@
-"""A Gaussian process on the residuals of an ensemble: interactions between sites."""
+"""A Gaussian process on the residuals of an ensemble, for interactions between sites."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,7 +99,7 @@ class GaussianProcess(GP):
 
         Args:
             effects: predicted cost of keeping k units at a site and all elsewhere, [site, k].
-            residuals: target minus each member's answer.
+            residuals: target minus each member's prediction.
             weights: of the rows; zero for the one member that leaves the row out.
         """
         self.features.effects.copy_(effects)

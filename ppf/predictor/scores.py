@@ -37,8 +37,8 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
     - equal_ratio: Kendall correlation among pairs of policies whose pruning ratios differ by at
       most 0.01. A search compares such pairs;
     - kendall, spearman: rank correlations of all policies;
-    - ratio_alone: Kendall correlation of the measurements with the pruning ratio, which a predictor
-      has to beat;
+    - ratio_alone: Kendall correlation of the measurements with the pruning ratio, the baseline of
+      the other correlations;
     - nmse: squared error divided by the variance of the log-perplexity, over policies below ten
       times the dense perplexity;
     - mae, median: mean and median absolute error, nats per token;
@@ -63,7 +63,7 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
 def with_intervals(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str, float]:
     """The scores, and the ends of their 90 % bootstrap intervals as "name_low" and "name_high".
 
-    Families are resampled, because errors of policies that share layers are alike.
+    Families are resampled, because policies that share layers have similar errors.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13.
     """
@@ -78,7 +78,7 @@ def with_intervals(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> d
 
 
 def too_narrow(coverage: float, count: int) -> bool:
-    """Whether 90 % intervals hold less often than chance explains, one time in twenty."""
+    """Whether the coverage of 90 % intervals is significantly below 90 % (one-sided, 5 % level)."""
     return coverage < 0.9 - NOMINAL * (0.9 * 0.1 / max(count, 1)) ** 0.5
 
 
@@ -109,7 +109,7 @@ def endings(bands: Sequence[float]) -> list[tuple[str, str]]:
 
 
 def _parts(rows: HeldOut, bands: Sequence[float]) -> Iterator[tuple[str, HeldOut]]:
-    """All rows and those of each band, with the ending of their scores; none of too few rows."""
+    """All rows and those of each band, with the ending of their scores; without small bands."""
     numbers = HeldOut(*(column.cpu().float() for column in rows))
     rows = numbers._replace(family=rows.family.cpu())
     inside = [(rows.ratio >= low) & (rows.ratio < high) for low, high in pairwise(bands)]

@@ -1,4 +1,4 @@
-"""A predictor without labels: the expected losses of all cuts, added up."""
+"""A predictor without labels: the sum of the expected losses of all cuts."""
 
 from pathlib import Path
 from typing import ClassVar
