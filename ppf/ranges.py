@@ -1,6 +1,6 @@
 """Types of numbers that a config may hold; commands check them before any work starts.
 
-What a config names (`_target_`) says with them in its signature which arguments it takes.
+Classes and functions that a config names (`_target_`) use these types in their signatures.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What ranks, the processes of one run, must agree on comes from rank 0."""
+"""Ranks are the processes of one run. Values that must be equal on all ranks come from rank 0."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -25,16 +25,16 @@ class Ranks(Protocol):
 
 
 def own_first(items: Sequence[T], ranks: Ranks | None) -> list[T]:
-    """All items, first those that this rank should make while the other ranks make theirs."""
+    """All items, starting with those of this rank; the other ranks start with their own."""
     rank, count = (ranks.global_rank, ranks.world_size) if ranks else (0, 1)
     return sorted(items, key=lambda item: items.index(item) % count != rank)
 
 
 def on_rank_0(ranks: Ranks | None, work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank.
+    """Runs `work` on rank 0, and returns its result on every rank.
 
-    Ranks on different hardware round differently. What must be equal on all of them, such as the
-    policies to measure, comes from one.
+    Ranks on different hardware round differently. Values that must be equal on all of them, such as
+    the policies to measure, therefore come from one.
 
     Args:
         ranks: None: there is only this process.

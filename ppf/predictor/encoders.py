@@ -109,6 +109,8 @@ class Masks(Encoder):
 class Sites(Encoder):
     """Features of each site: removed share and importance, powers of error and loss, and constants.
 
+    The constants are cost, depth, energy and kind.
+
     Errors and losses are first replaced by their running maximum from the dense end, so that they
     are monotone in the kept units. Losses are divided by the mean loss of an empty site.
 

@@ -15,8 +15,8 @@ def ahead(
 ) -> Iterator[list[Tensor | None]]:
     """Yields `fetch(0)`, `fetch(1)` and so on.
 
-    For GPUs, a thread fetches the next item meanwhile, on streams of its own, so that copies to
-    a GPU overlap with its work. On a CPU this would gain nothing, since both need its cores.
+    For GPUs, a thread fetches the next item at the same time, on streams of its own, so that copies
+    to a GPU overlap with its work. On a CPU this would gain nothing, since both need its cores.
 
     Args:
         fetch: gives tensors on the device of an item.

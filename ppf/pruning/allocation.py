@@ -1,4 +1,4 @@
-"""Allocation rules, published ones and one of our own: how many units each site keeps."""
+"""Allocation rules: how many units each site keeps. Most are published; some are our own."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -155,9 +155,9 @@ class FLAP(Allocation):
 
 
 class GreedyRule(Allocation):
-    """Removes one unit after another: the one that raises the sum of all sites' scores least.
+    """Removes, one after another, the unit that increases the sum of all sites' scores least.
 
-    The rise counts per parameter that the unit frees.
+    The increase is divided by the number of parameters that are removed with the unit.
     """
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class FisherGlobal(GreedyRule):
 class LeastExpectedLoss(GreedyRule):
     """Minimises the sum of the sites' expected losses, each replaced by its lower convex hull.
 
-    Unlike `FisherGlobal`, it also finds its way over units whose removal changes nothing.
+    Unlike `FisherGlobal`, it also works if the removal of some units changes nothing.
 
     Source: for convex losses the greedy order is optimal (Fox, "Discrete Optimization Via Marginal
         Analysis", 1966).

@@ -133,7 +133,7 @@ def bank_size(
     max_gib: float,
     devices: Collection[torch.device],
 ) -> BankSize:
-    """The first of these that fits: all levels, factors in memory, factors on disk.
+    """The first of these forms that fits: all levels, factors in memory, factors on disk.
 
     Args:
         shapes: of the consumer's weight of each site.
@@ -170,7 +170,7 @@ def _shape(coupling: Coupling) -> tuple[int, int]:
 
 
 def _stored_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of factors: those of a bfloat16 model lose nothing in bfloat16; float16 may overflow."""
+    """The dtype of stored factors: bfloat16 for a bfloat16 model; float16 could overflow."""
     return dtype if dtype == torch.bfloat16 else torch.float32
 
 

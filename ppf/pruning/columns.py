@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class LeadingColumns:
-    """A matrix in whose memory some leading columns come first, and all others behind them.
+    """A matrix whose leading columns are contiguous at the front of its memory.
 
-    A product with a vector reads rows that follow one another several times as fast as rows with
-    gaps. Another number of columns moves the numbers inside the same memory.
+    A product with a vector reads contiguous rows several times as fast as rows with gaps. If the
+    number of leading columns changes, the numbers are moved inside the same memory.
 
     Args:
         matrix: contiguous; its memory is used from now on.

@@ -123,7 +123,7 @@ def _suffix_sums(terms: Float[Tensor, " columns"]) -> Float[Tensor, " sums"]:
 class ResidualMoments:
     """Moments of a narrowed consumer's inputs x and of the error r of the residual stream.
 
-    r is the dense model's residual stream behind the block, minus the pruned model's.
+    r is the dense model's residual stream after the block, minus the pruned model's.
 
     Args:
         gram: E[x xᵀ].
@@ -298,8 +298,8 @@ def _covariance(
 ) -> tuple[Float[Tensor, "n n"], Float[Tensor, ""]]:
     """C + λI and λ, in float64.
 
-    Moments are summed in float32. Where means are much larger than variances, the covariance is
-    only their rounding errors, and may not be positive. So λ is at least as large as these.
+    Moments are summed in float32. If means are much larger than variances, the covariance consists
+    of rounding errors only, and may not be positive. So λ is at least as large as these errors.
     """
     return damped(gram - torch.outer(mean, mean), damping, least=_ROUNDING * gram.diagonal().amax())
 
@@ -332,10 +332,10 @@ def _times_lower(
 def _suffix_errors(
     weight: Tensor, moment: Tensor, gram: Tensor, widths: Sequence[int]
 ) -> Float[Tensor, " levels"]:
-    """Energy of the columns beyond each width under `moment`, over the whole one under `gram`.
+    """Energy of the columns after each width under `moment`, over the total energy under `gram`.
 
     The energy of columns W under a moment matrix M is tr(W M Wᵀ). Each width adds the energy of its
-    own columns, and twice their products with the columns beyond.
+    own columns, and twice their products with the later columns.
     """
     weight, moment, gram = weight.double(), moment.double(), gram.double()
     beyond, stop, errors = weight.new_zeros(()), weight.shape[1], []

@@ -129,11 +129,11 @@ def _synchronise() -> None:
 
 
 class Bytes(Cost):
-    """Bytes of the matrices in a GGUF file, in 16 bits. A search may also round them.
+    """Bytes of the matrices in a GGUF file, in 16 bits. A search may also quantise them.
 
     Args:
         types: number formats that a policy may give to a site.
-        prune: whether sites may lose units; False: they are only rounded.
+        prune: whether sites may lose units; False: they are only quantised.
     """
 
     def __init__(self, types: Annotated[Sequence[Type], Field(min_length=1)], prune: bool) -> None:

@@ -15,9 +15,10 @@ _CACHE_NAMES = (
 class EmptyBlock(nn.Module):
     """Replaces a block without units. Its output is the consumer's bias, or zero.
 
-    An attention block still adds its tokens to the KV cache, because transformers takes positions
-    and masks from the length of the first layer's cache. It adds placeholders, since a cache
-    without elements would count as empty: one head of size 1, or the shape of an existing cache.
+    An attention block still adds its tokens to the KV cache, because transformers computes
+    positions and masks from the length of the first layer's cache. It adds placeholders, since a
+    cache without elements would count as empty: one head of size 1, or the shape of an existing
+    cache.
 
     Args:
         layer: index of the decoder layer.

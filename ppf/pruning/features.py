@@ -1,4 +1,4 @@
-"""Features of sites that are computed from the dense model, before any policy is measured."""
+"""Features of sites, computed from the dense model before any policy is measured."""
 
 from dataclasses import dataclass
 from typing import Any

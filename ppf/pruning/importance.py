@@ -20,7 +20,7 @@ class Importance(ABC):
     """Scores the atoms of one coupling. Atoms of low score are pruned first.
 
     Attributes:
-        observes: whether `observe` has work to do, on all layers at once.
+        observes: whether `observe` runs the model; it then needs all layers at once.
     """
 
     observes: ClassVar[bool] = False
@@ -162,7 +162,7 @@ class OBS(Importance):
 
 
 def _eliminate(weight: Tensor, inverse: Tensor, pruned: Int[Tensor, " columns"]) -> None:
-    """Refits the other columns and updates H in place; pruned columns become those of 1."""
+    """Refits the other columns and updates H in place; pruned columns become unit vectors."""
     update = torch.linalg.solve(inverse[pruned][:, pruned], inverse[pruned])
     weight.addmm_(weight[:, pruned], update, alpha=-1)
     inverse.addmm_(inverse[:, pruned], update, alpha=-1)
@@ -227,7 +227,7 @@ def score_coupling(
     gram: Float[Tensor, "columns columns"],
     mean: Float[Tensor, " columns"],
 ) -> Float[Tensor, " atoms"]:
-    """The scores of one coupling's atoms; `importance` has observed the model if it does so."""
+    """The scores of one coupling's atoms. Call `importance.observe` before, if it `observes`."""
     with lm.resident(coupling.layer):
         device = lm.device_of(coupling.layer)
         moments = gram.to(device), mean.to(device)

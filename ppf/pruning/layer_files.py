@@ -1,4 +1,4 @@
-"""Tensors of which each decoder layer has a file of its own."""
+"""Tensors that are stored in one file for each decoder layer."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -19,9 +19,9 @@ Make = Callable[[int], dict[str, Tensor]]
 class LayerFiles:
     """An artefact with one file for each decoder layer.
 
-    Each file is complete before the next layer starts, so a killed run goes on where it was.
-    Several processes may make different layers at once. A file of all layers, as older versions
-    made it, is read in their place.
+    Each file is complete before the next layer starts, so a killed run resumes there. Several
+    processes may make different layers at once. A file of all layers, as written by older
+    versions, is read instead.
 
     Args:
         folder: of the files; a file of all layers lies beside it, as FOLDER.safetensors.

@@ -1,4 +1,4 @@
-"""Prunes a loaded model in place: a policy only selects leading rows and columns."""
+"""Prunes a loaded model in place: a policy selects leading rows and columns."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -187,7 +187,7 @@ class LivePruner:
         return self._dense[self.lm.couplings[coupling].consumer][0]
 
     def reset(self) -> None:
-        """Undoes all changes of the present policy's weights, as `refit` makes them."""
+        """Undoes all changes that `refit` made to the present policy's weights."""
         for site, (kept, type) in enumerate(zip(self.kept, self.types, strict=True)):
             self.narrow(site, kept, type)
 

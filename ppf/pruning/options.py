@@ -1,4 +1,4 @@
-"""What sites may keep under a budget of bytes: numbers of units, each in a number format."""
+"""What sites may keep under a budget of bytes: a number of units in a number format."""
 
 import math
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class Options:
     """The best options of each site for every number of bytes, and the space of these numbers.
 
     A level of a site is a number of bytes: level j is j / 32 of the bytes that one unit takes in 16
-    bits. Each site has the option of least expected loss that its level can pay for. Steps are the
-    levels at which this option changes.
+    bits. Each site uses the option of least expected loss that its level is large enough for. Steps
+    are the levels at which this option changes.
 
     Args:
         units: the space whose units are removed.
@@ -97,7 +97,7 @@ class Options:
 
         Args:
             units: features of the units.
-            rounding: what rounding costs.
+            rounding: expected losses of rounding.
         """
         noise = rounding.noise[..., None]
         errors = units.errors[:, None]
@@ -124,7 +124,7 @@ class Options:
         return torch.stack(ends).clamp(min=1) - 1
 
     def _by_level(self, table: Float[Tensor, "sites types units"]) -> Float[Tensor, "sites levels"]:
-        """A table of options as a table of levels. Levels below the first step pay for nothing."""
+        """A table of options as a table of levels. Levels below the first step have no option."""
         rows = []
         for part, steps, kept, choice, number in zip(
             table, self.steps, self.kept, self.choice, self._number, strict=True
@@ -142,7 +142,7 @@ def _best(
     bytes_of: Sequence[int],
     prune: bool,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Levels, kept units and formats of the options that no cheaper option equals or beats."""
+    """Levels, kept units and formats of the options that are better than all cheaper options."""
     every = sorted(
         (kept * bytes_of[type], losses[type][kept], kept, type)
         for type in types

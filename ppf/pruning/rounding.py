@@ -1,4 +1,4 @@
-"""Rounding of weights to the block formats of GGUF files."""
+"""Quantisation: rounds weights to the block formats of GGUF files."""
 
 from collections.abc import Callable
 from typing import Literal

@@ -17,7 +17,7 @@ from ppf.pruning.sensitivity import loss_of_sampled
 
 @dataclass(frozen=True)
 class RoundingLosses:
-    """What rounding costs at each site of a space.
+    """The expected losses of rounding at each site of a space.
 
     Args:
         losses: expected increase of the loss if one site keeps k units and its matrices are

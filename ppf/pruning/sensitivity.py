@@ -57,7 +57,7 @@ def sensitivity(
     Returns:
         [site, k], nats per token. Short rows are padded with 0.
 
-    Source: the Fisher information as second-order model of the loss is from WoodFisher (arXiv
+    Source: the Fisher information as a second-order model of the loss is from WoodFisher (arXiv
         2004.14340). Its use for whole levels is our own.
     """
     loss, dense = loss_of_sampled(pruner.lm.device, seed), pruner.space.dense.tolist()

@@ -1,7 +1,7 @@
 """Sequential re-estimation: refits the consumers of one policy from the first layer to the last.
 
 The level bank compensates each site alone, on inputs of the dense model. For a single policy, each
-consumer can also reduce the errors that pruned blocks before it left in the residual stream.
+consumer can also reduce the errors of the pruned blocks before it in the residual stream.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def refit_sequentially(
 
     The hidden states of the dense and of the pruned model are computed side by side, layer by
     layer. The consumer of each block is refitted: it regresses the difference between the two
-    residual streams behind the block on its own inputs. Blocks of one kind in a layer share their
+    residual streams after the block on its own inputs. Blocks of one kind in a layer share their
     residual stream and are refitted one after another. The next policy undoes it.
 
     Args:
@@ -107,7 +107,7 @@ def _record(device: torch.device, *consumers: nn.Linear) -> Iterator[_Records]:
 
 
 def _behind(records: _Records, states: list[Tensor]) -> list[Tensor]:
-    """The residual stream behind the recorded blocks, from the stream before them."""
+    """The residual stream after the recorded blocks, from the stream before them."""
     for consumer, record in records.items():
         if record.outputs:
             states = [s + out.view_as(s) for s, out in zip(states, record.outputs, strict=True)]

@@ -74,7 +74,7 @@ def layer_moments(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[st
     finally:
         for handle in hooks:
             handle.remove()
-    # Products of a matrix with itself are symmetric but for rounding, which depends on the order.
+    # Products of a matrix with itself are symmetric up to rounding, which depends on the order.
     for name, moment in found.items():
         found[name] = (torch.lerp(moment, moment.T, 0.5) if moment.dim() == 2 else moment).cpu()
     return found

@@ -63,7 +63,7 @@ class Traits:
 
     @classmethod
     def of_layers(cls, layers: Sequence[Mapping[str, Tensor]]) -> "Traits":
-        """Joins what `layer_traits`, and perhaps `layer_exponent`, found of each layer."""
+        """Joins the results of `layer_traits`, and of `layer_exponent` if any, over the layers."""
         named = {key: tensor for found in layers for key, tensor in found.items() if "." in key}
         for name in layers[0].keys() & {"influence", "outliers", "exponents"}:
             named[name] = torch.stack([found[name] for found in layers])

@@ -1,4 +1,4 @@
-"""Schemas of config sections in files: they allow what PPF's own YAML files contain."""
+"""Schemas of config sections in files. They allow only what PPF's own YAML files contain."""
 
 from collections.abc import Collection, Iterator
 from functools import reduce

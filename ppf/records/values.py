@@ -14,7 +14,7 @@ class Record(BaseModel):
 
 
 def _plain(text: str) -> str:
-    """Refuses what OmegaConf would resolve, and what would change a terminal's state."""
+    """Refuses interpolations, which OmegaConf would resolve, and control characters."""
     if "${" in text or text == "???":
         raise ValueError("must not refer to other values")
     if printable(text) != text:

@@ -1,1 +1,1 @@
-"""Recovery training: a pruned model learns to predict as the dense model does."""
+"""Recovery training of a pruned model, by default knowledge distillation from the dense model."""

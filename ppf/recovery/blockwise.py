@@ -1,4 +1,4 @@
-"""Recovery of one layer after another, from front to back."""
+"""Recovery training layer by layer, from the first to the last."""
 
 import torch
 from jaxtyping import Float, Int
@@ -20,11 +20,11 @@ _AT_ONCE = 4  # windows
 
 
 class Blockwise(Tuner):
-    """Trains some layers at a time to reproduce the dense model's residual stream behind them.
+    """Trains some layers at a time to reproduce the dense model's residual stream after them.
 
-    The layers read the pruned model's own stream, so they also correct what the layers before them
-    left. Only their weights have gradients and optimizer states. The streams of both models in
-    front of the present layers are kept in memory for all windows that are read.
+    The layers read the pruned model's own stream, so they also correct errors of the layers before
+    them. Only their weights have gradients and optimizer states. The streams of both models before
+    the present layers are kept in memory for all windows that are read.
 
     Args:
         layers: consecutive layers that are trained together.
@@ -76,13 +76,13 @@ class _Layers:
         self.keywords = LayerCalls.record(lm, example.to(lm.device)).keywords
 
     def enter(self, ids: Int[Tensor, "windows window"]) -> Stream:
-        """The stream in front of the first layer."""
+        """The stream before the first layer."""
         batches = ids.to(self.lm.device).split(_AT_ONCE)
         return torch.cat([LayerCalls.record(self.lm, batch).inputs for batch in batches])
 
     @torch.no_grad()
     def run(self, stream: Stream, part: slice) -> Stream:
-        """The stream behind some layers, from that in front of them."""
+        """The stream after some layers, from the stream before them."""
         layers = list(zip(self.layers[part], self.keywords[part], strict=True))
         behind = []
         with self.machine.autocast(self.lm.model):

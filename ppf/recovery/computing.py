@@ -1,4 +1,4 @@
-"""How training computes fast on a CPU: number format and memory."""
+"""Fast training on a CPU: number format and memory."""
 
 import ctypes
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ _USUAL = {_MMAP_MAX: 2**16, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26, _TOP
 
 
 def call_rounded(module: nn.Module, *given: Any, **named: Any) -> Any:
-    """Calls a module; under autocast on a CPU, with copies of its parameters in autocast's format.
+    """Calls a module; under autocast on a CPU, with copies of its parameters in autocast's dtype.
 
     Gradients reach the parameters through the copies. Autocast alone would keep the residual
     stream in float32 and convert it in front of each projection, which is slow on a CPU.

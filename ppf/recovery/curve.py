@@ -1,4 +1,4 @@
-"""How a training went: one point after each validation, in a file beside its checkpoints."""
+"""The course of a training: one point after each validation, in a file beside its checkpoints."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ class Point(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a training did.
+    """Length and loss curve of a training.
 
     Args:
         tokens: that the exported weights were trained on.
@@ -36,7 +36,7 @@ class Trace(NamedTuple):
     curve: list[Point]
 
     def then(self, later: "Trace") -> "Trace":
-        """This training and one that went on with its weights."""
+        """This training followed by another one that continued with its weights."""
         curve = [p._replace(tokens=self.tokens + p.tokens) for p in later.curve]
         seconds = self.seconds + later.seconds
         return Trace(self.tokens + later.tokens, seconds, [*self.curve, *curve])
@@ -48,6 +48,6 @@ def read_curve(file: Path) -> list[Point]:
 
 
 def add_point(file: Path, point: Point) -> None:
-    """Adds a point, in place of those that a killed run has left at it or behind it."""
+    """Adds a point, and removes points of a killed run at or after the same number of tokens."""
     earlier = [known for known in read_curve(file) if known.tokens < point.tokens]
     write_json(file, {"points": [*earlier, point]})

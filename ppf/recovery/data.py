@@ -1,4 +1,4 @@
-"""Windows of training text, in an order that only the seed and the step determine."""
+"""Windows of training text, in an order that depends only on the seed and the step."""
 
 from collections.abc import Iterator
 

@@ -20,8 +20,8 @@ _VALIDATED = 3  # ratios
 class ElasticModule(TunedModule):
     """Trains one set of adapters under the sandwich rule.
 
-    Each step takes the lowest ratio, the highest, and some random ones between them. The dense
-    model, which is the same model at ratio 0, teaches all of them.
+    Each step trains the lowest ratio, the highest, and some random ones between them. The teacher
+    of all is the dense model, which is the same model at ratio 0.
 
     Args:
         adapters: attached to the pruner's model.

@@ -40,7 +40,7 @@ class Likeliest(NamedTuple):
 def top_divergence(
     student: Float[Tensor, "rows tokens"], teacher: Likeliest
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
-    """KL divergence where all tokens but the teacher's likeliest count as one.
+    """KL divergence in which all tokens except the teacher's likeliest count as one.
 
     With probabilities p of the teacher and q of the student, and the rests r = 1 − Σ p and
     s = 1 − Σ q, it is Σ p log(p / q) + r log(r / s).

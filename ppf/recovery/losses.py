@@ -21,7 +21,7 @@ class Forward(NamedTuple):
 
     Args:
         hidden: last hidden states.
-        stream: the residual stream in front of each layer and behind the last; empty: not asked.
+        stream: the residual stream before each layer and after the last; empty: not requested.
         head: computes logits from `hidden`.
     """
 
@@ -119,7 +119,7 @@ Loss = TokenLoss | StreamLoss
 def distance(
     student: Float[Tensor, "windows window width"], teacher: Float[Tensor, "windows window width"]
 ) -> Float[Tensor, ""]:
-    """Squared distance from the dense model's states over their squared norm, mean over tokens."""
+    """Relative squared distance from the dense model's states, mean over tokens."""
     goal = teacher.float()
     squares = (student.float() - goal).square().sum(-1)
     return (squares / goal.square().sum(-1)).mean()
@@ -131,9 +131,9 @@ def need_teacher(losses: Mapping[str, Loss]) -> bool:
 
 
 def likeliest_needed(losses: Mapping[str, Loss]) -> int:
-    """Number of the dense model's likeliest tokens that the losses read in place of the model.
+    """Number of the dense model's likeliest tokens that the losses need, if they need only these.
 
-    0 if no loss compares with the dense model, or if one needs all of it.
+    0 if no loss compares with the dense model, or if a loss needs the model itself.
     """
     readers = [x for x in losses.values() if isinstance(x, StreamLoss) or x.reads_teacher]
     return readers[0].top_k if len(readers) == 1 and isinstance(readers[0], KL) else 0
@@ -150,7 +150,7 @@ def weighted_sum(
     teacher: Forward | Likeliest | None,
     ids: Int[Tensor, "windows window"],
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The weighted sum of the losses, with gradients, and each loss alone, without.
+    """The weighted sum of the losses, with gradients, and each loss alone, without gradients.
 
     Args:
         teacher: None if no loss needs it.

@@ -22,7 +22,7 @@ NLL = "validation/nll"
 
 
 class Unseen(Generic[T]):
-    """Holds what checkpoints, averages of weights and DDP shall not see."""
+    """Holds objects that checkpoints, weight averaging and DDP must not see."""
 
     def __init__(self, value: T) -> None:
         self.value = value
@@ -128,7 +128,7 @@ class RecoveryModule(TunedModule):
 
 
 class BlockModule(TunedModule):
-    """Trains some consecutive layers to reproduce the dense model's residual stream behind them.
+    """Trains some consecutive layers to reproduce the dense model's residual stream after them.
 
     Args:
         layers: of the pruned model.
@@ -150,7 +150,7 @@ class BlockModule(TunedModule):
     def forward(
         self, stream: Float[Tensor, "windows window width"]
     ) -> Float[Tensor, "windows window width"]:
-        """The stream behind the layers."""
+        """The stream after the layers."""
         for layer, keywords in zip(self.layers, self.keywords, strict=True):
             stream = layer(stream, **keywords)
         return stream
@@ -159,7 +159,7 @@ class BlockModule(TunedModule):
         """The distance from the dense stream.
 
         Args:
-            batch: the pruned model's stream in front of the layers, the dense one behind them.
+            batch: the pruned model's stream before the layers, and the dense model's after them.
         """
         loss = distance(self(batch[0]), batch[1])
         self.log("training/distance", loss.detach())

@@ -1,4 +1,4 @@
-"""What a training is told: the config's section, its steps, its machine."""
+"""Settings of a training: the config's section, the steps, the machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -71,8 +71,8 @@ def mean_token_losses(
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The weighted sum of the losses, with gradients, and each loss alone, in nats per token.
 
-    The logits are computed for a few rows at a time. Their gradients follow at once, in the same
-    pass: neither pass keeps or repeats any logits.
+    The logits are computed for a few rows at a time, and their gradients in the same pass. So the
+    backward pass neither stores nor recomputes logits.
     """
     if not losses:
         return student.hidden.new_zeros(()), {}

@@ -69,7 +69,7 @@ class EndToEnd(Tuner):
         """Makes the parameters that are trained require gradients, and no others."""
 
     def finish(self, model: PreTrainedModel) -> None:
-        """Undoes all that `start` added to the model, and keeps what was learnt."""
+        """Removes what `start` added to the model, and keeps the trained weights."""
         model.requires_grad_(False)
 
     def tune(self, task: Task, run: TrainingRun) -> Trace:
@@ -140,7 +140,7 @@ class LoRA(EndToEnd):
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Training mode without random numbers, so that a resumed run ends with the same weights."""
+    """Training mode without dropout, so that a resumed run ends with the same weights."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -1,4 +1,4 @@
-"""Whether policies rank after recovery training as they do before it."""
+"""Whether policies have the same ranking before and after recovery training."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations

@@ -17,7 +17,7 @@ _REST = "metrics"  # file of metrics without a group
 class CSVFiles(Logger):
     """Writes metrics such as "search/reward" into the column `reward` of search.csv.
 
-    A row that has a new column makes the file be written again with this column.
+    If a row has a new column, the file is written again with this column.
 
     Args:
         save_dir: folder of the run.

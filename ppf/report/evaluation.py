@@ -23,7 +23,7 @@ def evaluation_tables(evaluation: Evaluation) -> dict[str, Table]:
 
 
 def measured_on(evaluation: Evaluation) -> str:
-    """A sentence about the text and the windows behind the perplexities."""
+    """A sentence about the text and the windows that the perplexities were measured on."""
     overlap = f", {evaluation.stride} apart" if evaluation.stride < evaluation.window else ""
     return (
         f"Measured on the test part of {evaluation.text}:"
@@ -68,7 +68,7 @@ def evaluation_page(
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """What loggers keep of an evaluation, by name, as in "PPF/test_perplexity"."""
+    """The metrics of an evaluation for loggers, by name, as in "PPF/test_perplexity"."""
     metrics: dict[str, float] = {}
     for found in evaluation.results:
         metrics |= {

@@ -1,4 +1,4 @@
-"""What a run found, in words."""
+"""The result of a run, in words."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ppf.report.scores import (
 
 
 def search_headline(entries: Sequence[Entry]) -> list[str]:
-    """The policy found beside uniform pruning, the best allocation rule and the dense model.
+    """Compares the policy found with uniform pruning, the best allocation rule and the dense model.
 
     Args:
         entries: measured policies, among them "PPF".
@@ -62,7 +62,7 @@ def _bracketed(share: float) -> str:
 
 
 def _others(best: Entry, entries: Sequence[Entry]) -> list[str]:
-    """Sentences on the allocation rules and the dense model, where these were measured."""
+    """Sentences on the allocation rules and the dense model, if these were measured."""
     said = []
     rules = [e for e in entries if e.policy not in ("dense", "uniform", "PPF") and e.measured]
     if rules:
@@ -91,7 +91,7 @@ def _smaller(parameters: int | None, dense: Entry | None) -> list[str]:
 
 
 def curve_headline(entries: Sequence[Entry]) -> list[str]:
-    """The agent of a dynamic search beside uniform pruning, over all ratios.
+    """Compares the agent of a dynamic search with uniform pruning, over all ratios.
 
     Args:
         entries: "uniform" and "PPF" at each ratio.
@@ -119,7 +119,7 @@ def curve_headline(entries: Sequence[Entry]) -> list[str]:
 
 
 def evaluation_headline(evaluation: Evaluation) -> list[str]:
-    """The last model beside uniform pruning and the dense model: perplexity, size and speed."""
+    """Compares the last model with uniform pruning and the dense model."""
     results = list(evaluation.results)
     best, found = results[-1], {result.name: result for result in results}
     even, dense = found.get("uniform"), found.get("dense")

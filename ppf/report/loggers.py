@@ -1,4 +1,4 @@
-"""Loggers for Trainer and Fabric: how they start and end, and W&B without its questions."""
+"""Loggers for Trainer and Fabric: their start and end, and W&B without prompts."""
 
 import logging
 import os
@@ -131,7 +131,7 @@ def mlflow_logger(
 
 @contextmanager
 def _needing(package: str) -> Iterator[None]:
-    """Names the extra to install if the package is missing."""
+    """A context that names the extra to install if the package is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -143,7 +143,7 @@ def _needing(package: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without log messages below errors, of any package."""
+    """A context without log messages below the level of errors, of any package."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

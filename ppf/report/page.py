@@ -15,7 +15,7 @@ class Tile:
     Args:
         label: what it is.
         value: the number as text.
-        note: how it is known.
+        note: how it was determined, as in "measured perplexity".
     """
 
     label: str
@@ -35,8 +35,8 @@ class Part:
         table: None: there is none.
         facts: names and values; empty: there are none.
         code: facts are shown as code.
-        warning: what a reader must know before the numbers; empty: nothing.
-        folded: the table is hidden until it is asked for.
+        warning: shown before the numbers; empty: none.
+        folded: the table is hidden until a reader unfolds it.
         wide: the section takes the whole width of the page.
     """
 
@@ -59,10 +59,10 @@ class Page:
     Args:
         title: heading of the page.
         command: the command that repeats the run.
-        headline: what the run found, in sentences; the first one is emphasised.
+        headline: the result in sentences; the first one is emphasised.
         tiles: the most important numbers.
         sections: in the order in which they are read.
-        next_commands: what people do next: purpose → command.
+        next_commands: useful next commands: purpose → command.
     """
 
     title: str

@@ -38,8 +38,8 @@ def scatter(
 ) -> Figure:
     """Predicted against measured log-perplexity (nats per token), one point for each policy.
 
-    Policies with a value that is not finite are left out; the title gives their number. Without
-    any held-out policy, only the proposals of a search are shown.
+    Policies with a value that is not finite are left out; the title gives their number. If there
+    are no held-out policies, only the proposals of a search are shown.
 
     Args:
         std: standard deviations of the predictions, drawn as thin bars.
@@ -96,8 +96,8 @@ def _identity(axes: Axes) -> None:
 def policy_heatmap(space: Space, policies: Mapping[str, Sequence[int]]) -> Figure:
     """Share of the units that each site keeps, in per cent.
 
-    Columns are layers. Rows are blocks, and below each other the policies. Models of more than 32
-    layers are drawn in several strips of equal length.
+    Columns are layers. Rows are blocks; the policies are drawn below each other. Models of more
+    than 32 layers are drawn in several strips of equal length.
 
     Args:
         space: sites and their units.

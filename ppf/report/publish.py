@@ -39,7 +39,7 @@ class Published:
 
     @classmethod
     def of(cls, page: Page, file: Path, metrics: Mapping[str, float]) -> "Published":
-        """All that a page shows.
+        """Everything that a page shows.
 
         Args:
             file: where the page was written.
@@ -49,7 +49,7 @@ class Published:
 
 @rank_zero_only
 def publish(loggers: Sequence[Logger], found: Published) -> None:
-    """Logs results to every logger, as far as it can show them."""
+    """Logs results to every logger, as far as the logger supports them."""
     for logger in loggers:
         for kind, give in _GIVE.items():
             if isinstance(logger, kind):
@@ -63,9 +63,9 @@ class Artifact:
     Args:
         paths: files and folders. Offline runs upload them at `wandb sync`: they must stay in their
             places.
-        name: what belongs together in all runs, as in "tiny-policy"; versions count up under it.
+        name: as in "tiny-policy"; artifacts of the same name are versions of each other.
         type: "policy", "predictor", "agent" or "model".
-        used: the run reads the files; otherwise it makes them.
+        used: True: the run reads the files; False: it makes them.
         metadata: plain values that describe the content.
         by_reference: only the place and the checksum of the files are logged, not their content.
     """
@@ -82,8 +82,8 @@ class Artifact:
 def log_artifact(loggers: Sequence[Logger], artifact: Artifact) -> None:
     """Logs files as a versioned artifact of every W&B run, and as files of every MLflow run.
 
-    W&B joins runs that make and use the same files to a lineage. It knows files by name and
-    content, so this works for runs that were offline too.
+    W&B joins runs that make and use the same files to a lineage. It identifies files by name and
+    content, so this also works for offline runs.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):

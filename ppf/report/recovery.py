@@ -34,7 +34,7 @@ def recovery_page(
     Args:
         found: scores, tokens, minutes and curve.
         title: see `Page`; so are `command` and `next_commands`.
-        measured_on: a sentence about the text behind the perplexities, without the test part's.
+        measured_on: a sentence about the text of the perplexities, except those on the test part.
         settings: how the model was trained: name → value.
         machine: versions and hardware: name → value.
     """
@@ -72,7 +72,7 @@ def _test(scores: Sequence[RecoveryScore]) -> Iterator[Part]:
 
 
 def _pictures(found: Recovered) -> Iterator[Part]:
-    """The loss over the tokens, and the perplexity over the ratios where there are several."""
+    """The loss against tokens, and the perplexity against the ratio if there are several ratios."""
     scores = found.scores
     dense, pruned = (fmean(getattr(s, name) for s in scores) for name in ("dense", "pruned"))
     if found.curve:
@@ -87,7 +87,7 @@ def _pictures(found: Recovered) -> Iterator[Part]:
 
 
 def recovery_metrics(scores: Sequence[RecoveryScore]) -> dict[str, float]:
-    """What loggers keep of a recovery, as in "recovered/validation_perplexity".
+    """The metrics of a recovery for loggers, as in "recovered/validation_perplexity".
 
     With several ratios the names end in the ratio.
     """

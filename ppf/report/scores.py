@@ -26,7 +26,7 @@ class LogPerplexity:
 
     @property
     def known(self) -> str:
-        """How it is known: "measured" or "predicted"."""
+        """Whether it is "measured" or "predicted"."""
         return "measured" if self.std is None else "predicted"
 
     @property
@@ -85,7 +85,7 @@ class RecoveryScore:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What a recovery found.
+    """The result of a recovery.
 
     Args:
         scores: on the validation part, one for each pruning ratio, ascending.
@@ -129,7 +129,7 @@ class Entry:
 
     @property
     def scores(self) -> Sequence[LogPerplexity]:
-        """The measured and the predicted log-perplexity, as far as they are known."""
+        """The measured and the predicted log-perplexity, if they are known."""
         return [score for score in (self.measured, self.predicted) if score]
 
     def record(self) -> dict[str, Any]:
@@ -143,13 +143,13 @@ class Entry:
 
 
 def uniform_at(ratio: float, entries: Sequence[Entry]) -> LogPerplexity | None:
-    """What uniform pruning measures at the ratio nearest to the given one; None: not measured."""
+    """The measurement of uniform pruning at the nearest ratio; None: not measured."""
     known = [entry for entry in entries if entry.policy == "uniform" and entry.measured]
     return min(known, key=lambda entry: abs(entry.ratio - ratio)).measured if known else None
 
 
 def change(now: float, before: float) -> float:
-    """The relative change; not a number if either perplexity is not finite."""
+    """The relative change; NaN if either perplexity is not finite."""
     return now / before - 1 if math.isfinite(now) and math.isfinite(before) else math.nan
 
 

@@ -71,10 +71,10 @@ class SearchReport:
     Args:
         title: heading of the page.
         command: the command that repeats this search.
-        measured_on: a sentence about the text and the windows behind every measured perplexity.
+        measured_on: a sentence about the text and the windows of every measured perplexity.
         agent: name of the agent.
         dynamic: whether the search was for all ratios.
-        settings: what was searched, and how: name → value.
+        settings: of the search: name → value.
         space: sites of the policies.
         policies: name → units kept at each site; drawn below each other.
         words: name → what each site keeps, in words, if the policies also round weights.
@@ -82,9 +82,9 @@ class SearchReport:
         candidates: all policies measured at the ratio, best first; empty: a dynamic search.
         labels: ratio and log-perplexity of the labelled policies.
         history: metrics of the agent, one row for each report; empty: there are none.
-        accuracy: the predictor on random policies; None: it was fitted to none.
-        proposals: scores of the predictions of what the search proposed, by name; empty: it
-            measured fewer than three proposals.
+        accuracy: of the predictor on random policies; None: it was not fitted to any.
+        proposals: scores of the predictions of proposals, by name; empty: fewer than three were
+            measured.
         pareto: all measured policies; None: not drawn.
         seconds: duration of each stage.
         evaluations: number of policies measured on the real model.

@@ -1,4 +1,4 @@
-"""What the jobs of a multirun found: read from the run.json of each, as rows and as a table."""
+"""The results of a multirun: read from the run.json of each job, as rows and as a table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ REPEATED = "seed"
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the jobs of a multirun found.
+    """The results of the jobs of a multirun.
 
     Args:
         commands: that the jobs ran.
@@ -42,7 +42,7 @@ class Sweep:
 
     @property
     def groups(self) -> list["Group"]:
-        """Rows that differ in the seed only; by ratio, then by the mean of the first figure."""
+        """Groups of rows that differ only in the seed; by ratio, then by mean of the first figure."""
         axes = [axis for axis in self.axes if axis != REPEATED]
         found: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:
@@ -54,7 +54,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of equal overrides but for the seed.
+    """Rows whose overrides are equal except for the seed.
 
     Args:
         key: override → value.
@@ -66,13 +66,13 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The overrides but for the ratio, as in "agent=ppo labels.count=256"."""
+        """The overrides except for the ratio, as in "agent=ppo labels.count=256"."""
         texts = zip(self.key, self.texts, strict=True)
         return " ".join(f"{key}={text}" for key, text in texts if key != "ratio")
 
     @property
     def texts(self) -> list[str]:
-        """The values of the overrides as people read them."""
+        """The values of the overrides as text."""
         return [f"{v:.4g}" if isinstance(v, float) else str(v) for v in self.key.values()]
 
     def values(self, figure: str) -> list[float]:
@@ -86,7 +86,7 @@ class Group:
         return fmean(values) if values else None
 
     def text(self, figure: str) -> str:
-        """The figure as people read it: the mean ± half the range."""
+        """The figure as text: the mean ± half the range."""
         values = self.values(figure)
         if not values:
             words = [str(row[figure]) for row in self.rows if row.get(figure) is not None]
@@ -146,7 +146,7 @@ def sweep_table(sweep: Sweep) -> Table:
 
 
 def words(figure: str) -> str:
-    """The name of a figure as people read it, as in "test perplexity"."""
+    """The readable name of a figure, as in "test perplexity"."""
     return figure.replace("_ppl", "_perplexity").replace("_", " ")
 
 

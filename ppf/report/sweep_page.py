@@ -44,7 +44,7 @@ def write_sweep(folder: Path) -> dict[str, Path]:
 
 
 def sweep_page(sweep: Sweep, folder: Path) -> Page:
-    """The page."""
+    """The page of a multirun."""
     command, first = f"python -m ppf.report sweep {folder}", sweep.figures[0]
     found = [group for group in sweep.groups if group.values(first)]
     seconds = sum({row["job"]: row["seconds"] for row in sweep.rows}.values())

@@ -44,7 +44,7 @@ class Column:
     missing: str = ""
 
     def text(self, cell: Cell) -> str:
-        """A cell as people read it."""
+        """A cell as text."""
         if cell is None:
             return self.missing
         return self.show(cell) if self.show else str(cell)
@@ -52,7 +52,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values under columns that know how to show them."""
+    """Rows of plain values; the columns format them."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
@@ -63,7 +63,7 @@ class Table:
 
     @property
     def texts(self) -> list[list[str]]:
-        """The cells as people read them."""
+        """The cells as text."""
         return [
             [column.text(cell) for column, cell in zip(self.columns, row, strict=True)]
             for row in self.rows
