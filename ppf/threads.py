@@ -1,4 +1,4 @@
-"""How many CPU threads torch uses for a while."""
+"""Limits the number of CPU threads that torch uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Limits torch to `count` threads: on small tensors more of them mostly wait for each other."""
+    """Limits torch to `count` threads: on small tensors, more threads mostly wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

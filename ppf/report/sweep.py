@@ -42,7 +42,7 @@ class Sweep:
 
     @property
     def groups(self) -> list["Group"]:
-        """Groups of rows that differ only in the seed; by ratio, then by mean of the first figure."""
+        """Rows grouped over seeds, sorted by ratio, then by the mean of the first figure."""
         axes = [axis for axis in self.axes if axis != REPEATED]
         found: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:

@@ -1,4 +1,4 @@
-"""Sequences that share every forward pass, and join or leave between two of them."""
+"""Sequences that share every forward pass, and can join or leave between two passes."""
 
 import inspect
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from ppf.runtime.caches import GrowingLayer
 class DecodingBatch:
     """Sequences that one policy generates, and their KV cache.
 
-    Shorter sequences are padded on the left. The continuous batching of transformers does not
-    serve here: its paged cache needs the same number of KV heads in every layer.
+    Shorter sequences are padded on the left. The continuous batching of transformers cannot be used
+    here, because its paged cache needs the same number of KV heads in every layer.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -96,7 +96,7 @@ class DecodingBatch:
 
 
 def _layers(cache: Cache) -> list[Any]:
-    """The layers of a cache; transformers' types do not know that each has keys and values."""
+    """The layers of a cache; the types of transformers do not say that each has keys and values."""
     return cache.layers
 
 

@@ -11,10 +11,10 @@ from ppf.errors import PPFError
 
 
 class CacheGuard:
-    """Marks the KV caches that a model fills, and refuses them at another policy.
+    """Marks the KV caches that a model fills, and refuses them under another policy.
 
-    If two policies keep the same number of heads, a cache of the wrong one has the right shape and
-    would silently give wrong text. Caches are recognised by their type, since the name of the
+    If two policies keep the same number of heads, a cache of the wrong policy has the right shape
+    and would silently give wrong text. Caches are recognised by their type, since the name of the
     argument depends on the transformers version.
 
     Args:
@@ -69,11 +69,11 @@ class GrowingLayer(DynamicLayer):
 
 
 def _append(room: Tensor, filled: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes new states behind the filled ones.
+    """Writes new states after the filled ones.
 
     Args:
-        room: the tensor whose beginning is `filled`; it is replaced if this is no longer so, or
-            if it is too small.
+        room: the tensor that begins with `filled`; it is replaced if it no longer does, or if it
+            is too small.
 
     Returns:
         The tensor with room for more, and its filled part.

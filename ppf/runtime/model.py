@@ -45,9 +45,9 @@ class DynamicModel:
 
     Attributes:
         policies: gives the policy for a ratio.
-        ratios: ascending ratios to offer to users; an agent has policies between them too.
+        ratios: ascending ratios to offer to users; an agent also has policies between them.
         window: default number of tokens in a window of `perplexity`.
-        name: the model's name for users; empty: it has none.
+        name: the model's name for users; empty: none.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class DynamicModel:
                 self._running = False
 
     def _refuse_while_running(self) -> None:
-        """Refuses calls from inside a generation: its own thread already holds the lock."""
+        """Refuses calls from inside a generation, whose thread already holds the lock."""
         if self._running:
             raise PPFError(
                 "a generation is running: change the ratio or generate again when it has ended."

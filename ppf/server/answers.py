@@ -1,4 +1,4 @@
-"""OpenAI's two formats of answers: completions and chats, whole or in parts."""
+"""OpenAI's two formats of answers, completions and chats, whole or streamed."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -32,7 +32,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Delta:
-    """What some tokens add to one text.
+    """The addition of some tokens to one text.
 
     Args:
         choice: number of the text.
@@ -68,7 +68,7 @@ class Choice:
         self.last, self.count, self.finished = 0, 0, False
 
     def take(self, logits: Float[Tensor, " vocabulary"]) -> None:
-        """Chooses the next token, and emits what is new of the text."""
+        """Chooses the next token, and emits the new part of the text."""
         asked, completion = self.completion.request, self.completion
         self.last, self.count = self._sampler(logits), self.count + 1
         if asked.alternatives is not None:

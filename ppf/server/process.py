@@ -48,7 +48,7 @@ def allowed_hosts(host: str, bound: socket.socket) -> list[str]:
 
 
 def serve(app: FastAPI, scheduler: Scheduler, bound: socket.socket, log_level: str) -> None:
-    """Serves until SIGTERM or Ctrl+C. Open requests then have `limits.shutdown_seconds` to end."""
+    """Serves until SIGTERM or Ctrl+C. Open requests then get `limits.shutdown_seconds` to end."""
     # uvicorn raises the signal again at its end: the default handler prints no traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _Server(app, scheduler, log_level).run(sockets=[bound])

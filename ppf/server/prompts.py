@@ -1,4 +1,4 @@
-"""Tokenises what clients send."""
+"""Tokenises the prompts and chats of clients."""
 
 from pathlib import Path
 from typing import Any

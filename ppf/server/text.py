@@ -27,7 +27,7 @@ class TextPieces:
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """Appends a token, and returns the text that is certain by now."""
+        """Appends a token, and returns the text that can no longer change."""
         self._tokens.append(token)
         text = self._new()
         if text.endswith(_INCOMPLETE):
@@ -43,7 +43,7 @@ class TextPieces:
     def _new(self) -> str:
         """The text of the tokens that are not out yet.
 
-        It is decoded behind a few earlier tokens, since some tokenizers drop a leading space.
+        It is decoded after a few earlier tokens, since some tokenizers drop a leading space.
         """
         before = self._decode(self._tokens[self._context : self._read])
         return self._decode(self._tokens[self._context :])[len(before) :]

@@ -22,12 +22,12 @@ def project(
 ) -> Int[Tensor, "batch sites"]:
     """The policies nearest to `wanted` that save at least `ratio` of the total cost.
 
-    Each unit is ranked by its distance above `wanted`, as a share of its site. Units are removed
-    from the largest distance on until the budget is met. The numbers of costly units (attention)
-    are then fixed, and the last step is repeated among the cheapest units (MLP). The excess is
-    therefore below the cost of one cheapest unit, if the space has enough of them. Sites of cost 0
-    keep all units. In a `SteppedSpace` the policies keep steps only,
-    and lower bounds are lowered to steps.
+    Each unit is ranked by its distance above `wanted`, as a share of its site. Units are removed in
+    the order of decreasing distance until the budget is met. The numbers of costly units
+    (attention) are then fixed, and the last step is repeated among the cheapest units (MLP). The
+    excess is therefore below the cost of one cheapest unit, if the space has enough of them. Sites
+    of cost 0 keep all units. In a `SteppedSpace` sites keep only steps, and lower bounds are
+    lowered to steps.
 
     Args:
         wanted: units to keep, as real numbers. Values outside [0, units] are allowed; they only

@@ -45,8 +45,8 @@ class SteppedSpace(Space):
     ) -> Int[Tensor, "batch sites"]:
         """Policies that keep steps only, and save at least `ratio` of the total cost.
 
-        Each site is lowered to a step. The rest of the budget then raises sites by one step each,
-        the farthest below `wanted` first, until no further step fits.
+        Each site is lowered to a step. Sites are then raised by one step each, the farthest below
+        `wanted` first, while the budget allows it.
 
         Args:
             kept: policies of the smooth space that meet the budget.

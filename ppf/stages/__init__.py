@@ -1,1 +1,1 @@
-"""The stages, each a call on a resolved config: collect → train → search → prune → evaluate."""
+"""The stages, functions of a resolved config: collect → train → search → prune → evaluate."""

@@ -1,4 +1,4 @@
-"""acquire: labels of the policies that lower the predictor's variance most."""
+"""acquire: labels the policies that lower the predictor's variance most (active learning)."""
 
 from hydra.utils import instantiate
 from jaxtyping import Int
@@ -32,9 +32,9 @@ def acquire(
 ) -> Labels:
     """Adds `labels.acquired` labels, of policies that a predictor of the given labels chooses.
 
-    The pool is `labels.pool` further draws of the sampler, without those that are predicted above
-    ten times the dense model's perplexity. The chosen policies lower the predictor's integrated
-    variance over the pool most. A larger `labels.acquired` only adds to a smaller one.
+    The pool is `labels.pool` further draws of the sampler, without those whose predicted perplexity
+    is above ten times the dense model's. The chosen policies lower the predictor's mean variance
+    over the pool most. A larger `labels.acquired` keeps the policies of a smaller one.
 
     Args:
         train: fits the predictor.
@@ -61,7 +61,7 @@ def acquire(
 
 
 def check_acquired(cfg: DictConfig) -> None:
-    """Raises PPFError if labels shall be acquired and the predictor cannot choose them."""
+    """Raises PPFError if `labels.acquired` is set and the predictor cannot choose policies."""
     if cfg.labels.acquired and not cfg.predictor.get("residual"):
         raise PPFError(
             "labels.acquired needs a Gaussian process to choose: give predictor=residual."

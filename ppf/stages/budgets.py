@@ -1,4 +1,4 @@
-"""The search's budget, and what policies cost by others."""
+"""The budget of a search, and the costs of policies under other budgets."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def priced(context: PruningContext, budget: DictConfig) -> Space:
 def saved(
     context: PruningContext, budget: DictConfig, kept: Int[Tensor, "n sites"]
 ) -> Float[Tensor, " n"]:
-    """The share of a cost that policies save, 0 if nothing in the space incurs it."""
+    """The share of a cost that policies save; 0 if no site of the space has this cost."""
     if context.space.budget == "bytes" == budget.name:
         return context.space.saved(kept)
     space = replace(context.pruner.space, prices=tuple(prices(context, budget)))

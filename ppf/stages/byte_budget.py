@@ -31,7 +31,7 @@ _ROUNDED = _TYPES[1:]
 
 
 def check_bytes(cfg: DictConfig) -> None:
-    """Checks the parts of a search with budget=bytes.
+    """Checks the options of a search with budget=bytes.
 
     Raises:
         PPFError: one of them does not support this budget.
@@ -53,7 +53,7 @@ def check_bytes(cfg: DictConfig) -> None:
 
 
 def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
-    """The context of a search with budget=bytes; with any other budget, the given one.
+    """The context of a search with budget=bytes. With any other budget, returns the given one.
 
     Raises:
         PPFError: a site's matrices have no whole blocks, or no policy saves `cfg.ratio`.
@@ -83,8 +83,8 @@ class ByteContext(PruningContext):
     """A context whose policies are levels of bytes (see `Options`).
 
     Args:
-        options: what the levels mean.
-        rounding: what rounding costs.
+        options: the kept units and format of each level.
+        rounding: expected losses of rounding.
         of_units: the context whose policies are kept units.
     """
 
@@ -121,7 +121,7 @@ def _check_blocks(context: PruningContext) -> None:
 
 
 def _rounding(context: PruningContext) -> RoundingLosses:
-    """What rounding to all types costs; it is observed if the artefact is missing.
+    """Expected losses of rounding to all types; computed if the artefact is missing.
 
     Weights in 16 bits count as not rounded.
     """
@@ -138,7 +138,7 @@ def _rounding(context: PruningContext) -> RoundingLosses:
 
 
 def _weight(context: PruningContext, rounding: Float[Tensor, "sites levels"]) -> Float[Tensor, "1"]:
-    """What rounding costs on the labelling part, relative to pruning of the same expected loss.
+    """The measured loss of rounding, relative to that of pruning with the same expected loss.
 
     One policy rounds all sites, the other one prunes in 16 bits. Pruning costs more than expected,
     because its compensation is fitted to the windows on which expected losses are computed.

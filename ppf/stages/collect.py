@@ -15,7 +15,7 @@ from ppf.stages.signatures import missing
 
 
 def label_store(context: PruningContext) -> LabelStore:
-    """All labels that there are for this model, text, space, order and compensation."""
+    """The stored labels of this model, text, space, order and compensation."""
     name, units = context.label_name, context.space.units.tolist()
     return LabelStore(context.artefacts.folder / "labels" / name, name, units)
 
@@ -26,10 +26,10 @@ def measure(
     source: str,
     store: LabelStore | None = None,
 ) -> Labels:
-    """Labels of the policies, in their order; those that are missing are made.
+    """Labels of the policies, in their order; missing ones are measured.
 
     Args:
-        source: what proposed the policies, as in "sampler".
+        source: name of what proposed the policies, as in "sampler".
         store: the known labels; None: they are read again.
     """
     context.labeller.used.update(map(tuple, policies.tolist()))

@@ -1,4 +1,4 @@
-"""What a dynamic search leaves: the agent, summary.json, and its report."""
+"""The results of a dynamic search: the agent, summary.json, and the report."""
 
 from collections.abc import Mapping
 from pathlib import Path

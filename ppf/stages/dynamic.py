@@ -1,4 +1,4 @@
-"""search, mode=dynamic: one agent for every ratio, from a learner and the experts it leads to."""
+"""search, mode=dynamic: one agent for every ratio, from a learner's improved policies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ from ppf.threads import cpu_threads
 
 @dataclass(frozen=True)
 class Curve:
-    """What the agent and uniform pruning reach at the ratios asked for, nats per token.
+    """Losses of the agent and of uniform pruning at the requested ratios, nats per token.
 
     Args:
         kept: the agent's policies.
-        predicted: mean and standard deviation, as the agent tells them.
+        predicted: mean and standard deviation of the agent's predictions.
         measured: on the labelling part.
     """
 
@@ -49,7 +49,7 @@ class Learnt:
 
     Args:
         agent: the agent for every ratio.
-        curve: what it reaches.
+        curve: its losses.
         history: rows of the learner's metrics, over all rounds.
         trained: the last predictor.
         labels: all policies measured on the real model, those of the curve included.
@@ -74,10 +74,10 @@ def dynamic(
     """Trains `search.rounds` times and measures some experts after each.
 
     A round trains the learner on random ratios of `dynamic.train`, takes its policies at
-    `dynamic.knots` ratios and improves them on the predictor. A share of them, at other ratios each
-    round, is measured and joins the labels; where predicted and measured agree, the trust region is
-    widened. The last experts, on the last predictor, are the agent. Its intervals are calibrated on
-    the experts that were measured.
+    `dynamic.knots` ratios and improves them on the predictor: the experts. Some of them, at other
+    ratios in each round, are measured and join the labels. If predictions and measurements agree,
+    the trust region is widened. The experts of the last round are the agent. Its intervals are
+    calibrated on the measured experts.
 
     Args:
         inputs: their agent is a `Learner` (see `learner_of`).
@@ -86,7 +86,7 @@ def dynamic(
         settings: section `dynamic` of the config.
         ratios: of the curve that is measured in the end.
         provenance: what agent.json records of the model.
-        clock: told the time of each part.
+        clock: measures the time of each part.
     """
     low, high = settings.train
     knots = torch.linspace(low, high, settings.knots, dtype=torch.double)
@@ -127,7 +127,7 @@ def dynamic(
 
 
 def learner_of(cfg: DictConfig) -> Learner:
-    """The config's agent, if it can learn the ratios that it is asked for.
+    """The config's agent, if it can learn all requested ratios.
 
     Raises:
         PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
@@ -151,7 +151,7 @@ def learner_of(cfg: DictConfig) -> Learner:
 def _propose(
     learner: Agent, objective: Objective, run: Run, knots: Float[Tensor, " knots"]
 ) -> Int[Tensor, "knots sites"]:
-    """What the trained learner would do at the knots."""
+    """The trained learner's policies at the knots."""
     assert isinstance(learner, Learner)
     training, _ = learner.learn(objective, run)
     proposal = on_rank_0(

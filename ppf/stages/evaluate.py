@@ -1,4 +1,4 @@
-"""evaluate: what models score on the test part, and how large and fast they are."""
+"""evaluate: measures models on the test part, their size and their speed."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
@@ -28,11 +28,11 @@ from ppf.stages.prune import apply_policy, pruned_to
 
 @dataclass(frozen=True)
 class Procedure:
-    """What every model of one evaluation goes through.
+    """The measurements of every model of one evaluation.
 
     Args:
         cfg: of evaluate.yaml.
-        tasks: None: none were asked for.
+        tasks: None: none were requested.
     """
 
     cfg: DictConfig
@@ -40,7 +40,7 @@ class Procedure:
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "Procedure":
-        """Loads the tasks, so that a wrong one is known before the work starts."""
+        """Loads the tasks, so that a wrong name fails before the work starts."""
         wanted = Tasks(cfg.tasks, limit=cfg.limit, batch=cfg.batch) if cfg.tasks else None
         return cls(cfg, wanted)
 
@@ -64,7 +64,7 @@ class Procedure:
         ratio: float | None,
         size: int,
     ) -> ModelResult:
-        """Everything that was asked for, of one model."""
+        """The requested measurements of one model."""
         cfg = self.cfg
         if cfg.latency:
             positions = cfg.speed.prompt + cfg.speed.new_tokens + 1
@@ -84,7 +84,7 @@ class Procedure:
         )
 
     def evaluation(self, text: Text, pieces: list[Piece], results: list[ModelResult]) -> Evaluation:
-        """The results with what they hold on."""
+        """The results with the text and windows that they were measured on."""
         windows = sum(len(piece.windows) for piece in pieces)
         window = pieces[0].windows.shape[1]
         return Evaluation(text.name, windows, window, self.cfg.stride or window, results)
@@ -95,7 +95,7 @@ def evaluate_policy(
 ) -> Evaluation:
     """The policy's live-pruned model; with `cfg.baselines` also dense and uniformly pruned.
 
-    With `cfg.sequential` both pruned ones are re-estimated where that helps, as `prune` does.
+    With `cfg.sequential`, both pruned models are re-estimated if that helps, as `prune` does.
     """
     context = apply_policy(cfg, fabric, record)
     text, tokenizer = _text(cfg, context.text), context.lm.tokenizer
@@ -122,7 +122,7 @@ def evaluate_folders(
 ) -> Evaluation:
     """Hugging Face folders, one after another.
 
-    All are scored on one text: the one given, or that of the first pruned folder's policy.
+    All are measured on one text: the given one, or that of the first pruned folder's policy.
     """
     folders = [Path(local_folder(path, "path")) for path in paths]
     records = [_record(folder, cfg.trust_targets) for folder in folders]
@@ -143,7 +143,7 @@ def evaluate_folders(
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> Path:
-    """evaluation.json: the results and the text they hold on."""
+    """Writes evaluation.json: the results and the text that they were measured on."""
     path = folder / "evaluation.json"
     write_json(path, asdict(evaluation))
     return path

@@ -1,4 +1,4 @@
-"""What pruning needs to know of the dense model, made one decoder layer at a time."""
+"""Moments, importance scores and traits of the dense model, computed layer by layer."""
 
 import shutil
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ _WIDE = 4096  # inputs of a consumer from which one matrix keeps all cores busy
 class Observed:
     """Moments, importance scores and traits of the dense model on the calibration part.
 
-    What is missing of a layer is made and written before the next layer. Memory: the model, and
-    one layer's matrices. Ranks make different layers, and exchange hidden states on disk.
+    Missing files of a layer are written before the next layer is computed. Memory: the model, and
+    one layer's matrices. Ranks compute different layers, and exchange hidden states on disk.
 
     Args:
         lm: the dense model, whose weights are in their original order.
@@ -141,7 +141,7 @@ class Observed:
         return self._importance
 
     def _observe(self, layer: int) -> None:
-        """Runs the layers up to this one, as far as no process has run them."""
+        """Runs the layers up to this one that no process has run."""
         for earlier in range(layer + 1):
             self._moments.ensure(earlier)
             self._traits.ensure(earlier)

@@ -1,4 +1,4 @@
-"""What a config will need on this machine: memory, disk and time, from the model's config alone."""
+"""Memory, disk and time that a config needs on this machine, from the model's config alone."""
 
 import copy
 import shutil
@@ -31,7 +31,7 @@ _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
 
 @dataclass(frozen=True)
 class Need:
-    """What one stage needs.
+    """The needs of one stage.
 
     Args:
         stage: its name.
@@ -153,9 +153,9 @@ class Sizes:
 
 
 def needs(sizes: Sizes, speeds: Speeds) -> list[Need]:
-    """What the stages need that grow with the model: up to the labels.
+    """The needs of the stages that grow with the model, which are those up to the labels.
 
-    Agents and predictors never see the model: they take minutes at any size.
+    Agents and predictors do not use the model, so they take minutes at any size.
 
     Args:
         sizes: of model, bank and text.
@@ -229,7 +229,7 @@ def level_flops(sizes: Sizes) -> float:
 
 
 def _solving(sizes: Sizes) -> float:
-    """GiB of the matrices, most of them in float64, that the widest site takes to be solved."""
+    """GiB of the matrices, most of them in float64, for the solution of the widest site."""
     return max(8 * (5 * n**2 + 4 * rows * n) for rows, n in sizes.consumers) / GIB
 
 
@@ -283,13 +283,13 @@ def _seconds(work: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def refuse_what_does_not_fit(cfg: DictConfig, device: torch.device) -> None:
-    """Compares what a config needs with what is free, before any work starts.
+    """Compares the needs of a config with what is free, before any work starts.
 
-    Artefacts that lie on the disk already count as free space. A model whose structure is not known
+    Existing artefacts count as free space. A model whose structure is not known
     without its weights is not checked.
 
     Raises:
-        PPFError: memory or disk do not suffice; the sentence names the override that mends it.
+        PPFError: memory or disk do not suffice; the sentence names the override to change.
     """
     try:
         sizes = Sizes.of(cfg, device)
@@ -334,7 +334,7 @@ def _remedy(cfg: DictConfig, device: torch.device, free: Free) -> str:
 
 
 def _made(cfg: DictConfig, device: torch.device) -> float:
-    """GiB of the artefacts that have been made already."""
+    """GiB of existing artefacts."""
     names, folder = signatures(cfg, device), Path(cfg.paths.artefacts)
     parts = (f"statistics/{names.statistics}*", f"bank/{names.bank}")
     files = {f for part in parts for top in folder.glob(part) for f in (top, *top.rglob("*"))}

@@ -1,4 +1,4 @@
-"""policy.json: what a search found, and everything needed to apply it again."""
+"""policy.json: the policy that a search found, and everything needed to apply it again."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def model_name(config: DictConfig) -> str:
 
 
 def provenance(context: PruningContext, **more: str) -> dict[str, Any]:
-    """What a record needs so that its model can be prepared again, or refused.
+    """The part of a record from which its model can be prepared again, or refused.
 
     Args:
         more: signatures beyond the model's.
@@ -107,13 +107,13 @@ def warn_if_unreadable(cfg: DictConfig) -> None:
 
 
 def policy_config(record: dict[str, Any], cfg: DictConfig) -> DictConfig:
-    """The config to prepare a policy's model with: its own groups, this command's machine."""
+    """The config for preparing a policy's model: the policy's groups, this command's machine."""
     machine = {name: plain(cfg[name]) for name in ("paths", "bank")}
     return OmegaConf.create({**record["config"], **machine})
 
 
 def check_signature(record: dict[str, Any], config: DictConfig) -> Signatures:
-    """Raises PPFError where the model or text is no longer what the policy was found for."""
+    """Raises PPFError if the model or text differs from the one that the policy was found for."""
     names = signatures(config)
     if names.labels != record["signatures"]["labels"]:
         raise PPFError(

@@ -1,4 +1,4 @@
-"""What every stage that touches the model needs: model, text, space, order, bank."""
+"""Prepares what stages with a model need: model, text, space, order, bank."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -63,8 +63,8 @@ class PruningContext:
         config: the sections that determine the signatures, as policy.json records them.
         signatures: names of the artefacts.
         artefacts: where they lie.
-        passes: tokens read besides those of labels, by what they were read for. A backward pass
-            counts as two forward passes. What artefacts spare counts too.
+        passes: number of tokens read in addition to those of labels, by purpose. A backward pass
+            counts as two forward passes. Passes that artefacts save are counted too.
     """
 
     lm: LanguageModel
@@ -82,7 +82,7 @@ class PruningContext:
 
     @property
     def token_passes(self) -> int:
-        """Tokens that measuring and differentiating policies has read (see `passes`)."""
+        """Number of tokens read for measurements and gradients of policies (see `passes`)."""
         labeller = self.labeller
         return len(labeller.used) * labeller.windows.numel() + sum(self.passes.values())
 
@@ -105,7 +105,7 @@ class PruningContext:
 
     @cached_property
     def features(self) -> SiteFeatures:
-        """What is known of the sites; expected losses are computed if they are missing."""
+        """Features of the sites; expected losses are computed if they are missing."""
         losses = self.observed(
             "sensitivity",
             signature("sensitivity", self.signatures.bank),
@@ -181,7 +181,7 @@ class PruningContext:
 def prepare(
     cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
 ) -> PruningContext:
-    """Loads the model and all that pruning it needs; makes missing statistics, orders and banks.
+    """Loads the model and everything for pruning it; makes missing statistics, orders and banks.
 
     Args:
         cfg: with model, text, space, importance, compensation, labels, paths and bank.
@@ -267,7 +267,7 @@ def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
 def _stored(
     artefacts: Artefacts, kind: str, name: str, make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Tensors that are an artefact, made if they are missing."""
+    """Tensors of an artefact, which is made if it is missing."""
     return artefacts.get_or_make(
         kind,
         f"{name}.safetensors",

@@ -1,4 +1,4 @@
-"""prune: a policy becomes a model on disk with really smaller tensors."""
+"""prune: writes the model of a policy, with smaller tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from ppf.stages.prepare import PruningContext, prepare
 
 @dataclass(frozen=True)
 class Compensated:
-    """What the present policy scores on the labelling part, nats per token.
+    """Losses of the present policy on the labelling part, nats per token.
 
     Args:
         one_shot: with the level bank's compensation.
@@ -50,8 +50,8 @@ class Compensated:
 def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     """Exports the policy's model to the folder `cfg.out`; returns what `cfg.export` wrote.
 
-    With `cfg.sequential` the better of one-shot and re-estimated compensation is exported. The
-    record beside the weights tells under `exported` what they score in `cfg.dtype`.
+    With `cfg.sequential`, the better of one-shot and re-estimated compensation is exported. The
+    entry `exported` of the record beside the weights has their perplexity in `cfg.dtype`.
     """
     exporter: Exporter = instantiate(cfg.export)
     timed = cfg.speed if cfg.latency else None
@@ -124,7 +124,7 @@ def pruned_to(
     Args:
         kept: units that each site keeps.
         types: number formats of the sites; None: no site is rounded.
-        sequential: re-estimate its compensation, where that lowers the perplexity.
+        sequential: re-estimate its compensation, if that lowers the perplexity.
     """
     with context.pruner.at(kept, types) as model:
         if sequential and can_refit(context):
@@ -162,7 +162,7 @@ def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pru
 
 
 def can_refit(context: PruningContext) -> bool:
-    """Whether the present policy's consumers can be re-estimated; says why, where they cannot."""
+    """Whether the present policy's consumers can be re-estimated; if not, prints why."""
     config = context.lm.model.config
     if context.pruner.kept == context.pruner.space.dense.tolist() and not any(context.pruner.types):
         return False
@@ -189,7 +189,7 @@ def _labelling(context: PruningContext) -> Piece:
 
 
 def labelling_nll(context: PruningContext) -> float:
-    """What the model as it stands scores on the labelling part, nats per token."""
+    """The loss of the model in its present state on the labelling part, nats per token."""
     batch = context.config.labels.batch
     return pieces_nll(context.lm.model, [_labelling(context)], batch=batch)
 

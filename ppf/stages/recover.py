@@ -1,4 +1,4 @@
-"""recover: a pruned model is trained to predict as the dense model does."""
+"""recover: trains a pruned model, by default by distillation from the dense model."""
 
 from collections.abc import Mapping
 from functools import cached_property, reduce
@@ -42,8 +42,8 @@ from ppf.stages.signatures import model_identity, plain, text_identity, with_cod
 def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     """Trains the model of `cfg.policy` or `cfg.path`, and writes it to the folder `cfg.out`.
 
-    A killed run resumes with the same command: checkpoints lie below `paths.artefacts`, named by
-    all that determines the training.
+    A killed run resumes with the same command: checkpoints lie below `paths.artefacts`, under a
+    hash of everything that determines the training.
 
     Raises:
         PPFError: the policy, folder or text cannot be used, or the loss is not finite.
@@ -115,7 +115,7 @@ class _Recovery:
         return LanguageModel(model, tokenizer, adapter_for(model.config))
 
     def scores(self, lm: LanguageModel) -> list[float]:
-        """Mean negative log-likelihoods on validation and, if asked for, test; nats per token."""
+        """Mean negative log-likelihoods on validation and, if requested, test; nats per token."""
         parts, batch = [self.validation, *self.test], self.cfg.recovery.micro_batch
         with self.machine.autocast(lm.model):
             return [mean_nll(lm.model, part, batch=batch) for part in parts]
@@ -141,7 +141,7 @@ class _Recovery:
         return instantiate(cfg.tune[name]).tune(task, run)
 
     def _likeliest(self, losses: Mapping[str, Loss]) -> Likeliest | None:
-        """The dense model's likeliest tokens, if the losses read nothing else of it."""
+        """The dense model's likeliest tokens, if the losses need nothing else of it."""
         if not (count := likeliest_needed(losses)):
             return None
         text = OmegaConf.create({"text": training_text(self.cfg.text), "paths": self.cfg.paths})

@@ -1,4 +1,4 @@
-"""What recovery training takes from the config."""
+"""The inputs of recovery training, from the config."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_windows(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "window
 def recovered_of(
     fitted: Trace, scores: Sequence[RecoveryScore], test: Sequence[RecoveryScore]
 ) -> Recovered:
-    """What a recovery found; arguments as for `Recovered`."""
+    """The result of a recovery; arguments as for `Recovered`."""
     curve = [(point.tokens, point.value) for point in fitted.curve]
     return Recovered(scores, test, fitted.tokens, fitted.seconds / 60, curve)
 
@@ -77,7 +77,7 @@ def recovered_of(
 def run_of(
     cfg: DictConfig, machine: Machine, settings: RecoverySettings, *trained: Any
 ) -> TrainingRun:
-    """A training, whose folder is named by all that determines it.
+    """A training. Its folder is named by a hash of everything that determines it.
 
     Args:
         trained: plain values that determine the model and what is trained of it.
@@ -93,7 +93,7 @@ def run_of(
 
 
 def with_enough_memory(cfg: DictConfig, work: Callable[[RecoverySettings], T]) -> T:
-    """What `work` returns; it is repeated with half the micro-batch where memory runs out."""
+    """The result of `work`, which is repeated with half the micro-batch if memory runs out."""
     settings = RecoverySettings(**cfg.recovery)
     while True:
         try:

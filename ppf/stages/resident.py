@@ -38,6 +38,6 @@ def resident(
 
 
 def origin(context: PruningContext) -> dict[str, str]:
-    """What adapters depend on: the compensation beneath them, and the search's signature."""
+    """What adapters depend on: the compensation of the weights, and the search's signature."""
     compensation = type(context.compensation).__name__
     return {"compensation": compensation, "labels": context.signatures.labels}

@@ -1,4 +1,4 @@
-"""What a search leaves: policy.json, summary.json, and its report."""
+"""The results of a search: policy.json, summary.json, and the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -275,14 +275,14 @@ def _candidate(found: Found, row: int) -> str:
 
 
 def _by_part(entry: Entry) -> dict[str, dict[str, Any]]:
-    """What was measured on the labelling and on the selection part, as policy.json has it."""
+    """Measurements on the labelling and on the selection part, in the form of policy.json."""
     parts = {"measured": "labelling", "selection": "selection"}
     known = {key: score for key in parts if (score := getattr(entry, key))}
     return {key: score.record() | {"part": parts[key]} for key, score in known.items()}
 
 
 def summary(shown: Sequence[Entry], seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The contents of summary.json: what is known of each policy, and what it took."""
+    """The contents of summary.json: the scores of each policy, and the duration of each stage."""
     return {
         "results": [entry.record() for entry in shown],
         "part": "labelling",
@@ -291,5 +291,5 @@ def summary(shown: Sequence[Entry], seconds: Mapping[str, float]) -> dict[str, A
 
 
 def _name(config: Any) -> str:
-    """The last word of a config's target: the class that it makes."""
+    """The class name of a config: the last part of its `_target_`."""
     return str(config._target_).rpartition(".")[2]

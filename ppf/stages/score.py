@@ -16,7 +16,7 @@ from ppf.space import new_policies
 from ppf.stages.collect import measure
 from ppf.stages.prepare import PruningContext
 
-_STREAM = 4111  # of the sampler's seed: draws that nothing was chosen by, so use them for no choice
+_STREAM = 4111  # of the sampler's seed: policies for scores only, which no choice may use
 
 
 class Scored(NamedTuple):
@@ -53,8 +53,8 @@ def score(
     """Scores on another draw of the sampler.
 
     Args:
-        labels: policies that do not count, the dense one first.
-        count: policies of the draw; those that break the model are left out.
+        labels: policies that are not scored, the dense one first.
+        count: policies to draw; those without a finite loss are left out.
         bands: edges of the ratio bands that are scored, too.
     """
     drawn = draw(context, instantiate(sampler), count, seed + _STREAM)

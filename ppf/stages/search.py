@@ -1,4 +1,4 @@
-"""search: rounds of an agent against the predictor, each ended by measuring its best."""
+"""search: rounds in which an agent searches on the predictor, and the best are measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from ppf.stages.train import Trained
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The result of a search.
 
     Args:
         trained: the last round's predictor.
@@ -34,10 +34,11 @@ class Found:
 
     @property
     def best(self) -> int:
-        """Row of the best policy on both parts; of a rule's own, even if uniform is better.
+        """Row of the best policy on both parts; for a rule its own policy, even if uniform is better.
 
-        The labelling part alone has few windows, and its minimum is often a lucky policy. Choosing
-        among a few policies biases the selection part's figure far less than its standard error.
+        The labelling part alone has few windows, and its minimum is often due to chance. Choosing
+        among a few policies biases the loss on the selection part by far less than its standard
+        error.
         """
         if self.rule:
             return len(self.measured.names) - 1
@@ -59,19 +60,19 @@ def search(
 ) -> Found:
     """Searches in rounds, at most `search.rounds`, in a trust region around uniform pruning.
 
-    What a round measures joins the labels that the next predictor is fitted to; at most
-    `search.label_budget` policies are measured in all, beside those of uniform pruning and rules.
-    The last round keeps `search.top_k` of them: a round with no more to spend is the last.
-    Intervals are calibrated on what earlier rounds proposed. Where those of a round hold, the
-    region is widened. The search is over where they do, the best policy's prediction is right, and
-    the last widening has brought no better one.
+    The measured policies of a round join the labels that the next predictor is fitted to. At most
+    `search.label_budget` policies are measured in all, not counting uniform pruning and the rules;
+    `search.top_k` of them are reserved for the last round.
+    Intervals are calibrated on the proposals of earlier rounds. The trust region is widened after a
+    round with enough measurements inside their intervals. The search ends if, in addition, the best
+    policy was predicted well and the last widening brought no better one.
     An allocation rule has one round, in which only its policy and uniform pruning are measured.
 
     Args:
         labels: measured policies, the dense one first.
         trained: predictor that is fitted to them.
         ratio: share of the budget's cost to save.
-        clock: told the time of each part.
+        clock: measures the time of each part.
     """
     settings, agent = inputs.settings, inputs.agent
     history: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""What a search works with, made from the config in one place."""
+"""The inputs of a search, made from the config in one place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,20 +30,20 @@ from ppf.stages.train import Train, Trained
 
 @dataclass(frozen=True)
 class SearchInputs:
-    """What a search works with, beside the labels that it starts from.
+    """The inputs of a search, except the labels that it starts from.
 
     Args:
         agent: searches on the predictor.
         space: of the policies, with the prices of the search's budget.
         features: of the sites.
-        rules: allocation rules by name. A rule that is the agent is measured alone: it has none.
+        rules: allocation rules by name; none if the agent itself is a rule.
         settings: section `search` of the config.
         train: fits a predictor to all labels of a round.
         measure: log-perplexity of policies on the real model, nats per token.
         fabric: the processes that share the search.
         seed: of the first round.
         checkpoints: folder of the agent's training.
-        config: all that determines that training, beside predictor and seed.
+        config: everything that determines that training, except predictor and seed.
     """
 
     agent: Agent
@@ -62,7 +62,7 @@ class SearchInputs:
     def of(
         cls, cfg: DictConfig, fabric: Fabric, context: PruningContext, train: Train
     ) -> "SearchInputs":
-        """What the config of `search.yaml` names."""
+        """The inputs from the config of `search.yaml`."""
         agent: Agent = instantiate(cfg.agent)
         names, cache = ("agent", "budget", "rules", "search", "dynamic"), Path(cfg.paths.cache)
         groups = [with_code(plain(cfg[name]), cache) for name in names]
@@ -116,7 +116,7 @@ def _measure(context: PruningContext, kept: Int[Tensor, "n sites"]) -> Float[Ten
 
 
 def _reporter(fabric: Fabric, history: list[dict[str, float]], round_number: int) -> Report:
-    """Logs an agent's metrics; steps go on from round to round."""
+    """Logs an agent's metrics; step numbers continue from round to round."""
     first = int(history[-1]["step"]) + 1 if history else 0
 
     def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:

@@ -17,7 +17,7 @@ from ppf.stages.search import Found
 
 
 def with_selection(context: PruningContext, found: Found, settings: DictConfig) -> Found:
-    """What was found, with its best policies measured on the selection part by rank 0.
+    """The result, with its best policies measured on the selection part by rank 0.
 
     The selection part is `search.selection_windows` windows of the labelling part's documents that
     no label reads. Without such windows, nothing is measured.

@@ -1,4 +1,4 @@
-"""What in a config determines each artefact; everything else leaves it valid."""
+"""The parts of a config that determine each artefact. All other changes leave it valid."""
 
 import sys
 from dataclasses import dataclass

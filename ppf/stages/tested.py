@@ -1,4 +1,4 @@
-"""Perplexities on the test part of the text, measured after a search has chosen."""
+"""Perplexities on the test part of the text, measured after a search has ended."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,8 @@ def add_test(
     uniform pruning once.
 
     Args:
-        cfg: with `sequential`: re-estimate the compensation where that lowers the perplexity.
+        cfg: if its key `sequential` is true, re-estimate the compensation if that lowers the
+            perplexity.
         policies: those of the summary's rows, in their order; rows of other names are left out.
     """
     windows = context.text.tokens("test", context.lm.tokenizer)
@@ -68,7 +69,7 @@ def _number(file: Path) -> float:
 
 
 def figures(summary: Path) -> list[dict[str, float | None]]:
-    """Rows for the table of a sweep: perplexities of what was found, one row for each ratio."""
+    """Rows for the table of a sweep: perplexities of the results, one row for each ratio."""
     content: Mapping[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     rows, uniform = list[dict[str, float | None]](), dict[str, float | None]()
     others = [row for row in content["results"] if row["policy"] not in _NO_RULES]

@@ -1,4 +1,4 @@
-"""train: the predictor, fitted to labelled policies or found by its signature."""
+"""train: fits a predictor to labelled policies, or reads the stored one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,10 +113,10 @@ def train(
 
 
 def _check_predictions(predictor: Predictor, context: PruningContext) -> None:
-    """Asks for the dense policy twice; a search would fail later, inside an agent.
+    """Predicts the dense policy twice; otherwise a search would fail later, inside an agent.
 
     Raises:
-        PPFError: the answer is no `Prediction`, or its tensors have other shapes.
+        PPFError: the result is not a `Prediction`, or its tensors have wrong shapes.
     """
     found = predictor.predict(context.space.dense.repeat(2, 1).to(context.lm.device))
     told = type(found).__name__
