@@ -34,7 +34,7 @@ class Found:
 
     @property
     def best(self) -> int:
-        """Row of the best policy on both parts; for a rule, of its policy even if uniform is better.
+        """Row of the best policy on both parts; of a rule's own policy, even if uniform is better.
 
         The labelling part alone has few windows, and its minimum is often due to chance. Choosing
         among a few policies biases the loss on the selection part by far less than its standard
