@@ -164,7 +164,7 @@ def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(
     assert "of their weights in the file are zeros" in capsys.readouterr().out
 
 
-WHOLE = "one width for all layers, and some layers of this policy keep theirs whole"
+WHOLE = "some layers of this policy keep all units, so the file would not shrink"
 
 
 @pytest.mark.parametrize(
