@@ -1,9 +1,9 @@
-"""The level bank at Llama-2-7B's shapes: one layer is prepared for real, the model by arithmetic.
+"""The level bank at Llama-2-7B's shapes: one layer measured, the whole model by arithmetic.
 
     python benchmarks/bank.py [--hidden 4096 --ffn 11008 --heads 32 --layers 32 --multiple 64]
 
-prints time, memory and disk of the spilled bank (two factors a site, float32), what the context
-levels would take instead, and how long one level takes to be read and multiplied out.
+prints time, memory and disk of the bank as factors on disk (two a site, float32), the size of the
+weights of all levels, and the time to read and multiply out one level.
 """
 
 import argparse

@@ -1,20 +1,20 @@
-"""Labels: how fast they come, and how much text one needs.
+"""Labels: their speed, and how much text one needs.
 
     python benchmarks/labels.py [HYDRA OVERRIDES, as for collect.py]
 
-compares, in one run, policies a minute of Hugging Face's dense model with the policy applied by
-zeroing weights, in float32 and in bfloat16, and of the labeller; policies at mean ratio 0.3,
-compensation none. The labeller runs twice: on policies of the default sampler's families, sorted
-as `collect` sorts them, and on policies that share nothing.
+compares policies a minute of the labeller and of Hugging Face's dense model, in which a policy is
+applied by zeroing weights, in float32 and in bfloat16. Policies have a mean ratio of 0.3 and no
+compensation. The labeller runs twice: on policies of the default sampler's families, sorted as
+`collect` sorts them, and on policies that share no layers.
 
     python benchmarks/labels.py --text-size
 
-tells how well labels on few tokens rank policies of one ratio band, against the whole labelling
-part.
+compares the ranking of policies of one ratio band by labels on few tokens with that on the whole
+labelling part.
 
     python benchmarks/labels.py --processes 2
 
-compares one process with several that share the labels of a draw; each has one core and one thread.
+compares one process with several that divide the labels; each has one core and one thread.
 """
 
 import argparse

@@ -12,7 +12,7 @@ BINARIES = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
 
 
 class UnavailableError(Exception):
-    """llama.cpp cannot be had here; says why."""
+    """llama.cpp is not available here; says why."""
 
 
 class LlamaCpp:

@@ -21,7 +21,7 @@ def _entry(name: str) -> Callable[[], None]:
             with told(explain_run, with_traceback=cfg.traceback):
                 return run(name, cfg)
         except SystemExit:
-            if is_multirun():  # the error has been told; the other jobs go on
+            if is_multirun():  # the error has been printed; the other jobs go on
                 return None
             raise
 

@@ -41,7 +41,7 @@ class Compensated:
 
     @property
     def kept(self) -> str:
-        """The better one; one-shot where the other broke the model."""
+        """The name of the better one; "one_shot" if the loss of the other is not finite."""
         tried = self.sequential
         better = tried is not None and isfinite(tried) and not tried >= self.one_shot
         return "sequential" if better else "one_shot"

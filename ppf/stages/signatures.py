@@ -93,7 +93,7 @@ def _own_file(target: str | None) -> Path | None:
 
 
 def model_identity(cfg: DictConfig) -> dict[str, Any]:
-    """What tells one model from another; a local folder counts by the content of its files."""
+    """What identifies a model; a local folder is identified by the content of its files."""
     model, cache = cfg.model, Path(cfg.paths.cache)
     if model.path:
         folder = Path(local_folder(model.path, "model.path"))
