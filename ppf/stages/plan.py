@@ -300,15 +300,19 @@ def refuse_what_does_not_fit(cfg: DictConfig, device: torch.device) -> None:
     disk = sum(need.disk for need in found) - _made(cfg, device)
     if disk > free.disk:
         raise PPFError(
-            f"model={cfg.model.name} needs {disk:.1f} GiB of disk, but {free.disk:.1f} GiB are free"
+            f"model={cfg.model.name} needs {_size(disk)} of disk, but {_size(free.disk)} are free"
             f" in {folder}: give a folder on another disk with paths.artefacts=FOLDER."
         )
     if worst := _too_large(found, free):
         raise PPFError(
-            f"{worst.stage} of model={cfg.model.name} needs {worst.memory:.1f} GiB of memory on the"
-            f" {device.type} and {worst.host:.1f} GiB of host memory, but {free.memory:.1f} and"
-            f" {free.host:.1f} GiB are free: {_remedy(cfg, device, free)}."
+            f"{worst.stage} of model={cfg.model.name} needs {_size(worst.memory)} of memory on the"
+            f" {device.type} and {_size(worst.host)} of host memory, but {_size(free.memory)} and"
+            f" {_size(free.host)} are free: {_remedy(cfg, device, free)}."
         )
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
 def _too_large(found: Sequence[Need], free: Free) -> Need | None:
