@@ -27,6 +27,7 @@ from hydra.utils import instantiate
 from ppf.llm.loading import resolve_dtype
 
 CLIENTS, REQUESTS = (1, 4, 16), 12  # at least so many requests, and two for each client
+SECONDS = 60  # after which a client sends no further request
 PROMPT = "The city of London lies on the river Thames. It was founded by"
 ASKED = {"prompt": PROMPT, "max_tokens": 32, "temperature": 0}
 PATIENCE = 1800  # seconds that a server may take to start, and a request to be answered
@@ -73,15 +74,18 @@ def load(port: int, clients: int, extras: list[dict[str, Any]]) -> dict[str, flo
     """
     connection = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE)
 
-    def ask(number: int) -> tuple[float, int]:
-        start = time.perf_counter()
+    def ask(number: int) -> tuple[float, int] | None:
+        sent = time.perf_counter()
+        if sent - start > SECONDS and number > clients:
+            return None
         answer = connection.post("/v1/completions", json=ASKED | extras[number % len(extras)])
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - sent
         return seconds, answer.raise_for_status().json()["usage"]["completion_tokens"]
 
     start = time.perf_counter()
     with connection, ThreadPoolExecutor(clients) as threads:
-        found = list(threads.map(ask, range(max(REQUESTS, 2 * clients))))
+        answers = threads.map(ask, range(max(REQUESTS, 2 * clients)))
+        found = [answer for answer in answers if answer]
     elapsed = time.perf_counter() - start
     cuts = quantiles([seconds for seconds, _ in found], n=20, method="inclusive")
     return {
