@@ -16,6 +16,7 @@ from ppf.report.tables import Cell, Column, Table
 Row = Mapping[str, Any]
 REPEATED = "seed"
 """The override over whose values tables and plots average."""
+_ENDS = ("low", "high")  # of a figure's interval
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Sweep:
     def jobs(self) -> int:
         """Number of jobs."""
         return len({row["job"] for row in self.rows})
+
+    @property
+    def shown(self) -> list[str]:
+        """The figures without the ends of intervals, which stand beside their figures."""
+        ends = {f"{name}_{end}" for name in self.figures for end in _ENDS}
+        return [name for name in self.figures if name not in ends]
 
     @property
     def groups(self) -> list["Group"]:
@@ -85,14 +92,21 @@ class Group:
         values = self.values(figure)
         return fmean(values) if values else None
 
+    def interval(self, figure: str) -> tuple[float, float] | None:
+        """The means of the lower and the upper ends of the figure's intervals, if known."""
+        low, high = (self.mean(f"{figure}_{end}") for end in _ENDS)
+        return None if low is None or high is None else (low, high)
+
     def text(self, figure: str) -> str:
-        """The figure as text: the mean ± half the range."""
+        """The figure as text: the mean ± half the range, and its interval in brackets."""
         values = self.values(figure)
         if not values:
             words = [str(row[figure]) for row in self.rows if row.get(figure) is not None]
             return ", ".join(dict.fromkeys(words))
         show, half = _show(figure), (max(values) - min(values)) / 2
-        return show(fmean(values)) + (f" ± {show(half)}" if half else "")
+        found = show(fmean(values)) + (f" ± {show(half)}" if half else "")
+        ends = self.interval(figure)
+        return f"{found} ({show(ends[0])} – {show(ends[1])})" if ends else found
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -137,11 +151,11 @@ def sweep_table(sweep: Sweep) -> Table:
     runs = [Column("runs", str)] if REPEATED in sweep.axes else []
     rows: list[Sequence[Cell]] = [
         [*group.texts, *[str(len(group.rows))] * len(runs)]
-        + [group.text(figure) for figure in sweep.figures]
+        + [group.text(figure) for figure in sweep.shown]
         for group in sweep.groups
     ]
     return Table(
-        [*map(Column, axes), *runs, *(Column(words(name), str) for name in sweep.figures)], rows
+        [*map(Column, axes), *runs, *(Column(words(name), str) for name in sweep.shown)], rows
     )
 
 
@@ -159,7 +173,11 @@ def markdown(table: Table) -> str:
 def _show(figure: str) -> Any:
     if figure == "seconds":
         return duration
-    return decimal if figure.endswith("_ppl") else "{:.4g}".format
+    return decimal if figure.endswith("_ppl") else _number
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _value(text: str) -> Any:

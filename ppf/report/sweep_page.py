@@ -48,7 +48,7 @@ def sweep_page(sweep: Sweep, folder: Path) -> Page:
     command, first = f"python -m ppf.report sweep {folder}", sweep.figures[0]
     found = [group for group in sweep.groups if group.values(first)]
     seconds = sum({row["job"]: row["seconds"] for row in sweep.rows}.values())
-    note = "Means over seeds ± half their range, best first."
+    note = "Means over seeds ± half their range, best first; intervals in brackets."
     return Page(
         title=f"{sweep.jobs} jobs of {' and '.join(sweep.commands)}",
         command=command,
@@ -110,7 +110,7 @@ def _against_ratio(axes: Axes, found: Sequence[Group], first: str) -> None:
         axes.errorbar(
             places,
             [fmean(group.values(first)) for group in same],
-            [_half(group, first) for group in same],
+            _spread(same, first),
             fmt=style, color=colour, ms=4, lw=1.2, label=name,
         )  # fmt: skip
     if not sized:
@@ -125,13 +125,19 @@ def _ranked(axes: Axes, found: Sequence[Group], first: str) -> None:
     """One row for each job, the best one on top."""
     places = range(len(found))
     means = [fmean(group.values(first)) for group in found]
-    spread = [_half(group, first) for group in found]
-    axes.errorbar(means, places, xerr=spread, fmt="o", color=OTHERS[0], ms=5, lw=1.2)
+    axes.errorbar(means, places, xerr=_spread(found, first), fmt="o", color=OTHERS[0], ms=5, lw=1.2)
     axes.set_yticks(places, [group.name for group in found])
     axes.invert_yaxis()
     axes.set_xlabel(words(first))
 
 
-def _half(group: Group, figure: str) -> float:
-    values = group.values(figure)
-    return (max(values) - min(values)) / 2
+def _spread(groups: Sequence[Group], figure: str) -> list[list[float]]:
+    """How far each error bar reaches below and above: the interval, or half the range of seeds."""
+    below, above = [], []
+    for group in groups:
+        values = group.values(figure)
+        half = (max(values) - min(values)) / 2
+        low, high = group.interval(figure) or (fmean(values) - half, fmean(values) + half)
+        below.append(max(fmean(values) - low, 0.0))
+        above.append(max(high - fmean(values), 0.0))
+    return [below, above]

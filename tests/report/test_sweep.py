@@ -54,6 +54,15 @@ def test_the_table_has_means_over_seeds_and_half_their_range(tmp_path: Path) -> 
     ]
 
 
+def test_an_interval_stands_beside_its_figure(tmp_path: Path) -> None:
+    for seed, (found, low, high) in enumerate([(0.2, 0.1, 0.4), (0.4, 0.2, 0.6)]):
+        figures = {"nmse": found, "nmse_low": low, "nmse_high": high}
+        job(tmp_path, ["labels.count=128", f"seed={seed}"], figures)
+    table = sweep_table(read_sweep(tmp_path))
+    assert table.names == ["runs", "nmse", "seconds"]
+    assert table.texts[0][1] == "0.3 ± 0.1 (0.15 – 0.5)"
+
+
 def test_the_best_mean_comes_first_whatever_single_seeds_reach(tmp_path: Path) -> None:
     for agent, found in {"ppo": (10.0, 50.0), "sac": (20.0, 22.0)}.items():
         for seed, perplexity in enumerate(found):
