@@ -8,15 +8,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-)
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ppf.report.scores import Entry
-from ppf.report.style import BLUE, GREY, INK, KEPT, NAMED, OTHERS, PAPER, RATIO, styled
+from ppf.report.style import (
+    BLUE,
+    GREY,
+    INK,
+    KEPT,
+    NAMED,
+    OTHERS,
+    PAPER,
+    RATIO,
+    legend_above,
+    log_scale,
+    styled,
+)
 from ppf.space import Space
 
 Row = Mapping[str, float | None]
@@ -24,7 +31,6 @@ Row = Mapping[str, float | None]
 _STRIP = 32  # most layers in one row of a heatmap
 _CLOCKS = ("step", "epoch", "time", "round")
 _PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
-_NARROW = 12  # ratio of highest to lowest perplexity below which ticks are evenly spaced
 _NAMED = 4  # rounds whose names fit above a small plot
 _FEW = 25  # curves with fewer points show each point
 
@@ -82,7 +88,7 @@ def _searched(axes: Axes, entries: Sequence[Entry]) -> None:
     axes.scatter(
         x, y, 44, facecolors="none", edgecolors=INK, zorder=4, label="proposed by the search"
     )
-    _legend(axes)
+    legend_above(axes)
 
 
 def _identity(axes: Axes) -> None:
@@ -248,7 +254,7 @@ def pareto_front(
         axes.xaxis.set_major_formatter(_percents(100))
         axes.yaxis.set_major_formatter(_percents(100))
         axes.set(xlabel=f"{costs[0]} saved", ylabel=f"{costs[1]} saved")
-        _legend(axes)
+        legend_above(axes)
         bar = figure.colorbar(dots, ax=axes, label="nats per token", pad=0.02, aspect=30)
         bar.outline.set_visible(False)
     return figure
@@ -279,15 +285,10 @@ def ratio_curve(entries: Sequence[Entry], labels: Sequence[tuple[float, float]] 
         if "predicted" in known:
             axes.plot([], [], "o", color=INK, ms=5, label="measured")
             axes.plot([], [], "o", color=INK, ms=5, mfc="none", label="predicted, 95 %")
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        narrow = high < _NARROW * low
-        axes.yaxis.set_major_locator(MaxNLocator(6) if narrow else LogLocator(10, subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        log_scale(axes)
         axes.xaxis.set_major_formatter(_percents(1))
         axes.set(xlabel="pruning ratio", ylabel="perplexity")
-        _legend(axes)
+        legend_above(axes)
     return figure
 
 
@@ -303,12 +304,6 @@ def _cloud(axes: Axes, labels: Sequence[tuple[float, float]], shown: Sequence[fl
 def _percents(scale: float) -> FuncFormatter:
     """Tick labels in per cent, with as many decimals as a tick needs: "2.5 %", "10 %"."""
     return FuncFormatter(lambda value, _: f"{round(scale * value, 6) + 0.0:.4g} %")
-
-
-def _legend(axes: Axes) -> None:
-    """A legend above the axes, where it hides no point."""
-    handles, names = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, names, loc="outside upper left", ncols=3, borderpad=0)
 
 
 def _points(axes: Axes, entries: Sequence[Entry], colour: str) -> None:

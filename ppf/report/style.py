@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 INK, FAINT, PAPER = "#24292f", "#d4d9e0", "#fefefe"
 BLUE, ORANGE, GREY = "#3f74d1", "#e0703a", "#8a919c"
@@ -18,6 +20,7 @@ OTHERS = ["#3d9a6b", "#a565c0", "#c9992b", "#4aa3b5", "#c95a7d"]
 RATIO = LinearSegmentedColormap.from_list("ratio", [BLUE, "#9a63bd", ORANGE])
 KEPT = LinearSegmentedColormap.from_list("kept", ["#2b2f77", "#3f74d1", "#9cc3ee", "#eef4fb"])
 _DPI = 150
+_NARROW = 12  # ratio of highest to lowest value below which the ticks of a log axis are even
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # keeps text as text: it can be selected, and uses the page's font
@@ -49,6 +52,22 @@ _RC: dict[Any, Any] = {
 def styled() -> AbstractContextManager[None]:
     """A context with PPF's style, in which figures are created and drawn."""
     return matplotlib.rc_context(_RC)
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis whose ticks are plain numbers; after all lines are drawn."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    narrow = high < _NARROW * low
+    axes.yaxis.set_major_locator(MaxNLocator(6) if narrow else LogLocator(10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def legend_above(axes: Axes, columns: int = 3) -> None:
+    """A legend above the axes, where it hides no point."""
+    handles, names = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, names, loc="outside upper left", ncols=columns, borderpad=0)
 
 
 def png(figure: Figure) -> bytes:

@@ -13,7 +13,7 @@ from ppf.report.agreement import agreement
 from ppf.report.html import write_page
 from ppf.report.page import Page, Part, Tile
 from ppf.report.scores import duration, percent
-from ppf.report.style import OTHERS, save_png, styled
+from ppf.report.style import OTHERS, legend_above, log_scale, save_png, styled
 from ppf.report.sweep import Group, Sweep, markdown, read_sweep, sweep_table, words
 from ppf.report.tables import print_table
 
@@ -83,7 +83,7 @@ def _orders(sweep: Sweep) -> Iterator[str]:
 
 def _figure(found: Sequence[Group], first: str) -> Figure:
     with styled():
-        figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+        figure = Figure(figsize=(8.4, 4.8), layout="constrained")
         axes = figure.add_subplot()
         if any(isinstance(group.key.get("ratio"), float) for group in found):
             _against_ratio(axes, found, first)
@@ -93,7 +93,7 @@ def _figure(found: Sequence[Group], first: str) -> Figure:
         values = [value for group in found for value in group.values(first)]
         log = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
         if log and "ratio" in found[0].key:
-            axes.set_yscale("log")
+            log_scale(axes)
     return figure
 
 
@@ -118,7 +118,7 @@ def _against_ratio(axes: Axes, found: Sequence[Group], first: str) -> None:
     label = "MiB of prunable matrices in the file" if sized else "pruning ratio"
     axes.set(xlabel=label, ylabel=words(first))
     if names != [""]:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend_above(axes, columns=2)
 
 
 def _ranked(axes: Axes, found: Sequence[Group], first: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 
@@ -208,7 +209,7 @@ def print_table(table: Table, *, target: Console = console) -> None:
     for column in table.columns:
         drawn.add_column(column.name, justify="right" if column.show else "left")
     for row in table.texts:
-        drawn.add_row(*row, style="bold" if row[0].startswith("PPF") else None)
+        drawn.add_row(*map(escape, row), style="bold" if row[0].startswith("PPF") else None)
     if not target.is_terminal:
         roomy = target.options.update(max_width=10_000)
         drawn.width = Measurement.get(target, roomy, drawn).maximum

@@ -25,6 +25,14 @@ def test_all_files_are_written_and_the_table_is_printed(
     assert "31.00 ± 1.00" in page.text and "svg" in page.tags
 
 
+def test_values_in_brackets_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for types in ("[f16]", "[q8_0,q4_0]"):
+        job(tmp_path, [f"budget.cost.types={types}"], {"test_ppl": 20.0})
+    write_sweep(tmp_path)
+    printed = capsys.readouterr().out
+    assert "[f16]" in printed and "[q8_0,q4_0]" in printed
+
+
 def test_the_headline_names_the_best_at_each_ratio(tmp_path: Path) -> None:
     page = sweep_page(read_sweep(searches(tmp_path)), tmp_path)
     assert page.headline == [
