@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ppf.llm.calls import LayerCalls
@@ -14,6 +14,8 @@ from ppf.progress import track
 
 Loss = Callable[[Float[Tensor, "window tokens"], Int[Tensor, " window"]], Float[Tensor, ""]]
 """Of the logits (float32) and the tokens of one window."""
+
+SMALL = 2**30  # bytes of a window's activations up to which no layer is run twice
 
 
 def differentiate(
@@ -25,10 +27,10 @@ def differentiate(
 ) -> None:
     """Computes the gradients of a loss of each window. The caller's hooks on modules see them.
 
-    This is gradient checkpointing: the inputs of every layer are kept in host memory, and each
-    layer is run again for its backward pass. So memory holds the activations of one layer
-    and one window, and the weights of one layer if they are offloaded. Hooks see each layer twice,
-    the first time without gradients.
+    If the activations of one window are large, or the weights are offloaded, this is gradient
+    checkpointing: the inputs of every layer are kept in host memory, and each layer is run again
+    for its backward pass. So memory holds the activations of one layer and one window, and the
+    weights of one layer. Hooks then see each layer twice, the first time without gradients.
 
     Args:
         lm: the dense model.
@@ -37,14 +39,31 @@ def differentiate(
         label: of the progress bar.
         hooks: hooks that watch the passes; they are removed at the end.
     """
+    small = _activations(lm, windows.shape[1]) <= SMALL and not lm.offloaded
     try:
-        _backward(lm, windows, loss, label)
+        (_at_once if small else _checkpointed)(lm, windows, loss, label)
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _backward(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) -> None:
+def _activations(lm: LanguageModel, window: int) -> int:
+    """Bytes that a pass through all layers keeps for its backward pass, at most about."""
+    linear = [m for m in lm.adapter.layers(lm.model).modules() if isinstance(m, nn.Linear)]
+    columns = sum(m.in_features + m.out_features for m in linear)
+    return 2 * columns * window * lm.model.dtype.itemsize  # as much again for all other modules
+
+
+def _at_once(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) -> None:
+    for window in track(windows.to(lm.device), label):
+        call = LayerCalls.record(lm, window[None])
+        state = call.inputs.detach().requires_grad_()
+        for layer, keywords in zip(lm.adapter.layers(lm.model), call.keywords, strict=True):
+            state = layer(state, **keywords)
+        _loss(lm, state, window, loss).backward()
+
+
+def _checkpointed(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) -> None:
     calls = [LayerCalls.record(lm, ids) for ids in windows.to(lm.device).split(1)]
     count = len(lm.adapter.layers(lm.model))
     states = [[call.inputs.cpu()] for call in calls]
@@ -71,7 +90,11 @@ def _backward(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) -> Non
 def _head(lm: LanguageModel, state: Tensor, window: Tensor, loss: Loss) -> Tensor:
     """The gradient with respect to the states that leave the last layer."""
     leaf = state.detach().requires_grad_()
-    hidden = lm.adapter.final_norm(lm.model)(leaf)[0]
-    loss(output_head(lm.model)(hidden).float(), window.to(lm.device)).backward()
+    _loss(lm, leaf, window.to(lm.device), loss).backward()
     assert leaf.grad is not None
     return leaf.grad
+
+
+def _loss(lm: LanguageModel, state: Tensor, window: Tensor, loss: Loss) -> Tensor:
+    hidden = lm.adapter.final_norm(lm.model)(state)[0]
+    return loss(output_head(lm.model)(hidden).float(), window)

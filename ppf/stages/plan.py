@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
+from ppf.llm.backward import SMALL
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.pruning.bank import BankSize, bank_size
@@ -25,6 +26,7 @@ from ppf.stages.signatures import signatures
 GIB = 2**30
 _EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
 _LEVEL = 0.28  # of a product with all columns: 70 % of them stay, and M is triangular
+_LINEAR = 7  # linear layers in a decoder layer
 _MANY = 1024  # windows that are assumed where a text gives all it has
 _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
 
@@ -70,6 +72,7 @@ class Sizes:
         head: number of weights of the language-model head.
         bank: of least squares; None: no weights are refitted.
         itemsize: bytes of a weight.
+        window: tokens.
         calibration: tokens.
         labelling: tokens.
         labels: number of policies that are labelled or measured.
@@ -87,6 +90,7 @@ class Sizes:
     head: int
     bank: BankSize | None
     itemsize: int
+    window: int
     calibration: int
     labelling: int
     labels: int
@@ -121,6 +125,7 @@ class Sizes:
             head=model.get_output_embeddings().weight.numel(),
             bank=bank_size(of_sites, space, dtype, cfg.bank.max_gib, gpus) if refits else None,
             itemsize=dtype.itemsize,
+            window=cfg.text.window,
             calibration=(windows.calibration or _MANY) * cfg.text.window,
             labelling=(windows.labelling or _MANY) * cfg.text.window,
             labels=_labels(cfg),
@@ -200,7 +205,11 @@ def _differentiating(sizes: Sizes, speeds: Speeds, forward: float, head: float) 
     along = 2 * sum(columns * (rows + columns) for rows, columns in sizes.consumers)
     seconds = tokens * (3 * forward + 2 * head + along / speeds.model)
     states = (sizes.layers + 1) * sizes.states(round(tokens))
-    memory = sizes.resident + sizes.bank_in_memory
+    columns = sizes.in_layers / sizes.hidden + _LINEAR * sizes.layers * sizes.hidden
+    activations = 2 * columns * sizes.window * sizes.itemsize
+    if sizes.offload or activations > SMALL:  # each layer is run again instead
+        activations /= sizes.layers
+    memory = sizes.resident + sizes.bank_in_memory + activations / GIB
     return _need("expected losses", sizes, memory, 0, seconds, states)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppf.llm import LanguageModel, LayerStream, differentiate
+from ppf.llm import LanguageModel, LayerStream, backward, differentiate
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 
@@ -53,8 +53,12 @@ def test_streams_that_share_a_folder_run_each_layer_once(lm: LanguageModel, tmp_
     assert torch.equal(torch.cat(states[-1]), entering_states(lm, windows)[-1])
 
 
+@pytest.mark.parametrize("small", [2**30, 0], ids=["at once", "checkpointed"])
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_gradients_are_those_of_the_whole_model(name: str) -> None:
+def test_gradients_are_those_of_the_whole_model(
+    name: str, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backward, "SMALL", small)
     lm, windows = random_model(CHECKPOINTS[name]), random_windows()[:2]
 
     def loss(logits: Tensor, window: Tensor) -> Tensor:
