@@ -118,12 +118,14 @@ class BankSize(NamedTuple):
         factored: two factors a site in files, which are multiplied when a policy needs a level;
             False: the weights of all levels, in memory.
         resident: the factors are in memory too; False: they are read from the mapped files.
-        gib: size of the factors, or of all levels.
+        gib: size of the factors, or of the weights of all levels.
+        disk: GiB of its files, which always have the factors, and the weights unless `factored`.
     """
 
     factored: bool
     resident: bool
     gib: float
+    disk: float
 
 
 def bank_size(
@@ -142,13 +144,13 @@ def bank_size(
         max_gib: most GiB of memory. On GPUs, factors may also take half of their free memory.
         devices: of the model's layers.
     """
-    if (ready := levels_gib(shapes, space, dtype)) <= max_gib:
-        return BankSize(False, True, ready)
     numbers = sum(columns * (rows + columns) for rows, columns in shapes)
     gib = numbers * _stored_dtype(dtype).itemsize / 2**30
+    if (ready := levels_gib(shapes, space, dtype)) <= max_gib:
+        return BankSize(False, True, ready, ready + gib)
     free = [torch.cuda.mem_get_info(d)[0] / 2**30 for d in devices if d.type == "cuda"]
     max_gib = max(max_gib, sum(free) / 2)
-    return BankSize(True, gib <= max_gib, gib)
+    return BankSize(True, gib <= max_gib, gib, gib)
 
 
 def levels_gib(shapes: Sequence[tuple[int, int]], space: Space, dtype: torch.dtype) -> float:
@@ -188,23 +190,23 @@ def _stored(
         named = {"errors": made.errors}
         if made.biases is not None:
             named["biases"] = made.biases
-        if isinstance(made.weights, Factors):
-            named["projected"] = made.weights.projected[:, :].to(dtype)
-            named["inverse"] = made.weights.inverse[:, :].to(dtype)
-        elif made.weights is not None:
+        if made.factors:
+            named["projected"] = made.factors.projected[:, :].to(dtype)
+            named["inverse"] = made.factors.inverse[:, :].to(dtype)
+        if made.weights is not None and not isinstance(made.weights, Factors):
             named |= {f"{_LEVEL}{level:06}": weight for level, weight in enumerate(made.weights)}
         write_tensors(draft, named)
 
     def read(path: Path) -> Levels:
         stored = open_tensors(path)
         names = sorted(stored.keys())
-        weights: Factors | list[Tensor] | None
-        weights = [stored.get_tensor(name) for name in names if name.startswith(_LEVEL)] or None
+        factors = None
         if "projected" in names:
             projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
-            weights = Factors(projected, inverse, widths[:-1])
+            factors = Factors(projected, inverse, widths[:-1])
+        ready = [stored.get_tensor(name) for name in names if name.startswith(_LEVEL)]
         biases = stored.get_tensor("biases") if "biases" in names else None
-        return Levels(stored.get_tensor("errors"), weights, biases)
+        return Levels(stored.get_tensor("errors"), ready or factors, biases, factors)
 
     return get_or_make(file, read=read, make=write, announce=False)
 
@@ -213,17 +215,16 @@ def _cast(
     levels: Levels, dtype: torch.dtype, device: torch.device, *, resident: bool = False
 ) -> Levels:
     """Levels in the model's dtype on a layer's device; factors are there only if `resident`."""
-    weights = levels.weights
+    weights, factors = levels.weights, levels.factors
     if isinstance(weights, Factors):
         if resident:
             projected, inverse = weights.projected[:, :], weights.inverse[:, :]
-            factors = projected.to(device), inverse.to(device)
-            weights = replace(weights, projected=factors[0], inverse=factors[1])
-        weights = replace(weights, dtype=dtype, device=device)
+            weights = replace(weights, projected=projected.to(device), inverse=inverse.to(device))
+        weights = factors = replace(weights, dtype=dtype, device=device)
     elif weights is not None:
         weights = [weight.to(device, dtype).contiguous() for weight in weights]
     biases = None if levels.biases is None else levels.biases.to(device, dtype)
-    return Levels(levels.errors, weights, biases)
+    return Levels(levels.errors, weights, biases, factors)
 
 
 _LEVEL = "level."  # prefix of the names of a file's weights

@@ -67,11 +67,13 @@ class Levels:
         weights: weight [hidden, width] of each level below the dense one, or the factors of these
             weights; None: the leading columns of the dense weight.
         biases: vector that each level adds to the consumer's bias; None: no level adds one.
+        factors: of the weights, even if `weights` has them ready; None: they are not known.
     """
 
     errors: Float[Tensor, " levels"]
     weights: Sequence[Tensor] | Factors | None = None
     biases: Float[Tensor, "levels hidden"] | None = None
+    factors: Factors | None = None
 
     def along(
         self,
@@ -91,14 +93,15 @@ class Levels:
         whole = _prefix_sums((direction @ weight) * x)
         if self.weights is None:
             outputs = whole[:, list(widths)]
-        elif isinstance(self.weights, Factors):
+        elif self.factors:
             projected, inverse = (
-                part[:, :].to(x) for part in (self.weights.projected, self.weights.inverse)
+                part[:, :].to(x) for part in (self.factors.projected, self.factors.inverse)
             )
             # M is lower triangular: the first K entries of M x equal M[:K, :K] x[:K].
             sums = _prefix_sums((direction @ projected) * (x @ inverse.T))
             outputs = torch.cat([sums[:, list(widths[:-1])], whole[:, -1:]], 1)
         else:
+            assert not isinstance(self.weights, Factors)
             outputs_below = [
                 ((direction @ part) * x[:, :width]).float().sum(1)
                 for part, width in zip(self.weights, widths[:-1], strict=True)
@@ -281,6 +284,7 @@ class LeastSquares(Compensation):
             _relative(torch.stack(errors), energy).clamp(max=1),
             factors if factored else weights,
             torch.stack(biases).to(dtype),
+            factors,
         )
 
     def refit(self, moments: ResidualMoments) -> WeightAndBias:

@@ -196,7 +196,7 @@ def _building(sizes: Sizes, speeds: Speeds) -> Need:
     products = sum(4 / 3 * n**3 + 4 * rows * n**2 for rows, n in sizes.consumers)
     memory = sizes.resident + sizes.bank_in_memory + _solving(sizes)
     seconds = products / speeds.double
-    return _need("building the bank", sizes, memory, sizes.bank.gib, seconds)
+    return _need("building the bank", sizes, memory, sizes.bank.disk, seconds)
 
 
 def _differentiating(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Need:

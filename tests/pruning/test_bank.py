@@ -142,13 +142,25 @@ def test_factors_that_fit_are_read_once(lm: LanguageModel, tmp_path: Path) -> No
     factors = sum(4 * columns * (rows + columns) for rows, columns in shapes) / 2**30
     for limit, in_memory in ((factors * 1.01, True), (factors * 0.99, False)):
         size = bank_size(shapes, space, torch.float32, limit, [torch.device("cpu")])
-        assert size == (True, in_memory, pytest.approx(factors))
+        assert size == (True, in_memory, *[pytest.approx(factors)] * 2)
         made = Bank.build(
             lm, space, orders, statistics, LEAST_SQUARES, max_gib=limit, folder=tmp_path
         )
         for level in made.levels:
             assert isinstance(level.weights, Factors)
             assert isinstance(level.weights.inverse, torch.Tensor) == in_memory
+
+
+def test_files_of_ready_levels_have_their_factors_too(lm: LanguageModel, tmp_path: Path) -> None:
+    made, space = bank(lm, tmp_path, 1.0), width_space(lm)
+    shapes = [c.consumer.weight.shape for c in lm.couplings]
+    planned = bank_size(shapes, space, torch.float32, 1.0, [torch.device("cpu")])
+    assert not planned.factored and planned.disk > planned.gib
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    assert size == pytest.approx(planned.disk * 2**30, rel=0.5)
+    for level in made.levels:
+        for ready, factored in zip(level.weights, level.factors, strict=False):
+            torch.testing.assert_close(ready, factored, rtol=1e-3, atol=1e-4)
 
 
 def test_factors_of_a_16_bit_model_are_stored_in_16_bits(lm: LanguageModel, tmp_path: Path) -> None:

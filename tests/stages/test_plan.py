@@ -103,7 +103,7 @@ def test_too_small_a_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_small_sizes_are_told_in_mib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan.Free, "on", lambda *_: Free(100, 100, 0.25))
     cfg = config(f"paths.artefacts={tmp_path}", f"paths.cache={tmp_path}")
-    with pytest.raises(PPFError, match=r"needs \d{3} MiB of disk, but 256 MiB are free"):
+    with pytest.raises(PPFError, match=r"needs \d\.\d GiB of disk, but 256 MiB are free"):
         refuse_what_does_not_fit(cfg, CPU)
 
 
