@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ppf.errors import PPFError
 from ppf.pruning.live import LivePruner
+from ppf.pruning.unseen import Unseen
 
 FILE = "adapters.safetensors"
 
@@ -34,7 +35,7 @@ class Adapters(nn.Module):
 
     def __init__(self, pruner: LivePruner, rank: int, scale: float) -> None:
         super().__init__()
-        self._pruner = [pruner]  # a list: the model is no submodule
+        self._pruner = Unseen(pruner)  # the model is no submodule, and weight averaging copies none
         self.scale = scale
         with pruner.at(pruner.space.dense.tolist()):
             linears = projections(pruner)
@@ -46,7 +47,7 @@ class Adapters(nn.Module):
     @property
     def active(self) -> bool:
         """Whether the present policy is pruned."""
-        pruner = self._pruner[0]
+        pruner = self._pruner.value
         return pruner.kept != pruner.space.dense.tolist()
 
     def _add(self, pair: "_Pair", linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Any:
@@ -55,7 +56,7 @@ class Adapters(nn.Module):
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Adds the adapters to the weights of the present policy, for an export, within a block."""
-        pruner, scale = self._pruner[0], self.scale
+        pruner, scale = self._pruner.value, self.scale
         with torch.no_grad():
             for linear, pair in zip(projections(pruner).values(), self.pairs.values(), strict=True):
                 change = scale * pair.change(linear)

@@ -10,8 +10,9 @@ from torch import Tensor
 from ppf.llm import output_head, summed_nll
 from ppf.pruning import LivePruner
 from ppf.pruning.elastic import Adapters
+from ppf.pruning.unseen import Unseen
 from ppf.recovery.losses import Forward, Loss, need_stream, weighted_sum
-from ppf.recovery.module import NLL, TunedModule, Unseen
+from ppf.recovery.module import NLL, TunedModule
 from ppf.recovery.settings import Optimization
 
 _VALIDATED = 3  # ratios
@@ -51,7 +52,7 @@ class ElasticModule(TunedModule):
         optimization: Optimization,
     ) -> None:
         super().__init__(optimization)
-        self.adapters, self.pruner, self.policy = adapters, Unseen(pruner), policy
+        self.adapters, self.pruner, self.policy = adapters, Unseen(pruner), Unseen(policy)
         self.losses, self.ratios, self.draws, self.seed = dict(losses), ratios, draws, seed
 
     def training_step(
@@ -82,7 +83,7 @@ class ElasticModule(TunedModule):
 
     def _set_ratio(self, ratio: float) -> None:
         pruner = self.pruner.value
-        pruner.apply(self.policy(ratio) if ratio else pruner.space.dense.tolist())
+        pruner.apply(self.policy.value(ratio) if ratio else pruner.space.dense.tolist())
 
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood over three ratios, nats per token."""

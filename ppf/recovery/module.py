@@ -1,7 +1,7 @@
 """The LightningModules of recovery training: a whole model, or some of its layers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,23 +12,13 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ppf.errors import PPFError
 from ppf.llm import output_head, summed_nll
+from ppf.pruning.unseen import Unseen
 from ppf.recovery.likeliest import Likeliest
 from ppf.recovery.losses import Forward, Loss, distance, need_stream, need_teacher, weighted_sum
 from ppf.recovery.settings import Optimization
 
-T = TypeVar("T")
 NLL = "validation/nll"
 """Mean negative log-likelihood on the validation part, nats per token."""
-
-
-class Unseen(Generic[T]):
-    """Holds objects that checkpoints, weight averaging and DDP must not see."""
-
-    def __init__(self, value: T) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Unseen[T]":
-        return self
 
 
 class TunedModule(LightningModule):

@@ -152,7 +152,7 @@ def test_a_seed_repeats_a_sample(client: TestClient) -> None:
         ({"best_of": 3}, "this server does not support best_of: leave it out."),
         ({"frequency_penalty": 0.5}, "this server does not support frequency_penalty"),
         ({"beams": 3}, "beams: Extra inputs are not permitted."),
-        ({"n": 17}, "n=17 is more than limits.sequences=16"),
+        ({"n": 17}, "n: Input should be less than or equal to 16."),
         ({"stop": ["a", ""]}, "stop.1: String should have at least 1 character."),
     ],
 )

@@ -114,7 +114,7 @@ def test_rows_that_do_not_divide_into_blocks_are_refused(
 ) -> None:
     folder, _ = prepared
     cfg = config(folder, cache, *SMALL, "space=width")
-    with pytest.raises(PPFError, match="rows of 0.attention"):
+    with pytest.raises(PPFError, match="row length of 0.attention"):
         in_bytes(prepare(cfg, Fabric(accelerator="cpu", devices=1)), cfg)
 
 
