@@ -25,7 +25,11 @@ def opened(browser: Browser, address: str, scheme: str) -> Page:
 
 
 def chat(page: Page) -> None:
-    """Asks both panes the same question, and waits for their answers."""
+    """Asks the dense model and the one at 20 % the same question, and waits for their answers."""
+    ratio, slider = page.locator(".ratio").nth(1), page.get_by_role("slider").nth(1)
+    slider.fill("0")
+    while float(ratio.inner_text().rstrip(" %")) < 20:
+        slider.press("ArrowRight")
     page.locator("#tokens").fill("48")
     page.locator("#prompt").fill(QUESTION)
     send = page.get_by_role("button", name="Send")

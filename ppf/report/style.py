@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 INK, FAINT, PAPER = "#24292f", "#d4d9e0", "#fefefe"
 BLUE, ORANGE, GREY = "#3f74d1", "#e0703a", "#8a919c"
 NAMED = {"dense": GREY, "uniform": ORANGE, "PPF": BLUE}
-OTHERS = ["#3d9a6b", "#a565c0", "#c9992b", "#4aa3b5", "#c95a7d"]
+OTHERS = ["#3d9a6b", "#a565c0", "#c9992b", "#4aa3b5", "#c95a7d", "#8a9a35", "#9a6b4f"]
 RATIO = LinearSegmentedColormap.from_list("ratio", [BLUE, "#9a63bd", ORANGE])
 KEPT = LinearSegmentedColormap.from_list("kept", ["#2b2f77", "#3f74d1", "#9cc3ee", "#eef4fb"])
 _DPI = 150
