@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from ppf.artefacts import get_or_make
+
 VERSION = "3.22.1"
 BINARIES = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
 
@@ -32,17 +34,21 @@ class LlamaCpp:
             raise UnavailableError(
                 "llama.cpp's npm package needs node and npm on Linux (x64, arm64)"
             )
-        self.node, self.folder = node, cache / f"node-llama-cpp-{VERSION}"
+        self.node = node
         packages = [f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/{binary}@{VERSION}"]
-        if not (self.folder / "package.json").is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            install = [npm, "install", "--prefix", str(self.folder), "--no-audit", "--no-fund"]
-            install += ["--ignore-scripts", "--omit=optional", *packages]
-            done = subprocess.run(install, capture_output=True, text=True)
+
+        def install(draft: Path) -> None:
+            draft.mkdir()
+            command = [npm, "install", "--prefix", str(draft), "--no-audit", "--no-fund"]
+            command += ["--ignore-scripts", "--omit=optional", *packages]
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise UnavailableError(
                     f"npm cannot install {packages[0]}: {done.stderr.splitlines()[-1]}"
                 )
+
+        self.folder = cache / f"node-llama-cpp-{VERSION}"
+        get_or_make(self.folder, read=lambda f: (f / "package.json").read_text(), make=install)
 
     def __call__(self, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Requests and answers as llama_cpp.mjs lists them."""
