@@ -47,8 +47,12 @@ class LlamaCpp:
                     f"npm cannot install {packages[0]}: {done.stderr.splitlines()[-1]}"
                 )
 
-        self.folder = cache / f"node-llama-cpp-{VERSION}"
-        get_or_make(self.folder, read=lambda f: (f / "package.json").read_text(), make=install)
+        def check(folder: Path) -> Path:
+            (folder / "node_modules" / "node-llama-cpp").resolve(strict=True)
+            return folder
+
+        found = cache / f"node-llama-cpp-{VERSION}"
+        self.folder = get_or_make(found, read=check, make=install)
 
     def __call__(self, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Requests and answers as llama_cpp.mjs lists them."""

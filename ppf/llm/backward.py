@@ -39,7 +39,8 @@ def differentiate(
         label: of the progress bar.
         hooks: hooks that watch the passes; they are removed at the end.
     """
-    small = _activations(lm, windows.shape[1]) <= SMALL and not lm.offloaded
+    needed = activations(lm.adapter.layers(lm.model), windows.shape[1], lm.dtype)
+    small = needed <= SMALL and not lm.offloaded
     try:
         (_at_once if small else _checkpointed)(lm, windows, loss, label)
     finally:
@@ -47,11 +48,11 @@ def differentiate(
             hook.remove()
 
 
-def _activations(lm: LanguageModel, window: int) -> int:
-    """Bytes that a pass through all layers keeps for its backward pass, at most about."""
-    linear = [m for m in lm.adapter.layers(lm.model).modules() if isinstance(m, nn.Linear)]
-    columns = sum(m.in_features + m.out_features for m in linear)
-    return 2 * columns * window * lm.model.dtype.itemsize  # as much again for all other modules
+def activations(layers: nn.Module, window: int, dtype: torch.dtype) -> int:
+    """About as many bytes as a forward pass through all layers keeps for the backward pass."""
+    linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+    columns = sum(module.in_features + module.out_features for module in linear)
+    return 2 * columns * window * dtype.itemsize  # as much again for all other modules
 
 
 def _at_once(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) -> None:

@@ -91,7 +91,7 @@ def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None
         Column("against uniform", signed_percent),
         Column("selection part", decimal),
         Column("± standard error, selection", decimal),
-        Column("against uniform, selection"),
+        Column("against uniform, selection", str),
         Column("predicted", decimal),
         Column("95 % interval", str),
         Column("nats per token", "{:.4f}".format),

@@ -84,7 +84,7 @@ class Procedure:
         )
 
     def evaluation(self, text: Text, pieces: list[Piece], results: list[ModelResult]) -> Evaluation:
-        """The results with the text and windows that they were measured on."""
+        """The results, with the text and the windows of the measurements."""
         windows = sum(len(piece.windows) for piece in pieces)
         window = pieces[0].windows.shape[1]
         return Evaluation(text.name, windows, window, self.cfg.stride or window, results)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
-from ppf.llm.backward import SMALL
+from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.pruning.bank import BankSize, bank_size
@@ -26,7 +26,6 @@ from ppf.stages.signatures import signatures
 GIB = 2**30
 _EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
 _LEVEL = 0.28  # of a product with all columns: 70 % of them stay, and M is triangular
-_LINEAR = 7  # linear layers in a decoder layer
 _MANY = 1024  # windows that are assumed where a text gives all it has
 _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
 
@@ -72,7 +71,7 @@ class Sizes:
         head: number of weights of the language-model head.
         bank: of least squares; None: no weights are refitted.
         itemsize: bytes of a weight.
-        window: tokens.
+        activations: bytes that the backward pass of a window needs.
         calibration: tokens.
         labelling: tokens.
         labels: number of policies that are labelled or measured.
@@ -90,7 +89,7 @@ class Sizes:
     head: int
     bank: BankSize | None
     itemsize: int
-    window: int
+    activations: int
     calibration: int
     labelling: int
     labels: int
@@ -125,7 +124,7 @@ class Sizes:
             head=model.get_output_embeddings().weight.numel(),
             bank=bank_size(of_sites, space, dtype, cfg.bank.max_gib, gpus) if refits else None,
             itemsize=dtype.itemsize,
-            window=cfg.text.window,
+            activations=activations(layers, cfg.text.window, dtype),
             calibration=(windows.calibration or _MANY) * cfg.text.window,
             labelling=(windows.labelling or _MANY) * cfg.text.window,
             labels=_labels(cfg),
@@ -203,13 +202,12 @@ def _differentiating(sizes: Sizes, speeds: Speeds, forward: float, head: float) 
     """Expected losses, from every fourth calibration window; states lie in host memory."""
     tokens = sizes.calibration / 4
     along = 2 * sum(columns * (rows + columns) for rows, columns in sizes.consumers)
-    seconds = tokens * (3 * forward + 2 * head + along / speeds.model)
+    small = sizes.activations <= SMALL and not sizes.offload
+    passes = 2 if small else 3  # a large model runs each layer again
+    seconds = tokens * (passes * forward + 2 * head + along / speeds.model)
     states = (sizes.layers + 1) * sizes.states(round(tokens))
-    columns = sizes.in_layers / sizes.hidden + _LINEAR * sizes.layers * sizes.hidden
-    activations = 2 * columns * sizes.window * sizes.itemsize
-    if sizes.offload or activations > SMALL:  # each layer is run again instead
-        activations /= sizes.layers
-    memory = sizes.resident + sizes.bank_in_memory + activations / GIB
+    kept = sizes.activations / (1 if small else sizes.layers) / GIB
+    memory = sizes.resident + sizes.bank_in_memory + kept
     return _need("expected losses", sizes, memory, 0, seconds, states)
 
 
