@@ -54,7 +54,7 @@ class GrowingLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        self._rooms = self.keys, self.values
+        self._rooms = self._filled = self.keys, self.values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -62,31 +62,27 @@ class GrowingLayer(DynamicLayer):
         """Appends states [batch, heads, new tokens, size], and returns all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, self.keys = _append(self._rooms[0], self.keys, key_states)
-        values, self.values = _append(self._rooms[1], self.values, value_states)
-        self._rooms = keys, values
-        return self.keys, self.values
+        assert self.keys is not None and self.values is not None
+        length, new = self.keys.shape[2], key_states.shape[2]
+        total = length + new
+        # Methods of transformers, and of batches, replace the keys and values.
+        replaced = self.keys is not self._filled[0] or self.values is not self._filled[1]
+        if replaced or total > self._rooms[0].shape[2]:
+            self._rooms = _with_room(self.keys, total), _with_room(self.values, total)
+        keys, values = self._rooms
+        keys.narrow(2, length, new).copy_(key_states)
+        values.narrow(2, length, new).copy_(value_states)
+        self._filled = keys.narrow(2, 0, total), values.narrow(2, 0, total)
+        self.keys, self.values = self._filled
+        return self._filled
 
 
-def _append(room: Tensor, filled: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes new states after the filled ones.
-
-    Args:
-        room: the tensor that begins with `filled`; it is replaced if it no longer does, or if it
-            is too small.
-
-    Returns:
-        The tensor with room for more, and its filled part.
-    """
-    assert filled is not None
-    length, total = filled.shape[2], filled.shape[2] + new.shape[2]
-    fits = room.shape[:2] == filled.shape[:2] and total <= room.shape[2]
-    if not fits or room.data_ptr() != filled.data_ptr():
-        batch, heads, _, size = new.shape
-        room = new.new_empty(batch, heads, total + max(_ROOM, total // 4), size)
-        room[:, :, :length] = filled
-    room[:, :, length:total] = new
-    return room, room[:, :, :total]
+def _with_room(states: Tensor, total: int) -> Tensor:
+    """A tensor that begins with `states` and has room for at least `total` tokens."""
+    batch, heads, length, size = states.shape
+    room = states.new_empty(batch, heads, total + max(_ROOM, total // 4), size)
+    room[:, :, :length] = states
+    return room
 
 
 _ROOM = 64  # least number of tokens that a new tensor has room for

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from ppf.pruning.empty_block import EmptyBlock
 
 _DECODERS = LlamaModel, MistralModel, Qwen2Model, Qwen3Model
-Rotation = tuple[Float[Tensor, "rows 1 size"], Float[Tensor, "rows 1 size"]]
+Rotation = tuple[Float[Tensor, "*rows 1 size"], Float[Tensor, "*rows 1 size"]]
 """Cosines and sines of rotary embeddings; the first half of the sines is negated."""
 
 
@@ -57,7 +57,8 @@ def _product(linear: nn.Linear, x: Float[Tensor, "*tokens columns"]) -> Tensor:
     if x.numel() != x.shape[-1] or x.requires_grad:
         return F.linear(x, linear.weight, linear.bias)
     with _without_onednn():
-        return _multiply(linear, x.view(1, -1)).view(*x.shape[:-1], -1)
+        product = torch.mv(linear.weight, x.view(-1)).view(*x.shape[:-1], -1)
+    return product if linear.bias is None else product + linear.bias
 
 
 @contextmanager
@@ -100,31 +101,36 @@ def _decode(
     mask: Bool[Tensor, "rows 1 1 tokens"] | None,
     cache: Any,
 ) -> Float[Tensor, "rows width"]:
-    """The normalised residual stream after the last layer."""
+    """The normalised residual stream after the last layer.
+
+    The functions below get one row as a vector, because each change of shape takes time.
+    """
     x = decoder.embed_tokens(ids)
     cos, sin = decoder.rotary_emb(x, positions)
     first, second = sin.chunk(2, -1)
     rotation = cos, torch.cat((-first, second), -1)
+    if len(ids) == 1:
+        x, rotation = x[0], (cos[0], rotation[1][0])
     for layer, stored in zip(decoder.layers, cache.layers, strict=True):
         modules = layer._modules
         attention, mlp = modules["self_attn"], modules["mlp"]
         normed = _normed(modules["input_layernorm"], x)
         if isinstance(attention, EmptyBlock):
-            x = x + attention(normed[:, None], cache=cache)[0][:, 0]
+            x = x + attention(normed.view(len(ids), 1, -1), cache=cache)[0].view(x.shape)
         else:
             x = x + _attend(attention, normed, rotation, mask, stored)
         normed = _normed(modules["post_attention_layernorm"], x)
         x = x + (mlp(normed) if isinstance(mlp, EmptyBlock) else _mix(mlp, normed))
-    return _normed(decoder.norm, x)
+    return _normed(decoder.norm, x).view(len(ids), -1)
 
 
 def _attend(
     attention: Any,
-    x: Float[Tensor, "rows width"],
+    x: Float[Tensor, "*rows width"],
     rotation: Rotation,
     mask: Bool[Tensor, "rows 1 1 tokens"] | None,
     stored: Any,
-) -> Float[Tensor, "rows width"]:
+) -> Float[Tensor, "*rows width"]:
     """The output of an attention block.
 
     PyTorch's kernel gets the heads of a KV group as queries of one head. It then reads the group's
@@ -133,48 +139,49 @@ def _attend(
     Args:
         stored: the KV cache of this layer.
     """
-    modules, rows, size = attention._modules, x.shape[0], attention.head_dim
-    query = _project(modules["q_proj"], x).view(rows, -1, size)
-    key = _project(modules["k_proj"], x).view(rows, -1, size)
-    value = _project(modules["v_proj"], x).view(rows, -1, 1, size)
+    modules, size, rows = attention._modules, attention.head_dim, len(x) if x.dim() > 1 else 1
+    heads = *x.shape[:-1], -1, size
+    query = _project(modules["q_proj"], x).view(heads)
+    key = _project(modules["k_proj"], x).view(heads)
     if "q_norm" in modules:
         query, key = modules["q_norm"](query), modules["k_norm"](key)
-    heads, groups = query.shape[1], key.shape[1]
+    groups = key.shape[-2]
     cos, sin = rotation
-    both = torch.cat((query, key), 1)
+    both = torch.cat((query, key), -2)
     both = both * cos + both.roll(size // 2, -1) * sin
-    keys, values = stored.update(both[:, heads:, None], value)
-    query = both[:, :heads].reshape(rows, groups, heads // groups, size)
+    query, key = torch.split_with_sizes(both, (query.shape[-2], groups), -2)
+    value = _project(modules["v_proj"], x)
+    new = rows, groups, 1, size
+    keys, values = stored.update(key.view(new), value.view(new))
+    query = query.view(rows, groups, -1, size)
     mixed = F.scaled_dot_product_attention(query, keys, values, mask, scale=attention.scaling)
-    return _project(modules["o_proj"], mixed.view(rows, -1))
+    return _project(modules["o_proj"], mixed.view(*x.shape[:-1], -1))
 
 
-def _mix(mlp: Any, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+def _mix(mlp: Any, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
     """The output of an FFN."""
     modules = mlp._modules
     gate, up = _project(modules["gate_proj"], x), _project(modules["up_proj"], x)
-    return _project(modules["down_proj"], modules["act_fn"](gate) * up)
+    return _project(modules["down_proj"], modules["act_fn"].forward(gate) * up)
 
 
-def _project(linear: nn.Linear, x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
+def _project(linear: nn.Linear, x: Float[Tensor, "*rows columns"]) -> Float[Tensor, "*rows _"]:
     """The output of a linear layer, and of its hooks if it has any."""
-    return linear(x) if linear._forward_hooks else _multiply(linear, x)
-
-
-def _multiply(linear: nn.Linear, x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
+    if linear._forward_hooks:
+        return linear(x)
     # A module's dictionary is read ten times as fast as its attributes.
     weight, bias = linear._parameters["weight"], linear._parameters["bias"]
     assert weight is not None
-    if x.shape[0] > 1 or x.dtype.itemsize > 2:
+    if x.dim() > 1 or x.dtype.itemsize > 2:
         return F.linear(x, weight, bias)
-    product = torch.mv(weight, x.view(-1)).view(1, -1)
-    return product if bias is None else product + bias
+    product = torch.mv(weight, x)
+    return product if bias is None else product.add_(bias)
 
 
-def _normed(norm: Any, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+def _normed(norm: Any, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
     """The output of an RMS norm, rounded where transformers rounds."""
     weight, epsilon = norm._parameters["weight"], norm.variance_epsilon
-    if x.shape[0] > 1:
+    if x.dim() > 1:
         return F.rms_norm(x, x.shape[1:], None, epsilon) * weight
-    wide = x.view(-1).float()
-    return x * (torch.dot(wide, wide).item() / x.shape[1] + epsilon) ** -0.5 * weight
+    wide = x.float()
+    return x * (torch.dot(wide, wide).item() / x.shape[0] + epsilon) ** -0.5 * weight
