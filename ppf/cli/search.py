@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
 from ppf.labels.table import Labels
+from ppf.predictor.base import needs_labels, unfitted
 from ppf.progress import Stopwatch
 from ppf.report.html import write_page
 from ppf.report.publish import Artifact, Published, log_artifact, publish
@@ -27,7 +28,7 @@ from ppf.stages.search import search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, add_test, figures
-from ppf.stages.train import Trained, needs_labels, train
+from ppf.stages.train import Trained, train
 
 
 def _check(cfg: DictConfig) -> None:
@@ -57,7 +58,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     )
     first = partial(fit, may_train=may_make)
     with clock("labelling"):
-        count = cfg.labels.count if needs_labels(cfg.predictor) else 1  # the dense model
+        count = cfg.labels.count if needs_labels(unfitted(cfg.predictor)) else 1  # the dense model
         labels = collect(context, cfg.sampler, count, cfg.seed, may_label=may_make)
         labels = acquire(
             context, labels, first, cfg.labels, cfg.sampler, cfg.seed, may_label=may_make
@@ -121,7 +122,7 @@ def _report(
     loggers, folder, model = fabric.loggers, Path(cfg.paths.run), cfg.model.name
     page, shown, metrics = folder / "report.html", search_page(report), search_metrics(report)
     write_page(page, shown)
-    if trained.predictor.needs_labels:
+    if needs_labels(trained.predictor):
         used = Artifact([trained.folder], f"{model}-predictor", "predictor", used=True)
         log_artifact(loggers, used)
     publish(loggers, Published.of(shown, page, metrics))

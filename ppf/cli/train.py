@@ -12,6 +12,7 @@ from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
 from ppf.labels.table import Labels
+from ppf.predictor.base import needs_labels
 from ppf.predictor.scores import coverage_warning, endings
 from ppf.progress import say
 from ppf.report.plots import scatter
@@ -51,7 +52,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     table, warning = accuracy_table(row, bands), coverage_warning(row, bands, "held-out policies")
     shown = {"predictions": figure}, {"accuracy": table}
     publish(fabric.loggers, Published(dict(found.metrics), *shown))
-    if predictor.needs_labels:
+    if needs_labels(predictor):
         made = Artifact([trained.folder], f"{cfg.model.name}-predictor", "predictor")
         log_artifact(fabric.loggers, made)
     print_table(table)

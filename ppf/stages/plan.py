@@ -18,6 +18,7 @@ from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
+from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning.bank import BankSize, bank_size
 from ppf.space import Space
 from ppf.stages.observed import reads_spectra
@@ -221,7 +222,7 @@ def _labelling(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Nee
 def _labels(cfg: DictConfig) -> int:
     """Policies that a command measures: those that it draws, and those that a search proposes."""
     count, search = 0, cfg.get("search")
-    if "predictor" not in cfg or instantiate(cfg.predictor).needs_labels:
+    if "predictor" not in cfg or needs_labels(unfitted(cfg.predictor)):
         count += cfg.labels.count
     if isinstance(search, DictConfig):  # in other commands the key names a folder
         count += search.label_budget

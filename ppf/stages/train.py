@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from ppf.artefacts import signature
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.base import Predictor, PredictorInputs
+from ppf.predictor.base import Predictor, PredictorInputs, StoredPredictor, needs_labels, unfitted
 from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
 from ppf.stages.collect import measure, screen
@@ -35,11 +35,6 @@ class Trained:
 
 Train = Callable[[Labels], Trained]
 """Fits a predictor to labels: `train` whose other arguments are given."""
-
-
-def needs_labels(predictor: DictConfig) -> bool:
-    """Whether the predictor of this config is fitted to labels."""
-    return instantiate(predictor).needs_labels
 
 
 def train(
@@ -90,24 +85,25 @@ def train(
         if not may_train:
             raise missing("predictor", "python train.py")
         say(f"Training the predictor on {len(labels)} labels.")
-        fresh: Predictor = instantiate(predictor)
+        fresh: StoredPredictor = instantiate(predictor)
         fresh.fit(labels, inputs)
         draft.mkdir()
         fresh.save(draft)
 
-    def read(path: Path) -> Predictor:
-        stored: Predictor = instantiate(predictor)
+    def read(path: Path) -> StoredPredictor:
+        stored: StoredPredictor = instantiate(predictor)
         stored.load(path, inputs)
         return stored
 
-    found: Predictor = instantiate(predictor)
-    if found.needs_labels:
+    found = unfitted(predictor)
+    if needs_labels(found):
         found = artefacts.get_or_make("predictor", name, read=read, make=make)
         if reused:
             say(f"Reusing the predictor in {folder}.")
     else:
         found.fit(labels, inputs)
-    found.to(context.lm.device)
+    if move := getattr(found, "to", None):
+        move(context.lm.device)
     _check_predictions(found, context)
     return Trained(found, folder, name)
 
