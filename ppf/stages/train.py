@@ -21,7 +21,14 @@ from ppf.stages.collect import measure, screen
 from ppf.stages.prepare import PruningContext
 from ppf.stages.signatures import file_digest, missing, plain, with_code
 
-_MACHINE = ("accelerator", "devices", "num_nodes", "strategy")  # where, not what, is trained
+_NO_EFFECT = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+)  # of the Trainer's arguments: they do not change what is trained
 
 
 @dataclass(frozen=True)
@@ -146,5 +153,5 @@ def predictor_signature(
         config["init_from"] = file_digest(file, "predictor.init_from", cache)
     config = with_code(config, cache)
     policies = (labels.kept.tolist(), labels.proposed.tolist(), labels.acquired.tolist())
-    training = {key: value for key, value in plain(trainer).items() if key not in _MACHINE}
+    training = {key: value for key, value in plain(trainer).items() if key not in _NO_EFFECT}
     return signature("predictor", label_signature, policies, config, training, seed)

@@ -186,6 +186,10 @@ def test_a_policy_is_pruned_once_and_then_recovered(
     assert "Reusing" not in capsys.readouterr().out
     run(config(*given, "recovery.tokens=64"))
     assert "Reusing the pruned model" in capsys.readouterr().out
+    (weights,) = (searched / "artefacts" / "pruned").glob("*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert run(config(*given, "recovery.tokens=32")).pruned == found.pruned
+    assert "Reusing" not in capsys.readouterr().out
 
 
 def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(

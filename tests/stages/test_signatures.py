@@ -21,12 +21,14 @@ INVALIDATES = {
     "model.source": ALL,
     "text": ALL,
     "text.name": (),
+    "text.column": (),
     "text.training": (),
     "text.windows.calibration": ALL,
     "text.windows.labelling": ("labels", "predictor"),
     "text.windows.test": (),
     "importance": ("order", "bank", "labels", "predictor"),
     "space": ("bank", "labels", "predictor"),
+    "space.name": (),
     "compensation": ("bank", "labels", "predictor"),
     "labels.context": ("labels", "predictor"),
     "labels.kl_top_k": ("labels", "predictor"),
@@ -35,6 +37,8 @@ INVALIDATES = {
     "trainer": ("predictor",),
     "trainer.accelerator": (),
     "trainer.devices": (),
+    "trainer.log_every_n_steps": (),
+    "trainer.num_sanity_val_steps": (),
     "seed": ("predictor",),
 }
 
