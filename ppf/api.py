@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.cli.app import run
-from ppf.stages.policy import read_policy
+from ppf.context.policy import read_policy
 
 Model = str | Path | PreTrainedModel
 _PLAIN = re.compile(r"[\w./~+-]+")  # text that Hydra reads without quotes

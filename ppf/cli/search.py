@@ -8,8 +8,11 @@ from typing import NamedTuple
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
+from ppf.context.policy import provenance, warn_if_unreadable
+from ppf.context.prepare import PruningContext, prepare
 from ppf.labels.table import Labels
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.progress import Stopwatch
@@ -17,13 +20,10 @@ from ppf.report.html import write_page
 from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.tables import print_summary
-from ppf.stages import curve, results
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.collect import collect
 from ppf.stages.dynamic import dynamic, learner_of
-from ppf.stages.policy import provenance, warn_if_unreadable
-from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
+from ppf.context.prepare import prepare
 from ppf.labels.table import Labels
 from ppf.predictor.base import needs_labels
 from ppf.predictor.scores import coverage_warning, endings
@@ -21,7 +22,6 @@ from ppf.report.style import save_png
 from ppf.report.tables import accuracy_table, print_table
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import collect
-from ppf.stages.prepare import prepare
 from ppf.stages.score import Scored, held_out, score
 from ppf.stages.train import train
 

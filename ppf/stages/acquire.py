@@ -5,6 +5,8 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ppf.context.prepare import PruningContext
+from ppf.context.signatures import missing
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.table import ACQUIRED, Labels
@@ -13,8 +15,6 @@ from ppf.predictor.scores import USUAL
 from ppf.ranks import on_rank_0
 from ppf.space import new_policies
 from ppf.stages.collect import label_store, measure
-from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import missing
 from ppf.stages.train import Train
 
 _STREAM = 77  # of the pool's seed: draws that are no labels

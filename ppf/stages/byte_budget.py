@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ppf.artefacts import signature
+from ppf.context.prepare import PruningContext
 from ppf.errors import PPFError
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning import SiteFeatures
@@ -23,7 +24,6 @@ from ppf.pruning.options import Options
 from ppf.pruning.rounding import BLOCK, Type
 from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
 from ppf.space import project
-from ppf.stages.prepare import PruningContext
 from ppf.stages.prune import labelling_nll
 
 _TYPES: tuple[Type, ...] = get_args(Type)

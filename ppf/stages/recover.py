@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 
 from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
+from ppf.context.policy import check_signature, policy_config, read_policy, refuse_types
+from ppf.context.signatures import model_identity, plain, text_identity, with_code
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import load_folder
@@ -25,7 +27,6 @@ from ppf.recovery.losses import Loss, likeliest_needed
 from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import Task
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
-from ppf.stages.policy import check_signature, policy_config, read_policy, refuse_types
 from ppf.stages.prune import compensated
 from ppf.stages.recovery_inputs import (
     losses_of,
@@ -36,7 +37,6 @@ from ppf.stages.recovery_inputs import (
     windows_of,
     with_enough_memory,
 )
-from ppf.stages.signatures import model_identity, plain, text_identity, with_code
 
 
 def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:

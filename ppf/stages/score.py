@@ -6,6 +6,7 @@ from typing import NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from ppf.context.prepare import PruningContext
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.families import families
@@ -14,7 +15,6 @@ from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.space import new_policies
 from ppf.stages.collect import measure
-from ppf.stages.prepare import PruningContext
 
 _STREAM = 4111  # of the sampler's seed: policies for scores only, which no choice may use
 

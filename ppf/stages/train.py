@@ -12,14 +12,14 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ppf.artefacts import signature
+from ppf.context.prepare import PruningContext
+from ppf.context.signatures import file_digest, missing, plain, with_code
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor, PredictorInputs, StoredPredictor, needs_labels, unfitted
 from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
 from ppf.stages.collect import measure, screen
-from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import file_digest, missing, plain, with_code
 
 _NO_EFFECT = (
     "accelerator",

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ppf.cli.checks import check
 from ppf.cli.prune import main as command
 from ppf.conf import read_option
+from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.export.card import recovered_card
 from ppf.export.loading import load_folder
@@ -30,7 +31,6 @@ from ppf.recovery.likeliest import read_likeliest
 from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule
 from ppf.report.scores import RecoveryScore
-from ppf.stages.policy import read_policy
 from ppf.stages.prune import convert, prune
 from ppf.stages.recover import recover
 from tests.recoveries import KilledError, kill, recovery_config

@@ -8,11 +8,11 @@ import torch
 from hydra import compose, initialize_config_module
 
 from ppf.artefacts import Artefacts
+from ppf.context.observed import Observed, reads_spectra
 from ppf.errors import PPFError
 from ppf.pruning import collect_statistics, collect_traits, score_atoms
 from ppf.pruning.allocation import OWL, AlphaPruning
 from ppf.pruning.importance import OBS, Importance, Taylor
-from ppf.stages.observed import Observed, reads_spectra
 from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
 
@@ -131,7 +131,7 @@ def test_the_first_rank_differentiates_for_all(tiny: TinySetup, tmp_path: Path) 
 def test_spectra_are_computed_only_for_the_rule_that_reads_them(
     tiny: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppf.stages.observed.layer_exponent", None)  # it is not called
+    monkeypatch.setattr("ppf.context.observed.layer_exponent", None)  # it is not called
     found = observed(tiny, tmp_path, one(), spectra=False)
     found.make()
     traits = found.traits()

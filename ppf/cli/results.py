@@ -11,6 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import write_json
+from ppf.context.budgets import saved
+from ppf.context.policy import described, policy_record
+from ppf.context.prepare import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.pareto import front
 from ppf.policy_search.selection import Mean
@@ -20,9 +23,6 @@ from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.report.origin import command_line, machine
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
-from ppf.stages.budgets import saved
-from ppf.stages.policy import described, policy_record
-from ppf.stages.prepare import PruningContext
 from ppf.stages.score import out_of_fold
 from ppf.stages.search import Found
 from ppf.stages.selection import selection_windows

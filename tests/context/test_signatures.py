@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
+from ppf.context.signatures import Signatures, signatures
 from ppf.labels.table import Labels
 from ppf.llm import load
-from ppf.stages.signatures import Signatures, signatures
 from ppf.stages.train import predictor_signature
 
 ALL = ("statistics", "order", "bank", "labels", "predictor")

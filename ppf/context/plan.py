@@ -13,6 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from ppf.context.observed import reads_spectra
+from ppf.context.signatures import signatures
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
@@ -21,8 +23,6 @@ from ppf.llm.shapes import skeleton
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning.bank import BankSize, bank_size
 from ppf.space import Space
-from ppf.stages.observed import reads_spectra
-from ppf.stages.signatures import signatures
 
 GIB = 2**30
 _EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
