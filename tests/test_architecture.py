@@ -31,6 +31,7 @@ ORDER = [
     {"cli"},
     {"api"},
 ]
+CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "ppf").rglob("*.py"))
 IN_ROOMS = [p for p in FILES if p.parts[1] not in ("__init__.py", "conf")]
@@ -86,14 +87,26 @@ def test_imports_only_from_lower_rooms() -> None:
     assert not wrong
 
 
-def test_no_two_classes_share_a_name() -> None:
-    names = [
-        node.name
-        for file in FILES
-        for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    ]
-    assert [name for name, count in Counter(names).items() if count > 1] == []
+def test_no_two_classes_or_type_aliases_share_a_name() -> None:
+    sources = ((ROOT / file).read_text(encoding="utf-8") for file in FILES)
+    names = Counter(name for source in sources for name in type_names(source))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def type_names(source: str) -> Iterator[str]:
+    """Names of the classes and of the type aliases at the top of a module."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = (target.id for target in targets if isinstance(target, ast.Name))
+            yield from (name for name in names if CAMEL_CASE.fullmatch(name))
+
+
+def test_type_names_are_those_of_classes_and_aliases() -> None:
+    source = "class A: ...\nPart = str\n_Keys: type = tuple\nFILE = 'x'\nT = TypeVar('T')\nx = 1"
+    assert list(type_names(source)) == ["A", "Part", "_Keys"]
 
 
 def test_order_is_not_empty() -> None:

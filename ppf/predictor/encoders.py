@@ -138,8 +138,8 @@ class Sites(Encoder):
         layers = torch.tensor([site.layer for site in space.sites])
         cost = (space.units * space.params).float() / space.total
         per_site = torch.stack([cost * len(space), layers / space.layers, known.energy.float()], 1)
-        told = [*(errors**p for p in powers), *(losses**p for p in loss_powers)]
-        levels = [1 - known.retained.float(), *told]
+        effects = [*(errors**p for p in powers), *(losses**p for p in loss_powers)]
+        levels = [1 - known.retained.float(), *effects]
         self.register_buffer("levels", torch.stack(levels, -1))
         self.register_buffer("constant", torch.cat([per_site, nn.functional.one_hot(kinds)], 1))
         self.register_buffer("site", torch.arange(len(space)))

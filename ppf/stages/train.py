@@ -119,15 +119,15 @@ def _check_predictions(predictor: Predictor, context: PruningContext) -> None:
         PPFError: the result is not a `Prediction`, or its tensors have wrong shapes.
     """
     found = predictor.predict(context.space.dense.repeat(2, 1).to(context.lm.device))
-    told = type(found).__name__
+    returned = type(found).__name__
     if isinstance(found, Prediction):
         shapes = [list(torch.as_tensor(values).shape) for values in found]
         if shapes == [[2], [2]]:
             return
-        told = f"tensors of shapes {shapes[0]} and {shapes[1]}"
+        returned = f"tensors of shapes {shapes[0]} and {shapes[1]}"
     raise PPFError(
-        f"{type(predictor).__name__}.predict gives {told} for 2 policies: it must give a Prediction"
-        " of two tensors of shape [2]."
+        f"{type(predictor).__name__}.predict gives {returned} for 2 policies: it must give a"
+        " Prediction of two tensors of shape [2]."
     )
 
 
