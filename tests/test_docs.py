@@ -1,8 +1,10 @@
-"""The code on the pages that tell how to extend PPF runs as it stands."""
+"""The code on the pages about extending PPF, and on the page about Python, runs as it stands."""
 
 import re
 import shlex
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from tests.commands import exit_code
 ROOT = Path(__file__).parents[1]
 FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
 QUICK = ("search.rounds=1", "text.window=64", "text.windows.labelling=2", "logger=csv")
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 COMMAND = re.compile(r"^PYTHONPATH=FOLDER python (\w+)\.py (.*)$", re.MULTILINE)
 
 
@@ -25,6 +28,25 @@ def write_files(page: str, folder: Path) -> str:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
     return text
+
+
+@pytest.mark.slow
+def test_the_python_page_runs(
+    cache: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = PYTHON.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings(action="ignore"):
+        for block in blocks:
+            exec(block, names)  # noqa: S102
+    assert names["found"].ratio >= 0.3 and (tmp_path / "recovered" / "policy.json").is_file()
+    said = capsys.readouterr().out
+    assert "0.attention" in said and all(name in said for name in ("pruned", "recovered"))
+    assert names["model"].ratio >= 0.2
 
 
 @pytest.mark.slow
