@@ -31,6 +31,7 @@ ORDER = [
     {"cli"},
     {"api"},
 ]
+EVERYWHERE = {"errors", "progress", "ranges", "threads"}  # the table leaves these imports out
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "ppf").rglob("*.py"))
@@ -85,6 +86,29 @@ def test_imports_only_from_lower_rooms() -> None:
         if higher := [module for module in ours(imports_of(file)) if not allowed(room, module)]:
             wrong[str(file)] = higher
     assert not wrong
+
+
+def test_the_table_of_rooms_lists_their_imports() -> None:
+    listed = dict(table_of_rooms())
+    assert listed.keys() == {file.with_suffix("").parts[1] for file in IN_ROOMS} | {"conf"}
+    places = [RANK[room] for room in listed if room != "conf"]
+    assert places == sorted(places)
+    found: dict[str, set[str]] = {room: set() for room in listed}
+    for file in IN_ROOMS:
+        found[file.with_suffix("").parts[1]] |= ours(imports_of(file))
+    for room, modules in listed.items():
+        needed = {m for m in found[room] if room_of(m) != room and room_of(m) not in EVERYWHERE}
+        assert modules == {room_of(module) for module in needed}, room
+
+
+def table_of_rooms() -> Iterator[tuple[str, set[str]]]:
+    """Each package in ARCHITECTURE's table, and the packages that its row lists as imports."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = text.split("| package | imports | content |\n|---|---|---|\n")[1].split("\n\n")[0]
+    for row in rows.splitlines():
+        _, names, imports, *_ = row.split("|")
+        modules = {name.split(".")[0] for name in re.findall(r"[\w.]+", imports)}
+        yield from ((name, modules) for name in re.findall(r"`(\w+)`", names))
 
 
 def test_no_two_classes_or_type_aliases_share_a_name() -> None:
