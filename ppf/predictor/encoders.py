@@ -16,7 +16,7 @@ class Encoder(nn.Module, ABC):
 
     Every feature is monotone in the kept units of its own site, or constant. All dimensions but the
     last enumerate rows; a row belongs to one site. The last dimension holds the features of a row.
-    A network may reshape features only if it keeps to this rule.
+    Networks rely on this layout.
 
     Attributes:
         shape: shape of one policy's features.

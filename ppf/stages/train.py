@@ -26,7 +26,7 @@ _MACHINE = ("accelerator", "devices", "num_nodes", "strategy")  # where, not wha
 
 @dataclass(frozen=True)
 class Trained:
-    """A predictor, and where its artefact lies."""
+    """A fitted predictor, with the folder and the signature of its artefact."""
 
     predictor: Predictor
     folder: Path
@@ -64,7 +64,8 @@ def train(
         seed: of splits and initial weights.
         loggers: Fabric's; the training reports to those that Lightning's Trainer takes too.
         labels: measured policies, the dense one first.
-        one_ratio: the search is for one ratio, so that its best policy may be differentiated.
+        one_ratio: whether the search is for one ratio. Only then may the predictor compute
+            gradients of the pruned model (`PredictorInputs.changes`).
 
     Raises:
         PPFError: the predictor is missing, and `may_train` is false.
