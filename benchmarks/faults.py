@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from ppf.context.policy import read_policy  # noqa: E402
 from ppf.errors import PPFError  # noqa: E402
-from ppf.labels.store import LabelStore, Row  # noqa: E402
+from ppf.labels.store import LabelRow, LabelStore  # noqa: E402
 from ppf.progress import say, track  # noqa: E402
 from tests.articles import write_articles  # noqa: E402
 from tests.commands import exit_code  # noqa: E402
@@ -262,7 +262,7 @@ def fuzz(tries: int) -> dict[str, int]:
         folder = Path(root) / "labels"
         store = LabelStore(folder, "a", UNITS)
         for i in range(8):
-            store.add(Row((3, 24 - i, i % 4, 20), 0.1 * i, 3 + i / 7, None, "sampler", 0.5))
+            store.add(LabelRow((3, 24 - i, i % 4, 20), 0.1 * i, 3 + i / 7, None, "sampler", 0.5))
         truth, shard = dict(store._rows), next(folder.glob("*.parquet"))
         whole = shard.read_bytes()
         for _ in track(range(tries), "Fuzzing shards"):

@@ -35,7 +35,7 @@ from ppf.recovery.fit import fit
 from ppf.recovery.losses import KL
 from ppf.recovery.module import RecoveryModule
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
-from ppf.recovery.tuners import Full, Task, without_dropout
+from ppf.recovery.tuners import Full, TuningTask, without_dropout
 from ppf.space import uniform
 
 LR, TURNS, BATCH, VALIDATION, GIB = 3e-4, 2, 4, 4, 2**30
@@ -77,13 +77,13 @@ class Setting:
         self.validation = text.tokens("validation", self.teacher.tokenizer)[:VALIDATION]
         self.tokens = steps * BATCH * text.window
 
-    def task(self) -> Task:
+    def task(self) -> TuningTask:
         """A fresh student."""
         model, tokenizer = load_folder(
             self.folder / "pruned", torch.float32, trust_remote_code=False
         )
         student = LanguageModel(model, tokenizer, adapter_for(model.config))
-        return Task(student, self.teacher, {"kl": KL(1.0, 0)}, self.training, self.validation)
+        return TuningTask(student, self.teacher, {"kl": KL(1.0, 0)}, self.training, self.validation)
 
     def run(self) -> TrainingRun:
         """A run with a new folder."""

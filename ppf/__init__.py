@@ -1,14 +1,18 @@
 """Pruning-policy search for language models.
 
+`search`, `prune`, `recover` and `evaluate` do what the commands of these names do. `search` returns
+a `SearchResult`. `load_agent` loads an agent that gives a policy for any ratio. A `DynamicModel` is
+a model whose pruning ratio can be changed in milliseconds.
+
     import ppf
 
-    found = ppf.search("smollm2_135m", ratio=0.3, agent="evolution")  # a model's name or folder
+    found = ppf.search("smollm2_135m", ratio=0.3)                     # a model's name or folder
     found.kept, found.perplexity                                      # units kept at each site
     folder = ppf.prune(found, "pruned")                               # a smaller model
     better = ppf.recover(path=folder, out="recovered")                # trained after pruning
     ppf.evaluate(path=[folder, better])                               # their test perplexities
 
-    agent = ppf.load_agent("FOLDER")               # of a search with mode="dynamic"
+    agent = ppf.load_agent("FOLDER")                # of a search with mode="dynamic"
     agent.policy(ratio=0.37)
     model = ppf.DynamicModel.from_search("FOLDER")  # one model in memory, at any ratio
 
@@ -19,7 +23,12 @@ Keyword arguments are the overrides of the commands: `labels={"count": 256}` sta
 import importlib
 import os
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppf.agents.ratio_agent import load_agent
+    from ppf.api import SearchResult, evaluate, prune, recover, search
+    from ppf.runtime import DynamicModel
 
 # Waiting threads sleep after some microseconds. Without this, two busy processes on one machine
 # slow each other down several-fold.
@@ -45,3 +54,8 @@ def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'ppf' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """All names of the package, those that are not yet imported too: `help(ppf)` shows them."""
+    return sorted({*globals(), *__all__})

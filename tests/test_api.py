@@ -1,6 +1,9 @@
 """The Python interface: the same chain as by commands, on a loaded model."""
 
 import json
+import pydoc
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +41,14 @@ def test_arguments_are_written_as_overrides() -> None:
 
 def test_public_names_are_there() -> None:
     assert all(hasattr(ppf, name) for name in ppf.__all__)
-    assert ppf.__version__
+    assert set(ppf.__all__) <= set(dir(ppf)) and ppf.__version__
+    shown = pydoc.plain(pydoc.render_doc(ppf))
+    assert all(f" {name}(" in shown for name in ppf.__all__)
+
+
+def test_the_import_is_lazy() -> None:
+    code = "import sys, ppf; sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_wrong_override_is_an_error_and_not_an_exit(

@@ -32,6 +32,8 @@ ORDER = [
     {"cli"},
     {"api"},
 ]
+EVERYWHERE = {"errors", "progress", "ranges", "threads"}  # the table leaves these imports out
+CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "ppf").rglob("*.py"))
 IN_ROOMS = [p for p in FILES if p.parts[1] not in ("__init__.py", "conf")]
@@ -87,14 +89,49 @@ def test_imports_only_from_lower_rooms() -> None:
     assert not wrong
 
 
-def test_no_two_classes_share_a_name() -> None:
-    names = [
-        node.name
-        for file in FILES
-        for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    ]
-    assert [name for name, count in Counter(names).items() if count > 1] == []
+def test_the_table_of_rooms_lists_their_imports() -> None:
+    listed = dict(table_of_rooms())
+    assert listed.keys() == {file.with_suffix("").parts[1] for file in IN_ROOMS} | {"conf"}
+    places = [RANK[room] for room in listed if room != "conf"]
+    assert places == sorted(places)
+    found: dict[str, set[str]] = {room: set() for room in listed}
+    for file in IN_ROOMS:
+        found[file.with_suffix("").parts[1]] |= ours(imports_of(file))
+    for room, modules in listed.items():
+        needed = {m for m in found[room] if room_of(m) != room and room_of(m) not in EVERYWHERE}
+        assert modules == {room_of(module) for module in needed}, room
+
+
+def table_of_rooms() -> Iterator[tuple[str, set[str]]]:
+    """Each package in ARCHITECTURE's table, and the packages that its row lists as imports."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = text.split("| package | imports | content |\n|---|---|---|\n")[1].split("\n\n")[0]
+    for row in rows.splitlines():
+        _, names, imports, *_ = row.split("|")
+        modules = {name.split(".")[0] for name in re.findall(r"[\w.]+", imports)}
+        yield from ((name, modules) for name in re.findall(r"`(\w+)`", names))
+
+
+def test_no_two_classes_or_type_aliases_share_a_name() -> None:
+    sources = ((ROOT / file).read_text(encoding="utf-8") for file in FILES)
+    names = Counter(name for source in sources for name in type_names(source))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def type_names(source: str) -> Iterator[str]:
+    """Names of the classes and of the type aliases at the top of a module."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = (target.id for target in targets if isinstance(target, ast.Name))
+            yield from (name for name in names if CAMEL_CASE.fullmatch(name))
+
+
+def test_type_names_are_those_of_classes_and_aliases() -> None:
+    source = "class A: ...\nPart = str\n_Keys: type = tuple\nFILE = 'x'\nT = TypeVar('T')\nx = 1"
+    assert list(type_names(source)) == ["A", "Part", "_Keys"]
 
 
 def test_order_is_not_empty() -> None:

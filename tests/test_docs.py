@@ -1,20 +1,26 @@
-"""The code on the pages that tell how to extend PPF runs as it stands."""
+"""The code on the pages about extending PPF, and on the page about Python, runs as it stands."""
 
 import re
 import shlex
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import OlmoConfig, OlmoForCausalLM
 
+from ppf.llm import families
+from tests import checkpoints
 from tests.articles import write_articles
 from tests.cli.conftest import HASTY
 from tests.commands import exit_code
+from tests.llm import test_adapters
 
 ROOT = Path(__file__).parents[1]
 FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
 QUICK = ("search.rounds=1", "text.window=64", "text.windows.labelling=2", "logger=csv")
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 COMMAND = re.compile(r"^PYTHONPATH=FOLDER python (\w+)\.py (.*)$", re.MULTILINE)
 
 
@@ -25,6 +31,25 @@ def write_files(page: str, folder: Path) -> str:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
     return text
+
+
+@pytest.mark.slow
+def test_the_python_page_runs(
+    cache: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = PYTHON.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings(action="ignore"):
+        for block in blocks:
+            exec(block, names)  # noqa: S102
+    assert names["found"].ratio >= 0.3 and (tmp_path / "recovered" / "policy.json").is_file()
+    said = capsys.readouterr().out
+    assert "0.attention" in said and all(name in said for name in ("pruned", "recovered"))
+    assert names["model"].ratio >= 0.2
 
 
 @pytest.mark.slow
@@ -77,6 +102,22 @@ def test_the_familys_adapter_couples_the_model(
         coupling.consumer.weight.data = reordered(weight, order, coupling.columns, 1)
         torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-5)
     assert before is not None and adapter.final_norm(model) is model.model.norm
+
+
+def test_the_familys_config_passes_the_tests_of_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = write_files("family", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from olmo import OlmoAdapter
+
+    monkeypatch.setattr(families, "ADAPTERS", (*families.ADAPTERS, OlmoAdapter))
+    (entry,) = re.findall(r"```python\n(\"olmo\": .*?)```", text, re.DOTALL)
+    names = {"OlmoConfig": OlmoConfig, "_SMALL": checkpoints._SMALL}
+    config = eval(f"{{{entry}}}", names)["olmo"]  # noqa: S307
+    test_adapters.test_masked_and_live_pruned_logits_agree(config)
+    test_adapters.test_live_pruned_and_exported_logits_agree(config, "random", tmp_path / "out")
+    test_adapters.test_widths_of_dense_blocks_equal_the_config(config)
 
 
 def reordered(weight: torch.Tensor, order: torch.Tensor, size: int, dim: int) -> torch.Tensor:

@@ -93,37 +93,37 @@ class Learner(Agent):
         torch.manual_seed(run.seed)
         training = self.begin(objective, fabric)
         torch.manual_seed(run.rank_seed)
-        memory = _Memory(objective.candidates(objective.starts()))
-        parts = {"memory": memory, **training.parts()}
+        state = _LearnerState(objective.candidates(objective.starts()))
+        parts = {"state": state, **training.parts()}
         first = checkpoint.load(fabric, parts) if checkpoint else 0
         for iteration in track(range(first, self.iterations), "Training the agent"):
-            played = training.step()
-            memory.add(objective, played, self.elites)
+            rollout = training.step()
+            state.add(objective, rollout, self.elites)
             if iteration % self.report_every == 0:
-                gain = fabric.all_reduce(played.gain.mean(), reduce_op="mean")
+                gain = fabric.all_reduce(rollout.gain.mean(), reduce_op="mean")
                 assert isinstance(gain, Tensor)
-                metrics = predictions(objective, memory.elites, played.kept, played.ratio)
-                run.log(iteration, {"reward": gain, **played.metrics, **metrics})
-                if memory.stale(iteration, float(gain)) > self.patience:
+                metrics = predictions(objective, state.elites, rollout.kept, rollout.ratio)
+                run.log(iteration, {"reward": gain, **rollout.metrics, **metrics})
+                if state.stale(iteration, float(gain)) > self.patience:
                     break
             if checkpoint:
                 checkpoint.save(fabric, parts, iteration + 1)
         if checkpoint:
             checkpoint.remove(fabric)
-        return training, memory.elites
+        return training, state.elites
 
 
 @dataclass
-class _Memory:
+class _LearnerState:
     """The best policies so far; the best mean gain so far, and its iteration."""
 
     elites: Candidates
     best: list[float] = field(default_factory=lambda: [-torch.inf, 0])
 
-    def add(self, objective: Objective, played: Rollout, count: int) -> None:
+    def add(self, objective: Objective, rollout: Rollout, count: int) -> None:
         """Adds the policies at the objective's ratio, and keeps the best `count`."""
-        own = played.ratio == objective.ratio
-        drawn = Candidates(played.kept[own], played.cost[own])
+        own = rollout.ratio == objective.ratio
+        drawn = Candidates(rollout.kept[own], rollout.cost[own])
         self.elites = Candidates.merge(self.elites, drawn).best(count)
 
     def stale(self, iteration: int, gain: float) -> int:

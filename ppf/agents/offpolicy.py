@@ -83,7 +83,7 @@ class _OffPolicyTraining(Training):
 
     def step(self) -> Rollout:
         rollout = play(self.environment, self.explorer)
-        played = self.environment.finished
+        finished = self.environment.finished
         gain = rollout["next", "reward"].sum(1).squeeze(-1)
         transitions = n_step(rollout, self.config.n_steps)
         self.buffer.extend(transitions.select(*_STORED).reshape(-1))
@@ -91,7 +91,7 @@ class _OffPolicyTraining(Training):
             delayed = number % self.config.delay > 0
             losses = self._update(self.buffer.sample(), critics_only=delayed)
         metrics = {name: losses[name] for name in ("entropy", "alpha") if name in losses}
-        return Rollout(played.kept, played.cost, self.environment.ratio, gain, metrics)
+        return Rollout(finished.kept, finished.cost, self.environment.ratio, gain, metrics)
 
     def _update(self, samples: TensorDictBase, *, critics_only: bool) -> TensorDictBase:
         """One gradient step with gradients averaged over the ranks."""

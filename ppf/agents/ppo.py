@@ -83,14 +83,14 @@ class _PPOTraining(Training):
 
     def step(self) -> Rollout:
         rollout = play(self.environment, self.actor)
-        played = self.environment.finished
+        finished = self.environment.finished
         with torch.no_grad():
             self.advantage(rollout)
         losses = self._update(rollout.reshape(-1))
         self.schedule.step()
         gain = rollout["next", "reward"].sum(1).squeeze(-1)
         metrics = {"entropy": losses["entropy"]}
-        return Rollout(played.kept, played.cost, self.environment.ratio, gain, metrics)
+        return Rollout(finished.kept, finished.cost, self.environment.ratio, gain, metrics)
 
     def _update(self, samples: TensorDictBase) -> TensorDictBase:
         """Several passes over a rollout, with gradients averaged over the ranks."""

@@ -4,7 +4,9 @@ import sys
 from types import TracebackType
 
 
-def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Prints one line after Ctrl+C, also during imports."""
     if issubclass(kind, KeyboardInterrupt):
         print("Interrupted: the same command resumes.", file=sys.stderr)
@@ -13,4 +15,4 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 _others = sys.excepthook
-sys.excepthook = _tell
+sys.excepthook = _print_error

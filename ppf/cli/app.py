@@ -24,7 +24,7 @@ from ppf.progress import say
 from ppf.ranks import Ranks
 from ppf.report.loggers import build_loggers, finish
 
-Task = Callable[[DictConfig, Fabric], Outcome | None]
+CommandTask = Callable[[DictConfig, Fabric], Outcome | None]
 """Does a command's work on the resolved config; None: there is nothing to tell."""
 Check = Callable[[DictConfig], None]
 """Raises PPFError for a config that cannot work."""
@@ -39,14 +39,14 @@ class Command:
         one_process: the task does not share its work between processes.
     """
 
-    task: Task
+    task: CommandTask
     check_relations: Check | None
     one_process: bool
 
 
 def command(
     check_relations: Check | None = None, *, one_process: bool = False
-) -> Callable[[Task], Command]:
+) -> Callable[[CommandTask], Command]:
     """Turns a task into a command; arguments as for `Command`."""
     return lambda task: Command(task, check_relations, one_process)
 

@@ -28,7 +28,7 @@ Explain = Callable[[BaseException], str | None]
 
 
 @contextmanager
-def told(explain: Explain, *, with_traceback: bool = False) -> Iterator[None]:
+def errors_explained(explain: Explain, *, with_traceback: bool = False) -> Iterator[None]:
     """Ends the process with exit code 1 after any error; prints `Error: ...` if it has a sentence.
 
     Errors without one are shown with their traceback.

@@ -83,14 +83,14 @@ def _check_launcher(found: _Started, cfg: DictConfig, count: int) -> None:
 
 def _started() -> _Started | None:
     """The processes of the launcher that started this one, if there is one."""
-    told = os.environ
+    environment = os.environ
     if TorchElasticEnvironment.detect():
-        total, each = int(told["WORLD_SIZE"]), int(told["LOCAL_WORLD_SIZE"])
+        total, each = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
         return _Started("torchrun", "--nproc_per_node", total, total // each, each)
     if SLURMEnvironment.detect():
-        total = int(told["SLURM_NTASKS"])
-        nodes = min(int(told.get("SLURM_NNODES", 1)), total)  # the rest of them runs nothing
+        total = int(environment["SLURM_NTASKS"])
+        nodes = min(int(environment.get("SLURM_NNODES", 1)), total)  # the rest of them runs nothing
         # Lightning insists on this variable, which `srun --ntasks` leaves out.
-        each = int(told.setdefault("SLURM_NTASKS_PER_NODE", str(total // nodes)))
+        each = int(environment.setdefault("SLURM_NTASKS_PER_NODE", str(total // nodes)))
         return _Started("Slurm", "--ntasks-per-node", total, nodes, each)
     return None

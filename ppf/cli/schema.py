@@ -26,7 +26,7 @@ from ppf.ranges import (
 
 Component = dict[str, Any]
 """A part of the config with a `_target_`."""
-Part = Literal["calibration", "labelling", "test"]
+SearchPart = Literal["calibration", "labelling", "test"]
 TrainingPart = Literal["training", "validation", "test"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -109,10 +109,10 @@ class TextSection(Section):
     path: Annotated[str, AfterValidator(_text_file)] | None
     column: str
     window: Several
-    windows: dict[Part, Count | None]
+    windows: dict[SearchPart, Count | None]
     bos: Literal["window", "stream"] = "window"
     seed: Seed
-    splits: dict[str, dict[Part, Positive]]
+    splits: dict[str, dict[SearchPart, Positive]]
     source: Component | None
     training: TrainingTextSection
 

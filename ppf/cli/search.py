@@ -148,7 +148,7 @@ def _outcome(
         "token_passes": context.token_passes,
     }
     if cfg.mode == "static":
-        more["ratio"] = cfg.ratio  # jobs of a sweep ask for equal ones, and achieve others
+        more["ratio"] = cfg.ratio  # the requested one: a sweep compares jobs by it
     rows = [row | _size(context, row["ratio"]) | more for row in figures(summary)]
     return Outcome(metric, rows)
 

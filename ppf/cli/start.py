@@ -14,11 +14,11 @@ def _entry(name: str) -> Callable[[], None]:
     def job(cfg: DictConfig) -> float | None:
         _answer(name)
         from ppf.cli.app import run
-        from ppf.cli.explain import explain_run, told
+        from ppf.cli.explain import errors_explained, explain_run
         from ppf.cli.outcome import is_multirun
 
         try:
-            with told(explain_run, with_traceback=cfg.traceback):
+            with errors_explained(explain_run, with_traceback=cfg.traceback):
                 return run(name, cfg)
         except SystemExit:
             if is_multirun():  # the error has been printed; the other jobs go on
@@ -35,9 +35,11 @@ def _entry(name: str) -> Callable[[], None]:
         try:
             application()
         except Exception:
-            from ppf.cli.explain import explain_config, told
+            from ppf.cli.explain import errors_explained, explain_config
 
-            with told(explain_config(name), with_traceback="traceback=true" in sys.argv):
+            with errors_explained(
+                explain_config(name), with_traceback="traceback=true" in sys.argv
+            ):
                 raise
 
     return main

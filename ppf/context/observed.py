@@ -23,8 +23,8 @@ from ppf.pruning.traits import layer_exponent, layer_traits
 from ppf.ranks import on_rank_0, own_first
 from ppf.threads import cpu_threads
 
-_STRIDE = 4  # of calibration windows: layers' traits are means over far fewer numbers
-_WIDE = 4096  # inputs of a consumer from which one matrix keeps all cores busy
+_STRIDE = 4  # traits are means over every fourth calibration window
+_WIDE = 4096  # if no consumer has that many inputs, layers are processed in parallel on a CPU
 
 
 class Observed:

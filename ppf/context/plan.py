@@ -293,8 +293,8 @@ def _seconds(work: Callable[[], Tensor], device: torch.device) -> float:
 def refuse_what_does_not_fit(cfg: DictConfig, device: torch.device) -> None:
     """Compares the needs of a config with what is free, before any work starts.
 
-    Existing artefacts count as free space. A model whose structure is not known
-    without its weights is not checked.
+    Files of statistics and bank that exist already are subtracted from the disk that is needed. A
+    model whose structure is not known without its weights is not checked.
 
     Raises:
         PPFError: memory or disk do not suffice; the sentence names the override to change.

@@ -24,7 +24,7 @@ from ppf.evaluation.size import parameters
 from ppf.labels.labeller import Labeller
 from ppf.llm import LanguageModel, Text, load
 from ppf.llm.loading import resolve_dtype
-from ppf.llm.text import Part, build_text
+from ppf.llm.text import PartName, build_text
 from ppf.pruning import (
     Bank,
     Compensation,
@@ -43,7 +43,7 @@ from ppf.space import Space
 Choose = Callable[[LanguageModel, Space], Compensation]
 
 
-_PARTS: tuple[Part, ...] = ("calibration", "labelling")  # that stages up to the search read
+_PARTS: tuple[PartName, ...] = ("calibration", "labelling")  # that stages up to the search read
 _STRIDE = 4  # of calibration windows that expected losses are computed on
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder, resolve_dtype
-from ppf.llm.text import Part, local_splits, spans
+from ppf.llm.text import PartName, local_splits, spans
 from ppf.records.policy import ConfigRecord
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -102,7 +102,7 @@ def model_identity(cfg: DictConfig) -> dict[str, Any]:
     return {"source": _source(plain(model.source), cache) if model.source else None}
 
 
-def text_identity(cfg: DictConfig, part: Part) -> dict[str, Any]:
+def text_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
     """What determines the windows of one part of a text; the other parts do not count."""
     text = plain(cfg.text)
     text.pop("training", None)  # a text of its own: see `ppf.llm.text.training_text`

@@ -27,7 +27,7 @@ class Piece(NamedTuple):
         return self.windows[:, self.first :].numel()
 
 
-class Loss(NamedTuple):
+class MeanLoss(NamedTuple):
     """A mean negative log-likelihood over windows, nats per token.
 
     Args:
@@ -66,7 +66,7 @@ def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -
     return pieces_loss(model, pieces, batch=batch).nll
 
 
-def pieces_loss(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> Loss:
+def pieces_loss(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> MeanLoss:
     """Mean negative log-likelihood of the scored tokens of all pieces.
 
     Args:
@@ -118,14 +118,14 @@ def _tokens(piece: Piece) -> list[int]:
     return [piece.windows.shape[1] - piece.first] * len(piece.windows)
 
 
-def _mean(sums: Float[Tensor, " windows"], tokens: Int[Tensor, " windows"]) -> Loss:
+def _mean(sums: Float[Tensor, " windows"], tokens: Int[Tensor, " windows"]) -> MeanLoss:
     """The mean over all tokens, with the standard error of a ratio of sums over windows.
 
     Source: Cochran, "Sampling Techniques" (1977), chapter 6.
     """
     mean, windows = sums.sum() / tokens.sum(), len(sums)
     variance = (sums - mean * tokens).square().sum() * windows / (windows - 1 or math.nan)
-    return Loss(float(mean), float(variance.sqrt() / tokens.sum()))
+    return MeanLoss(float(mean), float(variance.sqrt() / tokens.sum()))
 
 
 def sliding(

@@ -105,8 +105,8 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     dense, adapter = pruner.lm.model.config, pruner.lm.adapter
     widths: dict[int, dict[str, int]] = {}
     for coupling, atoms in zip(pruner.lm.couplings, pruner.atoms, strict=True):
-        told = listed_atoms(coupling.kind, atoms)
-        widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, told))
+        listed = listed_atoms(coupling.kind, atoms)
+        widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, listed))
     config: Any = copy.deepcopy(dense)
     # Some configs omit head_dim, and a pruned layer's number of heads does not determine it.
     config.head_dim = getattr(dense, "head_dim", None) or (

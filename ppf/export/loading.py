@@ -149,9 +149,9 @@ def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
         left = min(given.get(layer, {}).get(blocks[kind]["counted_by"], atoms), atoms)
         if coupling.layer in record["pruned_blocks"][kind].get("empty", ()):
             left = 0
-        told = listed_atoms(kind, left)
+        listed = listed_atoms(kind, left)
         whole.setdefault(layer, {}).update(adapter.widths(dense.config, kind, atoms))
-        fitting.setdefault(layer, {}).update(adapter.widths(dense.config, kind, told))
+        fitting.setdefault(layer, {}).update(adapter.widths(dense.config, kind, listed))
     # The file may omit widths that equal the dense model's.
     widths = {layer: whole.get(layer, {}) | given.get(layer, {}) for layer in whole | given}
     return widths == fitting

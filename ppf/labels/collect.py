@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Sampler, SamplingContext
-from ppf.labels.store import LabelStore, Row
+from ppf.labels.store import LabelRow, LabelStore
 from ppf.labels.table import Labels
 from ppf.progress import say, track
 from ppf.ranks import Ranks
@@ -86,4 +86,4 @@ def _label_one(store: LabelStore, labeller: Labeller, kept: tuple[int, ...], sou
     start = time.perf_counter()
     score = labeller.score(kept)
     ratio = float(labeller.pruner.space.ratio(torch.tensor(kept)))
-    store.add(Row(kept, ratio, score.nll, score.kl, source, time.perf_counter() - start))
+    store.add(LabelRow(kept, ratio, score.nll, score.kl, source, time.perf_counter() - start))

@@ -7,15 +7,16 @@ from torch import Tensor
 from ppf.space import Space
 
 _SHARED = 0.25  # share of the layers that all policies of a family prune alike
-_MOST = 8  # policies; a larger number with the same first layers is chance
+_MOST = 8  # policies in a family; larger groups share their first layers by chance
 
 
 def families(space: Space, kept: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"]:
     """The number of each policy's family; equal policies are of one family.
 
     `SharedPrefix` draws families, whose prediction errors are similar. Policies with equal widths
-    in the first quarter of the layers are a family, unless they keep these layers whole. In a small
-    space many policies have the same first layers by chance; these are no family either.
+    in the first quarter of the layers form a family. There are two exceptions: policies that keep
+    these layers whole, and groups of more than eight policies. In a small space, such large groups
+    share their first layers by chance.
 
     Args:
         space: the space of the policies.

@@ -200,9 +200,9 @@ class Neighbours(Sampler):
 class SharedPrefix(Sampler):
     """Groups of policies that share their first layers, so the labeller runs these only once.
 
-    The policies of another sampler are sorted by ratio and divided into groups of neighbours. The
-    other members of a group take the widths of their first layers from the group's first policy,
-    and change those of their other layers until they meet their own ratio again.
+    The policies of another sampler are sorted by ratio and divided into groups of neighbours. Each
+    member of a group copies the widths of its first layers from the group's first policy. Its other
+    layers are then projected, so that it keeps its own ratio.
 
     Args:
         of: the other sampler.

@@ -34,7 +34,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelRow:
     """One labelled policy.
 
     Args:
@@ -73,7 +73,7 @@ class LabelStore:
         self.folder, self.signature, self.units = folder, signature, units
         (folder / "claims").mkdir(parents=True, exist_ok=True)
         self._start_shard()
-        self._rows: dict[tuple[int, ...], Row] = {}
+        self._rows: dict[tuple[int, ...], LabelRow] = {}
         self._seen: dict[Path, tuple[int, int, int]] = {}
         self.refresh()
 
@@ -83,7 +83,7 @@ class LabelStore:
     def __contains__(self, kept: Sequence[int]) -> bool:
         return tuple(kept) in self._rows
 
-    def __getitem__(self, kept: Sequence[int]) -> Row:
+    def __getitem__(self, kept: Sequence[int]) -> LabelRow:
         return self._rows[tuple(kept)]
 
     def refresh(self) -> None:
@@ -127,7 +127,7 @@ class LabelStore:
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: LabelRow) -> None:
         """Stores a row. It is on disk when this returns."""
         self._rows[row.kept] = row
         if len(self._shard_rows) == _ROWS_PER_SHARD:
@@ -151,15 +151,15 @@ class LabelStore:
         return Labels(policies, nll, [row.source for row in rows])
 
     def _start_shard(self) -> None:
-        self._shard_rows: list[Row] = []
+        self._shard_rows: list[LabelRow] = []
         self._shard = self.folder / f"{uuid.uuid4().hex}.parquet"
 
-    def _write(self, rows: Sequence[Row], path: Path) -> None:
+    def _write(self, rows: Sequence[LabelRow], path: Path) -> None:
         table = pa.Table.from_pylist([vars(row) for row in rows], schema=_SCHEMA)
         metadata = {**self._identity, "sha256": _checksum(table)}
         parquet.write_table(table.replace_schema_metadata(metadata), path)
 
-    def _read(self, path: Path) -> list[Row]:
+    def _read(self, path: Path) -> list[LabelRow]:
         try:
             # Arrow would open a path twice, and the file may be replaced in between. A Python file
             # object would abort the process if an Arrow thread released it at exit.
@@ -173,7 +173,7 @@ class LabelStore:
             return self._skip(path, "belongs to other labels or another version")
         if metadata.get("sha256") != checksum or not table.schema.equals(_SCHEMA):
             return self._skip(path, "is corrupt")
-        rows = [Row(**{**row, "kept": tuple(row["kept"])}) for row in table.to_pylist()]
+        rows = [LabelRow(**{**row, "kept": tuple(row["kept"])}) for row in table.to_pylist()]
         if not all(self._fits(row.kept) for row in rows):
             return self._skip(path, "has policies of another space")
         return rows
@@ -187,7 +187,7 @@ class LabelStore:
             0 <= k <= units for k, units in zip(kept, self.units, strict=True)
         )
 
-    def _skip(self, path: Path, reason: str) -> list[Row]:
+    def _skip(self, path: Path, reason: str) -> list[LabelRow]:
         warning(f"the shard {path} {reason}: it is skipped, and its policies are labelled again.")
         return []
 

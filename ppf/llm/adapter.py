@@ -92,11 +92,12 @@ class Adapter(ABC):
     4. Add a small config of the family to `tests/checkpoints.py`. `tests/llm/test_adapters.py`
        then checks that masked, live-pruned and exported models give the same logits.
 
-    The family's modelling file answers four questions:
+    The family's modelling file answers five questions:
 
     - Which rows of which projections belong to one KV group (`Producer.rows`)?
-    - Which attribute counts the heads (`Coupling.heads`)?
+    - Which projections compute the channels of the FFN, and which one reads them?
     - Which config keys hold the widths (`kv_heads` and `channels`)?
+    - Which attribute, if any, counts the heads (`Coupling.heads`)?
     - Does a norm or a factor follow a consumer (`adds_to_stream`)?
 
     Norms over a single head need no entry. Attention with norms over all heads, as in OLMo 2,

@@ -12,7 +12,7 @@ from ppf.llm.head import output_head
 from ppf.llm.loading import LanguageModel
 from ppf.progress import track
 
-Loss = Callable[[Float[Tensor, "window tokens"], Int[Tensor, " window"]], Float[Tensor, ""]]
+LossFunction = Callable[[Float[Tensor, "window tokens"], Int[Tensor, " window"]], Float[Tensor, ""]]
 """Of the logits (float32) and the tokens of one window."""
 
 SMALL = 2**30  # bytes of a window's activations up to which no layer is run twice
@@ -21,7 +21,7 @@ SMALL = 2**30  # bytes of a window's activations up to which no layer is run twi
 def differentiate(
     lm: LanguageModel,
     windows: Int[Tensor, "windows window"],
-    loss: Loss,
+    loss: LossFunction,
     label: str,
     hooks: Sequence[RemovableHandle] = (),
 ) -> None:
@@ -55,7 +55,7 @@ def activations(layers: nn.Module, window: int, dtype: torch.dtype) -> int:
     return 2 * columns * window * dtype.itemsize  # as much again for all other modules
 
 
-def _at_once(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) -> None:
+def _at_once(lm: LanguageModel, windows: Tensor, loss: LossFunction, label: str) -> None:
     for window in track(windows.to(lm.device), label):
         call = LayerCalls.record(lm, window[None])
         state = call.inputs.detach().requires_grad_()
@@ -64,7 +64,7 @@ def _at_once(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) -> None
         _loss(lm, state, window, loss).backward()
 
 
-def _checkpointed(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) -> None:
+def _checkpointed(lm: LanguageModel, windows: Tensor, loss: LossFunction, label: str) -> None:
     calls = [LayerCalls.record(lm, ids) for ids in windows.to(lm.device).split(1)]
     count = len(lm.adapter.layers(lm.model))
     states = [[call.inputs.cpu()] for call in calls]
@@ -88,7 +88,7 @@ def _checkpointed(lm: LanguageModel, windows: Tensor, loss: Loss, label: str) ->
             gradients = [_head(lm, *pair, loss) for pair in zip(last, windows, strict=True)]
 
 
-def _head(lm: LanguageModel, state: Tensor, window: Tensor, loss: Loss) -> Tensor:
+def _head(lm: LanguageModel, state: Tensor, window: Tensor, loss: LossFunction) -> Tensor:
     """The gradient with respect to the states that leave the last layer."""
     leaf = state.detach().requires_grad_()
     _loss(lm, leaf, window.to(lm.device), loss).backward()
@@ -96,6 +96,6 @@ def _head(lm: LanguageModel, state: Tensor, window: Tensor, loss: Loss) -> Tenso
     return leaf.grad
 
 
-def _loss(lm: LanguageModel, state: Tensor, window: Tensor, loss: Loss) -> Tensor:
+def _loss(lm: LanguageModel, state: Tensor, window: Tensor, loss: LossFunction) -> Tensor:
     hidden = lm.adapter.final_norm(lm.model)(state)[0]
     return loss(output_head(lm.model)(hidden).float(), window)

@@ -53,7 +53,7 @@ def check_hub(repository: str) -> None:
     if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
         try:
             get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=_PATIENCE)
-        except Exception as error:  # of the network, of the hub, or of an id that is none
+        except Exception as error:  # the network or the hub fails, or the id is invalid
             raise PPFError(
                 f"{repository} cannot be downloaded from the Hugging Face hub ({reason(error)}): if"
                 " it needs access rights, request them on its page and run `hf auth login`; or give"
@@ -73,7 +73,7 @@ def cached_file(repository: str, name: str) -> Path | None:
             get_hf_file_metadata(hf_hub_url(repository, name), timeout=_PATIENCE)
             found = hf_hub_download(repository, name)
         return Path(found)
-    except Exception:  # of the network, of the hub, or of an id that is none
+    except Exception:  # the network or the hub fails, or the id is invalid
         return None
 
 

@@ -23,7 +23,7 @@ from ppf.errors import PPFError
 from ppf.llm.text_file import read_file
 from ppf.llm.windows import begin_with, leading_tokens
 
-Part = Literal["calibration", "labelling", "test", "training", "validation"]
+PartName = Literal["calibration", "labelling", "test", "training", "validation"]
 
 
 @dataclass
@@ -48,10 +48,10 @@ class Text:
     """
 
     name: str
-    splits: dict[str, dict[Part, float]]
+    splits: dict[str, dict[PartName, float]]
     documents: Callable[[str], Sequence[str]]
     window: int
-    windows: dict[Part, int | None]
+    windows: dict[PartName, int | None]
     seed: int
     bos: Literal["window", "stream"] = "window"
 
@@ -80,14 +80,14 @@ class Text:
         return parts
 
     @cached_property
-    def _streams(self) -> dict[tuple[Part, PreTrainedTokenizerBase], Tensor]:
+    def _streams(self) -> dict[tuple[PartName, PreTrainedTokenizerBase], Tensor]:
         return {}
 
     def leading(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The ids of the tokens that every window begins with."""
         return leading_tokens(tokenizer) if self.bos == "window" else []
 
-    def stream(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " tokens"]:
+    def stream(self, part: PartName, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " tokens"]:
         """All tokens of a part: its documents, joined by empty lines, without `leading`.
 
         The result is cached, since a command needs it several times.
@@ -100,7 +100,7 @@ class Text:
         return self._streams[key]
 
     def tokens(
-        self, part: Part, tokenizer: PreTrainedTokenizerBase
+        self, part: PartName, tokenizer: PreTrainedTokenizerBase
     ) -> Int[Tensor, "windows window"]:
         """The windows of a part.
 
@@ -111,7 +111,7 @@ class Text:
         return every[self._chosen(part, len(every))]
 
     def others(
-        self, part: Part, tokenizer: PreTrainedTokenizerBase
+        self, part: PartName, tokenizer: PreTrainedTokenizerBase
     ) -> Int[Tensor, "windows window"]:
         """The windows of a part that `tokens` leaves out; there may be none."""
         every = self._every_window(part, tokenizer)
@@ -120,14 +120,14 @@ class Text:
         return every[left]
 
     def _every_window(
-        self, part: Part, tokenizer: PreTrainedTokenizerBase
+        self, part: PartName, tokenizer: PreTrainedTokenizerBase
     ) -> Int[Tensor, "windows window"]:
         ids, leading = self.stream(part, tokenizer), self.leading(tokenizer)
         size = self.window - len(leading)
         count = len(ids) // size
         return begin_with(leading, ids[: count * size].view(count, size))
 
-    def _chosen(self, part: Part, available: int) -> Int[Tensor, " windows"]:
+    def _chosen(self, part: PartName, available: int) -> Int[Tensor, " windows"]:
         """Which windows of a part are used."""
         wanted = self.windows[part] or max(available, 1)
         if available < wanted:
@@ -139,7 +139,9 @@ class Text:
         return torch.linspace(0, available - 1, wanted).round().long()
 
 
-def spans(splits: Mapping[str, Mapping[Part, float]], part: str) -> dict[str, tuple[float, float]]:
+def spans(
+    splits: Mapping[str, Mapping[PartName, float]], part: str
+) -> dict[str, tuple[float, float]]:
     """For each split, the range of its documents that a part receives, as shares from 0 to 1.
 
     Splits that give the part no documents are left out.
@@ -155,7 +157,9 @@ def spans(splits: Mapping[str, Mapping[Part, float]], part: str) -> dict[str, tu
     return found
 
 
-def local_splits(splits: Mapping[str, Mapping[Part, float]]) -> dict[str, dict[Part, float]]:
+def local_splits(
+    splits: Mapping[str, Mapping[PartName, float]],
+) -> dict[str, dict[PartName, float]]:
     """The shares of the parts of a local file (see `Text.splits`).
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppf.policy_search.verify import Verification
 
-_PRIOR = 4  # number of earlier proposals that the predictor's own calibration is worth
+_PRIOR = 4  # weight of the predictor's own calibration, as a number of proposals
 _LARGEST = 5.0  # error in standard deviations; larger ones count as this
 
 
@@ -33,7 +33,8 @@ def calibrated(rounds: Sequence[Verification]) -> list[Verification]:
 def widening(errors: Float[Tensor, " proposals"]) -> float:
     """Factor on the standard deviations of the next predictions.
 
-    Its square is the mean squared error of earlier proposals and of four more with an error of one:
+    Its square is the mean of z² over the n earlier proposals and four values of 1, which stand for
+    the predictor's own calibration:
 
         f² = (4 + Σ z²) / (4 + n)
 
@@ -45,7 +46,7 @@ def widening(errors: Float[Tensor, " proposals"]) -> float:
 
 
 def _errors(verified: Verification) -> Float[Tensor, " proposals"]:
-    """Errors of the proposals in standard deviations; without those that have no interval."""
+    """Errors of the proposals that have an interval, in standard deviations."""
     chosen = verified.proposed.to(verified.std.device) & (verified.std > 0)
     error = (verified.measured - verified.mean)[chosen] / verified.std[chosen]
     return error.cpu().double()

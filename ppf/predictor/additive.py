@@ -77,8 +77,8 @@ class Additive(Network):
     def weights(self) -> Float[Tensor, "rows features"]:
         """The weight of each feature of each row."""
         whitened = self.deviations[:, None] + self.per_feature * self.feature_deviations
-        told = self.slopes[self.kinds] * self.energy
-        logs = self.levels[self.kinds] + told[:, None] + self.covariance_root @ whitened
+        from_energy = self.slopes[self.kinds] * self.energy
+        logs = self.levels[self.kinds] + from_energy[:, None] + self.covariance_root @ whitened
         return logs.clamp(max=_LARGEST).exp()
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:

@@ -16,7 +16,7 @@ class Encoder(nn.Module, ABC):
 
     Every feature is monotone in the kept units of its own site, or constant. All dimensions but the
     last enumerate rows; a row belongs to one site. The last dimension holds the features of a row.
-    A network may reshape features only if it keeps to this rule.
+    Networks rely on this layout.
 
     Attributes:
         shape: shape of one policy's features.
@@ -138,8 +138,8 @@ class Sites(Encoder):
         layers = torch.tensor([site.layer for site in space.sites])
         cost = (space.units * space.params).float() / space.total
         per_site = torch.stack([cost * len(space), layers / space.layers, known.energy.float()], 1)
-        told = [*(errors**p for p in powers), *(losses**p for p in loss_powers)]
-        levels = [1 - known.retained.float(), *told]
+        effects = [*(errors**p for p in powers), *(losses**p for p in loss_powers)]
+        levels = [1 - known.retained.float(), *effects]
         self.register_buffer("levels", torch.stack(levels, -1))
         self.register_buffer("constant", torch.cat([per_site, nn.functional.one_hot(kinds)], 1))
         self.register_buffer("site", torch.arange(len(space)))

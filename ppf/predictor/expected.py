@@ -219,12 +219,12 @@ class _Process(GP):
 
     points: Float[Tensor, "rows columns"]
     inverse_cholesky: Float[Tensor, "rows rows"]
-    whitened: Float[Tensor, " rows"]
+    whitened_residuals: Float[Tensor, " rows"]
 
     def __init__(self, kernel: SiteSumKernel, noise: float, deviation: float) -> None:
         super().__init__()
         self.kernel, self.noise = kernel, _ConstantNoise(noise, deviation)
-        for name in ("points", "inverse_cholesky", "whitened"):
+        for name in ("points", "inverse_cholesky", "whitened_residuals"):
             self.register_buffer(name, torch.empty(0))
         self.double().requires_grad_(False)
 
@@ -237,7 +237,7 @@ class _Process(GP):
             return torch.zeros_like(variance), variance
         weights = to_dense(self.kernel(x, self.points)) @ self.inverse_cholesky.T
         variance = variance - weights.square().sum(1)
-        return weights @ self.whitened, variance.clamp(min=_SMALLEST)
+        return weights @ self.whitened_residuals, variance.clamp(min=_SMALLEST)
 
     def condition(
         self, x: Float[Tensor, "rows columns"], y: Float[Tensor, " rows"], steps: int
@@ -248,7 +248,7 @@ class _Process(GP):
         maximise_likelihood(self, x, y, torch.ones_like(y), steps)
         covariance = to_dense(self.kernel(x)) + self.noise.variance * torch.eye(len(x)).to(x)
         self.inverse_cholesky = inverse_cholesky(covariance)
-        self.points, self.whitened = x, self.inverse_cholesky @ y
+        self.points, self.whitened_residuals = x, self.inverse_cholesky @ y
 
     def widening(self) -> float:
         """Factor on standard deviations with which 90 % of leave-one-out intervals hold.
@@ -256,7 +256,9 @@ class _Process(GP):
         Source: Rasmussen & Williams (2006), equations 5.10 to 5.12.
         """
         precision = self.inverse_cholesky.T @ self.inverse_cholesky
-        error = (self.inverse_cholesky.T @ self.whitened).abs() / precision.diagonal().sqrt()
+        error = (
+            self.inverse_cholesky.T @ self.whitened_residuals
+        ).abs() / precision.diagonal().sqrt()
         rank = min(len(error), math.ceil(0.9 * (len(error) + 1)))
         return float(error.sort().values[rank - 1]) / NOMINAL
 

@@ -85,11 +85,13 @@ class SumOfProductsKernel(Kernel):
 class RelevanceKernel(Kernel):
     """A kernel of weighted inputs.
 
-        k(x, y) = base(r ⊙ x, r ⊙ y),  r_i = 1 but for the chosen columns
+        k(x, y) = base(r ⊙ x, r ⊙ y)
+
+    The relevance r_i is a hyper-parameter for the chosen columns, and 1 for all others.
 
     Args:
         base_kernel: the kernel of the weighted inputs.
-        relevant: the inputs whose relevance r_i is a hyper-parameter.
+        relevant: the chosen columns.
     """
 
     relevant: Bool[Tensor, " features"]
@@ -112,7 +114,7 @@ class ConditionedKernel(Kernel):
         k(x, y) = base(x, y) − base(x, d) base(d, y) / base(d, d)
 
     Args:
-        base_kernel: the covariance before that.
+        base_kernel: the covariance if the value at d were not known.
         features: number of inputs.
     """
 
@@ -176,9 +178,9 @@ class SiteSumKernel(Kernel):
 
         k(x, y) = l² + t² z·z′ + W(q, q′) + i² W(q, q′)² + c² W₁(q r, q′ r′) + m² M(r, r′)
 
-    z are logarithms of sums, q the sites' shares of the sums, r their removed shares. W is a
-    `SiteWeightKernel`, W₁ one whose scales are 0, 1 and 1: weights that grow with the removed
-    share. M is a Matérn kernel.
+    z are the logarithms of the sums, q the sites' shares of the sums, and r the removed shares of
+    the sites. W and W₁ are `SiteWeightKernel`s. W₁ has the scales a = 0, s = 1, u = 1, and reads
+    q r: its weights grow with the removed share. M is a Matérn kernel.
 
     Args:
         weights: gives W and W₁.

@@ -115,11 +115,13 @@ class BankSize(NamedTuple):
     """How a least-squares bank is stored, and how large it is.
 
     Args:
-        factored: two factors a site in files, which are multiplied when a policy needs a level;
-            False: the weights of all levels, in memory.
-        resident: the factors are in memory too; False: they are read from the mapped files.
+        factored: True: two factors of each site are stored, and a level is computed as their
+            product when a policy needs it. False: the weights of all levels are in memory.
+        resident: False: the factors are read from their mapped files at each use. True: everything
+            that a policy needs is in memory.
         gib: size of the factors, or of the weights of all levels.
-        disk: GiB of its files, which always have the factors, and the weights unless `factored`.
+        disk: GiB of the bank's files. They contain the factors, and also the weights of all levels
+            unless `factored`.
     """
 
     factored: bool

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from ppf.llm import Coupling, LayerCalls
 from ppf.pruning.live import LivePruner
-from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, Type
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
 from ppf.ranges import Count, Several
+from ppf.records.values import NumberFormat
 from ppf.space import Site
 
 
@@ -136,7 +137,9 @@ class Bytes(Cost):
         prune: whether sites may lose units; False: they are only quantised.
     """
 
-    def __init__(self, types: Annotated[Sequence[Type], Field(min_length=1)], prune: bool) -> None:
+    def __init__(
+        self, types: Annotated[Sequence[NumberFormat], Field(min_length=1)], prune: bool
+    ) -> None:
         self.types, self.prune = types, prune
 
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:

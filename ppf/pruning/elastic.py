@@ -25,7 +25,7 @@ class Adapters(nn.Module):
 
     A projection of a live-pruned model keeps the first rows (a producer) or columns (a consumer)
     of its dense weight. So does its adapter: y = (W + up · down)[:rows, :columns] x. Under the
-    dense policy the adapters are off, and the model's output is that of the dense model to the bit.
+    dense policy the adapters are off, so the output is exactly that of the dense model.
 
     Args:
         pruner: of the model; the adapters stay attached to it.

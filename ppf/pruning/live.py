@@ -12,11 +12,12 @@ from ppf.pruning.ahead import ahead
 from ppf.pruning.bank import Bank
 from ppf.pruning.columns import LeadingColumns
 from ppf.pruning.empty_block import EmptyBlock
-from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, Type, rounded
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, rounded
 from ppf.pruning.statistics import expand
+from ppf.records.values import NumberFormat
 from ppf.space import Space
 
-Types = Sequence[Type | None] | None
+Types = Sequence[NumberFormat | None] | None
 """Number formats of all sites; None: no site is rounded."""
 
 
@@ -54,7 +55,7 @@ class LivePruner:
         for coupling, order in zip(lm.couplings, bank.orders, strict=True):
             self._permute(coupling, order)
         self.kept = space.dense.tolist()
-        self.types: list[Type | None] = [None] * len(space)
+        self.types: list[NumberFormat | None] = [None] * len(space)
         self._refitted: set[int] = set()
         self._columns: dict[nn.Linear, LeadingColumns] = {}
 
@@ -198,7 +199,7 @@ class LivePruner:
             self._permute(coupling, order.argsort())
 
     @torch.no_grad()
-    def narrow(self, index: int, kept: int, type: Type | None = None) -> None:
+    def narrow(self, index: int, kept: int, type: NumberFormat | None = None) -> None:
         """Sets one site to a level of the bank.
 
         Args:
@@ -215,7 +216,9 @@ class LivePruner:
             weights[kept] if weights is not None and kept < self.space.sites[index].units else None
         )
 
-    def _narrow(self, index: int, kept: int, type: Type | None, compensated: Tensor | None) -> None:
+    def _narrow(
+        self, index: int, kept: int, type: NumberFormat | None, compensated: Tensor | None
+    ) -> None:
         self._refitted.discard(index)
         self.types = [*self.types[:index], type, *self.types[index + 1 :]]
         self.kept = [*self.kept[:index], kept, *self.kept[index + 1 :]]
@@ -285,7 +288,7 @@ class LivePruner:
         weight.copy_(weight[:, expand(order, coupling.columns).to(weight.device)])
 
 
-def _round(weight: Tensor, type: Type | None) -> Tensor:
+def _round(weight: Tensor, type: NumberFormat | None) -> Tensor:
     return weight if type is None else rounded(weight, type)
 
 

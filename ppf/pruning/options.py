@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.pruning.features import SiteFeatures
-from ppf.pruning.rounding import BLOCK_BYTES, Type
+from ppf.pruning.rounding import BLOCK_BYTES
 from ppf.pruning.rounding_sensitivity import RoundingLosses
+from ppf.records.values import NumberFormat
 from ppf.space import Site, Space, SteppedSpace
 
 _QUANTUM = 2  # bytes by which formats differ, for each block of 32 weights
@@ -36,7 +37,7 @@ class Options:
     """
 
     units: Space
-    types: tuple[Type, ...]
+    types: tuple[NumberFormat, ...]
     steps: tuple[tuple[int, ...], ...]
     kept: tuple[tuple[int, ...], ...]
     choice: tuple[tuple[int, ...], ...]
@@ -48,9 +49,9 @@ class Options:
         units: Space,
         prices: Sequence[int],
         losses: Float[Tensor, "sites types levels"],
-        types: Sequence[Type],
+        types: Sequence[NumberFormat],
         *,
-        allowed: Sequence[Type],
+        allowed: Sequence[NumberFormat],
         prune: bool,
     ) -> "Options":
         """The options with the least expected losses.
@@ -82,7 +83,7 @@ class Options:
         )
         return SteppedSpace(sites, self.units.name, "bytes", steps=self.steps)
 
-    def policy(self, levels: Sequence[int]) -> tuple[list[int], list[Type]]:
+    def policy(self, levels: Sequence[int]) -> tuple[list[int], list[NumberFormat]]:
         """Kept units and formats. A site at its highest level is not changed at all."""
         numbers = self._number.gather(1, torch.tensor(levels)[:, None])[:, 0].tolist()
         kept = [row[n] for row, n in zip(self.kept, numbers, strict=True)]

@@ -1,22 +1,22 @@
 """Quantisation: rounds weights to the block formats of GGUF files."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Type = Literal["f16", "q8_0", "q5_0", "q4_0"]
-"""Number format of a matrix. In q8_0, q5_0 and q4_0, each block of a row shares one scale."""
+from ppf.records.values import NumberFormat
 
 BLOCK = 32
 """Weights of a row that share a scale."""
-BLOCK_BYTES: dict[Type, int] = {"f16": 64, "q8_0": 34, "q5_0": 22, "q4_0": 18}
+BLOCK_BYTES: dict[NumberFormat, int] = {"f16": 64, "q8_0": 34, "q5_0": 22, "q4_0": 18}
 """Bytes of 32 weights and their scale."""
 
 
-def rounded(weight: Float[Tensor, "rows columns"], type: Type) -> Float[Tensor, "rows columns"]:
+def rounded(
+    weight: Float[Tensor, "rows columns"], type: NumberFormat
+) -> Float[Tensor, "rows columns"]:
     """The weight after it is written to a GGUF file and read again.
 
     Every weight is rounded to the nearest multiple of its block's scale.
@@ -54,7 +54,7 @@ def _inverse(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, 0, 1 / scale)
 
 
-_ROUNDING: dict[Type, Callable[[Tensor], Tensor]] = {
+_ROUNDING: dict[NumberFormat, Callable[[Tensor], Tensor]] = {
     "q8_0": _q8_0,
     "q5_0": lambda blocks: _signed(blocks, 16),
     "q4_0": lambda blocks: _signed(blocks, 8),

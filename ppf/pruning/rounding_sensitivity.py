@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ppf.llm import differentiate
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
-from ppf.pruning.rounding import Type, rounded
+from ppf.pruning.rounding import rounded
 from ppf.pruning.sensitivity import loss_of_sampled
+from ppf.records.values import NumberFormat
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class RoundingLosses:
 
 
 def rounding_sensitivity(
-    pruner: LivePruner, windows: Int[Tensor, "windows window"], types: Sequence[Type], seed: int
+    pruner: LivePruner,
+    windows: Int[Tensor, "windows window"],
+    types: Sequence[NumberFormat],
+    seed: int,
 ) -> RoundingLosses:
     """As `ppf.pruning.sensitivity`, for sites that are pruned and rounded at the same time.
 
@@ -58,7 +62,9 @@ def rounding_sensitivity(
 class _Site:
     """Sums over the tokens of the windows for one site."""
 
-    def __init__(self, pruner: LivePruner, number: int, index: int, types: Sequence[Type]) -> None:
+    def __init__(
+        self, pruner: LivePruner, number: int, index: int, types: Sequence[NumberFormat]
+    ) -> None:
         self.coupling, self.block = pruner.lm.couplings[index], pruner.blocks[index]
         self.levels, self.types = pruner.bank.levels[number], types
         self.widths = widths(pruner.space.sites[number], self.coupling)

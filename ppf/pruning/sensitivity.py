@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.llm import differentiate
-from ppf.llm.backward import Loss
+from ppf.llm.backward import LossFunction
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
 
@@ -64,7 +64,7 @@ def sensitivity(
     return _summed(pruner, dense, windows, loss, _second_order, "Measuring sensitivities")
 
 
-def loss_of_sampled(device: torch.device, seed: int) -> Loss:
+def loss_of_sampled(device: torch.device, seed: int) -> LossFunction:
     """The summed loss of tokens that are drawn from the logits."""
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -118,7 +118,7 @@ def _summed(
     pruner: LivePruner,
     kept: Sequence[int],
     windows: Int[Tensor, "windows window"],
-    loss: Loss,
+    loss: LossFunction,
     expand: Expansion,
     title: str,
 ) -> Float[Tensor, "sites levels"]:

@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ppf.ranges import Count, Share
 from ppf.records.policy import ConfigRecord, SignaturesRecord
 from ppf.records.space import SpaceRecord
-from ppf.records.values import Positive, Record, Share, SiteName
+from ppf.records.values import Record, SiteName
 
 FORMAT = 1
 WEIGHTS = "agent.safetensors"
@@ -19,6 +20,6 @@ class AgentRecord(Record):
     signatures: SignaturesRecord
     config: ConfigRecord
     space: SpaceRecord
-    units: dict[SiteName, Positive]
+    units: dict[SiteName, Count]
     ratios: Annotated[list[Share], Field(min_length=2, max_length=2)]
     weights: Literal[WEIGHTS]  # type: ignore[valid-type]

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, StringConstraints
 
-from ppf.records.values import Natural, Positive, Record, Word
+from ppf.ranges import Count
+from ppf.records.values import Natural64, Record, Word
 
 _Layer = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}$")]
 
@@ -13,13 +14,13 @@ class BlockRecord(Record):
     """Description of a block's projections; names are those within the decoder layer."""
 
     name: Word
-    producers: dict[Word, Positive]
+    producers: dict[Word, Count]
     consumer: Word
-    columns: Positive
+    columns: Count
     bypassed: list[Word]
     heads: Word | None
-    biases: list[Natural]
-    empty: list[Natural] = []  # missing in folders of earlier versions
+    biases: list[Natural64]
+    empty: list[Natural64] = []  # missing in folders of earlier versions
     counted_by: Word
 
 
@@ -29,4 +30,4 @@ class ExportedConfig(Record):
     model_config = ConfigDict(extra="ignore")
 
     pruned_blocks: dict[Literal["attention", "mlp"], BlockRecord]
-    per_layer_config: dict[_Layer, dict[Word, Natural]]
+    per_layer_config: dict[_Layer, dict[Word, Natural64]]

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from ppf.conf import read_option
-from ppf.records.values import Natural, Number, Record, Word
+from ppf.records.values import Natural64, Number, Record, Word
 
 TARGET = "_target_"
 
@@ -91,7 +91,7 @@ def _kind(examples: list[Any]) -> Any:
     return reduce(or_, [*kinds, None] if None in examples else kinds)
 
 
-_SCALARS: dict[type, Any] = {bool: bool, int: Natural, float: Number, str: Word}
+_SCALARS: dict[type, Any] = {bool: bool, int: Natural64, float: Number, str: Word}
 _Scalar = bool | int | float | Word | None
 _Key = Annotated[str, StringConstraints(pattern=r"^(_target_|[A-Za-z]\w*)$")]
 _OWN: TypeAdapter[Any] = TypeAdapter(

@@ -4,16 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ppf.ranges import Count, Share
 from ppf.records.packaged import packaged
-from ppf.records.values import Natural, Number, Positive, Record, Share, SiteName, Word
+from ppf.records.values import Natural64, Number, NumberFormat, Record, SiteName, Word
 
 FORMAT = 1
 _Part = Literal["calibration", "labelling", "selection", "test"]
-Type = Literal["f16", "q8_0", "q5_0", "q4_0"]
 _Compensation = Literal["one_shot", "sequential", "adapters"]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
-_Units = Annotated[dict[SiteName, Natural], Field(min_length=1, max_length=8192)]
-_Types = Annotated[dict[SiteName, Type], Field(min_length=1, max_length=8192)]
+_Units = Annotated[dict[SiteName, Natural64], Field(min_length=1, max_length=8192)]
+_Types = Annotated[dict[SiteName, NumberFormat], Field(min_length=1, max_length=8192)]
 _WHEEL = ("package", "file", "requirement")  # an error message asks users to install it
 
 
@@ -40,9 +40,9 @@ class ModelRecord(Record):
 class WindowsRecord(Record):
     """How many windows each part of the text has; null: all."""
 
-    calibration: Natural | None
-    labelling: Natural | None
-    test: Natural | None
+    calibration: Natural64 | None
+    labelling: Natural64 | None
+    test: Natural64 | None
 
 
 class TextRecord(Record):
@@ -51,10 +51,10 @@ class TextRecord(Record):
     name: Word
     path: Word | None
     column: Word
-    window: Positive
+    window: Count
     windows: WindowsRecord
     bos: Literal["window", "stream"] = "window"
-    seed: Natural
+    seed: Natural64
     splits: dict[Word, dict[_Part, Number]]
     source: packaged("text", "source") | None  # type: ignore[valid-type]
 
@@ -62,13 +62,13 @@ class TextRecord(Record):
 class LabelsRecord(Record):
     """Section `labels`, as in `conf/base.yaml` and `conf/train.yaml`."""
 
-    count: Natural
-    batch: Positive
-    context: Positive
+    count: Natural64
+    batch: Count
+    context: Count
     catastrophic: Number
-    kl_top_k: Natural
-    acquired: Natural
-    pool: Natural
+    kl_top_k: Natural64
+    acquired: Natural64
+    pool: Natural64
 
 
 class ConfigRecord(Record):
@@ -143,11 +143,11 @@ class UniformRecord(Record):
 class SpeedRecord(Record):
     """Speed of a model in tokens per second, and its peak memory in bytes, at one batch size."""
 
-    batch: Positive
-    prompt: Positive
+    batch: Count
+    prompt: Count
     prefill: Number
     decode: Number
-    peak_bytes: Natural | None
+    peak_bytes: Natural64 | None
 
 
 class ExportedRecord(Record):
@@ -159,9 +159,9 @@ class ExportedRecord(Record):
     compensation: _Compensation
     measured: dict[_Compensation, PerplexityRecord]
     part: _Part
-    windows: Positive
-    window: Positive
-    context: Positive
+    windows: Count
+    window: Count
+    context: Count
     dtype: Word
     dense: PerplexityRecord | None = None
     speed: dict[Literal["dense", "pruned"], list[SpeedRecord]] | None = None
@@ -175,13 +175,13 @@ class RecoveredRecord(Record):
 
     tune: list[Word]
     loss: list[Word]
-    tokens: Natural
+    tokens: Natural64
     minutes: Number
     text: Word
-    windows: Positive
-    window: Positive
+    windows: Count
+    window: Count
     precision: Word
-    seed: Natural
+    seed: Natural64
     dense: PerplexityRecord
     pruned: PerplexityRecord
     recovered: PerplexityRecord

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ppf.records.values import Natural, Positive, Record, Word
+from ppf.ranges import Count
+from ppf.records.values import Natural64, Record, Word
 
 _LARGEST_SUM = 2**62  # parameters are added up in 64 bits
 
@@ -15,7 +16,7 @@ class SiteRecord(Record):
     layer: Annotated[int, Field(ge=0, lt=4096)]
     kind: Literal["attention", "mlp"]
     units: Annotated[int, Field(ge=1, le=2**20)]
-    atoms_per_unit: Positive
+    atoms_per_unit: Count
     params: Annotated[int, Field(ge=1, lt=2**42)]
     index: Annotated[int, Field(ge=0, lt=4096)] = 0
 
@@ -26,7 +27,7 @@ class SpaceRecord(Record):
     sites: Annotated[list[SiteRecord], Field(min_length=1, max_length=8192)]
     name: Word
     budget: Word
-    prices: list[Natural] | None
+    prices: list[Natural64] | None
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceRecord":

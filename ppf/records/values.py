@@ -1,6 +1,6 @@
 """Types of plain values in files."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -24,10 +24,10 @@ def _plain(text: str) -> str:
 
 Word = Annotated[str, StringConstraints(max_length=4096), AfterValidator(_plain)]
 """Text without interpolations of OmegaConf and without control characters."""
-Natural = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Natural64 = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+NumberFormat = Literal["f16", "q8_0", "q5_0", "q4_0"]
+"""Number format of a matrix. In q8_0, q5_0 and q4_0, each block of a row shares one scale."""
 SiteName = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{1,4}\.(attention|mlp)(\.[1-9][0-9]{0,3})?$")
 ]

@@ -13,7 +13,7 @@ from ppf.recovery.curve import Trace
 from ppf.recovery.fit import fit
 from ppf.recovery.module import BlockModule
 from ppf.recovery.settings import Machine, TrainingRun
-from ppf.recovery.tuners import Task, Tuner, without_dropout
+from ppf.recovery.tuners import Tuner, TuningTask, without_dropout
 
 Stream = Float[Tensor, "windows window width"]
 _AT_ONCE = 4  # windows
@@ -36,7 +36,7 @@ class Blockwise(Tuner):
         super().__init__(lr)
         self.layers, self.windows = layers, windows
 
-    def tune(self, task: Task, run: TrainingRun) -> Trace:
+    def tune(self, task: TuningTask, run: TrainingRun) -> Trace:
         sets = [evenly(task.training, self.windows), task.validation]
         dense, pruned = (
             _Layers(lm, sets[0][:1], run.machine) for lm in (task.teacher, task.student)

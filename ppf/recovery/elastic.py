@@ -11,7 +11,7 @@ from ppf.llm import output_head, summed_nll
 from ppf.pruning import LivePruner
 from ppf.pruning.elastic import Adapters
 from ppf.pruning.unseen import Unseen
-from ppf.recovery.losses import Forward, Loss, need_stream, weighted_sum
+from ppf.recovery.losses import Forward, RecoveryLoss, need_stream, weighted_sum
 from ppf.recovery.module import NLL, TunedModule
 from ppf.recovery.settings import Optimization
 
@@ -44,7 +44,7 @@ class ElasticModule(TunedModule):
         adapters: Adapters,
         pruner: LivePruner,
         policy: Callable[[float], list[int]],
-        losses: Mapping[str, Loss],
+        losses: Mapping[str, RecoveryLoss],
         *,
         ratios: tuple[float, float],
         draws: int,

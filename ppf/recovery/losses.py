@@ -113,7 +113,7 @@ class HiddenStates(StreamLoss):
         return torch.stack([distance(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
 
 
-Loss = TokenLoss | StreamLoss
+RecoveryLoss = TokenLoss | StreamLoss
 
 
 def distance(
@@ -125,12 +125,12 @@ def distance(
     return (squares / goal.square().sum(-1)).mean()
 
 
-def need_teacher(losses: Mapping[str, Loss]) -> bool:
+def need_teacher(losses: Mapping[str, RecoveryLoss]) -> bool:
     """Whether a loss compares with the dense model."""
     return any(isinstance(loss, StreamLoss) or loss.reads_teacher for loss in losses.values())
 
 
-def likeliest_needed(losses: Mapping[str, Loss]) -> int:
+def likeliest_needed(losses: Mapping[str, RecoveryLoss]) -> int:
     """Number of the dense model's likeliest tokens that the losses need, if they need only these.
 
     0 if no loss compares with the dense model, or if a loss needs the model itself.
@@ -139,13 +139,13 @@ def likeliest_needed(losses: Mapping[str, Loss]) -> int:
     return readers[0].top_k if len(readers) == 1 and isinstance(readers[0], KL) else 0
 
 
-def need_stream(losses: Mapping[str, Loss]) -> bool:
+def need_stream(losses: Mapping[str, RecoveryLoss]) -> bool:
     """Whether a loss compares residual streams."""
     return any(isinstance(loss, StreamLoss) for loss in losses.values())
 
 
 def weighted_sum(
-    losses: Mapping[str, Loss],
+    losses: Mapping[str, RecoveryLoss],
     student: Forward,
     teacher: Forward | Likeliest | None,
     ids: Int[Tensor, "windows window"],

@@ -14,7 +14,14 @@ from ppf.errors import PPFError
 from ppf.llm import output_head, summed_nll
 from ppf.pruning.unseen import Unseen
 from ppf.recovery.likeliest import Likeliest
-from ppf.recovery.losses import Forward, Loss, distance, need_stream, need_teacher, weighted_sum
+from ppf.recovery.losses import (
+    Forward,
+    RecoveryLoss,
+    distance,
+    need_stream,
+    need_teacher,
+    weighted_sum,
+)
 from ppf.recovery.settings import Optimization
 
 NLL = "validation/nll"
@@ -79,7 +86,7 @@ class RecoveryModule(TunedModule):
         self,
         student: PreTrainedModel,
         teacher: PreTrainedModel,
-        losses: Mapping[str, Loss],
+        losses: Mapping[str, RecoveryLoss],
         optimization: Optimization,
     ) -> None:
         super().__init__(optimization)

@@ -15,13 +15,13 @@ from ppf.ranges import Count, Positive
 from ppf.recovery.curve import Trace
 from ppf.recovery.fit import fit
 from ppf.recovery.likeliest import Likeliest
-from ppf.recovery.losses import Loss
+from ppf.recovery.losses import RecoveryLoss
 from ppf.recovery.module import RecoveryModule
 from ppf.recovery.settings import TrainingRun
 
 
 @dataclass(frozen=True)
-class Task:
+class TuningTask:
     """What a tuner works on.
 
     Args:
@@ -35,7 +35,7 @@ class Task:
 
     student: LanguageModel
     teacher: LanguageModel
-    losses: Mapping[str, Loss]
+    losses: Mapping[str, RecoveryLoss]
     training: Int[Tensor, "windows window"]
     validation: Int[Tensor, "few window"]
     likeliest: Likeliest | None = None
@@ -52,7 +52,7 @@ class Tuner(ABC):
         self.lr = lr
 
     @abstractmethod
-    def tune(self, task: Task, run: TrainingRun) -> Trace:
+    def tune(self, task: TuningTask, run: TrainingRun) -> Trace:
         """Trains `task.student` in place.
 
         Raises:
@@ -72,7 +72,7 @@ class EndToEnd(Tuner):
         """Removes what `start` added to the model, and keeps the trained weights."""
         model.requires_grad_(False)
 
-    def tune(self, task: Task, run: TrainingRun) -> Trace:
+    def tune(self, task: TuningTask, run: TrainingRun) -> Trace:
         student = task.student.model
         without_dropout(student)
         torch.manual_seed(run.seed)  # of what `start` draws

@@ -7,7 +7,7 @@ from rich.console import Console
 from ppf.evaluation.results import Evaluation, ModelResult, Speed
 from ppf.progress import console
 from ppf.report.headline import evaluation_headline
-from ppf.report.page import Page, Part, Tile
+from ppf.report.page import Page, ReportSection, Tile
 from ppf.report.scores import decimal, mebibytes, percent
 from ppf.report.tables import Cell, Column, Table, print_line, print_table
 
@@ -55,14 +55,14 @@ def evaluation_page(
     }
     titles = {"evaluation": "Perplexity and size", "speed": "Speed", "tasks": "Tasks"}
     sections = [
-        Part(titles[name], notes[name], name=name, table=table, wide=True)
+        ReportSection(titles[name], notes[name], name=name, table=table, wide=True)
         for name, table in evaluation_tables(evaluation).items()
     ]
     tiles = [
         Tile(found.name, decimal(found.perplexity), "perplexity on the test part")
         for found in evaluation.results
     ]
-    ending = [Part("Settings", facts=settings), Part("Machine", facts=machine)]
+    ending = [ReportSection("Settings", facts=settings), ReportSection("Machine", facts=machine)]
     headline = [*evaluation_headline(evaluation), measured_on(evaluation)]
     return Page(title, command, headline, tiles, [*sections, *ending], next_commands)
 

@@ -24,8 +24,8 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of the page.
+class ReportSection:
+    """A section of the page.
 
     Args:
         title: its heading.
@@ -69,7 +69,7 @@ class Page:
     command: str
     headline: Sequence[str]
     tiles: Sequence[Tile]
-    sections: Sequence[Part]
+    sections: Sequence[ReportSection]
     next_commands: Mapping[str, str]
 
     @property

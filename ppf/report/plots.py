@@ -26,7 +26,7 @@ from ppf.report.style import (
 )
 from ppf.space import Space
 
-Row = Mapping[str, float | None]
+HistoryRow = Mapping[str, float | None]
 """Metric → value; None: not reported at this step."""
 _STRIP = 32  # most layers in one row of a heatmap
 _CLOCKS = ("step", "epoch", "time", "round")
@@ -151,7 +151,7 @@ def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
     return mesh
 
 
-def curves(rows: Sequence[Row]) -> Figure:
+def curves(rows: Sequence[HistoryRow]) -> Figure:
     """Training curves: one small plot for each metric over the rows' `step`.
 
     A dotted line marks where a new `round` begins. Without `step`, the row's index is used. Rows
@@ -176,7 +176,7 @@ def curves(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _rounds(axes: Axes, rows: Sequence[Row]) -> None:
+def _rounds(axes: Axes, rows: Sequence[HistoryRow]) -> None:
     """Marks the first iteration of each round, if there are several; names at most four."""
     numbered = [row for row in rows if row.get("round") is not None]
     changes = [now for before, now in pairwise(numbered) if now["round"] != before["round"]]
@@ -214,7 +214,7 @@ _METRICS = {
 }
 
 
-def _series(rows: Sequence[Row], name: str) -> np.ndarray:
+def _series(rows: Sequence[HistoryRow], name: str) -> np.ndarray:
     """Finite points (step, value) of one metric, [points, 2]."""
     points = [(row.get("step", i), row.get(name)) for i, row in enumerate(rows)]
     values = np.array(points, dtype=float).reshape(-1, 2)

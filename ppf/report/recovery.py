@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
-from ppf.report.page import Page, Part
+from ppf.report.page import Page, ReportSection
 from ppf.report.recovery_plots import by_ratio, loss_curve
 from ppf.report.scores import (
     LogPerplexity,
@@ -40,11 +40,11 @@ def recovery_page(
     """
     scores = found.scores
     parts = [
-        Part("Perplexity", measured_on, name="recovery", table=_table(scores), wide=True),
+        ReportSection("Perplexity", measured_on, name="recovery", table=_table(scores), wide=True),
         *_test(found.test),
         *_pictures(found),
-        Part("Training", facts=settings),
-        Part("Machine", facts=machine),
+        ReportSection("Training", facts=settings),
+        ReportSection("Machine", facts=machine),
     ]
     return Page(title, command, [*_headline(scores), measured_on], [], parts, next_commands)
 
@@ -63,27 +63,29 @@ def _table(scores: Sequence[RecoveryScore]) -> Table:
     return Table(columns, rows)
 
 
-def _test(scores: Sequence[RecoveryScore]) -> Iterator[Part]:
+def _test(scores: Sequence[RecoveryScore]) -> Iterator[ReportSection]:
     if scores:
         note = "On the test part, which neither the search nor the training has read."
-        yield Part(
+        yield ReportSection(
             "Perplexity on the test part", note, name="test", table=_table(scores), wide=True
         )
 
 
-def _pictures(found: Recovered) -> Iterator[Part]:
+def _pictures(found: Recovered) -> Iterator[ReportSection]:
     """The loss against tokens, and the perplexity against the ratio if there are several ratios."""
     scores = found.scores
     dense, pruned = (fmean(getattr(s, name) for s in scores) for name in ("dense", "pruned"))
     if found.curve:
         of = "mean over pruning ratios; " if len(scores) > 1 else ""
         note = f"Loss on the validation part; {of}right: recovered share of the lost nats."
-        yield Part("Loss", note, name="curve", figure=loss_curve(found.curve, dense, pruned))
+        yield ReportSection(
+            "Loss", note, name="curve", figure=loss_curve(found.curve, dense, pruned)
+        )
     if len(scores) > 1:
         note = "Before and after the training, on the validation part."
         lines = {name: [getattr(s, name) for s in scores] for name in _MODELS}
         figure = by_ratio([s.ratio for s in scores], lines)
-        yield Part("Every ratio", note, name="ratios", figure=figure)
+        yield ReportSection("Every ratio", note, name="ratios", figure=figure)
 
 
 def recovery_metrics(scores: Sequence[RecoveryScore]) -> dict[str, float]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ppf.predictor.scores import coverage_warning
 from ppf.report.headline import curve_headline, search_headline
-from ppf.report.page import Page, Part, Tile
-from ppf.report.plots import Row, curves, pareto_front, policy_heatmap, ratio_curve, scatter
+from ppf.report.page import Page, ReportSection, Tile
+from ppf.report.plots import HistoryRow, curves, pareto_front, policy_heatmap, ratio_curve, scatter
 from ppf.report.scores import Entry, LogPerplexity, decimal, percent
 from ppf.report.tables import Cell, Column, Table, accuracy_table, score_table, times_table
 from ppf.space import Space
@@ -105,7 +105,7 @@ class SearchReport:
     entries: Sequence[Entry]
     candidates: Sequence[Entry]
     labels: Sequence[tuple[float, float]]
-    history: Sequence[Row]
+    history: Sequence[HistoryRow]
     accuracy: Accuracy | None
     proposals: Mapping[str, float]
     pareto: Pareto | None
@@ -186,7 +186,7 @@ def _tiles(report: SearchReport) -> list[Tile]:
     ]  # fmt: skip
 
 
-def _results(report: SearchReport) -> list[Part]:
+def _results(report: SearchReport) -> list[ReportSection]:
     drawn = [
         entry if entry.policy == "PPF" else replace(entry, predicted=None)
         for entry in report.entries
@@ -196,18 +196,18 @@ def _results(report: SearchReport) -> list[Part]:
         " measured. The choice does not depend on the test part of the text."
     )
     return [
-        Part(
+        ReportSection(
             "Results", f"{report.measured_on} {note}", name="results", table=report.scores,
             wide=True, folded=len(report.entries) > _LONG,
         ),
-        Part(
+        ReportSection(
             "Perplexity against pruning ratio", report.measured_on, name="curve",
             figure=ratio_curve(drawn, report.labels),
         ),
     ]  # fmt: skip
 
 
-def _policies(report: SearchReport) -> list[Part]:
+def _policies(report: SearchReport) -> list[ReportSection]:
     sites, counted = report.space.sites, "bytes" if report.words else "units"
     columns: dict[str, Sequence[Cell]] = {"site": [site.name for site in sites]}
     if not report.words:
@@ -217,7 +217,7 @@ def _policies(report: SearchReport) -> list[Part]:
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     shown = [Column(n, None if isinstance(c[0], str) else str) for n, c in columns.items()]
     return [
-        Part(
+        ReportSection(
             "The policies" if report.dynamic else "The policy, and uniform pruning below it",
             f"Share of the {counted} that each site keeps, in per cent.",
             name="policy",
@@ -229,20 +229,20 @@ def _policies(report: SearchReport) -> list[Part]:
     ]
 
 
-def _predictions(report: SearchReport) -> list[Part]:
+def _predictions(report: SearchReport) -> list[ReportSection]:
     known = report.accuracy or Accuracy([], [], [], [], {}, [])
     columns = (known.predicted, known.std, known.measured, known.ratio)
     figure = scatter(*columns, searched=report.candidates)
     note = "Policies that the predictor was not fitted to. Bars are one standard deviation."
-    return [Part("Predicted against measured", note, name="predictions", figure=figure)]
+    return [ReportSection("Predicted against measured", note, name="predictions", figure=figure)]
 
 
-def _accuracy(report: SearchReport) -> list[Part]:
+def _accuracy(report: SearchReport) -> list[ReportSection]:
     parts = []
     if report.proposals:
         note = "Policies that the search proposed. Predictions were made before the measurement."
         parts.append(
-            Part(
+            ReportSection(
                 "Accuracy on proposals", note, name="accuracy_on_proposals",
                 table=accuracy_table(report.proposals, []).without_empty_columns(),
                 warning=coverage_warning(report.proposals, [], "proposals"), wide=True,
@@ -252,7 +252,7 @@ def _accuracy(report: SearchReport) -> list[Part]:
     if found and found.metrics:
         note = "On random policies outside the fit, for all ratios and for ranges of ratios."
         parts.append(
-            Part(
+            ReportSection(
                 "Accuracy on random policies", note, name="accuracy",
                 table=accuracy_table(found.metrics, found.bands),
                 warning=coverage_warning(found.metrics, found.bands, "random policies"),
@@ -262,22 +262,22 @@ def _accuracy(report: SearchReport) -> list[Part]:
     return parts
 
 
-def _training(report: SearchReport) -> list[Part]:
+def _training(report: SearchReport) -> list[ReportSection]:
     if not report.history:
         return []
     note = f"Metrics of {report.agent} on the predictor. Dotted lines mark where a round begins."
     figure = curves(report.history)
-    return [Part("Training of the agent", note, name="training", figure=figure, wide=True)]
+    return [ReportSection("Training of the agent", note, name="training", figure=figure, wide=True)]
 
 
-def _measured(report: SearchReport) -> list[Part]:
+def _measured(report: SearchReport) -> list[ReportSection]:
     """All measured policies, and the Pareto front among them."""
     found = []
     if report.candidates:
         note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
         table = score_table(report.candidates)
         found.append(
-            Part(
+            ReportSection(
                 "All policies measured at this ratio", note, name="candidates", table=table,
                 folded=True, wide=True,
             )
@@ -288,7 +288,7 @@ def _measured(report: SearchReport) -> list[Part]:
             " better than one on the front in perplexity and both costs."
         )
         found.append(
-            Part(
+            ReportSection(
                 "Pareto front", note, name="pareto", table=report.pareto.table, folded=True,
                 figure=pareto_front(*vars(report.pareto).values()),
             )
@@ -296,14 +296,14 @@ def _measured(report: SearchReport) -> list[Part]:
     return found
 
 
-def _run(report: SearchReport) -> list[Part]:
+def _run(report: SearchReport) -> list[ReportSection]:
     return [
-        Part("Settings", facts=report.settings),
-        Part(
+        ReportSection("Settings", facts=report.settings),
+        ReportSection(
             "Time", f"{report.evaluations} policies were measured on the real model.",
             table=times_table(report.seconds),
         ),
-        Part("Machine", facts=report.machine),
-        Part("Files", facts=report.paths, code=True),
-        Part("Signatures of the artefacts", facts=report.signatures, code=True),
+        ReportSection("Machine", facts=report.machine),
+        ReportSection("Files", facts=report.paths, code=True),
+        ReportSection("Signatures of the artefacts", facts=report.signatures, code=True),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from ppf.records.run import RunRecord
 from ppf.report.scores import decimal, duration
 from ppf.report.tables import Cell, Column, Table
 
-Row = Mapping[str, Any]
+JobRow = Mapping[str, Any]
 REPEATED = "seed"
 """The override over whose values tables and plots average."""
 _ENDS = ("low", "high")  # of a figure's interval
@@ -34,7 +34,7 @@ class Sweep:
     commands: Sequence[str]
     axes: Sequence[str]
     figures: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[JobRow]
 
     @property
     def jobs(self) -> int:
@@ -51,7 +51,7 @@ class Sweep:
     def groups(self) -> list["Group"]:
         """Rows grouped over seeds, sorted by ratio, then by the mean of the first figure."""
         axes = [axis for axis in self.axes if axis != REPEATED]
-        found: dict[tuple[Any, ...], list[Row]] = {}
+        found: dict[tuple[Any, ...], list[JobRow]] = {}
         for row in self.rows:
             found.setdefault(tuple(row.get(axis) for axis in axes), []).append(row)
         groups = [Group(dict(zip(axes, key, strict=True)), rows) for key, rows in found.items()]
@@ -69,7 +69,7 @@ class Group:
     """
 
     key: Mapping[str, Any]
-    rows: Sequence[Row]
+    rows: Sequence[JobRow]
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from ppf.artefacts import write_json
 from ppf.report.agreement import agreement
 from ppf.report.html import write_page
-from ppf.report.page import Page, Part, Tile
+from ppf.report.page import Page, ReportSection, Tile
 from ppf.report.scores import duration, percent
 from ppf.report.style import OTHERS, legend_above, log_scale, save_png, styled
 from ppf.report.sweep import Group, Sweep, markdown, read_sweep, sweep_table, words
@@ -55,8 +55,8 @@ def sweep_page(sweep: Sweep, folder: Path) -> Page:
         headline=[*_headline(found, first), *_orders(sweep)],
         tiles=[Tile("jobs", str(sweep.jobs), f"{duration(seconds)} one after another")],
         sections=[
-            Part("Results", note, name="sweep", figure=_figure(found, first), wide=True),
-            Part("All jobs", note, name="jobs", table=sweep_table(sweep), wide=True),
+            ReportSection("Results", note, name="sweep", figure=_figure(found, first), wide=True),
+            ReportSection("All jobs", note, name="jobs", table=sweep_table(sweep), wide=True),
         ],
         next_commands={"Make this page again, with the jobs that have finished since": command},
     )

@@ -74,7 +74,7 @@ class DynamicModel:
 
         Args:
             folder: the folder of a run of search.py.
-            overrides: overrides of `conf/runtime.yaml`, for example `"bank.max_gib=8"`.
+            overrides: strings that override `conf/runtime.yaml`, for example "bank.max_gib=8".
 
         Raises:
             PPFError: the folder contains no search, or the model has changed since the search.

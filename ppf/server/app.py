@@ -151,15 +151,15 @@ async def _events(
     A place in the queue is a comment line, which OpenAI's clients ignore.
     """
 
-    def told(piece: Position | Delta) -> str:
+    def line(piece: Position | Delta) -> str:
         if isinstance(piece, Position):
             return f": place in the queue: {piece.place}\n\n"
         return _event(answer.part(piece))
 
     try:
-        yield told(first)
+        yield line(first)
         async for piece in rest:
-            yield told(piece)
+            yield line(piece)
     except HTTPException as error:
         yield _event(content(error.status_code, error.detail))
     except Exception:

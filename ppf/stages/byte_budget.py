@@ -21,12 +21,13 @@ from ppf.pruning.allocation import FLAP, LeastExpectedLoss, ObsGlobal
 from ppf.pruning.costs import Bytes
 from ppf.pruning.live import Types
 from ppf.pruning.options import Options
-from ppf.pruning.rounding import BLOCK, Type
+from ppf.pruning.rounding import BLOCK
 from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
+from ppf.records.values import NumberFormat
 from ppf.space import project
 from ppf.stages.prune import labelling_nll
 
-_TYPES: tuple[Type, ...] = get_args(Type)
+_TYPES: tuple[NumberFormat, ...] = get_args(NumberFormat)
 _ROUNDED = _TYPES[1:]
 
 

@@ -93,7 +93,7 @@ def compensated(
     """
     context = apply_policy(cfg, fabric, record)
     exporter.check(context.pruner)
-    known = known_before(context, timed)  # the dense model is not to be had after a refit
+    known = known_before(context, timed)  # before the refit: applying another policy undoes it
     if cfg.sequential and can_refit(context):
         scores = keep_better(context)
     else:

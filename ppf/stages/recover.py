@@ -23,9 +23,9 @@ from ppf.llm.text import build_text, training_text
 from ppf.progress import say
 from ppf.recovery.curve import Trace
 from ppf.recovery.likeliest import Likeliest, read_likeliest, write_likeliest
-from ppf.recovery.losses import Loss, likeliest_needed
+from ppf.recovery.losses import RecoveryLoss, likeliest_needed
 from ppf.recovery.settings import RecoverySettings, computed_in
-from ppf.recovery.tuners import Task
+from ppf.recovery.tuners import TuningTask
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.prune import compensated
 from ppf.stages.recovery_inputs import (
@@ -143,10 +143,10 @@ class _Recovery:
         chain = [(n, tuners[n]) for n in names[: names.index(name) + 1]]
         run = run_of(cfg, self.machine, settings, self._weights, chain)
         windows = self.training, self.validation
-        task = Task(self.student, self.teacher, losses, *windows, self._likeliest(losses))
+        task = TuningTask(self.student, self.teacher, losses, *windows, self._likeliest(losses))
         return instantiate(cfg.tune[name]).tune(task, run)
 
-    def _likeliest(self, losses: Mapping[str, Loss]) -> Likeliest | None:
+    def _likeliest(self, losses: Mapping[str, RecoveryLoss]) -> Likeliest | None:
         """The dense model's likeliest tokens, if the losses need nothing else of it."""
         if not (count := likeliest_needed(losses)):
             return None

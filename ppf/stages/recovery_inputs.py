@@ -16,16 +16,16 @@ from ppf.artefacts import signature
 from ppf.context.signatures import plain, text_identity, with_code
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel
-from ppf.llm.text import Part, build_text, training_text
+from ppf.llm.text import PartName, build_text, training_text
 from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.recovery.curve import Trace
-from ppf.recovery.losses import Loss
+from ppf.recovery.losses import RecoveryLoss
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.report.scores import Recovered, RecoveryScore
 
 T = TypeVar("T")
-_PARTS: tuple[Part, ...] = ("training", "validation")
+_PARTS: tuple[PartName, ...] = ("training", "validation")
 _COSTS = ("micro_batch", "gradient_checkpointing")  # change memory and time, not the result
 
 
@@ -38,7 +38,7 @@ def machine_of(cfg: DictConfig, fabric: Fabric) -> Machine:
     return Machine(fabric, fabric.global_rank, fabric.world_size, trainer, loggers)
 
 
-def losses_of(cfg: DictConfig) -> dict[str, Loss]:
+def losses_of(cfg: DictConfig) -> dict[str, RecoveryLoss]:
     """The losses of `loss=` by name."""
     return {str(name): instantiate(loss) for name, loss in cfg.loss.items()}
 

@@ -34,9 +34,10 @@ class Found:
 
     @property
     def best(self) -> int:
-        """Row of the best policy on both parts; of a rule's own policy, even if uniform is better.
+        """Row of the policy with the lowest loss on the labelling and selection parts together.
 
-        The labelling part alone has few windows, and its minimum is often due to chance. Choosing
+        For a rule it is the rule's own policy, even if uniform pruning has a lower loss. The
+        labelling part alone has few windows, so its minimum is often due to chance. Choosing
         among a few policies biases the loss on the selection part by far less than its standard
         error.
         """

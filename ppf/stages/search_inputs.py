@@ -86,7 +86,9 @@ class SearchInputs:
         return TrustRegion(s.trust_region, s.widen, s.agreement, s.tolerance, s.gain)
 
     def objective(self, trained: Trained, radius: float, low: float, high: float) -> Objective:
-        """The objective in the middle of an interval of ratios; a learner covers all of it.
+        """The objective for the interval [low, high]; its `ratio` is the middle of the interval.
+
+        Learners train on the whole interval.
 
         Args:
             radius: of the trust region.

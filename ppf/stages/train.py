@@ -33,7 +33,7 @@ _NO_EFFECT = (
 
 @dataclass(frozen=True)
 class Trained:
-    """A predictor, and where its artefact lies."""
+    """A fitted predictor, with the folder and the signature of its artefact."""
 
     predictor: Predictor
     folder: Path
@@ -66,7 +66,8 @@ def train(
         seed: of splits and initial weights.
         loggers: Fabric's; the training reports to those that Lightning's Trainer takes too.
         labels: measured policies, the dense one first.
-        one_ratio: the search is for one ratio, so that its best policy may be differentiated.
+        one_ratio: whether the search is for one ratio. Only then may the predictor compute
+            gradients of the pruned model (`PredictorInputs.changes`).
 
     Raises:
         PPFError: the predictor is missing, and `may_train` is false.
@@ -122,15 +123,15 @@ def _check_predictions(predictor: Predictor, context: PruningContext) -> None:
         PPFError: the result is not a `Prediction`, or its tensors have wrong shapes.
     """
     found = predictor.predict(context.space.dense.repeat(2, 1).to(context.lm.device))
-    told = type(found).__name__
+    returned = type(found).__name__
     if isinstance(found, Prediction):
         shapes = [list(torch.as_tensor(values).shape) for values in found]
         if shapes == [[2], [2]]:
             return
-        told = f"tensors of shapes {shapes[0]} and {shapes[1]}"
+        returned = f"tensors of shapes {shapes[0]} and {shapes[1]}"
     raise PPFError(
-        f"{type(predictor).__name__}.predict gives {told} for 2 policies: it must give a Prediction"
-        " of two tensors of shape [2]."
+        f"{type(predictor).__name__}.predict gives {returned} for 2 policies: it must give a"
+        " Prediction of two tensors of shape [2]."
     )
 
 

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ppf.cli.explain import explain_config, explain_run, told
+from ppf.cli.explain import errors_explained, explain_config, explain_run
 from ppf.errors import PPFError
 
 
@@ -78,7 +78,7 @@ def test_a_full_allocator_is_told() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("bug"), FileNotFoundError(2, "bug", "x")])
 def test_a_bug_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end, told(explain_run):
+    with pytest.raises(SystemExit) as end, errors_explained(explain_run):
         raise error
     assert end.value.code == 1 and "Traceback" in capsys.readouterr().err
 
@@ -89,13 +89,13 @@ def test_a_bug_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixtu
 def test_an_error_is_shown_with_its_traceback_on_request(
     capsys: pytest.CaptureFixture[str], with_traceback: bool, shown: str
 ) -> None:
-    with pytest.raises(SystemExit), told(explain_run, with_traceback=with_traceback):
+    with pytest.raises(SystemExit), errors_explained(explain_run, with_traceback=with_traceback):
         raise PPFError("wrong.")
     assert capsys.readouterr().err.startswith(shown)
 
 
 def test_an_interrupt_during_lightnings_training_stays_one() -> None:
-    with pytest.raises(KeyboardInterrupt), told(explain_run):
+    with pytest.raises(KeyboardInterrupt), errors_explained(explain_run):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:

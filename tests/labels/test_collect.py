@@ -6,7 +6,7 @@ import torch
 
 from ppf.labels.collect import label
 from ppf.labels.labeller import Labeller, LabelScores
-from ppf.labels.store import LabelStore, Row
+from ppf.labels.store import LabelRow, LabelStore
 from ppf.labels.table import Labels
 from tests.ranks import FakeRanks
 
@@ -17,7 +17,7 @@ def _hold(folder: Path, held, done) -> None:
         assert mine
         held.set()
         done.wait()
-        store.add(Row((1,), 0.3, 3.0, None, "other", 0.1))
+        store.add(LabelRow((1,), 0.3, 3.0, None, "other", 0.1))
 
 
 def test_policies_claimed_by_others_are_waited_for(tmp_path: Path, processes: ForkContext) -> None:
@@ -50,7 +50,7 @@ def test_a_killed_process_leaves_no_claim(tmp_path: Path, processes: ForkContext
 
 def test_labels_have_the_source_of_the_call(tmp_path: Path) -> None:
     store = LabelStore(tmp_path, "a", [2])
-    store.add(Row((1,), 0.3, 3.0, None, "search", 0.1))
+    store.add(LabelRow((1,), 0.3, 3.0, None, "search", 0.1))
     labels = label(store, create_autospec(Labeller), torch.tensor([[1]]), "sampler")
     assert labels.source == ["sampler"] and labels.nll.tolist() == [3.0]
 

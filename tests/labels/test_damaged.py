@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ppf.labels.store import LabelStore, Row
+from ppf.labels.store import LabelRow, LabelStore
 
 UNITS = [3, 24, 3, 24]
 ROWS = [
-    Row((3, 24 - i, i % 4, 20), 0.1 * i, 3.0 + i / 7, None if i % 2 else i / 9, "sampler", 0.5)
+    LabelRow((3, 24 - i, i % 4, 20), 0.1 * i, 3.0 + i / 7, None if i % 2 else i / 9, "sampler", 0.5)
     for i in range(6)
 ]
 TRIES = 120  # of each kind of damage

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from ppf.labels.collect import draw, label
 from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Profiles
-from ppf.labels.store import LabelStore, Row
+from ppf.labels.store import LabelRow, LabelStore
 from tests.tiny import TinySetup, tiny_setup
 
 POLICIES, KILLS = 400, 6
@@ -28,7 +28,7 @@ def work(folder: Path, cache: str, started, log: Path) -> None:
     store = LabelStore(folder, "a", tiny.space.units.tolist())
     add = store.add
 
-    def noted(row: Row) -> None:
+    def noted(row: LabelRow) -> None:
         add(row)
         with log.open("a") as lines:
             lines.write(f"{row.kept}\n")
@@ -113,7 +113,7 @@ def claim_all(folder: Path, ready, start) -> None:
     for number in range(POLICIES // 2):
         with store.claim((number,)) as mine:
             if mine:
-                store.add(Row((number,), 0.3, 3.0, None, "sampler", 0.1))
+                store.add(LabelRow((number,), 0.3, 3.0, None, "sampler", 0.1))
 
 
 @pytest.mark.slow

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppf.labels.store import LabelStore, Row
+from ppf.labels.store import LabelRow, LabelStore
 
 
-def row(*kept: int, nll: float = 3.0) -> Row:
-    return Row(kept, 0.3, nll, None, "sampler", 0.1)
+def row(*kept: int, nll: float = 3.0) -> LabelRow:
+    return LabelRow(kept, 0.3, nll, None, "sampler", 0.1)
 
 
 def one_site(folder: Path, signature: str = "a") -> LabelStore:
@@ -72,8 +72,8 @@ def test_rows_of_another_process_are_read(tmp_path: Path) -> None:
     store = one_site(tmp_path)
     store.add(row(1))
     code = (
-        "import sys; from pathlib import Path; from ppf.labels.store import LabelStore, Row;"
-        "LabelStore(Path(sys.argv[1]), 'a', [2]).add(Row((2,), 0.3, 3.0, None, 'sampler', 0.1))"
+        "import sys; from pathlib import Path; from ppf.labels.store import LabelRow, LabelStore;"
+        "LabelStore(Path(sys.argv[1]), 'a', [2]).add(LabelRow((2,), 0.3, 3.0, None, 'a', 0.1))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ)
     assert (2,) not in store

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ppf.report.html import write_page
-from ppf.report.page import Page, Part
+from ppf.report.page import Page, ReportSection
 from ppf.report.scores import Entry, LogPerplexity
 from ppf.report.search import Accuracy, Pareto, SearchReport, search_page
 from ppf.report.tables import Column, Table
@@ -136,7 +136,7 @@ def test_figures_take_the_colours_of_the_page(report: SearchReport, tmp_path: Pa
 
 def test_a_page_of_any_command_has_text_that_cannot_break_it(tmp_path: Path) -> None:
     table = Table([Column("a < b"), Column("n", str)], [["<script>", 1]])
-    sections = [Part("T & T", "note", facts={"x": "<b>"}, code=True, table=table)]
+    sections = [ReportSection("T & T", "note", facts={"x": "<b>"}, code=True, table=table)]
     page = Page("<title>", "cmd", ["one", "two", "three"], [], sections, {})
     write_page(tmp_path / "report.html", page)
     text = (tmp_path / "report.html").read_text()
