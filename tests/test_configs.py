@@ -10,13 +10,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ppf.cli.checks import check_values
-from ppf.conf import options, read_option
+from ppf.conf import options, read_option, taken_groups
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "ppf" / "conf"
@@ -62,9 +64,7 @@ def cases(stage: str) -> list[tuple[str, str, Choices]]:
         if so_far and inner <= found.keys():
             continue
         cfg = composed(stage, so_far)
-        # Hydra does not tell of a group with several choices (logger); its key in the config does.
-        folders = [key for key in cfg if (CONF / key).is_dir()]
-        for key in dict.fromkeys([*cfg.hydra.runtime.choices, *folders]):
+        for key in dict.fromkeys([*cfg.hydra.runtime.choices, *taken_groups(cfg)]):
             group = key.split("@")[0]
             for option in (name for place, name in OPTIONS if place == group):
                 if (group, option) in STUDIES and stage != STUDIES[group, option]:
@@ -137,9 +137,18 @@ def test_help_lists_the_groups_that_a_command_takes() -> None:
     for stage in STAGES:
         cfg = composed(stage, {})
         shown = set(re.findall(r"^(\S+): ", cfg.hydra.help.template, re.M))
-        taken = {key for key in [*cfg.hydra.runtime.choices, *cfg] if "@" not in key}
+        taken = {key for key in (*cfg.hydra.runtime.choices, "logger") if "@" not in key}
         own = SEVERAL - {"debug/search"}  # which debug= chooses
         assert shown - {"Example"} == taken & own, stage
+
+
+def test_trainer_options_belong_to_the_predictor() -> None:
+    assert composed("search", {"fabric": "cpu"}).trainer.accelerator == "cpu"
+    for name in options("trainer"):
+        assert "max_epochs" in composed("train", {"trainer": name}).trainer
+        with pytest.raises(ConfigCompositionException, match="Could not override 'trainer'"):
+            composed("recover", {"trainer": name})
+    assert composed("recover", {"fabric": "cpu"}).trainer.precision == "bf16-mixed"
 
 
 def targets(node: Any) -> Iterator[dict[str, Any]]:

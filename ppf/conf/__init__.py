@@ -26,7 +26,7 @@ GROUPS = {
     "tune": "weights that recovery trains; one after another: tune=[blockwise,lora]",
     "export": "format of the pruned model",
     "fabric": "processes and devices",
-    "trainer": "arguments of Lightning's Trainer",
+    "trainer": "arguments of Lightning's Trainer, which trains the predictor",
     "logger": "experiment loggers; several: logger=[wandb,csv]",
     "experiment": "settings of a study, most of them for a multirun (-m)",
     "hparams_search": "search of hyper-parameters with Optuna (-m)",
@@ -34,6 +34,7 @@ GROUPS = {
     "debug": "small runs that show what goes wrong",
 }
 """Option group → its purpose."""
+_SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
 _TAGGED = ("experiment", "hparams_search", "debug")
 
 
@@ -56,9 +57,14 @@ def option_groups(*, _root_: DictConfig) -> str:
 
     The first comment in an option's file describes the option.
     """
-    taken = {*_root_.hydra.runtime.choices, *_root_}
-    found = {name: options(name) for name in GROUPS if name in taken}
+    found = {name: options(name) for name in taken_groups(_root_)}
     return "\n".join(_group(name, files) for name, files in found.items() if len(files) > 1)
+
+
+def taken_groups(cfg: DictConfig) -> list[str]:
+    """The option groups of a config that was composed with Hydra's own part."""
+    several = [name for name in _SEVERAL if name in cfg]
+    return [name for name in GROUPS if name in (*cfg.hydra.runtime.choices, *several)]
 
 
 def run_name() -> str | None:
