@@ -32,6 +32,7 @@ def only(folder: Path, name: str) -> Path:
 def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
     quick = ("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=2")
     asked = ("mode=dynamic", "ratios=[0.2,0.37]", "report_test=true")
+    planned = run("search", "plan=true", *asked, *quick, text, *TINY, *PPO).stdout
     said = run("search", *asked, *quick, text, *TINY, *PPO).stdout
     assert "Training on ratios" in said and "PPF" in said
     path = only(tmp_path / "outputs", "agent.json")
@@ -41,6 +42,7 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
     assert [row["ratio"] for row in rows] == [0.2, 0.37]
     figures = json.loads(path.with_name("run.json").read_text())["figures"]
     assert [row["ratio"] for row in figures] == [0.2, 0.37]
+    assert f"{figures[0]['evaluations']} labels" in planned
     assert [row["test_ppl"] for row in figures] == [row["test"]["perplexity"] for row in rows]
     for row in rows:
         mean, std = agent.predicted(row["ratio"])
