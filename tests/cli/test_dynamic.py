@@ -17,7 +17,6 @@ TINY = (
     "space.channel_multiple=16",
     "logger=csv",
     "search.rounds=1",
-    "search.top_k=2",
     *HASTY,
 )
 PPO = ("agent=ppo", "agent.episodes=16", "agent.iterations=3", "agent.polish.generations=3")
@@ -73,6 +72,8 @@ def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
 def test_what_mode_dynamic_cannot_do_is_said(run: Run) -> None:
     wrong = sentence(run, "search", "mode=dynamic", "agent=evolution", *TINY)
     assert "not Evolution: give agent=ppo, sac, ddpg, td3 or reinforce" in wrong
+    unread = sentence(run, "search", "mode=dynamic", "search.finalists=5", *TINY)
+    assert "mode=dynamic does not read search.finalists: leave it out, or give mode=st" in unread
     outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", *TINY)
     assert "ratios=[0.7] lie outside of dynamic.train" in outside
     assert "mode=other is unknown: give one of dynamic, static." in sentence(
