@@ -51,10 +51,9 @@ TINY = (
     "predictor.members=2",
     "predictor.max_epochs=3",
     "search.rounds=1",
-    "search.top_k=2",
     "logger=none",
 )
-SEARCH = (*TINY, "agent=evolution", "agent.generations=5", "agent.children=32")
+SEARCH = (*TINY, "search.top_k=2", "agent=evolution", "agent.generations=5", "agent.children=32")
 DYNAMIC = (
     *TINY,
     "mode=dynamic",

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.cli.app import run
+from ppf.cli.studies import check_studies
 from ppf.context.policy import read_policy
 
 Model = str | Path | PreTrainedModel
@@ -73,10 +75,12 @@ def search(
     Raises:
         PPFError: an override is wrong, or the model or the text cannot be read.
     """
-    folder = _run_folder("search")
-    given = {"ratio": ratio, **overrides}
-    _call("search", folder, [*_named(model, tokenizer, folder), *_written(given)])
-    return SearchResult(folder)
+    given = _written({"ratio": ratio, **overrides})
+    cfg = _composed("search", [*_named(model), *given])
+    if isinstance(model, PreTrainedModel):
+        _save(model, tokenizer, cfg.model.path)
+    run("search", cfg)
+    return SearchResult(Path(cfg.paths.run))
 
 
 def prune(policy: SearchResult | str | Path, out: str | Path, **overrides: Any) -> Path:
@@ -91,7 +95,7 @@ def prune(policy: SearchResult | str | Path, out: str | Path, **overrides: Any) 
         `out`.
     """
     given = {"policy": _policy_file(policy), "out": out, **overrides}
-    _call("prune", _run_folder("prune"), _written(given))
+    run("prune", _composed("prune", _written(given)))
     return Path(out)
 
 
@@ -114,7 +118,7 @@ def recover(
         `out`.
     """
     given = {"policy": policy and _policy_file(policy), "path": path, "out": out, **overrides}
-    _call("recover", _run_folder("recover"), _written(given))
+    run("recover", _composed("recover", _written(given)))
     return Path(out)
 
 
@@ -135,35 +139,34 @@ def evaluate(
         The contents of evaluation.json: `results` has one entry per model, with nats per token
         and perplexity.
     """
-    folder = _run_folder("evaluate")
     given = {"policy": policy and _policy_file(policy), "path": path, **overrides}
-    _call("evaluate", folder, _written(given))
-    return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    cfg = _composed("evaluate", _written(given))
+    run("evaluate", cfg)
+    return json.loads((Path(cfg.paths.run) / "evaluation.json").read_text(encoding="utf-8"))
 
 
-def _call(command: str, folder: Path, overrides: Iterable[str]) -> None:
+def _composed(command: str, overrides: Iterable[str]) -> DictConfig:
+    """A command's config, with a new run folder in the place where the command creates its own."""
+    given, folder = list(overrides), f"{command}/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
+    check_studies(command, given)
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(command, [f"paths.run={folder}", *overrides])
-    run(command, cfg)
+        return compose(command, [f"paths.run=${{paths.outputs}}/{folder}", *given])
 
 
-def _run_folder(command: str) -> Path:
-    """A new run folder, in the place where the commands create theirs."""
-    now = datetime.now()
-    return Path("outputs") / command / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
-
-
-def _named(model: Model, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> Iterator[str]:
-    """The overrides that name a model."""
+def _named(model: Model) -> Iterator[str]:
+    """The overrides that name a model; a loaded one is saved in the run's folder."""
     if isinstance(model, PreTrainedModel):
-        saved = folder / "model"
-        model.save_pretrained(saved)
-        (tokenizer or AutoTokenizer.from_pretrained(model.name_or_path)).save_pretrained(saved)
-        model = saved
-    if (Path(model) / "config.json").is_file():
-        yield from ("model=local", f"model.path={model}")
+        yield from ("model=local", "model.path=${paths.run}/model")
+    elif (Path(model) / "config.json").is_file():
+        yield from ("model=local", f"model.path={_text(model)}")
     else:
         yield f"model={model}"
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str) -> None:
+    """Saves a model and its tokenizer."""
+    model.save_pretrained(folder)
+    (tokenizer or AutoTokenizer.from_pretrained(model.name_or_path)).save_pretrained(folder)
 
 
 def _policy_file(policy: SearchResult | str | Path) -> Path:

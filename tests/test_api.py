@@ -59,6 +59,32 @@ def test_a_wrong_override_is_an_error_and_not_an_exit(
         ppf.search("tiny", labels={"count": -1})
 
 
+@pytest.mark.parametrize("command", ["search", "prune", "recover", "evaluate"])
+def test_a_run_folder_lies_where_the_overrides_say(command: str, tmp_path: Path) -> None:
+    outputs = tmp_path / "my outputs"
+    cfg = api._composed(command, api._written({"paths": {"outputs": outputs}}))
+    folder = Path(cfg.paths.run)
+    assert folder.is_relative_to(outputs / command) and len(folder.parts[len(outputs.parts) :]) == 3
+    own = api._composed(command, api._written({"paths": {"run": tmp_path}}))
+    assert own.paths.run == str(tmp_path)
+
+
+def test_an_experiment_of_another_command_is_refused() -> None:
+    with pytest.raises(PPFError, match="is for recover.py"):
+        ppf.search("tiny", experiment="recovery/curve")
+
+
+def test_results_are_read_from_the_folder_of_the_overrides(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outputs = {"outputs": tmp_path / "elsewhere", "artefacts": f"{cache}/artefacts"}
+    text = TEXT | {"path": write_articles(tmp_path)}
+    found = ppf.search("tiny", 0.4, text=text, paths=outputs, **QUICK)
+    assert found.folder.is_relative_to(tmp_path / "elsewhere") and found.ratio >= 0.4
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_recover_takes_a_policy(
     cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,13 +10,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ppf.cli.checks import check_values
-from ppf.conf import options, read_option
+from ppf.conf import command_of, options, read_option, taken_groups
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "ppf" / "conf"
@@ -29,10 +31,9 @@ OPTIONS = [(group, option) for group in GROUPED for option in options(group)]
 SEVERAL = {group for group, count in Counter(group for group, _ in OPTIONS).items() if count > 1}
 # Options of a certain command, which their first comment names.
 STUDIES = {
-    (group, option): re.search(r"^# (\w+)\.py -m:", file.read_text("utf-8"), re.M)[1]
-    for group in ("experiment", "hparams_search")
-    for option, file in options(group).items()
-    if option != "none"
+    (group, option): command
+    for group, option in OPTIONS
+    if (command := command_of(group, option)) is not None
 }
 
 CHANGING = ("debug", "experiment", "hparams_search", "rules")
@@ -62,9 +63,7 @@ def cases(stage: str) -> list[tuple[str, str, Choices]]:
         if so_far and inner <= found.keys():
             continue
         cfg = composed(stage, so_far)
-        # Hydra does not tell of a group with several choices (logger); its key in the config does.
-        folders = [key for key in cfg if (CONF / key).is_dir()]
-        for key in dict.fromkeys([*cfg.hydra.runtime.choices, *folders]):
+        for key in dict.fromkeys([*cfg.hydra.runtime.choices, *taken_groups(cfg)]):
             group = key.split("@")[0]
             for option in (name for place, name in OPTIONS if place == group):
                 if (group, option) in STUDIES and stage != STUDIES[group, option]:
@@ -137,9 +136,32 @@ def test_help_lists_the_groups_that_a_command_takes() -> None:
     for stage in STAGES:
         cfg = composed(stage, {})
         shown = set(re.findall(r"^(\S+): ", cfg.hydra.help.template, re.M))
-        taken = {key for key in [*cfg.hydra.runtime.choices, *cfg] if "@" not in key}
+        taken = {key for key in (*cfg.hydra.runtime.choices, "logger") if "@" not in key}
         own = SEVERAL - {"debug/search"}  # which debug= chooses
-        assert shown - {"Example"} == taken & own, stage
+        shown.discard("Example")
+        assert shown == {group for group in taken & own if len(offered(group, stage)) > 1}, stage
+        listed = set(re.findall(r"^  (\S+)  ", cfg.hydra.help.template, re.M))
+        assert listed == {option for group in shown for option in offered(group, stage)}
+
+
+def offered(group: str, stage: str) -> list[str]:
+    """The options of a group that are for a command."""
+    return [o for o in options(group) if STUDIES.get((group, o), stage) == stage]
+
+
+def test_every_study_names_its_command() -> None:
+    studies = {case for case in OPTIONS if case[0] in ("experiment", "hparams_search")}
+    assert {case for case in studies if case[1] != "none"} == STUDIES.keys()
+    assert set(STUDIES.values()) <= set(STAGES)
+
+
+def test_trainer_options_belong_to_the_predictor() -> None:
+    assert composed("search", {"fabric": "cpu"}).trainer.accelerator == "cpu"
+    for name in options("trainer"):
+        assert "max_epochs" in composed("train", {"trainer": name}).trainer
+        with pytest.raises(ConfigCompositionException, match="Could not override 'trainer'"):
+            composed("recover", {"trainer": name})
+    assert composed("recover", {"fabric": "cpu"}).trainer.precision == "bf16-mixed"
 
 
 def targets(node: Any) -> Iterator[dict[str, Any]]:

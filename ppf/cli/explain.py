@@ -1,6 +1,7 @@
 """Errors that a user can fix, each as one sentence."""
 
 import difflib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from ppf.errors import PPFError
 
 Explain = Callable[[BaseException], str | None]
 """The sentence for an error; None: a user cannot fix it."""
+_NO_GROUP = re.compile(r"Could not override '(.+)'\. No match in the defaults list")
 
 
 @contextmanager
@@ -80,6 +82,8 @@ def explain_config(command: str) -> Explain:
             return f"{group}={option} is unknown: give one of {', '.join(error.options)}."
         if isinstance(error, OverrideParseException):
             return f"{error.override} is no override: give KEY=VALUE, as in seed=1."
+        if found := _NO_GROUP.match(str(error)):
+            return f"{command}.py has no option group {found[1]}: --help lists those that it has."
         if isinstance(error, ConfigCompositionException) and error.__cause__:
             keys = _full_key(error.__cause__).split(".")
             return unknown_key(keys, _known_keys(command, keys))

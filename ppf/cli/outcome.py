@@ -41,6 +41,11 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def overrides() -> list[str]:
+    """The overrides of the command line; none for a run that Python code starts."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def finished(command: str, cfg: DictConfig) -> dict[str, Any] | None:
     """The run.json that this config has left in its folder; None: there is none."""
     try:
@@ -52,10 +57,9 @@ def finished(command: str, cfg: DictConfig) -> dict[str, Any] | None:
 
 def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> None:
     """Writes the run.json of a finished run."""
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     record = {
         "command": command,
-        "overrides": overrides,
+        "overrides": overrides(),
         "config": _identity(command, cfg),
         "metric": finite(outcome.metric),
         "figures": [{k: finite(v) for k, v in row.items()} for row in outcome.figures],
@@ -67,6 +71,7 @@ def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> No
 def _identity(command: str, cfg: DictConfig) -> str:
     """Signature of everything that determines a run's result."""
     config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
+    config.get("trainer", {}).pop("accelerator", None)  # that of fabric
     config = with_code(config, Path(cfg.paths.cache))
     return signature("run", ppf.__version__, command, config)
 

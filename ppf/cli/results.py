@@ -30,11 +30,10 @@ from ppf.stages.selection import selection_windows
 
 def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry]:
     """Dense, uniform, the allocation rules and the policy found, as every table shows them."""
-    names = enumerate(found.measured.names)
-    baselines = [(row, name) for row, name in names if name != CANDIDATE]
+    baselines = [_baselines(found, row) for row in range(len(found.measured.names))]
     return [
         dense_entry(context, labels),
-        *(_entry(context, found, row, name) for row, name in baselines),
+        *(_entry(context, found, row, *names) for row, names in enumerate(baselines) if names),
         _entry(context, found, found.best, "PPF"),
     ]
 
@@ -92,7 +91,7 @@ def write(
         words=_words(context, policies),
         entries=shown,
         candidates=[
-            _entry(context, found, row, _candidate(found, row))
+            _entry(context, found, row, *_baselines(found, row) or [f"{CANDIDATE} {row}"])
             for row in found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
         ],
         history=found.history,
@@ -241,7 +240,7 @@ def _with_measured(labels: Labels, found: Found) -> Labels:
     return labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), PROPOSED)
 
 
-def _entry(context: PruningContext, found: Found, row: int, name: str) -> Entry:
+def _entry(context: PruningContext, found: Found, row: int, name: str, *also: str) -> Entry:
     measured, kept = found.measured, found.measured.kept[row].cpu()
     entry = Entry(
         name,
@@ -249,6 +248,7 @@ def _entry(context: PruningContext, found: Found, row: int, name: str) -> Entry:
         measured=LogPerplexity(float(measured.measured[row])),
         predicted=LogPerplexity(float(measured.mean[row]), float(measured.std[row])),
         parameters=_parameters(context, kept),
+        also=also,
     )
     parts = found.selection
     if parts is None or row not in parts.rows:
@@ -271,9 +271,9 @@ def _parameters(context: PruningContext, kept: Int[Tensor, " sites"]) -> int:
     return context.parameters - int(context.pruner.space.removed(context.units(kept[None])))
 
 
-def _candidate(found: Found, row: int) -> str:
-    name = found.measured.names[row]
-    return f"{name} {row}" if name == CANDIDATE else name
+def _baselines(found: Found, row: int) -> list[str]:
+    """Uniform pruning and the allocation rules, as far as they propose a policy."""
+    return [name for name in found.measured.names[row] if name != CANDIDATE]
 
 
 def _by_part(entry: Entry) -> dict[str, dict[str, Any]]:

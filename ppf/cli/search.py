@@ -1,6 +1,6 @@
 """ppf-search: finds the policy of lowest perplexity at a ratio, or an agent for every ratio."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 
 from ppf.cli import curve, results
 from ppf.cli.app import command
-from ppf.cli.outcome import Outcome
+from ppf.cli.outcome import Outcome, overrides
 from ppf.context.policy import provenance, warn_if_unreadable
 from ppf.context.prepare import PruningContext, prepare
+from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.progress import Stopwatch
@@ -30,12 +31,36 @@ from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, add_test, figures
 from ppf.stages.train import Trained, train
 
+UNREAD = {
+    "static": ("ratios", "dynamic"),
+    "dynamic": (
+        "ratio",
+        "search.agreement",
+        "search.finalists",
+        "search.gain",
+        "search.label_budget",
+        "search.neighbours",
+        "search.selection_windows",
+        "search.top_k",
+    ),
+}
+"""Keys and sections that a mode does not read."""
+
 
 def _check(cfg: DictConfig) -> None:
+    check_read(cfg.mode, overrides())
     check_acquired(cfg)
     check_bytes(cfg)
     if cfg.mode == "dynamic":
         learner_of(cfg)
+
+
+def check_read(mode: str, given: Iterable[str]) -> None:
+    """Raises PPFError if an override changes a key that the mode does not read."""
+    for key in (word.partition("=")[0] for word in given):
+        if any(key == name or key.startswith(f"{name}.") for name in UNREAD[mode]):
+            (other,) = UNREAD.keys() - {mode}
+            raise PPFError(f"mode={mode} does not read {key}: leave it out, or give mode={other}.")
 
 
 @command(_check)

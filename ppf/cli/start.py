@@ -7,6 +7,8 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
+from ppf.cli.studies import check_studies
+
 
 def _entry(name: str) -> Callable[[], None]:
     """The Hydra application of the command `name`, whose code is `ppf.cli.<name>`."""
@@ -33,6 +35,7 @@ def _entry(name: str) -> Callable[[], None]:
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
         try:
+            check_studies(name, sys.argv[1:])
             application()
         except Exception:
             from ppf.cli.explain import errors_explained, explain_config

@@ -1,35 +1,67 @@
 """What a multirun prints and writes in addition to the results of its jobs."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
+
+_OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
 
 
 class SweepReport(Callback):
-    """Prints which job begins, and at the end the table of all of them."""
+    """Prints which job begins, and at the end the table of all of them.
+
+    Attributes:
+        earlier: folders with a number as name, which an earlier multirun has left, and when their
+            jobs began. Those that this multirun does not begin again are not in its table.
+    """
+
+    def __init__(self) -> None:
+        self.earlier: dict[Path, int] = {}
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from ppf.report.sweep import begun
+
+        jobs = begun(Path(config.hydra.sweep.dir))
+        self.earlier = {job: time for job, time in jobs.items() if job.name.isdigit()}
+        logging.getLogger(_OPTUNA).setLevel(logging.CRITICAL)  # on_job_end tells of failed trials
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from hydra.types import RunMode
-
         from ppf.progress import say
 
         if config.hydra.mode == RunMode.MULTIRUN:
             say(f"\nJob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}")
 
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Tells which trials Optuna does not learn from."""
+        from ppf.progress import say
+
+        by_optuna = config.hydra.sweeper._target_.startswith(_OPTUNA)
+        if config.hydra.mode == RunMode.MULTIRUN and by_optuna and not _has_result(job_return):
+            say(f"Job {config.hydra.job.num} has no metric: Optuna goes on without this trial.")
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Exits with code 1 if a job has not finished: Hydra would turn an error into a warning."""
         from ppf.progress import say
-        from ppf.report.sweep import unfinished
+        from ppf.report.sweep import begun, unfinished
         from ppf.report.sweep_page import write_sweep
 
         folder = Path(config.hydra.sweep.dir)
-        left = unfinished(folder)
-        if any(folder.rglob("run.json")):
-            for name, path in write_sweep(folder).items():
+        jobs = begun(folder)
+        others = {job for job, time in self.earlier.items() if jobs.get(job) == time}
+        left = [job for job in unfinished(folder) if job not in others]
+        if any(file.parent not in others for file in folder.rglob("run.json")):
+            for name, path in write_sweep(folder, others).items():
                 say(f"{name:<6}  {path}")
         if left:
             say(f"Jobs that did not finish: {len(left)}, the first in {left[0]}")
             sys.exit(1)
+
+
+def _has_result(job: JobReturn) -> bool:
+    return job.status == JobStatus.COMPLETED and job.return_value is not None

@@ -1,5 +1,6 @@
 """Hydra configs, as a package that `pkg://ppf.conf` finds, and their option groups for `--help`."""
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ GROUPS = {
     "tune": "weights that recovery trains; one after another: tune=[blockwise,lora]",
     "export": "format of the pruned model",
     "fabric": "processes and devices",
-    "trainer": "arguments of Lightning's Trainer",
+    "trainer": "arguments of Lightning's Trainer, which trains the predictor",
     "logger": "experiment loggers; several: logger=[wandb,csv]",
     "experiment": "settings of a study, most of them for a multirun (-m)",
     "hparams_search": "search of hyper-parameters with Optuna (-m)",
@@ -34,6 +35,7 @@ GROUPS = {
     "debug": "small runs that show what goes wrong",
 }
 """Option group → its purpose."""
+_SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
 _TAGGED = ("experiment", "hparams_search", "debug")
 
 
@@ -54,11 +56,29 @@ def read_option(group: str | Path, name: str) -> DictConfig:
 def option_groups(*, _root_: DictConfig) -> str:
     """Lists the option groups of the composed config that offer a choice, and their options.
 
-    The first comment in an option's file describes the option.
+    The first comment in an option's file describes the option. Options for other commands are left
+    out.
     """
-    taken = {*_root_.hydra.runtime.choices, *_root_}
-    found = {name: options(name) for name in GROUPS if name in taken}
-    return "\n".join(_group(name, files) for name, files in found.items() if len(files) > 1)
+    command, found = _root_.hydra.job.config_name, dict[str, dict[str, str]]()
+    for name in taken_groups(_root_):
+        known = {option: _comment(file) for option, file in options(name).items()}
+        found[name] = {k: text for k, text in known.items() if _command(text) in (None, command)}
+    return "\n".join(_group(name, known) for name, known in found.items() if len(known) > 1)
+
+
+def command_of(group: str, option: str) -> str | None:
+    """The only command that an experiment or a search of hyper-parameters is for, if it names one.
+
+    Its first comment names the command, as in "# search.py -m: every agent at four ratios.".
+    """
+    file = options(group).get(option)
+    return _command(_comment(file)) if file else None
+
+
+def taken_groups(cfg: DictConfig) -> list[str]:
+    """The option groups of a config that was composed with Hydra's own part."""
+    several = [name for name in _SEVERAL if name in cfg]
+    return [name for name in GROUPS if name in (*cfg.hydra.runtime.choices, *several)]
 
 
 def run_name() -> str | None:
@@ -95,9 +115,9 @@ def options(group: str) -> dict[str, Path]:
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
-def _group(name: str, files: dict[str, Path]) -> str:
-    width = max(map(len, files))
-    lines = [f"  {option:<{width}}  {_comment(file)}" for option, file in files.items()]
+def _group(name: str, known: dict[str, str]) -> str:
+    width = max(map(len, known))
+    lines = [f"  {option:<{width}}  {text}" for option, text in known.items()]
     return "\n".join([f"{name}: {GROUPS[name]}", *lines, ""])
 
 
@@ -105,6 +125,11 @@ def _comment(file: Path) -> str:
     """The first comment that is not a directive of Hydra."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
+
+
+def _command(comment: str) -> str | None:
+    found = re.match(r"(\w+)\.py -m: ", comment)
+    return found and found[1]
 
 
 OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)

@@ -20,6 +20,7 @@ from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
+from ppf.policy_search.experts import measured_experts
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning.bank import BankSize, bank_size
 from ppf.space import Space
@@ -221,12 +222,18 @@ def _labelling(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Nee
 
 def _labels(cfg: DictConfig) -> int:
     """Policies that a command measures: those that it draws, and those that a search proposes."""
-    count, search = 0, cfg.get("search")
-    if "predictor" not in cfg or needs_labels(unfitted(cfg.predictor)):
-        count += cfg.labels.count
-    if isinstance(search, DictConfig):  # in other commands the key names a folder
-        count += search.label_budget
-    return count
+    drawn, search = cfg.labels.count + cfg.labels.get("acquired", 0), cfg.get("search")
+    if not isinstance(search, DictConfig):  # in other commands the key names a folder
+        return drawn + cfg.get("test_policies", 0)
+    proposed = _measured_experts(cfg) if cfg.mode == "dynamic" else search.label_budget
+    return proposed + (drawn if needs_labels(unfitted(cfg.predictor)) else 0)
+
+
+def _measured_experts(cfg: DictConfig) -> int:
+    """Policies that a dynamic search measures, with those of its curve and uniform pruning."""
+    knots, stride = range(cfg.dynamic.knots), cfg.dynamic.stride
+    rounds = [knots[measured_experts(number, stride)] for number in range(cfg.search.rounds)]
+    return sum(map(len, rounds)) + 2 * len(cfg.ratios)
 
 
 def level_flops(sizes: Sizes) -> float:

@@ -69,7 +69,7 @@ def label(
     if missing:
         known = len(policies) - len(missing)
         others = f" {known} more are labelled already." if known else ""
-        say(f"Labelling {len(missing)} policies.{others}")
+        say(f"Labelling {len(missing)} {'policy' if len(missing) == 1 else 'policies'}.{others}")
     start = len(missing) * ranks.global_rank // ranks.world_size if ranks else 0
     for kept in track(missing[start:] + missing[:start], "Labelling"):
         with store.claim(kept) as mine:

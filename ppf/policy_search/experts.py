@@ -40,6 +40,11 @@ def improve_along(
     return experts
 
 
+def measured_experts(number: int, stride: int) -> slice:
+    """The experts that are measured after round `number`: every stride-th, others in each round."""
+    return slice(number % stride, None, stride)
+
+
 def _moved(here: Objective, kept: Int[Tensor, " sites"]) -> Float[Tensor, "1 sites"]:
     """The policy of a neighbouring ratio, scaled to about the cost that this ratio leaves."""
     space = here.space

@@ -26,14 +26,14 @@ class Verification:
     Candidates are sorted by their prediction, best first.
 
     Args:
-        names: "uniform", a rule's name, or `CANDIDATE`.
+        names: all that propose the policy: "uniform", rules, and `CANDIDATE`.
         kept: units that each site keeps.
         mean: predicted log-perplexity, nats per token.
         std: standard deviation of the prediction, nats per token.
         measured: log-perplexity on the real model, nats per token; may be inf or NaN.
     """
 
-    names: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
     kept: Int[Tensor, "n sites"]
     mean: Float[Tensor, " n"]
     std: Float[Tensor, " n"]
@@ -55,18 +55,19 @@ class Verification:
 
     @property
     def proposed(self) -> Bool[Tensor, " n"]:
-        """Whether a policy is a candidate, neither uniform nor a rule's."""
-        return torch.tensor([name == CANDIDATE for name in self.names])
+        """Whether a policy was a candidate first, neither uniform nor a rule's."""
+        return torch.tensor([first == CANDIDATE for first, *_ in self.names])
 
     @classmethod
     def merge(cls, rounds: Sequence["Verification"]) -> "Verification":
         """All policies of the rounds, each once, with its prediction before it was measured."""
-        first: dict[tuple[int, ...], tuple[str, tuple[Tensor, ...]]] = {}
-        for part in rounds:
-            for name, row in zip(part.names, part._rows(), strict=True):
-                first.setdefault(tuple(row[0].tolist()), (name, row))
-        names, rows = zip(*first.values(), strict=True)
-        return cls(names, *(torch.stack(column) for column in zip(*rows, strict=True)))
+        rows: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
+        for row in (row for part in rounds for row in part._rows()):
+            rows.setdefault(tuple(row[0].tolist()), row)
+        kept = torch.cat([part.kept for part in rounds])
+        names = _joined(kept, [names for part in rounds for names in part.names])
+        columns = zip(*rows.values(), strict=True)
+        return cls(names, *(torch.stack(column) for column in columns))
 
     def _rows(self) -> Iterator[tuple[Tensor, ...]]:
         return zip(*(getattr(self, field) for field in _FIELDS), strict=True)
@@ -99,12 +100,21 @@ def verify(
 
 def _predicted(
     candidates: Candidates, objective: Objective
-) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
+) -> tuple[tuple[tuple[str, ...], ...], Tensor, Tensor, Tensor]:
     """Names, policies and predictions of the policies to measure, each policy once."""
     kept = torch.cat([objective.baselines(), candidates.kept])
     named = ["uniform", *objective.rules, *[CANDIDATE] * len(candidates)]
-    first = {tuple(row): place for place, row in reversed(list(enumerate(kept.tolist())))}
-    places = sorted(first.values())
-    mean, std = objective.predictor.predict(kept[places])
-    names = tuple(named[place] for place in places)
-    return names, kept[places].cpu(), mean.cpu(), std.cpu()
+    names = _joined(kept, [(name,) for name in named])
+    kept = torch.tensor(list(dict.fromkeys(map(tuple, kept.tolist())))).to(kept)
+    mean, std = objective.predictor.predict(kept)
+    return names, kept.cpu(), mean.cpu(), std.cpu()
+
+
+def _joined(
+    kept: Int[Tensor, "n sites"], named: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], ...]:
+    """The names of each policy, in the order in which the policies first occur."""
+    found: dict[tuple[int, ...], dict[str, None]] = {}
+    for policy, names in zip(kept.tolist(), named, strict=True):
+        found.setdefault(tuple(policy), {}).update(dict.fromkeys(names))
+    return tuple(map(tuple, found.values()))

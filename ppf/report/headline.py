@@ -64,14 +64,15 @@ def _bracketed(share: float) -> str:
 def _others(best: Entry, entries: Sequence[Entry]) -> list[str]:
     """Sentences on the allocation rules and the dense model, if these were measured."""
     said = []
-    rules = [e for e in entries if e.policy not in ("dense", "uniform", "PPF") and e.measured]
+    rules = [e for e in entries if e.rules and e.measured]
     if rules:
         rule = min(rules, key=lambda e: _finite(e.measured.nll))  # type: ignore[union-attr]
         same = best.measured and rule.measured and best.measured.nll == rule.measured.nll
+        name = " = ".join(rule.rules)
         said.append(
-            f"It is the policy of the allocation rule {rule.policy}."
+            f"It is the policy of the allocation rule {name}."
             if same
-            else f"The best allocation rule, {rule.policy}, reaches {rule.measured}."
+            else f"The best allocation rule, {name}, reaches {rule.measured}."
         )
     dense = next((e.measured for e in entries if e.policy == "dense" and e.measured), None)
     return [*said, f"The dense model has {dense}."] if dense else said

@@ -271,17 +271,17 @@ def ratio_curve(entries: Sequence[Entry], labels: Sequence[tuple[float, float]] 
         labels: ratio and log-perplexity of labelled policies, drawn as grey points if they are not
             far above the entries.
     """
-    names = list(dict.fromkeys(entry.policy for entry in entries))
+    names = {entry.policy: entry.title for entry in entries}
     others = iter(OTHERS * len(names))
     known = [score.known for entry in entries for score in entry.scores]
     with styled():
         figure = Figure(figsize=_PAIR, layout="constrained")
         axes = figure.add_subplot()
         _cloud(axes, labels, [score.nll for entry in entries for score in entry.scores])
-        for name in names:
+        for name, title in names.items():
             colour = NAMED.get(name) or next(others)
             _points(axes, [e for e in entries if e.policy == name], colour)
-            axes.plot([], [], color=colour, lw=2, label=name)
+            axes.plot([], [], color=colour, lw=2, label=title)
         if "predicted" in known:
             axes.plot([], [], "o", color=INK, ms=5, label="measured")
             axes.plot([], [], "o", color=INK, ms=5, mfc="none", label="predicted, 95 %")

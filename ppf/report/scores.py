@@ -103,6 +103,10 @@ class Recovered:
     curve: Sequence[tuple[int, float]]
 
 
+NO_RULES = ("dense", "uniform", "PPF")
+"""Names of policies that are not of allocation rules."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One policy in a table or a plot.
@@ -117,6 +121,7 @@ class Entry:
         difference: from uniform pruning's log-perplexity on the selection part, with the standard
             error of paired windows; None: not measured.
         parameters: parameters of the model under this policy; None: unknown.
+        also: allocation rules that propose the same policy.
     """
 
     policy: str
@@ -126,6 +131,17 @@ class Entry:
     selection: LogPerplexity | None = None
     difference: LogPerplexity | None = None
     parameters: int | None = None
+    also: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """All names of the policy, as in "uniform = owl"."""
+        return " = ".join([self.policy, *self.also])
+
+    @property
+    def rules(self) -> Sequence[str]:
+        """The allocation rules that propose the policy."""
+        return [name for name in (self.policy, *self.also) if name not in NO_RULES]
 
     @property
     def scores(self) -> Sequence[LogPerplexity]:
@@ -139,7 +155,8 @@ class Entry:
         if self.difference:
             nats, error = self.difference.nll, self.difference.std_error
             known["against_uniform"] = {"nats": _finite(nats), "std_error": _finite(error or 0.0)}
-        return {"policy": self.policy, "ratio": self.ratio} | known
+        also = {"also": list(self.also)} if self.also else {}
+        return {"policy": self.policy, "ratio": self.ratio} | also | known
 
 
 def uniform_at(ratio: float, entries: Sequence[Entry]) -> LogPerplexity | None:

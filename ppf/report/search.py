@@ -157,13 +157,16 @@ def search_metrics(report: SearchReport) -> dict[str, float]:
             "selection_perplexity": entry.selection,
             "predicted_perplexity": entry.predicted,
         }
+        own: dict[str, float] = {}
         for name, score in known.items():
             if score:
-                metrics[f"{entry.policy}/{name}{at}"] = score.perplexity
+                own[name] = score.perplexity
             if score and score.error is not None:
-                metrics[f"{entry.policy}/{name}_error{at}"] = score.error
+                own[f"{name}_error"] = score.error
         if entry.parameters:
-            metrics[f"{entry.policy}/parameters{at}"] = entry.parameters
+            own["parameters"] = entry.parameters
+        for policy in (entry.policy, *entry.also):
+            metrics |= {f"{policy}/{name}{at}": value for name, value in own.items()}
         if entry.policy == "PPF" and not report.dynamic:
             metrics["PPF/ratio"] = entry.ratio
     metrics |= {f"proposals/{name}": score for name, score in report.proposals.items()}

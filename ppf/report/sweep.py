@@ -1,7 +1,7 @@
 """The results of a multirun: read from the run.json of each job, as rows and as a table."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -109,13 +109,16 @@ class Group:
         return f"{found} ({show(ends[0])} – {show(ends[1])})" if ends else found
 
 
-def read_sweep(folder: Path) -> Sweep:
+def read_sweep(folder: Path, without: Container[Path] = ()) -> Sweep:
     """Reads all finished jobs in a folder and its sub-folders.
+
+    Args:
+        without: folders of jobs that are left out.
 
     Raises:
         PPFError: no job has finished, or a run.json is damaged.
     """
-    files = sorted(folder.rglob("run.json"))
+    files = sorted(file for file in folder.rglob("run.json") if file.parent not in without)
     if not files:
         raise PPFError(f"{folder} has no finished job (no run.json): give a multirun's folder.")
     jobs = [read(file, RunRecord, "delete it and run its job again") for file in files]
@@ -141,8 +144,13 @@ def read_sweep(folder: Path) -> Sweep:
 
 def unfinished(folder: Path) -> list[Path]:
     """Folders of jobs that began and did not finish."""
-    begun = sorted(file.parent.parent for file in folder.rglob(".hydra/overrides.yaml"))
-    return [job for job in begun if not (job / "run.json").is_file()]
+    return [job for job in sorted(begun(folder)) if not (job / "run.json").is_file()]
+
+
+def begun(folder: Path) -> dict[Path, int]:
+    """Folders of jobs that began, and when they last did, in nanoseconds."""
+    files = folder.rglob(".hydra/overrides.yaml")
+    return {file.parent.parent: file.stat().st_mtime_ns for file in files}
 
 
 def sweep_table(sweep: Sweep) -> Table:

@@ -96,7 +96,7 @@ def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None
         Column("95 % interval", str),
         Column("nats per token", "{:.4f}".format),
     ]
-    rows = [[(names or {}).get(e.policy, e.policy), *_cells(e, entries)] for e in entries]
+    rows = [[(names or {}).get(e.policy, e.title), *_cells(e, entries)] for e in entries]
     return Table(columns, rows).without_empty_columns()
 
 

@@ -15,7 +15,7 @@ from ppf.agents.learner import Learner
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
-from ppf.policy_search.experts import improve_along
+from ppf.policy_search.experts import improve_along, measured_experts
 from ppf.policy_search.intervals import widening
 from ppf.progress import Stopwatch, say
 from ppf.ranks import on_rank_0
@@ -103,7 +103,7 @@ def dynamic(
             proposal = _propose(inputs.agent, objective, run, knots)
         with clock("improving the experts"), cpu_threads(inputs.agent.threads):
             experts.append(_improve(inputs, objective, settings, knots, [proposal, *experts[-1:]]))
-        chosen = experts[-1][number % settings.stride :: settings.stride].cpu()
+        chosen = experts[-1][measured_experts(number, settings.stride)].cpu()
         with clock("measuring"):
             measured = inputs.measure(chosen)
         labels = labels.with_rows(chosen, measured, PROPOSED)

@@ -13,7 +13,7 @@ from ppf.context.signatures import text_identity
 from ppf.evaluation.perplexity import mean_nll
 from ppf.progress import say
 from ppf.pruning.live import Types
-from ppf.report.scores import LogPerplexity
+from ppf.report.scores import NO_RULES, LogPerplexity
 from ppf.stages.prune import pruned_to
 
 _KINDS = {
@@ -22,7 +22,6 @@ _KINDS = {
     "selection": "selection",
     "predicted": "predicted",
 }
-_NO_RULES = ("dense", "uniform", "PPF")
 _PROPOSALS = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
 Named = tuple[str, list[int]]
 """A policy's name in summary.json, and the units that it keeps at each site."""
@@ -72,7 +71,7 @@ def figures(summary: Path) -> list[dict[str, float | None]]:
     """Rows for the table of a sweep: perplexities of the results, one row for each ratio."""
     content: Mapping[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     rows, uniform = list[dict[str, float | None]](), dict[str, float | None]()
-    others = [row for row in content["results"] if row["policy"] not in _NO_RULES]
+    others = [r for r in content["results"] if r["policy"] not in NO_RULES or "also" in r]
     rules = [row["measured"]["perplexity"] for row in others if "measured" in row]
     for row in content["results"]:
         found = {

@@ -18,6 +18,7 @@ from ppf.cli.checks import (
     check_values,
     components,
 )
+from ppf.cli.search import UNREAD, check_read
 from ppf.errors import PPFError
 from tests.test_configs import CONF, FILES, STAGES, composed, resolved
 
@@ -169,6 +170,25 @@ def test_what_is_wrong_is_named(
     with pytest.raises(PPFError) as error:
         check_values(command, given)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "word"),
+    [("static", "ratios=[0.3]"), ("static", "dynamic.polish.children=8"), ("dynamic", "ratio=0.3")],
+)
+def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> None:
+    key = word.split("=")[0]
+    with pytest.raises(PPFError, match=f"mode={mode} does not read {key}: leave it out"):
+        check_read(mode, ["seed=1", word])
+    check_read(mode, [f"mode={mode}", "search.rounds=3", "search.tolerance=0.1"])
+
+
+def test_comments_say_which_keys_a_mode_reads() -> None:
+    text = (CONF / "search.yaml").read_text("utf-8").partition("\ndynamic:")[0]
+    marked = re.findall(r"^(  )?(\w+): .*? # mode=(\w+): ", text, re.M)
+    for mode in ("static", "dynamic"):
+        own = {("search." if inner else "") + key for inner, key, of in marked if of != mode}
+        assert own == set(UNREAD[mode]) - {"dynamic"}
 
 
 def test_the_steps_of_a_screening_are_checked(commands: list[tuple[str, dict[str, Any]]]) -> None:

@@ -17,7 +17,6 @@ TINY = (
     "space.channel_multiple=16",
     "logger=csv",
     "search.rounds=1",
-    "search.top_k=2",
     *HASTY,
 )
 PPO = ("agent=ppo", "agent.episodes=16", "agent.iterations=3", "agent.polish.generations=3")
@@ -32,6 +31,7 @@ def only(folder: Path, name: str) -> Path:
 def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
     quick = ("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=2")
     asked = ("mode=dynamic", "ratios=[0.2,0.37]", "report_test=true")
+    planned = run("search", "plan=true", *asked, *quick, text, *TINY, *PPO).stdout
     said = run("search", *asked, *quick, text, *TINY, *PPO).stdout
     assert "Training on ratios" in said and "PPF" in said
     path = only(tmp_path / "outputs", "agent.json")
@@ -41,6 +41,7 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
     assert [row["ratio"] for row in rows] == [0.2, 0.37]
     figures = json.loads(path.with_name("run.json").read_text())["figures"]
     assert [row["ratio"] for row in figures] == [0.2, 0.37]
+    assert f"{figures[0]['evaluations']} labels" in planned
     assert [row["test_ppl"] for row in figures] == [row["test"]["perplexity"] for row in rows]
     for row in rows:
         mean, std = agent.predicted(row["ratio"])
@@ -71,6 +72,8 @@ def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
 def test_what_mode_dynamic_cannot_do_is_said(run: Run) -> None:
     wrong = sentence(run, "search", "mode=dynamic", "agent=evolution", *TINY)
     assert "not Evolution: give agent=ppo, sac, ddpg, td3 or reinforce" in wrong
+    unread = sentence(run, "search", "mode=dynamic", "search.finalists=5", *TINY)
+    assert "mode=dynamic does not read search.finalists: leave it out, or give mode=st" in unread
     outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", *TINY)
     assert "ratios=[0.7] lie outside of dynamic.train" in outside
     assert "mode=other is unknown: give one of dynamic, static." in sentence(

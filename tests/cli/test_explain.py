@@ -27,6 +27,7 @@ from ppf.errors import PPFError
         (["agent=[ppo,sac]"], "appears more than once in the final defaults list."),
         (["foo=["], "foo=[ is no override: give KEY=VALUE, as in seed=1."),
         (["ratio", "0.3"], "ratio is no override: give KEY=VALUE, as in seed=1."),
+        (["export=gguf"], "search.py has no option group export: --help lists those that it has."),
         (["~foo"], "Could not delete from config. 'foo' does not exist."),
     ],
 )

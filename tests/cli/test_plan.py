@@ -15,6 +15,8 @@ def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
         "search", "plan=true", "model=llama3_8b", "predictor=residual", "logger=none"
     ).stdout
     assert "176 labels" in drawn  # 128 before the search, 48 in it
+    scored = run("train", "plan=true", "model=tiny", "test_policies=32", "logger=none").stdout
+    assert "160 labels" in scored
     assert not list((tmp_path / "outputs").rglob("*.safetensors"))
 
 

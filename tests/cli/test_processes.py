@@ -31,7 +31,6 @@ TINY = (
     "text.windows={calibration:4,labelling:2,test:2}",
     "space.channel_multiple=16",
     "search.rounds=1",
-    "search.top_k=2",
     "agent=ppo",
     "agent.episodes=16",
     "agent.iterations=3",
@@ -74,7 +73,7 @@ def only(folder: Path, pattern: str) -> Path:
 def test_two_processes_of_torchrun_find_what_one_finds(
     root: Path, cache: str, text: str, tmp_path: Path
 ) -> None:
-    given = [*TINY, *ACQUIRED, text, "budget@pareto.y=latency"]
+    given = [*TINY, *ACQUIRED, text, "search.top_k=2", "budget@pareto.y=latency"]
     two, one = tmp_path / "two", tmp_path / "one"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
@@ -180,7 +179,7 @@ def test_a_dead_rank_ends_the_other(start: Start, tmp_path: Path, rank: int) -> 
     else:  # while the other one waits for its gradients
         text = f"text.path={write_articles(tmp_path)}"
         long = ("agent.iterations=100000", "agent.patience=100000")
-        process = start("search", *TINY, text, "predictor=sensitivity", *long)
+        process = start("search", *TINY, text, "search.top_k=2", "predictor=sensitivity", *long)
         wait_for(tmp_path, "*.ckpt", 2, process)  # each rank's training
     victim = process.pid if rank == 0 else child(process)
     subprocess.run(["kill", "-KILL", str(victim)], check=True)

@@ -39,6 +39,17 @@ def test_optuna_lowers_the_error_and_goes_on(
     assert OmegaConf.load(best).best_value == pytest.approx(found[0]["nmse"])
     (page,) = best.parent.glob("report.html")
     assert "4 jobs of train" in page.read_text()
+    run(*given, "hydra.sweeper.n_trials=1", "seed=1")
+    assert len(rows(tmp_path)) == 1, "jobs 1 to 3 are of the earlier multirun"
+
+
+@pytest.mark.slow
+def test_optuna_goes_on_after_a_failed_trial(run: Run, quick: tuple[str, ...]) -> None:
+    given = ("hparams_search=predictor_optuna", *quick, "space.channel_multiple=choice(7,16)",
+             "test_policies=16", "predictor.members=2", "trainer.max_epochs=2")  # fmt: skip
+    done = run("train", "-m", *given, "hydra.sweeper.n_trials=4", ok=False)
+    assert "does not divide" in done.stderr and "Failed" not in done.stderr
+    assert "has no metric: Optuna goes on without this trial." in done.stdout
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from ppf.policy_search.intervals import calibrated, widening
 
 
 def verified(error: torch.Tensor, std: float = 0.1) -> Verification:
-    names = ("uniform", *["candidate"] * (len(error) - 1))
+    names = (("uniform",), *[("candidate",)] * (len(error) - 1))
     mean = torch.full_like(error, 3.0)
     kept = torch.arange(len(error))[:, None]
     return Verification(names, kept, mean, torch.full_like(error, std), mean + error)

@@ -42,7 +42,7 @@ def test_uniform_and_the_finalists_are_measured_once() -> None:
 
     measured = torch.tensor([3.5, 3.6, torch.nan, 3.4, 3.7])
     zeros = torch.zeros(5)
-    names = ("uniform", *["candidate"] * 4)
+    names = (("uniform",), *[("candidate",)] * 4)
     found = Verification(names, torch.arange(5)[:, None], zeros, zeros, measured)
     assert select(found, 3, windows).rows == [0, 3, 1]
     assert asked == [[0, 3, 1]]

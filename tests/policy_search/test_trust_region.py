@@ -38,7 +38,7 @@ def test_neighbours_are_near() -> None:
 
 def verified(measured: Tensor) -> Verification:
     kept = torch.arange(len(measured))[:, None]
-    names = ("uniform", *["candidate"] * (len(measured) - 1))
+    names = (("uniform",), *[("candidate",)] * (len(measured) - 1))
     return Verification(
         names, kept, torch.full_like(measured, 3.5), torch.full_like(measured, 0.1), measured
     )

@@ -50,10 +50,26 @@ def test_the_best_measured_one_is_reported(measured: list[float], best: int) -> 
 def test_rules_are_measured_too_and_named() -> None:
     objective = replace(quadratic(), rules={"even": Uniform(), "obs_global": ObsGlobal()})
     verified = verify(candidates(), objective, lambda kept: torch.arange(len(kept)) + 1.0)
-    assert verified.names == ("uniform", "obs_global", *["candidate"] * 3)
+    assert verified.names == (("uniform", "even"), ("obs_global",), *[("candidate",)] * 3)
     assert torch.equal(verified.kept[1:2], objective.rule_policies()[1:])
     merged = Verification.merge([verified, verified])
     assert merged.names == verified.names and torch.equal(merged.measured, verified.measured)
+
+
+def test_a_policy_that_several_propose_is_measured_once_and_has_all_names() -> None:
+    objective, asked = replace(quadratic(), rules={"obs_global": ObsGlobal()}), []
+
+    def measure(kept: Tensor) -> Tensor:
+        asked.extend(kept.tolist())
+        return torch.arange(len(kept)) + 1.0
+
+    rule = objective.candidates(objective.rule_policies())
+    first = verify(rule, objective, measure)
+    assert first.names == (("uniform",), ("obs_global", "candidate")) and len(asked) == 2
+    assert first.proposed.tolist() == [False, False]
+    known = replace(first, names=(("uniform",), ("candidate",)))
+    merged = Verification.merge([known, first])
+    assert merged.names[1] == ("candidate", "obs_global") and merged.proposed[1]
 
 
 def test_all_ranks_use_the_policies_and_predictions_of_rank_0() -> None:

@@ -27,6 +27,12 @@ def test_a_search_is_told_against_uniform_rules_and_dense() -> None:
     ]
 
 
+def test_rules_that_propose_one_policy_are_told_together() -> None:
+    uniform = replace(entry("uniform", 50), also=["owl", "obs_global"])
+    said = search_headline([uniform, entry("flap", 55), entry("PPF", 40)])
+    assert said[1] == "The best allocation rule, owl = obs_global, reaches 50.00."
+
+
 def test_the_selection_part_is_told_with_its_error() -> None:
     best = replace(
         entry("PPF", 40),

@@ -61,6 +61,11 @@ def test_columns_appear_when_something_is_known() -> None:
     assert "± standard error, selection" not in row
 
 
+def test_a_policy_of_several_rules_has_one_row_with_all_names() -> None:
+    table = score_table([Entry("uniform", 0.3, LogPerplexity(3.58), also=("owl", "flap"))])
+    assert [row[0] for row in table.texts] == ["uniform = owl = flap"]
+
+
 def test_a_broken_policy_has_no_finite_change() -> None:
     table = score_table([*ENTRIES, Entry("flap", 0.3, LogPerplexity(math.inf))])
     assert table.texts[-1][table.names.index("against uniform")] == "+nan %"

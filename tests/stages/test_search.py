@@ -113,7 +113,7 @@ def test_a_changed_file_of_a_users_agent_starts_another_training(
 def test_the_result_is_the_best_on_both_parts() -> None:
     policies, zeros = torch.tensor([[4, 4], [2, 6]]), torch.zeros(2)
     measured = Verification(
-        ("uniform", "candidate"), policies, zeros, zeros, torch.tensor([3.0, 3.1])
+        (("uniform",), ("candidate",)), policies, zeros, zeros, torch.tensor([3.0, 3.1])
     )
     losses = torch.tensor([[3.0], [3.1]]), torch.tensor([[3.5, 3.5], [3.3, 3.3]])
     found = Found(None, measured, [], False)  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def test_a_rules_policy_is_the_result_even_where_uniform_pruning_is_better(
 ) -> None:
     policies, zeros = torch.tensor([[4, 4], [2, 6]]), torch.zeros(2)
     measured = Verification(
-        ("uniform", "candidate"), policies, zeros, zeros, torch.tensor([3.0, 3.5])
+        (("uniform",), ("candidate",)), policies, zeros, zeros, torch.tensor([3.0, 3.5])
     )
     found = Found(None, measured, [], rule)  # type: ignore[arg-type]
     assert (found.kept, found.nll) == (kept, nll)

@@ -19,8 +19,8 @@ def test_the_best_are_measured_on_both_parts(
     _, context = write_search(tmp_path, cache)
     kept = uniform(context.space, torch.tensor([0.3, 0.4]))
     scores = [context.labeller.score(policy.tolist()).nll for policy in kept]
-    zeros = torch.zeros(2)
-    measured = Verification(("uniform", "candidate"), kept, zeros, zeros, torch.tensor(scores))
+    zeros, names = torch.zeros(2), (("uniform",), ("candidate",))
+    measured = Verification(names, kept, zeros, zeros, torch.tensor(scores))
     found = Found(None, measured, [], False)  # type: ignore[arg-type]
 
     settings = OmegaConf.create({"selection_windows": 4, "finalists": 1})
