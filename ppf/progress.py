@@ -44,7 +44,7 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     """
     if total is None:
         total = len(items) if isinstance(items, Sized) else None
-    if console.quiet or _showing:
+    if console.quiet or _showing or total == 0:
         yield from items
         return
     show = _bar if console.is_terminal else _lines

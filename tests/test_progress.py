@@ -52,3 +52,9 @@ def test_a_training_shows_no_number_of_a_run(monkeypatch: pytest.MonkeyPatch) ->
     metrics = {"v_num": "abc", "loss": 0.5}
     monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *given: dict(metrics))
     assert training_bar().get_metrics(SimpleNamespace(), SimpleNamespace()) == {"loss": 0.5}
+
+
+def test_a_loop_without_items_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=target, force_terminal=True, width=80))
+    assert list(track([], "Labelling")) == [] and target.getvalue() == ""

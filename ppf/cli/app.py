@@ -1,10 +1,10 @@
-"""What all commands share: configs are checked, seeds are set, loggers are closed."""
+"""What all commands share: configs are checked, seeds are set, and failures leave nothing empty."""
 
 import importlib
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ppf.llm.loading import check_source
 from ppf.processes import launch
 from ppf.progress import say
 from ppf.ranks import Ranks
-from ppf.report.loggers import build_loggers, finish
+from ppf.report.loggers import open_loggers
 
 CommandTask = Callable[[DictConfig, Fabric], Outcome | None]
 """Does a command's work on the resolved config; None: there is nothing to tell."""
@@ -69,14 +69,10 @@ def run(name: str, cfg: DictConfig) -> float | None:
     """
     found: Command = importlib.import_module(f"ppf.cli.{name}").main
     plan = cfg.get("plan")
-    try:
+    with _tidied(cfg):
         _check(name, cfg, found)
         if plan:
             show_plan(cfg)
-    except Exception:
-        if not is_multirun():  # whose report counts the jobs that did not finish
-            discard(Path(cfg.paths.run))
-        raise
     if plan:
         discard(Path(cfg.paths.run))
         return None
@@ -87,19 +83,29 @@ def run(name: str, cfg: DictConfig) -> float | None:
     lightning.seed_everything(cfg.seed, verbose=False)
     fabric = instantiate(cfg.fabric)
     # Fabric has set the rank by now: only rank 0's loggers write.
-    loggers = build_loggers(cfg.logger, cfg.paths.run, plain(cfg))
-    fabric.loggers.extend(loggers)
-    failed = True
-    try:
+    folder = Path(cfg.paths.run)
+    with _tidied(cfg), open_loggers(cfg.logger, folder, plain(cfg)) as loggers:
+        fabric.loggers.extend(loggers)
         launch(fabric)
         share_run_folder(cfg, fabric)
         outcome = found.task(cfg, fabric) or Outcome()
-        failed = False
-    finally:
-        finish(loggers, failed=failed)
     if fabric.is_global_zero:
         write(name, cfg, outcome, time.perf_counter() - start)
     return finite(outcome.metric)
+
+
+@contextmanager
+def _tidied(cfg: DictConfig) -> Iterator[None]:
+    """A context that removes the run's folders after an error, if they hold no results."""
+    try:
+        yield
+    except Exception:
+        if not is_multirun():  # whose report counts the jobs that did not finish
+            discard(Path(cfg.paths.run))
+            if "out" in cfg:
+                with suppress(OSError):  # there is none, or it is not empty
+                    Path(cfg.out).rmdir()
+        raise
 
 
 def _check(name: str, cfg: DictConfig, found: Command) -> None:

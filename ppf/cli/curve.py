@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
@@ -25,18 +24,14 @@ def entries(context: PruningContext, learnt: Learnt) -> list[Entry]:
         rows += [
             Entry(
                 "uniform", ratio, LogPerplexity(even),
-                parameters=_parameters(context, curve.uniform[i]),
+                parameters=context.pruner.parameters(curve.uniform[i].tolist()),
             ),
             Entry(
                 "PPF", ratio, LogPerplexity(found), LogPerplexity(mean, std),
-                parameters=_parameters(context, curve.kept[i]),
+                parameters=context.pruner.parameters(curve.kept[i].tolist()),
             ),
         ]  # fmt: skip
     return rows
-
-
-def _parameters(context: PruningContext, kept: torch.Tensor) -> int:
-    return context.parameters - int(context.space.removed(kept))
 
 
 def write(

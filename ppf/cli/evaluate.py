@@ -11,6 +11,7 @@ from ppf.cli.outcome import Outcome
 from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
+from ppf.export.loading import check_format
 from ppf.llm.loading import local_folder
 from ppf.progress import say
 from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
@@ -28,7 +29,7 @@ def _check(cfg: DictConfig) -> None:
     if cfg.policy:
         read_policy(cfg.policy, cfg.trust_targets)
     for path in _paths(cfg):
-        local_folder(path, "path")
+        check_format(Path(local_folder(path, "path")))
 
 
 @command(_check, one_process=True)
@@ -38,6 +39,11 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     if cfg.policy:
         policy = read_policy(cfg.policy, cfg.trust_targets)
         found = evaluate_policy(cfg, fabric, procedure, policy)
+        if policy.get("types"):
+            say(
+                "The policy rounds weights: the ratio is the share of bytes that export=gguf saves,"
+                " compared with 16 bits."
+            )
     else:
         found = evaluate_folders(cfg, fabric, procedure, _paths(cfg))
     path = write_results(Path(cfg.paths.run), found)

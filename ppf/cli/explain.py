@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from hydra import compose, initialize_config_module
 from hydra.errors import (
     ConfigCompositionException,
@@ -17,7 +16,6 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -49,7 +47,8 @@ def errors_explained(explain: Explain, *, with_traceback: bool = False) -> Itera
         if sentence is None:
             traceback.print_exc()
         else:
-            rank = getattr(rank_zero_only, "rank", 0)
+            known = sys.modules.get("lightning.fabric.utilities.rank_zero")  # slow to import
+            rank = getattr(getattr(known, "rank_zero_only", None), "rank", 0)
             print(f"Error{f' on rank {rank}' if rank else ''}: {sentence}", file=sys.stderr)
         sys.exit(1)
 
@@ -140,6 +139,8 @@ def _known_keys(command: str, keys: list[str]) -> list[str]:
 
 def _out_of_memory(error: BaseException) -> bool:
     texts = ("can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
     )

@@ -268,7 +268,7 @@ def _measured(mean: Mean) -> LogPerplexity:
 
 def _parameters(context: PruningContext, kept: Int[Tensor, " sites"]) -> int:
     """Parameters of the model under a policy."""
-    return context.parameters - int(context.pruner.space.removed(context.units(kept[None])))
+    return context.pruner.parameters(context.units(kept[None])[0].tolist())
 
 
 def _baselines(found: Found, row: int) -> list[str]:

@@ -30,7 +30,8 @@ class ModelResult:
 
     Args:
         name: the model's name in tables.
-        ratio: share of the prunable parameters that is removed; None: unknown.
+        ratio: share of the prunable parameters that is removed, or of their bytes that a GGUF file
+            saves if the policy rounds weights; None: unknown.
         nll: mean negative log-likelihood, nats per token.
         perplexity: exponential of `nll`.
         parameters: number of parameters.

@@ -8,6 +8,7 @@ from typing import Any
 from ppf.errors import PPFError
 from ppf.export.pruned import Pruned
 from ppf.llm import LanguageModel
+from ppf.progress import say
 from ppf.pruning import LivePruner
 
 
@@ -51,6 +52,15 @@ class Converter(Exporter):
 
     def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
         return self.write_model(Pruned.of(pruner), folder, policy)
+
+
+def tell_rounding(policy: Mapping[str, Any]) -> None:
+    """Prints that the format stores rounded weights in no fewer bits, if the policy rounds any."""
+    if policy.get("types"):
+        say(
+            "The policy rounds weights, and only export=gguf stores them in fewer bits: this"
+            " folder has the rounded values in the number format dtype."
+        )
 
 
 def check_blocks(lm: LanguageModel) -> None:

@@ -1,47 +1,48 @@
-"""The model card of an exported folder."""
+"""The model card of an exported model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
+from ppf.evaluation.size import parameters
 from ppf.export.front_matter import front_matter
-from ppf.pruning import LivePruner
-from ppf.space import Space
+from ppf.export.pruned import Pruned
+from ppf.pruning.rounding import BLOCK_BYTES
+from ppf.records.values import NumberFormat
 
 _CARD = Template("""\
 ---
 $front
 ---
-# $name, pruned by $ratio
+# $name, $title
 
 Structured pruning: whole key/value heads (with their query heads) and FFN channels are removed.
 The tensors are smaller, and layers differ in width. `policy.json` lists what each layer keeps.
-
+$rounded
 ## Perplexity of these weights
 $measured_on
 
 $table
 
-## How to load
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
-It needs transformers 5.20 or later. `trust_remote_code=True` runs two files of this folder:
-`modeling_pruned.py` and `empty_block.py`.
+$recovery## How to use
+$use
 
 ## Provenance
 $provenance
 """)
 
+_ROUNDED = """
+The weights of these layers are also rounded to formats of GGUF files. `export=gguf` stores them in
+4 to 8 bits; the share of bytes saved is that of such a file, compared with 16 bits. Other formats
+store the rounded weights in 16 or 32 bits.
+"""
+
 _MEASURED = Template("""\
 Measured in $dtype on $windows windows of $window tokens of the labelling part of $text. The first
-$context tokens of each window are context and not scored. Compensation in this folder: $kept.
+$context tokens of each window are context and not scored. In this folder: $kept.
 Perplexity is the exponential of the mean negative log-likelihood. The search has used this part of
-the text; `evaluate.py path=FOLDER` measures on the test part.""")
+the text; `evaluate.py` measures on the test part.""")
 
 _RECOVERED = Template("""\
 ## Recovery training
@@ -56,31 +57,55 @@ $rows
 Recovered share of the nats that pruning had lost: $won_back.
 
 """)
-_OWN_RESULTS, _EARLIER = "## Perplexity of these weights", "## Before the recovery training"
-_TRAINING = "## Recovery training"
 _COMPENSATIONS = {
     "one_shot": "one-shot",
     "sequential": "re-estimated front to back",
     "adapters": "one-shot, with the adapters of a recovery at all ratios",
+    "recovered": "recovered",
 }
 
 
-def model_card(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
-    """The model card in Markdown: what is known of the origin, sizes, perplexities, provenance.
+class Form(NamedTuple):
+    """What a card says of the format of the weights.
+
+    Args:
+        library: that loads the model, as the Hugging Face Hub names it.
+        use: how to use the model, in Markdown.
+        size: bytes of the weights in the folder.
+        itemsize: bytes of a weight; None: the format mixes several.
+        remark: on the measurements, as a sentence in Markdown; may be empty.
+    """
+
+    library: str
+    use: str
+    size: int
+    itemsize: int | None
+    remark: str = ""
+
+
+def write_card(folder: Path, model: Pruned, policy: Mapping[str, Any], form: Form) -> None:
+    """Writes README.md: what is known of the origin, sizes, perplexities, provenance.
 
     Args:
         policy: the contents of policy.json.
     """
-    space, config = pruner.space, policy.get("config", {})
-    exported = policy.get("exported")
-    return _CARD.substitute(
-        front=front_matter(pruner.lm.model, config),
+    config, exported = policy.get("config", {}), policy.get("exported")
+    achieved, recovered = policy["ratio"]["achieved"], policy.get("recovered")
+    rounded = policy.get("types")
+    saved = f"pruned and rounded: {_percent(achieved)} of the bytes saved"
+    told = _measured_on(exported, policy) if exported else "It was not measured."
+    card = _CARD.substitute(
+        front=front_matter(model.lm.model, config, form.library),
         name=policy.get("model", "A language model"),
-        ratio=_percent(_removed(space, pruner.kept) / space.total),
-        measured_on=_measured_on(exported, policy) if exported else "It was not measured.",
-        table=_table(pruner, policy),
+        title=saved if rounded else f"pruned by {_percent(achieved)}",
+        rounded=_ROUNDED if rounded else "",
+        measured_on="\n".join(filter(None, (told, form.remark))),
+        table=_table(model, policy, form),
+        recovery=_recovery(recovered) if recovered else "",
+        use=form.use,
         provenance="\n".join(_provenance(config)),
     )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _measured_on(exported: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
@@ -92,33 +117,40 @@ class _Row(NamedTuple):
     """A model in the card's table.
 
     Args:
-        kept: units kept at each site.
         nll: as in policy.json; None: not measured.
+        policy: with units kept at each site, and formats if it has any; None: the dense model.
+        here: whether these are the weights in the folder.
         speed: one entry for each batch size.
     """
 
     name: str
-    kept: Sequence[int]
     nll: Mapping[str, Any] | None
+    policy: Mapping[str, Any] | None
+    here: bool = False
     speed: Sequence[Mapping[str, Any]] = ()
 
 
-def _table(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
+def _table(model: Pruned, policy: Mapping[str, Any], form: Form) -> str:
     """Dense, uniform and the exported model: ratio, size, perplexity, and speed if known."""
-    space, lm, rows = pruner.space, pruner.lm, list(_models(pruner, policy))
-    here = lm.model.num_parameters()
-    with pruner.at(space.dense.tolist()) as model:
-        dense = model.num_parameters()
+    rows, units = list(_rows(policy)), policy.get("units", {})
     batches = [entry["batch"] for entry in rows[0].speed]
-    heads = ["", "pruning ratio", "parameters", "weights", "nats per token", "perplexity"]
+    ratio = "bytes saved" if policy.get("types") else "pruning ratio"
+    heads = ["", ratio, "parameters", "weights", "nats per token", "perplexity"]
     for batch in batches:
         heads += [f"{what}, tokens/s, batch {batch}" for what in ("prefill", "decode")]
     lines = [heads, ["---"] * len(heads)]
     for row in rows:
-        removed = _removed(space, row.kept)
-        count = here if list(row.kept) == pruner.kept else dense - removed
-        size = count * lm.dtype.itemsize / 2**20
-        cells = [row.name, _percent(removed / space.total), f"{count:,}", f"{size:,.1f} MiB"]
+        kept = row.policy["kept"] if row.policy else units
+        types = row.policy.get("types") if row.policy else None
+        count = parameters(model.lm.model) if row.here else model.parameters(units, kept)
+        share = (
+            policy["ratio"]["achieved"]
+            if row.policy is policy
+            else _saved(model, units, kept, types or {})
+        )
+        size = form.size if row.here else form.itemsize and count * form.itemsize
+        shown = f"{size / 2**20:,.1f} MiB" if size else ""
+        cells = [row.name, _percent(share), f"{count:,}", shown]
         cells += [_decimal(row.nll[key]) if row.nll else "" for key in ("nll", "perplexity")]
         for entry in row.speed or [{}] * len(batches):
             cells += [f"{entry[what]:,.1f}" if entry else "" for what in ("prefill", "decode")]
@@ -126,39 +158,47 @@ def _table(pruner: LivePruner, policy: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _models(pruner: LivePruner, policy: Mapping[str, Any]) -> Iterator[_Row]:
+def _rows(policy: Mapping[str, Any]) -> Iterator[_Row]:
     exported = policy.get("exported") or {}
     speed, scores = exported.get("speed") or {}, exported.get("measured") or {}
-    space = pruner.space
-    yield _Row("dense", space.dense.tolist(), exported.get("dense"), speed.get("dense", ()))
-    names, even = [site.name for site in space.sites], policy.get("uniform")
-    if even and even["kept"].keys() == set(names):
-        yield _Row("uniform, one-shot, by the search", space.policy(even["kept"]), even["measured"])
+    yield _Row("dense", exported.get("dense"), None, speed=speed.get("dense", ()))
+    if even := policy.get("uniform"):
+        yield _Row("uniform, one-shot, by the search", even["measured"], even)
+    before = ", before recovery" if "recovered" in scores else ""
     for key, name in _COMPENSATIONS.items():
         if key in scores:
             here = key == exported["compensation"]
-            shown = f"**{name}, in this folder**" if here else name
-            yield _Row(shown, pruner.kept, scores[key], speed.get("pruned", ()) if here else ())
+            shown = f"**{name}, in this folder**" if here else name + before
+            yield _Row(shown, scores[key], policy, here, speed.get("pruned", ()) if here else ())
     if not scores:
-        yield _Row("in this folder", pruner.kept, None)
+        yield _Row("in this folder", None, policy, here=True)
 
 
-def _removed(space: Space, kept: Sequence[int]) -> int:
-    """Removed parameters."""
-    return sum((site.units - k) * site.params for site, k in zip(space.sites, kept, strict=True))
+def _saved(
+    model: Pruned,
+    units: Mapping[str, int],
+    kept: Mapping[str, int],
+    types: Mapping[str, NumberFormat],
+) -> float:
+    """The share of parameters that a policy removes, or of bytes that it saves."""
+    weights = {name: params * units[name] for name, params in model.unit_parameters(units).items()}
+    left = sum(
+        weights[name] * kept[name] / units[name] * BLOCK_BYTES[types.get(name, "f16")]
+        for name in weights
+    )
+    return 1 - left / (sum(weights.values()) * BLOCK_BYTES["f16"])
 
 
 def _percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def recovered_card(card: str, policy: Mapping[str, Any]) -> str:
-    """A pruned model's card, with a section on its recovery training before its own results.
+def _recovery(found: Mapping[str, Any]) -> str:
+    """The section on the recovery training.
 
     Args:
-        policy: the contents of policy.json, with the entry `recovered`.
+        found: the entry `recovered` of policy.json.
     """
-    found = policy["recovered"]
     rows = [
         f"| {name} | {_decimal(found[name]['nll'])} | {_decimal(found[name]['perplexity'])} |"
         for name in ("dense", "pruned", "recovered")
@@ -166,10 +206,7 @@ def recovered_card(card: str, policy: Mapping[str, Any]) -> str:
     won, given = found["won_back"], {key: "+".join(found[key]) for key in ("tune", "loss")}
     numbers = {"tokens": f"{found['tokens']:,}", "minutes": f"{found['minutes']:.1f}"}
     shown = "none were lost" if won is None else f"{won:.1%}"
-    section = _RECOVERED.substitute(found, **given, **numbers, rows="\n".join(rows), won_back=shown)
-    card = card.replace(_OWN_RESULTS, _EARLIER, 1)
-    at = next((card.index(head) for head in (_TRAINING, _EARLIER) if head in card), len(card))
-    return card[:at] + section + card[at:]
+    return _RECOVERED.substitute(found, **given, **numbers, rows="\n".join(rows), won_back=shown)
 
 
 def _decimal(value: float | None) -> str:

@@ -16,24 +16,18 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from ppf.errors import PPFError
+from ppf.evaluation.size import weight_bytes
 from ppf.export import configuration_decilm
-from ppf.export.base import Converter
+from ppf.export.base import Converter, tell_rounding
+from ppf.export.card import Form, write_card
 from ppf.export.configuration_decilm import DeciLMConfig
-from ppf.export.front_matter import front_matter
 from ppf.export.pruned import Pruned
 
 _FAMILIES = ("llama", "mistral", "qwen2")
 _CODE = Path(configuration_decilm.__file__)
-_CARD = """\
----
-{front}
----
-# {name}, pruned, as DeciLMForCausalLM
-
-FFNs have fewer channels, and some layers lack their attention. `policy.json` lists what each layer
-keeps. To serve the model: `vllm serve FOLDER --trust-remote-code`, which runs
-`configuration_decilm.py`.
-"""
+_USE = """\
+`vllm serve FOLDER --trust-remote-code` runs `configuration_decilm.py` of this folder. FFNs have
+fewer channels, and some layers lack their attention."""
 
 
 class DeciLM(Converter):
@@ -61,6 +55,7 @@ class DeciLM(Converter):
 
     def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         self.check_model(model)
+        tell_rounding(policy)
         folder.mkdir(parents=True, exist_ok=True)
         weights = _weights(model)
         save_torch_state_dict(weights, folder, metadata={"format": "pt"})
@@ -68,9 +63,8 @@ class DeciLM(Converter):
         model.lm.model.generation_config.save_pretrained(folder)
         model.lm.tokenizer.save_pretrained(folder)
         shutil.copy(_CODE, folder)
-        front = front_matter(model.lm.model, policy.get("config", {}))
-        card = _CARD.format(front=front, name=policy.get("model", "A language model"))
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        form = Form("vllm", _USE, weight_bytes(folder), model.lm.dtype.itemsize)
+        write_card(folder, model, policy, form)
         (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
         return folder
 

@@ -14,7 +14,7 @@ _COPIED = ("license", "license_name", "license_link", "language", "datasets")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def front_matter(model: PreTrainedModel, config: Mapping[str, Any]) -> str:
+def front_matter(model: PreTrainedModel, config: Mapping[str, Any], library: str) -> str:
     """The metadata in YAML, without the lines `---` around it.
 
     Licence, language and data sets come from the dense model's own card, which is the README.md of
@@ -23,6 +23,7 @@ def front_matter(model: PreTrainedModel, config: Mapping[str, Any]) -> str:
     Args:
         model: the model; its name is the folder or the hub id that it was loaded from.
         config: the sections of policy.json's config; `model.card` overrides the card.
+        library: that loads the model, as the Hub names it.
     """
     given, text = config.get("model", {}), config.get("text", {})
     own = _own_card(str(model.name_or_path)) | {k: v for k, v in _facts(given).items() if v}
@@ -30,7 +31,7 @@ def front_matter(model: PreTrainedModel, config: Mapping[str, Any]) -> str:
     known["datasets"] = [*known.get("datasets", []), *_datasets(text)] or None
     found = ModelCardData(
         base_model=own.get("base_model"),
-        library_name="transformers",
+        library_name=library,
         pipeline_tag="text-generation",
         tags=["pruned", "structured-pruning"],
         metrics=["perplexity"],

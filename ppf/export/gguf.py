@@ -14,6 +14,7 @@ import gguf
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from ppf.export.base import Converter
+from ppf.export.card import Form, write_card
 from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
 from ppf.export.gguf_tensors import site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
@@ -66,7 +67,13 @@ class GGUF(Converter):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+        write_card(folder, model, policy, self._form(path))
         return path
+
+    def _form(self, file: Path) -> Form:
+        use = f"`llama-cli -m {file.name}` runs it; llama.cpp needs no change."
+        remark = f"The perplexities are those before the conversion to {self.type}."
+        return Form("gguf", use, file.stat().st_size, None, remark)
 
 
 def _say_padding(model: Pruned, reader: Architecture) -> None:

@@ -20,16 +20,27 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
+from ppf.evaluation.size import weight_bytes
 from ppf.export import modeling_pruned
-from ppf.export.base import Exporter, check_blocks
-from ppf.export.card import model_card, recovered_card
+from ppf.export.base import Exporter, check_blocks, tell_rounding
+from ppf.export.card import Form, write_card
+from ppf.export.pruned import Pruned
 from ppf.llm import Adapter, Coupling
 from ppf.pruning import LivePruner
 
 _MODELING = Path(modeling_pruned.__file__)
 _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+It needs transformers 5.20 or later. `trust_remote_code=True` runs two files of this folder:
+`modeling_pruned.py` and `empty_block.py`."""
 
 
 class HuggingFace(Exporter):
@@ -39,6 +50,7 @@ class HuggingFace(Exporter):
         check_blocks(pruner.lm)
 
     def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
+        tell_rounding(policy)
         return export_folder(pruner, folder, policy)
 
 
@@ -62,12 +74,12 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
     pruner.lm.tokenizer.save_pretrained(folder)
     _write_code(folder, type(model).__name__, type(model.base_model).__name__)
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(pruner, policy), encoding="utf-8")
+    _write_card(folder, Pruned.of(pruner), pruner.lm.dtype, policy)
     return folder
 
 
 def export_recovered(
-    model: PreTrainedModel,
+    model: Pruned,
     dtype: torch.dtype,
     start: Path,
     folder: Path,
@@ -89,15 +101,19 @@ def export_recovered(
     for file in start.iterdir():
         if file.is_file() and ".safetensors" not in file.name:
             shutil.copy(file, folder)
-    weights = {name: tensor.to(dtype) for name, tensor in _weights(model).items()}
+    weights = {name: tensor.to(dtype) for name, tensor in _weights(model.lm.model).items()}
     save_torch_state_dict(weights, folder, metadata={"format": "pt"})
     config = json.loads((start / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")
-    card = recovered_card((start / "README.md").read_text(encoding="utf-8"), policy)
     for name, content in (("config.json", config), ("policy.json", policy)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    _write_card(folder, model, dtype, policy)
     return folder
+
+
+def _write_card(folder: Path, model: Pruned, dtype: torch.dtype, policy: Mapping[str, Any]) -> None:
+    form = Form("transformers", _USE, weight_bytes(folder), dtype.itemsize)
+    write_card(folder, model, policy, form)
 
 
 def pruned_config(pruner: LivePruner) -> PreTrainedConfig:

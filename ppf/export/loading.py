@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from ppf.errors import PPFError, reason
+from ppf.export import configuration_decilm
 from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
 from ppf.export.pruned import Pruned
@@ -41,6 +42,7 @@ def load_folder(
     Raises:
         PPFError: the folder cannot be loaded, or it contains code and is not trusted.
     """
+    check_format(folder)
     if trust_remote_code:
         return _trusted(folder, dtype)
     config = read_config(str(folder), "path")
@@ -54,6 +56,15 @@ def load_folder(
     return model, read_tokenizer(str(folder), config, "path")
 
 
+def check_format(folder: Path) -> None:
+    """Raises PPFError if the folder is an export for vLLM, which transformers cannot load."""
+    if (folder / f"{configuration_decilm.__name__.rpartition('.')[2]}.py").is_file():
+        raise PPFError(
+            f"path={folder} is a model for vLLM (export=decilm), which transformers cannot load:"
+            " give the folder that export=huggingface writes of the same policy."
+        )
+
+
 def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
     """The pruned model in a folder that `export_folder` or `export_recovered` wrote.
 
@@ -61,11 +72,16 @@ def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
         PPFError: the folder cannot be loaded, or holds no pruned model.
     """
     model, tokenizer = load_folder(folder, dtype, trust_remote_code=False)
-    config: Any = model.config
-    if not hasattr(config, "pruned_blocks"):
+    if not hasattr(model.config, "pruned_blocks"):
         raise PPFError(
             f"path={folder} holds no pruned model: give a folder that prune.py or recover.py wrote."
         )
+    return as_pruned(model, tokenizer)
+
+
+def as_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pruned:
+    """A pruned model that `load_folder` has loaded, in the form that export formats read."""
+    config: Any = model.config
     config.per_layer_config = None  # the config has the dense model's widths from here on
     adapter = adapter_for(config)
     with torch.device("meta"):

@@ -1,12 +1,15 @@
 """A pruned model in the form that all export formats read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ppf.evaluation.size import parameters
 from ppf.llm import Coupling, LanguageModel
 from ppf.pruning import LivePruner
 
@@ -33,6 +36,41 @@ class Pruned:
     def of(cls, pruner: LivePruner) -> "Pruned":
         """The pruner's model at its present policy."""
         return cls(pruner.lm, pruner.lm.couplings, pruner.blocks, pruner.atoms)
+
+    @cached_property
+    def dense(self) -> PreTrainedModel:
+        """The dense model, without its weights."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.lm.model.config, trust_remote_code=False)
+
+    def unit_parameters(self, units: Mapping[str, int]) -> dict[str, int]:
+        """Parameters of one unit of each site.
+
+        Args:
+            units: number of units of each site, by the site's name.
+        """
+        dense = self.lm.adapter.couplings(self.dense)
+        return {
+            c.name: c.prunable.params * c.atoms // units[c.name] for c in dense if c.name in units
+        }
+
+    def parameters(self, units: Mapping[str, int], kept: Mapping[str, int]) -> int:
+        """Number of parameters under another policy with the same kind of compensation.
+
+        Args:
+            units: as in `unit_parameters`.
+            kept: units that each site keeps.
+        """
+        dense = self.lm.adapter.couplings(self.dense)
+        added = any(
+            mine.consumer.bias is not None and other.consumer.bias is None
+            for mine, other in zip(self.couplings, dense, strict=True)
+        )
+        pruned = [name for name, count in units.items() if kept[name] < count]
+        removed = self.unit_parameters(units)
+        biases = {c.name: c.consumer.out_features * added for c in dense}
+        change = sum(biases[n] - (units[n] - kept[n]) * removed[n] for n in pruned)
+        return parameters(self.dense) + change
 
     @property
     def whole(self) -> list[int]:

@@ -42,6 +42,7 @@ class LivePruner:
 
     def __init__(self, lm: LanguageModel, space: Space, bank: Bank) -> None:
         self.lm, self.space, self.bank = lm, space, bank
+        self._dense_parameters = lm.model.num_parameters()
         self._coupling_indices = lm.coupling_indices(space.sites)
         self.blocks = [getattr(c.parent, c.attribute) for c in lm.couplings]
         self._bypassed = [
@@ -50,7 +51,7 @@ class LivePruner:
         self._dense = {
             module: (module.weight.data, module.bias.data if module.bias is not None else None)
             for coupling in lm.couplings
-            for module in (*(p.linear for p in coupling.producers), coupling.consumer)
+            for module in _linears(coupling)
         }
         for coupling, order in zip(lm.couplings, bank.orders, strict=True):
             self._permute(coupling, order)
@@ -84,11 +85,44 @@ class LivePruner:
         saved = 0
         for index, type in zip(self._coupling_indices, self.types, strict=True):
             coupling = self.lm.couplings[index]
-            linears = [*(producer.linear for producer in coupling.producers), coupling.consumer]
-            weights = sum(linear.weight.numel() for linear in linears)
+            weights = sum(linear.weight.numel() for linear in _linears(coupling))
             if type is not None:
                 saved += weights * self.lm.dtype.itemsize - weights * BLOCK_BYTES[type] // BLOCK
         return saved
+
+    @property
+    def bytes_saved(self) -> float:
+        """Share of the sites' bytes that a GGUF file saves, compared with 16 bits."""
+        left = whole = 0
+        for index, type in zip(self._coupling_indices, self.types, strict=True):
+            coupling = self.lm.couplings[index]
+            for linear in (
+                *(producer.linear for producer in coupling.producers),
+                coupling.consumer,
+            ):
+                left += linear.weight.numel() * BLOCK_BYTES[type or "f16"]
+                whole += self._dense[linear][0].numel() * BLOCK_BYTES["f16"]
+        return 1 - left / whole
+
+    def parameters(self, kept: Sequence[int]) -> int:
+        """Number of parameters of the model at a policy, with the biases of the compensation."""
+        count = self._dense_parameters - int(self.space.removed(torch.tensor(kept)))
+        for index, units, site, levels in zip(
+            self._coupling_indices, kept, self.space.sites, self.bank.levels, strict=True
+        ):
+            consumer = self.lm.couplings[index].consumer
+            if (
+                units < site.units
+                and levels.biases is not None
+                and self._dense[consumer][1] is None
+            ):
+                count += consumer.out_features
+            if not units:  # norms within and in front of the block are removed too
+                rest = (self.blocks[index], *self._bypassed[index].values())
+                modules = (module for part in rest for module in part.modules())
+                others = (module for module in modules if module not in self._dense)
+                count -= sum(p.numel() for m in others for p in m.parameters(recurse=False))
+        return count
 
     @torch.no_grad()
     def apply(self, kept: Sequence[int], types: Types = None) -> None:
@@ -286,6 +320,10 @@ class LivePruner:
                 bias.copy_(bias[rows])
         weight, _ = self._dense[coupling.consumer]
         weight.copy_(weight[:, expand(order, coupling.columns).to(weight.device)])
+
+
+def _linears(coupling: Coupling) -> list[nn.Linear]:
+    return [*(producer.linear for producer in coupling.producers), coupling.consumer]
 
 
 def _round(weight: Tensor, type: NumberFormat | None) -> Tensor:

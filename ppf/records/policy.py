@@ -10,7 +10,7 @@ from ppf.records.values import Natural64, Number, NumberFormat, Record, SiteName
 
 FORMAT = 1
 _Part = Literal["calibration", "labelling", "selection", "test"]
-_Compensation = Literal["one_shot", "sequential", "adapters"]
+_Compensation = Literal["one_shot", "sequential", "adapters", "recovered"]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
 _Units = Annotated[dict[SiteName, Natural64], Field(min_length=1, max_length=8192)]
 _Types = Annotated[dict[SiteName, NumberFormat], Field(min_length=1, max_length=8192)]
@@ -153,6 +153,7 @@ class SpeedRecord(Record):
 class ExportedRecord(Record):
     """Perplexities of the weights beside a policy.json, and what they were measured on.
 
+    `compensation` names the weights in the folder; "recovered" are those after a recovery.
     `dense` is the dense model's perplexity. `speed` is that of both models, if it was measured.
     """
 

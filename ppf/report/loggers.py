@@ -2,8 +2,9 @@
 
 import logging
 import os
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,49 @@ from ppf.ranges import Count
 
 _MLFLOW = "MLFLOW_TRACKING_URI"
 _STEP = "trainer/global_step"  # WandbLogger sends it with every metric, as the horizontal axis
+
+
+@contextmanager
+def open_loggers(
+    cfg: Mapping[str, Any], folder: Path, config: dict[str, Any]
+) -> Iterator[list[TrainerLogger]]:
+    """The context in which the loggers of a run are open; arguments as for `build_loggers`.
+
+    A run that fails before its first metric keeps no files of theirs.
+    """
+    before = set(folder.rglob("*"))
+    loggers = build_loggers(cfg, folder, config)
+    made = set(folder.rglob("*")) - before
+    first, failed = _FirstMetric(), True
+    try:
+        yield [*loggers, first] if loggers else []
+        failed = False
+    finally:
+        finish(loggers, failed=failed)
+        if failed and not first.logged:
+            _remove(made)
+
+
+class _FirstMetric(TrainerLogger):
+    """Notes whether a run has logged a metric."""
+
+    name = version = None
+    logged = False
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        self.logged = True
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The config of a run is no metric."""
+
+
+@rank_zero_only
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def build_loggers(

@@ -110,7 +110,8 @@ def evaluate_policy(
     for name, (kept, types) in policies.items():
         with pruned_to(context, kept, types, sequential=cfg.sequential) as model:
             size = parameters(model) * context.lm.dtype.itemsize - pruner.bytes_of_rounding
-            achieved = float(context.space.ratio(torch.tensor(kept)))
+            removed = float(space.ratio(torch.tensor(kept)))
+            achieved = pruner.bytes_saved if record.get("types") else removed
             results.append(
                 procedure.measure(name, model, tokenizer, pieces, ratio=achieved, size=size)
             )

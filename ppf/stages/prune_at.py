@@ -60,7 +60,7 @@ def _record(context: PruningContext, agent: RatioAgent, ratio: float) -> dict[st
         "ratio": {
             "asked": ratio,
             "achieved": removed / space.total,
-            "of_all_parameters": removed / context.parameters,
+            "of_all_parameters": 1 - context.pruner.parameters(kept) / context.parameters,
         },
         "budget": {
             "name": agent.space.budget,

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
 from ppf.context.policy import check_signature, policy_config, read_policy, refuse_types
 from ppf.context.signatures import model_identity, plain, text_identity, with_code
-from ppf.evaluation.perplexity import mean_nll
+from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
-from ppf.export.loading import load_folder
+from ppf.export.loading import as_pruned, load_folder
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import build_text, training_text
@@ -61,7 +61,10 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     found = recovered_of(fitted, scores[:1], scores[1:])
     if fabric.is_global_zero:
         record["recovered"] = work.record(found)
-        export_recovered(work.student.model, resolve_dtype(cfg.dtype), start, Path(cfg.out), record)
+        if record.get("exported"):
+            record["exported"] = work.exported()
+        model = as_pruned(work.student.model, work.student.tokenizer)
+        export_recovered(model, resolve_dtype(cfg.dtype), start, Path(cfg.out), record)
         write_json(Path(cfg.paths.run) / "summary.json", record["recovered"])
     return found
 
@@ -105,7 +108,7 @@ class _Recovery:
     def __init__(
         self, cfg: DictConfig, fabric: Fabric, start: Path, record: dict[str, Any]
     ) -> None:
-        self.cfg, self.fabric, self.start = cfg, fabric, start
+        self.cfg, self.fabric, self.start, self._record = cfg, fabric, start, record
         self.machine = machine_of(cfg, fabric)
         self.config = config = policy_config(record, cfg)
         check_signature(record, config)
@@ -167,6 +170,15 @@ class _Recovery:
         """Digests of the pruned model's weights."""
         files = sorted(self.start.glob("*.safetensors"))
         return [digest(file, Path(self.cfg.paths.cache)) for file in files]
+
+    def exported(self) -> dict[str, Any]:
+        """The entry `exported` of policy.json, with the trained weights on the labelling part."""
+        known, labels = dict(self._record["exported"]), self.config.labels
+        text = build_text(self.config.text, self.cfg.paths.cache)
+        piece = Piece(text.tokens("labelling", self.student.tokenizer), labels.context)
+        nll = pieces_nll(self.student.model, [piece], batch=labels.batch)
+        measured = known["measured"] | {"recovered": LogPerplexity(nll).record()}
+        return known | {"compensation": "recovered", "measured": measured}
 
     def record(self, found: Recovered) -> dict[str, Any]:
         """The entry `recovered` of policy.json."""

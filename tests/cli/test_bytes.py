@@ -35,11 +35,14 @@ def test_the_file_has_the_bytes_that_the_search_counted(
     }
     for name in ("dense", "uniform", "PPF"):
         assert results[name]["perplexity"] == pytest.approx(rows[name]["perplexity"], rel=1e-4)
+    assert results["PPF"]["ratio"] == pytest.approx(policy["budget"]["saved"], abs=1e-9)
     assert results["PPF"]["bytes"] < results["dense"]["bytes"]
 
     run("prune", f"policy={found}", f"out={tmp_path}/gguf", "export=gguf", "sequential=false",
         "logger=none")  # fmt: skip
     (file,) = (tmp_path / "gguf").glob("*.gguf")
+    card = (tmp_path / "gguf" / "README.md").read_text()
+    assert f"pruned and rounded: {policy['budget']['saved']:.1%} of the bytes saved" in card
     ffn = [t for t in GGUFReader(file).tensors if "ffn" in t.name and len(t.shape) == 2]
     for tensor in ffn:
         site = f"{tensor.name.split('.')[1]}.mlp"

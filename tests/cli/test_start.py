@@ -10,7 +10,7 @@ from ppf.cli import start
 
 UNTIL_THE_JOB = """
 import sys
-import ppf.conf, ppf.progress, ppf.cli.start, ppf.cli.sweep
+import ppf.conf, ppf.progress, ppf.cli.start, ppf.cli.sweep, ppf.cli.explain
 assert "torch" not in sys.modules
 """
 

@@ -16,10 +16,11 @@ from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
 POLICY: dict[str, Any] = {
     "format": 1,
     "model": "a model",
-    "ratio": 0.3,
+    "ratio": {"achieved": 0.3},
     "predicted": {"perplexity": 12.5, "interval": [11.25, 13.75]},
     "measured_nll": 2.5625,
     "kept": {"0.attention": 0},
+    "units": {"0.attention": 2},
     "config": {
         "model": {"name": "a model", "source": {"repository": "someone/a-model"}},
         "text": {"name": "some text"},

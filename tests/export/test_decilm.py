@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP
 
 from ppf.errors import PPFError
 from ppf.export.decilm import DeciLM
+from ppf.export.loading import load_folder
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
@@ -93,7 +94,10 @@ def test_the_folder(pruner: LivePruner, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "policy.json").read_text()) == POLICY
     card = (tmp_path / "README.md").read_text()
     assert "vllm serve" in card and "base_model" not in card
+    assert "library_name: vllm" in card and "| in this folder | 30.0% |" in card
     assert (tmp_path / "tokenizer.json").is_file()
+    with pytest.raises(PPFError, match="give the folder that export=huggingface writes"):
+        load_folder(tmp_path, torch.float32, trust_remote_code=True)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ widget: []
 
 def read(source: object, **config: Any) -> dict[str, Any]:
     model: Any = SimpleNamespace(name_or_path=str(source))
-    return yaml.safe_load(front_matter(model, config))
+    return yaml.safe_load(front_matter(model, config, "transformers"))
 
 
 def test_a_folder_without_a_card_tells_nothing(tmp_path: Path) -> None:

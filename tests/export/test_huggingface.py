@@ -236,9 +236,10 @@ def test_tokenizer_and_generation_config_are_exported(pruner: LivePruner, folder
 def test_policy_and_card(pruner: LivePruner, folder: Path) -> None:
     assert json.loads((folder / "policy.json").read_text()) == POLICY
     card = (folder / "README.md").read_text()
-    ratio = float(pruner.space.ratio(torch.tensor(pruner.kept)))
+    size = f"{weight_bytes(folder) / 2**20:,.1f} MiB"
     for line in (
-        f"# a model, pruned by {ratio:.1%}",
+        "# a model, pruned by 30.0%",
+        f"| in this folder | 30.0% | {parameters(pruner.lm.model):,} | {size} |  |  |",
         "pipeline_tag: text-generation",
         "- model: a model (someone/a-model)",
         "- compensation: Bias",

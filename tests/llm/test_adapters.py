@@ -21,6 +21,7 @@ from tests.checkpoints import (
     random_windows,
     width_space,
 )
+from tests.export.conftest import POLICY
 
 TOLERANCE = 1e-4
 
@@ -46,7 +47,7 @@ def test_live_pruned_and_exported_logits_agree(
     lm, ids = random_model(config), random_windows()
     pruner = pruner_of(lm)
     pruner.apply(policies(pruner.space)[policy])
-    export_folder(pruner, tmp_path, {})
+    export_folder(pruner, tmp_path, POLICY)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
     with torch.inference_mode():
         torch.testing.assert_close(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, StaticCache
 
 from ppf.errors import PPFError
+from ppf.evaluation.size import parameters
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner, Statistics
 from ppf.pruning.compensation import Bias, LeastSquares, NoCompensation
@@ -99,6 +100,7 @@ def test_live_logits_equal_those_of_a_masked_and_compensated_model(
         expected = reference(dense, pruner, statistics, kept, name)(ids).logits
         with pruner.at(kept) as model:
             torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
+            assert pruner.parameters(kept) == parameters(model)
 
 
 @form

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from ppf.errors import PPFError
 from ppf.report import loggers as module
 from ppf.report.csv_files import CSVFiles
-from ppf.report.loggers import build_loggers, finish
+from ppf.report.loggers import build_loggers, finish, open_loggers
 
 CONFIG = {"seed": 0, "model": {"name": "tiny", "layers": [1, 2]}}
 
@@ -116,6 +116,21 @@ def test_offline_runs_are_distinct_and_in_their_own_folders(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_run_that_fails_before_its_first_metric_leaves_no_files(
+    composed, tmp_path: Path, logged: bool
+) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "earlier.csv").touch()
+    with pytest.raises(PPFError), open_loggers(composed(), tmp_path, CONFIG) as loggers:
+        for logger in loggers if logged else []:
+            logger.log_metrics({"reward": 1.0}, step=5)
+        raise PPFError("the model is too small")
+    assert bool(list(tmp_path.glob("wandb/offline-run-*"))) == logged
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} - {"wandb"}
+    assert logged or left <= {"conf/main.yaml", "csv/earlier.csv"}
+
+
 @pytest.fixture
 def wandb_of(composed):
     """The section of W&B as a job of a command line resolves it."""
@@ -196,7 +211,7 @@ def test_without_a_key_runs_are_offline_and_online_is_refused_without_a_question
     code = (
         "import ppf.conf\n"
         "from omegaconf import OmegaConf as O\n"
-        "from ppf.report.loggers import build_loggers, finish\n"
+        "from ppf.report.loggers import build_loggers, finish, open_loggers\n"
         "cfg = O.load('ppf/conf/logger/wandb.yaml')\n"
         f"finish(build_loggers(cfg, {str(tmp_path / 'run')!r}, {{}}), failed=False)\n"
         "cfg.wandb.mode = 'online'\n"

@@ -23,7 +23,6 @@ from ppf.cli.prune import main as command
 from ppf.conf import read_option
 from ppf.context.policy import read_policy
 from ppf.errors import PPFError
-from ppf.export.card import recovered_card
 from ppf.export.loading import load_folder
 from ppf.llm import load
 from ppf.recovery import fit, token_losses
@@ -54,7 +53,7 @@ def start(searched: Path, cache: str) -> Path:
     paths = [f"paths.{name}={searched}/{name}" for name in ("run", "artefacts")]
     given = [f"policy={searched}/policy.json", f"paths.cache={cache}", *paths]
     cfg = compose_prune(*given, f"out={searched}/pruned")
-    return prune(cfg, Fabric(accelerator="cpu", devices=1), read_policy(cfg.policy, []))
+    return prune(cfg, Fabric(accelerator="cpu", devices=1), read_policy(cfg.policy, []))[0]
 
 
 def configured(searched: Path, start: Path, cache: str, folder: Path, *given: str) -> DictConfig:
@@ -331,9 +330,11 @@ def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
     assert record["tokens"] == 2 * 1024
     card = (out / "README.md").read_text()
     assert f"| recovered | {found.recovered:.4g} |" in card and "tune=norms_and_biases+lora" in card
-    assert card.index("## Recovery") < card.index("## Before the recovery training")
-    again = recovered_card(card, {"recovered": record})
-    assert again.count("## Recovery training") == 2 and again.count("## Before") == 1
+    scores = json.loads((out / "policy.json").read_text())["exported"]["measured"]
+    (row,) = (line for line in card.splitlines() if "in this folder**" in line)
+    assert row.startswith("| **recovered, in this folder** |")
+    assert f" | {scores['recovered']['nll']:.4g} | " in row
+    assert "before recovery |" in card and scores["recovered"]["nll"] < scores["one_shot"]["nll"]
     model = load_folder(out, torch.bfloat16, trust_remote_code=False)[0]
     assert model.dtype == torch.bfloat16
     assert json.loads((tmp_path / "summary.json").read_text()) == record
