@@ -258,7 +258,7 @@ def _entry(context: PruningContext, found: Found, row: int, name: str) -> Entry:
         entry,
         measured=replace(entry.measured, std_error=parts.labelling(row).std_error),
         selection=_measured(parts.selection(row)),
-        difference=_measured(parts.against_uniform(row)),
+        difference=_measured(parts.against_uniform(row)) if row else None,
     )
 
 
@@ -273,7 +273,9 @@ def _parameters(context: PruningContext, kept: Int[Tensor, " sites"]) -> int:
 
 def _candidate(found: Found, row: int) -> str:
     name = found.measured.names[row]
-    return f"{name} {row}" if name == CANDIDATE else name
+    if name != CANDIDATE:
+        return name
+    return "PPF" if row == found.best else f"{name} {row}"
 
 
 def _by_part(entry: Entry) -> dict[str, dict[str, Any]]:

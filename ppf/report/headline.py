@@ -53,8 +53,13 @@ def _on_selection(best: Entry) -> list[str]:
     if score is None:
         return []
     error = "" if score.error is None else f" ± {decimal(score.error)}"
-    beside = f", {less} against uniform pruning" if less else ""
+    beside = f", {_with_error(*less)} against uniform pruning" if less else ""
     return [f"On the selection part, whose windows the search did not use: {score}{error}{beside}."]
+
+
+def _with_error(change: float, error: float) -> str:
+    """For example "−18.1 ± 1.0 %"."""
+    return f"{signed_percent(change).removesuffix(' %')} ± {percent(error)}"
 
 
 def _bracketed(share: float) -> str:

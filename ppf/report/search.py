@@ -9,7 +9,16 @@ from ppf.report.headline import curve_headline, search_headline
 from ppf.report.page import Page, Part, Tile
 from ppf.report.plots import Row, curves, pareto_front, policy_heatmap, ratio_curve, scatter
 from ppf.report.scores import Entry, LogPerplexity, decimal, percent
-from ppf.report.tables import Cell, Column, Table, accuracy_table, score_table, times_table
+from ppf.report.tables import (
+    Cell,
+    Column,
+    Table,
+    accuracy_table,
+    printed_scores,
+    score_table,
+    selection_table,
+    times_table,
+)
 from ppf.space import Space
 
 _LONG = 12  # rows above which a table of results is folded
@@ -118,9 +127,14 @@ class SearchReport:
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
-    def scores(self) -> Table:
-        """The table of all entries, in which PPF's row names the agent."""
-        return score_table(self.entries, {"PPF": f"PPF ({self.agent})"})
+    def names(self) -> dict[str, str]:
+        """What tables show in place of a policy's name: PPF's row names the agent."""
+        return {"PPF": f"PPF ({self.agent})"}
+
+    @property
+    def printed(self) -> Table:
+        """The table of all entries for the console."""
+        return printed_scores(self.entries, self.names)
 
 
 def search_page(report: SearchReport) -> Page:
@@ -192,19 +206,33 @@ def _results(report: SearchReport) -> list[Part]:
         for entry in report.entries
     ]
     note = (
-        "± is one standard error over the windows. Predictions were made before the policy was"
-        " measured. The choice does not depend on the test part of the text."
+        "Predictions were made before the policy was measured. The choice does not depend on the"
+        " test part of the text."
     )
     return [
         Part(
-            "Results", f"{report.measured_on} {note}", name="results", table=report.scores,
-            wide=True, folded=len(report.entries) > _LONG,
+            "Results", f"{report.measured_on} {note}", name="results",
+            table=score_table(report.entries, report.names), wide=True,
+            folded=len(report.entries) > _LONG,
         ),
+        *_selection(report),
         Part(
             "Perplexity against pruning ratio", report.measured_on, name="curve",
             figure=ratio_curve(drawn, report.labels),
         ),
     ]  # fmt: skip
+
+
+def _selection(report: SearchReport) -> list[Part]:
+    table = selection_table(report.candidates or report.entries, report.names)
+    if not table.rows:
+        return []
+    note = (
+        "The policies of lowest perplexity on the labelling part. The search did not use the"
+        " selection part. ± is one standard error over the windows; that of a change is over paired"
+        " windows."
+    )
+    return [Part("Selection part", note, name="selection", table=table, wide=True)]
 
 
 def _policies(report: SearchReport) -> list[Part]:
@@ -244,7 +272,7 @@ def _accuracy(report: SearchReport) -> list[Part]:
         parts.append(
             Part(
                 "Accuracy on proposals", note, name="accuracy_on_proposals",
-                table=accuracy_table(report.proposals, []).without_empty_columns(),
+                table=accuracy_table(report.proposals, []),
                 warning=coverage_warning(report.proposals, [], "proposals"), wide=True,
             )
         )  # fmt: skip
