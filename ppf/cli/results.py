@@ -42,7 +42,10 @@ def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry
 def dense_entry(context: PruningContext, labels: Labels) -> Entry:
     """The dense model."""
     measured = LogPerplexity(float(labels.nll[0]))
-    return Entry("dense", 0.0, measured, parameters=context.parameters)
+    return Entry(
+        "dense", 0.0, measured, parameters=context.parameters,
+        bytes=_bytes(context, context.space.dense),
+    )  # fmt: skip
 
 
 def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def write(
     paths = {"policy": folder / "policy.json", "summary": folder / "summary.json"}
     policies = {"PPF": found.kept, "uniform": found.measured.kept[0].tolist()}
     report = SearchReport(
-        title=f"{policy['model']} at pruning ratio {cfg.ratio}",
+        title=f"{policy['model']} {_asked(cfg)}",
         dynamic=False,
         policies=policies,
         words=_words(context, policies),
@@ -169,6 +172,11 @@ def _settings(cfg: DictConfig, context: PruningContext) -> dict[str, str]:
     }
 
 
+def _asked(cfg: DictConfig) -> str:
+    ratio = percent(cfg.ratio)
+    return f"with {ratio} fewer bytes" if cfg.budget.name == "bytes" else f"at ratio {ratio}"
+
+
 def _words(
     context: PruningContext, policies: Mapping[str, Sequence[int]]
 ) -> dict[str, Sequence[str]]:
@@ -249,6 +257,7 @@ def _entry(context: PruningContext, found: Found, row: int, name: str) -> Entry:
         measured=LogPerplexity(float(measured.measured[row])),
         predicted=LogPerplexity(float(measured.mean[row]), float(measured.std[row])),
         parameters=_parameters(context, kept),
+        bytes=_bytes(context, kept),
     )
     parts = found.selection
     if parts is None or row not in parts.rows:
@@ -269,6 +278,12 @@ def _measured(mean: Mean) -> LogPerplexity:
 def _parameters(context: PruningContext, kept: Int[Tensor, " sites"]) -> int:
     """Parameters of the model under a policy."""
     return context.parameters - int(context.pruner.space.removed(context.units(kept[None])))
+
+
+def _bytes(context: PruningContext, kept: Int[Tensor, " sites"]) -> int | None:
+    """Size of the prunable matrices under a policy; None: the budget does not count bytes."""
+    space = context.space
+    return space.total - int(space.removed(kept)) if space.budget == "bytes" else None
 
 
 def _candidate(found: Found, row: int) -> str:

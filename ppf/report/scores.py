@@ -117,6 +117,7 @@ class Entry:
         difference: from uniform pruning's log-perplexity on the selection part, with the standard
             error of paired windows; None: not measured.
         parameters: parameters of the model under this policy; None: unknown.
+        bytes: size of the prunable matrices, if the budget counts bytes; None: it does not.
     """
 
     policy: str
@@ -126,6 +127,7 @@ class Entry:
     selection: LogPerplexity | None = None
     difference: LogPerplexity | None = None
     parameters: int | None = None
+    bytes: int | None = None
 
     @property
     def scores(self) -> Sequence[LogPerplexity]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ppf.predictor.scores import coverage_warning
-from ppf.report.headline import curve_headline, search_headline
+from ppf.report.headline import baseline, curve_headline, search_headline, signed_with_error
 from ppf.report.page import Page, Part, Tile
 from ppf.report.plots import Row, curves, pareto_front, policy_heatmap, ratio_curve, scatter
-from ppf.report.scores import Entry, LogPerplexity, decimal, percent
+from ppf.report.scores import Entry, LogPerplexity, decimal, gain, mebibytes, percent
 from ppf.report.tables import (
     Cell,
     Column,
@@ -178,6 +178,8 @@ def search_metrics(report: SearchReport) -> dict[str, float]:
                 metrics[f"{entry.policy}/{name}_error{at}"] = score.error
         if entry.parameters:
             metrics[f"{entry.policy}/parameters{at}"] = entry.parameters
+        if entry.bytes is not None:
+            metrics[f"{entry.policy}/matrices_mib"] = entry.bytes / 2**20
         if entry.policy == "PPF" and not report.dynamic:
             metrics["PPF/ratio"] = entry.ratio
     metrics |= {f"proposals/{name}": score for name, score in report.proposals.items()}
@@ -191,13 +193,21 @@ def search_metrics(report: SearchReport) -> dict[str, float]:
 def _tiles(report: SearchReport) -> list[Tile]:
     known = {entry.policy: entry for entry in report.entries}
     chosen = [known[name] for name in ("dense", "uniform", "PPF") if name in known]
-    return [
+    tiles = [
         Tile(
-            f"{entry.policy} · ratio {percent(entry.ratio)}", str(entry.measured),
-            "measured perplexity",
+            f"{entry.policy} · {_size(entry)}", str(entry.measured),
+            "perplexity on the labelling part",
         )
         for entry in chosen
     ]  # fmt: skip
+    if gained := gain(known["PPF"]):
+        value, note = signed_with_error(*gained), "perplexity on the selection part"
+        tiles.insert(0, Tile(f"PPF against {baseline(known['PPF'])}", value, note))
+    return tiles
+
+
+def _size(entry: Entry) -> str:
+    return f"ratio {percent(entry.ratio)}" if entry.bytes is None else mebibytes(entry.bytes)
 
 
 def _results(report: SearchReport) -> list[Part]:
@@ -217,10 +227,15 @@ def _results(report: SearchReport) -> list[Part]:
         ),
         *_selection(report),
         Part(
-            "Perplexity against pruning ratio", report.measured_on, name="curve",
-            figure=ratio_curve(drawn, report.labels),
+            f"Perplexity against {_axis(report)}", report.measured_on, name="curve",
+            figure=ratio_curve(drawn, report.labels, _axis(report)),
         ),
     ]  # fmt: skip
+
+
+def _axis(report: SearchReport) -> str:
+    sized = any(entry.bytes is not None for entry in report.entries)
+    return "share of bytes saved" if sized else "pruning ratio"
 
 
 def _selection(report: SearchReport) -> list[Part]:
@@ -237,6 +252,7 @@ def _selection(report: SearchReport) -> list[Part]:
 
 def _policies(report: SearchReport) -> list[Part]:
     sites, counted = report.space.sites, "bytes" if report.words else "units"
+    even = f"Uniform is {baseline(report.entries[-1])}."
     columns: dict[str, Sequence[Cell]] = {"site": [site.name for site in sites]}
     if not report.words:
         columns["units"] = [site.units for site in sites]
@@ -246,8 +262,8 @@ def _policies(report: SearchReport) -> list[Part]:
     shown = [Column(n, None if isinstance(c[0], str) else str) for n, c in columns.items()]
     return [
         Part(
-            "The policies" if report.dynamic else "The policy, and uniform pruning below it",
-            f"Share of the {counted} that each site keeps, in per cent.",
+            "The policies, and the uniform ones below them",
+            f"Share of the {counted} that each site keeps, in per cent. {even}",
             name="policy",
             figure=policy_heatmap(report.space, report.policies),
             table=Table(shown, rows),
@@ -261,7 +277,10 @@ def _predictions(report: SearchReport) -> list[Part]:
     known = report.accuracy or Accuracy([], [], [], [], {}, [])
     columns = (known.predicted, known.std, known.measured, known.ratio)
     figure = scatter(*columns, searched=report.candidates)
-    note = "Policies that the predictor was not fitted to. Bars are one standard deviation."
+    note = (
+        "Policies that the predictor was not fitted to when it predicted them. Bars are one"
+        " standard deviation."
+    )
     return [Part("Predicted against measured", note, name="predictions", figure=figure)]
 
 
@@ -302,7 +321,8 @@ def _measured(report: SearchReport) -> list[Part]:
     """All measured policies, and the Pareto front among them."""
     found = []
     if report.candidates:
-        note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
+        even = baseline(report.entries[-1])
+        note = f"Uniform ({even}), the allocation rules, and proposals of all rounds; best first."
         table = score_table(report.candidates)
         found.append(
             Part(

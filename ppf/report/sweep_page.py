@@ -6,14 +6,13 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from ppf.artefacts import write_json
 from ppf.report.agreement import agreement
 from ppf.report.html import write_page
 from ppf.report.page import Page, Part, Tile
 from ppf.report.scores import duration, percent
-from ppf.report.style import OTHERS, legend_above, log_scale, save_png, styled
+from ppf.report.style import OTHERS, legend_above, log_scale, percents, save_png, styled
 from ppf.report.sweep import Group, Sweep, markdown, read_sweep, sweep_table, words
 from ppf.report.tables import print_table
 
@@ -114,7 +113,7 @@ def _against_ratio(axes: Axes, found: Sequence[Group], first: str) -> None:
             fmt=style, color=colour, ms=4, lw=1.2, label=name,
         )  # fmt: skip
     if not sized:
-        axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+        axes.xaxis.set_major_formatter(percents(1))
     label = "MiB of prunable matrices in the file" if sized else "pruning ratio"
     axes.set(xlabel=label, ylabel=words(first))
     if names != [""]:

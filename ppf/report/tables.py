@@ -129,7 +129,7 @@ def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None
     low, high = interval("predicted")
     return _tabulated(
         entries,
-        _policies(names)
+        _policies(entries, names)
         | {Column("parameters", millions, detail=True): lambda e: e.parameters}
         | {Column("labelling part", decimal): lambda e: _perplexity(e.measured)}
         | _against_uniform(entries)
@@ -148,7 +148,7 @@ def selection_table(entries: Sequence[Entry], names: Mapping[str, str] | None = 
     """One row for each policy that was measured on the selection part; see `score_table`."""
     return _tabulated(
         [entry for entry in entries if entry.selection],
-        _policies(names)
+        _policies(entries, names)
         | _measured("selection part", "selection")
         | {
             Column("against uniform", signed_percent): lambda e: (gain(e) or (None, None))[0],
@@ -164,7 +164,7 @@ def printed_scores(entries: Sequence[Entry], names: Mapping[str, str] | None = N
     """The most important columns of both tables, which fit into 80 characters."""
     return _tabulated(
         entries,
-        _policies(names)
+        _policies(entries, names)
         | _measured("labelling part", "measured")
         | _against_uniform(entries)
         | _measured("selection part", "selection")
@@ -177,10 +177,15 @@ def _tabulated(entries: Sequence[Entry], values: Values) -> Table:
     return Table(list(values), rows).without_empty_columns()
 
 
-def _policies(names: Mapping[str, str] | None) -> Values:
+def _policies(entries: Sequence[Entry], names: Mapping[str, str] | None) -> Values:
+    """Names and ratios; readers see the size in place of the ratio if the budget counts bytes."""
+    sized = any(entry.bytes is not None for entry in entries)
     return {
         Column("policy"): lambda e: (names or {}).get(e.policy, e.policy),
-        Column("ratio", percent): lambda e: e.ratio,
+        Column("ratio", percent, detail=sized): lambda e: e.ratio,
+        Column("matrices, MiB", "{:,.1f}".format): (
+            lambda e: None if e.bytes is None else e.bytes / 2**20
+        ),
     }
 
 

@@ -26,6 +26,8 @@ def test_loggers_get_every_policys_perplexities(report: Any) -> None:  # noqa: F
     assert metrics["PPF/ratio"] == 0.375
     assert metrics["seconds/total"] == 68
     assert metrics["evaluations"] == 12
+    sized = [replace(entry, bytes=2**20) for entry in report.entries]
+    assert search_metrics(replace(report, entries=sized))["PPF/matrices_mib"] == 1.0
     more = search_metrics(replace(report, proposals={"equal_ratio": 0.6}))
     assert more["proposals/equal_ratio"] == 0.6
 

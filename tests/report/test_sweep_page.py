@@ -43,6 +43,12 @@ def test_the_headline_names_the_best_at_each_ratio(tmp_path: Path) -> None:
     assert lines == ["agent=cmaes", "agent=ppo"]
 
 
+def test_ratios_between_two_per_cents_are_written_as_such(tmp_path: Path) -> None:
+    (axes,) = sweep_page(read_sweep(searches(tmp_path)), tmp_path).figures["sweep"].axes
+    axes.set_xticks([20, 22.5])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20 %", "22.5 %"]
+
+
 def test_searches_with_a_budget_of_bytes_are_drawn_against_size(tmp_path: Path) -> None:
     for ratio, size in [(0.5, 100.0), (0.7, 60.0)]:
         figures = {"test_ppl": 20.0, "ratio": ratio, "matrices_mib": size}

@@ -89,6 +89,12 @@ def test_the_selection_part_has_a_table_of_its_own() -> None:
     assert table.shown.rows == [texts]
 
 
+def test_a_budget_of_bytes_has_a_column_of_sizes() -> None:
+    rows = [Entry("PPF", 0.7, LogPerplexity(3.0), bytes=3 * 2**20)]
+    assert printed_scores(rows).shown.rows == [["PPF", "3.0", "20.09"]]
+    assert score_table(rows).rows[0][:3] == ["PPF", 0.7, 3.0]
+
+
 def on_a_terminal(table: Table, width: int) -> list[str]:
     target = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
     print_table(table, target=target)
