@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.run import RunRecord
@@ -141,6 +143,15 @@ def read_sweep(folder: Path) -> Sweep:
     first = "ratio" if "ratio" in axes else figures[0]
     rows.sort(key=lambda row: (_rank(row.get(first)), _rank(row.get(figures[0]))))
     return Sweep(sorted({job["command"] for job in jobs}), axes, figures, rows)
+
+
+def multirun(folder: Path) -> tuple[str, list[str]] | None:
+    """Command and overrides of the multirun; None: the folder lies above several multiruns."""
+    file = folder / "multirun.yaml"
+    if not file.is_file():
+        return None
+    hydra = OmegaConf.load(file).hydra
+    return str(hydra.job.name), list(hydra.overrides.task)
 
 
 def unfinished(folder: Path) -> list[Path]:
