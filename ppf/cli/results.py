@@ -20,7 +20,7 @@ from ppf.policy_search.selection import Mean
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.report.origin import command_line, machine
+from ppf.report.origin import command_line, machine, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
 from ppf.stages.score import out_of_fold
@@ -191,16 +191,17 @@ def _words(
 
 
 def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
-    evaluate = {"Measure the policy on the test part": f"python evaluate.py policy={policy}"}
+    given = f"policy={policy}"
+    evaluate = {"Measure the policy on the test part": next_command("evaluate", given)}
     if rounded:
-        prune = f"python prune.py policy={policy} out=gguf export=gguf export.type=q8_0"
-        return evaluate | {"Write a file for llama.cpp": prune}
+        gguf = ("out=gguf", "export=gguf", "export.type=q8_0")
+        return evaluate | {"Write a file for llama.cpp": next_command("prune", given, *gguf)}
     return evaluate | {
-        "Write the smaller model": f"python prune.py policy={policy} out=pruned",
+        "Write the smaller model": next_command("prune", given, "out=pruned"),
         "Train the smaller model, with the dense model as its teacher": (
-            f"python recover.py policy={policy} out=recovered"
+            next_command("recover", given, "out=recovered")
         ),
-        "Try it in a browser": f"python serve.py search={policy.parent}",
+        "Try it in a browser": next_command("serve", f"search={policy.parent}"),
     }
 
 

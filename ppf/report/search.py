@@ -87,7 +87,7 @@ class SearchReport:
         space: sites of the policies.
         policies: name → units kept at each site; drawn below each other.
         words: name → what each site keeps, in words, if the policies also round weights.
-        entries: dense, uniform and rules as far as they were measured, and "PPF".
+        entries: dense, uniform, rules and "PPF", at each ratio.
         candidates: all policies measured at the ratio, best first; empty: a dynamic search.
         labels: ratio and log-perplexity of the labelled policies.
         history: metrics of the agent, one row for each report; empty: there are none.
@@ -133,8 +133,8 @@ class SearchReport:
 
     @property
     def printed(self) -> Table:
-        """The table of all entries for the console."""
-        return printed_scores(self.entries, self.names)
+        """The table of all measured entries for the console."""
+        return printed_scores([entry for entry in self.entries if entry.measured], self.names)
 
 
 def search_page(report: SearchReport) -> Page:
@@ -212,13 +212,16 @@ def _size(entry: Entry) -> str:
 
 def _results(report: SearchReport) -> list[Part]:
     drawn = [
-        entry if entry.policy == "PPF" else replace(entry, predicted=None)
+        replace(entry, predicted=None) if entry.measured and entry.policy != "PPF" else entry
         for entry in report.entries
     ]
-    note = (
-        "Predictions were made before the policy was measured. The choice does not depend on the"
-        " test part of the text."
+    predictions = (
+        "Policies without a perplexity on the labelling part are only predicted, by the last"
+        " predictor."
+        if report.dynamic
+        else "Predictions were made before the policy was measured."
     )
+    note = f"{predictions} The choice does not depend on the test part of the text."
     return [
         Part(
             "Results", f"{report.measured_on} {note}", name="results",
