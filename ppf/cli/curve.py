@@ -3,34 +3,49 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
 from ppf.cli.results import common, dense_entry, summary
 from ppf.context.prepare import PruningContext
+from ppf.report.origin import command_with, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import SearchReport
 from ppf.stages.dynamic import Learnt
+from ppf.stages.search_inputs import SearchInputs
 
-_DRAWN = 12  # most policies in the heatmap
+_DRAWN = 6  # most ratios in the heatmap
 
 
-def entries(context: PruningContext, learnt: Learnt) -> list[Entry]:
-    """The dense model, and the agent and uniform pruning at each ratio."""
-    curve, rows = learnt.curve, [dense_entry(context, learnt.labels)]
+def entries(context: PruningContext, learnt: Learnt, inputs: SearchInputs) -> list[Entry]:
+    """The dense model, and at each ratio uniform pruning, the allocation rules and the agent.
+
+    Rules are predicted by the last predictor. They are measured only where a label happens to
+    exist: a measurement of all of them at all ratios would cost more than the search.
+    """
+    curve, labels = learnt.curve, learnt.labels
+    known = dict(zip(map(tuple, labels.kept.tolist()), labels.nll.tolist(), strict=True))
+    rows = [dense_entry(context, labels)]
     for i, ratio in enumerate(curve.ratios):
-        mean, std = curve.predicted[i].tolist()
-        even, found = (float(x[i]) for x in (curve.uniform_measured, curve.measured))
-        rows += [
-            Entry(
-                "uniform", ratio, LogPerplexity(even),
-                parameters=context.pruner.parameters(curve.uniform[i].tolist()),
-            ),
-            Entry(
-                "PPF", ratio, LogPerplexity(found), LogPerplexity(mean, std),
-                parameters=context.pruner.parameters(curve.kept[i].tolist()),
-            ),
-        ]  # fmt: skip
+        objective = inputs.objective(learnt.trained, inputs.settings.trust_region, ratio, ratio)
+        baselines = objective.baselines()
+        predicted = torch.stack(objective.predictor.predict(baselines), 1).tolist()
+        pairs = zip(baselines.cpu(), predicted, strict=True)
+        # The rules may contain uniform pruning again.
+        found = dict(zip(["uniform", *inputs.rules], pairs, strict=True))
+        found["PPF"] = curve.kept[i], curve.predicted[i].tolist()
+        for name, (kept, score) in found.items():
+            nll = known.get(tuple(kept.tolist()))
+            rows.append(
+                Entry(
+                    name,
+                    ratio,
+                    measured=None if nll is None else LogPerplexity(nll),
+                    predicted=LogPerplexity(*score),
+                    parameters=context.pruner.parameters(kept.tolist()),
+                )
+            )
     return rows
 
 
@@ -38,12 +53,18 @@ def write(
     cfg: DictConfig,
     context: PruningContext,
     learnt: Learnt,
+    inputs: SearchInputs,
     seconds: Mapping[str, float],
     folder: Path,
 ) -> SearchReport:
-    """Writes the agent and summary.json; returns the report."""
-    curve, shown = learnt.curve, entries(context, learnt)
+    """Writes the agent and summary.json; returns the report.
+
+    Args:
+        inputs: of the search; their rules are predicted.
+    """
+    curve, shown = learnt.curve, entries(context, learnt, inputs)
     policies = dict(zip(curve.ratios, curve.kept.tolist(), strict=True))
+    even = dict(zip(curve.ratios, curve.uniform.tolist(), strict=True))
     paths = {"agent": learnt.agent.save(folder), "summary": folder / "summary.json"}
     kept = {str(ratio): policy for ratio, policy in policies.items()}
     write_json(paths["summary"], summary(shown, seconds) | {"kept": kept})
@@ -51,7 +72,11 @@ def write(
     return SearchReport(
         title=f"{cfg.model.name} at every pruning ratio",
         dynamic=True,
-        policies={percent(ratio): kept for ratio, kept in list(policies.items())[::every]},
+        policies={
+            f"{percent(ratio)}{name}": found[ratio]
+            for ratio in curve.ratios[::every]
+            for name, found in (("", policies), (", uniform", even))
+        },
         entries=shown,
         candidates=[],
         history=learnt.history,
@@ -59,15 +84,20 @@ def write(
         pareto=None,
         paths=paths,
         signatures=vars(context.signatures),
-        next_commands=_next_commands(folder),
+        next_commands=_next_commands(cfg, folder),
         **common(cfg, context, learnt.labels, learnt.trained.predictor, seconds),
     )
 
 
-def _next_commands(folder: Path) -> dict[str, str]:
+def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     ask = f"import ppf; print(ppf.load_agent('{folder}').policy(ratio=0.37))"
+    middle = cfg.ratios[len(cfg.ratios) // 2]
+    # Sections of mode=dynamic are left out: mode=static has others.
+    changed = dict.fromkeys(("ratios", "dynamic", "search", "agent", "predictor"))
     return {
-        "Serve the model at any ratio": f"python serve.py search={folder}",
+        "Serve the model at any ratio": next_command("serve", f"search={folder}"),
         "Ask the agent for a policy": f'python -c "{ask}"',
-        "Search longer at one ratio": "python search.py ratio=0.3",
+        "Search longer at one ratio": command_with(
+            "search", changed | {"mode": "static", "ratio": str(middle)}
+        ),
     }

@@ -20,7 +20,7 @@ from ppf.policy_search.selection import Mean
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.report.origin import command_line, machine
+from ppf.report.origin import command_line, machine, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
 from ppf.stages.score import out_of_fold
@@ -41,7 +41,10 @@ def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry
 def dense_entry(context: PruningContext, labels: Labels) -> Entry:
     """The dense model."""
     measured = LogPerplexity(float(labels.nll[0]))
-    return Entry("dense", 0.0, measured, parameters=context.parameters)
+    return Entry(
+        "dense", 0.0, measured, parameters=context.parameters,
+        bytes=_bytes(context, context.space.dense),
+    )  # fmt: skip
 
 
 def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def write(
     paths = {"policy": folder / "policy.json", "summary": folder / "summary.json"}
     policies = {"PPF": found.kept, "uniform": found.measured.kept[0].tolist()}
     report = SearchReport(
-        title=f"{policy['model']} at pruning ratio {cfg.ratio}",
+        title=f"{policy['model']} {_asked(cfg)}",
         dynamic=False,
         policies=policies,
         words=_words(context, policies),
@@ -168,6 +171,11 @@ def _settings(cfg: DictConfig, context: PruningContext) -> dict[str, str]:
     }
 
 
+def _asked(cfg: DictConfig) -> str:
+    ratio = percent(cfg.ratio)
+    return f"with {ratio} fewer bytes" if cfg.budget.name == "bytes" else f"at ratio {ratio}"
+
+
 def _words(
     context: PruningContext, policies: Mapping[str, Sequence[int]]
 ) -> dict[str, Sequence[str]]:
@@ -182,16 +190,17 @@ def _words(
 
 
 def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
-    evaluate = {"Measure the policy on the test part": f"python evaluate.py policy={policy}"}
+    given = f"policy={policy}"
+    evaluate = {"Measure the policy on the test part": next_command("evaluate", given)}
     if rounded:
-        prune = f"python prune.py policy={policy} out=gguf export=gguf export.type=q8_0"
-        return evaluate | {"Write a file for llama.cpp": prune}
+        gguf = ("out=gguf", "export=gguf", "export.type=q8_0")
+        return evaluate | {"Write a file for llama.cpp": next_command("prune", given, *gguf)}
     return evaluate | {
-        "Write the smaller model": f"python prune.py policy={policy} out=pruned",
+        "Write the smaller model": next_command("prune", given, "out=pruned"),
         "Train the smaller model, with the dense model as its teacher": (
-            f"python recover.py policy={policy} out=recovered"
+            next_command("recover", given, "out=recovered")
         ),
-        "Try it in a browser": f"python serve.py search={policy.parent}",
+        "Try it in a browser": next_command("serve", f"search={policy.parent}"),
     }
 
 
@@ -249,6 +258,7 @@ def _entry(context: PruningContext, found: Found, row: int, name: str, *also: st
         predicted=LogPerplexity(float(measured.mean[row]), float(measured.std[row])),
         parameters=_parameters(context, kept),
         also=also,
+        bytes=_bytes(context, kept),
     )
     parts = found.selection
     if parts is None or row not in parts.rows:
@@ -258,7 +268,7 @@ def _entry(context: PruningContext, found: Found, row: int, name: str, *also: st
         entry,
         measured=replace(entry.measured, std_error=parts.labelling(row).std_error),
         selection=_measured(parts.selection(row)),
-        difference=_measured(parts.against_uniform(row)),
+        difference=_measured(parts.against_uniform(row)) if row else None,
     )
 
 
@@ -274,6 +284,12 @@ def _parameters(context: PruningContext, kept: Int[Tensor, " sites"]) -> int:
 def _baselines(found: Found, row: int) -> list[str]:
     """Uniform pruning and the allocation rules, as far as they propose a policy."""
     return [name for name in found.measured.names[row] if name != CANDIDATE]
+
+
+def _bytes(context: PruningContext, kept: Int[Tensor, " sites"]) -> int | None:
+    """Size of the prunable matrices under a policy; None: the budget does not count bytes."""
+    space = context.space
+    return space.total - int(space.removed(kept)) if space.budget == "bytes" else None
 
 
 def _by_part(entry: Entry) -> dict[str, dict[str, Any]]:

@@ -128,7 +128,7 @@ def _dynamic(begun: _Begun) -> Outcome:
     metric = float(learnt.curve.measured.mean())
     if not inputs.fabric.is_global_zero:
         return Outcome(metric)
-    report = curve.write(cfg, context, learnt, clock.seconds, Path(cfg.paths.run))
+    report = curve.write(cfg, context, learnt, inputs, clock.seconds, Path(cfg.paths.run))
     _report(cfg, inputs.fabric, report, learnt.trained, "agent")
     pairs = zip(learnt.curve.uniform.tolist(), learnt.curve.kept.tolist(), strict=True)
     policies = [named for even, kept in pairs for named in (("uniform", even), ("PPF", kept))]
@@ -154,7 +154,7 @@ def _report(
     files = sorted(folder.glob(f"{kind}.*"))
     log_artifact(loggers, Artifact(files, f"{model}-{kind}", kind, metadata=metrics))
     paths = {**report.paths, "report": page}
-    print_summary(report.scores, report.measured_on, report.seconds, paths)
+    print_summary(report.printed, report.measured_on, report.seconds, paths)
 
 
 def _outcome(

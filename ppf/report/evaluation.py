@@ -9,7 +9,7 @@ from ppf.progress import console
 from ppf.report.headline import evaluation_headline
 from ppf.report.page import Page, ReportSection, Tile
 from ppf.report.scores import decimal, mebibytes, percent
-from ppf.report.tables import Cell, Column, Table, print_line, print_table
+from ppf.report.tables import Cell, Column, Table, error, print_line, print_table
 
 
 def evaluation_tables(evaluation: Evaluation) -> dict[str, Table]:
@@ -48,8 +48,10 @@ def evaluation_page(
     next_commands: Mapping[str, str],
 ) -> Page:
     """The page of an evaluation; see `Page` for the arguments."""
+    known = any(found.std_error is not None for found in evaluation.results)
+    errors = " ± is one standard error over the windows." if known else ""
     notes = {
-        "evaluation": f"{measured_on(evaluation)} Standard errors are those over the windows.",
+        "evaluation": f"{measured_on(evaluation)}{errors}",
         "speed": "Medians of several runs, with prompts of random tokens.",
         "tasks": "Zero-shot tasks of lm-evaluation-harness.",
     }
@@ -89,7 +91,7 @@ def _scores(evaluation: Evaluation) -> Table:
         Column("model"),
         Column("ratio", percent),
         Column("test perplexity", decimal),
-        Column("± standard error", decimal),
+        error("± standard error"),
         Column("nats per token", "{:.4f}".format),
         Column("parameters", "{:,}".format),
         Column("weights", mebibytes),
@@ -98,12 +100,12 @@ def _scores(evaluation: Evaluation) -> Table:
 
 
 def _score(found: ModelResult) -> list[Cell]:
-    error = None if found.std_error is None else found.perplexity * found.std_error
+    std_error = None if found.std_error is None else found.perplexity * found.std_error
     return [
         found.name,
         found.ratio,
         found.perplexity,
-        error,
+        std_error,
         found.nll,
         found.parameters,
         found.bytes,

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.report.scores import (
     Entry,
+    LogPerplexity,
     change,
     decimal,
     gain,
+    mebibytes,
     millions,
     percent,
     signed_percent,
@@ -19,42 +21,64 @@ from ppf.report.scores import (
 def search_headline(entries: Sequence[Entry]) -> list[str]:
     """Compares the policy found with uniform pruning, the best allocation rule and the dense model.
 
+    The selection part comes first if it was measured: the search did not use its windows.
+
     Args:
         entries: measured policies, among them "PPF".
     """
     found = {entry.policy: entry for entry in entries}
     best = found["PPF"]
+    even = uniform_at(best.ratio, entries)
+    first = (
+        _is_uniform(best) if even is None or even == best.measured else _against_uniform(best, even)
+    )
+    return [*first, *_others(best, entries), *_smaller(best, found.get("dense"))]
+
+
+def _is_uniform(best: Entry) -> list[str]:
+    where = "selection" if best.selection else "labelling"
+    score = best.selection or best.measured
+    assert score
     return [
-        _against_uniform(best, entries),
-        *_on_selection(best),
-        *_others(best, entries),
-        *_smaller(best.parameters, found.get("dense")),
+        f"The policy found is that of {baseline(best)}: the search found none that is better."
+        f" Perplexity {_with_error(score)} on the {where} part, {_saving(best)}."
     ]
 
 
-def _against_uniform(best: Entry, entries: Sequence[Entry]) -> str:
-    even, measured = uniform_at(best.ratio, entries), best.measured
+def _against_uniform(best: Entry, even: LogPerplexity) -> list[str]:
+    measured, score, gained = best.measured, best.selection, gain(best)
     assert measured
-    if even is None or even.nll == measured.nll:
-        return (
-            f"No policy was found that is better than uniform pruning: perplexity"
-            f" {decimal(measured.perplexity)} at a pruning ratio of {percent(best.ratio)}."
-        )
-    less = change(measured.perplexity, even.perplexity)
-    return (
-        f"Perplexity {decimal(measured.perplexity)} instead of {decimal(even.perplexity)} for"
-        f" uniform pruning{_bracketed(less)}, at a pruning ratio of {percent(best.ratio)}."
-    )
-
-
-def _on_selection(best: Entry) -> list[str]:
-    """The sentence on the windows that the search did not use, if the policy was measured there."""
-    score, less = best.selection, gain(best)
+    less = _bracketed(change(measured.perplexity, even.perplexity))
     if score is None:
-        return []
-    error = "" if score.error is None else f" ± {decimal(score.error)}"
-    beside = f", {less} against uniform pruning" if less else ""
-    return [f"On the selection part, whose windows the search did not use: {score}{error}{beside}."]
+        return [
+            f"Perplexity {measured} instead of {even} for {baseline(best)}{less}, {_saving(best)}."
+        ]
+    beside = f": {signed_with_error(*gained)} against {baseline(best)}" if gained else ""
+    return [
+        f"Perplexity {_with_error(score)} on the selection part, whose windows the search did not"
+        f" use{beside}, {_saving(best)}.",
+        f"On the labelling part, which the search optimised: {measured} instead of {even}{less}.",
+    ]
+
+
+def baseline(entry: Entry) -> str:
+    """What the policy named "uniform" does."""
+    return "uniform pruning" if entry.bytes is None else "an equal share of bytes at every site"
+
+
+def _saving(entry: Entry) -> str:
+    ratio = percent(entry.ratio)
+    return f"at a pruning ratio of {ratio}" if entry.bytes is None else f"with {ratio} fewer bytes"
+
+
+def _with_error(score: LogPerplexity) -> str:
+    """For example "44.00 ± 2.20"."""
+    return str(score) if score.error is None else f"{score} ± {decimal(score.error)}"
+
+
+def signed_with_error(change: float, error: float) -> str:
+    """For example "−18.1 ± 1.0 %"."""
+    return f"{signed_percent(change).removesuffix(' %')} ± {percent(error)}"
 
 
 def _bracketed(share: float) -> str:
@@ -63,7 +87,7 @@ def _bracketed(share: float) -> str:
 
 def _others(best: Entry, entries: Sequence[Entry]) -> list[str]:
     """Sentences on the allocation rules and the dense model, if these were measured."""
-    said = []
+    said, where = [], " on the labelling part" if best.selection else ""
     rules = [e for e in entries if e.rules and e.measured]
     if rules:
         rule = min(rules, key=lambda e: _finite(e.measured.nll))  # type: ignore[union-attr]
@@ -72,22 +96,27 @@ def _others(best: Entry, entries: Sequence[Entry]) -> list[str]:
         said.append(
             f"It is the policy of the allocation rule {name}."
             if same
-            else f"The best allocation rule, {name}, reaches {rule.measured}."
+            else f"The best allocation rule, {name}, reaches {rule.measured}{where}."
         )
     dense = next((e.measured for e in entries if e.policy == "dense" and e.measured), None)
-    return [*said, f"The dense model has {dense}."] if dense else said
+    return [*said, f"The dense model has {dense}{where}."] if dense else said
 
 
 def _finite(nll: float) -> float:
     return nll if math.isfinite(nll) else math.inf
 
 
-def _smaller(parameters: int | None, dense: Entry | None) -> list[str]:
-    if not (parameters and dense and dense.parameters):
+def _smaller(best: Entry, dense: Entry | None) -> list[str]:
+    if dense and dense.bytes and best.bytes:
+        return [
+            f"The prunable matrices have {mebibytes(best.bytes)} instead of"
+            f" {mebibytes(dense.bytes)} in 16 bits."
+        ]
+    if not (best.parameters and dense and dense.parameters):
         return []
     return [
-        f"The pruned model is {percent(1 - parameters / dense.parameters)} smaller:"
-        f" {millions(parameters)} instead of {millions(dense.parameters)} parameters."
+        f"The pruned model is {percent(1 - best.parameters / dense.parameters)} smaller:"
+        f" {millions(best.parameters)} instead of {millions(dense.parameters)} parameters."
     ]
 
 
@@ -107,7 +136,7 @@ def curve_headline(entries: Sequence[Entry]) -> list[str]:
     if not gains:
         return ["No perplexity of this search is finite."]
     mean = math.exp(sum(math.log1p(gain) for gain, *_ in gains) / len(gains)) - 1
-    most, best, even = min(gains, key=lambda gain: gain[0])
+    most, best, even = max(gains, key=lambda gain: abs(gain[0]))
     low, high = found[0].ratio, found[-1].ratio
     better = sum(gain < 0 for gain, *_ in gains)
     return [

@@ -4,6 +4,7 @@ import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,45 @@ def command_line(name: str) -> str:
     """
     if not HydraConfig.initialized():
         return f"ppf.{name}(...), called from Python"
-    return shlex.join(["python", f"{name}.py", *HydraConfig.get().overrides.task])
+    return shlex.join(["python", f"{name}.py", *_overrides()])
+
+
+def command_with(name: str, changed: Mapping[str, str | None]) -> str:
+    """The command of this run with other options.
+
+    Args:
+        name: of the command.
+        changed: option or section → value, as in {"ratio": "0.3"}; None: without it.
+    """
+    given = [f"{option}={value}" for option, value in changed.items() if value is not None]
+    if not HydraConfig.initialized():
+        return f"ppf.{name}(...), called from Python with {' '.join(given)}"
+    options = [word.lstrip("+~").partition("=")[0] for word in _overrides()]
+    kept = [
+        word
+        for word, option in zip(_overrides(), options, strict=True)
+        if option not in changed and option.partition(".")[0] not in changed
+    ]
+    return shlex.join(["python", f"{name}.py", *kept, *given])
+
+
+def next_command(name: str, *options: str, overrides: Sequence[str] | None = None) -> str:
+    """A command that reads a run's results, with the folders that the run was given.
+
+    Args:
+        overrides: of the run; None: of this one.
+    """
+    given = _overrides() if overrides is None else overrides
+    folders = [word for word in given if word.startswith(_FOLDERS)]
+    return shlex.join(["python", f"{name}.py", *options, *folders])
+
+
+_FOLDERS = ("paths.outputs=", "paths.artefacts=", "paths.cache=")
+
+
+def _overrides() -> list[str]:
+    """Overrides of the command line; none if Python code started the run."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def machine() -> dict[str, str]:

@@ -10,6 +10,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ppf.policy_search.verify import CANDIDATE
 from ppf.report.scores import Entry
 from ppf.report.style import (
     BLUE,
@@ -17,11 +18,14 @@ from ppf.report.style import (
     INK,
     KEPT,
     NAMED,
+    ORANGE,
     OTHERS,
     PAPER,
     RATIO,
     legend_above,
     log_scale,
+    percents,
+    plain,
     styled,
 )
 from ppf.space import Space
@@ -45,12 +49,12 @@ def scatter(
     """Predicted against measured log-perplexity (nats per token), one point for each policy.
 
     Policies with a value that is not finite are left out; the title gives their number. If there
-    are no held-out policies, only the proposals of a search are shown.
+    are no held-out policies, only those of a search are shown.
 
     Args:
         std: standard deviations of the predictions, drawn as thin bars.
         ratio: pruning ratios, drawn as colour.
-        searched: policies that a search proposed and measured, drawn as rings.
+        searched: policies that a search measured.
     """
     points = np.array([measured, predicted, std, ratio], dtype=float).reshape(4, -1)
     finite = np.isfinite(points[:2]).all(0)
@@ -70,25 +74,35 @@ def scatter(
         axes.set_title(f"{len(x)} held-out policies{note}", loc="left")
         bar = figure.colorbar(dots, ax=axes, label="pruning ratio", pad=0.02, aspect=30)
         bar.outline.set_visible(False)
-        bar.formatter = _percents(100)
+        bar.formatter = percents(100)
     return figure
 
 
 def _searched(axes: Axes, entries: Sequence[Entry]) -> None:
-    """Rings around the policies of a search, with their standard deviations."""
-    both = [
-        (e.measured.nll, e.predicted.nll, e.predicted.std)
-        for e in entries
-        if e.measured and e.predicted
-    ]
-    if not both:
-        return
-    x, y, bars = np.array(both, dtype=float).T
-    axes.errorbar(x, y, bars, fmt="none", ecolor=INK, elinewidth=0.7, zorder=4)
-    axes.scatter(
-        x, y, 44, facecolors="none", edgecolors=INK, zorder=4, label="proposed by the search"
-    )
-    legend_above(axes)
+    """The policies that a search measured, with their standard deviations.
+
+    Rings are its own proposals; squares are uniform pruning and the allocation rules.
+    """
+    proposed = [e.policy == "PPF" or e.policy.startswith(CANDIDATE) for e in entries]
+    for own, marker, name in _MARKS:
+        both = [
+            (entry.measured.nll, entry.predicted.nll, entry.predicted.std)
+            for entry, found in zip(entries, proposed, strict=True)
+            if found == own and entry.measured and entry.predicted
+        ]
+        if not both:
+            continue
+        x, y, bars = np.array(both, dtype=float).T
+        colour = INK if own else ORANGE
+        axes.errorbar(x, y, bars, fmt="none", ecolor=colour, elinewidth=0.7, zorder=4)
+        axes.scatter(
+            x, y, 44, marker=marker, facecolors="none", edgecolors=colour, zorder=4, label=name
+        )
+    if axes.get_legend_handles_labels()[0]:
+        legend_above(axes)
+
+
+_MARKS = ((True, "o", "proposed by the search"), (False, "s", "uniform and rules"))
 
 
 def _identity(axes: Axes) -> None:
@@ -128,7 +142,7 @@ def policy_heatmap(space: Space, policies: Mapping[str, Sequence[int]]) -> Figur
         grid[-1].set_xlabel("layer")
         bar = figure.colorbar(mesh, ax=list(grid), label="kept", pad=0.01, fraction=0.03, aspect=12)
         bar.outline.set_visible(False)
-        bar.formatter = _percents(100)
+        bar.formatter = percents(100)
         bar.locator = MaxNLocator(2)
     return figure
 
@@ -171,6 +185,7 @@ def curves(rows: Sequence[HistoryRow]) -> Figure:
             axes.set_title(in_words(name), loc="left", pad=14)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
             if place > len(series) - columns:
                 axes.set_xlabel("iteration")
     return figure
@@ -251,8 +266,8 @@ def pareto_front(
         )  # fmt: skip
         for collection in axes.collections:
             collection.set_clim(*limits)
-        axes.xaxis.set_major_formatter(_percents(100))
-        axes.yaxis.set_major_formatter(_percents(100))
+        axes.xaxis.set_major_formatter(percents(100))
+        axes.yaxis.set_major_formatter(percents(100))
         axes.set(xlabel=f"{costs[0]} saved", ylabel=f"{costs[1]} saved")
         legend_above(axes)
         bar = figure.colorbar(dots, ax=axes, label="nats per token", pad=0.02, aspect=30)
@@ -260,7 +275,11 @@ def pareto_front(
     return figure
 
 
-def ratio_curve(entries: Sequence[Entry], labels: Sequence[tuple[float, float]] = ()) -> Figure:
+def ratio_curve(
+    entries: Sequence[Entry],
+    labels: Sequence[tuple[float, float]] = (),
+    axis: str = "pruning ratio",
+) -> Figure:
     """Perplexity against pruning ratio, with one colour for each name of a policy.
 
     Filled marks are measured, with bars of two standard errors where these are known. Open marks
@@ -270,6 +289,7 @@ def ratio_curve(entries: Sequence[Entry], labels: Sequence[tuple[float, float]] 
         entries: policies.
         labels: ratio and log-perplexity of labelled policies, drawn as grey points if they are not
             far above the entries.
+        axis: name of the horizontal axis.
     """
     names = {entry.policy: entry.title for entry in entries}
     others = iter(OTHERS * len(names))
@@ -286,8 +306,8 @@ def ratio_curve(entries: Sequence[Entry], labels: Sequence[tuple[float, float]] 
             axes.plot([], [], "o", color=INK, ms=5, label="measured")
             axes.plot([], [], "o", color=INK, ms=5, mfc="none", label="predicted, 95 %")
         log_scale(axes)
-        axes.xaxis.set_major_formatter(_percents(1))
-        axes.set(xlabel="pruning ratio", ylabel="perplexity")
+        axes.xaxis.set_major_formatter(percents(1))
+        axes.set(xlabel=axis, ylabel="perplexity")
         legend_above(axes)
     return figure
 
@@ -299,11 +319,6 @@ def _cloud(axes: Axes, labels: Sequence[tuple[float, float]], shown: Sequence[fl
     if near:
         x, y = zip(*near, strict=True)
         axes.scatter(x, y, 9, color=GREY, alpha=0.45, linewidths=0, zorder=1, label="labelled")
-
-
-def _percents(scale: float) -> FuncFormatter:
-    """Tick labels in per cent, with as many decimals as a tick needs: "2.5 %", "10 %"."""
-    return FuncFormatter(lambda value, _: f"{round(scale * value, 6) + 0.0:.4g} %")
 
 
 def _points(axes: Axes, entries: Sequence[Entry], colour: str) -> None:
@@ -319,6 +334,8 @@ def _points(axes: Axes, entries: Sequence[Entry], colour: str) -> None:
         if any(errors):
             axes.errorbar(x, y, errors, fmt="none", ecolor=colour, elinewidth=1)
         ends = np.array([score.interval for _, score in pairs if score.interval]).reshape(-1, 2)
+        if colour not in NAMED.values():
+            continue  # bands of the rules would cover each other
         if len(ends) == 1:
             axes.vlines(x, ends[:, 0], ends[:, 1], colors=colour, alpha=0.5)
         elif len(ends):

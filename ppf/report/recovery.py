@@ -76,8 +76,9 @@ def _pictures(found: Recovered) -> Iterator[ReportSection]:
     scores = found.scores
     dense, pruned = (fmean(getattr(s, name) for s in scores) for name in ("dense", "pruned"))
     if found.curve:
-        of = "mean over pruning ratios; " if len(scores) > 1 else ""
-        note = f"Loss on the validation part; {of}right: recovered share of the lost nats."
+        of = ", mean over pruning ratios" if len(scores) > 1 else ""
+        right = "; right: recovered share of the lost nats" if pruned > dense else ""
+        note = f"Loss on the validation part{of}{right}."
         yield ReportSection(
             "Loss", note, name="curve", figure=loss_curve(found.curve, dense, pruned)
         )

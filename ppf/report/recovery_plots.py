@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from ppf.report.style import BLUE, GREY, ORANGE, styled
+from ppf.report.style import BLUE, GREY, ORANGE, legend_above, percents, styled
 
 _COLOURS = {"dense": GREY, "pruned": ORANGE, "recovered": BLUE}
 
@@ -28,7 +27,7 @@ def loss_curve(curve: Sequence[tuple[int, float]], dense: float, pruned: float) 
         axes.set(xlabel="tokens read", ylabel="nats per token")
         if pruned > dense:
             _add_shares(axes, dense, pruned)
-        axes.legend()
+        legend_above(axes)
     return figure
 
 
@@ -38,7 +37,7 @@ def _add_shares(axes: Axes, dense: float, pruned: float) -> None:
     functions = (lambda nll: (pruned - nll) / lost, lambda share: pruned - share * lost)
     shares = axes.secondary_yaxis("right", functions=functions)
     shares.set_ylabel("share of lost nats recovered")
-    shares.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    shares.yaxis.set_major_formatter(percents(100))
 
 
 def by_ratio(ratios: Sequence[float], nlls: Mapping[str, Sequence[float]]) -> Figure:
@@ -53,6 +52,6 @@ def by_ratio(ratios: Sequence[float], nlls: Mapping[str, Sequence[float]]) -> Fi
         for name, values in nlls.items():
             axes.plot(ratios, values, color=_COLOURS[name], lw=1.4, marker="o", ms=4, label=name)
         axes.set(xlabel="pruning ratio", ylabel="nats per token")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.legend()
+        axes.xaxis.set_major_formatter(percents(100))
+        legend_above(axes)
     return figure

@@ -122,6 +122,7 @@ class Entry:
             error of paired windows; None: not measured.
         parameters: parameters of the model under this policy; None: unknown.
         also: allocation rules that propose the same policy.
+        bytes: size of the prunable matrices, if the budget counts bytes; None: it does not.
     """
 
     policy: str
@@ -131,6 +132,7 @@ class Entry:
     selection: LogPerplexity | None = None
     difference: LogPerplexity | None = None
     parameters: int | None = None
+    bytes: int | None = None
     also: Sequence[str] = ()
 
     @property
@@ -170,13 +172,12 @@ def change(now: float, before: float) -> float:
     return now / before - 1 if math.isfinite(now) and math.isfinite(before) else math.nan
 
 
-def gain(entry: Entry) -> str:
-    """The change from uniform pruning on the selection part, for example "−18.1 ± 1.0 %"."""
-    change, name = entry.difference, entry.policy
-    if not (change and change.error is not None and math.isfinite(change.perplexity)):
-        return ""
-    share = signed_percent(change.perplexity - 1).removesuffix(" %")
-    return "" if name == "uniform" else f"{share} ± {percent(change.error)}"
+def gain(entry: Entry) -> tuple[float, float] | None:
+    """The relative change from uniform pruning on the selection part, and its standard error."""
+    score = entry.difference
+    if not (score and score.error is not None and math.isfinite(score.perplexity)):
+        return None
+    return score.perplexity - 1, score.error
 
 
 def decimal(value: float) -> str:

@@ -5,11 +5,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ppf.predictor.scores import coverage_warning
-from ppf.report.headline import curve_headline, search_headline
+from ppf.report.headline import baseline, curve_headline, search_headline, signed_with_error
 from ppf.report.page import Page, ReportSection, Tile
 from ppf.report.plots import HistoryRow, curves, pareto_front, policy_heatmap, ratio_curve, scatter
-from ppf.report.scores import Entry, LogPerplexity, decimal, percent
-from ppf.report.tables import Cell, Column, Table, accuracy_table, score_table, times_table
+from ppf.report.scores import Entry, LogPerplexity, decimal, gain, mebibytes, percent
+from ppf.report.tables import (
+    Cell,
+    Column,
+    Table,
+    accuracy_table,
+    printed_scores,
+    score_table,
+    selection_table,
+    times_table,
+)
 from ppf.space import Space
 
 _LONG = 12  # rows above which a table of results is folded
@@ -78,7 +87,7 @@ class SearchReport:
         space: sites of the policies.
         policies: name → units kept at each site; drawn below each other.
         words: name → what each site keeps, in words, if the policies also round weights.
-        entries: dense, uniform and rules as far as they were measured, and "PPF".
+        entries: dense, uniform, rules and "PPF", at each ratio.
         candidates: all policies measured at the ratio, best first; empty: a dynamic search.
         labels: ratio and log-perplexity of the labelled policies.
         history: metrics of the agent, one row for each report; empty: there are none.
@@ -118,9 +127,14 @@ class SearchReport:
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
-    def scores(self) -> Table:
-        """The table of all entries, in which PPF's row names the agent."""
-        return score_table(self.entries, {"PPF": f"PPF ({self.agent})"})
+    def names(self) -> dict[str, str]:
+        """What tables show in place of a policy's name: PPF's row names the agent."""
+        return {"PPF": f"PPF ({self.agent})"}
+
+    @property
+    def printed(self) -> Table:
+        """The table of all measured entries for the console."""
+        return printed_scores([entry for entry in self.entries if entry.measured], self.names)
 
 
 def search_page(report: SearchReport) -> Page:
@@ -165,6 +179,8 @@ def search_metrics(report: SearchReport) -> dict[str, float]:
                 own[f"{name}_error"] = score.error
         if entry.parameters:
             own["parameters"] = entry.parameters
+        if entry.bytes is not None:
+            own["matrices_mib"] = entry.bytes / 2**20
         for policy in (entry.policy, *entry.also):
             metrics |= {f"{policy}/{name}{at}": value for name, value in own.items()}
         if entry.policy == "PPF" and not report.dynamic:
@@ -180,38 +196,69 @@ def search_metrics(report: SearchReport) -> dict[str, float]:
 def _tiles(report: SearchReport) -> list[Tile]:
     known = {entry.policy: entry for entry in report.entries}
     chosen = [known[name] for name in ("dense", "uniform", "PPF") if name in known]
-    return [
+    tiles = [
         Tile(
-            f"{entry.policy} · ratio {percent(entry.ratio)}", str(entry.measured),
-            "measured perplexity",
+            f"{entry.policy} · {_size(entry)}", str(entry.measured),
+            "perplexity on the labelling part",
         )
         for entry in chosen
     ]  # fmt: skip
+    if gained := gain(known["PPF"]):
+        value, note = signed_with_error(*gained), "perplexity on the selection part"
+        tiles.insert(0, Tile(f"PPF against {baseline(known['PPF'])}", value, note))
+    return tiles
+
+
+def _size(entry: Entry) -> str:
+    return f"ratio {percent(entry.ratio)}" if entry.bytes is None else mebibytes(entry.bytes)
 
 
 def _results(report: SearchReport) -> list[ReportSection]:
     drawn = [
-        entry if entry.policy == "PPF" else replace(entry, predicted=None)
+        replace(entry, predicted=None) if entry.measured and entry.policy != "PPF" else entry
         for entry in report.entries
     ]
-    note = (
-        "± is one standard error over the windows. Predictions were made before the policy was"
-        " measured. The choice does not depend on the test part of the text."
+    predictions = (
+        "Policies without a perplexity on the labelling part are only predicted, by the last"
+        " predictor."
+        if report.dynamic
+        else "Predictions were made before the policy was measured."
     )
+    note = f"{predictions} The choice does not depend on the test part of the text."
     return [
         ReportSection(
-            "Results", f"{report.measured_on} {note}", name="results", table=report.scores,
-            wide=True, folded=len(report.entries) > _LONG,
+            "Results", f"{report.measured_on} {note}", name="results",
+            table=score_table(report.entries, report.names), wide=True,
+            folded=len(report.entries) > _LONG,
         ),
+        *_selection(report),
         ReportSection(
-            "Perplexity against pruning ratio", report.measured_on, name="curve",
-            figure=ratio_curve(drawn, report.labels),
+            f"Perplexity against {_axis(report)}", report.measured_on, name="curve",
+            figure=ratio_curve(drawn, report.labels, _axis(report)),
         ),
     ]  # fmt: skip
 
 
+def _axis(report: SearchReport) -> str:
+    sized = any(entry.bytes is not None for entry in report.entries)
+    return "share of bytes saved" if sized else "pruning ratio"
+
+
+def _selection(report: SearchReport) -> list[ReportSection]:
+    table = selection_table(report.candidates or report.entries, report.names)
+    if not table.rows:
+        return []
+    note = (
+        "The policies of lowest perplexity on the labelling part. The search did not use the"
+        " selection part. ± is one standard error over the windows; that of a change is over paired"
+        " windows."
+    )
+    return [ReportSection("Selection part", note, name="selection", table=table, wide=True)]
+
+
 def _policies(report: SearchReport) -> list[ReportSection]:
     sites, counted = report.space.sites, "bytes" if report.words else "units"
+    even = f"Uniform is {baseline(report.entries[-1])}."
     columns: dict[str, Sequence[Cell]] = {"site": [site.name for site in sites]}
     if not report.words:
         columns["units"] = [site.units for site in sites]
@@ -221,8 +268,8 @@ def _policies(report: SearchReport) -> list[ReportSection]:
     shown = [Column(n, None if isinstance(c[0], str) else str) for n, c in columns.items()]
     return [
         ReportSection(
-            "The policies" if report.dynamic else "The policy, and uniform pruning below it",
-            f"Share of the {counted} that each site keeps, in per cent.",
+            "The policies, and the uniform ones below them",
+            f"Share of the {counted} that each site keeps, in per cent. {even}",
             name="policy",
             figure=policy_heatmap(report.space, report.policies),
             table=Table(shown, rows),
@@ -236,7 +283,10 @@ def _predictions(report: SearchReport) -> list[ReportSection]:
     known = report.accuracy or Accuracy([], [], [], [], {}, [])
     columns = (known.predicted, known.std, known.measured, known.ratio)
     figure = scatter(*columns, searched=report.candidates)
-    note = "Policies that the predictor was not fitted to. Bars are one standard deviation."
+    note = (
+        "Policies that the predictor was not fitted to when it predicted them. Bars are one"
+        " standard deviation."
+    )
     return [ReportSection("Predicted against measured", note, name="predictions", figure=figure)]
 
 
@@ -247,7 +297,7 @@ def _accuracy(report: SearchReport) -> list[ReportSection]:
         parts.append(
             ReportSection(
                 "Accuracy on proposals", note, name="accuracy_on_proposals",
-                table=accuracy_table(report.proposals, []).without_empty_columns(),
+                table=accuracy_table(report.proposals, []),
                 warning=coverage_warning(report.proposals, [], "proposals"), wide=True,
             )
         )  # fmt: skip
@@ -277,7 +327,8 @@ def _measured(report: SearchReport) -> list[ReportSection]:
     """All measured policies, and the Pareto front among them."""
     found = []
     if report.candidates:
-        note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
+        even = baseline(report.entries[-1])
+        note = f"Uniform ({even}), the allocation rules, and proposals of all rounds; best first."
         table = score_table(report.candidates)
         found.append(
             ReportSection(

@@ -60,8 +60,22 @@ def log_scale(axes: Axes) -> None:
     low, high = axes.get_ylim()
     narrow = high < _NARROW * low
     axes.yaxis.set_major_locator(MaxNLocator(6) if narrow else LogLocator(10, subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def plain(value: float) -> str:
+    """The text of a tick, without an exponent up to ten millions: "0.25", "10,000"."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.6g}"
+
+
+def percents(scale: float) -> FuncFormatter:
+    """Tick labels in per cent, with as many decimals as a tick needs: "2.5 %", "10 %".
+
+    Args:
+        scale: 100 if the values are shares, 1 if they are in per cent.
+    """
+    return FuncFormatter(lambda value, _: f"{round(scale * value, 6) + 0.0:.4g} %")
 
 
 def legend_above(axes: Axes, columns: int = 3) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.run import RunRecord
 from ppf.report.scores import decimal, duration
-from ppf.report.tables import Cell, Column, Table
+from ppf.report.tables import Cell, Column, Table, error, interval
 
 JobRow = Mapping[str, Any]
 REPEATED = "seed"
@@ -97,16 +99,20 @@ class Group:
         low, high = (self.mean(f"{figure}_{end}") for end in _ENDS)
         return None if low is None or high is None else (low, high)
 
-    def text(self, figure: str) -> str:
-        """The figure as text: the mean ± half the range, and its interval in brackets."""
+    def half(self, figure: str) -> float | None:
+        """Half the range of the numbers; None: they are equal, or none is known."""
         values = self.values(figure)
-        if not values:
-            words = [str(row[figure]) for row in self.rows if row.get(figure) is not None]
-            return ", ".join(dict.fromkeys(words))
-        show, half = _show(figure), (max(values) - min(values)) / 2
-        found = show(fmean(values)) + (f" ± {show(half)}" if half else "")
-        ends = self.interval(figure)
-        return f"{found} ({show(ends[0])} – {show(ends[1])})" if ends else found
+        return (max(values) - min(values)) / 2 or None if values else None
+
+    def words(self, figure: str) -> str | None:
+        """The values that are no numbers; None: there are none."""
+        found = [str(row[figure]) for row in self.rows if row.get(figure) is not None]
+        return ", ".join(dict.fromkeys(found)) or None
+
+    def text(self, figure: str) -> str:
+        """The figure as readers see it."""
+        columns, cells = zip(*_cells([self], figure), strict=True)
+        return str(Table(columns, [[cell for (cell,) in cells]]).shown.rows[0][0])
 
 
 def read_sweep(folder: Path, without: Container[Path] = ()) -> Sweep:
@@ -142,6 +148,15 @@ def read_sweep(folder: Path, without: Container[Path] = ()) -> Sweep:
     return Sweep(sorted({job["command"] for job in jobs}), axes, figures, rows)
 
 
+def multirun(folder: Path) -> tuple[str, list[str]] | None:
+    """Command and overrides of the multirun; None: the folder lies above several multiruns."""
+    file = folder / "multirun.yaml"
+    if not file.is_file():
+        return None
+    hydra = OmegaConf.load(file).hydra
+    return str(hydra.job.name), list(hydra.overrides.task)
+
+
 def unfinished(folder: Path) -> list[Path]:
     """Folders of jobs that began and did not finish."""
     return [job for job in sorted(begun(folder)) if not (job / "run.json").is_file()]
@@ -156,15 +171,31 @@ def begun(folder: Path) -> dict[Path, int]:
 def sweep_table(sweep: Sweep) -> Table:
     """One row for each group."""
     axes = [axis for axis in sweep.axes if axis != REPEATED]
-    runs = [Column("runs", str)] if REPEATED in sweep.axes else []
-    rows: list[Sequence[Cell]] = [
-        [*group.texts, *[str(len(group.rows))] * len(runs)]
-        + [group.text(figure) for figure in sweep.shown]
-        for group in sweep.groups
+    groups, filled = sweep.groups, list[tuple[Column, list[Cell]]]()
+    for place, axis in enumerate(axes):
+        filled.append((Column(axis), [group.texts[place] for group in groups]))
+    if REPEATED in sweep.axes:
+        filled.append((Column("runs", str), [len(group.rows) for group in groups]))
+    for figure in sweep.shown:
+        filled += _cells(groups, figure)
+    columns, cells = zip(*filled, strict=True)
+    rows = list(zip(*cells, strict=True))
+    return Table(columns, rows).without_empty_columns()
+
+
+def _cells(groups: Sequence[Group], figure: str) -> list[tuple[Column, list[Cell]]]:
+    """A figure's columns with a cell for each group: mean, half the range, and interval."""
+    name, show = words(figure), _show(figure)
+    if not any(group.values(figure) for group in groups):
+        return [(Column(name), [group.words(figure) for group in groups])]
+    ends = [group.interval(figure) or (None, None) for group in groups]
+    low, high = interval(name, show)
+    return [
+        (Column(name, show), [group.mean(figure) for group in groups]),
+        (error(f"± half the range, {name}", show), [group.half(figure) for group in groups]),
+        (low, [end for end, _ in ends]),
+        (high, [end for _, end in ends]),
     ]
-    return Table(
-        [*map(Column, axes), *runs, *(Column(words(name), str) for name in sweep.shown)], rows
-    )
 
 
 def words(figure: str) -> str:
@@ -173,7 +204,8 @@ def words(figure: str) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown."""
+    """The table in Markdown, as readers see it."""
+    table = table.shown
     lines = [table.names, ["---"] * len(table.names), *table.texts]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

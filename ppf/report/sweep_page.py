@@ -1,20 +1,21 @@
 """The files of a multirun: rows, the table, a plot, and a page with both."""
 
-from collections.abc import Container, Iterator, Sequence
+import shlex
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from ppf.artefacts import write_json
 from ppf.report.agreement import agreement
 from ppf.report.html import write_page
+from ppf.report.origin import machine, next_command
 from ppf.report.page import Page, ReportSection, Tile
 from ppf.report.scores import duration, percent
-from ppf.report.style import OTHERS, legend_above, log_scale, save_png, styled
-from ppf.report.sweep import Group, Sweep, markdown, read_sweep, sweep_table, words
+from ppf.report.style import OTHERS, legend_above, log_scale, percents, save_png, styled
+from ppf.report.sweep import Group, Sweep, markdown, multirun, read_sweep, sweep_table, words
 from ppf.report.tables import print_table
 
 _MOST = 40  # jobs in a plot without ratios
@@ -48,34 +49,88 @@ def write_sweep(folder: Path, without: Container[Path] = ()) -> dict[str, Path]:
 
 def sweep_page(sweep: Sweep, folder: Path) -> Page:
     """The page of a multirun."""
-    command, first = f"python -m ppf.report sweep {folder}", sweep.figures[0]
+    again, first = f"python -m ppf.report sweep {folder}", sweep.figures[0]
+    command, overrides = multirun(folder) or ("", [])
     found = [group for group in sweep.groups if group.values(first)]
+    best = _best(found, first)
     seconds = sum({row["job"]: row["seconds"] for row in sweep.rows}.values())
     note = "Means over seeds ± half their range, best first; intervals in brackets."
     return Page(
         title=f"{sweep.jobs} jobs of {' and '.join(sweep.commands)}",
-        command=command,
-        headline=[*_headline(found, first), *_orders(sweep)],
+        command=shlex.join(["python", f"{command}.py", "-m", *overrides]) if command else again,
+        headline=[*_headline(best, first), *_orders(sweep)],
         tiles=[Tile("jobs", str(sweep.jobs), f"{duration(seconds)} one after another")],
         sections=[
             ReportSection("Results", note, name="sweep", figure=_figure(found, first), wide=True),
             ReportSection("All jobs", note, name="jobs", table=sweep_table(sweep), wide=True),
+            ReportSection("Machine", "That made this page.", facts=machine()),
         ],
-        next_commands={"Make this page again, with the jobs that have finished since": command},
+        next_commands={
+            **_next_commands(best, first, folder, overrides),
+            "Make this page again, with the jobs that have finished since": again,
+        },
     )
 
 
-def _headline(found: Sequence[Group], first: str) -> list[str]:
-    """The best group of each ratio."""
-    best: dict[object, Group] = {}
+def _best(found: Sequence[Group], first: str) -> dict[object, list[Group]]:
+    """The best groups of each ratio; several if they are equal."""
+    best: dict[object, list[Group]] = {}
     for group in found:
-        best.setdefault(group.key.get("ratio"), group)
+        groups = best.setdefault(group.key.get("ratio"), [])
+        if not groups or group.mean(first) == groups[0].mean(first):
+            groups.append(group)
+    return best
+
+
+def _headline(best: Mapping[object, Sequence[Group]], first: str) -> list[str]:
+    """The best groups of each ratio, compared with uniform pruning and the best rule."""
     sentences = []
-    for ratio, group in best.items():
-        where = f" at ratio {percent(ratio)}" if isinstance(ratio, float) else ""
-        who = group.name or "the only job"
-        sentences.append(f"Best{where}: {who} with {words(first)} {group.text(first)}.")
+    for ratio, groups in best.items():
+        who = " and ".join(group.name or "the only job" for group in groups)
+        equal = ", equally good," if len(groups) > 1 else ""
+        sentences.append(
+            f"Best{_at(ratio)}: {who}{equal} with {_named(first, groups[0].text(first))}"
+            f"{_compared(groups[0], first)}."
+        )
     return sentences or ["No job has a result."]
+
+
+def _at(ratio: object) -> str:
+    return f" at ratio {percent(ratio)}" if isinstance(ratio, float) else ""
+
+
+def _named(figure: str, text: str) -> str:
+    """For example "a perplexity of 29.00 on the test part"."""
+    part, ending, _ = figure.partition("_ppl")
+    return f"a perplexity of {text} on the {part} part" if ending else f"{words(figure)} {text}"
+
+
+def _compared(group: Group, first: str) -> str:
+    """For example ", better than uniform pruning (31.20)", as far as the baselines are known."""
+    uniform = "an equal share of bytes at every site" if group.values(_SIZE) else "uniform pruning"
+    said, own = [], group.mean(first)
+    for prefix, name in {"uniform": uniform, "best_rule": "the best allocation rule"}.items():
+        other = group.mean(f"{prefix}_{first}")
+        if own is None or other is None:
+            continue
+        verdict = "equal to" if other == own else f"{'better' if own < other else 'worse'} than"
+        said.append(f"{verdict} {name} ({group.text(f'{prefix}_{first}')})")
+    return f", {' and '.join(said)}" if said else ""
+
+
+def _next_commands(
+    best: Mapping[object, Sequence[Group]], first: str, folder: Path, overrides: Sequence[str]
+) -> dict[str, str]:
+    """What to do with the policy of the best job of each ratio."""
+    found = {}
+    for ratio, groups in best.items():
+        rows = [row for row in groups[0].rows if isinstance(row.get(first), int | float)]
+        file = folder / min(rows, key=lambda row: row[first])["job"] / "policy.json"
+        if file.is_file():
+            found[f"Measure the best policy{_at(ratio)} on the test part"] = next_command(
+                "evaluate", f"policy={file}", overrides=overrides
+            )
+    return found
 
 
 def _orders(sweep: Sweep) -> Iterator[str]:
@@ -117,7 +172,7 @@ def _against_ratio(axes: Axes, found: Sequence[Group], first: str) -> None:
             fmt=style, color=colour, ms=4, lw=1.2, label=name,
         )  # fmt: skip
     if not sized:
-        axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+        axes.xaxis.set_major_formatter(percents(1))
     label = "MiB of prunable matrices in the file" if sized else "pruning ratio"
     axes.set(xlabel=label, ylabel=words(first))
     if names != [""]:

@@ -1,7 +1,8 @@
 """Tables of results: for the console, the page and the loggers."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,16 @@ class Column:
         name: its heading.
         show: makes text of a number; None: the column holds text.
         missing: shown where no value is known.
+        joins: readers see the text joined to the one on its left, as in "{} ± {}"; None: they see a
+            column of its own.
+        detail: only files have the column; readers do not see it.
     """
 
     name: str
     show: Callable[[Any], str] | None = None
     missing: str = ""
+    joins: str | None = None
+    detail: bool = False
 
     def text(self, cell: Cell) -> str:
         """A cell as text."""
@@ -53,7 +59,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values; the columns format them."""
+    """Rows of plain values; the columns format them. Every number has a column of its own."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
@@ -70,61 +76,145 @@ class Table:
             for row in self.rows
         ]
 
+    @property
+    def shown(self) -> "Table":
+        """The table for readers: texts without details, and errors beside their values."""
+        columns = [column for column in self.columns if column.joins is None and not column.detail]
+        rows = [list[Cell]() for _ in self.rows]
+        for place, column in enumerate(self.columns):
+            for row, cells in zip(rows, self.rows, strict=True):
+                text = column.text(cells[place])
+                if column.detail:
+                    continue
+                if column.joins is None:
+                    row.append(text)
+                elif cells[place] is not None:
+                    row[-1] = column.joins.format(row[-1], text)
+        return Table([replace(column, show=column.show and str) for column in columns], rows)
+
     def without_empty_columns(self) -> "Table":
         """The table without columns in which no value is known."""
-        places = [i for i in range(len(self.columns)) if any(r[i] is not None for r in self.rows)]
+        known = [i for i in range(len(self.columns)) if any(r[i] is not None for r in self.rows)]
+        return self._only(known)
+
+    def first(self, count: int) -> "Table":
+        """The table with its first columns only."""
+        return self._only(range(count))
+
+    def _only(self, places: Sequence[int]) -> "Table":
         return Table([self.columns[i] for i in places], [[r[i] for i in places] for r in self.rows])
 
 
+def error(name: str, show: Callable[[Any], str] = decimal) -> Column:
+    """The standard error of the column before it."""
+    return Column(name, show, joins="{} ± {}")
+
+
+def interval(name: str, show: Callable[[Any], str] = decimal) -> tuple[Column, Column]:
+    """The ends of an interval of the column before them."""
+    low = Column(f"{name}, low", show, joins="{} ({}")
+    return low, Column(f"{name}, high", show, joins="{} – {})")
+
+
+Values = dict[Column, Callable[[Entry], Cell]]
+"""Columns of a table of policies, and what they show of a policy."""
+
+
 def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None) -> Table:
-    """One row for each policy: measured perplexities, compared with uniform, and predictions.
+    """One row for each policy: perplexities on the labelling part, and predictions.
 
     Args:
         names: names to show in the table in place of a policy's own name.
     """
-    columns = [
-        Column("policy"),
-        Column("ratio", percent),
-        Column("parameters", millions),
-        Column("labelling part", decimal),
-        Column("± standard error", decimal),
-        Column("against uniform", signed_percent),
-        Column("selection part", decimal),
-        Column("± standard error, selection", decimal),
-        Column("against uniform, selection", str),
-        Column("predicted", decimal),
-        Column("95 % interval", str),
-        Column("nats per token", "{:.4f}".format),
-    ]
-    rows = [[(names or {}).get(e.policy, e.title), *_cells(e, entries)] for e in entries]
-    return Table(columns, rows).without_empty_columns()
+    low, high = interval("predicted")
+    return _tabulated(
+        entries,
+        _policies(entries, names)
+        | {Column("parameters", millions, detail=True): lambda e: e.parameters}
+        | {Column("labelling part", decimal): lambda e: _perplexity(e.measured)}
+        | _against_uniform(entries)
+        | {
+            Column("predicted", decimal): lambda e: _perplexity(e.predicted),
+            low: lambda e: e.predicted and e.predicted.interval and e.predicted.interval[0],
+            high: lambda e: e.predicted and e.predicted.interval and e.predicted.interval[1],
+            Column("nats per token", "{:.4f}".format, detail=True): (
+                lambda e: e.measured and e.measured.nll
+            ),
+        },
+    )
 
 
-def _cells(entry: Entry, entries: Sequence[Entry]) -> list[Cell]:
-    predicted, interval = entry.predicted, (entry.predicted and entry.predicted.interval) or ()
-    return [
-        entry.ratio,
-        entry.parameters,
-        *_measured(entry.measured),
-        _against_uniform(entry, entries),
-        *_measured(entry.selection),
-        gain(entry) or None,
-        predicted.perplexity if predicted else None,
-        " – ".join(map(decimal, interval)) or None,
-        entry.measured.nll if entry.measured else None,
-    ]
+def selection_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None) -> Table:
+    """One row for each policy that was measured on the selection part; see `score_table`."""
+    return _tabulated(
+        [entry for entry in entries if entry.selection],
+        _policies(entries, names)
+        | _measured("selection part", "selection")
+        | {
+            Column("against uniform", signed_percent): lambda e: (gain(e) or (None, None))[0],
+            error("± standard error, against uniform", percent): (
+                lambda e: (gain(e) or (None, None))[1]
+            ),
+        }
+        | _measured("labelling part", "measured"),
+    )
 
 
-def _measured(score: LogPerplexity | None) -> tuple[float | None, float | None]:
-    """A perplexity and its standard error."""
-    return (score.perplexity, score.error) if score else (None, None)
+def printed_scores(entries: Sequence[Entry], names: Mapping[str, str] | None = None) -> Table:
+    """The most important columns of both tables, which fit into 80 characters."""
+    return _tabulated(
+        entries,
+        _policies(entries, names)
+        | _measured("labelling part", "measured")
+        | _against_uniform(entries)
+        | _measured("selection part", "selection")
+        | {Column("predicted", decimal): lambda e: _perplexity(e.predicted)},
+    )
 
 
-def _against_uniform(entry: Entry, entries: Sequence[Entry]) -> float | None:
-    even = uniform_at(entry.ratio, entries)
-    if not (even and entry.measured) or entry.policy in ("dense", "uniform"):
-        return None
-    return change(entry.measured.perplexity, even.perplexity)
+def _tabulated(entries: Sequence[Entry], values: Values) -> Table:
+    rows = [[value(entry) for value in values.values()] for entry in entries]
+    return Table(list(values), rows).without_empty_columns()
+
+
+def _policies(entries: Sequence[Entry], names: Mapping[str, str] | None) -> Values:
+    """Names and ratios; readers see the size in place of the ratio if the budget counts bytes."""
+    sized = any(entry.bytes is not None for entry in entries)
+    return {
+        Column("policy"): lambda e: (names or {}).get(e.policy, e.title),
+        Column("ratio", percent, detail=sized): lambda e: e.ratio,
+        Column("matrices, MiB", "{:,.1f}".format): (
+            lambda e: None if e.bytes is None else e.bytes / 2**20
+        ),
+    }
+
+
+def _measured(name: str, kind: str) -> Values:
+    """A measured perplexity and its standard error.
+
+    Args:
+        kind: attribute of an entry.
+    """
+    return {
+        Column(name, decimal): lambda e: _perplexity(getattr(e, kind)),
+        error(f"± standard error, {name}"): lambda e: getattr(getattr(e, kind), "error", None),
+    }
+
+
+def _perplexity(score: LogPerplexity | None) -> float | None:
+    return score.perplexity if score else None
+
+
+def _against_uniform(entries: Sequence[Entry]) -> Values:
+    """The change of the perplexity on the labelling part; none for the uniform policy itself."""
+
+    def changed(entry: Entry) -> float | None:
+        even = uniform_at(entry.ratio, entries)
+        if not (even and entry.measured) or entry.policy == "dense" or even == entry.measured:
+            return None
+        return change(entry.measured.perplexity, even.perplexity)
+
+    return {Column("against uniform", signed_percent): changed}
 
 
 def times_table(seconds: Mapping[str, float]) -> Table:
@@ -141,25 +231,14 @@ def accuracy_table(metrics: Mapping[str, float], bands: Sequence[float]) -> Tabl
         bands: edges of the bands, ascending pruning ratios.
     """
     parts = {"all ratios": "", **dict(endings(bands))}
-    rows: list[list[Cell]] = []
-    for name, words in SCORES.items():
-        rows.append([words])
-        for ending in parts.values():
-            key = name + ending
-            rows[-1] += [metrics.get(key), _interval(metrics, key)]
-    columns = [
-        column
-        for part in parts
-        for column in (
-            Column(part, "{:.4g}".format, missing="too few"), Column(f"{part}, 90 % interval")
-        )
-    ]  # fmt: skip
-    return Table([Column("score on policies outside the fit"), *columns], rows)
-
-
-def _interval(metrics: Mapping[str, float], name: str) -> str | None:
-    ends = [metrics.get(f"{name}_{end}") for end in ("low", "high")]
-    return None if None in ends else " – ".join(f"{end:.4g}" for end in ends)
+    show = "{:.4g}".format
+    columns = [Column("score on policies outside the fit")]
+    rows: list[list[Cell]] = [[words] for words in SCORES.values()]
+    for part, ending in parts.items():
+        columns += [Column(part, show, missing="too few"), *interval(part, show)]
+        for row, name in zip(rows, SCORES, strict=True):
+            row += [metrics.get(f"{name}{ending}{end}") for end in ("", "_low", "_high")]
+    return Table(columns, rows).without_empty_columns()
 
 
 SCORES = {
@@ -204,16 +283,43 @@ def print_summary(
 
 
 def print_table(table: Table, *, target: Console = console) -> None:
-    """Prints a table; at its full width if the output is not a terminal."""
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns:
-        drawn.add_column(column.name, justify="right" if column.show else "left")
+    """Prints a table as readers see it; at its full width if the output is not a terminal.
+
+    On a terminal that is too narrow, headings are wrapped, then the last columns are left out.
+    """
+    table, names = table.shown, table.shown.names
+    drawn = _drawn(table)
+    if target.is_terminal:
+        for wrap in _WRAPS:
+            if _width(drawn, target) > target.width:
+                drawn = _drawn(table, wrap)
+        while _width(drawn, target) > target.width and len(table.columns) > 1:
+            table = table.first(len(table.columns) - 1)
+            drawn = _drawn(table, _WRAPS[-1])
+    drawn.width = _width(drawn, target)
+    target.print(drawn, crop=target.is_terminal)
+    if left_out := names[len(table.columns) :]:
+        print_line(f"This terminal is too narrow for: {', '.join(left_out)}.", target=target)
+
+
+_WRAPS = (14, 1)  # widths of headings, in characters; "labelling part" stays on one line at first
+
+
+def _drawn(table: Table, wrap: int = 1000) -> RichTable:
+    """A table whose headings are wrapped at a width, or at that of their column's cells."""
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for place, column in enumerate(table.columns):
+        widest = max((len(row[place]) for row in table.texts), default=0)
+        words = textwrap.wrap(column.name, max(wrap, widest), break_long_words=False)
+        drawn.add_column("\n".join(words), justify="right" if column.show else "left")
     for row in table.texts:
         drawn.add_row(*map(escape, row), style="bold" if row[0].startswith("PPF") else None)
-    if not target.is_terminal:
-        roomy = target.options.update(max_width=10_000)
-        drawn.width = Measurement.get(target, roomy, drawn).maximum
-    target.print(drawn, crop=target.is_terminal)
+    return drawn
+
+
+def _width(drawn: RichTable, target: Console) -> int:
+    """The width at which nothing is cut."""
+    return Measurement.get(target, target.options.update(max_width=10_000), drawn).maximum
 
 
 def print_line(text: str, *, target: Console = console) -> None:

@@ -82,6 +82,6 @@ def figures(summary: Path) -> list[dict[str, float | None]]:
         elif row["policy"] == "PPF":
             rows.append({"ratio": row["ratio"], **found, **uniform})
     scores = content.get("proposals", {})
-    best = {"best_rule_labelling_ppl": min(rules)} if rules else {}
+    best = {"best_rule_labelling_ppl": min(rules)} if rules and len(rows) == 1 else {}
     more = best | {f"proposals_{name}": scores[name] for name in _PROPOSALS if name in scores}
     return [row | more for row in rows]

@@ -39,15 +39,32 @@ def test_the_selection_part_is_told_with_its_error() -> None:
         selection=LogPerplexity(math.log(44), std_error=0.05),
         difference=LogPerplexity(math.log(0.8), std_error=0.01),
     )
-    assert search_headline([entry("uniform", 50), best])[1] == (
-        "On the selection part, whose windows the search did not use: 44.00 ± 2.20,"
-        " −20.0 ± 0.8 % against uniform pruning."
-    )
+    assert search_headline([entry("uniform", 50), entry("flap", 45), best]) == [
+        "Perplexity 44.00 ± 2.20 on the selection part, whose windows the search did not use:"
+        " −20.0 ± 0.8 % against uniform pruning, at a pruning ratio of 30.0 %.",
+        "On the labelling part, which the search optimised: 40.00 instead of 50.00 (−20.0 %).",
+        "The best allocation rule, flap, reaches 45.00 on the labelling part.",
+    ]
+
+
+def test_a_budget_of_bytes_is_told_in_bytes() -> None:
+    rows = [entry("dense", 20, ratio=0), entry("uniform", 50), entry("PPF", 40)]
+    sizes = (100, 70, 70)
+    rows = [replace(row, bytes=size * 2**20) for row, size in zip(rows, sizes, strict=True)]
+    assert search_headline(rows) == [
+        "Perplexity 40.00 instead of 50.00 for an equal share of bytes at every site (−20.0 %),"
+        " with 30.0 % fewer bytes.",
+        "The dense model has 20.00.",
+        "The prunable matrices have 70.0 MiB instead of 100.0 MiB in 16 bits.",
+    ]
 
 
 def test_no_success_is_told_too() -> None:
     said = search_headline([entry("uniform", 50), entry("PPF", 50)])
-    assert said[0].startswith("No policy was found that is better than uniform pruning")
+    assert said == [
+        "The policy found is that of uniform pruning: the search found none that is better."
+        " Perplexity 50.00 on the labelling part, at a pruning ratio of 30.0 %."
+    ]
     said = search_headline([entry("uniform", 50), entry("flap", 40), entry("PPF", 40)])
     assert "It is the policy of the allocation rule flap." in said
 
@@ -59,6 +76,8 @@ def test_a_curve_is_told_by_its_mean_and_its_largest_difference() -> None:
     assert "from 20.0 % to 50.0 %: perplexity −20.0 % against uniform pruning" in first
     assert "better at 1 of 2 ratios" in second
     assert "at 50.0 %: 64.00 instead of 100.0 (−36.0 %)" in second
+    worse = [entry("uniform", 100, ratio=0.6), entry("PPF", 150, ratio=0.6)]
+    assert "at 60.0 %: 150.0 instead of 100.0 (+50.0 %)" in curve_headline(rows + worse)[1]
 
 
 def model(name: str, perplexity: float, size: int, rate: float = 0) -> ModelResult:

@@ -110,8 +110,8 @@ def test_page_shows_everything(report: SearchReport, tmp_path: Path) -> None:
 def test_the_table_keeps_measured_and_predicted_apart(report: SearchReport, tmp_path: Path) -> None:
     text = words(written(report, tmp_path))
     table = text[text.index("Results") : text.index("Perplexity against pruning ratio")]
-    assert "labelling part predicted 95 % interval nats per token" in table
-    assert "PPF (PPO) 37.5 % 20.09 22.20 20.13 – 24.48 3.0000" in table
+    assert "policy ratio labelling part predicted" in table
+    assert "PPF (PPO) 37.5 % 20.09 22.20 (20.13 – 24.48)" in table
 
 
 def test_long_tables_are_folded(report: SearchReport, tmp_path: Path) -> None:

@@ -78,14 +78,20 @@ def test_scatter_leaves_out_what_is_not_finite_and_says_so() -> None:
     assert axes.get_xlim() == axes.get_ylim()
 
 
-def test_scatter_rings_what_the_search_proposed() -> None:
-    proposed = [
-        Entry("1", 0.3, LogPerplexity(3.4), LogPerplexity(3.3, 0.02)),
-        Entry("2", 0.3, LogPerplexity(3.6)),
+def test_scatter_tells_proposals_from_uniform_and_rules() -> None:
+    measured = [
+        Entry("candidate 9", 0.3, LogPerplexity(3.4), LogPerplexity(3.3, 0.02)),
+        Entry("candidate 8", 0.3, LogPerplexity(3.6)),
+        Entry("flap", 0.3, LogPerplexity(3.9), LogPerplexity(3.8, 0.02)),
     ]
-    figure = scatter([3.0], [0.1], [3.1], [0.1], searched=proposed)
-    assert np.asarray(figure.axes[0].collections[-1].get_offsets()).tolist() == [[3.4, 3.3]]
-    assert "proposed by the search" in texts(figure)
+    figure = scatter([3.0], [0.1], [3.1], [0.1], searched=measured)
+    marks = {
+        dots.get_label(): np.asarray(dots.get_offsets()).tolist()
+        for dots in figure.axes[0].collections
+        if not str(dots.get_label()).startswith("_")
+    }
+    assert marks == {"proposed by the search": [[3.4, 3.3]], "uniform and rules": [[3.9, 3.8]]}
+    assert "uniform and rules" in texts(figure)
 
 
 def test_without_held_out_policies_nothing_is_said_of_them() -> None:
@@ -117,6 +123,13 @@ def test_curves_mark_where_rounds_begin() -> None:
     many = curves([{"step": i, "reward": 0.0, "round": 1 + i} for i in range(10)]).axes[0]
     assert len(many.lines) == 11
     assert [text.get_text() for text in many.texts] == ["round 1", "round 4", "round 7", "round 10"]
+
+
+def test_ticks_of_curves_have_no_offset_where_the_round_is_named() -> None:
+    rows = [{"step": i, "reward": 1e-4 * i + 2000} for i in range(4)]
+    figure = curves(rows)
+    png(figure)
+    assert figure.axes[0].yaxis.get_offset_text().get_text() == ""
 
 
 def test_metrics_have_names_in_words() -> None:
@@ -152,7 +165,7 @@ def test_ratio_curve_fills_measured_marks_only() -> None:
     assert len(axes.collections) == 1, "the band of the predictions"
 
 
-@pytest.mark.parametrize("factor", [1.01, 2, 1e5])
+@pytest.mark.parametrize("factor", [1.01, 2, 1e4])
 def test_ratio_curve_has_readable_ticks_for_any_range(factor: float) -> None:
     entries = [
         Entry("PPF", 0.1, LogPerplexity(3)),
@@ -161,6 +174,7 @@ def test_ratio_curve_has_readable_ticks_for_any_range(factor: float) -> None:
     axes = ratio_curve(entries).axes[0]
     low, high = axes.get_ylim()
     assert 2 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 20
+    assert not [t for t in axes.get_yticklabels() if "e" in t.get_text()], "no exponents"
 
 
 def test_figures_save_as_png_and_svg(tmp_path) -> None:

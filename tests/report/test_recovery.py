@@ -51,6 +51,14 @@ def test_curve_ratios_and_test_part_are_shown_where_they_are_known() -> None:
     assert shown.tables["test"].texts[0][2:4] == ["50.00", "45.00"]
 
 
+def test_a_note_mentions_the_right_axis_only_if_there_is_one() -> None:
+    notes = [
+        part.note for score in (score(40, 30), score(20, 18)) for part in page(score).sections
+        if part.name == "curve"
+    ]  # fmt: skip
+    assert ["right" in note for note in notes] == [True, False]
+
+
 def test_loggers_get_its_perplexities() -> None:
     metrics = recovery_metrics([score(40, 30)])
     assert metrics["recovered/validation_perplexity"] == pytest.approx(30)

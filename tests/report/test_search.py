@@ -1,9 +1,12 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
+from ppf.report.origin import command_with, next_command
 from ppf.report.scores import Entry, LogPerplexity
 from ppf.report.search import search_metrics, search_page
 from tests.report.test_html import report  # noqa: F401  (a fixture)
@@ -28,8 +31,35 @@ def test_loggers_get_every_policys_perplexities(report: Any) -> None:  # noqa: F
     assert metrics["evaluations"] == 12
     same = search_metrics(replace(report, entries=[replace(report.entries[0], also=["owl"])]))
     assert same["owl/perplexity"] == same["dense/perplexity"]
+    sized = [replace(entry, bytes=2**20) for entry in report.entries]
+    assert search_metrics(replace(report, entries=sized))["PPF/matrices_mib"] == 1.0
     more = search_metrics(replace(report, proposals={"equal_ratio": 0.6}))
     assert more["proposals/equal_ratio"] == 0.6
+
+
+def test_next_commands_keep_what_the_run_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["model=tiny", "mode=dynamic", "ratios=[0.2]", "agent.lr=1", "paths.outputs=a b"]
+    hydra = SimpleNamespace(overrides=SimpleNamespace(task=given))
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    assert next_command("serve", "search=F") == "python serve.py search=F 'paths.outputs=a b'"
+    changed = {"ratios": None, "agent": None, "mode": "static", "ratio": "0.3"}
+    assert command_with("search", changed) == (
+        "python search.py model=tiny 'paths.outputs=a b' mode=static ratio=0.3"
+    )
+
+
+def test_rules_of_a_dynamic_search_are_drawn_as_predicted(report: Any) -> None:  # noqa: F811
+    rows = [
+        Entry("uniform", 0.2, LogPerplexity(1.2), LogPerplexity(1.3, 0.1)),
+        Entry("flap", 0.2, predicted=LogPerplexity(1.1, 0.1)),
+        Entry("PPF", 0.2, LogPerplexity(1.0), LogPerplexity(1.0, 0.1)),
+    ]
+    found = replace(report, dynamic=True, entries=rows)
+    (part,) = (part for part in search_page(found).sections if part.name == "results")
+    assert part.table is not None and "only predicted" in part.note and "±" not in part.note
+    assert part.table.shown.rows[1] == ["flap", "20.0 %", "", "", "3.00 (2.47 – 3.65)"]
+    assert [row[0] for row in found.printed.rows] == ["uniform", "PPF (PPO)"]
 
 
 def test_a_dynamic_search_has_them_at_each_ratio(report: Any) -> None:  # noqa: F811

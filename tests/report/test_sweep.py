@@ -45,8 +45,8 @@ def test_rows_are_jobs_sorted_by_ratio_and_perplexity(tmp_path: Path) -> None:
 
 def test_the_table_has_means_over_seeds_and_half_their_range(tmp_path: Path) -> None:
     sweep = read_sweep(searches(tmp_path))
-    found = sweep_table(sweep)
-    shown = [dict(zip(found.names, row, strict=True)) for row in found.texts]
+    found = sweep_table(sweep).shown
+    shown = [dict(zip(found.names, row, strict=True)) for row in found.rows]
     assert [(row["agent"], row["runs"], row["test perplexity"]) for row in shown] == [
         ("cmaes", "1", "29.00"),
         ("ppo", "2", "31.00 ± 1.00"),
@@ -59,8 +59,10 @@ def test_an_interval_stands_beside_its_figure(tmp_path: Path) -> None:
         figures = {"nmse": found, "nmse_low": low, "nmse_high": high}
         job(tmp_path, ["labels.count=128", f"seed={seed}"], figures)
     table = sweep_table(read_sweep(tmp_path))
-    assert table.names == ["runs", "nmse", "seconds"]
-    assert table.texts[0][1] == "0.3 ± 0.1 (0.15 – 0.5)"
+    assert table.shown.names == ["runs", "nmse", "seconds"]
+    assert table.shown.rows[0][1] == "0.3 ± 0.1 (0.15 – 0.5)"
+    cells = dict(zip(table.names, table.rows[0], strict=True))
+    assert cells["nmse, low"] == pytest.approx(0.15) and cells["nmse, high"] == pytest.approx(0.5)
 
 
 def test_the_best_mean_comes_first_whatever_single_seeds_reach(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from ppf.report.__main__ import main
 from ppf.report.sweep import read_sweep
@@ -36,11 +37,44 @@ def test_values_in_brackets_are_printed(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_headline_names_the_best_at_each_ratio(tmp_path: Path) -> None:
     page = sweep_page(read_sweep(searches(tmp_path)), tmp_path)
     assert page.headline == [
-        "Best at ratio 20.0 %: agent=cmaes with test perplexity 29.00.",
-        "Best at ratio 40.0 %: agent=ppo with test perplexity 60.50.",
+        "Best at ratio 20.0 %: agent=cmaes with a perplexity of 29.00 on the test part.",
+        "Best at ratio 40.0 %: agent=ppo with a perplexity of 60.50 on the test part.",
     ]
     (lines,) = (axes.get_legend_handles_labels()[1] for axes in page.figures["sweep"].axes)
     assert lines == ["agent=cmaes", "agent=ppo"]
+
+
+def test_the_headline_compares_with_uniform_and_tells_of_ties(tmp_path: Path) -> None:
+    others = {"uniform_labelling_ppl": 742.0, "best_rule_labelling_ppl": 770.0}
+    for agent in ("evolution", "ppo"):
+        figures = {"ratio": 0.2, "labelling_ppl": 760.9, **others}
+        job(tmp_path, [f"agent={agent}", "ratio=0.2"], figures)
+    job(tmp_path, ["agent=sac", "ratio=0.4"], {"ratio": 0.4, "labelling_ppl": 800.0, **others})
+    assert sweep_page(read_sweep(tmp_path), tmp_path).headline[0] == (
+        "Best at ratio 20.0 %: agent=evolution and agent=ppo, equally good, with a perplexity of"
+        " 760.9 on the labelling part, worse than uniform pruning (742.0) and better than the best"
+        " allocation rule (770.0)."
+    )
+
+
+def test_the_page_names_its_multirun_and_what_to_do_with_the_best_policy(tmp_path: Path) -> None:
+    searches(tmp_path)
+    task = ["agent=ppo,cmaes", "paths.outputs=out"]
+    hydra = {"job": {"name": "search"}, "overrides": {"task": task}}
+    OmegaConf.save({"hydra": hydra}, tmp_path / "multirun.yaml")
+    policy = tmp_path / "agent=cmaes,ratio=0.2,seed=0" / "policy.json"
+    policy.write_text("{}")
+    page = sweep_page(read_sweep(tmp_path), tmp_path)
+    assert page.command == "python search.py -m agent=ppo,cmaes paths.outputs=out"
+    command = page.next_commands["Measure the best policy at ratio 20.0 % on the test part"]
+    assert command == f"python evaluate.py policy={policy} paths.outputs=out"
+    assert any("PPF" in part.facts for part in page.sections), "the version"
+
+
+def test_ratios_between_two_per_cents_are_written_as_such(tmp_path: Path) -> None:
+    (axes,) = sweep_page(read_sweep(searches(tmp_path)), tmp_path).figures["sweep"].axes
+    axes.set_xticks([20, 22.5])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20 %", "22.5 %"]
 
 
 def test_searches_with_a_budget_of_bytes_are_drawn_against_size(tmp_path: Path) -> None:
