@@ -12,7 +12,7 @@ from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
 from ppf.export.loading import check_format
-from ppf.llm.loading import local_folder
+from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.progress import say
 from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
 from ppf.report.html import write_page
@@ -60,12 +60,15 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> None:
     """Writes the page and gives everything to the loggers."""
     names = ", ".join(result.name for result in found.results)
-    settings = ("dtype", "sequential", "window", "stride", "seed")
+    settings = ("sequential", "window", "stride", "seed")
+    model = read_policy(cfg.policy, cfg.trust_targets)["model"] if cfg.policy else names
+    dtype = str(resolve_dtype(cfg.dtype, fabric.device)).removeprefix("torch.")
     page = evaluation_page(
         found,
         title=f"Evaluation of {names}",
         command=command_line("evaluate"),
-        settings={name: str(cfg[name]) for name in settings if cfg[name] is not None},
+        settings={"model": model, "dtype": dtype}
+        | {name: str(cfg[name]) for name in settings if cfg[name] is not None},
         machine=machine(),
         next_commands=_next_commands(cfg),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
@@ -132,7 +133,7 @@ def common(
         "measured_on": _measured_on(
             context, cfg.search.selection_windows if cfg.mode == "static" else 0
         ),
-        "agent": _name(cfg.agent),
+        "agent": _name(cfg, "agent"),
         "settings": _settings(cfg, context),
         "space": space,
         "labels": list(zip(space.ratio(labels.kept).tolist(), labels.nll.tolist(), strict=True)),
@@ -159,13 +160,13 @@ def _measured_on(context: PruningContext, wanted: int) -> str:
 def _settings(cfg: DictConfig, context: PruningContext) -> dict[str, str]:
     asked = percent(cfg.ratio) if cfg.mode == "static" else ", ".join(map(percent, cfg.ratios))
     return {
-        "Model": f"{cfg.model.name}, {context.config.model.dtype}",
+        "Model": f"{cfg.model.name}, {str(context.lm.dtype).removeprefix('torch.')}",
         "Space": f"{context.space.name}, {len(context.space)} sites",
-        "Importance": _name(cfg.importance),
-        "Compensation": _name(cfg.compensation),
+        "Importance": _name(cfg, "importance"),
+        "Compensation": _name(cfg, "compensation"),
         "Text": context.text.name,
-        "Predictor": _predictor(cfg.predictor),
-        "Agent": _name(cfg.agent),
+        "Predictor": _name(cfg, "predictor"),
+        "Agent": _name(cfg, "agent"),
         "Requested ratio": f"{asked} of {cfg.budget.name}",
         "Seed": str(cfg.seed),
     }
@@ -224,12 +225,6 @@ def _proposals(context: PruningContext, labels: Labels, found: Found) -> dict[st
     )
     rows = HeldOut(mean, std, nll, context.space.ratio(kept), torch.arange(len(known)))
     return with_intervals(rows, [], float(labels.nll[0]))
-
-
-def _predictor(config: DictConfig) -> str:
-    """The predictor's name: its network's, if it has one."""
-    process = " with Gaussian process" if config.get("residual") else ""
-    return _name(config.get("network", config)) + process
 
 
 def _pareto(context: PruningContext, costs: DictConfig, labels: Labels, found: Found) -> Pareto:
@@ -308,6 +303,7 @@ def summary(shown: Sequence[Entry], seconds: Mapping[str, float]) -> dict[str, A
     }
 
 
-def _name(config: Any) -> str:
-    """The class name of a config: the last part of its `_target_`."""
-    return str(config._target_).rpartition(".")[2]
+def _name(cfg: DictConfig, group: str) -> str:
+    """The chosen option of a config group; the name of its class if Python code made the config."""
+    chosen = HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
+    return str(chosen or cfg[group]._target_.rpartition(".")[2])

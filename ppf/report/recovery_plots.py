@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from ppf.report.style import BLUE, GREY, ORANGE, legend_above, percents, styled
 
@@ -24,7 +25,8 @@ def loss_curve(curve: Sequence[tuple[int, float]], dense: float, pruned: float) 
         axes.plot(tokens, values, color=BLUE, lw=1.4, marker="o", ms=3, label="in training")
         for name, value in (("pruned", pruned), ("dense", dense)):
             axes.axhline(value, color=_COLOURS[name], lw=1, ls="--", label=name)
-        axes.set(xlabel="tokens read", ylabel="nats per token")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
+        axes.set(xlabel="tokens read, millions", ylabel="nats per token")
         if pruned > dense:
             _add_shares(axes, dense, pruned)
         legend_above(axes)

@@ -258,7 +258,7 @@ def _selection(report: SearchReport) -> list[ReportSection]:
 
 def _policies(report: SearchReport) -> list[ReportSection]:
     sites, counted = report.space.sites, "bytes" if report.words else "units"
-    even = f"Uniform is {baseline(report.entries[-1])}."
+    even = " Uniform is an equal share of bytes at every site." if report.words else ""
     columns: dict[str, Sequence[Cell]] = {"site": [site.name for site in sites]}
     if not report.words:
         columns["units"] = [site.units for site in sites]
@@ -268,8 +268,8 @@ def _policies(report: SearchReport) -> list[ReportSection]:
     shown = [Column(n, None if isinstance(c[0], str) else str) for n, c in columns.items()]
     return [
         ReportSection(
-            "The policies, and the uniform ones below them",
-            f"Share of the {counted} that each site keeps, in per cent. {even}",
+            f"The {'policies' if report.dynamic else 'policy'}, and uniform below",
+            f"Share of the {counted} that each site keeps, in per cent.{even}",
             name="policy",
             figure=policy_heatmap(report.space, report.policies),
             table=Table(shown, rows),
@@ -303,15 +303,22 @@ def _accuracy(report: SearchReport) -> list[ReportSection]:
         )  # fmt: skip
     found = report.accuracy
     if found and found.metrics:
-        note = "On random policies outside the fit, for all ratios and for ranges of ratios."
+        note = "On random policies outside the fit, for all ratios."
         parts.append(
             ReportSection(
                 "Accuracy on random policies", note, name="accuracy",
-                table=accuracy_table(found.metrics, found.bands),
+                table=accuracy_table(found.metrics, []),
                 warning=coverage_warning(found.metrics, found.bands, "random policies"),
                 wide=True,
             )
         )  # fmt: skip
+        if found.bands:
+            parts.append(
+                ReportSection(
+                    "Accuracy by ratio", "The same for ranges of ratios.", name="accuracy_by_ratio",
+                    table=accuracy_table(found.metrics, found.bands), folded=True, wide=True,
+                )
+            )  # fmt: skip
     return parts
 
 
@@ -327,8 +334,8 @@ def _measured(report: SearchReport) -> list[ReportSection]:
     """All measured policies, and the Pareto front among them."""
     found = []
     if report.candidates:
-        even = baseline(report.entries[-1])
-        note = f"Uniform ({even}), the allocation rules, and proposals of all rounds; best first."
+        even = baseline(report.entries[-1]).capitalize()
+        note = f"{even}, the allocation rules, and the proposals of all rounds; best first."
         table = score_table(report.candidates)
         found.append(
             ReportSection(

@@ -52,7 +52,7 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
     others = {row["policy"]: row for row in summary["results"] if row["ratio"] < 0.3}
     assert set(names) <= others.keys() and "predicted" in others["flap"], "rules are predicted"
     page = path.with_name("report.html").read_text()
-    assert "20.0 %, uniform" in page and "python search.py model=tiny" in page
+    assert "20.0 %, uniform" in page and "mode=static ratio=0.37" in page
     assert "One agent for all pruning ratios from 20.0 % to 37.0 %" in page
     assert f"python serve.py search={path.parent}" in page
     assert path.with_name("csv").joinpath("results.csv").is_file()

@@ -35,6 +35,9 @@ def test_sliding_windows_speed_and_tasks_dense_beside_pruned(
     assert "prefill, tokens/s" in said and "letters" in said
 
     (written,) = tmp_path.rglob("evaluation.json")
+    page = written.with_name("report.html").read_text()
+    assert "<dt>model</dt><dd>tiny</dd>" in page
+    assert "<dt>dtype</dt><dd>auto</dd>" not in page, "the resolved number format"
     results = {x["name"]: x for x in json.loads(written.read_text())["results"]}
     assert results.keys() == {"dense", "uniform", "PPF"}
     for found in results.values():

@@ -117,7 +117,8 @@ def test_the_table_keeps_measured_and_predicted_apart(report: SearchReport, tmp_
 def test_long_tables_are_folded(report: SearchReport, tmp_path: Path) -> None:
     text = written(report, tmp_path)
     folded = re.findall(r"<details><summary>(.*?)</summary>", text)
-    assert folded == ["Show 2 rows", "Show 1 rows", "Show 1 rows"]  # sites, candidates, front
+    # Sites, accuracy by ratio, candidates, and the Pareto front.
+    assert folded == ["Show 2 rows", "Show 10 rows", "Show 1 rows", "Show 1 rows"]
 
 
 def test_agents_that_do_not_train_have_no_curves(report: SearchReport, tmp_path: Path) -> None:
