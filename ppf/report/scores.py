@@ -117,6 +117,7 @@ class Entry:
         difference: from uniform pruning's log-perplexity on the selection part, with the standard
             error of paired windows; None: not measured.
         parameters: parameters of the model under this policy; None: unknown.
+        test: log-perplexity measured on the test part after the search; None: not measured.
     """
 
     policy: str
@@ -126,6 +127,7 @@ class Entry:
     selection: LogPerplexity | None = None
     difference: LogPerplexity | None = None
     parameters: int | None = None
+    test: LogPerplexity | None = None
 
     @property
     def scores(self) -> Sequence[LogPerplexity]:
@@ -134,7 +136,9 @@ class Entry:
 
     def record(self) -> dict[str, Any]:
         """The values for a JSON file."""
-        scores = {name: getattr(self, name) for name in ("measured", "selection", "predicted")}
+        scores = {
+            name: getattr(self, name) for name in ("measured", "selection", "predicted", "test")
+        }
         known = {name: score.record() for name, score in scores.items() if score}
         if self.difference:
             nats, error = self.difference.nll, self.difference.std_error

@@ -155,6 +155,7 @@ def search_metrics(report: SearchReport) -> dict[str, float]:
         known = {
             "perplexity": entry.measured,
             "selection_perplexity": entry.selection,
+            "test_perplexity": entry.test,
             "predicted_perplexity": entry.predicted,
         }
         for name, score in known.items():
