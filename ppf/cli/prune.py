@@ -1,6 +1,8 @@
 """ppf-prune: writes a policy's model, for transformers or llama.cpp."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning import Fabric
 from omegaconf import DictConfig
@@ -13,7 +15,7 @@ from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.llm.loading import local_folder
 from ppf.progress import say
-from ppf.report.publish import log_artifact
+from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.prune import convert, prune
 from ppf.stages.prune_at import prune_at
 
@@ -45,9 +47,24 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     elif cfg.path:
         path, policy = convert(cfg)
     else:
-        policy = read_policy(cfg.policy, cfg.trust_targets)
-        path = prune(cfg, fabric, policy)
+        path, policy = prune(cfg, fabric, read_policy(cfg.policy, cfg.trust_targets))
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     for artifact in (*used(cfg), made(path, policy["ratio"])):
         log_artifact(fabric.loggers, artifact)
+    publish(fabric.loggers, Published(_metrics(policy, size)))
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
+
+
+def _metrics(policy: Mapping[str, Any], size: int) -> dict[str, float]:
+    """For loggers, as in "one_shot/perplexity" and "pruned/decode_tokens_per_second/batch_1"."""
+    exported = policy.get("exported") or {}
+    scores = {"dense": exported.get("dense")} | exported.get("measured", {})
+    found = {"ratio": policy["ratio"]["achieved"], "bytes": size}
+    for name, score in scores.items():
+        if score and score["perplexity"] is not None:
+            found[f"{name}/perplexity"] = score["perplexity"]
+    for name, speeds in (exported.get("speed") or {}).items():
+        for speed in speeds:
+            for phase in ("prefill", "decode"):
+                found[f"{name}/{phase}_tokens_per_second/batch_{speed['batch']}"] = speed[phase]
+    return found

@@ -28,7 +28,7 @@ from ppf.stages.dynamic import dynamic, learner_of
 from ppf.stages.search import search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
-from ppf.stages.tested import Named, add_test, figures
+from ppf.stages.tested import Named, figures, with_test
 from ppf.stages.train import Trained, train
 
 UNREAD = {
@@ -114,10 +114,9 @@ def _static(begun: _Begun) -> Outcome:
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
     if not inputs.fabric.is_global_zero:
         return Outcome(found.nll)
-    _report(cfg, inputs.fabric, report, found.trained, "policy")
     uniform = found.measured.kept[0].tolist()
     policies = [("dense", context.space.dense.tolist()), ("uniform", uniform), ("PPF", found.kept)]
-    return _outcome(cfg, context, found.nll, report, policies)
+    return _report(begun, report, policies, found.trained, found.nll, "policy")
 
 
 def _dynamic(begun: _Begun) -> Outcome:
@@ -129,22 +128,32 @@ def _dynamic(begun: _Begun) -> Outcome:
     if not inputs.fabric.is_global_zero:
         return Outcome(metric)
     report = curve.write(cfg, context, learnt, inputs, clock.seconds, Path(cfg.paths.run))
-    _report(cfg, inputs.fabric, report, learnt.trained, "agent")
     pairs = zip(learnt.curve.uniform.tolist(), learnt.curve.kept.tolist(), strict=True)
     policies = [named for even, kept in pairs for named in (("uniform", even), ("PPF", kept))]
-    return _outcome(cfg, context, metric, report, policies)
+    return _report(begun, report, policies, learnt.trained, metric, "agent")
 
 
 def _report(
-    cfg: DictConfig, fabric: Fabric, report: SearchReport, trained: Trained, kind: str
-) -> None:
+    begun: _Begun,
+    report: SearchReport,
+    policies: Sequence[Named],
+    trained: Trained,
+    metric: float,
+    kind: str,
+) -> Outcome:
     """Writes the page, gives everything to the loggers, and prints the table.
 
     Args:
+        policies: those to measure on the test part, if `report_test` asks for it.
         trained: the last predictor.
+        metric: of the outcome.
         kind: of the main result, "policy" or "agent".
     """
-    loggers, folder, model = fabric.loggers, Path(cfg.paths.run), cfg.model.name
+    cfg, context, inputs = begun.cfg, begun.context, begun.inputs
+    if cfg.report_test:
+        with begun.clock("measuring on the test part"):
+            report = with_test(cfg, context, report, policies)
+    loggers, folder, model = inputs.fabric.loggers, Path(cfg.paths.run), cfg.model.name
     page, shown, metrics = folder / "report.html", search_page(report), search_metrics(report)
     write_page(page, shown)
     if needs_labels(trained.predictor):
@@ -155,25 +164,20 @@ def _report(
     log_artifact(loggers, Artifact(files, f"{model}-{kind}", kind, metadata=metrics))
     paths = {**report.paths, "report": page}
     print_summary(report.printed, report.measured_on, report.seconds, paths)
+    return _outcome(cfg, context, metric, report)
 
 
 def _outcome(
-    cfg: DictConfig,
-    context: PruningContext,
-    metric: float,
-    report: SearchReport,
-    policies: Sequence[Named],
+    cfg: DictConfig, context: PruningContext, metric: float, report: SearchReport
 ) -> Outcome:
-    """The rows of a sweep's table; with `report_test` the test part is measured for them."""
-    summary = Path(report.paths["summary"])
-    if cfg.report_test:
-        add_test(cfg, context, summary, policies)
+    """The metric, and the rows of a sweep's table."""
     more: dict[str, float | None] = {
         "evaluations": len(context.labeller.used),
         "token_passes": context.token_passes,
     }
     if cfg.mode == "static":
         more["ratio"] = cfg.ratio  # the requested one: a sweep compares jobs by it
+    summary = Path(report.paths["summary"])
     rows = [row | _size(context, row["ratio"]) | more for row in figures(summary)]
     return Outcome(metric, rows)
 

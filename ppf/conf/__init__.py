@@ -36,6 +36,8 @@ GROUPS = {
 }
 """Option group → its purpose."""
 _SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
+_UNGROUPED = ("seed=", "paths.", "traceback=")
+_LONGEST = 128  # characters of a group's name in W&B
 _TAGGED = ("experiment", "hparams_search", "debug")
 
 
@@ -91,12 +93,19 @@ def run_name() -> str | None:
     return " ".join([config.job.name, *given])
 
 
-def sweep_name() -> str | None:
-    """The multirun that a job belongs to, as in "search 2026-01-31/12-00-00"; None: none."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+def run_group() -> str | None:
+    """The multirun that a job belongs to, as in "search 2026-01-31/12-00-00".
+
+    For a single run, the command and its overrides without the seed: runs that differ in the seed
+    are a group. None: called by code.
+    """
+    if not HydraConfig.initialized():
         return None
     config = HydraConfig.get()
-    return f"{config.job.name} {'/'.join(Path(config.sweep.dir).parts[-2:])}"
+    if config.mode == RunMode.MULTIRUN:
+        return f"{config.job.name} {'/'.join(Path(config.sweep.dir).parts[-2:])}"
+    given = [word for word in config.overrides.task if not word.startswith(_UNGROUPED)]
+    return " ".join([config.job.name, *given])[:_LONGEST]
 
 
 def run_tags() -> list[str]:
@@ -135,4 +144,4 @@ def _command(comment: str) -> str | None:
 OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("run_tags", run_tags, replace=True)
-OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+OmegaConf.register_new_resolver("run_group", run_group, replace=True)

@@ -18,7 +18,7 @@ from PIL import Image
 from ppf.report.csv_files import CSVFiles
 from ppf.report.page import Page
 from ppf.report.style import png
-from ppf.report.tables import Table
+from ppf.report.tables import Cell, Column, Table
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,13 @@ def _to_wandb(logger: WandbLogger, found: Published) -> None:
 
 
 def _to_csv(logger: CSVFiles, found: Published) -> None:
-    for name, table in found.tables.items():
+    for name, table in {**found.tables, "summary": _summary(found.metrics)}.items():
         logger.write_table(name, table)
+
+
+def _summary(metrics: Mapping[str, float]) -> Table:
+    rows: list[list[Cell]] = [[name, value] for name, value in metrics.items()]
+    return Table([Column("metric"), Column("value", str)], rows)
 
 
 def _to_tensorboard(logger: TensorBoardLogger, found: Published) -> None:

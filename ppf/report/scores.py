@@ -123,6 +123,7 @@ class Entry:
         parameters: parameters of the model under this policy; None: unknown.
         also: allocation rules that propose the same policy.
         bytes: size of the prunable matrices, if the budget counts bytes; None: it does not.
+        test: log-perplexity measured on the test part after the search; None: not measured.
     """
 
     policy: str
@@ -132,6 +133,7 @@ class Entry:
     selection: LogPerplexity | None = None
     difference: LogPerplexity | None = None
     parameters: int | None = None
+    test: LogPerplexity | None = None
     bytes: int | None = None
     also: Sequence[str] = ()
 
@@ -152,7 +154,9 @@ class Entry:
 
     def record(self) -> dict[str, Any]:
         """The values for a JSON file."""
-        scores = {name: getattr(self, name) for name in ("measured", "selection", "predicted")}
+        scores = {
+            name: getattr(self, name) for name in ("measured", "selection", "predicted", "test")
+        }
         known = {name: score.record() for name, score in scores.items() if score}
         if self.difference:
             nats, error = self.difference.nll, self.difference.std_error

@@ -169,6 +169,7 @@ def search_metrics(report: SearchReport) -> dict[str, float]:
         known = {
             "perplexity": entry.measured,
             "selection_perplexity": entry.selection,
+            "test_perplexity": entry.test,
             "predicted_perplexity": entry.predicted,
         }
         own: dict[str, float] = {}

@@ -134,6 +134,7 @@ def score_table(entries: Sequence[Entry], names: Mapping[str, str] | None = None
         | {Column("labelling part", decimal): lambda e: _perplexity(e.measured)}
         | _against_uniform(entries)
         | {
+            Column("test part", decimal): lambda e: _perplexity(e.test),
             Column("predicted", decimal): lambda e: _perplexity(e.predicted),
             low: lambda e: e.predicted and e.predicted.interval and e.predicted.interval[0],
             high: lambda e: e.predicted and e.predicted.interval and e.predicted.interval[1],
@@ -168,7 +169,10 @@ def printed_scores(entries: Sequence[Entry], names: Mapping[str, str] | None = N
         | _measured("labelling part", "measured")
         | _against_uniform(entries)
         | _measured("selection part", "selection")
-        | {Column("predicted", decimal): lambda e: _perplexity(e.predicted)},
+        | {
+            Column("test part", decimal): lambda e: _perplexity(e.test),
+            Column("predicted", decimal): lambda e: _perplexity(e.predicted),
+        },
     )
 
 

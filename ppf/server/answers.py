@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ppf.server.completion import Completion, Delta
 from ppf.server.sampler import TokenScore
+from ppf.server.text import token_bytes, token_text
 
 
 class Format(Protocol):
@@ -49,10 +50,10 @@ class TextFormat:
         self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Any]:
         return {
-            "tokens": [tokenizer.decode([scored.token]) for scored in tokens],
+            "tokens": [token_text(tokenizer, scored.token) for scored in tokens],
             "token_logprobs": [scored.logprob for scored in tokens],
             "top_logprobs": [
-                {tokenizer.decode([token]): logprob for token, logprob in scored.likeliest}
+                {token_text(tokenizer, token): logprob for token, logprob in scored.likeliest}
                 for scored in tokens
             ],
         }
@@ -73,8 +74,8 @@ class ChatFormat:
         self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Any]:
         def entry(token: int, logprob: float) -> dict[str, Any]:
-            text = str(tokenizer.decode([token]))
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+            text, content = token_text(tokenizer, token), list(token_bytes(tokenizer, token))
+            return {"token": text, "logprob": logprob, "bytes": content}
 
         content = [
             entry(scored.token, scored.logprob)

@@ -53,6 +53,14 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _only_one(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    if len(value) != 1:
+        raise ValueError("this server takes one prompt: send a request for each")
+    return value[0]
+
+
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(max_length=4), BeforeValidator(_as_list)
 ]
@@ -114,7 +122,7 @@ class GenerationRequest(Schema):
 class CompletionRequest(GenerationRequest):
     """The request of /v1/completions."""
 
-    prompt: str = Field(min_length=1)
+    prompt: Annotated[str, BeforeValidator(_only_one)] = Field(min_length=1)
     max_tokens: int = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
 

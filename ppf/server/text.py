@@ -1,10 +1,33 @@
 """Turns tokens into text, piece by piece, up to a stop sequence."""
 
+import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # stands for the first bytes of a character
+_BYTES = {char: byte for byte, char in bytes_to_unicode().items()}  # of byte-level tokenizers
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token of SentencePiece for one byte
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
+    """The bytes of a token, which may be a part of a character."""
+    text, name = str(tokenizer.decode([token])), str(tokenizer.convert_ids_to_tokens(token))
+    if _INCOMPLETE not in text:
+        return text.encode()
+    if byte := _BYTE.fullmatch(name):
+        return bytes.fromhex(byte[1])
+    return bytes(_BYTES[char] for char in name) if _BYTES.keys() >= {*name} else text.encode()
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    r"""The text of a token; OpenAI's notation "bytes:\xe2\x82" for parts of characters."""
+    found = token_bytes(tokenizer, token)
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
 
 
 class TextPieces:

@@ -47,16 +47,19 @@ class Compensated:
         return "sequential" if better else "one_shot"
 
 
-def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
-    """Exports the policy's model to the folder `cfg.out`; returns what `cfg.export` wrote.
+def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Exports the policy's model to the folder `cfg.out`.
 
     With `cfg.sequential`, the better of one-shot and re-estimated compensation is exported. The
     entry `exported` of the record beside the weights has their perplexity in `cfg.dtype`.
+
+    Returns:
+        What `cfg.export` wrote, and the record.
     """
     exporter: Exporter = instantiate(cfg.export)
     timed = cfg.speed if cfg.latency else None
     context, record = compensated(cfg, fabric, record, exporter, timed)
-    return exporter.write(context.pruner, Path(cfg.out), record)
+    return exporter.write(context.pruner, Path(cfg.out), record), record
 
 
 def convert(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:

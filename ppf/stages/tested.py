@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ from ppf.artefacts import get_or_make, signature, write_json
 from ppf.context.prepare import PruningContext
 from ppf.context.signatures import text_identity
 from ppf.evaluation.perplexity import mean_nll
-from ppf.progress import say
-from ppf.pruning.live import Types
 from ppf.report.scores import NO_RULES, LogPerplexity
+from ppf.report.search import SearchReport
 from ppf.stages.prune import pruned_to
 
 _KINDS = {
@@ -27,10 +27,10 @@ Named = tuple[str, list[int]]
 """A policy's name in summary.json, and the units that it keeps at each site."""
 
 
-def add_test(
-    cfg: DictConfig, context: PruningContext, summary: Path, policies: Sequence[Named]
-) -> None:
-    """Measures policies on the test part, on this rank alone, and adds that to a summary.json.
+def with_test(
+    cfg: DictConfig, context: PruningContext, report: SearchReport, policies: Sequence[Named]
+) -> SearchReport:
+    """Measures policies on the test part, on this rank alone; adds that to the summary.json too.
 
     A measurement is an artefact, so that the searches of one model measure the dense model and
     uniform pruning once.
@@ -38,29 +38,35 @@ def add_test(
     Args:
         cfg: if its key `sequential` is true, re-estimate the compensation if that lowers the
             perplexity.
-        policies: those of the summary's rows, in their order; rows of other names are left out.
+        policies: those of the report's entries, in their order; entries of other names are left
+            out.
     """
     windows = context.text.tokens("test", context.lm.tokenizer)
     sequential, folder = cfg.sequential, context.artefacts.folder / "tested"
     given = context.signatures.labels, text_identity(cfg, "test"), sequential
-    content = json.loads(summary.read_text(encoding="utf-8"))
-    names = {name for name, _ in policies}
-    rows = [row for row in content["results"] if row["policy"] in names]
-    for row, (name, kept) in zip(rows, policies, strict=True):
+
+    def measured(kept: Sequence[int]) -> LogPerplexity:
         units, types = context.decode(kept)
 
-        def make(draft: Path, units: Sequence[int] = units, types: Types = types) -> None:
+        def make(draft: Path) -> None:
             with pruned_to(context, units, types, sequential=sequential) as model:
                 nll = mean_nll(model, windows, batch=cfg.labels.batch)
             draft.write_text(json.dumps(nll), encoding="utf-8")
 
         file = folder / f"{signature('tested', *given, list(units), types)}.json"
-        score = LogPerplexity(get_or_make(file, read=_number, make=make))
-        say(f"Perplexity on the test part: {name} {score} at ratio {row['ratio']:.3f} (measured).")
-        row["test"] = score.record()
-    count, window = windows.shape
+        return LogPerplexity(get_or_make(file, read=_number, make=make))
+
+    names, left = {name for name, _ in policies}, iter(policies)
+    entries = [
+        replace(entry, test=measured(next(left)[1])) if entry.policy in names else entry
+        for entry in report.entries
+    ]
+    summary, (count, window) = Path(report.paths["summary"]), windows.shape
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    content["results"] = [entry.record() for entry in entries]
     content["test"] = {"windows": count, "window": window, "sequential": sequential}
     write_json(summary, content)
+    return replace(report, entries=entries)
 
 
 def _number(file: Path) -> float:

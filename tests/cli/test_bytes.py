@@ -1,5 +1,6 @@
 """budget=bytes on the tiny model: search → evaluate → a GGUF file of the promised size."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from gguf import GGUFReader
 from tests.cli.conftest import Run
 
 SEARCH = (
-    *("model=tiny", "space=mlp", "space.channel_multiple=32", "debug=limit", "logger=none"),
+    *("model=tiny", "space=mlp", "space.channel_multiple=32", "debug=limit", "logger=csv"),
     *("budget=bytes", "rules=bytes", "ratio=0.7", "report_test=true"),
     *("agent.generations=8", "agent.children=32"),
 )
@@ -39,8 +40,11 @@ def test_the_file_has_the_bytes_that_the_search_counted(
     assert results["PPF"]["bytes"] < results["dense"]["bytes"]
 
     run("prune", f"policy={found}", f"out={tmp_path}/gguf", "export=gguf", "sequential=false",
-        "logger=none")  # fmt: skip
+        "logger=csv")  # fmt: skip
     (file,) = (tmp_path / "gguf").glob("*.gguf")
+    (lines,) = (p.read_text().splitlines() for p in tmp_path.glob("outputs/prune/**/summary.csv"))
+    logged = dict(csv.reader(lines))
+    assert float(logged["bytes"]) == file.stat().st_size and "one_shot/perplexity" in logged
     card = (tmp_path / "gguf" / "README.md").read_text()
     assert f"pruned and rounded: {policy['budget']['saved']:.1%} of the bytes saved" in card
     ffn = [t for t in GGUFReader(file).tensors if "ffn" in t.name and len(t.shape) == 2]
@@ -54,6 +58,11 @@ def test_the_file_has_the_bytes_that_the_search_counted(
 
     (run_json,) = (json.loads(file.read_text()) for file in found.parent.glob("run.json"))
     assert run_json["figures"][0]["matrices_mib"] == pytest.approx(left / 2**20)
+    lines = (found.parent / "csv" / "summary.csv").read_text().splitlines()
+    metrics = dict(csv.reader(lines))
+    assert float(metrics["PPF/matrices_mib"]) == pytest.approx(left / 2**20)
+    assert float(metrics["PPF/test_perplexity"]) == rows["PPF"]["perplexity"]
+    assert "seconds/total" in metrics and "test part" in said
     page = found.with_name("report.html").read_text()
     assert f"{policy['kept']['0.mlp']} of 6, {policy['types']['0.mlp']}" in page
     assert "export=gguf" in page and "recover.py" not in page

@@ -156,10 +156,11 @@ def test_a_run_is_named_after_its_overrides(composed, wandb_of) -> None:
     assert wandb_of(RunMode.RUN, "ratio=0.4").name == "search ratio=0.4"
 
 
-def test_jobs_of_a_multirun_are_a_group_with_tags(composed, wandb_of) -> None:
+def test_jobs_of_a_multirun_and_seeds_of_a_run_are_a_group_with_tags(composed, wandb_of) -> None:
     assert (composed().wandb.group, composed().wandb.tags) == (None, [])
-    alone = wandb_of(RunMode.RUN, "experiment=search/rules")
-    assert (alone.group, alone.tags) == (None, ["search", "search/rules"])
+    alone = wandb_of(RunMode.RUN, "experiment=search/rules", "seed=3")
+    assert alone.tags == ["search", "search/rules"]
+    assert alone.group == "search experiment=search/rules", "runs of other seeds are its group"
     assert wandb_of(RunMode.MULTIRUN).group == "search 2026-01-31/12-00-00"
 
 

@@ -110,6 +110,8 @@ def test_csv_keeps_tables(found: Published, tmp_path: Path) -> None:
     publish([CSVFiles(str(tmp_path), folder="csv")], found)
     with (tmp_path / "csv" / "results.csv").open() as stream:
         assert list(csv.reader(stream)) == [["policy", "nll"], ["a", "3.44"], ["b", ""]]
+    with (tmp_path / "csv" / "summary.csv").open() as stream:
+        assert ["PPF/perplexity/0.3", "31.0"] in list(csv.reader(stream))
 
 
 def test_tensorboard_keeps_scalars_images_and_tables(found: Published, tmp_path: Path) -> None:

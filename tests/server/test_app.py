@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from ppf.runtime import DecodingBatch, DynamicModel
+from ppf.server.text import token_text
 
 ASKED: dict[str, Any] = {"prompt": "Hello", "max_tokens": 6, "temperature": 0}
 
@@ -98,7 +99,7 @@ def test_logprobs_are_those_of_the_pruned_model(client: TestClient, model: Dynam
     ids = model.lm.tokenizer("Hello", return_tensors="pt")["input_ids"]
     with model.at(0.4), torch.inference_mode():
         expected = model.lm.model(ids).logits[0, -1].log_softmax(-1).topk(2)
-    names = [model.lm.tokenizer.decode([token]) for token in expected.indices]
+    names = [token_text(model.lm.tokenizer, int(token)) for token in expected.indices]
     assert logprobs["tokens"] == names[:1]
     assert logprobs["token_logprobs"] == pytest.approx([float(expected.values[0])], rel=1e-4)
     (best,) = logprobs["top_logprobs"]

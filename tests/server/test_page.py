@@ -42,9 +42,10 @@ def test_two_ratios_answer_a_chat_side_by_side(page: Page, address: str) -> None
     assert right.locator(".map").inner_html() != dense
 
     page.locator("#tokens").fill("5")
-    page.locator("#prompt").fill("Hello")
     for turn in (1, 2):
+        page.locator("#prompt").fill("Hello")
         page.get_by_role("button", name="Send").click()
+        expect(page.locator("#prompt")).to_have_value("")
         for pane in (left, right):
             expect(pane.locator(".asked")).to_have_count(turn)
             expect(pane.locator(".speed")).to_have_text(SPEED)
@@ -54,6 +55,7 @@ def test_two_ratios_answer_a_chat_side_by_side(page: Page, address: str) -> None
 
     page.locator("#mode").select_option("text")
     page.locator("#tokens").fill("9999")
+    page.locator("#prompt").fill("Hello")
     page.get_by_role("button", name="Send").click()
     expect(left.locator(".error")).to_contain_text("1024 positions")
     expect(right.locator(".asked")).to_have_count(1)

@@ -33,6 +33,7 @@ WRONG = [
     ("temperature", 1e-300, "temperature: Input should be 0 or at least 1e-06."),
     ("temperature", float("nan"), "temperature: Input should be a finite number."),
     ("top_p", float("inf"), "top_p: Input should be a finite number."),
+    ("prompt", ["a", "b"], "prompt: this server takes one prompt: send a request for each."),
     ("max_tokens", 10**30, "more than the model's 1024 positions"),
     ("max_tokens", 1.5, "max_tokens: Input should be a valid integer."),
 ]
@@ -55,6 +56,10 @@ def test_a_wrong_number_is_refused_in_one_sentence(client: TestClient) -> None:
     for key, value, sentence in WRONG:
         status, answer = post(client, json.dumps(VALID | {key: value}).encode())
         assert status == 400 and sentence in answer["error"]["message"], (key, value)
+
+
+def test_a_list_of_one_prompt_is_that_prompt() -> None:
+    assert CompletionRequest.model_validate({"prompt": ["Hello"]}).prompt == "Hello"
 
 
 def test_the_least_temperature_is_sampled_with(client: TestClient) -> None:

@@ -1,7 +1,7 @@
 import random
 
 from ppf.llm.sources import byte_tokenizer
-from ppf.server.text import TextPieces
+from ppf.server.text import TextPieces, token_bytes, token_text
 
 TEXT = "Grüße, 世界! ab abc abcd 🙂"
 
@@ -28,6 +28,14 @@ def test_pieces_are_whole_characters_and_join_to_the_text() -> None:
 def test_bytes_that_are_no_text_are_not_lost() -> None:
     cut = tokens("a🙂")[:-1]
     assert "".join(pieces(cut, [])[0]) == byte_tokenizer().decode(cut)
+
+
+def test_parts_of_a_character_have_their_own_bytes_and_distinct_names() -> None:
+    tokenizer = byte_tokenizer()
+    parts = tokens("a世")
+    assert b"".join(token_bytes(tokenizer, token) for token in parts) == "a世".encode()
+    names = [token_text(tokenizer, token) for token in parts]
+    assert names == ["a", r"bytes:\xe4", r"bytes:\xb8", r"bytes:\x96"]
 
 
 def test_a_text_ends_before_the_first_stop_sequence() -> None:

@@ -113,7 +113,7 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
     setting: Setting, context: PruningContext, dtype: str, tmp_path: Path
 ) -> None:
     cfg = setting.config("prune", "policy=null", f"out={tmp_path}", f"dtype={dtype}")
-    out = prune(cfg, one_process(), record(context))
+    out, _ = prune(cfg, one_process(), record(context))
 
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     assert str(model.dtype) == f"torch.{dtype}"
@@ -126,7 +126,7 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
     assert f"Measured in {dtype} on 3 windows of 64 tokens of the labelling part" in card
     kept = {"one_shot": "one-shot", "sequential": "re-estimated front to back"}
     name = kept[exported["compensation"]]
-    assert f"Compensation in this folder: {name}." in card
+    assert f"In this folder: {name}." in card
     dense, even, *rest = (
         line for line in card.splitlines() if line.startswith("| ") and "%" in line
     )
@@ -142,7 +142,7 @@ def test_speed_is_measured_for_the_card_on_request(
 ) -> None:
     speed = "speed={batches:[1],prompt:8,new_tokens:2,repeats:1}"
     given = ("policy=null", f"out={tmp_path}", "sequential=false", "latency=true", speed)
-    out = prune(setting.config("prune", *given), one_process(), record(context))
+    out, _ = prune(setting.config("prune", *given), one_process(), record(context))
     found = read_policy(out / "policy.json", ())["exported"]["speed"]
     card = (out / "README.md").read_text()
     assert "prefill, tokens/s, batch 1" in card
@@ -154,7 +154,7 @@ def test_without_re_estimation_the_card_tells_the_one_shot_score(
     setting: Setting, context: PruningContext, tmp_path: Path
 ) -> None:
     cfg = setting.config("prune", "policy=null", f"out={tmp_path}", "sequential=false")
-    out = prune(cfg, one_process(), record(context))
+    out, _ = prune(cfg, one_process(), record(context))
     exported = json.loads((out / "policy.json").read_text())["exported"]
     nll = pieces_nll(context.lm.model, [labelling(context)], batch=2)
     assert exported["compensation"] == "one_shot"
@@ -165,7 +165,7 @@ def test_evaluate_measures_the_weights_that_prune_exports(
     setting: Setting, context: PruningContext, tmp_path: Path
 ) -> None:
     cfg = setting.config("prune", "policy=null", f"out={tmp_path}")
-    out = prune(cfg, one_process(), record(context))
+    out, _ = prune(cfg, one_process(), record(context))
     cfg = setting.config("evaluate", "dtype=float32", "baselines=false")
     procedure = Procedure.of(cfg)
     live = evaluate_policy(cfg, one_process(), procedure, record(context))
