@@ -32,10 +32,10 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ppf.context.policy import read_policy  # noqa: E402
 from ppf.errors import PPFError  # noqa: E402
 from ppf.labels.store import LabelStore, Row  # noqa: E402
 from ppf.progress import say, track  # noqa: E402
-from ppf.stages.policy import read_policy  # noqa: E402
 from tests.articles import write_articles  # noqa: E402
 from tests.commands import exit_code  # noqa: E402
 from tests.records.examples import places, policy, spoilt  # noqa: E402

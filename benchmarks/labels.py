@@ -36,6 +36,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torchmetrics.functional import kendall_rank_corrcoef
 
+from ppf.context.prepare import PruningContext, prepare
 from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Profiles
 from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head, summed_nll
@@ -43,7 +44,6 @@ from ppf.progress import track
 from ppf.pruning.statistics import expand
 from ppf.space import uniform
 from ppf.stages.collect import collect
-from ppf.stages.prepare import PruningContext, prepare
 
 RATIO, FAMILIES, UNRELATED = 0.3, 24, 6
 BAND, BAND_POLICIES, TOKENS = (0.25, 0.35), 24, (512, 1024, 2048, 4096, 8192, 16384)

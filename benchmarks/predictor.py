@@ -18,13 +18,13 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from torch import Tensor
 
+from ppf.context.prepare import PruningContext, prepare
+from ppf.context.signatures import plain
 from ppf.evaluation.perplexity import mean_nll
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
 from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
-from ppf.stages.prepare import PruningContext, prepare
-from ppf.stages.signatures import plain
 from ppf.stages.train import train
 from ppf.threads import cpu_threads
 

@@ -31,10 +31,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ppf.context.prepare import prepare
 from ppf.evaluation.latency import prefill_seconds
 from ppf.export.gguf import GGUF
 from ppf.runtime import DecodingBatch, DynamicModel, UniformPolicies
-from ppf.stages.prepare import prepare
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 REPEATS, BATCH, PROMPT, NEW_TOKENS, SWITCHES = 7, 4, 512, 24, 20

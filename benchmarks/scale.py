@@ -30,12 +30,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ppf.artefacts import draft, write_json
 from ppf.conf import read_option
+from ppf.context.prepare import PruningContext, observe, prepare
 from ppf.llm.shapes import known_shapes
 from ppf.llm.sources import byte_tokenizer
 from ppf.progress import say
 from ppf.report.scores import duration
 from ppf.report.tables import Column, Table, print_table
-from ppf.stages.prepare import PruningContext, observe, prepare
 
 ROOT, GIB = Path(__file__).parents[1], 2**30
 # Little text and few labels, so that a large shape takes hours on a CPU, not days.

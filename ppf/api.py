@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.cli.app import run
 from ppf.cli.studies import check_studies
-from ppf.stages.policy import read_policy
+from ppf.context.policy import read_policy
 
 Model = str | Path | PreTrainedModel
 _PLAIN = re.compile(r"[\w./~+-]+")  # text that Hydra reads without quotes

@@ -9,9 +9,9 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
+from ppf.context.policy import by_site, policy_record, provenance
+from ppf.context.prepare import PruningContext, prepare
 from ppf.space import uniform
-from ppf.stages.policy import by_site, policy_record, provenance
-from ppf.stages.prepare import PruningContext, prepare
 from tests.articles import write_articles
 from tests.records import examples
 

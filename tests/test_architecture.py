@@ -25,6 +25,7 @@ ORDER = [
     {"agents"},
     {"policy_search"},
     {"export", "report"},
+    {"context"},
     {"stages"},
     {"runtime"},
     {"server"},

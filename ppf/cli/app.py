@@ -17,12 +17,12 @@ from ppf.cli.checks import check
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Outcome, finished, finite, is_multirun, write
 from ppf.cli.plan import show_plan
+from ppf.context.signatures import plain
 from ppf.llm.loading import check_source
 from ppf.processes import launch
 from ppf.progress import say
 from ppf.ranks import Ranks
 from ppf.report.loggers import build_loggers, finish
-from ppf.stages.signatures import plain
 
 Task = Callable[[DictConfig, Fabric], Outcome | None]
 """Does a command's work on the resolved config; None: there is nothing to tell."""

@@ -4,9 +4,9 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
+from ppf.context.prepare import prepare
 from ppf.progress import say
 from ppf.stages.collect import collect, label_store
-from ppf.stages.prepare import prepare
 
 
 @command()

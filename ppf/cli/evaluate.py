@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from ppf.cli.app import command
 from ppf.cli.lineage import used
 from ppf.cli.outcome import Outcome
+from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
 from ppf.llm.loading import local_folder
@@ -17,7 +18,6 @@ from ppf.report.html import write_page
 from ppf.report.origin import command_line, machine
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
-from ppf.stages.policy import read_policy
 
 
 def _check(cfg: DictConfig) -> None:

@@ -9,9 +9,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from ppf.cli.outcome import is_multirun
+from ppf.context.signatures import plain
 from ppf.errors import PPFError
 from ppf.processes import process_count
-from ppf.stages.signatures import plain
 
 
 class _Started(NamedTuple):

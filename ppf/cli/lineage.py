@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
+from ppf.context.policy import read_policy
 from ppf.report.publish import Artifact
-from ppf.stages.policy import read_policy
 
 
 def used(cfg: DictConfig) -> list[Artifact]:

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 
 import ppf
 from ppf.artefacts import signature, write_json
+from ppf.context.signatures import plain, with_code
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.run import RunRecord
-from ppf.stages.signatures import plain, with_code
 
 FILE = "run.json"
 # Keys that do not change results.

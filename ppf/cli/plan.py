@@ -5,11 +5,11 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from ppf.context.plan import Free, Need, Sizes, level_flops, measured_speeds, needs
 from ppf.llm.loading import resolve_dtype
 from ppf.progress import say
 from ppf.report.scores import duration
 from ppf.report.tables import Column, Table, print_table
-from ppf.stages.plan import Free, Need, Sizes, level_flops, measured_speeds, needs
 
 
 def show_plan(cfg: DictConfig) -> None:

@@ -8,12 +8,12 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
 from ppf.cli.lineage import made, used
+from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.llm.loading import local_folder
 from ppf.progress import say
 from ppf.report.publish import log_artifact
-from ppf.stages.policy import read_policy
 from ppf.stages.prune import convert, prune
 from ppf.stages.prune_at import prune_at
 

@@ -11,6 +11,7 @@ from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
 from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
+from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
 from ppf.progress import say
@@ -19,7 +20,6 @@ from ppf.report.origin import command_line, machine
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.report.recovery import recovery_metrics, recovery_page
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
-from ppf.stages.policy import read_policy
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
 

@@ -8,27 +8,28 @@ from typing import NamedTuple
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome, overrides
+from ppf.context.policy import provenance, warn_if_unreadable
+from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
+from ppf.predictor.base import needs_labels, unfitted
 from ppf.progress import Stopwatch
 from ppf.report.html import write_page
 from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.tables import print_summary
-from ppf.stages import curve, results
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.collect import collect
 from ppf.stages.dynamic import dynamic, learner_of
-from ppf.stages.policy import provenance, warn_if_unreadable
-from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.search import search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, add_test, figures
-from ppf.stages.train import Trained, needs_labels, train
+from ppf.stages.train import Trained, train
 
 UNREAD = {
     "static": ("ratios", "dynamic"),
@@ -82,7 +83,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     )
     first = partial(fit, may_train=may_make)
     with clock("labelling"):
-        count = cfg.labels.count if needs_labels(cfg.predictor) else 1  # the dense model
+        count = cfg.labels.count if needs_labels(unfitted(cfg.predictor)) else 1  # the dense model
         labels = collect(context, cfg.sampler, count, cfg.seed, may_label=may_make)
         labels = acquire(
             context, labels, first, cfg.labels, cfg.sampler, cfg.seed, may_label=may_make
@@ -146,7 +147,7 @@ def _report(
     loggers, folder, model = fabric.loggers, Path(cfg.paths.run), cfg.model.name
     page, shown, metrics = folder / "report.html", search_page(report), search_metrics(report)
     write_page(page, shown)
-    if trained.predictor.needs_labels:
+    if needs_labels(trained.predictor):
         used = Artifact([trained.folder], f"{model}-predictor", "predictor", used=True)
         log_artifact(loggers, used)
     publish(loggers, Published.of(shown, page, metrics))

@@ -11,7 +11,9 @@ from omegaconf import DictConfig
 from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
+from ppf.context.prepare import prepare
 from ppf.labels.table import Labels
+from ppf.predictor.base import needs_labels
 from ppf.predictor.scores import coverage_warning, endings
 from ppf.progress import say
 from ppf.report.plots import scatter
@@ -20,7 +22,6 @@ from ppf.report.style import save_png
 from ppf.report.tables import accuracy_table, print_table
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import collect
-from ppf.stages.prepare import prepare
 from ppf.stages.score import Scored, held_out, score
 from ppf.stages.train import train
 
@@ -51,7 +52,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     table, warning = accuracy_table(row, bands), coverage_warning(row, bands, "held-out policies")
     shown = {"predictions": figure}, {"accuracy": table}
     publish(fabric.loggers, Published(dict(found.metrics), *shown))
-    if predictor.needs_labels:
+    if needs_labels(predictor):
         made = Artifact([trained.folder], f"{cfg.model.name}-predictor", "predictor")
         log_artifact(fabric.loggers, made)
     print_table(table)

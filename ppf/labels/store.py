@@ -14,6 +14,7 @@ from jaxtyping import Int
 from pyarrow import parquet
 from torch import Tensor
 
+from ppf.artefacts import draft
 from ppf.labels.table import Labels
 from ppf.progress import warning
 
@@ -132,9 +133,8 @@ class LabelStore:
         if len(self._shard_rows) == _ROWS_PER_SHARD:
             self._start_shard()
         self._shard_rows.append(row)
-        draft = self._shard.with_suffix(".draft")
-        self._write(self._shard_rows, draft)
-        draft.replace(self._shard)
+        with draft(self._shard) as file:
+            self._write(self._shard_rows, file)
 
     def export(self, path: Path) -> None:
         """Writes all rows to one shard, which may be put into the folder of another store."""

@@ -1,19 +1,18 @@
 """The interface of predictors: their inputs and their methods."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Protocol, runtime_checkable
 
-import torch
+from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.protocol import Prediction
-from ppf.predictor.scores import HeldOut
 from ppf.pruning import SiteFeatures
 
 
@@ -48,24 +47,23 @@ class PredictorInputs:
     progress: bool = False
 
 
-class Predictor(ABC):
+@runtime_checkable
+class Predictor(Protocol):
     """Maps policies to log-perplexity; a search uses it in place of the real model.
 
-    To add a predictor: subclass this in a module of `ppf.predictor`, and add a YAML file with all
-    its hyper-parameters to `conf/predictor`.
+    Any class with these methods will do. If it learns from labels, it also needs those of
+    `StoredPredictor`. To add one: write a module of `ppf.predictor`, and a YAML file with all its
+    hyper-parameters in `conf/predictor`.
 
-    Attributes:
-        needs_labels: whether it is fitted to labels. If not, only the dense policy is labelled
-            before the search.
-        metrics: scores on held-out policies by name, as in "test/kendall"; empty: not scored.
-        held_out: the policies that the scores were computed on; None: not scored.
+    These members are optional:
+
+    - `needs_labels`: if false, only the dense policy is labelled before the search, the predictor
+      is fitted in each run, and `save` and `load` may be missing.
+    - `held_out` (`HeldOut`) and `metrics`: policies that `fit` did not learn from, and scores on
+      them by name, as in "test/kendall". Without them `train.py` needs `test_policies`.
+    - `to(device)`: moves the predictor to a device.
     """
 
-    needs_labels: ClassVar[bool] = True
-    metrics: Mapping[str, float] = {}
-    held_out: HeldOut | None = None
-
-    @abstractmethod
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
         """Fits the predictor.
 
@@ -77,17 +75,36 @@ class Predictor(ABC):
             PPFError: there are too few labels.
         """
 
-    @abstractmethod
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
         """Mean and standard deviation (0: not estimated), on the device of `kept`."""
 
-    @abstractmethod
+
+@runtime_checkable
+class StoredPredictor(Predictor, Protocol):
+    """A predictor whose fit is an artefact, which later runs read."""
+
     def save(self, folder: Path) -> None:
         """Writes the result of `fit` into an empty folder."""
 
-    @abstractmethod
     def load(self, folder: Path, inputs: PredictorInputs) -> None:
         """Restores what `save` wrote; raises any exception if a file is damaged."""
 
-    def to(self, device: torch.device) -> None:  # noqa: B027
-        """Moves the predictor to a device."""
+
+def needs_labels(predictor: object) -> bool:
+    """Whether a predictor is fitted to labels of random policies."""
+    return bool(getattr(predictor, "needs_labels", True))
+
+
+def unfitted(config: Mapping[str, Any]) -> Predictor:
+    """The predictor of a config.
+
+    Raises:
+        PPFError: its class lacks a method of predictors.
+    """
+    made: Predictor = instantiate(config)
+    methods = ("fit", "predict", "save", "load") if needs_labels(made) else ("fit", "predict")
+    if lacking := [x for x in methods if not callable(getattr(made, x, None))]:
+        raise PPFError(
+            f"{type(made).__name__} is no predictor: it has no method {' and no '.join(lacking)}."
+        )
+    return made

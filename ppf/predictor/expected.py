@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
 from ppf.labels.table import Labels
-from ppf.predictor.base import Predictor, PredictorInputs
+from ppf.predictor.base import PredictorInputs
 from ppf.predictor.hyperparameters import maximise_likelihood
 from ppf.predictor.kernels import SiteSumKernel, SiteWeightKernel, register_log_parameter
 from ppf.predictor.policy_features import at_widths
@@ -26,7 +25,7 @@ from ppf.ranges import Count, Natural, Positive, Ratio
 from ppf.space import uniform
 
 
-class ExpectedLoss(Predictor):
+class ExpectedLoss:
     """Log-perplexity from sums over sites that need no labels, corrected by measured policies.
 
     A policy's excess is its log-perplexity minus that of the dense model. Before any policy is
@@ -134,12 +133,6 @@ class ExpectedLoss(Predictor):
         """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
         mean, _ = self._log_excess(kept)
         return self.dense_nll + mean.clamp(max=_LARGEST).exp().float()
-
-    def save(self, folder: Path) -> None:
-        """Writes nothing: the labels are artefacts of their own."""
-
-    def load(self, folder: Path, inputs: PredictorInputs) -> None:
-        raise NotImplementedError("a predictor without labels is fitted anew")
 
     def to(self, device: torch.device) -> None:
         self.sums.to(device)

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.acquisition import select_by_integrated_variance
-from ppf.predictor.base import Predictor, PredictorInputs
+from ppf.predictor.base import PredictorInputs
 from ppf.predictor.fit import FILE, fit_predictor
 from ppf.predictor.module import PredictorModule, load_predictor
 from ppf.predictor.protocol import Prediction
@@ -66,7 +66,7 @@ class Settings(TypedDict):
     bands: Edges
 
 
-class LearnedPredictor(Predictor):
+class LearnedPredictor:
     """An ensemble of networks over encoded policies, trained by Lightning."""
 
     def __init__(self, **config: Unpack[Settings]) -> None:

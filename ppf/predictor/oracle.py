@@ -1,7 +1,6 @@
 """The real model in place of a predictor, as a baseline of searches."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from ppf.labels.table import Labels
-from ppf.predictor.base import Predictor, PredictorInputs
+from ppf.predictor.base import PredictorInputs
 from ppf.predictor.protocol import Prediction
 from ppf.ranges import Count
 
@@ -27,7 +26,7 @@ class Screening(TypedDict):
     keep: Count
 
 
-class Oracle(Predictor):
+class Oracle:
     """Measures policies on the real model; known policies are not measured again.
 
     With screening, a batch is first scored on few windows, and only its best policies are measured.
@@ -66,9 +65,3 @@ class Oracle(Predictor):
         offset = scores.mean() - screened[best].mean()
         estimates = (screened + offset).clamp(min=float(scores.max()))
         return estimates.index_copy(0, best, scores)
-
-    def save(self, folder: Path) -> None:
-        """Writes nothing: the labels are artefacts of their own."""
-
-    def load(self, folder: Path, inputs: PredictorInputs) -> None:
-        raise NotImplementedError("a predictor without labels is fitted anew")

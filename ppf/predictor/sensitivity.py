@@ -1,6 +1,5 @@
 """A predictor without labels: the sum of the expected losses of all cuts."""
 
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -8,12 +7,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ppf.labels.table import Labels
-from ppf.predictor.base import Predictor, PredictorInputs
+from ppf.predictor.base import PredictorInputs
 from ppf.predictor.policy_features import at_widths
 from ppf.predictor.protocol import Prediction
 
 
-class SensitivityPredictor(Predictor):
+class SensitivityPredictor:
     """Log-perplexity of the dense model plus Σ_s L_s(k_s).
 
     L_s(k) is the expected loss of keeping k units at site s and all units elsewhere
@@ -32,9 +31,3 @@ class SensitivityPredictor(Predictor):
     def relaxed(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """Log-perplexity between whole units, nats per token, linear between them."""
         return self._dense_nll + at_widths(self._losses.to(kept.device), kept).sum(1)
-
-    def save(self, folder: Path) -> None:
-        """Writes nothing: the losses are an artefact of their own."""
-
-    def load(self, folder: Path, inputs: PredictorInputs) -> None:
-        raise NotImplementedError("a predictor without labels is fitted anew")

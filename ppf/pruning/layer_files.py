@@ -1,15 +1,13 @@
 """Tensors that are stored in one file for each decoder layer."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors import safe_open
 from torch import Tensor
 
-from ppf.artefacts import get_or_make, read_if_whole
-from ppf.pruning.statistics import open_tensors, read_tensors, write_tensors
+from ppf.artefacts import get_or_make
+from ppf.pruning.statistics import read_tensors, write_tensors
 
 T = TypeVar("T")
 Make = Callable[[int], dict[str, Tensor]]
@@ -20,11 +18,10 @@ class LayerFiles:
     """An artefact with one file for each decoder layer.
 
     Each file is complete before the next layer starts, so a killed run resumes there. Several
-    processes may make different layers at once. A file of all layers, as written by older
-    versions, is read instead.
+    processes may make different layers at once.
 
     Args:
-        folder: of the files; a file of all layers lies beside it, as FOLDER.safetensors.
+        folder: of the files.
         make: makes the tensors of a layer whose file is missing or damaged.
     """
 
@@ -32,31 +29,19 @@ class LayerFiles:
         self._folder, self._make = folder, make
         self._last: tuple[int, dict[str, Tensor]] | None = None
 
-    @cached_property
-    def whole(self) -> safe_open | None:
-        """The file of all layers, if there is one."""
-        return read_if_whole(self._folder.with_suffix(".safetensors"), open_tensors)
-
     def missing(self, layers: Iterable[int]) -> bool:
         """Whether a layer has no file yet."""
-        return not self.whole and not all(self._path(layer).exists() for layer in layers)
+        return not all(self._path(layer).exists() for layer in layers)
 
     def ensure(self, layer: int) -> None:
         """Makes a layer's file if it is missing; waits while another process makes it."""
-        if not self.whole:
-            self._get(layer, _exists)
+        self._get(layer, _exists)
 
-    def read(self, layer: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def read(self, layer: int) -> dict[str, Tensor]:
         """The tensors of a layer, made if they are missing or damaged.
 
         The last layer is kept in memory.
-
-        Args:
-            names: of the layer's tensors; None: all of its file.
         """
-        if self.whole:
-            assert names is not None
-            return {name: self.whole.get_tensor(name) for name in names}
         last = self._last
         if last is None or last[0] != layer:
             last = self._last = None  # two layers need not be in memory at once
@@ -92,7 +77,7 @@ class StoredTensors(Sequence[Tensor]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         name = self._name.format(index % len(self))
-        return self._files.read(self._layers[index], [name])[name]
+        return self._files.read(self._layers[index])[name]
 
 
 def _exists(path: Path) -> Path:

@@ -117,9 +117,9 @@ def open_tensors(path: Path) -> safe_open:
         ValueError: the tensors do not have the checksum that the file carries.
     """
     file = safe_open(path, "pt")
-    checksum = (file.metadata() or {}).get(_CHECKSUM)  # older files have none
+    checksum = (file.metadata() or {}).get(_CHECKSUM)
     named = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
-    if checksum and checksum != _checksum(named):
+    if checksum != _checksum(named):
         raise ValueError("its checksum is wrong")
     return file
 

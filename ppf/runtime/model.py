@@ -15,6 +15,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ppf.context.policy import model_name
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll, sliding
 from ppf.llm.windows import leading_tokens
@@ -24,7 +25,6 @@ from ppf.runtime.decoding import decode_fast
 from ppf.runtime.policies import Policies
 from ppf.runtime.search_folder import read_search
 from ppf.space import check_ratio
-from ppf.stages.policy import model_name
 
 
 class DynamicModel:

@@ -8,12 +8,12 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
+from ppf.context.policy import read_policy, refuse_types
+from ppf.context.prepare import PruningContext
+from ppf.context.resident import resident
 from ppf.errors import PPFError
 from ppf.runtime.policies import FoundPolicy, Policies
 from ppf.space import Space
-from ppf.stages.policy import read_policy, refuse_types
-from ppf.stages.prepare import PruningContext
-from ppf.stages.resident import resident
 
 Answers = tuple[Policies, list[float]]
 """The policies for ratios, and the ratios to offer."""

@@ -5,6 +5,8 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ppf.context.prepare import PruningContext
+from ppf.context.signatures import missing
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.table import ACQUIRED, Labels
@@ -13,8 +15,6 @@ from ppf.predictor.scores import USUAL
 from ppf.ranks import on_rank_0
 from ppf.space import new_policies
 from ppf.stages.collect import label_store, measure
-from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import missing
 from ppf.stages.train import Train
 
 _STREAM = 77  # of the pool's seed: draws that are no labels
@@ -49,7 +49,8 @@ def acquire(
     if not settings.acquired:
         return labels
     predictor = train(labels).predictor
-    assert isinstance(predictor, LearnedPredictor)
+    if not isinstance(predictor, LearnedPredictor):
+        raise _no_process()
     drawn = draw(context, instantiate(sampler), settings.pool, seed + _STREAM)
     others, limit = new_policies(drawn, labels.kept), float(labels.nll[0]) + USUAL
     ranks, store = context.artefacts.ranks, label_store(context)
@@ -63,10 +64,12 @@ def acquire(
 def check_acquired(cfg: DictConfig) -> None:
     """Raises PPFError if `labels.acquired` is set and the predictor cannot choose policies."""
     if cfg.labels.acquired and not cfg.predictor.get("residual"):
-        raise PPFError(
-            "labels.acquired needs a Gaussian process to choose: give predictor=residual."
-        )
+        raise _no_process()
     _check_pool(cfg.labels.pool, cfg.labels.acquired)
+
+
+def _no_process() -> PPFError:
+    return PPFError("labels.acquired needs a Gaussian process to choose: give predictor=residual.")
 
 
 def _check_pool(pool: int, count: int) -> None:

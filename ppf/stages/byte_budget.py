@@ -13,7 +13,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ppf.artefacts import signature
+from ppf.context.prepare import PruningContext
 from ppf.errors import PPFError
+from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning import SiteFeatures
 from ppf.pruning.allocation import FLAP, LeastExpectedLoss, ObsGlobal
 from ppf.pruning.costs import Bytes
@@ -22,9 +24,7 @@ from ppf.pruning.options import Options
 from ppf.pruning.rounding import BLOCK, Type
 from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
 from ppf.space import project
-from ppf.stages.prepare import PruningContext
 from ppf.stages.prune import labelling_nll
-from ppf.stages.train import needs_labels
 
 _TYPES: tuple[Type, ...] = get_args(Type)
 _ROUNDED = _TYPES[1:]
@@ -40,7 +40,7 @@ def check_bytes(cfg: DictConfig) -> None:
         return
     if cfg.mode != "static":
         raise PPFError("budget=bytes finds a policy for one ratio: give mode=static.")
-    if needs_labels(cfg.predictor):
+    if needs_labels(unfitted(cfg.predictor)):
         raise PPFError(
             "budget=bytes needs a predictor that starts without labels: give predictor=expected"
             " or predictor=sensitivity."

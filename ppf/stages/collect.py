@@ -6,12 +6,12 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ppf.context.prepare import PruningContext
+from ppf.context.signatures import missing
 from ppf.labels.collect import draw, label
 from ppf.labels.store import LabelStore
 from ppf.labels.table import Labels
 from ppf.progress import say, track
-from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import missing
 
 
 def label_store(context: PruningContext) -> LabelStore:

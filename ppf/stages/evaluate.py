@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
+from ppf.context.policy import policy_config, read_policy, types_of
 from ppf.evaluation.latency import speeds
 from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
 from ppf.evaluation.results import Evaluation, ModelResult
@@ -22,7 +23,6 @@ from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.llm.windows import check_window
 from ppf.progress import say
-from ppf.stages.policy import policy_config, read_policy, types_of
 from ppf.stages.prune import apply_policy, pruned_to
 
 

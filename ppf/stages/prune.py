@@ -12,6 +12,8 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
+from ppf.context.policy import check_signature, policy_config, read_policy, types_of
+from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.evaluation.latency import speeds
 from ppf.evaluation.perplexity import Piece, pieces_nll
@@ -23,8 +25,6 @@ from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.live import Types
 from ppf.pruning.sequential import refit_sequentially
 from ppf.report.scores import LogPerplexity
-from ppf.stages.policy import check_signature, policy_config, read_policy, types_of
-from ppf.stages.prepare import PruningContext, prepare
 
 
 @dataclass(frozen=True)

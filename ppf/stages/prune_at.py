@@ -10,14 +10,14 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent, load_agent
+from ppf.context.policy import by_site, policy_record
+from ppf.context.prepare import PruningContext
+from ppf.context.resident import origin, resident
 from ppf.export.base import Exporter
 from ppf.pruning.elastic import FILE, Adapters
 from ppf.report.scores import LogPerplexity
 from ppf.space import uniform
-from ppf.stages.policy import by_site, policy_record
-from ppf.stages.prepare import PruningContext
 from ppf.stages.prune import exported, known_before, labelling_nll
-from ppf.stages.resident import origin, resident
 
 
 def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:

@@ -9,8 +9,11 @@ import torch
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
 
-from ppf.artefacts import digest, draft, get_or_make, signature, write_json
+from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
+from ppf.context.policy import check_signature, policy_config, read_policy, refuse_types
+from ppf.context.signatures import model_identity, plain, text_identity, with_code
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import load_folder
@@ -18,14 +21,12 @@ from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import build_text, training_text
 from ppf.progress import say
-from ppf.ranks import on_rank_0
 from ppf.recovery.curve import Trace
 from ppf.recovery.likeliest import Likeliest, read_likeliest, write_likeliest
 from ppf.recovery.losses import Loss, likeliest_needed
 from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import Task
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
-from ppf.stages.policy import check_signature, policy_config, read_policy, refuse_types
 from ppf.stages.prune import compensated
 from ppf.stages.recovery_inputs import (
     losses_of,
@@ -36,7 +37,6 @@ from ppf.stages.recovery_inputs import (
     windows_of,
     with_enough_memory,
 )
-from ppf.stages.signatures import model_identity, plain, text_identity, with_code
 
 
 def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
@@ -72,7 +72,15 @@ def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
     refuse_types(record, "a training")
     name = signature("pruned", record["signatures"]["labels"], record["kept"], cfg.sequential)
     folder = Path(cfg.paths.artefacts) / "pruned" / name
-    if fabric.broadcast((folder / "policy.json").is_file()):
+
+    def read(path: Path) -> Path:
+        read_policy(path / "policy.json", cfg.trust_targets)
+        for file in path.glob("*.safetensors"):
+            with safe_open(file, "pt"):
+                pass
+        return path
+
+    if fabric.broadcast(read_if_whole(folder, read)):
         say(f"Reusing the pruned model in {folder}.")
         return folder
     exporter = HuggingFace()
@@ -80,12 +88,10 @@ def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
     assert isinstance(given, DictConfig)
     context, record = compensated(given, fabric, record, exporter)
 
-    def write() -> None:
-        with draft(folder) as made:
-            exporter.write(context.pruner, made, record)
+    def make(draft: Path) -> None:
+        exporter.write(context.pruner, draft, record)
 
-    on_rank_0(fabric, write)
-    return folder
+    return get_or_make(folder, read=read, make=make, ranks=fabric)
 
 
 class _Recovery:

@@ -13,6 +13,8 @@ from torch.utils.data import TensorDataset
 
 from ppf.agents.ratio_agent import FILE, load_agent
 from ppf.artefacts import write_json
+from ppf.context.resident import origin, resident
+from ppf.context.signatures import plain
 from ppf.evaluation.perplexity import mean_nll
 from ppf.pruning.elastic import Adapters
 from ppf.records.agent import WEIGHTS
@@ -30,8 +32,6 @@ from ppf.stages.recovery_inputs import (
     windows_of,
     with_enough_memory,
 )
-from ppf.stages.resident import origin, resident
-from ppf.stages.signatures import plain
 
 
 def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:

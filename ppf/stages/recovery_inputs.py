@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ppf.artefacts import signature
+from ppf.context.signatures import plain, text_identity, with_code
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel
 from ppf.llm.text import Part, build_text, training_text
@@ -22,7 +23,6 @@ from ppf.recovery.curve import Trace
 from ppf.recovery.losses import Loss
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.report.scores import Recovered, RecoveryScore
-from ppf.stages.signatures import plain, text_identity, with_code
 
 T = TypeVar("T")
 _PARTS: tuple[Part, ...] = ("training", "validation")

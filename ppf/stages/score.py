@@ -6,6 +6,7 @@ from typing import NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from ppf.context.prepare import PruningContext
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.families import families
@@ -14,7 +15,6 @@ from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.space import new_policies
 from ppf.stages.collect import measure
-from ppf.stages.prepare import PruningContext
 
 _STREAM = 4111  # of the sampler's seed: policies for scores only, which no choice may use
 
@@ -26,19 +26,26 @@ class Scored(NamedTuple):
     metrics: Mapping[str, float]
 
 
+def out_of_fold(predictor: Predictor) -> Scored | None:
+    """Scores on the out-of-fold predictions of the training; None: the predictor has none."""
+    rows = getattr(predictor, "held_out", None)
+    return None if rows is None else Scored(rows, getattr(predictor, "metrics", {}))
+
+
 def held_out(predictor: Predictor) -> Scored:
-    """Scores on the out-of-fold predictions of the training.
+    """The same.
 
     Raises:
         PPFError: the predictor has none.
     """
-    if predictor.held_out is None:
+    found = out_of_fold(predictor)
+    if found is None:
         raise PPFError(
             "this predictor has no out-of-fold predictions to score: give test_policies=256, which"
             " labels further policies for the scores, or a predictor that Lightning trains, such as"
             " predictor=residual."
         )
-    return Scored(predictor.held_out, predictor.metrics)
+    return found
 
 
 def score(

@@ -16,15 +16,15 @@ from ppf.agents import Agent, Objective, Report, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.agents.rule import Rule
 from ppf.artefacts import signature
+from ppf.context.budgets import priced
+from ppf.context.prepare import PruningContext
+from ppf.context.signatures import plain, with_code
 from ppf.labels.table import PROPOSED
 from ppf.policy_search import TrustRegion
 from ppf.policy_search.verify import Measure
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.space import Space
-from ppf.stages.budgets import priced
 from ppf.stages.collect import measure
-from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import plain, with_code
 from ppf.stages.train import Train, Trained
 
 

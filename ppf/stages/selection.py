@@ -8,11 +8,11 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ppf.context.prepare import PruningContext
 from ppf.evaluation.perplexity import Piece, evenly, window_losses
 from ppf.policy_search.selection import select
 from ppf.progress import say
 from ppf.ranks import on_rank_0
-from ppf.stages.prepare import PruningContext
 from ppf.stages.search import Found
 
 

@@ -8,13 +8,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ppf.artefacts import get_or_make, signature, write_json
+from ppf.context.prepare import PruningContext
+from ppf.context.signatures import text_identity
 from ppf.evaluation.perplexity import mean_nll
 from ppf.progress import say
 from ppf.pruning.live import Types
 from ppf.report.scores import NO_RULES, LogPerplexity
-from ppf.stages.prepare import PruningContext
 from ppf.stages.prune import pruned_to
-from ppf.stages.signatures import text_identity
 
 _KINDS = {
     "test": "test",

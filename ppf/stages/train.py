@@ -12,16 +12,23 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ppf.artefacts import signature
+from ppf.context.prepare import PruningContext
+from ppf.context.signatures import file_digest, missing, plain, with_code
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.base import Predictor, PredictorInputs
+from ppf.predictor.base import Predictor, PredictorInputs, StoredPredictor, needs_labels, unfitted
 from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
 from ppf.stages.collect import measure, screen
-from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import file_digest, missing, plain, with_code
 
-_MACHINE = ("accelerator", "devices", "num_nodes", "strategy")  # where, not what, is trained
+_NO_EFFECT = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+)  # of the Trainer's arguments: they do not change what is trained
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,6 @@ class Trained:
 
 Train = Callable[[Labels], Trained]
 """Fits a predictor to labels: `train` whose other arguments are given."""
-
-
-def needs_labels(predictor: DictConfig) -> bool:
-    """Whether the predictor of this config is fitted to labels."""
-    return instantiate(predictor).needs_labels
 
 
 def train(
@@ -90,24 +92,25 @@ def train(
         if not may_train:
             raise missing("predictor", "python train.py")
         say(f"Training the predictor on {len(labels)} labels.")
-        fresh: Predictor = instantiate(predictor)
+        fresh: StoredPredictor = instantiate(predictor)
         fresh.fit(labels, inputs)
         draft.mkdir()
         fresh.save(draft)
 
-    def read(path: Path) -> Predictor:
-        stored: Predictor = instantiate(predictor)
+    def read(path: Path) -> StoredPredictor:
+        stored: StoredPredictor = instantiate(predictor)
         stored.load(path, inputs)
         return stored
 
-    found: Predictor = instantiate(predictor)
-    if found.needs_labels:
+    found = unfitted(predictor)
+    if needs_labels(found):
         found = artefacts.get_or_make("predictor", name, read=read, make=make)
         if reused:
             say(f"Reusing the predictor in {folder}.")
     else:
         found.fit(labels, inputs)
-    found.to(context.lm.device)
+    if move := getattr(found, "to", None):
+        move(context.lm.device)
     _check_predictions(found, context)
     return Trained(found, folder, name)
 
@@ -150,5 +153,5 @@ def predictor_signature(
         config["init_from"] = file_digest(file, "predictor.init_from", cache)
     config = with_code(config, cache)
     policies = (labels.kept.tolist(), labels.proposed.tolist(), labels.acquired.tolist())
-    training = {key: value for key, value in plain(trainer).items() if key not in _MACHINE}
+    training = {key: value for key, value in plain(trainer).items() if key not in _NO_EFFECT}
     return signature("predictor", label_signature, policies, config, training, seed)

@@ -15,10 +15,10 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from pyarrow import parquet
 
+from ppf.context.prepare import prepare
 from ppf.predictor.module import load_predictor
 from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
-from ppf.stages.prepare import prepare
 from ppf.stages.train import train
 from tests.articles import write_articles
 from tests.cli.conftest import HASTY

@@ -5,11 +5,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from ppf.context.prepare import observe
 from ppf.errors import PPFError
 from ppf.labels.labeller import Labeller
 from ppf.llm import LanguageModel, load
 from ppf.llm.divide import divide, over_gpus
-from ppf.stages.prepare import observe
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.tiny import TinySetup
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -36,6 +37,7 @@ def test_no_changed_byte_is_read(tmp_path: Path) -> None:
         assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS), place
 
 
-def test_files_without_a_checksum_are_read(tmp_path: Path) -> None:
+def test_files_without_a_checksum_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "x")
-    assert torch.equal(read_tensors(tmp_path / "x")["a"], torch.ones(2))
+    with pytest.raises(ValueError, match="checksum"):
+        read_tensors(tmp_path / "x")

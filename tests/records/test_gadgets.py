@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from lightning import Fabric
 
 import ppf
+from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.export.huggingface import export_folder
 from ppf.export.loading import load_folder
@@ -22,7 +23,6 @@ from ppf.predictor.fit import untrained
 from ppf.predictor.module import load_predictor
 from ppf.runtime.search_folder import read_search
 from ppf.stages.evaluate import Procedure, evaluate_folders
-from ppf.stages.policy import read_policy
 from ppf.stages.prune import prune
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.predictor.synthetic import DENSE_NLL, made_up_features, made_up_space, predictor_config

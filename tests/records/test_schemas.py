@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from ppf.context.policy import check_signature, policy_config
 from ppf.errors import PPFError
 from ppf.records import check
 from ppf.records.agent import AgentRecord
 from ppf.records.policy import ConfigRecord, PolicyRecord
 from ppf.records.values import Record
-from ppf.stages.policy import check_signature, policy_config
 from tests.records import examples
 from tests.records.examples import CONF, places
 

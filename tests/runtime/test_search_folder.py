@@ -5,12 +5,12 @@ import torch
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
+from ppf.context.policy import provenance
+from ppf.context.prepare import PruningContext
 from ppf.errors import PPFError
 from ppf.pruning.bank import ready_gib
 from ppf.runtime import DynamicModel
 from ppf.space import uniform
-from ppf.stages.policy import provenance
-from ppf.stages.prepare import PruningContext
 from tests.searched import write_search
 
 Search = tuple[DictConfig, PruningContext]

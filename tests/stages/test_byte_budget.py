@@ -8,13 +8,13 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.context.budgets import priced, saved
+from ppf.context.policy import described, refuse_types
+from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.space import uniform
 from ppf.stages import byte_budget
-from ppf.stages.budgets import priced, saved
 from ppf.stages.byte_budget import check_bytes, in_bytes
-from ppf.stages.policy import described, refuse_types
-from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.prune import labelling_nll
 from tests.articles import write_articles
 

@@ -13,12 +13,12 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
 
+from ppf.context.policy import by_site, policy_record, read_policy
+from ppf.context.prepare import PruningContext, prepare
 from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.space import uniform
 from ppf.stages import prune as stage
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
-from ppf.stages.policy import by_site, policy_record, read_policy
-from ppf.stages.prepare import PruningContext, prepare
 from ppf.stages.prune import keep_better, prune, refit
 from tests.articles import write_articles
 from tests.records import examples

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ppf.cli.checks import check
 from ppf.cli.prune import main as command
 from ppf.conf import read_option
+from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.export.card import recovered_card
 from ppf.export.loading import load_folder
@@ -30,7 +31,6 @@ from ppf.recovery.likeliest import read_likeliest
 from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule
 from ppf.report.scores import RecoveryScore
-from ppf.stages.policy import read_policy
 from ppf.stages.prune import convert, prune
 from ppf.stages.recover import recover
 from tests.recoveries import KilledError, kill, recovery_config
@@ -186,6 +186,10 @@ def test_a_policy_is_pruned_once_and_then_recovered(
     assert "Reusing" not in capsys.readouterr().out
     run(config(*given, "recovery.tokens=64"))
     assert "Reusing the pruned model" in capsys.readouterr().out
+    (weights,) = (searched / "artefacts" / "pruned").glob("*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert run(config(*given, "recovery.tokens=32")).pruned == found.pruned
+    assert "Reusing" not in capsys.readouterr().out
 
 
 def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 from ppf.cli.checks import check
 from ppf.conf import read_option
+from ppf.context.policy import read_policy
 from ppf.export.loading import load_folder
 from ppf.pruning.elastic import FILE
 from ppf.recovery.elastic import ElasticModule
 from ppf.report.scores import RecoveryScore
 from ppf.runtime import DynamicModel
-from ppf.stages.policy import read_policy
 from ppf.stages.prune_at import prune_at
 from ppf.stages.recover_dynamic import recover_dynamic
 from tests.recoveries import KilledError, kill, recovery_config

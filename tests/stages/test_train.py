@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from ppf.errors import PPFError
+from ppf.predictor.base import unfitted
 from ppf.predictor.protocol import Prediction
 from ppf.stages.train import _check_predictions
 
@@ -38,3 +40,14 @@ def test_an_answer_of_another_shape_is_one_sentence(
 
 def test_one_mean_and_one_deviation_for_each_policy_pass() -> None:
     _check_predictions(predictor(lambda kept: Prediction(kept[:, 0] / 2, torch.ones(2))), CONTEXT)
+
+
+class Incomplete:
+    def fit(self, labels: Any, inputs: Any) -> None: ...
+
+
+def test_a_class_without_the_methods_is_one_sentence() -> None:
+    config = OmegaConf.create({"_target_": f"{__name__}.Incomplete"})
+    missing = "^Incomplete is no predictor: it has no method predict and no save and no load.$"
+    with pytest.raises(PPFError, match=missing):
+        unfitted(config)

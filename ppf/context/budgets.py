@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import signature
+from ppf.context.prepare import PruningContext
+from ppf.context.signatures import plain, with_code
 from ppf.progress import say
 from ppf.pruning.costs import Cost
 from ppf.ranks import on_rank_0
 from ppf.space import Space, SteppedSpace
-from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import plain, with_code
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:

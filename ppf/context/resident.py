@@ -9,10 +9,10 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.context.policy import check_signature, policy_config
+from ppf.context.prepare import PruningContext, prepare
 from ppf.pruning.elastic import FILE, Adapters
 from ppf.pruning.memory import within
-from ppf.stages.policy import check_signature, policy_config
-from ppf.stages.prepare import PruningContext, prepare
 
 
 def resident(

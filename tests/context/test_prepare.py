@@ -5,9 +5,9 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf.errors import ReadonlyConfigError
 
+from ppf.context import prepare as stage
+from ppf.context.policy import check_signature, policy_config, provenance
 from ppf.errors import PPFError
-from ppf.stages import prepare as stage
-from ppf.stages.policy import check_signature, policy_config, provenance
 from tests.searched import QUICK, write_search
 
 

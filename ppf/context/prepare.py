@@ -16,6 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ppf.artefacts import Artefacts, signature
+from ppf.context.observed import Observed, reads_spectra
+from ppf.context.plan import refuse_what_does_not_fit
+from ppf.context.signatures import Signatures, plain, recorded, signatures
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.labels.labeller import Labeller
@@ -36,9 +39,6 @@ from ppf.pruning import (
 from ppf.pruning.live import Types
 from ppf.pruning.statistics import read_tensors, write_tensors
 from ppf.space import Space
-from ppf.stages.observed import Observed, reads_spectra
-from ppf.stages.plan import refuse_what_does_not_fit
-from ppf.stages.signatures import Signatures, plain, recorded, signatures
 
 Choose = Callable[[LanguageModel, Space], Compensation]
 

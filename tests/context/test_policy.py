@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 
-from ppf.stages.policy import warn_if_unreadable
+from ppf.context.policy import warn_if_unreadable
 
 
 def config(*overrides: str) -> Any:

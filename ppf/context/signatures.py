@@ -41,7 +41,8 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
     statistics = signature("statistics", model_identity(cfg), dtype, calibration)
     order = signature("importance", statistics, with_code(plain(cfg.importance), cache))
     compensation = with_code(plain(cfg.compensation), cache)
-    bank = signature("bank", order, plain(cfg.space), compensation)
+    space = {key: value for key, value in plain(cfg.space).items() if key != "name"}
+    bank = signature("bank", order, space, compensation)
     labels = signature("labels", bank, labelling, cfg.labels.context, cfg.labels.kl_top_k)
     return Signatures(statistics, order, bank, labels)
 
@@ -112,6 +113,7 @@ def text_identity(cfg: DictConfig, part: Part) -> dict[str, Any]:
     if path:
         splits, source = local_splits(splits), {"content": file_digest(path, "text.path", cache)}
     else:
+        del text["column"]  # of files only
         source = _source(source, cache)
     return text | {"source": source, "documents": spans(splits, part), "windows": windows}
 

@@ -8,12 +8,11 @@ import torch
 from hydra import compose, initialize_config_module
 
 from ppf.artefacts import Artefacts
+from ppf.context.observed import Observed, reads_spectra
 from ppf.errors import PPFError
 from ppf.pruning import collect_statistics, collect_traits, score_atoms
 from ppf.pruning.allocation import OWL, AlphaPruning
 from ppf.pruning.importance import OBS, Importance, Taylor
-from ppf.pruning.statistics import write_tensors
-from ppf.stages.observed import Observed, reads_spectra
 from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
 
@@ -58,28 +57,6 @@ def test_layer_by_layer_finds_what_the_whole_model_shows(tiny: TinySetup, tmp_pa
     assert found.traits().tensors().keys() == traits.keys()
     for name, own in found.traits().tensors().items():
         torch.testing.assert_close(own, traits[name])
-
-
-def test_the_file_of_all_layers_of_an_older_version_is_read(
-    tiny: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    statistics = collect_statistics(tiny.lm, tiny.windows)
-    scores = score_atoms(tiny.lm, OBS(0.01, 4), statistics, tiny.windows)
-    named = {f"gram.{i}": g for i, g in enumerate(statistics.gram)}
-    named |= {f"mean.{i}": m for i, m in enumerate(statistics.mean)}
-    for kind, name, tensors in (
-        ("statistics", "s", named),
-        ("importance", "o", {f"{i:04}": score for i, score in enumerate(scores)}),
-        ("traits", "t", collect_traits(tiny.lm, tiny.windows[::4]).tensors()),
-    ):
-        (tmp_path / kind).mkdir()
-        write_tensors(tmp_path / kind / f"{name}.safetensors", tensors)
-    found = observed(tiny, tmp_path, one())
-    monkeypatch.setattr("ppf.stages.observed.LayerStream", None)  # no layer is run
-    found.make()
-    assert torch.equal(found.statistics.gram[3], statistics.gram[3])
-    assert torch.equal(found.scores()[3], scores[3])
-    assert found.traits().tensors().keys() == collect_traits(tiny.lm, tiny.windows).tensors().keys()
 
 
 @dataclass
@@ -154,7 +131,7 @@ def test_the_first_rank_differentiates_for_all(tiny: TinySetup, tmp_path: Path) 
 def test_spectra_are_computed_only_for_the_rule_that_reads_them(
     tiny: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppf.stages.observed.layer_exponent", None)  # it is not called
+    monkeypatch.setattr("ppf.context.observed.layer_exponent", None)  # it is not called
     found = observed(tiny, tmp_path, one(), spectra=False)
     found.make()
     traits = found.traits()

@@ -6,14 +6,14 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from ppf.context.prepare import PruningContext
+from ppf.context.signatures import Signatures, plain, recorded, signatures
 from ppf.errors import PPFError
 from ppf.progress import say
 from ppf.pruning.live import Types
 from ppf.records import check, read
 from ppf.records.policy import FORMAT, ConfigRecord, PolicyRecord
 from ppf.space import Space
-from ppf.stages.prepare import PruningContext
-from ppf.stages.signatures import Signatures, plain, recorded, signatures
 
 T = TypeVar("T")
 _REFUSAL = "prune.py, evaluate.py and serve.py will refuse what this search finds"

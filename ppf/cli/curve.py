@@ -7,11 +7,11 @@ import torch
 from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
+from ppf.cli.results import common, dense_entry, summary
+from ppf.context.prepare import PruningContext
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import SearchReport
 from ppf.stages.dynamic import Learnt
-from ppf.stages.prepare import PruningContext
-from ppf.stages.results import common, dense_entry, summary
 
 _DRAWN = 12  # most policies in the heatmap
 

@@ -80,9 +80,6 @@ class Observed:
 
     def traits(self) -> Traits:
         """The traits of the dense model."""
-        if whole := self._traits.whole:
-            names = whole.keys()
-            return Traits.from_tensors({name: whole.get_tensor(name) for name in names})
         files = [self._traits, self._exponents] if self._spectra else [self._traits]
         return Traits.of_layers(
             [{k: v for file in files for k, v in file.read(i).items()} for i in self._layers]
@@ -118,7 +115,7 @@ class Observed:
 
     @property
     def _files(self) -> tuple[LayerFiles, ...]:
-        exponents = (self._exponents,) if self._spectra and not self._traits.whole else ()
+        exponents = (self._exponents,) if self._spectra else ()
         return self._moments, self._scores, self._traits, *exponents
 
     @cached_property
@@ -169,8 +166,7 @@ class Observed:
 
     def _make_scores(self, layer: int) -> dict[str, Tensor]:
         numbers = [i for i, owner in enumerate(self._layer_of) if owner == layer]
-        names = [f"{moment}.{i}" for i in numbers for moment in _MOMENTS]
-        moments = self._moments.read(layer, names)
+        moments = self._moments.read(layer)
         return {
             f"{i:04}": score_coupling(
                 self.lm,

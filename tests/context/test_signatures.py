@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
+from ppf.context.signatures import Signatures, signatures
 from ppf.labels.table import Labels
 from ppf.llm import load
-from ppf.stages.signatures import Signatures, signatures
 from ppf.stages.train import predictor_signature
 
 ALL = ("statistics", "order", "bank", "labels", "predictor")
@@ -21,12 +21,14 @@ INVALIDATES = {
     "model.source": ALL,
     "text": ALL,
     "text.name": (),
+    "text.column": (),
     "text.training": (),
     "text.windows.calibration": ALL,
     "text.windows.labelling": ("labels", "predictor"),
     "text.windows.test": (),
     "importance": ("order", "bank", "labels", "predictor"),
     "space": ("bank", "labels", "predictor"),
+    "space.name": (),
     "compensation": ("bank", "labels", "predictor"),
     "labels.context": ("labels", "predictor"),
     "labels.kl_top_k": ("labels", "predictor"),
@@ -35,6 +37,8 @@ INVALIDATES = {
     "trainer": ("predictor",),
     "trainer.accelerator": (),
     "trainer.devices": (),
+    "trainer.log_every_n_steps": (),
+    "trainer.num_sanity_val_steps": (),
     "seed": ("predictor",),
 }
 

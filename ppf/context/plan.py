@@ -13,16 +13,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from ppf.context.observed import reads_spectra
+from ppf.context.signatures import signatures
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.policy_search.experts import measured_experts
+from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning.bank import BankSize, bank_size
 from ppf.space import Space
-from ppf.stages.observed import reads_spectra
-from ppf.stages.signatures import signatures
 
 GIB = 2**30
 _EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
@@ -225,7 +226,7 @@ def _labels(cfg: DictConfig) -> int:
     if not isinstance(search, DictConfig):  # in other commands the key names a folder
         return drawn + cfg.get("test_policies", 0)
     proposed = _measured_experts(cfg) if cfg.mode == "dynamic" else search.label_budget
-    return proposed + (drawn if instantiate(cfg.predictor).needs_labels else 0)
+    return proposed + (drawn if needs_labels(unfitted(cfg.predictor)) else 0)
 
 
 def _measured_experts(cfg: DictConfig) -> int:

@@ -11,6 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import write_json
+from ppf.context.budgets import saved
+from ppf.context.policy import described, policy_record
+from ppf.context.prepare import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.pareto import front
 from ppf.policy_search.selection import Mean
@@ -20,9 +23,7 @@ from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.report.origin import command_line, machine
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
-from ppf.stages.budgets import saved
-from ppf.stages.policy import described, policy_record
-from ppf.stages.prepare import PruningContext
+from ppf.stages.score import out_of_fold
 from ppf.stages.search import Found
 from ppf.stages.selection import selection_windows
 
@@ -196,10 +197,11 @@ def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
 
 def _accuracy(predictor: Predictor, config: DictConfig) -> Accuracy | None:
     """The predictor on held-out policies; None if it has none."""
-    if predictor.held_out is None:
+    found = out_of_fold(predictor)
+    if found is None:
         return None
-    predicted, std, measured, ratio = (column.tolist() for column in predictor.held_out[:4])
-    metrics = {name.removeprefix("test/"): score for name, score in predictor.metrics.items()}
+    predicted, std, measured, ratio = (column.tolist() for column in found.held_out[:4])
+    metrics = {name.removeprefix("test/"): score for name, score in found.metrics.items()}
     bands = list(config.get("bands", []))
     return Accuracy(predicted, std, measured, ratio, metrics, bands)
 

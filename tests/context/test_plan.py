@@ -7,10 +7,10 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
+from ppf.context import plan
+from ppf.context.plan import Free, Need, Sizes, Speeds, needs, refuse_what_does_not_fit
 from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
-from ppf.stages import plan
-from ppf.stages.plan import Free, Need, Sizes, Speeds, needs, refuse_what_does_not_fit
 from tests.test_configs import CONF
 
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""What the stages share: the loaded model, names of artefacts, plans, and policy files."""
