@@ -186,7 +186,8 @@ def test_every_imported_package_is_declared() -> None:
     owners = packages_distributions()
     modules = {module.split(".")[0] for file in FILES for module in imports_of(file)}
     foreign = modules - set(sys.stdlib_module_names) - {"ppf"}
-    missing = {m for m in foreign if not declared & {normal(owner) for owner in owners.get(m, ())}}
+    packages = {m: {normal(owner) for owner in owners.get(m, (m,))} for m in foreign}
+    missing = {m for m, names in packages.items() if not declared & names}
     assert not missing, f"pyproject.toml does not declare the packages of {missing}"
 
 

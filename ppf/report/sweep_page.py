@@ -86,12 +86,11 @@ def _headline(best: Mapping[object, Sequence[Group]], first: str) -> list[str]:
     """The best groups of each ratio, compared with uniform pruning and the best rule."""
     sentences = []
     for ratio, groups in best.items():
-        who = " and ".join(group.name or "the only job" for group in groups)
+        who = " and ".join(group.name for group in groups)
         equal = ", equally good," if len(groups) > 1 else ""
-        sentences.append(
-            f"Best{_at(ratio)}: {who}{equal} with {_named(first, groups[0].text(first))}"
-            f"{_compared(groups[0], first)}."
-        )
+        start = f"Best{_at(ratio)}: {who}{equal} with" if who else f"Found{_at(ratio)}:"
+        found = _named(first, groups[0].text(first))
+        sentences.append(f"{start} {found}{_compared(groups[0], first)}.")
     return sentences or ["No job has a result."]
 
 

@@ -57,6 +57,13 @@ def test_the_headline_compares_with_uniform_and_tells_of_ties(tmp_path: Path) ->
     )
 
 
+def test_jobs_that_differ_in_seed_and_ratio_only_need_no_name(tmp_path: Path) -> None:
+    for seed, found in enumerate((30.0, 32.0)):
+        job(tmp_path, [f"seed={seed}"], {"ratio": 0.2, "test_ppl": found})
+    headline = sweep_page(read_sweep(tmp_path), tmp_path).headline
+    assert headline == ["Found: a perplexity of 31.00 ± 1.00 on the test part."]
+
+
 def test_the_page_names_its_multirun_and_what_to_do_with_the_best_policy(tmp_path: Path) -> None:
     searches(tmp_path)
     task = ["agent=ppo,cmaes", "paths.outputs=out"]

@@ -133,6 +133,12 @@ def test_documentation_lists_the_routes(client: TestClient) -> None:
     assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/policies"} <= {*paths}
 
 
+def test_documentation_needs_no_internet(client: TestClient) -> None:
+    pytest.importorskip("fastapi_offline")
+    page = client.get("/docs").text
+    assert "//cdn" not in page and client.get("/static-offline-docs/swagger-ui.css").is_success
+
+
 def test_a_seed_repeats_a_sample(client: TestClient) -> None:
     texts = [
         post(client, temperature=1, max_tokens=12, seed=seed).json()["choices"][0]["text"]
