@@ -66,8 +66,8 @@ class Pruned:
             mine.consumer.bias is not None and other.consumer.bias is None
             for mine, other in zip(self.couplings, dense, strict=True)
         )
-        pruned = [name for name, count in units.items() if kept[name] < count]
         removed = self.unit_parameters(units)
+        pruned = [name for name in removed if kept[name] < units[name]]
         biases = {c.name: c.consumer.out_features * added for c in dense}
         change = sum(biases[n] - (units[n] - kept[n]) * removed[n] for n in pruned)
         return parameters(self.dense) + change
