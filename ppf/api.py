@@ -14,8 +14,10 @@ from omegaconf import DictConfig
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.cli.app import run
+from ppf.cli.explain import explain_config
 from ppf.cli.studies import check_studies
 from ppf.context.policy import read_policy
+from ppf.errors import PPFError
 
 Model = str | Path | PreTrainedModel
 _PLAIN = re.compile(r"[\w./~+-]+")  # text that Hydra reads without quotes
@@ -149,8 +151,13 @@ def _composed(command: str, overrides: Iterable[str]) -> DictConfig:
     """A command's config, with a new run folder in the place where the command creates its own."""
     given, folder = list(overrides), f"{command}/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
     check_studies(command, given)
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose(command, [f"paths.run=${{paths.outputs}}/{folder}", *given])
+    try:
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            return compose(command, [f"paths.run=${{paths.outputs}}/{folder}", *given])
+    except Exception as error:
+        if sentence := explain_config(command, given)(error):
+            raise PPFError(sentence) from error
+        raise
 
 
 def _named(model: Model) -> Iterator[str]:

@@ -59,6 +59,11 @@ def test_a_wrong_override_is_an_error_and_not_an_exit(
         ppf.search("tiny", labels={"count": -1})
 
 
+def test_an_unknown_key_is_an_error_that_names_a_similar_one() -> None:
+    with pytest.raises(PPFError, match=r"no key search\.roundz: do you mean search\.rounds\?"):
+        ppf.search("tiny", search={"roundz": 1})
+
+
 @pytest.mark.parametrize("command", ["search", "prune", "recover", "evaluate"])
 def test_a_run_folder_lies_where_the_overrides_say(command: str, tmp_path: Path) -> None:
     outputs = tmp_path / "my outputs"

@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def explain_run(error: BaseException) -> str | None:
     return disk_failure(error)
 
 
-def explain_config(command: str) -> Explain:
+def explain_config(command: str, overrides: Sequence[str]) -> Explain:
     """Sentences for errors of Hydra while it composes a command's config."""
 
     def explain(error: BaseException) -> str | None:
@@ -85,7 +85,7 @@ def explain_config(command: str) -> Explain:
             return f"{command}.py has no option group {found[1]}: --help lists those that it has."
         if isinstance(error, ConfigCompositionException) and error.__cause__:
             keys = _full_key(error.__cause__).split(".")
-            return unknown_key(keys, _known_keys(command, keys))
+            return unknown_key(keys, _known_keys(command, overrides, keys))
         if isinstance(error, HydraException | ValueError | TypeError):
             return f"{first_line(error)}."
         if isinstance(error, OSError) and error.filename:
@@ -125,9 +125,9 @@ def _full_key(error: BaseException) -> str:
     return str(error).rpartition("full_key: ")[2].split("\n")[0]
 
 
-def _known_keys(command: str, keys: list[str]) -> list[str]:
+def _known_keys(command: str, overrides: Sequence[str], keys: list[str]) -> list[str]:
     """The existing keys next to a wrong one, with all other overrides applied."""
-    others = [word for word in sys.argv[1:] if "=" in word and ".".join(keys) not in word]
+    others = [word for word in overrides if "=" in word and ".".join(keys) not in word]
     try:
         with initialize_config_module("ppf.conf", version_base="1.3"):
             cfg = compose(command, others)

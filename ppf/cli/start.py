@@ -41,7 +41,7 @@ def _entry(name: str) -> Callable[[], None]:
             from ppf.cli.explain import errors_explained, explain_config
 
             with errors_explained(
-                explain_config(name), with_traceback="traceback=true" in sys.argv
+                explain_config(name, sys.argv[1:]), with_traceback="traceback=true" in sys.argv
             ):
                 raise
 

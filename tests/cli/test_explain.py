@@ -38,7 +38,7 @@ def test_what_hydra_refuses(
     hydra = initialize_config_module("ppf.conf", version_base="1.3")
     with hydra, pytest.raises(Exception) as error:
         compose("search", overrides)
-    told = explain_config("search")(error.value)
+    told = explain_config("search", overrides)(error.value)
     assert told is not None and sentence in told and "\n" not in told
 
 
