@@ -31,10 +31,7 @@ from ppf.errors import PPFError
         (["~foo"], "Could not delete from config. 'foo' does not exist."),
     ],
 )
-def test_what_hydra_refuses(
-    overrides: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["search.py", *overrides])
+def test_what_hydra_refuses(overrides: list[str], sentence: str) -> None:
     hydra = initialize_config_module("ppf.conf", version_base="1.3")
     with hydra, pytest.raises(Exception) as error:
         compose("search", overrides)
