@@ -61,7 +61,7 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
     windows = evenly(text.tokens("test", dense.tokenizer), count)
     for name, parts in (("dense", whole(dense)), ("pruned", read_pruned(folder, torch.float32))):
         for kind in TYPES:
-            file = GGUF(kind).write_model(parts, out, record)
+            file = GGUF(kind).write_file(parts, out, record)
             (found,) = run([{"file": str(file), "windows": windows.tolist()}])
             if name == "dense":
                 model = load(config.model, cfg.paths.cache).model

@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppf.context.prepare import prepare
 from ppf.evaluation.latency import prefill_seconds
 from ppf.export.gguf import GGUF
+from ppf.export.pruned import Pruned
 from ppf.runtime import DecodingBatch, DynamicModel, UniformPolicies
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -116,7 +117,8 @@ def llama_cpp_rates(model: DynamicModel, cache: Path) -> dict[str, dict[str, flo
             for ratio in GGUF_RATIOS:
                 with model.at(ratio):
                     policy = {"model": f"{kind}-{ratio}"}
-                    file = GGUF(kind).write(model.pruner, Path(folder) / policy["model"], policy)
+                    parts = Pruned.of(model.pruner)
+                    file = GGUF(kind).write_file(parts, Path(folder) / policy["model"], policy)
                 wanted.append({"file": str(file), "prompt": "The " * 400, "steps": 4 * NEW_TOKENS})
             _, *found = run([wanted[0], *wanted])  # the first one warms up
             answers = zip(GGUF_RATIOS, found, strict=True)

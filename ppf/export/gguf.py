@@ -45,7 +45,12 @@ class GGUF(Converter):
         write_vocabulary(nowhere, model.lm.tokenizer, model.lm.model.config.vocab_size)
 
     def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
-        """As `write`. The file also stores the policy, under the key `ppf.policy`."""
+        path = self.write_file(model, folder, policy)
+        write_card(folder, model, policy, self._form(path))
+        return path
+
+    def write_file(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
+        """The file alone. It also stores the policy, under the key `ppf.policy`."""
         reader, config = architecture_of(model), model.lm.model.config
         _say_padding(model, reader)
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +72,6 @@ class GGUF(Converter):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        write_card(folder, model, policy, self._form(path))
         return path
 
     def _form(self, file: Path) -> Form:
