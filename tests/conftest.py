@@ -50,3 +50,16 @@ def tiny(cache: str):
     from tests.tiny import tiny_setup
 
     return tiny_setup(cache)
+
+
+@pytest.fixture
+def few_articles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default text has 40 of its 102 articles, which are tokenised in less time."""
+    from ppf.llm import corpora
+
+    whole = corpora.wikipedia_sample
+
+    def few(split: str, *, cache: str, shortest_line: int) -> list[str]:
+        return whole(split, cache=cache, shortest_line=shortest_line)[:40]
+
+    monkeypatch.setattr(corpora, "wikipedia_sample", few)

@@ -34,6 +34,7 @@ def write_files(page: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_articles")
 def test_the_python_page_runs(
     cache: str,
     tmp_path: Path,

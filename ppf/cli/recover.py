@@ -112,6 +112,8 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
             "Trained": "adapters of all ratios" if cfg.search else ", ".join(cfg.tune),
             "Loss": " + ".join(cfg.loss),
             "Tokens": f"{found.tokens:,}",
+            "Computed in": cfg.trainer.precision,
+            "Exported in": "float32" if cfg.search else cfg.dtype,
             "Minutes": f"{found.minutes:.1f}",
             "Seed": str(cfg.seed),
         },

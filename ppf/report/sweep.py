@@ -75,9 +75,9 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The overrides except for the ratio, as in "agent=ppo labels.count=256"."""
+        """The job's overrides except for the ratio, as in "agent=ppo labels.count=256"."""
         texts = zip(self.key, self.texts, strict=True)
-        return " ".join(f"{key}={text}" for key, text in texts if key != "ratio")
+        return " ".join(f"{key}={text}" for key, text in texts if key != "ratio" and text)
 
     @property
     def texts(self) -> list[str]:

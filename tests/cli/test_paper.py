@@ -28,6 +28,7 @@ def test_the_plan_needs_no_weights_or_text(run: Run, model: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_articles")
 def test_static_policies_fill_the_table(run: Run, tmp_path: Path) -> None:
     run("search", "-m", "experiment=paper/llama2_7b", *QUICK, "ratio=0.3")
     (results,) = tmp_path.rglob("results.json")
@@ -37,8 +38,15 @@ def test_static_policies_fill_the_table(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_articles")
 def test_one_agent_fills_all_ratios_with_the_published_predictor(run: Run, tmp_path: Path) -> None:
-    given = ("text.window=64", "predictor=cnn", "labels.count=24", "agent=reinforce")
+    given = (
+        "text.window=64",
+        "predictor=cnn",
+        "labels.count=24",
+        "agent=reinforce",
+        "agent.iterations=5",
+    )
     given += ("ratios=[0.2,0.3,0.4,0.5]",)
     run("search", "-m", "experiment=paper/llama3_8b_dynamic", *QUICK, *given)
     (results,) = tmp_path.rglob("results.json")

@@ -79,7 +79,7 @@ def test_every_form_of_layer(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
         models[name] = random_model(LlamaConfig(**CONFIG, **more))
         pruner = pruner_of(models[name], compensation, channel_multiple=32)
         pruner.apply(kept)
-        file = export_gguf(pruner, tmp_path, {"model": name}, type="f16")
+        file = export_gguf(pruner, tmp_path, POLICY | {"model": name}, type="f16")
         wanted.append({"file": str(file), "prompt": "Hello, 12 of you.", "tokens": 16})
     for name, found in zip(models, llama_cpp(wanted), strict=True):
         assert len(found["tokens"]) == 16
@@ -106,7 +106,7 @@ def test_every_family(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
         pruner = pruner_of(models[name], channel_multiple=16)
         sites = zip(pruner.space.sites, atoms, strict=True)
         pruner.apply([count // site.atoms_per_unit for site, count in sites])
-        file = export_gguf(pruner, tmp_path, {"model": name}, type="f16")
+        file = export_gguf(pruner, tmp_path, POLICY | {"model": name}, type="f16")
         tokens = 16 if name.startswith(("gemma3", "qwen3")) else 3
         wanted.append({"file": str(file), "prompt": "Hello", "tokens": tokens})
     for name, found in zip(models, llama_cpp(wanted), strict=True):
@@ -145,7 +145,7 @@ def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path)
     wanted, expected = [], []
     for name, tokenizer in forms.items():
         lm.tokenizer = tokenizer
-        file = str(export_gguf(pruner_of(lm), tmp_path, {"model": name}, type="f16"))
+        file = str(export_gguf(pruner_of(lm), tmp_path, POLICY | {"model": name}, type="f16"))
         wanted += [{"file": file, "prompt": text, "tokens": 1} for text in texts[name]]
         expected += [tokenizer(text).input_ids for text in texts[name]]
     assert [found["prompt"] for found in llama_cpp(wanted)] == expected

@@ -57,6 +57,13 @@ def test_the_headline_compares_with_uniform_and_tells_of_ties(tmp_path: Path) ->
     )
 
 
+def test_names_have_only_the_overrides_that_a_job_has(tmp_path: Path) -> None:
+    for overrides in (["agent=ppo"], ["agent=ppo", "agent.episodes=8"]):
+        job(tmp_path, [*overrides, "ratio=0.2"], {"ratio": 0.2, "test_ppl": 30.0})
+    names = {group.name for group in read_sweep(tmp_path).groups}
+    assert names == {"", "agent.episodes=8"}
+
+
 def test_jobs_that_differ_in_seed_and_ratio_only_need_no_name(tmp_path: Path) -> None:
     for seed, found in enumerate((30.0, 32.0)):
         job(tmp_path, [f"seed={seed}"], {"ratio": 0.2, "test_ppl": found})
