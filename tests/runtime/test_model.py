@@ -1,4 +1,5 @@
 import copy
+import inspect
 import math
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import LlamaForCausalLM, StoppingCriteria
 
 import ppf
 from ppf.errors import PPFError
@@ -21,6 +22,12 @@ from tests.tiny import TinySetup
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 PROMPT = torch.tensor([[5, 6, 7, 8]])
+# The name of the argument depends on the version of transformers.
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(LlamaForCausalLM.forward).parameters
+)
 
 
 def greedy(model: DynamicModel, **options: Any) -> list[int]:
@@ -98,29 +105,29 @@ def test_a_kv_cache_goes_on_at_its_own_ratio(model: DynamicModel) -> None:
     cache, ids = first.past_key_values, first.sequences
     more = {"attention_mask": torch.ones_like(ids)} | GREEDY
     expected = model.generate(ids, **more)
-    assert torch.equal(model.generate(ids, cache=copy.deepcopy(cache), **more), expected)
+    assert torch.equal(model.generate(ids, **{CACHE: copy.deepcopy(cache)}, **more), expected)
 
     model.set_ratio(0.2)
     with pytest.raises(PPFError, match="filled at another pruning ratio"):
-        model.generate(ids, cache=copy.deepcopy(cache), **more)
+        model.generate(ids, **{CACHE: copy.deepcopy(cache)}, **more)
     model.set_ratio(0.4)
-    assert torch.equal(model.generate(ids, cache=cache, **more), expected)
+    assert torch.equal(model.generate(ids, **{CACHE: cache}, **more), expected)
 
 
 def test_a_kv_cache_of_a_forward_pass_is_marked_too(model: DynamicModel) -> None:
-    cache = model.lm.model(PROMPT, use_cache=True).cache
-    model.lm.model(PROMPT, cache=cache)
+    cache = model.lm.model(PROMPT, use_cache=True)[CACHE]
+    model.lm.model(PROMPT, **{CACHE: cache})
     model.set_ratio(0.3)
     with pytest.raises(PPFError, match="KV cache"):
-        model.lm.model(PROMPT, cache=cache)
+        model.lm.model(PROMPT, **{CACHE: cache})
 
 
 def test_a_kv_cache_of_another_model_is_refused(tiny: TinySetup) -> None:
-    cache = tiny.lm.model(PROMPT, use_cache=True).cache
+    cache = tiny.lm.model(PROMPT, use_cache=True)[CACHE]
     policies = UniformPolicies(tiny.space)
     model = DynamicModel(tiny.pruner(), policies, ratios=[0.0], window=32)
     with pytest.raises(PPFError, match="by another model"):
-        model.lm.model(PROMPT, cache=cache)
+        model.lm.model(PROMPT, **{CACHE: cache})
 
 
 def test_threads_never_see_a_foreign_ratio(model: DynamicModel) -> None:
