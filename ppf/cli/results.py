@@ -95,7 +95,7 @@ def write(
         words=_words(context, policies),
         entries=shown,
         candidates=[
-            _entry(context, found, row, *_baselines(found, row) or [f"{CANDIDATE} {row}"])
+            _entry(context, found, row, *_baselines(found, row) or [_candidate(found, row)])
             for row in found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
         ],
         history=found.history,
@@ -279,6 +279,10 @@ def _parameters(context: PruningContext, kept: Int[Tensor, " sites"]) -> int:
 def _baselines(found: Found, row: int) -> list[str]:
     """Uniform pruning and the allocation rules, as far as they propose a policy."""
     return [name for name in found.measured.names[row] if name != CANDIDATE]
+
+
+def _candidate(found: Found, row: int) -> str:
+    return "PPF" if row == found.best else f"{CANDIDATE} {row}"
 
 
 def _bytes(context: PruningContext, kept: Int[Tensor, " sites"]) -> int | None:
