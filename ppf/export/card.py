@@ -18,7 +18,7 @@ $front
 # $name, $title
 
 Structured pruning: whole key/value heads (with their query heads) and FFN channels are removed.
-The tensors are smaller, and layers differ in width. `policy.json` lists what each layer keeps.
+The tensors are smaller, and layers differ in width.
 $rounded
 ## Perplexity of these weights
 $measured_on

@@ -27,7 +27,7 @@ _FAMILIES = ("llama", "mistral", "qwen2")
 _CODE = Path(configuration_decilm.__file__)
 _USE = """\
 `vllm serve FOLDER --trust-remote-code` runs `configuration_decilm.py` of this folder. FFNs have
-fewer channels, and some layers lack their attention."""
+fewer channels, and some layers lack their attention. `policy.json` lists what each layer keeps."""
 
 
 class DeciLM(Converter):

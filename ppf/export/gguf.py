@@ -75,7 +75,10 @@ class GGUF(Converter):
         return path
 
     def _form(self, file: Path) -> Form:
-        use = f"`llama-cli -m {file.name}` runs it; llama.cpp needs no change."
+        use = (
+            f"`llama-cli -m {file.name}` runs it; llama.cpp needs no change. The file's key"
+            " `ppf.policy` lists what each layer keeps."
+        )
         remark = f"The perplexities are those before the conversion to {self.type}."
         return Form("gguf", use, file.stat().st_size, None, remark)
 

@@ -40,7 +40,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 It needs transformers 5.20 or later. `trust_remote_code=True` runs two files of this folder:
-`modeling_pruned.py` and `empty_block.py`."""
+`modeling_pruned.py` and `empty_block.py`. `policy.json` lists what each layer keeps."""
 
 
 class HuggingFace(Exporter):

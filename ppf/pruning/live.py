@@ -96,10 +96,7 @@ class LivePruner:
         left = whole = 0
         for index, type in zip(self._coupling_indices, self.types, strict=True):
             coupling = self.lm.couplings[index]
-            for linear in (
-                *(producer.linear for producer in coupling.producers),
-                coupling.consumer,
-            ):
+            for linear in _linears(coupling):
                 left += linear.weight.numel() * BLOCK_BYTES[type or "f16"]
                 whole += self._dense[linear][0].numel() * BLOCK_BYTES["f16"]
         return 1 - left / whole

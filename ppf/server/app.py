@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi_offline import FastAPIOffline
 
 from ppf.evaluation.size import parameters
 from ppf.report.scores import LogPerplexity
@@ -45,7 +46,8 @@ def create_app(
         api_key: the key that requests to /v1 must send; None: no key is needed.
         template: a chat template; None: the tokenizer's.
     """
-    app = _application(title="PPF", summary="One model at any pruning ratio.", redoc_url=None)
+    # Its page /docs needs no internet.
+    app = FastAPIOffline(title="PPF", summary="One model at any pruning ratio.", redoc_url=None)
     add_handlers(app)
     app.add_middleware(Guard, api_key=api_key, body_mib=scheduler.limits.body_mib)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
@@ -122,15 +124,6 @@ def create_app(
             raise HTTPException(404, f"this server has no model '{asked}': give model='{name}'.")
 
     return app
-
-
-def _application(**arguments: Any) -> FastAPI:
-    """An application whose page /docs needs no internet, if the package for this is installed."""
-    try:
-        from fastapi_offline import FastAPIOffline
-    except ModuleNotFoundError:
-        return FastAPI(**arguments)
-    return FastAPIOffline(**arguments)
 
 
 def _policy(model: DynamicModel, ratio: float, prunable: float) -> dict[str, Any]:

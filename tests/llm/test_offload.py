@@ -77,11 +77,12 @@ def test_weights_on_disk_take_no_memory_between_runs(tmp_path: Path) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
-    layers = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(8))
+    # Above 32 MiB, freed memory always goes back to the system.
+    layers = nn.ModuleList(nn.Linear(4096, 4096, bias=False) for _ in range(2))
     before = resident()
     Offloaded(layers, "disk", torch.device("cpu"), tmp_path)
     size = sum(p.nbytes for p in layers.parameters())
-    assert resident() - before < -size / 4  # other memory of this process may grow
+    assert resident() - before < -size / 2
     for layer in layers:
-        layer.requires_grad_(requires_grad=False)(torch.ones(1, 2048))
-    assert resident() - before < -size / 4  # other memory of this process may grow
+        layer.requires_grad_(requires_grad=False)(torch.ones(1, 4096))
+    assert resident() - before < -size / 2

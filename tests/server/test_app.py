@@ -134,7 +134,6 @@ def test_documentation_lists_the_routes(client: TestClient) -> None:
 
 
 def test_documentation_needs_no_internet(client: TestClient) -> None:
-    pytest.importorskip("fastapi_offline")
     page = client.get("/docs").text
     assert "//cdn" not in page and client.get("/static-offline-docs/swagger-ui.css").is_success
 
