@@ -22,7 +22,8 @@ def entries(context: PruningContext, learnt: Learnt, inputs: SearchInputs) -> li
     """The dense model, and at each ratio uniform pruning, the allocation rules and the agent.
 
     Rules are predicted by the last predictor. They are measured only where a label happens to
-    exist: a measurement of all of them at all ratios would cost more than the search.
+    exist: a measurement of all of them at all ratios would cost more than the search. The
+    prediction of `predictor=oracle` is a measurement.
     """
     curve, labels = learnt.curve, learnt.labels
     known = dict(zip(map(tuple, labels.kept.tolist()), labels.nll.tolist(), strict=True))
