@@ -57,13 +57,13 @@ class Zeroed:
         self.context, self.model = context, model
         self.couplings = adapter_for(model.config).couplings(model)
         self.weights = [c.consumer.weight.clone() for c in self.couplings]
-        self.windows = context.labeller.windows
+        self.windows = context.labelling.labeller.windows
 
     @torch.inference_mode()
     def nll(self, kept: list[int]) -> float:
-        orders = self.context.pruner.bank.orders
+        orders = self.context.model.pruner.bank.orders
         for coupling, weight, order, site, units in zip(
-            self.couplings, self.weights, orders, self.context.space.sites, kept, strict=True
+            self.couplings, self.weights, orders, self.context.model.space.sites, kept, strict=True
         ):
             removed = expand(order[units * site.atoms_per_unit :], coupling.columns)
             coupling.consumer.weight.copy_(weight)
@@ -112,13 +112,18 @@ def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str,
     """The comparison; prints a table."""
     generator = torch.Generator().manual_seed(cfg.seed)
     profiles = Profiles(ratio=[RATIO, RATIO], spread=[0.1, 0.3], smooth=0.5)
-    families = in_order(instantiate(cfg.sampler).draw(context, FAMILIES, generator))
-    unrelated = in_order(profiles.draw(context, UNRELATED, generator))
+    families = in_order(instantiate(cfg.sampler).draw(context.sites, FAMILIES, generator))
+    unrelated = in_order(profiles.draw(context.sites, UNRELATED, generator))
     dense = prepare(cfg, fabric, dtype="float32")
     dense.pruner.restore()
-    labeller = Clocked(context.lm, context.pruner, context.labeller.windows, batch=cfg.labels.batch)
-    ratio = float(context.space.ratio(families).mean())
-    print(f"labeller in {context.lm.dtype}; families at mean ratio {ratio:.2f}")
+    labeller = Clocked(
+        context.model.lm,
+        context.model.pruner,
+        context.labelling.labeller.windows,
+        batch=cfg.labels.batch,
+    )
+    ratio = float(context.model.space.ratio(families).mean())
+    print(f"labeller in {context.model.lm.dtype}; families at mean ratio {ratio:.2f}")
 
     labels, rates = {}, {}
     for name, dtype in (("hf_fp32", torch.float32), ("hf_bf16", torch.bfloat16)):
@@ -126,7 +131,7 @@ def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str,
         zeroed.nll(unrelated[0].tolist())
         labels[name], rates[name] = timed(zeroed.nll, unrelated)
     labeller.start()
-    labeller.nll(context.space.dense.tolist())
+    labeller.nll(context.model.space.dense.tolist())
     labeller.start()
     labels["unrelated"], rates["labeller_unrelated"] = timed(labeller.nll, unrelated)
     shares = {part: s / sum(labeller.seconds.values()) for part, s in labeller.seconds.items()}
@@ -137,7 +142,7 @@ def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str,
 
     by_ratio = {}
     for asked in (0.1, 0.2, 0.3, 0.4, 0.5):
-        kept = uniform(context.space, torch.tensor([asked]))
+        kept = uniform(context.model.space, torch.tensor([asked]))
         _, by_ratio[f"{asked}"] = timed(labeller.nll, kept)
         print(f"at ratio {asked}        {by_ratio[f'{asked}']:6.1f} policies per minute")
     agreement = kendall_rank_corrcoef(
@@ -151,15 +156,15 @@ def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str,
         "mean_ratio": ratio,
         "share_of_time": shares,
         "by_ratio": by_ratio,
-        "dtype": str(context.lm.dtype),
+        "dtype": str(context.model.lm.dtype),
     }
 
 
 def text_size(cfg: DictConfig, context: PruningContext) -> dict[str, object]:
     """Kendall between labels on few tokens and on the whole labelling part; prints a table."""
-    windows = context.text.tokens("labelling", context.lm.tokenizer)
+    windows = context.labelling.windows
     profiles = Profiles(ratio=list(BAND), spread=[0.03, 0.25], smooth=0.5)
-    policies = profiles.draw(context, BAND_POLICIES, torch.Generator().manual_seed(cfg.seed))
+    policies = profiles.draw(context.sites, BAND_POLICIES, torch.Generator().manual_seed(cfg.seed))
     losses = torch.stack(
         [window_losses(context, k, windows) for k in track(in_order(policies), "Scoring policies")]
     )
@@ -177,8 +182,8 @@ def text_size(cfg: DictConfig, context: PruningContext) -> dict[str, object]:
 @torch.inference_mode()
 def window_losses(context: PruningContext, kept: Tensor, windows: Tensor) -> Tensor:
     """Negative log-likelihood of every window's tokens that a label scores."""
-    head, start = output_head(context.lm.model), context.config.labels.context - 1
-    with context.pruner.at(kept.tolist()) as model, fast_attention(model):
+    head, start = output_head(context.model.lm.model), context.labelling.settings.context - 1
+    with context.model.pruner.at(kept.tolist()) as model, fast_attention(model):
         batches = windows.split(8)
         states = [model.get_decoder()(ids, use_cache=False).last_hidden_state for ids in batches]
         pairs = zip(torch.cat(states).split(1), windows.split(1), strict=True)
@@ -222,10 +227,10 @@ def rank(cfg: DictConfig) -> None:
     fabric = instantiate(cfg.fabric)
     fabric.launch()
     context = prepare(cfg, fabric)
-    context.labeller.score(context.space.dense.tolist())
+    context.labelling.labeller.score(context.model.space.dense.tolist())
     fabric.barrier()
     begin = time.perf_counter()
-    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed)
+    labels = collect(context.labelling, context.sites, cfg.sampler, cfg.labels.count, cfg.seed)
     fabric.barrier()
     seconds = time.perf_counter() - begin
     if fabric.is_global_zero:

@@ -35,15 +35,15 @@ SECONDS = 2.0  # of timing for each batch size
 
 def real_evaluations(context: PruningContext) -> dict[str, float]:
     """Seconds that the uniform policy takes, as a label and on the whole test part."""
-    windows = context.text.tokens("test", context.lm.tokenizer)
-    kept = uniform(context.space, torch.tensor([RATIO]))[0].tolist()
-    context.labeller.score(context.space.dense.tolist())  # warms up
+    windows = context.text.tokens("test", context.model.lm.tokenizer)
+    kept = uniform(context.model.space, torch.tensor([RATIO]))[0].tolist()
+    context.labelling.labeller.score(context.model.space.dense.tolist())  # warms up
     start = time.perf_counter()
-    context.labeller.score(kept)
+    context.labelling.labeller.score(kept)
     label = time.perf_counter() - start
-    with context.pruner.at(kept) as model:
+    with context.model.pruner.at(kept) as model:
         start = time.perf_counter()
-        mean_nll(model, windows, batch=context.config.labels.batch)
+        mean_nll(model, windows, batch=context.labelling.settings.batch)
         return {"label": label, "test part": time.perf_counter() - start}
 
 
@@ -63,10 +63,11 @@ def main() -> None:
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("train", [run, *sys.argv[1:]])
     context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
-    fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, ())
-    space, config = context.space, plain(cfg.predictor)
-    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed)
-    labels = acquire(context, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
+    parts = context.labelling, context.sites
+    fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, ())
+    space, config = context.model.space, plain(cfg.predictor)
+    labels = collect(*parts, cfg.sampler, cfg.labels.count, cfg.seed)
+    labels = acquire(*parts, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
     predictor = fit(labels).predictor
 
     seconds = real_evaluations(context)

@@ -52,8 +52,8 @@ def resident_model(overrides: list[str]) -> DynamicModel:
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("collect", ["compensation=bias", "space=width", run, *overrides])
     context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
-    policies = UniformPolicies(context.space)
-    return DynamicModel(context.pruner, policies, ratios=RATIOS, window=context.text.window)
+    policies = UniformPolicies(context.model.space)
+    return DynamicModel(context.model.pruner, policies, ratios=RATIOS, window=context.text.window)
 
 
 def tensor_bytes() -> int:

@@ -113,11 +113,13 @@ def observed(overrides: list[str]) -> None:
 def time_label(overrides: list[str]) -> None:
     """Times one label of uniform pruning at 30 %, and the computation of its levels within it."""
     context = prepared(overrides)
-    context.labeller.score(context.space.dense.tolist())  # records the layers' arguments
+    context.labelling.labeller.score(
+        context.model.space.dense.tolist()
+    )  # records the layers' arguments
     start = time.perf_counter()
-    context.pruner.apply((0.7 * context.space.dense).round().long().tolist())
+    context.model.pruner.apply((0.7 * context.model.space.dense).round().long().tolist())
     levels = time.perf_counter() - start
-    context.labeller.score(context.pruner.kept)
+    context.labelling.labeller.score(context.model.pruner.kept)
     seconds = time.perf_counter() - start
     say(json.dumps({"seconds": seconds, "bank_share": levels / seconds}))
 
@@ -127,7 +129,7 @@ WORK: dict[str, Callable[[list[str]], Any]] = {
     "calibration": lambda given: observed([*given, "importance=random"]),
     "order": observed,
     "bank": prepared,
-    "sensitivities": lambda given: prepared(given).features,
+    "sensitivities": lambda given: prepared(given).sites.features,
     "label": time_label,
 }
 

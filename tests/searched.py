@@ -25,8 +25,8 @@ def write_search(folder: Path, cache: str) -> tuple[DictConfig, PruningContext]:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         config = compose("search", ["model=tiny", f"paths.cache={cache}", *QUICK, *paths])
     context = prepare(config, Fabric(accelerator="cpu", devices=1))
-    kept = uniform(context.space, torch.tensor([0.3]))[0].tolist()
-    numbers = examples.numbers(by_site(context.space, kept))
+    kept = uniform(context.model.space, torch.tensor([0.3]))[0].tolist()
+    numbers = examples.numbers(by_site(context.model.space, kept))
     record = policy_record(context, kept, numbers, predictor="0")
     (folder / "policy.json").write_text(json.dumps(record))
     return config, context
@@ -35,8 +35,10 @@ def write_search(folder: Path, cache: str) -> tuple[DictConfig, PruningContext]:
 def write_agent(folder: Path, context: PruningContext) -> RatioAgent:
     """Writes agent.json, whose policies are uniform."""
     knots = torch.tensor([0.0, 0.1, 0.5], dtype=torch.double)
-    kept = torch.cat([context.space.dense[None], uniform(context.space, knots[1:])])
+    kept = torch.cat([context.model.space.dense[None], uniform(context.model.space, knots[1:])])
     nats = torch.tensor([3.0, 3.2, 4.0])
-    agent = RatioAgent(context.space, knots, kept.double(), nats, nats / 10, provenance(context))
+    agent = RatioAgent(
+        context.model.space, knots, kept.double(), nats, nats / 10, provenance(context)
+    )
     agent.save(folder)
     return agent

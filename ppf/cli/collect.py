@@ -6,15 +6,15 @@ from omegaconf import DictConfig
 from ppf.cli.app import command
 from ppf.context.prepare import prepare
 from ppf.progress import say
-from ppf.stages.collect import collect, label_store
+from ppf.stages.collect import collect
 
 
 @command()
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels what the sampler draws."""
     context = prepare(cfg, fabric)
-    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed)
-    say(f"{len(labels)} labels in {label_store(context).folder}")
+    labels = collect(context.labelling, context.sites, cfg.sampler, cfg.labels.count, cfg.seed)
+    say(f"{len(labels)} labels in {context.labelling.store.folder}")
     limit = cfg.labels.catastrophic
     if wrecked := int(labels.catastrophic(float(labels.nll[0]), limit).sum()):
         say(

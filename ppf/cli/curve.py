@@ -27,7 +27,7 @@ def entries(context: PruningContext, learnt: Learnt, inputs: SearchInputs) -> li
     """
     curve, labels = learnt.curve, learnt.labels
     known = dict(zip(map(tuple, labels.kept.tolist()), labels.nll.tolist(), strict=True))
-    rows = [dense_entry(context, labels)]
+    rows = [dense_entry(context.model, labels)]
     for i, ratio in enumerate(curve.ratios):
         objective = inputs.objective(learnt.trained, inputs.settings.trust_region, ratio, ratio)
         baselines = objective.baselines()
@@ -44,7 +44,7 @@ def entries(context: PruningContext, learnt: Learnt, inputs: SearchInputs) -> li
                     ratio,
                     measured=None if nll is None else LogPerplexity(nll),
                     predicted=LogPerplexity(*score),
-                    parameters=context.pruner.parameters(kept.tolist()),
+                    parameters=context.model.pruner.parameters(kept.tolist()),
                 )
             )
     return rows

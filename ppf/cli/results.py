@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppf.artefacts import write_json
 from ppf.context.budgets import saved
+from ppf.context.model import PrunableModel
 from ppf.context.policy import described, policy_record
 from ppf.context.prepare import PruningContext
 from ppf.labels.table import PROPOSED, Labels
@@ -24,50 +25,51 @@ from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.report.origin import command_line, machine, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
+from ppf.space import Space
 from ppf.stages.score import out_of_fold
 from ppf.stages.search import Found
 from ppf.stages.selection import selection_windows
 
 
-def entries(context: PruningContext, labels: Labels, found: Found) -> list[Entry]:
+def entries(model: PrunableModel, labels: Labels, found: Found) -> list[Entry]:
     """Dense, uniform, the allocation rules and the policy found, as every table shows them."""
     baselines = [_baselines(found, row) for row in range(len(found.measured.names))]
     return [
-        dense_entry(context, labels),
-        *(_entry(context, found, row, *names) for row, names in enumerate(baselines) if names),
-        _entry(context, found, found.best, "PPF"),
+        dense_entry(model, labels),
+        *(_entry(model, found, row, *names) for row, names in enumerate(baselines) if names),
+        _entry(model, found, found.best, "PPF"),
     ]
 
 
-def dense_entry(context: PruningContext, labels: Labels) -> Entry:
+def dense_entry(model: PrunableModel, labels: Labels) -> Entry:
     """The dense model."""
     measured = LogPerplexity(float(labels.nll[0]))
     return Entry(
-        "dense", 0.0, measured, parameters=context.parameters,
-        bytes=_bytes(context, context.space.dense),
+        "dense", 0.0, measured, parameters=model.parameters,
+        bytes=_bytes(model, model.space.dense),
     )  # fmt: skip
 
 
 def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
     """The contents of policy.json."""
-    best, space = found.best, context.space
+    best, space = found.best, context.model.space
     predicted = LogPerplexity(*(float(x[best]) for x in (found.measured.mean, found.measured.std)))
     kept = found.measured.kept[best].cpu()
     numbers = {
         "ratio": {
             "asked": cfg.ratio,
             "achieved": float(space.ratio(kept)),
-            "of_all_parameters": 1 - _parameters(context, kept) / context.parameters,
+            "of_all_parameters": 1 - _parameters(context.model, kept) / context.model.parameters,
         },
         "budget": {
             "name": cfg.budget.name,
             "saved": float(saved(context, cfg.budget, kept[None])),
         },
         "predicted": predicted.record(),
-        **_by_part(_entry(context, found, best, "PPF")),
+        **_by_part(_entry(context.model, found, best, "PPF")),
         "uniform": {
             **described(context, found.measured.kept[0].tolist()),
-            **_by_part(_entry(context, found, 0, "uniform")),
+            **_by_part(_entry(context.model, found, 0, "uniform")),
         },
     }
     return policy_record(context, found.kept, numbers, predictor=found.trained.signature)
@@ -85,21 +87,21 @@ def write(
 
     All ranks must call this, since they measure budgets together.
     """
-    policy, shown = record(cfg, context, found), entries(context, labels, found)
+    policy, shown = record(cfg, context, found), entries(context.model, labels, found)
     paths = {"policy": folder / "policy.json", "summary": folder / "summary.json"}
     policies = {"PPF": found.kept, "uniform": found.measured.kept[0].tolist()}
     report = SearchReport(
         title=f"{policy['model']} {_asked(cfg)}",
         dynamic=False,
         policies=policies,
-        words=_words(context, policies),
+        words=_words(context.model, policies),
         entries=shown,
         candidates=[
-            _entry(context, found, row, *_baselines(found, row) or [_candidate(found, row)])
+            _entry(context.model, found, row, *_baselines(found, row) or [_candidate(found, row)])
             for row in found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
         ],
         history=found.history,
-        proposals=_proposals(context, labels, found),
+        proposals=_proposals(context.model.space, labels, found),
         pareto=_pareto(context, cfg.pareto, labels, found),
         paths=paths,
         signatures=policy["signatures"],
@@ -127,7 +129,7 @@ def common(
         predictor: of the last round.
         seconds: duration of each stage.
     """
-    space = context.space
+    space = context.model.space
     return {
         "command": command_line("search"),
         "measured_on": _measured_on(
@@ -145,8 +147,11 @@ def common(
 
 
 def _measured_on(context: PruningContext, wanted: int) -> str:
-    windows, window = context.text.tokens("labelling", context.lm.tokenizer).shape
-    new, skipped = len(selection_windows(context, wanted)), context.config.labels.context
+    windows, window = context.labelling.windows.shape
+    new, skipped = (
+        len(selection_windows(context.labelling, context.text, wanted)),
+        context.labelling.settings.context,
+    )
     selection = (
         f" The selection part is {new} other windows of the same documents, which only the final"
         " choice among the best policies used." if new else ""
@@ -160,8 +165,8 @@ def _measured_on(context: PruningContext, wanted: int) -> str:
 def _settings(cfg: DictConfig, context: PruningContext) -> dict[str, str]:
     asked = percent(cfg.ratio) if cfg.mode == "static" else ", ".join(map(percent, cfg.ratios))
     return {
-        "Model": f"{cfg.model.name}, {str(context.lm.dtype).removeprefix('torch.')}",
-        "Space": f"{context.space.name}, {len(context.space)} sites",
+        "Model": f"{cfg.model.name}, {str(context.model.lm.dtype).removeprefix('torch.')}",
+        "Space": f"{context.model.space.name}, {len(context.model.space)} sites",
         "Importance": _name(cfg, "importance"),
         "Compensation": _name(cfg, "compensation"),
         "Text": context.text.name,
@@ -177,15 +182,13 @@ def _asked(cfg: DictConfig) -> str:
     return f"with {ratio} fewer bytes" if cfg.budget.name == "bytes" else f"at ratio {ratio}"
 
 
-def _words(
-    context: PruningContext, policies: Mapping[str, Sequence[int]]
-) -> dict[str, Sequence[str]]:
+def _words(model: PrunableModel, policies: Mapping[str, Sequence[int]]) -> dict[str, Sequence[str]]:
     """What each site keeps, in words, if the policies also quantise weights."""
     found: dict[str, Sequence[str]] = {}
     for name, kept in policies.items():
-        units, types = context.decode(kept)
+        units, types = model.decode(kept)
         if types:
-            parts = zip(units, context.pruner.space.sites, types, strict=True)
+            parts = zip(units, model.pruner.space.sites, types, strict=True)
             found[name] = [f"{k} of {site.units}, {type}" for k, site, type in parts]
     return found
 
@@ -216,14 +219,14 @@ def _accuracy(predictor: Predictor, config: DictConfig) -> Accuracy | None:
     return Accuracy(predicted, std, measured, ratio, metrics, bands)
 
 
-def _proposals(context: PruningContext, labels: Labels, found: Found) -> dict[str, float]:
+def _proposals(space: Space, labels: Labels, found: Found) -> dict[str, float]:
     """Scores of the predictions of all proposals, by name; empty: there are too few."""
     measured = found.measured
     known = (measured.proposed & measured.measured.isfinite().cpu()).nonzero()[:, 0]
     mean, std, nll, kept = (
         x.cpu()[known] for x in (measured.mean, measured.std, measured.measured, measured.kept)
     )
-    rows = HeldOut(mean, std, nll, context.space.ratio(kept), torch.arange(len(known)))
+    rows = HeldOut(mean, std, nll, space.ratio(kept), torch.arange(len(known)))
     return with_intervals(rows, [], float(labels.nll[0]))
 
 
@@ -244,16 +247,16 @@ def _with_measured(labels: Labels, found: Found) -> Labels:
     return labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), PROPOSED)
 
 
-def _entry(context: PruningContext, found: Found, row: int, name: str, *also: str) -> Entry:
+def _entry(model: PrunableModel, found: Found, row: int, name: str, *also: str) -> Entry:
     measured, kept = found.measured, found.measured.kept[row].cpu()
     entry = Entry(
         name,
-        float(context.space.ratio(kept)),
+        float(model.space.ratio(kept)),
         measured=LogPerplexity(float(measured.measured[row])),
         predicted=LogPerplexity(float(measured.mean[row]), float(measured.std[row])),
-        parameters=_parameters(context, kept),
+        parameters=_parameters(model, kept),
         also=also,
-        bytes=_bytes(context, kept),
+        bytes=_bytes(model, kept),
     )
     parts = found.selection
     if parts is None or row not in parts.rows:
@@ -271,9 +274,9 @@ def _measured(mean: Mean) -> LogPerplexity:
     return LogPerplexity(mean.nll, std_error=mean.std_error)
 
 
-def _parameters(context: PruningContext, kept: Int[Tensor, " sites"]) -> int:
+def _parameters(model: PrunableModel, kept: Int[Tensor, " sites"]) -> int:
     """Parameters of the model under a policy."""
-    return context.pruner.parameters(context.units(kept[None])[0].tolist())
+    return model.pruner.parameters(model.units(kept[None])[0].tolist())
 
 
 def _baselines(found: Found, row: int) -> list[str]:
@@ -285,9 +288,9 @@ def _candidate(found: Found, row: int) -> str:
     return "PPF" if row == found.best else f"{CANDIDATE} {row}"
 
 
-def _bytes(context: PruningContext, kept: Int[Tensor, " sites"]) -> int | None:
+def _bytes(model: PrunableModel, kept: Int[Tensor, " sites"]) -> int | None:
     """Size of the prunable matrices under a policy; None: the budget does not count bytes."""
-    space = context.space
+    space = model.space
     return space.total - int(space.removed(kept)) if space.budget == "bytes" else None
 
 

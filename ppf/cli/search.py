@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome, overrides
+from ppf.context.budgets import priced
 from ppf.context.policy import provenance, warn_if_unreadable
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
@@ -71,26 +72,31 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     with clock("preparing the model"):
         context = in_bytes(prepare(cfg, fabric), cfg)
         if cfg.report_test:
-            context.text.tokens("test", context.lm.tokenizer)  # too little is refused before work
+            context.text.tokens(
+                "test", context.model.lm.tokenizer
+            )  # too little is refused before work
+    parts = context.labelling, context.sites
+    one_ratio = cfg.mode == "static" and context.model.space.budget != "bytes"
     fit = partial(
         train,
-        context,
+        *parts,
+        context.calibration.changes if one_ratio else None,
         cfg.predictor,
         cfg.trainer,
         cfg.seed,
         fabric.loggers,
-        one_ratio=cfg.mode == "static" and context.space.budget != "bytes",
     )
     first = partial(fit, may_train=may_make)
     with clock("labelling"):
         count = cfg.labels.count if needs_labels(unfitted(cfg.predictor)) else 1  # the dense model
-        labels = collect(context, cfg.sampler, count, cfg.seed, may_label=may_make)
+        labels = collect(*parts, cfg.sampler, count, cfg.seed, may_label=may_make)
         labels = acquire(
-            context, labels, first, cfg.labels, cfg.sampler, cfg.seed, may_label=may_make
+            *parts, labels, first, cfg.labels, cfg.sampler, cfg.seed, may_label=may_make
         )
     with clock("training the predictor"):
         trained = first(labels)
-    inputs = SearchInputs.of(cfg, fabric, context, fit)
+    space, features = priced(context, cfg.budget), context.sites.features
+    inputs = SearchInputs.of(cfg, fabric, space, features, context.labelling, fit)
     return _MODES[cfg.mode](_Begun(cfg, context, inputs, labels, trained, clock))
 
 
@@ -110,12 +116,16 @@ def _static(begun: _Begun) -> Outcome:
     cfg, context, inputs, labels, trained, clock = begun
     found = search(inputs, labels, trained, cfg.ratio, clock)
     with clock("measuring the best on the selection part"):
-        found = with_selection(context, found, cfg.search)
+        found = with_selection(context.labelling, context.text, found, cfg.search)
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
     if not inputs.fabric.is_global_zero:
         return Outcome(found.nll)
     uniform = found.measured.kept[0].tolist()
-    policies = [("dense", context.space.dense.tolist()), ("uniform", uniform), ("PPF", found.kept)]
+    policies = [
+        ("dense", context.model.space.dense.tolist()),
+        ("uniform", uniform),
+        ("PPF", found.kept),
+    ]
     return _report(begun, report, policies, found.trained, found.nll, "policy")
 
 
@@ -172,8 +182,8 @@ def _outcome(
 ) -> Outcome:
     """The metric, and the rows of a sweep's table."""
     more: dict[str, float | None] = {
-        "evaluations": len(context.labeller.used),
-        "token_passes": context.token_passes,
+        "evaluations": len(context.labelling.labeller.used),
+        "token_passes": context.labelling.token_passes,
     }
     if cfg.mode == "static":
         more["ratio"] = cfg.ratio  # the requested one: a sweep compares jobs by it
@@ -188,9 +198,9 @@ def _size(context: PruningContext, saved: float | None) -> dict[str, float]:
     Args:
         saved: share of the bytes that the policy saves.
     """
-    if context.space.budget != "bytes" or saved is None:
+    if context.model.space.budget != "bytes" or saved is None:
         return {}
-    return {"matrices_mib": (1 - saved) * context.space.total / 2**20}
+    return {"matrices_mib": (1 - saved) * context.model.space.total / 2**20}
 
 
 _MODES = {"static": _static, "dynamic": _dynamic}

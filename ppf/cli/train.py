@@ -30,14 +30,15 @@ from ppf.stages.train import train
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Trains the predictor, scores it and plots predicted against measured."""
     context = prepare(cfg, fabric)
-    fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
+    parts = context.labelling, context.sites
+    fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
     may_label = cfg.upstream == "make"
-    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed, may_label=may_label)
-    labels = acquire(context, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
+    labels = collect(*parts, cfg.sampler, cfg.labels.count, cfg.seed, may_label=may_label)
+    labels = acquire(*parts, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
     trained = fit(labels)
     predictor, bands = trained.predictor, cfg.predictor.get("bands", [])
     if count := cfg.test_policies:
-        found = score(context, predictor, labels, cfg.sampler, count, cfg.seed, bands)
+        found = score(*parts, predictor, labels, cfg.sampler, count, cfg.seed, bands)
     else:
         found = held_out(predictor)
     metric = found.metrics.get("test/nmse")

@@ -24,26 +24,27 @@ from ppf.space import Space, SteppedSpace
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
     """The model's space under a budget."""
-    if isinstance(context.space, SteppedSpace):
-        return context.space  # of a search with budget=bytes
-    return context.space.priced(budget.name, prices(context, budget))
+    if isinstance(context.model.space, SteppedSpace):
+        return context.model.space  # of a search with budget=bytes
+    return context.model.space.priced(budget.name, prices(context, budget))
 
 
 def saved(
     context: PruningContext, budget: DictConfig, kept: Int[Tensor, "n sites"]
 ) -> Float[Tensor, " n"]:
     """The share of a cost that policies save; 0 if no site of the space has this cost."""
-    if context.space.budget == "bytes" == budget.name:
-        return context.space.saved(kept)
-    space = replace(context.pruner.space, prices=tuple(prices(context, budget)))
-    return space.saved(context.units(kept))
+    model = context.model
+    if model.space.budget == "bytes" == budget.name:
+        return model.space.saved(kept)
+    space = replace(model.pruner.space, prices=tuple(prices(context, budget)))
+    return space.saved(model.units(kept))
 
 
 def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     """The price of one unit of each site. Measured prices are measured once on a machine."""
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
-        return cost.prices(context.pruner)
+        return cost.prices(context.model.pruner)
     artefacts = context.artefacts
     config = with_code(plain(budget), artefacts.folder)
     parts = context.signatures.labels, config, _machine(context)
@@ -52,7 +53,7 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
 
     def measure(draft: Path) -> None:
         say(f"Measuring the {budget.name} of this model on this machine.")
-        draft.write_text(json.dumps(cost.prices(context.pruner)), encoding="utf-8")
+        draft.write_text(json.dumps(cost.prices(context.model.pruner)), encoding="utf-8")
 
     return artefacts.get_or_make("costs", f"{name}.json", read=_numbers, make=measure)
 
@@ -62,7 +63,7 @@ def _numbers(file: Path) -> list[int]:
 
 
 def _machine(context: PruningContext) -> dict[str, Any]:
-    device = context.lm.device
+    device = context.model.lm.device
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "host": platform.node(),

@@ -35,7 +35,7 @@ def policy_record(
         "space": context.config.space.name,
         "text": context.text.name,
         **described(context, kept),
-        "units": {site.name: site.units for site in context.pruner.space.sites},
+        "units": {site.name: site.units for site in context.model.pruner.space.sites},
         **numbers,
         **provenance(context, predictor=predictor),
     }
@@ -57,9 +57,10 @@ def provenance(context: PruningContext, **more: str) -> dict[str, Any]:
 
 def described(context: PruningContext, kept: list[int]) -> dict[str, Any]:
     """A policy of the context's space, by the names of sites: units, and formats if it has any."""
-    units, types = context.decode(kept)
-    found: dict[str, Any] = {"kept": by_site(context.space, units)}
-    return found | ({"types": by_site(context.space, types)} if types else {})
+    space = context.model.space
+    units, types = context.model.decode(kept)
+    found: dict[str, Any] = {"kept": by_site(space, units)}
+    return found | ({"types": by_site(space, types)} if types else {})
 
 
 def by_site(space: Space, values: Sequence[T]) -> dict[str, T]:

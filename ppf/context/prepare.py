@@ -1,27 +1,24 @@
 """Prepares what stages with a model need: model, text, space, order, bank."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
-from jaxtyping import Float, Int
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from ppf.artefacts import Artefacts, signature
+from ppf.context.calibration import Calibration, UnitSites
+from ppf.context.labelling import Labelling
+from ppf.context.model import PrunableModel
 from ppf.context.observed import Observed, reads_spectra
 from ppf.context.plan import refuse_what_does_not_fit
 from ppf.context.signatures import Signatures, plain, recorded, signatures
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
-from ppf.labels.labeller import Labeller
+from ppf.labels.samplers import SamplingContext
 from ppf.llm import LanguageModel, Text, load
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import PartName, build_text
@@ -29,153 +26,41 @@ from ppf.pruning import (
     Bank,
     Compensation,
     LivePruner,
-    SiteFeatures,
     Traits,
-    loss_changes,
     order_atoms,
     retained_importance,
-    sensitivity,
 )
-from ppf.pruning.live import Types
-from ppf.pruning.statistics import read_tensors, write_tensors
 from ppf.space import Space
 
 Choose = Callable[[LanguageModel, Space], Compensation]
 
 
 _PARTS: tuple[PartName, ...] = ("calibration", "labelling")  # that stages up to the search read
-_STRIDE = 4  # of calibration windows that expected losses are computed on
 
 
 @dataclass(frozen=True)
 class PruningContext:
-    """A loaded model that can be pruned to any policy of a space.
+    """A loaded model with what its pruning needs, in parts; each stage takes the parts it uses.
 
     Args:
-        lm: the model, whose weights are in order of importance.
-        text: its three parts.
-        space: the space of the policies.
-        pruner: applies policies to the model.
-        compensation: how the pruner's bank was made.
-        retained: share of a site's importance in the k units that stay, [site, k].
-        traits: of the dense model.
-        parameters: of the dense model; tied weights count once.
+        model: prunable to the policies of a space.
+        text: its parts.
+        calibration: estimates from the calibration part.
+        sites: the space and the features of its sites.
+        labelling: measures policies on the labelling part.
         config: the sections that determine the signatures, as policy.json records them.
         signatures: names of the artefacts.
         artefacts: where they lie.
-        passes: number of tokens read in addition to those of labels, by purpose. A backward pass
-            counts as two forward passes. Passes that artefacts save are counted too.
     """
 
-    lm: LanguageModel
+    model: PrunableModel
     text: Text
-    space: Space
-    pruner: LivePruner
-    compensation: Compensation
-    retained: Float[Tensor, "sites levels"]
-    traits: Traits
-    parameters: int
+    calibration: Calibration
+    sites: SamplingContext
+    labelling: Labelling
     config: DictConfig
     signatures: Signatures
     artefacts: Artefacts
-    passes: dict[Hashable, int] = field(default_factory=dict, kw_only=True)
-
-    @property
-    def token_passes(self) -> int:
-        """Number of tokens read for measurements and gradients of policies (see `passes`)."""
-        labeller = self.labeller
-        return len(labeller.used) * labeller.windows.numel() + sum(self.passes.values())
-
-    @cached_property
-    def labeller(self) -> Labeller:
-        """Measures policies on the labelling part."""
-        return self.labeller_of(self.text.tokens("labelling", self.lm.tokenizer))
-
-    def labeller_of(self, windows: Int[Tensor, "windows window"]) -> Labeller:
-        """Measures policies on some windows, with the settings of the labels."""
-        labels = self.config.labels
-        return Labeller(
-            self.lm,
-            self,
-            windows,
-            batch=labels.batch,
-            context=labels.context,
-            kl_top_k=labels.kl_top_k,
-        )
-
-    @cached_property
-    def features(self) -> SiteFeatures:
-        """Features of the sites; expected losses are computed if they are missing."""
-        losses = self.observed(
-            "sensitivity",
-            signature("sensitivity", self.signatures.bank),
-            lambda windows: {"losses": sensitivity(self.pruner, windows, seed=0)},
-        )["losses"]
-        energy = torch.stack([self.traits.energy[site.name] for site in self.space.sites])
-        errors = self.pruner.bank.errors
-        return SiteFeatures(self.space, errors, self.retained, energy, losses, self.traits)
-
-    def changes(
-        self, kept: Sequence[int], windows: int, times: int, cap: float
-    ) -> Float[Tensor, "sites levels"]:
-        """Estimated changes of a policy's loss (`ppf.pruning.loss_changes`), nats per token.
-
-        Args:
-            windows: of the calibration part in one set, a random choice that depends on the policy.
-            times: number of sets; the part may have fewer.
-        """
-        name = signature("changes", self.signatures.bank, list(kept), windows, cap)
-        text = self.text.tokens("calibration", self.lm.tokenizer)
-        order = torch.randperm(len(text), generator=torch.Generator().manual_seed(int(name, 16)))
-
-        def make(chosen: Tensor) -> dict[str, Tensor]:
-            return {"changes": loss_changes(self.pruner, kept, text[chosen], cap)}
-
-        sets = order.split(windows)[:times]
-        self.passes[name] = 3 * sum(map(len, sets)) * text.shape[1]
-        found = [
-            _stored(self.artefacts, "changes", f"{name}-{number}", partial(make, chosen))["changes"]
-            for number, chosen in enumerate(sets)
-        ]
-        weights = torch.tensor([float(len(chosen)) for chosen in sets])
-        return (torch.stack(found) * (weights / weights.sum())[:, None, None]).sum(0)
-
-    @property
-    def label_name(self) -> str:
-        """Name of the labels of policies of `space`."""
-        return self.signatures.labels
-
-    def decode(self, kept: Sequence[int]) -> tuple[Sequence[int], Types]:
-        """A policy of `space` as the pruner takes it: kept units, and number formats."""
-        return kept, None
-
-    def units(self, kept: Int[Tensor, "n sites"]) -> Int[Tensor, "n sites"]:
-        """The units that policies of `space` keep."""
-        return torch.tensor([self.decode(row)[0] for row in kept.tolist()])
-
-    def apply(self, kept: Sequence[int]) -> None:
-        """Applies a policy of `space` to the model."""
-        self.pruner.apply(*self.decode(kept))
-
-    def apply_by_layer(self, kept: Sequence[int]) -> Iterator[int]:
-        """Applies a policy of `space` one layer at a time; see `LivePruner.apply_by_layer`."""
-        return self.pruner.apply_by_layer(*self.decode(kept))
-
-    def at(self, kept: Sequence[int]) -> AbstractContextManager[PreTrainedModel]:
-        """The model under a policy of `space`."""
-        return self.pruner.at(*self.decode(kept))
-
-    def observed(
-        self, kind: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """What is seen of the dense model on some calibration windows."""
-
-        def make() -> dict[str, Tensor]:
-            windows = self.text.tokens("calibration", self.lm.tokenizer)[::_STRIDE]
-            with self.pruner.at(self.space.dense.tolist()):
-                return observe(windows)
-
-        return _stored(self.artefacts, kind, name, make)
 
 
 def prepare(
@@ -213,18 +98,20 @@ def prepare(
         folder=Path(cfg.paths.artefacts) / "bank" / names.bank / str(lm.dtype),
         ranks=fabric,
     )
+    pruner, artefacts = LivePruner(lm, space, bank), Artefacts(Path(cfg.paths.artefacts), fabric)
+    prunable = PrunableModel(space, pruner, compensation, parameters(lm.model))
+    passes = dict[Hashable, int]()
+    windows = {part: text.tokens(part, lm.tokenizer) for part in _PARTS}
+    calibration = Calibration(pruner, windows["calibration"], names.bank, artefacts, passes)
     return PruningContext(
-        lm,
+        prunable,
         text,
-        space,
-        LivePruner(lm, space, bank),
-        compensation,
-        retained_importance(lm, space, scores),
-        observed.traits(),
-        parameters(lm.model),
+        calibration,
+        UnitSites(calibration, retained_importance(lm, space, scores), observed.traits()),
+        Labelling(prunable, windows["labelling"], config.labels, names.labels, artefacts, passes),
         config,
         names,
-        Artefacts(Path(cfg.paths.artefacts), fabric),
+        artefacts,
     )
 
 
@@ -262,15 +149,3 @@ def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
     )
     observed.make()
     return text, observed
-
-
-def _stored(
-    artefacts: Artefacts, kind: str, name: str, make: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Tensors of an artefact, which is made if it is missing."""
-    return artefacts.get_or_make(
-        kind,
-        f"{name}.safetensors",
-        read=read_tensors,
-        make=lambda draft: write_tensors(draft, make()),
-    )

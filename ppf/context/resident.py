@@ -33,11 +33,11 @@ def resident(
     context = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
     folder = Path(cfg.search)
     if adapted and (folder / FILE).is_file():
-        Adapters.load(folder, context.pruner, origin(context))
+        Adapters.load(folder, context.model.pruner, origin(context))
     return context
 
 
 def origin(context: PruningContext) -> dict[str, str]:
     """What adapters depend on: the compensation of the weights, and the search's signature."""
-    compensation = type(context.compensation).__name__
+    compensation = type(context.model.compensation).__name__
     return {"compensation": compensation, "labels": context.signatures.labels}

@@ -15,6 +15,9 @@ from ppf.labels.table import Labels
 from ppf.predictor.protocol import Prediction
 from ppf.pruning import SiteFeatures
 
+Changes = Callable[[Sequence[int], int, int, float], Float[Tensor, "sites levels"]]
+"""Estimates changes of a policy's loss; see `PredictorInputs.changes`."""
+
 
 @dataclass(frozen=True)
 class PredictorInputs:
@@ -42,7 +45,7 @@ class PredictorInputs:
     screen: Callable[[Int[Tensor, "policies sites"], int], Float[Tensor, " policies"]]
     trainer: Mapping[str, Any]
     seed: int
-    changes: Callable[[Sequence[int], int, int, float], Float[Tensor, "sites levels"]] | None = None
+    changes: Changes | None = None
     loggers: Sequence[Logger] = ()
     progress: bool = False
 

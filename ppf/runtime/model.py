@@ -91,7 +91,7 @@ class DynamicModel:
         """Loads the model of the search `cfg.search`, with a launched Fabric."""
         context, (policies, ratios) = read_search(cfg, fabric)
         name, window = model_name(context.config.model), context.text.window
-        return cls(context.pruner, policies, ratios=ratios, window=window, name=name)
+        return cls(context.model.pruner, policies, ratios=ratios, window=window, name=name)
 
     @property
     def ratio(self) -> float:

@@ -35,7 +35,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
     record = read_policy(folder / "policy.json", cfg.trust_targets)
     refuse_types(record, "a resident model")
     context = resident(cfg, fabric, record)
-    return context, (_found(record, context.space), [0.0, record["ratio"]["asked"]])
+    return context, (_found(record, context.model.space), [0.0, record["ratio"]["asked"]])
 
 
 def check_search(cfg: DictConfig) -> None:

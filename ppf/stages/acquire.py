@@ -5,23 +5,24 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.context.prepare import PruningContext
+from ppf.context.labelling import Labelling
 from ppf.context.signatures import missing
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
+from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import ACQUIRED, Labels
 from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.scores import USUAL
 from ppf.ranks import on_rank_0
 from ppf.space import new_policies
-from ppf.stages.collect import label_store, measure
 from ppf.stages.train import Train
 
 _STREAM = 77  # of the pool's seed: draws that are no labels
 
 
 def acquire(
-    context: PruningContext,
+    labelling: Labelling,
+    sites: SamplingContext,
     labels: Labels,
     train: Train,
     settings: DictConfig,
@@ -51,14 +52,14 @@ def acquire(
     predictor = train(labels).predictor
     if not isinstance(predictor, LearnedPredictor):
         raise _no_process()
-    drawn = draw(context, instantiate(sampler), settings.pool, seed + _STREAM)
+    drawn = draw(sites, instantiate(sampler), settings.pool, seed + _STREAM)
     others, limit = new_policies(drawn, labels.kept), float(labels.nll[0]) + USUAL
-    ranks, store = context.artefacts.ranks, label_store(context)
+    ranks, store = labelling.artefacts.ranks, labelling.store
     policies = on_rank_0(ranks, lambda: _chosen(predictor, others, limit, settings.acquired))
     complete = all(kept in store for kept in policies.tolist())
     if not ranks.broadcast(complete or may_label):
         raise missing("labels", "python train.py")
-    return labels.with_rows(policies, measure(context, policies, ACQUIRED).nll, ACQUIRED)
+    return labels.with_rows(policies, labelling.measure(policies, ACQUIRED).nll, ACQUIRED)
 
 
 def check_acquired(cfg: DictConfig) -> None:

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -13,6 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ppf.artefacts import signature
+from ppf.context.labelling import Labelling
+from ppf.context.model import PrunableModel
 from ppf.context.prepare import PruningContext
 from ppf.errors import PPFError
 from ppf.predictor.base import needs_labels, unfitted
@@ -24,8 +25,7 @@ from ppf.pruning.options import Options
 from ppf.pruning.rounding import BLOCK
 from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
 from ppf.records.values import NumberFormat
-from ppf.space import project
-from ppf.stages.prune import labelling_nll
+from ppf.space import Space, project
 
 _TYPES: tuple[NumberFormat, ...] = get_args(NumberFormat)
 _ROUNDED = _TYPES[1:]
@@ -62,10 +62,11 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
     cost = instantiate(cfg.budget.cost)
     if not isinstance(cost, Bytes):
         return context
-    _check_blocks(context)
-    rounding, prices = _rounding(context), cost.prices(context.pruner)
+    units = context.model
+    _check_blocks(units)
+    rounding, prices = _rounding(context), cost.prices(units.pruner)
     options = Options.of(
-        context.space, prices, rounding.losses, _TYPES, allowed=cost.types, prune=cost.prune
+        units.space, prices, rounding.losses, _TYPES, allowed=cost.types, prune=cost.prune
     )
     least = torch.tensor([steps[0] for steps in options.steps])
     most = float(options.space.saved(least))
@@ -74,43 +75,40 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
             f"ratio={cfg.ratio} of the bytes cannot be saved with these budget.cost.types: give"
             f" ratio={math.floor(1000 * most) / 1000} or less, or budget.cost.prune=true."
         )
-    own = {field.name: getattr(context, field.name) for field in fields(context)}
-    own["space"] = options.space
-    return ByteContext(**own, options=options, rounding=rounding, of_units=context)
+    model = ByteModel(options.space, units.pruner, units.compensation, units.parameters, options)
+    parts = options.steps, options.kept, options.choice
+    name = signature("bytes", context.labelling.name, *parts)
+    sites = ByteSites(options.space, options.features(context.sites.features, rounding))
+    labelling = replace(context.labelling, model=model, name=name)
+    return replace(context, model=model, sites=sites, labelling=labelling)
 
 
 @dataclass(frozen=True)
-class ByteContext(PruningContext):
-    """A context whose policies are levels of bytes (see `Options`).
+class ByteSites:
+    """The sites of a space whose policies are levels of bytes, and their features."""
+
+    space: Space
+    features: SiteFeatures
+
+
+@dataclass(frozen=True)
+class ByteModel(PrunableModel):
+    """A model whose policies are levels of bytes (see `Options`).
 
     Args:
         options: the kept units and format of each level.
-        rounding: expected losses of rounding.
-        of_units: the context whose policies are kept units.
     """
 
     options: Options
-    rounding: RoundingLosses
-    of_units: PruningContext
-
-    @cached_property
-    def features(self) -> SiteFeatures:
-        return self.options.features(self.of_units.features, self.rounding)
-
-    @property
-    def label_name(self) -> str:
-        options = self.options
-        parts = options.steps, options.kept, options.choice
-        return signature("bytes", self.signatures.labels, *parts)
 
     def decode(self, kept: Sequence[int]) -> tuple[Sequence[int], Types]:
         return self.options.policy(kept)
 
 
-def _check_blocks(context: PruningContext) -> None:
+def _check_blocks(model: PrunableModel) -> None:
     """Raises PPFError if a policy could cut a row of a matrix inside a quantisation block."""
-    sites, couplings = context.space.sites, context.lm.couplings
-    for site, index in zip(sites, context.lm.coupling_indices(sites), strict=True):
+    sites, couplings = model.space.sites, model.lm.couplings
+    for site, index in zip(sites, model.lm.coupling_indices(sites), strict=True):
         rows = [producer.linear.in_features for producer in couplings[index].producers]
         rows.append(couplings[index].columns * site.atoms_per_unit)
         if any(length % BLOCK for length in rows):
@@ -128,17 +126,22 @@ def _rounding(context: PruningContext) -> RoundingLosses:
     """
 
     def observe(windows: Tensor) -> dict[str, Tensor]:
-        found = rounding_sensitivity(context.pruner, windows, _ROUNDED, seed=0)
-        return vars(found) | {"weight": _weight(context, found.losses[:, -1])}
+        found = rounding_sensitivity(context.model.pruner, windows, _ROUNDED, seed=0)
+        return vars(found) | {
+            "weight": _weight(context.labelling, context.sites.features, found.losses[:, -1])
+        }
 
-    name = signature("rounding", context.signatures.labels, _ROUNDED)
-    found, pruning = context.observed("rounding", name, observe), context.features.losses[:, None]
+    name = signature("rounding", context.labelling.name, _ROUNDED)
+    found = context.calibration.observed("rounding", name, observe)
+    pruning = context.sites.features.losses[:, None]
     rounded = pruning + found["weight"] * (found["losses"] - pruning)
     noise = nn.functional.pad(found["weight"] * found["noise"], (1, 0))
     return RoundingLosses(torch.cat([pruning, rounded], 1), noise)
 
 
-def _weight(context: PruningContext, rounding: Float[Tensor, "sites levels"]) -> Float[Tensor, "1"]:
+def _weight(
+    labelling: Labelling, features: SiteFeatures, rounding: Float[Tensor, "sites levels"]
+) -> Float[Tensor, "1"]:
     """The measured loss of rounding, relative to that of pruning with the same expected loss.
 
     One policy rounds all sites, the other one prunes in 16 bits. Pruning costs more than expected,
@@ -147,7 +150,8 @@ def _weight(context: PruningContext, rounding: Float[Tensor, "sites levels"]) ->
     Args:
         rounding: expected losses of the format with the fewest bits.
     """
-    space, features = context.space, context.features
+    pruner = labelling.model.pruner
+    space = pruner.space
     sites, ratio = torch.arange(len(space)), torch.linspace(0, 0.9, 91).double()
     pruned = project(space, LeastExpectedLoss().wanted(features, ratio), ratio)
     goal = rounding[sites, space.units].sum()
@@ -155,8 +159,8 @@ def _weight(context: PruningContext, rounding: Float[Tensor, "sites levels"]) ->
     dense, types = space.dense.tolist(), [_TYPES[-1]] * len(space)
     nll = []
     for kept, rounded in ((dense, None), (dense, types), (pruned[same].tolist(), None)):
-        with context.pruner.at(kept, rounded):
-            nll.append(labelling_nll(context))
+        with pruner.at(kept, rounded):
+            nll.append(labelling.present_nll())
     excess = (torch.tensor(nll[1:]) - nll[0]).clamp(min=_LEAST)
     return excess[:1] / excess[1:]
 

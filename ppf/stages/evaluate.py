@@ -98,18 +98,19 @@ def evaluate_policy(
     With `cfg.sequential`, both pruned models are re-estimated if that helps, as `prune` does.
     """
     context = apply_policy(cfg, fabric, record)
-    text, tokenizer = _text(cfg, context.text), context.lm.tokenizer
+    text, tokenizer = _text(cfg, context.text), context.model.lm.tokenizer
     pieces = procedure.pieces(text, tokenizer)
-    space, pruner = context.space, context.pruner
+    space, pruner, dtype = context.model.space, context.model.pruner, context.model.lm.dtype
     policies = {"PPF": (pruner.kept, types_of(space, record))}
     if cfg.baselines:
         uniform = record["uniform"]
         even = space.policy(uniform["kept"]), types_of(space, uniform)
         policies = {"dense": (space.dense.tolist(), None), "uniform": even} | policies
-    results = []
+    parts, results = (context.labelling, context.calibration), []
     for name, (kept, types) in policies.items():
-        with pruned_to(context, kept, types, sequential=cfg.sequential) as model:
-            size = parameters(model) * context.lm.dtype.itemsize - pruner.bytes_of_rounding
+        pruned = pruned_to(*parts, kept, types, sequential=cfg.sequential)
+        with pruned as model:
+            size = parameters(model) * dtype.itemsize - pruner.bytes_of_rounding
             removed = float(space.ratio(torch.tensor(kept)))
             achieved = pruner.bytes_saved if record.get("types") else removed
             results.append(

@@ -12,11 +12,13 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
+from ppf.context.calibration import Calibration
+from ppf.context.labelling import Labelling
+from ppf.context.model import PrunableModel
 from ppf.context.policy import check_signature, policy_config, read_policy, types_of
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.evaluation.latency import speeds
-from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.export.base import Converter, Exporter
 from ppf.export.loading import read_pruned
 from ppf.llm.loading import resolve_dtype
@@ -59,7 +61,7 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> tuple[Path
     exporter: Exporter = instantiate(cfg.export)
     timed = cfg.speed if cfg.latency else None
     context, record = compensated(cfg, fabric, record, exporter, timed)
-    return exporter.write(context.pruner, Path(cfg.out), record), record
+    return exporter.write(context.model.pruner, Path(cfg.out), record), record
 
 
 def convert(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
@@ -95,22 +97,23 @@ def compensated(
         timed: how speed is measured; None: it is not measured.
     """
     context = apply_policy(cfg, fabric, record)
-    exporter.check(context.pruner)
-    known = known_before(context, timed)  # before the refit: applying another policy undoes it
-    if cfg.sequential and can_refit(context):
-        scores = keep_better(context)
+    exporter.check(context.model.pruner)
+    labelling = context.labelling
+    known = known_before(labelling, timed)  # before the refit: applying another policy undoes it
+    if cfg.sequential and can_refit(context.model):
+        scores = keep_better(labelling, context.calibration)
     else:
-        scores = Compensated(labelling_nll(context))
-    found = exported(context, scores.kept, vars(scores))
+        scores = Compensated(labelling.present_nll())
+    found = exported(labelling, scores.kept, vars(scores))
     return context, record | {"exported": found | known}
 
 
-def known_before(context: PruningContext, timed: DictConfig | None) -> dict[str, Any]:
+def known_before(labelling: Labelling, timed: DictConfig | None) -> dict[str, Any]:
     """The dense model's perplexity, and the speed of both models if it is wanted."""
-    model = context.lm.model
+    prunable, model = labelling.model, labelling.model.lm.model
     pruned = [asdict(found) for found in speeds(model, timed)] if timed else []
-    with context.pruner.at(context.space.dense.tolist()):
-        dense = {"dense": LogPerplexity(labelling_nll(context)).record()}
+    with prunable.at(prunable.space.dense.tolist()):
+        dense = {"dense": LogPerplexity(labelling.present_nll()).record()}
         if not timed:
             return dense
         return dense | {
@@ -120,7 +123,12 @@ def known_before(context: PruningContext, timed: DictConfig | None) -> dict[str,
 
 @contextmanager
 def pruned_to(
-    context: PruningContext, kept: Sequence[int], types: Types = None, *, sequential: bool
+    labelling: Labelling,
+    calibration: Calibration,
+    kept: Sequence[int],
+    types: Types = None,
+    *,
+    sequential: bool,
 ) -> Iterator[PreTrainedModel]:
     """The model at a policy.
 
@@ -129,23 +137,23 @@ def pruned_to(
         types: number formats of the sites; None: no site is rounded.
         sequential: re-estimate its compensation, if that lowers the perplexity.
     """
-    with context.pruner.at(kept, types) as model:
-        if sequential and can_refit(context):
-            keep_better(context)
+    with labelling.model.pruner.at(kept, types) as model:
+        if sequential and can_refit(labelling.model):
+            keep_better(labelling, calibration)
         yield model
 
 
-def keep_better(context: PruningContext) -> Compensated:
+def keep_better(labelling: Labelling, calibration: Calibration) -> Compensated:
     """Re-estimates the present policy's consumers, and undoes it if the perplexity is not lower.
 
     The labelling part decides: re-estimation fits the calibration part, and the test part is left
     to `evaluate`.
     """
-    before, labelling = labelling_nll(context), _labelling(context)
-    refit(context)
-    scores = Compensated(before, after := labelling_nll(context))
+    before, model = labelling.present_nll(), labelling.model
+    refit_sequentially(model.pruner, calibration.windows, model.compensation)
+    scores = Compensated(before, after := labelling.present_nll())
     if scores.kept == "one_shot":
-        context.pruner.reset()
+        model.pruner.reset()
     say(
         f"Sequential re-estimation: perplexity {LogPerplexity(before)} before,"
         f" {LogPerplexity(after)} after,"
@@ -160,19 +168,20 @@ def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pru
     config = policy_config(record, cfg)
     check_signature(record, config)
     context = prepare(config, fabric, dtype=cfg.dtype)
-    context.pruner.apply(context.space.policy(record["kept"]), types_of(context.space, record))
+    space = context.model.space
+    context.model.pruner.apply(space.policy(record["kept"]), types_of(space, record))
     return context
 
 
-def can_refit(context: PruningContext) -> bool:
+def can_refit(model: PrunableModel) -> bool:
     """Whether the present policy's consumers can be re-estimated; if not, prints why."""
-    config = context.lm.model.config
-    if context.pruner.kept == context.pruner.space.dense.tolist() and not any(context.pruner.types):
+    config, pruner = model.lm.model.config, model.pruner
+    if pruner.kept == pruner.space.dense.tolist() and not any(pruner.types):
         return False
-    if isinstance(context.compensation, NoCompensation):
+    if isinstance(model.compensation, NoCompensation):
         say("No sequential re-estimation: compensation=none has nothing to re-estimate.")
         return False
-    if not context.lm.adapter.adds_to_stream(config):
+    if not model.lm.adapter.adds_to_stream(config):
         say(
             f"No sequential re-estimation: blocks of the family '{config.model_type}' end in norms."
         )
@@ -180,33 +189,14 @@ def can_refit(context: PruningContext) -> bool:
     return True
 
 
-def refit(context: PruningContext) -> None:
-    """Re-estimates the present policy's consumers front to back, on the calibration part."""
-    windows = context.text.tokens("calibration", context.lm.tokenizer)
-    refit_sequentially(context.pruner, windows, context.compensation)
-
-
-def _labelling(context: PruningContext) -> Piece:
-    windows = context.text.tokens("labelling", context.lm.tokenizer)
-    return Piece(windows, context.config.labels.context)
-
-
-def labelling_nll(context: PruningContext) -> float:
-    """The loss of the model in its present state on the labelling part, nats per token."""
-    batch = context.config.labels.batch
-    return pieces_nll(context.lm.model, [_labelling(context)], batch=batch)
-
-
-def exported(
-    context: PruningContext, kept: str, scores: Mapping[str, float | None]
-) -> dict[str, Any]:
+def exported(labelling: Labelling, kept: str, scores: Mapping[str, float | None]) -> dict[str, Any]:
     """The entry `exported` of policy.json.
 
     Args:
         kept: name of the compensation in the folder.
         scores: by compensation, on the labelling part, nats per token; None: not measured.
     """
-    piece = _labelling(context)
+    piece = labelling.piece
     return {
         "compensation": kept,
         "measured": {
@@ -216,5 +206,5 @@ def exported(
         "windows": len(piece.windows),
         "window": piece.windows.shape[1],
         "context": piece.first,
-        "dtype": str(context.lm.dtype).removeprefix("torch."),
+        "dtype": str(labelling.model.lm.dtype).removeprefix("torch."),
     }

@@ -17,7 +17,7 @@ from ppf.export.base import Exporter
 from ppf.pruning.elastic import FILE, Adapters
 from ppf.report.scores import LogPerplexity
 from ppf.space import uniform
-from ppf.stages.prune import exported, known_before, labelling_nll
+from ppf.stages.prune import exported, known_before
 
 
 def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
@@ -32,42 +32,43 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     agent, search = load_agent(cfg.search, cfg.trust_targets), Path(cfg.search)
     exporter: Exporter = instantiate(cfg.export)
     context = resident(cfg, fabric, agent.record, adapted=False)
-    with context.pruner.at(agent.policy(cfg.ratio)):
-        exporter.check(context.pruner)
+    pruner, labelling = context.model.pruner, context.labelling
+    with pruner.at(agent.policy(cfg.ratio)):
+        exporter.check(pruner)
     record = _record(context, agent, cfg.ratio)
-    known = known_before(context, cfg.speed if cfg.latency else None)
+    known = known_before(labelling, cfg.speed if cfg.latency else None)
     scores = {"one_shot": record["measured"]["nll"]}
     merged: AbstractContextManager[None] = nullcontext()
     kept = "one_shot"
     if (search / FILE).is_file():
-        merged = Adapters.load(search, context.pruner, origin(context)).merged()
-        kept, scores["adapters"] = "adapters", labelling_nll(context)
-    record["exported"] = exported(context, kept, scores) | known
+        merged = Adapters.load(search, pruner, origin(context)).merged()
+        kept, scores["adapters"] = "adapters", labelling.present_nll()
+    record["exported"] = exported(labelling, kept, scores) | known
     with merged:
-        return exporter.write(context.pruner, Path(cfg.out), record), record
+        return exporter.write(pruner, Path(cfg.out), record), record
 
 
 def _record(context: PruningContext, agent: RatioAgent, ratio: float) -> dict[str, Any]:
     """The contents of policy.json; the model is left at the agent's policy."""
-    space = context.space
+    model, labelling, space = context.model, context.labelling, context.model.space
     even = uniform(agent.space, torch.tensor([ratio], dtype=torch.double))[0].tolist()
-    with context.pruner.at(even):
-        baseline = LogPerplexity(labelling_nll(context)).record() | {"part": "labelling"}
+    with model.pruner.at(even):
+        baseline = LogPerplexity(labelling.present_nll()).record() | {"part": "labelling"}
     kept = agent.policy(ratio)
-    context.pruner.apply(kept)
+    model.pruner.apply(kept)
     removed = int(space.removed(torch.tensor(kept)))
     numbers = {
         "ratio": {
             "asked": ratio,
             "achieved": removed / space.total,
-            "of_all_parameters": 1 - context.pruner.parameters(kept) / context.parameters,
+            "of_all_parameters": 1 - model.pruner.parameters(kept) / model.parameters,
         },
         "budget": {
             "name": agent.space.budget,
             "saved": float(agent.space.saved(torch.tensor(kept))),
         },
         "predicted": LogPerplexity(*agent.predicted(ratio)).record(),
-        "measured": LogPerplexity(labelling_nll(context)).record() | {"part": "labelling"},
+        "measured": LogPerplexity(labelling.present_nll()).record() | {"part": "labelling"},
         "uniform": {"kept": by_site(space, even), "measured": baseline},
     }
     record = policy_record(context, kept, numbers, predictor="")

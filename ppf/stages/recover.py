@@ -92,7 +92,7 @@ def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
     context, record = compensated(given, fabric, record, exporter)
 
     def make(draft: Path) -> None:
-        exporter.write(context.pruner, draft, record)
+        exporter.write(context.model.pruner, draft, record)
 
     return get_or_make(folder, read=read, make=make, ranks=fabric)
 

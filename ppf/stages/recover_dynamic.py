@@ -46,7 +46,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     given = OmegaConf.merge(cfg, {"dtype": "float32"})
     assert isinstance(given, DictConfig)
     context = resident(given, fabric, agent.record, adapted=False)
-    lm, pruner, machine = context.lm, context.pruner, machine_of(cfg, fabric)
+    lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
     training, validation = windows_of(cfg, lm)
     parts = [validation, *test_windows(cfg, lm)]
 
@@ -55,7 +55,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
             return [mean_nll(model, part, batch=cfg.recovery.micro_batch) for part in parts]
 
     policies = {ratio: agent.policy(ratio) for ratio in cfg.ratios}
-    dense = measure(context.space.dense.tolist())
+    dense = measure(context.model.space.dense.tolist())
     pruned = {ratio: measure(kept) for ratio, kept in policies.items()}
     elastic = cfg.elastic
     torch.manual_seed(cfg.seed)

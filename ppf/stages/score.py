@@ -6,15 +6,15 @@ from typing import NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from ppf.context.prepare import PruningContext
+from ppf.context.labelling import Labelling
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.families import families
+from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.space import new_policies
-from ppf.stages.collect import measure
 
 _STREAM = 4111  # of the sampler's seed: policies for scores only, which no choice may use
 
@@ -49,7 +49,8 @@ def held_out(predictor: Predictor) -> Scored:
 
 
 def score(
-    context: PruningContext,
+    labelling: Labelling,
+    sites: SamplingContext,
     predictor: Predictor,
     labels: Labels,
     sampler: DictConfig,
@@ -64,12 +65,12 @@ def score(
         count: policies to draw; those without a finite loss are left out.
         bands: edges of the ratio bands that are scored, too.
     """
-    drawn = draw(context, instantiate(sampler), count, seed + _STREAM)
+    drawn = draw(sites, instantiate(sampler), count, seed + _STREAM)
     kept = new_policies(drawn, labels.kept)
-    nll = measure(context, kept, "test").nll
+    nll = labelling.measure(kept, "test").nll
     kept, nll = kept[nll.isfinite()], nll[nll.isfinite()].float()
-    mean, std = (column.cpu() for column in predictor.predict(kept.to(context.lm.device)))
-    ratio, family = context.space.ratio(kept).float(), families(context.space, kept)
+    mean, std = (column.cpu() for column in predictor.predict(kept.to(labelling.model.lm.device)))
+    ratio, family = sites.space.ratio(kept).float(), families(sites.space, kept)
     rows = HeldOut(mean, std, nll, ratio, family)
     found = with_intervals(rows, bands, float(labels.nll[0]))
     return Scored(rows, {f"test/{name}": score for name, score in found.items()})

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from jaxtyping import Float, Int
 from lightning import Fabric
 from omegaconf import DictConfig
 from torch import Tensor
@@ -16,15 +14,13 @@ from ppf.agents import Agent, Objective, Report, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.agents.rule import Rule
 from ppf.artefacts import signature
-from ppf.context.budgets import priced
-from ppf.context.prepare import PruningContext
+from ppf.context.labelling import Labelling
 from ppf.context.signatures import plain, with_code
 from ppf.labels.table import PROPOSED
 from ppf.policy_search import TrustRegion
 from ppf.policy_search.verify import Measure
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.space import Space
-from ppf.stages.collect import measure
 from ppf.stages.train import Train, Trained
 
 
@@ -60,23 +56,29 @@ class SearchInputs:
 
     @classmethod
     def of(
-        cls, cfg: DictConfig, fabric: Fabric, context: PruningContext, train: Train
+        cls,
+        cfg: DictConfig,
+        fabric: Fabric,
+        space: Space,
+        features: SiteFeatures,
+        labelling: Labelling,
+        train: Train,
     ) -> "SearchInputs":
-        """The inputs from the config of `search.yaml`."""
+        """The inputs from the config of `search.yaml`; arguments as for the class."""
         agent: Agent = instantiate(cfg.agent)
         names, cache = ("agent", "budget", "rules", "search", "dynamic"), Path(cfg.paths.cache)
         groups = [with_code(plain(cfg[name]), cache) for name in names]
         return cls(
             agent,
-            priced(context, cfg.budget),
-            context.features,
+            space,
+            features,
             {} if isinstance(agent, Rule) else instantiate(cfg.rules),
             cfg.search,
             train,
-            partial(_measure, context),
+            lambda kept: labelling.measure(kept, PROPOSED).nll,
             fabric,
             cfg.seed,
-            context.artefacts.folder / "training",
+            labelling.artefacts.folder / "training",
             [groups, cfg.mode, cfg.ratio],
         )
 
@@ -111,10 +113,6 @@ class SearchInputs:
         name = signature("training", trained.signature, *self.config, seed, processes)
         checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
         return Run(self.fabric, _reporter(self.fabric, history, number + 1), seed, checkpoint)
-
-
-def _measure(context: PruningContext, kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
-    return measure(context, kept, PROPOSED).nll
 
 
 def _reporter(fabric: Fabric, history: list[dict[str, float]], round_number: int) -> Report:

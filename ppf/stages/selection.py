@@ -8,49 +8,54 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.context.prepare import PruningContext
+from ppf.context.labelling import Labelling
 from ppf.evaluation.perplexity import Piece, evenly, window_losses
+from ppf.llm import Text
 from ppf.policy_search.selection import select
 from ppf.progress import say
 from ppf.ranks import on_rank_0
 from ppf.stages.search import Found
 
 
-def with_selection(context: PruningContext, found: Found, settings: DictConfig) -> Found:
+def with_selection(labelling: Labelling, text: Text, found: Found, settings: DictConfig) -> Found:
     """The result, with its best policies measured on the selection part by rank 0.
 
     The selection part is `search.selection_windows` windows of the labelling part's documents that
     no label reads. Without such windows, nothing is measured.
 
     Args:
+        labelling: measured the found policies.
+        text: of the labelling part.
         settings: section `search` of the config.
     """
-    new = selection_windows(context, settings.selection_windows)
+    new = selection_windows(labelling, text, settings.selection_windows)
     if not len(new):
         say("No selection part: the labels use all windows, or search.selection_windows=0.")
         return found
-    measure, measured = partial(_losses, context, new), found.measured
-    ranks = context.artefacts.ranks
+    measure, measured = partial(_losses, labelling, new), found.measured
+    ranks = labelling.artefacts.ranks
     return replace(
         found, selection=on_rank_0(ranks, lambda: select(measured, settings.finalists, measure))
     )
 
 
-def selection_windows(context: PruningContext, count: int) -> Int[Tensor, "windows window"]:
+def selection_windows(
+    labelling: Labelling, text: Text, count: int
+) -> Int[Tensor, "windows window"]:
     """At most `count` windows of the labelling part that no label reads."""
-    return evenly(context.text.others("labelling", context.lm.tokenizer), count)
+    return evenly(text.others("labelling", labelling.model.lm.tokenizer), count)
 
 
 def _losses(
-    context: PruningContext, new: Int[Tensor, "windows window"], kept: Int[Tensor, "n sites"]
+    labelling: Labelling, new: Int[Tensor, "windows window"], kept: Int[Tensor, "n sites"]
 ) -> tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]:
     """Losses of policies in each window of the labelling and of the selection part."""
-    labels, used = context.config.labels, context.labeller.windows.cpu()
-    pieces = [Piece(windows, labels.context) for windows in (used, new)]
-    context.passes["selection"] = len(kept) * (used.numel() + new.numel())
+    settings, used = labelling.settings, labelling.windows
+    pieces = [Piece(windows, settings.context) for windows in (used, new)]
+    labelling.passes["selection"] = len(kept) * (used.numel() + new.numel())
     rows = []
     for policy in kept.tolist():
-        with context.at(policy) as model:
-            rows.append(window_losses(model, pieces, batch=labels.batch))
+        with labelling.model.at(policy) as model:
+            rows.append(window_losses(model, pieces, batch=settings.batch))
     found = torch.stack(rows)
     return found[:, : len(used)], found[:, len(used) :]

@@ -41,15 +41,16 @@ def with_test(
         policies: those of the report's entries, in their order; entries of other names are left
             out.
     """
-    windows = context.text.tokens("test", context.lm.tokenizer)
+    windows = context.text.tokens("test", context.model.lm.tokenizer)
     sequential, folder = cfg.sequential, context.artefacts.folder / "tested"
     given = context.signatures.labels, text_identity(cfg, "test"), sequential
 
     def measured(kept: Sequence[int]) -> LogPerplexity:
-        units, types = context.decode(kept)
+        units, types = context.model.decode(kept)
 
         def make(draft: Path) -> None:
-            with pruned_to(context, units, types, sequential=sequential) as model:
+            parts = context.labelling, context.calibration
+            with pruned_to(*parts, units, types, sequential=sequential) as model:
                 nll = mean_nll(model, windows, batch=cfg.labels.batch)
             draft.write_text(json.dumps(nll), encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,22 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ppf.artefacts import signature
-from ppf.context.prepare import PruningContext
+from ppf.context.labelling import Labelling
+from ppf.context.model import PrunableModel
 from ppf.context.signatures import file_digest, missing, plain, with_code
 from ppf.errors import PPFError
+from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
-from ppf.predictor.base import Predictor, PredictorInputs, StoredPredictor, needs_labels, unfitted
+from ppf.predictor.base import (
+    Changes,
+    Predictor,
+    PredictorInputs,
+    StoredPredictor,
+    needs_labels,
+    unfitted,
+)
 from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
-from ppf.stages.collect import measure, screen
 
 _NO_EFFECT = (
     "accelerator",
@@ -45,7 +52,9 @@ Train = Callable[[Labels], Trained]
 
 
 def train(
-    context: PruningContext,
+    labelling: Labelling,
+    sites: SamplingContext,
+    changes: Changes | None,
     predictor: DictConfig,
     trainer: DictConfig,
     seed: int,
@@ -53,7 +62,6 @@ def train(
     labels: Labels,
     *,
     may_train: bool = True,
-    one_ratio: bool = False,
 ) -> Trained:
     """A predictor of the labels; rank 0 trains it if it is missing.
 
@@ -61,27 +69,28 @@ def train(
     at once, and the Gaussian process is fitted in closed form.
 
     Args:
+        labelling: measures policies for predictors that ask for it.
+        sites: of the space, with their features.
+        changes: estimates changes of a policy's loss; None: the predictor gets no estimates.
         predictor: config of the predictor.
         trainer: arguments of Lightning's Trainer.
         seed: of splits and initial weights.
         loggers: Fabric's; the training reports to those that Lightning's Trainer takes too.
         labels: measured policies, the dense one first.
-        one_ratio: whether the search is for one ratio. Only then may the predictor compute
-            gradients of the pruned model (`PredictorInputs.changes`).
 
     Raises:
         PPFError: the predictor is missing, and `may_train` is false.
     """
-    artefacts, names = context.artefacts, context.signatures
-    name = predictor_signature(names.labels, labels, predictor, trainer, seed, artefacts.folder)
+    artefacts, of_labels = labelling.artefacts, labelling.name
+    name = predictor_signature(of_labels, labels, predictor, trainer, seed, artefacts.folder)
     inputs = PredictorInputs(
-        context.features,  # all ranks compute them together
+        sites.features,  # all ranks compute them together
         float(labels.nll[0]),
-        lambda kept: measure(context, kept, "oracle").nll,
-        partial(screen, context),
+        lambda kept: labelling.measure(kept, "oracle").nll,
+        labelling.screen,
         plain(trainer),
         seed,
-        context.changes if one_ratio else None,
+        changes,
         [logger for logger in loggers if isinstance(logger, Logger)],
         console.is_terminal,
     )
@@ -111,18 +120,18 @@ def train(
     else:
         found.fit(labels, inputs)
     if move := getattr(found, "to", None):
-        move(context.lm.device)
-    _check_predictions(found, context)
+        move(labelling.model.lm.device)
+    _check_predictions(found, labelling.model)
     return Trained(found, folder, name)
 
 
-def _check_predictions(predictor: Predictor, context: PruningContext) -> None:
+def _check_predictions(predictor: Predictor, model: PrunableModel) -> None:
     """Predicts the dense policy twice; otherwise a search would fail later, inside an agent.
 
     Raises:
         PPFError: the result is not a `Prediction`, or its tensors have wrong shapes.
     """
-    found = predictor.predict(context.space.dense.repeat(2, 1).to(context.lm.device))
+    found = predictor.predict(model.space.dense.repeat(2, 1).to(model.lm.device))
     returned = type(found).__name__
     if isinstance(found, Prediction):
         shapes = [list(torch.as_tensor(values).shape) for values in found]

@@ -59,9 +59,10 @@ def alone(folder: Path, *overrides: str) -> Path:
     fabric = instantiate(cfg.fabric)
     fabric.launch()
     context = prepare(cfg, fabric)
-    fit = partial(train, context, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
-    labels = collect(context, cfg.sampler, cfg.labels.count, cfg.seed)
-    return fit(acquire(context, labels, fit, cfg.labels, cfg.sampler, cfg.seed)).folder
+    parts = context.labelling, context.sites
+    fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
+    labels = collect(*parts, cfg.sampler, cfg.labels.count, cfg.seed)
+    return fit(acquire(*parts, labels, fit, cfg.labels, cfg.sampler, cfg.seed)).folder
 
 
 def only(folder: Path, pattern: str) -> Path:

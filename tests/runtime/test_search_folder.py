@@ -42,12 +42,12 @@ def test_a_static_search_answers_its_own_ratio(
 ) -> None:
     model = load(config)
     ids = torch.arange(64)[None]
-    torch.testing.assert_close(model.lm.model(ids).logits, searched.lm.model(ids).logits)
+    torch.testing.assert_close(model.lm.model(ids).logits, searched.model.lm.model(ids).logits)
     model.set_ratio(0.3)
     assert model.ratios == [0.0, 0.3]
     assert model.policies.predicted(0.3) == (5.0, 0.1)
     assert model.policies.predicted(0.2) is None
-    with searched.pruner.at(model.kept) as same:
+    with searched.model.pruner.at(model.kept) as same:
         torch.testing.assert_close(model.lm.model(ids).logits, same(ids).logits)
     with pytest.raises(PPFError, match=r"for ratio=0\.3, and none for 0\.4.*mode=dynamic"):
         model.set_ratio(0.4)
@@ -63,8 +63,10 @@ def test_bias_compensation_replaces_a_bank_that_is_too_large(
 
 
 def test_the_banks_size_is_known_before_it_is_built(searched: PruningContext) -> None:
-    weights = (w for level in searched.pruner.bank.levels for w in level.weights)
-    assert ready_gib(searched.lm, searched.space) * 2**30 == sum(w.nbytes for w in weights)
+    weights = (w for level in searched.model.pruner.bank.levels for w in level.weights)
+    assert ready_gib(searched.model.lm, searched.model.space) * 2**30 == sum(
+        w.nbytes for w in weights
+    )
 
 
 def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
@@ -76,9 +78,11 @@ def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
     searched: PruningContext, config: DictConfig, tmp_path: Path
 ) -> None:
     knots = torch.tensor([0.0, 0.5], dtype=torch.double)
-    kept = torch.stack([searched.space.dense, uniform(searched.space, knots[1:])[0]])
+    kept = torch.stack([searched.model.space.dense, uniform(searched.model.space, knots[1:])[0]])
     nats = torch.tensor([3.0, 4.0])
-    agent = RatioAgent(searched.space, knots, kept.double(), nats, nats / 10, provenance(searched))
+    agent = RatioAgent(
+        searched.model.space, knots, kept.double(), nats, nats / 10, provenance(searched)
+    )
     agent.save(tmp_path)
 
     paths = (f"paths.artefacts={config.paths.artefacts}", f"paths.cache={config.paths.cache}")

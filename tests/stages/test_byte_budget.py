@@ -9,13 +9,12 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.context.budgets import priced, saved
+from ppf.context.labelling import Labelling
 from ppf.context.policy import described, refuse_types
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.space import uniform
-from ppf.stages import byte_budget
-from ppf.stages.byte_budget import check_bytes, in_bytes
-from ppf.stages.prune import labelling_nll
+from ppf.stages.byte_budget import _weight, check_bytes, in_bytes
 from tests.articles import write_articles
 
 BYTES = ("budget=bytes", "rules=bytes")
@@ -41,16 +40,16 @@ def test_policies_are_measured_rounded_and_described_by_units(
 ) -> None:
     folder, units = prepared
     context = in_bytes(units, config(folder, cache, *SMALL))
-    levels = uniform(context.space, torch.tensor([0.85]).double())[0].tolist()
-    kept, types = context.decode(levels)
-    assert {"f16"} != set(types) and kept != units.space.dense.tolist()
-    with units.pruner.at(kept, types):
-        expected = labelling_nll(units)
-    measured = context.labeller.score(levels).nll
+    levels = uniform(context.model.space, torch.tensor([0.85]).double())[0].tolist()
+    kept, types = context.model.decode(levels)
+    assert {"f16"} != set(types) and kept != units.model.space.dense.tolist()
+    with units.model.pruner.at(kept, types):
+        expected = units.labelling.present_nll()
+    measured = context.labelling.labeller.score(levels).nll
     assert measured == pytest.approx(expected, rel=1e-5)
-    with units.pruner.at(kept):
-        assert abs(labelling_nll(units) - expected) > 1e-4
-    names = [site.name for site in units.space.sites]
+    with units.model.pruner.at(kept):
+        assert abs(units.labelling.present_nll() - expected) > 1e-4
+    names = [site.name for site in units.model.space.sites]
     policy = described(context, levels)
     assert policy == {"kept": dict(zip(names, kept, strict=True)),
                       "types": dict(zip(names, types, strict=True))}  # fmt: skip
@@ -58,7 +57,7 @@ def test_policies_are_measured_rounded_and_described_by_units(
     with pytest.raises(PPFError, match="export=gguf"):
         refuse_types(policy, "a training")
     refuse_types(described(units, kept), "a training")
-    assert context.label_name != units.label_name and context.signatures == units.signatures
+    assert context.labelling.name != units.labelling.name and context.signatures == units.signatures
 
 
 def test_budgets_count_what_policies_keep(
@@ -67,31 +66,32 @@ def test_budgets_count_what_policies_keep(
     folder, units = prepared
     cfg = config(folder, cache, *SMALL)
     context = in_bytes(units, cfg)
-    assert priced(context, cfg.budget) is context.space
-    levels = uniform(context.space, torch.tensor([0.6]).double())
-    kept, types = context.decode(levels[0].tolist())
+    assert priced(context, cfg.budget) is context.model.space
+    levels = uniform(context.model.space, torch.tensor([0.6]).double())
+    kept, types = context.model.decode(levels[0].tolist())
     sizes = {"f16": 2, "q8_0": 34 / 32, "q5_0": 22 / 32, "q4_0": 18 / 32}
     left = sum(k * 32 * 3 * 64 * sizes[t] for k, t in zip(kept, types, strict=True))
     whole = 4 * 192 * 3 * 64 * 2
     assert float(saved(context, cfg.budget, levels)) == pytest.approx(1 - left / whole)
     assert float(saved(context, cfg.pareto.x, levels)) == pytest.approx(1 - sum(kept) / 24)
-    assert context.features.losses.shape == (4, 6 * 32 + 1)
+    assert context.sites.features.losses.shape == (4, 6 * 32 + 1)
 
 
 def test_rounding_is_weighed_against_pruning_of_the_same_expected_loss(
     prepared: tuple[Path, PruningContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, units = prepared
-    losses, dense = units.features.losses, units.space.dense.tolist()
+    losses, dense = units.sites.features.losses, units.model.space.dense.tolist()
     rounding = losses[:, 3:4].expand(4, 7)  # as if half of the units of each site were gone
     measured, policies = iter([3.0, 3.1, 3.4]), []
 
-    def measure(context: PruningContext) -> float:
-        policies.append((context.pruner.kept, set(context.pruner.types)))
+    def measure(labelling: Labelling) -> float:
+        pruner = labelling.model.pruner
+        policies.append((pruner.kept, set(pruner.types)))
         return next(measured)
 
-    monkeypatch.setattr(byte_budget, "labelling_nll", measure)
-    weight = byte_budget._weight(units, rounding)
+    monkeypatch.setattr(Labelling, "present_nll", measure)
+    weight = _weight(units.labelling, units.sites.features, rounding)
     assert weight.tolist() == pytest.approx([0.25], rel=1e-5)
     pruned, _ = policies[2]
     assert policies == [(dense, {None}), (dense, {"q4_0"}), (pruned, {None})]

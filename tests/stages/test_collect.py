@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ppf.errors import PPFError
-from ppf.stages.collect import collect, measure, screen
+from ppf.stages.collect import collect
 from tests.searched import write_search
 
 
@@ -12,24 +12,26 @@ def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed
     cache: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     cfg, context = write_search(tmp_path, cache)
+    parts = context.labelling, context.sites
     with pytest.raises(PPFError, match="no labels for this config: run `python collect.py` first"):
-        collect(context, cfg.sampler, 3, seed=0, may_label=False)
-    labels = collect(context, cfg.sampler, 3, seed=0)
-    assert context.labeller.used == set(map(tuple, labels.kept.tolist()))
-    assert len(context.labeller.used) == 3
+        collect(*parts, cfg.sampler, 3, seed=0, may_label=False)
+    labels = collect(*parts, cfg.sampler, 3, seed=0)
+    assert context.labelling.labeller.used == set(map(tuple, labels.kept.tolist()))
+    assert len(context.labelling.labeller.used) == 3
     capsys.readouterr()
-    assert collect(context, cfg.sampler, 3, seed=0, may_label=False).nll.equal(labels.nll)
+    assert collect(*parts, cfg.sampler, 3, seed=0, may_label=False).nll.equal(labels.nll)
     assert capsys.readouterr().out.startswith("Reusing 3 labels in ")
 
 
 def test_screening_stores_nothing_and_counts_tokens(cache: str, tmp_path: Path) -> None:
     _, context = write_search(tmp_path, cache)
-    (window,) = context.labeller.windows
-    half = context.space.units // 2
-    policies = torch.stack([half, context.space.units, half])
-    found = screen(context, policies, 1).tolist()
+    labelling = context.labelling
+    (window,) = labelling.windows
+    half = context.model.space.units // 2
+    policies = torch.stack([half, context.model.space.units, half])
+    found = labelling.screen(policies, 1).tolist()
     assert found[0] == found[2] != found[1]
-    assert context.token_passes == 2 * len(window)  # equal policies are screened once
-    assert not context.labeller.used
-    assert measure(context, policies, "sampler").nll.tolist() == pytest.approx(found)
-    assert context.token_passes == 4 * len(window)
+    assert labelling.token_passes == 2 * len(window)  # equal policies are screened once
+    assert not labelling.labeller.used
+    assert labelling.measure(policies, "sampler").nll.tolist() == pytest.approx(found)
+    assert labelling.token_passes == 4 * len(window)

@@ -13,13 +13,14 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
 
+from ppf.context.labelling import Labelling
 from ppf.context.policy import by_site, policy_record, read_policy
 from ppf.context.prepare import PruningContext, prepare
-from ppf.evaluation.perplexity import Piece, pieces_nll
+from ppf.evaluation.perplexity import pieces_nll
+from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
-from ppf.stages import prune as stage
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
-from ppf.stages.prune import keep_better, prune, refit
+from ppf.stages.prune import keep_better, prune
 from tests.articles import write_articles
 from tests.records import examples
 
@@ -54,7 +55,7 @@ def prepared(setting: Setting) -> PruningContext:
 @pytest.fixture
 def context(prepared: PruningContext) -> PruningContext:
     """At the uniform policy of 0.5."""
-    prepared.pruner.apply(uniform(prepared.space, torch.tensor([0.5]))[0].tolist())
+    prepared.model.pruner.apply(uniform(prepared.model.space, torch.tensor([0.5]))[0].tolist())
     return prepared
 
 
@@ -63,15 +64,10 @@ def one_process() -> Fabric:
 
 
 def record(context: PruningContext) -> dict[str, Any]:
-    kept = context.pruner.kept
-    numbers = examples.numbers(by_site(context.space, kept))
-    numbers["ratio"]["achieved"] = float(context.space.ratio(torch.tensor(kept)))
+    kept = context.model.pruner.kept
+    numbers = examples.numbers(by_site(context.model.space, kept))
+    numbers["ratio"]["achieved"] = float(context.model.space.ratio(torch.tensor(kept)))
     return policy_record(context, kept, numbers, predictor="0")
-
-
-def labelling(context: PruningContext) -> Piece:
-    windows = context.text.tokens("labelling", context.lm.tokenizer)
-    return Piece(windows, context.config.labels.context)
 
 
 @pytest.mark.parametrize(
@@ -93,16 +89,19 @@ def test_the_weights_of_the_lower_perplexity_stay(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    ids, told = context.text.tokens("test", context.lm.tokenizer), iter(scores)
-    before = context.lm.model(ids).logits
-    refit(context)
-    after = context.lm.model(ids).logits
+    ids, told = context.text.tokens("test", context.model.lm.tokenizer), iter(scores)
+    before = context.model.lm.model(ids).logits
+    model = context.model
+    refit_sequentially(model.pruner, context.calibration.windows, model.compensation)
+    after = context.model.lm.model(ids).logits
     assert not torch.equal(before, after)
-    context.pruner.apply(context.pruner.kept)
+    context.model.pruner.apply(context.model.pruner.kept)
 
-    monkeypatch.setattr(stage, "pieces_nll", lambda *given, **named: next(told))
-    assert keep_better(context).kept == kept
-    assert torch.equal(context.lm.model(ids).logits, after if kept == "sequential" else before)
+    monkeypatch.setattr(Labelling, "present_nll", lambda self: next(told))
+    assert keep_better(context.labelling, context.calibration).kept == kept
+    assert torch.equal(
+        context.model.lm.model(ids).logits, after if kept == "sequential" else before
+    )
     said = capsys.readouterr().out
     assert "measured on 3 windows of the labelling part" in said
     assert ("Kept the re-estimated weights" in said) == (kept == "sequential")
@@ -117,7 +116,7 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
 
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     assert str(model.dtype) == f"torch.{dtype}"
-    nll = pieces_nll(model, [labelling(context)], batch=2)
+    nll = pieces_nll(model, [context.labelling.piece], batch=2)
     exported = json.loads((out / "policy.json").read_text())["exported"]
     scores = {name: found["nll"] for name, found in exported["measured"].items()}
     assert scores.keys() == {"one_shot", "sequential"}
@@ -156,7 +155,7 @@ def test_without_re_estimation_the_card_tells_the_one_shot_score(
     cfg = setting.config("prune", "policy=null", f"out={tmp_path}", "sequential=false")
     out, _ = prune(cfg, one_process(), record(context))
     exported = json.loads((out / "policy.json").read_text())["exported"]
-    nll = pieces_nll(context.lm.model, [labelling(context)], batch=2)
+    nll = pieces_nll(context.model.lm.model, [context.labelling.piece], batch=2)
     assert exported["compensation"] == "one_shot"
     assert exported["measured"]["one_shot"]["nll"] == pytest.approx(nll, abs=1e-4)
 

@@ -89,16 +89,15 @@ def test_a_changed_file_of_a_users_agent_starts_another_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("ppf.stages.search_inputs.priced", lambda context, budget: context.space)
     space, file = layered(), tmp_path / "agent_of_a_user.py"
     with initialize_config_module("ppf.conf", version_base="1.3"):
         target = "agent._target_=agent_of_a_user.Own"
         cfg = compose("search", ["agent=random", target, f"paths.cache={tmp_path}"])
-    artefacts = SimpleNamespace(folder=tmp_path)
-    context: Any = SimpleNamespace(space=space, features=features(space), artefacts=artefacts)
+    labelling: Any = SimpleNamespace(artefacts=SimpleNamespace(folder=tmp_path))
+    given = cfg, one_process(), space, features(space), labelling
 
     def checkpoint() -> Path:
-        inputs = SearchInputs.of(cfg, one_process(), context, train=None)  # type: ignore[arg-type]
+        inputs = SearchInputs.of(*given, train=None)  # type: ignore[arg-type]
         trained: Any = SimpleNamespace(signature="made up")
         return inputs.run(trained, [], 0).checkpoint.path
 

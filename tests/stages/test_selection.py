@@ -17,20 +17,21 @@ def test_the_best_are_measured_on_both_parts(
     tmp_path: Path, cache: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, context = write_search(tmp_path, cache)
-    kept = uniform(context.space, torch.tensor([0.3, 0.4]))
-    scores = [context.labeller.score(policy.tolist()).nll for policy in kept]
+    labelling, text = context.labelling, context.text
+    kept = uniform(context.model.space, torch.tensor([0.3, 0.4]))
+    scores = [labelling.labeller.score(policy.tolist()).nll for policy in kept]
     zeros, names = torch.zeros(2), (("uniform",), ("candidate",))
     measured = Verification(names, kept, zeros, zeros, torch.tensor(scores))
     found = Found(None, measured, [], False)  # type: ignore[arg-type]
 
     settings = OmegaConf.create({"selection_windows": 4, "finalists": 1})
-    parts = with_selection(context, found, settings).selection
+    parts = with_selection(labelling, text, found, settings).selection
     assert parts and parts.new.shape == (len(parts.rows), 4)
     for row in parts.rows:
         assert parts.labelling(row).nll == pytest.approx(scores[row], rel=1e-5)
-    read = set(map(tuple, context.labeller.windows.tolist()))
-    assert not read & set(map(tuple, selection_windows(context, 4).tolist()))
+    read = set(map(tuple, labelling.windows.tolist()))
+    assert not read & set(map(tuple, selection_windows(labelling, text, 4).tolist()))
 
     none = OmegaConf.create({"selection_windows": 0, "finalists": 1})
-    assert with_selection(context, found, none) is found
+    assert with_selection(labelling, text, found, none) is found
     assert "No selection part: the labels use all windows" in capsys.readouterr().out

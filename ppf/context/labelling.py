@@ -1,0 +1,100 @@
+"""Measures policies on the labelling part of a text, and stores what it measured."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ppf.artefacts import Artefacts
+from ppf.context.model import PrunableModel
+from ppf.evaluation.perplexity import Piece, pieces_nll
+from ppf.labels.collect import label
+from ppf.labels.labeller import Labeller
+from ppf.labels.store import LabelStore
+from ppf.labels.table import Labels
+from ppf.progress import track
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Measures policies on the labelling part of a text.
+
+    Args:
+        model: the model that policies are applied to.
+        windows: of the labelling part.
+        settings: section `labels` of the config.
+        name: of the stored labels.
+        artefacts: where they are stored, and the ranks that share the work.
+        passes: number of tokens read in addition to those of labels, by purpose. A backward pass
+            counts as two forward passes. Passes that artefacts save are counted too.
+    """
+
+    model: PrunableModel
+    windows: Int[Tensor, "windows window"]
+    settings: DictConfig
+    name: str
+    artefacts: Artefacts
+    passes: dict[Hashable, int]
+
+    @property
+    def token_passes(self) -> int:
+        """Number of tokens read for measurements and gradients of policies (see `passes`)."""
+        return len(self.labeller.used) * self.windows.numel() + sum(self.passes.values())
+
+    @property
+    def piece(self) -> Piece:
+        """The windows, and from which token on they are scored."""
+        return Piece(self.windows, self.settings.context)
+
+    @cached_property
+    def labeller(self) -> Labeller:
+        """Measures policies on all windows."""
+        return self._labeller(self.windows)
+
+    def _labeller(self, windows: Int[Tensor, "windows window"]) -> Labeller:
+        s = self.settings
+        batch, top = s.batch, s.kl_top_k
+        return Labeller(
+            self.model.lm, self.model, windows, batch=batch, context=s.context, kl_top_k=top
+        )
+
+    @property
+    def store(self) -> LabelStore:
+        """The stored labels of this model, text, space, order and compensation."""
+        units = self.model.space.units.tolist()
+        return LabelStore(self.artefacts.folder / "labels" / self.name, self.name, units)
+
+    def measure(
+        self,
+        policies: Int[Tensor, "policies sites"],
+        source: str,
+        store: LabelStore | None = None,
+    ) -> Labels:
+        """Labels of the policies, in their order; missing ones are measured.
+
+        Args:
+            source: name of what proposed the policies, as in "sampler".
+            store: the known labels; None: they are read again.
+        """
+        self.labeller.used.update(map(tuple, policies.tolist()))
+        known = self.store if store is None else store
+        return label(known, self.labeller, policies.cpu(), source, self.artefacts.ranks)
+
+    def screen(
+        self, policies: Int[Tensor, "policies sites"], windows: int
+    ) -> Float[Tensor, " policies"]:
+        """Losses on the first windows of the part, nats per token; they are not stored."""
+        labeller = self._labeller(self.windows[:windows])
+        rows = list(map(tuple, policies.tolist()))
+        size = labeller.windows.numel()
+        self.passes.update({("screening", windows, kept): size for kept in rows})
+        found = {kept: labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
+        return torch.tensor([found[kept] for kept in rows])
+
+    def present_nll(self) -> float:
+        """Loss of the model as it is now, under whatever policy; nats per token."""
+        return pieces_nll(self.model.lm.model, [self.piece], batch=self.settings.batch)
