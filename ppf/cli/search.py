@@ -72,9 +72,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     with clock("preparing the model"):
         context = in_bytes(prepare(cfg, fabric), cfg)
         if cfg.report_test:
-            context.text.tokens(
-                "test", context.model.lm.tokenizer
-            )  # too little is refused before work
+            tokenizer = context.model.lm.tokenizer
+            context.text.tokens("test", tokenizer)  # too little is refused before work
     parts = context.labelling, context.sites
     one_ratio = cfg.mode == "static" and context.model.space.budget != "bytes"
     fit = partial(

@@ -66,6 +66,13 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
     Returns:
         The folder.
     """
+    write_without_card(pruner, folder, policy)
+    _write_card(folder, Pruned.of(pruner), pruner.lm.dtype, policy)
+    return folder
+
+
+def write_without_card(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> None:
+    """Writes the same folder without its model card, for which the policy needs no figures."""
     model = pruner.lm.model
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(_weights(model), folder, metadata={"format": "pt"})
@@ -74,8 +81,6 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
     pruner.lm.tokenizer.save_pretrained(folder)
     _write_code(folder, type(model).__name__, type(model.base_model).__name__)
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
-    _write_card(folder, Pruned.of(pruner), pruner.lm.dtype, policy)
-    return folder
 
 
 def export_recovered(

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ppf.llm.attention import fast_attention
 from ppf.llm.calls import LayerCalls
 from ppf.llm.head import output_head
 from ppf.llm.loading import LanguageModel
@@ -42,7 +43,8 @@ def differentiate(
     needed = activations(lm.adapter.layers(lm.model), windows.shape[1], lm.dtype)
     small = needed <= SMALL and not lm.offloaded
     try:
-        (_at_once if small else _checkpointed)(lm, windows, loss, label)
+        with fast_attention(lm.model):
+            (_at_once if small else _checkpointed)(lm, windows, loss, label)
     finally:
         for hook in hooks:
             hook.remove()

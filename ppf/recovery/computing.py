@@ -6,8 +6,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import nn
 from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from ppf.llm import fast_attention
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 _KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28}
@@ -15,7 +17,7 @@ _KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28}
 _USUAL = {_MMAP_MAX: 2**16, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26, _TOP_PAD: 2**17}
 
 
-def call_rounded(module: nn.Module, *given: Any, **named: Any) -> Any:
+def call_rounded(module: PreTrainedModel, *given: Any, **named: Any) -> Any:
     """Calls a module; under autocast on a CPU, with copies of its parameters in autocast's dtype.
 
     Gradients reach the parameters through the copies. Autocast alone would keep the residual
@@ -29,7 +31,7 @@ def call_rounded(module: nn.Module, *given: Any, **named: Any) -> Any:
         return module(*given, **named)
     dtype = torch.get_autocast_dtype(device)
     copies = {name: parameter.to(dtype) for name, parameter in parameters.items()}
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False), fast_attention(module, dtype):
         return functional_call(module, copies, given, named)
 
 

@@ -64,7 +64,12 @@ class SearchInputs:
         labelling: Labelling,
         train: Train,
     ) -> "SearchInputs":
-        """The inputs from the config of `search.yaml`; arguments as for the class."""
+        """The inputs from the config of `search.yaml`.
+
+        Args:
+            labelling: measures policies and stores the results.
+            others: as for the class.
+        """
         agent: Agent = instantiate(cfg.agent)
         names, cache = ("agent", "budget", "rules", "search", "dynamic"), Path(cfg.paths.cache)
         groups = [with_code(plain(cfg[name]), cache) for name in names]

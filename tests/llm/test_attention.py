@@ -18,6 +18,30 @@ def test_causal_attention_equals_pytorchs(window: int, heads: int) -> None:
     torch.testing.assert_close(causal(query, key, value, 0.3), expected)
 
 
+@pytest.mark.parametrize("window", [1, 63, 64, 200])
+def test_its_gradients_equal_pytorchs(window: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(3, h, window, 16, generator=generator) for h in (6, 2, 2, 6)]
+    query, key, value, slope = (tensor.requires_grad_() for tensor in given)
+    inputs = query, key, value
+    expected = scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3, enable_gqa=True)
+    wanted = torch.autograd.grad(expected, inputs, slope)
+    found = torch.autograd.grad(causal(*inputs, 0.3), inputs, slope)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_models_with_dropout_keep_their_attention_in_training() -> None:
+    config = CHECKPOINTS["llama-biases"]
+    model, ids = random_model(config).model.bfloat16().train(), random_windows()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    torch.manual_seed(0)
+    expected = model(ids).logits
+    with fast_attention(model):
+        torch.manual_seed(0)
+        assert torch.equal(model(ids).logits, expected)
+
+
 @pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
 def test_fast_attention_gives_the_same_logits(config: PreTrainedConfig) -> None:
     model, ids = random_model(config).model.bfloat16(), random_windows()
