@@ -22,7 +22,7 @@ from transformers import (
 from ppf.llm.sources import byte_tokenizer
 from ppf.llm.text import build_text, default_text, training_text
 
-WINDOW, BATCH, STEPS = 256, 4, 800
+WINDOW, BATCH, STEPS = 256, 4, 400
 _EVERY = {
     "vocab_size": 257,
     "hidden_size": 256,
