@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ppf.evaluation.size import parameters
 from ppf.llm.shapes import known_shapes
 from ppf.report.scores import duration
-from ppf.report.style import OTHERS, save_png, styled
+from ppf.report.style import OTHERS, log_scale, save_png, styled
 from ppf.report.tables import Column, Table, print_table
 
 Run = dict[str, Any]
@@ -77,7 +78,10 @@ def plot(runs: list[Run]) -> Figure:
                 values = [run["stages"][stage][key] for run in runs]
                 colour = OTHERS[place % len(OTHERS)]
                 axes.loglog(sizes, values, style, color=colour, ms=4, lw=1.2, label=name)
-            axes.set(xlabel="parameters", ylabel=label)
+            log_scale(axes)
+            axes.set_xticks(sizes, [f"{size / 1e9:.2f}" for size in sizes])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set(xlabel="parameters, billions", ylabel=label)
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.18), fontsize=7, ncols=2)
     return figure
 
