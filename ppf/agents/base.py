@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -207,12 +207,15 @@ class Run:
         report: logs the metrics of rank 0.
         seed: on one process, equal seeds find equal policies.
         checkpoint: stores the training of learners; None: it is not stored.
+        learnt: states of networks by name. A learner starts from those of the search's earlier
+            round and replaces them; None: it starts anew.
     """
 
     fabric: Fabric
     report: Report
     seed: int
     checkpoint: Checkpoint | None = None
+    learnt: dict[str, dict[str, Any]] | None = None
 
     @property
     def rank_seed(self) -> int:

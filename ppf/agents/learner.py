@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,9 @@ class Learner(Agent):
         fabric, checkpoint = run.fabric, run.checkpoint
         torch.manual_seed(run.seed)
         training = self.begin(objective, fabric)
+        networks = {k: x for k, x in training.parts().items() if isinstance(x, nn.Module)}
+        for name, state_dict in (run.learnt or {}).items():
+            networks[name].load_state_dict(state_dict)
         torch.manual_seed(run.rank_seed)
         state = _LearnerState(objective.candidates(objective.starts()))
         parts = {"state": state, **training.parts()}
@@ -110,6 +114,8 @@ class Learner(Agent):
                 checkpoint.save(fabric, parts, iteration + 1)
         if checkpoint:
             checkpoint.remove(fabric)
+        if run.learnt is not None:
+            run.learnt.update({k: deepcopy(x.state_dict()) for k, x in networks.items()})
         return training, state.elites
 
 

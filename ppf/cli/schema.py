@@ -195,6 +195,7 @@ class RoundsSection(Section):
     gain: NonNegative
     tolerance: NonNegative
     spread_penalty: NonNegative
+    warm_start: bool
     checkpoint_every: Count
 
 

@@ -40,6 +40,7 @@ class SearchInputs:
         seed: of the first round.
         checkpoints: folder of the agent's training.
         config: everything that determines that training, except predictor and seed.
+        learnt: networks of the last round's agent; None: agents start anew in every round.
     """
 
     agent: Agent
@@ -53,6 +54,7 @@ class SearchInputs:
     seed: int
     checkpoints: Path
     config: list[Any]
+    learnt: dict[str, dict[str, Any]] | None = None
 
     @classmethod
     def of(
@@ -85,6 +87,7 @@ class SearchInputs:
             cfg.seed,
             labelling.artefacts.folder / "training",
             [groups, cfg.mode, cfg.ratio],
+            {} if cfg.search.warm_start else None,
         )
 
     def region(self) -> TrustRegion:
@@ -117,7 +120,8 @@ class SearchInputs:
         seed, processes = self.seed + number, self.fabric.world_size
         name = signature("training", trained.signature, *self.config, seed, processes)
         checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
-        return Run(self.fabric, _reporter(self.fabric, history, number + 1), seed, checkpoint)
+        report = _reporter(self.fabric, history, number + 1)
+        return Run(self.fabric, report, seed, checkpoint, self.learnt)
 
 
 def _reporter(fabric: Fabric, history: list[dict[str, float]], round_number: int) -> Report:

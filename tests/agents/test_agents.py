@@ -1,9 +1,12 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ppf.agents import Agent, Candidates, Objective, Run
+from ppf.agents.learner import Training
 from ppf.pruning.allocation import ObsGlobal
 from ppf.space import project
 from tests.agents.synthetic import Log, agent, layered, one_process, quadratic
@@ -158,3 +161,29 @@ def test_searches_start_from_the_policies_of_the_rules() -> None:
     assert len(measured.starts()) == len(objective.starts()) + 2
     lower, _, upper = objective.region(objective.ratios(1))
     assert ((objective.starts() >= lower) & (objective.starts() <= upper)).all()
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce", "td3"])
+def test_a_later_round_starts_from_the_networks_of_the_round_before(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: dict[str, dict[str, Any]] = {}
+    first, _ = few(name).learn(quadratic(), Run(one_process(), Log(), 0, learnt=learnt))
+    begun: list[Training] = []
+
+    def stop(training: Training) -> None:
+        begun.append(training)
+        raise InterruptedError
+
+    monkeypatch.setattr(type(first), "step", stop)
+    for known in (learnt, {}, None):
+        with pytest.raises(InterruptedError):
+            few(name).learn(quadratic(), Run(one_process(), Log(), 1, learnt=known))
+    wanted, warm, *cold = (networks(training) for training in (first, *begun))
+    assert wanted.numel() and torch.equal(warm, wanted)
+    assert not any(torch.equal(start, wanted) for start in cold)
+
+
+def networks(training: Training) -> Tensor:
+    modules = [part for part in training.parts().values() if isinstance(part, nn.Module)]
+    return torch.cat([p.detach().flatten() for module in modules for p in module.parameters()])
