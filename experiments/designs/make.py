@@ -22,7 +22,7 @@ from transformers import (
 from ppf.llm.sources import byte_tokenizer
 from ppf.llm.text import build_text, default_text, training_text
 
-WINDOW, BATCH, STEPS = 256, 4, 400
+WINDOW, BATCH, STEPS = 256, 4, 1000
 _EVERY = {
     "vocab_size": 257,
     "hidden_size": 256,
@@ -65,6 +65,8 @@ def make(name: str, folder: Path) -> None:
         weight_decay=0.1,
         logging_steps=STEPS // 10,
         save_strategy="no",
+        bf16=True,
+        use_cpu=True,
         report_to=[],
         seed=0,
     )
