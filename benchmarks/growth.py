@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.scale import shapes
 from ppf.evaluation.size import parameters
-from ppf.llm.shapes import known_shapes
 from ppf.report.scores import duration
 from ppf.report.style import OTHERS, log_scale, save_png, styled
 from ppf.report.tables import Column, Table, print_table
@@ -32,7 +32,7 @@ def read(files: list[Path]) -> list[Run]:
     runs = [json.loads(file.read_text()) for file in files]
     for run in runs:
         with torch.device("meta"):
-            config = AutoConfig.for_model(**known_shapes()[run["shape"]])
+            config = AutoConfig.for_model(**shapes()[run["shape"]])
             run["parameters"] = parameters(AutoModelForCausalLM.from_config(config))
     return sorted(runs, key=lambda run: run["parameters"])
 

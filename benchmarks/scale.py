@@ -4,8 +4,9 @@
 
 The checkpoint is written shard by shard. Each stage is a process of its own: a command as a user
 types it, or the part of preparing that one artefact needs. Finished stages are remembered in
-OUT/SHAPE/scale.json, so that a killed benchmark goes on with the same command. Overrides hold for
-all stages, such as model.offload=disk. Peak memory is that of the resident set: pages of mapped
+OUT/SHAPE/scale.json, so that a killed benchmark goes on with the same command; a stage that was
+killed counts the time of its last run only. Overrides hold for all stages, such as
+model.offload=disk. Peak memory is that of the resident set: pages of mapped
 files count while they are mapped. On a GPU it is the host's.
 """
 
@@ -188,12 +189,19 @@ def run(command: list[str]) -> dict[str, float | str]:
     return {"seconds": seconds, "cpu_seconds": cpu, "peak_gib": peak, "last": last}
 
 
-def measure(out: Path, commands: dict[str, list[str]]) -> dict[str, Any]:
-    """Runs the stages that have not finished yet; what all of them took, by name."""
+def measure(out: Path, commands: dict[str, list[str]], overrides: list[str]) -> dict[str, Any]:
+    """Runs the stages that have not finished yet; what all of them took, by name.
+
+    Raises:
+        SystemExit: a stage failed, or the folder has results of other overrides.
+    """
     file = out / FINISHED
-    found: dict[str, Any] = {"shape": out.name, "stages": {}, "label": None}
+    found = {"shape": out.name, "overrides": overrides, "stages": {}, "label": None}
     if file.exists():
         found = json.loads(file.read_text())
+        if found["overrides"] != overrides:
+            before = " ".join(found["overrides"]) or "none"
+            raise SystemExit(f"{out} has results of other overrides ({before}): give another --out")
     for name, command in commands.items():
         if name in found["stages"]:
             continue
@@ -236,15 +244,19 @@ def main() -> None:
     parser.add_argument("--shape", choices=shapes(), required=True)
     parser.add_argument("--out", type=Path, default=Path("outputs/scale"))
     parser.add_argument("--until", help="stage after which to stop; default: all are run")
-    arguments, overrides = parser.parse_known_args()
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides of all stages")
+    arguments = parser.parse_intermixed_args()
+    overrides = arguments.overrides
     out = (arguments.out / arguments.shape).resolve()
     checkpoint = out / "checkpoint"
     write = [sys.executable, __file__, "--stage", "checkpoint", arguments.shape, str(checkpoint)]
     given = ["model=local", f"model.path={checkpoint}", f"model.name={arguments.shape}", *FEW]
     commands = {"checkpoint": write, **stages(out, [*given, *overrides])}
     names = list(commands)
+    if arguments.until not in (None, *names):
+        parser.error(f"--until {arguments.until}: give one of {', '.join(names)}")
     last = names.index(arguments.until) if arguments.until else len(names)
-    found = measure(out, {name: commands[name] for name in names[: last + 1]})
+    found = measure(out, {name: commands[name] for name in names[: last + 1]}, overrides)
     report(found)
 
 

@@ -58,11 +58,13 @@ def test_finished_stages_are_not_repeated(
     grow = f"x = b'1' * 2**27; open({str(tmp_path / 'file')!r}, 'ab').write(x[: 2**20])"
     label = 'print(\'{"seconds": 1.5, "bank_share": 0.2}\')'
     commands = {"bank": quick(grow), "label": quick(label)}
-    found = scale.measure(tmp_path, commands)
+    found = scale.measure(tmp_path, commands, [])
     assert found["stages"]["bank"]["disk_gib"] == pytest.approx(2**-10)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # a process inherits it
     assert 2**-4 < found["stages"]["bank"]["peak_gib"] <= max(own, 1)
-    again = scale.measure(tmp_path, commands | {"search": quick("raise SystemExit(0)")})
+    again = scale.measure(tmp_path, commands | {"search": quick("raise SystemExit(0)")}, [])
+    with pytest.raises(SystemExit, match="results of other overrides"):
+        scale.measure(tmp_path, commands, ["labels.count=5"])
     assert (tmp_path / "file").stat().st_size == 2**20
     assert again["stages"]["bank"] == found["stages"]["bank"]
     capfd.readouterr()
@@ -74,7 +76,7 @@ def test_finished_stages_are_not_repeated(
 
 def test_a_failed_stage_ends_the_benchmark(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="failed"):
-        scale.measure(tmp_path, {"bank": quick("raise SystemExit(1)")})
+        scale.measure(tmp_path, {"bank": quick("raise SystemExit(1)")}, [])
     assert not (tmp_path / scale.FINISHED).exists()
 
 
@@ -84,7 +86,7 @@ def test_growth_has_an_exponent_for_each_finished_stage(
     from benchmarks import growth
 
     files = []
-    for shape, times, more in (("smollm2_135m", 1, {}), ("llama2_7b", 100, {"search": 1})):
+    for shape, times, more in (("tiny", 1, {}), ("llama2_7b", 100, {"search": 1})):
         stages = {"bank": 2.0 * times} | more
         taken = {name: {"cpu_seconds": s, "peak_gib": 3.0} for name, s in stages.items()}
         files.append(tmp_path / f"{shape}.json")
@@ -93,8 +95,8 @@ def test_growth_has_an_exponent_for_each_finished_stage(
     monkeypatch.setattr(sys, "argv", ["growth.py", *map(str, files[::-1]), "--png", str(png)])
     growth.main()
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["shapes"] == ["smollm2_135m", "llama2_7b"]
+    assert told["shapes"] == ["tiny", "llama2_7b"]
     assert list(told["exponents"]) == ["bank"]
-    assert told["exponents"]["bank"]["cpu_seconds"] == pytest.approx(1.177, abs=0.01)
+    assert told["exponents"]["bank"]["cpu_seconds"] == pytest.approx(0.4446, abs=0.001)
     assert told["exponents"]["bank"]["peak_gib"] == 0
     assert png.read_bytes()[:4] == b"\x89PNG"
