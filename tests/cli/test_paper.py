@@ -16,21 +16,24 @@ QUICK = (
 )  # fmt: skip
 
 
-def test_there_is_one_for_each_model_and_mode() -> None:
-    assert [f"paper/{m}{mode}" for m in sorted(MODELS) for mode in ("", "_dynamic")] == EXPERIMENTS
+def test_each_model_has_one_for_each_table() -> None:
+    tables = ("", "_c4", "_dynamic")
+    assert [f"paper/{model}{table}" for model in sorted(MODELS) for table in tables] == EXPERIMENTS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
-def test_the_plan_needs_no_weights_or_text(run: Run, model: str) -> None:
-    told = run("search", f"experiment=paper/{model}", "plan=true", "logger=none").stdout
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_plan_needs_no_weights_or_text(run: Run, experiment: str) -> None:
+    told = run("search", f"experiment={experiment}", "plan=true", "logger=none").stdout
+    model = experiment.removeprefix("paper/").removesuffix("_c4").removesuffix("_dynamic")
     assert f"model={model}: {MODELS[model]} billion parameters" in told
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_articles")
-def test_static_policies_fill_the_table(run: Run, tmp_path: Path) -> None:
-    run("search", "-m", "experiment=paper/llama2_7b", *QUICK, "ratio=0.3")
+@pytest.mark.parametrize("experiment", ["llama2_7b", "llama3_8b_c4"])
+def test_static_policies_fill_the_table(run: Run, tmp_path: Path, experiment: str) -> None:
+    run("search", "-m", f"experiment=paper/{experiment}", *QUICK, "ratio=0.3")
     (results,) = tmp_path.rglob("results.json")
     rows = json.loads(results.read_text())["rows"]
     assert {row["text.window"] for row in rows} == {64, 128}
