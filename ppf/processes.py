@@ -44,6 +44,11 @@ def process_count(arguments: Mapping[str, Any]) -> int:
     return Fabric(**asked, plugins=LightningEnvironment()).world_size
 
 
+def processes_here(fabric: Fabric) -> int:
+    """How many processes of the run there are on each machine."""
+    return fabric.world_size // getattr(fabric.strategy, "num_nodes", 1)
+
+
 def launch(fabric: Fabric) -> None:
     """Starts the ranks: only rank 0 prints, and the others end when their parent process does."""
     if fabric.local_rank > 0:

@@ -9,6 +9,7 @@ from lightning import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
 from ppf import progress
+from ppf.processes import processes_here
 
 
 def fabric(*overrides: str) -> Fabric:
@@ -21,6 +22,12 @@ def test_ranks_wait_as_long_as_the_config_says(strategy: str) -> None:
     two = fabric("fabric.devices=2", "fabric.timeout_hours=7", f"fabric.strategy={strategy}")
     assert isinstance(two.strategy, DDPStrategy) and two.world_size == 2
     assert two.strategy._timeout == timedelta(hours=7)
+
+
+def test_the_processes_on_one_machine_are_counted() -> None:
+    assert processes_here(fabric()) == 1
+    assert processes_here(fabric("fabric.devices=2")) == 2
+    assert processes_here(fabric("fabric.devices=2", "fabric.num_nodes=3")) == 2
 
 
 def test_one_process_forms_no_group(monkeypatch: pytest.MonkeyPatch) -> None:

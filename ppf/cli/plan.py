@@ -1,52 +1,83 @@
 """`plan=true`: prints what a command will need on this machine, and starts nothing."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from ppf.context.plan import Free, Need, Sizes, level_flops, measured_speeds, needs
+from ppf.context.capacity import Comparison, refusal
+from ppf.context.plan import Need, level_flops, measured_speeds
+from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
+from ppf.processes import processes_here
 from ppf.progress import say
 from ppf.report.scores import duration
-from ppf.report.tables import Column, Table, print_table
+from ppf.report.tables import Cell, Column, Table, print_table
 
 
 def show_plan(cfg: DictConfig) -> None:
-    """Prints memory, disk and time of each stage, and what is free.
+    """Prints memory, disk and time of each stage, what is free, and whether it suffices.
 
     Raises:
-        PPFError: the structure of the model is not known without its weights.
+        PPFError: the structure of the model is not known without its weights, or its layers cannot
+            be divided as the config asks.
     """
-    device = instantiate(cfg.fabric).device
+    fabric = instantiate(cfg.fabric)
+    device, processes = fabric.device, processes_here(fabric)
+    check_division(cfg.model, device, fabric.world_size)
     dtype = resolve_dtype(cfg.model.dtype, device)
-    sizes, free = Sizes.of(cfg, device), Free.on(device, Path(cfg.paths.artefacts))
     speeds = measured_speeds(dtype, device)
-    found = needs(sizes, speeds)
+    found = Comparison.of(cfg, device, processes, speeds)
+    sizes = found.sizes
     say(
         f"Plan for model={cfg.model.name}: {sizes.parameters / 1e9:.2f} billion parameters,"
         f" {sizes.weights:.1f} GiB in {str(dtype).removeprefix('torch.')} on the {device.type}."
+        f" Memory and disk are those of {processes} process{'es' * (processes > 1)} on a machine."
     )
-    print_table(_table(found, free))
+    print_table(_table(found))
     if sizes.bank and sizes.bank.factored:
         place = "in memory" if sizes.bank.resident else "in files"
-        share = level_flops(sizes) / speeds.model * sizes.labels / found[-1].seconds
+        share = level_flops(sizes) / speeds.model * sizes.labels / found.needs[-1].seconds
         say(
             f"The level bank is {sizes.bank.gib:.1f} GiB of factors {place}; computing its levels"
             f" takes {share:.0%} of the time of a label."
         )
-    say("Agents and predictors take minutes at any size. Several processes divide the work.")
+    say(
+        "Times are those of one process that makes everything. Several processes divide all but the"
+        " expected losses. Agents and predictors take minutes at any size. Measurements on the"
+        " selection and test parts are not counted."
+    )
+    sentence = refusal(cfg, device, found)
+    say(f"It does not fit: {sentence}" if sentence else "It fits.")
 
 
-def _table(found: list[Need], free: Free) -> Table:
+def _table(found: Comparison) -> Table:
+    """A row for each stage, for existing files, for the whole run, and for what is free."""
+    cpu, free, elsewhere = found.sizes.on_cpu, found.free, found.free.cache is not None
     columns = [
         Column("stage"),
-        Column("memory, GiB", "{:.1f}".format),
-        Column("host memory, GiB", "{:.1f}".format),
+        Column("memory of each GPU, GiB", "{:.1f}".format),
+        Column("memory, GiB" if cpu else "host memory, GiB", "{:.1f}".format),
         Column("disk, GiB", "{:.1f}".format),
+        Column("paths.cache, GiB", "{:.1f}".format),
         Column("time", duration),
     ]
-    rows: list[list[str | float | None]] = [
-        [need.stage, need.memory, need.host, need.disk, need.seconds] for need in found
-    ]
-    return Table(columns, [*rows, ["free here", free.memory, free.host, free.disk, None]])
+
+    def row(name: str, needs: Sequence[Need], written: float) -> list[Cell]:
+        """The peaks and sums of some stages."""
+        offloaded = sum(need.offloaded for need in needs)
+        memory = None if cpu else max(need.memory for need in needs)
+        cache = offloaded if elsewhere and found.offloaded else None
+        host, seconds = max(need.host for need in needs), sum(need.seconds for need in needs)
+        return [name, memory, host, written, cache, seconds]
+
+    def disk(need: Need) -> float:
+        return need.disk + (0.0 if elsewhere else need.offloaded)
+
+    rows = [row(need.stage, [need], disk(need)) for need in found.needs]
+    if found.made:
+        rows.append(["files that exist", None, None, -found.made, None, None])
+    rows.append(row("whole run", found.needs, found.disk))
+    cache = free.cache if found.offloaded else None
+    rows.append(["free here", None if cpu else free.memory, free.host, free.disk, cache, None])
+    return Table(columns, rows).without_empty_columns()

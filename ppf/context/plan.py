@@ -1,21 +1,15 @@
 """Memory, disk and time that a config needs on this machine, from the model's config alone."""
 
-import copy
-import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import psutil
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.context.observed import reads_spectra
-from ppf.context.signatures import signatures
-from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import resolve_dtype
@@ -34,14 +28,15 @@ _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
 
 @dataclass(frozen=True)
 class Need:
-    """The needs of one stage.
+    """The needs of one stage on a machine.
 
     Args:
         stage: its name.
-        memory: GiB at its peak, on the device that the model runs on.
-        host: GiB of the host's memory at its peak; equal to `memory` if the model runs on the CPU.
+        memory: GiB at its peak, on the device of one process. If that is the CPU, equal to `host`.
+        host: GiB of the host's memory at its peak, for all processes on the machine.
         disk: GiB that it writes to `paths.artefacts`.
-        seconds: its duration on one device.
+        seconds: its duration if one process does all of it.
+        offloaded: GiB in `paths.cache`, of weights that all processes on the machine put there.
     """
 
     stage: str
@@ -49,6 +44,7 @@ class Need:
     host: float
     disk: float
     seconds: float
+    offloaded: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,8 @@ class Sizes:
         labels: number of policies that are labelled or measured.
         spectra: whether an allocation rule reads the spectra of weights.
         offload: as `model.offload`.
-        devices: number of devices that the layers are divided over.
+        devices: number of devices that the layers of a process are divided over.
+        processes: number of processes on the machine.
         on_cpu: whether the device is the CPU, so that its memory is the host's.
     """
 
@@ -98,11 +95,17 @@ class Sizes:
     spectra: bool
     offload: str | None
     devices: int
+    processes: int
     on_cpu: bool
 
     @classmethod
-    def of(cls, cfg: DictConfig, device: torch.device) -> "Sizes":
+    def of(cls, cfg: DictConfig, device: torch.device, processes: int = 1) -> "Sizes":
         """The sizes of a config with model, text, space, compensation, labels and bank.
+
+        Args:
+            cfg: the config.
+            device: of one process.
+            processes: number of processes on the machine.
 
         Raises:
             PPFError: the structure of the model is not known without its weights.
@@ -133,6 +136,7 @@ class Sizes:
             spectra=reads_spectra(cfg),
             offload=cfg.model.get("offload"),
             devices=len(gpus),
+            processes=processes,
             on_cpu=device.type == "cpu",
         )
 
@@ -186,16 +190,19 @@ def _observing(sizes: Sizes, speeds: Speeds, forward: float) -> Need:
     spectra *= sizes.spectra
     seconds = tokens * (stride * forward + 2 * squares / speeds.single)
     seconds += (order + spectra) / speeds.double
-    disk = (sizes.in_layers * sizes.itemsize if sizes.offload == "disk" else 0) + 4 * squares
-    memory = sizes.resident + 2 * stride * sizes.states(tokens) + _solving(sizes)
-    return _need("observing the dense model", sizes, memory, disk / GIB, seconds)
+    offloaded = sizes.in_layers * sizes.itemsize / GIB if sizes.offload == "disk" else 0.0
+    memory = sizes.resident + 2 * stride * sizes.states(tokens) + solving(sizes.consumers)
+    need = _need("observing the dense model", sizes, memory, 4 * squares / GIB, seconds)
+    return replace(need, offloaded=sizes.processes * offloaded)
 
 
 def _building(sizes: Sizes, speeds: Speeds) -> Need:
     if not sizes.bank:
         return _need("building the bank", sizes, sizes.resident, 0, 0)
     products = sum(4 / 3 * n**3 + 4 * rows * n**2 for rows, n in sizes.consumers)
-    memory = sizes.resident + sizes.bank_in_memory + _solving(sizes)
+    bank, matrices = sizes.bank_in_memory, solving(sizes.consumers)
+    # Factors are read after the last site is solved (`Bank.build`).
+    memory = sizes.resident + (max(bank, matrices) if sizes.bank.factored else bank + matrices)
     seconds = products / speeds.double
     return _need("building the bank", sizes, memory, sizes.bank.disk, seconds)
 
@@ -243,38 +250,30 @@ def level_flops(sizes: Sizes) -> float:
     return 2 * _LEVEL * sum(rows * columns**2 for rows, columns in sizes.consumers)
 
 
-def _solving(sizes: Sizes) -> float:
-    """GiB of the matrices, most of them in float64, for the solution of the widest site."""
-    return max(8 * (5 * n**2 + 4 * rows * n) for rows, n in sizes.consumers) / GIB
+def solving(consumers: list[tuple[int, int]]) -> float:
+    """GiB of the matrices, most of them in float64, for the solution of the widest site.
+
+    Args:
+        consumers: as in `Sizes`.
+    """
+    return max(8 * (5 * n**2 + 4 * rows * n) for rows, n in consumers) / GIB
 
 
 def _need(
     stage: str, sizes: Sizes, memory: float, disk: float, seconds: float, states: float = 0
 ) -> Need:
-    """A need; `states` are GiB of hidden states that lie in host memory on any device."""
-    host = _PROCESS + states
+    """The need of all processes on the machine.
+
+    Args:
+        memory: GiB on the device of each process.
+        states: GiB of hidden states that only rank 0 has, in host memory on any device.
+    """
     if sizes.on_cpu:
-        return Need(stage, memory + host, memory + host, disk, seconds)
+        memory = sizes.processes * (memory + _PROCESS) + states
+        return Need(stage, memory, memory, disk, seconds)
     weights = sizes.resident if sizes.offload == "disk" else sizes.weights
-    return Need(stage, memory, host + weights, disk, seconds)
-
-
-@dataclass(frozen=True)
-class Free:
-    """GiB that are free on this machine: on the device, in the host's memory, on the disk."""
-
-    memory: float
-    host: float
-    disk: float
-
-    @classmethod
-    def on(cls, device: torch.device, folder: Path) -> "Free":
-        """What is free on a device, and on the disk of a folder."""
-        while not folder.exists():
-            folder = folder.parent
-        host = psutil.virtual_memory().available / GIB
-        memory = torch.cuda.mem_get_info(device)[0] / GIB if device.type == "cuda" else host
-        return cls(memory, host, shutil.disk_usage(folder).free / GIB)
+    host = sizes.processes * (weights + _PROCESS) + states
+    return Need(stage, memory, host, disk, seconds)
 
 
 def measured_speeds(dtype: torch.dtype, device: torch.device) -> Speeds:
@@ -295,69 +294,3 @@ def _seconds(work: Callable[[], Tensor], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def refuse_what_does_not_fit(cfg: DictConfig, device: torch.device) -> None:
-    """Compares the needs of a config with what is free, before any work starts.
-
-    Files of statistics and bank that exist already are subtracted from the disk that is needed. A
-    model whose structure is not known without its weights is not checked.
-
-    Raises:
-        PPFError: memory or disk do not suffice; the sentence names the override to change.
-    """
-    try:
-        sizes = Sizes.of(cfg, device)
-    except PPFError:
-        return
-    free = Free.on(device, folder := Path(cfg.paths.artefacts))
-    found = needs(sizes, _ANY_SPEED)
-    disk = sum(need.disk for need in found) - _made(cfg, device)
-    if disk > free.disk:
-        raise PPFError(
-            f"model={cfg.model.name} needs {_size(disk)} of disk, but {_size(free.disk)} are free"
-            f" in {folder}: give a folder on another disk with paths.artefacts=FOLDER."
-        )
-    if worst := _too_large(found, free):
-        raise PPFError(
-            f"{worst.stage} of model={cfg.model.name} needs {_size(worst.memory)} of memory on the"
-            f" {device.type} and {_size(worst.host)} of host memory, but {_size(free.memory)} and"
-            f" {_size(free.host)} are free: {_remedy(cfg, device, free)}."
-        )
-
-
-def _size(gib: float) -> str:
-    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
-
-
-def _too_large(found: Sequence[Need], free: Free) -> Need | None:
-    """The largest need that does not fit into memory; None: all fit."""
-    wrong = [need for need in found if need.memory > free.memory or need.host > free.host]
-    return max(wrong, key=lambda need: need.memory, default=None)
-
-
-def _remedy(cfg: DictConfig, device: torch.device, free: Free) -> str:
-    """The fewest overrides under which everything fits, as a request."""
-    options = ["model.dtype=bfloat16", "bank.max_gib=0.0", "model.offload=disk"]
-    options += ["text.windows.calibration=8", "text.windows.labelling=2"]
-    if device.type != "cpu":
-        options.insert(2, "model.offload=cpu")
-    for given in (*([option] for option in options), options):
-        changed = copy.deepcopy(cfg)
-        OmegaConf.set_readonly(changed, None)
-        OmegaConf.set_struct(changed, False)
-        changed.merge_with_dotlist(given)
-        if not _too_large(needs(Sizes.of(changed, device), _ANY_SPEED), free):
-            return f"give {' '.join(given)}"
-    return "give a smaller model, or use a machine with more memory"
-
-
-def _made(cfg: DictConfig, device: torch.device) -> float:
-    """GiB of existing artefacts."""
-    names, folder = signatures(cfg, device), Path(cfg.paths.artefacts)
-    parts = (f"statistics/{names.statistics}*", f"bank/{names.bank}")
-    files = {f for part in parts for top in folder.glob(part) for f in (top, *top.rglob("*"))}
-    return sum(file.stat().st_size for file in files if file.is_file()) / GIB
-
-
-_ANY_SPEED = Speeds(1.0, 1.0, 1.0)

@@ -11,17 +11,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.artefacts import Artefacts, signature
 from ppf.context.calibration import Calibration, UnitSites
+from ppf.context.capacity import refuse_what_does_not_fit
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
 from ppf.context.observed import Observed, reads_spectra
-from ppf.context.plan import refuse_what_does_not_fit
 from ppf.context.signatures import Signatures, plain, recorded, signatures
-from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.labels.samplers import SamplingContext
 from ppf.llm import LanguageModel, Text, load
+from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import PartName, build_text
+from ppf.processes import processes_here
 from ppf.pruning import (
     Bank,
     Compensation,
@@ -30,6 +31,7 @@ from ppf.pruning import (
     order_atoms,
     retained_importance,
 )
+from ppf.ranks import on_rank_0
 from ppf.space import Space
 
 Choose = Callable[[LanguageModel, Space], Compensation]
@@ -77,8 +79,12 @@ def prepare(
     Raises:
         PPFError: the model is missing or damaged, the text is too short, or the machine too small.
     """
+    check_division(cfg.model, fabric.device, fabric.world_size)
     if not choose:
-        refuse_what_does_not_fit(cfg, fabric.device)
+        # Rank 0 compares for all, before another rank takes memory.
+        on_rank_0(
+            fabric, lambda: refuse_what_does_not_fit(cfg, fabric.device, processes_here(fabric))
+        )
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
     text, observed = observe(cfg, fabric)
     lm, scores = observed.lm, observed.scores()
@@ -122,14 +128,8 @@ def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
         cfg: as for `prepare`.
 
     Raises:
-        PPFError: the model is missing or damaged, the text is too short, or several processes
-            would divide the model over the same GPUs.
+        PPFError: the model is missing or damaged, or the text is too short.
     """
-    if cfg.model.get("device_map") and fabric.world_size > 1:
-        raise PPFError(
-            f"model.device_map=auto gives all GPUs of a machine to one process, and there are"
-            f" {fabric.world_size}: give fabric.devices=1, or model.device_map=null."
-        )
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
     text = build_text(config.text, cfg.paths.cache)
     if config.text.path:

@@ -6,9 +6,42 @@ import torch
 from accelerate import infer_auto_device_map
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import get_balanced_memory, get_max_memory
+from omegaconf import DictConfig
 from torch import nn
 
 from ppf.errors import PPFError
+
+
+def check_division(config: DictConfig, device: torch.device, processes: int = 1) -> None:
+    """Checks that the layers of a `model=` config may be divided, if it asks for that.
+
+    Args:
+        config: may have `device_map` and `offload`.
+        device: of this process.
+        processes: of this run.
+
+    Raises:
+        PPFError: the layers are offloaded too, the process computes on the CPU, or several
+            processes would divide the model over the same GPUs.
+    """
+    divided, place = config.get("device_map"), config.get("offload")
+    if not divided:
+        return
+    if place:
+        raise PPFError(
+            f"model.device_map={divided} keeps all layers on GPUs, and model.offload={place} keeps"
+            " none there: give only one of them."
+        )
+    if processes > 1:
+        raise PPFError(
+            f"model.device_map={divided} gives all GPUs of a machine to one process, and there are"
+            f" {processes}: give fabric.devices=1, or model.device_map=null."
+        )
+    if device.type != "cuda":
+        raise PPFError(
+            f"model.device_map={divided} divides a model over GPUs, but this process computes on"
+            f" the {device.type}: give model.device_map=null, or fabric=gpu."
+        )
 
 
 def over_gpus(model: nn.Module, layers: nn.ModuleList, device: torch.device) -> list[torch.device]:
@@ -17,16 +50,11 @@ def over_gpus(model: nn.Module, layers: nn.ModuleList, device: torch.device) -> 
     Args:
         model: whose other weights lie on `device`.
         layers: its decoder layers.
-        device: of this process.
+        device: of this process, a GPU.
 
     Raises:
-        PPFError: the process computes on the CPU, or the layers do not fit on the GPUs.
+        PPFError: the layers do not fit on the GPUs.
     """
-    if device.type != "cuda":
-        raise PPFError(
-            "model.device_map=auto divides a model over GPUs, but this process computes on the"
-            f" {device.type}: give model.device_map=null, or fabric=gpu."
-        )
     kind = [type(layers[0]).__name__]
     free = get_max_memory()
     others = sum(p.nbytes for p in {*model.parameters()} - {*layers.parameters()})

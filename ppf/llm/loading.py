@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
-from ppf.llm.divide import divide, over_gpus
+from ppf.llm.divide import check_division, divide, over_gpus
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded
 from ppf.llm.sources import check_hub, wheel_folder
@@ -92,27 +92,22 @@ def load(
             supported; the window is longer than the model's positions; or the layers cannot be
             divided over GPUs.
     """
-    dtype = resolve_dtype(config.dtype, device)
+    dtype, device = resolve_dtype(config.dtype, device), torch.device(device)
+    check_division(config, device)
     source = local_folder(config.path, "model.path") if config.path else _source(config)(cache)
     model_config = read_config(source)
     adapter = adapter_for(model_config)
     if window:
         check_window(window, model_config)
     tokenizer = read_tokenizer(source, model_config)
-    place, divided, device = config.get("offload"), config.get("device_map"), torch.device(device)
-    if place and divided:
-        raise PPFError(
-            f"model.device_map={divided} keeps all layers on GPUs, and model.offload={place} keeps"
-            " none there: give only one of them."
-        )
     model = read_model(source, model_config, dtype).eval().requires_grad_(False)
     layers = adapter.layers(model)
-    if divided:
+    if config.get("device_map"):
         devices = over_gpus(model, layers, device)
         divide(layers, devices)
         _move_all_but(layers, model, device)
         return LanguageModel(model, tokenizer, adapter, devices=devices)
-    if not place:
+    if not (place := config.get("offload")):
         return LanguageModel(model.to(device), tokenizer, adapter)
     offloaded = Offloaded(layers, place, device, Path(cache) / "offload")
     _move_all_but(layers, model, device)

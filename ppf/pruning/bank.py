@@ -52,6 +52,9 @@ class Bank:
     ) -> "Bank":
         """Computes all levels of all sites, on their layers' devices and in the model's dtype.
 
+        Factors that stay in memory are read after the last site is solved. The peak is therefore
+        the model with the matrices of one solution, or with all factors.
+
         Args:
             lm: the dense model.
             space: the space whose sites get levels.
@@ -96,14 +99,16 @@ class Bank:
             if folder is None:
                 return make()
             file = folder / form / f"{space.sites[number].name}.safetensors"
-            found = _stored(file, columns_of[number], make, _stored_dtype(lm.dtype))
-            device = lm.device_of(space.sites[number].layer)
-            return _cast(found, lm.dtype, device, resident=size.resident)
+            return _stored(file, columns_of[number], make, _stored_dtype(lm.dtype))
 
         order = own_first(range(len(space)), ranks if folder else None)
         label = f"Preparing the level bank ({len(space)} sites)"
-        levels = {number: build(number) for number in track(order, label)}
-        return cls(orders, [levels[number] for number in range(len(space))])
+        made = {number: build(number) for number in track(order, label)}
+        levels = [
+            _cast(made.pop(number), lm.dtype, lm.device_of(site.layer), resident=size.resident)
+            for number, site in enumerate(space.sites)
+        ]
+        return cls(orders, levels)
 
 
 def widths(site: Site, coupling: Coupling) -> list[int]:

@@ -258,11 +258,12 @@ class LeastSquares(Compensation):
         dtype = weight.dtype
         weight, gram, mean = weight.double(), gram.double(), mean.double()
         ridged, ridge = _covariance(gram, mean, self.damping)
-        lower = torch.linalg.cholesky(ridged)
+        lower, any_input = torch.linalg.cholesky(ridged), gram.any()
+        del gram, ridged  # large, and not needed any more
         inverse, projected = _inverse(lower), _times_lower(weight, lower)
         ridged_energy, output = projected.square().sum(), weight @ mean
         energy = ridged_energy - ridge * weight.square().sum() + output.square().sum()
-        energy = energy * gram.any()  # a rounding error is no energy
+        energy = energy * any_input  # a rounding error is no energy
         solution = torch.zeros_like(weight)
         beyond = _suffix_sums(weight.square().sum(0))
         explained = torch.zeros_like(energy)

@@ -1,7 +1,11 @@
 """`plan=true` tells what a model needs; nothing is loaded, downloaded or written."""
 
+import re
 from pathlib import Path
 
+import pytest
+
+from ppf.context import capacity
 from tests.cli.conftest import Run
 
 
@@ -30,3 +34,69 @@ def test_a_plan_leaves_no_run_folder(run: Run, tmp_path: Path) -> None:
 def test_a_model_without_a_known_structure_is_one_sentence(run: Run) -> None:
     told = run("search", "plan=true", "model=local", "logger=none", ok=False)
     assert "give a local folder with model.path=FOLDER" in told.stdout + told.stderr
+
+
+def line(told: str, name: str) -> list[float]:
+    """The numbers of a row of the table."""
+    (found,) = (row for row in told.splitlines() if row.strip().startswith(name))
+    return [float(number) for number in re.findall(r"-?\d+\.\d", found)]
+
+
+def has(monkeypatch: pytest.MonkeyPatch, memory: float, disk: float) -> None:
+    monkeypatch.setattr(capacity.Free, "on", lambda *_: capacity.Free(memory, memory, disk))
+
+
+def test_a_plan_ends_with_what_the_command_would_say(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("plan=true", "model=llama2_7b", "model.dtype=bfloat16", "logger=none", "fabric=cpu")
+    has(monkeypatch, 24, 40)
+    told = run("search", *given).stdout
+    assert told.rstrip().endswith("\nIt fits.")
+    told = run("search", *given, "fabric.devices=2").stdout
+    assert "those of 2 processes" in told
+    assert told.rstrip().endswith("for 2 processes, but 24.0 GiB are free: give fabric.devices=1.")
+    has(monkeypatch, 24, 20)  # each stage alone would fit
+    last = run("search", *given).stdout.splitlines()[-1]
+    assert last.startswith("It does not fit: model=llama2_7b needs 28.4 GiB of disk, but 20.0 GiB")
+
+
+def test_a_plan_has_one_column_of_memory_on_a_cpu_and_a_total(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has(monkeypatch, 24, 40)
+    given = ("plan=true", "model=llama2_7b", "model.dtype=bfloat16", "logger=none", "fabric=cpu")
+    told = run("search", *given).stdout
+    assert told.count("memory, GiB") == 1
+    assert line(told, "free here") == [24, 40]
+    assert line(told, "whole run")[:2] == [19.4, 28.4]
+    offloaded = run("search", *given, "model.offload=disk").stdout
+    assert line(offloaded, "whole run")[1] == 40.4
+
+
+def test_a_plan_subtracts_what_is_there(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("plan=true", "model=llama2_7b", "model.dtype=bfloat16", "logger=none", "fabric=cpu")
+    has(monkeypatch, 24, 20)
+    monkeypatch.setattr(capacity, "_made", lambda *_: 16.4)
+    told = run("search", *given).stdout
+    assert line(told, "files that exist") == [-16.4]
+    assert line(told, "whole run")[1] == 12.0
+    assert told.rstrip().endswith("It fits.")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model.device_map=auto", "model.offload=cpu"], "give only one of them"),
+        (["model.device_map=auto", "fabric.devices=2"], "give fabric.devices=1"),
+        (["model.device_map=auto"], "give model.device_map=null, or fabric=gpu"),
+    ],
+)
+def test_a_plan_refuses_what_the_command_refuses(
+    run: Run, overrides: list[str], sentence: str
+) -> None:
+    given = ("plan=true", "model=llama2_7b", "logger=none", "fabric=cpu", *overrides)
+    told = run("search", *given, ok=False)
+    assert sentence in told.stdout + told.stderr

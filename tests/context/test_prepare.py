@@ -1,6 +1,8 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf.errors import ReadonlyConfigError
@@ -25,6 +27,24 @@ def test_too_little_text_to_label_is_refused_before_calibration(
         cfg = compose("collect", ["model=tiny", *QUICK, *given, "text.windows.labelling=1000"])
     with pytest.raises(PPFError, match="lower text.windows.labelling"):
         stage.prepare(cfg, Fabric(accelerator="cpu", devices=1))
+
+
+def test_rank_0_compares_memory_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(*arguments: object) -> None:
+        raise AssertionError("rank 0 may have taken memory by now")
+
+    monkeypatch.setattr(stage, "refuse_what_does_not_fit", compare)
+    told = (None, "the model does not fit")
+    rank_1 = SimpleNamespace(
+        device=torch.device("cpu"),
+        world_size=2,
+        is_global_zero=False,
+        broadcast=lambda obj, src=0: told,
+    )
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("collect", ["model=tiny"])
+    with pytest.raises(PPFError, match="the model does not fit"):
+        stage.prepare(cfg, rank_1)
 
 
 def test_a_context_keeps_the_config_of_its_signatures(cache: str, tmp_path: Path) -> None:

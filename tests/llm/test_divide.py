@@ -5,11 +5,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ppf.context.prepare import observe
 from ppf.errors import PPFError
 from ppf.labels.labeller import Labeller
 from ppf.llm import LanguageModel, load
-from ppf.llm.divide import divide, over_gpus
+from ppf.llm.divide import check_division, divide, over_gpus
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.tiny import TinySetup
 
@@ -63,9 +62,8 @@ def test_combinations_without_sense_are_refused(keys: dict[str, str], sentence: 
 
 
 def test_one_process_has_all_gpus() -> None:
-    fabric = type("TwoProcesses", (), {"world_size": 2})()
     with pytest.raises(PPFError, match=r"fabric\.devices=1"):
-        observe(OmegaConf.create({"model": {"device_map": "auto"}}), fabric)
+        check_division(OmegaConf.create({"device_map": "auto"}), CUDA, 2)
 
 
 def test_a_divided_model_gives_the_same_labels(tiny: TinySetup) -> None:

@@ -5,7 +5,8 @@ import torch
 
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner
-from ppf.pruning.bank import bank_size
+from ppf.pruning import bank as bank_module
+from ppf.pruning.bank import BankSize, bank_size
 from ppf.pruning.compensation import (
     Bias,
     Compensation,
@@ -149,6 +150,32 @@ def test_factors_that_fit_are_read_once(lm: LanguageModel, tmp_path: Path) -> No
         for level in made.levels:
             assert isinstance(level.weights, Factors)
             assert isinstance(level.weights.inverse, torch.Tensor) == in_memory
+
+
+def test_no_site_is_solved_beside_the_factors_of_others(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Noted(LeastSquares):
+        def levels(self, *arguments, **named) -> Levels:
+            events.append("solved")
+            return super().levels(*arguments, **named)
+
+    def noted(*arguments, resident: bool = False, **named) -> Levels:
+        if resident:
+            events.append("brought")
+        return cast(*arguments, resident=resident, **named)
+
+    cast = bank_module._cast
+    monkeypatch.setattr(bank_module, "_cast", noted)
+    monkeypatch.setattr(
+        bank_module, "bank_size", lambda *given: BankSize(True, True, gib=0.0, disk=0.0)
+    )
+    made = bank(lm, tmp_path, 0.0, Noted(damping=0.01, refit_damping=0.1))
+    count = len(made.levels)
+    assert events == ["solved"] * count + ["brought"] * count
+    assert all(isinstance(level.weights.inverse, torch.Tensor) for level in made.levels)
 
 
 def test_files_of_ready_levels_have_their_factors_too(lm: LanguageModel, tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""A config that does not fit on this machine is refused, with an override that makes it fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from ppf.context import capacity
+from ppf.context.capacity import Comparison, Free, refusal, refuse_what_does_not_fit
+from ppf.context.policy import policy_config
+from ppf.context.signatures import plain, recorded, signatures
+from ppf.errors import PPFError
+from ppf.llm.divide import check_division
+from tests.context.test_plan import CPU, config, gpus
+
+CUDA = torch.device("cuda")
+LARGE = ("model=llama2_7b", "model.name=llama3_70b")  # the name determines the shape
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[str, ...]:
+    return tuple(f"paths.{name}={tmp_path}" for name in ("artefacts", "cache", "run"))
+
+
+def free(monkeypatch: pytest.MonkeyPatch, *gib: float) -> None:
+    monkeypatch.setattr(capacity.Free, "on", lambda *_: Free(*gib))
+
+
+def refused(cfg: DictConfig, device: torch.device, processes: int) -> str | None:
+    return refusal(cfg, device, Comparison.of(cfg, device, processes))
+
+
+@pytest.mark.parametrize(
+    ("gib", "remedy"),
+    [
+        (24, None),
+        (15, "give model.offload=disk"),
+        (2, "give a smaller model, or use a machine with more memory"),
+    ],
+)
+def test_too_little_memory_is_refused_with_the_override_that_mends_it(
+    gib: float, remedy: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity.Free, "on", lambda *_: Free(gib, gib, 100))
+    cfg = config("model=llama2_7b", f"paths.artefacts={tmp_path}", f"paths.cache={tmp_path}")
+    if remedy is None:
+        refuse_what_does_not_fit(cfg, CPU, 1)
+        return
+    with pytest.raises(PPFError, match=f"GiB are free: {remedy}.$"):
+        refuse_what_does_not_fit(cfg, CPU, 1)
+
+
+def test_too_small_a_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity.Free, "on", lambda *_: Free(100, 100, 3))
+    cfg = config("model=llama2_7b", f"paths.artefacts={tmp_path}", f"paths.cache={tmp_path}")
+    with pytest.raises(PPFError, match=r"of disk, but 3.0 GiB are free .* paths.artefacts=FOLDER"):
+        refuse_what_does_not_fit(cfg, CPU, 1)
+    made = tmp_path / "statistics" / signatures(cfg, CPU).statistics / "0000.safetensors"
+    made.parent.mkdir(parents=True)
+    with made.open("wb") as file:
+        file.truncate(30 * 2**30)  # a sparse file
+    refuse_what_does_not_fit(cfg, CPU, 1)
+
+
+def test_small_sizes_are_told_in_mib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity.Free, "on", lambda *_: Free(100, 100, 0.25))
+    cfg = config(f"paths.artefacts={tmp_path}", f"paths.cache={tmp_path}")
+    with pytest.raises(PPFError, match=r"needs \d\.\d GiB of disk, but 256 MiB are free"):
+        refuse_what_does_not_fit(cfg, CPU, 1)
+
+
+def test_what_is_free_here_is_found(tmp_path: Path) -> None:
+    free = Free.on(CPU, tmp_path / "not" / "yet", tmp_path)
+    assert free.memory == free.host > 0.01 and free.disk > 0.001 and free.cache is None
+
+
+def test_a_large_model_fits_on_eight_gpus(
+    folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(monkeypatch, 8, 79)
+    free(monkeypatch, 79, 900, 900)
+    cfg = config(*LARGE, *folders, "model.device_map=auto")
+    assert refused(cfg, CUDA, 1) is None
+    assert Comparison.of(cfg, CUDA, 1).sizes.bank.resident
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count", "memory", "processes", "remedy"),
+    [
+        ([], 8, 79, 1, "model.device_map=auto"),
+        ([], 8, 79, 8, "model.device_map=auto fabric.devices=1"),
+        ([], 8, 50, 8, "model.offload=cpu fabric.devices=6"),
+        ([], 1, 79, 1, "model.offload=cpu"),
+        (["model.device_map=auto"], 2, 79, 1, "model.device_map=null model.offload=cpu"),
+        (["model.offload=cpu"], 8, 79, 8, "fabric.devices=6"),
+    ],
+)
+def test_the_remedy_makes_it_fit(
+    overrides: list[str],
+    count: int,
+    memory: float,
+    processes: int,
+    remedy: str,
+    folders: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpus(monkeypatch, count, memory)
+    free(monkeypatch, memory, 900, 900)
+    given = [*LARGE, *folders, f"fabric.devices={processes}", *overrides]
+    told = refused(config(*given), CUDA, processes)
+    assert told and told.endswith(f"are free: give {remedy}."), told
+    words = remedy.split()
+    mended = config(*given, *words)
+    left = next((int(w[15:]) for w in words if w.startswith("fabric.devices=")), processes)
+    check_division(mended.model, CUDA, left)
+    assert refused(mended, CUDA, left) is None
+
+
+def test_two_processes_need_twice_the_memory(
+    folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 20, 20, 100)
+    cfg = config("model=llama2_7b", "fabric.devices=2", *folders)
+    refuse_what_does_not_fit(cfg, CPU, 1)
+    with pytest.raises(PPFError, match="GiB of memory for 2 processes.*: give fabric.devices=1.$"):
+        refuse_what_does_not_fit(cfg, CPU, 2)
+
+
+def test_offloaded_weights_need_the_disk_of_the_cache(
+    folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 100, 100, 30, 5)
+    cfg = config("model=llama2_7b", "model.offload=disk", *folders)
+    with pytest.raises(PPFError, match="needs 12.1 GiB .* 5.0 GiB are free .* paths.cache=FOLDER"):
+        refuse_what_does_not_fit(cfg, CPU, 1)
+    free(monkeypatch, 100, 100, 30)
+    with pytest.raises(PPFError, match="needs 40.4 GiB of disk"):
+        refuse_what_does_not_fit(cfg, CPU, 1)
+    free(monkeypatch, 15, 15, 30, 5)  # offload=disk would mend the memory, but not here
+    with pytest.raises(PPFError, match="use a machine with more memory"):
+        refuse_what_does_not_fit(config("model=llama2_7b", *folders), CPU, 1)
+
+
+def test_the_remedy_for_a_policy_is_a_key_of_its_commands(
+    folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config("model=llama2_7b", "bank.max_gib=14.0", *folders)
+    record = {"config": plain(recorded(cfg))}
+    free(monkeypatch, 24, 24, 100)
+    with pytest.raises(PPFError, match="free: give bank.max_gib=0.0.$"):
+        refuse_what_does_not_fit(policy_config(record, cfg), CPU, 1)
+    free(monkeypatch, 15, 15, 100)  # model.offload=disk is for commands with a key `model`
+    with pytest.raises(PPFError, match="free: use a machine with more memory.$"):
+        refuse_what_does_not_fit(policy_config(record, cfg), CPU, 1)
