@@ -32,10 +32,9 @@ def run_two(work: Callable[..., Any], *given: Any) -> list[int | None]:
     Returns:
         The exit codes of both.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    shared |= {"TORCHELASTIC_RUN_ID": "test"}
     context = multiprocessing.get_context("fork")
     started = [
         context.Process(target=_rank, args=(work, given, {"RANK": n, "LOCAL_RANK": n, **shared}))
@@ -46,6 +45,11 @@ def run_two(work: Callable[..., Any], *given: Any) -> list[int | None]:
     for process in started:
         process.join(300)
     return [process.exitcode for process in started]
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
 
 
 def _rank(work: Callable[..., Any], given: tuple[Any, ...], variables: dict[str, str]) -> None:

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ppf.artefacts import disk_failure
+from ppf.conf import options
 from ppf.errors import PPFError
 
 Explain = Callable[[BaseException], str | None]
@@ -78,6 +79,11 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
     def explain(error: BaseException) -> str | None:
         if isinstance(error, MissingConfigException) and error.options:
             group, _, option = str(error.missing_cfg_file).rpartition("/")
+            if group == "trainer" and option in options("fabric"):
+                return (
+                    f"trainer={option} does not exist, since the predictor is trained on one"
+                    f" device: give fabric={option}, which divides labelling and search."
+                )
             return f"{group}={option} is unknown: give one of {', '.join(error.options)}."
         if isinstance(error, OverrideParseException):
             return f"{error.override} is no override: give KEY=VALUE, as in seed=1."

@@ -4,7 +4,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -13,12 +18,14 @@ from ppf.context.signatures import plain
 from ppf.errors import PPFError
 from ppf.processes import process_count
 
+_FABRIC_RUN = ("ACCELERATOR", "CLI_USED", "DEVICES", "NUM_NODES", "PRECISION", "STRATEGY")
+
 
 class _Started(NamedTuple):
-    """Processes that torchrun or Slurm started.
+    """Processes that torchrun, `fabric run` or Slurm started.
 
     Args:
-        option: of the launcher: processes per node.
+        option: the command with its option for the number of processes per node.
         each: processes per node.
     """
 
@@ -37,9 +44,25 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
 
     Raises:
         PPFError: the devices do not exist here, a launcher started another number of processes,
-            several would be used where one is enough, or a multirun would start several.
+            several would be used where one is enough, a multirun would start several, or nothing
+            starts those of other machines.
     """
-    count, started = _count("fabric", plain(cfg.fabric)), _started()
+    started = _started()
+    _take_fabric_run(cfg.fabric)
+    count = _count("fabric", plain(cfg.fabric))
+    if not cfg.get("plan"):  # which starts no processes
+        _check_processes(cfg, started, count, one_process)
+    if "devices" in cfg.get("trainer", {}) and _count("trainer", plain(cfg.trainer)) > 1:
+        raise PPFError(
+            "the predictor is too small to gain from several devices: give trainer.devices=1"
+            " (fabric.devices divides labelling and search)."
+        )
+
+
+def _check_processes(
+    cfg: DictConfig, started: _Started | None, count: int, one_process: bool
+) -> None:
+    """Raises PPFError if there are not the `count` processes that the config says."""
     if one_process and (count > 1 or started and started.processes > 1):
         raise PPFError("this command uses one process: give fabric.devices=1 and start it once.")
     if started and max(started.processes, count) > 1:
@@ -50,10 +73,12 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
             f"a multirun cannot start {count} processes a job here: run its jobs one by one,"
             " without -m, or on a cluster with hydra/launcher=submitit_slurm."
         )
-    if "devices" in cfg.get("trainer", {}) and _count("trainer", plain(cfg.trainer)) > 1:
+    elif cfg.fabric.num_nodes > 1 and not _may_meet():
+        nodes, each = cfg.fabric.num_nodes, count // cfg.fabric.num_nodes
         raise PPFError(
-            "the predictor is too small to gain from several devices: give trainer.devices=1"
-            " (fabric.devices divides labelling and search)."
+            f"fabric.num_nodes={nodes} needs a launcher: start the command on each machine with"
+            f" torchrun --nnodes={nodes} --nproc_per_node={each}, or once with"
+            f" srun --nodes={nodes} --ntasks-per-node={each}."
         )
 
 
@@ -61,24 +86,48 @@ def _count(group: str, arguments: Mapping[str, Any]) -> int:
     try:
         return process_count(arguments)
     except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
-        cause = str(error).split("\n")[0]
+        cause = str(error).split("\n")[0].rstrip(".!")
         given = [f"{group}.{name}={arguments[name]}" for name in ("accelerator", "devices")]
         raise PPFError(
-            f"{' '.join(given)} cannot be used here ({cause.rstrip('.')}): give others, as in"
-            f" {group}.accelerator=cpu {group}.devices=1."
+            f"{' '.join(given)} cannot be used here ({cause}): give others, or {group}=cpu in their"
+            " place."
         ) from error
 
 
 def _check_launcher(found: _Started, cfg: DictConfig, count: int) -> None:
     """Raises PPFError if a launcher started another number of processes than the config says."""
-    nodes = cfg.fabric.num_nodes
+    nodes, processes = cfg.fabric.num_nodes, "process" if found.processes == 1 else "processes"
     if (found.processes, found.nodes, found.each) != (count, nodes, count // nodes):
         raise PPFError(
-            f"{found.launcher} started {found.processes} processes ({found.each} a node), but"
+            f"{found.launcher} started {found.processes} {processes} ({found.each} a node), but"
             f" fabric.devices={cfg.fabric.devices} and fabric.num_nodes={nodes} need {count}: give"
             f" fabric.devices={found.each} fabric.num_nodes={found.nodes}, or start the command"
             f" with {found.option}={count // nodes}."
         )
+
+
+def _take_fabric_run(fabric: DictConfig) -> None:
+    """Removes the options of `fabric run` from the environment: the config alone counts.
+
+    Fabric would compare them with the arguments of the Trainer too.
+
+    Raises:
+        PPFError: an option differs from the config.
+    """
+    for name in ("accelerator", "precision", "strategy"):
+        own = str(fabric[name])
+        if (option := os.environ.get(f"LT_{name.upper()}", own)) != own:
+            raise PPFError(
+                f"fabric run has --{name}={option}, but fabric.{name}={own}: give"
+                f" fabric.{name}={option}, or leave --{name} out."
+            )
+    for name in _FABRIC_RUN:
+        os.environ.pop(f"LT_{name}", None)
+
+
+def _may_meet() -> bool:
+    """Whether this process can find those of other machines without torchrun and Slurm."""
+    return "MASTER_PORT" in os.environ or LSFEnvironment.detect() or MPIEnvironment.detect()
 
 
 def _started() -> _Started | None:
@@ -86,11 +135,16 @@ def _started() -> _Started | None:
     environment = os.environ
     if TorchElasticEnvironment.detect():
         total, each = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
-        return _Started("torchrun", "--nproc_per_node", total, total // each, each)
+        if "LT_CLI_USED" in environment:
+            return _Started("fabric run", "fabric run --devices", total, total // each, each)
+        return _Started("torchrun", "torchrun --nproc_per_node", total, total // each, each)
     if SLURMEnvironment.detect():
-        total = int(environment["SLURM_NTASKS"])
+        option, total = "srun --ntasks-per-node", int(environment["SLURM_NTASKS"])
         nodes = min(int(environment.get("SLURM_NNODES", 1)), total)  # the rest of them runs nothing
         # Lightning insists on this variable, which `srun --ntasks` leaves out.
         each = int(environment.setdefault("SLURM_NTASKS_PER_NODE", str(total // nodes)))
-        return _Started("Slurm", "--ntasks-per-node", total, nodes, each)
+        # Only srun sets this one; the script of sbatch is one process for all tasks of its job.
+        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) < total:
+            return _Started("Slurm", option, 1, 1, 1)
+        return _Started("Slurm", option, total, nodes, each)
     return None

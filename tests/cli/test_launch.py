@@ -1,5 +1,6 @@
 """Processes that would not work together are refused before the work starts."""
 
+import os
 from functools import cache
 
 import pytest
@@ -12,12 +13,14 @@ from ppf.cli.launch import check_launch
 from ppf.errors import PPFError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0"}
+CLI = {"LT_CLI_USED": "1"}
+OF_LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "MASTER_", "LT_")
 
 
 @pytest.fixture
 def launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_NTASKS_PER_NODE", "TORCHELASTIC_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(OF_LAUNCHERS)]:
+        monkeypatch.delenv(name)
     return monkeypatch
 
 
@@ -41,9 +44,20 @@ def torchrun(processes: int, nodes: int = 1) -> dict[str, str]:
     return TORCHRUN | {"WORLD_SIZE": str(processes)} | each
 
 
-def slurm(tasks: int, nodes: int = 1, each: int | None = None) -> dict[str, str]:
-    told = {"SLURM_NTASKS": str(tasks), "SLURM_NNODES": str(nodes)}
+def fabric_run(processes: int, **options: str) -> dict[str, str]:
+    given = {"DEVICES": str(processes), "NUM_NODES": "1"} | options
+    return torchrun(processes) | {f"LT_{key}": value for key, value in given.items()} | CLI
+
+
+def sbatch(tasks: int, nodes: int = 1, each: int | None = None) -> dict[str, str]:
+    """What the script of a job sees, and each process that it starts without srun."""
+    told = {"SLURM_NTASKS": str(tasks), "SLURM_NNODES": str(nodes), "SLURM_PROCID": "0"}
     return told | ({"SLURM_NTASKS_PER_NODE": str(each)} if each else {})
+
+
+def slurm(tasks: int, nodes: int = 1, each: int | None = None) -> dict[str, str]:
+    """What the tasks of srun see."""
+    return sbatch(tasks, nodes, each) | {"SLURM_STEP_NUM_TASKS": str(tasks)}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +70,11 @@ def slurm(tasks: int, nodes: int = 1, each: int | None = None) -> dict[str, str]
         (slurm(1, nodes=2), 1, 1),
         (slurm(2), 2, 1),
         (slurm(4, nodes=2, each=2), 2, 2),
+        (sbatch(1), 1, 1),
+        (sbatch(4, nodes=2, each=2), 1, 1),
+        (fabric_run(2), 2, 1),
+        (fabric_run(2, ACCELERATOR="cpu", STRATEGY="auto", PRECISION="32-true"), 2, 1),
+        ({"MASTER_ADDR": "one", "MASTER_PORT": "29500", "NODE_RANK": "1"}, 1, 2),
     ],
 )
 def test_processes_that_fit_are_taken(
@@ -63,19 +82,34 @@ def test_processes_that_fit_are_taken(
 ) -> None:
     for name, value in environment.items():
         launcher.setenv(name, value)
-    check(f"fabric.devices={devices}", f"fabric.num_nodes={nodes}")
+    check("fabric.accelerator=cpu", f"fabric.devices={devices}", f"fabric.num_nodes={nodes}")
 
 
 @pytest.mark.parametrize(
     ("environment", "devices", "nodes", "sentence"),
     [
         (torchrun(2), 1, 1, "torchrun started 2 processes .* give fabric.devices=2"),
-        (torchrun(1), 2, 1, "need 2: .* start the command with --nproc_per_node=2"),
+        (torchrun(1), 2, 1, "1 process .* need 2: .* with torchrun --nproc_per_node=2"),
         (torchrun(4, nodes=2), 4, 1, "give fabric.devices=2 fabric.num_nodes=2"),
         (slurm(2), 1, 1, "Slurm started 2 processes .* give fabric.devices=2"),
-        (slurm(1), 2, 1, "need 2: .* start the command with --ntasks-per-node=2"),
+        (slurm(1), 2, 1, "1 process .* need 2: .* with srun --ntasks-per-node=2"),
         (slurm(4, nodes=2, each=2), 4, 1, "give fabric.devices=2 fabric.num_nodes=2"),
         (slurm(2, each=1), 2, 1, "1 a node"),
+        (sbatch(1), 2, 1, "1 process .* need 2: .* with srun --ntasks-per-node=2"),
+        (sbatch(2, each=2), 2, 1, "1 process .* need 2: .* with srun --ntasks-per-node=2"),
+        (sbatch(4, nodes=2), 2, 2, "1 process .* need 4: .* with srun --ntasks-per-node=2"),
+        (slurm(1) | sbatch(4, each=4), 4, 1, "1 process .* need 4: .* with srun"),
+        (fabric_run(2), 1, 1, "fabric run started 2 processes .* give fabric.devices=2"),
+        (fabric_run(1), 2, 1, "1 process .* with fabric run --devices=2"),
+        (fabric_run(2, STRATEGY="ddp"), 2, 1, r"give fabric\.strategy=ddp, or leave --strategy"),
+        (fabric_run(2, ACCELERATOR="cuda"), 2, 1, r"give fabric\.accelerator=cuda, or leave"),
+        (
+            {},
+            2,
+            2,
+            "on each machine with torchrun --nnodes=2 --nproc_per_node=2, or once with srun",
+        ),
+        ({"MASTER_ADDR": "one", "NODE_RANK": "1"}, 1, 2, "--nodes=2 --ntasks-per-node=1"),
     ],
 )
 def test_processes_that_a_launcher_started_otherwise_are_refused(
@@ -88,7 +122,22 @@ def test_processes_that_a_launcher_started_otherwise_are_refused(
     for name, value in environment.items():
         launcher.setenv(name, value)
     with pytest.raises(PPFError, match=sentence):
-        check(f"fabric.devices={devices}", f"fabric.num_nodes={nodes}")
+        check("fabric.accelerator=cpu", f"fabric.devices={devices}", f"fabric.num_nodes={nodes}")
+
+
+def test_a_plan_needs_no_processes(launcher: pytest.MonkeyPatch) -> None:
+    check("plan=true", "fabric.num_nodes=2")
+    for name, value in sbatch(2, each=2).items():
+        launcher.setenv(name, value)
+    check("plan=true", "fabric.devices=2")
+
+
+def test_the_script_of_a_job_may_use_one_process(launcher: pytest.MonkeyPatch) -> None:
+    for name, value in sbatch(2).items():
+        launcher.setenv(name, value)
+    check(one_process=True)
+    # Lightning's Trainer, which trains the predictor, refuses several tasks without this variable.
+    assert os.environ["SLURM_NTASKS_PER_NODE"] == "2"
 
 
 @pytest.mark.usefixtures("launcher")
@@ -117,5 +166,6 @@ def test_a_command_may_use_one_process_only() -> None:
 @pytest.mark.parametrize("group", ["fabric", "trainer"])
 @pytest.mark.parametrize("kind", ["gpu", "tpu"])
 def test_a_missing_accelerator_is_named(group: str, kind: str) -> None:
-    with pytest.raises(PPFError, match=rf"{group}.accelerator={kind} {group}.devices=1 cannot be"):
+    cannot = rf"{group}.accelerator={kind} {group}.devices=1 cannot be"
+    with pytest.raises(PPFError, match=rf"{cannot} .* give others, or {group}=cpu in their place"):
         check(f"{group}.accelerator={kind}")
