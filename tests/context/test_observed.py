@@ -1,5 +1,6 @@
 """Statistics, order and traits are made layer by layer, by several processes, and found again."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +14,18 @@ from ppf.errors import PPFError
 from ppf.pruning import collect_statistics, collect_traits, score_atoms
 from ppf.pruning.allocation import OWL, AlphaPruning
 from ppf.pruning.importance import OBS, Importance, Taylor
+from ppf.threads import cpu_threads
 from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
 
 LAYERS = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With more threads, several layers are solved at a time."""
+    with cpu_threads(1):
+        yield
 
 
 def observed(
