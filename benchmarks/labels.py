@@ -115,7 +115,7 @@ def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str,
     families = in_order(instantiate(cfg.sampler).draw(context.sites, FAMILIES, generator))
     unrelated = in_order(profiles.draw(context.sites, UNRELATED, generator))
     dense = prepare(cfg, fabric, dtype="float32")
-    dense.pruner.restore()
+    dense.model.pruner.restore()
     labeller = Clocked(
         context.model.lm,
         context.model.pruner,
@@ -127,7 +127,7 @@ def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str,
 
     labels, rates = {}, {}
     for name, dtype in (("hf_fp32", torch.float32), ("hf_bf16", torch.bfloat16)):
-        zeroed = Zeroed(context, dense.lm, dtype)
+        zeroed = Zeroed(context, dense.model.lm, dtype)
         zeroed.nll(unrelated[0].tolist())
         labels[name], rates[name] = timed(zeroed.nll, unrelated)
     labeller.start()

@@ -75,7 +75,7 @@ def main() -> None:
         print(f"one real evaluation, {part}: {spent:.1f} s")
     rates: dict[str, dict[int, float]] = {}
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-        predictor.to(device)
+        predictor.to(torch.device(device))
         rates[device] = {}
         for batch in BATCHES:
             kept = (torch.rand(batch, len(space)) * (space.units + 1)).long().to(device)
