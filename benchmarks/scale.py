@@ -199,9 +199,8 @@ def measure(out: Path, commands: dict[str, list[str]], overrides: list[str]) -> 
     found = {"shape": out.name, "overrides": overrides, "stages": {}, "label": None}
     if file.exists():
         found = json.loads(file.read_text())
-        if found["overrides"] != overrides:
-            before = " ".join(found["overrides"]) or "none"
-            raise SystemExit(f"{out} has results of other overrides ({before}): give another --out")
+        if found.get("overrides") != overrides:
+            raise SystemExit(f"{out} has results of other overrides: give another --out")
     for name, command in commands.items():
         if name in found["stages"]:
             continue

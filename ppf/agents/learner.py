@@ -93,12 +93,13 @@ class Learner(Agent):
         fabric, checkpoint = run.fabric, run.checkpoint
         torch.manual_seed(run.seed)
         training = self.begin(objective, fabric)
-        networks = {k: x for k, x in training.parts().items() if isinstance(x, nn.Module)}
+        trained = training.parts()
+        networks = {name: x for name, x in trained.items() if isinstance(x, nn.Module)}
         for name, state_dict in (run.learnt or {}).items():
             networks[name].load_state_dict(state_dict)
         torch.manual_seed(run.rank_seed)
         state = _LearnerState(objective.candidates(objective.starts()))
-        parts = {"state": state, **training.parts()}
+        parts = {"state": state, **trained}
         first = checkpoint.load(fabric, parts) if checkpoint else 0
         for iteration in track(range(first, self.iterations), "Training the agent"):
             rollout = training.step()
