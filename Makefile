@@ -33,7 +33,7 @@ lint: install  ## Check style, format and types
 	$(BIN)/mypy
 
 docs: install  ## Build the documentation site in build/site; every warning is an error
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 clean:  ## Remove .venv, caches and built packages; outputs/ stays
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
