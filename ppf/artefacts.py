@@ -33,7 +33,7 @@ FORMATS = {
     "costs": 1,
     "training": 2,
     "pruned": 1,
-    "recovery": 1,
+    "recovery": 2,
     "likeliest": 1,
     "run": 1,
 }

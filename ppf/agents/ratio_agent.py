@@ -89,6 +89,11 @@ class RatioAgent:
         return torch.lerp(values[above - 1], values[above], (ratio - low) / (high - low))
 
 
+def agent_folder(path: str | Path) -> Path:
+    """The folder of a search, which may be given as its agent.json."""
+    return Path(path).parent if Path(path).is_file() else Path(path)
+
+
 def load_agent(path: str | Path, trusted: Sequence[str] = ()) -> RatioAgent:
     """Loads an agent that `search.py mode=dynamic` wrote. Files from strangers are safe to load.
 
@@ -99,7 +104,7 @@ def load_agent(path: str | Path, trusted: Sequence[str] = ()) -> RatioAgent:
     Raises:
         PPFError: there is no agent, or a file does not fit its schema.
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    file = Path(path) if Path(path).is_file() else Path(path) / FILE
     record = read(file, AgentRecord, _REMEDY, trusted)
     space, weights = Space.restore(record["space"]), file.with_name(WEIGHTS)
     try:

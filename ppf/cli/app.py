@@ -1,4 +1,4 @@
-"""What all commands share: configs are checked, seeds are set, and failures leave nothing empty."""
+"""What all commands share: config checks, seeds, and the removal of a failed run's folder."""
 
 import importlib
 import shutil

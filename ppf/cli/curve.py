@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
 from ppf.cli.results import common, dense_entry, summary
+from ppf.context.policy import model_name
 from ppf.context.prepare import PruningContext
 from ppf.report.origin import command_with, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
@@ -71,7 +72,7 @@ def write(
     write_json(paths["summary"], summary(shown, seconds) | {"kept": kept})
     every = -(-len(policies) // _DRAWN)
     return SearchReport(
-        title=f"{cfg.model.name} at every pruning ratio",
+        title=f"{model_name(cfg.model)} at every pruning ratio",
         dynamic=True,
         policies={
             f"{percent(ratio)}{name}": found[ratio]

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from ppf.cli.app import command
 from ppf.cli.lineage import used
 from ppf.cli.outcome import Outcome
-from ppf.context.policy import read_policy
+from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
 from ppf.export.loading import check_format
@@ -27,7 +27,7 @@ def _check(cfg: DictConfig) -> None:
             "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
         )
     if cfg.policy:
-        read_policy(cfg.policy, cfg.trust_targets)
+        refuse_recovered(read_policy(cfg.policy, cfg.trust_targets), cfg.policy)
     for path in _paths(cfg):
         check_format(Path(local_folder(path, "path")))
 

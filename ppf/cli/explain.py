@@ -67,8 +67,8 @@ def explain_run(error: BaseException) -> str | None:
         return f"{_full_key(error)}: {first_line(error)}."
     if _out_of_memory(error):
         return (
-            "the memory does not suffice: give a smaller labels.batch (batch, for evaluate.py),"
-            " a shorter text.window, or a smaller model."
+            "the memory does not suffice: give a smaller labels.batch (evaluate.py: batch;"
+            " recover.py: recovery.micro_batch), a shorter text.window, or a smaller model."
         )
     return disk_failure(error)
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ppf.agents.ratio_agent import load_agent
-from ppf.context.policy import read_policy
+from ppf.agents.ratio_agent import agent_folder, load_agent
+from ppf.context.policy import model_name, read_policy
 from ppf.report.publish import Artifact
 
 
@@ -18,9 +18,9 @@ def used(cfg: DictConfig) -> list[Artifact]:
         model = read_policy(cfg.policy, cfg.trust_targets)["model"]
         return [Artifact([Path(cfg.policy)], f"{model}-policy", "policy", used=True)]
     if cfg.get("search"):
-        model = load_agent(cfg.search, cfg.trust_targets).record["config"]["model"]["name"]
-        folder = Path(cfg.search)
-        files = sorted((folder if folder.is_dir() else folder.parent).glob("agent.*"))
+        config = load_agent(cfg.search, cfg.trust_targets).record["config"]
+        model = model_name(OmegaConf.create(config["model"]))
+        files = sorted(agent_folder(cfg.search).glob("agent.*"))
         return [Artifact(files, f"{model}-agent", "agent", used=True)]
     paths = [cfg.path] if isinstance(cfg.path, str) else cfg.path
     return [replace(made(Path(path)), used=True) for path in paths]

@@ -19,7 +19,7 @@ from ppf.records.run import RunRecord
 
 FILE = "run.json"
 # Keys that do not change results.
-_ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan", "bank")
+_ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """ppf-prune: writes a policy's model, for transformers or llama.cpp."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning import Fabric
@@ -10,7 +9,7 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
 from ppf.cli.lineage import made, used
-from ppf.context.policy import read_policy
+from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.llm.loading import local_folder
@@ -31,12 +30,8 @@ def _check(cfg: DictConfig) -> None:
         load_agent(cfg.search, cfg.trust_targets).policy(cfg.ratio)
     elif cfg.path:
         read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
-    elif read_policy(cfg.policy, cfg.trust_targets).get("recovered"):
-        raise PPFError(
-            f"policy={cfg.policy} belongs to a recovered model, and pruning the dense model again"
-            f" would lose its weights: give path={Path(cfg.policy).parent} and export=gguf or"
-            " export=decilm."
-        )
+    else:
+        refuse_recovered(read_policy(cfg.policy, cfg.trust_targets), cfg.policy)
 
 
 @command(_check, one_process=True)

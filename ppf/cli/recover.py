@@ -7,13 +7,14 @@ from typing import Any
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.agents.ratio_agent import load_agent
+from ppf.agents.ratio_agent import agent_folder, load_agent
 from ppf.cli.app import command
 from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
-from ppf.context.policy import read_policy
+from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
+from ppf.llm.text import text_name
 from ppf.progress import say
 from ppf.report.html import write_page
 from ppf.report.origin import command_line, machine
@@ -22,6 +23,7 @@ from ppf.report.recovery import recovery_metrics, recovery_page
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
+from ppf.stages.recovery_inputs import loss_names
 
 
 def _check(cfg: DictConfig) -> None:
@@ -30,12 +32,17 @@ def _check(cfg: DictConfig) -> None:
             "give one of policy=FILE (a policy.json), path=FOLDER (a folder that prune.py wrote)"
             " and search=FOLDER (of a run of search.py mode=dynamic)."
         )
+    start = cfg.path or (cfg.search and agent_folder(cfg.search))
+    if start and Path(cfg.out).resolve() == Path(start).resolve():
+        raise PPFError(f"out={cfg.out} is the folder that is read: give another out=FOLDER.")
     if cfg.search:
         agent = load_agent(cfg.search, cfg.trust_targets)
         for ratio in cfg.ratios:
             agent.policy(ratio)
         return
-    read_policy(_file(cfg), cfg.trust_targets)
+    record = read_policy(_file(cfg), cfg.trust_targets)
+    if cfg.policy:
+        refuse_recovered(record, cfg.policy)
 
 
 @command(_check)
@@ -70,7 +77,7 @@ def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
         "mode": "dynamic" if cfg.search else "static",
         "tokens": found.tokens,
         "minutes": round(found.minutes, 2),
-        "text": cfg.text.name,
+        "text": text_name(cfg.text),
         "part": "test" if found.test else "validation",
         "seed": cfg.seed,
     }
@@ -100,7 +107,7 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
     """Writes the page and gives everything to the loggers."""
     file = Path(cfg.paths.run) / "report.html"
     measured_on = (
-        f"Measured on the validation part of {cfg.text.name}, in windows of {cfg.text.window}"
+        f"Measured on the validation part of {text_name(cfg.text)}, in windows of {cfg.text.window}"
         " tokens."
     )
     page = recovery_page(
@@ -110,7 +117,7 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
         measured_on=measured_on,
         settings={
             "Trained": "adapters of all ratios" if cfg.search else ", ".join(cfg.tune),
-            "Loss": " + ".join(cfg.loss),
+            "Loss": " + ".join(loss_names(cfg)) or "distance from the dense residual stream",
             "Tokens": f"{found.tokens:,}",
             "Computed in": cfg.trainer.precision,
             "Exported in": "float32" if cfg.search else cfg.dtype,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ppf.artefacts import write_json
 from ppf.context.budgets import saved
 from ppf.context.model import PrunableModel
-from ppf.context.policy import described, policy_record
+from ppf.context.policy import described, model_name, policy_record
 from ppf.context.prepare import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.pareto import front
@@ -141,7 +141,7 @@ def common(
         "labels": list(zip(space.ratio(labels.kept).tolist(), labels.nll.tolist(), strict=True)),
         "accuracy": _accuracy(predictor, cfg.predictor),
         "seconds": seconds,
-        "evaluations": len(labels),
+        "evaluations": len(context.labelling.labeller.used),
         "machine": machine(),
     }
 
@@ -165,7 +165,7 @@ def _measured_on(context: PruningContext, wanted: int) -> str:
 def _settings(cfg: DictConfig, context: PruningContext) -> dict[str, str]:
     asked = percent(cfg.ratio) if cfg.mode == "static" else ", ".join(map(percent, cfg.ratios))
     return {
-        "Model": f"{cfg.model.name}, {str(context.model.lm.dtype).removeprefix('torch.')}",
+        "Model": f"{model_name(cfg.model)}, {str(context.model.lm.dtype).removeprefix('torch.')}",
         "Space": f"{context.model.space.name}, {len(context.model.space)} sites",
         "Importance": _name(cfg, "importance"),
         "Compensation": _name(cfg, "compensation"),

@@ -118,7 +118,7 @@ class TextSection(Section):
 
 
 class LabelsSection(Section):
-    """Labels that a sampler's policies get."""
+    """The section `labels` of base.yaml."""
 
     count: Count
     batch: Count

@@ -12,7 +12,7 @@ from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome, overrides
 from ppf.context.budgets import priced
-from ppf.context.policy import provenance, warn_if_unreadable
+from ppf.context.policy import model_name, provenance, warn_if_unreadable
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
@@ -25,7 +25,7 @@ from ppf.report.tables import print_summary
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.collect import collect
-from ppf.stages.dynamic import dynamic, learner_of
+from ppf.stages.dynamic import check_dynamic, dynamic
 from ppf.stages.search import search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
@@ -36,6 +36,9 @@ UNREAD = {
     "static": ("ratios", "dynamic"),
     "dynamic": (
         "ratio",
+        "pareto",
+        "budget@pareto.x",
+        "budget@pareto.y",
         "search.agreement",
         "search.finalists",
         "search.gain",
@@ -53,7 +56,7 @@ def _check(cfg: DictConfig) -> None:
     check_acquired(cfg)
     check_bytes(cfg)
     if cfg.mode == "dynamic":
-        learner_of(cfg)
+        check_dynamic(cfg)
 
 
 def check_read(mode: str, given: Iterable[str]) -> None:
@@ -162,7 +165,7 @@ def _report(
     if cfg.report_test:
         with begun.clock("measuring on the test part"):
             report = with_test(cfg, context, report, policies)
-    loggers, folder, model = inputs.fabric.loggers, Path(cfg.paths.run), cfg.model.name
+    loggers, folder, model = inputs.fabric.loggers, Path(cfg.paths.run), model_name(cfg.model)
     page, shown, metrics = folder / "report.html", search_page(report), search_metrics(report)
     write_page(page, shown)
     if needs_labels(trained.predictor):

@@ -23,18 +23,19 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
             f"serve.py needs the package {error.name}: run `pip install 'ppf-llm[serve]'`."
         ) from error
     key = None if cfg.api_key is None else str(cfg.api_key)
-    bound, host = bind(cfg.host, cfg.port), f"[{cfg.host}]" if ":" in cfg.host else cfg.host
-    if key is None and not is_loopback(bound):
-        say(f"Warning: host={cfg.host} lets other machines use the model: give api_key=KEY.")
-    template = read_template(cfg.chat_template)
-    scheduler = Scheduler(DynamicModel.from_config(cfg, fabric), Limits(**cfg.limits))
-    app = create_app(
-        cfg.name or scheduler.model.name,
-        scheduler,
-        hosts=allowed_hosts(host, bound),
-        api_key=key,
-        template=template,
-    )
-    bound.listen()
-    say(f"Serving {cfg.search} on http://{host}:{bound.getsockname()[1]} (Ctrl+C stops it).")
-    serve(app, scheduler, bound, cfg.log_level)
+    host = f"[{cfg.host}]" if ":" in cfg.host else cfg.host
+    with bind(cfg.host, cfg.port) as bound:
+        if key is None and not is_loopback(bound):
+            say(f"Warning: host={cfg.host} lets other machines use the model: give api_key=KEY.")
+        template = read_template(cfg.chat_template)
+        scheduler = Scheduler(DynamicModel.from_config(cfg, fabric), Limits(**cfg.limits))
+        app = create_app(
+            cfg.name or scheduler.model.name,
+            scheduler,
+            hosts=allowed_hosts(host, bound),
+            api_key=key,
+            template=template,
+        )
+        bound.listen()
+        say(f"Serving {cfg.search} on http://{host}:{bound.getsockname()[1]} (Ctrl+C stops it).")
+        serve(app, scheduler, bound, cfg.log_level)

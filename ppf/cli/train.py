@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
+from ppf.context.policy import model_name
 from ppf.context.prepare import prepare
 from ppf.labels.table import Labels
-from ppf.predictor.base import needs_labels
+from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.scores import coverage_warning, endings
 from ppf.progress import say
 from ppf.report.plots import scatter
@@ -22,11 +23,17 @@ from ppf.report.style import save_png
 from ppf.report.tables import accuracy_table, print_table
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import collect
-from ppf.stages.score import Scored, held_out, score
+from ppf.stages.score import Scored, held_out, no_held_out, score
 from ppf.stages.train import train
 
 
-@command(check_acquired)
+def _check(cfg: DictConfig) -> None:
+    check_acquired(cfg)
+    if not cfg.test_policies and not needs_labels(unfitted(cfg.predictor)):
+        raise no_held_out()
+
+
+@command(_check)
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Trains the predictor, scores it and plots predicted against measured."""
     context = prepare(cfg, fabric)
@@ -54,7 +61,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     shown = {"predictions": figure}, {"accuracy": table}
     publish(fabric.loggers, Published(dict(found.metrics), *shown))
     if needs_labels(predictor):
-        made = Artifact([trained.folder], f"{cfg.model.name}-predictor", "predictor")
+        made = Artifact([trained.folder], f"{model_name(cfg.model)}-predictor", "predictor")
         log_artifact(fabric.loggers, made)
     print_table(table)
     if warning:

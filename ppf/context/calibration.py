@@ -70,7 +70,7 @@ class Calibration:
     def observed(
         self, kind: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What is seen of the dense model on some of the windows."""
+        """The tensors that `observe` returns for every fourth window, under the dense policy."""
 
         def make() -> dict[str, Tensor]:
             with self.pruner.at(self.pruner.space.dense.tolist()):

@@ -21,7 +21,7 @@ from ppf.space import Space
 
 GIB = 2**30
 _EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
-_LEVEL = 0.28  # of a product with all columns: 70 % of them stay, and M is triangular
+_LEVEL = 0.28  # of a product with all columns: 70 % stay, and one factor is triangular
 _MANY = 1024  # windows that are assumed where a text gives all it has
 _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
 

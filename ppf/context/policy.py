@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.context.prepare import PruningContext
-from ppf.context.signatures import Signatures, plain, recorded, signatures
+from ppf.context.signatures import plain, recorded, signatures
 from ppf.errors import PPFError
 from ppf.progress import say
 from ppf.pruning.live import Types
@@ -99,6 +99,19 @@ def refuse_types(record: Mapping[str, Any], what: str) -> None:
         )
 
 
+def refuse_recovered(record: Mapping[str, Any], path: str | Path) -> None:
+    """Raises PPFError if the policy belongs to a recovered model, whose weights it lacks.
+
+    Args:
+        path: of the policy.json.
+    """
+    if record.get("recovered"):
+        raise PPFError(
+            f"{path} belongs to a recovered model, and pruning the dense model again would lose its"
+            f" weights: give path={Path(path).parent}."
+        )
+
+
 def warn_if_unreadable(cfg: DictConfig) -> None:
     """Warns before a search if other commands will refuse to read its policy."""
     try:
@@ -113,7 +126,7 @@ def policy_config(record: dict[str, Any], cfg: DictConfig) -> DictConfig:
     return OmegaConf.create({**record["config"], **machine})
 
 
-def check_signature(record: dict[str, Any], config: DictConfig) -> Signatures:
+def check_signature(record: dict[str, Any], config: DictConfig) -> None:
     """Raises PPFError if the model or text differs from the one that the policy was found for."""
     names = signatures(config)
     if names.labels != record["signatures"]["labels"]:
@@ -121,4 +134,3 @@ def check_signature(record: dict[str, Any], config: DictConfig) -> Signatures:
             f"the policy was found for another model, text or dtype than {config.model.name}"
             f" here (signature {record['signatures']['labels']}, not {names.labels}): search again."
         )
-    return names

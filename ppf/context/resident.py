@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.agents.ratio_agent import agent_folder
 from ppf.context.policy import check_signature, policy_config
 from ppf.context.prepare import PruningContext, prepare
 from ppf.pruning.elastic import FILE, Adapters
@@ -31,7 +31,7 @@ def resident(
     check_signature(dict(record), config)
     choose = partial(within, cfg.bank.max_gib, instantiate(config.compensation))
     context = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
-    folder = Path(cfg.search)
+    folder = agent_folder(cfg.search)
     if adapted and (folder / FILE).is_file():
         Adapters.load(folder, context.model.pruner, origin(context))
     return context

@@ -151,10 +151,11 @@ class Labeller:
             size = len(self._batches[0].ids)
             if size == 1:
                 raise
-            say(f"Out of memory: the batch is halved to {size // 2} windows.")
-            self._reset(size // 2)
-            torch.cuda.empty_cache()
-            return self.score(kept)
+        # The exception, which keeps the failed batch in memory, is gone here.
+        say(f"Out of memory: the batch is halved to {size // 2} windows.")
+        self._reset(size // 2)
+        torch.cuda.empty_cache()
+        return self.score(kept)
 
     def _reset(self, batch: int) -> None:
         start = self._context - 1

@@ -136,10 +136,6 @@ class LabelStore:
         with draft(self._shard) as file:
             self._write(self._shard_rows, file)
 
-    def export(self, path: Path) -> None:
-        """Writes all rows to one shard, which may be put into the folder of another store."""
-        self._write(list(self._rows.values()), path)
-
     def labels(self, policies: Int[Tensor, "rows sites"]) -> Labels:
         """The labels of the given policies, in their order.
 

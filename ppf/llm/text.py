@@ -186,6 +186,11 @@ def default_text() -> DictConfig:
     return read_option("text", "wikipedia_sample")
 
 
+def text_name(config: DictConfig) -> str:
+    """The name of a `text=` config; that of the file if it has a `path`."""
+    return Path(config.path).name if config.path else str(config.name)
+
+
 def build_text(config: DictConfig, cache: str) -> Text:
     """The text of a `text=` config.
 
@@ -201,7 +206,7 @@ def build_text(config: DictConfig, cache: str) -> Text:
     plain.pop("training", None)  # see `training_text`
     if path:
         plain["splits"] = local_splits(plain["splits"])
-        plain["name"] = Path(path).name
+        plain["name"] = text_name(config)
         return Text(**plain, documents=lambda split: read_file(path, column))
     if source["_target_"] == "ppf.llm.corpora.wikipedia_sample":
         source["cache"] = cache

@@ -55,8 +55,8 @@ class TrustRegion:
     gain: float
     settled: float = math.inf
 
-    def exhausted(self, last: Verification, least: float) -> bool:
-        """Widens the region if the last round allows it; true if the search is over.
+    def update(self, last: Verification, least: float) -> bool:
+        """Widens the region if the last round allows it; returns whether the search is over.
 
         Args:
             least: log-perplexity of the best policy of all rounds, nats per token.
@@ -70,11 +70,12 @@ class TrustRegion:
             say("The predictions are accurate, and a wider region brings no gain: the search ends.")
             return True
         self.settled = least
-        if self.radius < 1:
-            self.grow()
+        self.grow()
         return False
 
     def grow(self) -> None:
         """Widens the region by one step, at most to the whole space."""
+        if self.radius >= 1:
+            return
         self.radius = min(self.widen * self.radius, 1.0)
         say(f"The predictions are accurate: the trust region is now {self.radius:.0%}.")

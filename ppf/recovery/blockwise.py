@@ -1,5 +1,7 @@
 """Recovery training layer by layer, from the first to the last."""
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,6 +33,8 @@ class Blockwise(Tuner):
         windows: of the training part that are read, evenly spread; they are read several times if
             `recovery.tokens` is more.
     """
+
+    reads_losses: ClassVar[bool] = False
 
     def __init__(self, lr: Positive, layers: Count, windows: Count) -> None:
         super().__init__(lr)

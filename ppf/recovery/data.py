@@ -5,8 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+SEEDS = 1_000_003
+"""Distance between the first random numbers of two seeds; a training draws fewer times."""
 
-class Order(Sampler[int]):
+
+class WindowSampler(Sampler[int]):
     """Which windows a device reads in an epoch of the trainer.
 
     The windows of step s are numbers s · batch to (s + 1) · batch of an endless sequence: random
@@ -42,6 +45,6 @@ class Order(Sampler[int]):
         for place in range(self.epoch * size + self.rank, (self.epoch + 1) * size, self.ranks):
             if place // self.windows != drawn:
                 drawn = place // self.windows
-                generator = torch.Generator().manual_seed(self.seed + drawn)
+                generator = torch.Generator().manual_seed(self.seed * SEEDS + drawn)
                 permutation = torch.randperm(self.windows, generator=generator).tolist()
             yield permutation[place % self.windows]

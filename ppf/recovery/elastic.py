@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.llm import output_head, summed_nll
 from ppf.pruning import LivePruner
 from ppf.pruning.elastic import Adapters
 from ppf.pruning.unseen import Unseen
+from ppf.recovery.data import SEEDS
 from ppf.recovery.losses import Forward, RecoveryLoss, need_stream, weighted_sum
 from ppf.recovery.module import NLL, TunedModule
 from ppf.recovery.settings import Optimization
@@ -72,7 +72,7 @@ class ElasticModule(TunedModule):
     def drawn(self, step: int) -> list[float]:
         """The ratios of a step; they depend on the seed and the step only."""
         low, high = self.ratios
-        generator = torch.Generator().manual_seed(self.seed + step)
+        generator = torch.Generator().manual_seed(self.seed * SEEDS + step)
         random = low + (high - low) * torch.rand(self.draws, generator=generator)
         return [low, *random.tolist(), high]
 
@@ -88,10 +88,6 @@ class ElasticModule(TunedModule):
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood over three ratios, nats per token."""
         (ids,) = batch
-        model, nlls = self.pruner.value.lm.model, []
-        for ratio in torch.linspace(*self.ratios, _VALIDATED).tolist():
-            hidden = self._forward(ratio, ids).hidden
-            nlls.append(summed_nll(output_head(model), hidden, ids) / ids[:, 1:].numel())
-        self.log(
-            self.monitor, torch.stack(nlls).mean().float(), batch_size=len(ids), sync_dist=True
-        )
+        ratios = torch.linspace(*self.ratios, _VALIDATED).tolist()
+        nlls = torch.stack([self._forward(ratio, ids).nll(ids) for ratio in ratios])
+        self.log(self.monitor, nlls.mean(), batch_size=len(ids), sync_dist=True)

@@ -1,10 +1,12 @@
 """Runs Lightning's Trainer: checkpoints, early stop, resumption."""
 
 import time
+from contextlib import nullcontext
 from math import ceil
 from typing import Any
 
 import torch
+from filelock import FileLock
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import (
@@ -18,11 +20,11 @@ from ppf.errors import PPFError
 from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.computing import reusing_memory
 from ppf.recovery.curve import Point, Trace, add_point, read_curve
-from ppf.recovery.data import Order
+from ppf.recovery.data import WindowSampler
 from ppf.recovery.module import NLL, TunedModule
 from ppf.recovery.settings import TrainingRun
 
-_CURVE = "curve.json"
+_CURVE, _LAST = "curve.json", "last.ckpt"
 
 
 def fit(
@@ -30,25 +32,24 @@ def fit(
 ) -> Trace:
     """Trains a module, from its last checkpoint if there is one.
 
-    It ends with the weights that were best in validation.
+    It ends with the weights that were best in validation. Of several runs with the same folder, one
+    trains and the others wait for its result.
 
     Raises:
         PPFError: the loss is not finite, or the batch cannot be shared among the processes.
         torch.OutOfMemoryError: the micro-batch is too large.
     """
-    finished, last = run.folder / "finished.ckpt", run.folder / "last.ckpt"
+    finished = run.folder / "finished.ckpt"
     ranks = run.machine.ranks
-    if not finished.is_file():
-        with quiet_trainer(), reusing_memory():
-            _trainer(module, run).fit(
-                module,
-                *_loaders(training, validation, run),
-                ckpt_path=last if last.is_file() else None,
-            )
-        if ranks.is_global_zero:
-            (run.folder / "best.ckpt").rename(finished)
-            last.unlink()
-        ranks.broadcast(None)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.folder / ".lock") if ranks.is_global_zero else nullcontext():
+        ranks.broadcast(None)  # the lock is held
+        if not finished.is_file():
+            _train(module, _loaders(training, validation, run), run)
+            if ranks.is_global_zero:
+                (run.folder / "best.ckpt").rename(finished)
+                (run.folder / _LAST).unlink()
+        ranks.broadcast(None)  # the weights are stored
     stored = torch.load(finished, map_location="cpu", weights_only=True)
     module.load_state_dict(stored["state_dict"])
     curve = read_curve(run.folder / _CURVE)
@@ -56,11 +57,17 @@ def fit(
     return Trace(stored["global_step"] * run.step, curve[-1].seconds if curve else 0.0, shown)
 
 
+def _train(module: TunedModule, loaders: tuple[DataLoader, DataLoader], run: TrainingRun) -> None:
+    last = run.folder / _LAST
+    with quiet_trainer(), reusing_memory():
+        _trainer(module, run).fit(module, *loaders, ckpt_path=last if last.is_file() else None)
+
+
 def _loaders(
     training: TensorDataset, validation: TensorDataset, run: TrainingRun
 ) -> tuple[DataLoader, DataLoader]:
     settings, machine = run.settings, run.machine
-    order = Order(
+    sampler = WindowSampler(
         len(training),
         batch=settings.batch,
         steps=settings.epoch(run.window),
@@ -69,7 +76,7 @@ def _loaders(
         ranks=machine.count,
     )
     size = settings.micro_batch
-    return DataLoader(training, size, sampler=order), DataLoader(validation, size)
+    return DataLoader(training, size, sampler=sampler), DataLoader(validation, size)
 
 
 def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
@@ -98,7 +105,7 @@ def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
 
 
 def _callbacks(monitor: str, run: TrainingRun) -> list[Callback]:
-    """The average first and the checkpoints last: these store what the others know."""
+    """Checkpoints come last, because they store the states of the other callbacks."""
     settings, folder = run.settings, run.folder
     # Lightning leaves averages out of checkpoints without optimizer states.
     lean = not settings.ema

@@ -71,11 +71,14 @@ def write_likeliest(
     Args:
         batch: windows that the model reads at a time.
     """
-    found = [Likeliest.of(rows, count) for rows in _distributions(model, ids, batch)]
+    tokens, values = list[Tensor](), list[Tensor]()
+    for rows in _distributions(model, ids, batch):
+        part = Likeliest.of(rows, count)
+        tokens.append(part.tokens.int().cpu())
+        values.append(part.log_probabilities.cpu())
     shape = (len(ids), ids.shape[1] - 1, -1)
-    tokens = torch.cat([part.tokens.int().cpu() for part in found]).view(shape)
-    values = torch.cat([part.log_probabilities.cpu() for part in found]).view(shape)
-    save_file({"tokens": tokens, "log_probabilities": values}, file)
+    found = {"tokens": tokens, "log_probabilities": values}
+    save_file({name: torch.cat(parts).view(shape) for name, parts in found.items()}, file)
 
 
 def _distributions(

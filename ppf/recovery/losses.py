@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ppf.llm import OutputHead, output_head
+from ppf.llm import OutputHead, output_head, summed_nll
 from ppf.ranges import Natural, Positive
 from ppf.recovery.computing import call_rounded
 from ppf.recovery.likeliest import Likeliest, top_divergence
@@ -41,6 +41,11 @@ class Forward(NamedTuple):
     def predicting(self) -> Rows:
         """The positions that predict a next token, of all windows."""
         return Rows(self.hidden[:, :-1].flatten(0, 1), self.head)
+
+    def nll(self, ids: Int[Tensor, "windows window"]) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood of the windows, nats per token, on the model's device."""
+        summed = summed_nll(self.head, self.hidden, ids)
+        return (summed / ids[:, 1:].numel()).float().to(ids.device)
 
 
 class KL(TokenLoss):

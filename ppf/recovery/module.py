@@ -11,7 +11,6 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ppf.errors import PPFError
-from ppf.llm import output_head, summed_nll
 from ppf.pruning.unseen import Unseen
 from ppf.recovery.likeliest import Likeliest
 from ppf.recovery.losses import (
@@ -65,7 +64,8 @@ class TunedModule(LightningModule):
         if not loss.isfinite():
             raise PPFError(
                 f"the loss of recovery training is not finite at step {self.global_step}: give a"
-                " lower learning rate, as in tune.full.lr=1e-4, or trainer.precision=32-true."
+                " lower learning rate, as in tune.full.lr=1e-4 (elastic.lr with search=), or"
+                " trainer.precision=32-true."
             )
         return loss
 
@@ -119,9 +119,8 @@ class RecoveryModule(TunedModule):
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood, nats per token."""
         (ids,) = batch
-        hidden = Forward.of(self.student, ids, stream=False).hidden
-        nll = summed_nll(output_head(self.student), hidden, ids) / ids[:, 1:].numel()
-        self.log(self.monitor, nll.float(), batch_size=len(ids), sync_dist=True)
+        nll = Forward.of(self.student, ids, stream=False).nll(ids)
+        self.log(self.monitor, nll, batch_size=len(ids), sync_dist=True)
 
 
 class BlockModule(TunedModule):

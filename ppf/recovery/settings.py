@@ -35,10 +35,11 @@ class RecoverySettings:
         """Number of epochs."""
         return ceil(self._steps(window) / self.epoch(window))
 
-    def halved(self) -> "RecoverySettings":
-        """The same with at most half as many windows in memory."""
-        half = self.micro_batch // 2
-        return replace(self, micro_batch=next(n for n in range(half, 0, -1) if self.batch % n == 0))
+    def halved(self, processes: int) -> "RecoverySettings":
+        """The same with at most half as many windows in the memory of each process."""
+        smaller = range(self.micro_batch // 2, 0, -1)
+        fits = (n for n in smaller if self.batch % (n * processes) == 0)
+        return replace(self, micro_batch=next(fits, 1))
 
     def _steps(self, window: int) -> int:
         return ceil(self.tokens / (self.batch * window))

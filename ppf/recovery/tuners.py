@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -46,7 +47,12 @@ class Tuner(ABC):
 
     Args:
         lr: largest learning rate.
+
+    Attributes:
+        reads_losses: whether the losses of the task are minimised.
     """
+
+    reads_losses: ClassVar[bool] = True
 
     def __init__(self, lr: Positive) -> None:
         self.lr = lr
@@ -78,7 +84,9 @@ class EndToEnd(Tuner):
         torch.manual_seed(run.seed)  # of what `start` draws
         self.start(student)
         if run.settings.gradient_checkpointing:
-            enable = getattr(student, "activation_checkpointing_enable", None)  # since 5.24
+            enable = getattr(
+                student, "activation_checkpointing_enable", None
+            )  # since transformers 5.24
             (enable or student.gradient_checkpointing_enable)({"use_reentrant": False})
         module = RecoveryModule(student, task.teacher.model, task.losses, run.optimization(self.lr))
         training = TensorDataset(task.training, *(task.likeliest or ()))

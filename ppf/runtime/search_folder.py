@@ -8,7 +8,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
-from ppf.context.policy import read_policy, refuse_types
+from ppf.context.policy import read_policy, refuse_recovered, refuse_types
 from ppf.context.prepare import PruningContext
 from ppf.context.resident import resident
 from ppf.errors import PPFError
@@ -33,6 +33,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
         context = resident(cfg, fabric, agent.record)
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
     record = read_policy(folder / "policy.json", cfg.trust_targets)
+    refuse_recovered(record, folder / "policy.json")
     refuse_types(record, "a resident model")
     context = resident(cfg, fabric, record)
     return context, (_found(record, context.model.space), [0.0, record["ratio"]["asked"]])

@@ -124,16 +124,15 @@ def _rounding(context: PruningContext) -> RoundingLosses:
 
     Weights in 16 bits count as not rounded.
     """
+    features = context.sites.features  # all ranks compute them together
 
     def observe(windows: Tensor) -> dict[str, Tensor]:
         found = rounding_sensitivity(context.model.pruner, windows, _ROUNDED, seed=0)
-        return vars(found) | {
-            "weight": _weight(context.labelling, context.sites.features, found.losses[:, -1])
-        }
+        return vars(found) | {"weight": _weight(context.labelling, features, found.losses[:, -1])}
 
     name = signature("rounding", context.labelling.name, _ROUNDED)
     found = context.calibration.observed("rounding", name, observe)
-    pruning = context.sites.features.losses[:, None]
+    pruning = features.losses[:, None]
     rounded = pruning + found["weight"] * (found["losses"] - pruning)
     noise = nn.functional.pad(found["weight"] * found["noise"], (1, 0))
     return RoundingLosses(torch.cat([pruning, rounded], 1), noise)

@@ -80,7 +80,7 @@ def dynamic(
     calibrated on the measured experts.
 
     Args:
-        inputs: their agent is a `Learner` (see `learner_of`).
+        inputs: their agent is a `Learner` (see `check_dynamic`).
         labels: measured policies, the dense one first.
         trained: predictor that is fitted to them.
         settings: section `dynamic` of the config.
@@ -126,8 +126,8 @@ def dynamic(
     return Learnt(agent, curve, history, trained, labels)
 
 
-def learner_of(cfg: DictConfig) -> Learner:
-    """The config's agent, if it can learn all requested ratios.
+def check_dynamic(cfg: DictConfig) -> None:
+    """Checks that the config's agent can learn all requested ratios.
 
     Raises:
         PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
@@ -139,13 +139,13 @@ def learner_of(cfg: DictConfig) -> Learner:
             " give agent=ppo, sac, ddpg, td3 or reinforce."
         )
     low, high = cfg.dynamic.train
-    outside = [ratio for ratio in cfg.ratios if not low <= ratio <= high]
-    if not 0 <= low < high < 1 or outside:
+    if low >= high:
+        raise PPFError(f"dynamic.train=[{low},{high}] is no interval: give the lower ratio first.")
+    if outside := [ratio for ratio in cfg.ratios if not low <= ratio <= high]:
         raise PPFError(
             f"ratios={outside} lie outside of dynamic.train=[{low},{high}]: widen it, as in"
             " dynamic.train=[0.02,0.6], or give other ratios."
         )
-    return learner
 
 
 def _propose(
@@ -186,11 +186,11 @@ def _agent(
     provenance: Mapping[str, Any],
 ) -> RatioAgent:
     dense = objective.space.dense[None].to(experts)
-    kept = torch.cat([dense, experts]) if knots[0] > 0 else experts
+    kept = torch.cat([dense, experts])
     mean, std = objective.predictor.predict(kept)
     return RatioAgent(
         objective.space,
-        torch.cat([knots.new_zeros(1), knots])[-len(kept) :].cpu(),
+        torch.cat([knots.new_zeros(1), knots]).cpu(),
         kept.double().cpu(),
         mean.cpu(),
         factor * std.cpu(),

@@ -141,6 +141,7 @@ def evaluate_folders(
         results.append(
             procedure.measure(folder.name, model, tokenizer, pieces, ratio=ratio, size=size)
         )
+        del model  # before the next one is loaded
     return procedure.evaluation(text, pieces, results)
 
 

@@ -174,7 +174,10 @@ def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pru
 
 
 def can_refit(model: PrunableModel) -> bool:
-    """Whether the present policy's consumers can be re-estimated; if not, prints why."""
+    """Whether the present policy's consumers can be re-estimated.
+
+    If they cannot, prints why, unless the policy is dense.
+    """
     config, pruner = model.lm.model.config, model.pruner
     if pruner.kept == pruner.space.dense.tolist() and not any(pruner.types):
         return False

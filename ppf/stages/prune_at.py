@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.agents.ratio_agent import RatioAgent, load_agent
+from ppf.agents.ratio_agent import RatioAgent, agent_folder, load_agent
 from ppf.context.policy import by_site, policy_record
 from ppf.context.prepare import PruningContext
 from ppf.context.resident import origin, resident
@@ -29,7 +29,7 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     Raises:
         PPFError: there is no dynamic search, it has not learnt the ratio, or its model changed.
     """
-    agent, search = load_agent(cfg.search, cfg.trust_targets), Path(cfg.search)
+    agent, search = load_agent(cfg.search, cfg.trust_targets), agent_folder(cfg.search)
     exporter: Exporter = instantiate(cfg.export)
     context = resident(cfg, fabric, agent.record, adapted=False)
     pruner, labelling = context.model.pruner, context.labelling

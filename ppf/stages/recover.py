@@ -1,12 +1,12 @@
 """recover: trains a pruned model, by default by distillation from the dense model."""
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
@@ -19,7 +19,7 @@ from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import as_pruned, load_folder
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.loading import resolve_dtype
-from ppf.llm.text import build_text, training_text
+from ppf.llm.text import build_text, text_name, training_text
 from ppf.progress import say
 from ppf.recovery.curve import Trace
 from ppf.recovery.likeliest import Likeliest, read_likeliest, write_likeliest
@@ -29,11 +29,14 @@ from ppf.recovery.tuners import TuningTask
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.prune import compensated
 from ppf.stages.recovery_inputs import (
+    in_float32,
+    loss_names,
     losses_of,
     machine_of,
     recovered_of,
     run_of,
     test_windows,
+    tuner_of,
     windows_of,
     with_enough_memory,
 )
@@ -87,9 +90,7 @@ def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
         say(f"Reusing the pruned model in {folder}.")
         return folder
     exporter = HuggingFace()
-    given = OmegaConf.merge(cfg, {"dtype": "float32"})
-    assert isinstance(given, DictConfig)
-    context, record = compensated(given, fabric, record, exporter)
+    context, record = compensated(in_float32(cfg), fabric, record, exporter)
 
     def make(draft: Path) -> None:
         exporter.write(context.model.pruner, draft, record)
@@ -137,17 +138,19 @@ class _Recovery:
                 self.student = self._load()
             return reduce(Trace.then, [self._tune(name, settings) for name in self.cfg.tune])
 
-        return with_enough_memory(self.cfg, train)
+        return with_enough_memory(self.cfg, self.fabric, train)
 
     def _tune(self, name: str, settings: RecoverySettings) -> Trace:
-        cfg, losses = self.cfg, losses_of(self.cfg)
-        say(f"Recovering with tune={name} and loss={'+'.join(losses)}.")
+        cfg, tuner = self.cfg, tuner_of(self.cfg, name)
+        losses = losses_of(cfg) if tuner.reads_losses else {}
+        minimised = f" and loss={'+'.join(losses)}" if losses else ""
+        say(f"Recovering with tune={name}{minimised}.")
         names, tuners = list(cfg.tune), with_code(plain(cfg.tune), Path(cfg.paths.cache))
         chain = [(n, tuners[n]) for n in names[: names.index(name) + 1]]
         run = run_of(cfg, self.machine, settings, self._weights, chain)
         windows = self.training, self.validation
         task = TuningTask(self.student, self.teacher, losses, *windows, self._likeliest(losses))
-        return instantiate(cfg.tune[name]).tune(task, run)
+        return tuner.tune(task, run)
 
     def _likeliest(self, losses: Mapping[str, RecoveryLoss]) -> Likeliest | None:
         """The dense model's likeliest tokens, if the losses need nothing else of it."""
@@ -176,7 +179,9 @@ class _Recovery:
         known, labels = dict(self._record["exported"]), self.config.labels
         text = build_text(self.config.text, self.cfg.paths.cache)
         piece = Piece(text.tokens("labelling", self.student.tokenizer), labels.context)
-        nll = pieces_nll(self.student.model, [piece], batch=labels.batch)
+        # As the other measurements of the card, which were made by the command that pruned.
+        model = copy.deepcopy(self.student.model).to(getattr(torch, known["dtype"]))
+        nll = pieces_nll(model, [piece], batch=labels.batch)
         measured = known["measured"] | {"recovered": LogPerplexity(nll).record()}
         return known | {"compensation": "recovered", "measured": measured}
 
@@ -186,10 +191,10 @@ class _Recovery:
         nlls = {name: getattr(score, name) for name in ("dense", "pruned", "recovered")}
         return {
             "tune": list(self.cfg.tune),
-            "loss": list(self.cfg.loss),
+            "loss": loss_names(self.cfg),
             "tokens": found.tokens,
             "minutes": round(found.minutes, 2),
-            "text": build_text(self.cfg.text, self.cfg.paths.cache).name,
+            "text": text_name(self.cfg.text),
             "windows": windows,
             "window": window,
             "precision": self.machine.precision,

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from lightning import Fabric
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import TensorDataset
 
-from ppf.agents.ratio_agent import FILE, load_agent
+from ppf.agents.ratio_agent import FILE, agent_folder, load_agent
 from ppf.artefacts import write_json
 from ppf.context.resident import origin, resident
 from ppf.context.signatures import plain
 from ppf.evaluation.perplexity import mean_nll
+from ppf.llm.text import text_name
 from ppf.pruning.elastic import Adapters
 from ppf.records.agent import WEIGHTS
 from ppf.recovery.curve import Trace
@@ -24,6 +25,7 @@ from ppf.recovery.fit import fit
 from ppf.recovery.settings import RecoverySettings
 from ppf.report.scores import Recovered, RecoveryScore
 from ppf.stages.recovery_inputs import (
+    in_float32,
     losses_of,
     machine_of,
     recovered_of,
@@ -43,9 +45,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
         PPFError: there is no dynamic search, or its model or the text cannot be used.
     """
     agent = load_agent(cfg.search, cfg.trust_targets)
-    given = OmegaConf.merge(cfg, {"dtype": "float32"})
-    assert isinstance(given, DictConfig)
-    context = resident(given, fabric, agent.record, adapted=False)
+    context = resident(in_float32(cfg), fabric, agent.record, adapted=False)
     lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
     training, validation = windows_of(cfg, lm)
     parts = [validation, *test_windows(cfg, lm)]
@@ -79,7 +79,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
         )
         return fit(module, TensorDataset(training), TensorDataset(validation), run)
 
-    fitted = with_enough_memory(cfg, train)
+    fitted = with_enough_memory(cfg, fabric, train)
     measured = [
         (ratio, zip(dense, pruned[ratio], measure(kept), strict=True))
         for ratio, kept in policies.items()
@@ -98,7 +98,7 @@ def _write(
     origin: dict[str, str],
     found: Recovered,
 ) -> None:
-    out, search = Path(cfg.out), Path(cfg.search)
+    out, search = Path(cfg.out), agent_folder(cfg.search)
     out.mkdir(parents=True, exist_ok=True)
     for name in (FILE, WEIGHTS):
         shutil.copy(search / name, out)
@@ -106,7 +106,7 @@ def _write(
     summary: dict[str, Any] = {
         "tokens": found.tokens,
         "minutes": round(found.minutes, 2),
-        "text": cfg.text.name,
+        "text": text_name(cfg.text),
         "part": "validation",
         "results": [asdict(s) | {"won_back": s.won_back} for s in found.scores],
     }

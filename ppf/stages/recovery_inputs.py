@@ -16,12 +16,13 @@ from ppf.artefacts import signature
 from ppf.context.signatures import plain, text_identity, with_code
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel
-from ppf.llm.text import PartName, build_text, training_text
+from ppf.llm.text import PartName, build_text, text_name, training_text
 from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.recovery.curve import Trace
 from ppf.recovery.losses import RecoveryLoss
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
+from ppf.recovery.tuners import Tuner
 from ppf.report.scores import Recovered, RecoveryScore
 
 T = TypeVar("T")
@@ -38,9 +39,26 @@ def machine_of(cfg: DictConfig, fabric: Fabric) -> Machine:
     return Machine(fabric, fabric.global_rank, fabric.world_size, trainer, loggers)
 
 
+def in_float32(cfg: DictConfig) -> DictConfig:
+    """The config with `dtype=float32`, in which weights are trained."""
+    return OmegaConf.create({**cfg, "dtype": "float32"})
+
+
 def losses_of(cfg: DictConfig) -> dict[str, RecoveryLoss]:
     """The losses of `loss=` by name."""
     return {str(name): instantiate(loss) for name, loss in cfg.loss.items()}
+
+
+def tuner_of(cfg: DictConfig, name: str) -> Tuner:
+    """A tuner of `tune=`."""
+    tuner: Tuner = instantiate(cfg.tune[name])
+    return tuner
+
+
+def loss_names(cfg: DictConfig) -> list[str]:
+    """The losses that the training minimises; none if no tuner reads them."""
+    read = cfg.get("search") or any(tuner_of(cfg, name).reads_losses for name in cfg.tune)
+    return list(map(str, cfg.loss)) if read else []
 
 
 def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
@@ -54,8 +72,8 @@ def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows 
     windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
     if len(windows[0]) < cfg.recovery.batch:
         raise PPFError(
-            f"the training part of text={cfg.text.name} has {len(windows[0])} windows, less than"
-            f" recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
+            f"the training part of text={text_name(cfg.text)} has {len(windows[0])} windows, less"
+            f" than recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
         )
     return windows
 
@@ -92,15 +110,26 @@ def run_of(
     return TrainingRun(settings, machine, folder, cfg.text.window, cfg.seed)
 
 
-def with_enough_memory(cfg: DictConfig, work: Callable[[RecoverySettings], T]) -> T:
-    """The result of `work`, which is repeated with half the micro-batch if memory runs out."""
+def with_enough_memory(cfg: DictConfig, fabric: Fabric, work: Callable[[RecoverySettings], T]) -> T:
+    """The result of `work`, which is repeated with half the micro-batch if memory runs out.
+
+    Raises:
+        PPFError: memory runs out in one of several processes, since the others wait for it.
+        torch.OutOfMemoryError: the memory does not suffice for one window.
+    """
     settings = RecoverySettings(**cfg.recovery)
     while True:
         try:
             return work(settings)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if settings.micro_batch == 1:
                 raise
-        settings = settings.halved()
+            smaller = settings.halved(fabric.world_size)
+            if fabric.world_size > 1:
+                raise PPFError(
+                    "the memory of a process does not suffice: give"
+                    f" recovery.micro_batch={smaller.micro_batch}."
+                ) from error
+        settings = smaller
         say(f"Out of memory: going on with {settings.micro_batch} windows at a time.")
         torch.cuda.empty_cache()

@@ -40,12 +40,17 @@ def held_out(predictor: Predictor) -> Scored:
     """
     found = out_of_fold(predictor)
     if found is None:
-        raise PPFError(
-            "this predictor has no out-of-fold predictions to score: give test_policies=256, which"
-            " labels further policies for the scores, or a predictor that Lightning trains, such as"
-            " predictor=residual."
-        )
+        raise no_held_out()
     return found
+
+
+def no_held_out() -> PPFError:
+    """The error for a predictor that cannot be scored on its own labels."""
+    return PPFError(
+        "this predictor has no out-of-fold predictions to score: give test_policies=256, which"
+        " labels further policies for the scores, or a predictor that Lightning trains, such as"
+        " predictor=residual."
+    )
 
 
 def score(

@@ -103,7 +103,7 @@ def search(
             rounds.append(verify(proposed, objective, inputs.measure, inputs.fabric))
         if last:
             break
-        if region.exhausted(calibrated(rounds)[-1], Verification.merge(rounds).least):
+        if region.update(calibrated(rounds)[-1], Verification.merge(rounds).least):
             break
         kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
         labels = labels.with_rows(kept, measured, PROPOSED)

@@ -66,11 +66,10 @@ class SearchInputs:
         labelling: Labelling,
         train: Train,
     ) -> "SearchInputs":
-        """The inputs from the config of `search.yaml`.
+        """The inputs from the config of `search.yaml`; other arguments as for the class.
 
         Args:
             labelling: measures policies and stores the results.
-            others: as for the class.
         """
         agent: Agent = instantiate(cfg.agent)
         names, cache = ("agent", "budget", "rules", "search", "dynamic"), Path(cfg.paths.cache)

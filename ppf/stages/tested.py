@@ -79,7 +79,8 @@ def figures(summary: Path) -> list[dict[str, float | None]]:
     content: Mapping[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     rows, uniform = list[dict[str, float | None]](), dict[str, float | None]()
     others = [r for r in content["results"] if r["policy"] not in NO_RULES or "also" in r]
-    rules = [row["measured"]["perplexity"] for row in others if "measured" in row]
+    measured = [row["measured"]["perplexity"] for row in others if "measured" in row]
+    rules = [perplexity for perplexity in measured if perplexity is not None]
     for row in content["results"]:
         found = {
             f"{name}_ppl": row[kind]["perplexity"] for kind, name in _KINDS.items() if kind in row

@@ -1,5 +1,7 @@
 """`recover.py` as a user types it: two processes train as one does, and wrong calls are told."""
 
+import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ from lightning import Fabric
 from ppf.cli.recover import main
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
+from ppf.recovery.settings import RecoverySettings
 from ppf.stages.recover import recover
 from tests.cli.conftest import Run
+from tests.records import examples
 from tests.recoveries import quick
 from tests.searched import write_search
 
@@ -50,3 +54,28 @@ def test_one_thing_is_recovered(given: list[str], tmp_path: Path) -> None:
     assert main.check_relations is not None
     with pytest.raises(PPFError, match="give one of policy=FILE"):
         main.check_relations(cfg)
+
+
+def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    scores = dict.fromkeys(("dense", "pruned", "recovered"), {"nll": 3.0, "perplexity": 20.1})
+    made = {"tune": ["full"], "loss": ["kl"], "tokens": 1024, "minutes": 0.5, "text": "faq"}
+    how = {"windows": 4, "window": 512, "precision": "32-true", "seed": 0, "won_back": None}
+    file.write_text(json.dumps(examples.policy() | {"recovered": made | how | scores}))
+    checks = [
+        ("recover", [f"path={tmp_path}", f"out={tmp_path}/../{tmp_path.name}"], "that is read"),
+        ("recover", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
+        ("evaluate", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
+        ("prune", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
+    ]
+    for name, given, sentence in checks:
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose(name, [*given, f"paths.run={tmp_path}/run"])
+        command = import_module(f"ppf.cli.{name}").main
+        with pytest.raises(PPFError, match=sentence):
+            command.check_relations(cfg)
+
+
+def test_a_smaller_micro_batch_still_divides_the_batch_among_the_processes() -> None:
+    settings = RecoverySettings(1, 10, 5, 0.0, 0.0, 1, 1, 0.0, False)
+    assert [settings.halved(processes).micro_batch for processes in (1, 2)] == [2, 1]

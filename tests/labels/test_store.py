@@ -28,17 +28,6 @@ def test_labels_are_returned_in_the_order_of_the_policies(tmp_path: Path) -> Non
     assert (7, 1) in again and (7, 2) not in again
 
 
-def test_another_store_reads_exported_rows(tmp_path: Path) -> None:
-    store = one_site(tmp_path / "here")
-    for kept in (1, 2):
-        store.add(row(kept, nll=float(kept)))
-    there = one_site(tmp_path / "there")
-    store.export(there.folder / "exported.parquet")
-    there.refresh()
-    assert len(there) == 2
-    assert all(there[(kept,)] == store[(kept,)] for kept in (1, 2))
-
-
 def test_two_stores_of_one_process_do_not_overwrite_each_other(tmp_path: Path) -> None:
     for kept in (1, 2):
         one_site(tmp_path).add(row(kept))

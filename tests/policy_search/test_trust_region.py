@@ -59,22 +59,22 @@ def region() -> TrustRegion:
 )
 def test_the_region_widens_if_intervals_hold(measured: list[float], radius: float) -> None:
     wide = region()
-    assert not wide.exhausted(verified(torch.tensor(measured)), least=3.4)
+    assert not wide.update(verified(torch.tensor(measured)), least=3.4)
     assert wide.radius == radius
 
 
 def test_predictions_without_an_interval_count_as_held() -> None:
     wide, measured = region(), torch.tensor([3.6, 4.5, 4.6, 4.7])
     sure = replace(verified(measured), std=torch.zeros(4))
-    assert not wide.exhausted(sure, least=3.6)
+    assert not wide.update(sure, least=3.6)
     assert wide.radius == 0.8
 
 
 def test_a_search_ends_if_widening_brings_no_gain() -> None:
     wide, right = region(), verified(torch.tensor([3.6, 3.49, 3.6, 3.55]))
-    assert not wide.exhausted(right, least=3.49)
-    assert not wide.exhausted(right, least=3.45)  # better, so it widens again
+    assert not wide.update(right, least=3.49)
+    assert not wide.update(right, least=3.45)  # better, so it widens again
     assert wide.radius == 1
     off = verified(torch.tensor([3.6, 3.44, 3.6, 3.55]))  # by more than the tolerance
-    assert not wide.exhausted(off, least=3.44)
-    assert wide.exhausted(right, least=3.44)
+    assert not wide.update(off, least=3.44)
+    assert wide.update(right, least=3.44)

@@ -1,13 +1,13 @@
 """The order in which training reads its windows."""
 
-from ppf.recovery.data import Order
+from ppf.recovery.data import WindowSampler
 
 
 def read(
     *, epoch: int = 0, steps: int = 4, seed: int = 0, rank: int = 0, ranks: int = 1
 ) -> list[int]:
     """The windows of an epoch, of 8 windows in batches of 4."""
-    order = Order(8, batch=4, steps=steps, seed=seed, rank=rank, ranks=ranks)
+    order = WindowSampler(8, batch=4, steps=steps, seed=seed, rank=rank, ranks=ranks)
     order.set_epoch(epoch)
     windows = list(order)
     assert len(windows) == len(order)

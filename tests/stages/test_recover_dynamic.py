@@ -83,7 +83,7 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     run(cfg)
     paths = [f"paths.{name}={cfg.paths[name]}" for name in ("artefacts", "cache", "run")]
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        given = [f"search={cfg.out}", "ratio=0.37", f"out={tmp_path}/at", *paths]
+        given = [f"search={cfg.out}/agent.json", "ratio=0.37", f"out={tmp_path}/at", *paths]
         pruning = compose("prune", given)
     check("prune", pruning)
     out, record = prune_at(pruning, Fabric(accelerator="cpu", devices=1))
