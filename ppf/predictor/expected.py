@@ -38,17 +38,11 @@ class ExpectedLoss:
     both sums equal where every site loses half its units.
 
     As soon as a search has measured proposals, gradients of the model pruned to the best one, k*,
-    are computed. They give C_s(k), the estimated change of the loss if site s keeps k units
-    instead (`ppf.pruning.loss_changes`). The gradients at proposals that were the best in earlier
-    rounds, k⁽ʲ⁾, still tell something about the changes from k*. D_s(k) is the weighted mean over
-    all of them, relative to the excess:
+    are computed. They give D_s(k), the estimated change of the loss if site s keeps k units
+    instead (`ppf.pruning.loss_changes`). With S the mean above, the prediction is then relative
+    to k*:
 
-        D_s(k) = Σ_j w_j (C_s⁽ʲ⁾(k) - C_s⁽ʲ⁾(k*_s)) / excess(k⁽ʲ⁾)   with Σ_j w_j = 1
-
-    A weight w_j is proportional to the number of windows, times `decay` for each better proposal
-    since. With S the mean above, the prediction is then relative to k*:
-
-        excess(k) = excess(k*) exp(weight Σ_s D_s(k_s)) (S(k) / S(k*))^(1 - weight)
+        excess(k) = excess(k*) exp(weight Σ_s D_s(k_s) / excess(k*)) (S(k) / S(k*))^(1 - weight)
 
     A Gaussian process on the residuals of the excess's logarithm learns from each measured policy.
 
@@ -58,8 +52,7 @@ class ExpectedLoss:
             gradients.
         renewal: measured proposals without an improvement after which gradients at the best one
             are computed on a further set of windows.
-        cap: of C, nats (see `loss_changes`).
-        decay: see above; 0: only the gradients at the best proposal count, 1: all count equally.
+        cap: of D, nats (see `loss_changes`).
         weight: of D in the formula.
         scales: initial standard deviations of the process's terms (see `SiteSumKernel`).
         length: correlation length of the sites' weights, in layers.
@@ -82,7 +75,6 @@ class ExpectedLoss:
         windows: Natural,
         renewal: Count,
         cap: Positive,
-        decay: Ratio,
         weight: Ratio,
         scales: Mapping[str, Positive],
         length: Positive,
@@ -94,7 +86,6 @@ class ExpectedLoss:
     ) -> None:
         self.factor, self.scales, self.length, self.span = factor, dict(scales), length, span
         self.windows, self.renewal, self.cap, self.weight = windows, renewal, cap, weight
-        self.decay = decay
         self.noise, self.deviation, self.steps, self.fewest = noise, deviation, steps, fewest
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
@@ -122,17 +113,10 @@ class ExpectedLoss:
         """Makes predictions relative to the best proposal, if there is one."""
         if inputs.changes is None or not self.windows or not proposed.any():
             return
-        bests = _successive_minima(excess.masked_fill(~proposed, torch.inf))
-        best, ends = labels.kept[bests[-1]], [*bests[1:], len(labels)]
-        changes, share, weights = torch.zeros(()), 1.0, 0.0
-        for row, end in zip(reversed(bests), reversed(ends), strict=True):
-            times = 1 + int(proposed[row + 1 : end].sum()) // self.renewal
-            found = inputs.changes(labels.kept[row].tolist(), self.windows, times, self.cap)
-            relative = (found - found.gather(1, best[:, None])) / float(excess[row])
-            changes, weights = changes + share * times * relative, weights + share * times
-            if not (share := share * self.decay):
-                break
-        self.sums.start_from(best, float(excess[bests[-1]]), changes / weights, self.weight)
+        best = int(excess.masked_fill(~proposed, torch.inf).argmin())
+        times = 1 + int(proposed[best + 1 :].sum()) // self.renewal
+        changes = inputs.changes(labels.kept[best].tolist(), self.windows, times, self.cap)
+        self.sums.start_from(labels.kept[best], float(excess[best]), changes, self.weight)
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
         with torch.no_grad():
@@ -161,12 +145,6 @@ class ExpectedLoss:
         prior, x = self.sums(kept)
         mean, variance = self.process(x)
         return prior + mean, variance.sqrt()
-
-
-def _successive_minima(losses: Float[Tensor, " rows"]) -> list[int]:
-    """Rows whose loss is lower than that of all rows before."""
-    before = torch.cat([losses.new_full((1,), torch.inf), losses.cummin(0).values[:-1]])
-    return (losses < before).nonzero()[:, 0].tolist()
 
 
 class SiteSums(torch.nn.Module):
@@ -207,12 +185,12 @@ class SiteSums(torch.nn.Module):
         Args:
             kept: the policy.
             excess: its excess, nats per token.
-            changes: estimated changes of the loss, relative to the excess.
+            changes: estimated changes of the loss, nats per token.
             weight: of the changes, from 0 to 1.
         """
         self.origin = self._logs(self._by_site(kept[None].to(self.units)))[0]
         self.level, self.weight = math.log(excess), weight
-        self.changes = changes.to(self.tables)
+        self.changes = changes.to(self.tables) / excess
 
     def forward(
         self, kept: Shaped[Tensor, "batch sites"]

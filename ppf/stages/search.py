@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from ppf.agents.rule import Rule
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search import Verification, run_search, verify, with_neighbours
@@ -107,9 +105,7 @@ def search(
             break
         if region.update(calibrated(rounds)[-1], Verification.merge(rounds).least):
             break
-        # The best first: predictors tell the best policies of the rounds from the order.
-        rows = rounds[-1].measured.nan_to_num(torch.inf).argsort()
-        kept, measured = rounds[-1].kept[rows].cpu(), rounds[-1].measured[rows].cpu()
+        kept, measured = rounds[-1].kept.cpu(), rounds[-1].measured.cpu()
         labels = labels.with_rows(kept, measured, PROPOSED)
         with clock("training the predictor"):
             trained = inputs.train(labels)
