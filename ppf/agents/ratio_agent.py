@@ -89,11 +89,6 @@ class RatioAgent:
         return torch.lerp(values[above - 1], values[above], (ratio - low) / (high - low))
 
 
-def agent_folder(path: str | Path) -> Path:
-    """The folder of a search, which may be given as its agent.json."""
-    return Path(path).parent if Path(path).is_file() else Path(path)
-
-
 def load_agent(path: str | Path, trusted: Sequence[str] = ()) -> RatioAgent:
     """Loads an agent that `search.py mode=dynamic` wrote. Files from strangers are safe to load.
 

@@ -31,7 +31,8 @@ def _check(cfg: DictConfig) -> None:
     elif cfg.path:
         read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
     else:
-        refuse_recovered(read_policy(cfg.policy, cfg.trust_targets), cfg.policy)
+        record, formats = read_policy(cfg.policy, cfg.trust_targets), "gguf or export=decilm"
+        refuse_recovered(record, cfg.policy, f" and export={formats}")
 
 
 @command(_check, one_process=True)

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.agents.ratio_agent import agent_folder, load_agent
+from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
 from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
@@ -16,6 +16,7 @@ from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
 from ppf.llm.text import text_name
 from ppf.progress import say
+from ppf.records.agent import agent_folder
 from ppf.report.html import write_page
 from ppf.report.origin import command_line, machine
 from ppf.report.publish import Published, log_artifact, publish

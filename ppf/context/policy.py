@@ -99,16 +99,17 @@ def refuse_types(record: Mapping[str, Any], what: str) -> None:
         )
 
 
-def refuse_recovered(record: Mapping[str, Any], path: str | Path) -> None:
+def refuse_recovered(record: Mapping[str, Any], path: str | Path, more: str = "") -> None:
     """Raises PPFError if the policy belongs to a recovered model, whose weights it lacks.
 
     Args:
         path: of the policy.json.
+        more: overrides that the command needs beside `path=`, as in " export=gguf".
     """
     if record.get("recovered"):
         raise PPFError(
             f"{path} belongs to a recovered model, and pruning the dense model again would lose its"
-            f" weights: give path={Path(path).parent}."
+            f" weights: give path={Path(path).parent}{more}."
         )
 
 

@@ -8,11 +8,11 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.agents.ratio_agent import agent_folder
 from ppf.context.policy import check_signature, policy_config
 from ppf.context.prepare import PruningContext, prepare
 from ppf.pruning.elastic import FILE, Adapters
 from ppf.pruning.memory import within
+from ppf.records.agent import agent_folder
 
 
 def resident(

@@ -1,5 +1,6 @@
 """Schema of a dynamic search's agent.json."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -23,3 +24,8 @@ class AgentRecord(Record):
     units: dict[SiteName, Count]
     ratios: Annotated[list[Share], Field(min_length=2, max_length=2)]
     weights: Literal[WEIGHTS]  # type: ignore[valid-type]
+
+
+def agent_folder(path: str | Path) -> Path:
+    """The folder of a search, which may be given as its agent.json."""
+    return Path(path).parent if Path(path).is_file() else Path(path)

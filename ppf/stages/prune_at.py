@@ -9,12 +9,13 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.agents.ratio_agent import RatioAgent, agent_folder, load_agent
+from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.context.policy import by_site, policy_record
 from ppf.context.prepare import PruningContext
 from ppf.context.resident import origin, resident
 from ppf.export.base import Exporter
 from ppf.pruning.elastic import FILE, Adapters
+from ppf.records.agent import agent_folder
 from ppf.report.scores import LogPerplexity
 from ppf.space import uniform
 from ppf.stages.prune import exported, known_before

@@ -11,14 +11,14 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from torch.utils.data import TensorDataset
 
-from ppf.agents.ratio_agent import FILE, agent_folder, load_agent
+from ppf.agents.ratio_agent import FILE, load_agent
 from ppf.artefacts import write_json
 from ppf.context.resident import origin, resident
 from ppf.context.signatures import plain
 from ppf.evaluation.perplexity import mean_nll
 from ppf.llm.text import text_name
 from ppf.pruning.elastic import Adapters
-from ppf.records.agent import WEIGHTS
+from ppf.records.agent import WEIGHTS, agent_folder
 from ppf.recovery.curve import Trace
 from ppf.recovery.elastic import ElasticModule
 from ppf.recovery.fit import fit
