@@ -162,7 +162,7 @@ def _read_or_make(
 ) -> T:
     if (found := read_if_whole(path, read, warn=False)) is not None:
         return found
-    with _lock(path, announce):
+    with locked(path, announce):
         if (found := read_if_whole(path, read)) is not None:  # another process made it
             return found
         for stale in path.parent.glob(f".{path.name}.*.draft"):
@@ -192,7 +192,12 @@ def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -
 
 
 @contextmanager
-def _lock(path: Path, announce: bool) -> Iterator[None]:
+def locked(path: Path, announce: bool = True) -> Iterator[None]:
+    """Holds the lock of an artefact; waits for another process that holds it.
+
+    Args:
+        announce: print one line before waiting.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A room imports only from the lines above its own.
 ORDER = [
-    {"conf", "errors", "progress", "ranges", "threads"},
+    {"conf", "errors", "progress", "ranges", "seeds", "threads"},
     {"ranks", "processes"},
     {"artefacts", "records"},
     {"space"},
@@ -32,7 +32,8 @@ ORDER = [
     {"cli"},
     {"api"},
 ]
-EVERYWHERE = {"errors", "progress", "ranges", "threads"}  # the table leaves these imports out
+# The table leaves these imports out.
+EVERYWHERE = {"errors", "progress", "ranges", "seeds", "threads"}
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "ppf").rglob("*.py"))

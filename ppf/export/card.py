@@ -47,7 +47,7 @@ the text; `evaluate.py` measures on the test part.""")
 _RECOVERED = Template("""\
 ## Recovery training
 The weights in this folder were trained after pruning, on $tokens tokens of the training part of
-$text in $minutes minutes (tune=$tune, loss=$loss, $precision). Measured on $windows windows of
+$text in $minutes minutes ($how, $precision). Measured on $windows windows of
 $window tokens of its validation part:
 
 | | nll | perplexity |
@@ -203,10 +203,11 @@ def _recovery(found: Mapping[str, Any]) -> str:
         f"| {name} | {_decimal(found[name]['nll'])} | {_decimal(found[name]['perplexity'])} |"
         for name in ("dense", "pruned", "recovered")
     ]
-    won, given = found["won_back"], {key: "+".join(found[key]) for key in ("tune", "loss")}
+    won, given = found["won_back"], [key for key in ("tune", "loss") if found[key]]
+    how = ", ".join(f"{key}={'+'.join(found[key])}" for key in given)
     numbers = {"tokens": f"{found['tokens']:,}", "minutes": f"{found['minutes']:.1f}"}
     shown = "none were lost" if won is None else f"{won:.1%}"
-    return _RECOVERED.substitute(found, **given, **numbers, rows="\n".join(rows), won_back=shown)
+    return _RECOVERED.substitute(found, **numbers, how=how, rows="\n".join(rows), won_back=shown)
 
 
 def _decimal(value: float | None) -> str:

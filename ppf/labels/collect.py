@@ -13,6 +13,7 @@ from ppf.labels.store import LabelRow, LabelStore
 from ppf.labels.table import Labels
 from ppf.progress import say, track
 from ppf.ranks import Ranks
+from ppf.seeds import numbered
 
 _ROUND = 32  # policies in one draw of a sampler
 
@@ -32,9 +33,7 @@ def draw(
         seed: seed of the sampler.
     """
     rounds = [
-        sampler.draw(
-            context, _ROUND, torch.Generator().manual_seed(seed * 1_000_003 + number), number
-        )
+        sampler.draw(context, _ROUND, numbered(seed, number), number)
         for number in range(-(-count // _ROUND))
     ]
     kept = torch.cat([context.space.dense[None], *rounds])[:count]

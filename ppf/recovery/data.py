@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-SEEDS = 1_000_003
-"""Distance between the first random numbers of two seeds; a training draws fewer times."""
+from ppf.seeds import numbered
 
 
 class WindowSampler(Sampler[int]):
@@ -45,6 +44,6 @@ class WindowSampler(Sampler[int]):
         for place in range(self.epoch * size + self.rank, (self.epoch + 1) * size, self.ranks):
             if place // self.windows != drawn:
                 drawn = place // self.windows
-                generator = torch.Generator().manual_seed(self.seed * SEEDS + drawn)
+                generator = numbered(self.seed, drawn)
                 permutation = torch.randperm(self.windows, generator=generator).tolist()
             yield permutation[place % self.windows]

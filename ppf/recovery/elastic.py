@@ -10,10 +10,10 @@ from torch import Tensor
 from ppf.pruning import LivePruner
 from ppf.pruning.elastic import Adapters
 from ppf.pruning.unseen import Unseen
-from ppf.recovery.data import SEEDS
 from ppf.recovery.losses import Forward, RecoveryLoss, need_stream, weighted_sum
 from ppf.recovery.module import NLL, TunedModule
 from ppf.recovery.settings import Optimization
+from ppf.seeds import numbered
 
 _VALIDATED = 3  # ratios
 
@@ -72,7 +72,7 @@ class ElasticModule(TunedModule):
     def drawn(self, step: int) -> list[float]:
         """The ratios of a step; they depend on the seed and the step only."""
         low, high = self.ratios
-        generator = torch.Generator().manual_seed(self.seed * SEEDS + step)
+        generator = numbered(self.seed, step)
         random = low + (high - low) * torch.rand(self.draws, generator=generator)
         return [low, *random.tolist(), high]
 

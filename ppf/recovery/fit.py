@@ -6,7 +6,6 @@ from math import ceil
 from typing import Any
 
 import torch
-from filelock import FileLock
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import (
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import (
 )
 from torch.utils.data import DataLoader, TensorDataset
 
+from ppf.artefacts import locked
 from ppf.errors import PPFError
 from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.computing import reusing_memory
@@ -41,8 +41,7 @@ def fit(
     """
     finished = run.folder / "finished.ckpt"
     ranks = run.machine.ranks
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(run.folder / ".lock") if ranks.is_global_zero else nullcontext():
+    with locked(finished) if ranks.is_global_zero else nullcontext():
         ranks.broadcast(None)  # the lock is held
         if not finished.is_file():
             _train(module, _loaders(training, validation, run), run)

@@ -1,6 +1,5 @@
 """recover: trains a pruned model, by default by distillation from the dense model."""
 
-import copy
 from collections.abc import Mapping
 from functools import cached_property, reduce
 from pathlib import Path
@@ -179,8 +178,12 @@ class _Recovery:
         known, labels = dict(self._record["exported"]), self.config.labels
         text = build_text(self.config.text, self.cfg.paths.cache)
         piece = Piece(text.tokens("labelling", self.student.tokenizer), labels.context)
-        # As the other measurements of the card, which were made by the command that pruned.
-        model = copy.deepcopy(self.student.model).to(getattr(torch, known["dtype"]))
+        # In the dtype of the card's other measurements, which the command that pruned has made.
+        dtype, model = getattr(torch, known["dtype"]), self.student.model
+        if dtype != model.dtype:
+            model, _ = load_folder(self.start, dtype, trust_remote_code=False)
+            model.load_state_dict(self.student.model.state_dict())
+            self.fabric.to_device(model)
         nll = pieces_nll(model, [piece], batch=labels.batch)
         measured = known["measured"] | {"recovered": LogPerplexity(nll).record()}
         return known | {"compensation": "recovered", "measured": measured}

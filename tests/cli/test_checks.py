@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from ppf.cli.checks import (
@@ -19,6 +20,7 @@ from ppf.cli.checks import (
     components,
 )
 from ppf.cli.search import UNREAD, check_read
+from ppf.cli.train import main as train
 from ppf.errors import PPFError
 from tests.test_configs import CONF, FILES, STAGES, composed, resolved
 
@@ -230,3 +232,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     for folder in (Path("/proc/ppf"), tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(PPFError, match=rf"cannot write {folder} \(.*\): .* with out\.$"):
             check_folder(folder, "out")
+
+
+def test_a_predictor_that_cannot_be_scored_is_refused_before_labelling() -> None:
+    own = ["predictor=sensitivity", "paths.run=."]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        alone, scored = (compose("train", [*own, *more]) for more in ([], ["test_policies=32"]))
+    assert train.check_relations is not None
+    train.check_relations(scored)
+    with pytest.raises(PPFError, match="give test_policies=256"):
+        train.check_relations(alone)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from gguf import GGUFReader
 from hydra import compose, initialize_config_module
 from lightning import Fabric
@@ -28,7 +29,8 @@ from ppf.llm import load
 from ppf.recovery import fit, token_losses
 from ppf.recovery.likeliest import read_likeliest
 from ppf.recovery.losses import KL, distance
-from ppf.recovery.module import BlockModule, RecoveryModule
+from ppf.recovery.module import BlockModule, RecoveryModule, TunedModule
+from ppf.recovery.settings import TrainingRun
 from ppf.report.scores import RecoveryScore
 from ppf.stages.prune import convert, prune
 from ppf.stages.recover import recover
@@ -174,6 +176,8 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     assert float(distance(streams[2], streams[0])) < float(distance(streams[1], streams[0]))
     changed = {k for k, w in weights(start).items() if not torch.equal(w, whole[k])}
     assert changed == {k for k in whole if "layers" in k}
+    assert json.loads((out / "policy.json").read_text())["recovered"]["loss"] == []
+    assert "(tune=blockwise, " in (out / "README.md").read_text()
 
 
 def test_a_policy_is_pruned_once_and_then_recovered(
@@ -243,6 +247,22 @@ def test_a_finished_training_is_not_repeated(
     monkeypatch.setattr(fit, "_trainer", None)
     again = recovered(cfg)
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_second_run_waits_for_the_first_one(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train, waited = fit._train, []
+
+    def second(module: TunedModule, loaders: Any, this: TrainingRun) -> None:
+        with pytest.raises(Timeout):
+            FileLock(this.folder / ".finished.ckpt.lock").acquire(timeout=0)
+        waited.append(this.folder)
+        train(module, loaders, this)
+
+    monkeypatch.setattr(fit, "_train", second)
+    run(config(f"paths.artefacts={tmp_path}", "recovery.tokens=128"))
+    assert len(waited) == 1
 
 
 def test_a_changed_file_of_a_users_loss_or_tuner_starts_another_training(
