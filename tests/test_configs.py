@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ppf.cli.checks import check_values
-from ppf.conf import command_of, options, read_option, taken_groups
+from ppf.conf import command_of, job_folder, options, read_option, taken_groups
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "ppf" / "conf"
@@ -180,6 +180,12 @@ def parts_of_files() -> Iterator[tuple[str, dict[str, Any]]]:
     for file in FILES:
         for node in targets(OmegaConf.to_container(OmegaConf.load(file))):
             yield file.relative_to(CONF).as_posix(), node
+
+
+def test_long_names_of_jobs_fit_into_file_systems_and_stay_apart() -> None:
+    assert job_folder("0-agent-ppo_ratio-0.3") == "0-agent-ppo_ratio-0.3"
+    names = [job_folder(f"{'text.source-ü' * 40}_seed-{seed}") for seed in range(3)]
+    assert len(set(names)) == 3 and all(len(name.encode()) <= 200 for name in names)
 
 
 PUBLIC = ["ppf.load_agent"]  # its default is for Python

@@ -1,5 +1,6 @@
 """Hydra configs, as a package that `pkg://ppf.conf` finds, and their option groups for `--help`."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +39,7 @@ GROUPS = {
 _SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
 _UNGROUPED = ("seed=", "paths.", "traceback=")
 _LONGEST = 128  # characters of a group's name in W&B
+_LONGEST_FOLDER = 200  # bytes of a job's name; file systems allow 255
 _TAGGED = ("experiment", "hparams_search", "debug")
 
 
@@ -117,6 +119,15 @@ def run_tags() -> list[str]:
     return [config.job.name, *(name for name in chosen if name not in (None, "none"))]
 
 
+def job_folder(name: str) -> str:
+    """The name of a job, which names its overrides; a long one ends in a hash instead."""
+    data = name.encode()
+    if len(data) <= _LONGEST_FOLDER:
+        return name
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return f"{data[: _LONGEST_FOLDER - 17].decode(errors='ignore')}-{digest}"
+
+
 def options(group: str) -> dict[str, Path]:
     """The options of a group and their files; those of experiments may lie in sub-folders."""
     folder = _FOLDER / group
@@ -142,6 +153,7 @@ def _command(comment: str) -> str | None:
 
 
 OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("run_tags", run_tags, replace=True)
 OmegaConf.register_new_resolver("run_group", run_group, replace=True)

@@ -84,12 +84,12 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(
     assert json.loads(policy_file.with_name("summary.json").read_text())["part"] == "labelling"
     assert list((policy_file.parent / "wandb").glob("offline-run-*"))
 
-    again = run("search", *model, *HASTY, "agent=uniform", "search.rounds=1", "logger=csv").stdout
+    again = run("search", *model, *HASTY, "agent=uniform", "search.rounds=1", "logger=none").stdout
     assert re.search(r"Reusing \d+ labels", again) and "Reusing the predictor" in again
     assert "Labelling" not in again
 
     out = tmp_path / "pruned"
-    run("prune", f"policy={policy_file}", f"out={out}")
+    run("prune", f"policy={policy_file}", f"out={out}", "logger=none")
     pruned = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     whole = matrices(LlamaForCausalLM.from_pretrained(llama2))
     assert (whole - matrices(pruned)) / whole == pytest.approx(
@@ -98,8 +98,8 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(
     tokens = AutoTokenizer.from_pretrained(out)("Hello", return_tensors="pt")
     assert pruned.generate(**tokens, max_new_tokens=4, do_sample=False).shape[1] == 9
 
-    live = run("evaluate", f"policy={policy_file}", "dtype=float32").stdout
-    folder = run("evaluate", f"path={out}", "dtype=float32").stdout
+    live = run("evaluate", f"policy={policy_file}", "dtype=float32", "logger=none").stdout
+    folder = run("evaluate", f"path={out}", "dtype=float32", "logger=none").stdout
     assert "uniform" in live and "4 windows of 64 tokens" in live
     assert nll(live, "PPF") == pytest.approx(nll(folder, "pruned"), abs=1e-4)
 
@@ -132,7 +132,13 @@ def test_a_multirun_leaves_distinct_folders(run: Run, text: str, tmp_path: Path)
 @pytest.mark.slow
 def test_train_draws_and_scores(run: Run, text: str, tmp_path: Path) -> None:
     said = run(
-        "train", "predictor=cnn", "predictor.max_epochs=3", "model=tiny", text, *QUICK
+        "train",
+        "predictor=cnn",
+        "predictor.max_epochs=3",
+        "model=tiny",
+        "logger=none",
+        text,
+        *QUICK,
     ).stdout
     assert "Kendall" in said and "15–30 %" in said
     assert only(tmp_path / "outputs", "predicted_measured.png").stat().st_size > 1000
@@ -141,7 +147,8 @@ def test_train_draws_and_scores(run: Run, text: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_predictor_asks_for_labels(run: Run, text: str, tmp_path: Path) -> None:
     own = partial(run, artefacts=str(tmp_path / "artefacts"))
-    given = ("model=tiny", text, *QUICK, *HASTY, "labels.acquired=6", "labels.pool=64")
+    given = ("model=tiny", text, "logger=none", *QUICK, *HASTY, "labels.acquired=6",
+             "labels.pool=64")  # fmt: skip
     first = own("train", *given).stdout
     assert "Labelling 6 policies" in first
     drawn, all_of_them = map(int, re.findall(r"Training the predictor on (\d+) labels", first))

@@ -55,8 +55,11 @@ def test_one_agent_fills_all_ratios_with_the_published_predictor(run: Run, tmp_p
         "labels.count=24",
         "agent=reinforce",
         "agent.iterations=5",
+        "dynamic.knots=4",
+        "dynamic.stride=2",
+        "dynamic.polish.generations=2",
+        "ratios=[0.2,0.3,0.4,0.5]",
     )
-    given += ("ratios=[0.2,0.3,0.4,0.5]",)
     run("search", "-m", "experiment=paper/llama3_8b_dynamic", *QUICK, *given)
     (results,) = tmp_path.rglob("results.json")
     rows = json.loads(results.read_text())["rows"]

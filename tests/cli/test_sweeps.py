@@ -31,16 +31,16 @@ def test_optuna_lowers_the_error_and_goes_on(
     given = ("train", "-m", "hparams_search=predictor_optuna", *quick, "test_policies=16",
              "predictor.members=2", "trainer.max_epochs=2")  # fmt: skip
     run(*given, "hydra.sweeper.n_trials=2")
-    said = run(*given, "hydra.sweeper.n_trials=12").stdout
+    said = run(*given, "hydra.sweeper.n_trials=5").stdout
     assert said.count("Already finished") == 2
     (best,) = tmp_path.rglob("optimization_results.yaml")
     found = rows(tmp_path)
-    assert len(found) == 12
+    assert len(found) == 5
     assert OmegaConf.load(best).best_value == pytest.approx(found[0]["nmse"])
     (page,) = best.parent.glob("report.html")
-    assert "12 jobs of train" in page.read_text()
+    assert "5 jobs of train" in page.read_text()
     run(*given, "hydra.sweeper.n_trials=1", "seed=1")
-    assert len(rows(tmp_path)) == 1, "jobs 1 to 11 are of the earlier multirun"
+    assert len(rows(tmp_path)) == 1, "jobs 1 to 4 are of the earlier multirun"
 
 
 @pytest.mark.slow
@@ -54,10 +54,10 @@ def test_optuna_goes_on_after_a_failed_trial(run: Run, quick: tuple[str, ...]) -
 
 @pytest.mark.slow
 def test_a_grid_has_one_page(run: Run, quick: tuple[str, ...], tmp_path: Path) -> None:
-    predictors, counts = ("ridge", "sensitivity", "mlp"), (16, 20, 24, 28)
+    predictors, counts = ("ridge", "sensitivity"), (16, 24)
     grid = (f"predictor={','.join(predictors)}", f"labels.count={','.join(map(str, counts))}")
     said = run("train", "-m", *grid, *quick, "test_policies=16", "trainer.max_epochs=2").stdout
-    assert [f"Job {number}:" in said for number in range(13)] == [True] * 12 + [False]
+    assert [f"Job {number}:" in said for number in range(5)] == [True] * 4 + [False]
     found = rows(tmp_path)
     assert {(row["predictor"], row["labels.count"]) for row in found} == {
         (predictor, count) for predictor in predictors for count in counts

@@ -220,7 +220,7 @@ def test_the_fit_starts_from_the_prior_centre(space: Space) -> None:
 
 @pytest.mark.slow
 def test_residual_knows_interactions(space: Space, known: SiteFeatures, tmp_path: Path) -> None:
-    labels = made_up_labels(space, known, 300, STRONG)
+    labels = made_up_labels(space, known, 200, STRONG)
     error = {}
     for name, steps in {"additive": (), "residual": (SOME_STEPS,)}.items():
         fitted = fitted_with(labels, known, tmp_path, f"predictor={name}", *QUICK, *steps)
@@ -234,7 +234,7 @@ def test_fewer_labels_are_needed_from_another_texts_predictor(
     space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    fitted_with(made_up_labels(space, known, 240), known, first, *QUICK, SOME_STEPS)
+    fitted_with(made_up_labels(space, known, 160), known, first, *QUICK, SOME_STEPS)
     fresh = made_up_labels(space, known, 500, other=0.2)
 
     def error(count: int, *overrides: str) -> float:
