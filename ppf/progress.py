@@ -93,18 +93,25 @@ def training_bar() -> "RichProgressBar":
 
 
 class Stopwatch:
-    """Adds up the time of named parts: `with clock("labelling"): ...`."""
+    """Adds up the time of named parts: `with clock("labelling"): ...`.
+
+    The time of a part inside another one counts for the inner part only.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._inside = 0.0  # seconds of parts inside the present one
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        start = time.monotonic()
+        start, before = time.monotonic(), self._inside
+        self._inside = 0.0
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
+            whole = time.monotonic() - start
+            self.seconds[part] = self.seconds.get(part, 0.0) + whole - self._inside
+            self._inside = before + whole
 
 
 @contextmanager

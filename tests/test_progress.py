@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
 from ppf import progress
-from ppf.progress import track, training_bar
+from ppf.progress import Stopwatch, track, training_bar
 
 
 @pytest.fixture
@@ -58,3 +58,14 @@ def test_a_loop_without_items_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> N
     target = StringIO()
     monkeypatch.setattr(progress, "console", Console(file=target, force_terminal=True, width=80))
     assert list(track([], "Labelling")) == [] and target.getvalue() == ""
+
+
+def test_the_time_of_an_inner_part_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 3.0, 4.0, 9.0, 10.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    clock = Stopwatch()
+    with clock("outer"):
+        for _ in range(2):
+            with clock("inner"):
+                pass
+    assert clock.seconds == {"outer": 3.0, "inner": 7.0}

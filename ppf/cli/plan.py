@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ppf.context.capacity import Comparison, refusal
+from ppf.context.evaluations import evaluations_of_agent
 from ppf.context.plan import Need, level_flops, measured_speeds
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
@@ -44,9 +45,11 @@ def show_plan(cfg: DictConfig) -> None:
         )
     say(
         "Times are those of one process that makes everything. Several processes divide all but the"
-        " expected losses. Agents and predictors take minutes at any size. Measurements on the"
-        " selection and test parts are not counted."
+        " expected losses and gradients. Agents and predictors take minutes at any size."
+        " Measurements on the selection and test parts are not counted."
     )
+    if evaluations_of_agent(cfg) == 0:
+        say("The agent measures policies too, and their number is not known in advance.")
     sentence = refusal(cfg, device, found)
     say(f"It does not fit: {sentence}" if sentence else "It fits.")
 

@@ -82,7 +82,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     fit = partial(
         train,
         *parts,
-        context.calibration.changes if one_ratio else None,
+        clock("gradients of the best policies")(context.calibration.changes) if one_ratio else None,
         cfg.predictor,
         cfg.trainer,
         cfg.seed,

@@ -9,20 +9,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ppf.context.evaluations import MANY, evaluations, gradient_sets
 from ppf.context.observed import reads_spectra
 from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
-from ppf.policy_search.experts import measured_experts
-from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning.bank import BankSize, bank_size
 from ppf.space import Space
 
 GIB = 2**30
 _EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
 _LEVEL = 0.28  # of a product with all columns: 70 % stay, and one factor is triangular
-_MANY = 1024  # windows that are assumed where a text gives all it has
 _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
 
 
@@ -72,7 +70,10 @@ class Sizes:
         activations: bytes that the backward pass of a window needs.
         calibration: tokens.
         labelling: tokens.
-        labels: number of policies that are labelled or measured.
+        labels: largest number of policies that are labelled or measured. Policies that a search on
+            the real model measures on fewer windows count as a share of one.
+        gradients: tokens of one set of windows for gradients of the best policies.
+        sets: largest number of these sets; 0: the search takes no gradients.
         spectra: whether an allocation rule reads the spectra of weights.
         offload: as `model.offload`.
         devices: number of devices that the layers of a process are divided over.
@@ -92,6 +93,8 @@ class Sizes:
     calibration: int
     labelling: int
     labels: int
+    gradients: int
+    sets: int
     spectra: bool
     offload: str | None
     devices: int
@@ -120,6 +123,7 @@ class Sizes:
         if cfg.model.get("device_map") and device.type == "cuda":
             gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         layers, windows = adapter.layers(model), cfg.text.windows
+        in_set, sets = gradient_sets(cfg)
         return cls(
             parameters=parameters(model),
             in_layers=parameters(layers),
@@ -130,9 +134,11 @@ class Sizes:
             bank=bank_size(of_sites, space, dtype, cfg.bank.max_gib, gpus) if refits else None,
             itemsize=dtype.itemsize,
             activations=activations(layers, cfg.text.window, dtype),
-            calibration=(windows.calibration or _MANY) * cfg.text.window,
-            labelling=(windows.labelling or _MANY) * cfg.text.window,
-            labels=_labels(cfg),
+            calibration=(windows.calibration or MANY) * cfg.text.window,
+            labelling=(windows.labelling or MANY) * cfg.text.window,
+            labels=evaluations(cfg),
+            gradients=in_set * cfg.text.window,
+            sets=sets,
             spectra=reads_spectra(cfg),
             offload=cfg.model.get("offload"),
             devices=len(gpus),
@@ -173,12 +179,16 @@ def needs(sizes: Sizes, speeds: Speeds) -> list[Need]:
     """
     forward = 2 * sizes.in_layers / (speeds.model * _EFFICIENCY)  # seconds for a token
     head = 2 * sizes.head / (speeds.model * _EFFICIENCY)
-    return [
+    found = [
         _observing(sizes, speeds, forward),
         _building(sizes, speeds),
-        _differentiating(sizes, speeds, forward, head),
-        _labelling(sizes, speeds, forward, head),
+        _differentiating("expected losses", sizes.calibration // 4, sizes, speeds, forward, head),
     ]
+    if sizes.sets:
+        stage = "gradients of the best policies"
+        need = _differentiating(stage, sizes.gradients, sizes, speeds, forward, head)
+        found.append(replace(need, seconds=sizes.sets * need.seconds))
+    return [*found, _labelling(sizes, speeds, forward, head)]
 
 
 def _observing(sizes: Sizes, speeds: Speeds, forward: float) -> Need:
@@ -207,17 +217,18 @@ def _building(sizes: Sizes, speeds: Speeds) -> Need:
     return _need("building the bank", sizes, memory, sizes.bank.disk, seconds)
 
 
-def _differentiating(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Need:
-    """Expected losses, from every fourth calibration window; states lie in host memory."""
-    tokens = sizes.calibration / 4
+def _differentiating(
+    stage: str, tokens: int, sizes: Sizes, speeds: Speeds, forward: float, head: float
+) -> Need:
+    """Gradients of the loss on some tokens; states lie in host memory."""
     along = 2 * sum(columns * (rows + columns) for rows, columns in sizes.consumers)
     small = sizes.activations <= SMALL and not sizes.offload
     passes = 2 if small else 3  # a large model runs each layer again
     seconds = tokens * (passes * forward + 2 * head + along / speeds.model)
-    states = (sizes.layers + 1) * sizes.states(round(tokens))
+    states = (sizes.layers + 1) * sizes.states(tokens)
     kept = sizes.activations / (1 if small else sizes.layers) / GIB
     memory = sizes.resident + sizes.bank_in_memory + kept
-    return _need("expected losses", sizes, memory, 0, seconds, states)
+    return _need(stage, sizes, memory, 0, seconds, states)
 
 
 def _labelling(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Need:
@@ -225,22 +236,6 @@ def _labelling(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Nee
     memory = sizes.resident + sizes.bank_in_memory + states
     seconds = sizes.labelling * (forward + head) + level_flops(sizes) / speeds.model
     return _need(f"{sizes.labels} labels", sizes, memory, 0, sizes.labels * seconds)
-
-
-def _labels(cfg: DictConfig) -> int:
-    """Policies that a command measures: those that it draws, and those that a search proposes."""
-    drawn, search = cfg.labels.count + cfg.labels.get("acquired", 0), cfg.get("search")
-    if not isinstance(search, DictConfig):  # in other commands the key names a folder
-        return drawn + cfg.get("test_policies", 0)
-    proposed = _measured_experts(cfg) if cfg.mode == "dynamic" else search.label_budget
-    return proposed + (drawn if needs_labels(unfitted(cfg.predictor)) else 0)
-
-
-def _measured_experts(cfg: DictConfig) -> int:
-    """Policies that a dynamic search measures, with those of its curve and uniform pruning."""
-    knots, stride = range(cfg.dynamic.knots), cfg.dynamic.stride
-    rounds = [knots[measured_experts(number, stride)] for number in range(cfg.search.rounds)]
-    return sum(map(len, rounds)) + 2 * len(cfg.ratios)
 
 
 def level_flops(sizes: Sizes) -> float:

@@ -18,7 +18,22 @@ def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
     drawn = run(
         "search", "plan=true", "model=llama3_8b", "predictor=residual", "logger=none"
     ).stdout
-    assert "176 labels" in drawn  # 128 before the search, 48 in it
+    assert "175 labels" in drawn  # 128 before the search, 47 in it
+    for given, count in {
+        "agent=uniform": 3,  # the dense model, uniform pruning and the agent's policy
+        "search.rounds=3": 20,  # 12 proposals, seven rules and the dense model
+        "search.neighbours=1": 56,  # 48 is the largest number of proposals
+        "experiment=search/real_evolution": 48,  # 40 children, seven rules and the dense model
+        "experiment=search/multi_step": 48,  # five times 32 on an eighth of the text, and 4 on all
+    }.items():
+        told = run("search", "plan=true", "model=tiny", "logger=none", given).stdout
+        assert f" {count} labels" in told, told
+        with_gradients = given.startswith("search")
+        assert ("gradients of the best policies" in told) == with_gradients
+    unknown = run(
+        "search", "plan=true", "model=tiny", "predictor=oracle", "agent=ppo", "logger=none"
+    ).stdout
+    assert "their number is not known in advance" in unknown
     scored = run("train", "plan=true", "model=tiny", "test_policies=32", "logger=none").stdout
     assert "160 labels" in scored
     assert not list((tmp_path / "outputs").rglob("*.safetensors"))

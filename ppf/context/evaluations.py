@@ -1,0 +1,88 @@
+"""How many policies and gradients a command will measure, counted from its config alone."""
+
+import math
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from ppf.agents.rule import Rule
+from ppf.policy_search.experts import measured_experts
+from ppf.predictor.base import needs_labels, unfitted
+from ppf.predictor.expected import ExpectedLoss
+from ppf.predictor.oracle import Oracle
+
+MANY = 1024  # windows that are assumed where a text gives all it has
+
+
+def evaluations(cfg: DictConfig) -> int:
+    """Largest number of policies that are measured: drawn ones, and those of a search.
+
+    Policies that are measured on fewer windows (`Oracle.screening`) count as a share of one.
+    """
+    drawn, search = cfg.labels.count + cfg.labels.get("acquired", 0), cfg.get("search")
+    if not isinstance(search, DictConfig):  # in other commands the key names a folder
+        return drawn + cfg.get("test_policies", 0)
+    before = drawn if needs_labels(unfitted(cfg.predictor)) else 1  # the dense model
+    if cfg.mode == "dynamic":
+        return before + _of_dynamic_search(cfg)
+    if _is_rule(cfg):
+        return before + 2  # its policy and uniform pruning
+    # Proposals of an agent that measures policies are among these.
+    return before + len(cfg.rules) + (evaluations_of_agent(cfg) or _proposals(cfg))
+
+
+def evaluations_of_agent(cfg: DictConfig) -> int | None:
+    """Policies that the agent itself measures in all rounds, with predictor=oracle.
+
+    Returns:
+        0: their number is not known in advance; None: the agent measures none.
+    """
+    predictor, agent = unfitted(cfg.predictor), cfg.get("agent")
+    if not isinstance(predictor, Oracle) or agent is None:
+        return None
+    if "generations" not in agent:
+        return _rounds(cfg) * agent.get("evaluations", 0)
+    children, whole = agent.children, cfg.text.windows.labelling or MANY
+    share = 0.0
+    for step in predictor.screening:
+        share += children * step["windows"] / whole
+        children = min(children, step["keep"])
+    return _rounds(cfg) * math.ceil(agent.generations * (share + children))
+
+
+def gradient_sets(cfg: DictConfig) -> tuple[int, int]:
+    """Windows in a set for gradients at the best policies, and the largest number of sets."""
+    if cfg.get("mode") != "static" or cfg.budget.name == "bytes":
+        return 0, 0
+    predictor = unfitted(cfg.predictor)
+    if not isinstance(predictor, ExpectedLoss) or not predictor.windows:
+        return 0, 0
+    return predictor.windows, _rounds(cfg) - 1
+
+
+def _is_rule(cfg: DictConfig) -> bool:
+    return isinstance(instantiate(cfg.agent), Rule)
+
+
+def _rounds(cfg: DictConfig) -> int:
+    """Rounds of a static search, if none of them ends it early."""
+    if _is_rule(cfg):
+        return 1
+    return min(cfg.search.rounds, math.ceil(cfg.search.label_budget / _of_round(cfg)))
+
+
+def _of_round(cfg: DictConfig) -> int:
+    return cfg.search.top_k * (1 + cfg.search.neighbours)
+
+
+def _proposals(cfg: DictConfig) -> int:
+    """Largest number of proposals that all rounds measure; the last one measures no neighbours."""
+    search = cfg.search
+    return min(search.label_budget, (search.rounds - 1) * _of_round(cfg) + search.top_k)
+
+
+def _of_dynamic_search(cfg: DictConfig) -> int:
+    """Experts that are measured, and for each ratio the agent's policy and uniform pruning."""
+    knots, stride = range(cfg.dynamic.knots), cfg.dynamic.stride
+    rounds = [knots[measured_experts(number, stride)] for number in range(cfg.search.rounds)]
+    return sum(map(len, rounds)) + 2 * len(cfg.ratios)
