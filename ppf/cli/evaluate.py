@@ -6,7 +6,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
-from ppf.cli.lineage import used
+from ppf.cli.lineage import folders, used
 from ppf.cli.outcome import Outcome
 from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
@@ -22,13 +22,13 @@ from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, wr
 
 
 def _check(cfg: DictConfig) -> None:
-    if (cfg.policy is None) == (cfg.path is None):
+    if bool(cfg.policy) == bool(folders(cfg)):
         raise PPFError(
             "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
         )
     if cfg.policy:
         refuse_recovered(read_policy(cfg.policy, cfg.trust_targets), cfg.policy)
-    for path in _paths(cfg):
+    for path in folders(cfg):
         check_format(Path(local_folder(path, "path")))
 
 
@@ -45,13 +45,13 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
                 " compared with 16 bits."
             )
     else:
-        found = evaluate_folders(cfg, fabric, procedure, _paths(cfg))
+        found = evaluate_folders(cfg, fabric, procedure, folders(cfg))
     path = write_results(Path(cfg.paths.run), found)
     print_evaluation(found)
     _report(cfg, fabric, found, path.with_name("report.html"))
     say(f"Results: {path}\nReport:  {path.with_name('report.html')}")
     figures = [
-        {"model": r.name, "ratio": r.ratio, "test_ppl": r.perplexity, "parameters": r.parameters}
+        {"ratio": r.ratio, "test_ppl": r.perplexity, "parameters": r.parameters, "model": r.name}
         for r in found.results
     ]
     return Outcome(found.results[-1].nll, figures)
@@ -87,14 +87,10 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
             "Write a file for llama.cpp": f"{prune} out=gguf export=gguf",
             "Measure more": f"python evaluate.py policy={cfg.policy} {more}",
         }
-    paths, last = _paths(cfg), _paths(cfg)[-1]
+    paths, last = folders(cfg), folders(cfg)[-1]
     given = f"path=[{','.join(paths)}]" if len(paths) > 1 else f"path={last}"
     return {
         "Measure more": f"python evaluate.py {given} {more}",
         "Use longer windows": f"python evaluate.py {given} window=1024",
         "Load it": f"AutoModelForCausalLM.from_pretrained('{last}', trust_remote_code=True)",
     }
-
-
-def _paths(cfg: DictConfig) -> list[str]:
-    return [cfg.path] if isinstance(cfg.path, str) else list(cfg.path or [])

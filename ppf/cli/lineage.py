@@ -23,8 +23,13 @@ def used(cfg: DictConfig) -> list[Artifact]:
         model = model_name(OmegaConf.create(config["model"]))
         files = sorted(agent_folder(cfg.search).glob("agent.*"))
         return [Artifact(files, f"{model}-agent", "agent", used=True)]
-    paths = [cfg.path] if isinstance(cfg.path, str) else cfg.path
-    return [replace(made(Path(path)), used=True) for path in paths]
+    return [replace(made(Path(path)), used=True) for path in folders(cfg)]
+
+
+def folders(cfg: DictConfig) -> list[str]:
+    """The folders of `path=`, which names one or several."""
+    paths = cfg.path or []
+    return [paths] if isinstance(paths, str) else list(paths)
 
 
 def made(path: Path, metadata: Mapping[str, Any] | None = None) -> Artifact:

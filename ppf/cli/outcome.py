@@ -16,6 +16,7 @@ from ppf.context.signatures import plain, with_code
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.run import RunRecord
+from ppf.report.origin import task_overrides
 
 FILE = "run.json"
 # Keys that do not change results.
@@ -41,11 +42,6 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def overrides() -> list[str]:
-    """The overrides of the command line; none for a run that Python code starts."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
 def finished(command: str, cfg: DictConfig) -> dict[str, Any] | None:
     """The run.json that this config has left in its folder; None: there is none."""
     try:
@@ -59,7 +55,7 @@ def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> No
     """Writes the run.json of a finished run."""
     record = {
         "command": command,
-        "overrides": overrides(),
+        "overrides": task_overrides(),
         "config": _identity(command, cfg),
         "metric": finite(outcome.metric),
         "figures": [{k: finite(v) for k, v in row.items()} for row in outcome.figures],

@@ -20,8 +20,8 @@ from ppf.stages.prune_at import prune_at
 
 
 def _check(cfg: DictConfig) -> None:
-    given = sum(cfg[key] is not None for key in ("policy", "path", "search"))
-    if given != 1 or (cfg.search is None) != (cfg.ratio is None):
+    given = sum(bool(cfg[key]) for key in ("policy", "path", "search"))
+    if given != 1 or bool(cfg.search) != (cfg.ratio is not None):
         raise PPFError(
             "give one of policy=FILE (a policy.json), path=FOLDER (of prune.py or recover.py), and"
             " search=FOLDER (of a run of search.py mode=dynamic) with ratio=R, as in ratio=0.3."
@@ -31,8 +31,8 @@ def _check(cfg: DictConfig) -> None:
     elif cfg.path:
         read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
     else:
-        record, formats = read_policy(cfg.policy, cfg.trust_targets), "gguf or export=decilm"
-        refuse_recovered(record, cfg.policy, f" and export={formats}")
+        record = read_policy(cfg.policy, cfg.trust_targets)
+        refuse_recovered(record, cfg.policy, " and export=gguf or export=decilm")
 
 
 @command(_check, one_process=True)

@@ -28,7 +28,7 @@ from ppf.stages.recovery_inputs import loss_names
 
 
 def _check(cfg: DictConfig) -> None:
-    if sum(cfg[key] is not None for key in ("policy", "path", "search")) != 1:
+    if sum(bool(cfg[key]) for key in ("policy", "path", "search")) != 1:
         raise PPFError(
             "give one of policy=FILE (a policy.json), path=FOLDER (a folder that prune.py wrote)"
             " and search=FOLDER (of a run of search.py mode=dynamic)."

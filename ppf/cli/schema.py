@@ -116,6 +116,12 @@ class TextSection(Section):
     source: Component | None
     training: TrainingTextSection
 
+    @model_validator(mode="after")
+    def _has_documents(self) -> Self:
+        if self.path is None and self.source is None:
+            raise PPFError("this text has no documents: give text.path=FILE, or text.source.")
+        return self
+
 
 class LabelsSection(Section):
     """The section `labels` of base.yaml."""

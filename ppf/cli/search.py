@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from ppf.cli import curve, results
 from ppf.cli.app import command
-from ppf.cli.outcome import Outcome, overrides
+from ppf.cli.outcome import Outcome
 from ppf.context.budgets import priced
 from ppf.context.policy import model_name, provenance, warn_if_unreadable
 from ppf.context.prepare import PruningContext, prepare
@@ -19,6 +19,7 @@ from ppf.labels.table import Labels
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.progress import Stopwatch
 from ppf.report.html import write_page
+from ppf.report.origin import task_overrides
 from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.tables import print_summary
@@ -52,7 +53,7 @@ UNREAD = {
 
 
 def _check(cfg: DictConfig) -> None:
-    check_read(cfg.mode, overrides())
+    check_read(cfg.mode, task_overrides())
     check_acquired(cfg)
     check_bytes(cfg)
     if cfg.mode == "dynamic":

@@ -48,13 +48,14 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Exits with code 1 if a job has not finished: Hydra would turn an error into a warning."""
         from ppf.progress import say
-        from ppf.report.sweep import begun, unfinished
+        from ppf.report.sweep import begun
         from ppf.report.sweep_page import write_sweep
 
         folder = Path(config.hydra.sweep.dir)
         jobs = begun(folder)
         others = {job for job, time in self.earlier.items() if jobs.get(job) == time}
-        left = [job for job in unfinished(folder) if job not in others]
+        begun_now = [job for job in sorted(jobs) if job not in others]
+        left = [job for job in begun_now if not (job / "run.json").is_file()]
         if any(file.parent not in others for file in folder.rglob("run.json")):
             for name, path in write_sweep(folder, others).items():
                 say(f"{name:<6}  {path}")

@@ -37,8 +37,8 @@ def evaluations_of_agent(cfg: DictConfig) -> int | None:
     Returns:
         0: their number is not known in advance; None: the agent measures none.
     """
-    predictor, agent = unfitted(cfg.predictor), cfg.get("agent")
-    if not isinstance(predictor, Oracle) or agent is None:
+    agent = cfg.get("agent")
+    if agent is None or not isinstance(predictor := unfitted(cfg.predictor), Oracle):
         return None
     if "generations" not in agent:
         return _rounds(cfg) * agent.get("evaluations", 0)
@@ -68,7 +68,8 @@ def _rounds(cfg: DictConfig) -> int:
     """Rounds of a static search, if none of them ends it early."""
     if _is_rule(cfg):
         return 1
-    return min(cfg.search.rounds, math.ceil(cfg.search.label_budget / _of_round(cfg)))
+    before_last = max(cfg.search.label_budget - cfg.search.top_k, 0)  # which has top_k reserved
+    return min(cfg.search.rounds, 1 + math.ceil(before_last / _of_round(cfg)))
 
 
 def _of_round(cfg: DictConfig) -> int:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ppf.artefacts import Artefacts
 from ppf.context.model import PrunableModel
+from ppf.context.signatures import missing
 from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.labels.collect import label
 from ppf.labels.labeller import Labeller
 from ppf.labels.store import LabelStore
 from ppf.labels.table import Labels
-from ppf.progress import track
+from ppf.progress import say, track
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,27 @@ class Labelling:
         self.labeller.used.update(map(tuple, policies.tolist()))
         known = self.store if store is None else store
         return label(known, self.labeller, policies.cpu(), source, self.artefacts.ranks)
+
+    def stored_or_measured(
+        self, policies: Int[Tensor, "policies sites"], source: str, command: str, *, may_label: bool
+    ) -> Labels:
+        """As `measure`, but refuses to measure what others should have labelled.
+
+        Args:
+            command: that labels them, for the message.
+            may_label: missing labels are measured.
+
+        Raises:
+            PPFError: a label is missing, and `may_label` is false.
+        """
+        store = self.store
+        complete = all(kept in store for kept in policies.tolist())
+        # Rank 0 decides: another rank may already see labels that rank 0 has just written.
+        if self.artefacts.ranks.broadcast(complete):
+            say(f"Reusing {len(policies)} labels in {store.folder}.")
+        elif not may_label:
+            raise missing("labels", command)
+        return self.measure(policies, source, store)
 
     def screen(
         self, policies: Int[Tensor, "policies sites"], windows: int

@@ -121,17 +121,23 @@ def warn_if_unreadable(cfg: DictConfig) -> None:
         say(f"Warning: {error}")
 
 
-def policy_config(record: dict[str, Any], cfg: DictConfig) -> DictConfig:
+def checked_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
+    """As `policy_config`; refuses a policy that was found for another model or text.
+
+    Raises:
+        PPFError: the model, the text or the dtype has changed.
+    """
+    config = policy_config(record, cfg)
+    names, found = signatures(config), record["signatures"]["labels"]
+    if names.labels != found:
+        raise PPFError(
+            f"the policy was found for another model, text or dtype than {config.model.name}"
+            f" here (signature {found}, not {names.labels}): search again."
+        )
+    return config
+
+
+def policy_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     """The config for preparing a policy's model: the policy's groups, this command's machine."""
     machine = {name: plain(cfg[name]) for name in ("paths", "bank")}
     return OmegaConf.create({**record["config"], **machine})
-
-
-def check_signature(record: dict[str, Any], config: DictConfig) -> None:
-    """Raises PPFError if the model or text differs from the one that the policy was found for."""
-    names = signatures(config)
-    if names.labels != record["signatures"]["labels"]:
-        raise PPFError(
-            f"the policy was found for another model, text or dtype than {config.model.name}"
-            f" here (signature {record['signatures']['labels']}, not {names.labels}): search again."
-        )

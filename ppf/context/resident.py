@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.context.policy import check_signature, policy_config
+from ppf.context.policy import checked_config
 from ppf.context.prepare import PruningContext, prepare
 from ppf.pruning.elastic import FILE, Adapters
 from ppf.pruning.memory import within
@@ -27,8 +27,7 @@ def resident(
     Raises:
         PPFError: the model has changed since the search, or the adapters do not fit it.
     """
-    config = policy_config(dict(record), cfg)
-    check_signature(dict(record), config)
+    config = checked_config(record, cfg)
     choose = partial(within, cfg.bank.max_gib, instantiate(config.compensation))
     context = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
     folder = agent_folder(cfg.search)

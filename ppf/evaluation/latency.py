@@ -12,12 +12,19 @@ from transformers import PreTrainedModel, StoppingCriteria
 
 from ppf.evaluation.memory import peak_bytes
 from ppf.evaluation.results import Speed
+from ppf.llm.windows import check_window
 from ppf.progress import track
 
 
 def speeds(model: PreTrainedModel, settings: Mapping[str, Any]) -> list[Speed]:
-    """The speed at each batch size of `speed=`."""
+    """The speed at each batch size of `speed=`.
+
+    Raises:
+        PPFError: the model has too few positions for prompt and new tokens.
+    """
     rest = dict(settings)
+    positions = rest["prompt"] + rest["new_tokens"] + 1
+    check_window(positions, model.config, "speed.prompt + speed.new_tokens")
     return [speed(model, batch=batch, **rest) for batch in rest.pop("batches")]
 
 

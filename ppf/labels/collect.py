@@ -14,6 +14,7 @@ from ppf.labels.table import Labels
 from ppf.progress import say, track
 from ppf.ranks import Ranks
 from ppf.seeds import numbered
+from ppf.space import new_policies
 
 _ROUND = 32  # policies in one draw of a sampler
 
@@ -37,7 +38,7 @@ def draw(
         for number in range(-(-count // _ROUND))
     ]
     kept = torch.cat([context.space.dense[None], *rounds])[:count]
-    return torch.tensor(list(dict.fromkeys(map(tuple, kept.tolist()))))
+    return new_policies(kept, kept[:0])
 
 
 def label(

@@ -11,6 +11,7 @@ from torch import Tensor
 from ppf.agents import Candidates, Objective
 from ppf.errors import PPFError
 from ppf.ranks import Ranks, on_rank_0
+from ppf.space import new_policies
 
 Measure = Callable[[Int[Tensor, "n sites"]], Float[Tensor, " n"]]
 """Returns the policies' log-perplexities on the real model, nats per token; may be inf or NaN."""
@@ -105,7 +106,7 @@ def _predicted(
     kept = torch.cat([objective.baselines(), candidates.kept])
     named = ["uniform", *objective.rules, *[CANDIDATE] * len(candidates)]
     names = _joined(kept, [(name,) for name in named])
-    kept = torch.tensor(list(dict.fromkeys(map(tuple, kept.tolist())))).to(kept)
+    kept = new_policies(kept, kept[:0])
     mean, std = objective.predictor.predict(kept)
     return names, kept.cpu(), mean.cpu(), std.cpu()
 

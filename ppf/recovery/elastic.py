@@ -62,11 +62,13 @@ class ElasticModule(TunedModule):
         (ids,) = batch
         with torch.no_grad():
             teacher = self._forward(0.0, ids)
-        totals = []
-        for ratio in self.drawn(self.global_step):
-            total, each = weighted_sum(self.losses, self._forward(ratio, ids), teacher, ids)
-            totals.append(total)
-        self.log_dict({f"training/{name}": value for name, value in each.items()})
+        found = [
+            weighted_sum(self.losses, self._forward(ratio, ids), teacher, ids)
+            for ratio in self.drawn(self.global_step)
+        ]
+        totals, each = zip(*found, strict=True)
+        for name in self.losses:
+            self.log(f"training/{name}", torch.stack([losses[name] for losses in each]).mean())
         return self.finite(torch.stack(totals).mean())
 
     def drawn(self, step: int) -> list[float]:

@@ -103,6 +103,8 @@ class StreamLoss(ABC):
         weight: factor in the weighted sum.
     """
 
+    reads_teacher: ClassVar[bool] = True
+
     def __init__(self, weight: Positive) -> None:
         self.weight = weight
 
@@ -132,7 +134,7 @@ def distance(
 
 def need_teacher(losses: Mapping[str, RecoveryLoss]) -> bool:
     """Whether a loss compares with the dense model."""
-    return any(isinstance(loss, StreamLoss) or loss.reads_teacher for loss in losses.values())
+    return any(loss.reads_teacher for loss in losses.values())
 
 
 def likeliest_needed(losses: Mapping[str, RecoveryLoss]) -> int:
@@ -140,7 +142,7 @@ def likeliest_needed(losses: Mapping[str, RecoveryLoss]) -> int:
 
     0 if no loss compares with the dense model, or if a loss needs the model itself.
     """
-    readers = [x for x in losses.values() if isinstance(x, StreamLoss) or x.reads_teacher]
+    readers = [x for x in losses.values() if x.reads_teacher]
     return readers[0].top_k if len(readers) == 1 and isinstance(readers[0], KL) else 0
 
 

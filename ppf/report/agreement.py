@@ -36,7 +36,7 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement | None:
     Returns:
         None if the rows have fewer than three policies, or several ratios or trainings.
     """
-    known = [row for row in rows if {"nll_pruned", "nll_recovered"} <= row.keys()]
+    known = [r for r in rows if None not in (r.get("nll_pruned"), r.get("nll_recovered"))]
     trainings = {(row["tune"], row["tokens"]) for row in known}
     pairs = list(dict.fromkeys((row["nll_pruned"], row["nll_recovered"]) for row in known))
     ratios = [row["ratio"] for row in known]

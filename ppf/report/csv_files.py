@@ -63,13 +63,13 @@ class CSVFiles(Logger):
     def write_table(self, name: str, table: Table) -> None:
         """Writes a table as a file of its own."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(table.names)
-            writer.writerows(table.rows)
+        (self._folder / f"{name}.csv").write_text(table.csv, encoding="utf-8", newline="")
 
     def _append(self, group: str, row: Mapping[str, float]) -> None:
-        file, known = self._folder / f"{group}.csv", self._columns.setdefault(group, [])
+        file = self._folder / f"{group}.csv"
+        if group not in self._columns:  # the file may be that of an earlier run in this folder
+            self._columns[group] = list(dict.fromkeys(name for old in _rows(file) for name in old))
+        known = self._columns[group]
         if new := [name for name in row if name not in known]:
             known += new
             rows = _rows(file)

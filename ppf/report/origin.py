@@ -22,7 +22,7 @@ def command_line(name: str) -> str:
     """
     if not HydraConfig.initialized():
         return f"ppf.{name}(...), called from Python"
-    return shlex.join(["python", f"{name}.py", *_overrides()])
+    return shlex.join(["python", f"{name}.py", *task_overrides()])
 
 
 def command_with(name: str, changed: Mapping[str, str | None]) -> str:
@@ -35,10 +35,10 @@ def command_with(name: str, changed: Mapping[str, str | None]) -> str:
     given = [f"{option}={value}" for option, value in changed.items() if value is not None]
     if not HydraConfig.initialized():
         return f"ppf.{name}(...), called from Python with {' '.join(given)}"
-    options = [word.lstrip("+~").partition("=")[0] for word in _overrides()]
+    options = [word.lstrip("+~").partition("=")[0] for word in task_overrides()]
     kept = [
         word
-        for word, option in zip(_overrides(), options, strict=True)
+        for word, option in zip(task_overrides(), options, strict=True)
         if option not in changed and option.partition(".")[0] not in changed
     ]
     return shlex.join(["python", f"{name}.py", *kept, *given])
@@ -50,7 +50,7 @@ def next_command(name: str, *options: str, overrides: Sequence[str] | None = Non
     Args:
         overrides: of the run; None: of this one.
     """
-    given = _overrides() if overrides is None else overrides
+    given = task_overrides() if overrides is None else overrides
     folders = [word for word in given if word.startswith(_FOLDERS)]
     return shlex.join(["python", f"{name}.py", *options, *folders])
 
@@ -58,7 +58,7 @@ def next_command(name: str, *options: str, overrides: Sequence[str] | None = Non
 _FOLDERS = ("paths.outputs=", "paths.artefacts=", "paths.cache=")
 
 
-def _overrides() -> list[str]:
+def task_overrides() -> list[str]:
     """Overrides of the command line; none if Python code started the run."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 

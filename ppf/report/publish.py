@@ -1,10 +1,9 @@
 """Gives a run's results to every logger: metrics, figures, tables, the page, and artifacts."""
 
-import csv
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +141,7 @@ def _to_tensorboard(logger: TensorBoardLogger, found: Published) -> None:
         pixels = np.asarray(_picture(figure).convert("RGB"))
         logger.experiment.add_image(name, pixels, dataformats="HWC")
     for name, table in found.tables.items():
-        logger.experiment.add_text(name, _markdown(table))
+        logger.experiment.add_text(name, table.markdown)
 
 
 def _to_mlflow(logger: MLFlowLogger, found: Published) -> None:
@@ -151,7 +150,7 @@ def _to_mlflow(logger: MLFlowLogger, found: Published) -> None:
     for name, figure in found.figures.items():
         client.log_image(run, _picture(figure), f"figures/{name}.png")
     for name, table in found.tables.items():
-        client.log_text(run, _comma_separated(table), f"tables/{name}.csv")
+        client.log_text(run, table.csv, f"tables/{name}.csv")
     if found.page:
         client.log_artifact(run, str(found.page))
 
@@ -166,14 +165,3 @@ _GIVE: dict[type, Callable[[Any, Published], None]] = {
 
 def _picture(figure: Figure) -> Image.Image:
     return Image.open(BytesIO(png(figure)))
-
-
-def _markdown(table: Table) -> str:
-    lines = [table.names, ["---"] * len(table.names), *table.texts]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _comma_separated(table: Table) -> str:
-    target = StringIO()
-    csv.writer(target).writerows([table.names, *table.rows])
-    return target.getvalue()

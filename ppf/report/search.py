@@ -281,6 +281,8 @@ def _policies(report: SearchReport) -> list[ReportSection]:
 
 
 def _predictions(report: SearchReport) -> list[ReportSection]:
+    if not report.accuracy and not report.candidates:
+        return []
     known = report.accuracy or Accuracy([], [], [], [], {}, [])
     columns = (known.predicted, known.std, known.measured, known.ratio)
     figure = scatter(*columns, searched=report.candidates)

@@ -27,7 +27,7 @@ class Sweep:
 
     Args:
         commands: that the jobs ran.
-        axes: overrides that differ between the jobs, and the ratio if a job has several.
+        axes: overrides that differ between the jobs, and ratio and model if a job has several.
         figures: names of the numbers; rows are sorted by the first one, the smallest first.
         rows: one for each job, or for each ratio of a job. Beside axes and figures they have the
             folder of the `job`.
@@ -139,8 +139,9 @@ def read_sweep(folder: Path, without: Container[Path] = ()) -> Sweep:
         own = {key: _value(overrides.get(key, "")) for key in axes}
         name = {"job": file.parent.relative_to(folder).as_posix(), "seconds": job["seconds"]}
         rows += [found | name | own for found in job["figures"] or [{"metric": job["metric"]}]]
-    if "ratio" not in axes and len({row.get("ratio") for row in rows}) > 1:
-        axes = ["ratio", *axes]
+    for axis in ("model", "ratio"):
+        if axis not in axes and len({row.get(axis) for row in rows}) > 1:
+            axes = [axis, *axes]
     names = dict.fromkeys(name for row in rows for name in row)
     figures = [name for name in names if name not in ("ratio", "job", *axes)]
     first = "ratio" if "ratio" in axes else figures[0]
@@ -155,11 +156,6 @@ def multirun(folder: Path) -> tuple[str, list[str]] | None:
         return None
     hydra = OmegaConf.load(file).hydra
     return str(hydra.job.name), list(hydra.overrides.task)
-
-
-def unfinished(folder: Path) -> list[Path]:
-    """Folders of jobs that began and did not finish."""
-    return [job for job in sorted(begun(folder)) if not (job / "run.json").is_file()]
 
 
 def begun(folder: Path) -> dict[Path, int]:
@@ -201,13 +197,6 @@ def _cells(groups: Sequence[Group], figure: str) -> list[tuple[Column, list[Cell
 def words(figure: str) -> str:
     """The readable name of a figure, as in "test perplexity"."""
     return figure.replace("_ppl", "_perplexity").replace("_", " ")
-
-
-def markdown(table: Table) -> str:
-    """The table in Markdown, as readers see it."""
-    table = table.shown
-    lines = [table.names, ["---"] * len(table.names), *table.texts]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _show(figure: str) -> Any:

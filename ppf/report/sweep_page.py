@@ -15,7 +15,7 @@ from ppf.report.origin import machine, next_command
 from ppf.report.page import Page, ReportSection, Tile
 from ppf.report.scores import duration, percent
 from ppf.report.style import OTHERS, legend_above, log_scale, percents, save_png, styled
-from ppf.report.sweep import Group, Sweep, markdown, multirun, read_sweep, sweep_table, words
+from ppf.report.sweep import Group, Sweep, multirun, read_sweep, sweep_table, words
 from ppf.report.tables import print_table
 
 _MOST = 40  # jobs in a plot without ratios
@@ -40,7 +40,7 @@ def write_sweep(folder: Path, without: Container[Path] = ()) -> dict[str, Path]:
     paths["report"] = folder / "report.html"
     page = sweep_page(sweep, folder)
     write_json(paths["rows"], {"rows": sweep.rows})
-    paths["table"].write_text(markdown(page.tables["jobs"]), encoding="utf-8")
+    paths["table"].write_text(page.tables["jobs"].shown.markdown, encoding="utf-8")
     save_png(page.figures["sweep"], paths["plot"])
     write_page(paths["report"], page)
     print_table(page.tables["jobs"])
@@ -142,7 +142,7 @@ def _figure(found: Sequence[Group], first: str) -> Figure:
     with styled():
         figure = Figure(figsize=(8.4, 4.8), layout="constrained")
         axes = figure.add_subplot()
-        if any(isinstance(group.key.get("ratio"), float) for group in found):
+        if found and all(isinstance(group.key.get("ratio"), float) for group in found):
             _against_ratio(axes, found, first)
         else:
             _ranked(axes, found[:_MOST], first)

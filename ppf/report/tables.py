@@ -1,8 +1,10 @@
 """Tables of results: for the console, the page and the loggers."""
 
+import csv
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,19 @@ class Table:
             [column.text(cell) for column, cell in zip(self.columns, row, strict=True)]
             for row in self.rows
         ]
+
+    @property
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        lines = [self.names, ["---"] * len(self.names), *self.texts]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    @property
+    def csv(self) -> str:
+        """The plain values, separated by commas, with the names in the first line."""
+        target = StringIO()
+        csv.writer(target).writerows([self.names, *self.rows])
+        return target.getvalue()
 
     @property
     def shown(self) -> "Table":

@@ -6,7 +6,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.context.labelling import Labelling
-from ppf.context.signatures import missing
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.samplers import SamplingContext
@@ -54,19 +53,19 @@ def acquire(
         raise _no_process()
     drawn = draw(sites, instantiate(sampler), settings.pool, seed + _STREAM)
     others, limit = new_policies(drawn, labels.kept), float(labels.nll[0]) + USUAL
-    ranks, store = labelling.artefacts.ranks, labelling.store
+    ranks = labelling.artefacts.ranks
     policies = on_rank_0(ranks, lambda: _chosen(predictor, others, limit, settings.acquired))
-    complete = all(kept in store for kept in policies.tolist())
-    if not ranks.broadcast(complete or may_label):
-        raise missing("labels", "python train.py")
-    return labels.with_rows(policies, labelling.measure(policies, ACQUIRED).nll, ACQUIRED)
+    acquired = labelling.stored_or_measured(
+        policies, ACQUIRED, "python train.py", may_label=may_label
+    )
+    return labels.with_rows(policies, acquired.nll, ACQUIRED)
 
 
 def check_acquired(cfg: DictConfig) -> None:
     """Raises PPFError if `labels.acquired` is set and the predictor cannot choose policies."""
     if cfg.labels.acquired and not cfg.predictor.get("residual"):
         raise _no_process()
-    _check_pool(cfg.labels.pool, cfg.labels.acquired)
+    _check_pool(cfg.labels.pool - 1, cfg.labels.acquired)  # one of the draws is dense
 
 
 def _no_process() -> PPFError:

@@ -4,11 +4,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ppf.context.labelling import Labelling
-from ppf.context.signatures import missing
 from ppf.labels.collect import draw
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
-from ppf.progress import say
 
 
 def collect(
@@ -32,12 +30,8 @@ def collect(
     Raises:
         PPFError: a label is missing, and `may_label` is false.
     """
-    broadcast = labelling.artefacts.ranks.broadcast  # others may see rank 0's first labels
-    store = labelling.store
-    policies = broadcast(draw(sites, instantiate(sampler), count, seed))
-    complete = all(kept in store for kept in policies.tolist())
-    if broadcast(complete):
-        say(f"Reusing {len(policies)} labels in {store.folder}.")
-    elif not may_label:
-        raise missing("labels", "python collect.py")
-    return labelling.measure(policies, "sampler", store)
+    drawn = draw(sites, instantiate(sampler), count, seed)
+    policies = labelling.artefacts.ranks.broadcast(drawn)
+    return labelling.stored_or_measured(
+        policies, "sampler", "python collect.py", may_label=may_label
+    )

@@ -1,6 +1,6 @@
 """evaluate: measures models on the test part, their size and their speed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -21,8 +21,8 @@ from ppf.evaluation.tasks import Tasks
 from ppf.export.loading import load_folder
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
-from ppf.llm.windows import check_window
 from ppf.progress import say
+from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import apply_policy, pruned_to
 
 
@@ -66,19 +66,17 @@ class Procedure:
     ) -> ModelResult:
         """The requested measurements of one model."""
         cfg = self.cfg
-        if cfg.latency:
-            positions = cfg.speed.prompt + cfg.speed.new_tokens + 1
-            check_window(positions, model.config, "speed.prompt + speed.new_tokens")
         say(f"Measuring {name}.")
+        timed = speeds(model, cfg.speed) if cfg.latency else []
         loss = pieces_loss(model, pieces, batch=cfg.batch)
         return ModelResult(
             name,
             ratio,
             loss.nll,
-            float(torch.tensor(loss.nll, dtype=torch.double).exp()),
+            LogPerplexity(loss.nll).perplexity,
             parameters(model),
             size,
-            speeds(model, cfg.speed) if cfg.latency else [],
+            timed,
             self.tasks.scores(model, tokenizer) if self.tasks else {},
             loss.std_error if isfinite(loss.std_error) else None,
         )
@@ -132,17 +130,21 @@ def evaluate_folders(
     own = policy_config(found, cfg).text if found else default_text()
     text = _text(cfg, build_text(own, cfg.paths.cache))
     pieces, results = list[Piece](), []
-    for folder, record in zip(folders, records, strict=True):
+    for name, folder, record in zip(names_of(paths), folders, records, strict=True):
         dtype, trust = resolve_dtype(cfg.dtype, fabric.device), cfg.trust_remote_code
         model, tokenizer = load_folder(folder, dtype, trust_remote_code=trust)
         pieces = procedure.pieces(text, tokenizer)
         ratio = record["ratio"]["achieved"] if record else None
         model, size = model.eval().to(fabric.device), weight_bytes(folder)
-        results.append(
-            procedure.measure(folder.name, model, tokenizer, pieces, ratio=ratio, size=size)
-        )
+        results.append(procedure.measure(name, model, tokenizer, pieces, ratio=ratio, size=size))
         del model  # before the next one is loaded
     return procedure.evaluation(text, pieces, results)
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """The names of folders; their paths if two folders have the same name."""
+    names = [Path(path).resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> Path:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ppf.context.calibration import Calibration
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
-from ppf.context.policy import check_signature, policy_config, read_policy, types_of
+from ppf.context.policy import checked_config, read_policy, types_of
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.evaluation.latency import speeds
@@ -165,9 +165,7 @@ def keep_better(labelling: Labelling, calibration: Calibration) -> Compensated:
 
 def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> PruningContext:
     """The policy's model, loaded and pruned in place, in `cfg.dtype`."""
-    config = policy_config(record, cfg)
-    check_signature(record, config)
-    context = prepare(config, fabric, dtype=cfg.dtype)
+    context = prepare(checked_config(record, cfg), fabric, dtype=cfg.dtype)
     space = context.model.space
     context.model.pruner.apply(space.policy(record["kept"]), types_of(space, record))
     return context

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 
 from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
-from ppf.context.policy import check_signature, policy_config, read_policy, refuse_types
+from ppf.context.policy import checked_config, read_policy, refuse_types
 from ppf.context.signatures import model_identity, plain, text_identity, with_code
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
@@ -110,8 +110,7 @@ class _Recovery:
     ) -> None:
         self.cfg, self.fabric, self.start, self._record = cfg, fabric, start, record
         self.machine = machine_of(cfg, fabric)
-        self.config = config = policy_config(record, cfg)
-        check_signature(record, config)
+        self.config = config = checked_config(record, cfg)
         self.student = self._load()
         self.training, self.validation = windows_of(cfg, self.student)
         self.test = test_windows(cfg, self.student)

@@ -70,7 +70,7 @@ def score(
         count: policies to draw; those without a finite loss are left out.
         bands: edges of the ratio bands that are scored, too.
     """
-    drawn = draw(sites, instantiate(sampler), count, seed + _STREAM)
+    drawn = draw(sites, instantiate(sampler), 1 + count, seed + _STREAM)  # and the dense one
     kept = new_policies(drawn, labels.kept)
     nll = labelling.measure(kept, "test").nll
     kept, nll = kept[nll.isfinite()], nll[nll.isfinite()].float()

@@ -158,6 +158,7 @@ def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) ->
         ("search", "agent._target_", "no.Agent", "cannot be imported (No module named 'no')"),
         ("search", "mode", "dynamics", "mode=dynamics should be 'static' or 'dynamic'."),
         ("search", "text.window", 16, "lower labels.context."),
+        ("search", "text.source", None, "this text has no documents: give text.path=FILE"),
         ("search", "text.path", "/no.txt", "text.path=/no.txt does not exist"),
         ("search", "model.path", "/no", "model.path=/no is not a Hugging Face model folder"),
         ("evaluate", "path", [3], "path=[3] should be a valid string."),

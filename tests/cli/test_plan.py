@@ -25,6 +25,7 @@ def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
         "search.neighbours=1": 56,  # 48 is the largest number of proposals
         "experiment=search/real_evolution": 48,  # 40 children, seven rules and the dense model
         "experiment=search/multi_step": 48,  # five times 32 on an eighth of the text, and 4 on all
+        "search.label_budget=20": 28,
     }.items():
         told = run("search", "plan=true", "model=tiny", "logger=none", given).stdout
         assert f" {count} labels" in told, told
@@ -34,6 +35,7 @@ def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
         "search", "plan=true", "model=tiny", "predictor=oracle", "agent=ppo", "logger=none"
     ).stdout
     assert "their number is not known in advance" in unknown
+    assert "24 labels" in run("collect", "plan=true", "model=tiny", "labels.count=24").stdout
     scored = run("train", "plan=true", "model=tiny", "test_policies=32", "logger=none").stdout
     assert "160 labels" in scored
     assert not list((tmp_path / "outputs").rglob("*.safetensors"))

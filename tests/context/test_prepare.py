@@ -8,7 +8,7 @@ from lightning import Fabric
 from omegaconf.errors import ReadonlyConfigError
 
 from ppf.context import prepare as stage
-from ppf.context.policy import check_signature, policy_config, provenance
+from ppf.context.policy import checked_config, provenance
 from ppf.errors import PPFError
 from tests.searched import QUICK, write_search
 
@@ -51,6 +51,6 @@ def test_a_context_keeps_the_config_of_its_signatures(cache: str, tmp_path: Path
     cfg, context = write_search(tmp_path, cache)
     cfg.text.window, cfg.importance = 32, {"_target_": "ppf.pruning.importance.Magnitude"}
     record = provenance(context)
-    check_signature(record, policy_config(record, cfg))
+    checked_config(record, cfg)
     with pytest.raises(ReadonlyConfigError):
         context.config.text.window = 32

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from ppf.errors import PPFError
 from ppf.evaluation import latency
-from ppf.evaluation.latency import decode_seconds, prefill_seconds, speed
+from ppf.evaluation.latency import decode_seconds, prefill_seconds, speed, speeds
 from ppf.evaluation.memory import peak_bytes
 from ppf.pruning.compensation import NoCompensation
 from tests.tiny import TinySetup
@@ -13,6 +14,12 @@ def test_speeds_are_summed_over_the_batch(tiny: TinySetup, monkeypatch: pytest.M
     monkeypatch.setattr(latency, "decode_seconds", lambda model, ids, new: 0.25)
     found = speed(tiny.lm.model, batch=3, prompt=16, new_tokens=4, repeats=2)
     assert (found.batch, found.prompt, found.prefill, found.decode) == (3, 16, 96, 12)
+
+
+def test_too_few_positions_are_refused(tiny: TinySetup) -> None:
+    settings = {"batches": [1], "prompt": 10**6, "new_tokens": 1, "repeats": 1}
+    with pytest.raises(PPFError, match=r"speed\.prompt \+ speed\.new_tokens"):
+        speeds(tiny.lm.model, settings)
 
 
 def test_a_narrower_model_is_timed_too(tiny: TinySetup) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ppf.context.policy import check_signature, policy_config
+from ppf.context.policy import checked_config
 from ppf.errors import PPFError
 from ppf.records import check
 from ppf.records.agent import AgentRecord
@@ -208,7 +208,7 @@ def test_mutated_policies_fit_or_are_named(seed: int) -> None:
             assert record["kept"].keys() == record["units"].keys()
             for site, units in record["units"].items():
                 assert type(record["kept"][site]) is int and 0 <= record["kept"][site] <= units
-            check_signature(record, policy_config(record, machine))
+            checked_config(record, machine)
         except PPFError as error:
             assert str(error).isprintable() and len(str(error)) < 500
     assert fitting < 25

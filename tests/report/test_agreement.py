@@ -5,7 +5,7 @@ import pytest
 from ppf.report.agreement import agreement
 
 
-def rows(*pairs: tuple[float, float], **more: Any) -> list[dict[str, Any]]:
+def rows(*pairs: tuple[float | None, float | None], **more: Any) -> list[dict[str, Any]]:
     same = {"ratio": 0.3, "tune": "full", "tokens": 1000} | more
     return [{"nll_pruned": a, "nll_recovered": b, **same} for a, b in pairs]
 
@@ -24,3 +24,8 @@ def test_nothing_is_compared_across_ratios_trainings_or_few_policies() -> None:
     assert agreement(rows(*pairs) + rows((5.0, 4.0), ratio=0.5)) is None
     assert agreement(rows(*pairs) + rows((5.0, 4.0), tune="lora")) is None
     assert agreement([{"test_ppl": 30.0}]) is None
+
+
+def test_infinite_losses_are_left_out() -> None:
+    known, infinite = rows((4.0, 3.5), (4.1, 3.4), (4.2, 3.6)), rows((None, 5.0), (5.0, None))
+    assert agreement([*known, *infinite]) == agreement(known)

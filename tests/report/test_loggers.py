@@ -96,6 +96,15 @@ def test_a_new_column_does_not_lose_earlier_rows(tmp_path: Path) -> None:
     ]
 
 
+def test_a_repeated_run_adds_to_the_files_of_its_folder(tmp_path: Path) -> None:
+    CSVFiles(str(tmp_path), folder="csv").log_metrics({"x/a": 1.0, "x/b": 2.0})
+    CSVFiles(str(tmp_path), folder="csv").log_metrics({"x/a": 3.0, "x/c": 4.0})
+    assert read(tmp_path / "csv" / "x.csv") == [
+        {"a": "1.0", "b": "2.0", "c": ""},
+        {"a": "3.0", "b": "", "c": "4.0"},
+    ]
+
+
 def test_offline_runs_are_distinct_and_in_their_own_folders(
     composed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

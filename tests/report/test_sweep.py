@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from ppf.errors import PPFError
-from ppf.report.sweep import read_sweep, sweep_table, unfinished
+from ppf.report.sweep import read_sweep, sweep_table
+from ppf.report.sweep_page import sweep_page
 
 
 def job(folder: Path, overrides: list[str], *figures: dict, metric: float | None = None) -> None:
@@ -85,12 +86,19 @@ def test_a_command_without_figures_shows_its_metric(tmp_path: Path) -> None:
     assert [row["metric"] for row in read_sweep(tmp_path).rows] == [2.5, None]
 
 
-def test_jobs_that_did_not_finish_are_found(tmp_path: Path) -> None:
-    job(tmp_path, ["seed=0"])
-    job(tmp_path, ["seed=1"])
-    assert unfinished(tmp_path) == []
-    (tmp_path / "seed=1" / "run.json").unlink()
-    assert unfinished(tmp_path) == [tmp_path / "seed=1"]
+def test_models_of_an_evaluation_are_told_apart_and_ranked(tmp_path: Path) -> None:
+    names = {"dense": None, "a": 0.3, "b": 0.3}
+    for place, path in enumerate(("[dense,a]", "[dense,b]")):
+        figures = [
+            {"ratio": names[name], "test_ppl": 20.0 + 10 * (name != "dense") + place, "model": name}
+            for name in path.strip("[]").split(",")
+        ]
+        job(tmp_path, [f"path={path}"], *figures)
+    sweep = read_sweep(tmp_path)
+    assert set(sweep.axes) == {"ratio", "model", "path"} and sweep.figures[0] == "test_ppl"
+    assert [row["test_ppl"] for row in sweep.rows] == [30.0, 31.0, 20.0, 21.0]
+    page = sweep_page(sweep, tmp_path)
+    assert page.headline[0].startswith("Best at ratio 30.0 %: model=a")
 
 
 def test_an_empty_folder_and_a_damaged_record_are_refused(tmp_path: Path) -> None:

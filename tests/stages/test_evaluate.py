@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import Piece
 from ppf.llm import Text
-from ppf.stages.evaluate import Procedure
+from ppf.stages.evaluate import Procedure, names_of
 from tests.checkpoints import bos_tokenizer
 from tests.tiny import TinySetup
 
@@ -62,3 +62,8 @@ def test_prompts_beyond_the_models_positions_are_refused(tiny: TinySetup) -> Non
     procedure = Procedure(OmegaConf.create({"latency": True, "speed": speed, "batch": 1}), None)
     with pytest.raises(PPFError, match="1025 exceeds the model's 1024 positions"):
         procedure.measure("dense", tiny.lm.model, tiny.lm.tokenizer, [], ratio=None, size=0)
+
+
+def test_folders_of_the_same_name_are_told_apart_by_their_paths() -> None:
+    assert names_of(["runs/a", "runs/b/"]) == ["a", "b"]
+    assert names_of(["1/model", "2/model"]) == ["1/model", "2/model"]
