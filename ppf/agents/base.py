@@ -269,9 +269,9 @@ def predictions(
 ) -> dict[str, Tensor | float]:
     """Metrics of one step of a search.
 
-    Predictions and their `spread` are in nats per token. `perplexity_15_30` is the perplexity of
-    the drawn policies at ratios from 15 % to 30 %. `violation` is the largest share of the cost by
-    which a drawn policy misses its ratio.
+    Predictions and their `spread` are in nats per token. `perplexity_15_30` is the exponential of
+    the mean prediction for drawn policies with ratios from 15 % to 30 %. `violation` is the largest
+    share of the cost by which a drawn policy misses its ratio.
 
     Args:
         best: the best policies so far, best first.

@@ -30,7 +30,8 @@ class Evolution(Agent):
         generations: number of generations.
         children: policies of one generation, over all ranks.
         population: best policies that survive a generation.
-        exchanges: most exchanges between two sites in one child.
+        exchanges: largest number of exchanges in one child; each moves cost from one site to
+            another.
         step: most units that one exchange moves, counted in the site whose units cost more.
         report_every: generations between two reports.
         threads: see `Agent`.

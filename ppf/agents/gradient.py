@@ -76,9 +76,8 @@ def within_budget(
 ) -> Float[Tensor, "batch sites"]:
     """Fractional numbers of kept units that meet the budget, differentiable in the deviations.
 
-    Each site loses the same share of its units, so that the total cost meets the budget; below the
-    budget, each gains the same share. Sites at a bound of the trust region cannot move, so the step
-    is repeated for the other sites.
+    Above the budget, all sites lose the same share of their units; below it, all gain the same
+    share. Sites at a bound of the trust region cannot move, so the step is repeated for the others.
     """
     lower, share, upper = (edge.float() for edge in objective.region(objective.ratios(1)))
     units, cost = objective.space.units.to(share), objective.space.cost.to(share)

@@ -45,7 +45,10 @@ class Training(ABC):
 
     @abstractmethod
     def deviations(self, ratio: Float[Tensor, " batch"]) -> Float[Tensor, "batch sites"]:
-        """Deviations from uniform pruning without exploration, from -1 to 1."""
+        """Deviations from uniform pruning, without exploration.
+
+        `Objective.policy` clips them to [-1, 1].
+        """
 
     @abstractmethod
     def parts(self) -> dict[str, Stateful]:

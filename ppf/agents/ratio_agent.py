@@ -44,7 +44,7 @@ class RatioAgent:
         """Units that each site keeps, in the order of the space.
 
         Raises:
-            PPFError: the ratio is outside the interval of the training.
+            PPFError: the ratio is below 0 or above the highest trained one.
         """
         ratios = torch.tensor([self._checked(ratio)], dtype=torch.double)
         return project(self.space, self._interpolated(self.widths, ratio)[None], ratios)[0].tolist()
@@ -53,7 +53,7 @@ class RatioAgent:
         """Predicted log-perplexity and its standard deviation, nats per token.
 
         Raises:
-            PPFError: the ratio is outside the interval of the training.
+            PPFError: the ratio is below 0 or above the highest trained one.
         """
         self._checked(ratio)
         mean, std = (self._interpolated(values, ratio) for values in (self.mean, self.std))

@@ -23,7 +23,11 @@ from ppf.space import Space, SteppedSpace
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
-    """The model's space under a budget."""
+    """The model's space under a budget.
+
+    Raises:
+        PPFError: no site has a cost under this budget.
+    """
     if isinstance(context.model.space, SteppedSpace):
         return context.model.space  # of a search with budget=bytes
     return context.model.space.priced(budget.name, prices(context, budget))

@@ -48,8 +48,10 @@ class Calibration:
         """Estimated changes of a policy's loss (`ppf.pruning.loss_changes`), nats per token.
 
         Args:
-            windows: of the calibration part in one set, a random choice that depends on the policy.
-            times: number of sets; the part may have fewer.
+            windows: number of windows in a set. Sets are disjoint random parts of the calibration
+                part, drawn for this policy.
+            times: largest number of sets.
+            cap: nats (see `ppf.pruning.loss_changes`).
         """
         name = signature("changes", self.name, list(kept), windows, cap)
         text = self.windows

@@ -121,7 +121,7 @@ class Comparison:
 def refuse_what_does_not_fit(cfg: DictConfig, device: torch.device, processes: int) -> None:
     """Compares a config with this machine before any work starts.
 
-    A model whose structure is not known without its weights is not checked.
+    A model whose config is not available before its weights are loaded is not checked.
 
     Args:
         cfg: of a command, or the part of it that a policy.json has.

@@ -30,8 +30,8 @@ class Labelling:
         settings: section `labels` of the config.
         name: of the stored labels.
         artefacts: where they are stored, and the ranks that share the work.
-        passes: number of tokens read in addition to those of labels, by purpose. A backward pass
-            counts as two forward passes. Passes that artefacts save are counted too.
+        passes: tokens read for other purposes than labels, by purpose. A backward pass counts as
+            two forward passes. What is read from an artefact counts as if it had been computed.
     """
 
     model: PrunableModel

@@ -30,8 +30,10 @@ _WIDE = 4096  # if no consumer has that many inputs, layers are processed in par
 class Observed:
     """Moments, importance scores and traits of the dense model on the calibration part.
 
-    Missing files of a layer are written before the next layer is computed. Memory: the model, and
-    one layer's matrices. Ranks compute different layers, and exchange hidden states on disk.
+    Missing files are written layer by layer. On a CPU, scores and spectra of several small layers
+    are computed together, after these layers have run. Memory: the model, and one layer's matrices
+    (on a CPU, those of several small layers). Ranks compute different layers, and exchange hidden
+    states on disk.
 
     Args:
         lm: the dense model, whose weights are in their original order.

@@ -16,8 +16,8 @@ from ppf.records.policy import FORMAT, ConfigRecord, PolicyRecord
 from ppf.space import Space
 
 T = TypeVar("T")
-_REFUSAL = "prune.py, evaluate.py and serve.py will refuse what this search finds"
-_REMEDY = "keep to the packaged keys, or give those commands trust_targets"
+_REFUSAL = "prune.py, evaluate.py and serve.py will refuse this search's policy"
+_REMEDY = "use only classes and keys of PPF's own, or give trust_targets to those commands"
 
 
 def policy_record(
@@ -90,7 +90,7 @@ def refuse_types(record: Mapping[str, Any], what: str) -> None:
     """Raises PPFError if the policy quantises weights.
 
     Args:
-        what: what does not support it, as in "a training".
+        what: what does not support it, as in "recovery training".
     """
     if record.get("types"):
         raise PPFError(

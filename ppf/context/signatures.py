@@ -67,7 +67,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def with_code(config: dict[str, Any], cache: Path) -> dict[str, Any]:
-    """A plain config in which each class of the user's own also counts by its source file.
+    """A copy of a plain config, in which each class of the user's own has its code's digest.
+
+    A part of the config whose `_target_` is such a class gets the digest of the source file under
+    the key `_code_`.
 
     Args:
         cache: folder that remembers digests of files.
@@ -87,7 +90,7 @@ def _own_file(target: str | None) -> Path | None:
         return None
     try:
         module = sys.modules[resolve_name(target).__module__]
-    except (ImportError, AttributeError, ValueError, KeyError):  # told where the class is needed
+    except (ImportError, AttributeError, ValueError, KeyError):  # reported where it is used
         return None
     file = Path(getattr(module, "__file__", None) or "")
     return file if file.is_file() and not _INSTALLED & {*file.parts} else None

@@ -41,7 +41,10 @@ def improve_along(
 
 
 def measured_experts(number: int, stride: int) -> slice:
-    """The experts that are measured after round `number`: every stride-th, others in each round."""
+    """The experts that are measured after round `number`: every stride-th one.
+
+    Consecutive rounds start at different experts, so they measure different ones.
+    """
     return slice(number % stride, None, stride)
 
 

@@ -23,7 +23,7 @@ def run_search(
 ) -> Candidates:
     """Returns the `top_k` policies to measure, best predicted first, the same on every rank.
 
-    Ranks share the agent's rollouts. The policies of all ranks, uniform pruning and the allocation
+    Every rank runs the agent. The best policies of all ranks, uniform pruning and the allocation
     rules are then polished on the predictor.
 
     Similar policies have similar prediction errors. So the chosen policies differ in at least a

@@ -71,7 +71,9 @@ def select(measured: Verification, finalists: int, windows: Windows) -> Selectio
     """Measures uniform pruning and the policies of lowest measured loss on both parts.
 
     Args:
-        finalists: policies of lowest loss.
+        measured: policies of the search, uniform pruning first.
+        finalists: number of policies of lowest loss.
+        windows: measures policies in each window of both parts.
     """
     best = measured.measured.nan_to_num(torch.inf).argsort()[:finalists].tolist()
     rows = list(dict.fromkeys([0, *best]))

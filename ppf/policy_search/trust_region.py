@@ -67,15 +67,18 @@ class TrustRegion:
             return False
         stuck = self.radius >= 1 or self.settled - least < self.gain
         if stuck and error[last.best] <= self.tolerance:
-            say("The predictions are accurate, and a wider region brings no gain: the search ends.")
+            say("The best policy was predicted well; a wider region has no use: the search ends.")
             return True
         self.settled = least
         self.grow()
         return False
 
     def grow(self) -> None:
-        """Widens the region by one step, at most to the whole space."""
+        """Widens the region by one step, at most to a radius of 1."""
         if self.radius >= 1:
             return
         self.radius = min(self.widen * self.radius, 1.0)
-        say(f"The predictions are accurate: the trust region is now {self.radius:.0%}.")
+        say(
+            "The predictions are accurate: sites may now deviate by"
+            f" {self.radius:.0%} from their uniform share."
+        )

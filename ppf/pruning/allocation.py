@@ -176,7 +176,7 @@ class GreedyRule(Allocation):
 
 
 class ObsGlobal(GreedyRule):
-    """Adds least reconstruction error.
+    """Removes the unit that adds the least reconstruction error per parameter, again and again.
 
     Source: the global greedy step of Optimal Brain Compression (arXiv 2208.11580). The errors are
         the relative reconstruction errors of the level bank, after compensation.
@@ -187,7 +187,9 @@ class ObsGlobal(GreedyRule):
 
 
 class FisherGlobal(GreedyRule):
-    """Adds least expected loss: half the Fisher information along the change of the output.
+    """Removes the unit that adds the least expected loss per parameter, again and again.
+
+    The expected loss is half the Fisher information along the change of the site's output.
 
     Source: our own; `ppf.pruning.sensitivity` computes the expected losses.
     """
@@ -199,7 +201,8 @@ class FisherGlobal(GreedyRule):
 class LeastExpectedLoss(GreedyRule):
     """Minimises the sum of the sites' expected losses, each replaced by its lower convex hull.
 
-    Unlike `FisherGlobal`, it also works if the removal of some units changes nothing.
+    If a loss stays constant over several levels and then jumps, the hull spreads the jump over
+    these levels. `FisherGlobal` charges all of it to one unit.
 
     Source: for convex losses the greedy order is optimal (Fox, "Discrete Optimization Via Marginal
         Analysis", 1966).

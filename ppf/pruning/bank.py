@@ -52,8 +52,8 @@ class Bank:
     ) -> "Bank":
         """Computes all levels of all sites, on their layers' devices and in the model's dtype.
 
-        Factors that stay in memory are read after the last site is solved. The peak is therefore
-        the model with the matrices of one solution, or with all factors.
+        Factors that stay in memory are read after the last site is solved. Peak memory is therefore
+        the model and the larger of two: one site's matrices, or all factors.
 
         Args:
             lm: the dense model.
@@ -64,7 +64,8 @@ class Bank:
             max_gib: most GiB of memory for the weights of all levels (see `bank_size`).
             folder: where the levels of each site are stored; undamaged files are read, not made.
                 None: nothing is stored.
-            ranks: the processes that build the same bank; each writes the files of other sites.
+            ranks: the processes that build the same bank. Each starts with different sites, and
+                reads the files that others have written.
         """
         indices = lm.coupling_indices(space.sites)
         columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, indices, strict=True)]
@@ -148,7 +149,8 @@ def bank_size(
         shapes: of the consumer's weight of each site.
         space: the space.
         dtype: of the model.
-        max_gib: most GiB of memory. On GPUs, factors may also take half of their free memory.
+        max_gib: most GiB of memory that the weights of all levels take. Factors on GPUs may take
+            half of the free memory if that is more.
         devices: of the model's layers.
     """
     numbers = sum(columns * (rows + columns) for rows, columns in shapes)

@@ -23,9 +23,9 @@ FILE = "adapters.safetensors"
 class Adapters(nn.Module):
     """Low-rank changes of all pruned projections; a policy uses their first rows and columns.
 
-    A projection of a live-pruned model keeps the first rows (a producer) or columns (a consumer)
-    of its dense weight. So does its adapter: y = (W + up · down)[:rows, :columns] x. Under the
-    dense policy the adapters are off, so the output is exactly that of the dense model.
+    An adapter has the dense projection's shape. With W′ the live-pruned and compensated weight, the
+    output is y = W′ x + scale · up[:rows] down[:, :columns] x. Under the dense policy the adapters
+    are off, so the output is exactly that of the dense model.
 
     Args:
         pruner: of the model; the adapters stay attached to it.

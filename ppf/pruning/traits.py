@@ -29,8 +29,9 @@ class Traits:
             None: not computed.
         energy: for each site ("3.mlp"), ‖output‖² / (‖output‖² + ‖hidden state that enters the
             layer‖²), mean over tokens.
-        fluctuation: for each site, the input variance of each atom times its squared column norm,
-            standardised over the site.
+        fluctuation: for each site, the score of each atom: input variance times squared column
+            norm (squared for attention), standardised over the site's columns, mean over the atom's
+            columns.
     """
 
     influence: Float[Tensor, " layers"]

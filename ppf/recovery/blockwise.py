@@ -25,13 +25,13 @@ class Blockwise(Tuner):
     """Trains some layers at a time to reproduce the dense model's residual stream after them.
 
     The layers read the pruned model's own stream, so they also correct errors of the layers before
-    them. Only their weights have gradients and optimizer states. The streams of both models before
-    the present layers are kept in memory for all windows that are read.
+    them. Only their weights have gradients and optimizer states. Memory holds, for all windows that
+    are read, the pruned model's stream before these layers and the dense model's stream after them.
 
     Args:
         layers: consecutive layers that are trained together.
-        windows: of the training part that are read, evenly spread; they are read several times if
-            `recovery.tokens` is more.
+        windows: number of windows of the training part, evenly spread. They are read again if
+            `recovery.tokens` exceeds their tokens.
     """
 
     reads_losses: ClassVar[bool] = False

@@ -84,8 +84,9 @@ def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
     if settings.batch % at_once:
         nearest = at_once * ceil(settings.batch / at_once)
         raise PPFError(
-            f"recovery.batch={settings.batch} is not a multiple of recovery.micro_batch times"
-            f" {machine.count} processes: give recovery.batch={nearest}."
+            f"recovery.batch={settings.batch} is not a multiple of {at_once}, which is"
+            " recovery.micro_batch times the number of processes: give"
+            f" recovery.batch={nearest}."
         )
     own: dict[str, Any] = {
         "plugins": _Running() if machine.count > 1 else LightningEnvironment(),

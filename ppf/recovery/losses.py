@@ -21,7 +21,8 @@ class Forward(NamedTuple):
 
     Args:
         hidden: last hidden states.
-        stream: the residual stream before each layer and after the last; empty: not requested.
+        stream: hidden states before each layer, and the last ones after the model's final norm;
+            empty: not requested.
         head: computes logits from `hidden`.
     """
 
@@ -110,11 +111,11 @@ class StreamLoss(ABC):
 
     @abstractmethod
     def of_streams(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:
-        """The loss between the streams of two models, one tensor per layer."""
+        """The loss between the hidden states of two models, as in `Forward.stream`."""
 
 
 class HiddenStates(StreamLoss):
-    """The `distance` of the residual streams, mean over layers."""
+    """The `distance` of the hidden states, mean over all inputs of layers and the final states."""
 
     def of_streams(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:
         return torch.stack([distance(s, t) for s, t in zip(student, teacher, strict=True)]).mean()

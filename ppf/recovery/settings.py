@@ -73,7 +73,7 @@ class Optimization(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a training runs.
+    """Where recovery training runs.
 
     Args:
         ranks: processes of the run, which are started already.
@@ -103,7 +103,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training.
+    """One run of recovery training.
 
     Args:
         settings: steps, batches and validations.

@@ -30,8 +30,10 @@ from ppf.space import check_ratio
 class DynamicModel:
     """A language model whose pruning ratio can be changed in milliseconds.
 
-    The dense weights are in memory once, with each site's units sorted by importance. A policy is
-    then a set of views of the first units, and their compensation. Nothing is copied.
+    The dense weights are in memory once, with each site's units sorted by importance. A policy then
+    selects views of the first units, and compensated weights of the bank. Consumers without
+    compensated weights are rearranged in their own memory; the weights of a bank that is stored as
+    factors are computed.
 
         model = DynamicModel.from_search("outputs/search/…")
         model.set_ratio(0.3)
@@ -77,7 +79,8 @@ class DynamicModel:
             overrides: strings that override `conf/runtime.yaml`, for example "bank.max_gib=8".
 
         Raises:
-            PPFError: the folder contains no search, or the model has changed since the search.
+            PPFError: the folder contains no search, the model has changed since the search, or the
+                policy quantises weights or belongs to a recovered model.
         """
         given = [f"search={folder}", f"paths.run={folder}", *overrides]
         with initialize_config_module("ppf.conf", version_base="1.3"):
@@ -95,7 +98,10 @@ class DynamicModel:
 
     @property
     def ratio(self) -> float:
-        """The achieved pruning ratio: the requested one, or less than one unit more."""
+        """Share of the sites' parameters that the present policy removes.
+
+        With budget=params it is the requested ratio, or above it by less than one unit.
+        """
         return float(self.space.ratio(torch.tensor(self.pruner.kept)))
 
     @property
@@ -124,7 +130,7 @@ class DynamicModel:
         """Prunes the model to `ratio`; 0 makes it dense.
 
         Raises:
-            PPFError: there is no policy for the ratio, or a generation calls this itself.
+            PPFError: there is no policy for the ratio, or the call comes from inside a generation.
         """
         kept = self.policy(ratio)
         with self._lock:
@@ -136,7 +142,7 @@ class DynamicModel:
         """Prunes the model to `ratio` within a block, and restores its policy afterwards.
 
         Raises:
-            PPFError: there is no policy for the ratio, or a generation calls this itself.
+            PPFError: there is no policy for the ratio, or the call comes from inside a generation.
         """
         kept = self.policy(ratio)
         with self._lock:
@@ -151,7 +157,8 @@ class DynamicModel:
             options: arguments of that method.
 
         Raises:
-            PPFError: a KV cache among the options was filled at another ratio.
+            PPFError: a KV cache among the options was filled at another ratio, or the call comes
+                from inside a generation.
         """
         with self._in_use() as model:
             return model.generate(input_ids.to(model.device), **options)
@@ -161,6 +168,9 @@ class DynamicModel:
 
         Args:
             options: arguments of `generate`, for example `max_new_tokens`.
+
+        Raises:
+            PPFError: as for `generate`.
         """
         tokens = self.lm.tokenizer(prompt, return_tensors="pt")
         output = self.generate(**tokens, **options)
@@ -180,7 +190,8 @@ class DynamicModel:
             batch: windows scored at a time.
 
         Raises:
-            PPFError: the text is too short, or window or stride do not fit.
+            PPFError: the text is too short, window or stride do not fit, or the call comes from
+                inside a generation.
         """
         window, tokenizer = window or self.window, self.lm.tokenizer
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -23,7 +23,8 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
     """The dense model of the search in `cfg.search`, and its policies.
 
     Raises:
-        PPFError: there is no search, or the model has changed since the search.
+        PPFError: there is no search, the model has changed since the search, or the policy
+            quantises weights or belongs to a recovered model.
     """
     check_search(cfg)
     folder = Path(cfg.search)
@@ -34,7 +35,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
     record = read_policy(folder / "policy.json", cfg.trust_targets)
     refuse_recovered(record, folder / "policy.json")
-    refuse_types(record, "a resident model")
+    refuse_types(record, "DynamicModel (serve.py)")
     context = resident(cfg, fabric, record)
     return context, (_found(record, context.model.space), [0.0, record["ratio"]["asked"]])
 

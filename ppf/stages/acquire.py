@@ -16,7 +16,7 @@ from ppf.ranks import on_rank_0
 from ppf.space import new_policies
 from ppf.stages.train import Train
 
-_STREAM = 77  # of the pool's seed: draws that are no labels
+_STREAM = 77  # added to the sampler's seed, so that the pool differs from the labelled draws
 
 
 def acquire(
@@ -30,7 +30,7 @@ def acquire(
     *,
     may_label: bool = True,
 ) -> Labels:
-    """Adds `labels.acquired` labels, of policies that a predictor of the given labels chooses.
+    """Labels `labels.acquired` more policies, which a predictor of the given labels chooses.
 
     The pool is `labels.pool` further draws of the sampler, without those whose predicted perplexity
     is above ten times the dense model's. The chosen policies lower the predictor's mean variance

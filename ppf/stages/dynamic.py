@@ -76,8 +76,9 @@ def dynamic(
     A round trains the learner on random ratios of `dynamic.train`, takes its policies at
     `dynamic.knots` ratios and improves them on the predictor: the experts. Some of them, at other
     ratios in each round, are measured and join the labels. If predictions and measurements agree,
-    the trust region is widened. The experts of the last round are the agent. Its intervals are
-    calibrated on the measured experts.
+    the trust region is widened. After the last round, the experts of all rounds are improved once
+    more on the final predictor; these are the agent's. Its intervals are calibrated on the measured
+    experts.
 
     Args:
         inputs: their agent is a `Learner` (see `check_dynamic`).

@@ -45,7 +45,11 @@ class Procedure:
         return cls(cfg, wanted)
 
     def pieces(self, text: Text, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-        """The text's own windows of its test part, or all of it in windows as `cfg` says."""
+        """Windows of the test part.
+
+        With `cfg.window` or `cfg.stride`, the whole part is cut into windows of that length and
+        stride. Otherwise they are the text's own windows.
+        """
         window, stride = self.cfg.window or text.window, self.cfg.stride
         if stride:
             tokens, leading = text.stream("test", tokenizer), text.leading(tokenizer)
@@ -91,9 +95,12 @@ class Procedure:
 def evaluate_policy(
     cfg: DictConfig, fabric: Fabric, procedure: Procedure, record: dict[str, Any]
 ) -> Evaluation:
-    """The policy's live-pruned model; with `cfg.baselines` also dense and uniformly pruned.
+    """Measures the policy's model; with `cfg.baselines` also the dense and a uniformly pruned one.
 
     With `cfg.sequential`, both pruned models are re-estimated if that helps, as `prune` does.
+
+    Raises:
+        PPFError: the model has changed since the search, or text or windows do not fit.
     """
     context = apply_policy(cfg, fabric, record)
     text, tokenizer = _text(cfg, context.text), context.model.lm.tokenizer
@@ -120,9 +127,12 @@ def evaluate_policy(
 def evaluate_folders(
     cfg: DictConfig, fabric: Fabric, procedure: Procedure, paths: list[str]
 ) -> Evaluation:
-    """Hugging Face folders, one after another.
+    """Measures Hugging Face folders, one after another.
 
     All are measured on one text: the given one, or that of the first pruned folder's policy.
+
+    Raises:
+        PPFError: a folder or its policy.json cannot be read, or text or windows do not fit.
     """
     folders = [Path(local_folder(path, "path")) for path in paths]
     records = [_record(folder, cfg.trust_targets) for folder in folders]

@@ -52,7 +52,7 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     """
     start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric)
     record = read_policy(start / "policy.json", cfg.trust_targets)
-    refuse_types(record, "a training")
+    refuse_types(record, "recovery training")
     work = _Recovery(cfg, fabric, start, record)
     before = work.scores(work.teacher), work.scores(work.student)
     fitted = work.run()
@@ -74,7 +74,7 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
 def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
     """The folder that prune.py would write for `cfg.policy`, in float32; made once."""
     record = read_policy(cfg.policy, cfg.trust_targets)
-    refuse_types(record, "a training")
+    refuse_types(record, "recovery training")
     name = signature("pruned", record["signatures"]["labels"], record["kept"], cfg.sequential)
     folder = Path(cfg.paths.artefacts) / "pruned" / name
 

@@ -72,8 +72,8 @@ def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows 
     windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
     if len(windows[0]) < cfg.recovery.batch:
         raise PPFError(
-            f"the training part of text={text_name(cfg.text)} has {len(windows[0])} windows, less"
-            f" than recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
+            f"the training part of text={text_name(cfg.text)} has {len(windows[0])} windows,"
+            f" fewer than recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
         )
     return windows
 

@@ -33,7 +33,7 @@ def out_of_fold(predictor: Predictor) -> Scored | None:
 
 
 def held_out(predictor: Predictor) -> Scored:
-    """The same.
+    """As `out_of_fold`, for predictors that must have such predictions.
 
     Raises:
         PPFError: the predictor has none.

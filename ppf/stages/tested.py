@@ -38,8 +38,8 @@ def with_test(
     Args:
         cfg: if its key `sequential` is true, re-estimate the compensation if that lowers the
             perplexity.
-        policies: those of the report's entries, in their order; entries of other names are left
-            out.
+        policies: name and kept units of the policies to measure, in the order of the report's
+            entries. Other entries stay without a test value.
     """
     windows = context.text.tokens("test", context.model.lm.tokenizer)
     sequential, folder = cfg.sequential, context.artefacts.folder / "tested"

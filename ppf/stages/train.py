@@ -65,8 +65,7 @@ def train(
 ) -> Trained:
     """A predictor of the labels; rank 0 trains it if it is missing.
 
-    Other ranks wait. Several devices would gain nothing: the networks are small and see all labels
-    at once, and the Gaussian process is fitted in closed form.
+    Other ranks wait: networks and Gaussian process are too small to gain from several devices.
 
     Args:
         labelling: measures policies for predictors that ask for it.

@@ -364,8 +364,11 @@ def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
     ("overrides", "sentence"),
     [
         (["text.window=4096"], "text.window=4096 exceeds the model's 1024 positions"),
-        (["recovery.batch=1000", "recovery.micro_batch=1"], "less than recovery.batch=1000"),
-        (["recovery.batch=5"], "recovery.batch=5 is not a multiple of recovery.micro_batch"),
+        (["recovery.batch=1000", "recovery.micro_batch=1"], "fewer than recovery.batch=1000"),
+        (
+            ["recovery.batch=5"],
+            "recovery.batch=5 is not a multiple of 2, which is recovery.micro_batch",
+        ),
         (["text.training.windows.validation=9999"], "the validation part of text=.* has"),
     ],
 )
