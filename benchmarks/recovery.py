@@ -89,7 +89,7 @@ class Setting:
         """A run with a new folder."""
         window = self.training.shape[1]
         settings = RecoverySettings(self.tokens, BATCH, BATCH, 0.0, 0.0, 10**6, 1, 0.0, False)
-        machine = Machine(self.fabric, 0, 1, TRAINER, [])
+        machine = Machine(self.fabric, TRAINER, [])
         return TrainingRun(settings, machine, Path(tempfile.mkdtemp(dir=self.folder)), window, 0)
 
 

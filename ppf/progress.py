@@ -37,13 +37,12 @@ def warning(message: str) -> None:
     print(f"Warning: {message}", flush=True)
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], label: str) -> Iterator[T]:
     """Yields `items`, and shows their number and the remaining time.
 
     A loop inside another one that is shown is not shown itself.
     """
-    if total is None:
-        total = len(items) if isinstance(items, Sized) else None
+    total = len(items) if isinstance(items, Sized) else None
     if console.quiet or _showing or total == 0:
         yield from items
         return

@@ -13,7 +13,6 @@ from typing import Any, Unpack, get_args, get_origin, get_type_hints
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import optim
@@ -37,7 +36,6 @@ _FOREIGN: dict[Any, dict[str, Any]] = {
         ("max_epochs", "num_nodes", "check_val_every_n_epoch", "log_every_n_steps"), Count
     )
     | {"gradient_clip_val": Positive},
-    CSVLogger: {"flush_logs_every_n_steps": Count},
     optim.Adam: {"lr": Positive},
     optim.LBFGS: {"lr": Positive, "max_iter": Count, "history_size": Count},
 }

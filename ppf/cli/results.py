@@ -141,17 +141,15 @@ def common(
         "labels": list(zip(space.ratio(labels.kept).tolist(), labels.nll.tolist(), strict=True)),
         "accuracy": _accuracy(predictor, cfg.predictor),
         "seconds": seconds,
-        "evaluations": len(context.labelling.labeller.used),
+        "evaluations": len(context.labelling.used),
         "machine": machine(),
     }
 
 
 def _measured_on(context: PruningContext, wanted: int) -> str:
     windows, window = context.labelling.windows.shape
-    new, skipped = (
-        len(selection_windows(context.labelling, context.text, wanted)),
-        context.labelling.settings.context,
-    )
+    new = len(selection_windows(context.labelling, context.text, wanted))
+    skipped = context.labelling.settings.context
     selection = (
         f" The selection part is {new} other windows of the same documents, which only the final"
         " choice among the best policies used." if new else ""

@@ -185,7 +185,7 @@ def _outcome(
 ) -> Outcome:
     """The metric, and the rows of a sweep's table."""
     more: dict[str, float | None] = {
-        "evaluations": len(context.labelling.labeller.used),
+        "evaluations": len(context.labelling.used),
         "token_passes": context.labelling.token_passes,
     }
     if cfg.mode == "static":

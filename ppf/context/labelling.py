@@ -1,7 +1,7 @@
 """Measures policies on the labelling part of a text, and stores what it measured."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -32,6 +32,7 @@ class Labelling:
         artefacts: where they are stored, and the ranks that share the work.
         passes: tokens read for other purposes than labels, by purpose. A backward pass counts as
             two forward passes. What is read from an artefact counts as if it had been computed.
+        used: policies whose labels were used.
     """
 
     model: PrunableModel
@@ -40,11 +41,12 @@ class Labelling:
     name: str
     artefacts: Artefacts
     passes: dict[Hashable, int]
+    used: set[tuple[int, ...]] = field(default_factory=set, init=False)
 
     @property
     def token_passes(self) -> int:
         """Number of tokens read for measurements and gradients of policies (see `passes`)."""
-        return len(self.labeller.used) * self.windows.numel() + sum(self.passes.values())
+        return len(self.used) * self.windows.numel() + sum(self.passes.values())
 
     @property
     def piece(self) -> Piece:
@@ -81,7 +83,7 @@ class Labelling:
             source: name of what proposed the policies, as in "sampler".
             store: the known labels; None: they are read again.
         """
-        self.labeller.used.update(map(tuple, policies.tolist()))
+        self.used.update(map(tuple, policies.tolist()))
         known = self.store if store is None else store
         return label(known, self.labeller, policies.cpu(), source, self.artefacts.ranks)
 

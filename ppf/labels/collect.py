@@ -1,7 +1,6 @@
 """Draws policies and labels them."""
 
 import time
-from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -79,7 +78,7 @@ def label(
         with store.claim(kept, wait=True) as mine:
             if mine:
                 _label_one(store, labeller, kept, source)
-    return replace(store.labels(policies), source=[source] * len(policies))
+    return store.labels(policies, source)
 
 
 def _label_one(store: LabelStore, labeller: Labeller, kept: tuple[int, ...], source: str) -> None:

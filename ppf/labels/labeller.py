@@ -132,7 +132,6 @@ class Labeller:
         self._head = output_head(lm.model)
         self._layer_of = [site.layer for site in pruner.space.sites]
         self._context, self._kl_top_k = context, kl_top_k
-        self.used: set[tuple[int, ...]] = set()
         self._reset(batch)
 
     @torch.inference_mode()

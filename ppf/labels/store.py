@@ -136,15 +136,18 @@ class LabelStore:
         with draft(self._shard) as file:
             self._write(self._shard_rows, file)
 
-    def labels(self, policies: Int[Tensor, "rows sites"]) -> Labels:
+    def labels(self, policies: Int[Tensor, "rows sites"], source: str) -> Labels:
         """The labels of the given policies, in their order.
+
+        Args:
+            source: of all labels, whatever source they are stored with.
 
         Raises:
             KeyError: a policy has no label.
         """
         rows = [self[kept] for kept in policies.tolist()]
         nll = torch.tensor([row.nll for row in rows], dtype=torch.double)
-        return Labels(policies, nll, [row.source for row in rows])
+        return Labels(policies, nll, [source] * len(rows))
 
     def _start_shard(self) -> None:
         self._shard_rows: list[LabelRow] = []

@@ -71,8 +71,8 @@ def _loaders(
         batch=settings.batch,
         steps=settings.epoch(run.window),
         seed=run.seed,
-        rank=machine.rank,
-        ranks=machine.count,
+        rank=machine.ranks.global_rank,
+        ranks=machine.ranks.world_size,
     )
     size = settings.micro_batch
     return DataLoader(training, size, sampler=sampler), DataLoader(validation, size)
@@ -80,7 +80,7 @@ def _loaders(
 
 def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
     settings, machine = run.settings, run.machine
-    at_once = settings.micro_batch * machine.count
+    at_once = settings.micro_batch * machine.ranks.world_size
     if settings.batch % at_once:
         nearest = at_once * ceil(settings.batch / at_once)
         raise PPFError(
@@ -89,7 +89,7 @@ def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
             f" recovery.batch={nearest}."
         )
     own: dict[str, Any] = {
-        "plugins": _Running() if machine.count > 1 else LightningEnvironment(),
+        "plugins": _Running() if machine.ranks.world_size > 1 else LightningEnvironment(),
         "max_epochs": settings.epochs(run.window),
         "accumulate_grad_batches": settings.batch // at_once,
         "logger": list(machine.loggers),

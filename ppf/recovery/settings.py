@@ -77,15 +77,11 @@ class Machine:
 
     Args:
         ranks: processes of the run, which are started already.
-        rank: number of this one.
-        count: of processes.
         trainer: arguments of Lightning's Trainer, with the devices.
         loggers: of the run.
     """
 
     ranks: Ranks
-    rank: int
-    count: int
     trainer: dict[str, Any]
     loggers: Sequence[Logger]
 

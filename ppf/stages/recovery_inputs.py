@@ -36,7 +36,7 @@ def machine_of(cfg: DictConfig, fabric: Fabric) -> Machine:
     where = {k: devices[k] for k in ("accelerator", "devices", "num_nodes", "strategy")}
     loggers = [logger for logger in fabric.loggers if isinstance(logger, Logger)]
     trainer = plain(cfg.trainer) | where
-    return Machine(fabric, fabric.global_rank, fabric.world_size, trainer, loggers)
+    return Machine(fabric, trainer, loggers)
 
 
 def in_float32(cfg: DictConfig) -> DictConfig:

@@ -23,7 +23,7 @@ def test_labels_are_returned_in_the_order_of_the_policies(tmp_path: Path) -> Non
         store.add(row(i, 1, nll=float(i)))
     again = LabelStore(tmp_path, "a", units=[300, 2])
     assert len(again) == 300 and len(list(tmp_path.glob("*.parquet"))) == 2
-    labels = again.labels(torch.tensor([[7, 1], [299, 1]]))
+    labels = again.labels(torch.tensor([[7, 1], [299, 1]]), "sampler")
     assert labels.nll.tolist() == [7.0, 299.0]
     assert (7, 1) in again and (7, 2) not in again
 
@@ -36,7 +36,7 @@ def test_two_stores_of_one_process_do_not_overwrite_each_other(tmp_path: Path) -
 
 def test_non_finite_labels_are_stored(tmp_path: Path) -> None:
     one_site(tmp_path).add(row(1, nll=float("inf")))
-    assert one_site(tmp_path).labels(torch.tensor([[1]])).nll.isinf().all()
+    assert one_site(tmp_path).labels(torch.tensor([[1]]), "sampler").nll.isinf().all()
 
 
 def test_a_corrupt_shard_is_reported_and_skipped(

@@ -16,8 +16,8 @@ def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed
     with pytest.raises(PPFError, match="no labels for this config: run `python collect.py` first"):
         collect(*parts, cfg.sampler, 3, seed=0, may_label=False)
     labels = collect(*parts, cfg.sampler, 3, seed=0)
-    assert context.labelling.labeller.used == set(map(tuple, labels.kept.tolist()))
-    assert len(context.labelling.labeller.used) == 3
+    assert context.labelling.used == set(map(tuple, labels.kept.tolist()))
+    assert len(context.labelling.used) == 3
     capsys.readouterr()
     assert collect(*parts, cfg.sampler, 3, seed=0, may_label=False).nll.equal(labels.nll)
     assert capsys.readouterr().out.startswith("Reusing 3 labels in ")
@@ -32,6 +32,6 @@ def test_screening_stores_nothing_and_counts_tokens(cache: str, tmp_path: Path) 
     found = labelling.screen(policies, 1).tolist()
     assert found[0] == found[2] != found[1]
     assert labelling.token_passes == 2 * len(window)  # equal policies are screened once
-    assert not labelling.labeller.used
+    assert not labelling.used
     assert labelling.measure(policies, "sampler").nll.tolist() == pytest.approx(found)
     assert labelling.token_passes == 4 * len(window)
