@@ -67,10 +67,11 @@ def score(
 
     Args:
         labels: policies that are not scored, the dense one first.
-        count: policies to draw; those without a finite loss are left out.
+        count: policies to draw, the dense one included. Those among the labels, and those without a
+            finite loss, are left out.
         bands: edges of the ratio bands that are scored, too.
     """
-    drawn = draw(sites, instantiate(sampler), 1 + count, seed + _STREAM)  # and the dense one
+    drawn = draw(sites, instantiate(sampler), count, seed + _STREAM)
     kept = new_policies(drawn, labels.kept)
     nll = labelling.measure(kept, "test").nll
     kept, nll = kept[nll.isfinite()], nll[nll.isfinite()].float()
