@@ -90,7 +90,7 @@ class Labelling:
     def stored_or_measured(
         self, policies: Int[Tensor, "policies sites"], source: str, command: str, *, may_label: bool
     ) -> Labels:
-        """As `measure`, but refuses to measure what others should have labelled.
+        """As `measure`, but missing labels may be an error. Says whether all labels are stored.
 
         Args:
             command: that labels them, for the message.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from ppf.conf import read_option
 from ppf.context.policy import read_policy
 from ppf.export.loading import load_folder
 from ppf.pruning.elastic import FILE
+from ppf.recovery import elastic
 from ppf.recovery.elastic import ElasticModule
 from ppf.report.scores import RecoveryScore
 from ppf.runtime import DynamicModel
@@ -128,6 +130,25 @@ def test_each_step_takes_both_ends_and_its_own_random_ratio(config: Any) -> None
     assert [ratios[::2] for ratios in drawn] == [[0.1, 0.5]] * 3
     assert drawn[0] == drawn[2] != drawn[1]
     assert all(0.1 <= ratios[1] <= 0.5 for ratios in drawn)
+
+
+def test_logged_losses_are_means_over_the_ratios_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_ratio(losses: Any, ratio: float, *given: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        return torch.tensor(2 * ratio), {"kl": torch.tensor(ratio)}
+
+    logged: dict[str, float] = {}
+    step = SimpleNamespace(
+        losses={"kl": None},
+        global_step=0,
+        drawn=lambda number: [0.1, 0.5],
+        _forward=lambda ratio, ids: ratio,
+        finite=lambda loss: loss,
+        log=lambda name, value: logged.update({name: float(value)}),
+    )
+    monkeypatch.setattr(elastic, "weighted_sum", of_ratio)
+    loss = ElasticModule.training_step(step, [torch.zeros(1, 8).long()], 0)  # type: ignore[arg-type]
+    assert float(loss) == pytest.approx(0.6)
+    assert logged == {"training/kl": pytest.approx(0.3)}
 
 
 class _Drawing:
