@@ -144,7 +144,9 @@ def test_an_unknown_family_is_named(run: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None:
     assert "and search=FOLDER (of a run of" in sentence(run, "prune", "logger=csv")
-    assert "and search=FOLDER (of a run of" in sentence(run, "prune", "search=", "ratio=0.3")
+    for nothing in (("search=", "ratio=0.3"), ("policy=",)):
+        assert "and search=FOLDER (of a run of" in sentence(run, "prune", *nothing)
+    assert "and search=FOLDER (of a run of" in sentence(run, "recover", "policy=")
     for nothing in ((), ("path=[]",), ("policy=",)):
         assert "give either policy=FILE" in sentence(run, "evaluate", "logger=csv", *nothing)
     (tmp_path / "policy.json").write_text(json.dumps({"format": 0}))

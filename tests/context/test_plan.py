@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
 
+from ppf.context.evaluations import gradient_sets
 from ppf.context.plan import GIB, Need, Sizes, Speeds, needs, solving
 from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
@@ -140,3 +141,12 @@ def test_the_table_of_sizes_is_what_a_label_reads() -> None:
         sizes = Sizes.of(config("model=llama2_7b", f"model.name={name}"), CPU)
         read = sum(0.7 * h * n + 0.28 * n**2 for h, n in sizes.consumers)
         assert 2 * read / GIB == pytest.approx(gib, rel=0.01, abs=0.05)
+
+
+def test_gradients_are_counted_for_every_round_but_the_last() -> None:
+    assert gradient_sets(config()) == (8, 9)
+    # Of 48 policies, five rounds measure eight, one measures four, and the last has four reserved.
+    assert gradient_sets(config("search.neighbours=1")) == (8, 6)
+    assert gradient_sets(config("agent=uniform")) == (8, 0)
+    assert gradient_sets(config("predictor.windows=0")) == (0, 0)
+    assert gradient_sets(config("budget=bytes")) == (0, 0)
