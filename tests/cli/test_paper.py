@@ -52,6 +52,8 @@ def test_one_agent_fills_all_ratios_with_the_published_predictor(run: Run, tmp_p
     given = (
         "text.window=64",
         "predictor=cnn",
+        "predictor.members=2",
+        "trainer.max_epochs=1",
         "labels.count=24",
         "agent=reinforce",
         "agent.iterations=5",

@@ -14,7 +14,7 @@ from ppf.errors import PPFError
 from ppf.export.loading import load_folder
 from ppf.recovery.settings import RecoverySettings
 from ppf.stages.recover import recover
-from tests.cli.conftest import Run
+from tests.commands import on_two_ranks
 from tests.records import examples
 from tests.recoveries import quick
 from tests.searched import write_search
@@ -25,7 +25,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(run: Run, cache: str, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(cache: str, tmp_path: Path) -> None:
     write_search(tmp_path, cache)
     given = [
         *quick(tmp_path, cache),
@@ -33,8 +33,8 @@ def test_two_processes_train_as_one_does(run: Run, cache: str, tmp_path: Path) -
         "recovery.tokens=512",
         "logger=csv",
     ]
-    two = ("fabric.devices=2", f"out={tmp_path}/two")
-    said = run("recover", *given, *two, process=True).stdout
+    two = [f"out={tmp_path}/two"]
+    said = "".join(on_two_ranks("recover", [*given, *two], tmp_path))
     assert said.count("Written to") == 1 and "of the lost nats recovered" in said
     alone = [f"paths.run={tmp_path}/run", f"paths.artefacts={tmp_path}/artefacts"]
     with initialize_config_module("ppf.conf", version_base="1.3"):

@@ -30,17 +30,17 @@ def test_optuna_lowers_the_error_and_goes_on(
 ) -> None:
     given = ("train", "-m", "hparams_search=predictor_optuna", *quick, "test_policies=16",
              "predictor.members=2", "trainer.max_epochs=2")  # fmt: skip
-    run(*given, "hydra.sweeper.n_trials=2")
-    said = run(*given, "hydra.sweeper.n_trials=5").stdout
-    assert said.count("Already finished") == 2
+    run(*given, "hydra.sweeper.n_trials=1")
+    said = run(*given, "hydra.sweeper.n_trials=3").stdout
+    assert said.count("Already finished") == 1
     (best,) = tmp_path.rglob("optimization_results.yaml")
     found = rows(tmp_path)
-    assert len(found) == 5
+    assert len(found) == 3
     assert OmegaConf.load(best).best_value == pytest.approx(found[0]["nmse"])
     (page,) = best.parent.glob("report.html")
-    assert "5 jobs of train" in page.read_text()
+    assert "3 jobs of train" in page.read_text()
     run(*given, "hydra.sweeper.n_trials=1", "seed=1")
-    assert len(rows(tmp_path)) == 1, "jobs 1 to 4 are of the earlier multirun"
+    assert len(rows(tmp_path)) == 1, "jobs 1 and 2 are of the earlier multirun"
 
 
 @pytest.mark.slow
@@ -71,19 +71,19 @@ def test_a_grid_has_one_page(run: Run, quick: tuple[str, ...], tmp_path: Path) -
 
 @pytest.mark.slow
 def test_optuna_tunes_an_agent(run: Run, quick: tuple[str, ...], tmp_path: Path) -> None:
-    run("search", "-m", "hparams_search=agent_optuna", *quick, "hydra.sweeper.n_trials=2")
+    short = ("agent.iterations=3", "agent.episodes=16", "hydra.sweeper.n_trials=2")
+    run("search", "-m", "hparams_search=agent_optuna", *quick, *short)
     assert len({row["agent.clip"] for row in rows(tmp_path)}) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "seeds"), [("joblib", "0,1"), ("submitit_local", "0")])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_run_in_processes_of_their_own(
-    run: Run, quick: tuple[str, ...], tmp_path: Path, launcher: str, seeds: str
+    run: Run, quick: tuple[str, ...], tmp_path: Path, launcher: str
 ) -> None:
-    given = (f"hydra/launcher={launcher}", *collecting(quick), f"seed={seeds}")
-    said = run("collect", "-m", *given)
+    said = run("collect", "-m", f"hydra/launcher={launcher}", *collecting(quick))
     assert "Traceback" not in said.stdout + said.stderr
-    assert len(rows(tmp_path)) == len(seeds.split(","))
+    assert len(rows(tmp_path)) == 1
 
 
 def collecting(quick: tuple[str, ...]) -> list[str]:

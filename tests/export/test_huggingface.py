@@ -13,7 +13,6 @@ from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoTokenizer,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,26 +20,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export.huggingface import export_folder
 from ppf.export.loading import load_folder
-from ppf.llm import LanguageModel
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import LeastSquares
 from ppf.pruning.sequential import refit_sequentially
-from ppf.space import uniform
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
-from tests.export.conftest import POLICY
+from tests.export.conftest import POLICY, assert_same_logits, loaded
 
 LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.01)
 GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-
-
-def loaded(folder: Path, **wanted) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **wanted)
-
-
-@torch.inference_mode()
-def assert_same_logits(model: nn.Module, expected: nn.Module) -> None:
-    ids = random_windows()
-    torch.testing.assert_close(model(ids).logits, expected(ids).logits, atol=1e-4, rtol=0)
 
 
 def test_the_loaded_model_is_the_live_one(pruner: LivePruner, folder: Path) -> None:
@@ -259,48 +246,6 @@ def test_a_folder_is_overwritten(pruner: LivePruner, folder: Path) -> None:
     pruner.apply([1] * len(pruner.space))
     export_folder(pruner, folder, POLICY)
     assert_same_logits(loaded(folder), pruner.lm.model)
-
-
-ALONE = """
-import sys
-sys.modules["ppf"] = None  # the folder must do without it
-import torch
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-folder = sys.argv[1]
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-prompt = tokenizer("The capital of France is", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=16, do_sample=False)[0]))
-"""
-
-
-@pytest.mark.slow
-def test_the_real_model(smollm2: LanguageModel, tmp_path: Path) -> None:
-    lm = smollm2
-    pruner = pruner_of(lm, channel_multiple=64)
-    dense = 4 * parameters(lm.model)
-    kept = uniform(pruner.space, torch.tensor([0.3]))[0]
-    kept[0] = 0
-    pruner.apply(kept.tolist())
-    export_folder(pruner, tmp_path / "pruned", POLICY)
-
-    assert_same_logits(loaded(tmp_path / "pruned"), lm.model)
-    assert dense - weight_bytes(tmp_path / "pruned") == pytest.approx(
-        4 * int(pruner.space.removed(kept)), rel=0.01
-    )
-
-    run = [sys.executable, "-c", ALONE, str(tmp_path / "pruned")]
-    written = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    prompt = lm.tokenizer("The capital of France is", return_tensors="pt")
-    expected = lm.model.generate(**prompt, max_new_tokens=16, do_sample=False)[0]
-    assert written.strip() == lm.tokenizer.decode(expected)
 
 
 PIPELINE = """

@@ -1,6 +1,5 @@
 """Exported GGUF files in llama.cpp itself, through the npm package that ships it built."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,23 +8,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from torch import nn
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from benchmarks.llama_cpp import LlamaCpp, UnavailableError
+from benchmarks.llama_cpp import LlamaCpp
 from ppf.evaluation.perplexity import mean_nll
 from ppf.llm import LanguageModel
-from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias, NoCompensation
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY, export_gguf
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def llama_cpp(cache: str) -> LlamaCpp:
-    try:
-        return LlamaCpp(Path(cache))
-    except UnavailableError as error:
-        pytest.skip(str(error))
 
 
 CASES = {
@@ -158,30 +148,3 @@ def test_perplexity_is_that_of_transformers(llama_cpp: LlamaCpp, tmp_path: Path)
     file = export_gguf(pruner, tmp_path, POLICY, type="f16")
     (found,) = llama_cpp([{"file": str(file), "windows": windows.tolist()}])
     assert found["nll"] == pytest.approx(mean_nll(lm.model, windows, batch=4), abs=0.005)
-
-
-def unevenly_pruned(lm: LanguageModel) -> LivePruner:
-    """A layer without attention, one without an FFN, the others cut a little."""
-    pruner = pruner_of(lm, Bias(), channel_multiple=64)
-    drawn = torch.Generator().manual_seed(0)
-    kept = pruner.space.units - torch.randint(0, 2, (len(pruner.space),), generator=drawn)
-    kept[2 * 14], kept[2 * 20 + 1] = 0, 0
-    pruner.apply(kept.tolist())
-    return pruner
-
-
-def test_the_real_model(llama_cpp: LlamaCpp, smollm2: LanguageModel, tmp_path: Path) -> None:
-    pruner, prompt = unevenly_pruned(smollm2), "The capital of France is"
-    types = ("f16", "q8_0", "q5_0", "q4_0")
-    files = [export_gguf(pruner, tmp_path, POLICY, type=type) for type in types]
-    half, *quantised = llama_cpp(
-        [{"file": str(file), "prompt": prompt, "tokens": 32} for file in files]
-    )
-    encoded = smollm2.tokenizer(prompt, return_tensors="pt")
-    expected = smollm2.model.generate(**encoded, max_new_tokens=32, do_sample=False)[0]
-    assert half["prompt"] == encoded["input_ids"][0].tolist()
-    assert half["text"] == smollm2.tokenizer.decode(expected[len(half["prompt"]) :])
-    for found in quantised:
-        assert len(found["tokens"]) == 32 and found["text"].strip()
-    sizes = [file.stat().st_size for file in files]
-    assert all(size < 0.9 * before for before, size in pairwise(sizes))
