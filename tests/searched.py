@@ -18,12 +18,13 @@ from tests.records import examples
 QUICK = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
 
 
-def write_search(folder: Path, cache: str) -> tuple[DictConfig, PruningContext]:
+def write_search(folder: Path, cache: str, *overrides: str) -> tuple[DictConfig, PruningContext]:
     """Writes policy.json with the uniform policy at 0.3; artefacts lie in `folder` too."""
     text = write_articles(folder)
     paths = [f"paths.run={folder}", f"paths.artefacts={folder}/artefacts", f"text.path={text}"]
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        config = compose("search", ["model=tiny", f"paths.cache={cache}", *QUICK, *paths])
+        given = ["model=tiny", f"paths.cache={cache}", *QUICK, *paths, *overrides]
+        config = compose("search", given)
     context = prepare(config, Fabric(accelerator="cpu", devices=1))
     kept = uniform(context.model.space, torch.tensor([0.3]))[0].tolist()
     numbers = examples.numbers(by_site(context.model.space, kept))
