@@ -109,7 +109,7 @@ def test_llama_cpp_continues_a_text_as_the_live_model_does(
 def test_a_gguf_file_has_a_format_for_each_site(shared: LivePruner, tmp_path: Path) -> None:
     sizes, files, names = list[int](), list[Path](), [site.name for site in shared.space.sites]
     for kept, own in (([3, 24], ["q8_0", "q8_0"]), ([2, 20], ["q5_0", "q4_0"])):
-        types = ["f16"] * 24 + own * 3 + ["f16"] * 30  # rounding takes seconds for all layers
+        types = ["f16"] * 24 + own + ["f16"] * 34  # rounding takes seconds for all layers
         shared.apply(kept * 30, types)
         sizes.append(parameters(shared.lm.model) * 4 - shared.bytes_of_rounding)
         policy = POLICY | {"types": dict(zip(names, types, strict=True))}
