@@ -12,7 +12,7 @@ from tests.cli.conftest import Run
 EXPERIMENTS = sorted(name for name in options("experiment") if name.startswith("paper/"))
 MODELS = {"llama2_7b": "6.74", "llama3_8b": "8.03"}  # billions of parameters
 QUICK = (
-    "model=tiny", "text=wikipedia_sample", "text.window=64,128", "debug=limit", "logger=none",
+    "model=tiny", "text.window=64,128", "debug=limit", "logger=none",
     "text.windows={calibration:8,labelling:2,test:4}",
 )  # fmt: skip
 
@@ -37,9 +37,8 @@ def test_static_policies_fill_the_table_of_c4(run: Run, tmp_path: Path) -> None:
         lines = (json.dumps({"text": f"Page {i} of {file}. " * 20}) for i in range(40))
         path = tmp_path / "c4" / "en" / f"c4-{file}.json.gz"
         path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    quick = [word for word in QUICK if not word.startswith("text=")]
     given = (f"text.source.path={tmp_path / 'c4'}", "ratio=0.3")
-    run("search", "-m", "experiment=paper/llama2_7b_c4", *quick, *given)
+    run("search", "-m", "experiment=paper/llama2_7b_c4", *QUICK, *given)
     (results,) = tmp_path.rglob("results.json")
     rows = json.loads(results.read_text())["rows"]
     assert {row["text.window"] for row in rows} == {64, 128}
@@ -47,9 +46,11 @@ def test_static_policies_fill_the_table_of_c4(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_articles")
-def test_one_agent_fills_all_ratios_with_the_published_predictor(run: Run, tmp_path: Path) -> None:
+def test_one_agent_fills_all_ratios_with_the_published_predictor(
+    run: Run, text: str, tmp_path: Path
+) -> None:
     given = (
+        text,
         "text.window=64",
         "predictor=cnn",
         "predictor.members=2",

@@ -200,9 +200,9 @@ def child(process: subprocess.Popen[str]) -> int:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_dead_rank_ends_the_other(start: Start, tmp_path: Path, rank: int) -> None:
     if rank == 0:  # while the other one labels, for minutes
-        text = f"text.path={write_articles(tmp_path, 4096)}"
+        text = f"text.path={write_articles(tmp_path, 1024)}"
         windows = "text.windows={calibration:2,labelling:64,test:2}"
-        long = (text, "text.window=1024", windows, "labels.count=2000")
+        long = (text, "text.window=256", windows, "labels.count=2000")
         process = start("collect", "model=tiny", "sampler=rough", *long)
         wait_for(tmp_path, "*.parquet", 2, process)
     else:  # while the other one waits for its gradients
