@@ -228,7 +228,7 @@ class SearchConfig(FitConfig):
     agent: Component
     budget: BudgetSection
     pareto: ParetoSection
-    mode: Literal["static", "dynamic"]
+    mode: Literal["static", "dynamic", "chain"]
     ratio: Ratio
     ratios: Annotated[list[Ratio], Field(min_length=1)]
     report_test: bool

@@ -25,21 +25,27 @@ from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.tables import print_summary
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.byte_budget import check_bytes, in_bytes
+from ppf.stages.chain import chain
 from ppf.stages.collect import collect
-from ppf.stages.dynamic import check_dynamic, dynamic
-from ppf.stages.search import search
+from ppf.stages.dynamic import Learnt, check_dynamic, check_ratios, dynamic
+from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, figures, with_test
 from ppf.stages.train import Trained, train
 
+_OF_ONE_RATIO = ("ratio", "pareto", "budget@pareto.x", "budget@pareto.y")
 UNREAD = {
     "static": ("ratios", "dynamic"),
+    "chain": (
+        *_OF_ONE_RATIO,
+        "dynamic.stride",
+        "dynamic.tolerance",
+        "dynamic.polish",
+        "polish@dynamic.polish",
+    ),
     "dynamic": (
-        "ratio",
-        "pareto",
-        "budget@pareto.x",
-        "budget@pareto.y",
+        *_OF_ONE_RATIO,
         "search.agreement",
         "search.finalists",
         "search.gain",
@@ -58,14 +64,21 @@ def _check(cfg: DictConfig) -> None:
     check_bytes(cfg)
     if cfg.mode == "dynamic":
         check_dynamic(cfg)
+    if cfg.mode != "static":
+        check_ratios(cfg)
 
 
 def check_read(mode: str, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that the mode does not read."""
     for key in (word.partition("=")[0] for word in given):
-        if any(key == name or key.startswith(f"{name}.") for name in UNREAD[mode]):
-            (other,) = UNREAD.keys() - {mode}
-            raise PPFError(f"mode={mode} does not read {key}: leave it out, or give mode={other}.")
+        reading = [name for name, unread in UNREAD.items() if not _lies_in(key, unread)]
+        if mode not in reading:
+            others = " or ".join(f"mode={other}" for other in reading)
+            raise PPFError(f"mode={mode} does not read {key}: leave it out, or give {others}.")
+
+
+def _lies_in(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 @command(_check)
@@ -79,11 +92,12 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
             tokenizer = context.model.lm.tokenizer
             context.text.tokens("test", tokenizer)  # too little is refused before work
     parts = context.labelling, context.sites
-    one_ratio = cfg.mode == "static" and context.model.space.budget != "bytes"
+    changes = clock("gradients of the best policies")(context.calibration.changes)
+    without = cfg.mode == "dynamic" or context.model.space.budget == "bytes"
     fit = partial(
         train,
         *parts,
-        clock("gradients of the best policies")(context.calibration.changes) if one_ratio else None,
+        None if without else changes,
         cfg.predictor,
         cfg.trainer,
         cfg.seed,
@@ -133,10 +147,27 @@ def _static(begun: _Begun) -> Outcome:
 
 
 def _dynamic(begun: _Begun) -> Outcome:
-    """An agent for every ratio; the metric is the mean log-perplexity measured along its curve."""
+    """An agent for every ratio, from a learner."""
     cfg, context, inputs, labels, trained, clock = begun
-    ratios, origin = list(cfg.ratios), provenance(context)
-    learnt = dynamic(inputs, labels, trained, cfg.dynamic, ratios, origin, clock)
+    given = cfg.dynamic, list(cfg.ratios), provenance(context), clock
+    return _for_every_ratio(begun, dynamic(inputs, labels, trained, *given))
+
+
+def _chain(begun: _Begun) -> Outcome:
+    """An agent for every ratio, from searches at several ratios."""
+    cfg, context, inputs, labels, trained, clock = begun
+    given = cfg.dynamic, list(cfg.ratios), provenance(context), clock
+
+    def choose(found: Found) -> Found:
+        with clock("measuring the best on the selection part"):
+            return with_selection(context.labelling, context.text, found, cfg.search)
+
+    return _for_every_ratio(begun, chain(inputs, labels, trained, *given, choose))
+
+
+def _for_every_ratio(begun: _Begun, learnt: Learnt) -> Outcome:
+    """Reports an agent; the metric is the mean log-perplexity measured along its curve."""
+    cfg, context, inputs, _, _, clock = begun
     metric = float(learnt.curve.measured.mean())
     if not inputs.fabric.is_global_zero:
         return Outcome(metric)
@@ -206,4 +237,4 @@ def _size(context: PruningContext, saved: float | None) -> dict[str, float]:
     return {"matrices_mib": (1 - saved) * context.model.space.total / 2**20}
 
 
-_MODES = {"static": _static, "dynamic": _dynamic}
+_MODES = {"static": _static, "dynamic": _dynamic, "chain": _chain}

@@ -25,6 +25,9 @@ def evaluations(cfg: DictConfig) -> int:
     before = drawn if needs_labels(unfitted(cfg.predictor)) else 1  # the dense model
     if cfg.mode == "dynamic":
         return before + _of_dynamic_search(cfg)
+    if cfg.mode == "chain":
+        searches = cfg.dynamic.knots * (1 + _proposals(cfg)) + len(cfg.rules) - 1
+        return before + searches + 2 * len(cfg.ratios)
     if _is_rule(cfg):
         return before + 2  # its policy and uniform pruning
     # Proposals of an agent that measures policies are among these.
@@ -52,12 +55,14 @@ def evaluations_of_agent(cfg: DictConfig) -> int | None:
 
 def gradient_sets(cfg: DictConfig) -> tuple[int, int]:
     """Windows in a set for gradients at the best policies, and the largest number of sets."""
-    if cfg.get("mode") != "static" or cfg.budget.name == "bytes":
+    if cfg.get("mode") not in ("static", "chain") or cfg.budget.name == "bytes":
         return 0, 0
     predictor = unfitted(cfg.predictor)
     if not isinstance(predictor, ExpectedLoss) or not predictor.windows:
         return 0, 0
-    return predictor.windows, _rounds(cfg) - 1
+    # A chain of searches also has gradients between two searches.
+    rounds = _rounds(cfg) * (cfg.dynamic.knots if cfg.mode == "chain" else 1)
+    return predictor.windows, rounds - 1
 
 
 def _is_rule(cfg: DictConfig) -> bool:

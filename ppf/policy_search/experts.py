@@ -32,11 +32,11 @@ def improve_along(
     there, before = list(range(len(knots))), experts[0]
     for place in track([*there, *there[::-1]], "Improving the policy of each ratio"):
         here = objective.at(float(knots[place]))
-        moved = here.project(_moved(here, before), here.ratios(1))
-        own = torch.cat([experts[place][None], proposals[:, place], moved])
+        scaled = here.project(moved(here, before), here.ratios(1))
+        own = torch.cat([experts[place][None], proposals[:, place], scaled])
         start = here.candidates(torch.cat([own, here.starts(), here.rule_policies()]))
         found = polish.improve(here, start, generator)
-        experts[place] = before = _nearest(found, moved[0], tolerance)
+        experts[place] = before = _nearest(found, scaled[0], tolerance)
     return experts
 
 
@@ -48,7 +48,7 @@ def measured_experts(number: int, stride: int) -> slice:
     return slice(number % stride, None, stride)
 
 
-def _moved(here: Objective, kept: Int[Tensor, " sites"]) -> Float[Tensor, "1 sites"]:
+def moved(here: Objective, kept: Int[Tensor, " sites"]) -> Float[Tensor, "1 sites"]:
     """The policy of a neighbouring ratio, scaled to about the cost that this ratio leaves."""
     space = here.space
     kept = kept.to(here.device)

@@ -121,24 +121,24 @@ def dynamic(
     factor = inputs.fabric.broadcast(widening(torch.cat(errors)))
     agent = _agent(objective, knots, last, factor, provenance)
     with clock("measuring"):
-        curve = _curve(inputs, agent, ratios)
+        curve = measured_curve(inputs, agent, ratios)
     labels = labels.with_rows(curve.kept, curve.measured, PROPOSED)
     labels = labels.with_rows(curve.uniform, curve.uniform_measured, PROPOSED)
     return Learnt(agent, curve, history, trained, labels)
 
 
 def check_dynamic(cfg: DictConfig) -> None:
-    """Checks that the config's agent can learn all requested ratios.
-
-    Raises:
-        PPFError: the agent does not learn, or a ratio of the curve lies outside `dynamic.train`.
-    """
+    """Raises PPFError if the config's agent is not a learner."""
     learner = instantiate(cfg.agent)
     if not isinstance(learner, Learner):
         raise PPFError(
             f"mode=dynamic needs an agent that learns over ratios, not {type(learner).__name__}:"
-            " give agent=ppo, sac, ddpg, td3 or reinforce."
+            " give agent=ppo, sac, ddpg, td3 or reinforce, or mode=chain for other agents."
         )
+
+
+def check_ratios(cfg: DictConfig) -> None:
+    """Raises PPFError if a ratio of the curve lies outside `dynamic.train`."""
     low, high = cfg.dynamic.train
     if low >= high:
         raise PPFError(f"dynamic.train=[{low},{high}] is no interval: give the lower ratio first.")
@@ -199,7 +199,8 @@ def _agent(
     )
 
 
-def _curve(inputs: SearchInputs, agent: RatioAgent, ratios: Sequence[float]) -> Curve:
+def measured_curve(inputs: SearchInputs, agent: RatioAgent, ratios: Sequence[float]) -> Curve:
+    """Measures the agent's policies and uniform pruning."""
     kept = inputs.fabric.broadcast(torch.tensor([agent.policy(ratio) for ratio in ratios]))
     even = uniform(agent.space, torch.tensor(ratios, dtype=torch.double))
     measured = inputs.measure(torch.cat([kept, even]))

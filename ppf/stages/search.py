@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from jaxtyping import Int
+from torch import Tensor
+
 from ppf.agents.rule import Rule
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search import Verification, run_search, verify, with_neighbours
+from ppf.policy_search.experts import moved
 from ppf.policy_search.intervals import calibrated
 from ppf.policy_search.selection import Selection
 from ppf.progress import Stopwatch, say
@@ -57,7 +61,14 @@ class Found:
 
 
 def search(
-    inputs: SearchInputs, labels: Labels, trained: Trained, ratio: float, clock: Stopwatch
+    inputs: SearchInputs,
+    labels: Labels,
+    trained: Trained,
+    ratio: float,
+    clock: Stopwatch,
+    *,
+    start: Int[Tensor, " sites"] | None = None,
+    history: list[dict[str, float]] | None = None,
 ) -> Found:
     """Searches in rounds, at most `search.rounds`, in a trust region around uniform pruning.
 
@@ -74,9 +85,11 @@ def search(
         trained: predictor that is fitted to them.
         ratio: share of the budget's cost to save.
         clock: measures the time of each part.
+        start: a policy of another ratio, from which the first round also starts; None: none.
+        history: metrics of earlier searches, to which those of this one are added.
     """
     settings, agent = inputs.settings, inputs.agent
-    history: list[dict[str, float]] = []
+    history = [] if history is None else history
     rounds: list[Verification] = []
     region = inputs.region()
     rule = isinstance(agent, Rule)
@@ -95,6 +108,9 @@ def search(
             if rounds:
                 known = Verification.merge(rounds).by_loss()
                 objective = replace(objective, measured=known[:_STARTS])
+            elif start is not None:
+                scaled = objective.project(moved(objective, start), objective.ratios(1))
+                objective = replace(objective, measured=scaled)
             found = run_search(agent, objective, run, settings.top_k, None if rule else known)
         each = 0 if last else settings.neighbours  # they teach the next predictor
         room = left if last else left - settings.top_k

@@ -52,7 +52,8 @@ def _losses(
     """Losses of policies in each window of the labelling and of the selection part."""
     settings, used = labelling.settings, labelling.windows
     pieces = [Piece(windows, settings.context) for windows in (used, new)]
-    labelling.passes["selection"] = len(kept) * (used.numel() + new.numel())
+    before = labelling.passes.get("selection", 0)  # of other ratios
+    labelling.passes["selection"] = before + len(kept) * (used.numel() + new.numel())
     rows = []
     for policy in kept.tolist():
         with labelling.model.at(policy) as model:

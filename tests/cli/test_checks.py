@@ -156,7 +156,7 @@ def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) ->
         ("search", "labels.cuont", 3, "there is no key labels.cuont: do you mean labels.count?"),
         ("search", "agent.polish", 3, "agent.polish=3 should name a _target_."),
         ("search", "agent._target_", "no.Agent", "cannot be imported (No module named 'no')"),
-        ("search", "mode", "dynamics", "mode=dynamics should be 'static' or 'dynamic'."),
+        ("search", "mode", "dynamics", "mode=dynamics should be 'static', 'dynamic' or 'chain'."),
         ("search", "text.window", 16, "lower labels.context."),
         ("search", "text.source", None, "this text has no documents: give text.path=FILE"),
         ("search", "text.path", "/no.txt", "text.path=/no.txt does not exist"),
@@ -177,7 +177,12 @@ def test_what_is_wrong_is_named(
 
 @pytest.mark.parametrize(
     ("mode", "word"),
-    [("static", "ratios=[0.3]"), ("static", "dynamic.polish.children=8"), ("dynamic", "ratio=0.3")],
+    [
+        ("static", "ratios=[0.3]"),
+        ("static", "dynamic.polish.children=8"),
+        ("dynamic", "ratio=0.3"),
+        ("chain", "dynamic.stride=2"),
+    ],
 )
 def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> None:
     key = word.split("=")[0]
@@ -186,13 +191,19 @@ def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> N
     check_read(mode, [f"mode={mode}", "search.rounds=3", "search.tolerance=0.1"])
 
 
+def test_the_modes_that_read_a_key_are_named() -> None:
+    with pytest.raises(PPFError, match="or give mode=chain or mode=dynamic.$"):
+        check_read("static", ["dynamic.knots=4"])
+    with pytest.raises(PPFError, match="or give mode=static.$"):
+        check_read("chain", ["ratio=0.3"])
+
+
 def test_comments_say_which_keys_a_mode_reads() -> None:
     text = (CONF / "search.yaml").read_text("utf-8").partition("\ndynamic:")[0]
-    marked = re.findall(r"^(  )?(\w+): .*? # mode=(\w+): ", text, re.M)
-    for mode in ("static", "dynamic"):
-        own = {("search." if inner else "") + key for inner, key, of in marked if of != mode}
-        defaults = {name for name in UNREAD[mode] if "pareto" in name}
-        assert own == set(UNREAD[mode]) - {"dynamic"} - defaults
+    marked = re.findall(r"^(  )?(\w+): .*? # mode=([\w|]+): ", text, re.M)
+    for mode, unread in UNREAD.items():
+        own = {("search." if inner else "") + key for inner, key, of in marked if mode not in of}
+        assert own == {n for n in unread if "pareto" not in n and "dynamic" not in n}
 
 
 def test_the_steps_of_a_screening_are_checked(commands: list[tuple[str, dict[str, Any]]]) -> None:

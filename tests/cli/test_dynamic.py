@@ -60,6 +60,30 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_chain_of_searches_gives_one_agent_for_every_ratio(
+    run: Run, text: str, tmp_path: Path
+) -> None:
+    quick = ("search.label_budget=2", "search.top_k=2", "dynamic.knots=3", "predictor.windows=1")
+    small = (*(word for word in TINY if "predictor" not in word and "rounds" not in word), text)
+    asked = ("mode=chain", "agent.generations=4", "ratios=[0.2,0.3,0.4]", *small, *quick)
+    planned = run("search", "plan=true", *asked).stdout
+    said = run("search", *asked).stdout
+    places = [said.index(f"Searching at ratio {ratio} ") for ratio in (0.55, 0.3, 0.05)]
+    assert places == sorted(places) and "gradients of the best policies" in said
+    path = only(tmp_path / "outputs", "agent.json")
+    agent = ppf.load_agent(path.parent)
+    assert agent.knots.tolist() == pytest.approx([0, 0.05, 0.3, 0.55])
+    summary = json.loads(path.with_name("summary.json").read_text())
+    (middle,) = (r for r in summary["results"] if r["policy"] == "PPF" and r["ratio"] == 0.3)
+    assert middle["predicted"]["nll"] == pytest.approx(middle["measured"]["nll"])
+    figures = json.loads(path.with_name("run.json").read_text())["figures"]
+    # The dense model, two proposals and uniform pruning at three ratios, six rules at one of them;
+    # at 20 and 40 % the agent and uniform pruning.
+    assert figures[0]["evaluations"] == 1 + 3 * 3 + 6 + 2 * 2
+    assert "22 labels" in planned  # two more: the agent and uniform pruning at 30 %
+
+
+@pytest.mark.slow
 def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
     run("search", "budget=kv", "ratio=0.5", "budget@pareto.y=flops", text, *TINY, *PPO)
     policy = json.loads(only(tmp_path / "outputs", "policy.json").read_text())
@@ -75,12 +99,12 @@ def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_mode_dynamic_cannot_do_is_said(run: Run) -> None:
     wrong = sentence(run, "search", "mode=dynamic", "agent=evolution", *TINY)
-    assert "not Evolution: give agent=ppo, sac, ddpg, td3 or reinforce" in wrong
+    assert "give agent=ppo, sac, ddpg, td3 or reinforce, or mode=chain for other agents" in wrong
     unread = sentence(run, "search", "mode=dynamic", "search.finalists=5", *TINY)
     assert "mode=dynamic does not read search.finalists: leave it out, or give mode=st" in unread
     outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", *TINY)
     assert "ratios=[0.7] lie outside of dynamic.train" in outside
-    assert "mode=other is unknown: give one of dynamic, static." in sentence(
+    assert "mode=other is unknown: give one of chain, dynamic, static." in sentence(
         run, "search", "mode=other", *TINY
     )
 

@@ -22,7 +22,9 @@ from ppf.stages.train import Trained
 from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
 
 
-def searched(folder: Path, measured: list[int], **settings: float) -> Found:
+def searched(
+    folder: Path, measured: list[int], start: Tensor | None = None, **settings: float
+) -> Found:
     """What a random search finds; `measured` gets the number of policies of each round."""
     space = layered()
     predictor = Quadratic(space, 0.3)
@@ -42,7 +44,7 @@ def searched(folder: Path, measured: list[int], **settings: float) -> Found:
         searcher, space, features(space), {}, config, train, measure, one_process(), 0, folder, []
     )
     labels = Labels(space.dense[None], torch.zeros(1), ["sampler"])
-    return search(inputs, labels, train(labels), 0.3, Stopwatch())
+    return search(inputs, labels, train(labels), 0.3, Stopwatch(), start=start)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,27 @@ def test_a_round_starts_from_what_was_measured_and_does_not_propose_it(
     }
     ranked = [losses[tuple(k)] for k in known.tolist()]
     assert ranked == sorted(ranked)
+
+
+def test_the_first_round_starts_from_a_policy_of_another_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Objective] = []
+
+    def spied(searcher: Agent, objective: Objective, *given: Any) -> Candidates:
+        asked.append(objective)
+        return run_search(searcher, objective, *given)
+
+    monkeypatch.setattr("ppf.stages.search.run_search", spied)
+    space = layered()
+    start = space.units.clone()
+    start[1::2] = torch.arange(len(start) // 2) % 2 * 24
+    searched(tmp_path, [], start, rounds=1, top_k=4)
+    (objective,) = asked
+    assert objective.measured is not None and len(objective.measured) == 1
+    assert space.saved(objective.measured)[0] == pytest.approx(0.3, abs=0.01)
+    scaled = objective.measured[0, 1::2]
+    assert scaled[1::2].min() > scaled[::2].max()
 
 
 def test_a_changed_file_of_a_users_agent_starts_another_training(
