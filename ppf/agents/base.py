@@ -39,7 +39,8 @@ class Objective:
         features: features of the sites.
         rules: allocation rules by name; searches also start from their policies.
         device: device of policies, predictions and agents.
-        measured: measured policies of earlier rounds, from which searches also start; None: none.
+        measured: policies from which searches also start: the best measured ones of earlier rounds,
+            or one of another ratio; None: no others.
     """
 
     space: Space

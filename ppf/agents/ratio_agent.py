@@ -28,8 +28,9 @@ class RatioAgent:
         space: sites, with the budget that every policy meets.
         knots: ratios of the experts, ascending from 0.
         widths: units that each site keeps at each knot; the first row is dense.
-        mean: predicted log-perplexity at the knots, nats per token.
-        std: standard deviation of the prediction at the knots, nats per token.
+        mean: predicted or measured log-perplexity at the knots, nats per token.
+        std: standard deviation of the prediction at the knots (before a measurement), nats per
+            token.
         record: contents of agent.json, with config and signatures.
     """
 
@@ -90,7 +91,7 @@ class RatioAgent:
 
 
 def load_agent(path: str | Path, trusted: Sequence[str] = ()) -> RatioAgent:
-    """Loads an agent that `search.py mode=dynamic` wrote. Files from strangers are safe to load.
+    """Loads an agent that `search.py mode=dynamic|chain` wrote; strangers' files are safe to load.
 
     Args:
         path: folder of the search, or its agent.json.
@@ -124,4 +125,4 @@ def _sound(space: Space, tensors: Mapping[str, Tensor]) -> bool:
     return bool(ascending and ((widths >= 0) & (widths <= space.units)).all())
 
 
-_REMEDY = "give a folder that `python search.py mode=dynamic` wrote"
+_REMEDY = "give a folder that `python search.py mode=dynamic|chain` wrote"

@@ -1,10 +1,11 @@
-"""The results of a dynamic search: the agent, summary.json, and the report."""
+"""The results of a search for all ratios: the agent, summary.json, and the report."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ppf.artefacts import write_json
 from ppf.cli.results import common, dense_entry, summary
@@ -22,20 +23,23 @@ _DRAWN = 6  # most ratios in the heatmap
 def entries(context: PruningContext, learnt: Learnt, inputs: SearchInputs) -> list[Entry]:
     """The dense model, and at each ratio uniform pruning, the allocation rules and the agent.
 
-    Rules are predicted by the last predictor. They are measured only where a label happens to
-    exist: a measurement of all of them at all ratios would cost more than the search. The
-    prediction of `predictor=oracle` is a measurement.
+    If the last predictor does not hold at all ratios, the rules are left out. Otherwise it predicts
+    them. They are measured only where a label happens to exist: a measurement of all of them at all
+    ratios would cost more than the search. The prediction of `predictor=oracle` is a measurement.
     """
-    curve, labels = learnt.curve, learnt.labels
+    curve, labels, learning = learnt.curve, learnt.labels, learnt.learning
     known = dict(zip(map(tuple, labels.kept.tolist()), labels.nll.tolist(), strict=True))
     rows = [dense_entry(context.model, labels)]
     for i, ratio in enumerate(curve.ratios):
-        objective = inputs.objective(learnt.trained, inputs.settings.trust_region, ratio, ratio)
-        baselines = objective.baselines()
-        predicted = torch.stack(objective.predictor.predict(baselines), 1).tolist()
-        pairs = zip(baselines.cpu(), predicted, strict=True)
-        # The rules may contain uniform pruning again.
-        found = dict(zip(["uniform", *inputs.rules], pairs, strict=True))
+        found: dict[str, tuple[Tensor, list[float] | None]] = {"uniform": (curve.uniform[i], None)}
+        if learning.everywhere:
+            region = inputs.settings.trust_region
+            objective = inputs.objective(learning.trained, region, ratio, ratio)
+            baselines = objective.baselines()
+            predicted = torch.stack(objective.predictor.predict(baselines), 1).tolist()
+            pairs = zip(baselines.cpu(), predicted, strict=True)
+            # The rules may contain uniform pruning again.
+            found = dict(zip(["uniform", *inputs.rules], pairs, strict=True))
         found["PPF"] = curve.kept[i], curve.predicted[i].tolist()
         for name, (kept, score) in found.items():
             nll = known.get(tuple(kept.tolist()))
@@ -44,7 +48,7 @@ def entries(context: PruningContext, learnt: Learnt, inputs: SearchInputs) -> li
                     name,
                     ratio,
                     measured=None if nll is None else LogPerplexity(nll),
-                    predicted=LogPerplexity(*score),
+                    predicted=LogPerplexity(*score) if score else None,
                     parameters=context.model.pruner.parameters(kept.tolist()),
                 )
             )
@@ -81,21 +85,21 @@ def write(
         },
         entries=shown,
         candidates=[],
-        history=learnt.history,
+        history=learnt.learning.history,
         proposals={},
         pareto=None,
         paths=paths,
         signatures=vars(context.signatures),
         next_commands=_next_commands(cfg, folder),
-        **common(cfg, context, learnt.labels, learnt.trained.predictor, seconds),
+        **common(cfg, context, learnt.labels, learnt.learning.trained.predictor, seconds),
     )
 
 
 def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     ask = f"import ppf; print(ppf.load_agent('{folder}').policy(ratio=0.37))"
     middle = cfg.ratios[len(cfg.ratios) // 2]
-    # Sections of mode=dynamic are left out: mode=static has others.
-    changed = dict.fromkeys(("ratios", "dynamic", "search", "agent", "predictor"))
+    own = ("search", "agent", "predictor") if cfg.mode == "dynamic" else ()  # unlike mode=static's
+    changed = dict.fromkeys(("ratios", "dynamic", "polish@dynamic.polish", *own))
     return {
         "Serve the model at any ratio": next_command("serve", f"search={folder}"),
         "Ask the agent for a policy": f'python -c "{ask}"',

@@ -24,7 +24,8 @@ def _check(cfg: DictConfig) -> None:
     if given != 1 or bool(cfg.search) != (cfg.ratio is not None):
         raise PPFError(
             "give one of policy=FILE (a policy.json), path=FOLDER (of prune.py or recover.py), and"
-            " search=FOLDER (of a run of search.py mode=dynamic) with ratio=R, as in ratio=0.3."
+            " search=FOLDER (of a run of search.py mode=dynamic|chain) with ratio=R, as in"
+            " ratio=0.3."
         )
     if cfg.search:
         load_agent(cfg.search, cfg.trust_targets).policy(cfg.ratio)

@@ -31,7 +31,7 @@ def _check(cfg: DictConfig) -> None:
     if sum(bool(cfg[key]) for key in ("policy", "path", "search")) != 1:
         raise PPFError(
             "give one of policy=FILE (a policy.json), path=FOLDER (a folder that prune.py wrote)"
-            " and search=FOLDER (of a run of search.py mode=dynamic)."
+            " and search=FOLDER (of a run of search.py mode=dynamic|chain)."
         )
     start = cfg.path or (cfg.search and agent_folder(cfg.search))
     if start and Path(cfg.out).resolve() == Path(start).resolve():

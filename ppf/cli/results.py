@@ -133,7 +133,7 @@ def common(
     return {
         "command": command_line("search"),
         "measured_on": _measured_on(
-            context, cfg.search.selection_windows if cfg.mode == "static" else 0
+            context, cfg.search.selection_windows if cfg.mode != "dynamic" else 0
         ),
         "agent": _name(cfg, "agent"),
         "settings": _settings(cfg, context),
@@ -152,7 +152,7 @@ def _measured_on(context: PruningContext, wanted: int) -> str:
     skipped = context.labelling.settings.context
     selection = (
         f" The selection part is {new} other windows of the same documents, which only the final"
-        " choice among the best policies used." if new else ""
+        " choice among the best policies of a ratio used." if new else ""
     )  # fmt: skip
     return (
         f"Measured on {windows} windows of {window} tokens of the labelling part of"

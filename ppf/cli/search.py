@@ -36,7 +36,7 @@ from ppf.stages.train import Trained, train
 
 _OF_ONE_RATIO = ("ratio", "pareto", "budget@pareto.x", "budget@pareto.y")
 UNREAD = {
-    "static": ("ratios", "dynamic"),
+    "static": ("ratios", "dynamic", "polish@dynamic.polish"),
     "chain": (
         *_OF_ONE_RATIO,
         "dynamic.stride",
@@ -118,7 +118,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 
 
 class _Begun(NamedTuple):
-    """What a search needs, in both modes."""
+    """What a search needs, in every mode."""
 
     cfg: DictConfig
     context: PruningContext
@@ -131,9 +131,7 @@ class _Begun(NamedTuple):
 def _static(begun: _Begun) -> Outcome:
     """The best policy for one ratio; the metric is its measured log-perplexity."""
     cfg, context, inputs, labels, trained, clock = begun
-    found = search(inputs, labels, trained, cfg.ratio, clock)
-    with clock("measuring the best on the selection part"):
-        found = with_selection(context.labelling, context.text, found, cfg.search)
+    found = _chosen(begun, search(inputs, labels, trained, cfg.ratio, clock))
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
     if not inputs.fabric.is_global_zero:
         return Outcome(found.nll)
@@ -157,12 +155,15 @@ def _chain(begun: _Begun) -> Outcome:
     """An agent for every ratio, from searches at several ratios."""
     cfg, context, inputs, labels, trained, clock = begun
     given = cfg.dynamic, list(cfg.ratios), provenance(context), clock
-
-    def choose(found: Found) -> Found:
-        with clock("measuring the best on the selection part"):
-            return with_selection(context.labelling, context.text, found, cfg.search)
-
+    choose = partial(_chosen, begun)
     return _for_every_ratio(begun, chain(inputs, labels, trained, *given, choose))
+
+
+def _chosen(begun: _Begun, found: Found) -> Found:
+    """The result of a search, with its best policies measured on the selection part."""
+    cfg, context = begun.cfg, begun.context
+    with begun.clock("measuring the best on the selection part"):
+        return with_selection(context.labelling, context.text, found, cfg.search)
 
 
 def _for_every_ratio(begun: _Begun, learnt: Learnt) -> Outcome:
@@ -174,7 +175,7 @@ def _for_every_ratio(begun: _Begun, learnt: Learnt) -> Outcome:
     report = curve.write(cfg, context, learnt, inputs, clock.seconds, Path(cfg.paths.run))
     pairs = zip(learnt.curve.uniform.tolist(), learnt.curve.kept.tolist(), strict=True)
     policies = [named for even, kept in pairs for named in (("uniform", even), ("PPF", kept))]
-    return _report(begun, report, policies, learnt.trained, metric, "agent")
+    return _report(begun, report, policies, learnt.learning.trained, metric, "agent")
 
 
 def _report(

@@ -26,8 +26,10 @@ def evaluations(cfg: DictConfig) -> int:
     if cfg.mode == "dynamic":
         return before + _of_dynamic_search(cfg)
     if cfg.mode == "chain":
-        searches = cfg.dynamic.knots * (1 + _proposals(cfg)) + len(cfg.rules) - 1
-        return before + searches + 2 * len(cfg.ratios)
+        rule = _is_rule(cfg)
+        each = 1 if rule else evaluations_of_agent(cfg) or _proposals(cfg)
+        rules = 0 if rule else len(set(cfg.rules) - {"uniform"})  # the first search measures them
+        return before + cfg.dynamic.knots * (1 + each) + rules + 2 * len(cfg.ratios)
     if _is_rule(cfg):
         return before + 2  # its policy and uniform pruning
     # Proposals of an agent that measures policies are among these.

@@ -1,4 +1,4 @@
-"""The report of a search, static or dynamic."""
+"""The report of a search, for one ratio or for all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -219,12 +219,14 @@ def _results(report: SearchReport) -> list[ReportSection]:
         replace(entry, predicted=None) if entry.measured and entry.policy != "PPF" else entry
         for entry in report.entries
     ]
-    predictions = (
-        "Policies without a perplexity on the labelling part are only predicted, by the last"
-        " predictor."
-        if report.dynamic
-        else "Predictions were made before the policy was measured."
-    )
+    predictions = "Predictions were made before the policy was measured."
+    if report.dynamic and all(entry.measured for entry in report.entries):
+        predictions = "The agent's predictions lie between the losses measured in its searches."
+    elif report.dynamic:
+        predictions = (
+            "Policies without a perplexity on the labelling part are only predicted, by the last"
+            " predictor."
+        )
     note = f"{predictions} The choice does not depend on the test part of the text."
     return [
         ReportSection(

@@ -8,9 +8,10 @@ import torch
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
+from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch
-from ppf.stages.dynamic import Learnt, measured_curve
+from ppf.stages.dynamic import Learning, Learnt, with_curve
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained
@@ -28,48 +29,54 @@ def chain(
 ) -> Learnt:
     """Searches at `dynamic.knots` ratios of the interval `dynamic.train`, the highest first.
 
-    Each search starts from the policy found at the ratio before, and its predictor knows all that
-    the earlier searches measured. The allocation rules take part in the first search only. Between
-    the ratios, the agent interpolates the policies; its predictions at them are measurements.
+    Each search also starts from the policy found at the ratio before, scaled to its own. Its
+    predictor is fitted to everything measured so far. Only the first search measures the allocation
+    rules. The agent interpolates between the policies found. At the searched ratios it predicts
+    their measured losses.
 
-    The losses of proposals fall from ratio to ratio. So the best of all proposals, at which
-    `ExpectedLoss` takes its gradients, is soon one of the present ratio.
+    Losses fall with the ratio. So after a search's first round, the best proposal of all, at which
+    `ExpectedLoss` computes gradients, is usually one of this search.
 
     Args:
-        inputs: their label budget holds for each search.
+        inputs: of each search; `search.label_budget` limits each search alone.
         labels: measured policies, the dense one first.
         trained: predictor that is fitted to them.
         settings: section `dynamic` of the config.
         ratios: of the curve that is measured in the end.
         provenance: what agent.json records of the model.
         clock: measures the time of each part.
-        choose: measures the best policies of a search on the selection part.
+        choose: returns a search's result with its best policies measured on the selection part.
+
+    Raises:
+        PPFError: all policies of a search have an infinite loss.
     """
     low, high = settings.train
-    knots = torch.linspace(low, high, settings.knots, dtype=torch.double).round(decimals=6)
+    knots = torch.linspace(low, high, settings.knots, dtype=torch.double)
+    knots[1:-1] = knots[1:-1].round(decimals=6)  # so that ratio=0.15 is a knot
     history: list[dict[str, float]] = []
-    policies, losses = [inputs.space.dense], [(float(labels.nll[0]), 0.0)]
-    here, start = inputs, None
+    found: list[Found] = []
     for ratio in knots.flip(0).tolist():
-        found = choose(search(here, labels, trained, ratio, clock, start=start, history=history))
-        measured = found.measured
-        policies.insert(1, measured.kept[found.best].cpu())
-        losses.insert(1, (found.nll, float(measured.std[found.best])))
-        labels = labels.with_rows(measured.kept.cpu(), measured.measured.cpu(), PROPOSED)
-        with clock("training the predictor"):
-            trained = inputs.train(labels)
-        here, start = replace(inputs, rules={}), measured.kept[found.best]
-    mean, std = torch.tensor(losses).T
+        here, start = inputs, None
+        if found:
+            here, start = replace(inputs, rules={}), torch.tensor(found[-1].kept)
+            with clock("training the predictor"):
+                trained = inputs.train(labels)
+        given = here, labels, trained, ratio, clock
+        found.append(choose(search(*given, start=start, history=history)))
+        if not found[-1].measured.measured[found[-1].best].isfinite():
+            raise PPFError(f"no policy at ratio={ratio} has a finite loss: lower dynamic.train.")
+        labels = labels.with_rows(
+            found[-1].measured.kept.cpu(), found[-1].measured.measured.cpu(), PROPOSED
+        )
+    rows = [(inputs.space.dense.tolist(), float(labels.nll[0]), 0.0)]
+    rows += [(f.kept, f.nll, float(f.measured.std[f.best])) for f in reversed(found)]
+    kept, mean, std = zip(*rows, strict=True)
     agent = RatioAgent(
         inputs.space,
         torch.cat([knots.new_zeros(1), knots]),
-        torch.stack(policies).double(),
-        mean.contiguous(),
-        std.contiguous(),
+        torch.tensor(kept, dtype=torch.double),
+        torch.tensor(mean),
+        torch.tensor(std),
         dict(provenance),
     )
-    with clock("measuring"):
-        curve = measured_curve(inputs, agent, ratios)
-    labels = labels.with_rows(curve.kept, curve.measured, PROPOSED)
-    labels = labels.with_rows(curve.uniform, curve.uniform_measured, PROPOSED)
-    return Learnt(agent, curve, history, trained, labels)
+    return with_curve(inputs, agent, ratios, labels, Learning(history, trained, False), clock)

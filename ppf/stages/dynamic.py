@@ -44,22 +44,35 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """How an agent came about.
+
+    Args:
+        history: rows of the metrics of learner or searches, over all rounds.
+        trained: the last predictor.
+        everywhere: its predictions hold at all ratios, not only at the last one.
+    """
+
+    history: list[dict[str, float]]
+    trained: Trained
+    everywhere: bool
+
+
+@dataclass(frozen=True)
 class Learnt:
-    """A dynamic search's result.
+    """The result of a search for all ratios.
 
     Args:
         agent: the agent for every ratio.
         curve: its losses.
-        history: rows of the learner's metrics, over all rounds.
-        trained: the last predictor.
         labels: all policies measured on the real model, those of the curve included.
+        learning: how the agent came about.
     """
 
     agent: RatioAgent
     curve: Curve
-    history: list[dict[str, float]]
-    trained: Trained
     labels: Labels
+    learning: Learning
 
 
 def dynamic(
@@ -120,11 +133,27 @@ def dynamic(
         last = _improve(inputs, objective, settings, knots, experts[::-1])
     factor = inputs.fabric.broadcast(widening(torch.cat(errors)))
     agent = _agent(objective, knots, last, factor, provenance)
+    return with_curve(inputs, agent, ratios, labels, Learning(history, trained, True), clock)
+
+
+def with_curve(
+    inputs: SearchInputs,
+    agent: RatioAgent,
+    ratios: Sequence[float],
+    labels: Labels,
+    learning: Learning,
+    clock: Stopwatch,
+) -> Learnt:
+    """Measures the agent's policies and uniform pruning; arguments as for `dynamic` and `Learnt`.
+
+    Args:
+        labels: all policies measured before.
+    """
     with clock("measuring"):
-        curve = measured_curve(inputs, agent, ratios)
+        curve = _curve(inputs, agent, ratios)
     labels = labels.with_rows(curve.kept, curve.measured, PROPOSED)
     labels = labels.with_rows(curve.uniform, curve.uniform_measured, PROPOSED)
-    return Learnt(agent, curve, history, trained, labels)
+    return Learnt(agent, curve, labels, learning)
 
 
 def check_dynamic(cfg: DictConfig) -> None:
@@ -199,8 +228,7 @@ def _agent(
     )
 
 
-def measured_curve(inputs: SearchInputs, agent: RatioAgent, ratios: Sequence[float]) -> Curve:
-    """Measures the agent's policies and uniform pruning."""
+def _curve(inputs: SearchInputs, agent: RatioAgent, ratios: Sequence[float]) -> Curve:
     kept = inputs.fabric.broadcast(torch.tensor([agent.policy(ratio) for ratio in ratios]))
     even = uniform(agent.space, torch.tensor(ratios, dtype=torch.double))
     measured = inputs.measure(torch.cat([kept, even]))

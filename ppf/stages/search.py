@@ -85,11 +85,13 @@ def search(
         trained: predictor that is fitted to them.
         ratio: share of the budget's cost to save.
         clock: measures the time of each part.
-        start: a policy of another ratio, from which the first round also starts; None: none.
-        history: metrics of earlier searches, to which those of this one are added.
+        start: a policy of another ratio, from which the first round also starts; None: no policy.
+        history: metrics of earlier searches, to which those of this one are added; None: there were
+            none.
     """
     settings, agent = inputs.settings, inputs.agent
     history = [] if history is None else history
+    earlier = int(history[-1]["round"]) if history else 0
     rounds: list[Verification] = []
     region = inputs.region()
     rule = isinstance(agent, Rule)
@@ -102,7 +104,7 @@ def search(
             f"Searching at ratio {ratio} with {type(agent).__name__},"
             f" round {number + 1} of {count}."
         )
-        run = inputs.run(trained, history, number)
+        run = inputs.run(trained, history, number, earlier)
         with clock("searching on the predictor"):
             known = objective.baselines()  # they are measured in any case
             if rounds:

@@ -114,12 +114,18 @@ class SearchInputs:
             device=self.fabric.device,
         )
 
-    def run(self, trained: Trained, history: list[dict[str, float]], number: int) -> Run:
-        """A round's run: its metrics join the history, and each round has a seed of its own."""
+    def run(
+        self, trained: Trained, history: list[dict[str, float]], number: int, earlier: int = 0
+    ) -> Run:
+        """A round's run: its metrics join the history, and each round has a seed of its own.
+
+        Args:
+            earlier: rounds of earlier searches in the history.
+        """
         seed, processes = self.seed + number, self.fabric.world_size
         name = signature("training", trained.signature, *self.config, seed, processes)
         checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
-        report = _reporter(self.fabric, history, number + 1)
+        report = _reporter(self.fabric, history, earlier + number + 1)
         return Run(self.fabric, report, seed, checkpoint, self.learnt)
 
 

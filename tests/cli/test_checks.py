@@ -194,6 +194,8 @@ def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> N
 def test_the_modes_that_read_a_key_are_named() -> None:
     with pytest.raises(PPFError, match="or give mode=chain or mode=dynamic.$"):
         check_read("static", ["dynamic.knots=4"])
+    with pytest.raises(PPFError, match="or give mode=dynamic.$"):
+        check_read("chain", ["polish@dynamic.polish=exchanges"])
     with pytest.raises(PPFError, match="or give mode=static.$"):
         check_read("chain", ["ratio=0.3"])
 

@@ -63,7 +63,7 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
 def test_a_chain_of_searches_gives_one_agent_for_every_ratio(
     run: Run, text: str, tmp_path: Path
 ) -> None:
-    quick = ("search.label_budget=2", "search.top_k=2", "dynamic.knots=3", "predictor.windows=1")
+    quick = ("search.label_budget=4", "search.top_k=2", "dynamic.knots=3", "predictor.windows=1")
     small = (*(word for word in TINY if "predictor" not in word and "rounds" not in word), text)
     asked = ("mode=chain", "agent.generations=4", "ratios=[0.2,0.3,0.4]", *small, *quick)
     planned = run("search", "plan=true", *asked).stdout
@@ -76,11 +76,15 @@ def test_a_chain_of_searches_gives_one_agent_for_every_ratio(
     summary = json.loads(path.with_name("summary.json").read_text())
     (middle,) = (r for r in summary["results"] if r["policy"] == "PPF" and r["ratio"] == 0.3)
     assert middle["predicted"]["nll"] == pytest.approx(middle["measured"]["nll"])
+    assert {row["policy"] for row in summary["results"]} == {"dense", "uniform", "PPF"}
+    page = path.with_name("report.html").read_text()
+    assert "Training of the agent" in page and "mode=static" in page and "selection part" in page
     figures = json.loads(path.with_name("run.json").read_text())["figures"]
-    # The dense model, two proposals and uniform pruning at three ratios, six rules at one of them;
-    # at 20 and 40 % the agent and uniform pruning.
-    assert figures[0]["evaluations"] == 1 + 3 * 3 + 6 + 2 * 2
-    assert "22 labels" in planned  # two more: the agent and uniform pruning at 30 %
+    # The dense model, four proposals and uniform pruning at three ratios, six rules at one of
+    # them; at 20 and 40 % the agent and uniform pruning, at 30 % both are known. Rules may agree.
+    most = 1 + 3 * 5 + 6 + 2 * 2
+    assert most - 6 <= figures[0]["evaluations"] <= most
+    assert f" {most + 2} labels" in planned
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
 
-from ppf.context.evaluations import gradient_sets
+from ppf.context.evaluations import evaluations, gradient_sets
 from ppf.context.plan import GIB, Need, Sizes, Speeds, needs, solving
 from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
@@ -150,3 +150,17 @@ def test_gradients_are_counted_for_every_round_but_the_last() -> None:
     assert gradient_sets(config("agent=uniform")) == (8, 0)
     assert gradient_sets(config("predictor.windows=0")) == (0, 0)
     assert gradient_sets(config("budget=bytes")) == (0, 0)
+    # Six searches of five rounds each; the last round of the last one is not counted.
+    assert gradient_sets(config("mode=chain")) == (8, 29)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        ((), 1 + 6 * (1 + 20) + 6 + 2 * 11),
+        (("agent=uniform",), 1 + 6 * 2 + 2 * 11),
+        (("predictor=oracle", "search.rounds=1"), 1 + 6 * (1 + 40 * 192) + 6 + 2 * 11),
+    ],
+)
+def test_the_policies_of_a_chain_are_counted(given: tuple[str, ...], count: int) -> None:
+    assert evaluations(config("mode=chain", *given)) == count

@@ -22,10 +22,8 @@ from ppf.stages.train import Trained
 from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
 
 
-def searched(
-    folder: Path, measured: list[int], start: Tensor | None = None, **settings: float
-) -> Found:
-    """What a random search finds; `measured` gets the number of policies of each round."""
+def inputs_of(folder: Path, measured: list[int], **settings: float) -> SearchInputs:
+    """Of a random search; `measured` gets the number of policies of each measurement."""
     space = layered()
     predictor = Quadratic(space, 0.3)
 
@@ -40,11 +38,18 @@ def searched(
         chosen = [f"search.{key}={value}" for key, value in settings.items()]
         config = compose("search", chosen).search
     searcher = agent("random", evaluations=64, polish=None)
-    inputs = SearchInputs(
+    return SearchInputs(
         searcher, space, features(space), {}, config, train, measure, one_process(), 0, folder, []
     )
-    labels = Labels(space.dense[None], torch.zeros(1), ["sampler"])
-    return search(inputs, labels, train(labels), 0.3, Stopwatch(), start=start)
+
+
+def searched(
+    folder: Path, measured: list[int], start: Tensor | None = None, **settings: float
+) -> Found:
+    """What a random search finds; `measured` gets the number of policies of each round."""
+    inputs = inputs_of(folder, measured, **settings)
+    labels = Labels(inputs.space.dense[None], torch.zeros(1), ["sampler"])
+    return search(inputs, labels, inputs.train(labels), 0.3, Stopwatch(), start=start)
 
 
 @pytest.mark.parametrize(

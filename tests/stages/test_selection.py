@@ -25,12 +25,17 @@ def test_the_best_are_measured_on_both_parts(
     found = Found(None, measured, [], False)  # type: ignore[arg-type]
 
     settings = OmegaConf.create({"selection_windows": 4, "finalists": 1})
+    before = labelling.token_passes
     parts = with_selection(labelling, text, found, settings).selection
     assert parts and parts.new.shape == (len(parts.rows), 4)
     for row in parts.rows:
         assert parts.labelling(row).nll == pytest.approx(scores[row], rel=1e-5)
     read = set(map(tuple, labelling.windows.tolist()))
     assert not read & set(map(tuple, selection_windows(labelling, text, 4).tolist()))
+
+    once = labelling.token_passes - before
+    with_selection(labelling, text, found, settings)  # as in a chain, at another ratio
+    assert labelling.token_passes == before + 2 * once > before
 
     none = OmegaConf.create({"selection_windows": 0, "finalists": 1})
     assert with_selection(labelling, text, found, none) is found
