@@ -1,13 +1,13 @@
 """The real command, from its first line to its end."""
 
+import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import httpx
@@ -16,10 +16,11 @@ from openai import OpenAI
 
 from ppf.errors import PPFError
 from ppf.server.process import allowed_hosts, bind, is_loopback
+from tests import commands
 from tests.searched import write_search
 
-Serve = Callable[..., tuple[subprocess.Popen[str], str, str]]
-"""Starts the command; returns it, its address, and what it said before that."""
+Serve = Callable[..., tuple[BaseProcess, str, Path]]
+"""Starts the command; returns it, its address, and the file of what it prints."""
 HURRIED = ("limits.shutdown_seconds=1", "limits.sequences=1")
 
 
@@ -30,30 +31,26 @@ def folder(cache: str, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def serve(root: Path, folder: Path) -> Iterator[Serve]:
-    started: list[subprocess.Popen[str]] = []
+def serve(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    started: list[BaseProcess] = []
+    monkeypatch.chdir(root)
 
-    def start(*overrides: str) -> tuple[subprocess.Popen[str], str, str]:
+    def start(*overrides: str) -> tuple[BaseProcess, str, Path]:
         paths = [f"paths.artefacts={folder}/artefacts", f"paths.outputs={folder}/outputs"]
-        process = subprocess.Popen(
-            [sys.executable, "serve.py", f"search={folder}", "port=0", *paths, *overrides],
-            cwd=root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        output, given = folder / "printed.txt", [f"search={folder}", "port=0", *paths, *overrides]
+        process = commands.start("serve", given, output)
         started.append(process)
-        said = ""
-        for line in process.stdout:
-            said += line
-            if found := re.search(r"http://\S+:(\d+)", line):
-                return process, f"http://127.0.0.1:{found[1]}", said
-        raise AssertionError(said + process.stderr.read())
+        while process.is_alive():
+            said = output.read_text() if output.exists() else ""
+            if found := re.search(r"http://\S+:(\d+)", said):
+                return process, f"http://127.0.0.1:{found[1]}", output
+            time.sleep(0.05)
+        raise AssertionError(output.read_text())
 
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.join()
 
 
 def test_an_unavailable_address_is_refused_in_one_sentence() -> None:
@@ -78,8 +75,8 @@ def test_a_started_server_chats_with_openais_client_and_ends_at_a_signal(
     template = folder / "chat.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
     assert list(folder.glob("artefacts/bank/**/*.safetensors")), "each start would build the bank"
-    process, address, said = serve(*HURRIED, f"chat_template={template}")
-    assert "Warning" not in said
+    process, address, output = serve(*HURRIED, f"chat_template={template}")
+    assert "Warning" not in output.read_text()
     client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     name = client.models.list().data[0].id
     assert name == "tiny"
@@ -90,17 +87,18 @@ def test_a_started_server_chats_with_openais_client_and_ends_at_a_signal(
     ]
     assert [answer.usage.completion_tokens for answer in answers] == [4, 4]
     assert [round(answer.model_extra["pruning_ratio"], 1) for answer in answers] == [0.0, 0.3]
-    end_at_work(process, address, signal.SIGTERM)
+    end_at_work(process, address, output, signal.SIGTERM)
 
 
 @pytest.mark.slow
 def test_an_open_address_is_warned_of_and_an_interrupt_ends_the_server(serve: Serve) -> None:
-    process, address, said = serve(*HURRIED, "host=0.0.0.0")
-    assert "Warning: host=0.0.0.0 lets other machines use the model: give api_key=KEY." in said
-    end_at_work(process, address, signal.SIGINT)
+    process, address, output = serve(*HURRIED, "host=0.0.0.0")
+    warning = "Warning: host=0.0.0.0 lets other machines use the model: give api_key=KEY."
+    assert warning in output.read_text()
+    end_at_work(process, address, output, signal.SIGINT)
 
 
-def end_at_work(process: subprocess.Popen[str], address: str, number: signal.Signals) -> None:
+def end_at_work(process: BaseProcess, address: str, output: Path, number: signal.Signals) -> None:
     """Sends a signal to a server that generates, has a queue, and waits for a request's body."""
 
     def ask(seed: int) -> httpx.Response:
@@ -111,12 +109,14 @@ def end_at_work(process: subprocess.Popen[str], address: str, number: signal.Sig
         answers = [threads.submit(ask, seed) for seed in range(17)]
         time.sleep(1)
         start = time.monotonic()
-        process.send_signal(number)
-        assert process.wait(timeout=30) == -number
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        process.join(30)
+        assert process.exitcode == -number
         assert time.monotonic() - start < 10
     statuses = {answer.result().status_code for answer in answers}
     assert 503 in statuses and statuses <= {200, 503}
-    assert "Traceback" not in process.stderr.read()
+    assert "Traceback" not in output.read_text()
 
 
 def half_sent(address: str) -> socket.socket:
