@@ -1,5 +1,4 @@
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,32 +28,18 @@ def run(
 ) -> Run:
     """Runs a root script as a user would; artefacts of tiny runs are shared by the session.
 
-    It runs in this process, without the seconds that imports take, unless `process=True`.
+    It runs in this process, without the seconds that imports take.
     """
 
     def start(
-        script: str,
-        *overrides: str,
-        ok: bool = True,
-        artefacts: str = f"{cache}/artefacts",
-        process: bool = False,
+        script: str, *overrides: str, ok: bool = True, artefacts: str = f"{cache}/artefacts"
     ) -> subprocess.CompletedProcess[str]:
         quick = ["paths.outputs=" + str(tmp_path / "outputs"), f"paths.artefacts={artefacts}"]
         arguments = [*overrides, *quick]
-        if process:
-            done = subprocess.run(
-                [sys.executable, f"{script}.py", *arguments],
-                cwd=root,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                stdin=subprocess.DEVNULL,
-            )
-        else:
-            monkeypatch.chdir(root)
-            capsys.readouterr()
-            code = exit_code(script, arguments)
-            done = subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+        monkeypatch.chdir(root)
+        capsys.readouterr()
+        code = exit_code(script, arguments)
+        done = subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
         assert (done.returncode == 0) == ok, done.stdout + done.stderr
         return done
 
