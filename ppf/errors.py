@@ -1,4 +1,4 @@
-"""The one error type that a command turns into a sentence and exit code 1."""
+"""The one error type that a command turns into a sentence and exit code 1, and kinds of errors."""
 
 from unicodedata import category
 
@@ -13,6 +13,16 @@ class PPFError(Exception):
 def reason(error: Exception) -> str:
     """An error's type and first line, to be quoted inside a sentence."""
     return f"{type(error).__name__}: {error}".split("\n")[0].rstrip(".:")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a GPU or of the machine does not suffice."""
+    texts = ("can't allocate memory", "not enough memory")  # PyTorch's, on CPUs
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
+    )
 
 
 def printable(text: str) -> str:

@@ -102,6 +102,9 @@ def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     changed = dict.fromkeys(("ratios", "dynamic", "polish@dynamic.polish", *own))
     return {
         "Serve the model at any ratio": next_command("serve", f"search={folder}"),
+        "Train adapters for all ratios, with the dense model as their teacher": next_command(
+            "recover", f"search={folder}", "out=recovered"
+        ),
         "Ask the agent for a policy": f'python -c "{ask}"',
         "Search longer at one ratio": command_with(
             "search", changed | {"mode": "static", "ratio": str(middle)}

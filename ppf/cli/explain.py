@@ -21,7 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ppf.artefacts import disk_failure
 from ppf.conf import options
-from ppf.errors import PPFError
+from ppf.errors import PPFError, out_of_memory
 
 Explain = Callable[[BaseException], str | None]
 """The sentence for an error; None: a user cannot fix it."""
@@ -65,7 +65,7 @@ def explain_run(error: BaseException) -> str | None:
         return refusal(error)
     if isinstance(error, OmegaConfBaseException):
         return f"{_full_key(error)}: {first_line(error)}."
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return (
             "the memory does not suffice: give a smaller labels.batch (evaluate.py: batch;"
             " recover.py: recovery.micro_batch), a shorter text.window, or a smaller model."
@@ -141,12 +141,3 @@ def _known_keys(command: str, overrides: Sequence[str], keys: list[str]) -> list
         return []
     section = OmegaConf.select(cfg, ".".join(keys[:-1])) if keys[1:] else cfg
     return [str(key) for key in section] if OmegaConf.is_dict(section) else []
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    texts = ("can't allocate memory", "not enough memory")
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
-    )

@@ -208,7 +208,7 @@ def _report(
     files = sorted(folder.glob(f"{kind}.*"))
     log_artifact(loggers, Artifact(files, f"{model}-{kind}", kind, metadata=metrics))
     paths = {**report.paths, "report": page}
-    print_summary(report.printed, report.measured_on, report.seconds, paths)
+    print_summary(report.printed, report.measured_on, report.seconds, paths, report.next_commands)
     return _outcome(cfg, context, metric, report)
 
 

@@ -280,10 +280,11 @@ def print_summary(
     measured_on: str,
     seconds: Mapping[str, float],
     paths: Mapping[str, str | Path],
+    next_commands: Mapping[str, str],
     *,
     target: Console = console,
 ) -> None:
-    """Prints the perplexities, the duration of each stage, and the paths of the files.
+    """Prints perplexities, the duration of each stage, paths of files, and what to do next.
 
     If the output is not a terminal, no line is cut or wrapped, so that programs can read it.
 
@@ -292,6 +293,7 @@ def print_summary(
         measured_on: a sentence about the text that they were measured on.
         seconds: duration of each stage.
         paths: written files, by their purpose.
+        next_commands: commands that go on from here, by their purpose.
     """
     print_table(scores, target=target)
     print_line(measured_on, target=target)
@@ -299,6 +301,8 @@ def print_summary(
     width = max(map(len, paths), default=0)
     for name, path in paths.items():
         print_line(f"{name:<{width}}  {path}", target=target)
+    for purpose, command in next_commands.items():
+        print_line(f"{purpose}: {command}", target=target)
 
 
 def print_table(table: Table, *, target: Console = console) -> None:

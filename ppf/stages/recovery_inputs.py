@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppf.artefacts import signature
 from ppf.context.signatures import plain, text_identity, with_code
-from ppf.errors import PPFError
+from ppf.errors import PPFError, out_of_memory
 from ppf.llm import LanguageModel
 from ppf.llm.text import PartName, build_text, text_name, training_text
 from ppf.llm.windows import check_window
@@ -115,14 +115,14 @@ def with_enough_memory(cfg: DictConfig, fabric: Fabric, work: Callable[[Recovery
 
     Raises:
         PPFError: memory runs out in one of several processes, since the others wait for it.
-        torch.OutOfMemoryError: the memory does not suffice for one window.
+        RuntimeError: the memory does not suffice for one window.
     """
     settings = RecoverySettings(**cfg.recovery)
     while True:
         try:
             return work(settings)
-        except torch.OutOfMemoryError as error:
-            if settings.micro_batch == 1:
+        except (RuntimeError, MemoryError) as error:
+            if settings.micro_batch == 1 or not out_of_memory(error):
                 raise
             smaller = settings.halved(fabric.world_size)
             if fabric.world_size > 1:

@@ -29,7 +29,8 @@ def printed(**console) -> str:
     target = Console(file=StringIO(), **console)
     seconds, paths = {"collect": 125.0, "search": 5.0}, {"policy.json": DEEP, "report": "[b]"}
     scores = printed_scores(ENTRIES, {"PPF": "PPF (" + "a long name " * 5 + ")"})
-    print_summary(scores, "Measured on 8 windows.", seconds, paths, target=target)
+    given = scores, "Measured on 8 windows.", seconds, paths, {"Go on": "python prune.py [b]"}
+    print_summary(*given, target=target)
     return target.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -47,6 +48,7 @@ def test_plain_output_is_never_cut_or_coloured() -> None:
     )
     assert ["total", "2", "min", "10", "s"] in lines
     assert "Measured on 8 windows." in text
+    assert text.splitlines()[-1] == "Go on: python prune.py [b]"
 
 
 def test_terminals_get_emphasis_and_keep_to_their_width() -> None:
