@@ -157,7 +157,7 @@ def test_gradients_are_counted_for_every_round_but_the_last() -> None:
 @pytest.mark.parametrize(
     ("given", "count"),
     [
-        ((), 1 + 6 * (1 + 20) + 6 + 2 * 11),
+        ((), 1 + 6 * (1 + 19) + 6 + 2 * 11),
         (("agent=uniform",), 1 + 6 * 2 + 2 * 11),
         (("predictor=oracle", "search.rounds=1"), 1 + 6 * (1 + 40 * 192) + 6 + 2 * 11),
     ],
