@@ -1,5 +1,6 @@
 """search, mode=chain: one agent for every ratio, from a search at each of several ratios."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,7 +49,7 @@ def chain(
         choose: returns a search's result with its best policies measured on the selection part.
 
     Raises:
-        PPFError: all policies of a search have an infinite loss.
+        PPFError: the policy found at a ratio has no finite loss.
     """
     low, high = settings.train
     knots = torch.linspace(low, high, settings.knots, dtype=torch.double)
@@ -62,12 +63,12 @@ def chain(
             with clock("training the predictor"):
                 trained = inputs.train(labels)
         given = here, labels, trained, ratio, clock
-        found.append(choose(search(*given, start=start, history=history)))
-        if not found[-1].measured.measured[found[-1].best].isfinite():
+        latest = choose(search(*given, start=start, history=history))
+        if not math.isfinite(latest.nll):
             raise PPFError(f"no policy at ratio={ratio} has a finite loss: lower dynamic.train.")
-        labels = labels.with_rows(
-            found[-1].measured.kept.cpu(), found[-1].measured.measured.cpu(), PROPOSED
-        )
+        known = latest.measured
+        labels = labels.with_rows(known.kept.cpu(), known.measured.cpu(), PROPOSED)
+        found.append(latest)
     rows = [(inputs.space.dense.tolist(), float(labels.nll[0]), 0.0)]
     rows += [(f.kept, f.nll, float(f.measured.std[f.best])) for f in reversed(found)]
     kept, mean, std = zip(*rows, strict=True)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gguf
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
@@ -48,3 +49,14 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     }
     with pytest.raises(PPFError, match="pip install --no-deps not-installed==1"):
         check_source(OmegaConf.create({"path": None, "source": source}))
+
+
+def test_a_file_is_parsed_once_while_it_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(gguf, "GGUFReader", parsed.append)
+    with sources._parsed_once():
+        gguf.GGUFReader("weights.gguf")
+        gguf.GGUFReader("weights.gguf")
+    assert parsed == ["weights.gguf"]
+    gguf.GGUFReader("weights.gguf")
+    assert len(parsed) == 2, "afterwards, as before"
