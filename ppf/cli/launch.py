@@ -18,6 +18,7 @@ from ppf.context.signatures import plain
 from ppf.errors import PPFError
 from ppf.processes import process_count
 
+_STRATEGIES = ("auto", "ddp")
 _FABRIC_RUN = ("ACCELERATOR", "CLI_USED", "DEVICES", "NUM_NODES", "PRECISION", "STRATEGY")
 
 
@@ -43,10 +44,15 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
         one_process: the command does not share its work between processes.
 
     Raises:
-        PPFError: the devices do not exist here, a launcher started another number of processes,
-            several would be used where one is enough, a multirun would start several, or nothing
-            starts those of other machines.
+        PPFError: the strategy is not supported, the devices do not exist here, a launcher started
+            another number of processes, several would be used where one is enough, a multirun would
+            start several, or nothing starts those of other machines.
     """
+    if cfg.fabric.strategy not in _STRATEGIES:
+        raise PPFError(
+            f"fabric.strategy={cfg.fabric.strategy} is not supported: give"
+            f" {' or '.join(_STRATEGIES)}; each process holds the whole model."
+        )
     started = _started()
     _take_fabric_run(cfg.fabric)
     count = _count("fabric", plain(cfg.fabric))

@@ -162,6 +162,13 @@ def test_a_command_may_use_one_process_only() -> None:
 
 
 @pytest.mark.usefixtures("launcher")
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp_spawn", "none"])
+def test_strategies_that_are_not_supported_are_refused(strategy: str) -> None:
+    with pytest.raises(PPFError, match=rf"fabric\.strategy={strategy} is .* give auto or ddp"):
+        check(f"fabric.strategy={strategy}")
+
+
+@pytest.mark.usefixtures("launcher")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("group", ["fabric", "trainer"])
 @pytest.mark.parametrize("kind", ["gpu", "tpu"])
