@@ -1,6 +1,7 @@
 """recover: trains a pruned model, by default by distillation from the dense model."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,9 @@ class _Recovery:
         def train(settings: RecoverySettings) -> Trace:
             if settings.micro_batch < self.cfg.recovery.micro_batch:
                 self.student = self._load()
-            return reduce(Trace.then, [self._tune(name, settings) for name in self.cfg.tune])
+            names = list(self.cfg.tune)
+            shared = replace(settings, tokens=settings.tokens // len(names))
+            return reduce(Trace.then, [self._tune(name, shared) for name in names])
 
         return with_enough_memory(self.cfg, self.fabric, train)
 

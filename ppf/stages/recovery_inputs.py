@@ -1,6 +1,7 @@
 """The inputs of recovery training, from the config."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,7 +103,7 @@ def run_of(
     """
     own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
     texts = [text_identity(own, part) for part in _PARTS]
-    recovery = {key: value for key, value in plain(cfg.recovery).items() if key not in _COSTS}
+    recovery = {key: value for key, value in asdict(settings).items() if key not in _COSTS}
     trainer = {k: v for k, v in plain(cfg.trainer).items() if k != "log_every_n_steps"}
     losses = with_code(plain(cfg.loss), Path(cfg.paths.cache))
     parts = (texts, losses, recovery, trainer, cfg.seed, *trained)
