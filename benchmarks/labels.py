@@ -4,7 +4,7 @@
 
 compares policies a minute of the labeller and of Hugging Face's dense model, in which a policy is
 applied by zeroing weights, in float32 and in bfloat16. Policies have a mean ratio of 0.3 and no
-compensation. The labeller runs twice: on policies of the default sampler's families, sorted as
+compensation. The labeller runs twice: on policies of the default sampler's groups, sorted as
 `collect` sorts them, and on policies that share no layers.
 
     python benchmarks/labels.py --text-size
@@ -45,7 +45,7 @@ from ppf.pruning.statistics import expand
 from ppf.space import uniform
 from ppf.stages.collect import collect
 
-RATIO, FAMILIES, UNRELATED = 0.3, 24, 6
+RATIO, GROUPED, UNRELATED = 0.3, 24, 6
 BAND, BAND_POLICIES, TOKENS = (0.25, 0.35), 24, (512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -112,7 +112,7 @@ def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str,
     """The comparison; prints a table."""
     generator = torch.Generator().manual_seed(cfg.seed)
     profiles = Profiles(ratio=[RATIO, RATIO], spread=[0.1, 0.3], smooth=0.5)
-    families = in_order(instantiate(cfg.sampler).draw(context.sites, FAMILIES, generator))
+    grouped = in_order(instantiate(cfg.sampler).draw(context.sites, GROUPED, generator))
     unrelated = in_order(profiles.draw(context.sites, UNRELATED, generator))
     dense = prepare(cfg, fabric, dtype="float32")
     dense.model.pruner.restore()
@@ -122,8 +122,8 @@ def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str,
         context.labelling.labeller.windows,
         batch=cfg.labels.batch,
     )
-    ratio = float(context.model.space.ratio(families).mean())
-    print(f"labeller in {context.model.lm.dtype}; families at mean ratio {ratio:.2f}")
+    ratio = float(context.model.space.ratio(grouped).mean())
+    print(f"labeller in {context.model.lm.dtype}; groups at mean ratio {ratio:.2f}")
 
     labels, rates = {}, {}
     for name, dtype in (("hf_fp32", torch.float32), ("hf_bf16", torch.bfloat16)):
@@ -135,7 +135,7 @@ def speed(cfg: DictConfig, context: PruningContext, fabric: Fabric) -> dict[str,
     labeller.start()
     labels["unrelated"], rates["labeller_unrelated"] = timed(labeller.nll, unrelated)
     shares = {part: s / sum(labeller.seconds.values()) for part, s in labeller.seconds.items()}
-    _, rates["labeller"] = timed(labeller.nll, families)
+    _, rates["labeller"] = timed(labeller.nll, grouped)
     for name, rate in rates.items():
         print(f"{name:<20} {rate:6.1f} policies per minute")
     print("share of time (unrelated): " + ", ".join(f"{p} {s:.1%}" for p, s in shares.items()))

@@ -1,4 +1,4 @@
-"""The labelled policies as a DataModule. Folds contain whole families, stratified by ratio."""
+"""The labelled policies as a DataModule. Folds contain whole groups, stratified by ratio."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.labels.families import families
+from ppf.labels.groups import groups
 from ppf.labels.table import Labels
 from ppf.progress import say
 from ppf.space import Space
@@ -69,7 +69,7 @@ class LabelsDataModule(LightningDataModule):
     """Splits a labelled set into one fold for each member.
 
     A member trains on all folds but its own, on which it is validated. Every row therefore has an
-    out-of-fold prediction. A family of policies, which share their first layers, is in one fold.
+    out-of-fold prediction. A group of policies, which share their first layers, is in one fold.
     Rows without a finite label are dropped, and their number is printed.
 
     Args:
@@ -86,7 +86,7 @@ class LabelsDataModule(LightningDataModule):
 
     Attributes:
         rows: all rows.
-        family: number of each row's family.
+        group: number of each row's group.
         drawn: marks rows of policies that a sampler drew, not a search or a predictor. Scores on
             them describe random policies.
 
@@ -121,8 +121,8 @@ class LabelsDataModule(LightningDataModule):
             say(f"Leaving out {int((~finite).sum())} of {len(labels)} labels that are not finite.")
         kept, nll, proposed = labels.kept[finite], labels.nll[finite], labels.proposed[finite]
         ratio, self.drawn = space.ratio(kept), ~(proposed | labels.acquired[finite])
-        self.family = families(space, kept)
-        fold = self._deal(self.family, ratio, members)
+        self.group = groups(space, kept)
+        fold = self._deal(self.group, ratio, members)
         if len(fold.unique()) < members:
             raise PPFError(
                 f"{len(nll)} finite labels are too few to split into {members} folds: give more"
@@ -140,17 +140,15 @@ class LabelsDataModule(LightningDataModule):
         batches = -(-len(self.rows.nll) // self.batch_size)
         return Batches(self.rows, self.batch_size, batches, None)
 
-    def _deal(self, family: Tensor, ratio: Tensor, folds: int) -> Int[Tensor, " rows"]:
-        """The fold of each row; families are shuffled within their stratum and dealt in turn."""
-        count = len(family.unique())
-        ratios = ratio.new_zeros(count).scatter_reduce_(
-            0, family, ratio, "mean", include_self=False
-        )
+    def _deal(self, group: Tensor, ratio: Tensor, folds: int) -> Int[Tensor, " rows"]:
+        """The fold of each row; groups are shuffled within their stratum and dealt in turn."""
+        count = len(group.unique())
+        ratios = ratio.new_zeros(count).scatter_reduce_(0, group, ratio, "mean", include_self=False)
         stratum = ratios.argsort().argsort() * self.strata // max(count, 1)
         queue = (stratum + torch.rand(count, generator=self.generator)).argsort()
         fold = torch.empty_like(queue)
         fold[queue] = torch.arange(count) % folds
-        return fold[family]
+        return fold[group]
 
     def _standing(self, ratio: Tensor, nll: Tensor) -> Float[Tensor, " rows"]:
         """1 for the row of least loss in its stratum, falling to 0 for the row of largest loss."""

@@ -77,7 +77,7 @@ def fit_predictor(labels: Labels, inputs: PredictorInputs, predictor: Mapping[st
             _restore(module, Path(best.best_model_path))
         rows = data.rows
         unseen = module.calibrate(rows, module.correct(rows))
-    columns = (*unseen, rows.nll, rows.ratio, data.family)
+    columns = (*unseen, rows.nll, rows.ratio, data.group)
     held_out = HeldOut(*(column.cpu()[data.drawn] for column in columns))
     found = with_intervals(held_out, predictor["bands"], inputs.dense_nll)
     metrics = {f"test/{name}": score for name, score in found.items()}

@@ -19,14 +19,14 @@ _RESAMPLES = 500  # of the bootstrap
 class HeldOut(NamedTuple):
     """Policies that a predictor was not fitted to: predicted and measured, nats per token.
 
-    Rows of one family, which share their first layers, have the same number in `family`.
+    Rows of one group, which share their first layers, have the same number in `group`.
     """
 
     predicted: Float[Tensor, " rows"]
     std: Float[Tensor, " rows"]
     measured: Float[Tensor, " rows"]
     ratio: Float[Tensor, " rows"]
-    family: Int[Tensor, " rows"]
+    group: Int[Tensor, " rows"]
 
 
 def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str, float]:
@@ -69,7 +69,7 @@ def with_intervals(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> d
     """
     found = scores(rows, bands, dense_nll)
     for ending, part in _parts(rows, bands):
-        for name, draws in _scores(part, dense_nll, _resampled(part.family)).items():
+        for name, draws in _scores(part, dense_nll, _resampled(part.group)).items():
             finite = draws[draws.isfinite()]
             if name + ending in found and len(finite):
                 low, high = finite.double().quantile(torch.tensor([0.05, 0.95]).double()).tolist()
@@ -111,7 +111,7 @@ def endings(bands: Sequence[float]) -> list[tuple[str, str]]:
 def _parts(rows: HeldOut, bands: Sequence[float]) -> Iterator[tuple[str, HeldOut]]:
     """All rows and those of each band, with the ending of their scores; without small bands."""
     numbers = HeldOut(*(column.cpu().float() for column in rows))
-    rows = numbers._replace(family=rows.family.cpu())
+    rows = numbers._replace(group=rows.group.cpu())
     inside = [(rows.ratio >= low) & (rows.ratio < high) for low, high in pairwise(bands)]
     every = torch.ones_like(rows.ratio, dtype=torch.bool)
     for ending, mask in zip(
@@ -121,14 +121,14 @@ def _parts(rows: HeldOut, bands: Sequence[float]) -> Iterator[tuple[str, HeldOut
             yield ending, HeldOut(*(column[mask] for column in rows))
 
 
-def _resampled(family: Int[Tensor, " rows"]) -> Float[Tensor, "draws rows"]:
-    """How often each row occurs when families are drawn with replacement."""
-    _, family = family.unique(return_inverse=True)
-    count = int(family.max()) + 1
+def _resampled(group: Int[Tensor, " rows"]) -> Float[Tensor, "draws rows"]:
+    """How often each row occurs when groups are drawn with replacement."""
+    _, group = group.unique(return_inverse=True)
+    count = int(group.max()) + 1
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(count, (_RESAMPLES, count), generator=generator)
     times = torch.zeros(_RESAMPLES, count).scatter_add_(1, drawn, torch.ones(_RESAMPLES, count))
-    return times[:, family]
+    return times[:, group]
 
 
 def _scores(

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from ppf.context.labelling import Labelling
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
-from ppf.labels.families import families
+from ppf.labels.groups import groups
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor
@@ -76,7 +76,7 @@ def score(
     nll = labelling.measure(kept, "test").nll
     kept, nll = kept[nll.isfinite()], nll[nll.isfinite()].float()
     mean, std = (column.cpu() for column in predictor.predict(kept.to(labelling.model.lm.device)))
-    ratio, family = sites.space.ratio(kept).float(), families(sites.space, kept)
-    rows = HeldOut(mean, std, nll, ratio, family)
+    ratio, group = sites.space.ratio(kept).float(), groups(sites.space, kept)
+    rows = HeldOut(mean, std, nll, ratio, group)
     found = with_intervals(rows, bands, float(labels.nll[0]))
     return Scored(rows, {f"test/{name}": score for name, score in found.items()})

@@ -88,15 +88,15 @@ def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
 
 def test_groups_share_the_first_layers_of_their_first_policy(tiny: TinySetup) -> None:
     kept = drawn(SharedPrefix(profiles(), depths=[0.5, 0.75]), tiny, 12)
-    families = kept.unflatten(0, (-1, 3))
+    groups = kept.unflatten(0, (-1, 3))
     for member, layer in ((1, 2), (2, 3)):
         here = [site.layer == layer for site in tiny.space.sites]
-        assert (families[:, member, here] != families[:, 0, here]).any()
+        assert (groups[:, member, here] != groups[:, 0, here]).any()
     first = torch.tensor([site.layer for site in tiny.space.sites])
     assert kept.unique(dim=0).shape[0] > 8
-    for family in kept.split(3):
-        for member, layers in zip(family[1:], (2, 3), strict=True):
-            assert torch.equal(member[first < layers], family[0][first < layers])
+    for group in kept.split(3):
+        for member, layers in zip(group[1:], (2, 3), strict=True):
+            assert torch.equal(member[first < layers], group[0][first < layers])
 
 
 def test_policies_that_share_layers_keep_their_own_ratios(tiny: TinySetup) -> None:

@@ -47,8 +47,8 @@ def test_a_family_is_in_one_fold() -> None:
     kept[:, 0] = torch.arange(48) // 4  # the first of four layers
     data = module(Labels(kept, torch.linspace(5, 3, 48), ["made up"] * 48))
     rows = dict(zip(map(tuple, data.rows.kept.tolist()), folds(data).tolist(), strict=True))
-    by_family = [{rows[tuple(row)] for row in kept[4 * i : 4 * i + 4].tolist()} for i in range(12)]
-    assert all(len(found) == 1 for found in by_family)
+    by_group = [{rows[tuple(row)] for row in kept[4 * i : 4 * i + 4].tolist()} for i in range(12)]
+    assert all(len(found) == 1 for found in by_group)
     assert folds(data).bincount().tolist() == [16, 16, 16]
 
 

@@ -21,15 +21,15 @@ def scored(predicted: Tensor) -> dict[str, float]:
     return scores(held_out(predicted), BANDS, dense_nll=3.0)
 
 
-def random_rows(count: int = 60, families: int = 60) -> HeldOut:
+def random_rows(count: int = 60, groups: int = 60) -> HeldOut:
     generator = torch.Generator().manual_seed(0)
     ratio = torch.rand(count, generator=generator) * 0.6
     measured, predicted = (
         (3 + ratio + 0.05 * torch.randn(count, generator=generator)).round(decimals=2)
         for _ in range(2)
     )
-    family = torch.arange(count) % families
-    return HeldOut(predicted, torch.full_like(ratio, 0.05), measured, ratio, family)
+    group = torch.arange(count) % groups
+    return HeldOut(predicted, torch.full_like(ratio, 0.05), measured, ratio, group)
 
 
 def test_the_median_of_an_even_number_of_errors_is_the_lower_one() -> None:
@@ -124,7 +124,7 @@ def test_families_are_resampled_as_a_whole() -> None:
     once = with_intervals(rows, [], dense_nll=3.0)
     repeated = HeldOut(*(column.repeat(4) for column in rows))
     assert with_intervals(repeated, [], 3.0)["mae_high"] == pytest.approx(once["mae_high"])
-    alone = repeated._replace(family=torch.arange(60))
+    alone = repeated._replace(group=torch.arange(60))
     assert with_intervals(alone, [], 3.0)["mae_high"] < once["mae_high"]
 
 
