@@ -87,11 +87,10 @@ class Objective:
         units = self.space.units.to(ratio.device).double()
         share = self.space.shares(ratio)
         reach = (self.trust_region * share).clamp_min(1)
-        return (
-            (share - reach).floor().clamp_min(0),
-            share,
-            torch.minimum((share + reach).ceil(), units),
-        )
+        upper = units.expand_as(share)
+        if self.trust_region < 1:
+            upper = torch.minimum((share + reach).ceil(), upper)
+        return (share - reach).floor().clamp_min(0), share, upper
 
     def project(
         self, wanted: Float[Tensor, "batch sites"], ratio: Float[Tensor, " batch"]

@@ -12,6 +12,7 @@ from ppf.predictor.expected import ExpectedLoss
 from ppf.predictor.oracle import Oracle
 
 MANY = 1024  # windows that are assumed where a text gives all it has
+_SPARING = 2  # starts of evolution: for each kind of site the policy that prunes it least
 
 
 def evaluations(cfg: DictConfig) -> int:
@@ -52,7 +53,7 @@ def evaluations_of_agent(cfg: DictConfig) -> int | None:
     for step in predictor.screening:
         share += children * step["windows"] / whole
         children = min(children, step["keep"])
-    return _rounds(cfg) * math.ceil(agent.generations * (share + children))
+    return _SPARING + _rounds(cfg) * math.ceil(agent.generations * (share + children))
 
 
 def gradient_sets(cfg: DictConfig) -> tuple[int, int]:
@@ -62,9 +63,15 @@ def gradient_sets(cfg: DictConfig) -> tuple[int, int]:
     predictor = unfitted(cfg.predictor)
     if not isinstance(predictor, ExpectedLoss) or not predictor.windows:
         return 0, 0
-    # A chain of searches also has gradients between two searches.
-    rounds = _rounds(cfg) * (cfg.dynamic.knots if cfg.mode == "chain" else 1)
-    return predictor.windows, rounds - 1
+    searches = cfg.dynamic.knots if cfg.mode == "chain" else 1
+    fits = _rounds(cfg) * searches - 1  # a chain also fits between two searches
+    if not fits:
+        return predictor.windows, 0
+    renewal, policies = predictor.renewal, _of_round(cfg)
+    each = math.ceil(policies / renewal)
+    first = 1 + (len(cfg.rules) - 1 + policies) // renewal  # the best one may precede all others
+    # Each later search of a chain measures uniform pruning too.
+    return predictor.windows, first + (fits - 1) * each + searches - 1
 
 
 def _is_rule(cfg: DictConfig) -> bool:

@@ -49,11 +49,11 @@ def measured_experts(number: int, stride: int) -> slice:
 
 
 def moved(here: Objective, kept: Int[Tensor, " sites"]) -> Float[Tensor, "1 sites"]:
-    """The policy of a neighbouring ratio, scaled to about the cost that this ratio leaves."""
-    space = here.space
+    """The policy of a neighbouring ratio; what each site removes is scaled to this ratio."""
+    units = here.space.units.to(here.device).double()
     kept = kept.to(here.device)
-    stays = 1 - space.saved(kept)
-    return kept[None].double() * (1 - here.ratio) / stays.clamp_min(_LEAST)
+    scale = here.ratio / here.space.saved(kept).clamp_min(_LEAST)
+    return (units - (units - kept) * scale)[None]
 
 
 def _nearest(

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ppf.agents import Candidates, Objective
 from ppf.agents.evolution import exchange
@@ -14,17 +16,23 @@ from ppf.space import new_policies
 
 
 def with_neighbours(
-    objective: Objective, found: Candidates, each: int, room: int, seed: int
+    objective: Objective,
+    found: Candidates,
+    known: Int[Tensor, "known sites"],
+    each: int,
+    room: int,
+    seed: int,
 ) -> Candidates:
     """The proposals, and random neighbours of them that are one exchange away.
 
     Args:
+        known: policies that are measured already; they are no neighbours.
         each: neighbours of each proposal.
         room: largest number of policies in total; proposals have priority.
     """
     generator = torch.Generator(objective.device).manual_seed(seed)
     shaken = exchange(objective, found.kept.repeat(each, 1), 1, 1, generator)
-    new = new_policies(shaken, found.kept)[: max(room - len(found), 0)]
+    new = new_policies(shaken, torch.cat([found.kept, known.to(shaken)]))[: max(room - len(found), 0)]
     kept = torch.cat([found.kept[:room], new])
     return Candidates(kept, objective.cost(kept))
 
@@ -41,8 +49,8 @@ class TrustRegion:
         widen: factor on the radius.
         agreement: share of a round's measurements that must lie inside their 90 % intervals for
             widening.
-        tolerance: the search ends only if the prediction of the best policy is off by at most this,
-            nats per token.
+        tolerance: the search ends only if the prediction of the round's best proposal is off by at
+            most this, nats per token.
         gain: the search ends if the last widening improved the best policy by less, nats per token.
         settled: measured log-perplexity of the best policy when the region was last widened, nats
             per token.
@@ -66,7 +74,8 @@ class TrustRegion:
         if held < self.agreement:
             return False
         stuck = self.radius >= 1 or self.settled - least < self.gain
-        if stuck and error[last.best] <= self.tolerance:
+        best = last.measured.nan_to_num(torch.inf).masked_fill(~last.proposed, torch.inf).argmin()
+        if stuck and error[best] <= self.tolerance:
             say("The best policy was predicted well; a wider region has no use: the search ends.")
             return True
         self.settled = least

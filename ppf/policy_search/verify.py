@@ -94,7 +94,8 @@ def verify(
     if not measured.isfinite().any():
         raise PPFError(
             f"none of {len(kept)} measured policies has a finite perplexity at"
-            f" ratio={objective.ratio}: give a smaller ratio."
+            f" ratio={objective.ratio}: give a smaller ratio, or with mode=chain a lower"
+            " dynamic.train."
         )
     return Verification(names, kept, mean, std, measured)
 

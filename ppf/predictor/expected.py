@@ -19,7 +19,7 @@ from ppf.predictor.kernels import SiteSumKernel, SiteWeightKernel, register_log_
 from ppf.predictor.policy_features import at_widths
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import inverse_cholesky
-from ppf.predictor.scores import NOMINAL
+from ppf.predictor.scores import interval_factor
 from ppf.pruning import SiteFeatures
 from ppf.ranges import Count, Natural, Positive, Ratio
 from ppf.space import uniform
@@ -97,7 +97,7 @@ class ExpectedLoss:
         )
         self.process = _Process(kernel, self.noise, self.deviation)
         known = labels.nll.isfinite() & (labels.kept != space.units).any(1)
-        excess = (labels.nll - self.dense_nll).clamp(min=_SMALLEST).double()
+        excess = (labels.nll - self.dense_nll).clamp(min=_LEAST).double()
         self._differentiate(labels, excess, known & labels.proposed, inputs)
         mean, x = self.sums(labels.kept[known])
         self.process.condition(x, excess[known].log() - mean, self.steps)
@@ -259,8 +259,7 @@ class _Process(GP):
         error = (
             self.inverse_cholesky.T @ self.whitened_residuals
         ).abs() / precision.diagonal().sqrt()
-        rank = min(len(error), math.ceil(0.9 * (len(error) + 1)))
-        return float(error.sort().values[rank - 1]) / NOMINAL
+        return float(interval_factor(error))
 
 
 class _ConstantNoise(Noise):
@@ -277,6 +276,7 @@ class _ConstantNoise(Noise):
         return DiagLinearOperator(self.variance / weights)
 
 
-_SMALLEST = 1e-9  # sum, excess or variance; keeps logarithms and roots finite
+_SMALLEST = 1e-9  # sum or variance; keeps logarithms and roots finite
+_LEAST = 1e-3  # excess of a measured policy; lower ones, also negative, differ by noise only
 _LARGEST = 5.0  # logarithm of the excess
 _FARTHEST = 1.5  # logarithm of a change; the estimates mean little beyond

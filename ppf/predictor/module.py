@@ -20,7 +20,7 @@ from ppf.predictor.ensemble import Ensemble
 from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import GaussianProcess, Posterior
-from ppf.predictor.scores import NOMINAL, HeldOut, scores
+from ppf.predictor.scores import HeldOut, interval_factor, scores
 from ppf.pruning import SiteFeatures
 from ppf.records import check
 from ppf.records.predictor import PredictorRecord
@@ -170,9 +170,9 @@ class PredictorModule(LightningModule):
         else:
             mean, variance = mean + posterior.mean, posterior.variance
         relative = (mean - target).abs() / variance.clamp(min=_SMALLEST**2).sqrt()
-        self.widening.copy_(_widening(relative))
+        self.widening.copy_(interval_factor(relative))
         fold = batch.weights.argmin(1)
-        others = torch.stack([_widening(relative[fold != member]) for member in fold.unique()])
+        others = torch.stack([interval_factor(relative[fold != member]) for member in fold.unique()])
         return self._in_nats(mean, variance, others[fold.unique(return_inverse=True)[1]])
 
     def training_step(self, batch: Batch) -> Tensor:
@@ -302,13 +302,6 @@ def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) ->
     except Exception as error:  # torch.load documents none for damaged files
         raise PPFError(f"{path} is not a predictor of this version: {remedy}.") from error
     return module.eval()
-
-
-def _widening(relative: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
-    """The factor with which 90 % intervals cover 90 % of errors in standard deviations."""
-    count = len(relative)
-    rank = min(count, -(-9 * (count + 1) // 10))
-    return relative.sort().values[rank - 1] / NOMINAL
 
 
 def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:

@@ -124,7 +124,8 @@ def dynamic(
         mean, std = (x.cpu() for x in trained.predictor.predict(chosen.to(objective.device)))
         error = measured - mean
         errors.append((error / std)[std > 0])
-        if inputs.fabric.broadcast(float(error.abs().median())) <= inputs.settings.tolerance:
+        accurate = float(error.abs().median()) <= inputs.settings.tolerance
+        if inputs.fabric.broadcast(accurate) and number + 1 < rounds:
             region.grow()
         with clock("training the predictor"):
             trained = inputs.train(labels)

@@ -116,7 +116,7 @@ def search(
             found = run_search(agent, objective, run, settings.top_k, None if rule else known)
         each = 0 if last else settings.neighbours  # they teach the next predictor
         room = left if last else left - settings.top_k
-        proposed = with_neighbours(objective, found, each, room, run.seed)
+        proposed = with_neighbours(objective, found, known, each, room, run.seed)
         with clock("measuring the best"):
             rounds.append(verify(proposed, objective, inputs.measure, inputs.fabric))
         if last:

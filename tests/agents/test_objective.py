@@ -47,6 +47,13 @@ def test_a_narrow_trust_region_still_moves_one_unit() -> None:
     assert (upper - share < 2).all() and (share - lower < 2).all()
 
 
+@pytest.mark.parametrize("ratio", [0.3, 0.85])
+def test_the_widest_trust_region_is_the_whole_space(ratio: float) -> None:
+    objective = quadratic(ratio=ratio, trust_region=1.0)
+    lower, _, upper = objective.region(objective.ratios(1))
+    assert (lower == 0).all() and (upper == objective.space.units).all()
+
+
 def test_the_spread_penalty_adds_to_the_cost() -> None:
     space, kept = layered(), layered().dense[None]
     certain, wary = quadratic(space, spread_penalty=0.0), quadratic(space, spread_penalty=3.0)

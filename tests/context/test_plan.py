@@ -144,14 +144,16 @@ def test_the_table_of_sizes_is_what_a_label_reads() -> None:
 
 
 def test_gradients_are_counted_for_every_round_but_the_last() -> None:
-    assert gradient_sets(config()) == (8, 9)
+    # After the first round, the best of seven rules and four proposals may have ten after it.
+    assert gradient_sets(config()) == (8, 3 + 8)
     # Of 48 policies, five rounds measure eight, one measures four, and the last has four reserved.
-    assert gradient_sets(config("search.neighbours=1")) == (8, 6)
+    assert gradient_sets(config("search.neighbours=1")) == (8, 4 + 5 * 2)
     assert gradient_sets(config("agent=uniform")) == (8, 0)
     assert gradient_sets(config("predictor.windows=0")) == (0, 0)
     assert gradient_sets(config("budget=bytes")) == (0, 0)
-    # Six searches of five rounds each; the last round of the last one is not counted.
-    assert gradient_sets(config("mode=chain")) == (8, 29)
+    # Six searches of five rounds each; the last round of the last one is not counted. Five searches
+    # measure uniform pruning in addition.
+    assert gradient_sets(config("mode=chain")) == (8, 3 + 28 + 5)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_gradients_are_counted_for_every_round_but_the_last() -> None:
     [
         ((), 1 + 6 * (1 + 19) + 6 + 2 * 11),
         (("agent=uniform",), 1 + 6 * 2 + 2 * 11),
-        (("predictor=oracle", "search.rounds=1"), 1 + 6 * (1 + 40 * 192) + 6 + 2 * 11),
+        (("predictor=oracle", "search.rounds=1"), 1 + 6 * (1 + 2 + 40 * 192) + 6 + 2 * 11),
     ],
 )
 def test_the_policies_of_a_chain_are_counted(given: tuple[str, ...], count: int) -> None:

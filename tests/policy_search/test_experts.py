@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ppf.agents import Candidates
-from ppf.policy_search.experts import _nearest, improve_along
+from ppf.policy_search.experts import _nearest, improve_along, moved
 from ppf.predictor.protocol import Prediction
 from tests.agents.synthetic import agent, layered, quadratic
 
@@ -23,6 +23,17 @@ class Moving:
         lost = 1 - kept / self.space.units
         mean = 3 + (self.weight * lost.square()).sum(1)
         return Prediction(mean, torch.full_like(mean, 0.01))
+
+
+def test_a_policy_is_moved_by_scaling_what_it_removes() -> None:
+    objective = quadratic(layered(4), ratio=0.2)
+    units = objective.space.units.double()
+    kept = objective.space.dense.clone()
+    kept[1], kept[3] = 0, units[3] // 2
+    scale = 0.2 / objective.space.saved(kept)
+    expected = units - (units - kept) * scale
+    torch.testing.assert_close(moved(objective, kept), expected[None])
+    assert (moved(objective, objective.space.dense) == units).all()
 
 
 def test_experts_are_good_and_alike_along_the_ratio() -> None:

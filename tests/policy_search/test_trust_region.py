@@ -20,7 +20,7 @@ def found(count: int = 3) -> Candidates:
 )
 def test_neighbours_fill_the_room_behind_the_proposals(each: int, room: int, expected: int) -> None:
     objective, proposals = quadratic(), found()
-    proposed = with_neighbours(objective, proposals, each, room, seed=0)
+    proposed = with_neighbours(objective, proposals, objective.baselines(), each, room, seed=0)
     assert len(proposed) == len(proposed.kept.unique(dim=0))
     assert expected - 1 <= len(proposed) <= expected  # an exchange may change nothing
     first = min(room, len(proposals))
@@ -31,9 +31,18 @@ def test_neighbours_fill_the_room_behind_the_proposals(each: int, room: int, exp
 
 def test_neighbours_are_near() -> None:
     objective, proposals = quadratic(), found()
-    near = with_neighbours(objective, proposals, 3, 100, seed=0).kept[len(proposals) :]
+    known = objective.baselines()
+    near = with_neighbours(objective, proposals, known, 3, 100, seed=0).kept[len(proposals) :]
     moved = (near[:, None] != proposals.kept).sum(2).amin(1)
     assert moved.median() <= 4
+
+
+def test_measured_policies_are_no_neighbours() -> None:
+    objective, proposals = quadratic(), found()
+    given = objective, proposals
+    near = with_neighbours(*given, proposals.kept[:0], 3, 100, seed=0).kept[len(proposals) :]
+    again = with_neighbours(*given, near[1:], 3, 100, seed=0).kept[len(proposals) :]
+    assert torch.equal(again, near[:1])
 
 
 def verified(measured: Tensor) -> Verification:
@@ -77,4 +86,7 @@ def test_a_search_ends_if_widening_brings_no_gain() -> None:
     assert wide.radius == 1
     off = verified(torch.tensor([3.6, 3.44, 3.6, 3.55]))  # by more than the tolerance
     assert not wide.update(off, least=3.44)
+    rule = replace(off, measured=off.measured.clone().index_fill_(0, torch.tensor(0), 3.4))
+    rule.mean[0] = 3.4  # the best of all is no proposal, so its exact prediction says nothing
+    assert not wide.update(rule, least=3.44)
     assert wide.update(right, least=3.44)

@@ -140,6 +140,18 @@ def test_between_units_it_is_continuous_and_differentiable(
     assert (free.grad < 0).double().mean() > 0.9  # keeping more lowers the loss
 
 
+def test_a_policy_that_is_better_than_the_dense_model_spoils_nothing(
+    known: SiteFeatures, labels: Labels
+) -> None:
+    better = labels.nll[:20].clone()
+    better[10] = DENSE_NLL - 0.01
+    with_it = Labels(labels.kept[:20], better, ["made up"] * 20)
+    others = torch.arange(len(labels.kept)) != 10
+    usual = fitted(known, first(labels, 20)).predict(labels.kept[others])
+    found = fitted(known, with_it).predict(labels.kept[others])
+    torch.testing.assert_close(found.mean, usual.mean, rtol=0.2, atol=0)
+
+
 def test_infinite_labels_are_left_out(known: SiteFeatures, labels: Labels) -> None:
     spoilt = labels.nll[:20].clone()
     spoilt[10] = torch.inf
