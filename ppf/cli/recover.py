@@ -37,6 +37,11 @@ def _check(cfg: DictConfig) -> None:
     if start and Path(cfg.out).resolve() == Path(start).resolve():
         raise PPFError(f"out={cfg.out} is the folder that is read: give another out=FOLDER.")
     if cfg.search:
+        if cfg.recovery.gradient_checkpointing:
+            raise PPFError(
+                "recovery with search= has no gradient checkpointing: give"
+                " recovery.gradient_checkpointing=false."
+            )
         agent = load_agent(cfg.search, cfg.trust_targets)
         for ratio in cfg.ratios:
             agent.policy(ratio)
@@ -44,6 +49,16 @@ def _check(cfg: DictConfig) -> None:
     record = read_policy(_file(cfg), cfg.trust_targets)
     if cfg.policy:
         refuse_recovered(record, cfg.policy)
+    if record.get("recovered"):
+        raise PPFError(
+            f"path={cfg.path} is recovered already: give the folder that prune.py wrote, and more"
+            " recovery.tokens."
+        )
+    if cfg.recovery.gradient_checkpointing and "blockwise" in cfg.tune:
+        raise PPFError(
+            "tune=blockwise has no gradient checkpointing: give"
+            " recovery.gradient_checkpointing=false."
+        )
 
 
 @command(_check)

@@ -270,7 +270,7 @@ class RecoverySection(Section):
     warmup: Share
     weight_decay: NonNegative
     validate_every: Count
-    patience: Count
+    patience: Count | None
     ema: Annotated[float, Field(ge=0, lt=1)]
     gradient_checkpointing: bool
 

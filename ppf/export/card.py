@@ -44,6 +44,10 @@ $context tokens of each window are context and not scored. In this folder: $kept
 Perplexity is the exponential of the mean negative log-likelihood. The search has used this part of
 the text; `evaluate.py` measures on the test part.""")
 
+_TRAINED_ON = """\
+The training after pruning may have read documents of this part too; then
+the perplexity of the trained weights is too low here."""
+
 _RECOVERED = Template("""\
 ## Recovery training
 The weights in this folder were trained after pruning, on $tokens tokens of the training part of
@@ -109,8 +113,9 @@ def write_card(folder: Path, model: Pruned, policy: Mapping[str, Any], form: For
 
 
 def _measured_on(exported: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
-    kept = _COMPENSATIONS[exported["compensation"]]
-    return _MEASURED.substitute(exported, text=policy["text"], kept=kept)
+    kept = exported["compensation"]
+    told = _MEASURED.substitute(exported, text=policy["text"], kept=_COMPENSATIONS[kept])
+    return f"{told} {_TRAINED_ON}" if kept in ("adapters", "recovered") else told
 
 
 class _Row(NamedTuple):

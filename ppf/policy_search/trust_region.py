@@ -32,7 +32,9 @@ def with_neighbours(
     """
     generator = torch.Generator(objective.device).manual_seed(seed)
     shaken = exchange(objective, found.kept.repeat(each, 1), 1, 1, generator)
-    new = new_policies(shaken, torch.cat([found.kept, known.to(shaken)]))[: max(room - len(found), 0)]
+    new = new_policies(shaken, torch.cat([found.kept, known.to(shaken)]))[
+        : max(room - len(found), 0)
+    ]
     kept = torch.cat([found.kept[:room], new])
     return Candidates(kept, objective.cost(kept))
 

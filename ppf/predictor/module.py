@@ -172,7 +172,9 @@ class PredictorModule(LightningModule):
         relative = (mean - target).abs() / variance.clamp(min=_SMALLEST**2).sqrt()
         self.widening.copy_(interval_factor(relative))
         fold = batch.weights.argmin(1)
-        others = torch.stack([interval_factor(relative[fold != member]) for member in fold.unique()])
+        others = torch.stack(
+            [interval_factor(relative[fold != member]) for member in fold.unique()]
+        )
         return self._in_nats(mean, variance, others[fold.unique(return_inverse=True)[1]])
 
     def training_step(self, batch: Batch) -> Tensor:

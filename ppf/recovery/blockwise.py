@@ -1,5 +1,6 @@
 """Recovery training layer by layer, from the first to the last."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,16 +10,16 @@ from torch.utils.data import TensorDataset
 
 from ppf.evaluation.perplexity import evenly
 from ppf.llm import LanguageModel, LayerCalls
-from ppf.progress import say
+from ppf.progress import Stopwatch, say
 from ppf.ranges import Count, Positive
 from ppf.recovery.curve import Trace
 from ppf.recovery.fit import fit
 from ppf.recovery.module import BlockModule
-from ppf.recovery.settings import Machine, TrainingRun
+from ppf.recovery.settings import TrainingRun
 from ppf.recovery.tuners import Tuner, TuningTask, without_dropout
 
+_STREAMS = "streams"
 Stream = Float[Tensor, "windows window width"]
-_AT_ONCE = 4  # windows
 
 
 class Blockwise(Tuner):
@@ -41,17 +42,18 @@ class Blockwise(Tuner):
         self.layers, self.windows = layers, windows
 
     def tune(self, task: TuningTask, run: TrainingRun) -> Trace:
+        clock = Stopwatch()
         sets = [evenly(task.training, self.windows), task.validation]
-        dense, pruned = (
-            _Layers(lm, sets[0][:1], run.machine) for lm in (task.teacher, task.student)
-        )
-        targets, streams = ([model.enter(ids) for ids in sets] for model in (dense, pruned))
+        dense, pruned = (_Layers(lm, sets[0][:1], run) for lm in (task.teacher, task.student))
+        with clock(_STREAMS):
+            targets, streams = ([model.enter(ids) for ids in sets] for model in (dense, pruned))
         without_dropout(task.student.model)
         count, tokens, seconds = len(pruned.layers), 0, 0.0
         for first in range(0, count, self.layers):
             part = slice(first, min(first + self.layers, count))
             say(f"Recovering layers {part.start} to {part.stop - 1} of {count}.")
-            targets = [dense.run(stream, part) for stream in targets]
+            with clock(_STREAMS):
+                dense.run(targets, part)
             module = BlockModule(
                 pruned.layers[part], pruned.keywords[part], run.optimization(self.lr)
             )
@@ -60,9 +62,10 @@ class Blockwise(Tuner):
             fitted = fit(module, training, validation, run.part(f"layer-{first}"))
             tokens, seconds = max(tokens, fitted.tokens), seconds + fitted.seconds
             module.requires_grad_(False)
-            streams = [pruned.run(stream, part) for stream in streams]
+            with clock(_STREAMS):
+                pruned.run(streams, part)
         task.student.model.eval()
-        return Trace(tokens, seconds, [])
+        return Trace(tokens, seconds + clock.seconds[_STREAMS], [])
 
 
 class _Layers:
@@ -70,28 +73,27 @@ class _Layers:
 
     Args:
         example: one window.
+        run: gives the number format and the number of windows that are run at a time.
     """
 
     def __init__(
-        self, lm: LanguageModel, example: Int[Tensor, "1 window"], machine: Machine
+        self, lm: LanguageModel, example: Int[Tensor, "1 window"], run: TrainingRun
     ) -> None:
-        self.lm, self.machine = lm, machine
+        self.lm, self.machine, self.at_once = lm, run.machine, run.settings.micro_batch
         self.layers = list(lm.adapter.layers(lm.model))
         self.keywords = LayerCalls.record(lm, example.to(lm.device)).keywords
 
     def enter(self, ids: Int[Tensor, "windows window"]) -> Stream:
         """The stream before the first layer."""
-        batches = ids.to(self.lm.device).split(_AT_ONCE)
+        batches = ids.to(self.lm.device).split(self.at_once)
         return torch.cat([LayerCalls.record(self.lm, batch).inputs for batch in batches])
 
-    @torch.no_grad()
-    def run(self, stream: Stream, part: slice) -> Stream:
-        """The stream after some layers, from the stream before them."""
+    def run(self, streams: Sequence[Stream], part: slice) -> None:
+        """Replaces each stream before some layers by the stream after them."""
         layers = list(zip(self.layers[part], self.keywords[part], strict=True))
-        behind = []
-        with self.machine.autocast(self.lm.model):
-            for states in stream.split(_AT_ONCE):
+        with torch.no_grad(), self.machine.autocast(self.lm.model):
+            for before in (some for stream in streams for some in stream.split(self.at_once)):
+                states = before
                 for layer, keywords in layers:
                     states = layer(states, **keywords)
-                behind.append(states)
-        return torch.cat(behind)
+                before.copy_(states)

@@ -13,7 +13,8 @@ class Point(NamedTuple):
     Args:
         tokens: read so far.
         value: of the metric that the training monitors.
-        seconds: of training so far, without those that a kill has lost.
+        seconds: of training so far; time that a killed run spent after its last checkpoint is not
+            counted.
     """
 
     tokens: int
@@ -25,7 +26,7 @@ class Trace(NamedTuple):
     """Length and loss curve of a training.
 
     Args:
-        tokens: that the exported weights were trained on.
+        tokens: that were read. The exported weights may be those of an earlier validation.
         seconds: of training, over all its runs.
         curve: mean negative log-likelihood on the validation part, nats per token; empty for
             losses of single layers.
@@ -37,9 +38,9 @@ class Trace(NamedTuple):
 
     def then(self, later: "Trace") -> "Trace":
         """This training followed by another one that continued with its weights."""
-        curve = [p._replace(tokens=self.tokens + p.tokens) for p in later.curve]
-        seconds = self.seconds + later.seconds
-        return Trace(self.tokens + later.tokens, seconds, [*self.curve, *curve])
+        tokens, seconds = self.tokens, self.seconds
+        curve = [Point(tokens + p.tokens, p.value, seconds + p.seconds) for p in later.curve]
+        return Trace(tokens + later.tokens, seconds + later.seconds, [*self.curve, *curve])
 
 
 def read_curve(file: Path) -> list[Point]:

@@ -21,8 +21,8 @@ _VALIDATED = 3  # ratios
 class ElasticModule(TunedModule):
     """Trains one set of adapters under the sandwich rule.
 
-    Each step trains the lowest ratio, the highest, and some random ones between them. The teacher
-    of all is the dense model, which is the same model at ratio 0.
+    Each step trains the highest ratio, and some random ones. The teacher of all is the lowest end
+    of the sandwich: the dense model, which is the same model at ratio 0 without adapters.
 
     Args:
         adapters: attached to the pruner's model.
@@ -30,7 +30,7 @@ class ElasticModule(TunedModule):
         policy: gives the policy for a ratio.
         losses: by name; their weighted sum is minimised, as a mean over the ratios.
         ratios: lowest and highest.
-        draws: random ratios in a step.
+        draws: random ratios in a step, one from each of as many equal parts of the interval.
         seed: of the random ratios.
         optimization: as for `TunedModule`.
 
@@ -74,9 +74,9 @@ class ElasticModule(TunedModule):
     def drawn(self, step: int) -> list[float]:
         """The ratios of a step; they depend on the seed and the step only."""
         low, high = self.ratios
-        generator = numbered(self.seed, step)
-        random = low + (high - low) * torch.rand(self.draws, generator=generator)
-        return [low, *random.tolist(), high]
+        drawn = torch.rand(self.draws, generator=numbered(self.seed, step))
+        shares = (torch.arange(self.draws) + drawn) / max(self.draws, 1)
+        return [*(low + (high - low) * shares).tolist(), high]
 
     def _forward(self, ratio: float, ids: Int[Tensor, "windows window"]) -> Forward:
         self._set_ratio(ratio)

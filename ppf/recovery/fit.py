@@ -2,7 +2,6 @@
 
 import time
 from contextlib import nullcontext
-from math import ceil
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from lightning.pytorch.callbacks import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppf.artefacts import locked
-from ppf.errors import PPFError
 from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.computing import reusing_memory
 from ppf.recovery.curve import Point, Trace, add_point, read_curve
@@ -36,14 +34,13 @@ def fit(
     trains and the others wait for its result.
 
     Raises:
-        PPFError: the loss is not finite, or the batch cannot be shared among the processes.
+        PPFError: the loss is not finite.
         torch.OutOfMemoryError: the micro-batch is too large.
     """
     finished = run.folder / "finished.ckpt"
-    ranks = run.machine.ranks
+    ranks, device = run.machine.ranks, next(module.parameters()).device
     with locked(finished) if ranks.is_global_zero else nullcontext():
-        ranks.broadcast(None)  # the lock is held
-        if not finished.is_file():
+        if not ranks.broadcast(finished.is_file()):
             _train(module, _loaders(training, validation, run), run)
             if ranks.is_global_zero:
                 (run.folder / "best.ckpt").rename(finished)
@@ -51,15 +48,16 @@ def fit(
         ranks.broadcast(None)  # the weights are stored
     stored = torch.load(finished, map_location="cpu", weights_only=True)
     module.load_state_dict(stored["state_dict"])
+    module.to(device)  # the Trainer leaves it on the CPU
     curve = read_curve(run.folder / _CURVE)
-    shown = curve if module.monitor == NLL else []
-    return Trace(stored["global_step"] * run.step, curve[-1].seconds if curve else 0.0, shown)
+    return Trace(curve[-1].tokens, curve[-1].seconds, curve if module.monitor == NLL else [])
 
 
 def _train(module: TunedModule, loaders: tuple[DataLoader, DataLoader], run: TrainingRun) -> None:
     last = run.folder / _LAST
+    resumed = last if run.machine.ranks.broadcast(last.is_file()) else None
     with quiet_trainer(), reusing_memory():
-        _trainer(module, run).fit(module, *loaders, ckpt_path=last if last.is_file() else None)
+        _trainer(module, run).fit(module, *loaders, ckpt_path=resumed)
 
 
 def _loaders(
@@ -81,13 +79,6 @@ def _loaders(
 def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
     settings, machine = run.settings, run.machine
     at_once = settings.micro_batch * machine.ranks.world_size
-    if settings.batch % at_once:
-        nearest = at_once * ceil(settings.batch / at_once)
-        raise PPFError(
-            f"recovery.batch={settings.batch} is not a multiple of {at_once}, which is"
-            " recovery.micro_batch times the number of processes: give"
-            f" recovery.batch={nearest}."
-        )
     own: dict[str, Any] = {
         "plugins": _Running() if machine.ranks.world_size > 1 else LightningEnvironment(),
         "max_epochs": settings.epochs(run.window),
@@ -109,20 +100,26 @@ def _callbacks(monitor: str, run: TrainingRun) -> list[Callback]:
     settings, folder = run.settings, run.folder
     # Lightning leaves averages out of checkpoints without optimizer states.
     lean = not settings.ema
-    best = ModelCheckpoint(
-        folder, "best", monitor, save_weights_only=lean, enable_version_counter=False
-    )
+    best = _Best(folder, "best", monitor, save_weights_only=lean, enable_version_counter=False)
     last = ModelCheckpoint(
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
     )
     average = [EMAWeightAveraging(use_buffers=False, decay=settings.ema)] if settings.ema else []
     bar = [training_bar()] if _bar() else []
-    stop = EarlyStopping(monitor, patience=settings.patience)
-    return [*average, *bar, _Progress(monitor, run), stop, best, last]
+    patience = settings.patience
+    stop = [] if patience is None else [EarlyStopping(monitor, patience=patience)]
+    return [*average, *bar, _Progress(monitor, run), *stop, best, last]
 
 
 def _bar() -> bool:
     return console.is_terminal and not console.quiet
+
+
+class _Best(ModelCheckpoint):
+    """Remembers the best score also if the folder was moved before a run was resumed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"dirpath": self.dirpath})
 
 
 class _Progress(Callback):

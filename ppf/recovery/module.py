@@ -93,10 +93,6 @@ class RecoveryModule(TunedModule):
         self.student, self.losses = student, dict(losses)
         self.teacher = Unseen(teacher.eval().requires_grad_(False))
 
-    def on_fit_start(self) -> None:
-        if need_teacher(self.losses):
-            self.teacher.value.to(self.device)
-
     def training_step(self, batch: Sequence[Tensor], _: int) -> Float[Tensor, ""]:
         """The weighted sum of the losses.
 

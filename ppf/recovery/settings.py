@@ -23,7 +23,7 @@ class RecoverySettings:
     warmup: float
     weight_decay: float
     validate_every: int
-    patience: int
+    patience: int | None
     ema: float
     gradient_checkpointing: bool
 
@@ -42,7 +42,7 @@ class RecoverySettings:
         return replace(self, micro_batch=next(fits, 1))
 
     def _steps(self, window: int) -> int:
-        return ceil(self.tokens / (self.batch * window))
+        return max(ceil(self.tokens / (self.batch * window)), 1)
 
 
 def computed_in(precision: str) -> torch.dtype:

@@ -62,7 +62,7 @@ class Tuner(ABC):
         """Trains `task.student` in place.
 
         Raises:
-            PPFError: the loss is not finite, or the batch cannot be shared among the processes.
+            PPFError: the loss is not finite.
             torch.OutOfMemoryError: the micro-batch is too large.
         """
 

@@ -80,4 +80,6 @@ def chain(
         torch.tensor(std),
         dict(provenance),
     )
-    return with_curve(inputs, agent, ratios, labels, Learning(history, latest.trained, False), clock)
+    return with_curve(
+        inputs, agent, ratios, labels, Learning(history, latest.trained, False), clock
+    )

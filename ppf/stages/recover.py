@@ -1,5 +1,6 @@
 """recover: trains a pruned model, by default by distillation from the dense model."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, reduce
@@ -53,6 +54,8 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     """
     start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric)
     record = read_policy(start / "policy.json", cfg.trust_targets)
+    if cfg.policy:  # the folder may have been made when its files had other paths
+        record["config"] = read_policy(cfg.policy, cfg.trust_targets)["config"]
     refuse_types(record, "recovery training")
     work = _Recovery(cfg, fabric, start, record)
     before = work.scores(work.teacher), work.scores(work.student)
@@ -113,7 +116,7 @@ class _Recovery:
         self.machine = machine_of(cfg, fabric)
         self.config = config = checked_config(record, cfg)
         self.student = self._load()
-        self.training, self.validation = windows_of(cfg, self.student)
+        self.training, self.validation = windows_of(cfg, self.student, fabric.world_size)
         self.test = test_windows(cfg, self.student)
         config.model.dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
         self.teacher = load(config.model, cfg.paths.cache, device=fabric.device)
@@ -124,10 +127,15 @@ class _Recovery:
         return LanguageModel(model, tokenizer, adapter_for(model.config))
 
     def scores(self, lm: LanguageModel) -> list[float]:
-        """Mean negative log-likelihoods on validation and, if requested, test; nats per token."""
+        """Mean negative log-likelihoods on validation and, if requested, test; nats per token.
+
+        All models are measured in the number format of the computation.
+        """
         parts, batch = [self.validation, *self.test], self.cfg.recovery.micro_batch
-        with self.machine.autocast(lm.model):
-            return [mean_nll(lm.model, part, batch=batch) for part in parts]
+        model: Any = lm.model
+        if model.dtype != self.teacher.dtype:
+            model = copy.deepcopy(model).to(self.teacher.dtype)
+        return [mean_nll(model, part, batch=batch) for part in parts]
 
     def run(self) -> Trace:
         """Trains the student."""
@@ -150,10 +158,11 @@ class _Recovery:
         chain = [(n, tuners[n]) for n in names[: names.index(name) + 1]]
         run = run_of(cfg, self.machine, settings, self._weights, chain)
         windows = self.training, self.validation
-        task = TuningTask(self.student, self.teacher, losses, *windows, self._likeliest(losses))
+        likeliest = self._likeliest(losses, settings.micro_batch)
+        task = TuningTask(self.student, self.teacher, losses, *windows, likeliest)
         return tuner.tune(task, run)
 
-    def _likeliest(self, losses: Mapping[str, RecoveryLoss]) -> Likeliest | None:
+    def _likeliest(self, losses: Mapping[str, RecoveryLoss], batch: int) -> Likeliest | None:
         """The dense model's likeliest tokens, if the losses need nothing else of it."""
         if not (count := likeliest_needed(losses)):
             return None
@@ -163,7 +172,6 @@ class _Recovery:
 
         def make(file: Path) -> None:
             say(f"Storing the dense model's {count} likeliest tokens at every position.")
-            batch = self.cfg.recovery.micro_batch
             write_likeliest(file, self.teacher.model, self.training, count, batch)
 
         file = Path(self.cfg.paths.artefacts) / "likeliest" / f"{name}.safetensors"

@@ -47,7 +47,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     agent = load_agent(cfg.search, cfg.trust_targets)
     context = resident(in_float32(cfg), fabric, agent.record, adapted=False)
     lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
-    training, validation = windows_of(cfg, lm)
+    training, validation = windows_of(cfg, lm, fabric.world_size)
     parts = [validation, *test_windows(cfg, lm)]
 
     def measure(kept: list[int]) -> list[float]:

@@ -64,6 +64,7 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
     file.write_text(json.dumps(examples.policy() | {"recovered": made | how | scores}))
     checks = [
         ("recover", [f"path={tmp_path}", f"out={tmp_path}/../{tmp_path.name}"], "that is read"),
+        ("recover", [f"path={tmp_path}"], "recovered already: give the folder that prune.py wrote"),
         ("recover", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
         ("evaluate", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
         ("prune", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),

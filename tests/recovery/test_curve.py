@@ -16,4 +16,4 @@ def test_a_later_training_goes_on_where_the_first_ended() -> None:
     first = Trace(100, 2.0, [Point(100, 4.0, 2.0)])
     both = first.then(Trace(50, 3.0, [Point(50, 3.5, 3.0)]))
     assert (both.tokens, both.seconds) == (150, 5.0)
-    assert [(p.tokens, p.value) for p in both.curve] == [(100, 4.0), (150, 3.5)]
+    assert both.curve == [Point(100, 4.0, 2.0), Point(150, 3.5, 5.0)]
