@@ -1,6 +1,5 @@
 """Recovery training layer by layer, from the first to the last."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -53,7 +52,8 @@ class Blockwise(Tuner):
             part = slice(first, min(first + self.layers, count))
             say(f"Recovering layers {part.start} to {part.stop - 1} of {count}.")
             with clock(_STREAMS):
-                dense.run(targets, part)
+                for target in targets:
+                    dense.run(target, part)
             module = BlockModule(
                 pruned.layers[part], pruned.keywords[part], run.optimization(self.lr)
             )
@@ -63,7 +63,8 @@ class Blockwise(Tuner):
             tokens, seconds = max(tokens, fitted.tokens), seconds + fitted.seconds
             module.requires_grad_(False)
             with clock(_STREAMS):
-                pruned.run(streams, part)
+                for stream in streams:
+                    pruned.run(stream, part)
         task.student.model.eval()
         return Trace(tokens, seconds + clock.seconds[_STREAMS], [])
 
@@ -88,11 +89,11 @@ class _Layers:
         batches = ids.to(self.lm.device).split(self.at_once)
         return torch.cat([LayerCalls.record(self.lm, batch).inputs for batch in batches])
 
-    def run(self, streams: Sequence[Stream], part: slice) -> None:
-        """Replaces each stream before some layers by the stream after them."""
+    def run(self, stream: Stream, part: slice) -> None:
+        """Replaces the stream before some layers by the stream after them."""
         layers = list(zip(self.layers[part], self.keywords[part], strict=True))
         with torch.no_grad(), self.machine.autocast(self.lm.model):
-            for before in (some for stream in streams for some in stream.split(self.at_once)):
+            for before in stream.split(self.at_once):
                 states = before
                 for layer, keywords in layers:
                     states = layer(states, **keywords)

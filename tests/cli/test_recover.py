@@ -62,6 +62,7 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
     made = {"tune": ["full"], "loss": ["kl"], "tokens": 1024, "minutes": 0.5, "text": "faq"}
     how = {"windows": 4, "window": 512, "precision": "32-true", "seed": 0, "won_back": None}
     file.write_text(json.dumps(examples.policy() | {"recovered": made | how | scores}))
+    (tmp_path / "config.json").write_text("{}")
     checks = [
         ("recover", [f"path={tmp_path}", f"out={tmp_path}/../{tmp_path.name}"], "that is read"),
         ("recover", [f"path={tmp_path}"], "recovered already: give the folder that prune.py wrote"),
