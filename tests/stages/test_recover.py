@@ -123,6 +123,14 @@ def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     assert changed == expected.get(tune, weights(start).keys())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("tune", ["full", "lora", "blockwise"])
+def test_a_gpu_trains_and_measures(config: Any, tune: str) -> None:
+    cfg = config(f"tune={tune}", "fabric.accelerator=gpu", "trainer.precision=bf16-mixed")
+    (score,) = recover(cfg, Fabric(accelerator="gpu", devices=1)).scores
+    assert score.recovered != score.pruned
+
+
 def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path) -> None:
     cfg = config("tune=norms_and_biases", "recovery.tokens=256")
     expected = recovered(cfg)

@@ -60,6 +60,13 @@ def test_16_bit_training_wins_nats_back(config: Any) -> None:
     assert all((score.won_back or 0) > 0.02 for score in scores)
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_and_measures(config: Any) -> None:
+    cfg = config("fabric.accelerator=gpu", "trainer.precision=bf16-mixed")
+    scores = recover_dynamic(cfg, Fabric(accelerator="gpu", devices=1)).scores
+    assert all(score.recovered != score.pruned for score in scores)
+
+
 def test_one_set_of_adapters_serves_every_ratio_and_leaves_the_dense_model(
     config: Any, searched: Path
 ) -> None:
