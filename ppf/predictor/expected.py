@@ -97,7 +97,9 @@ class ExpectedLoss:
         )
         self.process = _Process(kernel, self.noise, self.deviation)
         known = labels.nll.isfinite() & (labels.kept != space.units).any(1)
-        excess = (labels.nll - self.dense_nll).clamp(min=_LEAST).double()
+        # By chance, a measured excess may be negative.
+        least = (self.sums(labels.kept)[0] - _FURTHEST).exp()
+        excess = torch.maximum((labels.nll - self.dense_nll).double(), least)
         self._differentiate(labels, excess, known & labels.proposed, inputs)
         mean, x = self.sums(labels.kept[known])
         self.process.condition(x, excess[known].log() - mean, self.steps)
@@ -200,7 +202,7 @@ class SiteSums(torch.nn.Module):
         logs = self._logs(parts) - self.origin
         mean = self.level + (1 - self.weight) * logs.mean(1)
         if self.changes is not None:
-            change = at_widths(self.changes, kept).sum(1).clamp(max=_FARTHEST)
+            change = at_widths(self.changes, kept).sum(1).clamp(max=_LONGEST)
             mean = mean + self.weight * change
             logs = torch.cat([logs, change[:, None]], 1)
         shares = parts / parts.sum(-1, keepdim=True).clamp(min=_SMALLEST)
@@ -277,6 +279,6 @@ class _ConstantNoise(Noise):
 
 
 _SMALLEST = 1e-9  # sum or variance; keeps logarithms and roots finite
-_LEAST = 1e-3  # excess of a measured policy; lower ones, also negative, differ by noise only
+_FURTHEST = 2.0  # how far a measured excess may lie below the label-free one; logarithms
 _LARGEST = 5.0  # logarithm of the excess
-_FARTHEST = 1.5  # logarithm of a change; the estimates mean little beyond
+_LONGEST = 1.5  # logarithm of a change; the estimates mean little beyond
