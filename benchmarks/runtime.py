@@ -9,8 +9,8 @@ search's agent:
     python benchmarks/runtime.py search=FOLDER [HYDRA OVERRIDES, as in conf/runtime.yaml]
     OMP_NUM_THREADS=1 python benchmarks/runtime.py    # on one core
 
-The model has no level bank, so it uses bias compensation (bank.max_gib=0). Adapters of a recovery
-need the compensation that they were trained with: add bank.max_gib=8 for them.
+With bank.max_gib=0, which this script sets, the model uses bias compensation. Adapters of a
+recovery need the compensation that they were trained with: add bank.max_gib=8 for them.
 
 With llama_cpp=FOLDER, llama.cpp decodes the same models too, exported as GGUF. It is installed in
 FOLDER if it is missing.

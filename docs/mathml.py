@@ -11,7 +11,10 @@ _FORMULA = re.compile(r'class="arithmatex">\\([(\[])(.*?)\\[)\]]<', re.DOTALL)
 
 def on_page_content(content: str, **_: Any) -> str:
     """Replaces the TeX of a page."""
-    return _FORMULA.sub(_converted, content)
+    converted = _FORMULA.sub(_converted, content)
+    if 'class="arithmatex">\\' in converted:
+        raise ValueError("a formula was not recognised")
+    return converted
 
 
 def _converted(found: re.Match[str]) -> str:

@@ -68,7 +68,8 @@ def explain_run(error: BaseException) -> str | None:
     if out_of_memory(error):
         return (
             "the memory does not suffice: give a smaller labels.batch (evaluate.py: batch;"
-            " recover.py: recovery.micro_batch), a shorter text.window, or a smaller model."
+            " recover.py: recovery.micro_batch, and tune.blockwise.windows), a shorter"
+            " text.window, or a smaller model."
         )
     return disk_failure(error)
 

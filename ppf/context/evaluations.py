@@ -30,7 +30,9 @@ def evaluations(cfg: DictConfig) -> int:
         rule = _is_rule(cfg)
         each = 1 if rule else evaluations_of_agent(cfg) or _proposals(cfg)
         rules = 0 if rule else len(set(cfg.rules) - {"uniform"})  # the first search measures them
-        return before + cfg.dynamic.knots * (1 + each) + rules + 2 * len(cfg.ratios)
+        moved = cfg.dynamic.knots - 1  # starts of later searches, which only an oracle measures
+        more = moved if evaluations_of_agent(cfg) else 0
+        return before + cfg.dynamic.knots * (1 + each) + rules + more + 2 * len(cfg.ratios)
     if _is_rule(cfg):
         return before + 2  # its policy and uniform pruning
     # Proposals of an agent that measures policies are among these.
@@ -69,7 +71,7 @@ def gradient_sets(cfg: DictConfig) -> tuple[int, int]:
         return predictor.windows, 0
     renewal, policies = predictor.renewal, _of_round(cfg)
     each = math.ceil(policies / renewal)
-    first = 1 + (len(cfg.rules) - 1 + policies) // renewal  # the best one may precede all others
+    first = 1 + (len(cfg.rules) - 1 + policies) // renewal  # at worst the first row is the best
     # Each later search of a chain measures uniform pruning too.
     return predictor.windows, first + (fits - 1) * each + searches - 1
 

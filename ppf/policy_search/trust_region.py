@@ -47,7 +47,7 @@ class TrustRegion:
     intervals. Predictions without an interval (standard deviation 0) count as inside.
 
     Args:
-        radius: largest relative deviation of a site from its uniform share.
+        radius: largest relative deviation of a site from its uniform share; 1: the whole space.
         widen: factor on the radius.
         agreement: share of a round's measurements that must lie inside their 90 % intervals for
             widening.
@@ -72,13 +72,14 @@ class TrustRegion:
             least: log-perplexity of the best policy of all rounds, nats per token.
         """
         error = (last.mean - last.measured).abs()
-        held = ((error <= NOMINAL * last.std) | (last.std == 0))[last.proposed].float().mean()
+        proposed = last.proposed.to(error.device)
+        held = ((error <= NOMINAL * last.std) | (last.std == 0))[proposed].float().mean()
         if held < self.agreement:
             return False
         stuck = self.radius >= 1 or self.settled - least < self.gain
-        best = last.measured.nan_to_num(torch.inf).masked_fill(~last.proposed, torch.inf).argmin()
+        best = last.measured.nan_to_num(torch.inf).masked_fill(~proposed, torch.inf).argmin()
         if stuck and error[best] <= self.tolerance:
-            say("The best policy was predicted well; a wider region has no use: the search ends.")
+            say("The best proposal was predicted well; a wider region has no use: the search ends.")
             return True
         self.settled = least
         self.grow()
@@ -89,7 +90,9 @@ class TrustRegion:
         if self.radius >= 1:
             return
         self.radius = min(self.widen * self.radius, 1.0)
-        say(
-            "The predictions are accurate: sites may now deviate by"
-            f" {self.radius:.0%} from their uniform share."
+        reach = (
+            "the search now covers the whole space"
+            if self.radius == 1
+            else f"sites may now deviate by {self.radius:.0%} from their uniform share"
         )
+        say(f"The predictions are accurate: {reach}.")

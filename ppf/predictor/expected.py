@@ -45,6 +45,7 @@ class ExpectedLoss:
         excess(k) = excess(k*) exp(weight Σ_s D_s(k_s) / excess(k*)) (S(k) / S(k*))^(1 - weight)
 
     A Gaussian process on the residuals of the excess's logarithm learns from each measured policy.
+    There, an excess counts as at least exp(-2), a seventh, of the sums' geometric mean.
 
     Args:
         factor: on the sums' geometric mean, before any policy is measured.
@@ -97,7 +98,7 @@ class ExpectedLoss:
         )
         self.process = _Process(kernel, self.noise, self.deviation)
         known = labels.nll.isfinite() & (labels.kept != space.units).any(1)
-        # By chance, a measured excess may be negative.
+        # The logarithm of an excess that is by chance tiny or negative would dominate the fit.
         least = (self.sums(labels.kept)[0] - _FURTHEST).exp()
         excess = torch.maximum((labels.nll - self.dense_nll).double(), least)
         self._differentiate(labels, excess, known & labels.proposed, inputs)
@@ -115,7 +116,7 @@ class ExpectedLoss:
         """Makes predictions relative to the best proposal, if there is one."""
         if inputs.changes is None or not self.windows or not proposed.any():
             return
-        best = int(excess.masked_fill(~proposed, torch.inf).argmin())
+        best = int(labels.nll.masked_fill(~proposed, torch.inf).argmin())
         times = 1 + int(proposed[best + 1 :].sum()) // self.renewal
         changes = inputs.changes(labels.kept[best].tolist(), self.windows, times, self.cap)
         self.sums.start_from(labels.kept[best], float(excess[best]), changes, self.weight)

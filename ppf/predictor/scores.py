@@ -74,7 +74,7 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
 def with_intervals(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str, float]:
     """The scores, and the ends of their 90 % bootstrap intervals as "name_low" and "name_high".
 
-    Families are resampled, because policies that share layers have similar errors.
+    Groups are resampled, because policies that share layers have similar errors.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13.
     """

@@ -75,7 +75,7 @@ class ElasticModule(TunedModule):
         """The ratios of a step; they depend on the seed and the step only."""
         low, high = self.ratios
         drawn = torch.rand(self.draws, generator=numbered(self.seed, step))
-        shares = (torch.arange(self.draws) + drawn) / max(self.draws, 1)
+        shares = (torch.arange(self.draws) + drawn) / self.draws
         return [*(low + (high - low) * shares).tolist(), high]
 
     def _forward(self, ratio: float, ids: Int[Tensor, "windows window"]) -> Forward:

@@ -11,6 +11,7 @@ import torch
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
+from torch import nn
 
 from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
 from ppf.context.policy import checked_config, read_policy, refuse_types
@@ -30,6 +31,7 @@ from ppf.recovery.tuners import TuningTask
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.prune import compensated
 from ppf.stages.recovery_inputs import (
+    check_batch,
     in_float32,
     loss_names,
     losses_of,
@@ -52,6 +54,7 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     Raises:
         PPFError: the policy, folder or text cannot be used, or the loss is not finite.
     """
+    check_batch(cfg, fabric)
     start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric)
     record = read_policy(start / "policy.json", cfg.trust_targets)
     if cfg.policy:  # the folder may have been made when its files had other paths
@@ -116,7 +119,7 @@ class _Recovery:
         self.machine = machine_of(cfg, fabric)
         self.config = config = checked_config(record, cfg)
         self.student = self._load()
-        self.training, self.validation = windows_of(cfg, self.student, fabric.world_size)
+        self.training, self.validation = windows_of(cfg, self.student)
         self.test = test_windows(cfg, self.student)
         config.model.dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
         self.teacher = load(config.model, cfg.paths.cache, device=fabric.device)
@@ -132,9 +135,10 @@ class _Recovery:
         All models are measured in the number format of the computation.
         """
         parts, batch = [self.validation, *self.test], self.cfg.recovery.micro_batch
-        model: Any = lm.model
-        if model.dtype != self.teacher.dtype:
-            model = copy.deepcopy(model).to(self.teacher.dtype)
+        # Only parameters are rounded: rotary frequencies are buffers and stay in float32.
+        dtype = self.teacher.dtype
+        rounded = {id(p): nn.Parameter(p.to(dtype), False) for p in lm.model.parameters()}
+        model = copy.deepcopy(lm.model, rounded)
         return [mean_nll(model, part, batch=batch) for part in parts]
 
     def run(self) -> Trace:

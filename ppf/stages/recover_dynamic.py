@@ -25,6 +25,7 @@ from ppf.recovery.fit import fit
 from ppf.recovery.settings import RecoverySettings
 from ppf.report.scores import Recovered, RecoveryScore
 from ppf.stages.recovery_inputs import (
+    check_batch,
     in_float32,
     losses_of,
     machine_of,
@@ -44,10 +45,11 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     Raises:
         PPFError: there is no dynamic search, or its model or the text cannot be used.
     """
+    check_batch(cfg, fabric)
     agent = load_agent(cfg.search, cfg.trust_targets)
     context = resident(in_float32(cfg), fabric, agent.record, adapted=False)
     lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
-    training, validation = windows_of(cfg, lm, fabric.world_size)
+    training, validation = windows_of(cfg, lm)
     parts = [validation, *test_windows(cfg, lm)]
 
     def measure(kept: list[int]) -> list[float]:
@@ -63,7 +65,9 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     untrained = copy.deepcopy(adapters.state_dict())
 
     def train(settings: RecoverySettings) -> Trace:
-        adapters.load_state_dict(untrained)  # after an attempt that took too much memory
+        adapters.to(lm.device).load_state_dict(
+            untrained
+        )  # after an attempt that took too much memory
         determined = (context.signatures.labels, origin(context), agent.record["ratios"])
         experts = agent.widths.tolist()
         run = run_of(cfg, machine, settings, "elastic", determined, experts, plain(elastic))

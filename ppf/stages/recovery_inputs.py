@@ -63,29 +63,30 @@ def loss_names(cfg: DictConfig) -> list[str]:
     return list(map(str, cfg.loss)) if read else []
 
 
-def windows_of(
-    cfg: DictConfig, lm: LanguageModel, processes: int
-) -> list[Int[Tensor, "windows window"]]:
-    """The windows of the parts training and validation.
-
-    Raises:
-        PPFError: the text is too short, the windows are too long for the model, or the batch cannot
-            be shared among the processes.
-    """
-    batch, at_once = cfg.recovery.batch, cfg.recovery.micro_batch * processes
+def check_batch(cfg: DictConfig, fabric: Fabric) -> None:
+    """Raises PPFError if the batch cannot be shared among the processes."""
+    batch, at_once = cfg.recovery.batch, cfg.recovery.micro_batch * fabric.world_size
     if batch % at_once:
         raise PPFError(
             f"recovery.batch={batch} is not a multiple of {at_once}, which is recovery.micro_batch"
             " times the number of processes: give"
             f" recovery.batch={at_once * math.ceil(batch / at_once)}."
         )
+
+
+def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
+    """The windows of the parts training and validation.
+
+    Raises:
+        PPFError: the text is too short, or the windows are too long for the model.
+    """
     check_window(cfg.text.window, lm.model.config)
     text = build_text(training_text(cfg.text), cfg.paths.cache)
     windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
-    if len(windows[0]) < batch:
+    if len(windows[0]) < cfg.recovery.batch:
         raise PPFError(
             f"the training part of text={text_name(cfg.text)} has {len(windows[0])} windows,"
-            f" fewer than recovery.batch={batch}: lower it, or give a longer text."
+            f" fewer than recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
         )
     return windows
 

@@ -76,8 +76,8 @@ def search(
     `search.label_budget` policies are measured in all, not counting uniform pruning and the rules;
     `search.top_k` of them are reserved for the last round.
     Intervals are calibrated on the proposals of earlier rounds. The trust region is widened after a
-    round with enough measurements inside their intervals. The search ends if, in addition, the best
-    policy was predicted well and the last widening brought no better one.
+    round with enough measurements inside their intervals. The search ends if, in addition, the
+    round's best proposal was predicted well and the last widening brought no better one.
     An allocation rule has one round, in which only its policy and uniform pruning are measured.
 
     Args:

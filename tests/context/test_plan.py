@@ -161,7 +161,7 @@ def test_gradients_are_counted_for_every_round_but_the_last() -> None:
     [
         ((), 1 + 6 * (1 + 19) + 6 + 2 * 11),
         (("agent=uniform",), 1 + 6 * 2 + 2 * 11),
-        (("predictor=oracle", "search.rounds=1"), 1 + 6 * (1 + 2 + 40 * 192) + 6 + 2 * 11),
+        (("predictor=oracle", "search.rounds=1"), 1 + 6 * (1 + 2 + 40 * 192) + 5 + 6 + 2 * 11),
     ],
 )
 def test_the_policies_of_a_chain_are_counted(given: tuple[str, ...], count: int) -> None:

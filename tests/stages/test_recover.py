@@ -24,8 +24,10 @@ from ppf.cli.prune import main as command
 from ppf.conf import read_option
 from ppf.context.policy import read_policy
 from ppf.errors import PPFError
+from ppf.evaluation.perplexity import mean_nll
 from ppf.export.loading import load_folder
 from ppf.llm import load
+from ppf.llm.text import build_text, training_text
 from ppf.recovery import fit, token_losses
 from ppf.recovery.likeliest import read_likeliest
 from ppf.recovery.losses import KL, distance
@@ -189,6 +191,14 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     assert changed == {k for k in whole if "layers" in k}
     assert json.loads((out / "policy.json").read_text())["recovered"]["loss"] == []
     assert "(tune=blockwise, " in (out / "README.md").read_text()
+
+
+def test_rotary_frequencies_are_not_rounded(config: Any, start: Path) -> None:
+    cfg = config("trainer.precision=bf16-mixed", "recovery.tokens=32")
+    model, tokenizer = load_folder(start, torch.bfloat16, trust_remote_code=False)
+    text = build_text(training_text(cfg.text), cfg.paths.cache)
+    expected = mean_nll(model.eval(), text.tokens("validation", tokenizer), batch=2)
+    assert run(cfg).pruned == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_policy_is_pruned_once_and_then_recovered(
