@@ -88,7 +88,7 @@ def _line(score: RecoveryScore, part: str) -> str:
 def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
     """Rows for the table of a sweep, on the test part if it was measured; nats per token."""
     same = {
-        "policy": _policy(cfg),
+        "method": _method(cfg),
         "tune": "adapters" if cfg.search else "+".join(cfg.tune),
         "mode": "dynamic" if cfg.search else "static",
         "tokens": found.tokens,
@@ -106,7 +106,7 @@ def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
     ]
 
 
-def _policy(cfg: DictConfig) -> str:
+def _method(cfg: DictConfig) -> str:
     """Where the policy is from: "uniform" pruning or "PPF"."""
     if cfg.search:
         return "PPF"
