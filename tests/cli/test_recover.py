@@ -47,6 +47,20 @@ def test_two_processes_train_as_one_does(cache: str, tmp_path: Path) -> None:
     assert not torch.equal(start["model.norm.weight"], shared["model.norm.weight"])
 
 
+_CHECKPOINTED = "recovery.gradient_checkpointing=true"
+
+
+def test_blockwise_refuses_gradient_checkpointing(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps(examples.policy()))
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        given = [f"policy={file}", f"paths.run={tmp_path}/run", "tune=blockwise", _CHECKPOINTED]
+        cfg = compose("recover", given)
+    assert main.check_relations is not None
+    with pytest.raises(PPFError, match="tune=blockwise has no gradient checkpointing"):
+        main.check_relations(cfg)
+
+
 @pytest.mark.parametrize("given", [[], ["policy=a", "path=b"], ["search=a", "path=b"]])
 def test_one_thing_is_recovered(given: list[str], tmp_path: Path) -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
@@ -65,6 +79,7 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
     (tmp_path / "config.json").write_text("{}")
     checks = [
         ("recover", [f"path={tmp_path}", f"out={tmp_path}/../{tmp_path.name}"], "that is read"),
+        ("recover", ["search=a", _CHECKPOINTED], "search= has no gradient checkpointing"),
         ("recover", [f"path={tmp_path}"], "recovered already: give the folder that prune.py wrote"),
         ("recover", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
         ("evaluate", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),

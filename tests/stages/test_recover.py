@@ -210,6 +210,17 @@ def test_a_policy_is_pruned_once_and_then_recovered(
     assert "Reusing" not in capsys.readouterr().out
     run(config(*given, "recovery.tokens=64"))
     assert "Reusing the pruned model" in capsys.readouterr().out
+    moved = read_policy(searched / "policy.json", [])
+    (searched / "moved.txt").write_bytes((searched / "text.txt").read_bytes())
+    moved["config"]["text"]["path"] = str(searched / "moved.txt")
+    (searched / "moved.json").write_text(json.dumps(moved))
+    (stored,) = (searched / "artefacts" / "pruned").glob("*/policy.json")
+    gone = json.loads(stored.read_text())
+    gone["config"]["text"]["path"] = str(searched / "gone.txt")
+    stored.write_text(json.dumps(gone))  # as if the text had lain elsewhere when it was made
+    again = config(*given, f"policy={searched}/moved.json", "recovery.tokens=32")
+    assert run(again).pruned == found.pruned
+    assert "Reusing the pruned model" in capsys.readouterr().out
     (weights,) = (searched / "artefacts" / "pruned").glob("*/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
     assert run(config(*given, "recovery.tokens=32")).pruned == found.pruned
