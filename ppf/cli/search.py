@@ -216,7 +216,9 @@ def _outcome(
     cfg: DictConfig, context: PruningContext, metric: float, report: SearchReport
 ) -> Outcome:
     """The metric, and the rows of a sweep's table."""
-    more: dict[str, float | None] = {
+    more: dict[str, float | str | None] = {
+        "method": f"{report.settings['Agent']}, {report.settings['Predictor']}",
+        "seed": cfg.seed,
         "evaluations": len(context.labelling.used),
         "token_passes": context.labelling.token_passes,
     }

@@ -82,12 +82,13 @@ def figures(summary: Path) -> list[dict[str, float | None]]:
     measured = [row["measured"]["perplexity"] for row in others if "measured" in row]
     rules = [perplexity for perplexity in measured if perplexity is not None]
     for row in content["results"]:
-        found = {
+        found: dict[str, float | None] = {
             f"{name}_ppl": row[kind]["perplexity"] for kind, name in _KINDS.items() if kind in row
         }
         if row["policy"] == "uniform":
             uniform = {f"uniform_{name}": value for name, value in list(found.items())[:1]}
         elif row["policy"] == "PPF":
+            found["predicted_std"] = row.get("predicted", {}).get("std")  # nats per token
             rows.append({"ratio": row["ratio"], **found, **uniform})
     scores = content.get("proposals", {})
     best = {"best_rule_labelling_ppl": min(rules)} if rules and len(rows) == 1 else {}
