@@ -1,7 +1,7 @@
 """Recovery at every pruning ratio at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,21 @@ from ppf.recovery.settings import Optimization
 from ppf.seeds import numbered
 
 _VALIDATED = 3  # ratios
+
+
+class _Differentiated(torch.autograd.Function):
+    """A value with gradients that are known already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, gradients: Sequence[Tensor], *parameters: Tensor
+    ) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *of_output: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(of_output[0] * gradient for gradient in ctx.gradients)
 
 
 class ElasticModule(TunedModule):
@@ -58,18 +73,27 @@ class ElasticModule(TunedModule):
     def training_step(
         self, batch: Sequence[Int[Tensor, "windows window"]], _: int
     ) -> Float[Tensor, ""]:
-        """The mean of the weighted sums at the ratios of the step."""
+        """The mean of the weighted sums at the ratios of the step.
+
+        Gradients are computed ratio by ratio, so that memory holds the graph of one forward pass.
+        """
         (ids,) = batch
         with torch.no_grad():
             teacher = self._forward(0.0, ids)
-        found = [
-            weighted_sum(self.losses, self._forward(ratio, ids), teacher, ids)
-            for ratio in self.drawn(self.global_step)
-        ]
-        totals, each = zip(*found, strict=True)
-        for name in self.losses:
-            self.log(f"training/{name}", torch.stack([losses[name] for losses in each]).mean())
-        return self.finite(torch.stack(totals).mean())
+        ratios = self.drawn(self.global_step)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        gradients = [torch.zeros_like(p) for p in trained]
+        mean, means = torch.zeros((), device=ids.device), dict.fromkeys(self.losses, 0.0)
+        for ratio in ratios:
+            total, each = weighted_sum(self.losses, self._forward(ratio, ids), teacher, ids)
+            own = torch.autograd.grad(
+                total / len(ratios), trained, allow_unused=True, materialize_grads=True
+            )
+            torch._foreach_add_(gradients, own)
+            mean += total.detach() / len(ratios)
+            means = {name: means[name] + value / len(ratios) for name, value in each.items()}
+        self.log_dict({f"training/{name}": value for name, value in means.items()})
+        return self.finite(_Differentiated.apply(mean, gradients, *trained))
 
     def drawn(self, step: int) -> list[float]:
         """The ratios of a step; they depend on the seed and the step only."""

@@ -139,22 +139,30 @@ def test_each_step_takes_the_highest_ratio_and_its_own_random_ones(config: Any) 
         assert 0.1 <= low <= 0.3 <= high <= 0.5 == highest
 
 
-def test_logged_losses_are_means_over_the_ratios_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_has_the_mean_loss_of_its_ratios_and_its_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, unused = (torch.nn.Parameter(torch.tensor(value)) for value in (3.0, 1.0))
+
     def of_ratio(losses: Any, ratio: float, *given: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        return torch.tensor(2 * ratio), {"kl": torch.tensor(ratio)}
+        return ratio * weight**2, {"kl": torch.tensor(ratio)}
 
     logged: dict[str, float] = {}
     step = SimpleNamespace(
         losses={"kl": None},
         global_step=0,
+        parameters=lambda: [weight, unused],
         drawn=lambda number: [0.1, 0.5],
         _forward=lambda ratio, ids: ratio,
         finite=lambda loss: loss,
-        log=lambda name, value: logged.update({name: float(value)}),
+        log_dict=logged.update,
     )
     monkeypatch.setattr(elastic, "weighted_sum", of_ratio)
     loss = ElasticModule.training_step(step, [torch.zeros(1, 8).long()], 0)  # type: ignore[arg-type]
-    assert float(loss) == pytest.approx(0.6)
+    (loss / 2).backward()
+    assert loss.item() == pytest.approx(0.3 * 9)
+    assert float(weight.grad) == pytest.approx(0.3 * 2 * 3 / 2)  # type: ignore[arg-type]
+    assert float(unused.grad) == 0  # type: ignore[arg-type]
     assert logged == {"training/kl": pytest.approx(0.3)}
 
 
