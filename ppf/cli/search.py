@@ -225,7 +225,7 @@ def _outcome(
     if cfg.mode == "static":
         more["ratio"] = cfg.ratio  # the requested one: a sweep compares jobs by it
     summary = Path(report.paths["summary"])
-    rows = [row | _size(context, row["ratio"]) | more for row in figures(summary)]
+    rows = [{**row, **_size(context, row["ratio"]), **more} for row in figures(summary)]
     return Outcome(metric, rows)
 
 

@@ -83,7 +83,7 @@ class ElasticModule(TunedModule):
         ratios = self.drawn(self.global_step)
         trained = [p for p in self.parameters() if p.requires_grad]
         gradients = [torch.zeros_like(p) for p in trained]
-        mean, means = torch.zeros((), device=ids.device), dict.fromkeys(self.losses, 0.0)
+        mean, means = torch.zeros((), device=ids.device), dict[str, Tensor]()
         for ratio in ratios:
             total, each = weighted_sum(self.losses, self._forward(ratio, ids), teacher, ids)
             own = torch.autograd.grad(
@@ -91,7 +91,8 @@ class ElasticModule(TunedModule):
             )
             torch._foreach_add_(gradients, own)
             mean += total.detach() / len(ratios)
-            means = {name: means[name] + value / len(ratios) for name, value in each.items()}
+            for name, value in each.items():
+                means[name] = means.get(name, 0) + value / len(ratios)
         self.log_dict({f"training/{name}": value for name, value in means.items()})
         return self.finite(_Differentiated.apply(mean, gradients, *trained))
 
