@@ -201,8 +201,8 @@ class SharedPrefix(Sampler):
     """Groups of policies that share their first layers, so the labeller runs these only once.
 
     The policies of another sampler are sorted by ratio and divided into groups of neighbours. Each
-    member of a group copies the widths of its first layers from the group's first policy. Its other
-    layers are then projected, so that it keeps its own ratio.
+    member of a group copies the widths of its first layers from a random member and keeps those of
+    its other layers. So its ratio lies between those of the two.
 
     Args:
         of: the other sampler.
@@ -216,13 +216,12 @@ class SharedPrefix(Sampler):
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
         space, kept = context.space, self.of.draw(context, count, generator, turn)
-        kept = kept[space.ratio(kept).argsort(stable=True)]
         rows, members = torch.arange(count), len(self.depths)
+        shuffled = (rows // members + torch.rand(count, generator=generator)).argsort()
+        kept = kept[space.ratio(kept).argsort(stable=True)][shuffled]
         depth = torch.tensor(self.depths)[rows % members] * space.layers
         layers = torch.tensor([site.layer for site in space.sites])
-        shared, first = layers < depth[:, None], kept[rows - rows % members]
-        bounds = torch.where(shared, first, 0), torch.where(shared, first, space.units)
-        return project(space, kept.double(), space.ratio(kept), bounds)
+        return torch.where(layers < depth[:, None], kept[rows - rows % members], kept)
 
 
 class Mixture(Sampler):

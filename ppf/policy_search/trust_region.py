@@ -73,6 +73,11 @@ class TrustRegion:
         """
         error = (last.mean - last.measured).abs()
         proposed = last.proposed.to(error.device)
+        if not proposed.any():
+            say("The round found no policy that is not measured already.")
+            whole = self.radius >= 1
+            self.grow()
+            return whole
         held = ((error <= NOMINAL * last.std) | (last.std == 0))[proposed].float().mean()
         if held < self.agreement:
             return False
@@ -95,4 +100,4 @@ class TrustRegion:
             if self.radius == 1
             else f"sites may now deviate by {self.radius:.0%} from their uniform share"
         )
-        say(f"The predictions are accurate: {reach}.")
+        say(f"The trust region grows: {reach}.")

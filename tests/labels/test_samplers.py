@@ -99,17 +99,18 @@ def test_groups_share_the_first_layers_of_their_first_policy(tiny: TinySetup) ->
             assert torch.equal(member[first < layers], group[0][first < layers])
 
 
-def test_policies_that_share_layers_keep_their_own_ratios(tiny: TinySetup) -> None:
+def test_policies_that_share_layers_are_pruned_evenly_at_every_ratio_and_depth() -> None:
     """Small draws, as `collect` makes them: a group then spans a wide range of ratios."""
-    sampler = SharedPrefix(profiles(), depths=[0.25, 0.5])
-    ratio = torch.cat(
-        [
-            tiny.space.ratio(sampler.draw(tiny, 6, torch.Generator().manual_seed(seed)))
-            for seed in range(40)
-        ]
-    )
-    counts = torch.histc(ratio.float(), bins=4, min=0.1, max=0.52)
-    assert counts.sum() == len(ratio) and counts.min() > 0.7 * counts.mean()
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        sampler = instantiate(compose("collect", ["sampler=rough"]).sampler)
+    deep = SimpleNamespace(space=layered(40))
+    draws = [sampler.draw(deep, 12, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    kept = torch.cat(draws)
+    counts = torch.histc(deep.space.ratio(kept).float(), bins=6, min=0.02, max=0.6)
+    assert counts.min() > 0.8 * len(kept) / 6
+    removed = (1 - kept / deep.space.units)[:, 1::2].unflatten(1, (4, -1)).mean(2)  # of the MLPs
+    for member in range(4):
+        assert removed[member::4].mean(0).std() < 0.02
 
 
 def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: Path) -> None:
