@@ -18,7 +18,7 @@ from ppf.llm.text import text_name
 from ppf.progress import say
 from ppf.records.agent import agent_folder
 from ppf.report.html import write_page
-from ppf.report.origin import command_line, machine
+from ppf.report.origin import command_line, command_with, machine, next_command
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.report.recovery import recovery_metrics, recovery_page
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
@@ -37,6 +37,11 @@ def _check(cfg: DictConfig) -> None:
     if start and Path(cfg.out).resolve() == Path(start).resolve():
         raise PPFError(f"out={cfg.out} is the folder that is read: give another out=FOLDER.")
     if cfg.search:
+        if str(cfg.trainer.precision).startswith("16"):
+            raise PPFError(
+                "recovery with search= cannot compute in float16: give"
+                " trainer.precision=bf16-mixed or trainer.precision=32-true."
+            )
         if cfg.recovery.gradient_checkpointing:
             raise PPFError(
                 "recovery with search= has no gradient checkpointing: give"
@@ -151,17 +156,18 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
+    longer = command_with("recover", {"recovery.tokens": "5000000"})
     if cfg.search:
         ask = f"import ppf; ppf.DynamicModel.from_search('{cfg.out}').set_ratio(0.37)"
         return {
-            "Serve the model at any ratio": f"python serve.py search={cfg.out}",
+            "Serve the model at any ratio": next_command("serve", f"search={cfg.out}"),
             "Load it at one ratio": f'python -c "{ask}"',
-            "Train longer": f"python recover.py search={cfg.search} recovery.tokens=5000000",
+            "Train longer": longer,
         }
-    start = f"policy={cfg.policy}" if cfg.policy else f"path={cfg.path}"
+    path = f"path={cfg.out}"
     return {
-        "Measure it on the test part": f"python evaluate.py path={cfg.out} latency=true",
-        "Write a file for llama.cpp": f"python prune.py path={cfg.out} out=gguf export=gguf",
-        "Train longer": f"python recover.py {start} recovery.tokens=5000000",
+        "Measure it on the test part": next_command("evaluate", path, "latency=true"),
+        "Write a file for llama.cpp": next_command("prune", path, "out=gguf", "export=gguf"),
+        "Train longer": longer,
         "Load it": f"AutoModelForCausalLM.from_pretrained('{cfg.out}', trust_remote_code=True)",
     }

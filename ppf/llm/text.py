@@ -131,10 +131,11 @@ class Text:
         """Which windows of a part are used."""
         wanted = self.windows[part] or max(available, 1)
         if available < wanted:
+            section = "text.training" if "training" in self.windows else "text"
             raise PPFError(
                 f"the {part} part of text={self.name} has {available} windows of {self.window}"
-                f" tokens instead of {wanted}: lower text.windows.{part} or text.window, or give a"
-                " longer text."
+                f" tokens instead of {wanted}: lower {section}.windows.{part} or text.window, or"
+                " give a longer text."
             )
         return torch.linspace(0, available - 1, wanted).round().long()
 
@@ -175,10 +176,10 @@ def training_text(config: DictConfig) -> DictConfig:
 
     Its section `training` replaces the text's splits, windows and, if it has one, source.
     """
-    own = {key: value for key, value in config.training.items() if value is not None}
-    merged = {**config, **own}
-    del merged["training"]
-    return OmegaConf.create(merged)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    own = {key: value for key, value in plain.pop("training").items() if value is not None}
+    return OmegaConf.create({**plain, **own})
 
 
 def default_text() -> DictConfig:

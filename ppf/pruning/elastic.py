@@ -98,9 +98,12 @@ class Adapters(nn.Module):
         wrong = [key for key, value in origin.items() if metadata.get(key) != value]
         if wrong:
             given = metadata.get(wrong[0])
+            remedy = {"compensation": "give the bank.max_gib of its training"}.get(
+                wrong[0], _REMEDY
+            )
             raise PPFError(
                 f"{file} was trained with another {wrong[0]} ({given}, not {origin[wrong[0]]}):"
-                f" {_REMEDY}."
+                f" {remedy}."
             )
         rank = next((len(t) for name, t in tensors.items() if name.endswith(".down")), 1)
         adapters = cls(pruner, rank, 1.0)

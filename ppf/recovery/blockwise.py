@@ -58,9 +58,10 @@ class Blockwise(Tuner):
                 pruned.layers[part], pruned.keywords[part], run.optimization(self.lr)
             )
             module.requires_grad_(True)
-            training, validation = map(TensorDataset, streams, targets)
-            fitted = fit(module, training, validation, run.part(f"layer-{first}"))
-            tokens, seconds = max(tokens, fitted.tokens), seconds + fitted.seconds
+            if module(streams[0][:1]).requires_grad:  # not if pruning has emptied the layers
+                training, validation = map(TensorDataset, streams, targets)
+                fitted = fit(module, training, validation, run.part(f"layer-{first}"))
+                tokens, seconds = max(tokens, fitted.tokens), seconds + fitted.seconds
             module.requires_grad_(False)
             with clock(_STREAMS):
                 for stream in streams:

@@ -117,4 +117,4 @@ class ElasticModule(TunedModule):
         (ids,) = batch
         ratios = torch.linspace(*self.ratios, _VALIDATED).tolist()
         nlls = torch.stack([self._forward(ratio, ids).nll(ids) for ratio in ratios])
-        self.log(self.monitor, nlls.mean(), batch_size=len(ids), sync_dist=True)
+        self.log(self.monitor, self.finite(nlls.mean()), batch_size=len(ids), sync_dist=True)

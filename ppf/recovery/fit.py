@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Fabric, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -77,10 +77,10 @@ def _loaders(
 
 
 def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
-    settings, machine = run.settings, run.machine
-    at_once = settings.micro_batch * machine.ranks.world_size
+    settings, machine, ranks = run.settings, run.machine, run.machine.ranks
+    at_once = settings.micro_batch * ranks.world_size
     own: dict[str, Any] = {
-        "plugins": _Running() if machine.ranks.world_size > 1 else LightningEnvironment(),
+        "plugins": _Running(ranks) if ranks.world_size > 1 else LightningEnvironment(),
         "max_epochs": settings.epochs(run.window),
         "accumulate_grad_batches": settings.batch // at_once,
         "logger": list(machine.loggers),
@@ -142,8 +142,21 @@ class _Progress(Callback):
 
 
 class _Running(LightningEnvironment):
-    """Processes that Fabric has started; the Trainer starts no others."""
+    """Processes that Fabric has started; the Trainer starts no others.
+
+    `LightningEnvironment` reads environment variables that Slurm does not set.
+    """
+
+    def __init__(self, ranks: Fabric) -> None:
+        super().__init__()
+        self.ranks = ranks
 
     @property
     def creates_processes_externally(self) -> bool:
         return True
+
+    def local_rank(self) -> int:
+        return self.ranks.local_rank
+
+    def node_rank(self) -> int:
+        return self.ranks.node_rank

@@ -115,7 +115,7 @@ class RecoveryModule(TunedModule):
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood, nats per token."""
         (ids,) = batch
-        nll = Forward.of(self.student, ids, stream=False).nll(ids)
+        nll = self.finite(Forward.of(self.student, ids, stream=False).nll(ids))
         self.log(self.monitor, nll, batch_size=len(ids), sync_dist=True)
 
 
@@ -159,7 +159,7 @@ class BlockModule(TunedModule):
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
         """Logs the distance."""
-        loss = distance(self(batch[0]), batch[1])
+        loss = self.finite(distance(self(batch[0]), batch[1]))
         self.log(self.monitor, loss, batch_size=len(batch[0]), sync_dist=True)
 
 

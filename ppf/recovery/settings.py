@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning import Fabric
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel
-
-from ppf.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ class Machine:
     """Where recovery training runs.
 
     Args:
-        ranks: processes of the run, which are started already.
+        ranks: the processes of the run, which are started already.
         trainer: arguments of Lightning's Trainer, with the devices.
         loggers: of the run.
     """
 
-    ranks: Ranks
+    ranks: Fabric
     trainer: dict[str, Any]
     loggers: Sequence[Logger]
 

@@ -61,6 +61,15 @@ def test_blockwise_refuses_gradient_checkpointing(tmp_path: Path) -> None:
         main.check_relations(cfg)
 
 
+def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        given = [f"search={tmp_path}", f"paths.run={tmp_path}/run", "trainer.precision=16-mixed"]
+        cfg = compose("recover", given)
+    assert main.check_relations is not None
+    with pytest.raises(PPFError, match="search= cannot compute in float16"):
+        main.check_relations(cfg)
+
+
 @pytest.mark.parametrize("given", [[], ["policy=a", "path=b"], ["search=a", "path=b"]])
 def test_one_thing_is_recovered(given: list[str], tmp_path: Path) -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):

@@ -189,6 +189,16 @@ def test_raw_wikitext_has_the_published_windows(raw: Path, make, split: str, par
     assert torch.equal(read.tokens(part, tokenizer), torch.cat(expected))
 
 
+def test_raw_wikitext_trains_on_articles(raw: Path) -> None:
+    own = {"splits": {"train": {"training": 0.75, "validation": 0.25}}}
+    source = {"path": str(raw), "name": None}
+    config = OmegaConf.merge(
+        read_option("text", "wikitext2_raw"), {"source": source, "training": own}
+    )
+    parts = build_text(training_text(config), "unused").parts
+    assert [len(parts[part]) for part in NEW] == [7, 2]
+
+
 def test_raw_wikitext_can_begin_every_window_with_bos(raw: Path) -> None:
     read = text("wikitext2_raw", source={"path": str(raw), "name": None}, bos="window")
     windows = read.tokens("test", bos_tokenizer())

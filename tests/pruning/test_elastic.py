@@ -89,7 +89,11 @@ def test_saved_adapters_come_back(tiny: TinySetup, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("origin", "content", "sentence"),
     [
-        ({**ORIGIN, "compensation": "Bias"}, None, "another compensation .LeastSquares, not Bias"),
+        (
+            {**ORIGIN, "compensation": "Bias"},
+            None,
+            "LeastSquares, not Bias.: give the bank.max_gib",
+        ),
         (ORIGIN, b"nothing", "cannot be read"),
     ],
 )

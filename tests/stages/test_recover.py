@@ -193,6 +193,19 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     assert "(tune=blockwise, " in (out / "README.md").read_text()
 
 
+def test_blockwise_passes_over_a_layer_that_has_lost_all_its_parts(
+    cache: str, tmp_path: Path
+) -> None:
+    write_search(tmp_path, cache, "compensation=none")
+    policy = read_policy(tmp_path / "policy.json", [])
+    policy["kept"] |= {"1.attention": 0, "1.mlp": 0}
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    given = (f"policy={tmp_path}/policy.json", f"paths.artefacts={tmp_path}/artefacts")
+    own = ("tune=blockwise", "tune.blockwise.layers=1", "recovery.tokens=32", "sequential=false")
+    found = run(recovery_config(tmp_path, cache, tmp_path, *given, *own))
+    assert found.recovered != found.pruned
+
+
 def test_rotary_frequencies_are_not_rounded(config: Any, start: Path) -> None:
     cfg = config("trainer.precision=bf16-mixed", "recovery.tokens=32")
     model, tokenizer = load_folder(start, torch.bfloat16, trust_remote_code=False)
@@ -369,6 +382,23 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
     monkeypatch.setattr(token_losses, "_CACHED_ROWS", 512)
     monkeypatch.setattr(KL, "of_rows", spoilt)
     with pytest.raises(PPFError, match="not finite at step 5: give a lower learning rate"):
+        run(config(f"paths.artefacts={tmp_path}"))
+    (kept,) = (tmp_path / "recovery").rglob("last.ckpt")
+    assert torch.load(kept, weights_only=True)["global_step"] == 4
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = RecoveryModule.validation_step
+
+    def spoilt(self: RecoveryModule, *given: Any) -> None:
+        if self.global_step == 8:
+            self.student.lm_head.weight.data.fill_(torch.nan)
+        original(self, *given)
+
+    monkeypatch.setattr(RecoveryModule, "validation_step", spoilt)
+    with pytest.raises(PPFError, match="not finite at step 8"):
         run(config(f"paths.artefacts={tmp_path}"))
     (kept,) = (tmp_path / "recovery").rglob("last.ckpt")
     assert torch.load(kept, weights_only=True)["global_step"] == 4
