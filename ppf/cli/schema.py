@@ -165,6 +165,12 @@ class AcquiredLabelsSection(LabelsSection):
     pool: Count
 
 
+class SearchLabelsSection(AcquiredLabelsSection):
+    """Labels of a search, whose number depends on the predictor if it is not given."""
+
+    count: Count | None  # type: ignore[assignment]
+
+
 class FitConfig(CollectConfig):
     """`fit.yaml`."""
 
@@ -225,6 +231,7 @@ class ParetoSection(Section):
 class SearchConfig(FitConfig):
     """`search.yaml`."""
 
+    labels: SearchLabelsSection
     agent: Component
     budget: BudgetSection
     pareto: ParetoSection

@@ -12,11 +12,12 @@ from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
 from ppf.context.budgets import priced
+from ppf.context.evaluations import drawn_labels
 from ppf.context.policy import model_name, provenance, warn_if_unreadable
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.base import needs_labels, unfitted
+from ppf.predictor.base import needs_labels
 from ppf.progress import Stopwatch
 from ppf.report.html import write_page
 from ppf.report.origin import task_overrides
@@ -105,8 +106,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     )
     first = partial(fit, may_train=may_make)
     with clock("labelling"):
-        count = cfg.labels.count if needs_labels(unfitted(cfg.predictor)) else 1  # the dense model
-        labels = collect(*parts, cfg.sampler, count, cfg.seed, may_label=may_make)
+        labels = collect(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed, may_label=may_make)
         labels = acquire(
             *parts, labels, first, cfg.labels, cfg.sampler, cfg.seed, may_label=may_make
         )

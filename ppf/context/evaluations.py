@@ -11,6 +11,7 @@ from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.expected import ExpectedLoss
 from ppf.predictor.oracle import Oracle
 
+_DRAWN = 128  # policies that are labelled for a predictor that needs labels
 MANY = 1024  # windows that are assumed where a text gives all it has
 _SPARING = 2  # starts of evolution: for each kind of site the policy that prunes it least
 
@@ -20,10 +21,9 @@ def evaluations(cfg: DictConfig) -> int:
 
     Policies that are measured on fewer windows (`Oracle.screening`) count as a share of one.
     """
-    drawn, search = cfg.labels.count + cfg.labels.get("acquired", 0), cfg.get("search")
-    if not isinstance(search, DictConfig):  # in other commands the key names a folder
-        return drawn + cfg.get("test_policies", 0)
-    before = drawn if needs_labels(unfitted(cfg.predictor)) else 1  # the dense model
+    if not isinstance(cfg.get("search"), DictConfig):  # in other commands the key names a folder
+        return cfg.labels.count + cfg.labels.get("acquired", 0) + cfg.get("test_policies", 0)
+    before = drawn_labels(cfg) + cfg.labels.acquired
     if cfg.mode == "dynamic":
         return before + _of_dynamic_search(cfg)
     if cfg.mode == "chain":
@@ -37,6 +37,13 @@ def evaluations(cfg: DictConfig) -> int:
         return before + 2  # its policy and uniform pruning
     # Proposals of an agent that measures policies are among these.
     return before + len(cfg.rules) + (evaluations_of_agent(cfg) or _proposals(cfg))
+
+
+def drawn_labels(cfg: DictConfig) -> int:
+    """Policies that are drawn and labelled before a search, the dense one included."""
+    if cfg.labels.count is not None:
+        return int(cfg.labels.count)
+    return _DRAWN if needs_labels(unfitted(cfg.predictor)) else 1
 
 
 def evaluations_of_agent(cfg: DictConfig) -> int | None:

@@ -60,8 +60,8 @@ class Predictor(Protocol):
 
     These members are optional:
 
-    - `needs_labels`: if false, only the dense policy is labelled before the search, the predictor
-      is fitted in each run, and `save` and `load` may be missing.
+    - `needs_labels`: if false, by default only the dense policy is labelled before the search, the
+      predictor is fitted in each run, and `save` and `load` may be missing.
     - `held_out` (`HeldOut`) and `metrics`: policies that `fit` did not learn from, and scores on
       them by name, as in "test/kendall". Without them `train.py` needs `test_policies`.
     - `to(device)`: moves the predictor to a device.

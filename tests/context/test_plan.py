@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
 
-from ppf.context.evaluations import evaluations, gradient_sets
+from ppf.context.evaluations import drawn_labels, evaluations, gradient_sets
 from ppf.context.plan import GIB, Need, Sizes, Speeds, needs, solving
 from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
@@ -154,6 +154,17 @@ def test_gradients_are_counted_for_every_round_but_the_last() -> None:
     # Six searches of five rounds each; the last round of the last one is not counted. Five searches
     # measure uniform pruning in addition.
     assert gradient_sets(config("mode=chain")) == (8, 3 + 28 + 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [((), 1), (("labels.count=64",), 64), (("predictor=residual",), 128)],
+)
+def test_the_predictor_decides_how_many_policies_are_drawn_unless_it_is_given(
+    given: tuple[str, ...], count: int
+) -> None:
+    assert drawn_labels(config(*given)) == count
+    assert evaluations(config(*given)) == count + 40 + 7
 
 
 @pytest.mark.parametrize(
