@@ -109,13 +109,19 @@ class Labelling:
         return self.measure(policies, source, store)
 
     def screen(
-        self, policies: Int[Tensor, "policies sites"], windows: int
+        self, policies: Int[Tensor, "policies sites"], count: int, first: int
     ) -> Float[Tensor, " policies"]:
-        """Losses on the first windows of the part, nats per token; they are not stored."""
-        labeller = self._labeller(self.windows[:windows])
+        """Losses on few windows of the part, nats per token; they are not stored.
+
+        Args:
+            count: number of windows.
+            first: number of the first one; after the last window comes the first again.
+        """
+        chosen = (first + torch.arange(count)) % len(self.windows)
+        labeller = self._labeller(self.windows[chosen])
         rows = list(map(tuple, policies.tolist()))
         size = labeller.windows.numel()
-        self.passes.update({("screening", windows, kept): size for kept in rows})
+        self.passes.update({("screening", first, count, kept): size for kept in rows})
         found = {kept: labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
         return torch.tensor([found[kept] for kept in rows])
 

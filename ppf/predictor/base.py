@@ -28,7 +28,8 @@ class PredictorInputs:
         dense_nll: log-perplexity of the dense model on the labelling part, nats per token.
         measure: measures the log-perplexity of policies on the real model, in nats per token.
             A policy takes about a second or more.
-        screen: the same on few windows, whose number is the second argument. Nothing is stored.
+        screen: the same on few windows, whose number and first one are the other arguments. Nothing
+            is stored.
         changes: estimates how changes of single sites change a policy's loss, in nats per token
             (`ppf.pruning.loss_changes`). Its arguments are the policy, the number of calibration
             windows in a set, the number of sets, and the cap. None: the search covers all ratios,
@@ -42,7 +43,7 @@ class PredictorInputs:
     features: SiteFeatures
     dense_nll: float
     measure: Callable[[Int[Tensor, "policies sites"]], Float[Tensor, " policies"]]
-    screen: Callable[[Int[Tensor, "policies sites"], int], Float[Tensor, " policies"]]
+    screen: Callable[[Int[Tensor, "policies sites"], int, int], Float[Tensor, " policies"]]
     trainer: Mapping[str, Any]
     seed: int
     changes: Changes | None = None

@@ -56,8 +56,8 @@ def test_screening_measures_the_best_and_estimates_the_rest(
 ) -> None:
     screened, measured = [], []
 
-    def screen(kept: Tensor, windows: int) -> Tensor:
-        screened.append((kept[:, 0].tolist(), windows))
+    def screen(kept: Tensor, windows: int, first: int) -> Tensor:
+        screened.append((kept[:, 0].tolist(), windows, first))
         return kept[:, 0].double()
 
     def measure(kept: Tensor) -> Tensor:
@@ -66,14 +66,18 @@ def test_screening_measures_the_best_and_estimates_the_rest(
 
     oracle = Oracle(screening=[{"windows": 1, "keep": 3}, {"windows": 2, "keep": 2}])
     oracle.fit(labels, replace(inputs(known, {}), measure=measure, screen=screen))
-    found = oracle.predict(torch.tensor([[7], [1], [5], [3], [9]])).mean
-    assert screened == [([7, 1, 5, 3, 9], 1), ([1, 3, 5], 2)]
+    batch = torch.tensor([[7], [1], [5], [3], [9]])
+    found = oracle.predict(batch).mean
+    assert oracle.predict(batch).mean is found
+    assert screened == [([7, 1, 5, 3, 9], 1, 0), ([1, 3, 5], 2, 1)]
     assert measured == [[1, 3]]
     # Policies 1 and 3 score 9.8 on average when measured and 2 on two windows, so 5 is estimated as
     # 5 + 7.8. These three have means of 10.8 and 3, which gives 7 + 7.8 and 9 + 7.8.
     assert found.tolist() == pytest.approx([14.8, 9.9, 12.8, 9.7, 16.8])
     assert oracle.predict(torch.tensor([[5], [9]])).mean.tolist() == pytest.approx([9.5, 9.1])
     assert len(screened) == 2
+    oracle.predict(batch + 1)
+    assert [first for _, _, first in screened] == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize("predictor", [SensitivityPredictor(), Oracle(screening=[])])

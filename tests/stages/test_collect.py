@@ -29,7 +29,7 @@ def test_screening_stores_nothing_and_counts_tokens(cache: str, tmp_path: Path) 
     (window,) = labelling.windows
     half = context.model.space.units // 2
     policies = torch.stack([half, context.model.space.units, half])
-    found = labelling.screen(policies, 1).tolist()
+    found = labelling.screen(policies, 1, 5).tolist()  # there is only one window
     assert found[0] == found[2] != found[1]
     assert labelling.token_passes == 2 * len(window)  # equal policies are screened once
     assert not labelling.used
