@@ -21,9 +21,9 @@ def evaluations(cfg: DictConfig) -> int:
 
     Policies that are measured on fewer windows (`Oracle.screening`) count as a share of one.
     """
+    before = drawn_labels(cfg) + cfg.labels.get("acquired", 0)
     if not isinstance(cfg.get("search"), DictConfig):  # in other commands the key names a folder
-        return cfg.labels.count + cfg.labels.get("acquired", 0) + cfg.get("test_policies", 0)
-    before = drawn_labels(cfg) + cfg.labels.acquired
+        return before + cfg.get("test_policies", 0)
     if cfg.mode == "dynamic":
         return before + _of_dynamic_search(cfg)
     if cfg.mode == "chain":
@@ -43,7 +43,8 @@ def drawn_labels(cfg: DictConfig) -> int:
     """Policies that are drawn and labelled before a search, the dense one included."""
     if cfg.labels.count is not None:
         return int(cfg.labels.count)
-    return _DRAWN if needs_labels(unfitted(cfg.predictor)) else 1
+    predictor = cfg.get("predictor")
+    return _DRAWN if predictor and needs_labels(unfitted(predictor)) else 1
 
 
 def evaluations_of_agent(cfg: DictConfig) -> int | None:

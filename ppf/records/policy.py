@@ -62,7 +62,7 @@ class TextRecord(Record):
 class LabelsRecord(Record):
     """Section `labels`, as in `conf/base.yaml` and `conf/train.yaml`."""
 
-    count: Natural64
+    count: Natural64 | None
     batch: Count
     context: Count
     catastrophic: Number
