@@ -13,8 +13,8 @@ from ppf.agents.base import Candidates, Objective, within
 class PruningEnvironment(EnvBase):
     """Episodes that visit the sites in order, with one action per site and one final reward.
 
-    State: site features, ratio, share of the cost removed so far, last action, and the share that
-    the remaining sites must still lose minus the ratio, clipped to [-1, 1]. Action: the site's
+    State: site features, ratio, share of the cost removed so far, the share that the remaining
+    sites must still lose minus the ratio (clipped to [-1, 1]), and last action. Action: the site's
     deviation from its uniform share, from -1 to 1 in units of the trust region. Reward, at the last
     site: predicted log-perplexity of the uniform policy minus the cost of the projected policy,
     nats per token. The projection meets the budget exactly.

@@ -15,6 +15,9 @@ from ppf.ranges import Count, NonNegative, Positive
 class Gradient(Agent):
     """Parallel descents from random deviations; each step keeps the budget.
 
+    The descents lower the mean prediction. `search.spread_penalty` counts when the rounded policies
+    are compared.
+
     Args:
         descents: number of starting points, on every rank.
         iterations: gradient steps of each descent.

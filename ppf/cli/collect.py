@@ -18,6 +18,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     limit = cfg.labels.catastrophic
     if wrecked := int(labels.catastrophic(float(labels.nll[0]), limit).sum()):
         say(
-            f"{wrecked} of them are catastrophic: more than {limit} nats above the dense model."
-            " Predictors do not learn by how much."
+            f"{wrecked} of them are catastrophic: their loss is more than {limit} nats per token"
+            " above the dense model, or not finite. Predictors treat them as equally bad."
         )

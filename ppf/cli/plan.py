@@ -40,12 +40,12 @@ def show_plan(cfg: DictConfig) -> None:
         place = "in memory" if sizes.bank.resident else "in files"
         share = level_flops(sizes) / speeds.model * sizes.labels / found.needs[-1].seconds
         say(
-            f"The level bank is {sizes.bank.gib:.1f} GiB of factors {place}; computing its levels"
-            f" takes {share:.0%} of the time of a label."
+            f"The level bank is stored as matrix factors ({sizes.bank.gib:.1f} GiB, {place})."
+            f" Multiplying them takes {share:.0%} of the time of a label."
         )
     say(
-        "Times are those of one process that makes everything. Several processes divide all but the"
-        " expected losses and gradients. Agents and predictors take minutes at any size."
+        "Times are for one process that does all of the work. Several processes share it, except"
+        " expected losses and gradients. Agents and predictors add some minutes for any model."
         " Measurements on the selection and test parts are not counted."
     )
     if evaluations_of_agent(cfg) == 0:

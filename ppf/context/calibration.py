@@ -13,7 +13,7 @@ from ppf.pruning import LivePruner, SiteFeatures, Traits, loss_changes, sensitiv
 from ppf.pruning.statistics import read_tensors, write_tensors
 from ppf.space import Space
 
-_STRIDE = 4  # of the windows that expected losses are computed on
+_STRIDE = 4  # expected losses are computed on every fourth window
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Labelling:
         artefacts: where they are stored, and the ranks that share the work.
         passes: tokens read for other purposes than labels, by purpose. A backward pass counts as
             two forward passes. What is read from an artefact counts as if it had been computed.
-        used: policies whose labels were used.
+        used: policies whose labels this run has used, also labels of earlier runs.
     """
 
     model: PrunableModel

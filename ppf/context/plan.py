@@ -20,7 +20,7 @@ from ppf.space import Space
 
 GIB = 2**30
 _EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
-_LEVEL = 0.28  # of a product with all columns: 70 % stay, and one factor is triangular
+_LEVEL = 0.28  # cost of a level from its factors, relative to a product with all columns
 _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
 
 

@@ -131,8 +131,8 @@ def checked_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     names, found = signatures(config), record["signatures"]["labels"]
     if names.labels != found:
         raise PPFError(
-            f"the policy was found for another model, text or dtype than {config.model.name}"
-            f" here (signature {found}, not {names.labels}): search again."
+            f"model={config.model.name}: the model, the text or the dtype has changed since the"
+            f" search (signature {names.labels} instead of {found}): search again."
         )
     return config
 

@@ -58,8 +58,8 @@ def tell_rounding(policy: Mapping[str, Any]) -> None:
     """Prints that the format stores rounded weights in no fewer bits, if the policy rounds any."""
     if policy.get("types"):
         say(
-            "The policy rounds weights, and only export=gguf stores them in fewer bits: this"
-            " folder has the rounded values in the number format dtype."
+            "The policy quantises weights. Only export=gguf stores them in fewer bits; this folder"
+            " stores the rounded values in the number format that dtype= names."
         )
 
 

@@ -103,9 +103,6 @@ class Labeller:
         kl_top_k: number of the dense model's most probable tokens that the KL divergence is
             computed on; 0: it is not measured.
 
-    Attributes:
-        used: policies whose loss this run has used, also if an earlier run measured it.
-
     Raises:
         PPFError: `context` is below 1 or not shorter than a window.
     """

@@ -49,7 +49,8 @@ class Sampler(ABC):
             context: the space and its features.
             count: number of policies.
             generator: source of randomness.
-            turn: number of earlier draws of this size; list samplers continue from there.
+            turn: number of earlier draws of this size. Samplers that go through a list (files,
+                rules, sites) continue after these.
         """
 
 
@@ -200,9 +201,9 @@ class Neighbours(Sampler):
 class SharedPrefix(Sampler):
     """Groups of policies that share their first layers, so the labeller runs these only once.
 
-    The policies of another sampler are sorted by ratio and divided into groups of neighbours. Each
-    member of a group copies the widths of its first layers from a random member and keeps those of
-    its other layers. So its ratio lies between those of the two.
+    The policies of another sampler are sorted by ratio and divided into groups of neighbours. In
+    each group, a random member gives the widths of its first layers to the others, which keep those
+    of their other layers. The ratios in a group are similar, so this changes them little.
 
     Args:
         of: the other sampler.

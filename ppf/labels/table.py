@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PROPOSED = "search"
-"""Source of policies that a search proposed."""
+"""Source of the policies that a search measured, with uniform pruning and the rules' policies."""
 ACQUIRED = "acquired"
 """Source of policies that a predictor selected by active learning."""
 

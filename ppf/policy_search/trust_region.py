@@ -53,7 +53,8 @@ class TrustRegion:
             widening.
         tolerance: the search ends only if the prediction of the round's best proposal is off by at
             most this, nats per token.
-        gain: the search ends if the last widening improved the best policy by less, nats per token.
+        gain: the search ends only if the region is the whole space, or the last widening lowered
+            the best loss by less than this, nats per token.
         settled: measured log-perplexity of the best policy when the region was last widened, nats
             per token.
     """
@@ -74,7 +75,7 @@ class TrustRegion:
         error = (last.mean - last.measured).abs()
         proposed = last.proposed.to(error.device)
         if not proposed.any():
-            say("The round found no policy that is not measured already.")
+            say("All policies that this round found have been measured before.")
             whole = self.radius >= 1
             self.grow()
             return whole
@@ -84,7 +85,7 @@ class TrustRegion:
         stuck = self.radius >= 1 or self.settled - least < self.gain
         best = last.measured.nan_to_num(torch.inf).masked_fill(~proposed, torch.inf).argmin()
         if stuck and error[best] <= self.tolerance:
-            say("The best proposal was predicted well; a wider region has no use: the search ends.")
+            say("The search ends early: its best proposal was predicted within search.tolerance.")
             return True
         self.settled = least
         self.grow()

@@ -27,7 +27,7 @@ class Verification:
     Candidates are sorted by their prediction, best first.
 
     Args:
-        names: all that propose the policy: "uniform", rules, and `CANDIDATE`.
+        names: for each policy, all of its sources: "uniform", names of rules, `CANDIDATE`.
         kept: units that each site keeps.
         mean: predicted log-perplexity, nats per token.
         std: standard deviation of the prediction, nats per token.
@@ -56,7 +56,7 @@ class Verification:
 
     @property
     def proposed(self) -> Bool[Tensor, " n"]:
-        """Whether a policy was a candidate first, neither uniform nor a rule's."""
+        """Whether only the agent proposed the policy, neither uniform pruning nor a rule."""
         return torch.tensor([first == CANDIDATE for first, *_ in self.names])
 
     @classmethod

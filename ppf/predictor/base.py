@@ -28,12 +28,12 @@ class PredictorInputs:
         dense_nll: log-perplexity of the dense model on the labelling part, nats per token.
         measure: measures the log-perplexity of policies on the real model, in nats per token.
             A policy takes about a second or more.
-        screen: the same on few windows, whose number and first one are the other arguments. Nothing
-            is stored.
+        screen: the same on few windows; further arguments: number of windows, first window.
+            Nothing is stored.
         changes: estimates how changes of single sites change a policy's loss, in nats per token
             (`ppf.pruning.loss_changes`). Its arguments are the policy, the number of calibration
-            windows in a set, the number of sets, and the cap. None: the search covers all ratios,
-            or quantises weights.
+            windows in a set, the number of sets, and the cap. None: not available, as in train.py,
+            in mode=dynamic, and with budget=bytes.
         trainer: arguments of Lightning's Trainer.
         seed: seed of splits and initial weights.
         loggers: loggers that get the metrics of a training.

@@ -118,7 +118,7 @@ class LabelsDataModule(LightningDataModule):
         self.generator = torch.Generator().manual_seed(seed)
         finite = labels.nll.isfinite()
         if not finite.all():
-            say(f"Leaving out {int((~finite).sum())} of {len(labels)} labels that are not finite.")
+            say(f"{int((~finite).sum())} of {len(labels)} labels are not finite and are left out.")
         kept, nll, proposed = labels.kept[finite], labels.nll[finite], labels.proposed[finite]
         ratio, self.drawn = space.ratio(kept), ~(proposed | labels.acquired[finite])
         self.group = groups(space, kept)

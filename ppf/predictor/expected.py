@@ -37,22 +37,22 @@ class ExpectedLoss:
     reconstruction error times the site's share of the residual stream's energy. The factor c makes
     both sums equal where every site loses half its units.
 
-    As soon as a search has measured proposals, gradients of the model pruned to the best one, k*,
-    are computed. They give D_s(k), the estimated change of the loss if site s keeps k units
-    instead (`ppf.pruning.loss_changes`). With S the mean above, the prediction is then relative
-    to k*:
+    After the first round, gradients are computed at k*, the policy of lowest loss that the search
+    has measured (a proposal, uniform pruning or a rule's policy). They give D_s(k), the estimated
+    change of the loss if site s keeps k units instead (`ppf.pruning.loss_changes`). With S the mean
+    above, the prediction is then relative to k*:
 
         excess(k) = excess(k*) exp(weight Σ_s D_s(k_s) / excess(k*)) (S(k) / S(k*))^(1 - weight)
 
     A Gaussian process on the residuals of the excess's logarithm learns from each measured policy.
-    There, an excess counts as at least exp(-2), a seventh, of the sums' geometric mean.
+    For this fit, an excess below exp(-2) times the label-free prediction is raised to that value.
 
     Args:
         factor: on the sums' geometric mean, before any policy is measured.
-        windows: calibration windows on which gradients at the best proposal are computed; 0: no
-            gradients.
-        renewal: measured proposals without an improvement after which gradients at the best one
-            are computed on a further set of windows.
+        windows: calibration windows in one set, for the gradients at the best measured policy; 0:
+            no gradients.
+        renewal: each time that this many further policies were measured without a better one, one
+            more set of windows is used.
         cap: of D, nats (see `loss_changes`).
         weight: of D in the formula.
         scales: initial standard deviations of the process's terms (see `SiteSumKernel`).
@@ -280,6 +280,6 @@ class _ConstantNoise(Noise):
 
 
 _SMALLEST = 1e-9  # sum or variance; keeps logarithms and roots finite
-_FURTHEST = 2.0  # how far a measured excess may lie below the label-free one; logarithms
+_FURTHEST = 2.0  # largest log(label-free prediction / excess) in the fit
 _LARGEST = 5.0  # logarithm of the excess
 _LONGEST = 1.5  # logarithm of a change; the estimates mean little beyond

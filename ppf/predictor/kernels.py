@@ -178,9 +178,10 @@ class SiteSumKernel(Kernel):
 
         k(x, y) = l² + t² z·z′ + W(q, q′) + i² W(q, q′)² + c² W₁(q r, q′ r′) + m² M(r, r′)
 
-    z are the logarithms of the sums, q the sites' shares of the sums, and r the removed shares of
-    the sites. W and W₁ are `SiteWeightKernel`s. W₁ has the scales a = 0, s = 1, u = 1, and reads
-    q r: its weights grow with the removed share. M is a Matérn kernel.
+    z are the logarithms of the sums relative to those of k*, and the estimated change of the
+    logarithm if gradients are used (see `ExpectedLoss`). q are the sites' shares of the sums, and r
+    the removed shares of the sites. W and W₁ are `SiteWeightKernel`s. W₁ has the scales a = 0, s =
+    1, u = 1, and reads q r: its weights grow with the removed share. M is a Matérn kernel.
 
     Args:
         weights: gives W and W₁.

@@ -30,9 +30,9 @@ class Oracle:
     """Measures policies on the real model; known policies are not measured again.
 
     With screening, a batch is first scored on few windows, and only its best policies are measured.
-    Each batch is scored on the windows after those of the batch before.
-    The others get estimates: their score on the few windows, shifted by the mean difference of the
-    measured policies, but never less than the loss of a measured policy.
+    Each other policy gets an estimate: its score on the few windows plus the mean difference
+    (measured − score) of the measured policies, but at least the highest measured loss. The next
+    batch is scored on the next windows.
 
     Args:
         screening: steps, from few windows to many; empty: every policy is measured.

@@ -80,7 +80,7 @@ class OWL(LayerRule):
 
     def __init__(self, m: Count, bound: Share) -> None:
         if not 0 <= m < MULTIPLES:
-            raise PPFError(f"OWL's m={m} is out of range: give 0 ≤ m < {MULTIPLES}.")
+            raise PPFError(f"OWL's m={m} is out of range: give 1 ≤ m < {MULTIPLES}.")
         self.m, self.bound = m, bound
 
     def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:

@@ -77,8 +77,8 @@ class Bank:
             assert folder is not None
             place = "are kept in memory too" if size.resident else "stay on disk"
             say(
-                f"The level bank needs more than {max_gib} GiB: {size.gib:.1f} GiB of factors go to"
-                f" {folder} and {place}."
+                f"The weights of all levels need more than bank.max_gib={max_gib}:"
+                f" {size.gib:.1f} GiB of matrix factors are stored in {folder} and {place}."
             )
 
         def prepare(number: int) -> Levels:

@@ -67,7 +67,7 @@ class Levels:
         weights: weight [hidden, width] of each level below the dense one, or the factors of these
             weights; None: the leading columns of the dense weight.
         biases: vector that each level adds to the consumer's bias; None: no level adds one.
-        factors: of the weights, even if `weights` has them ready; None: they are not known.
+        factors: V and M of the weights, also if `weights` holds the products; None: there are none.
     """
 
     errors: Float[Tensor, " levels"]
@@ -263,7 +263,7 @@ class LeastSquares(Compensation):
         inverse, projected = _inverse(lower), _times_lower(weight, lower)
         ridged_energy, output = projected.square().sum(), weight @ mean
         energy = ridged_energy - ridge * weight.square().sum() + output.square().sum()
-        energy = energy * any_input  # a rounding error is no energy
+        energy = energy * any_input  # without any input it is exactly 0
         solution = torch.zeros_like(weight)
         beyond = _suffix_sums(weight.square().sum(0))
         explained = torch.zeros_like(energy)

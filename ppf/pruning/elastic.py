@@ -97,13 +97,11 @@ class Adapters(nn.Module):
             raise PPFError(f"{file} cannot be read: {_REMEDY}.") from error
         wrong = [key for key, value in origin.items() if metadata.get(key) != value]
         if wrong:
-            given = metadata.get(wrong[0])
-            remedy = {"compensation": "give the bank.max_gib of its training"}.get(
-                wrong[0], _REMEDY
-            )
+            if wrong != ["compensation"]:
+                raise PPFError(f"{file} was trained for another model, text or space: {_REMEDY}.")
             raise PPFError(
-                f"{file} was trained with another {wrong[0]} ({given}, not {origin[wrong[0]]}):"
-                f" {remedy}."
+                f"{file} was trained with the compensation {metadata['compensation']}, not"
+                f" {origin['compensation']}: give the bank.max_gib that its training used."
             )
         rank = next((len(t) for name, t in tensors.items() if name.endswith(".down")), 1)
         adapters = cls(pruner, rank, 1.0)

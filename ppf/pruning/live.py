@@ -24,9 +24,10 @@ Types = Sequence[NumberFormat | None] | None
 class LivePruner:
     """Applies policies to a loaded model.
 
-    The constructor permutes the weights in place, so that atoms are in order of importance. Then a
-    policy is a set of views of the weights and of levels of the bank: nothing is copied, and the
-    next policy undoes it exactly. `restore` recovers the original weights bit by bit.
+    The constructor permutes the weights in place, so that atoms are in order of importance. A
+    policy selects leading rows and columns, as views where possible, and levels of the bank. The
+    permuted weights keep their values, so the next policy undoes it exactly. `restore` recovers the
+    original weights bit by bit.
 
     Args:
         lm: the dense model.

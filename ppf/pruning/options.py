@@ -21,11 +21,11 @@ _WHOLE = BLOCK_BYTES["f16"] // _QUANTUM  # levels of one unit in 16 bits
 
 @dataclass(frozen=True)
 class Options:
-    """The best options of each site for every number of bytes, and the space of these numbers.
+    """For each site and each number of bytes: the best number of kept units and number format.
 
-    A level of a site is a number of bytes: level j is j / 32 of the bytes that one unit takes in 16
-    bits. Each site uses the option of least expected loss that its level is large enough for. Steps
-    are the levels at which this option changes.
+    Here a level is a number of bytes: level j is j / 32 of the bytes that one unit takes in 16
+    bits. A site uses the option (kept units, number format) of least expected loss among those that
+    its level is large enough for. Steps are the levels at which this option changes.
 
     Args:
         units: the space whose units are removed.
@@ -76,7 +76,7 @@ class Options:
 
     @cached_property
     def space(self) -> SteppedSpace:
-        """Sites whose units are levels. The parameters of a unit are its bytes."""
+        """The space whose policies are levels: a level counts as a unit, a byte as a parameter."""
         sites = tuple(
             Site(site.layer, site.kind, _WHOLE * site.units, 1, price, site.index)
             for site, price in zip(self.units.sites, self.prices, strict=True)

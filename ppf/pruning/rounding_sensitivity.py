@@ -72,7 +72,7 @@ class _Site:
         self.squared = torch.zeros(len(types), len(self.widths), device=device)
         self.noise = torch.zeros(len(types), device=device)
         self.energy = torch.zeros((), device=device)
-        # Of the consumer, while its layer is differentiated: without rounding, then for each type.
+        # Inputs of the consumer: without rounding first, then with each type of rounding.
         self.inputs: list[Tensor] = []
 
     def hooks(self) -> list[Any]:

@@ -26,10 +26,10 @@ class Trace(NamedTuple):
     """Length and loss curve of a training.
 
     Args:
-        tokens: that were read. The exported weights may be those of an earlier validation.
-        seconds: of training, over all its runs.
+        tokens: number of tokens read. The exported weights may be those of an earlier validation.
+        seconds: training time, summed over all runs.
         curve: mean negative log-likelihood on the validation part, nats per token; empty for
-            losses of single layers.
+            tune=blockwise, which monitors another loss.
     """
 
     tokens: int

@@ -19,7 +19,7 @@ _VALIDATED = 3  # ratios
 
 
 class _Differentiated(torch.autograd.Function):
-    """A value with gradients that are known already."""
+    """A value whose gradients were computed before."""
 
     @staticmethod
     def forward(
@@ -34,10 +34,10 @@ class _Differentiated(torch.autograd.Function):
 
 
 class ElasticModule(TunedModule):
-    """Trains one set of adapters under the sandwich rule.
+    """Trains one set of adapters for all ratios between two limits.
 
-    Each step trains the highest ratio, and some random ones. The teacher of all is the lowest end
-    of the sandwich: the dense model, which is the same model at ratio 0 without adapters.
+    Each step trains the highest ratio and some random ones (the sandwich rule). The teacher is the
+    dense model: the same model at ratio 0, where the adapters are off.
 
     Args:
         adapters: attached to the pruner's model.

@@ -121,7 +121,7 @@ class TrainingRun:
 
     @property
     def steps(self) -> int:
-        """Of the whole training, if it is not stopped early."""
+        """Optimizer steps of the whole training, if it does not end early."""
         return self.settings.epoch(self.window) * self.settings.epochs(self.window)
 
     def optimization(self, lr: float) -> Optimization:

@@ -215,5 +215,5 @@ class DynamicModel:
         """Refuses calls from inside a generation, whose thread already holds the lock."""
         if self._running:
             raise PPFError(
-                "a generation is running: change the ratio or generate again when it has ended."
+                "a text is being generated: wait until it ends, then change the ratio or generate."
             )

@@ -141,8 +141,8 @@ class Completion:
         most = self.request.most_tokens or max(1, positions - len(self.ids))
         if len(self.ids) + most > positions:
             raise PPFError(
-                f"the prompt has {len(self.ids)} tokens; with max_tokens={most} this is more than"
-                f" the model's {positions} positions: shorten one of them."
+                f"the prompt has {len(self.ids)} tokens, and max_tokens={most}: together more than"
+                f" the model's {positions} positions: shorten the prompt or lower max_tokens."
             )
         self.most_tokens = most
         self.choices = [Choice(self, number) for number in range(self.request.n)]

@@ -35,8 +35,9 @@ def chain(
     rules. The agent interpolates between the policies found. At the searched ratios it predicts
     their measured losses.
 
-    Losses fall with the ratio. So after a search's first round, the best proposal of all, at which
-    `ExpectedLoss` computes gradients, is usually one of this search.
+    Each search has a lower ratio than the one before, so it usually finds lower losses. After its
+    first round, the best policy of all, at which `ExpectedLoss` computes gradients, is then its
+    own.
 
     Args:
         inputs: of each search; `search.label_budget` limits each search alone.

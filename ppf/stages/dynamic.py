@@ -50,7 +50,7 @@ class Learning:
     Args:
         history: rows of the metrics of learner or searches, over all rounds.
         trained: the last predictor.
-        everywhere: its predictions hold at all ratios, not only at the last one.
+        everywhere: whether the last predictor holds at all ratios; False: only at the last one.
     """
 
     history: list[dict[str, float]]
@@ -90,8 +90,8 @@ def dynamic(
     `dynamic.knots` ratios and improves them on the predictor: the experts. Some of them, at other
     ratios in each round, are measured and join the labels. If predictions and measurements agree,
     the trust region is widened. After the last round, the experts of all rounds are improved once
-    more on the final predictor; these are the agent's. Its intervals are calibrated on the measured
-    experts.
+    more on the final predictor. They are the agent's policies. Its intervals are calibrated on the
+    measured experts.
 
     Args:
         inputs: their agent is a `Learner` (see `check_dynamic`).

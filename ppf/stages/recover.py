@@ -188,11 +188,11 @@ class _Recovery:
         return [digest(file, Path(self.cfg.paths.cache)) for file in files]
 
     def exported(self) -> dict[str, Any]:
-        """The entry `exported` of policy.json, with the trained weights on the labelling part."""
+        """The entry `exported` of policy.json, with the trained model's loss (labelling part)."""
         known, labels = dict(self._record["exported"]), self.config.labels
         text = build_text(self.config.text, self.cfg.paths.cache)
         piece = Piece(text.tokens("labelling", self.student.tokenizer), labels.context)
-        # In the dtype of the card's other measurements, which the command that pruned has made.
+        # In the dtype in which the pruning command measured the other values of the model card.
         dtype, model = getattr(torch, known["dtype"]), self.student.model
         if dtype != model.dtype:
             model, _ = load_folder(self.start, dtype, trust_remote_code=False)

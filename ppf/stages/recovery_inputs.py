@@ -86,7 +86,8 @@ def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows 
     if len(windows[0]) < cfg.recovery.batch:
         raise PPFError(
             f"the training part of text={text_name(cfg.text)} has {len(windows[0])} windows,"
-            f" fewer than recovery.batch={cfg.recovery.batch}: lower it, or give a longer text."
+            f" fewer than recovery.batch={cfg.recovery.batch}: lower recovery.batch, or give a"
+            " longer text."
         )
     return windows
 
@@ -140,8 +141,7 @@ def with_enough_memory(cfg: DictConfig, fabric: Fabric, work: Callable[[Recovery
             smaller = settings.halved(fabric.world_size)
             if fabric.world_size > 1:
                 raise PPFError(
-                    "the memory of a process does not suffice: give"
-                    f" recovery.micro_batch={smaller.micro_batch}."
+                    f"a process ran out of memory: give recovery.micro_batch={smaller.micro_batch}."
                 ) from error
         settings = smaller
         say(f"Out of memory: going on with {settings.micro_batch} windows at a time.")

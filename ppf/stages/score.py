@@ -16,7 +16,7 @@ from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.space import new_policies
 
-_STREAM = 4111  # of the sampler's seed: policies for scores only, which no choice may use
+_STREAM = 4111  # added to the sampler's seed, so that scored policies differ from those of the fit
 
 
 class Scored(NamedTuple):

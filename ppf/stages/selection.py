@@ -30,7 +30,10 @@ def with_selection(labelling: Labelling, text: Text, found: Found, settings: Dic
     """
     new = selection_windows(labelling, text, settings.selection_windows)
     if not len(new):
-        say("No selection part: the labels use all windows, or search.selection_windows=0.")
+        why = "the labels use all windows"
+        if settings.selection_windows == 0:
+            why = "search.selection_windows=0"
+        say(f"The best policies are not measured on a selection part: {why}.")
         return found
     measure, measured = partial(_losses, labelling, new), found.measured
     ranks = labelling.artefacts.ranks

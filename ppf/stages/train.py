@@ -63,9 +63,10 @@ def train(
     *,
     may_train: bool = True,
 ) -> Trained:
-    """A predictor of the labels; rank 0 trains it if it is missing.
+    """A predictor that is fitted to the labels.
 
-    Other ranks wait: networks and Gaussian process are too small to gain from several devices.
+    If it needs labels, rank 0 trains it once and stores it, and other ranks wait: networks and
+    Gaussian process are too small to gain from several devices. Otherwise every rank fits it.
 
     Args:
         labelling: measures policies for predictors that ask for it.
@@ -74,7 +75,7 @@ def train(
         predictor: config of the predictor.
         trainer: arguments of Lightning's Trainer.
         seed: of splits and initial weights.
-        loggers: Fabric's; the training reports to those that Lightning's Trainer takes too.
+        loggers: Fabric's; those that are also loggers of Lightning get the training's metrics.
         labels: measured policies, the dense one first.
 
     Raises:

@@ -107,7 +107,7 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(
     policy["config"]["text"]["seed"] = 1
     other.write_text(json.dumps(policy))
     refused = run("prune", f"policy={other}", f"out={out}", ok=False).stderr
-    assert "was found for another model, text or dtype" in refused
+    assert "the model, the text or the dtype has changed" in refused
 
 
 def matrices(model: PreTrainedModel) -> int:

@@ -14,7 +14,7 @@ def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
     assert "8.03 billion parameters" in told
     for stage in ("observing the dense model", "building the bank", "48 labels", "free here"):
         assert stage in told
-    assert "GiB of factors" in told
+    assert "stored as matrix factors" in told
     drawn = run(
         "search", "plan=true", "model=llama3_8b", "predictor=residual", "logger=none"
     ).stdout

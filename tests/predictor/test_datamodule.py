@@ -70,7 +70,7 @@ def test_rows_without_a_finite_label_go_and_are_counted(
     rows = module(Labels(labels.kept, nll, labels.source)).rows
     assert rows.nll.isfinite().all()
     assert len(rows.nll) == len(labels) - 2
-    assert f"Leaving out 2 of {len(labels)} labels" in capsys.readouterr().out
+    assert f"2 of {len(labels)} labels are not finite" in capsys.readouterr().out
 
 
 def test_too_few_labels_are_refused() -> None:

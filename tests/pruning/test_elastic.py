@@ -92,7 +92,7 @@ def test_saved_adapters_come_back(tiny: TinySetup, tmp_path: Path) -> None:
         (
             {**ORIGIN, "compensation": "Bias"},
             None,
-            "LeastSquares, not Bias.: give the bank.max_gib",
+            "LeastSquares, not Bias: give the bank.max_gib",
         ),
         (ORIGIN, b"nothing", "cannot be read"),
     ],

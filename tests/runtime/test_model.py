@@ -187,7 +187,7 @@ def test_a_generation_cannot_change_its_own_ratio(model: DynamicModel) -> None:
         model.set_ratio(0.5)
         raise AssertionError
 
-    with pytest.raises(PPFError, match="a generation is running"):
+    with pytest.raises(PPFError, match="a text is being generated"):
         greedy(model, stopping_criteria=[meddle])
     model.set_ratio(0.5)
 

@@ -39,4 +39,4 @@ def test_the_best_are_measured_on_both_parts(
 
     none = OmegaConf.create({"selection_windows": 0, "finalists": 1})
     assert with_selection(labelling, text, found, none) is found
-    assert "No selection part: the labels use all windows" in capsys.readouterr().out
+    assert "selection part: search.selection_windows=0." in capsys.readouterr().out
