@@ -48,6 +48,10 @@ _TRAINED_ON = """\
 The training after pruning may have read documents of this part too; then
 the perplexity of the trained weights is too low here."""
 
+_ADAPTERS = Template(
+    "The adapters were trained on $tokens tokens of the training part of $text in $minutes minutes."
+)
+
 _RECOVERED = Template("""\
 ## Recovery training
 The weights in this folder were trained after pruning, on $tokens tokens of the training part of
@@ -115,7 +119,10 @@ def write_card(folder: Path, model: Pruned, policy: Mapping[str, Any], form: For
 def _measured_on(exported: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
     kept = exported["compensation"]
     told = _MEASURED.substitute(exported, text=policy["text"], kept=_COMPENSATIONS[kept])
-    return f"{told} {_TRAINED_ON}" if kept in ("adapters", "recovered") else told
+    trained = [_TRAINED_ON] if kept in ("adapters", "recovered") else []
+    if adapters := exported.get("adapters"):
+        trained.append(_ADAPTERS.substitute(adapters))
+    return " ".join([told, *trained])
 
 
 class _Row(NamedTuple):

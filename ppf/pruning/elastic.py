@@ -18,6 +18,7 @@ from ppf.pruning.live import LivePruner
 from ppf.pruning.unseen import Unseen
 
 FILE = "adapters.safetensors"
+TRAINING = "adapters.json"  # how they were trained, beside them
 
 
 class Adapters(nn.Module):

@@ -150,11 +150,20 @@ class SpeedRecord(Record):
     peak_bytes: Natural64 | None
 
 
+class AdaptersRecord(Record):
+    """How the adapters of all ratios were trained."""
+
+    tokens: Natural64
+    minutes: Number
+    text: Word
+
+
 class ExportedRecord(Record):
     """Perplexities of the weights beside a policy.json, and what they were measured on.
 
     `compensation` names the weights in the folder; "recovered" are those after a recovery.
     `dense` is the dense model's perplexity. `speed` is that of both models, if it was measured.
+    `adapters` are those in the weights, if there are any.
     """
 
     compensation: _Compensation
@@ -166,6 +175,7 @@ class ExportedRecord(Record):
     dtype: Word
     dense: PerplexityRecord | None = None
     speed: dict[Literal["dense", "pruned"], list[SpeedRecord]] | None = None
+    adapters: AdaptersRecord | None = None
 
 
 class RecoveredRecord(Record):

@@ -14,8 +14,10 @@ from ppf.context.policy import by_site, policy_record
 from ppf.context.prepare import PruningContext
 from ppf.context.resident import origin, resident
 from ppf.export.base import Exporter
-from ppf.pruning.elastic import FILE, Adapters
+from ppf.pruning.elastic import FILE, TRAINING, Adapters
+from ppf.records import read
 from ppf.records.agent import agent_folder
+from ppf.records.policy import AdaptersRecord
 from ppf.report.scores import LogPerplexity
 from ppf.space import uniform
 from ppf.stages.prune import exported, known_before
@@ -44,6 +46,8 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     if (search / FILE).is_file():
         merged = Adapters.load(search, pruner, origin(context)).merged()
         kept, scores["adapters"] = "adapters", labelling.present_nll()
+        if (file := search / TRAINING).is_file():
+            known["adapters"] = read(file, AdaptersRecord, "run `python recover.py` again")
     record["exported"] = exported(labelling, kept, scores) | known
     with merged:
         return exporter.write(pruner, Path(cfg.out), record), record

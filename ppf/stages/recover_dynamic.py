@@ -4,7 +4,6 @@ import copy
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Fabric
@@ -17,7 +16,7 @@ from ppf.context.resident import origin, resident
 from ppf.context.signatures import plain
 from ppf.evaluation.perplexity import mean_nll
 from ppf.llm.text import text_name
-from ppf.pruning.elastic import Adapters
+from ppf.pruning.elastic import TRAINING, Adapters
 from ppf.records.agent import WEIGHTS, agent_folder
 from ppf.recovery.curve import Trace
 from ppf.recovery.elastic import ElasticModule
@@ -107,11 +106,12 @@ def _write(
     for name in (FILE, WEIGHTS):
         shutil.copy(search / name, out)
     adapters.save(out, origin)
-    summary: dict[str, Any] = {
+    training = {
         "tokens": found.tokens,
         "minutes": round(found.minutes, 2),
         "text": text_name(cfg.text),
-        "part": "validation",
-        "results": [asdict(s) | {"won_back": s.won_back} for s in found.scores],
     }
+    write_json(out / TRAINING, training)
+    results = [asdict(s) | {"won_back": s.won_back} for s in found.scores]
+    summary = training | {"part": "validation", "results": results}
     write_json(Path(cfg.paths.run) / "summary.json", summary)
