@@ -128,7 +128,10 @@ def file_digest(path: str, key: str, cache: Path) -> str:
         PPFError: there is no such file.
     """
     if not Path(path).is_file():
-        raise PPFError(f"{key}={path} does not exist: give {key} another value.")
+        raise PPFError(
+            f"{key}={path} does not exist: give {key} another value. If a policy.json or agent.json"
+            " names this path, change it in that file."
+        )
     return digest(Path(path), cache)
 
 
