@@ -156,7 +156,7 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
-    longer = command_with("recover", {"recovery.tokens": "5000000"})
+    longer = command_with("recover", {"out": None, "recovery.tokens": "5000000"})
     if cfg.search:
         ask = f"import ppf; ppf.DynamicModel.from_search('{cfg.out}').set_ratio(0.37)"
         return {

@@ -117,7 +117,8 @@ class Labelling:
             count: number of windows.
             first: number of the first one; after the last window comes the first again.
         """
-        chosen = (first + torch.arange(count)) % len(self.windows)
+        every = len(self.windows)
+        chosen = (first + torch.arange(min(count, every))) % every
         labeller = self._labeller(self.windows[chosen])
         rows = list(map(tuple, policies.tolist()))
         size = labeller.windows.numel()

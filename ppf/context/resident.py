@@ -10,7 +10,9 @@ from omegaconf import DictConfig
 
 from ppf.context.policy import checked_config
 from ppf.context.prepare import PruningContext, prepare
-from ppf.pruning.elastic import FILE, Adapters
+from ppf.pruning import Compensation
+from ppf.pruning.compensation import Bias
+from ppf.pruning.elastic import FILE, Adapters, trained_with
 from ppf.pruning.memory import within
 from ppf.records.agent import agent_folder
 
@@ -28,7 +30,10 @@ def resident(
         PPFError: the model has changed since the search, or the adapters do not fit it.
     """
     config = checked_config(record, cfg)
-    choose = partial(within, cfg.bank.max_gib, instantiate(config.compensation))
+    wanted: Compensation = instantiate(config.compensation)
+    if trained_with(agent_folder(cfg.search)) == Bias.__name__:
+        wanted = Bias()  # adapters are trained in float32, in which the bank needs more memory
+    choose = partial(within, cfg.bank.max_gib, wanted)
     context = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
     folder = agent_folder(cfg.search)
     if adapted and (folder / FILE).is_file():

@@ -203,7 +203,7 @@ class SharedPrefix(Sampler):
 
     The policies of another sampler are sorted by ratio and divided into groups of neighbours. In
     each group, a random member gives the widths of its first layers to the others, which keep those
-    of their other layers. The ratios in a group are similar, so this changes them little.
+    of their other layers. Nothing is projected, so that no layer has to make up for the others.
 
     Args:
         of: the other sampler.

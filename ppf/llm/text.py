@@ -174,11 +174,13 @@ def local_splits(
 def training_text(config: DictConfig) -> DictConfig:
     """The `text=` config of the parts training and validation of a text.
 
-    Its section `training` replaces the text's splits, windows and, if it has one, source.
+    Its section `training` replaces the text's splits and windows, and keys of its source.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     own = {key: value for key, value in plain.pop("training").items() if value is not None}
+    if plain["source"] and "source" in own:
+        own["source"] = plain["source"] | own["source"]
     return OmegaConf.create({**plain, **own})
 
 

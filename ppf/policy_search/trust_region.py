@@ -76,9 +76,8 @@ class TrustRegion:
         proposed = last.proposed.to(error.device)
         if not proposed.any():
             say("All policies that this round found have been measured before.")
-            whole = self.radius >= 1
             self.grow()
-            return whole
+            return False
         held = ((error <= NOMINAL * last.std) | (last.std == 0))[proposed].float().mean()
         if held < self.agreement:
             return False

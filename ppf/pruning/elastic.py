@@ -89,13 +89,7 @@ class Adapters(nn.Module):
         Raises:
             PPFError: the file is damaged, or was trained for another model or compensation.
         """
-        file = folder / FILE
-        try:
-            with safe_open(file, "pt") as stored:
-                metadata = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise PPFError(f"{file} cannot be read: {_REMEDY}.") from error
+        file, metadata, tensors = folder / FILE, *_read(folder / FILE)
         wrong = [key for key, value in origin.items() if metadata.get(key) != value]
         if wrong:
             if wrong != ["compensation"]:
@@ -122,6 +116,26 @@ class Adapters(nn.Module):
         for name, parameter in expected.items():
             parameter.data.copy_(tensors[name])
         self.requires_grad_(False)
+
+
+def trained_with(folder: Path) -> str | None:
+    """The compensation that the adapters of a folder were trained with; None: there are none.
+
+    Raises:
+        PPFError: the file is damaged.
+    """
+    file = folder / FILE
+    return _read(file)[0].get("compensation") if file.is_file() else None
+
+
+def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file of adapters."""
+    try:
+        with safe_open(file, "pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            return stored.metadata() or {}, tensors
+    except (OSError, SafetensorError) as error:
+        raise PPFError(f"{file} cannot be read: {_REMEDY}.") from error
 
 
 class _Pair(nn.Module):

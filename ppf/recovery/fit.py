@@ -92,6 +92,8 @@ def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
         "check_val_every_n_epoch": 1,
         "default_root_dir": run.folder,
     }
+    if ranks.world_size > 1:  # norms of blocks that pruning has emptied have no gradients
+        own["strategy"] = "ddp_find_unused_parameters_true"
     return Trainer(**{**machine.trainer, **own})
 
 

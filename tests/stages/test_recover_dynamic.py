@@ -18,7 +18,7 @@ from ppf.cli.checks import check
 from ppf.conf import read_option
 from ppf.context.policy import read_policy
 from ppf.export.loading import load_folder
-from ppf.pruning.elastic import FILE
+from ppf.pruning.elastic import FILE, trained_with
 from ppf.recovery import elastic
 from ppf.recovery.elastic import ElasticModule
 from ppf.report.scores import RecoveryScore
@@ -116,6 +116,14 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     tensors = {t.name: torch.tensor(t.data) for t in GGUFReader(file).tensors}
     merged = model.state_dict()["model.layers.1.mlp.down_proj.weight"].half()
     assert torch.equal(tensors["blk.1.ffn_down.weight"], merged)
+
+
+def test_adapters_are_used_with_the_compensation_of_their_training(config: Any) -> None:
+    """In float32 the bank needs twice the memory that it needs in a server."""
+    cfg = config("bank.max_gib=0.0", "recovery.tokens=128")
+    run(cfg)
+    assert trained_with(Path(cfg.out)) == "Bias"
+    resident(cfg.out, cfg).set_ratio(0.3)  # its own limit allows least squares
 
 
 def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
