@@ -146,7 +146,8 @@ class _Progress(Callback):
 class _Running(LightningEnvironment):
     """Processes that Fabric has started; the Trainer starts no others.
 
-    `LightningEnvironment` reads environment variables that Slurm does not set.
+    `LightningEnvironment` reads environment variables that Slurm does not set, and removes those of
+    torchrun when a training ends, although Fabric reads them in the next one.
     """
 
     def __init__(self, ranks: Fabric) -> None:
@@ -162,3 +163,6 @@ class _Running(LightningEnvironment):
 
     def node_rank(self) -> int:
         return self.ranks.node_rank
+
+    def teardown(self) -> None:
+        pass
