@@ -34,8 +34,8 @@ def write_search(folder: Path, cache: str, *overrides: str) -> tuple[DictConfig,
 
 
 def write_agent(folder: Path, context: PruningContext) -> RatioAgent:
-    """Writes agent.json, whose policies are uniform."""
-    knots = torch.tensor([0.0, 0.1, 0.5], dtype=torch.double)
+    """Writes agent.json, whose policies are uniform; float32 would round its highest ratio up."""
+    knots = torch.tensor([0.0, 0.1, 0.55], dtype=torch.double)
     kept = torch.cat([context.model.space.dense[None], uniform(context.model.space, knots[1:])])
     nats = torch.tensor([3.0, 3.2, 4.0])
     agent = RatioAgent(

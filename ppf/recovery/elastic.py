@@ -15,8 +15,6 @@ from ppf.recovery.module import NLL, TunedModule
 from ppf.recovery.settings import Optimization
 from ppf.seeds import numbered
 
-_VALIDATED = 3  # ratios
-
 
 class _Differentiated(torch.autograd.Function):
     """A value whose gradients were computed before."""
@@ -115,6 +113,7 @@ class ElasticModule(TunedModule):
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood over three ratios, nats per token."""
         (ids,) = batch
-        ratios = torch.linspace(*self.ratios, _VALIDATED).tolist()
+        low, high = self.ratios
+        ratios = (low, (low + high) / 2, high)
         nlls = torch.stack([self._forward(ratio, ids).nll(ids) for ratio in ratios])
         self.log(self.monitor, self.finite(nlls.mean()), batch_size=len(ids), sync_dist=True)

@@ -57,7 +57,7 @@ def resident(folder: str | Path, cfg: DictConfig) -> DynamicModel:
 
 def test_16_bit_training_wins_nats_back(config: Any) -> None:
     scores = run(config("trainer.precision=bf16-mixed"))
-    assert all((score.won_back or 0) > 0.02 for score in scores)
+    assert all(score.recovered < score.pruned - 1e-3 for score in scores), scores
 
 
 @pytest.mark.gpu
