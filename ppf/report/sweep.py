@@ -212,9 +212,10 @@ def _number(value: float) -> str:
 def _value(text: str) -> Any:
     """A number where the text is one."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return text
+    return text if isinstance(value, list | dict) else value
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:

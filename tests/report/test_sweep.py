@@ -80,6 +80,12 @@ def test_a_job_with_several_ratios_has_a_row_for_each(tmp_path: Path) -> None:
     assert sweep.axes == ["ratio"] and [row["ratio"] for row in sweep.rows] == [0.2, 0.4]
 
 
+def test_an_override_may_be_a_list(tmp_path: Path) -> None:
+    for ratios in ("[0.1,0.2]", "[0.3]"):
+        job(tmp_path, [f"ratios={ratios}"], {"test_ppl": 30.0})
+    assert {row[0] for row in sweep_table(read_sweep(tmp_path)).texts} == {"[0.1,0.2]", "[0.3]"}
+
+
 def test_a_command_without_figures_shows_its_metric(tmp_path: Path) -> None:
     job(tmp_path, ["seed=0"], metric=2.5)
     job(tmp_path, ["seed=1"])
