@@ -136,9 +136,10 @@ def read_sweep(folder: Path, without: Container[Path] = ()) -> Sweep:
     ]
     rows = []
     for file, job, overrides in zip(files, jobs, given, strict=True):
-        own = {key: _value(overrides.get(key, "")) for key in axes}
-        name = {"job": file.parent.relative_to(folder).as_posix(), "seconds": job["seconds"]}
-        rows += [found | name | own for found in job["figures"] or [{"metric": job["metric"]}]]
+        own = {key: _value(overrides[key]) for key in axes if key in overrides}
+        own |= {"job": file.parent.relative_to(folder).as_posix(), "seconds": job["seconds"]}
+        missing = dict.fromkeys(axes, "")
+        rows += [missing | found | own for found in job["figures"] or [{"metric": job["metric"]}]]
     for axis in ("model", "ratio"):
         if axis not in axes and len({row.get(axis) for row in rows}) > 1:
             axes = [axis, *axes]

@@ -86,6 +86,15 @@ def test_an_override_may_be_a_list(tmp_path: Path) -> None:
     assert {row[0] for row in sweep_table(read_sweep(tmp_path)).texts} == {"[0.1,0.2]", "[0.3]"}
 
 
+def test_ratios_of_figures_and_of_overrides_are_one_axis(tmp_path: Path) -> None:
+    searches(tmp_path)
+    several = [{"ratio": ratio, "test_ppl": 31.0} for ratio in (0.2, 0.4)]
+    job(tmp_path, ["mode=chain"], *several)
+    rows = read_sweep(tmp_path).rows
+    assert [row["ratio"] for row in rows if row["mode"] == "chain"] == [0.2, 0.4]
+    assert {row["agent"] for row in rows if row["mode"] == "chain"} == {""}
+
+
 def test_a_command_without_figures_shows_its_metric(tmp_path: Path) -> None:
     job(tmp_path, ["seed=0"], metric=2.5)
     job(tmp_path, ["seed=1"])
