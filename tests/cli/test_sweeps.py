@@ -54,7 +54,7 @@ def test_optuna_goes_on_after_a_failed_trial(run: Run, quick: tuple[str, ...]) -
 
 @pytest.mark.slow
 def test_a_grid_has_one_page(run: Run, quick: tuple[str, ...], tmp_path: Path) -> None:
-    predictors, counts = ("ridge", "sensitivity"), (16, 24)
+    predictors, counts = ("ridge", "sensitivity"), (24, 32)
     grid = (f"predictor={','.join(predictors)}", f"labels.count={','.join(map(str, counts))}")
     said = run("train", "-m", *grid, *quick, "test_policies=16", "trainer.max_epochs=2").stdout
     assert [f"Job {number}:" in said for number in range(5)] == [True] * 4 + [False]
