@@ -23,6 +23,7 @@ from ppf.processes import launch
 from ppf.progress import say
 from ppf.ranks import Ranks
 from ppf.report.loggers import open_loggers
+from ppf.report.origin import version
 
 CommandTask = Callable[[DictConfig, Fabric], Outcome | None]
 """Does a command's work on the resolved config; None: there is nothing to tell."""
@@ -77,7 +78,8 @@ def run(name: str, cfg: DictConfig) -> float | None:
         discard(Path(cfg.paths.run))
         return None
     if is_multirun() and (done := finished(name, cfg)):
-        say(f"Already finished: {cfg.paths.run}")
+        older = "" if done["version"] in (None, version()) else f" (version {done['version']})"
+        say(f"Already finished: {cfg.paths.run}{older}")
         return done["metric"]
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)

@@ -16,7 +16,7 @@ from ppf.context.signatures import plain, with_code
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.run import RunRecord
-from ppf.report.origin import task_overrides
+from ppf.report.origin import task_overrides, version
 
 FILE = "run.json"
 # Keys that do not change results.
@@ -60,6 +60,7 @@ def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> No
         "metric": finite(outcome.metric),
         "figures": [{k: finite(v) for k, v in row.items()} for row in outcome.figures],
         "seconds": seconds,
+        "version": version(),
     }
     write_json(Path(cfg.paths.run) / FILE, record)
 

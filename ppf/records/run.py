@@ -16,6 +16,7 @@ class RunRecord(Record):
         metric: what sweeps minimise; null: not finite, or the command has none.
         figures: rows for the table of a sweep; a search has one row for each ratio.
         seconds: duration of the run.
+        version: of the program, with its commit; null: of an older version.
     """
 
     command: Word
@@ -24,3 +25,4 @@ class RunRecord(Record):
     metric: float | None
     figures: list[dict[Word, float | str | None]]
     seconds: Number
+    version: Word | None = None

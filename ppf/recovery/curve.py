@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from ppf.artefacts import write_json
+from ppf.artefacts import read_if_whole, write_json
 
 
 class Point(NamedTuple):
@@ -44,8 +44,17 @@ class Trace(NamedTuple):
 
 
 def read_curve(file: Path) -> list[Point]:
-    """The points of a file; empty if there is no file."""
-    return [Point(*row) for row in json.loads(file.read_text())["points"]] if file.is_file() else []
+    """The points of a file; empty if it is missing or damaged."""
+    return read_if_whole(file, read_points) or []
+
+
+def read_points(file: Path) -> list[Point]:
+    """The points of a file.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it is missing or damaged.
+    """
+    return [Point(*row) for row in json.loads(file.read_text(encoding="utf-8"))["points"]]
 
 
 def add_point(file: Path, point: Point) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     ModelCheckpoint,
 )
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppf.artefacts import locked
+from ppf.artefacts import locked, read_if_whole
 from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.computing import reusing_memory
-from ppf.recovery.curve import Point, Trace, add_point, read_curve
+from ppf.recovery.curve import Point, Trace, add_point, read_curve, read_points
 from ppf.recovery.data import WindowSampler
 from ppf.recovery.module import NLL, TunedModule
 from ppf.recovery.settings import TrainingRun
@@ -31,7 +33,7 @@ def fit(
     """Trains a module, from its last checkpoint if there is one.
 
     It ends with the weights that were best in validation. Of several runs with the same folder, one
-    trains and the others wait for its result.
+    trains and the others wait for its result. Damaged files count as missing.
 
     Raises:
         PPFError: the loss is not finite.
@@ -40,24 +42,34 @@ def fit(
     finished = run.folder / "finished.ckpt"
     ranks, device = run.machine.ranks, next(module.parameters()).device
     with locked(finished) if ranks.is_global_zero else nullcontext():
-        if not ranks.broadcast(finished.is_file()):
+        found = read_if_whole(finished, _result) if ranks.is_global_zero else None
+        if ranks.broadcast(found is None):
             _train(module, _loaders(training, validation, run), run)
             if ranks.is_global_zero:
                 (run.folder / "best.ckpt").rename(finished)
                 (run.folder / _LAST).unlink()
         ranks.broadcast(None)  # the weights are stored
-    stored = torch.load(finished, map_location="cpu", weights_only=True)
-    module.load_state_dict(stored["state_dict"])
+    weights, curve = found or _result(finished)
+    module.load_state_dict(weights)
     module.to(device)  # the Trainer leaves it on the CPU
-    curve = read_curve(run.folder / _CURVE)
     return Trace(curve[-1].tokens, curve[-1].seconds, curve if module.monitor == NLL else [])
 
 
+def _result(finished: Path) -> tuple[dict[str, Tensor], list[Point]]:
+    """The weights and the loss curve of a finished training."""
+    return _checkpoint(finished)["state_dict"], read_points(finished.with_name(_CURVE))
+
+
+def _checkpoint(file: Path) -> dict[str, Any]:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def _train(module: TunedModule, loaders: tuple[DataLoader, DataLoader], run: TrainingRun) -> None:
-    last = run.folder / _LAST
-    resumed = last if run.machine.ranks.broadcast(last.is_file()) else None
+    last, ranks = run.folder / _LAST, run.machine.ranks
+    whole = ranks.is_global_zero and read_if_whole(last, _checkpoint) is not None
+    resumed = last if ranks.broadcast(whole) else None
     with quiet_trainer(), reusing_memory():
-        _trainer(module, run).fit(module, *loaders, ckpt_path=resumed)
+        _trainer(module, run).fit(module, *loaders, ckpt_path=resumed, weights_only=True)
 
 
 def _loaders(

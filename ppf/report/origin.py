@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def task_overrides() -> list[str]:
 def machine() -> dict[str, str]:
     """Versions and hardware, by name."""
     found = {
-        "PPF": f"{ppf.__version__}{_commit()}",
+        "PPF": version(),
         "Python": platform.python_version(),
         "PyTorch": torch.__version__,
         "transformers": transformers.__version__,
@@ -79,14 +80,16 @@ def machine() -> dict[str, str]:
     return found
 
 
-def _commit() -> str:
-    """The last commit of the package; empty: it lies in no repository."""
+@cache
+def version() -> str:
+    """PPF's version, and the last commit of its code if that lies in a repository."""
     command = ["git", "-C", str(Path(ppf.__file__).parent), "log", "-1", "--format=%h", "--", "."]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return f", commit {done.stdout.strip()}" if done.stdout.strip() else ""
+        return ppf.__version__
+    commit = done.stdout.strip()
+    return f"{ppf.__version__}, commit {commit}" if commit else ppf.__version__
 
 
 def _processor() -> str:

@@ -27,6 +27,7 @@ class Sweep:
 
     Args:
         commands: that the jobs ran.
+        versions: of the program that ran them.
         axes: overrides that differ between the jobs, and ratio and model if a job has several.
         figures: names of the numbers; rows are sorted by the first one, the smallest first.
         rows: one for each job, or for each ratio of a job. Beside axes and figures they have the
@@ -34,6 +35,7 @@ class Sweep:
     """
 
     commands: Sequence[str]
+    versions: Sequence[str]
     axes: Sequence[str]
     figures: Sequence[str]
     rows: Sequence[JobRow]
@@ -147,7 +149,8 @@ def read_sweep(folder: Path, without: Container[Path] = ()) -> Sweep:
     figures = [name for name in names if name not in ("ratio", "job", *axes)]
     first = "ratio" if "ratio" in axes else figures[0]
     rows.sort(key=lambda row: (_rank(row.get(first)), _rank(row.get(figures[0]))))
-    return Sweep(sorted({job["command"] for job in jobs}), axes, figures, rows)
+    commands, versions = ({job[key] for job in jobs} for key in ("command", "version"))
+    return Sweep(sorted(commands), sorted(versions - {None}), axes, figures, rows)
 
 
 def multirun(folder: Path) -> tuple[str, list[str]] | None:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppf.artefacts import write_json
+from ppf.progress import warning
 from ppf.report.agreement import agreement
 from ppf.report.html import write_page
 from ppf.report.origin import machine, next_command
@@ -39,11 +40,13 @@ def write_sweep(folder: Path, without: Container[Path] = ()) -> dict[str, Path]:
     paths = {purpose: folder / name for purpose, name in names.items()}
     paths["report"] = folder / "report.html"
     page = sweep_page(sweep, folder)
-    write_json(paths["rows"], {"rows": sweep.rows})
+    write_json(paths["rows"], {"versions": sweep.versions, "rows": sweep.rows})
     paths["table"].write_text(page.tables["jobs"].shown.markdown, encoding="utf-8")
     save_png(page.figures["sweep"], paths["plot"])
     write_page(paths["report"], page)
     print_table(page.tables["jobs"])
+    if len(sweep.versions) > 1:
+        warning(f"these jobs are from several versions: {'; '.join(sweep.versions)}.")
     return paths
 
 

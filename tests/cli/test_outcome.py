@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
+import ppf
 from ppf.cli.outcome import Outcome, finished, write
 
 
@@ -34,6 +35,7 @@ def done(tmp_path: Path) -> Path:
 def test_a_record_tells_what_was_found(done: Path) -> None:
     found = finished("search", config(done))
     assert found is not None and found["metric"] == 3.5
+    assert found["version"].startswith(ppf.__version__)
     assert found["figures"] == [{"ratio": 0.3, "test_ppl": None}]  # infinity is no JSON
 
 

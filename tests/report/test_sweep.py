@@ -8,7 +8,13 @@ from ppf.report.sweep import read_sweep, sweep_table
 from ppf.report.sweep_page import sweep_page
 
 
-def job(folder: Path, overrides: list[str], *figures: dict, metric: float | None = None) -> None:
+def job(
+    folder: Path,
+    overrides: list[str],
+    *figures: dict,
+    metric: float | None = None,
+    version: str | None = None,
+) -> None:
     """A finished job's folder."""
     name = folder / ",".join(overrides)
     (name / ".hydra").mkdir(parents=True)
@@ -20,6 +26,7 @@ def job(folder: Path, overrides: list[str], *figures: dict, metric: float | None
         "metric": metric,
         "figures": list(figures),
         "seconds": 2.0,
+        "version": version,
     }
     (name / "run.json").write_text(json.dumps(record))
 

@@ -26,6 +26,19 @@ def test_all_files_are_written_and_the_table_is_printed(
     assert "31.00 ± 1.00" in page.text and "svg" in page.tags
 
 
+@pytest.mark.parametrize("second", [None, "0.1.0, commit a", "0.1.0, commit b"])
+def test_jobs_of_several_versions_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str | None
+) -> None:
+    for seed, version in enumerate(["0.1.0, commit a", second]):
+        job(tmp_path, [f"seed={seed}"], {"test_ppl": 20.0}, version=version)
+    paths = write_sweep(tmp_path)
+    told = "several versions: 0.1.0, commit a; 0.1.0, commit b" in capsys.readouterr().out
+    assert told == (second == "0.1.0, commit b")
+    versions = json.loads(paths["rows"].read_text())["versions"]
+    assert versions == sorted({"0.1.0, commit a", second} - {None})
+
+
 def test_values_in_brackets_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for types in ("[f16]", "[q8_0,q4_0]"):
         job(tmp_path, [f"budget.cost.types={types}"], {"test_ppl": 20.0})

@@ -294,6 +294,31 @@ def test_a_finished_training_is_not_repeated(
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.parametrize("name", ["finished.ckpt", "curve.json"])
+def test_a_damaged_training_is_repeated(
+    config: Any, unbroken: tuple[DictConfig, Any], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    cfg, first = unbroken
+    (file,) = Path(cfg.paths.artefacts).glob(f"recovery/*/{name}")
+    file.write_bytes(file.read_bytes()[:-100])
+    again = recovered(cfg)
+    assert "it is made again" in capsys.readouterr().out.replace("\n", " ")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_killed_run_with_a_damaged_checkpoint_starts_anew(
+    config: Any, monkeypatch: pytest.MonkeyPatch, unbroken: tuple[DictConfig, Any], tmp_path: Path
+) -> None:
+    kill(monkeypatch, RecoveryModule, 13)
+    cfg = config(*AVERAGED)
+    with pytest.raises(KilledError):
+        run(cfg)
+    (last,) = tmp_path.rglob("last.ckpt")
+    last.write_bytes(last.read_bytes()[:-100])
+    again = recovered(cfg)
+    assert all(torch.equal(weight, again[name]) for name, weight in unbroken[1].items())
+
+
 def test_a_second_run_waits_for_the_first_one(
     config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
