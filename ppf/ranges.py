@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-"""Of pydantic: no other keys, each value exactly of its type."""
+"""Settings of pydantic: unknown keys are refused, and values are not converted."""
 
 
 def _ascending(values: list[float]) -> list[float]:

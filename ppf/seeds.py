@@ -6,5 +6,5 @@ _DISTANCE = 1_000_003  # between the first draws of two seeds; nothing draws as 
 
 
 def numbered(seed: int, number: int) -> torch.Generator:
-    """The generator of a draw; neither its neighbours nor other seeds have the same one."""
+    """A generator that differs between draws and between seeds."""
     return torch.Generator().manual_seed(seed * _DISTANCE + number)

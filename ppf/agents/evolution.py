@@ -108,9 +108,9 @@ def exchange(
 ) -> Int[Tensor, "batch sites"]:
     """Mutates policies: moves cost from one random site to another, 1 to `exchanges` times.
 
-    Since units of different sites differ in cost, the result is then projected to the budget. A
-    random shift by less than half a unit decides which sites the projection rounds. Without an
-    exchange, this shift would not change a policy.
+    Units of different sites differ in cost, so the result is then projected to the budget. A random
+    shift by less than half a unit randomises which sites this projection rounds. The shift alone
+    would not change a policy.
 
     Args:
         exchanges: most exchanges in one child.

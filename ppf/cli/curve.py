@@ -23,9 +23,9 @@ _DRAWN = 6  # most ratios in the heatmap
 def entries(context: PruningContext, learnt: Learnt, inputs: SearchInputs) -> list[Entry]:
     """The dense model, and at each ratio uniform pruning, the allocation rules and the agent.
 
-    If the last predictor does not hold at all ratios, the rules are left out. Otherwise it predicts
-    them. They are measured only where a label happens to exist: a measurement of all of them at all
-    ratios would cost more than the search. The prediction of `predictor=oracle` is a measurement.
+    The last predictor predicts the rules; they are left out if it is not valid at all ratios. Their
+    measured values appear only where a label exists, because measuring all of them at all ratios
+    would cost more than the search. A prediction of `predictor=oracle` counts as a measurement.
     """
     curve, labels, learning = learnt.curve, learnt.labels, learnt.learning
     known = dict(zip(map(tuple, labels.kept.tolist()), labels.nll.tolist(), strict=True))

@@ -56,8 +56,8 @@ def _check(cfg: DictConfig) -> None:
         refuse_recovered(record, cfg.policy)
     if record.get("recovered"):
         raise PPFError(
-            f"path={cfg.path} is recovered already: give the folder that prune.py wrote, and more"
-            " recovery.tokens."
+            f"path={cfg.path} is already a recovered model: give the folder that prune.py"
+            " wrote, and a larger recovery.tokens."
         )
     if cfg.recovery.gradient_checkpointing and "blockwise" in cfg.tune:
         raise PPFError(

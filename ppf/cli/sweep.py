@@ -17,8 +17,8 @@ class SweepReport(Callback):
     """Prints which job begins, and at the end the table of all of them.
 
     Attributes:
-        earlier: folders with a number as name, which an earlier multirun has left, and when their
-            jobs began. Those that this multirun does not begin again are not in its table.
+        earlier: numbered job folders of an earlier multirun, and when their jobs began. The table
+            leaves out those that this multirun does not begin again.
     """
 
     def __init__(self) -> None:

@@ -48,8 +48,8 @@ class Architecture:
     def atoms(self, model: Pruned) -> list[int]:
         """Atoms to write for each coupling: those that are kept, and atoms of zeros where needed.
 
-        A layer without FFN gets some of zeros, and so does one without attention, unless the reader
-        allows gaps. If all layers have one width, narrower ones are filled up to the widest.
+        A removed FFN becomes atoms of zeros, and so does a removed attention block, unless the
+        architecture allows gaps. If all layers need one width, narrower ones are padded to it.
         """
         pairs = list(zip(model.couplings, model.atoms, strict=True))
         if self.uneven:

@@ -14,7 +14,7 @@ from ppf.llm.loading import LanguageModel
 from ppf.progress import track
 
 LossFunction = Callable[[Float[Tensor, "window tokens"], Int[Tensor, " window"]], Float[Tensor, ""]]
-"""Of the logits (float32) and the tokens of one window."""
+"""Maps the logits (float32) and the tokens of one window to a loss."""
 
 SMALL = 2**30  # bytes of a window's activations up to which no layer is run twice
 

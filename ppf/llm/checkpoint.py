@@ -58,7 +58,7 @@ def read_tokenizer(
     if largest >= embedded:
         raise PPFError(
             f"the tokenizer of {source} makes ids up to {largest}, but the model embeds"
-            f" {embedded} tokens: give a folder whose files belong together with"
+            f" {embedded} tokens: give a folder with matching files, as in"
             f" {override}=FOLDER."
         )
     return tokenizer

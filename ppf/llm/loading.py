@@ -59,7 +59,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Of everything but the decoder layers, and of hidden states between layers."""
+        """The device of hidden states between layers, and of all weights outside the layers."""
         return self.model.device
 
     def device_of(self, layer: int) -> torch.device:

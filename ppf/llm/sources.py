@@ -111,7 +111,7 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
 
 @contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Shares what transformers reads anew: the file three times, tensor names for each module."""
+    """Caches what transformers reads repeatedly: the GGUF file, and tensor names per module."""
     names = ("GGUFReader", "get_tensor_name_map")
     own = {name: getattr(gguf, name) for name in names}
     for name in names:

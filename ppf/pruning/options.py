@@ -21,7 +21,7 @@ _WHOLE = BLOCK_BYTES["f16"] // _QUANTUM  # levels of one unit in 16 bits
 
 @dataclass(frozen=True)
 class Options:
-    """For each site and each number of bytes: the best number of kept units and number format.
+    """Maps a site's number of bytes to its best number of kept units and number format.
 
     Here a level is a number of bytes: level j is j / 32 of the bytes that one unit takes in 16
     bits. A site uses the option (kept units, number format) of least expected loss among those that

@@ -35,9 +35,8 @@ def chain(
     rules. The agent interpolates between the policies found. At the searched ratios it predicts
     their measured losses.
 
-    Each search has a lower ratio than the one before, so it usually finds lower losses. After its
-    first round, the best policy of all, at which `ExpectedLoss` computes gradients, is then its
-    own.
+    `ExpectedLoss` computes gradients at the measured policy of lowest loss. Ratios fall from search
+    to search, so after the first round of a search this is usually one of its own policies.
 
     Args:
         inputs: of each search; `search.label_budget` limits each search alone.

@@ -39,7 +39,7 @@ from ppf.stages.recovery_inputs import (
 def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     """Trains adapters for all ratios of the search in `cfg.search`.
 
-    `cfg.out` gets the agent with the adapters beside it, so that it can take the search's place.
+    Writes the agent and the adapters to `cfg.out`, which can then replace the search's folder.
 
     Raises:
         PPFError: there is no dynamic search, or its model or the text cannot be used.
