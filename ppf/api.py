@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ppf.cli.app import run
 from ppf.cli.explain import explain_config
 from ppf.cli.studies import check_studies
-from ppf.context.policy import read_policy
+from ppf.context.policy import own_targets, read_policy
+from ppf.context.signatures import plain
 from ppf.errors import PPFError
 
 Model = str | Path | PreTrainedModel
@@ -29,9 +30,11 @@ class SearchResult:
 
     Args:
         folder: of the run, with policy.json and report.html; agent.json if `mode="dynamic"`.
+        trusted: classes of the user's own that policy.json may name.
     """
 
     folder: Path
+    trusted: Sequence[str] = ()
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -40,7 +43,7 @@ class SearchResult:
         Raises:
             PPFError: it was a dynamic search: use `ppf.load_agent(result.folder)`.
         """
-        return read_policy(self.folder / "policy.json", ())
+        return read_policy(self.folder / "policy.json", self.trusted)
 
     @property
     def kept(self) -> dict[str, int]:
@@ -82,21 +85,34 @@ def search(
     if isinstance(model, PreTrainedModel):
         _save(model, tokenizer, cfg.model.path)
     run("search", cfg)
-    return SearchResult(Path(cfg.paths.run))
+    return SearchResult(Path(cfg.paths.run), own_targets(plain(cfg)))
 
 
-def prune(policy: SearchResult | str | Path, out: str | Path, **overrides: Any) -> Path:
+def prune(
+    policy: SearchResult | str | Path | None = None,
+    out: str | Path = "pruned",
+    *,
+    path: str | Path | None = None,
+    search: SearchResult | str | Path | None = None,
+    ratio: float | None = None,
+    **overrides: Any,
+) -> Path:
     """Writes the smaller model, as `prune.py` does.
 
     Args:
         policy: a search's result, or a policy.json.
         out: folder to write.
+        path: in place of a policy: a folder that `prune` or `recover` wrote, to convert.
+        search: in place of a policy: the folder or result of a search for all ratios.
+        ratio: share of the budget to save, with `search`.
         overrides: keys of `prune.py`, as in `export="gguf"`.
 
     Returns:
         `out`.
     """
-    given = {"policy": _policy_file(policy), "out": out, **overrides}
+    sources = {"policy": policy and _policy_file(policy), "path": path, "ratio": ratio}
+    folder = search.folder if isinstance(search, SearchResult) else search
+    given = {**sources, "search": folder, "out": out, **overrides}
     run("prune", _composed("prune", _written(given)))
     return Path(out)
 

@@ -14,7 +14,7 @@ from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
 from tests.articles import write_articles
-from tests.searched import write_search
+from tests.searched import write_agent, write_search
 
 TEXT = {"window": 64, "windows": {"calibration": 4, "labelling": 2, "test": 2}}
 QUICK = {
@@ -110,6 +110,31 @@ def test_recover_takes_a_policy(
     )
     record = json.loads((folder / "policy.json").read_text())["recovered"]
     assert record["tune"] == ["lora"] and record["tokens"] == 256
+
+
+def test_prune_takes_the_search_of_an_agent(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, context = write_search(tmp_path, cache)
+    write_agent(tmp_path, context)
+    places = {"cache": cache, "artefacts": tmp_path / "artefacts"}
+    folder = ppf.prune(search=tmp_path, ratio=0.2, out="small", paths=places, logger="none")
+    record = json.loads((folder / "policy.json").read_text())
+    assert record["ratio"]["asked"] == 0.2 and (folder / "model.safetensors").is_file()
+    converted = ppf.prune(path=folder, out="small.gguf", export="gguf", logger="none")
+    assert converted.stat().st_size > 1000
+
+
+def test_a_result_trusts_the_classes_of_its_search(tmp_path: Path, cache: str) -> None:
+    write_search(tmp_path, cache)
+    file = tmp_path / "policy.json"
+    file.write_text(file.read_text().replace("ppf.pruning.compensation.", "my_package."))
+    with pytest.raises(PPFError, match="trust_targets"):
+        _ = api.SearchResult(tmp_path).record
+    named = json.loads(file.read_text())["config"]["compensation"]["_target_"]
+    assert named.startswith("my_package.")
+    assert api.SearchResult(tmp_path, [named]).kept
 
 
 @pytest.mark.slow

@@ -87,8 +87,9 @@ class Evolution(Agent):
                 objective, population.kept[parents], self.exchanges, self.step, generator
             )
             born = objective.candidates(drawn)
-            population = Candidates.merge(population, born).best(self.population)
-            leaders.append(population.best(_LEADERS))
+            merged = Candidates.merge(population, born)
+            population = merged.best(self.population)
+            leaders.append(merged.best(_LEADERS))
             if report is not None and generation % self.report_every == 0:
                 diversity = population.kept.double().std(0, unbiased=False).mean()  # units
                 metrics = predictions(objective, population, drawn, objective.ratios(children))

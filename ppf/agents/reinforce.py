@@ -13,6 +13,7 @@ from torch.optim import Adam
 from ppf.agents.base import Objective, per_rank
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
+from ppf.errors import PPFError
 from ppf.ranges import Natural, NonNegative, Positive, Several
 
 
@@ -68,6 +69,11 @@ class _ReinforceTraining(Training):
     def __init__(self, config: Reinforce, objective: Objective, fabric: Fabric) -> None:
         self.config, self.objective, self.fabric = config, objective, fabric
         self.samples = per_rank(config.samples, "samples", fabric)
+        if self.samples < 2:  # advantages are relative to the batch
+            raise PPFError(
+                f"agent.samples={config.samples} is one policy for each of {fabric.world_size}"
+                f" processes: give at least {2 * fabric.world_size}."
+            )
         self.policy = _Gaussians(objective, config.degree, config.std).to(objective.device)
         self.optimizer = Adam(self.policy.parameters(), lr=config.lr)
 

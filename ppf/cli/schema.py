@@ -207,6 +207,8 @@ class RoundsSection(Section):
     gain: NonNegative
     tolerance: NonNegative
     spread_penalty: NonNegative
+    start: str | None
+    proposals_only: bool
     warm_start: bool
     checkpoint_every: Count
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from lightning import Fabric
 from omegaconf import DictConfig
 
@@ -13,8 +14,15 @@ from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
 from ppf.context.budgets import priced
 from ppf.context.evaluations import drawn_labels
-from ppf.context.policy import model_name, provenance, warn_if_unreadable
+from ppf.context.policy import (
+    model_name,
+    own_targets,
+    provenance,
+    read_policy,
+    warn_if_unreadable,
+)
 from ppf.context.prepare import PruningContext, prepare
+from ppf.context.signatures import plain
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.base import needs_labels
@@ -35,7 +43,7 @@ from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, figures, with_test
 from ppf.stages.train import Trained, train
 
-_OF_ONE_RATIO = ("ratio", "pareto", "budget@pareto.x", "budget@pareto.y")
+_OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
 UNREAD = {
     "static": ("ratios", "dynamic", "polish@dynamic.polish"),
     "chain": (
@@ -48,6 +56,7 @@ UNREAD = {
     "dynamic": (
         *_OF_ONE_RATIO,
         "search.agreement",
+        "search.proposals_only",
         "search.finalists",
         "search.gain",
         "search.label_budget",
@@ -63,6 +72,8 @@ def _check(cfg: DictConfig) -> None:
     check_read(cfg.mode, task_overrides())
     check_acquired(cfg)
     check_bytes(cfg)
+    if cfg.search.start:
+        read_policy(cfg.search.start, own_targets(plain(cfg)))
     if cfg.mode == "dynamic":
         check_dynamic(cfg)
     if cfg.mode != "static":
@@ -131,7 +142,11 @@ class _Begun(NamedTuple):
 def _static(begun: _Begun) -> Outcome:
     """The best policy for one ratio; the metric is its measured log-perplexity."""
     cfg, context, inputs, labels, trained, clock = begun
-    found = _chosen(begun, search(inputs, labels, trained, cfg.ratio, clock))
+    start = None
+    if file := cfg.search.start:
+        given = read_policy(file, own_targets(plain(cfg)))
+        start = torch.tensor(context.model.space.policy(given["kept"]))
+    found = _chosen(begun, search(inputs, labels, trained, cfg.ratio, clock, start=start))
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
     if not inputs.fabric.is_global_zero:
         return Outcome(found.nll)

@@ -20,17 +20,21 @@ def run_search(
     run: Run,
     top_k: int,
     known: Int[Tensor, "known sites"] | None = None,
+    *,
+    apart: bool = True,
 ) -> Candidates:
     """Returns the `top_k` policies to measure, best predicted first, the same on every rank.
 
     Every rank runs the agent. The best policies of all ranks, uniform pruning and the allocation
     rules are then polished on the predictor.
 
-    Similar policies have similar prediction errors. So the chosen policies differ in at least a
-    quarter of the sites, or in fewer if the search did not find enough such policies.
+    Similar policies have similar prediction errors. With `apart`, the chosen policies therefore
+    differ in at least a quarter of the sites, or in fewer if the search did not find enough such
+    policies.
 
     Args:
         known: policies that are already measured and are not returned; None: there are none.
+        apart: False: the best policies are chosen, however similar; for predictors without errors.
     """
     with cpu_threads(agent.threads):
         found = _gather(agent.search(objective, run), run.fabric)
@@ -39,7 +43,8 @@ def run_search(
             polished = _polished(agent, objective, found, run)
             return polished if known is None else polished.without(known)
 
-        chosen = on_rank_0(run.fabric, lambda: distinct(best(), top_k).to("cpu"))
+        choose = distinct if apart else Candidates.best
+        chosen = on_rank_0(run.fabric, lambda: choose(best(), top_k).to("cpu"))
     return chosen.to(objective.device)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppf.policy_search.verify import Verification
@@ -37,19 +37,22 @@ class Selection:
 
     Args:
         rows: rows of the search's `Verification`; the first one is uniform pruning.
+        finalists: those that can be the result.
         used: loss of each policy in each window of the labelling part, nats per token.
         new: the same for the selection part.
     """
 
     rows: Sequence[int]
+    finalists: Sequence[int]
     used: Float[Tensor, "rows used"]
     new: Float[Tensor, "rows new"]
 
     @property
     def best(self) -> int:
-        """Row of the `Verification` with the least mean loss over all windows of both parts."""
-        joint = torch.cat([self.used, self.new], 1).mean(1)
-        return self.rows[int(joint.nan_to_num(torch.inf, torch.inf).argmin())]
+        """The finalist of least mean loss over all windows of both parts."""
+        joint = torch.cat([self.used, self.new], 1).mean(1).nan_to_num(torch.inf, torch.inf)
+        losses = dict(zip(self.rows, joint.tolist(), strict=True))
+        return min(self.finalists, key=losses.__getitem__)
 
     def labelling(self, row: int) -> Mean:
         """The mean over the labelling part."""
@@ -67,14 +70,18 @@ class Selection:
         return Mean.of(self.new[self.rows.index(row)] - self.new[0])
 
 
-def select(measured: Verification, finalists: int, windows: Windows) -> Selection:
-    """Measures uniform pruning and the policies of lowest measured loss on both parts.
+def select(
+    measured: Verification, eligible: Bool[Tensor, " n"], finalists: int, windows: Windows
+) -> Selection:
+    """Measures uniform pruning and the eligible policies of lowest measured loss on both parts.
 
     Args:
         measured: policies of the search, uniform pruning first.
+        eligible: which of them can be the result; one at least.
         finalists: number of policies of lowest loss.
         windows: measures policies in each window of both parts.
     """
-    best = measured.measured.nan_to_num(torch.inf).argsort()[:finalists].tolist()
+    queue = measured.measured.nan_to_num(torch.inf).argsort()
+    best = queue[eligible.to(queue.device)[queue]][:finalists].tolist()
     rows = list(dict.fromkeys([0, *best]))
-    return Selection(rows, *windows(measured.kept[rows]))
+    return Selection(rows, [row for row in rows if eligible[row]], *windows(measured.kept[rows]))

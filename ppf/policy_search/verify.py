@@ -41,14 +41,9 @@ class Verification:
     measured: Float[Tensor, " n"]
 
     @property
-    def best(self) -> int:
-        """Row of the policy with the lowest measured log-perplexity."""
-        return int(self.measured.nan_to_num(torch.inf).argmin())
-
-    @property
     def least(self) -> float:
         """Lowest measured log-perplexity, nats per token."""
-        return float(self.measured[self.best])
+        return float(self.measured.nan_to_num(torch.inf).min())
 
     def by_loss(self) -> Int[Tensor, "n sites"]:
         """The policies, lowest measured log-perplexity first."""
@@ -105,7 +100,7 @@ def _predicted(
 ) -> tuple[tuple[tuple[str, ...], ...], Tensor, Tensor, Tensor]:
     """Names, policies and predictions of the policies to measure, each policy once."""
     kept = torch.cat([objective.baselines(), candidates.kept])
-    named = ["uniform", *objective.rules, *[CANDIDATE] * len(candidates)]
+    named = [*objective.baseline_names, *[CANDIDATE] * len(candidates)]
     names = _joined(kept, [(name,) for name in named])
     kept = new_policies(kept, kept[:0])
     mean, std = objective.predictor.predict(kept)

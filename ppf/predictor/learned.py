@@ -30,7 +30,7 @@ class Data(TypedDict):
     """How labels are split, weighted and batched; see `LabelsDataModule`."""
 
     strata: Count
-    proposals: NonNegative
+    proposals: Positive
     low_loss: NonNegative
     batch_size: Count
     steps: Count

@@ -57,6 +57,9 @@ class Adapters(nn.Module):
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Adds the adapters to the weights of the present policy, for an export, within a block."""
+        if not self.active:
+            yield
+            return
         pruner, scale = self._pruner.value, self.scale
         with torch.no_grad():
             for linear, pair in zip(projections(pruner).values(), self.pairs.values(), strict=True):

@@ -97,7 +97,7 @@ class ElasticModule(TunedModule):
     def drawn(self, step: int) -> list[float]:
         """The ratios of a step; they depend on the seed and the step only."""
         low, high = self.ratios
-        drawn = torch.rand(self.draws, generator=numbered(self.seed, step))
+        drawn = torch.rand(self.draws, generator=numbered(self.seed, step)).double()
         shares = (torch.arange(self.draws) + drawn) / self.draws
         return [*(low + (high - low) * shares).tolist(), high]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, Fabric, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -16,7 +17,7 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppf.artefacts import locked, read_if_whole
+from ppf.artefacts import draft, locked, read_if_whole
 from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.computing import reusing_memory
 from ppf.recovery.curve import Point, Trace, add_point, read_curve, read_points
@@ -92,7 +93,10 @@ def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
     settings, machine, ranks = run.settings, run.machine, run.machine.ranks
     at_once = settings.micro_batch * ranks.world_size
     own: dict[str, Any] = {
-        "plugins": _Running(ranks) if ranks.world_size > 1 else LightningEnvironment(),
+        "plugins": [
+            _Running(ranks) if ranks.world_size > 1 else LightningEnvironment(),
+            _Drafted(),
+        ],
         "max_epochs": settings.epochs(run.window),
         "accumulate_grad_batches": settings.batch // at_once,
         "logger": list(machine.loggers),
@@ -127,6 +131,20 @@ def _callbacks(monitor: str, run: TrainingRun) -> list[Callback]:
 
 def _bar() -> bool:
     return console.is_terminal and not console.quiet
+
+
+class _Drafted(TorchCheckpointIO):
+    """Writes checkpoints beside their place, so that a kill leaves the last one whole.
+
+    Lightning writes them to the system's temporary folder. If that is another file system, a kill
+    can leave a part of a checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        with draft(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 class _Best(ModelCheckpoint):

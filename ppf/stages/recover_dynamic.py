@@ -75,7 +75,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
             pruner,
             agent.policy,
             losses_of(cfg),
-            ratios=(float(agent.knots[1]), float(agent.knots[-1])),
+            ratios=(_LOWEST, float(agent.knots[-1])),
             draws=elastic.draws,
             seed=cfg.seed,
             optimization=run.optimization(elastic.lr),
@@ -115,3 +115,6 @@ def _write(
     results = [asdict(s) | {"won_back": s.won_back} for s in found.scores]
     summary = training | {"part": "validation", "results": results}
     write_json(Path(cfg.paths.run) / "summary.json", summary)
+
+
+_LOWEST = 0.01  # ratio; the adapters are off only under the dense policy

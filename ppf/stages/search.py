@@ -3,15 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ppf.agents.rule import Rule
+from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search import Verification, run_search, verify, with_neighbours
 from ppf.policy_search.experts import moved
 from ppf.policy_search.intervals import calibrated
 from ppf.policy_search.selection import Selection
+from ppf.policy_search.verify import CANDIDATE
+from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch, say
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained
@@ -26,28 +30,28 @@ class Found:
         measured: policies measured at this ratio in all rounds, uniform first; each prediction
             was made before the policy was measured.
         history: rows of the agent's metrics, over all rounds.
-        rule: the agent is an allocation rule.
+        eligible: whether each policy can be the result.
         selection: the best policies on both parts; None: not measured on the selection part.
     """
 
     trained: Trained
     measured: Verification
     history: list[dict[str, float]]
-    rule: bool
+    eligible: Bool[Tensor, " n"]
     selection: Selection | None = None
 
     @property
     def best(self) -> int:
-        """Row of the policy with the lowest loss on the labelling and selection parts together.
+        """Row of the eligible policy with the lowest loss on labelling and selection part together.
 
-        For a rule it is the rule's own policy, even if uniform pruning has a lower loss. The
-        labelling part alone has few windows, so its minimum is often due to chance. Choosing
+        The labelling part alone has few windows, so its minimum is often due to chance. Choosing
         among a few policies biases the loss on the selection part by far less than its standard
         error.
         """
-        if self.rule:
-            return len(self.measured.names) - 1
-        return self.selection.best if self.selection else self.measured.best
+        if self.selection:
+            return self.selection.best
+        losses = self.measured.measured.nan_to_num(torch.inf).cpu()
+        return int(losses.where(self.eligible, torch.inf).argmin())
 
     @property
     def kept(self) -> list[int]:
@@ -78,14 +82,15 @@ def search(
     Intervals are calibrated on the proposals of earlier rounds. The trust region is widened after a
     round with enough measurements inside their intervals. The search ends if, in addition, the
     round's best proposal was predicted well and the last widening brought no better one.
-    An allocation rule has one round, in which only its policy and uniform pruning are measured.
+    An allocation rule has one round, in which only its policy and uniform pruning are measured; its
+    policy is the result, even if uniform pruning has a lower loss.
 
     Args:
         labels: measured policies, the dense one first.
         trained: predictor that is fitted to them.
         ratio: share of the budget's cost to save.
         clock: measures the time of each part.
-        start: a policy of another ratio, from which the first round also starts; None: no policy.
+        start: a policy from which the first round also starts, scaled to the ratio; None: none.
         history: metrics of earlier searches, to which those of this one are added; None: there were
             none.
     """
@@ -113,7 +118,11 @@ def search(
             elif start is not None:
                 scaled = objective.project(moved(objective, start), objective.ratios(1))
                 objective = replace(objective, measured=scaled)
-            found = run_search(agent, objective, run, settings.top_k, None if rule else known)
+            if rule:
+                found = agent.search(objective, run)
+            else:
+                apart = not isinstance(trained.predictor, Oracle)
+                found = run_search(agent, objective, run, settings.top_k, known, apart=apart)
         each = 0 if last else settings.neighbours  # they teach the next predictor
         room = left if last else left - settings.top_k
         proposed = with_neighbours(objective, found, known, each, room, run.seed)
@@ -127,7 +136,15 @@ def search(
         labels = labels.with_rows(kept, measured, PROPOSED)
         with clock("training the predictor"):
             trained = inputs.train(labels)
-    return Found(trained, Verification.merge(calibrated(rounds)), history, rule)
+    merged = Verification.merge(calibrated(rounds))
+    own = torch.tensor([CANDIDATE in names for names in merged.names])
+    eligible = own if rule or settings.proposals_only else torch.ones_like(own)
+    if not eligible.any():
+        raise PPFError(
+            f"{type(agent).__name__} proposed no new policy at ratio={ratio}: give"
+            " search.proposals_only=false."
+        )
+    return Found(trained, merged, history, eligible)
 
 
 _STARTS = 16  # best measured policies from which a round's search starts

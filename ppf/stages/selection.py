@@ -38,7 +38,10 @@ def with_selection(labelling: Labelling, text: Text, found: Found, settings: Dic
     measure, measured = partial(_losses, labelling, new), found.measured
     ranks = labelling.artefacts.ranks
     return replace(
-        found, selection=on_rank_0(ranks, lambda: select(measured, settings.finalists, measure))
+        found,
+        selection=on_rank_0(
+            ranks, lambda: select(measured, found.eligible, settings.finalists, measure)
+        ),
     )
 
 

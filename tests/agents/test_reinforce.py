@@ -1,11 +1,15 @@
 """The policy that REINFORCE trains."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
+import pytest
 import torch
+from lightning import Fabric
 
 from ppf.agents.reinforce import _Gaussians
-from tests.agents.synthetic import layered, quadratic
+from ppf.errors import PPFError
+from tests.agents.synthetic import agent, layered, quadratic
 
 
 def test_means_are_polynomials_in_the_rescaled_ratio() -> None:
@@ -16,3 +20,10 @@ def test_means_are_polynomials_in_the_rescaled_ratio() -> None:
     expected = [[-1.0, 3.0], [1.0, 0.0], [2.0, 0.75], [3.0, 3.0]]
     torch.testing.assert_close(found.mean, torch.tensor(expected))
     torch.testing.assert_close(found.stddev, torch.full((4, 2), 0.3))
+
+
+def test_each_process_needs_two_policies() -> None:
+    """Advantages are relative to the mean and the spread of a batch."""
+    many = Mock(spec=Fabric, world_size=4)
+    with pytest.raises(PPFError, match="give at least 8"):
+        agent("reinforce", samples=4).begin(quadratic(), many)

@@ -43,6 +43,19 @@ def test_top_policies_are_apart_and_best_first() -> None:
     assert apart.min() >= 5  # a quarter of 20 sites
 
 
+def test_polish_improves_the_starting_points() -> None:
+    polished, alone = search("starts"), search("starts", polish=None)
+    assert polished.cost[0] < alone.cost[0]
+    assert any(torch.equal(row, quadratic().uniform()[0]) for row in alone.kept)
+
+
+def test_the_best_are_chosen_however_similar() -> None:
+    run = Run(one_process(), Log(), 0)
+    near = run_search(agent("evolution"), quadratic(), run, 5, apart=False)
+    apart = run_search(agent("evolution"), quadratic(), run, 5)
+    assert near.cost[-1] < apart.cost[-1] and near.cost[0] == apart.cost[0]
+
+
 def test_polish_improves_what_the_agent_found() -> None:
     rough = search("ppo", **SMALL_PPO, polish=None)
     polished = search("ppo", **SMALL_PPO, **SMALL_POLISH)

@@ -14,19 +14,22 @@ NEW = torch.tensor([[4.0, 4.2, 3.8], [4.0, 4.1, 3.9], [3.8, 4.0, 3.6]])
 
 
 def test_the_policy_with_the_least_loss_on_both_parts_is_the_best() -> None:
-    assert Selection([0, 5, 2], USED, NEW).best == 2  # 5 was lucky on the labelling part
-    assert Selection([0, 5, 2], USED, NEW * torch.tensor([[1.0], [1.0], [torch.nan]])).best == 5
+    assert Selection([0, 5, 2], [0, 5, 2], USED, NEW).best == 2  # 5 was lucky on the labelling part
+    assert (
+        Selection([0, 5, 2], [0, 5, 2], USED, NEW * torch.tensor([[1.0], [1.0], [torch.nan]])).best
+        == 5
+    )
 
 
 def test_a_mean_has_the_standard_error_of_its_windows() -> None:
-    found = Selection([0, 5, 2], USED, NEW)
+    found = Selection([0, 5, 2], [0, 5, 2], USED, NEW)
     assert found.labelling(5) == Mean(pytest.approx(2.9), pytest.approx(0.1))
     assert found.selection(5).std_error == pytest.approx(0.1 / 3**0.5, rel=1e-5)
     assert math.isnan(Mean.of(torch.ones(1)).std_error)
 
 
 def test_differences_are_those_of_paired_windows() -> None:
-    found = Selection([0, 5, 2], USED, NEW)
+    found = Selection([0, 5, 2], [0, 5, 2], USED, NEW)
     gain = found.against_uniform(2)
     assert gain.nll == pytest.approx(-0.2)
     assert gain.std_error == pytest.approx(0, abs=1e-6)
@@ -44,6 +47,16 @@ def test_uniform_and_the_finalists_are_measured_once() -> None:
     zeros = torch.zeros(5)
     names = (("uniform",), *[("candidate",)] * 4)
     found = Verification(names, torch.arange(5)[:, None], zeros, zeros, measured)
-    assert select(found, 3, windows).rows == [0, 3, 1]
+    every = torch.tensor([True] * 5)
+    assert select(found, every, 3, windows).rows == [0, 3, 1]
     assert asked == [[0, 3, 1]]
-    assert select(found, 1, windows).rows == [0, 3]
+    assert select(found, every, 1, windows).rows == [0, 3]
+
+
+def test_only_eligible_policies_are_finalists() -> None:
+    names = (("uniform",), ("rule",), *[("candidate",)] * 2)
+    measured = torch.tensor([3.0, 3.1, 3.4, 3.3])
+    found = Verification(names, torch.arange(4)[:, None], *[torch.zeros(4)] * 2, measured)
+    eligible = torch.tensor([False, False, True, True])
+    chosen = select(found, eligible, 1, lambda kept: (measured[kept], measured[kept]))
+    assert (chosen.rows, chosen.finalists, chosen.best) == ([0, 3], [3], 3)

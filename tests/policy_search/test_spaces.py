@@ -16,6 +16,7 @@ SMALL = {
     "gradient": {"descents": 4, "iterations": 10, **POLISH},
     "cmaes": {"generations": 3, "children": 8, **POLISH},
     "obs_global": {},
+    "starts": POLISH,
     "evolution": {"generations": 5, "children": 32},
     "random": {"evaluations": 64},
     "uniform": {},

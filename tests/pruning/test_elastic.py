@@ -74,6 +74,16 @@ def test_a_policy_uses_the_first_rows_and_columns_of_the_change(
     torch.testing.assert_close(logits(tiny, kept), found)
 
 
+def test_merged_adapters_do_not_change_the_dense_model(tiny: TinySetup) -> None:
+    pruner = tiny.pruner()
+    dense = pruner.space.dense.tolist()
+    before = logits(tiny, dense)
+    adapters = filled(pruner)
+    pruner.apply(dense)
+    with adapters.merged(), torch.inference_mode():
+        assert torch.equal(pruner.lm.model(tiny.windows).logits, before)
+
+
 def test_saved_adapters_come_back(tiny: TinySetup, tmp_path: Path) -> None:
     pruner = tiny.pruner()
     filled(pruner).save(tmp_path, ORIGIN)

@@ -1,11 +1,14 @@
 """How Lightning's Trainer joins processes that run already."""
 
+import pickle
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 from lightning import Fabric
 
-from ppf.recovery.fit import _Running
+from ppf.recovery.fit import _Drafted, _Running
 
 
 def test_ranks_come_from_fabric_where_a_launcher_sets_no_variables(
@@ -17,3 +20,12 @@ def test_ranks_come_from_fabric_where_a_launcher_sets_no_variables(
     running = _Running(Mock(spec=Fabric, local_rank=3, node_rank=1))
     assert (running.local_rank(), running.node_rank()) == (3, 1)
     assert running.creates_processes_externally
+
+
+def test_an_interrupted_checkpoint_leaves_the_earlier_one(tmp_path: Path) -> None:
+    file, storage = tmp_path / "last.ckpt", _Drafted()
+    storage.save_checkpoint({"step": 1}, file)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        storage.save_checkpoint({"weights": torch.zeros(10_000), "step": lambda: 2}, file)
+    assert storage.load_checkpoint(file) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]

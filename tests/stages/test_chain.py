@@ -45,7 +45,9 @@ def test_each_search_knows_what_the_earlier_ones_found(
     monkeypatch.setattr(module, "search", spied)
     learnt = chained(tmp_path)
     assert [ratio for *_, ratio, _, _, _ in calls] == [0.6, 0.35, 0.1]
-    assert [len(inputs.rules) for inputs, *_ in calls] == [1, 0, 0]
+    assert [inputs.measures_rules for inputs, *_ in calls] == [True, False, False]
+    assert all(inputs.rules for inputs, *_ in calls)  # searches start from them
+    assert [sum("obs_global" in n for n in f.measured.names) for f in found] == [1, 0, 0]
     starts = [start for *_, start, _ in calls]
     assert starts[0] is None
     assert [start.tolist() for start in starts[1:]] == [f.kept for f in found[:-1]]
@@ -63,7 +65,8 @@ def test_each_search_knows_what_the_earlier_ones_found(
 
 def test_the_agent_has_the_policies_that_were_chosen(tmp_path: Path) -> None:
     def worst(found: Found) -> Found:
-        return replace(found, rule=True)  # the last policy, whatever its loss
+        last = torch.arange(len(found.eligible)) == len(found.eligible) - 1
+        return replace(found, eligible=last)
 
     agent = chained(tmp_path, worst).agent
     assert agent.mean[1] > chained(tmp_path).agent.mean[1]

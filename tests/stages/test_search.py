@@ -12,14 +12,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.agents import Agent, Candidates, Objective, Run
+from ppf.agents.rule import Rule
+from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.policy_search import Verification, run_search
 from ppf.policy_search.selection import Selection
+from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch
+from ppf.pruning import Allocation, SiteFeatures
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained
 from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
+
+EVERY = torch.tensor([True, True])
 
 
 def inputs_of(folder: Path, measured: list[int], **settings: float) -> SearchInputs:
@@ -75,10 +81,10 @@ def test_a_round_starts_from_what_was_measured_and_does_not_propose_it(
     asked: list[tuple[Objective, Tensor | None]] = []
 
     def spied(
-        searcher: Agent, objective: Objective, run: Run, top_k: int, known: Tensor | None
+        searcher: Agent, objective: Objective, run: Run, top_k: int, known: Tensor, **given: bool
     ) -> Candidates:
         asked.append((objective, known))
-        return run_search(searcher, objective, run, top_k, known)
+        return run_search(searcher, objective, run, top_k, known, **given)
 
     monkeypatch.setattr("ppf.stages.search.run_search", spied)
     found = searched(tmp_path, [], rounds=2, top_k=4).measured
@@ -97,9 +103,9 @@ def test_the_first_round_starts_from_a_policy_of_another_ratio(
 ) -> None:
     asked: list[Objective] = []
 
-    def spied(searcher: Agent, objective: Objective, *given: Any) -> Candidates:
+    def spied(searcher: Agent, objective: Objective, *given: Any, **more: Any) -> Candidates:
         asked.append(objective)
-        return run_search(searcher, objective, *given)
+        return run_search(searcher, objective, *given, **more)
 
     monkeypatch.setattr("ppf.stages.search.run_search", spied)
     space = layered()
@@ -143,19 +149,81 @@ def test_the_result_is_the_best_on_both_parts() -> None:
         (("uniform",), ("candidate",)), policies, zeros, zeros, torch.tensor([3.0, 3.1])
     )
     losses = torch.tensor([[3.0], [3.1]]), torch.tensor([[3.5, 3.5], [3.3, 3.3]])
-    found = Found(None, measured, [], False)  # type: ignore[arg-type]
+    found = Found(None, measured, [], EVERY)  # type: ignore[arg-type]
     assert found.kept == [4, 4]
-    found = replace(found, selection=Selection([0, 1], *losses))
+    found = replace(found, selection=Selection([0, 1], [0, 1], *losses))
     assert (found.kept, found.nll) == ([2, 6], pytest.approx(3.1))
 
 
 @pytest.mark.parametrize(("rule", "kept", "nll"), [(False, [4, 4], 3.0), (True, [2, 6], 3.5)])
-def test_a_rules_policy_is_the_result_even_where_uniform_pruning_is_better(
+def test_the_result_is_eligible_even_where_uniform_pruning_is_better(
     rule: bool, kept: list[int], nll: float
 ) -> None:
     policies, zeros = torch.tensor([[4, 4], [2, 6]]), torch.zeros(2)
     measured = Verification(
         (("uniform",), ("candidate",)), policies, zeros, zeros, torch.tensor([3.0, 3.5])
     )
-    found = Found(None, measured, [], rule)  # type: ignore[arg-type]
+    eligible = torch.tensor([not rule, True])
+    found = Found(None, measured, [], eligible)  # type: ignore[arg-type]
     assert (found.kept, found.nll) == (kept, nll)
+
+
+def test_a_rule_that_is_predicted_worse_than_uniform_is_measured_and_the_result(
+    tmp_path: Path,
+) -> None:
+    inputs = inputs_of(tmp_path, [], top_k=1)
+    wrong = Rule(allocation=Wrong(), threads=1, polish=None)
+    labels = Labels(inputs.space.dense[None], torch.zeros(1), ["sampler"])
+    inputs = replace(inputs, agent=wrong)
+    found = search(inputs, labels, inputs.train(labels), 0.3, Stopwatch())
+    assert len(found.measured.kept) == 2 and found.best == 1
+    assert found.nll > float(found.measured.measured[0])
+
+
+class Wrong(Allocation):
+    """Prunes what `Quadratic` would keep."""
+
+    def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        space = layered()
+        target, share = Quadratic(space, 0.3).target * space.units, space.shares(ratio)
+        return 2 * share - target
+
+
+def test_proposals_alone_can_be_the_result(tmp_path: Path) -> None:
+    either = searched(tmp_path, [], rounds=1, top_k=2, trust_region=0.01)
+    own = searched(tmp_path, [], rounds=1, top_k=2, trust_region=0.01, proposals_only=True)
+    assert either.eligible.tolist() == [True, True, True]
+    assert own.eligible.tolist() == [False, True, True]
+
+
+def test_without_proposals_there_is_no_result_among_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(searcher: Agent, objective: Objective, *given: Any, **more: Any) -> Candidates:
+        return objective.candidates(objective.uniform()).best(0)
+
+    monkeypatch.setattr("ppf.stages.search.run_search", none)
+    with pytest.raises(PPFError, match="RandomSearch proposed no new policy at ratio=0.3"):
+        searched(tmp_path, [], rounds=1, proposals_only=True)
+
+
+def test_the_real_model_chooses_the_best_policies_however_similar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[bool]()
+
+    def spied(*given: Any, apart: bool) -> Candidates:
+        asked.append(apart)
+        return run_search(*given, apart=apart)
+
+    monkeypatch.setattr("ppf.stages.search.run_search", spied)
+    inputs = inputs_of(tmp_path, [], rounds=1)
+    labels = Labels(inputs.space.dense[None], torch.zeros(1), ["sampler"])
+
+    class Exact(Oracle):
+        predict = Quadratic(inputs.space, 0.3).predict
+
+    for predictor in (Exact(screening=[]), inputs.train(labels).predictor):
+        trained = Trained(predictor, tmp_path, "made up")
+        search(inputs, labels, trained, 0.3, Stopwatch())
+    assert asked == [False, True]

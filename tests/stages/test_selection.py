@@ -22,7 +22,7 @@ def test_the_best_are_measured_on_both_parts(
     scores = [labelling.labeller.score(policy.tolist()).nll for policy in kept]
     zeros, names = torch.zeros(2), (("uniform",), ("candidate",))
     measured = Verification(names, kept, zeros, zeros, torch.tensor(scores))
-    found = Found(None, measured, [], False)  # type: ignore[arg-type]
+    found = Found(None, measured, [], torch.tensor([True, True]))  # type: ignore[arg-type]
 
     settings = OmegaConf.create({"selection_windows": 4, "finalists": 1})
     before = labelling.token_passes
