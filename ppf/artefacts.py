@@ -31,7 +31,7 @@ FORMATS = {
     "tested": 1,
     "predictor": 10,
     "costs": 1,
-    "training": 2,
+    "training": 3,
     "pruned": 1,
     "recovery": 2,
     "likeliest": 1,

@@ -16,6 +16,14 @@ from ppf.llm.text import PartName, local_splits, spans
 from ppf.records.policy import ConfigRecord
 
 _INSTALLED = {"site-packages", "dist-packages"}
+_PLACE = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+)  # arguments of Lightning's Trainer that do not change what is trained
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
 
 
@@ -94,6 +102,11 @@ def _own_file(target: str | None) -> Path | None:
         return None
     file = Path(getattr(module, "__file__", None) or "")
     return file if file.is_file() and not _INSTALLED & {*file.parts} else None
+
+
+def trainer_identity(trainer: DictConfig) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that determine what is trained."""
+    return {key: value for key, value in plain(trainer).items() if key not in _PLACE}
 
 
 def model_identity(cfg: DictConfig) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from pydantic import Field, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.acquisition import select_by_integrated_variance
-from ppf.predictor.base import PredictorInputs
+from ppf.predictor.base import PredictorInputs, Select
 from ppf.predictor.fit import FILE, fit_predictor
 from ppf.predictor.module import PredictorModule, load_predictor
 from ppf.predictor.protocol import Prediction
@@ -84,17 +83,20 @@ class LearnedPredictor:
         """Log-perplexity between whole units, nats per token, differentiable in `kept`."""
         return self.module.relaxed(kept)
 
-    def select(self, pool: Int[Tensor, "pool sites"], count: int) -> Int[Tensor, " count"]:
-        """Rows of the pool whose labels would lower the integrated variance most.
+    @property
+    def select(self) -> Select | None:
+        """Chooses the rows of a pool whose labels would lower the integrated variance most.
 
-        Raises:
-            PPFError: the predictor has no Gaussian process.
+        None: the predictor has no Gaussian process.
         """
-        if self.module.residual is None:
-            raise PPFError(
-                "labels.acquired needs a Gaussian process to choose: give predictor=residual."
-            )
-        return select_by_integrated_variance(self.module.residual, pool, count)
+        if not self.config["residual"]:
+            return None
+
+        def chosen(pool: Int[Tensor, "pool sites"], count: int) -> Int[Tensor, " count"]:
+            assert self.module.residual is not None
+            return select_by_integrated_variance(self.module.residual, pool, count)
+
+        return chosen
 
     def save(self, folder: Path) -> None:
         assert self.held_out is not None

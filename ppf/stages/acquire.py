@@ -10,7 +10,7 @@ from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import ACQUIRED, Labels
-from ppf.predictor.learned import LearnedPredictor
+from ppf.predictor.base import Predictor, Select, unfitted
 from ppf.predictor.scores import USUAL
 from ppf.ranks import on_rank_0
 from ppf.space import new_policies
@@ -43,16 +43,15 @@ def acquire(
         seed: of the given labels' sampler.
 
     Raises:
-        PPFError: the predictor has no Gaussian process, the pool is too small, or a label is
-            missing and `may_label` is false.
+        PPFError: the predictor cannot choose, the pool is too small, or a label is missing and
+            `may_label` is false.
     """
     if not settings.acquired:
         return labels
     predictor = train(labels).predictor
-    if not isinstance(predictor, LearnedPredictor):
-        raise _no_process()
     drawn = draw(sites, instantiate(sampler), settings.pool, seed + _STREAM)
-    others, limit = new_policies(drawn, labels.kept), float(labels.nll[0]) + USUAL
+    others = new_policies(drawn, labels.kept).to(labelling.model.lm.device)
+    limit = float(labels.nll[0]) + USUAL
     ranks = labelling.artefacts.ranks
     policies = on_rank_0(ranks, lambda: _chosen(predictor, others, limit, settings.acquired))
     acquired = labelling.stored_or_measured(
@@ -63,13 +62,18 @@ def acquire(
 
 def check_acquired(cfg: DictConfig) -> None:
     """Raises PPFError if `labels.acquired` is set and the predictor cannot choose policies."""
-    if cfg.labels.acquired and not cfg.predictor.get("residual"):
-        raise _no_process()
+    if cfg.labels.acquired:
+        _select_of(unfitted(cfg.predictor))
     _check_pool(cfg.labels.pool - 1, cfg.labels.acquired)  # one of the draws is dense
 
 
-def _no_process() -> PPFError:
-    return PPFError("labels.acquired needs a Gaussian process to choose: give predictor=residual.")
+def _select_of(predictor: Predictor) -> Select:
+    select: Select | None = getattr(predictor, "select", None)
+    if select is None:
+        raise PPFError(
+            "labels.acquired needs a predictor that can choose policies: give predictor=residual."
+        )
+    return select
 
 
 def _check_pool(pool: int, count: int) -> None:
@@ -81,9 +85,8 @@ def _check_pool(pool: int, count: int) -> None:
 
 
 def _chosen(
-    predictor: LearnedPredictor, pool: Int[Tensor, "pool sites"], limit: float, count: int
+    predictor: Predictor, pool: Int[Tensor, "pool sites"], limit: float, count: int
 ) -> Int[Tensor, "chosen sites"]:
-    pool = pool.to(predictor.module.device)
     pool = pool[predictor.predict(pool).mean < limit]
     _check_pool(len(pool), count)
-    return pool[predictor.select(pool, count)].cpu()
+    return pool[_select_of(predictor)(pool, count)].cpu()

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ppf.artefacts import signature
-from ppf.context.signatures import plain, text_identity, with_code
+from ppf.context.signatures import plain, text_identity, trainer_identity, with_code
 from ppf.errors import PPFError, out_of_memory
 from ppf.llm import LanguageModel
 from ppf.llm.text import PartName, build_text, text_name, training_text
@@ -117,7 +117,7 @@ def run_of(
     own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
     texts = [text_identity(own, part) for part in _PARTS]
     recovery = {key: value for key, value in asdict(settings).items() if key not in _COSTS}
-    trainer = {k: v for k, v in plain(cfg.trainer).items() if k != "log_every_n_steps"}
+    trainer = trainer_identity(cfg.trainer)
     losses = with_code(plain(cfg.loss), Path(cfg.paths.cache))
     parts = (texts, losses, recovery, trainer, cfg.seed, *trained)
     folder = Path(cfg.paths.artefacts) / "recovery" / signature("recovery", *parts)

@@ -74,8 +74,6 @@ class SearchInputs:
             labelling: measures policies and stores the results.
         """
         agent: Agent = instantiate(cfg.agent)
-        names, cache = ("agent", "budget", "rules", "search", "dynamic"), Path(cfg.paths.cache)
-        groups = [with_code(plain(cfg[name]), cache) for name in names]
         return cls(
             agent,
             space,
@@ -87,7 +85,7 @@ class SearchInputs:
             fabric,
             cfg.seed,
             labelling.artefacts.folder / "training",
-            [groups, cfg.mode, cfg.ratio],
+            training_identity(cfg),
             {} if cfg.search.warm_start else None,
         )
 
@@ -130,6 +128,21 @@ class SearchInputs:
         checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
         report = _reporter(self.fabric, history, earlier + number + 1)
         return Run(self.fabric, report, seed, checkpoint, self.learnt)
+
+
+def training_identity(cfg: DictConfig) -> list[Any]:
+    """What determines an agent's training, except predictor, seed and number of processes."""
+    names, cache = ("agent", "budget", "rules", "search", "dynamic"), Path(cfg.paths.cache)
+    groups = {name: with_code(plain(cfg[name]), cache) for name in names}
+    for name, keys in _AFTERWARDS.items():
+        groups[name] = {k: v for k, v in groups[name].items() if k not in keys}
+    return [groups, cfg.mode, cfg.ratio]
+
+
+_AFTERWARDS = {
+    "agent": ("threads",),
+    "search": ("checkpoint_every", "finalists", "proposals_only", "selection_windows"),
+}  # keys that do not change a training
 
 
 def _reporter(fabric: Fabric, history: list[dict[str, float]], round_number: int) -> Report:

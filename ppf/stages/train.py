@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from ppf.artefacts import signature
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
-from ppf.context.signatures import file_digest, missing, plain, with_code
+from ppf.context.signatures import file_digest, missing, plain, trainer_identity, with_code
 from ppf.errors import PPFError
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
@@ -27,15 +27,6 @@ from ppf.predictor.base import (
 )
 from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
-
-_NO_EFFECT = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "log_every_n_steps",
-    "num_sanity_val_steps",
-)  # of the Trainer's arguments: they do not change what is trained
 
 
 @dataclass(frozen=True)
@@ -162,6 +153,7 @@ def predictor_signature(
     if file := config.get("init_from"):
         config["init_from"] = file_digest(file, "predictor.init_from", cache)
     config = with_code(config, cache)
+    config.pop("threads", None)  # changes time only
     policies = (labels.kept.tolist(), labels.proposed.tolist(), labels.acquired.tolist())
-    training = {key: value for key, value in plain(trainer).items() if key not in _NO_EFFECT}
+    training = trainer_identity(trainer)
     return signature("predictor", label_signature, policies, config, training, seed)

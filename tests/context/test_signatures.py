@@ -9,13 +9,19 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
+from ppf.artefacts import signature
 from ppf.context.signatures import Signatures, signatures
 from ppf.labels.table import Labels
 from ppf.llm import load
+from ppf.recovery.settings import Machine, RecoverySettings
+from ppf.stages.recovery_inputs import run_of
+from ppf.stages.search_inputs import training_identity
 from ppf.stages.train import predictor_signature
+from tests.agents.synthetic import one_process
 
-ALL = ("statistics", "order", "bank", "labels", "predictor")
-# The longest prefix of a key tells what changes with it; all other keys invalidate nothing.
+ALL = ("statistics", "order", "bank", "labels", "predictor", "training")
+# The longest prefix of a key tells what changes with it; all other keys invalidate nothing. A
+# training of an agent changes with each of the others.
 INVALIDATES = {
     "model.dtype": ALL,
     "model.source": ALL,
@@ -34,13 +40,45 @@ INVALIDATES = {
     "labels.kl_top_k": ("labels", "predictor"),
     "labels.catastrophic": ("predictor",),
     "predictor": ("predictor",),
+    "predictor.threads": (),
     "trainer": ("predictor",),
     "trainer.accelerator": (),
     "trainer.devices": (),
     "trainer.log_every_n_steps": (),
     "trainer.num_sanity_val_steps": (),
     "seed": ("predictor",),
+    "agent": ("training",),
+    "agent.threads": (),
+    "budget": ("training",),
+    "rules": ("training",),
+    "search": ("training",),
+    "search.checkpoint_every": (),
+    "search.finalists": (),
+    "search.proposals_only": (),
+    "search.selection_windows": (),
+    "dynamic": ("training",),
+    "mode": ("training",),
+    "ratio": ("training",),
 }
+RECOVERY = (
+    "text",
+    "loss",
+    "recovery",
+    "trainer",
+    "seed",
+)
+WITHOUT_EFFECT = (
+    "text.name",
+    "text.column",
+    "text.splits",  # of the other parts
+    "text.windows",
+    "recovery.micro_batch",
+    "recovery.gradient_checkpointing",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.log_every_n_steps",
+    "trainer.num_sanity_val_steps",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +93,10 @@ def names(cfg: DictConfig) -> dict[str, str]:
     found: Signatures = signatures(cfg)
     kept = torch.tensor([[3, 3], [2, 3]])
     labels = Labels(kept, torch.tensor([3.0, 3.5], dtype=torch.double), ["sampler"] * 2)
-    return vars(found) | {
-        "predictor": predictor_signature(
-            found.labels, labels, cfg.predictor, cfg.trainer, cfg.seed, Path(cfg.paths.cache)
-        )
-    }
+    given = cfg.predictor, cfg.trainer, cfg.seed, Path(cfg.paths.cache)
+    predictor = predictor_signature(found.labels, labels, *given)
+    training = signature("training", predictor, *training_identity(cfg))
+    return vars(found) | {"predictor": predictor, "training": training}
 
 
 def leaves(node: DictConfig, prefix: str = "") -> list[str]:
@@ -84,7 +121,8 @@ def changed(value: object) -> object:
 def expected(key: str) -> tuple[str, ...]:
     parts = key.split(".")
     prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-    return next((INVALIDATES[prefix] for prefix in prefixes if prefix in INVALIDATES), ())
+    found = next((INVALIDATES[prefix] for prefix in prefixes if prefix in INVALIDATES), ())
+    return found if "training" in found or not found else (*found, "training")
 
 
 def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
@@ -101,6 +139,30 @@ def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
         if different != expected(key):
             wrong[key] = different
     assert not wrong
+
+
+def test_every_key_of_a_recovery_invalidates_what_depends_on_it() -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        config = compose("recover", ["paths.run=x"])
+    OmegaConf.set_struct(config, False)
+
+    def name(cfg: DictConfig) -> str:
+        machine = Machine(one_process(), {}, [])
+        return run_of(cfg, machine, RecoverySettings(**cfg.recovery), "weights").folder.name
+
+    found = {}
+    for key in leaves(config):
+        if OmegaConf.select(config, key) is None:
+            continue
+        cfg = config.copy()
+        OmegaConf.update(cfg, key, changed(OmegaConf.select(config, key)))
+        found[key] = name(cfg) != name(config)
+    wrong = {key for key, new in found.items() if new != of_recovery(key)}
+    assert not wrong
+
+
+def of_recovery(key: str) -> bool:
+    return key.startswith(RECOVERY) and not key.startswith(WITHOUT_EFFECT)
 
 
 def test_a_further_part_leaves_the_others_valid(config: DictConfig) -> None:
@@ -158,7 +220,7 @@ def test_classes_of_a_users_own_count_by_their_file(
     assert names(cfg) == before
     file.write_text("class Own: a = 1\n")
     after = names(cfg)
-    assert [name for name in ALL if before[name] != after[name]] == ["bank", "labels", "predictor"]
+    assert [name for name in ALL if before[name] != after[name]] == [*ALL[2:]]
     cfg.compensation = config.compensation
     assert names(cfg)["labels"] == names(config)["labels"] != after["labels"]
     cfg.text.source._target_ = "made_by_a_user.Own"

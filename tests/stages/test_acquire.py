@@ -1,24 +1,22 @@
 """Which policies a predictor may choose to label."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.predictor.learned import LearnedPredictor
+from ppf.labels.table import Labels
+from ppf.predictor.base import PredictorInputs
 from ppf.predictor.protocol import Prediction
 from ppf.stages.acquire import _chosen
 
 POOL = torch.arange(12).view(6, 2)
 
 
-class Known(LearnedPredictor):
+class Known:
     """Predicts 0, 1, ... nats for the rows of `POOL`, and chooses the first ones."""
 
-    def __init__(self) -> None:
-        self.module = SimpleNamespace(device="cpu")
+    def fit(self, labels: Labels, inputs: PredictorInputs) -> None: ...
 
     def predict(self, kept: Tensor) -> Prediction:
         return Prediction(kept[:, 0] / 2, torch.ones(len(kept)))
