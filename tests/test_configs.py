@@ -145,8 +145,16 @@ def test_help_lists_the_groups_that_a_command_takes() -> None:
 
 
 def offered(group: str, stage: str) -> list[str]:
-    """The options of a group that are for a command."""
-    return [o for o in options(group) if STUDIES.get((group, o), stage) == stage]
+    """The options of a group that a command takes."""
+    shared = stage in ("collect", "train", "search", "recover")
+    refused = [] if shared else ["ddp", "multi_node", "slurm"]
+    studied = [] if stage in ("train", "search", "recover") else ["experiment"]
+    without = {"fabric": refused, "hydra": studied}.get(group, [])
+    return [
+        option
+        for option in options(group)
+        if STUDIES.get((group, option), stage) == stage and option not in without
+    ]
 
 
 def test_every_study_names_its_command() -> None:

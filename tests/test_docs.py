@@ -8,20 +8,52 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from transformers import OlmoConfig, OlmoForCausalLM
 
+import ppf
 from ppf.llm import families
 from tests import checkpoints
 from tests.articles import write_articles
 from tests.cli.conftest import HASTY
 from tests.commands import exit_code
 from tests.llm import test_adapters
+from tests.searched import write_search
 
 ROOT = Path(__file__).parents[1]
 FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
 QUICK = ("search.rounds=1", "text.window=64", "text.windows.labelling=2", "logger=csv")
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 COMMAND = re.compile(r"^PYTHONPATH=FOLDER python (\w+)\.py (.*)$", re.MULTILINE)
+
+
+YAML = re.compile(r"```yaml\n(# @package _global_\n.*?)```", re.DOTALL)
+
+
+def test_the_configs_of_the_page_about_sweeps_compose(tmp_path: Path) -> None:
+    study, local = YAML.findall((ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8"))
+    for name, content in (("experiment/mine", study), ("local/default", local)):
+        (tmp_path / f"{name}.yaml").parent.mkdir()
+        (tmp_path / f"{name}.yaml").write_text(content, encoding="utf-8")
+    given = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", given, return_hydra_config=True)
+    assert cfg.labels.count == 256 and cfg.hydra.sweeper.params.ratio == "0.2,0.3"
+    assert cfg.paths.outputs == "/scratch/me/ppf"
+
+
+def test_the_code_that_loads_a_pruned_folder_runs(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_search(tmp_path, cache)
+    places = {"cache": cache, "artefacts": tmp_path / "artefacts"}
+    ppf.prune(tmp_path / "policy.json", "pruned", paths=places, logger="none")
+    for page, kind in (("first-search", "PrunedForCausalLM"), ("vllm", "PrunedModel")):
+        (block,) = PYTHON.findall((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+        names: dict[str, Any] = {}
+        exec(block, names)  # noqa: S102
+        assert type(names["model"]).__name__ == kind
 
 
 def write_files(page: str, folder: Path) -> str:

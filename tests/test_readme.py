@@ -7,14 +7,22 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("experiments/*/README.md")]
+PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("experiments/*/README.md")]
 BLOCKS = [
     block
     for page in PAGES
     for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 ]
-LINES = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines()]
-COMMANDS = sorted({line for line in LINES if re.match(r"python \w+\.py", line)})
+LINES = [
+    line.split(" #")[0].strip()
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+]
+# Also those that srun, torchrun or Fabric starts; tests/test_docs.py runs those with --config-dir.
+STARTED = re.compile(r"^(?:(?:srun|torchrun|fabric run|python)\b.* )?(?:python )?(\w+\.py)\b(.*)$")
+COMMANDS = sorted(
+    {f"python {found[1]}{found[2]}" for line in LINES if (found := STARTED.match(line))}
+)
 TARGETS = sorted({line.split()[1] for line in LINES if line.startswith("make ")})
 
 

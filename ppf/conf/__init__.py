@@ -36,6 +36,8 @@ GROUPS = {
     "debug": "small runs that show what goes wrong",
 }
 """Option group → its purpose."""
+_SHARING = ("collect", "train", "search", "recover")  # several processes share their work
+_PROCESSES = ("ddp", "multi_node", "slurm")  # options of fabric with several processes
 _SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
 _UNGROUPED = ("seed=", "paths.", "traceback=")
 _LONGEST = 128  # characters of a group's name in W&B
@@ -63,11 +65,19 @@ def option_groups(*, _root_: DictConfig) -> str:
     The first comment in an option's file describes the option. Options for other commands are left
     out.
     """
-    command, found = _root_.hydra.job.config_name, dict[str, dict[str, str]]()
-    for name in taken_groups(_root_):
-        known = {option: _comment(file) for option, file in options(name).items()}
-        found[name] = {k: text for k, text in known.items() if _command(text) in (None, command)}
-    return "\n".join(_group(name, known) for name, known in found.items() if len(known) > 1)
+    command, taken = _root_.hydra.job.config_name, taken_groups(_root_)
+    refused = set() if command in _SHARING else {("fabric", name) for name in _PROCESSES}
+    if "experiment" not in taken:
+        refused.add(("hydra", "experiment"))
+    found = dict[str, dict[str, str]]()
+    for group in taken:
+        known = {option: _comment(file) for option, file in options(group).items()}
+        found[group] = {
+            option: text
+            for option, text in known.items()
+            if _command(text) in (None, command) and (group, option) not in refused
+        }
+    return "\n".join(_group(group, known) for group, known in found.items() if len(known) > 1)
 
 
 def command_of(group: str, option: str) -> str | None:

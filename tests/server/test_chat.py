@@ -1,5 +1,7 @@
 """OpenAI's own client: chats and completions, over a real socket."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -32,6 +34,16 @@ def test_a_chat_completes_the_template_at_a_ratio(
         assert found.choices[0].message.role == "assistant"
         assert found.choices[0].finish_reason == "length"
         assert found.usage.prompt_tokens == len(PROMPT) and found.usage.completion_tokens == 8
+
+
+def test_the_code_of_the_servers_page_runs(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block.replace("http://localhost:8000", address), names)  # noqa: S102
+    assert names["answer"].pruning_ratio >= 0.3 and capsys.readouterr().out
 
 
 def test_a_streamed_chat_has_the_same_text_and_its_counts(openai_client: OpenAI) -> None:
