@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# Before the first import of these rooms.
+# Before the first import of these packages.
 install_import_hook(
     ["ppf.space", "ppf.pruning", "ppf.predictor", "ppf.agents", "ppf.recovery"], "beartype.beartype"
 )

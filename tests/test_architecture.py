@@ -1,4 +1,4 @@
-"""Lower rooms know nothing of higher ones, and what is imported is declared."""
+"""Lower packages know nothing of higher ones, and what is imported is declared."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A room imports only from the lines above its own.
+# A package imports only from the lines above its own.
 ORDER = [
     {"conf", "errors", "progress", "ranges", "seeds", "threads"},
     {"ranks", "processes"},
@@ -35,12 +35,12 @@ ORDER = [
 # The table leaves these imports out.
 EVERYWHERE = {"errors", "progress", "ranges", "seeds", "threads"}
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
-RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "ppf").rglob("*.py"))
-IN_ROOMS = [p for p in FILES if p.parts[1] not in ("__init__.py", "conf")]
+IN_PACKAGES = [p for p in FILES if p.parts[1] not in ("__init__.py", "conf")]
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1]
 
 
@@ -71,39 +71,39 @@ def ours(modules: set[str]) -> set[str]:
     return {module for module in modules if module.startswith("ppf.")}
 
 
-def allowed(room: str, module: str) -> bool:
-    other = room_of(module)
-    if room == "space":
+def allowed(package: str, module: str) -> bool:
+    other = package_of(module)
+    if package == "space":
         return other in ("space", "errors", "ranges")
-    if room == "agents" and other == "predictor":
+    if package == "agents" and other == "predictor":
         return module == "ppf.predictor.protocol" or module.startswith("ppf.predictor.protocol.")
-    return other == room or RANK[other] < RANK[room]
+    return other == package or RANK[other] < RANK[package]
 
 
-def test_imports_only_from_lower_rooms() -> None:
+def test_imports_only_from_lower_packages() -> None:
     wrong = {}
-    for file in IN_ROOMS:
-        room = file.with_suffix("").parts[1]
-        assert room in RANK, f"give the room {room} a place in ORDER"
-        if higher := [module for module in ours(imports_of(file)) if not allowed(room, module)]:
+    for file in IN_PACKAGES:
+        package = file.with_suffix("").parts[1]
+        assert package in RANK, f"give the package {package} a place in ORDER"
+        if higher := [module for module in ours(imports_of(file)) if not allowed(package, module)]:
             wrong[str(file)] = higher
     assert not wrong
 
 
-def test_the_table_of_rooms_lists_their_imports() -> None:
-    listed = dict(table_of_rooms())
-    assert listed.keys() == {file.with_suffix("").parts[1] for file in IN_ROOMS} | {"conf"}
-    places = [RANK[room] for room in listed if room != "conf"]
+def test_the_table_of_packages_lists_their_imports() -> None:
+    listed = dict(table_of_packages())
+    assert listed.keys() == {file.with_suffix("").parts[1] for file in IN_PACKAGES} | {"conf"}
+    places = [RANK[package] for package in listed if package != "conf"]
     assert places == sorted(places)
-    found: dict[str, set[str]] = {room: set() for room in listed}
-    for file in IN_ROOMS:
+    found: dict[str, set[str]] = {package: set() for package in listed}
+    for file in IN_PACKAGES:
         found[file.with_suffix("").parts[1]] |= ours(imports_of(file))
-    for room, modules in listed.items():
-        needed = {m for m in found[room] if room_of(m) != room and room_of(m) not in EVERYWHERE}
-        assert modules == {room_of(module) for module in needed}, room
+    for package, modules in listed.items():
+        needed = {package_of(module) for module in found[package]}
+        assert modules == needed - {package, *EVERYWHERE}, package
 
 
-def table_of_rooms() -> Iterator[tuple[str, set[str]]]:
+def table_of_packages() -> Iterator[tuple[str, set[str]]]:
     """Each package in ARCHITECTURE's table, and the packages that its row lists as imports."""
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     rows = text.split("| package | imports | content |\n|---|---|---|\n")[1].split("\n\n")[0]
@@ -136,7 +136,7 @@ def test_type_names_are_those_of_classes_and_aliases() -> None:
 
 
 def test_order_is_not_empty() -> None:
-    assert {"space", "llm", "pruning", "cli"} <= {p.parts[1] for p in IN_ROOMS}
+    assert {"space", "llm", "pruning", "cli"} <= {p.parts[1] for p in IN_PACKAGES}
     assert "ppf.space.Space" in imports_of(Path("ppf/pruning/bank.py"))
 
 
@@ -156,7 +156,7 @@ def test_sees_every_form_of_import(source: str, package: str, expected: set[str]
 
 
 @pytest.mark.parametrize(
-    ("room", "module", "expected"),
+    ("package", "module", "expected"),
     [
         ("space", "ppf.progress", False),
         ("labels", "ppf.predictor.protocol", False),
@@ -167,8 +167,8 @@ def test_sees_every_form_of_import(source: str, package: str, expected: set[str]
         ("stages", "ppf.cli.search", False),
     ],
 )
-def test_allows_what_the_order_says(room: str, module: str, expected: bool) -> None:
-    assert allowed(room, module) is expected
+def test_allows_what_the_order_says(package: str, module: str, expected: bool) -> None:
+    assert allowed(package, module) is expected
 
 
 def test_no_file_is_a_drawer_for_everything() -> None:

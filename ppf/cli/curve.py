@@ -14,27 +14,27 @@ from ppf.context.prepare import PruningContext
 from ppf.report.origin import command_with, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import SearchReport
-from ppf.stages.dynamic import Learnt
+from ppf.stages.dynamic import FoundAgent
 from ppf.stages.search_inputs import SearchInputs
 
 _DRAWN = 6  # most ratios in the heatmap
 
 
-def entries(context: PruningContext, learnt: Learnt, inputs: SearchInputs) -> list[Entry]:
+def entries(context: PruningContext, result: FoundAgent, inputs: SearchInputs) -> list[Entry]:
     """The dense model, and at each ratio uniform pruning, the allocation rules and the agent.
 
     The last predictor predicts the rules; they are left out if it is not valid at all ratios. Their
     measured values appear only where a label exists, because measuring all of them at all ratios
     would cost more than the search. A prediction of `predictor=oracle` counts as a measurement.
     """
-    curve, labels, learning = learnt.curve, learnt.labels, learnt.learning
+    curve, labels, course = result.curve, result.labels, result.course
     known = dict(zip(map(tuple, labels.kept.tolist()), labels.nll.tolist(), strict=True))
     rows = [dense_entry(context.model, labels)]
     for i, ratio in enumerate(curve.ratios):
         found: dict[str, tuple[Tensor, list[float] | None]] = {"uniform": (curve.uniform[i], None)}
-        if learning.everywhere:
+        if course.everywhere:
             region = inputs.settings.trust_region
-            objective = inputs.objective(learning.trained, region, ratio, ratio)
+            objective = inputs.objective(course.trained, region, ratio, ratio)
             baselines = objective.baselines()
             predicted = torch.stack(objective.predictor.predict(baselines), 1).tolist()
             pairs = zip(baselines.cpu(), predicted, strict=True)
@@ -58,7 +58,7 @@ def entries(context: PruningContext, learnt: Learnt, inputs: SearchInputs) -> li
 def write(
     cfg: DictConfig,
     context: PruningContext,
-    learnt: Learnt,
+    result: FoundAgent,
     inputs: SearchInputs,
     seconds: Mapping[str, float],
     folder: Path,
@@ -68,10 +68,10 @@ def write(
     Args:
         inputs: of the search; their rules are predicted.
     """
-    curve, shown = learnt.curve, entries(context, learnt, inputs)
+    curve, shown = result.curve, entries(context, result, inputs)
     policies = dict(zip(curve.ratios, curve.kept.tolist(), strict=True))
     even = dict(zip(curve.ratios, curve.uniform.tolist(), strict=True))
-    paths = {"agent": learnt.agent.save(folder), "summary": folder / "summary.json"}
+    paths = {"agent": result.agent.save(folder), "summary": folder / "summary.json"}
     kept = {str(ratio): policy for ratio, policy in policies.items()}
     write_json(paths["summary"], summary(shown, seconds) | {"kept": kept})
     every = -(-len(policies) // _DRAWN)
@@ -85,13 +85,13 @@ def write(
         },
         entries=shown,
         candidates=[],
-        history=learnt.learning.history,
+        history=result.course.history,
         proposals={},
         pareto=None,
         paths=paths,
         signatures=vars(context.signatures),
         next_commands=_next_commands(cfg, folder),
-        **common(cfg, context, learnt.labels, learnt.learning.trained.predictor, seconds),
+        **common(cfg, context, result.labels, result.course.trained.predictor, seconds),
     )
 
 

@@ -12,6 +12,7 @@ from ppf.cli.app import command
 from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
 from ppf.context.policy import read_policy, refuse_recovered
+from ppf.context.recovery import loss_names
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
 from ppf.llm.text import text_name
@@ -24,7 +25,6 @@ from ppf.report.recovery import recovery_metrics, recovery_page
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
-from ppf.stages.recovery_inputs import loss_names
 
 
 def _check(cfg: DictConfig) -> None:

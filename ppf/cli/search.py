@@ -13,6 +13,7 @@ from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
 from ppf.context.budgets import priced
+from ppf.context.byte_budget import check_bytes, in_bytes
 from ppf.context.evaluations import drawn_labels
 from ppf.context.policy import (
     model_name,
@@ -31,16 +32,16 @@ from ppf.report.html import write_page
 from ppf.report.origin import task_overrides
 from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.search import SearchReport, search_metrics, search_page
+from ppf.report.summary import summary_rows
 from ppf.report.tables import print_summary
 from ppf.stages.acquire import acquire, check_acquired
-from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.chain import chain
 from ppf.stages.collect import collect
-from ppf.stages.dynamic import Learnt, check_dynamic, check_ratios, dynamic
+from ppf.stages.dynamic import check_dynamic, check_ratios, dynamic
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
-from ppf.stages.tested import Named, figures, with_test
+from ppf.stages.tested import Named, with_test
 from ppf.stages.train import Trained, train
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
@@ -181,16 +182,16 @@ def _chosen(begun: _Begun, found: Found) -> Found:
         return with_selection(context.labelling, context.text, found, cfg.search)
 
 
-def _for_every_ratio(begun: _Begun, learnt: Learnt) -> Outcome:
+def _for_every_ratio(begun: _Begun, result: FoundAgent) -> Outcome:
     """Reports an agent; the metric is the mean log-perplexity measured along its curve."""
     cfg, context, inputs, _, _, clock = begun
-    metric = float(learnt.curve.measured.mean())
+    metric = float(result.curve.measured.mean())
     if not inputs.fabric.is_global_zero:
         return Outcome(metric)
-    report = curve.write(cfg, context, learnt, inputs, clock.seconds, Path(cfg.paths.run))
-    pairs = zip(learnt.curve.uniform.tolist(), learnt.curve.kept.tolist(), strict=True)
+    report = curve.write(cfg, context, result, inputs, clock.seconds, Path(cfg.paths.run))
+    pairs = zip(result.curve.uniform.tolist(), result.curve.kept.tolist(), strict=True)
     policies = [named for even, kept in pairs for named in (("uniform", even), ("PPF", kept))]
-    return _report(begun, report, policies, learnt.learning.trained, metric, "agent")
+    return _report(begun, report, policies, result.course.trained, metric, "agent")
 
 
 def _report(
@@ -240,7 +241,7 @@ def _outcome(
     if cfg.mode == "static":
         more["ratio"] = cfg.ratio  # the requested one: a sweep compares jobs by it
     summary = Path(report.paths["summary"])
-    rows = [{**row, **_size(context, row["ratio"]), **more} for row in figures(summary)]
+    rows = [{**row, **_size(context, row["ratio"]), **more} for row in summary_rows(summary)]
     return Outcome(metric, rows)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ppf.policy_search.verify import Verification
 
-Windows = Callable[[Int[Tensor, "n sites"]], tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]]
+_Losses = tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]
+MeasureWindows = Callable[[Int[Tensor, "n sites"]], _Losses]
 """Returns the policies' losses in each window of the labelling and of the selection part."""
 
 
@@ -71,7 +72,7 @@ class Selection:
 
 
 def select(
-    measured: Verification, eligible: Bool[Tensor, " n"], finalists: int, windows: Windows
+    measured: Verification, eligible: Bool[Tensor, " n"], finalists: int, windows: MeasureWindows
 ) -> Selection:
     """Measures uniform pruning and the eligible policies of lowest measured loss on both parts.
 

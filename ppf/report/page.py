@@ -1,4 +1,4 @@
-"""The page that every command reports on: a headline, then sections of figures and tables."""
+"""The page that describes results: a headline, then sections of figures and tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

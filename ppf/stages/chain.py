@@ -12,7 +12,7 @@ from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch
-from ppf.stages.dynamic import Learning, Learnt, with_curve
+from ppf.stages.dynamic import Course, FoundAgent, with_curve
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained
@@ -27,7 +27,7 @@ def chain(
     provenance: Mapping[str, Any],
     clock: Stopwatch,
     choose: Callable[[Found], Found],
-) -> Learnt:
+) -> FoundAgent:
     """Searches at `dynamic.knots` ratios of the interval `dynamic.train`, the highest first.
 
     Each search also starts from the policy found at the ratio before, scaled to its own, and from
@@ -80,6 +80,4 @@ def chain(
         torch.tensor(std),
         dict(provenance),
     )
-    return with_curve(
-        inputs, agent, ratios, labels, Learning(history, latest.trained, False), clock
-    )
+    return with_curve(inputs, agent, ratios, labels, Course(history, latest.trained, False), clock)

@@ -44,7 +44,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Learning:
+class Course:
     """How an agent came about.
 
     Args:
@@ -59,20 +59,20 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class Learnt:
+class FoundAgent:
     """The result of a search for all ratios.
 
     Args:
         agent: the agent for every ratio.
         curve: its losses.
         labels: all policies measured on the real model, those of the curve included.
-        learning: how the agent came about.
+        course: how the agent came about.
     """
 
     agent: RatioAgent
     curve: Curve
     labels: Labels
-    learning: Learning
+    course: Course
 
 
 def dynamic(
@@ -83,7 +83,7 @@ def dynamic(
     ratios: Sequence[float],
     provenance: Mapping[str, Any],
     clock: Stopwatch,
-) -> Learnt:
+) -> FoundAgent:
     """Trains `search.rounds` times and measures some experts after each.
 
     A round trains the learner on random ratios of `dynamic.train`, takes its policies at
@@ -134,7 +134,7 @@ def dynamic(
         last = _improve(inputs, objective, settings, knots, experts[::-1])
     factor = inputs.fabric.broadcast(widening(torch.cat(errors)))
     agent = _agent(objective, knots, last, factor, provenance)
-    return with_curve(inputs, agent, ratios, labels, Learning(history, trained, True), clock)
+    return with_curve(inputs, agent, ratios, labels, Course(history, trained, True), clock)
 
 
 def with_curve(
@@ -142,10 +142,10 @@ def with_curve(
     agent: RatioAgent,
     ratios: Sequence[float],
     labels: Labels,
-    learning: Learning,
+    course: Course,
     clock: Stopwatch,
-) -> Learnt:
-    """Measures the agent's policies and uniform pruning; arguments as for `dynamic` and `Learnt`.
+) -> FoundAgent:
+    """Measures the agent's policies and uniform pruning; arguments as for `dynamic`, `FoundAgent`.
 
     Args:
         labels: all policies measured before.
@@ -154,7 +154,7 @@ def with_curve(
         curve = _curve(inputs, agent, ratios)
     labels = labels.with_rows(curve.kept, curve.measured, PROPOSED)
     labels = labels.with_rows(curve.uniform, curve.uniform_measured, PROPOSED)
-    return Learnt(agent, curve, labels, learning)
+    return FoundAgent(agent, curve, labels, course)
 
 
 def check_dynamic(cfg: DictConfig) -> None:

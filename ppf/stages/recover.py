@@ -15,6 +15,19 @@ from torch import nn
 
 from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
 from ppf.context.policy import checked_config, read_policy, refuse_types
+from ppf.context.recovery import (
+    check_batch,
+    in_float32,
+    loss_names,
+    losses_of,
+    machine_of,
+    recovered_of,
+    run_of,
+    test_windows,
+    tuner_of,
+    windows_of,
+    with_enough_memory,
+)
 from ppf.context.signatures import model_identity, plain, text_identity, with_code
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
@@ -30,19 +43,6 @@ from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import TuningTask
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.prune import compensated
-from ppf.stages.recovery_inputs import (
-    check_batch,
-    in_float32,
-    loss_names,
-    losses_of,
-    machine_of,
-    recovered_of,
-    run_of,
-    test_windows,
-    tuner_of,
-    windows_of,
-    with_enough_memory,
-)
 
 
 def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
@@ -117,12 +117,13 @@ class _Recovery:
     ) -> None:
         self.cfg, self.fabric, self.start, self._record = cfg, fabric, start, record
         self.machine = machine_of(cfg, fabric)
-        self.config = config = checked_config(record, cfg)
+        self.config = checked_config(record, cfg)
         self.student = self._load()
         self.training, self.validation = windows_of(cfg, self.student)
         self.test = test_windows(cfg, self.student)
-        config.model.dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
-        self.teacher = load(config.model, cfg.paths.cache, device=fabric.device)
+        dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
+        dense = DictConfig({**self.config.model, "dtype": dtype})
+        self.teacher = load(dense, cfg.paths.cache, device=fabric.device)
 
     def _load(self) -> LanguageModel:
         model, tokenizer = load_folder(self.start, torch.float32, trust_remote_code=False)

@@ -12,6 +12,17 @@ from torch.utils.data import TensorDataset
 
 from ppf.agents.ratio_agent import FILE, load_agent
 from ppf.artefacts import write_json
+from ppf.context.recovery import (
+    check_batch,
+    in_float32,
+    losses_of,
+    machine_of,
+    recovered_of,
+    run_of,
+    test_windows,
+    windows_of,
+    with_enough_memory,
+)
 from ppf.context.resident import origin, resident
 from ppf.context.signatures import plain
 from ppf.evaluation.perplexity import mean_nll
@@ -23,17 +34,6 @@ from ppf.recovery.elastic import ElasticModule
 from ppf.recovery.fit import fit
 from ppf.recovery.settings import RecoverySettings
 from ppf.report.scores import Recovered, RecoveryScore
-from ppf.stages.recovery_inputs import (
-    check_batch,
-    in_float32,
-    losses_of,
-    machine_of,
-    recovered_of,
-    run_of,
-    test_windows,
-    windows_of,
-    with_enough_memory,
-)
 
 
 def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:

@@ -10,11 +10,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ppf.artefacts import signature
+from ppf.context.recovery import run_of
 from ppf.context.signatures import Signatures, signatures
 from ppf.labels.table import Labels
 from ppf.llm import load
 from ppf.recovery.settings import Machine, RecoverySettings
-from ppf.stages.recovery_inputs import run_of
 from ppf.stages.search_inputs import training_identity
 from ppf.stages.train import predictor_signature
 from tests.agents.synthetic import one_process

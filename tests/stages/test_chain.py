@@ -14,7 +14,7 @@ from ppf.progress import Stopwatch
 from ppf.pruning.allocation import ObsGlobal
 from ppf.stages import chain as module
 from ppf.stages.chain import chain
-from ppf.stages.dynamic import Learnt
+from ppf.stages.dynamic import FoundAgent
 from ppf.stages.search import Found
 from tests.agents.synthetic import layered
 from tests.stages.test_search import inputs_of
@@ -23,7 +23,7 @@ RATIOS = [0.1, 0.35]
 SETTINGS = OmegaConf.create({"train": [0.1, 0.6], "knots": 3})
 
 
-def chained(folder: Path, choose: Any = lambda found: found) -> Learnt:
+def chained(folder: Path, choose: Any = lambda found: found) -> FoundAgent:
     inputs = replace(inputs_of(folder, [], rounds=2, top_k=4), rules={"obs_global": ObsGlobal()})
     labels = Labels(inputs.space.dense[None], torch.tensor([3.0]), ["sampler"])
     trained = inputs.train(labels)
@@ -43,7 +43,7 @@ def test_each_search_knows_what_the_earlier_ones_found(
 
     search = module.search
     monkeypatch.setattr(module, "search", spied)
-    learnt = chained(tmp_path)
+    result = chained(tmp_path)
     assert [ratio for *_, ratio, _, _, _ in calls] == [0.6, 0.35, 0.1]
     assert [inputs.measures_rules for inputs, *_ in calls] == [True, False, False]
     assert all(inputs.rules for inputs, *_ in calls)  # searches start from them
@@ -53,14 +53,14 @@ def test_each_search_knows_what_the_earlier_ones_found(
     assert [start.tolist() for start in starts[1:]] == [f.kept for f in found[:-1]]
     known = [len(labels) for _, labels, *_ in calls]
     assert known == [1, 1 + len(found[0].measured.kept), known[1] + len(found[1].measured.kept)]
-    rounds = [row["round"] for row in learnt.learning.history]
+    rounds = [row["round"] for row in result.course.history]
     assert rounds == sorted(rounds) and max(rounds) == 6
-    agent = learnt.agent
+    agent = result.agent
     assert agent.knots.tolist() == [0, 0.1, 0.35, 0.6]
     assert agent.widths[1:].tolist() == [f.kept for f in reversed(found)]
     assert agent.mean[1:].tolist() == pytest.approx([f.nll for f in reversed(found)])
     assert (agent.std[1:] > 0).all() and agent.std[0] == 0 and agent.mean[0] == 3
-    assert learnt.curve.measured[0] == pytest.approx(found[-1].nll)
+    assert result.curve.measured[0] == pytest.approx(found[-1].nll)
 
 
 def test_the_agent_has_the_policies_that_were_chosen(tmp_path: Path) -> None:

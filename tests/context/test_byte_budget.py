@@ -9,12 +9,12 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.context.budgets import priced, saved
+from ppf.context.byte_budget import _weight, check_bytes, in_bytes
 from ppf.context.labelling import Labelling
 from ppf.context.policy import described, refuse_types
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.space import uniform
-from ppf.stages.byte_budget import _weight, check_bytes, in_bytes
 from tests.articles import write_articles
 
 BYTES = ("budget=bytes", "rules=bytes")

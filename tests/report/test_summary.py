@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ppf.stages.tested import figures
+from ppf.report.summary import summary_rows
 
 
 def test_a_rule_of_infinite_loss_is_not_the_best_one(tmp_path: Path) -> None:
@@ -14,5 +14,5 @@ def test_a_rule_of_infinite_loss_is_not_the_best_one(tmp_path: Path) -> None:
     ]
     summary = tmp_path / "summary.json"
     summary.write_text(json.dumps({"results": results}))
-    (row,) = figures(summary)
+    (row,) = summary_rows(summary)
     assert (row["labelling_ppl"], row["best_rule_labelling_ppl"]) == (30.0, 35.0)

@@ -1,4 +1,4 @@
-"""The inputs of recovery training, from the config."""
+"""The inputs of a recovery, from its config."""
 
 import math
 from collections.abc import Callable, Sequence
