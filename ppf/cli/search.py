@@ -37,7 +37,7 @@ from ppf.report.tables import print_summary
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.chain import chain
 from ppf.stages.collect import collect
-from ppf.stages.dynamic import check_dynamic, check_ratios, dynamic
+from ppf.stages.dynamic import FoundAgent, check_dynamic, check_ratios, dynamic
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection

@@ -50,7 +50,7 @@ class Selection:
 
     @property
     def best(self) -> int:
-        """The finalist of least mean loss over all windows of both parts."""
+        """The finalist of lowest mean loss over all windows of both parts."""
         joint = torch.cat([self.used, self.new], 1).mean(1).nan_to_num(torch.inf, torch.inf)
         losses = dict(zip(self.rows, joint.tolist(), strict=True))
         return min(self.finalists, key=losses.__getitem__)

@@ -78,7 +78,7 @@ class LabelsDataModule(LightningDataModule):
         strata: number of bins by ratio, with equally many policies. Each bin is split alike.
         members: number of ensemble members, and of folds.
         proposals: weight of a policy that a search proposed, relative to a sampled one.
-        low_loss: extra weight of the policy of least loss in its bin. It falls to 0 for the policy
+        low_loss: extra weight of the policy of lowest loss in its bin. It falls to 0 for the policy
             of largest loss.
         batch_size: rows in a training batch.
         steps: training batches in an epoch.
@@ -151,7 +151,7 @@ class LabelsDataModule(LightningDataModule):
         return fold[group]
 
     def _standing(self, ratio: Tensor, nll: Tensor) -> Float[Tensor, " rows"]:
-        """1 for the row of least loss in its stratum, falling to 0 for the row of largest loss."""
+        """1 for the row of lowest loss in its stratum, falling to 0 for the row of largest loss."""
         stratum = ratio.argsort().argsort() * self.strata // max(len(ratio), 1)
         standing = torch.zeros(len(ratio))
         for number in range(self.strata):

@@ -61,7 +61,7 @@ class ExpectedLoss:
         noise: initial standard deviation of the noise of the logarithm.
         deviation: standard deviation of the priors on the logarithms of scales, span and noise.
         steps: optimizer steps of their fit.
-        fewest: number of measured policies from which on intervals are calibrated.
+        fewest: measured policies at which the calibration of intervals starts.
 
     Source: our own; the regression follows Rasmussen & Williams, "Gaussian Processes for Machine
         Learning" (2006), chapters 2 and 5.

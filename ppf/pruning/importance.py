@@ -118,7 +118,7 @@ def _next_token_loss(logits: Tensor, window: Tensor) -> Tensor:
 
 
 class OBS(Importance):
-    """Optimal brain surgeon: removes the atoms of least added error in rounds.
+    """Optimal brain surgeon: in each round, removes the atoms that add the least error.
 
     Removing the columns S adds tr(W_S (H_SS)⁻¹ W_Sᵀ) to the squared output error, where H is the
     inverse of G + λI. After each round, the remaining columns are refitted and H is updated. The

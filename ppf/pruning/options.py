@@ -24,8 +24,8 @@ class Options:
     """Maps a site's number of bytes to its best number of kept units and number format.
 
     Here a level is a number of bytes: level j is j / 32 of the bytes that one unit takes in 16
-    bits. A site uses the option (kept units, number format) of least expected loss among those that
-    its level is large enough for. Steps are the levels at which this option changes.
+    bits. A site uses the option (kept units, number format) of lowest expected loss among those
+    that its level is large enough for. Steps are the levels at which this option changes.
 
     Args:
         units: the space whose units are removed.

@@ -50,7 +50,7 @@ def top_divergence(
 
     Returns:
         The sum over the rows, and its gradient with respect to the student's logits: q − p for
-        the likeliest tokens, q (1 − r / s) for the others.
+        the most probable tokens, q (1 − r / s) for the others.
     """
     tokens, goal = teacher.tokens.long(), teacher.log_probabilities.float()
     known, likely = student.gather(-1, tokens), goal.exp()

@@ -54,8 +54,8 @@ class KL(TokenLoss):
 
     Args:
         weight: as for `TokenLoss`.
-        top_k: likeliest tokens of the dense model that are compared; all others together count as
-            one more token. 0: all tokens are compared.
+        top_k: most probable tokens of the dense model that are compared; all others together count
+            as one more token. 0: all tokens are compared.
     """
 
     reads_teacher: ClassVar[bool] = True
@@ -139,7 +139,7 @@ def need_teacher(losses: Mapping[str, RecoveryLoss]) -> bool:
 
 
 def likeliest_needed(losses: Mapping[str, RecoveryLoss]) -> int:
-    """Number of the dense model's likeliest tokens that the losses need, if they need only these.
+    """How many of the dense model's most probable tokens the losses need, if they need only these.
 
     0 if no loss compares with the dense model, or if a loss needs the model itself.
     """

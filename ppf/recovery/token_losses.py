@@ -57,8 +57,8 @@ class TokenLoss(ABC):
 
         Args:
             student: log-probabilities.
-            teacher: log-probabilities of the dense model, of all tokens or of the likeliest ones;
-                None unless a loss reads them.
+            teacher: log-probabilities of the dense model, of all tokens or of the most probable
+                ones; None unless a loss reads them.
             targets: tokens that follow in the text.
         """
 
@@ -141,7 +141,7 @@ def _to_slopes(
 
     Args:
         logits: of the student, before the head's cap.
-        teacher: logits of the dense model, or its likeliest tokens.
+        teacher: logits of the dense model, or its most probable tokens.
 
     Returns:
         Each loss, summed over the rows.

@@ -31,7 +31,7 @@ class TuningTask:
         losses: by name; their weighted sum is minimised.
         training: windows to train on.
         validation: windows that decide which weights are kept.
-        likeliest: the dense model's likeliest tokens in `training`; None: they are not stored.
+        likeliest: the dense model's most probable tokens in `training`; None: they are not stored.
     """
 
     student: LanguageModel

@@ -33,7 +33,7 @@ def recovery_page(
 
     Args:
         found: scores, tokens, minutes and curve.
-        title: see `Page`; so are `command` and `next_commands`.
+        title, command, next_commands: see `Page`.
         measured_on: a sentence about the text of the perplexities, except those on the test part.
         settings: how the model was trained: name → value.
         machine: versions and hardware: name → value.

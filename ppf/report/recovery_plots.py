@@ -16,7 +16,8 @@ def loss_curve(curve: Sequence[tuple[int, float]], dense: float, pruned: float) 
 
     Args:
         curve: tokens, and nats per token.
-        dense: nats per token of the dense model; so is `pruned`, before the training.
+        dense: nats per token of the dense model.
+        pruned: nats per token of the pruned model, before the training.
     """
     with styled():
         figure = Figure(figsize=(4.9, 3.7), layout="constrained")

@@ -27,7 +27,11 @@ class Format(Protocol):
         """The fields of a choice of a whole answer that carry the text."""
 
     def delta(self, text: str, first: bool) -> dict[str, Any]:
-        """The fields of a choice in a stream that carry a piece; `first` of this choice or not."""
+        """The fields of a choice in a stream that carry a piece.
+
+        Args:
+            first: whether it is the first piece of the choice.
+        """
 
     def logprobs(
         self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from transformers import TopPLogitsWarper
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token's log-probability under the model, and those of the likeliest tokens.
+    """A token's log-probability under the model, and those of the most probable tokens.
 
     Args:
         token: the chosen token.
@@ -24,10 +24,10 @@ class TokenScore:
 
 
 class TokenSampler:
-    """Samples from the model's distribution, or takes the likeliest token.
+    """Samples from the model's distribution, or takes the most probable token.
 
     Args:
-        temperature: divides the logits; 0: the likeliest token is taken.
+        temperature: divides the logits; 0: the most probable token is taken.
         top_p: samples from the smallest set of tokens that has at least this probability.
         seed: of the random numbers; None: they differ each time.
         device: the device of the logits.

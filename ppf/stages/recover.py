@@ -168,7 +168,7 @@ class _Recovery:
         return tuner.tune(task, run)
 
     def _likeliest(self, losses: Mapping[str, RecoveryLoss], batch: int) -> Likeliest | None:
-        """The dense model's likeliest tokens, if the losses need nothing else of it."""
+        """The dense model's most probable tokens, if the losses need nothing else of it."""
         if not (count := likeliest_needed(losses)):
             return None
         text = OmegaConf.create({"text": training_text(self.cfg.text), "paths": self.cfg.paths})
@@ -176,7 +176,7 @@ class _Recovery:
         name = signature("likeliest", *model, text_identity(text, "training"), count)
 
         def make(file: Path) -> None:
-            say(f"Storing the dense model's {count} likeliest tokens at every position.")
+            say(f"Storing the dense model's {count} most probable tokens at every position.")
             write_likeliest(file, self.teacher.model, self.training, count, batch)
 
         file = Path(self.cfg.paths.artefacts) / "likeliest" / f"{name}.safetensors"
