@@ -206,7 +206,7 @@ class RoundsSection(Section):
     agreement: Share
     gain: NonNegative
     tolerance: NonNegative
-    spread_penalty: NonNegative
+    spread_penalty: float
     start: str | None
     proposals_only: bool
     warm_start: bool

@@ -33,9 +33,9 @@ WRONG_FOR = {
 # What passes all the same, by the end of the key: 0 stands for "none", null for "all".
 ZERO = (
     "acquired agreement bound critic degree draws ema entropy epsilon gain kl_top_k lmbda low_loss"
-    " max_gib neighbours noise per_feature port proposals queue seed selection_windows"
+    " max_gib neighbours noise per_feature port queue seed selection_windows"
     " separable_above shortest_line shutdown_seconds smooth smoothing smoothing_clip spread"
-    " spread_penalty tau test_policies tolerance warmup weight_decay"
+    " tau test_policies tolerance warmup weight_decay"
 )
 PASSES = {
     **dict.fromkeys(ZERO.split(), [0]),
@@ -44,6 +44,7 @@ PASSES = {
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "KL.top_k": [0],
     "SAC.entropy": [-1, 0],
+    "spread_penalty": [-1, 0],
     "ExpectedLoss.windows": [0],
     **dict.fromkeys(("ExpectedLoss.noise", "scales.smooth"), []),
     "num_sanity_val_steps": [-1, 0, None, 10**12],
