@@ -135,7 +135,7 @@ def test_the_table_of_sizes_is_what_a_label_reads() -> None:
     assert projected.read == 0.7 * rows * columns
     assert inverse.read == pytest.approx(0.28 * columns**2, rel=0.02)
     page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
-    row = next(line for line in page.splitlines() if line.startswith("| a label reads"))
+    row = next(line for line in page.splitlines() if line.startswith("| bytes of the factors"))
     shown = [float(number) for number in re.findall(r"([\d.]+) GiB", row)]
     for name, gib in zip(("llama2_1b", "llama2_7b", "llama3_8b", "llama3_70b"), shown, strict=True):
         sizes = Sizes.of(config("model=llama2_7b", f"model.name={name}"), CPU)
