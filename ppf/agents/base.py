@@ -42,8 +42,6 @@ class Objective:
         device: device of policies, predictions and agents.
         measured: policies from which searches also start: the best measured ones of earlier rounds,
             or a given one; None: no others.
-        measures_rules: whether the policies of the rules are measured; False: searches only start
-            from them.
     """
 
     space: Space
@@ -56,7 +54,6 @@ class Objective:
     rules: Mapping[str, Allocation]
     device: torch.device
     measured: Int[Tensor, "measured sites"] | None = None
-    measures_rules: bool = True
 
     def at(self, ratio: float) -> "Objective":
         """This objective at another ratio."""
@@ -121,15 +118,8 @@ class Objective:
         """The policies of the allocation rules; they may lie outside the trust region."""
         return project(self.space, self._wanted_by_rules(), self.ratios(len(self.rules)))
 
-    @property
-    def baseline_names(self) -> list[str]:
-        """The names of `baselines`, in their order."""
-        return ["uniform", *(self.rules if self.measures_rules else ())]
-
     def baselines(self) -> Int[Tensor, "baselines sites"]:
-        """The policies that are measured in any case: uniform pruning, and those of the rules."""
-        if not self.measures_rules:
-            return self.uniform()
+        """Uniform pruning and the policies of the allocation rules."""
         return torch.cat([self.uniform(), self.rule_policies()])
 
     def starts(self) -> Int[Tensor, "starts sites"]:

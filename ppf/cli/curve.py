@@ -39,7 +39,7 @@ def entries(context: PruningContext, result: FoundAgent, inputs: SearchInputs) -
             predicted = torch.stack(objective.predictor.predict(baselines), 1).tolist()
             pairs = zip(baselines.cpu(), predicted, strict=True)
             # The rules may contain uniform pruning again.
-            found = dict(zip(objective.baseline_names, pairs, strict=True))
+            found = dict(zip(["uniform", *inputs.rules], pairs, strict=True))
         found["PPF"] = curve.kept[i], curve.predicted[i].tolist()
         for name, (kept, score) in found.items():
             nll = known.get(tuple(kept.tolist()))

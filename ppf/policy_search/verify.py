@@ -100,7 +100,7 @@ def _predicted(
 ) -> tuple[tuple[tuple[str, ...], ...], Tensor, Tensor, Tensor]:
     """Names, policies and predictions of the policies to measure, each policy once."""
     kept = torch.cat([objective.baselines(), candidates.kept])
-    named = [*objective.baseline_names, *[CANDIDATE] * len(candidates)]
+    named = ["uniform", *objective.rules, *[CANDIDATE] * len(candidates)]
     names = _joined(kept, [(name,) for name in named])
     kept = new_policies(kept, kept[:0])
     mean, std = objective.predictor.predict(kept)

@@ -30,9 +30,9 @@ def chain(
 ) -> FoundAgent:
     """Searches at `dynamic.knots` ratios of the interval `dynamic.train`, the highest first.
 
-    Each search also starts from the policy found at the ratio before, scaled to its own, and from
-    the allocation rules, which only the first search measures. Its predictor is fitted to
-    everything measured so far. The agent interpolates between the policies found. At the searched
+    Each search also starts from the policy found at the ratio before, scaled to its own. Its
+    predictor is fitted to everything measured so far. Only the first search measures the allocation
+    rules, and starts from them. The agent interpolates between the policies found. At the searched
     ratios it predicts their measured losses.
 
     `ExpectedLoss` computes gradients at the measured policy of lowest loss. Ratios fall from search
@@ -59,7 +59,7 @@ def chain(
     for ratio in knots.flip(0).tolist():
         here, start = inputs, None
         if found:
-            here, start = replace(inputs, measures_rules=False), torch.tensor(found[-1].kept)
+            here, start = replace(inputs, rules={}), torch.tensor(found[-1].kept)
             with clock("training the predictor"):
                 trained = inputs.train(labels)
         given = here, labels, trained, ratio, clock

@@ -41,7 +41,6 @@ class SearchInputs:
         checkpoints: folder of the agent's training.
         config: everything that determines that training, except predictor and seed.
         learnt: networks of the last round's agent; None: agents start anew in every round.
-        measures_rules: see `Objective`.
     """
 
     agent: Agent
@@ -56,7 +55,6 @@ class SearchInputs:
     checkpoints: Path
     config: list[Any]
     learnt: dict[str, dict[str, Any]] | None = None
-    measures_rules: bool = True
 
     @classmethod
     def of(
@@ -112,7 +110,6 @@ class SearchInputs:
             features=self.features,
             rules=self.rules,
             device=self.fabric.device,
-            measures_rules=self.measures_rules,
         )
 
     def run(
