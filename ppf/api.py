@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ppf.cli.app import run
 from ppf.cli.explain import explain_config
 from ppf.cli.studies import check_studies
-from ppf.context.policy import own_targets, read_policy
-from ppf.context.signatures import plain
+from ppf.context.policy import read_policy
+from ppf.context.signatures import plain, recorded
 from ppf.errors import PPFError
 
 Model = str | Path | PreTrainedModel
@@ -85,7 +85,7 @@ def search(
     if isinstance(model, PreTrainedModel):
         _save(model, tokenizer, cfg.model.path)
     run("search", cfg)
-    return SearchResult(Path(cfg.paths.run), own_targets(plain(cfg)))
+    return SearchResult(Path(cfg.paths.run), _own_targets(plain(recorded(cfg))))
 
 
 def prune(
@@ -110,9 +110,7 @@ def prune(
     Returns:
         `out`.
     """
-    sources = {"policy": policy and _policy_file(policy), "path": path, "ratio": ratio}
-    folder = search.folder if isinstance(search, SearchResult) else search
-    given = {**sources, "search": folder, "out": out, **overrides}
+    given = {**_sources(policy, path, search), "ratio": ratio, "out": out, **overrides}
     run("prune", _composed("prune", _written(given)))
     return Path(out)
 
@@ -122,6 +120,7 @@ def recover(
     out: str | Path = "recovered",
     *,
     path: str | Path | None = None,
+    search: SearchResult | str | Path | None = None,
     **overrides: Any,
 ) -> Path:
     """Trains a pruned model, by default by distillation from the dense model, as `recover.py` does.
@@ -129,13 +128,14 @@ def recover(
     Args:
         policy: a search's result, or a policy.json, whose model is pruned first.
         out: folder to write.
-        path: a folder that `prune` wrote, in place of a policy.
+        path: in place of a policy: a folder that `prune` wrote.
+        search: in place of a policy: the folder or result of a search for all ratios.
         overrides: keys of `recover.py`, as in `tune="lora"`.
 
     Returns:
         `out`.
     """
-    given = {"policy": policy and _policy_file(policy), "path": path, "out": out, **overrides}
+    given = {**_sources(policy, path, search), "out": out, **overrides}
     run("recover", _composed("recover", _written(given)))
     return Path(out)
 
@@ -157,7 +157,7 @@ def evaluate(
         The contents of evaluation.json: `results` has one entry per model, with nats per token
         and perplexity.
     """
-    given = {"policy": policy and _policy_file(policy), "path": path, **overrides}
+    given = {**_sources(policy, path), **overrides}
     cfg = _composed("evaluate", _written(given))
     run("evaluate", cfg)
     return json.loads((Path(cfg.paths.run) / "evaluation.json").read_text(encoding="utf-8"))
@@ -192,8 +192,30 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
     (tokenizer or AutoTokenizer.from_pretrained(model.name_or_path)).save_pretrained(folder)
 
 
-def _policy_file(policy: SearchResult | str | Path) -> Path:
-    return policy.folder / "policy.json" if isinstance(policy, SearchResult) else Path(policy)
+def _sources(
+    policy: SearchResult | str | Path | None,
+    path: str | Path | Sequence[str | Path] | None,
+    search: SearchResult | str | Path | None = None,
+) -> dict[str, Any]:
+    """The overrides that name what a command reads."""
+    given: dict[str, Any] = {"policy": policy, "path": path, "search": search}
+    trusted = [x.trusted for x in (policy, search) if isinstance(x, SearchResult) and x.trusted]
+    if isinstance(policy, SearchResult):
+        given["policy"] = policy.folder / "policy.json"
+    if isinstance(search, SearchResult):
+        given["search"] = search.folder
+    named = {key: value for key, value in given.items() if value is not None}
+    return named | ({"trust_targets": trusted[0]} if trusted else {})
+
+
+def _own_targets(config: Any) -> list[str]:
+    """The classes that a plain config names at any depth, without those of PPF."""
+    if isinstance(config, Mapping):
+        target = config.get("_target_", "ppf.")
+        own = [] if target.startswith("ppf.") else [target]
+        return own + [name for value in config.values() for name in _own_targets(value)]
+    parts = config if isinstance(config, list) else []
+    return [name for part in parts for name in _own_targets(part)]
 
 
 def _written(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from ppf.errors import PPFError
+from ppf.errors import PPFError, out_of_memory
 from ppf.progress import say, warning
 from ppf.ranks import Ranks, on_rank_0
 
@@ -33,7 +33,7 @@ FORMATS = {
     "costs": 1,
     "training": 3,
     "pruned": 1,
-    "recovery": 2,
+    "recovery": 3,
     "likeliest": 1,
     "run": 1,
 }
@@ -165,11 +165,16 @@ def _read_or_make(
     with locked(path, announce):
         if (found := read_if_whole(path, read)) is not None:  # another process made it
             return found
-        for stale in path.parent.glob(f".{path.name}.*.draft"):
-            _remove(stale)  # of a killed process: this one holds the lock
+        remove_drafts(path)
         with draft(path) as file:
             make(file)
     return read(path)
+
+
+def remove_drafts(path: Path) -> None:
+    """Removes drafts that killed processes have left; call it under the lock."""
+    for stale in path.parent.glob(f".{path.name}.*.draft"):
+        _remove(stale)
 
 
 def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -> T | None:
@@ -182,9 +187,9 @@ def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -
         return None
     try:
         return read(path)
-    except MemoryError:
-        raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         if warn:
             reason = str(error).split("\n")[0] or type(error).__name__
             warning(f"{path} cannot be read ({reason}): it is made again.")

@@ -1,5 +1,6 @@
 """Every YAML composes under a stage that can choose it, and fits what it instantiates."""
 
+import importlib
 import inspect
 import re
 import tomllib
@@ -146,8 +147,8 @@ def test_help_lists_the_groups_that_a_command_takes() -> None:
 
 def offered(group: str, stage: str) -> list[str]:
     """The options of a group that a command takes."""
-    shared = stage in ("collect", "train", "search", "recover")
-    refused = [] if shared else ["ddp", "multi_node", "slurm"]
+    one_process = importlib.import_module(f"ppf.cli.{stage}").main.one_process
+    refused = ["ddp", "multi_node", "slurm"] if one_process else []
     studied = [] if stage in ("train", "search", "recover") else ["experiment"]
     without = {"fabric": refused, "hydra": studied}.get(group, [])
     return [

@@ -1,6 +1,7 @@
 """Allocation rules, used as agents that do not search."""
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Run
+from ppf.errors import PPFError
 from ppf.pruning import Allocation
 from ppf.ranges import Count
 from ppf.space import project
@@ -12,10 +13,15 @@ class Rule(Agent):
     Args:
         allocation: the rule.
         threads: see `Agent`.
-        polish: see `Agent`.
+        polish: None.
+
+    Raises:
+        PPFError: there is a polish.
     """
 
     def __init__(self, *, allocation: Allocation, threads: Count, polish: Polish | None) -> None:
+        if polish is not None:
+            raise PPFError("a rule has no local search: give agent=starts for such a search alone.")
         super().__init__(threads=threads, polish=polish)
         self.allocation = allocation
 

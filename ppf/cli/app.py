@@ -78,7 +78,7 @@ def run(name: str, cfg: DictConfig) -> float | None:
         discard(Path(cfg.paths.run))
         return None
     if is_multirun() and (done := finished(name, cfg)):
-        older = "" if done["version"] in (None, version()) else f" (version {done['version']})"
+        older = "" if done.get("version") == version() else f" (version {done.get('version')})"
         say(f"Already finished: {cfg.paths.run}{older}")
         return done["metric"]
     start = time.perf_counter()

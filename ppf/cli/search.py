@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from hydra.utils import instantiate
+from jaxtyping import Int
 from lightning import Fabric
 from omegaconf import DictConfig
+from torch import Tensor
 
+from ppf.agents.rule import Rule
 from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
@@ -17,13 +21,11 @@ from ppf.context.byte_budget import check_bytes, in_bytes
 from ppf.context.evaluations import drawn_labels
 from ppf.context.policy import (
     model_name,
-    own_targets,
     provenance,
     read_policy,
     warn_if_unreadable,
 )
 from ppf.context.prepare import PruningContext, prepare
-from ppf.context.signatures import plain
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.base import needs_labels
@@ -34,6 +36,7 @@ from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.summary import summary_rows
 from ppf.report.tables import print_summary
+from ppf.space import Space
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.chain import chain
 from ppf.stages.collect import collect
@@ -74,7 +77,9 @@ def _check(cfg: DictConfig) -> None:
     check_acquired(cfg)
     check_bytes(cfg)
     if cfg.search.start:
-        read_policy(cfg.search.start, own_targets(plain(cfg)))
+        read_policy(cfg.search.start, cfg.trust_targets)
+        if isinstance(instantiate(cfg.agent), Rule):
+            raise PPFError("a rule does not search: leave search.start out, or give another agent.")
     if cfg.mode == "dynamic":
         check_dynamic(cfg)
     if cfg.mode != "static":
@@ -101,6 +106,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     clock, may_make = Stopwatch(), cfg.upstream == "make"
     with clock("preparing the model"):
         context = in_bytes(prepare(cfg, fabric), cfg)
+        start = _start(cfg, context.model.space)
         if cfg.report_test:
             tokenizer = context.model.lm.tokenizer
             context.text.tokens("test", tokenizer)  # too little is refused before work
@@ -126,7 +132,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         trained = first(labels)
     space, features = priced(context, cfg.budget), context.sites.features
     inputs = SearchInputs.of(cfg, fabric, space, features, context.labelling, fit)
-    return _MODES[cfg.mode](_Begun(cfg, context, inputs, labels, trained, clock))
+    return _MODES[cfg.mode](_Begun(cfg, context, inputs, labels, trained, clock, start))
 
 
 class _Begun(NamedTuple):
@@ -138,15 +144,19 @@ class _Begun(NamedTuple):
     labels: Labels
     trained: Trained
     clock: Stopwatch
+    start: Int[Tensor, " sites"] | None
+
+
+def _start(cfg: DictConfig, space: Space) -> Int[Tensor, " sites"] | None:
+    """The policy of `search.start`."""
+    if not (file := cfg.search.start):
+        return None
+    return torch.tensor(space.policy(read_policy(file, cfg.trust_targets)["kept"]))
 
 
 def _static(begun: _Begun) -> Outcome:
     """The best policy for one ratio; the metric is its measured log-perplexity."""
-    cfg, context, inputs, labels, trained, clock = begun
-    start = None
-    if file := cfg.search.start:
-        given = read_policy(file, own_targets(plain(cfg)))
-        start = torch.tensor(context.model.space.policy(given["kept"]))
+    cfg, context, inputs, labels, trained, clock, start = begun
     found = _chosen(begun, search(inputs, labels, trained, cfg.ratio, clock, start=start))
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
     if not inputs.fabric.is_global_zero:
@@ -162,14 +172,14 @@ def _static(begun: _Begun) -> Outcome:
 
 def _dynamic(begun: _Begun) -> Outcome:
     """An agent for every ratio, from a learner."""
-    cfg, context, inputs, labels, trained, clock = begun
+    cfg, context, inputs, labels, trained, clock, _ = begun
     given = cfg.dynamic, list(cfg.ratios), provenance(context), clock
     return _for_every_ratio(begun, dynamic(inputs, labels, trained, *given))
 
 
 def _chain(begun: _Begun) -> Outcome:
     """An agent for every ratio, from searches at several ratios."""
-    cfg, context, inputs, labels, trained, clock = begun
+    cfg, context, inputs, labels, trained, clock, _ = begun
     given = cfg.dynamic, list(cfg.ratios), provenance(context), clock
     choose = partial(_chosen, begun)
     return _for_every_ratio(begun, chain(inputs, labels, trained, *given, choose))
@@ -184,7 +194,7 @@ def _chosen(begun: _Begun, found: Found) -> Found:
 
 def _for_every_ratio(begun: _Begun, result: FoundAgent) -> Outcome:
     """Reports an agent; the metric is the mean log-perplexity measured along its curve."""
-    cfg, context, inputs, _, _, clock = begun
+    cfg, context, inputs, _, _, clock, _ = begun
     metric = float(result.curve.measured.mean())
     if not inputs.fabric.is_global_zero:
         return Outcome(metric)

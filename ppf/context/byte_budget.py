@@ -41,6 +41,8 @@ def check_bytes(cfg: DictConfig) -> None:
         return
     if cfg.mode != "static":
         raise PPFError("budget=bytes finds a policy for one ratio: give mode=static.")
+    if cfg.search.start:
+        raise PPFError("budget=bytes cannot start from a given policy: leave search.start out.")
     if needs_labels(unfitted(cfg.predictor)):
         raise PPFError(
             "budget=bytes needs a predictor that starts without labels: give predictor=expected"

@@ -63,7 +63,8 @@ def evaluations_of_agent(cfg: DictConfig) -> int | None:
     for step in predictor.screening:
         share += children * step["windows"] / whole
         children = min(children, step["keep"])
-    return _SPARING + _rounds(cfg) * math.ceil(agent.generations * (share + children))
+    starts = _SPARING + bool(cfg.search.start)
+    return starts + _rounds(cfg) * math.ceil(agent.generations * (share + children))
 
 
 def gradient_sets(cfg: DictConfig) -> tuple[int, int]:

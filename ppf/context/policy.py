@@ -113,16 +113,6 @@ def refuse_recovered(record: Mapping[str, Any], path: str | Path, more: str = ""
         )
 
 
-def own_targets(config: Any) -> list[str]:
-    """The classes that a plain config names at any depth, without those of PPF."""
-    if isinstance(config, Mapping):
-        target = config.get("_target_", "ppf.")
-        own = [] if target.startswith("ppf.") else [target]
-        return own + [name for value in config.values() for name in own_targets(value)]
-    parts = config if isinstance(config, list) else []
-    return [name for part in parts for name in own_targets(part)]
-
-
 def warn_if_unreadable(cfg: DictConfig) -> None:
     """Warns before a search if other commands will refuse to read its policy."""
     try:

@@ -74,7 +74,7 @@ def verify(
 ) -> Verification:
     """Measures the candidates on the real model.
 
-    Also measures the baselines, so the result is never worse than one of them.
+    Also measures the baselines.
 
     Args:
         ranks: processes that share the measurements; all use the policies and predictions of

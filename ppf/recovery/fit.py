@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppf.artefacts import draft, locked, read_if_whole
+from ppf.artefacts import draft, locked, read_if_whole, remove_drafts
 from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.computing import reusing_memory
 from ppf.recovery.curve import Point, Trace, add_point, read_curve, read_points
@@ -43,6 +43,9 @@ def fit(
     finished = run.folder / "finished.ckpt"
     ranks, device = run.machine.ranks, next(module.parameters()).device
     with locked(finished) if ranks.is_global_zero else nullcontext():
+        if ranks.is_global_zero:
+            for name in (_LAST, "best.ckpt", _CURVE):
+                remove_drafts(run.folder / name)
         found = read_if_whole(finished, _result) if ranks.is_global_zero else None
         if ranks.broadcast(found is None):
             _train(module, _loaders(training, validation, run), run)
@@ -62,7 +65,7 @@ def _result(finished: Path) -> tuple[dict[str, Tensor], list[Point]]:
 
 
 def _checkpoint(file: Path) -> dict[str, Any]:
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _train(module: TunedModule, loaders: tuple[DataLoader, DataLoader], run: TrainingRun) -> None:

@@ -27,7 +27,7 @@ class Sweep:
 
     Args:
         commands: that the jobs ran.
-        versions: of the program that ran them.
+        versions: of the program that ran them; "unknown": an early one.
         axes: overrides that differ between the jobs, and ratio and model if a job has several.
         figures: names of the numbers; rows are sorted by the first one, the smallest first.
         rows: one for each job, or for each ratio of a job. Beside axes and figures they have the
@@ -149,8 +149,9 @@ def read_sweep(folder: Path, without: Container[Path] = ()) -> Sweep:
     figures = [name for name in names if name not in ("ratio", "job", *axes)]
     first = "ratio" if "ratio" in axes else figures[0]
     rows.sort(key=lambda row: (_rank(row.get(first)), _rank(row.get(figures[0]))))
-    commands, versions = ({job[key] for job in jobs} for key in ("command", "version"))
-    return Sweep(sorted(commands), sorted(versions - {None}), axes, figures, rows)
+    commands = sorted({job["command"] for job in jobs})
+    versions = sorted({job.get("version") or "unknown" for job in jobs})
+    return Sweep(commands, versions, axes, figures, rows)
 
 
 def multirun(folder: Path) -> tuple[str, list[str]] | None:

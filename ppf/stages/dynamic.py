@@ -112,7 +112,7 @@ def dynamic(
     for number in range(rounds):
         objective = inputs.objective(trained, region.radius, low, high)
         say(f"Training on ratios {low} to {high}, round {number + 1} of {rounds}.")
-        run = inputs.run(trained, history, number)
+        run = inputs.run(trained, None, history, number)
         with clock("learning"), cpu_threads(inputs.agent.threads):
             proposal = _propose(inputs.agent, objective, run, knots)
         with clock("improving the experts"), cpu_threads(inputs.agent.threads):

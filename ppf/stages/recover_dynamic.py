@@ -58,7 +58,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     policies = {ratio: agent.policy(ratio) for ratio in cfg.ratios}
     dense = measure(context.model.space.dense.tolist())
     pruned = {ratio: measure(kept) for ratio, kept in policies.items()}
-    elastic = cfg.elastic
+    elastic, highest = cfg.elastic, float(agent.knots[-1])
     torch.manual_seed(cfg.seed)
     adapters = Adapters(pruner, elastic.rank, elastic.alpha / elastic.rank)
     untrained = copy.deepcopy(adapters.state_dict())
@@ -75,7 +75,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
             pruner,
             agent.policy,
             losses_of(cfg),
-            ratios=(_LOWEST, float(agent.knots[-1])),
+            ratios=(min(_LOWEST, highest), highest),
             draws=elastic.draws,
             seed=cfg.seed,
             optimization=run.optimization(elastic.lr),

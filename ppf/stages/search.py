@@ -50,8 +50,8 @@ class Found:
         """
         if self.selection:
             return self.selection.best
-        losses = self.measured.measured.nan_to_num(torch.inf).cpu()
-        return int(losses.where(self.eligible, torch.inf).argmin())
+        losses = self.measured.measured.nan_to_num(torch.inf).tolist()
+        return min(self.eligible.nonzero()[:, 0].tolist(), key=losses.__getitem__)
 
     @property
     def kept(self) -> list[int]:
@@ -109,7 +109,6 @@ def search(
             f"Searching at ratio {ratio} with {type(agent).__name__},"
             f" round {number + 1} of {count}."
         )
-        run = inputs.run(trained, history, number, earlier)
         with clock("searching on the predictor"):
             known = objective.baselines()  # they are measured in any case
             if rounds:
@@ -118,6 +117,7 @@ def search(
             elif start is not None:
                 scaled = objective.project(moved(objective, start), objective.ratios(1))
                 objective = replace(objective, measured=scaled)
+            run = inputs.run(trained, objective.measured, history, number, earlier)
             if rule:
                 found = agent.search(objective, run)
             else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
+from jaxtyping import Int
 from lightning import Fabric
 from omegaconf import DictConfig
 from torch import Tensor
@@ -113,15 +114,23 @@ class SearchInputs:
         )
 
     def run(
-        self, trained: Trained, history: list[dict[str, float]], number: int, earlier: int = 0
+        self,
+        trained: Trained,
+        measured: Int[Tensor, "measured sites"] | None,
+        history: list[dict[str, float]],
+        number: int,
+        earlier: int = 0,
     ) -> Run:
         """A round's run: its metrics join the history, and each round has a seed of its own.
 
         Args:
+            measured: policies that the search starts from; see `Objective`.
             earlier: rounds of earlier searches in the history.
         """
         seed, processes = self.seed + number, self.fabric.world_size
-        name = signature("training", trained.signature, *self.config, seed, processes)
+        starts = None if measured is None else measured.tolist()
+        parts = trained.signature, *self.config, seed, processes, starts
+        name = signature("training", *parts)
         checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
         report = _reporter(self.fabric, history, earlier + number + 1)
         return Run(self.fabric, report, seed, checkpoint, self.learnt)
@@ -138,8 +147,8 @@ def training_identity(cfg: DictConfig) -> list[Any]:
 
 _AFTERWARDS = {
     "agent": ("threads",),
-    "search": ("checkpoint_every", "finalists", "proposals_only", "selection_windows"),
-}  # keys that do not change a training
+    "search": ("checkpoint_every", "finalists", "proposals_only", "selection_windows", "start"),
+}  # keys that do not change a training, once its predictor and its starts are known
 
 
 def _reporter(fabric: Fabric, history: list[dict[str, float]], round_number: int) -> Report:

@@ -56,6 +56,7 @@ INVALIDATES = {
     "search.finalists": (),
     "search.proposals_only": (),
     "search.selection_windows": (),
+    "search.start": (),  # its policy counts, not its path
     "dynamic": ("training",),
     "mode": ("training",),
     "ratio": ("training",),
@@ -74,10 +75,7 @@ WITHOUT_EFFECT = (
     "text.windows",
     "recovery.micro_batch",
     "recovery.gradient_checkpointing",
-    "trainer.accelerator",
-    "trainer.devices",
     "trainer.log_every_n_steps",
-    "trainer.num_sanity_val_steps",
 )
 
 
@@ -141,7 +139,7 @@ def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
     assert not wrong
 
 
-def test_every_key_of_a_recovery_invalidates_what_depends_on_it() -> None:
+def test_keys_of_text_loss_and_training_start_another_recovery() -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         config = compose("recover", ["paths.run=x"])
     OmegaConf.set_struct(config, False)

@@ -314,9 +314,12 @@ def test_a_killed_run_with_a_damaged_checkpoint_starts_anew(
     with pytest.raises(KilledError):
         run(cfg)
     (last,) = tmp_path.rglob("last.ckpt")
+    stale = last.with_name(".last.ckpt.0123.draft")
+    stale.write_bytes(b"of a killed process")
     last.write_bytes(last.read_bytes()[:-100])
     again = recovered(cfg)
     assert all(torch.equal(weight, again[name]) for name, weight in unbroken[1].items())
+    assert not stale.exists()
 
 
 def test_a_second_run_waits_for_the_first_one(

@@ -133,7 +133,7 @@ def test_a_changed_file_of_a_users_agent_starts_another_training(
     def checkpoint() -> Path:
         inputs = SearchInputs.of(*given, train=None)  # type: ignore[arg-type]
         trained: Any = SimpleNamespace(signature="made up")
-        return inputs.run(trained, [], 0).checkpoint.path
+        return inputs.run(trained, None, [], 0).checkpoint.path
 
     code = "from ppf.agents.random import RandomSearch\n\nclass Own(RandomSearch): ...\n"
     file.write_text(code)
@@ -187,6 +187,19 @@ class Wrong(Allocation):
         space = layered()
         target, share = Quadratic(space, 0.3).target * space.units, space.shares(ratio)
         return 2 * share - target
+
+
+def test_the_result_is_eligible_even_without_a_finite_loss() -> None:
+    zeros, losses = torch.zeros(2), torch.tensor([3.0, torch.nan])
+    names = (("uniform",), ("candidate",))
+    measured = Verification(names, torch.tensor([[4, 4], [2, 6]]), zeros, zeros, losses)
+    found = Found(None, measured, [], torch.tensor([False, True]))  # type: ignore[arg-type]
+    assert found.best == 1
+
+
+def test_rules_are_not_polished() -> None:
+    with pytest.raises(PPFError, match="agent=starts"):
+        Rule(allocation=Wrong(), threads=1, polish=agent("evolution"))
 
 
 def test_proposals_alone_can_be_the_result(tmp_path: Path) -> None:
