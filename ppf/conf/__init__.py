@@ -130,7 +130,11 @@ def run_tags() -> list[str]:
 
 
 def job_folder(name: str) -> str:
-    """The name of a job, which names its overrides; a long one ends in a hash instead."""
+    """The name of a job's folder, which names its overrides; a long one ends in a hash instead.
+
+    Paths would create sub-folders, so "/" becomes "-".
+    """
+    name = name.replace("/", "-")
     data = name.encode()
     if len(data) <= _LONGEST_FOLDER:
         return name
