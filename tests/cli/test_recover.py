@@ -95,7 +95,7 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
     checks = [
         ("recover", [f"path={tmp_path}", f"out={tmp_path}/../{tmp_path.name}"], "that is read"),
         ("recover", ["search=a", _CHECKPOINTED], "search= has no gradient checkpointing"),
-        ("recover", [f"path={tmp_path}"], "already a recovered model: give the folder that prune.py wrote"),
+        ("recover", [f"path={tmp_path}"], "already a recovered model: give the folder"),
         ("recover", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
         ("evaluate", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
         ("prune", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
