@@ -154,3 +154,23 @@ def test_search_prune_and_evaluate_a_loaded_model(
 
 
 _KINDS = ("attention", "mlp")
+
+
+def test_a_search_starts_from_a_policy_that_fits_its_space(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_search(tmp_path, cache, "space.channel_multiple=64")
+    text = TEXT | {"path": write_articles(tmp_path)}
+    own = {"rounds": 1, "top_k": 1, "start": tmp_path / "policy.json"}
+    quick = QUICK | {"agent": "evolution", "search": own}
+    assert ppf.search("tiny", 0.4, text=text, **quick).ratio >= 0.4
+    with pytest.raises(PPFError, match="a rule does not search"):
+        ppf.search("tiny", 0.4, text=text, **(quick | {"agent": "owl"}))
+    with pytest.raises(PPFError, match="does not fit space"):
+        ppf.search("tiny", 0.4, text=text, **(quick | {"space": "mlp"}))
+
+
+def test_classes_of_a_users_own_are_found_at_any_depth() -> None:
+    config = {"a": {"_target_": "ppf.A", "b": [{"_target_": "mine.B"}]}, "c": [1, "mine.C"]}
+    assert api._own_targets(config) == ["mine.B"]

@@ -78,8 +78,9 @@ def run(name: str, cfg: DictConfig) -> float | None:
         discard(Path(cfg.paths.run))
         return None
     if is_multirun() and (done := finished(name, cfg)):
-        older = "" if done.get("version") == version() else f" (version {done.get('version')})"
-        say(f"Already finished: {cfg.paths.run}{older}")
+        made_by = done.get("version") or "unknown"
+        other = "" if made_by == version() else f" (version: {made_by})"
+        say(f"Already finished: {cfg.paths.run}{other}")
         return done["metric"]
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)

@@ -19,12 +19,7 @@ from ppf.cli.outcome import Outcome
 from ppf.context.budgets import priced
 from ppf.context.byte_budget import check_bytes, in_bytes
 from ppf.context.evaluations import drawn_labels
-from ppf.context.policy import (
-    model_name,
-    provenance,
-    read_policy,
-    warn_if_unreadable,
-)
+from ppf.context.policy import model_name, provenance, read_policy, warn_if_unreadable
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.table import Labels

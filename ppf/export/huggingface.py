@@ -72,7 +72,7 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
 
 
 def write_without_card(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> None:
-    """Writes the same folder without a model card, so the policy needs no measurements."""
+    """Writes the same folder without a model card. The policy then needs no measurements."""
     model = pruner.lm.model
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(_weights(model), folder, metadata={"format": "pt"})
@@ -90,7 +90,7 @@ def export_recovered(
     folder: Path,
     policy: Mapping[str, Any],
 ) -> Path:
-    """Copies the folder of a pruned model, with the trained weights in place of the old ones.
+    """Copies the folder of a pruned model. The trained weights replace the old ones.
 
     Args:
         model: the trained model.

@@ -203,8 +203,8 @@ class SharedPrefix(Sampler):
 
     The policies of another sampler are sorted by ratio and divided into groups of neighbours. In
     each group, a random member gives the widths of its first layers to the others, which keep those
-    of their other layers. No projection follows: it would make the other layers
-    offset the copied ones.
+    of their other layers. No projection follows, since it would make the other layers offset the
+    copied ones.
 
     Args:
         of: the other sampler.
