@@ -38,3 +38,11 @@ def test_leaders_of_earlier_generations_are_returned_too() -> None:
     searcher = agent("evolution", generations=8, children=32, population=4, polish=None)
     found = searcher.search(quadratic(), Run(one_process(), Log(), 0))
     assert len(found) > 12 and (found.cost.diff() >= 0).all()
+
+
+def test_more_than_the_survivors_of_a_generation_are_returned() -> None:
+    """With one survivor, as on the real model, where each child has cost a measurement."""
+    objective = quadratic()
+    searcher = agent("evolution", generations=1, children=32, population=1, polish=None)
+    found = searcher.search(objective, Run(one_process(), Log(), 0))
+    assert len(found) >= len(objective.starts()) + 3

@@ -14,11 +14,10 @@ NEW = torch.tensor([[4.0, 4.2, 3.8], [4.0, 4.1, 3.9], [3.8, 4.0, 3.6]])
 
 
 def test_the_policy_with_the_least_loss_on_both_parts_is_the_best() -> None:
-    assert Selection([0, 5, 2], [0, 5, 2], USED, NEW).best == 2  # 5 was lucky on the labelling part
-    assert (
-        Selection([0, 5, 2], [0, 5, 2], USED, NEW * torch.tensor([[1.0], [1.0], [torch.nan]])).best
-        == 5
-    )
+    rows = [0, 5, 2]
+    assert Selection(rows, rows, USED, NEW).best == 2  # 5 was lucky on the labelling part
+    spoilt = NEW * torch.tensor([[1.0], [1.0], [torch.nan]])
+    assert Selection(rows, rows, USED, spoilt).best == 5
 
 
 def test_a_mean_has_the_standard_error_of_its_windows() -> None:
