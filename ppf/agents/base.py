@@ -32,7 +32,8 @@ class Objective:
         ratio: share of the budget's cost that policies must save.
         interval: lowest and highest ratio that a learner trains on; both equal `ratio` if it
             trains for one ratio.
-        spread_penalty: predicted standard deviations that are added to a policy's cost.
+        spread_penalty: multiple of the predicted standard deviation that is added to a policy's
+            cost.
         trust_region: largest deviation of a site from its uniform share, relative to that share;
             1: the whole space.
             Each site may move by at least one unit; otherwise a site of few KV groups could not

@@ -21,7 +21,9 @@ class Rule(Agent):
 
     def __init__(self, *, allocation: Allocation, threads: Count, polish: Polish | None) -> None:
         if polish is not None:
-            raise PPFError("a rule has no local search: give agent=starts for such a search alone.")
+            raise PPFError(
+                "an allocation rule has no agent.polish: leave it out, or give agent=starts."
+            )
         super().__init__(threads=threads, polish=polish)
         self.allocation = allocation
 

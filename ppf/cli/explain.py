@@ -67,7 +67,7 @@ def explain_run(error: BaseException) -> str | None:
         return f"{_full_key(error)}: {first_line(error)}."
     if out_of_memory(error):
         return (
-            "the memory does not suffice: give a smaller labels.batch (evaluate.py: batch;"
+            "out of memory: give a smaller labels.batch (evaluate.py: batch;"
             " recover.py: recovery.micro_batch, and tune.blockwise.windows), a shorter"
             " text.window, or a smaller model."
         )
@@ -87,7 +87,7 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
                 )
             return f"{group}={option} is unknown: give one of {', '.join(error.options)}."
         if isinstance(error, OverrideParseException):
-            return f"{error.override} is no override: give KEY=VALUE, as in seed=1."
+            return f"{error.override} is not an override: give KEY=VALUE, as in seed=1."
         if found := _NO_GROUP.match(str(error)):
             return f"{command}.py has no option group {found[1]}: --help lists those that it has."
         if isinstance(error, ConfigCompositionException) and error.__cause__:

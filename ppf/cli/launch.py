@@ -95,8 +95,7 @@ def _count(group: str, arguments: Mapping[str, Any]) -> int:
         cause = str(error).split("\n")[0].rstrip(".!")
         given = [f"{group}.{name}={arguments[name]}" for name in ("accelerator", "devices")]
         raise PPFError(
-            f"{' '.join(given)} cannot be used here ({cause}): give others, or {group}=cpu in their"
-            " place."
+            f"{' '.join(given)} cannot be used here ({cause}): give other values, or {group}=cpu."
         ) from error
 
 

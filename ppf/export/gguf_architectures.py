@@ -141,7 +141,5 @@ def _unsupported(config: Any, reader: Architecture) -> Iterator[str]:
 
 def _biased(model: Pruned) -> bool:
     return any(
-        linear.bias is not None
-        for coupling in model.couplings
-        for linear in (coupling.consumer, *(p.linear for p in coupling.producers))
+        linear.bias is not None for coupling in model.couplings for linear in coupling.linears
     )

@@ -40,7 +40,7 @@ class Labels:
 
     @property
     def proposed(self) -> Bool[Tensor, " rows"]:
-        """Marks policies that a search proposed."""
+        """Marks policies that a search measured: proposals, uniform pruning and rules."""
         return self._from(PROPOSED)
 
     @property

@@ -72,6 +72,11 @@ class Coupling:
         return site_name(self.layer, self.kind, self.index)
 
     @property
+    def linears(self) -> list[nn.Linear]:
+        """All projections: the producers, then the consumer."""
+        return [*(producer.linear for producer in self.producers), self.consumer]
+
+    @property
     def prunable(self) -> Prunable:
         """The description of this block for a space."""
         rows = sum(

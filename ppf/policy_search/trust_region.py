@@ -43,8 +43,9 @@ def with_neighbours(
 class TrustRegion:
     """How far policies may deviate from uniform pruning.
 
-    Widens the region after every round in which enough measurements lie inside their prediction
-    intervals. Predictions without an interval (standard deviation 0) count as inside.
+    Widens the region after a round without new proposals, and after a round in which enough
+    measurements lie inside their prediction intervals. Predictions without an interval (standard
+    deviation 0) count as inside.
 
     Args:
         radius: largest relative deviation of a site from its uniform share; 1: the whole space.

@@ -24,7 +24,7 @@ _FIELDS = ("kept", "mean", "std", "measured")
 class Verification:
     """Measured policies: uniform pruning, then the rules, then the candidates.
 
-    Candidates are sorted by their prediction, best first.
+    Candidates of a round are its proposals, the lowest cost first, then their neighbours.
 
     Args:
         names: for each policy, all of its sources: "uniform", names of rules, `CANDIDATE`.

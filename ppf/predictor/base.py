@@ -112,6 +112,7 @@ def unfitted(config: Mapping[str, Any]) -> Predictor:
     methods = ("fit", "predict", "save", "load") if needs_labels(made) else ("fit", "predict")
     if lacking := [x for x in methods if not callable(getattr(made, x, None))]:
         raise PPFError(
-            f"{type(made).__name__} is no predictor: it has no method {' and no '.join(lacking)}."
+            f"{type(made).__name__} is not a predictor:"
+            f" it has no method {' and no '.join(lacking)}."
         )
     return made

@@ -77,7 +77,7 @@ class LabelsDataModule(LightningDataModule):
         space: the space of its policies.
         strata: number of bins by ratio, with equally many policies. Each bin is split alike.
         members: number of ensemble members, and of folds.
-        proposals: weight of a policy that a search proposed, relative to a sampled one.
+        proposals: weight of a policy that a search measured, relative to a sampled one.
         low_loss: extra weight of the policy of lowest loss in its bin. It falls to 0 for the policy
             of largest loss.
         batch_size: rows in a training batch.

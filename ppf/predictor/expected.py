@@ -53,7 +53,7 @@ class ExpectedLoss:
             no gradients.
         renewal: each time that this many further policies were measured without a better one, one
             more set of windows is used.
-        cap: of D, nats (see `loss_changes`).
+        cap: limits what one token contributes to D, nats (see `loss_changes`).
         weight: of D in the formula.
         scales: initial standard deviations of the process's terms (see `SiteSumKernel`).
         length: correlation length of the sites' weights, in layers.
@@ -113,7 +113,7 @@ class ExpectedLoss:
         proposed: Bool[Tensor, " rows"],
         inputs: PredictorInputs,
     ) -> None:
-        """Makes predictions relative to the best proposal, if there is one."""
+        """Makes predictions relative to the best policy that the search has measured, if any."""
         if inputs.changes is None or not self.windows or not proposed.any():
             return
         best = int(labels.nll.masked_fill(~proposed, torch.inf).argmin())

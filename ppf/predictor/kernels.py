@@ -24,7 +24,7 @@ class DotProductKernel(Kernel):
     """k(x, y) = Σ_i x_i y_i."""
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
-        return (x1 * x2).sum(-1) if diag else x1 @ x2.mT
+        return _product(x1, x2, diag)
 
 
 class CommonEffectKernel(Kernel):

@@ -311,7 +311,9 @@ def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
     arguments = dict(config)
     made = get_class(arguments.pop("_target_"))
     if not issubclass(made, base):
-        raise PPFError(f"{made.__name__} is no {base.__name__}: correct the predictor's config.")
+        raise PPFError(
+            f"{made.__name__} is not a subclass of {base.__name__}: correct the predictor's config."
+        )
     return made(*inputs, **arguments)
 
 

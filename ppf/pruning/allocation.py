@@ -79,7 +79,7 @@ class OWL(LayerRule):
     """
 
     def __init__(self, m: Count, bound: Share) -> None:
-        if not 0 <= m < MULTIPLES:
+        if not 1 <= m < MULTIPLES:
             raise PPFError(f"OWL's m={m} is out of range: give 1 ≤ m < {MULTIPLES}.")
         self.m, self.bound = m, bound
 

@@ -170,8 +170,7 @@ def projections(pruner: LivePruner) -> dict[str, nn.Linear]:
     for index, site in zip(
         pruner.lm.coupling_indices(pruner.space.sites), pruner.space.sites, strict=True
     ):
-        coupling = pruner.lm.couplings[index]
-        linears = [*(producer.linear for producer in coupling.producers), coupling.consumer]
+        linears = pruner.lm.couplings[index].linears
         found |= {f"{site.name}.{number}": linear for number, linear in enumerate(linears)}
     return found
 

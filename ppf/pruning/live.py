@@ -27,7 +27,7 @@ class LivePruner:
     The constructor permutes the weights in place, so that atoms are in order of importance. A
     policy selects leading rows and columns, as views where possible, and levels of the bank. The
     permuted weights keep their values, so the next policy undoes it exactly. `restore` recovers the
-    original weights bit by bit.
+    original weights bit for bit.
 
     Args:
         lm: the dense model.
@@ -52,7 +52,7 @@ class LivePruner:
         self._dense = {
             module: (module.weight.data, module.bias.data if module.bias is not None else None)
             for coupling in lm.couplings
-            for module in _linears(coupling)
+            for module in coupling.linears
         }
         for coupling, order in zip(lm.couplings, bank.orders, strict=True):
             self._permute(coupling, order)
@@ -86,7 +86,7 @@ class LivePruner:
         saved = 0
         for index, type in zip(self._coupling_indices, self.types, strict=True):
             coupling = self.lm.couplings[index]
-            weights = sum(linear.weight.numel() for linear in _linears(coupling))
+            weights = sum(linear.weight.numel() for linear in coupling.linears)
             if type is not None:
                 saved += weights * self.lm.dtype.itemsize - weights * BLOCK_BYTES[type] // BLOCK
         return saved
@@ -97,7 +97,7 @@ class LivePruner:
         left = whole = 0
         for index, type in zip(self._coupling_indices, self.types, strict=True):
             coupling = self.lm.couplings[index]
-            for linear in _linears(coupling):
+            for linear in coupling.linears:
                 left += linear.weight.numel() * BLOCK_BYTES[type or "f16"]
                 whole += self._dense[linear][0].numel() * BLOCK_BYTES["f16"]
         return 1 - left / whole
@@ -318,10 +318,6 @@ class LivePruner:
                 bias.copy_(bias[rows])
         weight, _ = self._dense[coupling.consumer]
         weight.copy_(weight[:, expand(order, coupling.columns).to(weight.device)])
-
-
-def _linears(coupling: Coupling) -> list[nn.Linear]:
-    return [*(producer.linear for producer in coupling.producers), coupling.consumer]
 
 
 def _round(weight: Tensor, type: NumberFormat | None) -> Tensor:

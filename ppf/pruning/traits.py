@@ -121,11 +121,7 @@ def _couplings(lm: LanguageModel, layer: int) -> list[Coupling]:
 
 def _linears(couplings: Sequence[Coupling]) -> list[nn.Linear]:
     """The projections; blocks may share some."""
-    return list(
-        dict.fromkeys(
-            linear for c in couplings for linear in (*(p.linear for p in c.producers), c.consumer)
-        )
-    )
+    return list(dict.fromkeys(linear for c in couplings for linear in c.linears))
 
 
 Moments = dict[nn.Module, Tensor]

@@ -45,12 +45,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Course:
-    """How an agent came about.
+    """Metrics and last predictor of the search that made an agent.
 
     Args:
         history: rows of the metrics of learner or searches, over all rounds.
         trained: the last predictor.
-        everywhere: whether the last predictor holds at all ratios; False: only at the last one.
+        everywhere: whether the last predictor is valid at all ratios; False: only at the last one.
     """
 
     history: list[dict[str, float]]
@@ -170,8 +170,8 @@ def check_dynamic(cfg: DictConfig) -> None:
 def check_ratios(cfg: DictConfig) -> None:
     """Raises PPFError if a ratio of the curve lies outside `dynamic.train`."""
     low, high = cfg.dynamic.train
-    if low >= high:
-        raise PPFError(f"dynamic.train=[{low},{high}] is no interval: give the lower ratio first.")
+    if low == high:
+        raise PPFError(f"dynamic.train=[{low},{high}] is one ratio: give two different ones.")
     if outside := [ratio for ratio in cfg.ratios if not low <= ratio <= high]:
         raise PPFError(
             f"ratios={outside} lie outside of dynamic.train=[{low},{high}]: widen it, as in"

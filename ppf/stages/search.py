@@ -107,7 +107,7 @@ def search(
         objective = inputs.objective(trained, region.radius, ratio, ratio)
         say(
             f"Searching at ratio {ratio} with {type(agent).__name__},"
-            f" round {number + 1} of {count}."
+            f" round {number + 1} of at most {count}."
         )
         with clock("searching on the predictor"):
             known = objective.baselines()  # they are measured in any case

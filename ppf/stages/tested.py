@@ -22,7 +22,7 @@ Named = tuple[str, list[int]]
 def with_test(
     cfg: DictConfig, context: PruningContext, report: SearchReport, policies: Sequence[Named]
 ) -> SearchReport:
-    """Measures policies on the test part, on this rank alone; adds that to the summary.json too.
+    """Measures policies on the test part, on this rank alone, and adds them to summary.json.
 
     A measurement is an artefact, so that the searches of one model measure the dense model and
     uniform pruning once.

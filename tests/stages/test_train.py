@@ -48,6 +48,6 @@ class Incomplete:
 
 def test_a_class_without_the_methods_is_one_sentence() -> None:
     config = OmegaConf.create({"_target_": f"{__name__}.Incomplete"})
-    missing = "^Incomplete is no predictor: it has no method predict and no save and no load.$"
+    missing = "^Incomplete is not a predictor: it has no method predict and no save and no load.$"
     with pytest.raises(PPFError, match=missing):
         unfitted(config)
