@@ -1,7 +1,6 @@
 """The commands as function calls: what `import ppf` offers."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,9 +18,9 @@ from ppf.cli.studies import check_studies
 from ppf.context.policy import read_policy
 from ppf.context.signatures import plain, recorded
 from ppf.errors import PPFError
+from ppf.overrides import quoted
 
 Model = str | Path | PreTrainedModel
-_PLAIN = re.compile(r"[\w./~+-]+")  # text that Hydra reads without quotes
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ def _written(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _text(value: Any) -> str:
     """A value in Hydra's grammar."""
     if isinstance(value, str | Path):
-        return str(value) if _PLAIN.fullmatch(str(value)) else json.dumps(str(value))
+        return quoted(value)
     if isinstance(value, Sequence):
         return f"[{','.join(map(_text, value))}]"
     return json.dumps(value)

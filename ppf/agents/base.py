@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -253,7 +253,12 @@ class Agent(ABC):
     Args:
         threads: CPU threads of the search; more do not help if the tensors are small.
         polish: local search that the runner applies to the result; None: it applies none.
+
+    Attributes:
+        shared: key of the number of policies that the ranks share evenly; None: there is none.
     """
+
+    shared: ClassVar[str | None] = None
 
     def __init__(self, *, threads: Count, polish: Polish | None) -> None:
         self.threads, self.polish = threads, polish

@@ -3,6 +3,8 @@
 Source: the level-switch mutation of EvoPress (arXiv 2410.14649); here the predictor is the fitness.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -37,6 +39,8 @@ class Evolution(Agent):
         threads: see `Agent`.
         polish: see `Agent`.
     """
+
+    shared: ClassVar[str | None] = "children"
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Base of the agents with a replay buffer: SAC, DDPG and TD3."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import Fabric
@@ -37,6 +37,8 @@ class OffPolicy(Learner):
         hidden: width of the two hidden layers.
         learner: see `Learner`; an iteration is a batch of episodes, followed by updates.
     """
+
+    shared: ClassVar[str | None] = "episodes"
 
     def __init__(
         self,

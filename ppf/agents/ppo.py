@@ -1,6 +1,6 @@
 """Proximal policy optimisation (arXiv 1707.06347), generalised advantages (arXiv 1506.02438)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import Fabric
@@ -36,6 +36,8 @@ class PPO(Learner):
         std: standard deviation of the first actions, before tanh.
         learner: see `Learner`; an iteration is a rollout, followed by an update.
     """
+
+    shared: ClassVar[str | None] = "episodes"
 
     def __init__(
         self,

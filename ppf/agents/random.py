@@ -1,5 +1,7 @@
 """Random search, the baseline for all other agents at the same number of evaluations."""
 
+from typing import ClassVar
+
 import torch
 
 from ppf.agents.base import (
@@ -25,6 +27,8 @@ class RandomSearch(Agent):
         threads: see `Agent`.
         polish: see `Agent`.
     """
+
+    shared: ClassVar[str | None] = "evaluations"
 
     def __init__(
         self,

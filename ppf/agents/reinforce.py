@@ -1,7 +1,7 @@
 """REINFORCE (Williams 1992) without episodes: one draw decides all sites."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,8 @@ class Reinforce(Learner):
         entropy: weight of the entropy bonus.
         learner: see `Learner`; an iteration is a batch, followed by one gradient step.
     """
+
+    shared: ClassVar[str | None] = "samples"
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from ppf.artefacts import write_json
 from ppf.cli.results import common, dense_entry, summary
 from ppf.context.policy import model_name
 from ppf.context.prepare import PruningContext
+from ppf.overrides import quoted
 from ppf.report.origin import command_with, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import SearchReport
@@ -68,7 +69,9 @@ def write(
     Args:
         inputs: of the search; their rules are predicted.
     """
-    curve, shown = result.curve, entries(context, result, inputs)
+    curve, shown, labels = result.curve, entries(context, result, inputs), result.labels
+    # Entries have the ratio that the budget counts, so the labelled policies need it too.
+    points = list(zip(inputs.space.saved(labels.kept).tolist(), labels.nll.tolist(), strict=True))
     policies = dict(zip(curve.ratios, curve.kept.tolist(), strict=True))
     even = dict(zip(curve.ratios, curve.uniform.tolist(), strict=True))
     paths = {"agent": result.agent.save(folder), "summary": folder / "summary.json"}
@@ -91,19 +94,20 @@ def write(
         paths=paths,
         signatures=vars(context.signatures),
         next_commands=_next_commands(cfg, folder),
-        **common(cfg, context, result.labels, result.course.trained.predictor, seconds),
+        **common(cfg, context, labels, result.course.trained.predictor, seconds)
+        | {"labels": points},
     )
 
 
 def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     ask = f"import ppf; print(ppf.load_agent('{folder}').policy(ratio=0.37))"
-    middle = cfg.ratios[len(cfg.ratios) // 2]
+    given, middle = f"search={quoted(folder)}", cfg.ratios[len(cfg.ratios) // 2]
     own = ("search", "agent", "predictor") if cfg.mode == "dynamic" else ()  # unlike mode=static's
     changed = dict.fromkeys(("ratios", "dynamic", "polish@dynamic.polish", *own))
     return {
-        "Serve the model at any ratio": next_command("serve", f"search={folder}"),
+        "Serve the model at any ratio": next_command("serve", given),
         "Train adapters for all ratios, with the dense model as their teacher": next_command(
-            "recover", f"search={folder}", "out=recovered"
+            "recover", given, "out=recovered"
         ),
         "Ask the agent for a policy": f'python -c "{ask}"',
         "Search longer at one ratio": command_with(

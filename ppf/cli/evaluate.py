@@ -13,10 +13,11 @@ from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
 from ppf.export.loading import check_format
 from ppf.llm.loading import local_folder, resolve_dtype
+from ppf.overrides import quoted
 from ppf.progress import say
 from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
 from ppf.report.html import write_page
-from ppf.report.origin import command_line, machine
+from ppf.report.origin import command_line, machine, next_command
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
 
@@ -79,18 +80,19 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> N
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
-    more = "'tasks=[arc_easy]'" if cfg.latency else "latency=true"
+    more = "tasks=[arc_easy]" if cfg.latency else "latency=true"
     if cfg.policy:
-        prune = f"python prune.py policy={cfg.policy}"
+        given = f"policy={quoted(cfg.policy)}"
         return {
-            "Write the smaller model": f"{prune} out=pruned",
-            "Write a file for llama.cpp": f"{prune} out=gguf export=gguf",
-            "Measure more": f"python evaluate.py policy={cfg.policy} {more}",
+            "Write the smaller model": next_command("prune", given, "out=pruned"),
+            "Write a file for llama.cpp": next_command("prune", given, "out=gguf", "export=gguf"),
+            "Measure more": next_command("evaluate", given, more),
         }
-    paths, last = folders(cfg), folders(cfg)[-1]
-    given = f"path=[{','.join(paths)}]" if len(paths) > 1 else f"path={last}"
+    paths = folders(cfg)
+    last, several = paths[-1], ",".join(map(quoted, paths))
+    given = f"path=[{several}]" if len(paths) > 1 else f"path={several}"
     return {
-        "Measure more": f"python evaluate.py {given} {more}",
-        "Use longer windows": f"python evaluate.py {given} window=1024",
+        "Measure more": next_command("evaluate", given, more),
+        "Use longer windows": next_command("evaluate", given, "window=1024"),
         "Load it": f"AutoModelForCausalLM.from_pretrained('{last}', trust_remote_code=True)",
     }

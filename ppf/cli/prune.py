@@ -1,6 +1,7 @@
 """ppf-prune: writes a policy's model, for transformers or llama.cpp."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning import Fabric
@@ -31,6 +32,8 @@ def _check(cfg: DictConfig) -> None:
         load_agent(cfg.search, cfg.trust_targets).policy(cfg.ratio)
     elif cfg.path:
         read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
+        if Path(cfg.out).resolve() == Path(cfg.path).resolve():
+            raise PPFError(f"out={cfg.out} is the folder that is read: give another out=FOLDER.")
     else:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy, " and export=gguf or export=decilm")

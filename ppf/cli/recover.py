@@ -16,6 +16,7 @@ from ppf.context.recovery import loss_names
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
 from ppf.llm.text import text_name
+from ppf.overrides import quoted
 from ppf.progress import say
 from ppf.records.agent import agent_folder
 from ppf.report.html import write_page
@@ -160,11 +161,11 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
     if cfg.search:
         ask = f"import ppf; ppf.DynamicModel.from_search('{cfg.out}').set_ratio(0.37)"
         return {
-            "Serve the model at any ratio": next_command("serve", f"search={cfg.out}"),
+            "Serve the model at any ratio": next_command("serve", f"search={quoted(cfg.out)}"),
             "Load it at one ratio": f'python -c "{ask}"',
             "Train longer": longer,
         }
-    path = f"path={cfg.out}"
+    path = f"path={quoted(cfg.out)}"
     return {
         "Measure it on the test part": next_command("evaluate", path, "latency=true"),
         "Write a file for llama.cpp": next_command("prune", path, "out=gguf", "export=gguf"),

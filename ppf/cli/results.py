@@ -1,5 +1,6 @@
 """The results of a search: policy.json, summary.json, and the report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ppf.context.model import PrunableModel
 from ppf.context.policy import described, model_name, policy_record
 from ppf.context.prepare import PruningContext
 from ppf.labels.table import PROPOSED, Labels
+from ppf.overrides import quoted
 from ppf.policy_search.pareto import front
 from ppf.policy_search.selection import Mean
 from ppf.policy_search.verify import CANDIDATE
@@ -192,7 +194,7 @@ def _words(model: PrunableModel, policies: Mapping[str, Sequence[int]]) -> dict[
 
 
 def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
-    given = f"policy={policy}"
+    given = f"policy={quoted(policy)}"
     evaluate = {"Measure the policy on the test part": next_command("evaluate", given)}
     if rounded:
         gguf = ("out=gguf", "export=gguf", "export.type=q8_0")
@@ -202,7 +204,7 @@ def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
         "Train the smaller model, with the dense model as its teacher": (
             next_command("recover", given, "out=recovered")
         ),
-        "Try it in a browser": next_command("serve", f"search={policy.parent}"),
+        "Try it in a browser": next_command("serve", f"search={quoted(policy.parent)}"),
     }
 
 
@@ -262,14 +264,19 @@ def _entry(model: PrunableModel, found: Found, row: int, name: str, *also: str) 
     assert entry.measured
     return replace(
         entry,
-        measured=replace(entry.measured, std_error=parts.labelling(row).std_error),
+        measured=replace(entry.measured, std_error=_known(parts.labelling(row).std_error)),
         selection=_measured(parts.selection(row)),
         difference=_measured(parts.against_uniform(row)) if row else None,
     )
 
 
 def _measured(mean: Mean) -> LogPerplexity:
-    return LogPerplexity(mean.nll, std_error=mean.std_error)
+    return LogPerplexity(mean.nll, std_error=_known(mean.std_error))
+
+
+def _known(std_error: float) -> float | None:
+    """None for NaN, the standard error of one window."""
+    return std_error if math.isfinite(std_error) else None
 
 
 def _parameters(model: PrunableModel, kept: Int[Tensor, " sites"]) -> int:

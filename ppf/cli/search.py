@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from jaxtyping import Int
 from lightning import Fabric
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ppf.agents.base import per_rank
 from ppf.agents.rule import Rule
 from ppf.cli import curve, results
 from ppf.cli.app import command
@@ -97,14 +98,14 @@ def _lies_in(key: str, names: Iterable[str]) -> bool:
 @command(_check)
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Labels and trains what is missing, searches, measures and reports."""
+    _check_shared(cfg, fabric)
     warn_if_unreadable(cfg)
     clock, may_make = Stopwatch(), cfg.upstream == "make"
     with clock("preparing the model"):
-        context = in_bytes(prepare(cfg, fabric), cfg)
+        context = prepare(cfg, fabric, also=["test"] if cfg.report_test else [])
+        context = in_bytes(context, cfg)
+        space = priced(context, cfg.budget)
         start = _start(cfg, context.model.space)
-        if cfg.report_test:
-            tokenizer = context.model.lm.tokenizer
-            context.text.tokens("test", tokenizer)  # too little is refused before work
     parts = context.labelling, context.sites
     changes = clock("gradients of the best policies")(context.calibration.changes)
     without = cfg.mode == "dynamic" or context.model.space.budget == "bytes"
@@ -125,9 +126,15 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         )
     with clock("training the predictor"):
         trained = first(labels)
-    space, features = priced(context, cfg.budget), context.sites.features
+    features = context.sites.features
     inputs = SearchInputs.of(cfg, fabric, space, features, context.labelling, fit)
     return _MODES[cfg.mode](_Begun(cfg, context, inputs, labels, trained, clock, start))
+
+
+def _check_shared(cfg: DictConfig, fabric: Fabric) -> None:
+    """Refuses numbers of policies that the agent cannot share evenly between the ranks."""
+    if name := getattr(get_class(cfg.agent._target_), "shared", None):
+        per_rank(cfg.agent[name], name, fabric)
 
 
 class _Begun(NamedTuple):

@@ -1,7 +1,7 @@
 """Prepares what stages with a model need: model, text, space, order, bank."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,12 @@ class PruningContext:
 
 
 def prepare(
-    cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
+    cfg: DictConfig,
+    fabric: Fabric,
+    *,
+    dtype: str | None = None,
+    choose: Choose | None = None,
+    also: Sequence[PartName] = (),
 ) -> PruningContext:
     """Loads the model and everything for pruning it; makes missing statistics, orders and banks.
 
@@ -75,6 +80,7 @@ def prepare(
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
         choose: the compensation, once model and space are known; None: what `cfg` names.
+        also: parts of the text that are read later. Too little text is refused before the work.
 
     Raises:
         PPFError: the model is missing or damaged, the text is too short, or the machine too small.
@@ -86,7 +92,7 @@ def prepare(
             fabric, lambda: refuse_what_does_not_fit(cfg, fabric.device, processes_here(fabric))
         )
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
-    text, observed = observe(cfg, fabric)
+    text, observed = observe(cfg, fabric, also)
     lm, scores = observed.lm, observed.scores()
     if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
         model = OmegaConf.create({**plain(config.model), "dtype": dtype})
@@ -121,11 +127,14 @@ def prepare(
     )
 
 
-def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
+def observe(
+    cfg: DictConfig, fabric: Fabric, also: Sequence[PartName] = ()
+) -> tuple[Text, Observed]:
     """Loads text and model, and makes missing moments, importance scores and traits.
 
     Args:
         cfg: as for `prepare`.
+        also: as for `prepare`.
 
     Raises:
         PPFError: the model is missing or damaged, or the text is too short.
@@ -135,7 +144,7 @@ def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
     if config.text.path:
         _ = text.parts  # damaged files are refused before the model is loaded
     lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
-    windows, _ = (text.tokens(part, lm.tokenizer) for part in _PARTS)  # too little is refused
+    windows, *_ = [text.tokens(part, lm.tokenizer) for part in (*_PARTS, *also)]
     fields = [field.name for field in dataclasses.fields(Traits)]
     observed = Observed(
         lm,

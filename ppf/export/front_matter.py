@@ -28,7 +28,7 @@ def front_matter(model: PreTrainedModel, config: Mapping[str, Any], library: str
     given, text = config.get("model", {}), config.get("text", {})
     own = _own_card(str(model.name_or_path)) | {k: v for k, v in _facts(given).items() if v}
     known = {key: own[key] for key in _COPIED if own.get(key)}
-    known["datasets"] = [*known.get("datasets", []), *_datasets(text)] or None
+    known["datasets"] = list(dict.fromkeys([*known.get("datasets", []), *_datasets(text)])) or None
     found = ModelCardData(
         base_model=own.get("base_model"),
         library_name=library,
@@ -50,7 +50,10 @@ def _own_card(source: str) -> dict[str, Any]:
             found = metadata_load(file) or {}
         except Exception:  # any text may stand at the top of a README
             found = {}
-    found["base_model"] = None if folder.is_dir() else source
+    if not folder.is_dir():
+        found["base_model"] = source
+    elif not (folder / "policy.json").is_file():  # unlike the cards that PPF wrote
+        found["base_model"] = None
     return found
 
 

@@ -5,6 +5,7 @@ arrays.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class GGUF(Converter):
         _say_padding(model, reader)
         folder.mkdir(parents=True, exist_ok=True)
         name = policy.get("model", "model")
-        path = folder / f"{name}-{self.type}.gguf"
+        file_name = re.sub(r"[^\w.-]", "_", name)  # a hub id has a slash
+        path = folder / f"{file_name}-{self.type}.gguf"
         writer = gguf.GGUFWriter(path, reader.name)
         writer.add_file_type(_FILE_TYPES[self.type])
         writer.add_name(name)

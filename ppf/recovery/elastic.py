@@ -43,6 +43,7 @@ class ElasticModule(TunedModule):
         policy: gives the policy for a ratio.
         losses: by name; their weighted sum is minimised, as a mean over the ratios.
         ratios: lowest and highest.
+        validated: ratios of the validation.
         draws: random ratios in a step, one from each of as many equal parts of the interval.
         seed: of the random ratios.
         optimization: as for `TunedModule`.
@@ -60,6 +61,7 @@ class ElasticModule(TunedModule):
         losses: Mapping[str, RecoveryLoss],
         *,
         ratios: tuple[float, float],
+        validated: Sequence[float],
         draws: int,
         seed: int,
         optimization: Optimization,
@@ -67,6 +69,7 @@ class ElasticModule(TunedModule):
         super().__init__(optimization)
         self.adapters, self.pruner, self.policy = adapters, Unseen(pruner), Unseen(policy)
         self.losses, self.ratios, self.draws, self.seed = dict(losses), ratios, draws, seed
+        self.validated = list(validated)
 
     def training_step(
         self, batch: Sequence[Int[Tensor, "windows window"]], _: int
@@ -111,9 +114,7 @@ class ElasticModule(TunedModule):
         pruner.apply(self.policy.value(ratio) if ratio else pruner.space.dense.tolist())
 
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
-        """Logs the mean negative log-likelihood over three ratios, nats per token."""
+        """Logs the mean negative log-likelihood over the ratios, nats per token."""
         (ids,) = batch
-        low, high = self.ratios
-        ratios = (low, (low + high) / 2, high)
-        nlls = torch.stack([self._forward(ratio, ids).nll(ids) for ratio in ratios])
+        nlls = torch.stack([self._forward(ratio, ids).nll(ids) for ratio in self.validated])
         self.log(self.monitor, self.finite(nlls.mean()), batch_size=len(ids), sync_dist=True)

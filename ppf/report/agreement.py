@@ -1,7 +1,9 @@
 """Whether policies have the same ranking before and after recovery training."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from statistics import fmean
 from typing import Any, NamedTuple
 
 _FEWEST = 3  # policies
@@ -31,16 +33,19 @@ class Agreement(NamedTuple):
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement | None:
-    """Compares rows of `recover.py`, as in results.json.
+    """Compares rows of `recover.py`, as in results.json. Losses are means over seeds.
 
     Returns:
         None if the rows have fewer than three policies, or several ratios or trainings.
     """
     known = [r for r in rows if None not in (r.get("nll_pruned"), r.get("nll_recovered"))]
     trainings = {(row["tune"], row["tokens"]) for row in known}
-    pairs = list(dict.fromkeys((row["nll_pruned"], row["nll_recovered"]) for row in known))
+    recovered = defaultdict[float, list[float]](list)  # of each policy, one for each seed
+    for row in known:
+        recovered[row["nll_pruned"]].append(row["nll_recovered"])
+    pairs = [(before, fmean(after)) for before, after in recovered.items()]
     ratios = [row["ratio"] for row in known]
-    if len(trainings) != 1 or len({before for before, _ in pairs}) < _FEWEST:
+    if len(trainings) != 1 or len(pairs) < _FEWEST:
         return None
     if max(ratios) - min(ratios) > _SAME:
         return None

@@ -95,7 +95,7 @@ def log_artifact(loggers: Sequence[Logger], artifact: Artifact) -> None:
 def _to_lineage(logger: WandbLogger, artifact: Artifact) -> None:
     import wandb
 
-    name = re.sub(r"[^\w.-]", "_", artifact.name)
+    name = re.sub(r"[^\w.-]", "_", artifact.name, flags=re.ASCII)
     made = wandb.Artifact(name, artifact.type, metadata=dict(artifact.metadata))
     for path in map(Path.resolve, artifact.paths):
         if artifact.by_reference:

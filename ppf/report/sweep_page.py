@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppf.artefacts import write_json
+from ppf.overrides import quoted
 from ppf.progress import warning
 from ppf.report.agreement import agreement
 from ppf.report.html import write_page
@@ -52,7 +53,8 @@ def write_sweep(folder: Path, without: Container[Path] = ()) -> dict[str, Path]:
 
 def sweep_page(sweep: Sweep, folder: Path) -> Page:
     """The page of a multirun."""
-    again, first = f"python -m ppf.report sweep {folder}", sweep.figures[0]
+    again = shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])
+    first = sweep.figures[0]
     command, overrides = multirun(folder) or ("", [])
     found = [group for group in sweep.groups if group.values(first)]
     best = _best(found, first)
@@ -130,7 +132,7 @@ def _next_commands(
         file = folder / min(rows, key=lambda row: row[first])["job"] / "policy.json"
         if file.is_file():
             found[f"Measure the best policy{_at(ratio)} on the test part"] = next_command(
-                "evaluate", f"policy={file}", overrides=overrides
+                "evaluate", f"policy={quoted(file)}", overrides=overrides
             )
     return found
 
@@ -147,13 +149,12 @@ def _figure(found: Sequence[Group], first: str) -> Figure:
         axes = figure.add_subplot()
         if found and all(isinstance(group.key.get("ratio"), float) for group in found):
             _against_ratio(axes, found, first)
+            values = [value for group in found for value in group.values(first)]
+            if values and min(values) > 0 and max(values) > 10 * min(values):
+                log_scale(axes)
         else:
             _ranked(axes, found[:_MOST], first)
             figure.set_figheight(1.2 + 0.22 * min(len(found), _MOST))
-        values = [value for group in found for value in group.values(first)]
-        log = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
-        if log and "ratio" in found[0].key:
-            log_scale(axes)
     return figure
 
 

@@ -19,6 +19,7 @@ from ppf.context.policy import model_name
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll, sliding
 from ppf.llm.windows import leading_tokens
+from ppf.overrides import quoted
 from ppf.pruning import LivePruner
 from ppf.runtime.caches import CacheGuard
 from ppf.runtime.decoding import decode_fast
@@ -82,7 +83,7 @@ class DynamicModel:
             PPFError: the folder contains no search, the model has changed since the search, or the
                 policy quantises weights or belongs to a recovered model.
         """
-        given = [f"search={folder}", f"paths.run={folder}", *overrides]
+        given = [f"search={quoted(folder)}", f"paths.run={quoted(folder)}", *overrides]
         with initialize_config_module("ppf.conf", version_base="1.3"):
             cfg = compose("runtime", given)
         fabric = instantiate(cfg.fabric)

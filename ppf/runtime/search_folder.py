@@ -1,5 +1,6 @@
 """Reads the folder of a search: agent.json of a dynamic search, policy.json of a static one."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
     folder = Path(cfg.search)
     if (folder / "agent.json").is_file():
         agent = load_agent(folder, cfg.trust_targets)
-        highest = round(100 * agent.record["ratios"][1])
+        highest = math.floor(100 * agent.record["ratios"][1] + _ROUNDING)
         context = resident(cfg, fabric, agent.record)
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
     record = read_policy(folder / "policy.json", cfg.trust_targets)
@@ -53,3 +54,6 @@ def _found(record: Mapping[str, Any], space: Space) -> FoundPolicy:
     nll, std = record["predicted"]["nll"], record["predicted"]["std"]
     prediction = None if nll is None else (nll, std)
     return FoundPolicy(record["ratio"]["asked"], space.policy(record["kept"]), prediction)
+
+
+_ROUNDING = 1e-9  # of a percentage

@@ -10,8 +10,8 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent, load_agent
-from ppf.context.policy import by_site, policy_record
-from ppf.context.prepare import PruningContext
+from ppf.context.policy import by_site, checked_config, policy_record
+from ppf.context.prepare import PruningContext, prepare
 from ppf.context.resident import origin, resident
 from ppf.export.base import Exporter
 from ppf.pruning.elastic import FILE, TRAINING, Adapters
@@ -34,7 +34,11 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     """
     agent, search = load_agent(cfg.search, cfg.trust_targets), agent_folder(cfg.search)
     exporter: Exporter = instantiate(cfg.export)
-    context = resident(cfg, fabric, agent.record, adapted=False)
+    adapted = (search / FILE).is_file()
+    if adapted:  # they fit only the compensation that they were trained with
+        context = resident(cfg, fabric, agent.record, adapted=False)
+    else:
+        context = prepare(checked_config(agent.record, cfg), fabric, dtype=cfg.dtype)
     pruner, labelling = context.model.pruner, context.labelling
     with pruner.at(agent.policy(cfg.ratio)):
         exporter.check(pruner)
@@ -43,7 +47,7 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     scores = {"one_shot": record["measured"]["nll"]}
     merged: AbstractContextManager[None] = nullcontext()
     kept = "one_shot"
-    if (search / FILE).is_file():
+    if adapted:
         merged = Adapters.load(search, pruner, origin(context)).merged()
         kept, scores["adapters"] = "adapters", labelling.present_nll()
         if (file := search / TRAINING).is_file():

@@ -138,8 +138,10 @@ class _Recovery:
         parts, batch = [self.validation, *self.test], self.cfg.recovery.micro_batch
         # Only parameters are rounded: rotary frequencies are buffers and stay in float32.
         dtype = self.teacher.dtype
-        rounded = {id(p): nn.Parameter(p.to(dtype), False) for p in lm.model.parameters()}
-        model = copy.deepcopy(lm.model, rounded)
+        model = lm.model
+        if lm.dtype != dtype:
+            rounded = {id(p): nn.Parameter(p.to(dtype), False) for p in model.parameters()}
+            model = copy.deepcopy(model, rounded)
         return [mean_nll(model, part, batch=batch) for part in parts]
 
     def run(self) -> Trace:

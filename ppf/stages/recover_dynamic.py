@@ -67,7 +67,8 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
         adapters.to(lm.device).load_state_dict(
             untrained
         )  # after an attempt that took too much memory
-        determined = (context.signatures.labels, origin(context), agent.record["ratios"])
+        ratios = list(cfg.ratios)
+        determined = (context.signatures.labels, origin(context), agent.record["ratios"], ratios)
         experts = agent.widths.tolist()
         run = run_of(cfg, machine, settings, "elastic", determined, experts, plain(elastic))
         module = ElasticModule(
@@ -76,6 +77,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
             agent.policy,
             losses_of(cfg),
             ratios=(min(_LOWEST, highest), highest),
+            validated=ratios,
             draws=elastic.draws,
             seed=cfg.seed,
             optimization=run.optimization(elastic.lr),

@@ -133,6 +133,14 @@ def test_missing_weights_are_named_before_a_run_is_opened(run: Run, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_budget_without_costs_is_refused_before_labelling(run: Run, text: str) -> None:
+    given = ("mode=dynamic", "agent=ppo", "space=mlp", "budget=kv")
+    done = run("search", text, *TINY, *given, ok=False)
+    assert "no site of space=mlp has a cost" in done.stderr
+    assert "Labelling" not in done.stdout and "Reusing" not in done.stdout
+
+
+@pytest.mark.slow
 def test_an_unknown_family_is_named(run: Run, tmp_path: Path) -> None:
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=257)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
@@ -147,6 +155,10 @@ def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None
     for nothing in (("search=", "ratio=0.3"), ("policy=",)):
         assert "and search=FOLDER (of a run of" in sentence(run, "prune", *nothing)
     assert "and search=FOLDER (of a run of" in sentence(run, "recover", "policy=")
+    (tmp_path / "policy.json").write_text(json.dumps(examples.policy()))
+    (tmp_path / "config.json").write_text("{}")
+    same = sentence(run, "prune", f"path={tmp_path}", f"out={tmp_path}", "export=gguf")
+    assert f"out={tmp_path} is the folder that is read" in same
     for nothing in ((), ("path=[]",), ("policy=",)):
         assert "give either policy=FILE" in sentence(run, "evaluate", "logger=csv", *nothing)
     (tmp_path / "policy.json").write_text(json.dumps({"format": 0}))

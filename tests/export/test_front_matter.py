@@ -44,6 +44,13 @@ def test_a_folders_card_tells_licence_language_and_data(tmp_path: Path) -> None:
     assert "widget" not in found
 
 
+def test_a_card_that_ppf_wrote_keeps_its_base_and_lists_each_data_set_once(tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text("{}")
+    (tmp_path / "README.md").write_text(CARD)
+    found = read(tmp_path, text={"path": None, "source": {"path": "someone/words"}})
+    assert found["base_model"] == "someone/its-own-base" and found["datasets"] == ["someone/words"]
+
+
 def test_a_hub_model_is_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "README.md").write_text(CARD)
     monkeypatch.setattr(module, "cached_file", lambda *given: tmp_path / "README.md")

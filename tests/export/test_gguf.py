@@ -64,6 +64,13 @@ def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) 
     assert json.loads(value(reader, "ppf.policy")) == POLICY
 
 
+def test_a_name_with_a_slash_is_no_path(pruner: LivePruner, tmp_path: Path) -> None:
+    policy = POLICY | {"model": "../someone/model"}
+    path = export_gguf(pruner, tmp_path / "out", policy, type="f16")
+    assert (path.parent, path.name) == (tmp_path / "out", ".._someone_model-f16.gguf")
+    assert value(GGUFReader(path), "general.name") == "../someone/model"
+
+
 def test_tensors_are_the_models_own(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.apply(policies(pruner.space)["random"])
     found = values(GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16")))

@@ -18,6 +18,13 @@ def test_order_and_regret_before_and_after_training() -> None:
     assert "3 policies" in str(found) and "Kendall 0.33" in str(found)
 
 
+def test_seeds_of_one_policy_are_averaged() -> None:
+    after = {4.0: (3.4, 3.5), 4.1: (3.5, 3.6), 4.2: (3.6, 3.7)}
+    found = agreement(rows(*((before, x) for before, seeds in after.items() for x in seeds)))
+    assert found is not None and (found.policies, found.kendall) == (3, 1.0)
+    assert found.regret == 0
+
+
 def test_nothing_is_compared_across_ratios_trainings_or_few_policies() -> None:
     pairs = ((4.0, 3.5), (4.1, 3.4), (4.2, 3.6))
     assert agreement(rows(*pairs[:2])) is None

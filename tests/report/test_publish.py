@@ -79,12 +79,12 @@ def test_offline_runs_carry_their_lineage(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "model.safetensors").write_text("weights")
     logger = wandb(tmp_path / "run")
-    log_artifact([logger], Artifact([policy], "tiny policy", "policy", used=True))
+    log_artifact([logger], Artifact([policy], "tiny größe", "policy", used=True))
     made = Artifact([folder], "pruned", "model", metadata={"asked": 0.3}, by_reference=True)
     log_artifact([logger], made)
     finish([logger], failed=False)
     read, written = (r.artifact for r in records(tmp_path / "run") if r.HasField("artifact"))
-    assert (read.name, read.type, read.use_after_commit) == ("tiny_policy", "policy", True)
+    assert (read.name, read.type, read.use_after_commit) == ("tiny_gr__e", "policy", True)
     assert (written.name, written.type, written.use_after_commit) == ("pruned", "model", False)
     assert json.loads(written.metadata) == {"asked": 0.3}
     (entry,) = written.manifest.contents

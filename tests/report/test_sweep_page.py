@@ -94,7 +94,7 @@ def test_the_page_names_its_multirun_and_what_to_do_with_the_best_policy(tmp_pat
     page = sweep_page(read_sweep(tmp_path), tmp_path)
     assert page.command == "python search.py -m agent=ppo,cmaes paths.outputs=out"
     command = page.next_commands["Measure the best policy at ratio 20.0 % on the test part"]
-    assert command == f"python evaluate.py policy={policy} paths.outputs=out"
+    assert command == f"python evaluate.py 'policy=\"{policy}\"' paths.outputs=out"
     assert any("PPF" in part.facts for part in page.sections), "the version"
 
 
@@ -121,6 +121,14 @@ def test_without_ratios_jobs_are_ranked(tmp_path: Path) -> None:
     (axes,) = page.figures["sweep"].axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["predictor.weight_decay=0.01", "predictor.weight_decay=0.1"]
+
+
+def test_jobs_far_apart_keep_their_names_when_one_has_no_ratio(tmp_path: Path) -> None:
+    for name, ratio, ppl in [("dense", None, 20.0), ("a", 0.3, 40.0), ("b", 0.5, 900.0)]:
+        job(tmp_path, [f"path={name}"], {"ratio": ratio, "test_ppl": ppl})
+    (axes,) = sweep_page(read_sweep(tmp_path), tmp_path).figures["sweep"].axes
+    assert axes.get_yscale() == "linear"
+    assert len(axes.get_yticklabels()) == 3
 
 
 def test_recoveries_of_many_policies_tell_whether_their_order_changes(tmp_path: Path) -> None:

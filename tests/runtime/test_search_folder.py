@@ -77,20 +77,22 @@ def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
 def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
     searched: PruningContext, config: DictConfig, tmp_path: Path
 ) -> None:
-    knots = torch.tensor([0.0, 0.5], dtype=torch.double)
+    knots = torch.tensor([0.0, 0.507], dtype=torch.double)
     kept = torch.stack([searched.model.space.dense, uniform(searched.model.space, knots[1:])[0]])
     nats = torch.tensor([3.0, 4.0])
     agent = RatioAgent(
         searched.model.space, knots, kept.double(), nats, nats / 10, provenance(searched)
     )
-    agent.save(tmp_path)
+    folder = tmp_path / "a búsqueda (new)"
+    folder.mkdir()
+    agent.save(folder)
 
     paths = (f"paths.artefacts={config.paths.artefacts}", f"paths.cache={config.paths.cache}")
-    model = DynamicModel.from_search(tmp_path, *paths)
-    assert model.ratios == [percent / 100 for percent in range(51)]
+    model = DynamicModel.from_search(folder, *paths)
+    assert model.ratios == [percent / 100 for percent in range(51)], "0.51 would be refused"
     for ratio in (0.0, 0.137, 0.37, 0.5):
         model.set_ratio(ratio)
         assert ratio <= model.ratio < ratio + 0.1
-        assert model.policies.predicted(ratio)[0] == pytest.approx(3 + 2 * ratio, rel=1e-5)
-    with pytest.raises(PPFError, match="give 0 ≤ ratio ≤ 0.5"):
+        assert model.policies.predicted(ratio)[0] == pytest.approx(3 + ratio / 0.507, rel=1e-5)
+    with pytest.raises(PPFError, match="give 0 ≤ ratio ≤ 0.507"):
         model.set_ratio(0.6)

@@ -118,6 +118,31 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     assert torch.equal(tensors["blk.1.ffn_down.weight"], merged)
 
 
+def test_without_adapters_prune_keeps_the_searchs_compensation(
+    searched: Path, cache: str, tmp_path: Path
+) -> None:
+    """A bank that is too large for a resident model is computed for one policy."""
+    paths = [f"paths.artefacts={searched}/artefacts", f"paths.cache={cache}"]
+    given = [f"search={searched}", "ratio=0.37", f"paths.run={tmp_path}", "bank.max_gib=0.0"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        pruning = compose("prune", [*given, f"out={tmp_path}/at", *paths])
+    _, record = prune_at(pruning, Fabric(accelerator="cpu", devices=1))
+    assert record["config"]["compensation"]["_target_"].endswith("LeastSquares")
+    model = DynamicModel.from_search(searched, *paths)
+    model.set_ratio(0.37)
+    assert model.compensation == "least_squares"
+    nll = model.lm and record["measured"]["nll"]
+    config, context = write_search(tmp_path, cache, f"paths.artefacts={searched}/artefacts")
+    with context.model.pruner.at(model.kept):
+        assert context.labelling.present_nll() == pytest.approx(nll, rel=1e-5)
+
+
+def test_the_loss_curve_has_the_ratios_of_the_table(config: Any) -> None:
+    found = recover_dynamic(config(), Fabric(accelerator="cpu", devices=1))
+    mean = sum(score.recovered for score in found.scores) / len(found.scores)
+    assert min(value for _, value in found.curve) == pytest.approx(mean, rel=1e-4)
+
+
 def test_adapters_are_used_with_the_compensation_of_their_training(config: Any) -> None:
     """In float32 the bank needs twice the memory that it needs in a server."""
     cfg = config("bank.max_gib=0.0", "recovery.tokens=128")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ppf.cli.results import _entry
 from ppf.policy_search import Verification
 from ppf.space import uniform
 from ppf.stages.search import Found
@@ -36,6 +37,11 @@ def test_the_best_are_measured_on_both_parts(
     once = labelling.token_passes - before
     with_selection(labelling, text, found, settings)  # as in a chain, at another ratio
     assert labelling.token_passes == before + 2 * once > before
+
+    one = OmegaConf.create({"selection_windows": 1, "finalists": 1})
+    alone = _entry(context.model, with_selection(labelling, text, found, one), 0, "uniform")
+    assert alone.measured and alone.selection
+    assert alone.measured.std_error is alone.selection.std_error is None, "of one window"
 
     none = OmegaConf.create({"selection_windows": 0, "finalists": 1})
     assert with_selection(labelling, text, found, none) is found
