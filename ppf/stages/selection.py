@@ -12,7 +12,7 @@ from ppf.context.labelling import Labelling
 from ppf.evaluation.perplexity import Piece, evenly, window_losses
 from ppf.llm import Text
 from ppf.policy_search.selection import select
-from ppf.progress import say
+from ppf.progress import say, track
 from ppf.ranks import on_rank_0
 from ppf.stages.search import Found
 
@@ -61,7 +61,7 @@ def _losses(
     before = labelling.passes.get("selection", 0)  # of other ratios
     labelling.passes["selection"] = before + len(kept) * (used.numel() + new.numel())
     rows = []
-    for policy in kept.tolist():
+    for policy in track(kept.tolist(), "Measuring the best policies on the selection part"):
         with labelling.model.at(policy) as model:
             rows.append(window_losses(model, pieces, batch=settings.batch))
     found = torch.stack(rows)
