@@ -7,6 +7,7 @@ from datetime import timedelta
 from threading import Thread
 from typing import Any
 
+import torch
 from lightning import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
@@ -27,11 +28,22 @@ def build_fabric(*, timeout_hours: Positive, **arguments: Any) -> Fabric:
         timeout_hours: that a rank waits for the others; then it fails.
         arguments: of Fabric.
     """
+    arguments["accelerator"] = kind_of_device(arguments["accelerator"])
     if process_count(arguments) == 1:  # even under a launcher, whose environment does not count
         return Fabric(**arguments, plugins=LightningEnvironment())
     if arguments["strategy"] in ("auto", "ddp"):
         arguments["strategy"] = DDPStrategy(timeout=timedelta(hours=timeout_hours))
     return Fabric(**arguments)
+
+
+def kind_of_device(accelerator: str) -> str:
+    """What auto stands for: a CUDA device if there is one, else the CPU.
+
+    Lightning would also choose Apple's MPS, which has no float64.
+    """
+    if accelerator != "auto":
+        return accelerator
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def process_count(arguments: Mapping[str, Any]) -> int:

@@ -53,7 +53,7 @@ class CMAES(Agent):
             np.zeros(sites),
             self.sigma,
             bounds=np.array([[-1.0, 1.0]] * sites),
-            seed=run.rank_seed,
+            seed=run.rank_seed % 2**32,  # NumPy takes no larger one
             population_size=self.children,
         )
         best = objective.candidates(objective.starts())

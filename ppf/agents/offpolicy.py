@@ -79,7 +79,8 @@ class _OffPolicyTraining(Training):
         self.loss.make_value_estimator(gamma=1.0)
         self.targets = SoftUpdate(self.loss, tau=config.tau)
         self.optimizer = Adam(self.loss.parameters(), lr=config.lr)
-        self.warmup = config.warmup * episodes * len(objective.space)  # transitions
+        transitions = config.warmup * episodes * len(objective.space)
+        self.warmup = min(transitions, config.buffer_size - 1)  # a full buffer ends it too
         storage = LazyTensorStorage(config.buffer_size, device=objective.device)
         self.buffer = TensorDictReplayBuffer(storage=storage, batch_size=config.batch)
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from ppf.cli.outcome import is_multirun
 from ppf.context.signatures import plain
 from ppf.errors import PPFError
-from ppf.processes import process_count
+from ppf.processes import kind_of_device, process_count
 
 _STRATEGIES = ("auto", "ddp")
 _FABRIC_RUN = ("ACCELERATOR", "CLI_USED", "DEVICES", "NUM_NODES", "PRECISION", "STRATEGY")
@@ -55,6 +55,7 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
         )
     started = _started()
     _take_fabric_run(cfg.fabric)
+    _choose_devices(cfg)
     count = _count("fabric", plain(cfg.fabric))
     if not cfg.get("plan"):  # which starts no processes
         _check_processes(cfg, started, count, one_process)
@@ -63,6 +64,15 @@ def check_launch(cfg: DictConfig, *, one_process: bool) -> None:
             "the predictor is too small to gain from several devices: give trainer.devices=1"
             " (fabric.devices divides labelling and search)."
         )
+
+
+def _choose_devices(cfg: DictConfig) -> None:
+    """Replaces accelerator=auto by the kind of device that is used."""
+    for group in ("fabric", "trainer"):
+        if "accelerator" in cfg.get(group, {}):
+            cfg[group].accelerator = kind_of_device(cfg[group].accelerator)
+            if cfg[group].accelerator == "mps":
+                raise PPFError(f"{group}.accelerator=mps has no float64: give {group}=cpu.")
 
 
 def _check_processes(

@@ -108,11 +108,19 @@ class ByteModel(PrunableModel):
 
 
 def _check_blocks(model: PrunableModel) -> None:
-    """Raises PPFError if a policy could cut a row of a matrix inside a quantisation block."""
+    """Raises PPFError if a policy could cut a row of a matrix inside a quantisation block.
+
+    It also refuses families whose FFN block is only the consumer, such as OPT: the block cannot be
+    run with other weights.
+    """
     sites, couplings = model.space.sites, model.lm.couplings
     for site, index in zip(sites, model.lm.coupling_indices(sites), strict=True):
-        rows = [producer.linear.in_features for producer in couplings[index].producers]
-        rows.append(couplings[index].columns * site.atoms_per_unit)
+        coupling = couplings[index]
+        if getattr(coupling.parent, coupling.attribute) is coupling.consumer:
+            family = model.lm.model.config.model_type
+            raise PPFError(f"budget=bytes does not support {family}: give another budget or model.")
+        rows = [producer.linear.in_features for producer in coupling.producers]
+        rows.append(coupling.columns * site.atoms_per_unit)
         if any(length % BLOCK for length in rows):
             raise PPFError(
                 f"budget=bytes quantises blocks of {BLOCK} weights, but the row length of"

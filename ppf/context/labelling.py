@@ -18,6 +18,7 @@ from ppf.labels.labeller import Labeller
 from ppf.labels.store import LabelStore
 from ppf.labels.table import Labels
 from ppf.progress import say, track
+from ppf.threads import cpu_threads
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Labelling:
         passes: tokens read for other purposes than labels, by purpose. A backward pass counts as
             two forward passes. What is read from an artefact counts as if it had been computed.
         used: policies whose labels this run has used, also labels of earlier runs.
+        threads: CPU threads that measure. Agents use fewer, also when `predictor=oracle` measures.
     """
 
     model: PrunableModel
@@ -42,6 +44,7 @@ class Labelling:
     artefacts: Artefacts
     passes: dict[Hashable, int]
     used: set[tuple[int, ...]] = field(default_factory=set, init=False)
+    threads: int = field(default_factory=torch.get_num_threads, init=False)
 
     @property
     def token_passes(self) -> int:
@@ -85,7 +88,8 @@ class Labelling:
         """
         self.used.update(map(tuple, policies.tolist()))
         known = self.store if store is None else store
-        return label(known, self.labeller, policies.cpu(), source, self.artefacts.ranks)
+        with cpu_threads(self.threads):
+            return label(known, self.labeller, policies.cpu(), source, self.artefacts.ranks)
 
     def stored_or_measured(
         self, policies: Int[Tensor, "policies sites"], source: str, command: str, *, may_label: bool
@@ -123,7 +127,8 @@ class Labelling:
         rows = list(map(tuple, policies.tolist()))
         size = labeller.windows.numel()
         self.passes.update({("screening", first, count, kept): size for kept in rows})
-        found = {kept: labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
+        with cpu_threads(self.threads):
+            found = {kept: labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
         return torch.tensor([found[kept] for kept in rows])
 
     def present_nll(self) -> float:

@@ -225,7 +225,7 @@ class Labeller:
     def _store_top_tokens(self, batch: _Batch, hidden: Tensor) -> None:
         """Stores the most probable tokens in the batch; the dense policy must be applied."""
         tops = [
-            logits.log_softmax(-1).topk(self._kl_top_k)
+            logits.log_softmax(-1).topk(min(self._kl_top_k, self._head.tokens))
             for logits, _ in _logits(self._head, hidden, batch.scored)
         ]
         batch.dense = TopTokens(

@@ -42,7 +42,8 @@ def _initialise_terms(
     for name, factor in kernel.factors.items():
         if isinstance(factor, MaternKernel):
             distances = torch.pdist(x[:, kernel.columns[name]])
-            factor.lengthscale = distances.median().clamp(min=_SMALLEST)
+            middle = distances.median() if len(distances) else distances.new_ones(())
+            factor.lengthscale = middle.clamp(min=_SMALLEST)
     share = variance / len(kernel.terms)
     for log_scale, product in kernel.products(x, x, diag=True):
         log_scale.copy_((share / product.mean().clamp(min=1 / len(x))).log())

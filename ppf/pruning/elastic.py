@@ -63,7 +63,7 @@ class Adapters(nn.Module):
         pruner, scale = self._pruner.value, self.scale
         with torch.no_grad():
             for linear, pair in zip(projections(pruner).values(), self.pairs.values(), strict=True):
-                change = scale * pair.change(linear)
+                change = scale * pair.change(linear).to(linear.weight.device)
                 linear.weight = nn.Parameter((linear.weight + change).to(linear.weight), False)
         self.scale = 0.0
         try:
@@ -155,7 +155,7 @@ class _Pair(nn.Module):
         self, inputs: Float[Tensor, "*tokens columns"], linear: nn.Linear
     ) -> Float[Tensor, "*tokens rows"]:
         rows, columns = linear.weight.shape
-        down, up = self.down[:, :columns].to(inputs.dtype), self.up[:rows].to(inputs.dtype)
+        down, up = self.down[:, :columns].to(inputs), self.up[:rows].to(inputs)
         return F.linear(F.linear(inputs, down), up)
 
     def change(self, linear: nn.Linear) -> Float[Tensor, "rows columns"]:

@@ -272,7 +272,8 @@ class LivePruner:
         else:
             weight = compensated
         if levels.biases is not None and kept < site.units:
-            bias = levels.biases[kept] + (0 if bias is None else bias)
+            shift = levels.biases[kept]  # the dense bias may be offloaded
+            bias = shift if bias is None else shift + bias.to(shift.device)
         _set(consumer, _round(weight, type), bias)
         self._install(self._coupling_indices[index], atoms)
 
@@ -291,7 +292,7 @@ class LivePruner:
         total = consumer.weight.data if weight is None else consumer.weight + weight.to(device)
         shift = None if consumer.bias is None else consumer.bias.data
         if bias is not None:
-            shift = bias.to(device) if shift is None else shift + bias.to(device)
+            shift = bias.to(device) if shift is None else shift + bias.to(shift.device)
         total = _round(total.to(dtype), self.types[index])
         _set(consumer, total, None if shift is None else shift.to(dtype))
         self._install(number, self.kept[index] * self.space.sites[index].atoms_per_unit)

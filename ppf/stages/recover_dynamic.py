@@ -25,6 +25,7 @@ from ppf.context.recovery import (
 )
 from ppf.context.resident import origin, resident
 from ppf.context.signatures import plain
+from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
 from ppf.llm.text import text_name
 from ppf.pruning.elastic import TRAINING, Adapters
@@ -46,6 +47,8 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     """
     check_batch(cfg, fabric)
     agent = load_agent(cfg.search, cfg.trust_targets)
+    if fabric.device.type != "cpu" and agent.record["config"]["model"].get("offload"):
+        raise PPFError("recovery with search= cannot train offloaded weights: give fabric=cpu.")
     context = resident(in_float32(cfg), fabric, agent.record, adapted=False)
     lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
     training, validation = windows_of(cfg, lm)

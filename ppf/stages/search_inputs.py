@@ -129,7 +129,8 @@ class SearchInputs:
         """
         seed, processes = self.seed + number, self.fabric.world_size
         starts = None if measured is None else measured.tolist()
-        parts = trained.signature, *self.config, seed, processes, starts
+        kind = self.fabric.device.type  # which a checkpoint cannot change
+        parts = trained.signature, *self.config, seed, processes, kind, starts
         name = signature("training", *parts)
         checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
         report = _reporter(self.fabric, history, earlier + number + 1)

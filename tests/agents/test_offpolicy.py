@@ -75,3 +75,14 @@ def test_td3_moves_actor_and_targets_at_every_second_step_after_the_warmup(
     assert changed("qvalue_network_params")
     assert changed("actor_network_params") == actor
     assert changed("target_qvalue_network_params") == targets
+
+
+def test_a_full_buffer_ends_the_warmup() -> None:
+    """Its length stays below the transitions of a long warm-up."""
+    learner = agent("td3", warmup=2, updates=2, buffer_size=40)
+    torch.manual_seed(0)
+    training = learner.begin(quadratic(layered(2)), one_process())
+    before = [p.clone() for p in training.actor.parameters()]
+    training.step()
+    pairs = zip(before, training.actor.parameters(), strict=True)
+    assert any(not torch.equal(old, new) for old, new in pairs)

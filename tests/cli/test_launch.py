@@ -11,6 +11,7 @@ from omegaconf import DictConfig, open_dict
 
 from ppf.cli.launch import check_launch
 from ppf.errors import PPFError
+from ppf.processes import kind_of_device
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0"}
 CLI = {"LT_CLI_USED": "1"}
@@ -152,6 +153,17 @@ def test_the_predictor_is_trained_on_one_device() -> None:
     check("trainer.devices=auto")
     with pytest.raises(PPFError, match=r"give trainer\.devices=1"):
         check("trainer.devices=2")
+
+
+@pytest.mark.usefixtures("launcher")
+def test_apples_devices_are_neither_chosen_nor_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    check()
+    assert kind_of_device("auto") == "cpu"
+    for group in ("fabric", "trainer"):
+        with pytest.raises(PPFError, match=f"no float64: give {group}=cpu"):
+            check(f"{group}.accelerator=mps")
 
 
 @pytest.mark.usefixtures("launcher")

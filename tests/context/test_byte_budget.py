@@ -1,6 +1,7 @@
 """Searches under a budget of bytes on the tiny model, whose FFNs have six units of 32 channels."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +10,14 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.context.budgets import priced, saved
-from ppf.context.byte_budget import _weight, check_bytes, in_bytes
+from ppf.context.byte_budget import _check_blocks, _weight, check_bytes, in_bytes
 from ppf.context.labelling import Labelling
 from ppf.context.policy import described, refuse_types
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.space import uniform
 from tests.articles import write_articles
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 
 BYTES = ("budget=bytes", "rules=bytes")
 SMALL = ("space=mlp", "space.channel_multiple=32", "text.windows.calibration=4",
@@ -116,6 +118,12 @@ def test_rows_that_do_not_divide_into_blocks_are_refused(
     cfg = config(folder, cache, *SMALL, "space=width")
     with pytest.raises(PPFError, match="row length of 0.attention"):
         in_bytes(prepare(cfg, Fabric(accelerator="cpu", devices=1)), cfg)
+
+
+def test_a_family_whose_block_is_its_consumer_is_refused() -> None:
+    pruner: Any = pruner_of(random_model(CHECKPOINTS["opt-no-biases-untied"]))
+    with pytest.raises(PPFError, match="budget=bytes does not support opt"):
+        _check_blocks(pruner)  # it has the space and the model
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_equals_the_loss_of_the_whole_model(tiny: TinySetup, policies: list[list
         assert nll == pytest.approx(whole_model_nll(tiny, pruner, kept), abs=1e-5)
 
 
-@pytest.mark.parametrize("kl_top_k", [0, 257])
+@pytest.mark.parametrize("kl_top_k", [0, 257, 1000])
 def test_the_context_is_read_but_not_scored(
     tiny: TinySetup, policies: list[list[int]], kl_top_k: int
 ) -> None:
