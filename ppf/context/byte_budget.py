@@ -114,11 +114,11 @@ def _check_blocks(model: PrunableModel) -> None:
     run with other weights.
     """
     sites, couplings = model.space.sites, model.lm.couplings
+    if any(getattr(c.parent, c.attribute) is c.consumer for c in couplings):
+        family = model.lm.model.config.model_type
+        raise PPFError(f"budget=bytes does not support {family}: give another budget or model.")
     for site, index in zip(sites, model.lm.coupling_indices(sites), strict=True):
         coupling = couplings[index]
-        if getattr(coupling.parent, coupling.attribute) is coupling.consumer:
-            family = model.lm.model.config.model_type
-            raise PPFError(f"budget=bytes does not support {family}: give another budget or model.")
         rows = [producer.linear.in_features for producer in coupling.producers]
         rows.append(coupling.columns * site.atoms_per_unit)
         if any(length % BLOCK for length in rows):
