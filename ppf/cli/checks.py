@@ -213,3 +213,9 @@ def _adapter(hint: Any) -> TypeAdapter[Any] | None:
         with suppress(Exception):  # pydantic raises several kinds
             return TypeAdapter(hint, config=config)
     return None
+
+
+def refuse_overwriting(out: str | Path, read: str | Path) -> None:
+    """Raises PPFError if a command would write into the folder that it reads."""
+    if Path(out).resolve() == Path(read).resolve():
+        raise PPFError(f"out={out} is the folder that is read: give another out=FOLDER.")

@@ -70,8 +70,7 @@ def write(
         inputs: of the search; their rules are predicted.
     """
     curve, shown, labels = result.curve, entries(context, result, inputs), result.labels
-    # Entries have the ratio that the budget counts, so the labelled policies need it too.
-    points = list(zip(inputs.space.saved(labels.kept).tolist(), labels.nll.tolist(), strict=True))
+    shares = inputs.space.saved(labels.kept)  # entries, too, have the ratio of the budget
     policies = dict(zip(curve.ratios, curve.kept.tolist(), strict=True))
     even = dict(zip(curve.ratios, curve.uniform.tolist(), strict=True))
     paths = {"agent": result.agent.save(folder), "summary": folder / "summary.json"}
@@ -94,8 +93,7 @@ def write(
         paths=paths,
         signatures=vars(context.signatures),
         next_commands=_next_commands(cfg, folder),
-        **common(cfg, context, labels, result.course.trained.predictor, seconds)
-        | {"labels": points},
+        **common(cfg, context, labels, shares, result.course.trained.predictor, seconds),
     )
 
 

@@ -1,7 +1,6 @@
 """ppf-prune: writes a policy's model, for transformers or llama.cpp."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning import Fabric
@@ -9,6 +8,7 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
+from ppf.cli.checks import refuse_overwriting
 from ppf.cli.lineage import made, used
 from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
@@ -32,8 +32,7 @@ def _check(cfg: DictConfig) -> None:
         load_agent(cfg.search, cfg.trust_targets).policy(cfg.ratio)
     elif cfg.path:
         read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
-        if Path(cfg.out).resolve() == Path(cfg.path).resolve():
-            raise PPFError(f"out={cfg.out} is the folder that is read: give another out=FOLDER.")
+        refuse_overwriting(cfg.out, cfg.path)
     else:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy, " and export=gguf or export=decilm")

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
+from ppf.cli.checks import refuse_overwriting
 from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
 from ppf.context.policy import read_policy, refuse_recovered
@@ -34,9 +35,8 @@ def _check(cfg: DictConfig) -> None:
             "give one of policy=FILE (a policy.json), path=FOLDER (a folder that prune.py wrote)"
             " and search=FOLDER (of a run of search.py mode=dynamic|chain)."
         )
-    start = cfg.path or (cfg.search and agent_folder(cfg.search))
-    if start and Path(cfg.out).resolve() == Path(start).resolve():
-        raise PPFError(f"out={cfg.out} is the folder that is read: give another out=FOLDER.")
+    if start := cfg.path or (cfg.search and agent_folder(cfg.search)):
+        refuse_overwriting(cfg.out, start)
     if cfg.search:
         if str(cfg.trainer.precision).startswith("16"):
             raise PPFError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -92,6 +92,8 @@ def write(
     policy, shown = record(cfg, context, found), entries(context.model, labels, found)
     paths = {"policy": folder / "policy.json", "summary": folder / "summary.json"}
     policies = {"PPF": found.kept, "uniform": found.measured.kept[0].tolist()}
+    measured = _with_measured(labels, found)
+    ratios = context.model.space.ratio(measured.kept)
     report = SearchReport(
         title=f"{policy['model']} {_asked(cfg)}",
         dynamic=False,
@@ -108,7 +110,7 @@ def write(
         paths=paths,
         signatures=policy["signatures"],
         next_commands=_next_commands(paths["policy"], rounded="types" in policy),
-        **common(cfg, context, _with_measured(labels, found), found.trained.predictor, seconds),
+        **common(cfg, context, measured, ratios, found.trained.predictor, seconds),
     )
     if context.artefacts.ranks.is_global_zero:
         write_json(paths["policy"], policy)
@@ -121,6 +123,7 @@ def common(
     cfg: DictConfig,
     context: PruningContext,
     labels: Labels,
+    ratios: Float[Tensor, " labels"],
     predictor: Predictor,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -128,6 +131,7 @@ def common(
 
     Args:
         labels: all policies measured on the real model, those of the search included.
+        ratios: at which the report draws them.
         predictor: of the last round.
         seconds: duration of each stage.
     """
@@ -140,7 +144,7 @@ def common(
         "agent": _name(cfg, "agent"),
         "settings": _settings(cfg, context),
         "space": space,
-        "labels": list(zip(space.ratio(labels.kept).tolist(), labels.nll.tolist(), strict=True)),
+        "labels": list(zip(ratios.tolist(), labels.nll.tolist(), strict=True)),
         "accuracy": _accuracy(predictor, cfg.predictor),
         "seconds": seconds,
         "evaluations": len(context.labelling.used),

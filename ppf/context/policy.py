@@ -43,7 +43,7 @@ def policy_record(
 
 def model_name(config: DictConfig) -> str:
     """The name of a `model=` config; that of the folder if it has a `path`."""
-    return Path(config.path).resolve().name if config.path else str(config.name)
+    return Path(config.path).absolute().name if config.path else str(config.name)
 
 
 def provenance(context: PruningContext, **more: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
 
-from ppf.context.policy import warn_if_unreadable
+from ppf.context.policy import model_name, warn_if_unreadable
 
 
 def config(*overrides: str) -> Any:
@@ -18,3 +19,13 @@ def test_a_search_says_at_once_what_others_will_refuse(capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert said.startswith("Warning: prune.py, evaluate.py and serve.py will refuse")
     assert "compensation names a class" in said
+
+
+def test_a_local_model_has_the_name_of_its_folder_or_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "3f9c").mkdir()
+    (tmp_path / "llama").symlink_to(tmp_path / "3f9c")
+    assert model_name(config("model=local", f"model.path={tmp_path}/llama").model) == "llama"
+    monkeypatch.chdir(tmp_path / "3f9c")
+    assert model_name(config("model=local", "model.path=.").model) == "3f9c"
