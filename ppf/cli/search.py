@@ -24,6 +24,7 @@ from ppf.context.policy import model_name, provenance, read_policy, warn_if_unre
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
+from ppf.llm import LanguageModel, Text
 from ppf.predictor.base import needs_labels
 from ppf.progress import Stopwatch
 from ppf.report.html import write_page
@@ -102,7 +103,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     warn_if_unreadable(cfg)
     clock, may_make = Stopwatch(), cfg.upstream == "make"
     with clock("preparing the model"):
-        context = prepare(cfg, fabric, also=["test"] if cfg.report_test else [])
+        context = prepare(cfg, fabric, check=_read_test_part if cfg.report_test else None)
         context = in_bytes(context, cfg)
         space = priced(context, cfg.budget)
         start = _start(cfg, context.model.space)
@@ -129,6 +130,10 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     features = context.sites.features
     inputs = SearchInputs.of(cfg, fabric, space, features, context.labelling, fit)
     return _MODES[cfg.mode](_Begun(cfg, context, inputs, labels, trained, clock, start))
+
+
+def _read_test_part(text: Text, lm: LanguageModel) -> None:
+    text.tokens("test", lm.tokenizer)
 
 
 def _check_shared(cfg: DictConfig, fabric: Fabric) -> None:

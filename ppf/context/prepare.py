@@ -1,7 +1,7 @@
 """Prepares what stages with a model need: model, text, space, order, bank."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ from ppf.ranks import on_rank_0
 from ppf.space import Space
 
 Choose = Callable[[LanguageModel, Space], Compensation]
+Check = Callable[[Text, LanguageModel], object]
+"""Raises a PPFError if text or model cannot be used later."""
 
 
 _PARTS: tuple[PartName, ...] = ("calibration", "labelling")  # that stages up to the search read
@@ -71,7 +73,7 @@ def prepare(
     *,
     dtype: str | None = None,
     choose: Choose | None = None,
-    also: Sequence[PartName] = (),
+    check: Check | None = None,
 ) -> PruningContext:
     """Loads the model and everything for pruning it; makes missing statistics, orders and banks.
 
@@ -80,7 +82,7 @@ def prepare(
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
         choose: the compensation, once model and space are known; None: what `cfg` names.
-        also: parts of the text that are read later. Too little text is refused before the work.
+        check: called before the long work; None: nothing is checked for later stages.
 
     Raises:
         PPFError: the model is missing or damaged, the text is too short, or the machine too small.
@@ -92,7 +94,7 @@ def prepare(
             fabric, lambda: refuse_what_does_not_fit(cfg, fabric.device, processes_here(fabric))
         )
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
-    text, observed = observe(cfg, fabric, also)
+    text, observed = observe(cfg, fabric, check)
     lm, scores = observed.lm, observed.scores()
     if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
         model = OmegaConf.create({**plain(config.model), "dtype": dtype})
@@ -127,14 +129,12 @@ def prepare(
     )
 
 
-def observe(
-    cfg: DictConfig, fabric: Fabric, also: Sequence[PartName] = ()
-) -> tuple[Text, Observed]:
+def observe(cfg: DictConfig, fabric: Fabric, check: Check | None = None) -> tuple[Text, Observed]:
     """Loads text and model, and makes missing moments, importance scores and traits.
 
     Args:
         cfg: as for `prepare`.
-        also: as for `prepare`.
+        check: as for `prepare`.
 
     Raises:
         PPFError: the model is missing or damaged, or the text is too short.
@@ -144,7 +144,9 @@ def observe(
     if config.text.path:
         _ = text.parts  # damaged files are refused before the model is loaded
     lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
-    windows, *_ = [text.tokens(part, lm.tokenizer) for part in (*_PARTS, *also)]
+    windows, _ = (text.tokens(part, lm.tokenizer) for part in _PARTS)
+    if check:
+        check(text, lm)
     fields = [field.name for field in dataclasses.fields(Traits)]
     observed = Observed(
         lm,

@@ -15,10 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ppf.artefacts import signature
+from ppf.context.prepare import Check
 from ppf.context.signatures import plain, text_identity, trainer_identity, with_code
 from ppf.errors import PPFError, out_of_memory
 from ppf.llm import LanguageModel
-from ppf.llm.text import PartName, build_text, text_name, training_text
+from ppf.llm.text import PartName, Text, build_text, text_name, training_text
 from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.recovery.curve import Trace
@@ -90,6 +91,16 @@ def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows 
             " longer text."
         )
     return windows
+
+
+def check_text(cfg: DictConfig) -> Check:
+    """Refuses too little text, before a model is pruned."""
+
+    def check(_: Text, lm: LanguageModel) -> None:
+        windows_of(cfg, lm)
+        test_windows(cfg, lm)
+
+    return check
 
 
 def test_windows(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:

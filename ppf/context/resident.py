@@ -9,7 +9,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.context.policy import checked_config
-from ppf.context.prepare import PruningContext, prepare
+from ppf.context.prepare import Check, PruningContext, prepare
 from ppf.pruning import Compensation
 from ppf.pruning.compensation import Bias
 from ppf.pruning.elastic import FILE, Adapters, trained_with
@@ -18,13 +18,19 @@ from ppf.records.agent import agent_folder
 
 
 def resident(
-    cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any], *, adapted: bool = True
+    cfg: DictConfig,
+    fabric: Fabric,
+    record: Mapping[str, Any],
+    *,
+    adapted: bool = True,
+    check: Check | None = None,
 ) -> PruningContext:
     """The dense model of the search in `cfg.search`, ready for any policy.
 
     Args:
         record: the search's agent.json or policy.json.
         adapted: attach the adapters that lie in the folder.
+        check: as for `prepare`.
 
     Raises:
         PPFError: the model has changed since the search, or the adapters do not fit it.
@@ -34,7 +40,7 @@ def resident(
     if trained_with(agent_folder(cfg.search)) == Bias.__name__:
         wanted = Bias()  # adapters are trained in float32, in which the bank needs more memory
     choose = partial(within, cfg.bank.max_gib, wanted)
-    context = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
+    context = prepare(config, fabric, dtype=cfg.dtype, choose=choose, check=check)
     folder = agent_folder(cfg.search)
     if adapted and (folder / FILE).is_file():
         Adapters.load(folder, context.model.pruner, origin(context))

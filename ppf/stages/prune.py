@@ -16,7 +16,7 @@ from ppf.context.calibration import Calibration
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
 from ppf.context.policy import checked_config, read_policy, types_of
-from ppf.context.prepare import PruningContext, prepare
+from ppf.context.prepare import Check, PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.evaluation.latency import speeds
 from ppf.export.base import Converter, Exporter
@@ -90,13 +90,15 @@ def compensated(
     record: dict[str, Any],
     exporter: Exporter,
     timed: DictConfig | None = None,
+    check: Check | None = None,
 ) -> tuple[PruningContext, dict[str, Any]]:
     """The policy's model, ready for an export, and the record with the entry `exported`.
 
     Args:
         timed: how speed is measured; None: it is not measured.
+        check: as for `prepare`.
     """
-    context = apply_policy(cfg, fabric, record)
+    context = apply_policy(cfg, fabric, record, check)
     exporter.check(context.model.pruner)
     labelling = context.labelling
     known = known_before(labelling, timed)  # before the refit: applying another policy undoes it
@@ -163,9 +165,15 @@ def keep_better(labelling: Labelling, calibration: Calibration) -> Compensated:
     return scores
 
 
-def apply_policy(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> PruningContext:
-    """The policy's model, loaded and pruned in place, in `cfg.dtype`."""
-    context = prepare(checked_config(record, cfg), fabric, dtype=cfg.dtype)
+def apply_policy(
+    cfg: DictConfig, fabric: Fabric, record: dict[str, Any], check: Check | None = None
+) -> PruningContext:
+    """The policy's model, loaded and pruned in place, in `cfg.dtype`.
+
+    Args:
+        check: as for `prepare`.
+    """
+    context = prepare(checked_config(record, cfg), fabric, dtype=cfg.dtype, check=check)
     space = context.model.space
     context.model.pruner.apply(space.policy(record["kept"]), types_of(space, record))
     return context

@@ -17,6 +17,7 @@ from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_j
 from ppf.context.policy import checked_config, read_policy, refuse_types
 from ppf.context.recovery import (
     check_batch,
+    check_text,
     in_float32,
     loss_names,
     losses_of,
@@ -96,7 +97,7 @@ def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
         say(f"Reusing the pruned model in {folder}.")
         return folder
     exporter = HuggingFace()
-    context, record = compensated(in_float32(cfg), fabric, record, exporter)
+    context, record = compensated(in_float32(cfg), fabric, record, exporter, check=check_text(cfg))
 
     def make(draft: Path) -> None:
         exporter.write(context.model.pruner, draft, record)

@@ -14,6 +14,7 @@ from ppf.agents.ratio_agent import FILE, load_agent
 from ppf.artefacts import write_json
 from ppf.context.recovery import (
     check_batch,
+    check_text,
     in_float32,
     losses_of,
     machine_of,
@@ -49,7 +50,8 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     agent = load_agent(cfg.search, cfg.trust_targets)
     if fabric.device.type != "cpu" and agent.record["config"]["model"].get("offload"):
         raise PPFError("recovery with search= cannot train offloaded weights: give fabric=cpu.")
-    context = resident(in_float32(cfg), fabric, agent.record, adapted=False)
+    given = in_float32(cfg)
+    context = resident(given, fabric, agent.record, adapted=False, check=check_text(cfg))
     lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
     training, validation = windows_of(cfg, lm)
     parts = [validation, *test_windows(cfg, lm)]

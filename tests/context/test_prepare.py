@@ -10,6 +10,7 @@ from omegaconf.errors import ReadonlyConfigError
 from ppf.context import prepare as stage
 from ppf.context.policy import checked_config, provenance
 from ppf.errors import PPFError
+from ppf.llm import LanguageModel, Text
 from tests.articles import write_articles
 from tests.searched import QUICK, write_search
 
@@ -30,19 +31,23 @@ def test_too_little_text_to_label_is_refused_before_calibration(
         stage.prepare(cfg, Fabric(accelerator="cpu", devices=1))
 
 
-def test_too_little_test_text_is_refused_before_the_work(
+def test_a_later_need_of_text_is_checked_before_the_work(
     monkeypatch: pytest.MonkeyPatch, cache: str, tmp_path: Path
 ) -> None:
     def calibrate(observed: object) -> None:
         raise AssertionError("the long work has begun")
 
     monkeypatch.setattr(stage.Observed, "make", calibrate)
+
+    def read_test_part(text: Text, lm: LanguageModel) -> None:
+        text.tokens("test", lm.tokenizer)
+
     text = write_articles(tmp_path)
     given = [f"text.path={text}", f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("search", ["model=tiny", *QUICK, *given, "text.windows.test=100000"])
     with pytest.raises(PPFError, match="lower text.windows.test"):
-        stage.prepare(cfg, Fabric(accelerator="cpu", devices=1), also=["test"])
+        stage.prepare(cfg, Fabric(accelerator="cpu", devices=1), check=read_test_part)
 
 
 def test_rank_0_compares_memory_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ppf.cli.checks import check
 from ppf.cli.prune import main as command
 from ppf.conf import read_option
+from ppf.context.observed import Observed
 from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
@@ -251,6 +252,18 @@ def test_a_policy_is_pruned_once_and_then_recovered(
     weights.write_bytes(weights.read_bytes()[:1000])
     assert run(config(*given, "recovery.tokens=32")).pruned == found.pruned
     assert "Reusing" not in capsys.readouterr().out
+
+
+def test_too_little_training_text_is_refused_before_the_model_is_pruned(
+    config: Any, searched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calibrate(observed: object) -> None:
+        raise AssertionError("the long work has begun")
+
+    monkeypatch.setattr(Observed, "make", calibrate)
+    given = ("path=null", f"policy={searched}/policy.json", "text.training.windows.validation=9999")
+    with pytest.raises(PPFError, match="the validation part of text=.* has"):
+        run(config(*given))
 
 
 def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(

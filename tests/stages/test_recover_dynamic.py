@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from ppf.cli.checks import check
 from ppf.conf import read_option
+from ppf.context.observed import Observed
 from ppf.context.policy import read_policy
+from ppf.errors import PPFError
 from ppf.export.loading import load_folder
 from ppf.pruning.elastic import FILE, trained_with
 from ppf.recovery import elastic
@@ -53,6 +55,17 @@ def run(cfg: DictConfig) -> Sequence[RecoveryScore]:
 def resident(folder: str | Path, cfg: DictConfig) -> DynamicModel:
     paths = (f"paths.artefacts={cfg.paths.artefacts}", f"paths.cache={cfg.paths.cache}")
     return DynamicModel.from_search(folder, *paths)
+
+
+def test_too_little_training_text_is_refused_before_the_work(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calibrate(observed: object) -> None:
+        raise AssertionError("the long work has begun")
+
+    monkeypatch.setattr(Observed, "make", calibrate)
+    with pytest.raises(PPFError, match="the validation part of text=.* has"):
+        run(config("text.training.windows.validation=9999"))
 
 
 def test_16_bit_training_wins_nats_back(config: Any) -> None:
