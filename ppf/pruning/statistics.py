@@ -1,7 +1,8 @@
 """Second moments of the consumers' inputs (of o_proj and down_proj) on calibration text."""
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +63,10 @@ def layer_moments(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[st
         mean = found[f"mean.{index}"] = torch.zeros(width, device=device)
 
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].flatten(0, -2).float()
-            gram.addmm_(x.T, x, alpha=1 / stream.tokens)
+            x = inputs[0].flatten(0, -2)
+            with _rounding_to(x.dtype):
+                x = x.float()
+                gram.addmm_(x.T, x, alpha=1 / stream.tokens)
             mean.add_(x.sum(0), alpha=1 / stream.tokens)
 
         return hook
@@ -78,6 +81,21 @@ def layer_moments(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[st
     for name, moment in found.items():
         found[name] = (torch.lerp(moment, moment.T, 0.5) if moment.dim() == 2 else moment).cpu()
     return found
+
+
+@contextmanager
+def _rounding_to(dtype: torch.dtype) -> Iterator[None]:
+    """Lets float32 products round their inputs to `dtype`, if this is faster.
+
+    The sums stay in float32. So the copy of a bfloat16 tensor is multiplied exactly, and on many
+    processors faster.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def by_atom(coupling: Coupling, columns: Float[Tensor, " columns"]) -> Float[Tensor, " atoms"]:

@@ -1,4 +1,4 @@
-"""Tensors on disk carry a checksum."""
+"""Moments are exact; tensors on disk carry a checksum."""
 
 from pathlib import Path
 
@@ -6,13 +6,29 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ppf.pruning import collect_statistics
 from ppf.pruning.statistics import read_tensors, write_tensors
+from tests.tiny import TinySetup
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3).T,
     "b": torch.tensor(1.5, dtype=torch.bfloat16),
     "empty": torch.zeros(0),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_are_exact_in_every_number_format(tiny: TinySetup, dtype: torch.dtype) -> None:
+    tiny.lm.model.to(dtype)
+    inputs = list[torch.Tensor]()
+    consumer = tiny.lm.couplings[1].consumer
+    handle = consumer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    found = collect_statistics(tiny.lm, tiny.windows)
+    handle.remove()
+    x = torch.cat(inputs).flatten(0, -2).double()
+    expected = x.T @ x / len(x)
+    assert (found.gram[1] - expected).abs().max() < 1e-6 * expected.abs().max()
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
