@@ -87,7 +87,8 @@ def run(name: str, cfg: DictConfig) -> float | None:
     fabric = instantiate(cfg.fabric)
     # Fabric has set the rank by now: only rank 0's loggers write.
     folder = Path(cfg.paths.run)
-    with _tidied(cfg), open_loggers(cfg.logger, folder, plain(cfg)) as loggers:
+    logged = {key: value for key, value in plain(cfg).items() if key not in _SECRET}
+    with _tidied(cfg), open_loggers(cfg.logger, folder, logged) as loggers:
         fabric.loggers.extend(loggers)
         launch(fabric)
         share_run_folder(cfg, fabric)
@@ -138,3 +139,6 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # other runs of that day are in it
             folder.parent.rmdir()
+
+
+_SECRET = ("api_key",)  # keys of the config that no logger gets

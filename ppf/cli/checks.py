@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -219,3 +219,9 @@ def refuse_overwriting(out: str | Path, read: str | Path) -> None:
     """Raises PPFError if a command would write into the folder that it reads."""
     if Path(out).resolve() == Path(read).resolve():
         raise PPFError(f"out={out} is the folder that is read: give another out=FOLDER.")
+
+
+def keep_dense(out: str | Path, record: Mapping[str, Any]) -> None:
+    """Raises PPFError if a command would overwrite the dense model of a policy or an agent."""
+    if dense := record["config"]["model"].get("path"):
+        refuse_overwriting(out, dense)

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
-from ppf.cli.checks import refuse_overwriting
+from ppf.cli.checks import keep_dense, refuse_overwriting
 from ppf.cli.lineage import made, used
 from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
@@ -29,13 +29,16 @@ def _check(cfg: DictConfig) -> None:
             " ratio=0.3."
         )
     if cfg.search:
-        load_agent(cfg.search, cfg.trust_targets).policy(cfg.ratio)
+        agent = load_agent(cfg.search, cfg.trust_targets)
+        agent.policy(cfg.ratio)
+        record = agent.record
     elif cfg.path:
-        read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
+        record = read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
         refuse_overwriting(cfg.out, cfg.path)
     else:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy, " and export=gguf or export=decilm")
+    keep_dense(cfg.out, record)
 
 
 @command(_check, one_process=True)

@@ -15,7 +15,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Serves the search in `cfg.search` until it is stopped."""
     try:
         from ppf.server.app import create_app
-        from ppf.server.process import allowed_hosts, bind, is_loopback, serve
+        from ppf.server.process import allowed_hosts, bind, is_loopback, listen, serve
         from ppf.server.prompts import read_template
         from ppf.server.scheduler import Limits, Scheduler
     except ModuleNotFoundError as error:
@@ -36,6 +36,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
             api_key=key,
             template=template,
         )
-        bound.listen()
+        listen(bound)
         say(f"Serving {cfg.search} on http://{host}:{bound.getsockname()[1]} (Ctrl+C stops it).")
         serve(app, scheduler, bound, cfg.log_level)

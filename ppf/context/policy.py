@@ -106,7 +106,8 @@ def refuse_recovered(record: Mapping[str, Any], path: str | Path, more: str = ""
         path: of the policy.json.
         more: overrides that the command needs beside `path=`, as in " export=gguf".
     """
-    if record.get("recovered"):
+    adapted = (record.get("exported") or {}).get("compensation") == "adapters"
+    if adapted or record.get("recovered"):
         raise PPFError(
             f"{path} belongs to a recovered model, and pruning the dense model again would lose its"
             f" weights: give path={Path(path).parent}{more}."

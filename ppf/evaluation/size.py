@@ -15,10 +15,12 @@ def parameters(model: nn.Module) -> int:
 def weight_bytes(folder: Path) -> int:
     """Size of a Hugging Face folder's weight files, in bytes.
 
+    Files of another form that lie beside them, as consolidated.safetensors, do not count.
+
     Raises:
         PPFError: the folder has no safetensors.
     """
-    files = list(folder.glob("*.safetensors"))
+    files = list(folder.glob("model*.safetensors")) or list(folder.glob("*.safetensors"))
     if not files:
         raise PPFError(
             f"path={folder} has no safetensors: give a Hugging Face folder with weights."

@@ -28,7 +28,9 @@ def front_matter(model: PreTrainedModel, config: Mapping[str, Any], library: str
     given, text = config.get("model", {}), config.get("text", {})
     own = _own_card(str(model.name_or_path)) | {k: v for k, v in _facts(given).items() if v}
     known = {key: own[key] for key in _COPIED if own.get(key)}
-    known["datasets"] = list(dict.fromkeys([*known.get("datasets", []), *_datasets(text)])) or None
+    named = known.get("datasets", [])
+    named = named if isinstance(named, list) else [str(named)]
+    known["datasets"] = list(dict.fromkeys([*named, *_datasets(text)])) or None
     found = ModelCardData(
         base_model=own.get("base_model"),
         library_name=library,

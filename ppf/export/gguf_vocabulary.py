@@ -47,7 +47,7 @@ def write_vocabulary(
     for name in ("bos", "eos", "unk", "pad"):
         if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)
-    writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
+    writer.add_add_bos_token(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
 
@@ -73,7 +73,10 @@ def _tokens(
         pieces: whether the tokenizer has SentencePiece's form. Then some tokens stand for bytes,
             and llama.cpp looks for added tokens before it replaces spaces.
     """
-    vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    added = tokenizer.added_tokens_decoder
+    # Plain text has no special tokens. Gemma 3's token for images has no row in text models.
+    silent = {number for number, token in added.items() if token.special and number >= rows}
+    vocabulary = {t: number for t, number in tokenizer.get_vocab().items() if number not in silent}
     if max(vocabulary.values()) >= rows:
         raise PPFError(
             f"the tokenizer has more tokens than the embedding's {rows} rows:"
@@ -132,4 +135,11 @@ def _write_sentencepiece(writer: gguf.GGUFWriter, parts: dict[str, Any], tokens:
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_scores([-float(rank.get(token, len(rank))) for token in tokens])
-    writer.add_add_space_prefix('"prepend' in json.dumps(parts["normalizer"]).lower())
+    writer.add_add_space_prefix(_prepends_space(parts))
+
+
+def _prepends_space(parts: dict[str, Any]) -> bool:
+    """Whether the tokenizer puts a space before every text: by its normalizer or by Metaspace."""
+    steps = json.dumps([parts["normalizer"], parts["pre_tokenizer"]])
+    marks = ('"prepend":', '"prepend_scheme": "first"', '"prepend_scheme": "always"')
+    return any(mark in steps for mark in marks)

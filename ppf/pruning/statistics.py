@@ -117,9 +117,10 @@ def damped(
 
     λ is `damping` times the mean diagonal of G. It is at least `least`, and above 0.
     """
-    gram = gram.double()
+    gram = gram.to(torch.double, copy=True)
     ridge = (damping * gram.diagonal().mean()).clamp_min(max(float(least), _SMALLEST))
-    return gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), ridge
+    gram.diagonal().add_(ridge)
+    return gram, ridge
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -174,9 +174,14 @@ class DynamicModel:
             PPFError: as for `generate`.
         """
         tokens = self.lm.tokenizer(prompt, return_tensors="pt")
-        output = self.generate(**tokens, **options)
-        added = output[0, tokens["input_ids"].shape[1] :]
-        return str(self.lm.tokenizer.decode(added, skip_special_tokens=True))
+        (output,) = self.generate(**tokens, **options)
+        length = tokens["input_ids"].shape[1]
+        # Some tokenizers drop the first space of what they decode.
+        before, whole = (
+            str(self.lm.tokenizer.decode(part, skip_special_tokens=True))
+            for part in (output[:length], output)
+        )
+        return whole[len(before) :]
 
     def perplexity(
         self, text: str, *, window: int | None = None, stride: int | None = None, batch: int = 4

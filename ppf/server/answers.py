@@ -57,7 +57,10 @@ class TextFormat:
             "tokens": [token_text(tokenizer, scored.token) for scored in tokens],
             "token_logprobs": [scored.logprob for scored in tokens],
             "top_logprobs": [
-                {token_text(tokenizer, token): logprob for token, logprob in scored.likeliest}
+                {  # of two tokens with one text, the likelier one is named
+                    token_text(tokenizer, token): logprob
+                    for token, logprob in reversed(scored.likeliest)
+                }
                 for scored in tokens
             ],
         }

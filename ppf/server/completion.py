@@ -48,6 +48,7 @@ class Delta:
 
 
 Emit = Callable[[Position | Delta], object]
+_BEFORE = 5  # tokens of the prompt that show whether a new token begins with a space
 
 
 class Choice:
@@ -64,7 +65,9 @@ class Choice:
         seed = None if asked.seed is None else (asked.seed + number) % 2**64
         self.completion, self._number = completion, number
         self._sampler = TokenSampler(asked.temperature, asked.top_p, seed, lm.device)
-        self._text, self._scored = TextPieces(lm.tokenizer, asked.stop), list[TokenScore]()
+        before = completion.ids[-_BEFORE:].tolist() if asked.continues else []
+        self._text = TextPieces(lm.tokenizer, asked.stop, before)
+        self._scored = list[TokenScore]()
         self.last, self.count, self.finished = 0, 0, False
 
     def take(self, logits: Float[Tensor, " vocabulary"]) -> None:

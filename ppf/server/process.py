@@ -33,6 +33,20 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def listen(bound: socket.socket) -> None:
+    """Makes a bound socket listen.
+
+    Raises:
+        PPFError: another server has begun to listen on the address since it was bound.
+    """
+    try:
+        bound.listen()
+    except OSError as error:
+        raise PPFError(
+            f"another server listens on this port ({error}): give another port=."
+        ) from error
+
+
 def is_loopback(bound: socket.socket) -> bool:
     """Whether only programs on the same machine can reach the socket."""
     return ip_address(bound.getsockname()[0]).is_loopback

@@ -1,6 +1,6 @@
 """Schemas of the requests that clients send."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -66,6 +66,10 @@ Stops = Annotated[
 ]
 
 
+Characters = Annotated[str, Field(min_length=0)]
+"""Any text. pydantic refuses half a surrogate pair only in strings that have a constraint."""
+
+
 class Schema(BaseModel):
     """Unknown fields are refused, and values are not converted."""
 
@@ -84,8 +88,12 @@ class GenerationRequest(Schema):
 
     At temperature 0, the most likely token is chosen instead of sampling. A field that is null has
     its default. Fields that change no text are accepted.
+
+    Attributes:
+        continues: whether the answer continues the prompt's text.
     """
 
+    continues: ClassVar[bool] = False
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: Annotated[float, AfterValidator(_finite_logits)] = Field(1.0, ge=0, le=2)
@@ -122,6 +130,7 @@ class GenerationRequest(Schema):
 class CompletionRequest(GenerationRequest):
     """The request of /v1/completions."""
 
+    continues: ClassVar[bool] = True
     prompt: Annotated[str, BeforeValidator(_only_one)] = Field(min_length=1)
     max_tokens: int = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -135,14 +144,14 @@ class TextPart(Schema):
     """A part of a message. Only text is supported."""
 
     type: Literal["text"]
-    text: str
+    text: Characters
 
 
 class Message(Schema):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Characters | list[TextPart]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:

@@ -8,12 +8,15 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # stands for the first bytes of a character
 _BYTES = {char: byte for byte, char in bytes_to_unicode().items()}  # of byte-level tokenizers
+_SPACE = "▁"  # in SentencePiece's tokens
 _BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token of SentencePiece for one byte
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
     """The bytes of a token, which may be a part of a character."""
     text, name = str(tokenizer.decode([token])), str(tokenizer.convert_ids_to_tokens(token))
+    if name.startswith(_SPACE) and not text.startswith(" "):
+        return f" {text}".encode()  # decoders drop the space before the first token
     if _INCOMPLETE not in text:
         return text.encode()
     if byte := _BYTE.fullmatch(name):
@@ -37,15 +40,20 @@ class TextPieces:
 
     Args:
         stops: sequences that end the text, and do not belong to it.
+        before: tokens that the text continues. If there are none, some tokenizers drop its first
+            space.
 
     Attributes:
         stopped: whether a stop sequence has been found.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], before: Sequence[int] = ()
+    ) -> None:
         self._tokenizer, self._stops = tokenizer, stops
-        self._tokens: list[int] = []
-        self._context = self._read = 0  # tokens from `_context` are decoded; `_read` are out
+        self._tokens = list(before)
+        # Tokens from `_context` on are decoded; the first `_read` tokens are out.
+        self._context, self._read = 0, len(self._tokens)
         self._held = ""
         self.stopped = False
 

@@ -159,6 +159,12 @@ def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None
     (tmp_path / "config.json").write_text("{}")
     same = sentence(run, "prune", f"path={tmp_path}", f"out={tmp_path}", "export=gguf")
     assert f"out={tmp_path} is the folder that is read" in same
+    dense = examples.policy()
+    dense["config"]["model"]["path"] = str(tmp_path / "dense")
+    (tmp_path / "policy.json").write_text(json.dumps(dense))
+    for command in ("prune", "recover"):
+        given = (f"policy={tmp_path / 'policy.json'}", f"out={tmp_path / 'dense'}")
+        assert "is the folder that is read" in sentence(run, command, *given)
     for nothing in ((), ("path=[]",), ("policy=",)):
         assert "give either policy=FILE" in sentence(run, "evaluate", "logger=csv", *nothing)
     (tmp_path / "policy.json").write_text(json.dumps({"format": 0}))

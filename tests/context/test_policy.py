@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 
-from ppf.context.policy import model_name, warn_if_unreadable
+from ppf.context.policy import model_name, refuse_recovered, warn_if_unreadable
+from ppf.errors import PPFError
 
 
 def config(*overrides: str) -> Any:
@@ -29,3 +30,10 @@ def test_a_local_model_has_the_name_of_its_folder_or_link(
     assert model_name(config("model=local", f"model.path={tmp_path}/llama").model) == "llama"
     monkeypatch.chdir(tmp_path / "3f9c")
     assert model_name(config("model=local", "model.path=.").model) == "3f9c"
+
+
+def test_a_policy_whose_weights_were_trained_is_refused() -> None:
+    refuse_recovered({"exported": {"compensation": "sequential"}}, "x/policy.json")
+    for trained in ({"exported": {"compensation": "adapters"}}, {"recovered": {"tokens": 1}}):
+        with pytest.raises(PPFError, match="belongs to a recovered model.*give path=x"):
+            refuse_recovered(trained, "x/policy.json")

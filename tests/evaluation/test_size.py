@@ -19,6 +19,14 @@ def test_tied_parameters_count_once(form: str, tmp_path: Path) -> None:
     assert weight_bytes(tmp_path) == pytest.approx(4 * parameters(model), rel=0.02)
 
 
+def test_the_same_weights_in_another_form_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "model-00001-of-00001.safetensors").write_bytes(bytes(10))
+    (tmp_path / "consolidated.safetensors").write_bytes(bytes(11))
+    assert weight_bytes(tmp_path) == 10
+    (tmp_path / "model-00001-of-00001.safetensors").unlink()
+    assert weight_bytes(tmp_path) == 11
+
+
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match="no safetensors"):
         weight_bytes(tmp_path)

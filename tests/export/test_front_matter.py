@@ -44,6 +44,11 @@ def test_a_folders_card_tells_licence_language_and_data(tmp_path: Path) -> None:
     assert "widget" not in found
 
 
+def test_one_data_set_may_stand_without_a_list(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(CARD.replace("[someone/words]", "wikitext"))
+    assert read(tmp_path)["datasets"] == ["wikitext"]
+
+
 def test_a_card_that_ppf_wrote_keeps_its_base_and_lists_each_data_set_once(tmp_path: Path) -> None:
     (tmp_path / "policy.json").write_text("{}")
     (tmp_path / "README.md").write_text(CARD)

@@ -252,6 +252,38 @@ def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) 
     assert value(reader, "tokenizer.ggml.add_space_prefix") is False
 
 
+@pytest.mark.parametrize(
+    ("step", "prepends"),
+    [
+        (normalizers.Prepend("▁"), True),
+        (pre_tokenizers.Metaspace("▁", "first"), True),
+        (pre_tokenizers.Metaspace("▁", "always"), True),
+        (pre_tokenizers.Metaspace("▁", "never"), False),
+    ],
+)
+def test_a_space_before_every_text_is_written_in_each_form(
+    step: Any, prepends: bool, pruner: LivePruner, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer(models.BPE({"<unk>": 0, "▁": 1}, [], byte_fallback=True))
+    is_normalizer = isinstance(step, normalizers.Normalizer)
+    setattr(tokenizer, "normalizer" if is_normalizer else "pre_tokenizer", step)
+    pruner.lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
+    assert value(reader, "tokenizer.ggml.add_space_prefix") is prepends
+
+
+def test_a_special_token_without_a_row_is_left_out(pruner: LivePruner, tmp_path: Path) -> None:
+    """As Gemma 3's token for images."""
+    vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.add_special_tokens(["<image>"])
+    pruner.lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    assert pruner.lm.tokenizer.convert_tokens_to_ids("<image>") == 257
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
+    tokens = value(reader, "tokenizer.ggml.tokens")
+    assert len(tokens) == 257 and "<image>" not in tokens
+
+
 def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):

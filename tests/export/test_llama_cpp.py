@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import normalizers
 from torch import nn
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig
 
 from benchmarks.llama_cpp import LlamaCpp
 from ppf.evaluation.perplexity import mean_nll
@@ -14,6 +14,7 @@ from ppf.llm import LanguageModel
 from ppf.pruning.compensation import Bias, NoCompensation
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY, export_gguf
+from tests.sentencepiece import sentencepiece_form
 
 pytestmark = pytest.mark.slow
 
@@ -102,24 +103,6 @@ def test_every_family(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     for name, found in zip(models, llama_cpp(wanted), strict=True):
         assert found["prompt"] == models[name].tokenizer("Hello").input_ids
         assert_greedy(models[name].model, found)
-
-
-def sentencepiece_form(*steps: normalizers.Normalizer) -> PreTrainedTokenizerFast:
-    """The form of Llama 2's and Gemma's tokenizers, with few merges and an added token."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens += ["▁", *"abcdefghijklmnopqrstuvwxyz"]
-    pairs = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "c"), ("a", "t"), ("▁c", "at")]
-    tokens += ["".join(pair) for pair in pairs]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    bpe = models.BPE(vocabulary, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    tokenizer = Tokenizer(bpe)
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    tokenizer.add_tokens([AddedToken("<b>", normalized=False, special=False)])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path) -> None:

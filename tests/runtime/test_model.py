@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 from torch import Tensor
 from transformers import LlamaForCausalLM, StoppingCriteria
 
@@ -18,6 +19,7 @@ from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.runtime import DynamicModel, UniformPolicies
 from ppf.space import uniform
 from tests.checkpoints import bos_tokenizer
+from tests.sentencepiece import sentencepiece_form
 from tests.tiny import TinySetup
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
@@ -76,6 +78,16 @@ def test_complete_returns_what_was_added(model: DynamicModel) -> None:
     tokens = model.lm.tokenizer("Hello", return_tensors="pt")
     whole = model.generate(**tokens, **GREEDY)[0]
     assert model.complete("Hello", **GREEDY) == model.lm.tokenizer.decode(whole[5:])
+
+
+def test_what_was_added_keeps_its_first_space(
+    model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = sentencepiece_form(normalizers.Prepend("▁"))
+    model.lm.tokenizer = tokenizer
+    both = torch.tensor([tokenizer("cat the").input_ids])
+    monkeypatch.setattr(model, "generate", lambda **given: both)
+    assert model.complete("cat") == " the"
 
 
 def test_perplexity_is_that_of_the_pruned_model(model: DynamicModel) -> None:

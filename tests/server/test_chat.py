@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from ppf.runtime import DynamicModel
@@ -123,6 +124,13 @@ def test_a_wrong_chat_is_refused_in_one_sentence(
         with pytest.raises(openai.BadRequestError) as refused:
             openai_client.chat.completions.create(**ASKED | changes, stream=stream)
         assert sentence in refused.value.message
+
+
+def test_half_a_character_is_refused(client: TestClient) -> None:
+    body = '{"messages": [{"role": "user", "content": "x\\ud83d"}]}'
+    headers = {"Content-Type": "application/json"}
+    found = client.post("/v1/chat/completions", content=body, headers=headers)
+    assert found.status_code == 400 and "content" in found.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("template", [None])

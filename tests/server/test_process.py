@@ -15,7 +15,7 @@ import pytest
 from openai import OpenAI
 
 from ppf.errors import PPFError
-from ppf.server.process import allowed_hosts, bind, is_loopback
+from ppf.server.process import allowed_hosts, bind, is_loopback, listen
 from tests import commands
 from tests.searched import write_search
 
@@ -61,6 +61,13 @@ def test_an_unavailable_address_is_refused_in_one_sentence() -> None:
                 bind(host, port)
 
 
+def test_of_two_servers_that_start_at_once_the_later_one_is_told() -> None:
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
+        listen(first)
+        with pytest.raises(PPFError, match="another server listens on this port"):
+            listen(second)
+
+
 def test_only_a_loopback_address_is_bound_to_host_names() -> None:
     with bind("127.0.0.1", 0) as inside, bind("0.0.0.0", 0) as outside:
         assert is_loopback(inside) and not is_loopback(outside)
@@ -88,6 +95,17 @@ def test_a_started_server_chats_with_openais_client_and_ends_at_a_signal(
     assert [answer.usage.completion_tokens for answer in answers] == [4, 4]
     assert [round(answer.model_extra["pruning_ratio"], 1) for answer in answers] == [0.0, 0.3]
     end_at_work(process, address, output, signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_no_logger_gets_the_key(
+    serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PPF_API_KEY", "sesame")
+    serve("logger=csv")
+    written = [file for file in (folder / "outputs").rglob("*") if file.is_file()]
+    assert any("csv" in file.parts for file in written)
+    assert not any(b"sesame" in file.read_bytes() for file in written)
 
 
 @pytest.mark.slow

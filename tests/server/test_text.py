@@ -1,7 +1,12 @@
 import random
 
+from tokenizers import normalizers
+
 from ppf.llm.sources import byte_tokenizer
+from ppf.server.answers import TextFormat
+from ppf.server.sampler import TokenScore
 from ppf.server.text import TextPieces, token_bytes, token_text
+from tests.sentencepiece import sentencepiece_form
 
 TEXT = "Grüße, 世界! ab abc abcd 🙂"
 
@@ -36,6 +41,22 @@ def test_parts_of_a_character_have_their_own_bytes_and_distinct_names() -> None:
     assert b"".join(token_bytes(tokenizer, token) for token in parts) == "a世".encode()
     names = [token_text(tokenizer, token) for token in parts]
     assert names == ["a", r"bytes:\xe4", r"bytes:\xb8", r"bytes:\x96"]
+
+
+def test_a_text_that_goes_on_keeps_its_first_space() -> None:
+    tokenizer = sentencepiece_form(normalizers.Prepend("▁"))
+    prompt, (the,) = tokenizer("cat").input_ids, tokenizer("the").input_ids
+    assert TextPieces(tokenizer, [], prompt).add(the) == " the"
+    assert TextPieces(tokenizer, []).add(the) == "the"
+    assert token_bytes(tokenizer, the) == b" the"
+    assert token_text(tokenizer, tokenizer.convert_tokens_to_ids("the")) == "the"
+
+
+def test_of_two_tokens_with_one_text_the_likelier_one_is_named() -> None:
+    tokenizer = sentencepiece_form()
+    letter, byte = tokenizer.convert_tokens_to_ids(["a", "<0x61>"])
+    scored = TokenScore(letter, -0.1, [(letter, -0.1), (byte, -5.0)])
+    assert TextFormat().logprobs([scored], tokenizer)["top_logprobs"] == [{"a": -0.1}]
 
 
 def test_a_text_ends_before_the_first_stop_sequence() -> None:
