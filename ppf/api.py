@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.cli.app import run
 from ppf.cli.explain import explain_config
+from ppf.cli.search import check_read
 from ppf.cli.studies import check_studies
 from ppf.context.policy import read_policy
 from ppf.context.signatures import plain, recorded
@@ -62,7 +63,7 @@ class SearchResult:
 
 def search(
     model: Model = "smollm2_135m",
-    ratio: float = 0.3,
+    ratio: float | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     **overrides: Any,
@@ -72,15 +73,16 @@ def search(
     Args:
         model: a name of `conf/model`, a Hugging Face folder, or a loaded model, which is saved
             into the run's folder.
-        ratio: share of the budget to save.
+        ratio: share of the budget to save; None: 0.3, or all ratios with `mode="dynamic"|"chain"`.
         tokenizer: of a loaded model; None: the one of the folder or hub id that it came from.
         overrides: keys of `search.py`, as in `agent="ppo"` or `labels={"count": 256}`.
 
     Raises:
         PPFError: an override is wrong, or the model or the text cannot be read.
     """
-    given = _written({"ratio": ratio, **overrides})
+    given = [*_written(({} if ratio is None else {"ratio": ratio}) | overrides)]
     cfg = _composed("search", [*_named(model), *given])
+    check_read(cfg.mode, given)
     if isinstance(model, PreTrainedModel):
         _save(model, tokenizer, cfg.model.path)
     run("search", cfg)
@@ -230,6 +232,8 @@ def _text(value: Any) -> str:
     """A value in Hydra's grammar."""
     if isinstance(value, str | Path):
         return quoted(value)
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}: {_text(part)}' for key, part in value.items())}}}"
     if isinstance(value, Sequence):
         return f"[{','.join(map(_text, value))}]"
     return json.dumps(value)

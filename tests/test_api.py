@@ -5,6 +5,7 @@ import pydoc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -28,6 +29,10 @@ QUICK = {
 
 def test_arguments_are_written_as_overrides() -> None:
     given = {"agent": "ppo", "labels": {"count": 8}, "tasks": ["a", "b c"], "policy": None}
+    screened = {"predictor": "oracle", "predictor.screening": [{"windows": 1, "keep": 4}]}
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", list(api._written(screened)))
+    assert cfg.predictor.screening == [{"windows": 1, "keep": 4}]
     assert list(api._written(given)) == [
         "agent=ppo",
         "labels.count=8",
@@ -57,6 +62,21 @@ def test_a_wrong_override_is_an_error_and_not_an_exit(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PPFError, match="labels.count"):
         ppf.search("tiny", labels={"count": -1})
+
+
+def test_a_refused_call_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PPFError):
+        ppf.prune("missing.json")
+    assert not [path for path in tmp_path.rglob("*") if path.parts[-2] == "prune"]
+
+
+@pytest.mark.parametrize(
+    "given", [{"mode": "dynamic", "ratio": 0.5}, {"ratios": [0.2]}, {"dynamic": {"knots": 4}}]
+)
+def test_what_a_mode_does_not_read_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(PPFError, match=f"does not read {list(given)[-1]}"):
+        ppf.search("tiny", **given)
 
 
 def test_an_unknown_key_is_an_error_that_names_a_similar_one() -> None:
@@ -167,6 +187,8 @@ def test_a_search_starts_from_a_policy_that_fits_its_space(
     assert ppf.search("tiny", 0.4, text=text, **quick).ratio >= 0.4
     with pytest.raises(PPFError, match="a rule does not search"):
         ppf.search("tiny", 0.4, text=text, **(quick | {"agent": "owl"}))
+    with pytest.raises(PPFError, match="was found with other units per site"):
+        ppf.search("tiny", 0.4, text=text, **(quick | {"space": {"channel_multiple": 32}}))
     with pytest.raises(PPFError, match="does not fit space"):
         ppf.search("tiny", 0.4, text=text, **(quick | {"space": "mlp"}))
 

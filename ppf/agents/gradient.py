@@ -91,7 +91,7 @@ def within_budget(
         over = ((wanted - share) @ cost)[:, None]
         free = torch.where(over > 0, wanted > lower, wanted < upper) & (cost > 0)
         wanted = wanted - free * units * over / (free * units * cost).sum(1, True).clamp_min(1)
-    return wanted
+    return torch.minimum(torch.maximum(wanted, lower), upper)
 
 
-_CUTS = 4  # repetitions, after which the remaining excess is negligible
+_CUTS = 8  # repetitions, after which the remaining excess is negligible

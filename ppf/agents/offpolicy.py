@@ -17,6 +17,7 @@ from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.agents.networks import greedy_actions, play
+from ppf.errors import PPFError
 from ppf.ranges import Count, Natural, Positive, Share
 
 
@@ -57,6 +58,10 @@ class OffPolicy(Learner):
         **learner: Any,
     ) -> None:
         super().__init__(**learner)
+        if updates % delay:
+            raise PPFError(
+                f"agent.updates={updates} is not a multiple of agent.delay={delay}: give one."
+            )
         self.episodes, self.warmup, self.updates, self.delay = episodes, warmup, updates, delay
         self.batch, self.buffer_size, self.n_steps = batch, buffer_size, n_steps
         self.lr, self.tau = lr, tau

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
@@ -131,10 +132,16 @@ def share_run_folder(cfg: DictConfig, ranks: Ranks) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a run folder that holds only Hydra's files, and its parent folder if it is empty."""
+    """Removes a run folder that holds only Hydra's files, and its parent folder if it is empty.
+
+    Runs that Python code starts have none of these files.
+    """
     hydra = folder / ".hydra"
-    if hydra.is_dir() and not any(
-        path.is_file() and path.parent != hydra for path in folder.rglob("*")
+    own = hydra.is_dir() or not HydraConfig.initialized()
+    if (
+        own
+        and folder.is_dir()
+        and not any(path.is_file() and path.parent != hydra for path in folder.rglob("*"))
     ):
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # other runs of that day are in it

@@ -8,11 +8,11 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import ppf
-from ppf.artefacts import signature, write_json
-from ppf.context.signatures import plain, with_code
+from ppf.artefacts import digest, signature, write_json
+from ppf.context.signatures import MODEL_FILES, contents, plain, with_code
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.run import RunRecord
@@ -21,6 +21,9 @@ from ppf.report.origin import task_overrides, version
 FILE = "run.json"
 # Keys that do not change results.
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
+
+# Keys that name a file or a folder, or several.
+_NAMED = ("policy", "path", "search", "search.start", "text.path", "model.path")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,20 @@ def _identity(command: str, cfg: DictConfig) -> str:
     config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
     config.get("trainer", {}).pop("accelerator", None)  # that of fabric
     config = with_code(config, Path(cfg.paths.cache))
-    return signature("run", ppf.__version__, command, config)
+    return signature("run", ppf.__version__, command, config, _files_read(cfg))
+
+
+def _files_read(cfg: DictConfig) -> list[Any]:
+    """The contents of the files and folders that the config names."""
+    cache, found = Path(cfg.paths.cache), list[Any]()
+    for key in _NAMED:
+        value = OmegaConf.select(cfg, key)
+        for path in map(Path, [value] if isinstance(value, str) else value or []):
+            if path.is_file():
+                found.append(digest(path, cache))
+            elif path.is_dir():
+                found.append(contents(path, cache, MODEL_FILES))
+    return found
 
 
 def finite(value: Any) -> Any:

@@ -35,6 +35,8 @@ def _check(cfg: DictConfig) -> None:
     elif cfg.path:
         record = read_policy(f"{local_folder(cfg.path, 'path')}/policy.json", cfg.trust_targets)
         refuse_overwriting(cfg.out, cfg.path)
+        if cfg.latency:
+            raise PPFError("latency=true needs policy= or search=: leave it out with path=.")
     else:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy, " and export=gguf or export=decilm")

@@ -35,9 +35,16 @@ def _check(cfg: DictConfig) -> None:
             "give one of policy=FILE (a policy.json), path=FOLDER (a folder that prune.py wrote)"
             " and search=FOLDER (of a run of search.py mode=dynamic|chain)."
         )
+    if str(cfg.trainer.precision).endswith("16-true"):
+        raise PPFError(
+            f"trainer.precision={cfg.trainer.precision} would also round rotary frequencies: give"
+            " trainer.precision=bf16-mixed or trainer.precision=32-true."
+        )
     if start := cfg.path or (cfg.search and agent_folder(cfg.search)):
         refuse_overwriting(cfg.out, start)
     if cfg.search:
+        if cfg.dtype != "float32":
+            raise PPFError("adapters are written in float32: leave dtype= out with search=.")
         if str(cfg.trainer.precision).startswith("16"):
             raise PPFError(
                 "recovery with search= cannot compute in float16: give"
@@ -154,7 +161,8 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
     write_page(file, page)
     for artifact in (*used(cfg), made(Path(cfg.out))):
         log_artifact(fabric.loggers, artifact)
-    publish(fabric.loggers, Published.of(page, file, recovery_metrics(found.scores)))
+    metrics = recovery_metrics(found.scores) | recovery_metrics(found.test, "test")
+    publish(fabric.loggers, Published.of(page, file, metrics))
     say(f"Report: {file}")
 
 

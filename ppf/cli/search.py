@@ -74,7 +74,8 @@ def _check(cfg: DictConfig) -> None:
     check_acquired(cfg)
     check_bytes(cfg)
     if cfg.search.start:
-        read_policy(cfg.search.start, cfg.trust_targets)
+        if read_policy(cfg.search.start, cfg.trust_targets).get("types"):
+            raise PPFError("search.start= cannot start from a policy that quantises weights.")
         if isinstance(instantiate(cfg.agent), Rule):
             raise PPFError("a rule does not search: leave search.start out, or give another agent.")
     if cfg.mode == "dynamic":
@@ -155,16 +156,28 @@ class _Begun(NamedTuple):
 
 
 def _start(cfg: DictConfig, space: Space) -> Int[Tensor, " sites"] | None:
-    """The policy of `search.start`."""
+    """The policy of `search.start`.
+
+    Raises:
+        PPFError: it is of another space.
+    """
     if not (file := cfg.search.start):
         return None
-    return torch.tensor(space.policy(read_policy(file, cfg.trust_targets)["kept"]))
+    record = read_policy(file, cfg.trust_targets)
+    kept = space.policy(record["kept"])
+    if record["units"] != {site.name: site.units for site in space.sites}:
+        raise PPFError(
+            f"search.start={file} was found with other units per site: give the model and the"
+            " space= that it was found with."
+        )
+    return torch.tensor(kept)
 
 
 def _static(begun: _Begun) -> Outcome:
     """The best policy for one ratio; the metric is its measured log-perplexity."""
     cfg, context, inputs, labels, trained, clock, start = begun
     found = _chosen(begun, search(inputs, labels, trained, cfg.ratio, clock, start=start))
+    context.labelling.add_other_ranks()
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
     if not inputs.fabric.is_global_zero:
         return Outcome(found.nll)
@@ -203,6 +216,7 @@ def _for_every_ratio(begun: _Begun, result: FoundAgent) -> Outcome:
     """Reports an agent; the metric is the mean log-perplexity measured along its curve."""
     cfg, context, inputs, _, _, clock, _ = begun
     metric = float(result.curve.measured.mean())
+    context.labelling.add_other_ranks()
     if not inputs.fabric.is_global_zero:
         return Outcome(metric)
     report = curve.write(cfg, context, result, inputs, clock.seconds, Path(cfg.paths.run))

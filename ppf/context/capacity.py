@@ -67,7 +67,12 @@ class Comparison:
 
     @classmethod
     def of(
-        cls, cfg: DictConfig, device: torch.device, processes: int, speeds: Speeds = _ANY_SPEED
+        cls,
+        cfg: DictConfig,
+        device: torch.device,
+        processes: int,
+        speeds: Speeds = _ANY_SPEED,
+        dtype: str | None = None,
     ) -> "Comparison":
         """Compares a config with this machine.
 
@@ -76,11 +81,12 @@ class Comparison:
             device: of this process.
             processes: number of processes on this machine.
             speeds: of the device.
+            dtype: as for `Sizes.of`.
 
         Raises:
             PPFError: the structure of the model is not known without its weights.
         """
-        sizes = Sizes.of(cfg, device, processes)
+        sizes = Sizes.of(cfg, device, processes, dtype)
         free = Free.on(device, Path(cfg.paths.artefacts), Path(cfg.paths.cache))
         return cls(sizes, needs(sizes, speeds), free, _made(cfg, device))
 
@@ -118,7 +124,9 @@ class Comparison:
         return self.disk <= self.free.disk and not self.cache_too_small and not self.too_large
 
 
-def refuse_what_does_not_fit(cfg: DictConfig, device: torch.device, processes: int) -> None:
+def refuse_what_does_not_fit(
+    cfg: DictConfig, device: torch.device, processes: int, dtype: str | None = None
+) -> None:
     """Compares a config with this machine before any work starts.
 
     A model whose config is not available before its weights are loaded is not checked.
@@ -127,25 +135,29 @@ def refuse_what_does_not_fit(cfg: DictConfig, device: torch.device, processes: i
         cfg: of a command, or the part of it that a policy.json has.
         device: of this process.
         processes: number of processes on this machine, none of which has loaded the model.
+        dtype: as for `Sizes.of`.
 
     Raises:
         PPFError: memory or disk do not suffice; the sentence names the override to change.
     """
     try:
-        found = Comparison.of(cfg, device, processes)
+        found = Comparison.of(cfg, device, processes, dtype=dtype)
     except PPFError:
         return
-    if sentence := refusal(cfg, device, found):
+    if sentence := refusal(cfg, device, found, dtype):
         raise PPFError(sentence)
 
 
-def refusal(cfg: DictConfig, device: torch.device, found: Comparison) -> str | None:
+def refusal(
+    cfg: DictConfig, device: torch.device, found: Comparison, dtype: str | None = None
+) -> str | None:
     """One sentence on what does not fit and which override mends it; None: all fits.
 
     Args:
         cfg: as for `refuse_what_does_not_fit`.
         device: of this process.
         found: the comparison of this config.
+        dtype: as for `Sizes.of`.
     """
     name, free = f"model={cfg.model.name}", found.free
     if found.disk > free.disk:
@@ -169,7 +181,7 @@ def refusal(cfg: DictConfig, device: torch.device, found: Comparison) -> str | N
     if device.type != "cpu":
         wanted = f"{_size(worst.memory)} of GPU memory and {wanted}"
         there = f"{_size(free.memory)} and {there}"
-    remedy = _remedy(cfg, device, count)
+    remedy = _remedy(cfg, device, count, dtype)
     return f"{worst.stage} of {name} needs {wanted}, but {there} are free: {remedy}."
 
 
@@ -178,7 +190,7 @@ def _size(gib: float | None) -> str:
     return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
-def _remedy(cfg: DictConfig, device: torch.device, processes: int) -> str:
+def _remedy(cfg: DictConfig, device: torch.device, processes: int, dtype: str | None) -> str:
     """The fewest overrides under which everything fits, as a request."""
     options, fewer = _overrides(cfg, device), range(processes - 1, 0, -1)
     nodes = cfg.fabric.num_nodes if "fabric" in cfg else 1
@@ -190,7 +202,7 @@ def _remedy(cfg: DictConfig, device: torch.device, processes: int) -> str:
         OmegaConf.set_readonly(changed, None)
         OmegaConf.set_struct(changed, False)
         changed.merge_with_dotlist(given)
-        found = Comparison.of(changed, device, processes)
+        found = Comparison.of(changed, device, processes, dtype=dtype)
         for count in counts:
             if found.of_processes(count).fits and _divides(changed, device, count * nodes):
                 given += [f"fabric.devices={count}"] * (count < processes)

@@ -109,6 +109,6 @@ def _proposals(cfg: DictConfig) -> int:
 
 def _of_dynamic_search(cfg: DictConfig) -> int:
     """Experts that are measured, and for each ratio the agent's policy and uniform pruning."""
-    knots, stride = range(cfg.dynamic.knots), cfg.dynamic.stride
-    rounds = [knots[measured_experts(number, stride)] for number in range(cfg.search.rounds)]
-    return sum(map(len, rounds)) + 2 * len(cfg.ratios)
+    count, stride = cfg.dynamic.knots, cfg.dynamic.stride
+    rounds = [measured_experts(number, stride, count) for number in range(cfg.search.rounds)]
+    return sum(len(range(count)[own]) for own in rounds) + 2 * len(cfg.ratios)

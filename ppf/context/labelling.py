@@ -51,6 +51,17 @@ class Labelling:
         """Number of tokens read for measurements and gradients of policies (see `passes`)."""
         return len(self.used) * self.windows.numel() + sum(self.passes.values())
 
+    def add_other_ranks(self) -> None:
+        """Also counts what other ranks have measured; all ranks must call this.
+
+        With `predictor=oracle`, each rank measures policies of its own.
+        """
+        ranks = self.artefacts.ranks
+        for rank in range(ranks.world_size):
+            used, passes = ranks.broadcast((self.used, self.passes), rank)
+            self.used.update(used)
+            self.passes.update({key: passes[key] for key in passes.keys() - self.passes.keys()})
+
     @property
     def piece(self) -> Piece:
         """The windows, and from which token on they are scored."""

@@ -102,19 +102,23 @@ class Sizes:
     on_cpu: bool
 
     @classmethod
-    def of(cls, cfg: DictConfig, device: torch.device, processes: int = 1) -> "Sizes":
+    def of(
+        cls, cfg: DictConfig, device: torch.device, processes: int = 1, dtype: str | None = None
+    ) -> "Sizes":
         """The sizes of a config with model, text, space, compensation, labels and bank.
 
         Args:
             cfg: the config.
             device: of one process.
             processes: number of processes on the machine.
+            dtype: in which the weights are loaded; None: `model.dtype`.
 
         Raises:
             PPFError: the structure of the model is not known without its weights.
         """
         model, adapter = skeleton(cfg.model)
-        couplings, dtype = adapter.couplings(model), resolve_dtype(cfg.model.dtype, device)
+        couplings = adapter.couplings(model)
+        loaded = resolve_dtype(dtype or cfg.model.dtype, device)
         space: Space = instantiate(cfg.space, [coupling.prunable for coupling in couplings])
         shapes = {c.name: (c.consumer.out_features, c.consumer.in_features) for c in couplings}
         of_sites = [shapes[site.name] for site in space.sites]
@@ -131,9 +135,9 @@ class Sizes:
             hidden=model.config.hidden_size,
             consumers=list(shapes.values()),
             head=model.get_output_embeddings().weight.numel(),
-            bank=bank_size(of_sites, space, dtype, cfg.bank.max_gib, gpus) if refits else None,
-            itemsize=dtype.itemsize,
-            activations=activations(layers, cfg.text.window, dtype),
+            bank=bank_size(of_sites, space, loaded, cfg.bank.max_gib, gpus) if refits else None,
+            itemsize=loaded.itemsize,
+            activations=activations(layers, cfg.text.window, loaded),
             calibration=(windows.calibration or MANY) * cfg.text.window,
             labelling=(windows.labelling or MANY) * cfg.text.window,
             labels=evaluations(cfg),

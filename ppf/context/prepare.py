@@ -91,7 +91,8 @@ def prepare(
     if not choose:
         # Rank 0 compares for all, before another rank takes memory.
         on_rank_0(
-            fabric, lambda: refuse_what_does_not_fit(cfg, fabric.device, processes_here(fabric))
+            fabric,
+            lambda: refuse_what_does_not_fit(cfg, fabric.device, processes_here(fabric), dtype),
         )
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
     text, observed = observe(cfg, fabric, check)

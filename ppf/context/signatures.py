@@ -24,7 +24,8 @@ _PLACE = (
     "log_every_n_steps",
     "num_sanity_val_steps",
 )  # arguments of Lightning's Trainer that do not change what is trained
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
+MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
+"""Suffixes of a model folder's files that determine the model."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def model_identity(cfg: DictConfig) -> dict[str, Any]:
     model, cache = cfg.model, Path(cfg.paths.cache)
     if model.path:
         folder = Path(local_folder(model.path, "model.path"))
-        return {"files": _contents(folder, cache, _MODEL_FILES)}
+        return {"files": contents(folder, cache, MODEL_FILES)}
     return {"source": _source(plain(model.source), cache) if model.source else None}
 
 
@@ -158,7 +159,7 @@ def missing(what: str, command: str) -> PPFError:
 def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:
     """A source's config; values that are local folders count by their content."""
     found = {
-        key: _contents(Path(value), cache)
+        key: contents(Path(value), cache)
         if key in ("path", "repository") and Path(value).is_dir()
         else value
         for key, value in source.items()
@@ -166,7 +167,7 @@ def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:
     return with_code(found, cache)
 
 
-def _contents(folder: Path, cache: Path, suffixes: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+def contents(folder: Path, cache: Path, suffixes: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     """Names and digests of a folder's files, those of its subfolders included.
 
     Args:

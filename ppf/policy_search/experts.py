@@ -40,11 +40,12 @@ def improve_along(
     return experts
 
 
-def measured_experts(number: int, stride: int) -> slice:
-    """The experts that are measured after round `number`: every stride-th one.
+def measured_experts(number: int, stride: int, knots: int) -> slice:
+    """The experts that are measured after round `number`: every stride-th one, at least one.
 
     Consecutive rounds start at different experts, so they measure different ones.
     """
+    stride = min(stride, knots)
     return slice(number % stride, None, stride)
 
 

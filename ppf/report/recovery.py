@@ -89,17 +89,18 @@ def _pictures(found: Recovered) -> Iterator[ReportSection]:
         yield ReportSection("Every ratio", note, name="ratios", figure=figure)
 
 
-def recovery_metrics(scores: Sequence[RecoveryScore]) -> dict[str, float]:
+def recovery_metrics(scores: Sequence[RecoveryScore], part: str = "validation") -> dict[str, float]:
     """The metrics of a recovery for loggers, as in "recovered/validation_perplexity".
 
-    With several ratios the names end in the ratio.
+    With several ratios the names end in the ratio. The share of recovered nats is that of the
+    validation part.
     """
     metrics: dict[str, float] = {}
     for score in scores:
         at = f"/{score.ratio:g}" if len(scores) > 1 else ""
         for name in _MODELS:
-            metrics[f"{name}/validation_perplexity{at}"] = _perplexity(score, name)
-        if score.won_back is not None:
+            metrics[f"{name}/{part}_perplexity{at}"] = _perplexity(score, name)
+        if part == "validation" and score.won_back is not None:
             metrics[f"won_back{at}"] = score.won_back
     return metrics
 

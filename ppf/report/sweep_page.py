@@ -17,7 +17,7 @@ from ppf.report.origin import machine, next_command
 from ppf.report.page import Page, ReportSection, Tile
 from ppf.report.scores import duration, percent
 from ppf.report.style import OTHERS, legend_above, log_scale, percents, save_png, styled
-from ppf.report.sweep import Group, Sweep, multirun, read_sweep, sweep_table, words
+from ppf.report.sweep import REPEATED, Group, Sweep, multirun, read_sweep, sweep_table, words
 from ppf.report.tables import print_table
 
 _MOST = 40  # jobs in a plot without ratios
@@ -139,7 +139,8 @@ def _next_commands(
 
 def _orders(sweep: Sweep) -> Iterator[str]:
     """For recoveries of many policies: whether training changes their order."""
-    if compared := agreement(sweep.rows):
+    one_training = {*sweep.axes} <= {"policy", "path", "ratio", "model", REPEATED}
+    if one_training and (compared := agreement(sweep.rows)):
         yield str(compared)
 
 

@@ -19,7 +19,7 @@ from ppf.policy_search.experts import improve_along, measured_experts
 from ppf.policy_search.intervals import widening
 from ppf.progress import Stopwatch, say
 from ppf.ranks import on_rank_0
-from ppf.space import uniform
+from ppf.space import new_policies, uniform
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained
 from ppf.threads import cpu_threads
@@ -117,7 +117,8 @@ def dynamic(
             proposal = _propose(inputs.agent, objective, run, knots)
         with clock("improving the experts"), cpu_threads(inputs.agent.threads):
             experts.append(_improve(inputs, objective, settings, knots, [proposal, *experts[-1:]]))
-        chosen = experts[-1][measured_experts(number, settings.stride)].cpu()
+        own = measured_experts(number, settings.stride, settings.knots)
+        chosen = new_policies(experts[-1][own].cpu(), labels.kept.cpu())
         with clock("measuring"):
             measured = inputs.measure(chosen)
         labels = labels.with_rows(chosen, measured, PROPOSED)

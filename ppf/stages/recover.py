@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,8 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     check_batch(cfg, fabric)
     start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric)
     record = read_policy(start / "policy.json", cfg.trust_targets)
-    if cfg.policy:  # the folder may have been made when its files had other paths
-        record["config"] = read_policy(cfg.policy, cfg.trust_targets)["config"]
+    if cfg.policy:  # the folder may have been made for another policy.json with the same policy
+        record = read_policy(cfg.policy, cfg.trust_targets) | {"exported": record["exported"]}
     refuse_types(record, "recovery training")
     work = _Recovery(cfg, fabric, start, record)
     before = work.scores(work.teacher), work.scores(work.student)
@@ -75,7 +75,8 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
             record["exported"] = work.exported()
         model = as_pruned(work.student.model, work.student.tokenizer)
         export_recovered(model, resolve_dtype(cfg.dtype), start, Path(cfg.out), record)
-        write_json(Path(cfg.paths.run) / "summary.json", record["recovered"])
+        test = [asdict(score) | {"won_back": score.won_back} for score in found.test]
+        write_json(Path(cfg.paths.run) / "summary.json", record["recovered"] | {"test": test})
     return found
 
 

@@ -119,8 +119,10 @@ def _write(
         "text": text_name(cfg.text),
     }
     write_json(out / TRAINING, training)
-    results = [asdict(s) | {"won_back": s.won_back} for s in found.scores]
-    summary = training | {"part": "validation", "results": results}
+    results, test = (
+        [asdict(s) | {"won_back": s.won_back} for s in part] for part in (found.scores, found.test)
+    )
+    summary = training | {"part": "validation", "results": results, "test": test}
     write_json(Path(cfg.paths.run) / "summary.json", summary)
 
 

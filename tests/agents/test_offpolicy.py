@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
@@ -53,14 +54,15 @@ def test_critics_expect_the_returns_that_were_seen(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("warmup", "updates", "actor", "targets"),
+    ("warmup", "steps", "actor", "targets"),
     [(0, 1, False, False), (0, 2, True, True), (1, 2, False, True)],
 )
 def test_td3_moves_actor_and_targets_at_every_second_step_after_the_warmup(
-    warmup: int, updates: int, actor: bool, targets: bool
+    warmup: int, steps: int, actor: bool, targets: bool
 ) -> None:
-    learner = agent("td3", warmup=warmup, updates=updates)
+    learner = agent("td3", warmup=warmup, updates=2)
     assert isinstance(learner, OffPolicy) and learner.delay == 2
+    learner.updates = steps
     torch.manual_seed(0)
     training = learner.begin(quadratic(layered(2)), one_process())
     before = {name: value.clone() for name, value in training.loss.state_dict().items()}
@@ -75,6 +77,13 @@ def test_td3_moves_actor_and_targets_at_every_second_step_after_the_warmup(
     assert changed("qvalue_network_params")
     assert changed("actor_network_params") == actor
     assert changed("target_qvalue_network_params") == targets
+
+
+def test_gradient_steps_that_would_leave_out_the_actor_are_refused() -> None:
+    with pytest.raises(
+        InstantiationException, match=r"agent\.updates=3 is not a multiple of agent\.delay=2"
+    ):
+        agent("td3", updates=3)
 
 
 def test_a_full_buffer_ends_the_warmup() -> None:

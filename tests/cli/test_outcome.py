@@ -56,6 +56,19 @@ def test_only_what_changes_the_result_counts(done: Path, override: str, same: bo
     assert (finished("search", config(done, override)) is not None) == same
 
 
+@pytest.mark.parametrize("key", ["text.path", "search.start", "model.path"])
+def test_a_changed_file_or_folder_counts(tmp_path: Path, key: str) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "folder" / "file.txt"
+    folder.mkdir()
+    file.write_text("one")
+    cfg = config(tmp_path, f"{key}={folder if key == 'model.path' else file}")
+    cfg.paths.cache = str(tmp_path)
+    write("search", cfg, Outcome(3.5), seconds=1.5)
+    assert finished("search", cfg) is not None
+    file.write_text("another")
+    assert finished("search", cfg) is None
+
+
 def test_another_commands_record_does_not_count(done: Path) -> None:
     assert finished("train", config(done)) is None
 

@@ -54,6 +54,7 @@ def test_two_processes_train_as_one_does(cache: str, tmp_path: Path, tune: str) 
 
 
 _CHECKPOINTED = "recovery.gradient_checkpointing=true"
+_TRUE = "trainer.precision=bf16-true"
 
 
 def test_blockwise_refuses_gradient_checkpointing(tmp_path: Path) -> None:
@@ -95,9 +96,12 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
     checks = [
         ("recover", [f"path={tmp_path}", f"out={tmp_path}/../{tmp_path.name}"], "that is read"),
         ("recover", ["search=a", _CHECKPOINTED], "search= has no gradient checkpointing"),
+        ("recover", ["search=a", "dtype=bfloat16"], "adapters are written in float32"),
+        ("recover", [f"path={tmp_path}", _TRUE], "bf16-true would also round rotary frequencies"),
         ("recover", [f"path={tmp_path}"], "already a recovered model: give the folder"),
         ("recover", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
         ("evaluate", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
+        ("prune", [f"path={tmp_path}", "latency=true"], "latency=true needs policy= or search="),
         ("prune", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
     ]
     for name, given, sentence in checks:

@@ -153,3 +153,13 @@ def test_the_remedy_for_a_policy_is_a_key_of_its_commands(
     free(monkeypatch, 15, 15, 100)  # model.offload=disk is for commands with a key `model`
     with pytest.raises(PPFError, match="free: use a machine with more memory.$"):
         refuse_what_does_not_fit(policy_config(record, cfg), CPU, 1)
+
+
+def test_the_memory_is_that_of_the_dtype_in_which_weights_are_loaded(
+    folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config("model=llama2_7b", "model.dtype=bfloat16", "bank.max_gib=0.0", *folders)
+    free(monkeypatch, 24, 24, 100)
+    refuse_what_does_not_fit(cfg, CPU, 1)
+    with pytest.raises(PPFError, match="GiB are free"):
+        refuse_what_does_not_fit(cfg, CPU, 1, "float32")

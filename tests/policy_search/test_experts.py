@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ppf.agents import Candidates
-from ppf.policy_search.experts import _nearest, improve_along, moved
+from ppf.policy_search.experts import _nearest, improve_along, measured_experts, moved
 from ppf.predictor.protocol import Prediction
 from tests.agents.synthetic import agent, layered, quadratic
 
@@ -71,3 +71,9 @@ def test_the_same_generator_gives_the_same_experts() -> None:
         for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("knots", [1, 3, 9])
+def test_every_round_measures_an_expert_and_all_take_turns(knots: int) -> None:
+    rounds = [range(knots)[measured_experts(number, 4, knots)] for number in range(4)]
+    assert all(rounds) and {place for own in rounds for place in own} == {*range(knots)}

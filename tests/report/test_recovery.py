@@ -66,3 +66,6 @@ def test_loggers_get_its_perplexities() -> None:
     metrics = recovery_metrics([score(40, 30, 0.2), score(20, 18, 0.5)])
     assert metrics["pruned/validation_perplexity/0.2"] == pytest.approx(40)
     assert "won_back/0.5" not in metrics
+    assert recovery_metrics([score(40, 30)], "test").keys() == {
+        f"{name}/test_perplexity" for name in ("dense", "pruned", "recovered")
+    }

@@ -47,6 +47,17 @@ def test_values_in_brackets_are_printed(tmp_path: Path, capsys: pytest.CaptureFi
     assert "[f16]" in printed and "[q8_0,q4_0]" in printed
 
 
+@pytest.mark.parametrize("axis", ["seed", "loss"])
+def test_the_order_after_training_is_told_of_one_training_only(tmp_path: Path, axis: str) -> None:
+    for policy in "abc":
+        for value in "12":
+            found = {"ratio": 0.3, "tune": "full", "tokens": 9, "nll_pruned": float(ord(policy))}
+            given = [f"policy={policy}", f"{axis}={value}"]
+            job(tmp_path, given, found | {"nll_recovered": 3.0})
+    headline = " ".join(sweep_page(read_sweep(tmp_path), tmp_path).headline)
+    assert ("The order of 3 policies" in headline) == (axis == "seed")
+
+
 def test_the_headline_names_the_best_at_each_ratio(tmp_path: Path) -> None:
     page = sweep_page(read_sweep(searches(tmp_path)), tmp_path)
     assert page.headline == [
