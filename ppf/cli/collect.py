@@ -19,5 +19,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     if wrecked := int(labels.catastrophic(float(labels.nll[0]), limit).sum()):
         say(
             f"{wrecked} of them are catastrophic: their loss is more than {limit} nats per token"
-            " above the dense model, or not finite. Predictors treat them as equally bad."
+            " above the dense model, or not finite. Predictors treat the finite ones as equally"
+            " bad, and leave out the others."
         )

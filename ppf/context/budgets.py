@@ -75,4 +75,5 @@ def _machine(context: PruningContext) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": accelerator,
+        **{key: context.config.model.get(key) for key in ("offload", "device_map")},
     }

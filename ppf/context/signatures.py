@@ -50,7 +50,8 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
     statistics = signature("statistics", model_identity(cfg), dtype, calibration)
     order = signature("importance", statistics, with_code(plain(cfg.importance), cache))
     compensation = with_code(plain(cfg.compensation), cache)
-    space = {key: value for key, value in plain(cfg.space).items() if key != "name"}
+    own = {key: value for key, value in plain(cfg.space).items() if key != "name"}
+    space = with_code(own, cache)
     bank = signature("bank", order, space, compensation)
     labels = signature("labels", bank, labelling, cfg.labels.context, cfg.labels.kl_top_k)
     return Signatures(statistics, order, bank, labels)

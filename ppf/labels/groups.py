@@ -7,7 +7,8 @@ from torch import Tensor
 from ppf.space import Space
 
 _SHARED = 0.25  # share of the layers that all policies of a group prune alike
-_MOST = 8  # policies in a group; larger groups share their first layers by chance
+MOST = 8
+"""Largest number of policies in a group; larger groups share their first layers by chance."""
 
 
 def groups(space: Space, kept: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"]:
@@ -26,6 +27,6 @@ def groups(space: Space, kept: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"
     prefix = kept[:, first]
     policy, group = (torch.unique(rows, dim=0, return_inverse=True)[1] for rows in (kept, prefix))
     whole = (prefix == space.units[first]).all(1)
-    crowded = group.bincount()[group] > _MOST
+    crowded = group.bincount()[group] > MOST
     number = torch.where(whole | crowded, len(kept) + policy, group)
     return number.unique(return_inverse=True)[1]

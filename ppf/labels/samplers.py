@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.errors import PPFError
+from ppf.labels.groups import MOST
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.ranges import Interval, NonNegative, RatioInterval, Share
 from ppf.records import read
@@ -165,6 +166,9 @@ class FromAgent(Sampler):
     Args:
         agent: the agent.
         ratio: [lowest, highest] pruning ratio.
+
+    Raises:
+        PPFError: when policies are drawn: the agent is of another space.
     """
 
     def __init__(self, agent: RatioPolicy, ratio: RatioInterval) -> None:
@@ -173,6 +177,14 @@ class FromAgent(Sampler):
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
+        own = getattr(self.agent, "space", context.space)
+        if [(s.name, s.units) for s in own.sites] != [
+            (s.name, s.units) for s in context.space.sites
+        ]:
+            raise PPFError(
+                "the agent of sampler=proposals is of another space: give the model and the space="
+                " that it was found with."
+            )
         ratios = _stratified(self.ratio, count, generator).tolist()
         return torch.tensor([self.agent.policy(ratio) for ratio in ratios])
 
@@ -209,9 +221,17 @@ class SharedPrefix(Sampler):
     Args:
         of: the other sampler.
         depths: for each member after the first, the share of the layers that it copies.
+
+    Raises:
+        PPFError: there are too many `depths`.
     """
 
     def __init__(self, of: Sampler, depths: Sequence[Share]) -> None:
+        if len(depths) >= MOST:
+            raise PPFError(
+                f"sampler.depths has {len(depths)} entries: give at most {MOST - 1}, because folds"
+                " and bootstrap samples do not recognise larger groups."
+            )
         self.of, self.depths = of, [0.0, *depths]
 
     def draw(

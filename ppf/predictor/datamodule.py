@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """A loader over rows in memory. They are reshuffled after the last row, not after an epoch.
+    """A loader over rows in memory, which are shuffled before each epoch and after the last row.
 
     Args:
         rows: all rows.
@@ -120,7 +120,8 @@ class LabelsDataModule(LightningDataModule):
         if not finite.all():
             say(f"{int((~finite).sum())} of {len(labels)} labels are not finite and are left out.")
         kept, nll, proposed = labels.kept[finite], labels.nll[finite], labels.proposed[finite]
-        ratio, self.drawn = space.ratio(kept), ~(proposed | labels.acquired[finite])
+        ratio, pruned = space.ratio(kept), (kept != space.units).any(1)
+        self.drawn = pruned & ~(proposed | labels.acquired[finite])
         self.group = groups(space, kept)
         fold = self._deal(self.group, ratio, members)
         if len(fold.unique()) < members:

@@ -150,7 +150,8 @@ class PredictorModule(LightningModule):
     def calibrate(self, batch: Batch, posterior: Posterior | None = None) -> Prediction:
         """Scales the standard deviation so that 90 % intervals cover 90 % of these rows.
 
-        Rows are predicted out of fold, so training rows can be used.
+        Rows are predicted out of fold, so training rows can be used. A catastrophic row counts as
+        covered if its prediction is catastrophic too.
 
         Args:
             batch: the rows.
@@ -165,11 +166,13 @@ class PredictorModule(LightningModule):
         answers = self._members(batch.kept, self.encoder)
         mean, target = self._out_of_fold_mean(answers, batch), self._transformed(batch.nll)
         if posterior is None:
-            self.noise.copy_((_MAD * (mean - target).abs().median()).clamp(min=_SMALLEST))
+            error = self._error(mean, target).abs()
+            self.noise.copy_((_MAD * error.median()).clamp(min=_SMALLEST))
             variance = self._jackknife_variance(answers)
         else:
             mean, variance = mean + posterior.mean, posterior.variance
-        relative = (mean - target).abs() / variance.clamp(min=_SMALLEST**2).sqrt()
+        error = self._error(mean, target).abs()
+        relative = error / variance.clamp(min=_SMALLEST**2).sqrt()
         self.widening.copy_(interval_factor(relative))
         fold = batch.weights.argmin(1)
         others = torch.stack(
@@ -229,10 +232,14 @@ class PredictorModule(LightningModule):
         return answers[:, 1:] - answers[:, :1]
 
     def _residuals(self, batch: Batch) -> Float[Tensor, "members batch"]:
-        """Target minus each member's prediction; zero where both are catastrophic."""
+        """Errors of each member's predictions."""
         answers = self._members(batch.kept, self.encoder)
-        target = self._transformed(batch.nll).clamp(max=self.limit).expand_as(answers)
-        return target - torch.where(target < self.limit, answers, answers.clamp(max=self.limit))
+        return self._error(answers, self._transformed(batch.nll).expand_as(answers))
+
+    def _error(self, answer: Tensor, target: Tensor) -> Tensor:
+        """Target minus prediction; zero where both are catastrophic."""
+        capped = torch.where(target < self.limit, answer, answer.clamp(max=self.limit))
+        return target.clamp(max=self.limit) - capped
 
     def _out_of_fold_mean(
         self, answers: Float[Tensor, "members batch"], batch: Batch
@@ -270,9 +277,9 @@ class PredictorModule(LightningModule):
 
     def _loss(self, answer: Tensor, target: Tensor) -> Tensor:
         """Huber loss divided by `huber`; zero where prediction and target are both catastrophic."""
-        capped = torch.where(target > self.limit, answer.clamp(max=self.limit), answer)
-        target = target.clamp(max=self.limit)
-        return F.huber_loss(capped, target, reduction="none", delta=self.huber) / self.huber
+        error = self._error(answer, target)
+        none = torch.zeros_like(error)
+        return F.huber_loss(error, none, reduction="none", delta=self.huber) / self.huber
 
 
 def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) -> PredictorModule:

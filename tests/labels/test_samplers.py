@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -169,6 +170,22 @@ def test_proposals_are_the_agents_policies(tiny: TinySetup) -> None:
     kept = drawn(FromAgent(Half(), ratio=[0.1, 0.5]), tiny, 8)
     assert torch.equal(kept, uniform(tiny.space, tiny.space.ratio(kept)))
     assert tiny.space.ratio(kept).unique().numel() > 5
+
+
+def test_an_agent_of_another_space_is_refused(tiny: TinySetup) -> None:
+    class Other:
+        space = replace(tiny.space, sites=tuple(replace(s, units=1) for s in tiny.space.sites))
+
+        def policy(self, ratio: float) -> list[int]:
+            return [1] * len(self.space)
+
+    with pytest.raises(PPFError, match="sampler=proposals is of another space"):
+        drawn(FromAgent(Other(), ratio=[0.1, 0.5]), tiny, 8)
+
+
+def test_groups_that_folds_would_not_recognise_are_refused() -> None:
+    with pytest.raises(PPFError, match="sampler.depths has 8 entries: give at most 7"):
+        SharedPrefix(profiles(), depths=[0.5] * 8)
 
 
 @pytest.mark.parametrize("name", ["rough", "smooth", "sensitivities", "rules", "mixture"])

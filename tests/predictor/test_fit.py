@@ -66,7 +66,7 @@ def test_determinism_ends_with_the_training(
 def test_held_out_is_what_the_scores_are_of(fitted: LearnedPredictor, labels: Labels) -> None:
     error = (fitted.held_out.predicted - fitted.held_out.measured).abs()
     assert fitted.metrics["test/mae"] == pytest.approx(float(error.mean()), rel=1e-4)
-    assert len(error) == fitted.metrics["test/policies"] == len(labels)
+    assert len(error) == fitted.metrics["test/policies"] == len(labels) - 1  # without the dense one
     assert (fitted.held_out.std > 0).all()
 
 
@@ -153,6 +153,21 @@ def test_what_is_catastrophic_and_predicted_so_leaves_no_residual(
     nll = DENSE_NLL + module.knee * target.sinh()
     found = module._residuals(Batch(labels.kept[:3], nll, torch.zeros(3), torch.ones(3, 1)))
     torch.testing.assert_close(found, torch.tensor([0.0, 1.0, -4.0]).expand_as(members))
+
+
+def test_what_is_catastrophic_and_predicted_so_widens_no_interval(
+    labels: Labels, known: SiteFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = untrained(known, DENSE_NLL, predictor_config("predictor=additive")["predictor"])
+    count, folds = 20, int(module.hparams["members"])
+    answer, error = torch.ones(count), torch.full((count,), 0.1)
+    answer[:4], error[:4] = module.limit + 1, 4.0
+    members = answer.expand(folds, count)
+    monkeypatch.setattr(module, "_members", lambda kept, encode: members)
+    nll = DENSE_NLL + module.knee * (answer + error).sinh()
+    weights = (torch.arange(count)[:, None] % folds != torch.arange(folds)).float()
+    module.calibrate(Batch(labels.kept[:count], nll, torch.zeros(count), weights))
+    assert float(module.noise) == pytest.approx(0.148, abs=1e-3) and float(module.widening) < 1
 
 
 def test_loggers_get_the_scores(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:

@@ -94,6 +94,12 @@ def test_coverage_counts_the_ninety_percent_interval() -> None:
     assert scored(MEASURED + off)["coverage"] == pytest.approx(0.6)
 
 
+def test_predictors_without_intervals_have_no_coverage() -> None:
+    found = scores(held_out(MEASURED, std=0.0), BANDS, dense_nll=3.0)
+    assert "coverage" not in found and "nmse" in found
+    assert not coverage_warning(found, [], "held-out policies")
+
+
 def test_bands_with_too_few_rows_are_left_out() -> None:
     assert not [name for name in scored(MEASURED) if name.endswith("_15_30")]
 
