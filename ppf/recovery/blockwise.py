@@ -54,13 +54,14 @@ class Blockwise(Tuner):
             with clock(_STREAMS):
                 for target in targets:
                     dense.run(target, part)
+            own = run.part(f"layer-{first}")
             module = BlockModule(
-                pruned.layers[part], pruned.keywords[part], run.optimization(self.lr)
+                pruned.layers[part], pruned.keywords[part], run.optimization(self.lr), own.name
             )
             module.requires_grad_(True)
             if module(streams[0][:1]).requires_grad:  # not if pruning has emptied the layers
                 training, validation = map(TensorDataset, streams, targets)
-                fitted = fit(module, training, validation, run.part(f"layer-{first}"))
+                fitted = fit(module, training, validation, own)
                 tokens, seconds = max(tokens, fitted.tokens), seconds + fitted.seconds
             module.requires_grad_(False)
             with clock(_STREAMS):

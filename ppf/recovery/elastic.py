@@ -94,7 +94,7 @@ class ElasticModule(TunedModule):
             mean += total.detach() / len(ratios)
             for name, value in each.items():
                 means[name] = means.get(name, 0) + value / len(ratios)
-        self.log_dict({f"training/{name}": value for name, value in means.items()})
+        self.log_training(means)
         return self.finite(_Differentiated.apply(mean, gradients, *trained))
 
     def drawn(self, step: int) -> list[float]:
@@ -117,4 +117,4 @@ class ElasticModule(TunedModule):
         """Logs the mean negative log-likelihood over the ratios, nats per token."""
         (ids,) = batch
         nlls = torch.stack([self._forward(ratio, ids).nll(ids) for ratio in self.validated])
-        self.log(self.monitor, self.finite(nlls.mean()), batch_size=len(ids), sync_dist=True)
+        self.log_validation(nlls.mean(), len(ids))

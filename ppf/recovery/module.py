@@ -32,6 +32,7 @@ class TunedModule(LightningModule):
 
     Args:
         optimization: learning rate, weight decay and steps.
+        name: as for `TrainingRun`.
 
     Attributes:
         monitor: the metric that validation logs and that decides which weights are kept.
@@ -39,9 +40,9 @@ class TunedModule(LightningModule):
 
     monitor: ClassVar[str]
 
-    def __init__(self, optimization: Optimization) -> None:
+    def __init__(self, optimization: Optimization, name: str = "") -> None:
         super().__init__()
-        self.optimization = optimization
+        self.optimization, self.name = optimization, name
         self.strict_loading = False
         self.register_state_dict_post_hook(_keep_trained)
         self.register_load_state_dict_post_hook(_allow_missing)
@@ -54,6 +55,17 @@ class TunedModule(LightningModule):
         optimizer._step_supports_amp_scaling = False
         schedule = get_cosine_schedule_with_warmup(optimizer, given.warmup, given.steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def log_training(self, values: Mapping[str, Tensor]) -> None:
+        """Logs values of a training step, as "training/kl"."""
+        self.log_dict({f"{self.name}training/{name}": value for name, value in values.items()})
+
+    def log_validation(self, value: Float[Tensor, ""], windows: int) -> None:
+        """Logs the metric `monitor`, as a mean over all windows."""
+        mean: dict[str, Any] = {"batch_size": windows, "sync_dist": True}
+        self.log(self.monitor, self.finite(value), logger=not self.name, **mean)
+        if self.name:  # the callbacks read `monitor`
+            self.log(f"{self.name}{self.monitor}", value, **mean)
 
     def finite(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Returns the loss.
@@ -77,7 +89,7 @@ class RecoveryModule(TunedModule):
         student: the pruned model; its trained parameters require gradients.
         teacher: the dense model.
         losses: by name; their weighted sum is minimised.
-        optimization: as for `TunedModule`.
+        optimization, name: as for `TunedModule`.
     """
 
     monitor: ClassVar[str] = NLL
@@ -88,8 +100,9 @@ class RecoveryModule(TunedModule):
         teacher: PreTrainedModel,
         losses: Mapping[str, RecoveryLoss],
         optimization: Optimization,
+        name: str = "",
     ) -> None:
-        super().__init__(optimization)
+        super().__init__(optimization, name)
         self.student, self.losses = student, dict(losses)
         self.teacher = Unseen(teacher.eval().requires_grad_(False))
 
@@ -109,14 +122,13 @@ class RecoveryModule(TunedModule):
             with torch.no_grad():
                 teacher = Forward.of(self.teacher.value, ids, stream=stream)
         total, each = weighted_sum(self.losses, student, teacher, ids)
-        self.log_dict({f"training/{name}": value for name, value in each.items()})
+        self.log_training(each)
         return self.finite(total)
 
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood, nats per token."""
         (ids,) = batch
-        nll = self.finite(Forward.of(self.student, ids, stream=False).nll(ids))
-        self.log(self.monitor, nll, batch_size=len(ids), sync_dist=True)
+        self.log_validation(Forward.of(self.student, ids, stream=False).nll(ids), len(ids))
 
 
 class BlockModule(TunedModule):
@@ -125,7 +137,7 @@ class BlockModule(TunedModule):
     Args:
         layers: of the pruned model.
         keywords: of each layer, for one window; they hold for all windows.
-        optimization: as for `TunedModule`.
+        optimization, name: as for `TunedModule`.
     """
 
     monitor: ClassVar[str] = "validation/distance"
@@ -135,8 +147,9 @@ class BlockModule(TunedModule):
         layers: Sequence[nn.Module],
         keywords: Sequence[dict[str, Any]],
         optimization: Optimization,
+        name: str = "",
     ) -> None:
-        super().__init__(optimization)
+        super().__init__(optimization, name)
         self.layers, self.keywords = nn.ModuleList(layers), keywords
 
     def forward(
@@ -154,13 +167,12 @@ class BlockModule(TunedModule):
             batch: the pruned model's stream before the layers, and the dense model's after them.
         """
         loss = distance(self(batch[0]), batch[1])
-        self.log("training/distance", loss.detach())
+        self.log_training({"distance": loss.detach()})
         return self.finite(loss)
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
         """Logs the distance."""
-        loss = self.finite(distance(self(batch[0]), batch[1]))
-        self.log(self.monitor, loss, batch_size=len(batch[0]), sync_dist=True)
+        self.log_validation(distance(self(batch[0]), batch[1]), len(batch[0]))
 
 
 def _frozen(module: nn.Module) -> Iterator[str]:

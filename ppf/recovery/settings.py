@@ -106,6 +106,8 @@ class TrainingRun:
         folder: of its checkpoints.
         window: tokens in a window.
         seed: of the windows' order.
+        name: precedes the names of logged metrics, as in "layer-3/"; empty if nothing else is
+            trained in this recovery.
     """
 
     settings: RecoverySettings
@@ -113,6 +115,7 @@ class TrainingRun:
     folder: Path
     window: int
     seed: int
+    name: str = ""
 
     @property
     def step(self) -> int:
@@ -131,4 +134,4 @@ class TrainingRun:
 
     def part(self, name: str) -> "TrainingRun":
         """The same for a part of the model, with checkpoints of its own."""
-        return replace(self, folder=self.folder / name)
+        return replace(self, folder=self.folder / name, name=f"{self.name}{name}/")

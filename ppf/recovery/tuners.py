@@ -88,7 +88,9 @@ class EndToEnd(Tuner):
                 student, "activation_checkpointing_enable", None
             )  # since transformers 5.24
             (enable or student.gradient_checkpointing_enable)({"use_reentrant": False})
-        module = RecoveryModule(student, task.teacher.model, task.losses, run.optimization(self.lr))
+        module = RecoveryModule(
+            student, task.teacher.model, task.losses, run.optimization(self.lr), run.name
+        )
         training = TensorDataset(task.training, *(task.likeliest or ()))
         fitted = fit(module, training, TensorDataset(task.validation), run)
         student.eval()

@@ -166,6 +166,8 @@ class _Recovery:
         names, tuners = list(cfg.tune), with_code(plain(cfg.tune), Path(cfg.paths.cache))
         chain = [(n, tuners[n]) for n in names[: names.index(name) + 1]]
         run = run_of(cfg, self.machine, settings, self._weights, chain)
+        if len(names) > 1:
+            run = replace(run, name=f"{name}/")
         windows = self.training, self.validation
         likeliest = self._likeliest(losses, settings.micro_batch)
         task = TuningTask(self.student, self.teacher, losses, *windows, likeliest)

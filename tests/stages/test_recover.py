@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from gguf import GGUFReader
 from hydra import compose, initialize_config_module
 from lightning import Fabric
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -193,6 +194,21 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     assert changed == {k for k in whole if "layers" in k}
     assert json.loads((out / "policy.json").read_text())["recovered"]["loss"] == []
     assert "(tune=blockwise, " in (out / "README.md").read_text()
+
+
+def test_what_several_trainings_log_has_their_names(config: Any, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "log", flush_logs_every_n_steps=1)
+    fabric = Fabric(accelerator="cpu", devices=1, loggers=[logger])
+    shape = ("tune.blockwise.layers=2", "recovery.tokens=512", "trainer.log_every_n_steps=1")
+    recover(config("tune=[blockwise,norms_and_biases]", *shape), fabric)
+    header = Path(logger.log_dir, "metrics.csv").read_text().splitlines()[0]
+    found = {name for name in header.split(",") if "training" in name or "validation" in name}
+    layers = {f"blockwise/layer-{first}/" for first in (0, 2)}
+    assert found == {
+        *(f"{layer}{part}/distance" for layer in layers for part in ("training", "validation")),
+        "norms_and_biases/training/kl",
+        "norms_and_biases/validation/nll",
+    }
 
 
 def test_blockwise_passes_over_a_layer_that_has_lost_all_its_parts(
@@ -478,7 +494,7 @@ def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
     assert "before recovery |" in card and scores["recovered"]["nll"] < scores["one_shot"]["nll"]
     model = load_folder(out, torch.bfloat16, trust_remote_code=False)[0]
     assert model.dtype == torch.bfloat16
-    assert json.loads((tmp_path / "summary.json").read_text()) == record
+    assert json.loads((tmp_path / "summary.json").read_text()) == record | {"test": []}
 
 
 @pytest.mark.parametrize(
