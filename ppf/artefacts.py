@@ -29,7 +29,7 @@ FORMATS = {
     "labels": 1,
     "bytes": 1,
     "tested": 1,
-    "predictor": 10,
+    "predictor": 11,
     "costs": 1,
     "training": 3,
     "pruned": 1,

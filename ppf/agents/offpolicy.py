@@ -60,7 +60,8 @@ class OffPolicy(Learner):
         super().__init__(**learner)
         if updates % delay:
             raise PPFError(
-                f"agent.updates={updates} is not a multiple of agent.delay={delay}: give one."
+                f"agent.updates={updates} is not a multiple of agent.delay={delay}: give"
+                f" agent.updates={-(-updates // delay) * delay}."
             )
         self.episodes, self.warmup, self.updates, self.delay = episodes, warmup, updates, delay
         self.batch, self.buffer_size, self.n_steps = batch, buffer_size, n_steps

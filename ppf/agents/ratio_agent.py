@@ -68,7 +68,7 @@ class RatioAgent:
             "format": FORMAT,
             **self.record,
             "space": self.space.describe(),
-            "units": {site.name: site.units for site in self.space.sites},
+            "units": self.space.units_by_name,
             "ratios": [0.0, float(self.knots[-1])],
             "weights": WEIGHTS,
         }

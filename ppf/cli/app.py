@@ -134,14 +134,15 @@ def share_run_folder(cfg: DictConfig, ranks: Ranks) -> None:
 def discard(folder: Path) -> None:
     """Removes a run folder that holds only Hydra's files, and its parent folder if it is empty.
 
-    Runs that Python code starts have none of these files.
+    A run that Python code has started leaves an empty folder, which is removed too.
     """
     hydra = folder / ".hydra"
-    own = hydra.is_dir() or not HydraConfig.initialized()
-    if (
-        own
-        and folder.is_dir()
-        and not any(path.is_file() and path.parent != hydra for path in folder.rglob("*"))
+    if not HydraConfig.initialized():
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+            folder.parent.rmdir()
+    elif hydra.is_dir() and not any(
+        path.is_file() and path.parent != hydra for path in folder.rglob("*")
     ):
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # other runs of that day are in it

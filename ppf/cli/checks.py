@@ -221,7 +221,8 @@ def refuse_overwriting(out: str | Path, read: str | Path) -> None:
         raise PPFError(f"out={out} is the folder that is read: give another out=FOLDER.")
 
 
-def keep_dense(out: str | Path, record: Mapping[str, Any]) -> None:
+def refuse_overwriting_dense(out: str | Path, record: Mapping[str, Any]) -> None:
     """Raises PPFError if a command would overwrite the dense model of a policy or an agent."""
-    if dense := record["config"]["model"].get("path"):
-        refuse_overwriting(out, dense)
+    dense = record["config"]["model"].get("path")
+    if dense and Path(out).resolve() == Path(dense).resolve():
+        raise PPFError(f"out={out} is the folder of the dense model: give another out=FOLDER.")

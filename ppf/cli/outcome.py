@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import ppf
 from ppf.artefacts import digest, signature, write_json
@@ -22,8 +22,21 @@ FILE = "run.json"
 # Keys that do not change results.
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
 
-# Keys that name a file or a folder, or several.
-_NAMED = ("policy", "path", "search", "search.start", "text.path", "model.path")
+# Keys that may name a file or a folder, or several.
+_NAMED = (
+    "policy",
+    "path",
+    "search",
+    "search.start",
+    "text.path",
+    "text.source.path",
+    "text.training.source.path",
+    "model.path",
+    "predictor.init_from",
+    "sampler.of.paths",
+    "sampler.of.agent.path",
+    "tasks",
+)
 
 
 @dataclass(frozen=True)
@@ -73,15 +86,16 @@ def _identity(command: str, cfg: DictConfig) -> str:
     config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
     config.get("trainer", {}).pop("accelerator", None)  # that of fabric
     config = with_code(config, Path(cfg.paths.cache))
-    return signature("run", ppf.__version__, command, config, _files_read(cfg))
+    return signature("run", ppf.__version__, command, config, *_files_read(cfg))
 
 
 def _files_read(cfg: DictConfig) -> list[Any]:
-    """The contents of the files and folders that the config names."""
+    """The contents of the files and folders that the config names, if a job may be repeated."""
     cache, found = Path(cfg.paths.cache), list[Any]()
-    for key in _NAMED:
+    for key in _NAMED if is_multirun() else ():
         value = OmegaConf.select(cfg, key)
-        for path in map(Path, [value] if isinstance(value, str) else value or []):
+        several = value if isinstance(value, ListConfig) else [value]
+        for path in (Path(each) for each in several if isinstance(each, str)):
             if path.is_file():
                 found.append(digest(path, cache))
             elif path.is_dir():

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
-from ppf.cli.checks import keep_dense, refuse_overwriting
+from ppf.cli.checks import refuse_overwriting, refuse_overwriting_dense
 from ppf.cli.lineage import made, used
 from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
@@ -40,7 +40,7 @@ def _check(cfg: DictConfig) -> None:
     else:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy, " and export=gguf or export=decilm")
-    keep_dense(cfg.out, record)
+    refuse_overwriting_dense(cfg.out, record)
 
 
 @command(_check, one_process=True)

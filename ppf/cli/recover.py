@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
-from ppf.cli.checks import keep_dense, refuse_overwriting
+from ppf.cli.checks import refuse_overwriting, refuse_overwriting_dense
 from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
 from ppf.context.policy import read_policy, refuse_recovered
@@ -37,8 +37,8 @@ def _check(cfg: DictConfig) -> None:
         )
     if str(cfg.trainer.precision).endswith("16-true"):
         raise PPFError(
-            f"trainer.precision={cfg.trainer.precision} would also round rotary frequencies: give"
-            " trainer.precision=bf16-mixed or trainer.precision=32-true."
+            f"trainer.precision={cfg.trainer.precision} would round rotary frequencies, which must"
+            " stay in float32: give trainer.precision=bf16-mixed or trainer.precision=32-true."
         )
     if start := cfg.path or (cfg.search and agent_folder(cfg.search)):
         refuse_overwriting(cfg.out, start)
@@ -58,10 +58,10 @@ def _check(cfg: DictConfig) -> None:
         agent = load_agent(cfg.search, cfg.trust_targets)
         for ratio in cfg.ratios:
             agent.policy(ratio)
-        keep_dense(cfg.out, agent.record)
+        refuse_overwriting_dense(cfg.out, agent.record)
         return
     record = read_policy(_file(cfg), cfg.trust_targets)
-    keep_dense(cfg.out, record)
+    refuse_overwriting_dense(cfg.out, record)
     if cfg.policy:
         refuse_recovered(record, cfg.policy)
     if record.get("recovered"):

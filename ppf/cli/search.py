@@ -164,13 +164,7 @@ def _start(cfg: DictConfig, space: Space) -> Int[Tensor, " sites"] | None:
     if not (file := cfg.search.start):
         return None
     record = read_policy(file, cfg.trust_targets)
-    kept = space.policy(record["kept"])
-    if record["units"] != {site.name: site.units for site in space.sites}:
-        raise PPFError(
-            f"search.start={file} was found with other units per site: give the model and the"
-            " space= that it was found with."
-        )
-    return torch.tensor(kept)
+    return torch.tensor(space.policy(record["kept"], record["units"]))
 
 
 def _static(begun: _Begun) -> Outcome:

@@ -13,6 +13,7 @@ from ppf.context.plan import GIB, Need, Sizes, Speeds, needs
 from ppf.context.signatures import signatures
 from ppf.errors import PPFError
 from ppf.llm.divide import check_division
+from ppf.llm.loading import resolve_dtype
 
 _ANY_SPEED = Speeds(1.0, 1.0, 1.0)
 
@@ -58,12 +59,14 @@ class Comparison:
         needs: of each stage.
         free: on this machine.
         made: GiB of files of statistics and bank that exist already.
+        dtype: as for `Sizes.of`.
     """
 
     sizes: Sizes
     needs: list[Need]
     free: Free
     made: float
+    dtype: str | None = None
 
     @classmethod
     def of(
@@ -88,7 +91,7 @@ class Comparison:
         """
         sizes = Sizes.of(cfg, device, processes, dtype)
         free = Free.on(device, Path(cfg.paths.artefacts), Path(cfg.paths.cache))
-        return cls(sizes, needs(sizes, speeds), free, _made(cfg, device))
+        return cls(sizes, needs(sizes, speeds), free, _made(cfg, device, dtype), dtype)
 
     def of_processes(self, count: int) -> "Comparison":
         """The same with another number of processes on the machine."""
@@ -144,22 +147,20 @@ def refuse_what_does_not_fit(
         found = Comparison.of(cfg, device, processes, dtype=dtype)
     except PPFError:
         return
-    if sentence := refusal(cfg, device, found, dtype):
+    if sentence := refusal(cfg, device, found):
         raise PPFError(sentence)
 
 
-def refusal(
-    cfg: DictConfig, device: torch.device, found: Comparison, dtype: str | None = None
-) -> str | None:
+def refusal(cfg: DictConfig, device: torch.device, found: Comparison) -> str | None:
     """One sentence on what does not fit and which override mends it; None: all fits.
 
     Args:
         cfg: as for `refuse_what_does_not_fit`.
         device: of this process.
         found: the comparison of this config.
-        dtype: as for `Sizes.of`.
     """
-    name, free = f"model={cfg.model.name}", found.free
+    loaded = f" in {found.dtype}" if found.dtype else ""
+    name, free = f"model={cfg.model.name}{loaded}", found.free
     if found.disk > free.disk:
         return (
             f"{name} needs {_size(found.disk)} of disk, but {_size(free.disk)} are free in"
@@ -181,7 +182,7 @@ def refusal(
     if device.type != "cpu":
         wanted = f"{_size(worst.memory)} of GPU memory and {wanted}"
         there = f"{_size(free.memory)} and {there}"
-    remedy = _remedy(cfg, device, count, dtype)
+    remedy = _remedy(cfg, device, count, found.dtype)
     return f"{worst.stage} of {name} needs {wanted}, but {there} are free: {remedy}."
 
 
@@ -235,12 +236,12 @@ def _divides(cfg: DictConfig, device: torch.device, processes: int) -> bool:
     return True
 
 
-def _made(cfg: DictConfig, device: torch.device) -> float:
+def _made(cfg: DictConfig, device: torch.device, dtype: str | None) -> float:
     """GiB of files of statistics and bank that exist already."""
     folder = Path(cfg.paths.artefacts)
     if not (folder / "statistics").is_dir():  # signatures may have to read the model's files
         return 0.0
-    names = signatures(cfg, device)
-    parts = (f"statistics/{names.statistics}*", f"bank/{names.bank}")
+    names, loaded = signatures(cfg, device), resolve_dtype(dtype or cfg.model.dtype, device)
+    parts = (f"statistics/{names.statistics}*", f"bank/{names.bank}/{loaded}")
     files = {f for part in parts for top in folder.glob(part) for f in (top, *top.rglob("*"))}
     return sum(file.stat().st_size for file in files if file.is_file()) / GIB

@@ -111,14 +111,15 @@ class Sizes:
             cfg: the config.
             device: of one process.
             processes: number of processes on the machine.
-            dtype: in which the weights are loaded; None: `model.dtype`.
+            dtype: in which the weights are loaded again, after `model.dtype`; None: they are not.
 
         Raises:
             PPFError: the structure of the model is not known without its weights.
         """
         model, adapter = skeleton(cfg.model)
         couplings = adapter.couplings(model)
-        loaded = resolve_dtype(dtype or cfg.model.dtype, device)
+        dtypes = (resolve_dtype(name, device) for name in (cfg.model.dtype, dtype) if name)
+        loaded = max(dtypes, key=lambda each: each.itemsize)
         space: Space = instantiate(cfg.space, [coupling.prunable for coupling in couplings])
         shapes = {c.name: (c.consumer.out_features, c.consumer.in_features) for c in couplings}
         of_sites = [shapes[site.name] for site in space.sites]

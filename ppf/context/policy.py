@@ -35,7 +35,7 @@ def policy_record(
         "space": context.config.space.name,
         "text": context.text.name,
         **described(context, kept),
-        "units": {site.name: site.units for site in context.model.pruner.space.sites},
+        "units": context.model.pruner.space.units_by_name,
         **numbers,
         **provenance(context, predictor=predictor),
     }

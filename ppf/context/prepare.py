@@ -82,7 +82,7 @@ def prepare(
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
         choose: the compensation, once model and space are known; None: what `cfg` names.
-        check: called before the long work; None: nothing is checked for later stages.
+        check: called with the text and the dense model before the long work; None: there is none.
 
     Raises:
         PPFError: the model is missing or damaged, the text is too short, or the machine too small.

@@ -94,7 +94,7 @@ def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows 
 
 
 def check_text(cfg: DictConfig) -> Check:
-    """Refuses too little text, before a model is pruned."""
+    """The check that refuses too little text, before a model is pruned."""
 
     def check(_: Text, lm: LanguageModel) -> None:
         windows_of(cfg, lm)

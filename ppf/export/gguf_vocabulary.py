@@ -45,7 +45,8 @@ def write_vocabulary(
     else:
         _write_byte_level(writer, parts, tokens)
     for name in ("bos", "eos", "unk", "pad"):
-        if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None and number < rows:
             getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
     if isinstance(tokenizer.chat_template, str):
@@ -75,8 +76,8 @@ def _tokens(
     """
     added = tokenizer.added_tokens_decoder
     # Plain text has no special tokens. Gemma 3's token for images has no row in text models.
-    silent = {number for number, token in added.items() if token.special and number >= rows}
-    vocabulary = {t: number for t, number in tokenizer.get_vocab().items() if number not in silent}
+    rowless = {number for number, token in added.items() if token.special and number >= rows}
+    vocabulary = {t: number for t, number in tokenizer.get_vocab().items() if number not in rowless}
     if max(vocabulary.values()) >= rows:
         raise PPFError(
             f"the tokenizer has more tokens than the embedding's {rows} rows:"

@@ -16,7 +16,7 @@ def groups(space: Space, kept: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"
 
     `SharedPrefix` draws groups, whose prediction errors are similar. Policies with equal widths
     in the first quarter of the layers form a group. There are two exceptions: policies that keep
-    these layers whole, and groups of more than eight policies. In a small space, such large groups
+    these layers whole, and groups of more than `MOST` policies. In a small space, such large groups
     share their first layers by chance.
 
     Args:

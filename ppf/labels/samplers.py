@@ -151,12 +151,14 @@ class FromFiles(Sampler):
         if not paths:
             raise PPFError("the sampler has no files: give sampler.of.paths=[POLICY.json,...].")
         remedy = "give sampler.of.paths=[POLICY.json,...] of files that search.py wrote"
-        self.policies = [read(path, PolicyRecord, remedy, trusted)["kept"] for path in paths]
+        self.records = [read(path, PolicyRecord, remedy, trusted) for path in paths]
 
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
-        policies = torch.tensor([context.space.policy(kept) for kept in self.policies])
+        policies = torch.tensor(
+            [context.space.policy(record["kept"], record["units"]) for record in self.records]
+        )
         return policies[(turn * count + torch.arange(count)) % len(policies)]
 
 
@@ -177,16 +179,13 @@ class FromAgent(Sampler):
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
-        own = getattr(self.agent, "space", context.space)
-        if [(s.name, s.units) for s in own.sites] != [
-            (s.name, s.units) for s in context.space.sites
-        ]:
-            raise PPFError(
-                "the agent of sampler=proposals is of another space: give the model and the space="
-                " that it was found with."
-            )
         ratios = _stratified(self.ratio, count, generator).tolist()
-        return torch.tensor([self.agent.policy(ratio) for ratio in ratios])
+        space, own = context.space, getattr(self.agent, "space", context.space)
+        names, units = [site.name for site in own.sites], own.units_by_name
+        policies = (self.agent.policy(ratio) for ratio in ratios)
+        return torch.tensor(
+            [space.policy(dict(zip(names, kept, strict=True)), units) for kept in policies]
+        )
 
 
 class Neighbours(Sampler):

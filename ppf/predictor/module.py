@@ -150,8 +150,8 @@ class PredictorModule(LightningModule):
     def calibrate(self, batch: Batch, posterior: Posterior | None = None) -> Prediction:
         """Scales the standard deviation so that 90 % intervals cover 90 % of these rows.
 
-        Rows are predicted out of fold, so training rows can be used. A catastrophic row counts as
-        covered if its prediction is catastrophic too.
+        Rows are predicted out of fold, so training rows can be used. Catastrophic rows do not
+        count, unless all rows are.
 
         Args:
             batch: the rows.
@@ -165,19 +165,22 @@ class PredictorModule(LightningModule):
         """
         answers = self._members(batch.kept, self.encoder)
         mean, target = self._out_of_fold_mean(answers, batch), self._transformed(batch.nll)
+        usual = (target < self.limit) | (target >= self.limit).all()
         if posterior is None:
-            error = self._error(mean, target).abs()
+            error = (mean - target)[usual].abs()
             self.noise.copy_((_MAD * error.median()).clamp(min=_SMALLEST))
             variance = self._jackknife_variance(answers)
         else:
             mean, variance = mean + posterior.mean, posterior.variance
-        error = self._error(mean, target).abs()
-        relative = error / variance.clamp(min=_SMALLEST**2).sqrt()
-        self.widening.copy_(interval_factor(relative))
+        relative = (mean - target).abs() / variance.clamp(min=_SMALLEST**2).sqrt()
         fold = batch.weights.argmin(1)
-        others = torch.stack(
-            [interval_factor(relative[fold != member]) for member in fold.unique()]
-        )
+
+        def factor(rows: Tensor) -> Tensor:
+            counted = rows & usual
+            return interval_factor(relative[counted if counted.any() else rows])
+
+        self.widening.copy_(factor(torch.ones_like(usual)))
+        others = torch.stack([factor(fold != member) for member in fold.unique()])
         return self._in_nats(mean, variance, others[fold.unique(return_inverse=True)[1]])
 
     def training_step(self, batch: Batch) -> Tensor:
@@ -278,8 +281,8 @@ class PredictorModule(LightningModule):
     def _loss(self, answer: Tensor, target: Tensor) -> Tensor:
         """Huber loss divided by `huber`; zero where prediction and target are both catastrophic."""
         error = self._error(answer, target)
-        none = torch.zeros_like(error)
-        return F.huber_loss(error, none, reduction="none", delta=self.huber) / self.huber
+        no_error = torch.zeros_like(error)
+        return F.huber_loss(error, no_error, reduction="none", delta=self.huber) / self.huber
 
 
 def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) -> PredictorModule:

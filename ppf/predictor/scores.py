@@ -53,8 +53,8 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
     - nmse: squared error divided by the variance of the log-perplexity, over policies below ten
       times the dense perplexity;
     - mae, median: mean and median absolute error, nats per token;
-    - coverage: share of measurements inside the nominal 90 % interval; left out if the predictor
-      estimates no intervals;
+    - coverage: share of measurements inside the nominal 90 % interval, over the same policies; left
+      out if the predictor estimates no intervals;
     - regret: measured log-perplexity of the policy with the best prediction, minus the lowest
       measured one, nats per token;
     - policies: number of rows.
@@ -163,7 +163,7 @@ def _scores(
         "nmse": _average(error.square(), usual) / _variance(measured, usual),
         "mae": _average(error, weights),
         "median": _median(error, weights),
-        "coverage": _average((error <= NOMINAL * rows.std).float(), weights * (rows.std > 0)),
+        "coverage": _average((error <= NOMINAL * rows.std).float(), usual * (rows.std > 0)),
         "regret": measured[best] - least,
     }
 

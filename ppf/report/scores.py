@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -81,6 +81,10 @@ class RecoveryScore:
         """Share of the nats lost by pruning that recovery regained; None: pruning lost none."""
         lost = self.pruned - self.dense
         return (self.pruned - self.recovered) / lost if lost > 0 else None
+
+    def record(self) -> dict[str, float | None]:
+        """All values, for JSON files."""
+        return asdict(self) | {"won_back": self.won_back}
 
 
 @dataclass(frozen=True)

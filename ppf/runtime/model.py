@@ -174,7 +174,7 @@ class DynamicModel:
             PPFError: as for `generate`.
         """
         tokens = self.lm.tokenizer(prompt, return_tensors="pt")
-        (output,) = self.generate(**tokens, **options)
+        output = self.generate(**tokens, **options)[0]
         length = tokens["input_ids"].shape[1]
         # Some tokenizers drop the first space of what they decode.
         before, whole = (

@@ -53,16 +53,15 @@ class TextFormat:
     def logprobs(
         self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Any]:
+        likeliest: list[dict[str, float]] = []
+        for scored in tokens:
+            likeliest.append({})
+            for token, logprob in scored.likeliest:  # of two with one text, the likelier one counts
+                likeliest[-1].setdefault(token_text(tokenizer, token), logprob)
         return {
             "tokens": [token_text(tokenizer, scored.token) for scored in tokens],
             "token_logprobs": [scored.logprob for scored in tokens],
-            "top_logprobs": [
-                {  # of two tokens with one text, the likelier one is named
-                    token_text(tokenizer, token): logprob
-                    for token, logprob in reversed(scored.likeliest)
-                }
-                for scored in tokens
-            ],
+            "top_logprobs": likeliest,
         }
 
 

@@ -15,8 +15,8 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token of SentencePiece for one byte
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
     """The bytes of a token, which may be a part of a character."""
     text, name = str(tokenizer.decode([token])), str(tokenizer.convert_ids_to_tokens(token))
-    if name.startswith(_SPACE) and not text.startswith(" "):
-        return f" {text}".encode()  # decoders drop the space before the first token
+    if name.startswith(_SPACE):  # decoders drop the space before the first token
+        return name.replace(_SPACE, " ").encode()
     if _INCOMPLETE not in text:
         return text.encode()
     if byte := _BYTE.fullmatch(name):

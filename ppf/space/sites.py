@@ -188,14 +188,25 @@ class Space:
         """The pruning ratio of a policy."""
         return self.removed(kept).double() / self.total
 
-    def policy(self, named: Mapping[str, int]) -> list[int]:
+    @property
+    def units_by_name(self) -> dict[str, int]:
+        """Number of units of each site."""
+        return {site.name: site.units for site in self.sites}
+
+    def policy(self, named: Mapping[str, int], units: Mapping[str, int] | None = None) -> list[int]:
         """The policy as a list, from the kept units of each site by name.
 
+        Args:
+            named: the kept units.
+            units: of the sites of the space that the policy was made for; None: not compared.
+
         Raises:
-            PPFError: a site is missing or unknown, or keeps fewer than 0 or more than all units.
+            PPFError: a site is missing or unknown, keeps fewer than 0 or more than all units, or
+                has other units in this space.
         """
         kept = [named.get(site.name, -1) for site in self.sites]
-        self.check_policy(kept if len(named) == len(kept) else [])
+        same = units is None or units == self.units_by_name
+        self.check_policy(kept if same and len(named) == len(kept) else [])
         return kept
 
     def saved(self, kept: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:

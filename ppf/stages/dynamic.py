@@ -125,7 +125,7 @@ def dynamic(
         mean, std = (x.cpu() for x in trained.predictor.predict(chosen.to(objective.device)))
         error = measured - mean
         errors.append((error / std)[std > 0])
-        accurate = float(error.abs().median()) <= inputs.settings.tolerance
+        accurate = not len(error) or float(error.abs().median()) <= inputs.settings.tolerance
         if inputs.fabric.broadcast(accurate) and number + 1 < rounds:
             region.grow()
         with clock("training the predictor"):

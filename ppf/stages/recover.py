@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
             record["exported"] = work.exported()
         model = as_pruned(work.student.model, work.student.tokenizer)
         export_recovered(model, resolve_dtype(cfg.dtype), start, Path(cfg.out), record)
-        test = [asdict(score) | {"won_back": score.won_back} for score in found.test]
+        test = [score.record() for score in found.test]
         write_json(Path(cfg.paths.run) / "summary.json", record["recovered"] | {"test": test})
     return found
 

@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -119,9 +118,7 @@ def _write(
         "text": text_name(cfg.text),
     }
     write_json(out / TRAINING, training)
-    results, test = (
-        [asdict(s) | {"won_back": s.won_back} for s in part] for part in (found.scores, found.test)
-    )
+    results, test = ([score.record() for score in part] for part in (found.scores, found.test))
     summary = training | {"part": "validation", "results": results, "test": test}
     write_json(Path(cfg.paths.run) / "summary.json", summary)
 

@@ -164,7 +164,7 @@ def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None
     (tmp_path / "policy.json").write_text(json.dumps(dense))
     for command in ("prune", "recover"):
         given = (f"policy={tmp_path / 'policy.json'}", f"out={tmp_path / 'dense'}")
-        assert "is the folder that is read" in sentence(run, command, *given)
+        assert "is the folder of the dense model" in sentence(run, command, *given)
     for nothing in ((), ("path=[]",), ("policy=",)):
         assert "give either policy=FILE" in sentence(run, "evaluate", "logger=csv", *nothing)
     (tmp_path / "policy.json").write_text(json.dumps({"format": 0}))

@@ -57,7 +57,10 @@ def test_only_what_changes_the_result_counts(done: Path, override: str, same: bo
 
 
 @pytest.mark.parametrize("key", ["text.path", "search.start", "model.path"])
-def test_a_changed_file_or_folder_counts(tmp_path: Path, key: str) -> None:
+def test_a_changed_file_or_folder_counts(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppf.cli.outcome.is_multirun", lambda: True)
     folder, file = tmp_path / "folder", tmp_path / "folder" / "file.txt"
     folder.mkdir()
     file.write_text("one")

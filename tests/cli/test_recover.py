@@ -97,7 +97,7 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
         ("recover", [f"path={tmp_path}", f"out={tmp_path}/../{tmp_path.name}"], "that is read"),
         ("recover", ["search=a", _CHECKPOINTED], "search= has no gradient checkpointing"),
         ("recover", ["search=a", "dtype=bfloat16"], "adapters are written in float32"),
-        ("recover", [f"path={tmp_path}", _TRUE], "bf16-true would also round rotary frequencies"),
+        ("recover", [f"path={tmp_path}", _TRUE], "bf16-true would round rotary frequencies"),
         ("recover", [f"path={tmp_path}"], "already a recovered model: give the folder"),
         ("recover", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
         ("evaluate", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),

@@ -161,5 +161,8 @@ def test_the_memory_is_that_of_the_dtype_in_which_weights_are_loaded(
     cfg = config("model=llama2_7b", "model.dtype=bfloat16", "bank.max_gib=0.0", *folders)
     free(monkeypatch, 24, 24, 100)
     refuse_what_does_not_fit(cfg, CPU, 1)
-    with pytest.raises(PPFError, match="GiB are free"):
+    with pytest.raises(PPFError, match="of model=llama2_7b in float32 needs"):
         refuse_what_does_not_fit(cfg, CPU, 1, "float32")
+    cfg.model.dtype = "float32"  # in which the weights are loaded first
+    with pytest.raises(PPFError, match="GiB are free"):
+        refuse_what_does_not_fit(cfg, CPU, 1, "bfloat16")

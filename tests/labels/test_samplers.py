@@ -119,7 +119,7 @@ def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: 
     names = [site.name for site in tiny.space.sites]
     file = tmp_path / "policy.json"
     kept = dict(zip(names, policy.tolist(), strict=True))
-    file.write_text(json.dumps(examples.policy(kept, units=kept)))
+    file.write_text(json.dumps(examples.policy(kept, units=tiny.space.units_by_name)))
     kept = drawn(Neighbours(FromFiles([str(file)], ()), spread=0.05), tiny, 16)
     block = tiny.space.params.min() / tiny.space.total
     assert (tiny.space.ratio(kept) - tiny.space.ratio(policy)).abs().max() < block
@@ -133,9 +133,11 @@ def test_files_must_be_given_and_fit_the_space(tiny: TinySetup, tmp_path: Path) 
     with pytest.raises(PPFError, match=r"sampler\.of\.paths"):
         FromFiles([], ())
     file = tmp_path / "policy.json"
-    file.write_text(json.dumps(examples.policy({"0.mlp": 1}, units={"0.mlp": 1})))
-    with pytest.raises(PPFError, match="does not fit"):
-        drawn(FromFiles([str(file)], ()), tiny, 1)
+    doubled = {name: 2 * units for name, units in tiny.space.units_by_name.items()}
+    for units in ({"0.mlp": 1}, doubled):
+        file.write_text(json.dumps(examples.policy(dict.fromkeys(units, 1), units=units)))
+        with pytest.raises(PPFError, match="does not fit"):
+            drawn(FromFiles([str(file)], ()), tiny, 1)
 
 
 @pytest.mark.parametrize("name", ["neighbours", "proposals"])
@@ -179,7 +181,7 @@ def test_an_agent_of_another_space_is_refused(tiny: TinySetup) -> None:
         def policy(self, ratio: float) -> list[int]:
             return [1] * len(self.space)
 
-    with pytest.raises(PPFError, match="sampler=proposals is of another space"):
+    with pytest.raises(PPFError, match="does not fit"):
         drawn(FromAgent(Other(), ratio=[0.1, 0.5]), tiny, 8)
 
 

@@ -55,8 +55,10 @@ def test_a_text_that_goes_on_keeps_its_first_space() -> None:
 def test_of_two_tokens_with_one_text_the_likelier_one_is_named() -> None:
     tokenizer = sentencepiece_form()
     letter, byte = tokenizer.convert_tokens_to_ids(["a", "<0x61>"])
-    scored = TokenScore(letter, -0.1, [(letter, -0.1), (byte, -5.0)])
-    assert TextFormat().logprobs([scored], tokenizer)["top_logprobs"] == [{"a": -0.1}]
+    other = tokenizer.convert_tokens_to_ids("b")
+    scored = TokenScore(letter, -0.1, [(letter, -0.1), (byte, -5.0), (other, -6.0)])
+    (found,) = TextFormat().logprobs([scored], tokenizer)["top_logprobs"]
+    assert list(found.items()) == [("a", -0.1), ("b", -6.0)]
 
 
 def test_a_text_ends_before_the_first_stop_sequence() -> None:
