@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.context.prepare import PruningContext
@@ -141,4 +142,8 @@ def checked_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
 def policy_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     """The config for preparing a policy's model: the policy's groups, this command's machine."""
     machine = {name: plain(cfg[name]) for name in ("paths", "bank")}
-    return OmegaConf.create({**record["config"], **machine})
+    config = OmegaConf.create({**record["config"], **machine})
+    on_cpu = OmegaConf.select(cfg, "fabric.accelerator") == "cpu"
+    if config.model.get("device_map") and (on_cpu or torch.cuda.device_count() < 2):
+        config.model.device_map = None  # there are no GPUs to divide the layers over
+    return config

@@ -81,14 +81,19 @@ def read_model(
         architecture: class that builds the model; by default transformers chooses it by the config.
 
     Raises:
-        PPFError: a file is damaged; a tensor is missing, unknown, not finite or has a wrong shape;
-            or the checkpoint needs its own code.
+        PPFError: a file is damaged; a tensor is missing, unknown, quantised, not finite or has a
+            wrong shape; or the checkpoint needs its own code.
     """
     own_code = getattr(config, "auto_map", None) or {}
     if architecture is AutoModelForCausalLM and "AutoModelForCausalLM" in own_code:
         raise PPFError(
             f"{source} needs its own modelling code, which PPF does not run: give a folder of a"
             f" model that transformers knows with {override}=FOLDER."
+        )
+    if getattr(config, "quantization_config", None):
+        raise PPFError(
+            f"{source} has quantised weights, which cannot be pruned: give the model's original"
+            f" weights with {override}=FOLDER."
         )
     check_files(source, override)
     with _reading(source, override), quiet():
@@ -114,7 +119,7 @@ def check_files(source: str, override: str = "model.path") -> None:
         override: the override that names another checkpoint, for error messages.
 
     Raises:
-        PPFError: the folder has no safetensors file, or one is empty or truncated.
+        PPFError: the folder has an adapter or no safetensors file, or one is empty or truncated.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -124,6 +129,11 @@ def check_files(source: str, override: str = "model.path") -> None:
         raise PPFError(
             f"{source} has no safetensors: convert its weights with transformers'"
             f" `save_pretrained`, or give another folder with {override}=FOLDER."
+        )
+    if (folder / "adapter_config.json").is_file():  # transformers would attach the adapter
+        raise PPFError(
+            f"{source} has an adapter (adapter_config.json), which PPF does not load: remove it, or"
+            f" merge it with PEFT's `merge_and_unload`, and give {override}=FOLDER."
         )
     for file in files:
         with _reading(str(file), override), safe_open(file, "pt"):

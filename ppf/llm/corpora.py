@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 
 import datasets
 import pyarrow as pa
@@ -62,10 +62,18 @@ class DataSet(TypedDict):
     data_files: dict[str, str] | None
     column: str
     limit: Count
+    revision: NotRequired[str]
 
 
 def hub(
-    split: str, *, path: str, name: str | None, data_files: dict | None, column: str, limit: Count
+    split: str,
+    *,
+    path: str,
+    name: str | None,
+    data_files: dict | None,
+    column: str,
+    limit: Count,
+    revision: str | None = None,
 ) -> list[str]:
     """A data set that the library `datasets` reads.
 
@@ -76,6 +84,7 @@ def hub(
         data_files: files of each split; None: as the data set declares them.
         column: name of the column that holds the text.
         limit: largest number of rows to read. They are streamed, so the rest is not downloaded.
+        revision: branch, tag or commit of the hub's repository; None: its main branch.
 
     Raises:
         PPFError: the data set cannot be reached, is damaged, is a pickle, or has no such column of
@@ -87,7 +96,7 @@ def hub(
         )
     try:
         stream = datasets.load_dataset(
-            path, name, split=split, data_files=data_files, streaming=True
+            path, name, split=split, data_files=data_files, revision=revision, streaming=True
         )
         rows = [row[column] for row in stream.take(limit)]
     except Exception as error:  # `datasets` passes on any error of its readers

@@ -87,7 +87,11 @@ def _to_disk(layer: nn.Module, folder: Path) -> mmap.mmap:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
             # A hole in the file would end the process when the disk is full.
-            os.posix_fallocate(file.fileno(), 0, sum(map(_aligned, parameters)))
+            size = sum(map(_aligned, parameters))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                file.truncate(size)
             mapped = mmap.mmap(file.fileno(), 0)
     start = 0
     for parameter in parameters:

@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ppf.conf import options, read_option
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter
 from ppf.llm.checkpoint import read_config
@@ -32,18 +33,23 @@ def skeleton(config: DictConfig) -> Skeleton:
     """The structure of the model of a `model=` config; no weight is read or downloaded.
 
     Raises:
-        PPFError: the model's config is not available.
+        PPFError: the model's config is not available, or its family is not supported.
     """
+    found = _config(config)
+    adapter = adapter_for(found)  # refuses other families before transformers does
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(config), trust_remote_code=False)
-    return Skeleton(model, adapter_for(model.config))
+        model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
+    return Skeleton(model, adapter)
 
 
 def _config(config: DictConfig) -> PreTrainedConfig:
     if config.path:
         return read_config(config.path)
     source = config.source or {}
-    if shape := source.get("config") or known_shapes().get(config.name):
+    named = config.name in options("model")
+    shipped = read_option("model", config.name).source if named else source
+    known = known_shapes().get(config.name) if source == shipped else None
+    if shape := source.get("config") or known:
         return AutoConfig.for_model(**shape)
     if repository := source.get("repository"):
         return read_config(repository)

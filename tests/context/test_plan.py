@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, T5Config
 
 from ppf.context.evaluations import drawn_labels, evaluations, gradient_sets
 from ppf.context.plan import GIB, Need, Sizes, Speeds, needs, solving
@@ -53,6 +54,20 @@ def test_every_named_model_is_planned_without_its_weights(name: str) -> None:
 def test_the_structure_of_an_unknown_model_is_asked_for() -> None:
     with pytest.raises(PPFError, match="model.path=FOLDER"):
         skeleton(config("model=local").model)
+
+
+def test_a_named_model_of_another_repository_has_a_structure_of_its_own(tmp_path: Path) -> None:
+    LlamaConfig(hidden_size=64, num_hidden_layers=1).save_pretrained(tmp_path)
+    other = config("model=llama3_8b", f"model.source.repository={tmp_path}")
+    assert skeleton(other.model).model.config.hidden_size == 64
+
+
+def test_families_that_transformers_would_not_build_are_refused_in_one_sentence(
+    tmp_path: Path,
+) -> None:
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(PPFError, match="model family 't5' is not supported"):
+        skeleton(config("model=local", f"model.path={tmp_path}").model)
 
 
 def test_offloaded_layers_take_no_memory() -> None:

@@ -2,9 +2,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
-from ppf.context.policy import model_name, refuse_recovered, warn_if_unreadable
+from ppf.context.policy import (
+    model_name,
+    policy_config,
+    refuse_recovered,
+    warn_if_unreadable,
+)
+from ppf.context.signatures import plain, recorded
 from ppf.errors import PPFError
 
 
@@ -37,3 +44,21 @@ def test_a_policy_whose_weights_were_trained_is_refused() -> None:
     for trained in ({"exported": {"compensation": "adapters"}}, {"recovered": {"tokens": 1}}):
         with pytest.raises(PPFError, match="belongs to a recovered model.*give path=x"):
             refuse_recovered(trained, "x/policy.json")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accelerator", "divided"),
+    [
+        (2, "auto", "auto"),
+        (2, "cpu", None),
+        (1, "auto", None),
+    ],
+)
+def test_layers_are_divided_only_where_there_are_gpus(
+    gpus: int, accelerator: str, divided: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    searched = config("model.device_map=auto", "paths.run=?")
+    record = {"config": plain(recorded(searched))}
+    here = config(f"fabric.accelerator={accelerator}", "paths.run=?")
+    assert policy_config(record, here).model.device_map == divided

@@ -111,6 +111,18 @@ def test_values_that_are_not_finite_are_named(folder: Path, value: str) -> None:
     assert f"has NaN or infinite values in {LAYER}" in refusal(folder)
 
 
+def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert "has an adapter (adapter_config.json)" in refusal(folder)
+
+
+def test_quantised_weights_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitnet"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "has quantised weights, which cannot be pruned" in refusal(folder)
+
+
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused(folder: Path) -> None:
     tokenizer = random_model(CHECKPOINTS[FORM]).tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma 3's

@@ -207,11 +207,19 @@ def test_raw_wikitext_can_begin_every_window_with_bos(raw: Path) -> None:
 
 def test_ptb_sentences_become_documents(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
+        (tmp_path / "penn_treebank" / split).mkdir(parents=True)
         Dataset.from_dict({"sentence": [f"s{i}" for i in range(90)]}).to_parquet(
-            tmp_path / f"{split}-0.parquet"
+            tmp_path / "penn_treebank" / split / "0000.parquet"
         )
-    parts = text("ptb", source={"path": str(tmp_path), "name": None}).parts
+    parts = text("ptb", source={"path": str(tmp_path)}).parts
     assert sorted(len(d.split()) for d in parts["calibration"]) == [10, 40, 40]
+
+
+def test_the_training_part_of_c4_is_read_from_the_same_copy() -> None:
+    changed = {"source": {"path": "a-copy", "column": "words"}}
+    own = training_text(OmegaConf.merge(read_option("text", "c4"), changed)).source
+    assert (own.path, own.column, own.limit) == ("a-copy", "words", 20000)
+    assert set(own.data_files) == {"training", "validation"}
 
 
 def test_c4_files_are_read_from_a_local_copy(tmp_path: Path) -> None:
