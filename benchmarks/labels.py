@@ -4,7 +4,7 @@
 
 compares policies a minute of the labeller and of Hugging Face's dense model, in which a policy is
 applied by zeroing weights, in float32 and in bfloat16. Policies have a mean ratio of 0.3 and no
-compensation. The labeller runs twice: on policies of the default sampler's groups, sorted as
+compensation. The labeller runs twice: on policies of `sampler=rough`, sorted as
 `collect` sorts them, and on policies that share no layers.
 
     python benchmarks/labels.py --text-size

@@ -35,7 +35,7 @@ from ppf.ranks import on_rank_0
 from ppf.space import Space
 
 Choose = Callable[[LanguageModel, Space], Compensation]
-Check = Callable[[Text, LanguageModel], object]
+EarlyCheck = Callable[[Text, LanguageModel], object]
 """Raises a PPFError if text or model cannot be used later."""
 
 
@@ -73,7 +73,7 @@ def prepare(
     *,
     dtype: str | None = None,
     choose: Choose | None = None,
-    check: Check | None = None,
+    check: EarlyCheck | None = None,
 ) -> PruningContext:
     """Loads the model and everything for pruning it; makes missing statistics, orders and banks.
 
@@ -130,7 +130,9 @@ def prepare(
     )
 
 
-def observe(cfg: DictConfig, fabric: Fabric, check: Check | None = None) -> tuple[Text, Observed]:
+def observe(
+    cfg: DictConfig, fabric: Fabric, check: EarlyCheck | None = None
+) -> tuple[Text, Observed]:
     """Loads text and model, and makes missing moments, importance scores and traits.
 
     Args:

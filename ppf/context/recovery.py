@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ppf.artefacts import signature
-from ppf.context.prepare import Check
+from ppf.context.prepare import EarlyCheck
 from ppf.context.signatures import plain, text_identity, trainer_identity, with_code
 from ppf.errors import PPFError, out_of_memory
 from ppf.llm import LanguageModel
@@ -93,7 +93,7 @@ def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows 
     return windows
 
 
-def check_text(cfg: DictConfig) -> Check:
+def check_text(cfg: DictConfig) -> EarlyCheck:
     """The check that refuses too little text, before a model is pruned."""
 
     def check(_: Text, lm: LanguageModel) -> None:

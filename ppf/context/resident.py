@@ -9,7 +9,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.context.policy import checked_config
-from ppf.context.prepare import Check, PruningContext, prepare
+from ppf.context.prepare import EarlyCheck, PruningContext, prepare
 from ppf.pruning import Compensation
 from ppf.pruning.compensation import Bias
 from ppf.pruning.elastic import FILE, Adapters, trained_with
@@ -23,7 +23,7 @@ def resident(
     record: Mapping[str, Any],
     *,
     adapted: bool = True,
-    check: Check | None = None,
+    check: EarlyCheck | None = None,
 ) -> PruningContext:
     """The dense model of the search in `cfg.search`, ready for any policy.
 

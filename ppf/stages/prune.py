@@ -16,7 +16,7 @@ from ppf.context.calibration import Calibration
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
 from ppf.context.policy import checked_config, read_policy, types_of
-from ppf.context.prepare import Check, PruningContext, prepare
+from ppf.context.prepare import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.evaluation.latency import speeds
 from ppf.export.base import Converter, Exporter
@@ -90,7 +90,7 @@ def compensated(
     record: dict[str, Any],
     exporter: Exporter,
     timed: DictConfig | None = None,
-    check: Check | None = None,
+    check: EarlyCheck | None = None,
 ) -> tuple[PruningContext, dict[str, Any]]:
     """The policy's model, ready for an export, and the record with the entry `exported`.
 
@@ -166,7 +166,7 @@ def keep_better(labelling: Labelling, calibration: Calibration) -> Compensated:
 
 
 def apply_policy(
-    cfg: DictConfig, fabric: Fabric, record: dict[str, Any], check: Check | None = None
+    cfg: DictConfig, fabric: Fabric, record: dict[str, Any], check: EarlyCheck | None = None
 ) -> PruningContext:
     """The policy's model, loaded and pruned in place, in `cfg.dtype`.
 
