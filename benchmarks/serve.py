@@ -106,10 +106,15 @@ def measure(command: list[str], port: int, extras: list[dict[str, Any]]) -> dict
     return {"first_start_seconds": first, "start_seconds": second, "clients": loads}
 
 
+def dense_model(search: Path) -> dict[str, Any]:
+    """The config of the search's dense model."""
+    name = "agent.json" if (search / "agent.json").is_file() else "policy.json"
+    return json.loads((search / name).read_text())["config"]["model"]
+
+
 def dense_folder(search: Path, cache: Path) -> str:
     """The Hugging Face folder of the search's dense model."""
-    name = "agent.json" if (search / "agent.json").is_file() else "policy.json"
-    model = json.loads((search / name).read_text())["config"]["model"]
+    model = dense_model(search)
     return model["path"] or instantiate(model["source"], _partial_=True)(str(cache))
 
 
@@ -121,10 +126,12 @@ def main() -> None:
     ratios = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5) if dynamic else (0.0, asked)
     root = Path(__file__).parents[1]
     ours = [sys.executable, str(root / "serve.py"), f"search={search}", f"port={port}"]
+    ours.append("fabric=cpu")  # as transformers below
     cache = Path(os.environ.get("PPF_CACHE", Path.home() / ".cache" / "ppf"))
     dense = dense_folder(search, cache)
     theirs = [str(Path(sys.executable).with_name("transformers")), "serve", dense]
-    dtype = str(resolve_dtype("auto")).removeprefix("torch.")  # serve.py's default
+    given = [word.removeprefix("dtype=") for word in overrides if word.startswith("dtype=")]
+    dtype = str(resolve_dtype([dense_model(search)["dtype"], *given][-1])).removeprefix("torch.")
     options = {
         "port": port,
         "host": "127.0.0.1",

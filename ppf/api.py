@@ -1,6 +1,7 @@
 """The commands as function calls: what `import ppf` offers."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,9 +84,12 @@ def search(
     given = [*_written(({} if ratio is None else {"ratio": ratio}) | overrides)]
     cfg = _composed("search", [*_named(model), *given])
     check_read(cfg.mode, given)
+    saved = Path(cfg.model.path) if isinstance(model, PreTrainedModel) else None
     if isinstance(model, PreTrainedModel):
         _save(model, tokenizer, cfg.model.path)
     run("search", cfg)
+    if saved and Path(cfg.model.path) != saved:  # this rank uses the copy of rank 0
+        shutil.rmtree(saved.parent, ignore_errors=True)
     return SearchResult(Path(cfg.paths.run), _own_targets(plain(recorded(cfg))))
 
 

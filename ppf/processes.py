@@ -61,6 +61,13 @@ def processes_here(fabric: Fabric) -> int:
     return fabric.world_size // getattr(fabric.strategy, "num_nodes", 1)
 
 
+def is_alone() -> bool:
+    """Whether this process shares its run with no others, which would wait for it."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    ranks = torch.distributed.get_world_size() if distributed else 1
+    return max(ranks, int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))) == 1
+
+
 def launch(fabric: Fabric) -> None:
     """Starts the ranks: only rank 0 prints, and the others end when their parent process does."""
     if fabric.local_rank > 0:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -26,6 +27,7 @@ CONF = ROOT / "ppf" / "conf"
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 STAGES = sorted(name.removeprefix("ppf-") for name in SCRIPTS)
 FILES = sorted(p for p in CONF.rglob("*.yaml") if p.parent.name != "local")
+_SWEPT = "hydra.sweeper.params"
 FOLDERS = sorted({p.parent.relative_to(CONF).as_posix() for p in FILES if p.parent != CONF})
 GROUPED = [f for f in FOLDERS if not f.startswith("experiment/")]  # its sub-folders are no groups
 OPTIONS = [(group, option) for group in GROUPED for option in options(group)]
@@ -162,6 +164,20 @@ def test_every_study_names_its_command() -> None:
     studies = {case for case in OPTIONS if case[0] in ("experiment", "hparams_search")}
     assert {case for case in studies if case[1] != "none"} == STUDIES.keys()
     assert set(STUDIES.values()) <= set(STAGES)
+
+
+def test_every_study_sweeps_over_options_that_exist() -> None:
+    parser, swept = OverridesParser.create(), set[str]()
+    for study, file in options("experiment").items():
+        for key, values in (OmegaConf.select(OmegaConf.load(file), _SWEPT) or {}).items():
+            if not (known := options(key)):
+                continue
+            override = parser.parse_override(f"{key}={values}")
+            several = override.is_sweep_override()
+            for value in override.sweep_string_iterator() if several else [str(values)]:
+                assert {*value.strip("[]").split(",")} <= known.keys(), (study, key, value)
+            swept.add(key)
+    assert {"agent", "tune", "predictor"} <= swept
 
 
 def test_trainer_options_belong_to_the_predictor() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of an agent's training, so that a killed search can resume."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,7 +39,8 @@ class Checkpoint:
             Number of finished iterations. It is 0, and nothing is restored, if a file is missing or
             damaged, or if the files of the ranks have different numbers of iterations.
         """
-        stored = read_if_whole(self._file(fabric), _load) or {"iterations": 0}
+        load = partial(torch.load, map_location=fabric.device, weights_only=True)
+        stored = read_if_whole(self._file(fabric), load) or {"iterations": 0}
         behind = fabric.all_gather(torch.tensor(stored["iterations"]))
         assert isinstance(behind, torch.Tensor)
         behind = behind.flatten()
@@ -78,10 +80,6 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
 
 
 def _restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
+    torch.set_rng_state(states["cpu"].cpu())
     if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def _load(file: Path) -> dict[str, Any]:
-    return torch.load(file, weights_only=True)
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)

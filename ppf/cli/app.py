@@ -18,8 +18,9 @@ from ppf.cli.checks import check
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Outcome, finished, finite, is_multirun, write
 from ppf.cli.plan import show_plan
+from ppf.conf import SECRET
 from ppf.context.signatures import plain
-from ppf.llm.loading import check_source
+from ppf.llm.loading import check_source, resolve_dtype
 from ppf.processes import launch
 from ppf.progress import say
 from ppf.ranks import Ranks
@@ -88,14 +89,16 @@ def run(name: str, cfg: DictConfig) -> float | None:
     fabric = instantiate(cfg.fabric)
     # Fabric has set the rank by now: only rank 0's loggers write.
     folder = Path(cfg.paths.run)
-    logged = {key: value for key, value in plain(cfg).items() if key not in _SECRET}
+    logged = {key: value for key, value in plain(cfg).items() if key not in SECRET}
     with _tidied(cfg), open_loggers(cfg.logger, folder, logged) as loggers:
         fabric.loggers.extend(loggers)
         launch(fabric)
         share_run_folder(cfg, fabric)
+        share_dtype(cfg, fabric)
         outcome = found.task(cfg, fabric) or Outcome()
     if fabric.is_global_zero:
         write(name, cfg, outcome, time.perf_counter() - start)
+    fabric.barrier()  # what follows in a user's script finds the results written
     return finite(outcome.metric)
 
 
@@ -131,6 +134,14 @@ def share_run_folder(cfg: DictConfig, ranks: Ranks) -> None:
         discard(own)
 
 
+def share_dtype(cfg: DictConfig, ranks: Fabric) -> None:
+    """Makes all ranks use the number format that `model.dtype=auto` means on rank 0's processor."""
+    if "model" in cfg and ranks.world_size > 1:
+        own = str(resolve_dtype(cfg.model.dtype, ranks.device)).removeprefix("torch.")
+        if (first := ranks.broadcast(own)) != own:
+            cfg.model.dtype = first
+
+
 def discard(folder: Path) -> None:
     """Removes a run folder that holds only Hydra's files, and its parent folder if it is empty.
 
@@ -147,6 +158,3 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # other runs of that day are in it
             folder.parent.rmdir()
-
-
-_SECRET = ("api_key",)  # keys of the config that no logger gets

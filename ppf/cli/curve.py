@@ -98,9 +98,12 @@ def write(
 
 
 def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
-    ask = f"import ppf; print(ppf.load_agent('{folder}').policy(ratio=0.37))"
     given, middle = f"search={quoted(folder)}", cfg.ratios[len(cfg.ratios) // 2]
-    own = ("search", "agent", "predictor") if cfg.mode == "dynamic" else ()  # unlike mode=static's
+    ask = f"import ppf; print(ppf.load_agent('{folder}').policy(ratio={middle}))"
+    # mode=static has others by default.
+    own = (
+        ("search", "agent", "predictor", "labels", "polish@agent") if cfg.mode == "dynamic" else ()
+    )
     changed = dict.fromkeys(("ratios", "dynamic", "polish@dynamic.polish", *own))
     return {
         "Serve the model at any ratio": next_command("serve", given),

@@ -17,7 +17,7 @@ from ppf.overrides import quoted
 from ppf.progress import say
 from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
 from ppf.report.html import write_page
-from ppf.report.origin import command_line, machine, next_command
+from ppf.report.origin import command_line, command_with, machine, next_command
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
 
@@ -80,19 +80,17 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> N
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
-    more = "tasks=[arc_easy]" if cfg.latency else "latency=true"
+    more = {"tasks": "[arc_easy]"} if cfg.latency else {"latency": "true"}
+    measure_more = command_with("evaluate", more)
     if cfg.policy:
         given = f"policy={quoted(cfg.policy)}"
         return {
             "Write the smaller model": next_command("prune", given, "out=pruned"),
             "Write a file for llama.cpp": next_command("prune", given, "out=gguf", "export=gguf"),
-            "Measure more": next_command("evaluate", given, more),
+            "Measure more": measure_more,
         }
-    paths = folders(cfg)
-    last, several = paths[-1], ",".join(map(quoted, paths))
-    given = f"path=[{several}]" if len(paths) > 1 else f"path={several}"
+    last = folders(cfg)[-1]
     return {
-        "Measure more": next_command("evaluate", given, more),
-        "Use longer windows": next_command("evaluate", given, "window=1024"),
+        "Measure more": measure_more,
         "Load it": f"AutoModelForCausalLM.from_pretrained('{last}', trust_remote_code=True)",
     }

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ppf.artefacts import disk_failure
-from ppf.conf import options
+from ppf.conf import command_of, options
 from ppf.errors import PPFError, out_of_memory
 
 Explain = Callable[[BaseException], str | None]
@@ -85,7 +85,11 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
                     f"trainer={option} does not exist, since the predictor is trained on one"
                     f" device: give fabric={option}, which divides labelling and search."
                 )
-            return f"{group}={option} is unknown: give one of {', '.join(error.options)}."
+            known = error.options
+            if group.partition("/")[0] == "experiment":  # Hydra does not list sub-folders
+                group, _, option = str(error.missing_cfg_file).partition("/")
+                known = [x for x in options(group) if command_of(group, x) in (None, command)]
+            return f"{group}={option} is unknown: give one of {', '.join(known)}."
         if isinstance(error, OverrideParseException):
             return f"{error.override} is not an override: give KEY=VALUE, as in seed=1."
         if found := _NO_GROUP.match(str(error)):

@@ -81,13 +81,19 @@ def _check_processes(
     """Raises PPFError if there are not the `count` processes that the config says."""
     if one_process and (count > 1 or started and started.processes > 1):
         raise PPFError("this command uses one process: give fabric.devices=1 and start it once.")
-    if started and max(started.processes, count) > 1:
-        _check_launcher(started, cfg, count)
-    elif count > 1 and is_multirun():
+    several = max(count, started.processes if started else 1) > 1
+    if several and is_multirun() and "SUBMITIT_EXECUTOR" not in os.environ:
         # Lightning starts processes by repeating the command, which would be the whole multirun.
         raise PPFError(
             f"a multirun cannot start {count} processes a job here: run its jobs one by one,"
             " without -m, or on a cluster with hydra/launcher=submitit_slurm."
+        )
+    if started and several:
+        _check_launcher(started, cfg, count)
+    elif started is None and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise PPFError(
+            "in an interactive job, Lightning does not see Slurm's tasks: run"
+            " `export SLURM_JOB_NAME=ppf` before srun."
         )
     elif cfg.fabric.num_nodes > 1 and not _may_meet():
         nodes, each = cfg.fabric.num_nodes, count // cfg.fabric.num_nodes

@@ -113,8 +113,10 @@ def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
         "seed": cfg.seed,
     }
     names = ("recovered", "pruned", "dense")
+    # The requested ratio: a sweep compares jobs by it.
+    asked = None if cfg.search else read_policy(_file(cfg), cfg.trust_targets)["ratio"]["asked"]
     return [
-        {"ratio": score.ratio}
+        {"ratio": score.ratio if asked is None else asked}
         | {f"nll_{name}": getattr(score, name) for name in names}
         | {"won_back": score.won_back, **same}
         for score in found.test or found.scores
@@ -167,9 +169,11 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
-    longer = command_with("recover", {"out": None, "recovery.tokens": "5000000"})
+    tokens = str(5 * cfg.recovery.tokens)
+    longer = command_with("recover", {"out": None, "recovery.tokens": tokens})
     if cfg.search:
-        ask = f"import ppf; ppf.DynamicModel.from_search('{cfg.out}').set_ratio(0.37)"
+        ratio = cfg.ratios[len(cfg.ratios) // 2]
+        ask = f"import ppf; ppf.DynamicModel.from_search('{cfg.out}').set_ratio({ratio})"
         return {
             "Serve the model at any ratio": next_command("serve", f"search={quoted(cfg.out)}"),
             "Load it at one ratio": f'python -c "{ask}"',

@@ -18,12 +18,14 @@ def _entry(name: str) -> Callable[[], None]:
         from ppf.cli.app import run
         from ppf.cli.explain import errors_explained, explain_run
         from ppf.cli.outcome import is_multirun
+        from ppf.processes import is_alone
 
         try:
             with errors_explained(explain_run, with_traceback=cfg.traceback):
                 return run(name, cfg)
         except SystemExit:
-            if is_multirun():  # the error has been printed; the other jobs go on
+            # The error has been printed; the other jobs go on, but other ranks must not wait.
+            if is_multirun() and is_alone():
                 return None
             raise
 

@@ -17,8 +17,8 @@ class SweepReport(Callback):
     """Prints which job begins, and at the end the table of all of them.
 
     Attributes:
-        earlier: numbered job folders of an earlier multirun, and when their jobs began. The table
-            leaves out those that this multirun does not begin again.
+        earlier: job folders of earlier multiruns, and when their jobs began. The table leaves out
+            numbered ones that this multirun does not begin again.
     """
 
     def __init__(self) -> None:
@@ -27,8 +27,7 @@ class SweepReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from ppf.report.sweep import begun
 
-        jobs = begun(Path(config.hydra.sweep.dir))
-        self.earlier = {job: time for job, time in jobs.items() if job.name.isdigit()}
+        self.earlier = begun(Path(config.hydra.sweep.dir))
         logging.getLogger(_OPTUNA).setLevel(logging.CRITICAL)  # on_job_end tells of failed trials
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -53,8 +52,9 @@ class SweepReport(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         jobs = begun(folder)
-        others = {job for job, time in self.earlier.items() if jobs.get(job) == time}
-        begun_now = [job for job in sorted(jobs) if job not in others]
+        before = {job for job, time in self.earlier.items() if jobs.get(job) == time}
+        others = {job for job in before if job.name.isdigit()}
+        begun_now = [job for job in sorted(jobs) if job not in before]
         left = [job for job in begun_now if not (job / "run.json").is_file()]
         if any(file.parent not in others for file in folder.rglob("run.json")):
             for name, path in write_sweep(folder, others).items():

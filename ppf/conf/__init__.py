@@ -39,6 +39,8 @@ GROUPS = {
 _SHARING = ("collect", "train", "search", "recover")  # several processes share their work
 _PROCESSES = ("ddp", "multi_node", "slurm")  # options of fabric with several processes
 _SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
+SECRET = ("api_key",)
+"""Keys of the config that no logger gets."""
 _UNGROUPED = ("seed=", "paths.", "traceback=")
 _LONGEST = 128  # characters of a group's name in W&B
 _LONGEST_FOLDER = 200  # bytes of a job's name; file systems allow 255
@@ -100,7 +102,7 @@ def run_name() -> str | None:
     if not HydraConfig.initialized():
         return None
     config = HydraConfig.get()
-    unnamed = config.job.config.override_dirname.exclude_keys
+    unnamed = {*config.job.config.override_dirname.exclude_keys, *SECRET}
     given = [word for word in config.overrides.task if word.partition("=")[0] not in unnamed]
     return " ".join([config.job.name, *given])
 
@@ -116,7 +118,8 @@ def run_group() -> str | None:
     config = HydraConfig.get()
     if config.mode == RunMode.MULTIRUN:
         return f"{config.job.name} {'/'.join(Path(config.sweep.dir).parts[-2:])}"
-    given = [word for word in config.overrides.task if not word.startswith(_UNGROUPED)]
+    secret = tuple(f"{key}=" for key in SECRET)
+    given = [x for x in config.overrides.task if not x.startswith((*_UNGROUPED, *secret))]
     return " ".join([config.job.name, *given])[:_LONGEST]
 
 

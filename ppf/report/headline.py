@@ -178,7 +178,8 @@ def _scored(best: ModelResult, other: ModelResult | None, is_uniform: bool) -> s
 
 
 def _size_and_speed(best: ModelResult, dense: ModelResult) -> str:
-    parts = [f"{percent(1 - best.bytes / dense.bytes)} smaller"]
+    less = 1 - best.bytes / dense.bytes
+    parts = [f"{percent(abs(less))} {'smaller' if less >= 0 else 'larger'}"]
     for now, before in zip(best.speed, dense.speed, strict=False):
         parts.append(
             f"prefill {now.prefill / before.prefill:.2f} × and decode"

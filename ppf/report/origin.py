@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,9 @@ def command_with(name: str, changed: Mapping[str, str | None]) -> str:
 
     Args:
         name: of the command.
-        changed: option or section → value, as in {"ratio": "0.3"}; None: without it.
+        changed: option or section → value, as in {"ratio": "0.3"}; None: without it. A section
+            stands for all that begins with it, as "predictor" for predictor.steps and
+            predictor/encoder.
     """
     given = [f"{option}={value}" for option, value in changed.items() if value is not None]
     if not HydraConfig.initialized():
@@ -40,7 +43,7 @@ def command_with(name: str, changed: Mapping[str, str | None]) -> str:
     kept = [
         word
         for word, option in zip(task_overrides(), options, strict=True)
-        if option not in changed and option.partition(".")[0] not in changed
+        if option not in changed and re.split(r"[./]", option)[0] not in changed
     ]
     return shlex.join(["python", f"{name}.py", *kept, *given])
 

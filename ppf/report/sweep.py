@@ -160,7 +160,8 @@ def multirun(folder: Path) -> tuple[str, list[str]] | None:
     if not file.is_file():
         return None
     hydra = OmegaConf.load(file).hydra
-    return str(hydra.job.name), list(hydra.overrides.task)
+    own = [x for x in hydra.overrides.get("hydra", []) if not x.startswith("hydra.mode=")]
+    return str(hydra.job.name), [*hydra.overrides.task, *own]
 
 
 def begun(folder: Path) -> dict[Path, int]:

@@ -19,6 +19,8 @@ from ppf.errors import PPFError
     [
         (["logger=foo"], "logger=foo is unknown: give one of csv,"),
         (["hydra/sweeper=foo"], "hydra/sweeper=foo is unknown: give one of basic"),
+        (["experiment=search/agentz"], "experiment=search/agentz is unknown: give one of bytes/"),
+        (["experiment=agents"], "search/agents, search/candidates"),
         (["labels.cuont=3"], "there is no key labels.cuont: do you mean labels.count?"),
         (["rato=0.3"], "there is no key rato: do you mean ratio?"),
         (["agent=evolution", "agent.childen=3"], "do you mean agent.children?"),

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, open_dict
 
 from ppf.cli.launch import check_launch
 from ppf.errors import PPFError
-from ppf.processes import kind_of_device
+from ppf.processes import is_alone, kind_of_device
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0"}
 CLI = {"LT_CLI_USED": "1"}
@@ -111,6 +111,7 @@ def test_processes_that_fit_are_taken(
             "on each machine with torchrun --nnodes=2 --nproc_per_node=2, or once with srun",
         ),
         ({"MASTER_ADDR": "one", "NODE_RANK": "1"}, 1, 2, "--nodes=2 --ntasks-per-node=1"),
+        (slurm(2) | {"SLURM_JOB_NAME": "interactive"}, 2, 1, "export SLURM_JOB_NAME=ppf"),
     ],
 )
 def test_processes_that_a_launcher_started_otherwise_are_refused(
@@ -124,6 +125,28 @@ def test_processes_that_a_launcher_started_otherwise_are_refused(
         launcher.setenv(name, value)
     with pytest.raises(PPFError, match=sentence):
         check("fabric.accelerator=cpu", f"fabric.devices={devices}", f"fabric.num_nodes={nodes}")
+
+
+@pytest.mark.parametrize("environment", [{}, torchrun(2), slurm(2)])
+def test_only_submitit_starts_several_processes_for_a_job_of_a_multirun(
+    launcher: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    launcher.setattr("ppf.cli.launch.is_multirun", lambda: True)
+    for name, value in environment.items():
+        launcher.setenv(name, value)
+    with pytest.raises(PPFError, match="a multirun cannot start 2 processes a job here"):
+        check("fabric.accelerator=cpu", "fabric.devices=2")
+    launcher.setenv("SUBMITIT_EXECUTOR", "slurm")
+    check("fabric.accelerator=cpu", "fabric.devices=2")
+
+
+@pytest.mark.parametrize(("tasks", "alone"), [(None, True), ("1", True), ("8", False)])
+def test_a_task_of_several_is_not_alone(
+    launcher: pytest.MonkeyPatch, tasks: str | None, alone: bool
+) -> None:
+    if tasks:
+        launcher.setenv("SLURM_STEP_NUM_TASKS", tasks)
+    assert is_alone() == alone
 
 
 def test_a_plan_needs_no_processes(launcher: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,18 @@ def test_numbered_jobs_of_an_earlier_longer_multirun_are_left_out(tmp_path: Path
     assert {row["job"] for row in rows} == {"0", "seed-1"}
 
 
+def test_a_job_that_failed_in_an_earlier_multirun_fails_no_later_one(tmp_path: Path) -> None:
+    begin(tmp_path / "ratio-1.5", 100)
+    report, config = SweepReport(), OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    report.on_multirun_start(config)
+    job(tmp_path, ["ratio-0.3"], {"nmse": 0.5})
+    begin(tmp_path / "ratio-0.3", 200)
+    report.on_multirun_end(config)
+    begin(tmp_path / "ratio-0.4", 300)
+    with pytest.raises(SystemExit):
+        report.on_multirun_end(config)
+
+
 @pytest.mark.parametrize(
     ("sweeper", "value", "told"),
     [("optuna", None, True), ("optuna", 3.5, False), ("x", None, False)],

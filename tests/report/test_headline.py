@@ -104,5 +104,7 @@ def test_folders_are_compared_with_the_first() -> None:
     first, second = evaluation_headline(Evaluation("a text", 4, 128, 128, results))
     assert "25.00 on the test part instead of 20.00 for big (+25.0 %)" in first
     assert second == "Against the dense model: 20.0 % smaller."
+    _, grown = evaluation_headline(Evaluation("a text", 4, 128, 128, results[::-1]))
+    assert grown == "Against the dense model: 25.0 % larger."
     alone = evaluation_headline(Evaluation("a text", 4, 128, 128, results[:1]))
     assert alone == ["big has a perplexity of 20.00 on the test part."]
