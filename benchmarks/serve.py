@@ -126,11 +126,13 @@ def main() -> None:
     ratios = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5) if dynamic else (0.0, asked)
     root = Path(__file__).parents[1]
     ours = [sys.executable, str(root / "serve.py"), f"search={search}", f"port={port}"]
-    ours.append("fabric=cpu")  # as transformers below
+    if not any(word.startswith("fabric=") for word in overrides):
+        ours.append("fabric=cpu")  # as transformers below
     cache = Path(os.environ.get("PPF_CACHE", Path.home() / ".cache" / "ppf"))
     dense = dense_folder(search, cache)
     theirs = [str(Path(sys.executable).with_name("transformers")), "serve", dense]
     given = [word.removeprefix("dtype=") for word in overrides if word.startswith("dtype=")]
+    given = [name for name in given if name != "null"]
     dtype = str(resolve_dtype([dense_model(search)["dtype"], *given][-1])).removeprefix("torch.")
     options = {
         "port": port,

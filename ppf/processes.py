@@ -65,7 +65,8 @@ def is_alone() -> bool:
     """Whether this process shares its run with no others, which would wait for it."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     ranks = torch.distributed.get_world_size() if distributed else 1
-    return max(ranks, int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))) == 1
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    return ranks == 1 and (tasks == 1 or "SLURM_PTY_PORT" in os.environ)  # or an srun shell
 
 
 def launch(fabric: Fabric) -> None:

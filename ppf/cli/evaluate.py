@@ -80,8 +80,9 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> N
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
-    more = {"tasks": "[arc_easy]"} if cfg.latency else {"latency": "true"}
-    measure_more = command_with("evaluate", more)
+    measure_more = command_with(
+        "evaluate", {"tasks": "[arc_easy]"} if cfg.latency else {"latency": "true"}
+    )
     if cfg.policy:
         given = f"policy={quoted(cfg.policy)}"
         return {

@@ -81,16 +81,17 @@ def _check_processes(
     """Raises PPFError if there are not the `count` processes that the config says."""
     if one_process and (count > 1 or started and started.processes > 1):
         raise PPFError("this command uses one process: give fabric.devices=1 and start it once.")
-    several = max(count, started.processes if started else 1) > 1
-    if several and is_multirun() and "SUBMITIT_EXECUTOR" not in os.environ:
+    most = max(count, started.processes if started else 1)
+    by_submitit = started and os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    if most > 1 and is_multirun() and not by_submitit:
         # Lightning starts processes by repeating the command, which would be the whole multirun.
         raise PPFError(
-            f"a multirun cannot start {count} processes a job here: run its jobs one by one,"
+            f"a multirun cannot start {most} processes a job here: run its jobs one by one,"
             " without -m, or on a cluster with hydra/launcher=submitit_slurm."
         )
-    if started and several:
+    if started and most > 1:
         _check_launcher(started, cfg, count)
-    elif started is None and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    elif started is None and _hidden_tasks():
         raise PPFError(
             "in an interactive job, Lightning does not see Slurm's tasks: run"
             " `export SLURM_JOB_NAME=ppf` before srun."
@@ -144,6 +145,12 @@ def _take_fabric_run(fabric: DictConfig) -> None:
             )
     for name in _FABRIC_RUN:
         os.environ.pop(f"LT_{name}", None)
+
+
+def _hidden_tasks() -> bool:
+    """Whether srun started several tasks, but no shell, in what Lightning calls interactive."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    return tasks > 1 and "SLURM_PTY_PORT" not in os.environ
 
 
 def _may_meet() -> bool:

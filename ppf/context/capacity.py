@@ -159,8 +159,8 @@ def refusal(cfg: DictConfig, device: torch.device, found: Comparison) -> str | N
         device: of this process.
         found: the comparison of this config.
     """
-    loaded = f" in {found.dtype}" if found.dtype else ""
-    name, free = f"model={cfg.model.name}{loaded}", found.free
+    wide = found.dtype and found.sizes.itemsize == 4  # the search may have needed less
+    name, free = f"model={cfg.model.name}{' in float32' if wide else ''}", found.free
     if found.disk > free.disk:
         return (
             f"{name} needs {_size(found.disk)} of disk, but {_size(free.disk)} are free in"

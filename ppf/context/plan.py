@@ -118,8 +118,8 @@ class Sizes:
         """
         model, adapter = skeleton(cfg.model)
         couplings = adapter.couplings(model)
-        dtypes = (resolve_dtype(name, device) for name in (cfg.model.dtype, dtype) if name)
-        loaded = max(dtypes, key=lambda each: each.itemsize)
+        dtypes = [resolve_dtype(name, device) for name in (cfg.model.dtype, dtype) if name]
+        widest = max(dtypes, key=lambda each: each.itemsize)
         space: Space = instantiate(cfg.space, [coupling.prunable for coupling in couplings])
         shapes = {c.name: (c.consumer.out_features, c.consumer.in_features) for c in couplings}
         of_sites = [shapes[site.name] for site in space.sites]
@@ -136,9 +136,9 @@ class Sizes:
             hidden=model.config.hidden_size,
             consumers=list(shapes.values()),
             head=model.get_output_embeddings().weight.numel(),
-            bank=bank_size(of_sites, space, loaded, cfg.bank.max_gib, gpus) if refits else None,
-            itemsize=loaded.itemsize,
-            activations=activations(layers, cfg.text.window, loaded),
+            bank=bank_size(of_sites, space, dtypes[-1], cfg.bank.max_gib, gpus) if refits else None,
+            itemsize=widest.itemsize,
+            activations=activations(layers, cfg.text.window, widest),
             calibration=(windows.calibration or MANY) * cfg.text.window,
             labelling=(windows.labelling or MANY) * cfg.text.window,
             labels=evaluations(cfg),

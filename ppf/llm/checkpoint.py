@@ -92,7 +92,7 @@ def read_model(
         )
     if getattr(config, "quantization_config", None):
         raise PPFError(
-            f"{source} has quantised weights, which cannot be pruned: give the model's original"
+            f"{source} has quantised weights, which PPF does not read: give the model's original"
             f" weights with {override}=FOLDER."
         )
     check_files(source, override)

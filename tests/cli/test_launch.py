@@ -134,10 +134,15 @@ def test_only_submitit_starts_several_processes_for_a_job_of_a_multirun(
     launcher.setattr("ppf.cli.launch.is_multirun", lambda: True)
     for name, value in environment.items():
         launcher.setenv(name, value)
-    with pytest.raises(PPFError, match="a multirun cannot start 2 processes a job here"):
-        check("fabric.accelerator=cpu", "fabric.devices=2")
-    launcher.setenv("SUBMITIT_EXECUTOR", "slurm")
-    check("fabric.accelerator=cpu", "fabric.devices=2")
+    for executor in (None, "local", "slurm"):
+        if executor:
+            launcher.setenv("SUBMITIT_EXECUTOR", executor)
+        if executor == "slurm" and "SLURM_NTASKS" in environment:
+            check("fabric.accelerator=cpu", "fabric.devices=2")
+            continue
+        if executor != "slurm":
+            with pytest.raises(PPFError, match="a multirun cannot start 2 processes a job here"):
+                check("fabric.accelerator=cpu", "fabric.devices=2")
 
 
 @pytest.mark.parametrize(("tasks", "alone"), [(None, True), ("1", True), ("8", False)])
@@ -147,6 +152,8 @@ def test_a_task_of_several_is_not_alone(
     if tasks:
         launcher.setenv("SLURM_STEP_NUM_TASKS", tasks)
     assert is_alone() == alone
+    launcher.setenv("SLURM_PTY_PORT", "1")  # a shell that srun has started
+    assert is_alone()
 
 
 def test_a_plan_needs_no_processes(launcher: pytest.MonkeyPatch) -> None:

@@ -164,5 +164,5 @@ def test_the_memory_is_that_of_the_dtype_in_which_weights_are_loaded(
     with pytest.raises(PPFError, match="of model=llama2_7b in float32 needs"):
         refuse_what_does_not_fit(cfg, CPU, 1, "float32")
     cfg.model.dtype = "float32"  # in which the weights are loaded first
-    with pytest.raises(PPFError, match="GiB are free"):
+    with pytest.raises(PPFError, match="of model=llama2_7b in float32 needs"):
         refuse_what_does_not_fit(cfg, CPU, 1, "bfloat16")

@@ -120,7 +120,7 @@ def test_quantised_weights_are_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitnet"}
     (folder / "config.json").write_text(json.dumps(config))
-    assert "has quantised weights, which cannot be pruned" in refusal(folder)
+    assert "has quantised weights, which PPF does not read" in refusal(folder)
 
 
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused(folder: Path) -> None:
