@@ -148,13 +148,12 @@ def discard(folder: Path) -> None:
     A run that Python code has started leaves an empty folder, which is removed too.
     """
     hydra = folder / ".hydra"
-    if not HydraConfig.initialized():
-        with suppress(OSError):  # it is not empty
-            folder.rmdir()
-            folder.parent.rmdir()
-    elif hydra.is_dir() and not any(
-        path.is_file() and path.parent != hydra for path in folder.rglob("*")
-    ):
+    if not hydra.is_dir():
+        if not HydraConfig.initialized():
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+                folder.parent.rmdir()
+    elif not any(path.is_file() and path.parent != hydra for path in folder.rglob("*")):
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # other runs of that day are in it
             folder.parent.rmdir()
