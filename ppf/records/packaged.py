@@ -68,7 +68,10 @@ def _sections(group: str, key: str | None) -> Iterator[dict[str, Any]]:
 def _model(
     same: list[dict[str, Any]], group: list[dict[str, Any]], fixed: Collection[str] = ()
 ) -> type[Record]:
-    """A schema with the keys of `same`, and the types of value that they have in `group`."""
+    """A schema with the keys of `same`, and the types of value that they have in `group`.
+
+    A key that some of `same` lack may be missing.
+    """
     fields: dict[str, Any] = {}
     # pydantic reserves some names, so that fields are numbered. The target must be field0.
     for key in sorted({key for section in same for key in section}, key=lambda key: key != TARGET):
@@ -76,7 +79,8 @@ def _model(
             kind: Any = Literal[tuple(section[key] for section in same)]
         else:
             kind = _kind([section[key] for section in group if key in section])
-        fields[f"field{len(fields)}"] = (kind, Field(alias=key))
+        missing: Any = {} if all(key in section for section in same) else {"default": None}
+        fields[f"field{len(fields)}"] = (kind, Field(alias=key, **missing))
     return create_model("Section", __base__=Record, **fields)
 
 

@@ -203,7 +203,7 @@ def test_a_step_has_the_mean_loss_of_its_ratios_and_its_gradients(
         drawn=lambda number: [0.1, 0.5],
         _forward=lambda ratio, ids: ratio,
         finite=lambda loss: loss,
-        log_dict=logged.update,
+        log_training=logged.update,
     )
     monkeypatch.setattr(elastic, "weighted_sum", of_ratio)
     loss = ElasticModule.training_step(step, [torch.zeros(1, 8).long()], 0)  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ def test_a_step_has_the_mean_loss_of_its_ratios_and_its_gradients(
     assert loss.item() == pytest.approx(0.3 * 9)
     assert float(weight.grad) == pytest.approx(0.3 * 2 * 3 / 2)  # type: ignore[arg-type]
     assert float(unused.grad) == 0  # type: ignore[arg-type]
-    assert logged == {"training/kl": pytest.approx(0.3)}
+    assert logged == {"kl": pytest.approx(0.3)}
 
 
 class _Drawing:
