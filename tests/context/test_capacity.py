@@ -15,7 +15,7 @@ from ppf.llm.divide import check_division
 from tests.context.test_plan import CPU, config, gpus
 
 CUDA = torch.device("cuda")
-LARGE = ("model=llama2_7b", "model.name=llama3_70b")  # the name determines the shape
+LARGE = ("model=llama3_70b",)
 
 
 @pytest.fixture
