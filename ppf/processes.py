@@ -65,8 +65,13 @@ def is_alone() -> bool:
     """Whether this process shares its run with no others, which would wait for it."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     ranks = torch.distributed.get_world_size() if distributed else 1
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    return ranks == 1 and (tasks == 1 or "SLURM_PTY_PORT" in os.environ)  # or an srun shell
+    return ranks == slurm_tasks() == 1
+
+
+def slurm_tasks() -> int:
+    """Number of tasks that srun has started with this one; 1 inside a shell that it has started."""
+    in_shell = "SLURM_PTY_PORT" in os.environ
+    return 1 if in_shell else int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
 def launch(fabric: Fabric) -> None:

@@ -215,14 +215,17 @@ def _adapter(hint: Any) -> TypeAdapter[Any] | None:
     return None
 
 
-def refuse_overwriting(out: str | Path, read: str | Path) -> None:
-    """Raises PPFError if a command would write into the folder that it reads."""
-    if Path(out).resolve() == Path(read).resolve():
-        raise PPFError(f"out={out} is the folder that is read: give another out=FOLDER.")
+def refuse_overwriting(out: str | Path, folder: str | Path, what: str = "that is read") -> None:
+    """Raises PPFError if a command would write into a folder that must stay as it is.
+
+    Args:
+        what: says which folder it is, for the message.
+    """
+    if Path(out).resolve() == Path(folder).resolve():
+        raise PPFError(f"out={out} is the folder {what}: give another out=FOLDER.")
 
 
 def refuse_overwriting_dense(out: str | Path, record: Mapping[str, Any]) -> None:
     """Raises PPFError if a command would overwrite the dense model of a policy or an agent."""
-    dense = record["config"]["model"].get("path")
-    if dense and Path(out).resolve() == Path(dense).resolve():
-        raise PPFError(f"out={out} is the folder of the dense model: give another out=FOLDER.")
+    if dense := record["config"]["model"].get("path"):
+        refuse_overwriting(out, dense, "of the dense model")

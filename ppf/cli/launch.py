@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from ppf.cli.outcome import is_multirun
 from ppf.context.signatures import plain
 from ppf.errors import PPFError
-from ppf.processes import kind_of_device, process_count
+from ppf.processes import kind_of_device, process_count, slurm_tasks
 
 _STRATEGIES = ("auto", "ddp")
 _FABRIC_RUN = ("ACCELERATOR", "CLI_USED", "DEVICES", "NUM_NODES", "PRECISION", "STRATEGY")
@@ -91,7 +91,7 @@ def _check_processes(
         )
     if started and most > 1:
         _check_launcher(started, cfg, count)
-    elif started is None and _hidden_tasks():
+    elif started is None and slurm_tasks() > 1:
         raise PPFError(
             "in an interactive job, Lightning does not see Slurm's tasks: run"
             " `export SLURM_JOB_NAME=ppf` before srun."
@@ -145,12 +145,6 @@ def _take_fabric_run(fabric: DictConfig) -> None:
             )
     for name in _FABRIC_RUN:
         os.environ.pop(f"LT_{name}", None)
-
-
-def _hidden_tasks() -> bool:
-    """Whether srun started several tasks, but no shell, in what Lightning calls interactive."""
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    return tasks > 1 and "SLURM_PTY_PORT" not in os.environ
 
 
 def _may_meet() -> bool:

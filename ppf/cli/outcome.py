@@ -22,7 +22,7 @@ FILE = "run.json"
 # Keys that do not change results.
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
 
-# Keys that may name a file or a folder, or several.
+# Keys whose values may be paths of files or folders.
 _NAMED = (
     "policy",
     "path",

@@ -1,5 +1,6 @@
 """ppf-recover: trains a pruned model, by default by distillation from the dense model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -102,8 +103,9 @@ def _line(score: RecoveryScore, part: str) -> str:
 
 def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
     """Rows for the table of a sweep, on the test part if it was measured; nats per token."""
+    record = None if cfg.search else read_policy(_file(cfg), cfg.trust_targets)
     same = {
-        "method": _method(cfg),
+        "method": _method(record),
         "tune": "adapters" if cfg.search else "+".join(cfg.tune),
         "mode": "dynamic" if cfg.search else "static",
         "tokens": found.tokens,
@@ -113,22 +115,22 @@ def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
         "seed": cfg.seed,
     }
     names = ("recovered", "pruned", "dense")
-    # The requested ratio: a sweep compares jobs by it.
-    asked = None if cfg.search else read_policy(_file(cfg), cfg.trust_targets)["ratio"]["asked"]
     return [
-        {"ratio": score.ratio if asked is None else asked}
+        # The requested ratio: a sweep compares jobs by it.
+        {"ratio": record["ratio"]["asked"] if record else score.ratio}
         | {f"nll_{name}": getattr(score, name) for name in names}
         | {"won_back": score.won_back, **same}
         for score in found.test or found.scores
     ]
 
 
-def _method(cfg: DictConfig) -> str:
-    """Where the policy is from: "uniform" pruning or "PPF"."""
-    if cfg.search:
-        return "PPF"
-    record = read_policy(_file(cfg), cfg.trust_targets)
-    return "uniform" if record["kept"] == record["uniform"]["kept"] else "PPF"
+def _method(record: Mapping[str, Any] | None) -> str:
+    """Where the policy is from: "uniform" pruning or "PPF".
+
+    Args:
+        record: of the policy; None: a search for all ratios.
+    """
+    return "uniform" if record and record["kept"] == record["uniform"]["kept"] else "PPF"
 
 
 def _file(cfg: DictConfig) -> str:

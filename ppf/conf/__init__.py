@@ -41,7 +41,7 @@ _PROCESSES = ("ddp", "multi_node", "slurm")  # options of fabric with several pr
 _SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
 SECRET = ("api_key",)
 """Keys of the config that no logger gets."""
-_UNGROUPED = ("seed=", "paths.", "traceback=")
+_UNGROUPED = ("seed=", "paths.", "traceback=", *(f"{key}=" for key in SECRET))
 _LONGEST = 128  # characters of a group's name in W&B
 _LONGEST_FOLDER = 200  # bytes of a job's name; file systems allow 255
 _TAGGED = ("experiment", "hparams_search", "debug")
@@ -118,8 +118,7 @@ def run_group() -> str | None:
     config = HydraConfig.get()
     if config.mode == RunMode.MULTIRUN:
         return f"{config.job.name} {'/'.join(Path(config.sweep.dir).parts[-2:])}"
-    secret = tuple(f"{key}=" for key in SECRET)
-    given = [x for x in config.overrides.task if not x.startswith((*_UNGROUPED, *secret))]
+    given = [word for word in config.overrides.task if not word.startswith(_UNGROUPED)]
     return " ".join([config.job.name, *given])[:_LONGEST]
 
 

@@ -1,9 +1,12 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from ppf.cli.app import discard, share_run_folder
+from ppf.cli.app import discard, share_dtype, share_run_folder
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -36,3 +39,13 @@ def test_a_run_folder_with_results_is_not_discarded(tmp_path: Path) -> None:
         discard(folder)
     assert not empty.exists() and (used / "model" / "weights").exists()
     assert (used / ".hydra" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(("own", "then"), [("float32", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_all_ranks_use_the_number_format_of_rank_0(own: str, then: str) -> None:
+    rank_1: Any = SimpleNamespace(
+        world_size=2, device=torch.device("cpu"), broadcast=lambda mine: "bfloat16"
+    )
+    cfg = OmegaConf.create({"model": {"dtype": own}})
+    share_dtype(cfg, rank_1)
+    assert cfg.model.dtype == then
