@@ -31,6 +31,7 @@ _NAMED = (
     "text.path",
     "text.source.path",
     "text.training.source.path",
+    "text.training.more.path",
     "model.path",
     "predictor.init_from",
     "sampler.of.paths",

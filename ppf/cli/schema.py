@@ -4,6 +4,7 @@ Parts that name a class or function (`_target_`) are checked against its signatu
 `ppf.cli.checks`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -41,10 +42,15 @@ def _model_folder(path: str) -> str:
     return local_folder(path, "model.path")
 
 
-def _text_file(path: str) -> str:
-    if not Path(path).is_file():
-        raise PPFError(f"text.path={path} does not exist: give a .txt, .jsonl or .parquet file.")
-    return path
+def _text_file(key: str) -> Callable[[str], str]:
+    """A validator of the file that the config names under `key`."""
+
+    def existing(path: str) -> str:
+        if not Path(path).is_file():
+            raise PPFError(f"{key}={path} does not exist: give a .txt, .jsonl or .parquet file.")
+        return path
+
+    return existing
 
 
 class BankSection(Section):
@@ -94,19 +100,27 @@ class ModelSection(Section):
     source: Component | None
 
 
+class MoreTextSection(Section):
+    """`training.more` of `text/*.yaml`."""
+
+    path: Annotated[str, AfterValidator(_text_file("text.training.more.path"))] | None
+    column: str
+
+
 class TrainingTextSection(Section):
     """`training` of `text/*.yaml`."""
 
     splits: dict[str, dict[TrainingPart, Positive]]
     windows: dict[TrainingPart, Count | None]
     source: Component | None
+    more: MoreTextSection
 
 
 class TextSection(Section):
     """`text/*.yaml`."""
 
     name: str
-    path: Annotated[str, AfterValidator(_text_file)] | None
+    path: Annotated[str, AfterValidator(_text_file("text.path"))] | None
     column: str
     window: Several
     windows: dict[SearchPart, Count | None]

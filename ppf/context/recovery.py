@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ppf.artefacts import signature
 from ppf.context.prepare import EarlyCheck
-from ppf.context.signatures import plain, text_identity, trainer_identity, with_code
+from ppf.context.signatures import plain, trainer_identity, training_identity, with_code
 from ppf.errors import PPFError, out_of_memory
 from ppf.llm import LanguageModel
-from ppf.llm.text import PartName, Text, build_text, text_name, training_text
+from ppf.llm.text import PartName, Text, build_text, build_training_text, text_name
 from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.recovery.curve import Trace
@@ -82,7 +82,7 @@ def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows 
         PPFError: the text is too short, or the windows are too long for the model.
     """
     check_window(cfg.text.window, lm.model.config)
-    text = build_text(training_text(cfg.text), cfg.paths.cache)
+    text = build_training_text(cfg.text, cfg.paths.cache)
     windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
     if len(windows[0]) < cfg.recovery.batch:
         raise PPFError(
@@ -125,12 +125,10 @@ def run_of(
     Args:
         trained: plain values that determine the model and what is trained of it.
     """
-    own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
-    texts = [text_identity(own, part) for part in _PARTS]
     recovery = {key: value for key, value in asdict(settings).items() if key not in _COSTS}
     trainer = trainer_identity(cfg.trainer)
     losses = with_code(plain(cfg.loss), Path(cfg.paths.cache))
-    parts = (texts, losses, recovery, trainer, cfg.seed, *trained)
+    parts = (training_identity(cfg), losses, recovery, trainer, cfg.seed, *trained)
     folder = Path(cfg.paths.artefacts) / "recovery" / signature("recovery", *parts)
     return TrainingRun(settings, machine, folder, cfg.text.window, cfg.seed)
 

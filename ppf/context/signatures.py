@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder, resolve_dtype
-from ppf.llm.text import PartName, local_splits, spans
+from ppf.llm.text import PartName, local_splits, spans, training_text
 from ppf.records.policy import ConfigRecord
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -134,6 +134,17 @@ def text_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
         del text["column"]  # of files only
         source = _source(source, cache)
     return text | {"source": source, "documents": spans(splits, part), "windows": windows}
+
+
+def training_identity(cfg: DictConfig) -> list[dict[str, Any]]:
+    """What determines the windows of the parts training and validation."""
+    own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
+    parts = [text_identity(own, part) for part in ("training", "validation")]
+    more = plain(cfg.text.training.more)
+    if path := more.pop("path"):
+        content = file_digest(path, "text.training.more.path", Path(cfg.paths.cache))
+        parts.append({**more, "content": content, "unlike": text_identity(cfg, "test")})
+    return parts
 
 
 def file_digest(path: str, key: str, cache: Path) -> str:

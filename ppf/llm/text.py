@@ -5,7 +5,8 @@ never with test.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,9 @@ from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm.text_file import read_file
 from ppf.llm.windows import begin_with, leading_tokens
+from ppf.progress import say
 
+_RUN = 13  # words that two documents may not share
 PartName = Literal["calibration", "labelling", "test", "training", "validation"]
 
 
@@ -179,9 +182,48 @@ def training_text(config: DictConfig) -> DictConfig:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     own = {key: value for key, value in plain.pop("training").items() if value is not None}
+    del own["more"]  # see `build_training_text`
     if plain["source"] and "source" in own:
         own["source"] = plain["source"] | own["source"]
     return OmegaConf.create({**plain, **own})
+
+
+def build_training_text(config: DictConfig, cache: str) -> Text:
+    """The parts training and validation of a `text=` config, with the documents of `training.more`.
+
+    Documents that share 13 consecutive words with the parts test or validation are left out.
+
+    Args:
+        config, cache: as for `build_text`.
+
+    Raises:
+        PPFError: the file cannot be read.
+    """
+    text, more = build_text(training_text(config), cache), config.training.more
+    if more.path:
+        documents = read_file(more.path, more.column, "text.training.more")
+        scored = text.parts["validation"] + build_text(config, cache).parts["test"]
+        kept = without_overlap(documents, scored)
+        say(f"{more.path}: the training part has {len(kept)} of its {len(documents)} documents.")
+        text.parts["training"] += kept
+    return text
+
+
+def without_overlap(documents: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The documents that share no 13 consecutive words with the others, each of them once.
+
+    Case and punctuation do not count. Thirteen words are the usual length in such tests (Brown et
+    al. 2020, appendix C).
+    """
+    known = {words for other in others for words in _runs(other)}
+    return [text for text in dict.fromkeys(documents) if known.isdisjoint(_runs(text))]
+
+
+def _runs(document: str) -> Iterator[tuple[str, ...]]:
+    """All runs of 13 words of a document; a shorter document is one run."""
+    words = re.findall(r"\w+", document.lower())
+    for start in range(max(len(words) - _RUN, 0) + 1):
+        yield tuple(words[start : start + _RUN])
 
 
 def default_text() -> DictConfig:

@@ -14,13 +14,14 @@ _NamesAndValues = tuple[Iterable[str], list[Any]]
 """The names of all columns, and the values of one of them."""
 
 
-def read_file(path: str, column: str) -> list[str]:
+def read_file(path: str, column: str, section: str = "text") -> list[str]:
     """The documents of a file.
 
     Args:
         path: a .jsonl or .parquet file, whose rows are documents, or a .txt file, whose paragraphs
             are documents.
         column: name of the column that holds the text; ignored for .txt.
+        section: of the config that has both, for error messages.
 
     Raises:
         PPFError: the file is missing, damaged, empty or of another type; or the column is missing
@@ -28,25 +29,26 @@ def read_file(path: str, column: str) -> list[str]:
     """
     file, readers = Path(path), {".txt": _paragraphs, ".jsonl": _json, ".parquet": _parquet}
     if not file.is_file():
-        raise PPFError(f"text.path={path} does not exist: give another file.")
+        raise PPFError(f"{section}.path={path} does not exist: give another file.")
     if file.suffix not in readers:
         raise PPFError(
-            f"text.path={path} has an unknown type: give a .txt, .jsonl or .parquet file."
+            f"{section}.path={path} has an unknown type: give a .txt, .jsonl or .parquet file."
         )
     try:
         names, values = readers[file.suffix](file, column)
     except Exception as error:  # each reader raises its own types
         raise PPFError(
-            f"text.path={path} cannot be read ({reason(error)}): give a .txt or .jsonl file in"
+            f"{section}.path={path} cannot be read ({reason(error)}): give a .txt or .jsonl file in"
             " UTF-8, or a .parquet file."
         ) from error
     if names and column not in names:
         raise PPFError(
-            f"text.path={path} has no column '{column}': give text.column, one of {list(names)}."
+            f"{section}.path={path} has no column '{column}': give {section}.column, one of"
+            f" {list(names)}."
         )
-    documents = strings(values, f"column '{column}' of text.path={path}", "text.column")
+    documents = strings(values, f"column '{column}' of {section}.path={path}", f"{section}.column")
     if not any(document.strip() for document in documents):
-        raise PPFError(f"text.path={path} contains no text: give another file.")
+        raise PPFError(f"{section}.path={path} contains no text: give another file.")
     return documents
 
 

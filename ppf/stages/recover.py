@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning import Fabric
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors import safe_open
 from torch import nn
 
@@ -29,13 +29,13 @@ from ppf.context.recovery import (
     windows_of,
     with_enough_memory,
 )
-from ppf.context.signatures import model_identity, plain, text_identity, with_code
+from ppf.context.signatures import model_identity, plain, training_identity, with_code
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import as_pruned, load_folder
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.loading import resolve_dtype
-from ppf.llm.text import build_text, text_name, training_text
+from ppf.llm.text import build_text, text_name
 from ppf.progress import say
 from ppf.recovery.curve import Trace
 from ppf.recovery.likeliest import Likeliest, read_likeliest, write_likeliest
@@ -177,9 +177,8 @@ class _Recovery:
         """The dense model's most probable tokens, if the losses need nothing else of it."""
         if not (count := likeliest_needed(losses)):
             return None
-        text = OmegaConf.create({"text": training_text(self.cfg.text), "paths": self.cfg.paths})
         model = model_identity(self.config), str(self.teacher.dtype)
-        name = signature("likeliest", *model, text_identity(text, "training"), count)
+        name = signature("likeliest", *model, training_identity(self.cfg), count)
 
         def make(file: Path) -> None:
             say(f"Storing the dense model's {count} most probable tokens at every position.")

@@ -161,6 +161,7 @@ def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) ->
         ("search", "text.window", 16, "lower labels.context."),
         ("search", "text.source", None, "this text has no documents: give text.path=FILE"),
         ("search", "text.path", "/no.txt", "text.path=/no.txt does not exist"),
+        ("recover", "text.training.more.path", "/no.txt", "text.training.more.path=/no.txt does"),
         ("search", "model.path", "/no", "model.path=/no is not a Hugging Face model folder"),
         ("evaluate", "path", [3], "path=[3] should be a valid string."),
         ("evaluate", "latency", 1, "latency=1 should be a valid boolean."),

@@ -56,7 +56,9 @@ def test_only_what_changes_the_result_counts(done: Path, override: str, same: bo
     assert (finished("search", config(done, override)) is not None) == same
 
 
-@pytest.mark.parametrize("key", ["text.path", "search.start", "model.path"])
+@pytest.mark.parametrize(
+    "key", ["text.path", "text.training.more.path", "search.start", "model.path"]
+)
 def test_a_changed_file_or_folder_counts(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

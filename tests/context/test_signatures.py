@@ -73,6 +73,7 @@ WITHOUT_EFFECT = (
     "text.column",
     "text.splits",  # of the other parts
     "text.windows",
+    "text.training.more.column",
     "recovery.micro_batch",
     "recovery.gradient_checkpointing",
     "trainer.log_every_n_steps",
@@ -157,6 +158,24 @@ def test_keys_of_text_loss_and_training_start_another_recovery() -> None:
         found[key] = name(cfg) != name(config)
     wrong = {key for key, new in found.items() if new != of_recovery(key)}
     assert not wrong
+
+
+def test_added_documents_and_the_test_part_start_another_recovery(tmp_path: Path) -> None:
+    file = tmp_path / "more.txt"
+
+    def name(words: str, *overrides: str) -> str:
+        file.write_text(words)
+        given = ["paths.run=x", f"paths.cache={tmp_path}", f"text.training.more.path={file}"]
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose("recover", [*given, *overrides])
+        settings = RecoverySettings(**cfg.recovery)
+        return run_of(cfg, Machine(one_process(), {}, []), settings, "weights").folder.name
+
+    first = name("One text.")
+    assert name("One text.", "text.windows.labelling=3") == first
+    assert name("Another text.") != first
+    # Documents like those of the test part are left out.
+    assert name("One text.", "text.splits.all.test=0.4") != first
 
 
 def of_recovery(key: str) -> bool:

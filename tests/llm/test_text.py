@@ -10,7 +10,7 @@ from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm import Text
 from ppf.llm.sources import byte_tokenizer
-from ppf.llm.text import build_text, spans, training_text
+from ppf.llm.text import build_text, build_training_text, spans, training_text, without_overlap
 from tests.checkpoints import bos_tokenizer
 from tests.records.examples import CONF
 
@@ -69,6 +69,40 @@ def test_every_text_has_the_parts_of_recovery(name: str) -> None:
     if config.training.source is None:  # the same documents
         for split in read:
             assert spans(splits, "test").get(split) == spans(own, "test").get(split)
+
+
+def training_parts(path: Path, more: Path, column: str = "text") -> dict[str, list[str]]:
+    config = OmegaConf.merge(
+        read_option("text", "c4"),
+        {"path": str(path), "training": {"more": {"path": str(more), "column": column}}},
+    )
+    return build_training_text(config, "unused").parts
+
+
+def test_more_documents_are_added_to_the_training_part(path: Path, tmp_path: Path) -> None:
+    config = OmegaConf.merge(read_option("text", "c4"), {"path": str(path)})
+    without = build_text(training_text(config), "unused").parts
+    new = [f"Another text, number {i}, of fewer than thirteen words." for i in range(3)]
+    rows = [*new, new[0], without["test"][0], without["validation"][0]]
+    more = tmp_path / "more.jsonl"
+    more.write_text("\n".join(json.dumps({"words": row}) for row in rows))
+    assert training_parts(path, more, "words") == without | {"training": without["training"] + new}
+
+
+def test_errors_of_the_added_file_name_its_keys(path: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"words": "A text."}')
+    with pytest.raises(PPFError, match=r"text.training.more.path=.*text.training.more.column"):
+        training_parts(path, more)
+
+
+def test_documents_that_share_13_words_in_a_row_are_left_out() -> None:
+    words = [f"word{i}" for i in range(30)]
+    shares, differs = " ".join(words[10:23]), " ".join(words[10:22])
+    found = without_overlap(
+        [f"Before. {shares.upper()}, after!", f"Before. {differs} after."], [" ".join(words)]
+    )
+    assert found == [f"Before. {differs} after."]
 
 
 def test_the_split_into_parts_depends_on_the_seed(path: Path) -> None:
