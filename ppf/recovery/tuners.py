@@ -99,10 +99,21 @@ class EndToEnd(Tuner):
 
 
 class Full(EndToEnd):
-    """Trains all weights."""
+    """Trains all weights.
+
+    Args:
+        embeddings: False: except the input embeddings and the output head.
+    """
+
+    def __init__(self, lr: Positive, embeddings: bool) -> None:
+        super().__init__(lr)
+        self.embeddings = embeddings
 
     def start(self, model: PreTrainedModel) -> None:
         model.requires_grad_(True)
+        if not self.embeddings:
+            model.get_input_embeddings().requires_grad_(False)
+            model.get_output_embeddings().requires_grad_(False)
 
 
 class NormsAndBiases(EndToEnd):
