@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from lightning import Fabric
 from omegaconf import DictConfig
 
@@ -17,7 +18,7 @@ from ppf.context.policy import read_policy, refuse_recovered
 from ppf.context.recovery import loss_names
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
-from ppf.llm.text import text_name
+from ppf.llm.text import text_name, training_name
 from ppf.overrides import quoted
 from ppf.progress import say
 from ppf.records.agent import agent_folder
@@ -28,6 +29,21 @@ from ppf.report.recovery import recovery_metrics, recovery_page
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
+
+_TRAINER = (
+    "precision",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "log_every_n_steps",
+    "deterministic",
+)
+
+
+def _start(cfg: DictConfig) -> Path:
+    """The folder that the command reads."""
+    if cfg.search:
+        return agent_folder(cfg.search)
+    return Path(cfg.path) if cfg.path else Path(cfg.policy).parent
 
 
 def _check(cfg: DictConfig) -> None:
@@ -41,8 +57,19 @@ def _check(cfg: DictConfig) -> None:
             f"trainer.precision={cfg.trainer.precision} would round rotary frequencies, which must"
             " stay in float32: give trainer.precision=bf16-mixed or trainer.precision=32-true."
         )
-    if start := cfg.path or (cfg.search and agent_folder(cfg.search)):
-        refuse_overwriting(cfg.out, start)
+    on_cpu = cfg.fabric.accelerator == "cpu" or not torch.cuda.is_available()
+    if str(cfg.trainer.precision).startswith("16") and on_cpu:
+        raise PPFError(
+            f"trainer.precision={cfg.trainer.precision} needs a GPU: give"
+            " trainer.precision=bf16-mixed or trainer.precision=32-true."
+        )
+    if others := [str(key) for key in cfg.trainer if key not in _TRAINER]:
+        raise PPFError(
+            f"trainer.{others[0]} cannot be set here: recovery.tokens and recovery.validate_every"
+            f" say how long the training is, and fabric= where it runs; only {', '.join(_TRAINER)}"
+            " can be set."
+        )
+    refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:
         if cfg.dtype != "float32":
             raise PPFError("adapters are written in float32: leave dtype= out with search=.")
@@ -110,7 +137,7 @@ def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
         "mode": "dynamic" if cfg.search else "static",
         "tokens": found.tokens,
         "minutes": round(found.minutes, 2),
-        "text": text_name(cfg.text),
+        "text": training_name(cfg.text),
         "part": "test" if found.test else "validation",
         "seed": cfg.seed,
     }

@@ -16,10 +16,17 @@ from torch import Tensor
 
 from ppf.artefacts import signature
 from ppf.context.prepare import EarlyCheck
-from ppf.context.signatures import plain, trainer_identity, training_identity, with_code
+from ppf.context.signatures import (
+    documents_identity,
+    file_digest,
+    plain,
+    text_identity,
+    trainer_identity,
+    with_code,
+)
 from ppf.errors import PPFError, out_of_memory
 from ppf.llm import LanguageModel
-from ppf.llm.text import PartName, Text, build_text, build_training_text, text_name
+from ppf.llm.text import PartName, Text, build_text, build_training_text, text_name, training_text
 from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.recovery.curve import Trace
@@ -75,14 +82,21 @@ def check_batch(cfg: DictConfig, fabric: Fabric) -> None:
         )
 
 
-def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
+def windows_of(
+    cfg: DictConfig, found_with: DictConfig, lm: LanguageModel
+) -> list[Int[Tensor, "windows window"]]:
     """The windows of the parts training and validation.
+
+    Args:
+        found_with: the config that the policy was found with. Its test part is not read either.
 
     Raises:
         PPFError: the text is too short, or the windows are too long for the model.
     """
     check_window(cfg.text.window, lm.model.config)
-    text = build_training_text(cfg.text, cfg.paths.cache)
+    texts = [build_text(given.text, cfg.paths.cache) for given in _tested(cfg, found_with)]
+    tested = [document for text in texts for document in text.parts["test"]]
+    text = build_training_text(cfg.text, cfg.paths.cache, tested)
     windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
     if len(windows[0]) < cfg.recovery.batch:
         raise PPFError(
@@ -93,11 +107,30 @@ def windows_of(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows 
     return windows
 
 
-def check_text(cfg: DictConfig) -> EarlyCheck:
+def _tested(cfg: DictConfig, found_with: DictConfig) -> list[DictConfig]:
+    """The configs whose test parts differ: of the training, and of the policy."""
+    own, other = (documents_identity(given, "test") for given in (cfg, found_with))
+    return [cfg] if own == other else [cfg, found_with]
+
+
+def _text_identity(cfg: DictConfig, found_with: DictConfig) -> list[Any]:
+    """What determines the windows of the parts training and validation."""
+    own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
+    found: list[Any] = [text_identity(own, part) for part in _PARTS]
+    more, tested = plain(cfg.text.training.more), _tested(cfg, found_with)
+    if path := more.pop("path"):
+        content = file_digest(path, "text.training.more.path", Path(cfg.paths.cache))
+        found.append({**more, "content": content})
+    if path or len(tested) > 1:
+        found.append([documents_identity(given, "test") for given in tested])
+    return found
+
+
+def check_text(cfg: DictConfig, found_with: DictConfig) -> EarlyCheck:
     """The check that refuses too little text, before a model is pruned."""
 
     def check(_: Text, lm: LanguageModel) -> None:
-        windows_of(cfg, lm)
+        windows_of(cfg, found_with, lm)
         test_windows(cfg, lm)
 
     return check
@@ -118,17 +151,22 @@ def recovered_of(
 
 
 def run_of(
-    cfg: DictConfig, machine: Machine, settings: RecoverySettings, *trained: Any
+    cfg: DictConfig,
+    found_with: DictConfig,
+    machine: Machine,
+    settings: RecoverySettings,
+    *trained: Any,
 ) -> TrainingRun:
     """A training. Its folder is named by a hash of everything that determines it.
 
     Args:
+        found_with: as for `windows_of`.
         trained: plain values that determine the model and what is trained of it.
     """
     recovery = {key: value for key, value in asdict(settings).items() if key not in _COSTS}
     trainer = trainer_identity(cfg.trainer)
     losses = with_code(plain(cfg.loss), Path(cfg.paths.cache))
-    parts = (training_identity(cfg), losses, recovery, trainer, cfg.seed, *trained)
+    parts = (_text_identity(cfg, found_with), losses, recovery, trainer, cfg.seed, *trained)
     folder = Path(cfg.paths.artefacts) / "recovery" / signature("recovery", *parts)
     return TrainingRun(settings, machine, folder, cfg.text.window, cfg.seed)
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder, resolve_dtype
-from ppf.llm.text import PartName, local_splits, spans, training_text
+from ppf.llm.text import PartName, local_splits, spans
 from ppf.records.policy import ConfigRecord
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -136,15 +136,10 @@ def text_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
     return text | {"source": source, "documents": spans(splits, part), "windows": windows}
 
 
-def training_identity(cfg: DictConfig) -> list[dict[str, Any]]:
-    """What determines the windows of the parts training and validation."""
-    own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
-    parts = [text_identity(own, part) for part in ("training", "validation")]
-    more = plain(cfg.text.training.more)
-    if path := more.pop("path"):
-        content = file_digest(path, "text.training.more.path", Path(cfg.paths.cache))
-        parts.append({**more, "content": content, "unlike": text_identity(cfg, "test")})
-    return parts
+def documents_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
+    """What determines the documents of one part of a text, but not its windows."""
+    windows = ("window", "windows", "bos")
+    return {k: value for k, value in text_identity(cfg, part).items() if k not in windows}
 
 
 def file_digest(path: str, key: str, cache: Path) -> str:

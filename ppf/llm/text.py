@@ -6,12 +6,13 @@ never with test.
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Int
@@ -188,22 +189,29 @@ def training_text(config: DictConfig) -> DictConfig:
     return OmegaConf.create({**plain, **own})
 
 
-def build_training_text(config: DictConfig, cache: str) -> Text:
+def build_training_text(config: DictConfig, cache: str, tested: Collection[str]) -> Text:
     """The parts training and validation of a `text=` config, with the documents of `training.more`.
 
-    Documents that share 13 consecutive words with the parts test or validation are left out.
+    Documents that occur in a test part are left out; of `training.more` also those that share 13
+    consecutive words with a test part or the validation part.
 
     Args:
         config, cache: as for `build_text`.
+        tested: documents of test parts.
 
     Raises:
         PPFError: the file cannot be read.
     """
     text, more = build_text(training_text(config), cache), config.training.more
+    unread = set(tested)
+    for part in ("training", "validation"):
+        documents = text.parts[part]
+        text.parts[part] = [document for document in documents if document not in unread]
+        if left_out := len(documents) - len(text.parts[part]):
+            say(f"Left out {left_out} documents of the {part} part, which are in a test part.")
     if more.path:
         documents = read_file(more.path, more.column, "text.training.more")
-        scored = text.parts["validation"] + build_text(config, cache).parts["test"]
-        kept = without_overlap(documents, scored)
+        kept = without_overlap(documents, [*text.parts["validation"], *tested])
         say(f"{more.path}: the training part has {len(kept)} of its {len(documents)} documents.")
         text.parts["training"] += kept
     return text
@@ -215,20 +223,26 @@ def without_overlap(documents: Iterable[str], others: Iterable[str]) -> list[str
     Case and punctuation do not count. Thirteen words are the usual length in such tests (Brown et
     al. 2020, appendix C).
     """
-    known = {words for other in others for words in _runs(other)}
-    return [text for text in dict.fromkeys(documents) if known.isdisjoint(_runs(text))]
+    known = np.unique(np.concatenate([_runs(""), *map(_runs, others)]))
+    return [text for text in dict.fromkeys(documents) if not np.isin(_runs(text), known).any()]
 
 
-def _runs(document: str) -> Iterator[tuple[str, ...]]:
-    """All runs of 13 words of a document; a shorter document is one run."""
+def _runs(document: str) -> Int[np.ndarray, " runs"]:
+    """Hashes of all runs of 13 words of a document; a shorter document is one run."""
     words = re.findall(r"\w+", document.lower())
-    for start in range(max(len(words) - _RUN, 0) + 1):
-        yield tuple(words[start : start + _RUN])
+    starts = range(max(len(words) - _RUN, 0) + 1)
+    return np.array([hash(tuple(words[start : start + _RUN])) for start in starts])
 
 
 def default_text() -> DictConfig:
     """The config of the default text."""
     return read_option("text", "wikipedia_sample")
+
+
+def training_name(config: DictConfig) -> str:
+    """The name of the training text of a `text=` config."""
+    more = config.training.more.path
+    return f"{text_name(config)} + {Path(more).name}" if more else text_name(config)
 
 
 def text_name(config: DictConfig) -> str:

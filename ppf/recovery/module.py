@@ -1,6 +1,8 @@
 """The LightningModules of recovery training: a whole model, or some of its layers."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +10,8 @@ from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
 from ppf.pruning.unseen import Unseen
@@ -53,7 +56,7 @@ class TunedModule(LightningModule):
         optimizer = AdamW(trained, given.lr, weight_decay=given.weight_decay, fused=True)
         # Lightning scales and clips the gradients itself.
         optimizer._step_supports_amp_scaling = False
-        schedule = get_cosine_schedule_with_warmup(optimizer, given.warmup, given.steps)
+        schedule = LambdaLR(optimizer, partial(warmup_and_cosine, given.warmup, given.steps))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def log_training(self, values: Mapping[str, Tensor]) -> None:
@@ -80,6 +83,13 @@ class TunedModule(LightningModule):
                 " trainer.precision=32-true."
             )
         return loss
+
+
+def warmup_and_cosine(warmup: int, steps: int, step: int) -> float:
+    """The factor of the learning rate at a step: a linear rise, then a fall to 0 along a cosine."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(steps - warmup, 1), 1)))
 
 
 class RecoveryModule(TunedModule):

@@ -1,6 +1,7 @@
 """recover: trains a pruned model, by default by distillation from the dense model."""
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, reduce
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
-from ppf.context.policy import checked_config, read_policy, refuse_types
+from ppf.context.policy import checked_config, policy_config, read_policy, refuse_types
 from ppf.context.recovery import (
     check_batch,
     check_text,
@@ -29,13 +30,13 @@ from ppf.context.recovery import (
     windows_of,
     with_enough_memory,
 )
-from ppf.context.signatures import model_identity, plain, training_identity, with_code
+from ppf.context.signatures import model_identity, plain, with_code
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import as_pruned, load_folder
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.loading import resolve_dtype
-from ppf.llm.text import build_text, text_name
+from ppf.llm.text import build_text, training_name
 from ppf.progress import say
 from ppf.recovery.curve import Trace
 from ppf.recovery.likeliest import Likeliest, read_likeliest, write_likeliest
@@ -98,7 +99,8 @@ def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
         say(f"Reusing the pruned model in {folder}.")
         return folder
     exporter = HuggingFace()
-    context, record = compensated(in_float32(cfg), fabric, record, exporter, check=check_text(cfg))
+    check = check_text(cfg, policy_config(record, cfg))
+    context, record = compensated(in_float32(cfg), fabric, record, exporter, check=check)
 
     def make(draft: Path) -> None:
         exporter.write(context.model.pruner, draft, record)
@@ -121,7 +123,7 @@ class _Recovery:
         self.machine = machine_of(cfg, fabric)
         self.config = checked_config(record, cfg)
         self.student = self._load()
-        self.training, self.validation = windows_of(cfg, self.student)
+        self.training, self.validation = windows_of(cfg, self.config, self.student)
         self.test = test_windows(cfg, self.student)
         dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
         dense = DictConfig({**self.config.model, "dtype": dtype})
@@ -165,7 +167,7 @@ class _Recovery:
         say(f"Recovering with tune={name}{minimised}.")
         names, tuners = list(cfg.tune), with_code(plain(cfg.tune), Path(cfg.paths.cache))
         chain = [(n, tuners[n]) for n in names[: names.index(name) + 1]]
-        run = run_of(cfg, self.machine, settings, self._weights, chain)
+        run = run_of(cfg, self.config, self.machine, settings, self._weights, chain)
         if len(names) > 1:
             run = replace(run, name=f"{name}/")
         windows = self.training, self.validation
@@ -178,7 +180,8 @@ class _Recovery:
         if not (count := likeliest_needed(losses)):
             return None
         model = model_identity(self.config), str(self.teacher.dtype)
-        name = signature("likeliest", *model, training_identity(self.cfg), count)
+        windows = hashlib.sha256(self.training.numpy().tobytes()).hexdigest()
+        name = signature("likeliest", *model, windows, count)
 
         def make(file: Path) -> None:
             say(f"Storing the dense model's {count} most probable tokens at every position.")
@@ -217,7 +220,7 @@ class _Recovery:
             "loss": loss_names(self.cfg),
             "tokens": found.tokens,
             "minutes": round(found.minutes, 2),
-            "text": text_name(self.cfg.text),
+            "text": training_name(self.cfg.text),
             "windows": windows,
             "window": window,
             "precision": self.machine.precision,

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from ppf.agents.ratio_agent import FILE, load_agent
 from ppf.artefacts import write_json
+from ppf.context.policy import policy_config
 from ppf.context.recovery import (
     check_batch,
     check_text,
@@ -27,7 +28,7 @@ from ppf.context.resident import origin, resident
 from ppf.context.signatures import plain
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
-from ppf.llm.text import text_name
+from ppf.llm.text import training_name
 from ppf.pruning.elastic import TRAINING, Adapters
 from ppf.records.agent import WEIGHTS, agent_folder
 from ppf.recovery.curve import Trace
@@ -49,10 +50,11 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     agent = load_agent(cfg.search, cfg.trust_targets)
     if fabric.device.type != "cpu" and agent.record["config"]["model"].get("offload"):
         raise PPFError("recovery with search= cannot train offloaded weights: give fabric=cpu.")
-    given = in_float32(cfg)
-    context = resident(given, fabric, agent.record, adapted=False, check=check_text(cfg))
+    given, found_with = in_float32(cfg), policy_config(agent.record, cfg)
+    check = check_text(cfg, found_with)
+    context = resident(given, fabric, agent.record, adapted=False, check=check)
     lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
-    training, validation = windows_of(cfg, lm)
+    training, validation = windows_of(cfg, found_with, lm)
     parts = [validation, *test_windows(cfg, lm)]
 
     def measure(kept: list[int]) -> list[float]:
@@ -74,7 +76,9 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
         ratios = list(cfg.ratios)
         determined = (context.signatures.labels, origin(context), agent.record["ratios"], ratios)
         experts = agent.widths.tolist()
-        run = run_of(cfg, machine, settings, "elastic", determined, experts, plain(elastic))
+        run = run_of(
+            cfg, found_with, machine, settings, "elastic", determined, experts, plain(elastic)
+        )
         module = ElasticModule(
             adapters,
             pruner,
@@ -115,7 +119,7 @@ def _write(
     training = {
         "tokens": found.tokens,
         "minutes": round(found.minutes, 2),
-        "text": text_name(cfg.text),
+        "text": training_name(cfg.text),
     }
     write_json(out / TRAINING, training)
     results, test = ([score.record() for score in part] for part in (found.scores, found.test))

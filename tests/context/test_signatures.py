@@ -147,7 +147,7 @@ def test_keys_of_text_loss_and_training_start_another_recovery() -> None:
 
     def name(cfg: DictConfig) -> str:
         machine = Machine(one_process(), {}, [])
-        return run_of(cfg, machine, RecoverySettings(**cfg.recovery), "weights").folder.name
+        return run_of(cfg, cfg, machine, RecoverySettings(**cfg.recovery), "weights").folder.name
 
     found = {}
     for key in leaves(config):
@@ -168,14 +168,24 @@ def test_added_documents_and_the_test_part_start_another_recovery(tmp_path: Path
         given = ["paths.run=x", f"paths.cache={tmp_path}", f"text.training.more.path={file}"]
         with initialize_config_module("ppf.conf", version_base="1.3"):
             cfg = compose("recover", [*given, *overrides])
-        settings = RecoverySettings(**cfg.recovery)
-        return run_of(cfg, Machine(one_process(), {}, []), settings, "weights").folder.name
+        machine, settings = Machine(one_process(), {}, []), RecoverySettings(**cfg.recovery)
+        return run_of(cfg, cfg, machine, settings, "weights").folder.name
 
     first = name("One text.")
-    assert name("One text.", "text.windows.labelling=3") == first
+    assert name("One text.", "text.windows.test=3") == first
     assert name("Another text.") != first
     # Documents like those of the test part are left out.
     assert name("One text.", "text.splits.all.test=0.4") != first
+
+
+def test_another_test_part_of_the_policy_starts_another_recovery(config: DictConfig) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("recover", ["paths.run=x"])
+    machine, settings = Machine(one_process(), {}, []), RecoverySettings(**cfg.recovery)
+    other = config.copy()
+    other.text.seed = 1
+    found = [run_of(cfg, given, machine, settings, "weights").folder for given in (config, other)]
+    assert found[0] != found[1]
 
 
 def of_recovery(key: str) -> bool:

@@ -76,7 +76,8 @@ def training_parts(path: Path, more: Path, column: str = "text") -> dict[str, li
         read_option("text", "c4"),
         {"path": str(path), "training": {"more": {"path": str(more), "column": column}}},
     )
-    return build_training_text(config, "unused").parts
+    tested = build_text(config, "unused").parts["test"]
+    return build_training_text(config, "unused", tested).parts
 
 
 def test_more_documents_are_added_to_the_training_part(path: Path, tmp_path: Path) -> None:
@@ -87,6 +88,15 @@ def test_more_documents_are_added_to_the_training_part(path: Path, tmp_path: Pat
     more = tmp_path / "more.jsonl"
     more.write_text("\n".join(json.dumps({"words": row}) for row in rows))
     assert training_parts(path, more, "words") == without | {"training": without["training"] + new}
+
+
+def test_documents_of_another_test_part_are_left_out(path: Path) -> None:
+    config = OmegaConf.merge(read_option("text", "c4"), {"path": str(path)})
+    without = build_text(training_text(config), "unused").parts
+    tested = [without["training"][0], without["validation"][0]]
+    found = build_training_text(config, "unused", tested).parts
+    assert found["training"] == without["training"][1:]
+    assert found["validation"] == without["validation"][1:]
 
 
 def test_errors_of_the_added_file_name_its_keys(path: Path, tmp_path: Path) -> None:
