@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -152,9 +153,17 @@ def writing(path: Path, override: str = _FOLDERS) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON with indentation, so that people can read it."""
+    """Writes JSON with indentation, so that people can read it; NaN and infinity become null."""
     with draft(path) as file:
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(_finite(content), indent=2) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_or_make(

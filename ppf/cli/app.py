@@ -1,6 +1,7 @@
 """What all commands share: config checks, seeds, and the removal of a failed run's folder."""
 
 import importlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 
 from ppf.cli.checks import check
 from ppf.cli.launch import check_launch
-from ppf.cli.outcome import Outcome, finished, finite, is_multirun, write
+from ppf.cli.outcome import Outcome, finished, is_multirun, write
 from ppf.cli.plan import show_plan
 from ppf.conf import SECRET
 from ppf.context.signatures import plain
@@ -99,7 +100,8 @@ def run(name: str, cfg: DictConfig) -> float | None:
     if fabric.is_global_zero:
         write(name, cfg, outcome, time.perf_counter() - start)
     fabric.barrier()  # what follows in a user's script finds the results written
-    return finite(outcome.metric)
+    metric = outcome.metric
+    return metric if metric is not None and math.isfinite(metric) else None
 
 
 @contextmanager

@@ -96,6 +96,9 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
             return f"{command}.py has no option group {found[1]}: --help lists those that it has."
         if isinstance(error, ConfigCompositionException) and error.__cause__:
             keys = _full_key(error.__cause__).split(".")
+            if keys[0] == "text" and command == "evaluate":  # it has no text by default
+                text = "text=wikipedia_sample"
+                return f"{'.'.join(keys)} needs {text} or another value of text=: give both."
             return unknown_key(keys, _known_keys(command, overrides, keys))
         if isinstance(error, HydraException | ValueError | TypeError):
             return f"{first_line(error)}."

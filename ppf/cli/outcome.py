@@ -1,6 +1,5 @@
 """run.json: the result of a run. A multirun does not repeat a job whose folder has one."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +73,8 @@ def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> No
         "command": command,
         "overrides": task_overrides(),
         "config": _identity(command, cfg),
-        "metric": finite(outcome.metric),
-        "figures": [{k: finite(v) for k, v in row.items()} for row in outcome.figures],
+        "metric": outcome.metric,
+        "figures": [dict(row) for row in outcome.figures],
         "seconds": seconds,
         "version": version(),
     }
@@ -102,8 +101,3 @@ def _files_read(cfg: DictConfig) -> list[Any]:
             elif path.is_dir():
                 found.append(contents(path, cache, MODEL_FILES))
     return found
-
-
-def finite(value: Any) -> Any:
-    """The value; None for infinity and NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

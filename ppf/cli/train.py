@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
 from ppf.cli.app import command
-from ppf.cli.outcome import Outcome, finite
+from ppf.cli.outcome import Outcome
 from ppf.context.policy import model_name
 from ppf.context.prepare import prepare
 from ppf.labels.table import Labels
@@ -56,7 +56,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         Path(cfg.paths.run) / name for name in ("predicted_measured.png", "scores.json")
     )
     save_png(figure, picture)
-    write_json(scores, {name: finite(value) for name, value in row.items()})
+    write_json(scores, row)
     table, warning = accuracy_table(row, bands), coverage_warning(row, bands, "held-out policies")
     shown = {"predictions": figure}, {"accuracy": table}
     publish(fabric.loggers, Published(dict(found.metrics), *shown))

@@ -1,6 +1,7 @@
 """Prepares what stages with a model need: model, text, space, order, bank."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ def prepare(
     if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
         model = OmegaConf.create({**plain(config.model), "dtype": dtype})
         del lm, observed.lm  # two models need not be in memory at once
+        gc.collect()  # hooks of offloaded and divided layers refer to the layers
         lm = observed.lm = load(model, cfg.paths.cache, device=fabric.device)
     space: Space = instantiate(config.space, lm.adapter.prunables(lm.model))
     compensation = choose(lm, space) if choose else instantiate(config.compensation)

@@ -135,7 +135,7 @@ def sliding(
 
     All tokens of the first window are scored. Later windows score the tokens after the end of the
     previous window. The last window may be shorter. Without `leading`, the first token of the text
-    is context only.
+    is context only; with stride=window so is the first token of every window.
 
     lm-evaluation-harness puts one prefix token before a text. Its rolling log-likelihood with
     `max_length=L` and `add_bos_token=False` equals ours of prefix and text with window=L+1 and

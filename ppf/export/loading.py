@@ -20,7 +20,7 @@ from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
 from ppf.export.pruned import Pruned
 from ppf.llm import Coupling, LanguageModel, adapter_for
-from ppf.llm.checkpoint import quiet, read_config, read_model, read_tokenizer
+from ppf.llm.checkpoint import quiet, read_config, read_model, read_tokenizer, weights_fault
 from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
 from ppf.records.exported import ExportedConfig
@@ -121,14 +121,18 @@ def _empty(coupling: Coupling, bias: nn.Parameter | None) -> None:
 def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=True
+            read: Any = AutoModelForCausalLM.from_pretrained
+            model, found = read(
+                folder, dtype=dtype, trust_remote_code=True, output_loading_info=True
             )
-        return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     except Exception as error:  # the folder's code can raise any error
         raise PPFError(
             f"path={folder} cannot be loaded ({reason(error)}): give another folder."
         ) from error
+    if fault := weights_fault(model, found):
+        raise PPFError(f"path={folder} {fault}: give another folder.")
+    return model, tokenizer
 
 
 def _pruned_class(folder: Path, config: PreTrainedConfig) -> Any:

@@ -103,10 +103,10 @@ def read_model(
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # `_fault` reports them by name
+            ignore_mismatched_sizes=True,  # `weights_fault` reports them by name
             output_loading_info=True,
         )
-    if fault := _fault(model, found):
+    if fault := weights_fault(model, found):
         raise PPFError(f"{source} {fault}: give a complete checkpoint with {override}=FOLDER.")
     return model
 
@@ -156,8 +156,12 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _fault(model: PreTrainedModel, found: Mapping[str, Any]) -> str | None:
-    """Describes a fault of the weights; tied and obsolete tensors are no fault."""
+def weights_fault(model: PreTrainedModel, found: Mapping[str, Any]) -> str | None:
+    """Describes a fault of the weights; tied and obsolete tensors are no fault.
+
+    Args:
+        found: the loading info of transformers' `from_pretrained`.
+    """
     for key, what in (("missing_keys", "lacks"), ("unexpected_keys", "has an unknown tensor")):
         if names := sorted(found[key]):
             return f"{what} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")

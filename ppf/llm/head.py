@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ppf.errors import PPFError
+
 
 @dataclass(frozen=True)
 class OutputHead:
@@ -47,6 +49,16 @@ class OutputHead:
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """The head of a model, with the cap that its config sets (`final_logit_softcapping`)."""
+    """The head of a model, with the cap that its config sets (`final_logit_softcapping`).
+
+    Raises:
+        PPFError: the family scales its logits.
+    """
+    for scale in ("logits_scaling", "logit_scale"):  # Granite, Cohere
+        if getattr(model.config, scale, 1) not in (1, None):
+            raise PPFError(
+                f"models of the family '{model.config.model_type}' scale their logits ({scale}),"
+                " which PPF does not support: give another model."
+            )
     cap = getattr(model.config, "final_logit_softcapping", None)
     return OutputHead(model.get_output_embeddings(), cap)

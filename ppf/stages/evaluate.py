@@ -139,15 +139,18 @@ def evaluate_folders(
     found = next(filter(None, records), None)
     own = policy_config(found, cfg).text if found else default_text()
     text = _text(cfg, build_text(own, cfg.paths.cache))
-    pieces, results = list[Piece](), []
+    pieces, results, cuts = list[Piece](), [], []
     for name, folder, record in zip(names_of(paths), folders, records, strict=True):
         dtype, trust = resolve_dtype(cfg.dtype, fabric.device), cfg.trust_remote_code
         model, tokenizer = load_folder(folder, dtype, trust_remote_code=trust)
         pieces = procedure.pieces(text, tokenizer)
+        cuts.append([piece.windows.tolist() for piece in pieces])
         ratio = record["ratio"]["achieved"] if record else None
         model, size = model.eval().to(fabric.device), weight_bytes(folder)
         results.append(procedure.measure(name, model, tokenizer, pieces, ratio=ratio, size=size))
         del model  # before the next one is loaded
+    if any(cut != cuts[0] for cut in cuts):
+        say("The folders have different tokenizers: their losses per token cannot be compared.")
     return procedure.evaluation(text, pieces, results)
 
 

@@ -35,6 +35,7 @@ from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import as_pruned, load_folder
 from ppf.llm import LanguageModel, adapter_for, load
+from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.text import build_text, training_name
 from ppf.progress import say
@@ -65,6 +66,9 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     work = _Recovery(cfg, fabric, start, record)
     before = work.scores(work.teacher), work.scores(work.student)
     fitted = work.run()
+    if fabric.broadcast(work.scores(work.student)[0] > before[1][0]):
+        say("The training did not lower the loss on the validation part: the result is the start.")
+        work.student = work.load_student()
     ratio = record["ratio"]["achieved"]
     scores = [
         RecoveryScore(ratio, *each) for each in zip(*before, work.scores(work.student), strict=True)
@@ -122,14 +126,16 @@ class _Recovery:
         self.cfg, self.fabric, self.start, self._record = cfg, fabric, start, record
         self.machine = machine_of(cfg, fabric)
         self.config = checked_config(record, cfg)
-        self.student = self._load()
+        self.student = self.load_student()
         self.training, self.validation = windows_of(cfg, self.config, self.student)
         self.test = test_windows(cfg, self.student)
         dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
         dense = DictConfig({**self.config.model, "dtype": dtype})
+        check_division(dense, fabric.device, fabric.world_size)
         self.teacher = load(dense, cfg.paths.cache, device=fabric.device)
 
-    def _load(self) -> LanguageModel:
+    def load_student(self) -> LanguageModel:
+        """The pruned model before the training, in float32."""
         model, tokenizer = load_folder(self.start, torch.float32, trust_remote_code=False)
         self.fabric.to_device(model)
         return LanguageModel(model, tokenizer, adapter_for(model.config))
@@ -153,7 +159,7 @@ class _Recovery:
 
         def train(settings: RecoverySettings) -> Trace:
             if settings.micro_batch < self.cfg.recovery.micro_batch:
-                self.student = self._load()
+                self.student = self.load_student()
             names = list(self.cfg.tune)
             shared = replace(settings, tokens=settings.tokens // len(names))
             return reduce(Trace.then, [self._tune(name, shared) for name in names])
