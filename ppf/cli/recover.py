@@ -20,7 +20,7 @@ from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
 from ppf.llm.text import text_name, training_name
 from ppf.overrides import quoted
-from ppf.progress import say
+from ppf.progress import say, warning
 from ppf.records.agent import agent_folder
 from ppf.report.html import write_page
 from ppf.report.origin import command_line, command_with, machine, next_command
@@ -112,6 +112,11 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         say(_line(score, "validation"))
     for score in found.test:
         say(_line(score, "test"))
+    if any(score.recovered > score.pruned for score in found.scores):
+        warning(
+            "The training raised the loss on the validation part: give a lower learning rate, or"
+            " use the model as it was before."
+        )
     if fabric.is_global_zero:
         _report(cfg, fabric, found)
     say(f"Written to {cfg.out}")

@@ -66,9 +66,6 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     work = _Recovery(cfg, fabric, start, record)
     before = work.scores(work.teacher), work.scores(work.student)
     fitted = work.run()
-    if fabric.broadcast(work.scores(work.student)[0] > before[1][0]):
-        say("The training did not lower the loss on the validation part: the result is the start.")
-        work.student = work.load_student()
     ratio = record["ratio"]["achieved"]
     scores = [
         RecoveryScore(ratio, *each) for each in zip(*before, work.scores(work.student), strict=True)
@@ -126,7 +123,7 @@ class _Recovery:
         self.cfg, self.fabric, self.start, self._record = cfg, fabric, start, record
         self.machine = machine_of(cfg, fabric)
         self.config = checked_config(record, cfg)
-        self.student = self.load_student()
+        self.student = self._load()
         self.training, self.validation = windows_of(cfg, self.config, self.student)
         self.test = test_windows(cfg, self.student)
         dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
@@ -134,8 +131,7 @@ class _Recovery:
         check_division(dense, fabric.device, fabric.world_size)
         self.teacher = load(dense, cfg.paths.cache, device=fabric.device)
 
-    def load_student(self) -> LanguageModel:
-        """The pruned model before the training, in float32."""
+    def _load(self) -> LanguageModel:
         model, tokenizer = load_folder(self.start, torch.float32, trust_remote_code=False)
         self.fabric.to_device(model)
         return LanguageModel(model, tokenizer, adapter_for(model.config))
@@ -159,7 +155,7 @@ class _Recovery:
 
         def train(settings: RecoverySettings) -> Trace:
             if settings.micro_batch < self.cfg.recovery.micro_batch:
-                self.student = self.load_student()
+                self.student = self._load()
             names = list(self.cfg.tune)
             shared = replace(settings, tokens=settings.tokens // len(names))
             return reduce(Trace.then, [self._tune(name, shared) for name in names])
