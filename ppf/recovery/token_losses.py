@@ -1,7 +1,7 @@
 """Losses of next-token distributions, without all logits in memory at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -24,11 +24,12 @@ class Rows(NamedTuple):
     hidden: Float[Tensor, "rows width"]
     head: OutputHead
 
-    def part(self, rows: slice) -> Float[Tensor, "some tokens"]:
-        """The logits of some rows, in the number format of `hidden`."""
-        linear, hidden = self.head.linear, self.hidden[rows]
-        bias = None if linear.bias is None else linear.bias.to(hidden.dtype)
-        return self.head.capped(F.linear(hidden, linear.weight.to(hidden.dtype), bias))
+    def logits(self) -> Callable[[slice], Float[Tensor, "some tokens"]]:
+        """A function that computes the logits of some rows, in the number format of `hidden`."""
+        linear, dtype = self.head.linear, self.hidden.dtype
+        weight = linear.weight.to(dtype)
+        bias = None if linear.bias is None else linear.bias.to(dtype)
+        return lambda rows: self.head.capped(F.linear(self.hidden[rows], weight, bias))
 
 
 class TokenLoss(ABC):
@@ -104,12 +105,13 @@ class _TokenLosses(torch.autograd.Function):
             for of, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
         values = hidden.new_zeros(len(losses), dtype=torch.float32)
+        of_teacher = teacher.logits() if isinstance(teacher, Rows) else teacher and teacher.part
         with torch.autocast(device, enabled=False):
             for start in range(0, len(hidden), _ROWS):
                 part = slice(start, start + _ROWS)
                 states = hidden[part].to(dtype)
                 logits = F.linear(states, matrix, vector)
-                other = teacher.part(part) if teacher else None
+                other = of_teacher(part) if of_teacher else None
                 values += _to_slopes(logits, other, targets[part], head, losses)
                 if gradients[0] is not None:
                     _add(gradients, part, logits, states, matrix)
