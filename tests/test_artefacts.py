@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ppf.artefacts import digest, draft, get_or_make, read_if_whole
+from ppf.artefacts import digest, draft, get_or_make, read_if_whole, write_json
 from ppf.errors import PPFError
 from tests.ranks import FakeRanks
 
@@ -154,3 +154,14 @@ def test_a_digest_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (cache / "digests.json").write_text("garbage")
     with pytest.raises(AssertionError):
         digest(file, cache)
+
+
+def test_json_files_have_no_nan(tmp_path: Path) -> None:
+    write_json(
+        tmp_path / "a.json", {"a": [1.5, float("nan")], "b": {"c": float("inf")}, "d": "NaN"}
+    )
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "a": [1.5, None],
+        "b": {"c": None},
+        "d": "NaN",
+    }

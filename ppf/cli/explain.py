@@ -97,8 +97,7 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
         if isinstance(error, ConfigCompositionException) and error.__cause__:
             keys = _full_key(error.__cause__).split(".")
             if keys[0] == "text" and command == "evaluate":  # it has no text by default
-                text = "text=wikipedia_sample"
-                return f"{'.'.join(keys)} needs {text} or another value of text=: give both."
+                return "keys of text= need a text: give text=wikipedia_sample (or another) too."
             return unknown_key(keys, _known_keys(command, overrides, keys))
         if isinstance(error, HydraException | ValueError | TypeError):
             return f"{first_line(error)}."

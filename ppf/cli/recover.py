@@ -57,12 +57,6 @@ def _check(cfg: DictConfig) -> None:
             f"trainer.precision={cfg.trainer.precision} would round rotary frequencies, which must"
             " stay in float32: give trainer.precision=bf16-mixed or trainer.precision=32-true."
         )
-    on_cpu = cfg.fabric.accelerator == "cpu" or not torch.cuda.is_available()
-    if str(cfg.trainer.precision).startswith("16") and on_cpu:
-        raise PPFError(
-            f"trainer.precision={cfg.trainer.precision} needs a GPU: give"
-            " trainer.precision=bf16-mixed or trainer.precision=32-true."
-        )
     if others := [str(key) for key in cfg.trainer if key not in _TRAINER]:
         raise PPFError(
             f"trainer.{others[0]} cannot be set here: recovery.tokens and recovery.validate_every"
@@ -88,6 +82,12 @@ def _check(cfg: DictConfig) -> None:
             agent.policy(ratio)
         refuse_overwriting_dense(cfg.out, agent.record)
         return
+    on_cpu = cfg.fabric.accelerator == "cpu" or not torch.cuda.is_available()
+    if str(cfg.trainer.precision).startswith("16") and on_cpu:
+        raise PPFError(
+            f"trainer.precision={cfg.trainer.precision} needs a GPU: give"
+            " trainer.precision=bf16-mixed or trainer.precision=32-true."
+        )
     record = read_policy(_file(cfg), cfg.trust_targets)
     refuse_overwriting_dense(cfg.out, record)
     if cfg.policy:

@@ -41,6 +41,14 @@ def test_what_hydra_refuses(overrides: list[str], sentence: str) -> None:
     assert told is not None and sentence in told and "\n" not in told
 
 
+def test_evaluate_needs_a_text_for_its_keys() -> None:
+    hydra = initialize_config_module("ppf.conf", version_base="1.3")
+    with hydra, pytest.raises(Exception) as error:
+        compose("evaluate", ["path=x", "text.path=FILE"])
+    told = explain_config("evaluate", ["path=x", "text.path=FILE"])(error.value)
+    assert told is not None and "give text=wikipedia_sample" in told
+
+
 def refused() -> InstantiationException:
     with pytest.raises(InstantiationException) as error:
         instantiate({"a": {"_target_": "torch.nn.Linear"}})

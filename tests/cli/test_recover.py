@@ -77,6 +77,25 @@ def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
         main.check_relations(cfg)
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.precision=16-mixed", "16-mixed needs a GPU"),
+        ("+trainer.max_steps=3", "trainer.max_steps cannot be set here"),
+        ("out=${policy}/..", "is the folder that is read"),
+    ],
+)
+def test_what_a_training_cannot_use(override: str, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps(examples.policy()))
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        given = [f"policy={file}", f"paths.run={tmp_path}/run", "fabric=cpu"]
+        cfg = compose("recover", [*given, override])
+    assert main.check_relations is not None
+    with pytest.raises(PPFError, match=sentence):
+        main.check_relations(cfg)
+
+
 @pytest.mark.parametrize("given", [[], ["policy=a", "path=b"], ["search=a", "path=b"]])
 def test_one_thing_is_recovered(given: list[str], tmp_path: Path) -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):

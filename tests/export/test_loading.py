@@ -55,6 +55,14 @@ class TestOneFamily:
         loaded(folder, trust_remote_code=True)
         assert marker.exists()
 
+    def test_a_trusted_folder_must_have_all_weights(self, folder: Path) -> None:
+        (file,) = folder.glob("*.safetensors")
+        tensors = load_file(file)
+        del tensors["model.layers.0.mlp.down_proj.weight"]
+        save_file(tensors, file, metadata={"format": "pt"})
+        with pytest.raises(PPFError, match=r"lacks model\.layers\.0\.mlp\.down_proj\.weight"):
+            loaded(folder, trust_remote_code=True)
+
     @pytest.mark.parametrize(
         "spoil",
         [

@@ -5,7 +5,9 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import GraniteConfig, GraniteForCausalLM
 
+from ppf.errors import PPFError
 from ppf.llm import OutputHead, nll, output_head, summed_nll
 from tests.checkpoints import CHECKPOINTS, random_model
 
@@ -103,3 +105,11 @@ def test_equals_the_definition_with_the_real_block_sizes(monkeypatch: pytest.Mon
     assert float(summed_nll(head, hidden, ids)) == pytest.approx(
         reference(head, hidden, ids), rel=1e-6
     )
+
+
+def test_scaled_logits_are_refused() -> None:
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "pad_token_id": 0}
+    model = GraniteForCausalLM(GraniteConfig(**shape, **heads, logits_scaling=8.0))
+    with pytest.raises(PPFError, match="'granite' scale their logits"):
+        output_head(model)

@@ -44,6 +44,7 @@ def rows(*values: object) -> bytes:
         ("other.jsonl", rows("one", 2), "contains int, not text: give another text.column"),
         ("list.jsonl", rows(["one"]), "contains list, not text: give another text.column"),
         ("nulls.jsonl", rows(None), "contains no text"),
+        ("half.jsonl", rows("a \ud83d"), "contains half of a character"),
         ("empty.parquet", b"", "cannot be read (ArrowInvalid"),
         ("garbage.parquet", b"PAR1" + bytes(99) + b"PAR1", "cannot be read ("),
         ("cut.parquet", parquet_bytes(WHOLE)[:-20], "cannot be read (ArrowInvalid"),

@@ -1,5 +1,6 @@
 """How Lightning's Trainer joins processes that run already."""
 
+import itertools
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -8,6 +9,7 @@ import torch
 from lightning import Fabric
 
 from ppf.recovery.fit import _Drafted, _Running
+from ppf.recovery.module import warmup_and_cosine
 from tests.recoveries import KilledError
 
 
@@ -38,3 +40,12 @@ def test_an_interrupted_checkpoint_leaves_the_earlier_one(
         storage.save_checkpoint({"step": 2}, file)
     assert storage.load_checkpoint(file) == {"step": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_learning_rate_rises_from_the_first_step_and_falls_to_zero() -> None:
+    factors = [warmup_and_cosine(3, 13, step) for step in range(14)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[8] == pytest.approx(0.5)
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors[3:]))
+    assert factors[-1] == pytest.approx(0)
+    assert warmup_and_cosine(0, 1, 0) == 1.0
