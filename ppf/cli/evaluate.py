@@ -85,11 +85,12 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
     )
     if cfg.policy:
         given = f"policy={quoted(cfg.policy)}"
-        return {
-            "Write the smaller model": next_command("prune", given, "out=pruned"),
-            "Write a file for llama.cpp": next_command("prune", given, "out=gguf", "export=gguf"),
-            "Measure more": measure_more,
-        }
+        if read_policy(cfg.policy, cfg.trust_targets).get("types"):
+            gguf = ("out=gguf", "export=gguf", "export.type=q8_0")
+            smaller = {"Write a file for llama.cpp": next_command("prune", given, *gguf)}
+        else:
+            smaller = {"Write the smaller model": next_command("prune", given, "out=pruned")}
+        return smaller | {"Measure more": measure_more}
     last = folders(cfg)[-1]
     return {
         "Measure more": measure_more,

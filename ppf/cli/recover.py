@@ -23,7 +23,14 @@ from ppf.overrides import quoted
 from ppf.progress import say, warning
 from ppf.records.agent import agent_folder
 from ppf.report.html import write_page
-from ppf.report.origin import command_line, command_with, machine, next_command
+from ppf.report.origin import (
+    command_line,
+    command_with,
+    folders_of,
+    machine,
+    next_command,
+    task_overrides,
+)
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.report.recovery import recovery_metrics, recovery_page
 from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
@@ -207,7 +214,8 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
     longer = command_with("recover", {"out": None, "recovery.tokens": tokens})
     if cfg.search:
         ratio = cfg.ratios[len(cfg.ratios) // 2]
-        ask = f"import ppf; ppf.DynamicModel.from_search('{cfg.out}').set_ratio({ratio})"
+        given = ", ".join(map(repr, [str(cfg.out), *folders_of(task_overrides())]))
+        ask = f"import ppf; ppf.DynamicModel.from_search({given}).set_ratio({ratio})"
         return {
             "Serve the model at any ratio": next_command("serve", f"search={quoted(cfg.out)}"),
             "Load it at one ratio": f'python -c "{ask}"',
@@ -216,7 +224,6 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
     path = f"path={quoted(cfg.out)}"
     return {
         "Measure it on the test part": next_command("evaluate", path, "latency=true"),
-        "Write a file for llama.cpp": next_command("prune", path, "out=gguf", "export=gguf"),
         "Train longer": longer,
         "Load it": f"AutoModelForCausalLM.from_pretrained('{cfg.out}', trust_remote_code=True)",
     }

@@ -22,7 +22,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         raise PPFError(
             f"serve.py needs the package {error.name}: run `pip install 'ppf-llm[serve]'`."
         ) from error
-    key = None if cfg.api_key is None else str(cfg.api_key)
+    key = None if cfg.api_key in (None, "") else str(cfg.api_key)
     host = f"[{cfg.host}]" if ":" in cfg.host else cfg.host
     with bind(cfg.host, cfg.port) as bound:
         if key is None and not is_loopback(bound):

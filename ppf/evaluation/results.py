@@ -62,6 +62,7 @@ class Evaluation:
         window: tokens in a window.
         stride: tokens between the starts of two windows.
         results: one entry for each model.
+        rounded: whether a policy also rounds weights; then the ratios are shares of bytes.
     """
 
     text: str
@@ -69,3 +70,4 @@ class Evaluation:
     window: int
     stride: int
     results: Sequence[ModelResult]
+    rounded: bool = False

@@ -5,7 +5,6 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-from ppf.evaluation.size import parameters
 from ppf.export.front_matter import front_matter
 from ppf.export.pruned import Pruned
 from ppf.pruning.rounding import BLOCK_BYTES
@@ -81,6 +80,7 @@ class Form(NamedTuple):
         use: how to use the model, in Markdown.
         size: bytes of the weights in the folder.
         itemsize: bytes of a weight; None: the format mixes several.
+        parameters: number of weights in the folder.
         remark: on the measurements, as a sentence in Markdown; may be empty.
     """
 
@@ -88,6 +88,7 @@ class Form(NamedTuple):
     use: str
     size: int
     itemsize: int | None
+    parameters: int
     remark: str = ""
 
 
@@ -154,7 +155,7 @@ def _table(model: Pruned, policy: Mapping[str, Any], form: Form) -> str:
     for row in rows:
         kept = row.policy["kept"] if row.policy else units
         types = row.policy.get("types") if row.policy else None
-        count = parameters(model.lm.model) if row.here else model.parameters(units, kept)
+        count = form.parameters if row.here else model.parameters(units, kept)
         share = (
             policy["ratio"]["achieved"]
             if row.policy is policy

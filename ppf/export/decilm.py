@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from ppf.errors import PPFError
-from ppf.evaluation.size import weight_bytes
+from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export import configuration_decilm
 from ppf.export.base import Converter, tell_rounding
 from ppf.export.card import Form, write_card
@@ -63,7 +63,8 @@ class DeciLM(Converter):
         model.lm.model.generation_config.save_pretrained(folder)
         model.lm.tokenizer.save_pretrained(folder)
         shutil.copy(_CODE, folder)
-        form = Form("vllm", _USE, weight_bytes(folder), model.lm.dtype.itemsize)
+        count, itemsize = parameters(model.lm.model), model.lm.dtype.itemsize
+        form = Form("vllm", _USE, weight_bytes(folder), itemsize, count)
         write_card(folder, model, policy, form)
         (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
         return folder

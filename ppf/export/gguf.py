@@ -14,6 +14,7 @@ from typing import Any, Literal
 import gguf
 from gguf import GGMLQuantizationType, LlamaFileType
 
+from ppf.evaluation.size import parameters
 from ppf.export.base import Converter
 from ppf.export.card import Form, write_card
 from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
@@ -47,7 +48,7 @@ class GGUF(Converter):
 
     def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         path = self.write_file(model, folder, policy)
-        write_card(folder, model, policy, self._form(path))
+        write_card(folder, model, policy, self._form(path, parameters(model.lm.model)))
         return path
 
     def write_file(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
@@ -76,13 +77,13 @@ class GGUF(Converter):
         writer.close()
         return path
 
-    def _form(self, file: Path) -> Form:
+    def _form(self, file: Path, count: int) -> Form:
         use = (
             f"`llama-cli -m {file.name}` runs it; llama.cpp needs no change. The file's key"
             " `ppf.policy` lists what each layer keeps."
         )
         remark = f"The perplexities are those before the conversion to {self.type}."
-        return Form("gguf", use, file.stat().st_size, None, remark)
+        return Form("gguf", use, file.stat().st_size, None, count, remark)
 
 
 def _say_padding(model: Pruned, reader: Architecture) -> None:

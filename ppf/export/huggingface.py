@@ -22,7 +22,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ppf.evaluation.size import weight_bytes
+from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export import modeling_pruned
 from ppf.export.base import Exporter, check_blocks, tell_rounding
 from ppf.export.card import Form, write_card
@@ -66,8 +66,9 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
     Returns:
         The folder.
     """
-    write_without_card(pruner, folder, policy)
-    _write_card(folder, Pruned.of(pruner), pruner.lm.dtype, policy)
+    count = parameters(pruner.lm.model)
+    write_without_card(pruner, folder, policy)  # undoes a re-estimated compensation
+    _write_card(folder, Pruned.of(pruner), pruner.lm.dtype, count, policy)
     return folder
 
 
@@ -112,12 +113,14 @@ def export_recovered(
     config["dtype"] = str(dtype).removeprefix("torch.")
     for name, content in (("config.json", config), ("policy.json", policy)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _write_card(folder, model, dtype, policy)
+    _write_card(folder, model, dtype, parameters(model.lm.model), policy)
     return folder
 
 
-def _write_card(folder: Path, model: Pruned, dtype: torch.dtype, policy: Mapping[str, Any]) -> None:
-    form = Form("transformers", _USE, weight_bytes(folder), dtype.itemsize)
+def _write_card(
+    folder: Path, model: Pruned, dtype: torch.dtype, count: int, policy: Mapping[str, Any]
+) -> None:
+    form = Form("transformers", _USE, weight_bytes(folder), dtype.itemsize, count)
     write_card(folder, model, policy, form)
 
 

@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from ppf.errors import PPFError, reason
-from ppf.export import configuration_decilm
 from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
 from ppf.export.pruned import Pruned
@@ -58,7 +57,8 @@ def load_folder(
 
 def check_format(folder: Path) -> None:
     """Raises PPFError if the folder is an export for vLLM, which transformers cannot load."""
-    if (folder / f"{configuration_decilm.__name__.rpartition('.')[2]}.py").is_file():
+    file = folder / "config.json"
+    if file.is_file() and '"block_configs"' in file.read_text(encoding="utf-8", errors="replace"):
         raise PPFError(
             f"path={folder} is a model for vLLM (export=decilm), which transformers cannot load:"
             " give the folder that export=huggingface writes of the same policy."

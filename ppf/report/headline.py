@@ -63,12 +63,23 @@ def _against_uniform(best: Entry, even: LogPerplexity) -> list[str]:
 
 def baseline(entry: Entry) -> str:
     """What the policy named "uniform" does."""
-    return "uniform pruning" if entry.bytes is None else "an equal share of bytes at every site"
+    return even_pruning(entry.bytes is not None)
+
+
+def even_pruning(rounded: bool) -> str:
+    """What the policy named "uniform" does, if policies also round weights or not."""
+    return "an equal share of bytes at every site" if rounded else "uniform pruning"
 
 
 def _saving(entry: Entry) -> str:
-    ratio = percent(entry.ratio)
-    return f"at a pruning ratio of {ratio}" if entry.bytes is None else f"with {ratio} fewer bytes"
+    return _saved(entry.ratio, entry.bytes is not None).strip()
+
+
+def _saved(ratio: float | None, rounded: bool) -> str:
+    if ratio is None:
+        return ""
+    shown = percent(ratio)
+    return f" with {shown} fewer bytes" if rounded else f" at a pruning ratio of {shown}"
 
 
 def _with_error(score: LogPerplexity) -> str:
@@ -155,7 +166,8 @@ def evaluation_headline(evaluation: Evaluation) -> list[str]:
     even, dense = found.get("uniform"), found.get("dense")
     if dense is None and len(results) > 1 and results[0].ratio is None:
         dense = results[0]  # a folder without a policy
-    said = [_scored(best, even or dense if best is not dense else None, even is not None)]
+    other = even or dense if best is not dense else None
+    said = [_scored(best, other, is_uniform=even is not None, rounded=evaluation.rounded)]
     if dense and dense is not best:
         if even:
             said.append(f"The dense model has {decimal(dense.perplexity)}.")
@@ -163,17 +175,19 @@ def evaluation_headline(evaluation: Evaluation) -> list[str]:
     return said
 
 
-def _scored(best: ModelResult, other: ModelResult | None, is_uniform: bool) -> str:
-    ratio = "" if best.ratio is None else f" at a pruning ratio of {percent(best.ratio)}"
+def _scored(
+    best: ModelResult, other: ModelResult | None, *, is_uniform: bool, rounded: bool
+) -> str:
+    saved = _saved(best.ratio, rounded)
     if other is None:
         return (
-            f"{best.name} has a perplexity of {decimal(best.perplexity)} on the test part{ratio}."
+            f"{best.name} has a perplexity of {decimal(best.perplexity)} on the test part{saved}."
         )
-    against = "uniform pruning" if is_uniform else other.name
+    against = even_pruning(rounded) if is_uniform else other.name
     return (
         f"Perplexity {decimal(best.perplexity)} on the test part instead of"
         f" {decimal(other.perplexity)} for {against}"
-        f"{_bracketed(change(best.perplexity, other.perplexity))}{ratio}."
+        f"{_bracketed(change(best.perplexity, other.perplexity))}{saved}."
     )
 
 

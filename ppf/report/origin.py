@@ -24,7 +24,7 @@ def command_line(name: str) -> str:
     """
     if not HydraConfig.initialized():
         return f"ppf.{name}(...), called from Python"
-    return shlex.join(["python", f"{name}.py", *task_overrides()])
+    return shlex.join(["python", f"{name}.py", *_config_folders(), *task_overrides()])
 
 
 def command_with(name: str, changed: Mapping[str, str | None]) -> str:
@@ -45,7 +45,14 @@ def command_with(name: str, changed: Mapping[str, str | None]) -> str:
         for word, option in zip(task_overrides(), options, strict=True)
         if option not in changed and re.split(r"[./]", option)[0] not in changed
     ]
-    return shlex.join(["python", f"{name}.py", *kept, *given])
+    return shlex.join(["python", f"{name}.py", *_config_folders(), *kept, *given])
+
+
+def _config_folders() -> list[str]:
+    """The flags of the command line that name folders of configs."""
+    sources = HydraConfig.get().runtime.config_sources
+    paths = [source.path for source in sources if source.provider == "command-line"]
+    return [word for path in paths for word in ("--config-dir", path)]
 
 
 def next_command(name: str, *options: str, overrides: Sequence[str] | None = None) -> str:
@@ -55,8 +62,12 @@ def next_command(name: str, *options: str, overrides: Sequence[str] | None = Non
         overrides: of the run; None: of this one.
     """
     given = task_overrides() if overrides is None else overrides
-    folders = [word for word in given if word.startswith(_FOLDERS)]
-    return shlex.join(["python", f"{name}.py", *options, *folders])
+    return shlex.join(["python", f"{name}.py", *options, *folders_of(given)])
+
+
+def folders_of(overrides: Sequence[str]) -> list[str]:
+    """The overrides that name the folders of outputs, artefacts and caches."""
+    return [word for word in overrides if word.startswith(_FOLDERS)]
 
 
 _FOLDERS = ("paths.outputs=", "paths.artefacts=", "paths.cache=")

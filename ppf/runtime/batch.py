@@ -89,9 +89,14 @@ class DecodingBatch:
             self._cache, self._mask = cache, mask
             return
         length = max(self._mask.shape[1], mask.shape[1])
-        for mine, its in zip(_layers(self._cache), _layers(cache), strict=True):
-            mine.keys = torch.cat([_padded(x.keys, 2, length) for x in (mine, its)])
-            mine.values = torch.cat([_padded(x.values, 2, length) for x in (mine, its)])
+        pairs = list(zip(_layers(self._cache), _layers(cache), strict=True))
+        # The cache changes only when all layers are merged: memory may run out before.
+        keys, values = (
+            [torch.cat([_padded(getattr(x, part), 2, length) for x in pair]) for pair in pairs]
+            for part in ("keys", "values")
+        )
+        for (mine, _), merged_keys, merged_values in zip(pairs, keys, values, strict=True):
+            mine.keys, mine.values = merged_keys, merged_values
         self._mask = torch.cat([_padded(x, 1, length) for x in (self._mask, mask)])
 
 

@@ -85,7 +85,7 @@ class DynamicModel:
         """
         given = [f"search={quoted(folder)}", f"paths.run={quoted(folder)}", *overrides]
         with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose("runtime", given)
+            cfg = compose("from_search", given)
         fabric = instantiate(cfg.fabric)
         fabric.launch()
         return cls.from_config(cfg, fabric)

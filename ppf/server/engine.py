@@ -96,7 +96,8 @@ class _Group:
     @property
     def sequences(self) -> int:
         """Number of texts that are generated, or will be."""
-        return len(self._rows) + sum(completion.request.n for completion in self.joining)
+        joining = tuple(self.joining)  # other threads append to it
+        return len(self._rows) + sum(completion.request.n for completion in joining)
 
     def advance(self) -> None:
         """Reads new prompts, and adds one token to each text."""
@@ -112,9 +113,10 @@ class _Group:
 
     def fail(self, error: Exception) -> None:
         """Ends all completions with an error."""
-        for completion in (*self.joining, *(row.completion for row in self._rows)):
-            completion.end(error)
-        self.joining.clear()
+        while self.joining:
+            self.joining.popleft().end(error)
+        for row in self._rows:
+            row.completion.end(error)
         self._rows = []
         self._batch.keep([])
 

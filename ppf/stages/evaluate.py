@@ -85,11 +85,13 @@ class Procedure:
             loss.std_error if isfinite(loss.std_error) else None,
         )
 
-    def evaluation(self, text: Text, pieces: list[Piece], results: list[ModelResult]) -> Evaluation:
+    def evaluation(
+        self, text: Text, pieces: list[Piece], results: list[ModelResult], *, rounded: bool
+    ) -> Evaluation:
         """The results, with the text and the windows of the measurements."""
         windows = sum(len(piece.windows) for piece in pieces)
         window = pieces[0].windows.shape[1]
-        return Evaluation(text.name, windows, window, self.cfg.stride or window, results)
+        return Evaluation(text.name, windows, window, self.cfg.stride or window, results, rounded)
 
 
 def evaluate_policy(
@@ -121,7 +123,7 @@ def evaluate_policy(
             results.append(
                 procedure.measure(name, model, tokenizer, pieces, ratio=achieved, size=size)
             )
-    return procedure.evaluation(text, pieces, results)
+    return procedure.evaluation(text, pieces, results, rounded=bool(record.get("types")))
 
 
 def evaluate_folders(
@@ -151,7 +153,8 @@ def evaluate_folders(
         del model  # before the next one is loaded
     if any(cut != cuts[0] for cut in cuts):
         say("The folders have different tokenizers: their losses per token cannot be compared.")
-    return procedure.evaluation(text, pieces, results)
+    rounded = any(record.get("types") for record in records if record)
+    return procedure.evaluation(text, pieces, results, rounded=rounded)
 
 
 def names_of(paths: Sequence[str]) -> list[str]:

@@ -40,13 +40,17 @@ def test_loggers_get_every_policys_perplexities(report: Any) -> None:  # noqa: F
 def test_next_commands_keep_what_the_run_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     own = ["agent.lr=1", "predictor/encoder=masks", "predictor.steps=3"]
     given = ["model=tiny", "mode=dynamic", "ratios=[0.2]", *own, "paths.outputs=a b"]
-    hydra = SimpleNamespace(overrides=SimpleNamespace(task=given))
+    folders = [SimpleNamespace(path="my/conf", provider="command-line")]
+    folders.append(SimpleNamespace(path="ppf.conf", provider="main"))
+    hydra = SimpleNamespace(
+        overrides=SimpleNamespace(task=given), runtime=SimpleNamespace(config_sources=folders)
+    )
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     assert next_command("serve", "search=F") == "python serve.py search=F 'paths.outputs=a b'"
     changed = {"ratios": None, "agent": None, "predictor": None, "mode": "static", "ratio": "0.3"}
     assert command_with("search", changed) == (
-        "python search.py model=tiny 'paths.outputs=a b' mode=static ratio=0.3"
+        "python search.py --config-dir my/conf model=tiny 'paths.outputs=a b' mode=static ratio=0.3"
     )
 
 
