@@ -170,7 +170,8 @@ def _start(cfg: DictConfig, space: Space) -> Int[Tensor, " sites"] | None:
 def _static(begun: _Begun) -> Outcome:
     """The best policy for one ratio; the metric is its measured log-perplexity."""
     cfg, context, inputs, labels, trained, clock, start = begun
-    found = _chosen(begun, search(inputs, labels, trained, cfg.ratio, clock, start=start))
+    searched = search(inputs, labels, trained, cfg.ratio, clock, start=start, measure_start=True)
+    found = _chosen(begun, searched)
     context.labelling.add_other_ranks()
     report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
     if not inputs.fabric.is_global_zero:

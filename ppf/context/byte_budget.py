@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from ppf.agents.gradient import Gradient
 from ppf.artefacts import signature
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
@@ -47,6 +48,13 @@ def check_bytes(cfg: DictConfig) -> None:
         raise PPFError(
             "budget=bytes needs a predictor that starts without labels: give predictor=expected"
             " or predictor=sensitivity."
+        )
+    if cfg.labels.count not in (None, 1):
+        raise PPFError("budget=bytes draws no labels: leave labels.count out.")
+    if issubclass(get_class(cfg.agent._target_), Gradient):
+        raise PPFError(
+            "agent=gradient needs losses that change with every unit, and budget=bytes allows few"
+            " sizes of a site: give agent=evolution."
         )
     if any(isinstance(rule, FLAP | ObsGlobal) for rule in instantiate(cfg.rules).values()):
         raise PPFError(
@@ -142,6 +150,7 @@ def _rounding(context: PruningContext) -> RoundingLosses:
 
     name = signature("rounding", context.labelling.name, _ROUNDED)
     found = context.calibration.observed("rounding", name, observe)
+    context.labelling.passes["weight"] = 2 * context.labelling.windows.numel()  # see `_weight`
     pruning = features.losses[:, None]
     rounded = pruning + found["weight"] * (found["losses"] - pruning)
     noise = nn.functional.pad(found["weight"] * found["noise"], (1, 0))

@@ -35,8 +35,9 @@ def evaluations(cfg: DictConfig) -> int:
         return before + cfg.dynamic.knots * (1 + each) + rules + more + 2 * len(cfg.ratios)
     if _is_rule(cfg):
         return before + 2  # its policy and uniform pruning
+    rules = 1 + len(set(cfg.rules) - {"uniform"})
     # Proposals of an agent that measures policies are among these.
-    return before + len(cfg.rules) + (evaluations_of_agent(cfg) or _proposals(cfg))
+    return before + rules + (evaluations_of_agent(cfg) or _proposals(cfg))
 
 
 def drawn_labels(cfg: DictConfig) -> int:
@@ -104,7 +105,8 @@ def _of_round(cfg: DictConfig) -> int:
 def _proposals(cfg: DictConfig) -> int:
     """Largest number of proposals that all rounds measure; the last one measures no neighbours."""
     search = cfg.search
-    return min(search.label_budget, (search.rounds - 1) * _of_round(cfg) + search.top_k)
+    rounds = (search.rounds - 1) * _of_round(cfg) + search.top_k
+    return min(search.label_budget, rounds + bool(search.start))
 
 
 def _of_dynamic_search(cfg: DictConfig) -> int:

@@ -1,5 +1,7 @@
 """Runs an agent on one or several processes, and chooses the policies to measure."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Int
 from lightning import Fabric
@@ -43,7 +45,8 @@ def run_search(
             polished = _polished(agent, objective, found, run)
             return polished if known is None else polished.without(known)
 
-        choose = distinct if apart else Candidates.best
+        far = partial(distinct, stride=objective.space.stride)
+        choose = far if apart else Candidates.best
         chosen = on_rank_0(run.fabric, lambda: choose(best(), top_k).to("cpu"))
     return chosen.to(objective.device)
 
@@ -57,10 +60,13 @@ def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -
     return agent.polish.improve(objective, found, generator)
 
 
-def distinct(candidates: Candidates, count: int) -> Candidates:
+def distinct(candidates: Candidates, count: int, stride: int = 1) -> Candidates:
     """Chooses at most `count` good candidates that differ from each other, best first.
 
     Candidates that cost much more than the best are chosen only if there are too few others.
+
+    Args:
+        stride: fewest units by which two policies differ at a site.
     """
     if not len(candidates):
         return candidates
@@ -77,7 +83,7 @@ def distinct(candidates: Candidates, count: int) -> Candidates:
             continue
         index = far.int().argmax()
         chosen[index] = True
-        distance = torch.minimum(distance, (kept != kept[index]).sum(1))
+        distance = torch.minimum(distance, ((kept - kept[index]).abs() >= stride).sum(1))
     return Candidates(kept[chosen], candidates.cost[chosen])
 
 

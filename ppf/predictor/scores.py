@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 USUAL = math.log(10)  # nats above the dense model; policies below it count in nmse
@@ -57,7 +57,8 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
       out if the predictor estimates no intervals;
     - regret: measured log-perplexity of the policy with the best prediction, minus the lowest
       measured one, nats per token;
-    - policies: number of rows.
+    - policies: number of rows;
+    - intervals: number of rows that the coverage counts.
 
     Args:
         bands: ascending edges of the ratio bands.
@@ -68,6 +69,7 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
         once = torch.ones(1, len(part.measured))
         values = {name: float(score) for name, score in _scores(part, dense_nll, once).items()}
         values["policies"] = len(part.measured)
+        values["intervals"] = int((_usual(part, dense_nll) & (part.std > 0)).sum())
         found |= {name + ending: value for name, value in values.items() if math.isfinite(value)}
     return found
 
@@ -103,7 +105,7 @@ def coverage_warning(metrics: Mapping[str, float], bands: Sequence[float], what:
     """
     said = []
     for words, ending in {"": "", **{f" at {name}": end for name, end in endings(bands)}}.items():
-        coverage, count = metrics.get(f"coverage{ending}"), metrics.get(f"policies{ending}", 0)
+        coverage, count = metrics.get(f"coverage{ending}"), metrics.get(f"intervals{ending}", 0)
         if coverage is not None and too_narrow(coverage, int(count)):
             said.append(f"{100 * coverage:.0f} % of {count:.0f} {what}{words}")
     if not said:
@@ -151,7 +153,7 @@ def _scores(
     error = (mean - measured).abs()
     pairs = torch.ones(len(mean), len(mean))
     alike = ((ratio[:, None] - ratio).abs() <= _ALIKE).float()
-    usual = (measured < dense_nll + USUAL).float() * weights
+    usual = _usual(rows, dense_nll).float() * weights
     present = weights > 0
     best = mean.expand_as(weights).masked_fill(~present, torch.inf).argmin(1)
     least = measured.expand_as(weights).masked_fill(~present, torch.inf).amin(1)
@@ -166,6 +168,11 @@ def _scores(
         "coverage": _average((error <= NOMINAL * rows.std).float(), usual * (rows.std > 0)),
         "regret": measured[best] - least,
     }
+
+
+def _usual(rows: HeldOut, dense_nll: float) -> Bool[Tensor, " rows"]:
+    """The policies that are not catastrophic."""
+    return rows.measured < dense_nll + USUAL
 
 
 def _kendall(

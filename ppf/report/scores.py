@@ -164,7 +164,9 @@ class Entry:
         known = {name: score.record() for name, score in scores.items() if score}
         if self.difference:
             nats, error = self.difference.nll, self.difference.std_error
-            known["against_uniform"] = {"nats": _finite(nats), "std_error": _finite(error or 0.0)}
+            known["against_uniform"] = {"nats": _finite(nats)}
+            if error is not None:
+                known["against_uniform"]["std_error"] = _finite(error)
         also = {"also": list(self.also)} if self.also else {}
         return {"policy": self.policy, "ratio": self.ratio} | also | known
 

@@ -172,8 +172,8 @@ class Space:
 
     @property
     def stride(self) -> int:
-        """Number of units that agents move as one."""
-        return 1
+        """Number of units that agents move as one: about 1/24 of the largest site, at least one."""
+        return max(1, round(int(self.units.max()) / 24))
 
     @property
     def dense(self) -> Int[Tensor, " sites"]:

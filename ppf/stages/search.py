@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ppf.agents import Candidates
 from ppf.agents.rule import Rule
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
@@ -72,6 +73,7 @@ def search(
     clock: Stopwatch,
     *,
     start: Int[Tensor, " sites"] | None = None,
+    measure_start: bool = False,
     history: list[dict[str, float]] | None = None,
 ) -> Found:
     """Searches in rounds, at most `search.rounds`, in a trust region around uniform pruning.
@@ -91,6 +93,7 @@ def search(
         ratio: share of the budget's cost to save.
         clock: measures the time of each part.
         start: a policy from which the first round also starts, scaled to the ratio; None: none.
+        measure_start: whether the first round also measures it, as one of its proposals.
         history: metrics of earlier searches, to which those of this one are added; None: there were
             none.
     """
@@ -111,12 +114,14 @@ def search(
         )
         with clock("searching on the predictor"):
             known = objective.baselines()  # they are measured in any case
+            given = known[:0]
             if rounds:
                 known = Verification.merge(rounds).by_loss()
                 objective = replace(objective, measured=known[:_STARTS])
             elif start is not None:
                 scaled = objective.project(moved(objective, start), objective.ratios(1))
                 objective = replace(objective, measured=scaled)
+                given = scaled if measure_start else given
             run = inputs.run(trained, objective.measured, history, number, earlier)
             if rule:
                 found = agent.search(objective, run)
@@ -125,6 +130,8 @@ def search(
                 found = run_search(agent, objective, run, settings.top_k, known, apart=apart)
         each = 0 if last else settings.neighbours  # they teach the next predictor
         room = left if last else left - settings.top_k
+        if len(given):
+            found = Candidates.merge(found, objective.candidates(given))
         proposed = with_neighbours(objective, found, known, each, room, run.seed)
         with clock("measuring the best"):
             rounds.append(verify(proposed, objective, inputs.measure, inputs.fabric))

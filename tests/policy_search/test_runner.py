@@ -100,6 +100,14 @@ def test_distinct_prefers_those_far_from_better_ones() -> None:
     assert found.kept.tolist() == kept[[0, 2, 3]].tolist()
 
 
+def test_small_differences_do_not_make_candidates_distinct() -> None:
+    kept = torch.full((3, 40), 100)
+    kept[1] -= 2
+    kept[2, :10] -= 8
+    found = distinct(Candidates(kept, torch.arange(3.0) / 1000), 2, stride=4)
+    assert found.kept.tolist() == kept[[0, 2]].tolist()
+
+
 def test_distinct_avoids_candidates_that_cost_much_more() -> None:
     kept = torch.ones(4, 40, dtype=torch.long)
     kept[1, 0], kept[2, 1], kept[3, :20] = 0, 0, 0

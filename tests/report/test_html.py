@@ -51,7 +51,7 @@ def report() -> SearchReport:
     places = [Prunable(layer, "mlp", 4, 10) for layer in range(2)]
     space = build_space(places, name="mlp", kinds=["mlp"], channel_multiple=1, whole_sites=False)
     found = Entry("PPF", 0.375, LogPerplexity(3.0), LogPerplexity(3.1, 0.05))
-    metrics = {"kendall": 0.876, "coverage": 0.5, "policies": 20}
+    metrics = {"kendall": 0.876, "coverage": 0.5, "policies": 20, "intervals": 20}
     return SearchReport(
         title="A search of tiny <at> ratio 0.3",
         command="python search.py model=tiny",

@@ -13,7 +13,7 @@ from tests.report.test_html import report  # noqa: F401  (a fixture)
 
 
 def test_scores_on_proposals_stand_before_those_on_random_policies(report: Any) -> None:  # noqa: F811
-    scores = {"equal_ratio": 0.6, "coverage": 0.5, "policies": 40}
+    scores = {"equal_ratio": 0.6, "coverage": 0.5, "policies": 40, "intervals": 40}
     sections = {part.name: part for part in search_page(replace(report, proposals=scores)).sections}
     names = list(sections)
     assert names.index("accuracy_on_proposals") < names.index("accuracy")

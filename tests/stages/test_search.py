@@ -55,7 +55,8 @@ def searched(
     """What a random search finds; `measured` gets the number of policies of each round."""
     inputs = inputs_of(folder, measured, **settings)
     labels = Labels(inputs.space.dense[None], torch.zeros(1), ["sampler"])
-    return search(inputs, labels, inputs.train(labels), 0.3, Stopwatch(), start=start)
+    given: Any = {"start": start, "measure_start": True}
+    return search(inputs, labels, inputs.train(labels), 0.3, Stopwatch(), **given)
 
 
 @pytest.mark.parametrize(
@@ -111,12 +112,13 @@ def test_the_first_round_starts_from_a_policy_of_another_ratio(
     space = layered()
     start = space.units.clone()
     start[1::2] = torch.arange(len(start) // 2) % 2 * 24
-    searched(tmp_path, [], start, rounds=1, top_k=4)
+    found = searched(tmp_path, [], start, rounds=1, top_k=4)
     (objective,) = asked
     assert objective.measured is not None and len(objective.measured) == 1
     assert space.saved(objective.measured)[0] == pytest.approx(0.3, abs=0.01)
     scaled = objective.measured[0, 1::2]
     assert scaled[1::2].min() > scaled[::2].max()
+    assert objective.measured[0].tolist() in found.measured.kept.tolist()
 
 
 def test_a_changed_file_of_a_users_agent_starts_another_training(
