@@ -149,7 +149,7 @@ def main() -> None:
         rates = {name: each / median(times) for name, times in seconds.items()}
         setting.tokens = 2 * int(each)
         peaks = {
-            "full": peak_gib(setting, Full(LR)),
+            "full": peak_gib(setting, Full(LR, True)),
             "blockwise": peak_gib(setting, Blockwise(LR, 1, 2 * BATCH)),
         }
     for name, rate in rates.items():

@@ -30,7 +30,7 @@ FORMATS = {
     "labels": 1,
     "bytes": 1,
     "tested": 1,
-    "predictor": 11,
+    "predictor": 12,
     "costs": 1,
     "training": 3,
     "pruned": 1,

@@ -34,7 +34,8 @@ class Evolution(Agent):
         population: best policies that survive a generation.
         exchanges: largest number of exchanges in one child; each moves cost from one site to
             another.
-        step: most units that one exchange moves, counted in the site whose units cost more.
+        step: most steps that one exchange moves, counted in the site whose units cost more. A step
+            is `Space.stride` units.
         report_every: generations between two reports.
         threads: see `Agent`.
         polish: see `Agent`.
@@ -119,17 +120,22 @@ def exchange(
 
     Args:
         exchanges: most exchanges in one child.
-        step: most units that one exchange moves, counted in the site whose units cost more.
+        step: most steps that one exchange moves, counted in the site whose units cost more. A step
+            is `Space.stride` units.
     """
     batch, sites = kept.shape
     cost = objective.space.cost.to(kept.device).double().clamp_min(1)
     jitter = torch.rand(kept.shape, generator=generator, device=kept.device, dtype=torch.double)
     wanted = kept + 0.98 * (jitter - 0.5)
-    most = step * objective.space.stride
+    stride = objective.space.stride.to(kept.device)
+    widest = int(stride.max())
     count = torch.randint(1, exchanges + 1, (batch, 1), generator=generator, device=kept.device)
     for turn in range(exchanges):
         pair = torch.randint(sites, (2, batch, 1), generator=generator, device=kept.device)
-        moved = torch.randint(1, most + 1, (batch, 1), generator=generator, device=kept.device)
+        costlier = torch.where(cost[pair[0]] >= cost[pair[1]], *pair)
+        most = step * widest
+        drawn = torch.randint(most, (batch, 1), generator=generator, device=kept.device)
+        moved = 1 + drawn * stride[costlier] // widest
         amount = moved * (turn < count) * cost[pair].amax(0)
         wanted.scatter_add_(1, pair[0], -amount / cost[pair[0]])
         wanted.scatter_add_(1, pair[1], amount / cost[pair[1]])

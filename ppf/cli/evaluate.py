@@ -17,7 +17,7 @@ from ppf.overrides import quoted
 from ppf.progress import say
 from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
 from ppf.report.html import write_page
-from ppf.report.origin import command_line, command_with, machine, next_command
+from ppf.report.origin import command_line, command_with, gguf_command, machine, next_command
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
 
@@ -86,8 +86,7 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
     if cfg.policy:
         given = f"policy={quoted(cfg.policy)}"
         if read_policy(cfg.policy, cfg.trust_targets).get("types"):
-            gguf = ("out=gguf", "export=gguf", "export.type=q8_0")
-            smaller = {"Write a file for llama.cpp": next_command("prune", given, *gguf)}
+            smaller = gguf_command(given)
         else:
             smaller = {"Write the smaller model": next_command("prune", given, "out=pruned")}
         return smaller | {"Measure more": measure_more}

@@ -96,7 +96,8 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
             return f"{command}.py has no option group {found[1]}: --help lists those that it has."
         if isinstance(error, ConfigCompositionException) and error.__cause__:
             keys = _full_key(error.__cause__).split(".")
-            if keys[0] == "text" and command == "evaluate":  # it has no text by default
+            given = any(word.startswith("text=") for word in overrides)
+            if keys[0] == "text" and command == "evaluate" and not given:
                 return "keys of text= need a text: give text=wikipedia_sample (or another) too."
             return unknown_key(keys, _known_keys(command, overrides, keys))
         if isinstance(error, HydraException | ValueError | TypeError):

@@ -24,7 +24,7 @@ from ppf.policy_search.selection import Mean
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.report.origin import command_line, machine, next_command
+from ppf.report.origin import command_line, gguf_command, machine, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
 from ppf.space import Space
@@ -201,8 +201,7 @@ def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
     given = f"policy={quoted(policy)}"
     evaluate = {"Measure the policy on the test part": next_command("evaluate", given)}
     if rounded:
-        gguf = ("out=gguf", "export=gguf", "export.type=q8_0")
-        return evaluate | {"Write a file for llama.cpp": next_command("prune", given, *gguf)}
+        return evaluate | gguf_command(given)
     return evaluate | {
         "Write the smaller model": next_command("prune", given, "out=pruned"),
         "Train the smaller model, with the dense model as its teacher": (

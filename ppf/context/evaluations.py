@@ -106,7 +106,8 @@ def _proposals(cfg: DictConfig) -> int:
     """Largest number of proposals that all rounds measure; the last one measures no neighbours."""
     search = cfg.search
     rounds = (search.rounds - 1) * _of_round(cfg) + search.top_k
-    return min(search.label_budget, rounds + bool(search.start))
+    start = 1 + search.neighbours * (search.rounds > 1) if search.start else 0
+    return min(search.label_budget, rounds + start)
 
 
 def _of_dynamic_search(cfg: DictConfig) -> int:

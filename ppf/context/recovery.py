@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ppf.artefacts import signature
-from ppf.context.prepare import EarlyCheck
 from ppf.context.signatures import (
     documents_identity,
     file_digest,
@@ -82,58 +81,66 @@ def check_batch(cfg: DictConfig, fabric: Fabric) -> None:
         )
 
 
-def windows_of(
-    cfg: DictConfig, found_with: DictConfig, lm: LanguageModel
-) -> list[Int[Tensor, "windows window"]]:
-    """The windows of the parts training and validation.
+class RecoveryText:
+    """The windows that a recovery reads.
 
     Args:
+        cfg: the config of the recovery.
         found_with: the config that the policy was found with. Its test part is not read either.
-
-    Raises:
-        PPFError: the text is too short, or the windows are too long for the model.
     """
-    check_window(cfg.text.window, lm.model.config)
-    texts = [build_text(given.text, cfg.paths.cache) for given in _tested(cfg, found_with)]
-    tested = [document for text in texts for document in text.parts["test"]]
-    text = build_training_text(cfg.text, cfg.paths.cache, tested)
-    windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
-    if len(windows[0]) < cfg.recovery.batch:
-        raise PPFError(
-            f"the training part of text={text_name(cfg.text)} has {len(windows[0])} windows,"
-            f" fewer than recovery.batch={cfg.recovery.batch}: lower recovery.batch, or give a"
-            " longer text."
-        )
-    return windows
 
+    def __init__(self, cfg: DictConfig, found_with: DictConfig) -> None:
+        self.cfg, self.found_with = cfg, found_with
+        self._windows: list[Tensor] | None = None
 
-def _tested(cfg: DictConfig, found_with: DictConfig) -> list[DictConfig]:
-    """The configs whose test parts differ: of the training, and of the policy."""
-    own, other = (documents_identity(given, "test") for given in (cfg, found_with))
-    return [cfg] if own == other else [cfg, found_with]
+    def check(self, _: Text, lm: LanguageModel) -> None:
+        """Refuses too little text; see `EarlyCheck`."""
+        self.windows(lm)
+        test_windows(self.cfg, lm)
 
+    def windows(self, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
+        """The windows of the parts training and validation.
 
-def _text_identity(cfg: DictConfig, found_with: DictConfig) -> list[Any]:
-    """What determines the windows of the parts training and validation."""
-    own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
-    found: list[Any] = [text_identity(own, part) for part in _PARTS]
-    more, tested = plain(cfg.text.training.more), _tested(cfg, found_with)
-    if path := more.pop("path"):
-        content = file_digest(path, "text.training.more.path", Path(cfg.paths.cache))
-        found.append({**more, "content": content})
-    if path or len(tested) > 1:
-        found.append([documents_identity(given, "test") for given in tested])
-    return found
+        Args:
+            lm: the pruned or the dense model; only its tokenizer matters.
 
+        Raises:
+            PPFError: the text is too short, or the windows are too long for the model.
+        """
+        if self._windows is None:
+            self._windows = self._read(lm)
+        return self._windows
 
-def check_text(cfg: DictConfig, found_with: DictConfig) -> EarlyCheck:
-    """The check that refuses too little text, before a model is pruned."""
+    def _read(self, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
+        cfg = self.cfg
+        check_window(cfg.text.window, lm.model.config)
+        texts = [build_text(given.text, cfg.paths.cache) for given in self._tested()]
+        tested = [document for text in texts for document in text.parts["test"]]
+        text = build_training_text(cfg.text, cfg.paths.cache, tested)
+        windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
+        if len(windows[0]) < cfg.recovery.batch:
+            raise PPFError(
+                f"the training part of text={text_name(cfg.text)} has {len(windows[0])} windows,"
+                f" fewer than recovery.batch={cfg.recovery.batch}: lower recovery.batch, or give a"
+                " longer text."
+            )
+        return windows
 
-    def check(_: Text, lm: LanguageModel) -> None:
-        windows_of(cfg, found_with, lm)
-        test_windows(cfg, lm)
+    def _tested(self) -> list[DictConfig]:
+        """The configs whose test parts differ: of the training, and of the policy."""
+        own, other = (documents_identity(x, "test") for x in (self.cfg, self.found_with))
+        return [self.cfg] if own == other else [self.cfg, self.found_with]
 
-    return check
+    def identity(self) -> list[Any]:
+        """What determines the windows."""
+        cfg, more = self.cfg, plain(self.cfg.text.training.more)
+        own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
+        found: list[Any] = [text_identity(own, part) for part in _PARTS]
+        found += [documents_identity(given, "test") for given in self._tested()]
+        if path := more.pop("path"):
+            content = file_digest(path, "text.training.more.path", Path(cfg.paths.cache))
+            found.append({**more, "content": content})
+        return found
 
 
 def test_windows(cfg: DictConfig, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
@@ -151,22 +158,18 @@ def recovered_of(
 
 
 def run_of(
-    cfg: DictConfig,
-    found_with: DictConfig,
-    machine: Machine,
-    settings: RecoverySettings,
-    *trained: Any,
+    text: RecoveryText, machine: Machine, settings: RecoverySettings, *trained: Any
 ) -> TrainingRun:
     """A training. Its folder is named by a hash of everything that determines it.
 
     Args:
-        found_with: as for `windows_of`.
         trained: plain values that determine the model and what is trained of it.
     """
+    cfg = text.cfg
     recovery = {key: value for key, value in asdict(settings).items() if key not in _COSTS}
     trainer = trainer_identity(cfg.trainer)
     losses = with_code(plain(cfg.loss), Path(cfg.paths.cache))
-    parts = (_text_identity(cfg, found_with), losses, recovery, trainer, cfg.seed, *trained)
+    parts = (text.identity(), losses, recovery, trainer, cfg.seed, *trained)
     folder = Path(cfg.paths.artefacts) / "recovery" / signature("recovery", *parts)
     return TrainingRun(settings, machine, folder, cfg.text.window, cfg.seed)
 

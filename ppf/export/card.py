@@ -80,7 +80,7 @@ class Form(NamedTuple):
         use: how to use the model, in Markdown.
         size: bytes of the weights in the folder.
         itemsize: bytes of a weight; None: the format mixes several.
-        parameters: number of weights in the folder.
+        parameters: number of parameters of the model.
         remark: on the measurements, as a sentence in Markdown; may be empty.
     """
 

@@ -68,10 +68,13 @@ def strings(values: Iterable[Any], what: str, override: str) -> list[str]:
         if not isinstance(value, str):
             kind = type(value).__name__
             raise PPFError(f"{what} contains {kind}, not text: give another {override}.")
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
             raise PPFError(
-                f"{what} contains half of a character (a lone surrogate): remove it from the file."
-            )
+                f"{what} contains half of a character (a lone surrogate): remove it, or give"
+                " another text."
+            ) from error
     return found
 
 

@@ -45,7 +45,7 @@ def run_search(
             polished = _polished(agent, objective, found, run)
             return polished if known is None else polished.without(known)
 
-        far = partial(distinct, stride=objective.space.stride)
+        far = partial(distinct, stride=objective.space.stride.to(objective.device))
         choose = far if apart else Candidates.best
         chosen = on_rank_0(run.fabric, lambda: choose(best(), top_k).to("cpu"))
     return chosen.to(objective.device)
@@ -60,13 +60,15 @@ def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -
     return agent.polish.improve(objective, found, generator)
 
 
-def distinct(candidates: Candidates, count: int, stride: int = 1) -> Candidates:
+def distinct(
+    candidates: Candidates, count: int, stride: Int[Tensor, " sites"] | int = 1
+) -> Candidates:
     """Chooses at most `count` good candidates that differ from each other, best first.
 
     Candidates that cost much more than the best are chosen only if there are too few others.
 
     Args:
-        stride: fewest units by which two policies differ at a site.
+        stride: fewest units by which two policies differ at a site, for each site or for all.
     """
     if not len(candidates):
         return candidates

@@ -65,6 +65,16 @@ def next_command(name: str, *options: str, overrides: Sequence[str] | None = Non
     return shlex.join(["python", f"{name}.py", *options, *folders_of(given)])
 
 
+def gguf_command(policy: str) -> dict[str, str]:
+    """The next command for a policy that rounds weights.
+
+    Args:
+        policy: the override that names its file.
+    """
+    given = (policy, "out=gguf", "export=gguf", "export.type=q8_0")
+    return {"Write a file for llama.cpp": next_command("prune", *given)}
+
+
 def folders_of(overrides: Sequence[str]) -> list[str]:
     """The overrides that name the folders of outputs, artefacts and caches."""
     return [word for word in overrides if word.startswith(_FOLDERS)]

@@ -95,9 +95,9 @@ class DecodingBatch:
             [torch.cat([_padded(getattr(x, part), 2, length) for x in pair]) for pair in pairs]
             for part in ("keys", "values")
         )
+        self._mask = torch.cat([_padded(x, 1, length) for x in (self._mask, mask)])
         for (mine, _), merged_keys, merged_values in zip(pairs, keys, values, strict=True):
             mine.keys, mine.values = merged_keys, merged_values
-        self._mask = torch.cat([_padded(x, 1, length) for x in (self._mask, mask)])
 
 
 def _layers(cache: Cache) -> list[Any]:

@@ -171,9 +171,9 @@ class Space:
         return tuple(dict.fromkeys(site.block for site in self.sites))
 
     @property
-    def stride(self) -> int:
-        """Number of units that agents move as one: about 1/24 of the largest site, at least one."""
-        return max(1, round(int(self.units.max()) / 24))
+    def stride(self) -> Int[Tensor, " sites"]:
+        """Numbers of units that agents move as one: 1/24 of a site, at least one unit."""
+        return (self.units / 24).round().long().clamp_min(1)
 
     @property
     def dense(self) -> Int[Tensor, " sites"]:

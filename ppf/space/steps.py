@@ -27,9 +27,10 @@ class SteppedSpace(Space):
         return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in self.steps])
 
     @property
-    def stride(self) -> int:
-        """Number of units between two steps, on average."""
-        return max(1, int(self.units.sum()) // sum(map(len, self.steps)))
+    def stride(self) -> Int[Tensor, " sites"]:
+        """Number of units between two steps, on average over all sites."""
+        mean = max(1, int(self.units.sum()) // sum(map(len, self.steps)))
+        return torch.full_like(self.units, mean)
 
     @cached_property
     def smooth(self) -> Space:

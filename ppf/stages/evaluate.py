@@ -141,19 +141,22 @@ def evaluate_folders(
     found = next(filter(None, records), None)
     own = policy_config(found, cfg).text if found else default_text()
     text = _text(cfg, build_text(own, cfg.paths.cache))
-    pieces, results, cuts = list[Piece](), [], []
+    pieces, results, first, same = list[Piece](), [], list[Piece](), True
     for name, folder, record in zip(names_of(paths), folders, records, strict=True):
         dtype, trust = resolve_dtype(cfg.dtype, fabric.device), cfg.trust_remote_code
         model, tokenizer = load_folder(folder, dtype, trust_remote_code=trust)
         pieces = procedure.pieces(text, tokenizer)
-        cuts.append([piece.windows.tolist() for piece in pieces])
+        first = first or pieces
+        same &= [p.windows.shape for p in pieces] == [p.windows.shape for p in first] and all(
+            torch.equal(p.windows, q.windows) for p, q in zip(pieces, first, strict=True)
+        )
         ratio = record["ratio"]["achieved"] if record else None
         model, size = model.eval().to(fabric.device), weight_bytes(folder)
         results.append(procedure.measure(name, model, tokenizer, pieces, ratio=ratio, size=size))
         del model  # before the next one is loaded
-    if any(cut != cuts[0] for cut in cuts):
+    if not same:
         say("The folders have different tokenizers: their losses per token cannot be compared.")
-    rounded = any(record.get("types") for record in records if record)
+    rounded = bool(found) and all(record.get("types") for record in records if record)
     return procedure.evaluation(text, pieces, results, rounded=rounded)
 
 

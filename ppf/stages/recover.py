@@ -17,8 +17,8 @@ from torch import nn
 from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
 from ppf.context.policy import checked_config, policy_config, read_policy, refuse_types
 from ppf.context.recovery import (
+    RecoveryText,
     check_batch,
-    check_text,
     in_float32,
     loss_names,
     losses_of,
@@ -27,7 +27,6 @@ from ppf.context.recovery import (
     run_of,
     test_windows,
     tuner_of,
-    windows_of,
     with_enough_memory,
 )
 from ppf.context.signatures import model_identity, plain, with_code
@@ -58,12 +57,14 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
         PPFError: the policy, folder or text cannot be used, or the loss is not finite.
     """
     check_batch(cfg, fabric)
-    start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric)
-    record = read_policy(start / "policy.json", cfg.trust_targets)
-    if cfg.policy:  # the folder may have been made for another policy.json with the same policy
-        record = read_policy(cfg.policy, cfg.trust_targets) | {"exported": record["exported"]}
+    record = read_policy(cfg.policy or Path(cfg.path) / "policy.json", cfg.trust_targets)
     refuse_types(record, "recovery training")
-    work = _Recovery(cfg, fabric, start, record)
+    text = RecoveryText(cfg, policy_config(record, cfg))
+    start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric, record, text)
+    if cfg.policy:  # the folder may have been made for another policy.json with the same policy
+        exported = read_policy(start / "policy.json", cfg.trust_targets)["exported"]
+        record |= {"exported": exported}
+    work = _Recovery(cfg, fabric, start, record, text)
     before = work.scores(work.teacher), work.scores(work.student)
     fitted = work.run()
     ratio = record["ratio"]["achieved"]
@@ -82,10 +83,8 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     return found
 
 
-def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
+def _pruned(cfg: DictConfig, fabric: Fabric, record: dict[str, Any], text: RecoveryText) -> Path:
     """The folder that prune.py would write for `cfg.policy`, in float32; made once."""
-    record = read_policy(cfg.policy, cfg.trust_targets)
-    refuse_types(record, "recovery training")
     name = signature("pruned", record["signatures"]["labels"], record["kept"], cfg.sequential)
     folder = Path(cfg.paths.artefacts) / "pruned" / name
 
@@ -100,8 +99,7 @@ def _pruned(cfg: DictConfig, fabric: Fabric) -> Path:
         say(f"Reusing the pruned model in {folder}.")
         return folder
     exporter = HuggingFace()
-    check = check_text(cfg, policy_config(record, cfg))
-    context, record = compensated(in_float32(cfg), fabric, record, exporter, check=check)
+    context, record = compensated(in_float32(cfg), fabric, record, exporter, check=text.check)
 
     def make(draft: Path) -> None:
         exporter.write(context.model.pruner, draft, record)
@@ -115,16 +113,23 @@ class _Recovery:
     Args:
         start: the pruned model's folder.
         record: its policy.json.
+        text: what it reads.
     """
 
     def __init__(
-        self, cfg: DictConfig, fabric: Fabric, start: Path, record: dict[str, Any]
+        self,
+        cfg: DictConfig,
+        fabric: Fabric,
+        start: Path,
+        record: dict[str, Any],
+        text: RecoveryText,
     ) -> None:
         self.cfg, self.fabric, self.start, self._record = cfg, fabric, start, record
+        self.text = text
         self.machine = machine_of(cfg, fabric)
         self.config = checked_config(record, cfg)
         self.student = self._load()
-        self.training, self.validation = windows_of(cfg, self.config, self.student)
+        self.training, self.validation = text.windows(self.student)
         self.test = test_windows(cfg, self.student)
         dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
         dense = DictConfig({**self.config.model, "dtype": dtype})
@@ -169,7 +174,7 @@ class _Recovery:
         say(f"Recovering with tune={name}{minimised}.")
         names, tuners = list(cfg.tune), with_code(plain(cfg.tune), Path(cfg.paths.cache))
         chain = [(n, tuners[n]) for n in names[: names.index(name) + 1]]
-        run = run_of(cfg, self.config, self.machine, settings, self._weights, chain)
+        run = run_of(self.text, self.machine, settings, self._weights, chain)
         if len(names) > 1:
             run = replace(run, name=f"{name}/")
         windows = self.training, self.validation

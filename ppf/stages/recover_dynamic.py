@@ -13,15 +13,14 @@ from ppf.agents.ratio_agent import FILE, load_agent
 from ppf.artefacts import write_json
 from ppf.context.policy import policy_config
 from ppf.context.recovery import (
+    RecoveryText,
     check_batch,
-    check_text,
     in_float32,
     losses_of,
     machine_of,
     recovered_of,
     run_of,
     test_windows,
-    windows_of,
     with_enough_memory,
 )
 from ppf.context.resident import origin, resident
@@ -50,11 +49,10 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     agent = load_agent(cfg.search, cfg.trust_targets)
     if fabric.device.type != "cpu" and agent.record["config"]["model"].get("offload"):
         raise PPFError("recovery with search= cannot train offloaded weights: give fabric=cpu.")
-    given, found_with = in_float32(cfg), policy_config(agent.record, cfg)
-    check = check_text(cfg, found_with)
-    context = resident(given, fabric, agent.record, adapted=False, check=check)
+    given, text = in_float32(cfg), RecoveryText(cfg, policy_config(agent.record, cfg))
+    context = resident(given, fabric, agent.record, adapted=False, check=text.check)
     lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
-    training, validation = windows_of(cfg, found_with, lm)
+    training, validation = text.windows(lm)
     parts = [validation, *test_windows(cfg, lm)]
 
     def measure(kept: list[int]) -> list[float]:
@@ -76,9 +74,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
         ratios = list(cfg.ratios)
         determined = (context.signatures.labels, origin(context), agent.record["ratios"], ratios)
         experts = agent.widths.tolist()
-        run = run_of(
-            cfg, found_with, machine, settings, "elastic", determined, experts, plain(elastic)
-        )
+        run = run_of(text, machine, settings, "elastic", determined, experts, plain(elastic))
         module = ElasticModule(
             adapters,
             pruner,

@@ -18,6 +18,7 @@ from ppf.policy_search.selection import Selection
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch, say
+from ppf.space import new_policies
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained
 
@@ -93,7 +94,7 @@ def search(
         ratio: share of the budget's cost to save.
         clock: measures the time of each part.
         start: a policy from which the first round also starts, scaled to the ratio; None: none.
-        measure_start: whether the first round also measures it, as one of its proposals.
+        measure_start: whether the first round also measures it; it counts as a proposal.
         history: metrics of earlier searches, to which those of this one are added; None: there were
             none.
     """
@@ -121,7 +122,7 @@ def search(
             elif start is not None:
                 scaled = objective.project(moved(objective, start), objective.ratios(1))
                 objective = replace(objective, measured=scaled)
-                given = scaled if measure_start else given
+                given = new_policies(scaled, known) if measure_start else given
             run = inputs.run(trained, objective.measured, history, number, earlier)
             if rule:
                 found = agent.search(objective, run)
@@ -131,7 +132,7 @@ def search(
         each = 0 if last else settings.neighbours  # they teach the next predictor
         room = left if last else left - settings.top_k
         if len(given):
-            found = Candidates.merge(found, objective.candidates(given))
+            found = Candidates.merge(found.best(room - 1), objective.candidates(given))
         proposed = with_neighbours(objective, found, known, each, room, run.seed)
         with clock("measuring the best"):
             rounds.append(verify(proposed, objective, inputs.measure, inputs.fabric))

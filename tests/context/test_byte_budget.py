@@ -132,6 +132,8 @@ def test_a_family_whose_block_is_its_consumer_is_refused() -> None:
         ("mode=dynamic", "give mode=static"),
         ("predictor=residual", "predictor=expected"),
         ("rules=all", "rules=bytes"),
+        ("agent=gradient", "give agent=evolution"),
+        ("labels.count=8", "leave labels.count out"),
     ],
 )
 def test_what_is_not_supported_is_refused(

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ppf.artefacts import signature
-from ppf.context.recovery import run_of
+from ppf.context.recovery import RecoveryText, run_of
 from ppf.context.signatures import Signatures, signatures
 from ppf.labels.table import Labels
 from ppf.llm import load
@@ -71,7 +71,6 @@ RECOVERY = (
 WITHOUT_EFFECT = (
     "text.name",
     "text.column",
-    "text.splits",  # of the other parts
     "text.windows",
     "text.training.more.column",
     "recovery.micro_batch",
@@ -147,7 +146,9 @@ def test_keys_of_text_loss_and_training_start_another_recovery() -> None:
 
     def name(cfg: DictConfig) -> str:
         machine = Machine(one_process(), {}, [])
-        return run_of(cfg, cfg, machine, RecoverySettings(**cfg.recovery), "weights").folder.name
+        return run_of(
+            RecoveryText(cfg, cfg), machine, RecoverySettings(**cfg.recovery), "weights"
+        ).folder.name
 
     found = {}
     for key in leaves(config):
@@ -169,7 +170,7 @@ def test_added_documents_and_the_test_part_start_another_recovery(tmp_path: Path
         with initialize_config_module("ppf.conf", version_base="1.3"):
             cfg = compose("recover", [*given, *overrides])
         machine, settings = Machine(one_process(), {}, []), RecoverySettings(**cfg.recovery)
-        return run_of(cfg, cfg, machine, settings, "weights").folder.name
+        return run_of(RecoveryText(cfg, cfg), machine, settings, "weights").folder.name
 
     first = name("One text.")
     assert name("One text.", "text.windows.test=3") == first
@@ -184,7 +185,10 @@ def test_another_test_part_of_the_policy_starts_another_recovery(config: DictCon
     machine, settings = Machine(one_process(), {}, []), RecoverySettings(**cfg.recovery)
     other = config.copy()
     other.text.seed = 1
-    found = [run_of(cfg, given, machine, settings, "weights").folder for given in (config, other)]
+    found = [
+        run_of(RecoveryText(cfg, given), machine, settings, "weights").folder
+        for given in (config, other)
+    ]
     assert found[0] != found[1]
 
 

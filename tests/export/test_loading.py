@@ -55,6 +55,10 @@ class TestOneFamily:
         loaded(folder, trust_remote_code=True)
         assert marker.exists()
 
+    def test_a_folder_that_was_an_export_for_vllm_before_is_loaded(self, folder: Path) -> None:
+        (folder / "configuration_decilm.py").write_text("")
+        loaded(folder)
+
     def test_a_trusted_folder_must_have_all_weights(self, folder: Path) -> None:
         (file,) = folder.glob("*.safetensors")
         tensors = load_file(file)

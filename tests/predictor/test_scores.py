@@ -91,7 +91,9 @@ def test_regret_is_the_price_of_a_wrong_first_place() -> None:
 
 def test_coverage_counts_the_ninety_percent_interval() -> None:
     off = torch.tensor([0.1, 0.15, 0.17, 0.3, 5.0])  # the last policy is catastrophic
-    assert scored(MEASURED + off)["coverage"] == pytest.approx(0.5)
+    found = scored(MEASURED + off)
+    assert found["coverage"] == pytest.approx(0.5)
+    assert (found["intervals"], found["policies"]) == (4, 5)
 
 
 def test_predictors_without_intervals_have_no_coverage() -> None:

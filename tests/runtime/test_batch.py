@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+import ppf.runtime.batch
 from ppf.errors import PPFError
 from ppf.pruning.compensation import Bias
 from ppf.runtime import DecodingBatch, DynamicModel
@@ -59,6 +62,29 @@ def test_sequences_join_and_leave_between_two_tokens(model: DynamicModel) -> Non
     batch.keep([])
     assert len(batch) == 0
     assert greedy(batch, PROMPTS[:1], 9) == expected[:1]
+
+
+def test_the_batch_stays_whole_if_a_prompt_does_not_fit_into_memory(
+    model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = model.lm.model
+    expected = alone(lm, PROMPTS[2], 6)
+    batch = DecodingBatch(lm)
+    (row,) = greedy(batch, PROMPTS[2:], 3)
+    padded, calls = ppf.runtime.batch._padded, []
+
+    def out_of_memory(*given: Any) -> Tensor:
+        calls.append(given)
+        if len(calls) == 6:  # in the second layer
+            raise torch.OutOfMemoryError
+        return padded(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr("ppf.runtime.batch._padded", out_of_memory)
+        batch.join(PROMPTS[1], 1)
+    for _ in range(3):
+        row.append(int(batch.step([row[-1]])[0].argmax()))
+    assert row == expected
 
 
 def test_copies_share_a_prompt(model: DynamicModel) -> None:

@@ -196,6 +196,12 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     assert "(tune=blockwise, " in (out / "README.md").read_text()
 
 
+def test_embeddings_can_be_left_as_they_are(config: Any, start: Path) -> None:
+    found, before = recovered(config("tune.full.embeddings=false")), weights(start)
+    same = {name for name, weight in before.items() if torch.equal(weight, found[name])}
+    assert same == {name for name in before if "embed" in name or "lm_head" in name}
+
+
 def test_what_several_trainings_log_has_their_names(config: Any, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path / "log", flush_logs_every_n_steps=1)
     fabric = Fabric(accelerator="cpu", devices=1, loggers=[logger])
