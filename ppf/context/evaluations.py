@@ -29,13 +29,13 @@ def evaluations(cfg: DictConfig) -> int:
     if cfg.mode == "chain":
         rule = _is_rule(cfg)
         each = 1 if rule else evaluations_of_agent(cfg) or _proposals(cfg)
-        rules = 0 if rule else len(set(cfg.rules) - {"uniform"})  # the first search measures them
+        rules = 0 if rule else _other_rules(cfg)  # the first search measures them
         moved = cfg.dynamic.knots - 1  # starts of later searches, which only an oracle measures
         more = moved if evaluations_of_agent(cfg) else 0
         return before + cfg.dynamic.knots * (1 + each) + rules + more + 2 * len(cfg.ratios)
     if _is_rule(cfg):
         return before + 2  # its policy and uniform pruning
-    rules = 1 + len(set(cfg.rules) - {"uniform"})
+    rules = 1 + _other_rules(cfg)
     # Proposals of an agent that measures policies are among these.
     return before + rules + (evaluations_of_agent(cfg) or _proposals(cfg))
 
@@ -81,7 +81,8 @@ def gradient_sets(cfg: DictConfig) -> tuple[int, int]:
         return predictor.windows, 0
     renewal, policies = predictor.renewal, _of_round(cfg)
     each = math.ceil(policies / renewal)
-    first = 1 + (len(cfg.rules) - 1 + policies) // renewal  # at worst the first row is the best
+    measured = _other_rules(cfg) + policies + _of_start(cfg)
+    first = 1 + measured // renewal  # at worst the first row is the best
     # Each later search of a chain measures uniform pruning too.
     return predictor.windows, first + (fits - 1) * each + searches - 1
 
@@ -106,8 +107,18 @@ def _proposals(cfg: DictConfig) -> int:
     """Largest number of proposals that all rounds measure; the last one measures no neighbours."""
     search = cfg.search
     rounds = (search.rounds - 1) * _of_round(cfg) + search.top_k
-    start = 1 + search.neighbours * (search.rounds > 1) if search.start else 0
-    return min(search.label_budget, rounds + start)
+    return min(search.label_budget, rounds + _of_start(cfg))
+
+
+def _other_rules(cfg: DictConfig) -> int:
+    """Allocation rules that a search measures besides uniform pruning."""
+    return len(set(cfg.rules) - {"uniform"})
+
+
+def _of_start(cfg: DictConfig) -> int:
+    """Policies that the first round measures because of `search.start`: it and its neighbours."""
+    search = cfg.search
+    return 1 + search.neighbours * (search.rounds > 1) if search.start else 0
 
 
 def _of_dynamic_search(cfg: DictConfig) -> int:

@@ -86,7 +86,8 @@ class RecoveryText:
 
     Args:
         cfg: the config of the recovery.
-        found_with: the config that the policy was found with. Its test part is not read either.
+        found_with: the config that the policy was found with. Documents of its test part are left
+            out, as are those of the test part of `cfg`.
     """
 
     def __init__(self, cfg: DictConfig, found_with: DictConfig) -> None:
@@ -102,7 +103,7 @@ class RecoveryText:
         """The windows of the parts training and validation.
 
         Args:
-            lm: the pruned or the dense model; only its tokenizer matters.
+            lm: the pruned or the dense model; its tokenizer and its longest window matter.
 
         Raises:
             PPFError: the text is too short, or the windows are too long for the model.
@@ -127,7 +128,7 @@ class RecoveryText:
         return windows
 
     def _tested(self) -> list[DictConfig]:
-        """The configs whose test parts differ: of the training, and of the policy."""
+        """The configs whose test parts are left out: `cfg`, and `found_with` if it has another."""
         own, other = (documents_identity(x, "test") for x in (self.cfg, self.found_with))
         return [self.cfg] if own == other else [self.cfg, self.found_with]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppf.agents import Agent, Candidates, Objective, Run
 from ppf.ranks import on_rank_0
+from ppf.space import SteppedSpace
 from ppf.threads import cpu_threads
 
 _GATHERED = 256  # best policies that each rank contributes
@@ -45,7 +46,9 @@ def run_search(
             polished = _polished(agent, objective, found, run)
             return polished if known is None else polished.without(known)
 
-        far = partial(distinct, stride=objective.space.stride.to(objective.device))
+        # Two different steps of a `SteppedSpace` are far apart already.
+        stepped, stride = isinstance(objective.space, SteppedSpace), objective.space.stride
+        far = partial(distinct, stride=1 if stepped else stride.to(objective.device))
         choose = far if apart else Candidates.best
         chosen = on_rank_0(run.fabric, lambda: choose(best(), top_k).to("cpu"))
     return chosen.to(objective.device)
@@ -78,7 +81,7 @@ def distinct(
     chosen = torch.zeros(len(candidates), dtype=torch.bool, device=kept.device)
     distance = torch.full_like(candidates.cost, sites, dtype=torch.long)
     apart = max(round(_APART * sites), 1)
-    while apart and chosen.sum() < min(count, len(candidates)):
+    while chosen.sum() < min(count, len(candidates)):
         far = (distance >= apart) & ~chosen
         if not far.any():
             apart //= 2

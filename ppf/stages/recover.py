@@ -188,7 +188,7 @@ class _Recovery:
             return None
         model = model_identity(self.config), str(self.teacher.dtype)
         windows = hashlib.sha256(self.training.numpy().tobytes()).hexdigest()
-        name = signature("likeliest", *model, windows, count)
+        name = signature("likeliest", *model, list(self.training.shape), windows, count)
 
         def make(file: Path) -> None:
             say(f"Storing the dense model's {count} most probable tokens at every position.")

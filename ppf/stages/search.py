@@ -18,7 +18,7 @@ from ppf.policy_search.selection import Selection
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch, say
-from ppf.space import new_policies
+from ppf.space import new_policies, project
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained
 
@@ -120,9 +120,10 @@ def search(
                 known = Verification.merge(rounds).by_loss()
                 objective = replace(objective, measured=known[:_STARTS])
             elif start is not None:
-                scaled = objective.project(moved(objective, start), objective.ratios(1))
-                objective = replace(objective, measured=scaled)
-                given = new_policies(scaled, known) if measure_start else given
+                wanted, ratios = moved(objective, start), objective.ratios(1)
+                objective = replace(objective, measured=objective.project(wanted, ratios))
+                if measure_start:  # also outside of the trust region
+                    given = new_policies(project(objective.space, wanted, ratios), known)
             run = inputs.run(trained, objective.measured, history, number, earlier)
             if rule:
                 found = agent.search(objective, run)
