@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # slow each other down several-fold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# cuBLAS reads this at its first use; with it, the training of a predictor can be deterministic.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 __version__ = version("ppf-llm")
 __all__ = ["DynamicModel", "SearchResult", "evaluate", "load_agent", "prune", "recover", "search"]

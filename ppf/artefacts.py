@@ -34,7 +34,7 @@ FORMATS = {
     "costs": 1,
     "training": 3,
     "pruned": 1,
-    "recovery": 4,
+    "recovery": 5,
     "likeliest": 2,
     "run": 1,
 }
@@ -247,6 +247,11 @@ def disk_failure(
     if (reason := _disk_reason(error, path)) is None:
         return None
     named = path or getattr(error, "filename", None) or "a file"
+    if path is None and getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
+        return (
+            f"cannot read or write {named} ({reason}): change its permissions, or choose another"
+            f" folder with {override}."
+        )
     return (
         f"cannot write {named} ({reason}): free some space, or choose another folder with"
         f" {override}."

@@ -1,6 +1,9 @@
 """Progress of long work: a bar with the time left on a terminal, plain lines elsewhere."""
 
 import logging
+import os
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sized
@@ -115,7 +118,15 @@ class Stopwatch:
 
 @contextmanager
 def quiet_trainer() -> Iterator[None]:
-    """Without the remarks of Lightning's Trainer on devices, loaders and folders."""
+    """Without the remarks of Lightning's Trainer on devices, loaders and folders.
+
+    SIGTERM still ends the process. Lightning's handler would end the training instead, with exit
+    code 0, and a multirun would go on; but it replaces no handler that exists.
+    """
+    own = threading.current_thread() is threading.main_thread()
+    own = own and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if own:
+        signal.signal(signal.SIGTERM, _end)
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -125,3 +136,10 @@ def quiet_trainer() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+            if own:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 import time
 from io import StringIO
 from types import SimpleNamespace
@@ -7,7 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
 from ppf import progress
-from ppf.progress import Stopwatch, track, training_bar
+from ppf.progress import Stopwatch, quiet_trainer, track, training_bar
 
 
 @pytest.fixture
@@ -69,3 +72,39 @@ def test_the_time_of_an_inner_part_is_not_counted_twice(monkeypatch: pytest.Monk
             with clock("inner"):
                 pass
     assert clock.seconds == {"outer": 3.0, "inner": 7.0}
+
+
+def test_sigterm_ends_a_training() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with quiet_trainer():
+        # Lightning replaces no handler that is there already.
+        assert callable(signal.getsignal(signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.slow
+def test_a_training_that_is_terminated_says_so_to_the_shell() -> None:
+    with subprocess.Popen([sys.executable, "-c", _TRAINING], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"training\n"
+        process.terminate()
+        assert process.wait(60) == -signal.SIGTERM
+
+
+_TRAINING = """
+import time
+from lightning import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from ppf.progress import quiet_trainer
+
+class Slow(BoringModel):
+    def training_step(self, *given):
+        print("training", flush=True)
+        time.sleep(0.05)
+        return super().training_step(*given)
+
+with quiet_trainer():
+    Trainer(
+        accelerator="cpu", max_epochs=100, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    ).fit(Slow())
+"""

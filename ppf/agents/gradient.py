@@ -48,12 +48,7 @@ class Gradient(Agent):
         self.round_every, self.elites, self.report_every = round_every, elites, report_every
 
     def search(self, objective: Objective, run: Run) -> Candidates:
-        predictor = objective.predictor
-        if not isinstance(predictor, Differentiable):
-            raise PPFError(
-                f"agent=gradient needs a differentiable predictor, but {type(predictor).__name__}"
-                " is not differentiable: choose another agent or predictor."
-            )
+        predictor = differentiable(objective.predictor)
         generator = run.generator(objective.device)
         shape, ratio = (self.descents, len(objective.space)), objective.ratios(self.descents)
         noise = torch.randn(shape, generator=generator, device=objective.device)
@@ -95,3 +90,17 @@ def within_budget(
 
 
 _CUTS = 8  # repetitions, after which the remaining excess is negligible
+
+
+def differentiable(predictor: object) -> Differentiable:
+    """Returns the predictor.
+
+    Raises:
+        PPFError: it gives no gradients.
+    """
+    if not isinstance(predictor, Differentiable):
+        raise PPFError(
+            f"agent=gradient needs a differentiable predictor, but {type(predictor).__name__}"
+            " is not differentiable: choose another agent or predictor."
+        )
+    return predictor

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -229,3 +229,21 @@ def refuse_overwriting_dense(out: str | Path, record: Mapping[str, Any]) -> None
     """Raises PPFError if a command would overwrite the dense model of a policy or an agent."""
     if dense := record["config"]["model"].get("path"):
         refuse_overwriting(out, dense, "of the dense model")
+
+
+def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -> None:
+    """Raises PPFError if an override changes a key that the command does not read.
+
+    Args:
+        command: for the message.
+        given: overrides.
+        unread: keys and sections.
+    """
+    for key in (word.lstrip("+~").partition("=")[0] for word in given):
+        if lies_in(key, unread):
+            raise PPFError(f"{command} does not read {key}: leave it out.")
+
+
+def lies_in(key: str, names: Iterable[str]) -> bool:
+    """Whether a key of a config is one of the names, or lies in a section of such a name."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)

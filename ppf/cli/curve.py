@@ -97,6 +97,12 @@ def write(
     )
 
 
+def _ratios(cfg: DictConfig) -> list[str]:
+    """The override `ratios=` for recover.py, whose default is up to 0.5."""
+    most = max(cfg.dynamic.train)
+    return [] if most >= 0.5 else [f"ratios={[r for r in cfg.ratios if r <= most] or [most]}"]
+
+
 def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     given, middle = f"search={quoted(folder)}", cfg.ratios[len(cfg.ratios) // 2]
     ask = f"import ppf; print(ppf.load_agent('{folder}').policy(ratio={middle}))"
@@ -108,7 +114,7 @@ def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     return {
         "Serve the model at any ratio": next_command("serve", given),
         "Train adapters for all ratios, with the dense model as their teacher": next_command(
-            "recover", given, "out=recovered"
+            "recover", given, "out=recovered", *_ratios(cfg)
         ),
         "Ask the agent for a policy": f'python -c "{ask}"',
         "Search longer at one ratio": command_with(

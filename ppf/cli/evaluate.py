@@ -91,7 +91,7 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
             smaller = {"Write the smaller model": next_command("prune", given, "out=pruned")}
         return smaller | {"Measure more": measure_more}
     last = folders(cfg)[-1]
-    return {
-        "Measure more": measure_more,
-        "Load it": f"AutoModelForCausalLM.from_pretrained('{last}', trust_remote_code=True)",
-    }
+    if not (Path(last) / "policy.json").is_file():  # not one of PPF's folders
+        return {"Measure more": measure_more}
+    load = f"AutoModelForCausalLM.from_pretrained({str(last)!r}, trust_remote_code=True)"
+    return {"Measure more": measure_more, "Load it": load}

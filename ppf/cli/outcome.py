@@ -38,6 +38,8 @@ _NAMED = (
     "tasks",
 )
 
+_READ = (*MODEL_FILES, ".py")  # files of a folder that a command may read
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -99,5 +101,5 @@ def _files_read(cfg: DictConfig) -> list[Any]:
             if path.is_file():
                 found.append(digest(path, cache))
             elif path.is_dir():
-                found.append(contents(path, cache, MODEL_FILES))
+                found.append(contents(path, cache, () if key == "tasks" else _READ))
     return found

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
-from ppf.cli.checks import refuse_overwriting, refuse_overwriting_dense
+from ppf.cli.checks import refuse_overwriting, refuse_overwriting_dense, refuse_unread
 from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
 from ppf.context.policy import read_policy, refuse_recovered
@@ -44,6 +44,12 @@ _TRAINER = (
     "log_every_n_steps",
     "deterministic",
 )
+_UNREAD = {
+    "policy": ("elastic", "ratios"),
+    "path": ("elastic", "ratios", "sequential"),
+    "search": ("tune", "sequential"),
+}
+"""Keys and sections that are not read with `policy=`, `path=` or `search=`."""
 
 
 def _start(cfg: DictConfig) -> Path:
@@ -70,6 +76,9 @@ def _check(cfg: DictConfig) -> None:
             f" say how long the training is, and fabric= where it runs; only {', '.join(_TRAINER)}"
             " can be set."
         )
+    for key, unread in _UNREAD.items():
+        if cfg[key]:
+            refuse_unread(f"recover.py with {key}=", task_overrides(), unread)
     refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:
         if cfg.dtype != "float32":
@@ -97,13 +106,13 @@ def _check(cfg: DictConfig) -> None:
         )
     record = read_policy(_file(cfg), cfg.trust_targets)
     refuse_overwriting_dense(cfg.out, record)
-    if cfg.policy:
-        refuse_recovered(record, cfg.policy)
     if record.get("recovered"):
         raise PPFError(
-            f"path={cfg.path} is already a recovered model: give the folder that prune.py"
+            f"{cfg.policy or cfg.path} is already a recovered model: give the folder that prune.py"
             " wrote, and a larger recovery.tokens."
         )
+    if cfg.policy:
+        refuse_recovered(record, cfg.policy)
     if cfg.recovery.gradient_checkpointing and "blockwise" in cfg.tune:
         raise PPFError(
             "tune=blockwise has no gradient checkpointing: give"
@@ -146,6 +155,7 @@ def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
     same = {
         "method": _method(record),
         "tune": "adapters" if cfg.search else "+".join(cfg.tune),
+        "loss": "+".join(loss_names(cfg)),
         "mode": "dynamic" if cfg.search else "static",
         "tokens": found.tokens,
         "minutes": round(found.minutes, 2),

@@ -13,9 +13,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.agents.base import per_rank
+from ppf.agents.gradient import Gradient, differentiable
 from ppf.agents.rule import Rule
 from ppf.cli import curve, results
 from ppf.cli.app import command
+from ppf.cli.checks import lies_in
 from ppf.cli.outcome import Outcome
 from ppf.context.budgets import priced
 from ppf.context.byte_budget import check_bytes, in_bytes
@@ -25,8 +27,8 @@ from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.llm import LanguageModel, Text
-from ppf.predictor.base import needs_labels
-from ppf.progress import Stopwatch
+from ppf.predictor.base import needs_labels, unfitted
+from ppf.progress import Stopwatch, warning
 from ppf.report.html import write_page
 from ppf.report.origin import task_overrides
 from ppf.report.publish import Artifact, Published, log_artifact, publish
@@ -56,6 +58,9 @@ UNREAD = {
     ),
     "dynamic": (
         *_OF_ONE_RATIO,
+        "agent.elites",
+        "agent.polish",
+        "polish@agent.polish",
         "search.agreement",
         "search.proposals_only",
         "search.finalists",
@@ -73,6 +78,8 @@ def _check(cfg: DictConfig) -> None:
     check_read(cfg.mode, task_overrides())
     check_acquired(cfg)
     check_bytes(cfg)
+    if isinstance(instantiate(cfg.agent), Gradient):
+        differentiable(unfitted(cfg.predictor))
     if cfg.search.start:
         if read_policy(cfg.search.start, cfg.trust_targets).get("types"):
             raise PPFError("search.start= cannot start from a policy that quantises weights.")
@@ -87,14 +94,10 @@ def _check(cfg: DictConfig) -> None:
 def check_read(mode: str, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that the mode does not read."""
     for key in (word.partition("=")[0] for word in given):
-        reading = [name for name, unread in UNREAD.items() if not _lies_in(key, unread)]
+        reading = [name for name, unread in UNREAD.items() if not lies_in(key, unread)]
         if mode not in reading:
             others = " or ".join(f"mode={other}" for other in reading)
             raise PPFError(f"mode={mode} does not read {key}: leave it out, or give {others}.")
-
-
-def _lies_in(key: str, names: Iterable[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 @command(_check)
@@ -164,6 +167,11 @@ def _start(cfg: DictConfig, space: Space) -> Int[Tensor, " sites"] | None:
     if not (file := cfg.search.start):
         return None
     record = read_policy(file, cfg.trust_targets)
+    if record.get("selection"):
+        warning(
+            "The policy of search.start was chosen with the help of a selection part. If it is the"
+            " one of this search, the perplexities on it are slightly too low."
+        )
     return torch.tensor(space.policy(record["kept"], record["units"]))
 
 

@@ -17,9 +17,12 @@ from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
 from ppf.context.prepare import PruningContext
 from ppf.errors import PPFError
+from ppf.export.gguf_architectures import reader_of
 from ppf.predictor.base import needs_labels, unfitted
+from ppf.progress import say
 from ppf.pruning import SiteFeatures
 from ppf.pruning.allocation import FLAP, LeastExpectedLoss, ObsGlobal
+from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.costs import Bytes
 from ppf.pruning.live import Types
 from ppf.pruning.options import Options
@@ -74,6 +77,7 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
         return context
     units = context.model
     _check_blocks(units)
+    _warn_of_export(units, biases=cost.prune and not isinstance(units.compensation, NoCompensation))
     rounding, prices = _rounding(context), cost.prices(units.pruner)
     options = Options.of(
         units.space, prices, rounding.losses, _TYPES, allowed=cost.types, prune=cost.prune
@@ -91,6 +95,14 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
     sites = ByteSites(options.space, options.features(context.sites.features, rounding))
     labelling = replace(context.labelling, model=model, name=name)
     return replace(context, model=model, sites=sites, labelling=labelling)
+
+
+def _warn_of_export(units: PrunableModel, *, biases: bool) -> None:
+    """Says so if no GGUF file, the only format with these number formats, can hold the result."""
+    try:
+        reader_of(units.lm.model.config, biases=biases)
+    except PPFError as error:
+        say(f"No file can hold a policy of budget=bytes for this model. {error}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,8 +117,9 @@ class RecoveryText:
         cfg = self.cfg
         check_window(cfg.text.window, lm.model.config)
         texts = [build_text(given.text, cfg.paths.cache) for given in self._tested()]
-        tested = [document for text in texts for document in text.parts["test"]]
-        text = build_training_text(cfg.text, cfg.paths.cache, tested)
+        own, *others = [text.parts.get("test", []) for text in texts]
+        foreign = list(chain.from_iterable(others))
+        text = build_training_text(cfg.text, cfg.paths.cache, [*own, *foreign], foreign)
         windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
         if len(windows[0]) < cfg.recovery.batch:
             raise PPFError(
@@ -159,17 +161,22 @@ def recovered_of(
 
 
 def run_of(
-    text: RecoveryText, machine: Machine, settings: RecoverySettings, *trained: Any
+    text: RecoveryText,
+    machine: Machine,
+    settings: RecoverySettings,
+    *trained: Any,
+    reads_losses: bool = True,
 ) -> TrainingRun:
     """A training. Its folder is named by a hash of everything that determines it.
 
     Args:
+        reads_losses: whether it depends on `cfg.loss`.
         trained: plain values that determine the model and what is trained of it.
     """
     cfg = text.cfg
     recovery = {key: value for key, value in asdict(settings).items() if key not in _COSTS}
     trainer = trainer_identity(cfg.trainer)
-    losses = with_code(plain(cfg.loss), Path(cfg.paths.cache))
+    losses = with_code(plain(cfg.loss), Path(cfg.paths.cache)) if reads_losses else {}
     parts = (text.identity(), losses, recovery, trainer, cfg.seed, *trained)
     folder = Path(cfg.paths.artefacts) / "recovery" / signature("recovery", *parts)
     return TrainingRun(settings, machine, folder, cfg.text.window, cfg.seed)

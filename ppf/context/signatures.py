@@ -111,11 +111,20 @@ def trainer_identity(trainer: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in plain(trainer).items() if key not in _PLACE}
 
 
+def _model_folder(path: str) -> str:
+    try:
+        return local_folder(path, "model.path")
+    except PPFError as error:
+        raise PPFError(
+            f"{error} If a policy.json or agent.json names this path, change it in that file."
+        ) from error
+
+
 def model_identity(cfg: DictConfig) -> dict[str, Any]:
     """What identifies a model; a local folder is identified by the content of its files."""
     model, cache = cfg.model, Path(cfg.paths.cache)
     if model.path:
-        folder = Path(local_folder(model.path, "model.path"))
+        folder = Path(_model_folder(model.path))
         return {"files": contents(folder, cache, MODEL_FILES)}
     return {"source": _source(plain(model.source), cache) if model.source else None}
 

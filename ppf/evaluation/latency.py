@@ -40,7 +40,8 @@ def speed(
         prompt: tokens in each prompt, drawn at random.
         new_tokens: tokens that are generated after each prompt.
     """
-    ids = torch.randint(model.config.vocab_size, (batch, prompt), device=model.device)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (batch, prompt), device=model.device)
     with peak_bytes(model) as peak:
         prefill_seconds(model, ids)
         decode_seconds(model, ids, new_tokens)

@@ -128,5 +128,6 @@ def _consumer_biases(model: Pruned) -> dict[str, Tensor]:
             names = {m: name for name, m in coupling.parent.named_modules()}
             place = f"model.layers.{coupling.layer}.{names[coupling.consumer]}.bias"
         if (bias := coupling.consumer.bias) is not None:
-            biases[place] = biases[place] + bias if place in biases else bias
+            before = biases.get(place)
+            biases[place] = bias if before is None else before + bias.to(before.device)
     return biases

@@ -121,6 +121,8 @@ class FromRules(Sampler):
     """
 
     def __init__(self, rules: Mapping[str, Allocation], ratio: RatioInterval) -> None:
+        if not rules:
+            raise PPFError("there are no rules to draw policies from: give sampler.shares.rules=0.")
         self.rules, self.ratio = list(rules.values()), ratio
 
     def draw(

@@ -5,7 +5,7 @@ from ppf.llm.attention import fast_attention
 from ppf.llm.backward import differentiate
 from ppf.llm.calls import LayerCalls
 from ppf.llm.families import adapter_for
-from ppf.llm.head import OutputHead, output_head
+from ppf.llm.head import OutputHead, check_head, output_head
 from ppf.llm.loading import LanguageModel, load
 from ppf.llm.nll import summed_nll, window_nll
 from ppf.llm.stream import LayerStream
@@ -21,6 +21,7 @@ __all__ = [
     "Producer",
     "Text",
     "adapter_for",
+    "check_head",
     "differentiate",
     "fast_attention",
     "load",

@@ -4,9 +4,10 @@ import bz2
 import importlib.util
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 import datasets
 import pyarrow as pa
@@ -94,6 +95,11 @@ def hub(
         raise PPFError(
             "text.source.path=pandas reads pickles, which can run code: give text.path=FILE."
         )
+    if unsafe := next(filter(_unsafe, (path, *_names(data_files))), None):
+        raise PPFError(
+            f"text.source reads files, the hub and web addresses, not '{unsafe}': give"
+            " text.source.path=FOLDER, or any file with text.path=FILE."
+        )
     try:
         stream = datasets.load_dataset(
             path, name, split=split, data_files=data_files, revision=revision, streaming=True
@@ -105,6 +111,21 @@ def hub(
             " text.source.path=FOLDER, or any file with text.path=FILE."
         ) from error
     return strings(rows, f"column '{column}' of '{path}'", "text.source.column")
+
+
+def _names(data_files: Any) -> Iterator[str]:
+    """All names of files in an argument `data_files` of `datasets.load_dataset`."""
+    if isinstance(data_files, str):
+        yield data_files
+    elif data_files:
+        parts = data_files.values() if isinstance(data_files, Mapping) else data_files
+        yield from chain.from_iterable(map(_names, parts))
+
+
+def _unsafe(name: str) -> bool:
+    """Whether a name chooses another file system, some of which can run code of what they read."""
+    scheme, _, rest = name.partition("://")
+    return "::" in name or (bool(rest) and scheme not in ("hf", "http", "https"))
 
 
 def wikitext(split: str, **source: Unpack[DataSet]) -> list[str]:

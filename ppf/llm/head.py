@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -54,11 +55,36 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     Raises:
         PPFError: the family scales its logits.
     """
+    config = model.config.get_text_config()
     for scale in ("logits_scaling", "logit_scale"):  # Granite, Cohere
-        if getattr(model.config, scale, 1) not in (1, None):
+        if getattr(config, scale, 1) not in (1, None):
             raise PPFError(
-                f"models of the family '{model.config.model_type}' scale their logits ({scale}),"
+                f"models of the family '{config.model_type}' scale their logits ({scale}),"
                 " which PPF does not support: give another model."
             )
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    cap = getattr(config, "final_logit_softcapping", None)
     return OutputHead(model.get_output_embeddings(), cap)
+
+
+@torch.inference_mode()
+def check_head(model: PreTrainedModel, ids: Int[Tensor, "windows window"]) -> None:
+    """Checks that `output_head` computes the logits that the model's own forward computes.
+
+    Args:
+        model: the model.
+        ids: a few tokens to compare on.
+
+    Raises:
+        PPFError: the logits differ.
+    """
+    ids = ids.to(model.device)
+    hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
+    ours, own = output_head(model)(hidden).float(), model(ids, use_cache=False).logits.float()
+    if not (ours - own).norm() <= _TOLERANCE * own.norm():
+        raise PPFError(
+            f"models of the family '{model.config.model_type}' compute their logits in a way that"
+            " PPF does not support: give another model."
+        )
+
+
+_TOLERANCE = 0.05  # 16-bit numbers are rounded in another order

@@ -53,15 +53,15 @@ def hub(cache: str, *, repository: str) -> str:
 
 def check_hub(repository: str) -> None:
     """Raises PPFError if a repository is not in the hub's local cache and cannot be downloaded."""
-    if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
-        try:
+    try:
+        if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=_PATIENCE)
-        except Exception as error:  # the network or the hub fails, or the id is invalid
-            raise PPFError(
-                f"{repository} cannot be downloaded from the Hugging Face hub ({reason(error)}): if"
-                " it needs access rights, request them on its page and run `hf auth login`; or give"
-                " a local copy with model.path=FOLDER."
-            ) from error
+    except Exception as error:  # the network or the hub fails, or the id is invalid
+        raise PPFError(
+            f"{repository} cannot be downloaded from the Hugging Face hub ({reason(error)}): if"
+            " it needs access rights, request them on its page and run `hf auth login`; or give"
+            " a local copy with model.path=FOLDER."
+        ) from error
 
 
 def cached_file(repository: str, name: str) -> Path | None:

@@ -83,6 +83,19 @@ class Text:
                 parts.setdefault(part, []).extend(documents[chosen])
         return parts
 
+    def part(self, name: PartName) -> list[str]:
+        """The documents of a part.
+
+        Raises:
+            PPFError: the text has no such part.
+        """
+        if name not in self.parts:
+            raise PPFError(
+                f"text={self.name} has no part {name}: give it a share in text.splits, or another"
+                " text."
+            )
+        return self.parts[name]
+
     @cached_property
     def _streams(self) -> dict[tuple[PartName, PreTrainedTokenizerBase], Tensor]:
         return {}
@@ -98,7 +111,7 @@ class Text:
         """
         key = part, tokenizer
         if key not in self._streams:
-            joined, special = "\n\n".join(self.parts[part]), self.bos == "stream"
+            joined, special = "\n\n".join(self.part(part)), self.bos == "stream"
             ids = tokenizer(joined, add_special_tokens=special, verbose=False)["input_ids"]
             self._streams[key] = torch.tensor(ids, dtype=torch.long)
         return self._streams[key]
@@ -189,15 +202,19 @@ def training_text(config: DictConfig) -> DictConfig:
     return OmegaConf.create({**plain, **own})
 
 
-def build_training_text(config: DictConfig, cache: str, tested: Collection[str]) -> Text:
+def build_training_text(
+    config: DictConfig, cache: str, tested: Collection[str], foreign: Collection[str] = ()
+) -> Text:
     """The parts training and validation of a `text=` config, with the documents of `training.more`.
 
-    Documents that occur in a test part are left out; of `training.more` also those that share 13
-    consecutive words with a test part or the validation part.
+    Documents that occur in a test part, or share 13 consecutive words with a document of `foreign`,
+    are left out; of `training.more` also those that share 13 consecutive words with a test part or
+    the validation part.
 
     Args:
         config, cache: as for `build_text`.
         tested: documents of test parts.
+        foreign: those of them that another text has cut into documents.
 
     Raises:
         PPFError: the file cannot be read.
@@ -205,8 +222,9 @@ def build_training_text(config: DictConfig, cache: str, tested: Collection[str])
     text, more = build_text(training_text(config), cache), config.training.more
     unread = set(tested)
     for part in ("training", "validation"):
-        documents = text.parts[part]
-        text.parts[part] = [document for document in documents if document not in unread]
+        documents = text.part(part)
+        kept = [document for document in documents if document not in unread]
+        text.parts[part] = without_overlap(kept, foreign) if foreign else kept
         if left_out := len(documents) - len(text.parts[part]):
             say(f"Left out {left_out} documents of the {part} part, which are in a test part.")
     if more.path:

@@ -48,7 +48,7 @@ def check_window(window: int, config: PreTrainedConfig, override: str = "text.wi
     Raises:
         PPFError: `window` exceeds `max_position_embeddings`.
     """
-    positions = getattr(config, "max_position_embeddings", None) or window
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or window
     if window > positions:
         raise PPFError(
             f"{override}={window} exceeds the model's {positions} positions: lower {override}."

@@ -21,7 +21,7 @@ from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import inverse_cholesky
 from ppf.predictor.scores import interval_factor
 from ppf.pruning import SiteFeatures
-from ppf.ranges import Count, Natural, Positive, Ratio
+from ppf.ranges import Count, Natural, Positive, Share
 from ppf.space import uniform
 
 
@@ -76,7 +76,7 @@ class ExpectedLoss:
         windows: Natural,
         renewal: Count,
         cap: Positive,
-        weight: Ratio,
+        weight: Share,
         scales: Mapping[str, Positive],
         length: Positive,
         span: Positive,

@@ -104,7 +104,9 @@ class RelevanceKernel(Kernel):
         register_log_parameter(self, "log_relevance", count, DEVIATION_OF_RELEVANCE)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
-        relevance = torch.ones_like(x1[0]).masked_scatter(self.relevant, self.log_relevance.exp())
+        relevance = x1.new_ones(x1.shape[-1]).masked_scatter(
+            self.relevant, self.log_relevance.exp()
+        )
         return to_dense(self.base_kernel(x1 * relevance, x2 * relevance, diag=diag))
 
 

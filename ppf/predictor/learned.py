@@ -54,7 +54,7 @@ class Settings(TypedDict):
     residual: Residual | None
     data: Data
     init_from: str | None
-    members: Several
+    members: Annotated[Several, Field(le=64)]
     max_epochs: Count
     patience: Count
     threads: Count

@@ -111,8 +111,8 @@ def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
         "check_val_every_n_epoch": 1,
         "default_root_dir": run.folder,
     }
-    if ranks.world_size > 1:  # norms of blocks that pruning has emptied have no gradients
-        own["strategy"] = "ddp_find_unused_parameters_true"
+    # Norms of blocks that pruning has emptied have no gradients. One process needs no DDP.
+    own["strategy"] = "ddp_find_unused_parameters_true" if ranks.world_size > 1 else "auto"
     return Trainer(**{**machine.trainer, **own})
 
 
@@ -167,6 +167,9 @@ class _Progress(Callback):
         done = trainer.global_step * self.run.step
         points = [p for p in read_curve(self.run.folder / _CURVE) if p.tokens <= done]
         self.began = time.monotonic() - (points[-1].seconds if points else 0)
+        # A run may be killed after its early stop, which Lightning does not store.
+        for stop in trainer.early_stopping_callbacks:
+            trainer.should_stop |= stop.wait_count >= stop.patience
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         value, step = float(trainer.callback_metrics[self.monitor]), trainer.global_step

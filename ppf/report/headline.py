@@ -40,7 +40,7 @@ def _is_uniform(best: Entry) -> list[str]:
     score = best.selection or best.measured
     assert score
     return [
-        f"The policy found is that of {baseline(best)}: the search found none that is better."
+        f"The policy found is that of {baseline(best)}: no other measured policy is better."
         f" Perplexity {_with_error(score)} on the {where} part, {_saving(best)}."
     ]
 
@@ -199,4 +199,6 @@ def _size_and_speed(best: ModelResult, dense: ModelResult) -> str:
             f"prefill {now.prefill / before.prefill:.2f} × and decode"
             f" {now.decode / before.decode:.2f} × as fast with a batch of {now.batch}"
         )
-    return f"Against the dense model: {'; '.join(parts)}."
+    # A folder without a policy is the dense model of a pruned one.
+    known = dense.name == "dense" or best.ratio is not None
+    return f"Against {'the dense model' if known else dense.name}: {'; '.join(parts)}."

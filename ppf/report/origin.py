@@ -56,13 +56,14 @@ def _config_folders() -> list[str]:
 
 
 def next_command(name: str, *options: str, overrides: Sequence[str] | None = None) -> str:
-    """A command that reads a run's results, with the folders that the run was given.
+    """A command that reads a run's results, with the folders and trusted classes of the run.
 
     Args:
         overrides: of the run; None: of this one.
     """
     given = task_overrides() if overrides is None else overrides
-    return shlex.join(["python", f"{name}.py", *options, *folders_of(given)])
+    trusted = [word for word in given if word.startswith("trust_targets=")]
+    return shlex.join(["python", f"{name}.py", *options, *folders_of(given), *trusted])
 
 
 def gguf_command(policy: str) -> dict[str, str]:

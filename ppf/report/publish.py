@@ -146,7 +146,8 @@ def _to_tensorboard(logger: TensorBoardLogger, found: Published) -> None:
 
 def _to_mlflow(logger: MLFlowLogger, found: Published) -> None:
     client, run = logger.experiment, logger.run_id
-    logger.log_metrics(dict(found.metrics))
+    # MLflow refuses absolute paths and "..".
+    logger.log_metrics({name.lstrip("./"): value for name, value in found.metrics.items()})
     for name, figure in found.figures.items():
         client.log_image(run, _picture(figure), f"figures/{name}.png")
     for name, table in found.tables.items():

@@ -65,7 +65,7 @@ def _table(scores: Sequence[RecoveryScore]) -> Table:
 
 def _test(scores: Sequence[RecoveryScore]) -> Iterator[ReportSection]:
     if scores:
-        note = "On the test part, which neither the search nor the training has read."
+        note = "On the test part, which the training does not read."
         yield ReportSection(
             "Perplexity on the test part", note, name="test", table=_table(scores), wide=True
         )

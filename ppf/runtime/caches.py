@@ -36,13 +36,14 @@ class CacheGuard:
                     " set that ratio again, or start with an empty cache."
                 )
 
-    def _sign(self, module: nn.Module, inputs: Any, output: Mapping[str, Any]) -> None:
+    def _sign(self, module: nn.Module, inputs: Any, output: Any) -> None:
         for cache in _caches(output):
             cache.policy_mark = self._mark()  # type: ignore[attr-defined]
 
 
-def _caches(named: Mapping[str, Any]) -> list[Cache]:
-    return [value for value in named.values() if isinstance(value, Cache)]
+def _caches(values: Mapping[str, Any] | tuple[Any, ...]) -> list[Cache]:
+    every = values.values() if isinstance(values, Mapping) else values
+    return [value for value in every if isinstance(value, Cache)]
 
 
 class GrowingLayer(DynamicLayer):

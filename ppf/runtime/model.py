@@ -162,7 +162,10 @@ class DynamicModel:
                 from inside a generation.
         """
         with self._in_use() as model:
-            return model.generate(input_ids.to(model.device), **options)
+            here = {
+                k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in options.items()
+            }
+            return model.generate(input_ids.to(model.device), **here)
 
     def complete(self, prompt: str, **options: Any) -> str:
         """Generates text after a prompt, and returns it without the prompt.

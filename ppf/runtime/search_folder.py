@@ -35,7 +35,13 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
         context = resident(cfg, fabric, agent.record)
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
     record = read_policy(folder / "policy.json", cfg.trust_targets)
-    refuse_recovered(record, folder / "policy.json")
+    try:
+        refuse_recovered(record, folder / "policy.json")
+    except PPFError:
+        raise PPFError(
+            f"search={folder} is a recovered model, which has one ratio only: load it with"
+            " AutoModelForCausalLM.from_pretrained, or give the folder of a dynamic search."
+        ) from None
     refuse_types(record, "DynamicModel (serve.py)")
     context = resident(cfg, fabric, record)
     return context, (_found(record, context.model.space), [0.0, record["ratio"]["asked"]])

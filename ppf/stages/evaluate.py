@@ -19,6 +19,7 @@ from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
 from ppf.export.loading import load_folder
+from ppf.llm import check_head
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.progress import say
@@ -151,6 +152,7 @@ def evaluate_folders(
         same &= len(pieces) == len(first) and all(equal)
         ratio = record["ratio"]["achieved"] if record else None
         model, size = model.eval().to(fabric.device), weight_bytes(folder)
+        check_head(model, pieces[0].windows[:1, :16])
         results.append(procedure.measure(name, model, tokenizer, pieces, ratio=ratio, size=size))
         del model  # before the next one is loaded
     if not same:

@@ -103,11 +103,24 @@ def compensated(
     labelling = context.labelling
     known = known_before(labelling, timed)  # before the refit: applying another policy undoes it
     if cfg.sequential and can_refit(context.model):
-        scores = keep_better(labelling, context.calibration)
+        scores = _storable(keep_better(labelling, context.calibration), context, exporter)
     else:
         scores = Compensated(labelling.present_nll())
     found = exported(labelling, scores.kept, vars(scores))
     return context, record | {"exported": found | known}
+
+
+def _storable(scores: Compensated, context: PruningContext, exporter: Exporter) -> Compensated:
+    """Undoes the re-estimation if the export does not support it: it adds biases to all sites."""
+    try:
+        exporter.check(context.model.pruner)
+    except PPFError as error:
+        if scores.kept == "one_shot":
+            raise
+        say(f"Kept the one-shot weights after all: {error}")
+        context.model.pruner.reset()
+        return Compensated(scores.one_shot)
+    return scores
 
 
 def known_before(labelling: Labelling, timed: DictConfig | None) -> dict[str, Any]:

@@ -174,7 +174,9 @@ class _Recovery:
         say(f"Recovering with tune={name}{minimised}.")
         names, tuners = list(cfg.tune), with_code(plain(cfg.tune), Path(cfg.paths.cache))
         chain = [(n, tuners[n]) for n in names[: names.index(name) + 1]]
-        run = run_of(self.text, self.machine, settings, self._weights, chain)
+        reads_losses = any(tuner_of(cfg, n).reads_losses for n, _ in chain)
+        trained = settings, self._weights, chain
+        run = run_of(self.text, self.machine, *trained, reads_losses=reads_losses)
         if len(names) > 1:
             run = replace(run, name=f"{name}/")
         windows = self.training, self.validation

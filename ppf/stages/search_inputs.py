@@ -130,7 +130,8 @@ class SearchInputs:
         seed, processes = self.seed + number, self.fabric.world_size
         starts = None if measured is None else measured.tolist()
         kind = self.fabric.device.type  # which a checkpoint cannot change
-        parts = trained.signature, *self.config, seed, processes, kind, starts
+        prices = self.space.prices  # each machine measures those of a latency
+        parts = trained.signature, *self.config, prices, seed, processes, kind, starts
         name = signature("training", *parts)
         checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
         report = _reporter(self.fabric, history, earlier + number + 1)

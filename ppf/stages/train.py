@@ -42,6 +42,13 @@ Train = Callable[[Labels], Trained]
 """Fits a predictor to labels: `train` whose other arguments are given."""
 
 
+def _placed(trainer: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The Trainer's arguments with the GPU that the model is on, if it trains on one GPU."""
+    if device.type != "cuda" or trainer["accelerator"] == "cpu" or trainer["devices"] != 1:
+        return trainer
+    return {**trainer, "accelerator": "cuda", "devices": [device.index or 0]}
+
+
 def train(
     labelling: Labelling,
     sites: SamplingContext,
@@ -79,7 +86,7 @@ def train(
         float(labels.nll[0]),
         lambda kept: labelling.measure(kept, "oracle").nll,
         labelling.screen,
-        plain(trainer),
+        _placed(plain(trainer), labelling.model.lm.device),
         seed,
         changes,
         [logger for logger in loggers if isinstance(logger, Logger)],

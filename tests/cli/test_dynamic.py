@@ -19,7 +19,7 @@ TINY = (
     "search.rounds=1",
     *HASTY,
 )
-PPO = ("agent=ppo", "agent.episodes=16", "agent.iterations=3", "agent.polish.generations=3")
+PPO = ("agent=ppo", "agent.episodes=16", "agent.iterations=3")
 
 
 def only(folder: Path, name: str) -> Path:

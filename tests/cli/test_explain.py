@@ -68,7 +68,7 @@ def interpolated() -> Exception:
         (refused(), "a does not work with these settings ("),
         (interpolated(), "a.b: Interpolation key 'c' not found."),
         (OSError(errno.ENOSPC, "No space left on device", "x.pt"), "cannot write x.pt (No space"),
-        (OSError(errno.EACCES, "Permission denied", "x.pt"), "cannot write x.pt (Permission"),
+        (OSError(errno.EACCES, "Permission denied", "x.pt"), "cannot read or write x.pt"),
         (RuntimeError("I/O error: File too large (os error 27)"), "cannot write a file (I/O error"),
         (torch.OutOfMemoryError("CUDA out of memory"), "give a smaller labels.batch"),
         (MemoryError(), "give a smaller labels.batch"),

@@ -74,6 +74,20 @@ def test_a_changed_file_or_folder_counts(
     assert finished("search", cfg) is None
 
 
+def test_changed_tasks_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppf.cli.outcome.is_multirun", lambda: True)
+    (tmp_path / "tasks").mkdir()
+    task = tmp_path / "tasks" / "own.yaml"
+    task.write_text("task: own")
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        given = [f"paths.run={tmp_path}", "path=p", f"tasks=[{tmp_path}/tasks]"]
+        cfg = compose("evaluate", [*given, f"paths.cache={tmp_path}"])
+    write("evaluate", cfg, Outcome(3.5), seconds=1.5)
+    assert finished("evaluate", cfg) is not None
+    task.write_text("task: another")
+    assert finished("evaluate", cfg) is None
+
+
 def test_another_commands_record_does_not_count(done: Path) -> None:
     assert finished("train", config(done)) is None
 

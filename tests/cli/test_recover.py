@@ -83,9 +83,13 @@ def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
         ("trainer.precision=16-mixed", "16-mixed needs a GPU"),
         ("+trainer.max_steps=3", "trainer.max_steps cannot be set here"),
         ("out=${policy}/..", "is the folder that is read"),
+        ("elastic.rank=8", "recover.py with policy= does not read elastic.rank"),
     ],
 )
-def test_what_a_training_cannot_use(override: str, sentence: str, tmp_path: Path) -> None:
+def test_what_a_training_cannot_use(
+    override: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppf.cli.recover.task_overrides", lambda: [override])
     file = tmp_path / "policy.json"
     file.write_text(json.dumps(examples.policy()))
     with initialize_config_module("ppf.conf", version_base="1.3"):
@@ -118,7 +122,7 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
         ("recover", ["search=a", "dtype=bfloat16"], "adapters are written in float32"),
         ("recover", [f"path={tmp_path}", _TRUE], "bf16-true would round rotary frequencies"),
         ("recover", [f"path={tmp_path}"], "already a recovered model: give the folder"),
-        ("recover", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
+        ("recover", [f"policy={file}"], "already a recovered model: give the folder"),
         ("evaluate", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
         ("prune", [f"path={tmp_path}", "latency=true"], "latency=true needs policy= or search="),
         ("prune", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from ppf.errors import PPFError
-from ppf.llm import OutputHead, nll, output_head, summed_nll
-from tests.checkpoints import CHECKPOINTS, random_model
+from ppf.llm import OutputHead, check_head, nll, output_head, summed_nll
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 ROWS, VOCABULARY, WIDTH = 8, 16, 12
 
@@ -113,3 +113,15 @@ def test_scaled_logits_are_refused() -> None:
     model = GraniteForCausalLM(GraniteConfig(**shape, **heads, logits_scaling=8.0))
     with pytest.raises(PPFError, match="'granite' scale their logits"):
         output_head(model)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_head_computes_the_models_own_logits(name: str) -> None:
+    check_head(random_model(CHECKPOINTS[name]).model, random_windows())
+
+
+def test_a_head_that_is_computed_otherwise_is_refused() -> None:
+    model = random_model(CHECKPOINTS["llama-biases"]).model
+    model.get_output_embeddings().register_forward_hook(lambda head, given, logits: 0.8 * logits)
+    with pytest.raises(PPFError, match="family 'llama' compute their logits in a way"):
+        check_head(model, random_windows())

@@ -17,6 +17,11 @@ def llama() -> DictConfig:
         return compose("search", ["model=llama2_7b"]).model
 
 
+def test_an_invalid_id_of_the_hub_is_one_sentence() -> None:
+    with pytest.raises(PPFError, match="/data/llama3 cannot be downloaded"):
+        sources.check_hub("/data/llama3")
+
+
 def test_a_hub_without_access_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(url: str, *, timeout: float) -> None:
         assert timeout <= 5

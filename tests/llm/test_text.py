@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ppf.conf import read_option
 from ppf.errors import PPFError
@@ -97,6 +98,18 @@ def test_documents_of_another_test_part_are_left_out(path: Path) -> None:
     found = build_training_text(config, "unused", tested).parts
     assert found["training"] == without["training"][1:]
     assert found["validation"] == without["validation"][1:]
+
+
+def test_documents_that_overlap_with_another_texts_test_part_are_left_out(path: Path) -> None:
+    config = OmegaConf.merge(read_option("text", "c4"), {"path": str(path)})
+    without = build_text(training_text(config), "unused").parts
+    longer = f"{without['training'][0]} And more."
+    assert training_documents(config, [longer]) == without["training"]
+    assert training_documents(config, [longer], [longer]) == without["training"][1:]
+
+
+def training_documents(config: DictConfig, *tested: list[str]) -> list[str]:
+    return build_training_text(config, "unused", *tested).parts["training"]
 
 
 def test_errors_of_the_added_file_name_its_keys(path: Path, tmp_path: Path) -> None:
@@ -290,6 +303,19 @@ def test_a_damaged_data_set_is_refused(tmp_path: Path) -> None:
     source = {"path": str(tmp_path), "data_files": {"train": "train.json"}}
     with pytest.raises(PPFError, match="cannot read the data set"):
         _ = text("c4", source=source).parts
+
+
+@pytest.mark.parametrize("file", ["reference::http://host/a.json", "memory://a.json"])
+def test_other_file_systems_are_refused(file: str) -> None:
+    with pytest.raises(PPFError, match=f"web addresses, not '{file}'"):
+        _ = text("c4", source={"path": "json", "data_files": {"train": [file]}}).parts
+
+
+def test_a_missing_part_is_named(path: Path) -> None:
+    own = text(path=str(path), splits={"all": {"test": 0}})
+    own = replace(own, splits={"all": {"calibration": 1.0}})
+    with pytest.raises(PPFError, match="has no part test: give it a share in text.splits"):
+        own.tokens("test", byte_tokenizer())
 
 
 def test_without_network_the_error_names_the_overrides(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_process_is_nearer_to_what_it_has_seen(space: Space) -> None:
     mean = process.fit(effects, kept, residuals.repeat(2, 1), halves(150)).mean
     error = (mean - residuals).abs().mean()
     assert (process(kept).mean - residuals).abs().mean() < 0.6 * error
+    assert not len(process(kept[:0]).mean)
     assert error < 0.5 * (residuals - residuals.mean()).abs().mean()
 
 

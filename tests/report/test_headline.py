@@ -62,7 +62,7 @@ def test_a_budget_of_bytes_is_told_in_bytes() -> None:
 def test_no_success_is_told_too() -> None:
     said = search_headline([entry("uniform", 50), entry("PPF", 50)])
     assert said == [
-        "The policy found is that of uniform pruning: the search found none that is better."
+        "The policy found is that of uniform pruning: no other measured policy is better."
         " Perplexity 50.00 on the labelling part, at a pruning ratio of 30.0 %."
     ]
     said = search_headline([entry("uniform", 50), entry("flap", 40), entry("PPF", 40)])
@@ -103,8 +103,8 @@ def test_folders_are_compared_with_the_first() -> None:
     results = [model("big", 20, 100), model("small", 25, 80)]
     first, second = evaluation_headline(Evaluation("a text", 4, 128, 128, results))
     assert "25.00 on the test part instead of 20.00 for big (+25.0 %)" in first
-    assert second == "Against the dense model: 20.0 % smaller."
+    assert second == "Against big: 20.0 % smaller."
     _, grown = evaluation_headline(Evaluation("a text", 4, 128, 128, results[::-1]))
-    assert grown == "Against the dense model: 25.0 % larger."
+    assert grown == "Against small: 25.0 % larger."
     alone = evaluation_headline(Evaluation("a text", 4, 128, 128, results[:1]))
     assert alone == ["big has a perplexity of 20.00 on the test part."]

@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_mlflow_keeps_metrics_figures_tables_and_files(found: Published, tmp_pat
     policy.write_text("{}")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     logger = mlflow_logger("", tracking_uri=uri, experiment_name="ppf", run_name="a run")
-    publish([logger], found)
+    publish([logger], replace(found, metrics={"/PPF/perplexity/0.3": 31.0}))
     log_artifact([logger], Artifact([policy], "policy", "policy"))
     log_artifact([logger], Artifact([policy], "policy", "used", used=True))
     finish([logger], failed=False)
