@@ -102,7 +102,7 @@ class Full(EndToEnd):
     """Trains all weights.
 
     Args:
-        embeddings: False: except the input embeddings and the output head.
+        embeddings: whether the input embeddings and the output head are trained too.
     """
 
     def __init__(self, lr: Positive, embeddings: bool) -> None:

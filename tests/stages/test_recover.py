@@ -196,10 +196,13 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     assert "(tune=blockwise, " in (out / "README.md").read_text()
 
 
-def test_embeddings_can_be_left_as_they_are(config: Any, start: Path) -> None:
-    found, before = recovered(config("tune.full.embeddings=false")), weights(start)
+@pytest.mark.parametrize("trained", [False, True])
+def test_embeddings_are_trained_on_request(config: Any, start: Path, trained: bool) -> None:
+    given, before = ["tune.full.embeddings=true"] if trained else [], weights(start)
+    found = recovered(config(*given))
     same = {name for name, weight in before.items() if torch.equal(weight, found[name])}
-    assert same == {name for name in before if "embed" in name or "lm_head" in name}
+    embeddings = {name for name in before if "embed" in name or "lm_head" in name}
+    assert same == (set() if trained else embeddings)
 
 
 def test_what_several_trainings_log_has_their_names(config: Any, tmp_path: Path) -> None:
