@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.cli.app import run
 from ppf.cli.explain import explain_config
+from ppf.cli.recover import check_given
 from ppf.cli.search import check_read
 from ppf.cli.studies import check_studies
 from ppf.context.policy import read_policy
@@ -140,8 +141,10 @@ def recover(
     Returns:
         `out`.
     """
-    given = {**_sources(policy, path, search), "out": out, **overrides}
-    run("recover", _composed("recover", _written(given)))
+    given = [*_written({**_sources(policy, path, search), "out": out, **overrides})]
+    cfg = _composed("recover", given)
+    check_given(cfg, given)
+    run("recover", cfg)
     return Path(out)
 
 

@@ -247,10 +247,11 @@ def disk_failure(
     if (reason := _disk_reason(error, path)) is None:
         return None
     named = path or getattr(error, "filename", None) or "a file"
-    if path is None and getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
+        done = "read or write" if path is None else "write"
         return (
-            f"cannot read or write {named} ({reason}): change its permissions, or choose another"
-            f" folder with {override}."
+            f"cannot {done} {named} ({reason}): change its permissions, or choose another folder"
+            f" with {override}."
         )
     return (
         f"cannot write {named} ({reason}): free some space, or choose another folder with"

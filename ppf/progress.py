@@ -121,7 +121,7 @@ def quiet_trainer() -> Iterator[None]:
     """Without the remarks of Lightning's Trainer on devices, loaders and folders.
 
     SIGTERM still ends the process. Lightning's handler would end the training instead, with exit
-    code 0, and a multirun would go on; but it replaces no handler that exists.
+    code 0, and a multirun would go on; but Lightning also calls a handler that exists.
     """
     own = threading.current_thread() is threading.main_thread()
     own = own and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

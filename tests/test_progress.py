@@ -77,7 +77,7 @@ def test_the_time_of_an_inner_part_is_not_counted_twice(monkeypatch: pytest.Monk
 def test_sigterm_ends_a_training() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with quiet_trainer():
-        # Lightning replaces no handler that is there already.
+        # Lightning keeps a handler that is there already.
         assert callable(signal.getsignal(signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) is before
 

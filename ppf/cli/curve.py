@@ -99,8 +99,7 @@ def write(
 
 def _ratios(cfg: DictConfig) -> list[str]:
     """The override `ratios=` for recover.py, whose default is up to 0.5."""
-    most = max(cfg.dynamic.train)
-    return [] if most >= 0.5 else [f"ratios={[r for r in cfg.ratios if r <= most] or [most]}"]
+    return [] if max(cfg.dynamic.train) >= 0.5 else [f"ratios={list(cfg.ratios)}"]
 
 
 def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:

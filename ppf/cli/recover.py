@@ -1,6 +1,6 @@
 """ppf-recover: trains a pruned model, by default by distillation from the dense model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -76,9 +76,7 @@ def _check(cfg: DictConfig) -> None:
             f" say how long the training is, and fabric= where it runs; only {', '.join(_TRAINER)}"
             " can be set."
         )
-    for key, unread in _UNREAD.items():
-        if cfg[key]:
-            refuse_unread(f"recover.py with {key}=", task_overrides(), unread)
+    check_given(cfg, task_overrides())
     refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:
         if cfg.dtype != "float32":
@@ -118,6 +116,13 @@ def _check(cfg: DictConfig) -> None:
             "tune=blockwise has no gradient checkpointing: give"
             " recovery.gradient_checkpointing=false."
         )
+
+
+def check_given(cfg: DictConfig, given: Iterable[str]) -> None:
+    """Raises PPFError if an override changes a key that is not read with what is recovered."""
+    for key, unread in _UNREAD.items():
+        if cfg[key]:
+            refuse_unread(f"recover.py with {key}=", given, unread)
 
 
 @command(_check)

@@ -28,7 +28,7 @@ from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.llm import LanguageModel, Text
 from ppf.predictor.base import needs_labels, unfitted
-from ppf.progress import Stopwatch, warning
+from ppf.progress import Stopwatch, say
 from ppf.report.html import write_page
 from ppf.report.origin import task_overrides
 from ppf.report.publish import Artifact, Published, log_artifact, publish
@@ -168,8 +168,8 @@ def _start(cfg: DictConfig, space: Space) -> Int[Tensor, " sites"] | None:
         return None
     record = read_policy(file, cfg.trust_targets)
     if record.get("selection"):
-        warning(
-            "The policy of search.start was chosen with the help of a selection part. If it is the"
+        say(
+            "Warning: the policy of search.start was chosen with the help of a selection part. If it is the"
             " one of this search, the perplexities on it are slightly too low."
         )
     return torch.tensor(space.policy(record["kept"], record["units"]))

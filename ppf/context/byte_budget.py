@@ -102,7 +102,7 @@ def _warn_of_export(units: PrunableModel, *, biases: bool) -> None:
     try:
         reader_of(units.lm.model.config, biases=biases)
     except PPFError as error:
-        say(f"No file can hold a policy of budget=bytes for this model. {error}")
+        say(f"Warning: no GGUF file can hold the result, unless it only quantises. {error}")
 
 
 @dataclass(frozen=True)

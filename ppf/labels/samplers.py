@@ -122,7 +122,7 @@ class FromRules(Sampler):
 
     def __init__(self, rules: Mapping[str, Allocation], ratio: RatioInterval) -> None:
         if not rules:
-            raise PPFError("there are no rules to draw policies from: give sampler.shares.rules=0.")
+            raise PPFError("there are no rules to draw policies from: give sampler=smooth.")
         self.rules, self.ratio = list(rules.values()), ratio
 
     def draw(

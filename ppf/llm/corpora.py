@@ -117,7 +117,7 @@ def _names(data_files: Any) -> Iterator[str]:
     """All names of files in an argument `data_files` of `datasets.load_dataset`."""
     if isinstance(data_files, str):
         yield data_files
-    elif data_files:
+    elif isinstance(data_files, Mapping | list | tuple):
         parts = data_files.values() if isinstance(data_files, Mapping) else data_files
         yield from chain.from_iterable(map(_names, parts))
 
@@ -125,7 +125,7 @@ def _names(data_files: Any) -> Iterator[str]:
 def _unsafe(name: str) -> bool:
     """Whether a name chooses another file system, some of which can run code of what they read."""
     scheme, _, rest = name.partition("://")
-    return "::" in name or (bool(rest) and scheme not in ("hf", "http", "https"))
+    return "::" in name or (bool(rest) and scheme not in ("file", "hf", "http", "https"))
 
 
 def wikitext(split: str, **source: Unpack[DataSet]) -> list[str]:

@@ -90,9 +90,10 @@ class Text:
             PPFError: the text has no such part.
         """
         if name not in self.parts:
+            new = "training." if name in ("training", "validation") else ""
             raise PPFError(
-                f"text={self.name} has no part {name}: give it a share in text.splits, or another"
-                " text."
+                f"text={self.name} has no part {name}: give it a share in text.{new}splits, or"
+                " another text."
             )
         return self.parts[name]
 
@@ -224,9 +225,12 @@ def build_training_text(
     for part in ("training", "validation"):
         documents = text.part(part)
         kept = [document for document in documents if document not in unread]
-        text.parts[part] = without_overlap(kept, foreign) if foreign else kept
-        if left_out := len(documents) - len(text.parts[part]):
-            say(f"Left out {left_out} documents of the {part} part, which are in a test part.")
+        if foreign:
+            known = set(without_overlap(kept, foreign))
+            kept = [document for document in kept if document in known]
+        text.parts[part] = kept
+        if left_out := len(documents) - len(kept):
+            say(f"Left out {left_out} documents of the {part} part, found in a test part.")
     if more.path:
         documents = read_file(more.path, more.column, "text.training.more")
         kept = without_overlap(documents, [*text.parts["validation"], *tested])

@@ -98,7 +98,7 @@ class Latency(Cost):
 
     @torch.inference_mode()
     def _slope(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
-        check_window(self.window, pruner.lm.model.config, "budget.cost.window")
+        check_window(self.window, pruner.lm.model.config, "the latency budget's cost.window")
         ids = torch.zeros(self.batch, self.window, dtype=torch.long, device=pruner.lm.device)
         dense, position = pruner.space.dense.tolist(), pruner.space.sites.index(site)
         widths = torch.linspace(0, site.units, min(self.widths, site.units + 1)).round()

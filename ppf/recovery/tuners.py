@@ -99,7 +99,7 @@ class EndToEnd(Tuner):
 
 
 class Full(EndToEnd):
-    """Trains all weights.
+    """Trains all weights except the embeddings.
 
     Args:
         embeddings: whether the input embeddings and the output head are trained too.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,9 @@ def _to_tensorboard(logger: TensorBoardLogger, found: Published) -> None:
 def _to_mlflow(logger: MLFlowLogger, found: Published) -> None:
     client, run = logger.experiment, logger.run_id
     # MLflow refuses absolute paths and "..".
-    logger.log_metrics({name.lstrip("./"): value for name, value in found.metrics.items()})
+    logger.log_metrics(
+        {normpath(name).lstrip("./"): value for name, value in found.metrics.items()}
+    )
     for name, figure in found.figures.items():
         client.log_image(run, _picture(figure), f"figures/{name}.png")
     for name, table in found.tables.items():

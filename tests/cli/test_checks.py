@@ -183,6 +183,7 @@ def test_what_is_wrong_is_named(
         ("static", "ratios=[0.3]"),
         ("static", "dynamic.polish.children=8"),
         ("dynamic", "ratio=0.3"),
+        ("dynamic", "agent.polish.generations=3"),
         ("chain", "dynamic.stride=2"),
     ],
 )

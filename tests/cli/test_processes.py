@@ -142,8 +142,8 @@ def test_two_processes_train_one_agent_for_every_ratio(
 ) -> None:
     quick = ("mode=dynamic", "ratios=[0.2,0.37]", "dynamic.knots=4", "dynamic.stride=2")
     more = ("dynamic.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
-    hasty = [given for given in HASTY if "polish" not in given]
-    said = on_two_ranks("search", [*TINY, *hasty, text, *quick, *more], tmp_path)
+    tiny = [given for given in TINY if "polish" not in given]
+    said = on_two_ranks("search", [*tiny, *HASTY, text, *quick, *more], tmp_path)
     assert "".join(said).count("Measured on") == 1
     summary = json.loads(only(tmp_path, "summary.json").read_text())
     # The dense model; at both ratios uniform pruning, six rules and the agent.
