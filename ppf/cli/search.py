@@ -169,8 +169,8 @@ def _start(cfg: DictConfig, space: Space) -> Int[Tensor, " sites"] | None:
     record = read_policy(file, cfg.trust_targets)
     if record.get("selection"):
         say(
-            "Warning: the policy of search.start was chosen with the help of a selection part. If it"
-            " is the one of this search, the perplexities on it are slightly too low."
+            "Warning: the policy of search.start was chosen with the help of a selection part. If"
+            " this search has the same part, the perplexities on it are slightly too low."
         )
     return torch.tensor(space.policy(record["kept"], record["units"]))
 
