@@ -128,10 +128,12 @@ def test_a_kv_cache_goes_on_at_its_own_ratio(model: DynamicModel) -> None:
 
 def test_a_kv_cache_of_a_forward_pass_is_marked_too(model: DynamicModel) -> None:
     cache = model.lm.model(PROMPT, use_cache=True)[CACHE]
+    other = model.lm.model(PROMPT, use_cache=True, return_dict=False)[1]
     model.lm.model(PROMPT, **{CACHE: cache})
     model.set_ratio(0.3)
-    with pytest.raises(PPFError, match="KV cache"):
-        model.lm.model(PROMPT, **{CACHE: cache})
+    for filled in (cache, other):
+        with pytest.raises(PPFError, match="KV cache"):
+            model.lm.model(PROMPT, **{CACHE: filled})
 
 
 def test_a_kv_cache_of_another_model_is_refused(tiny: TinySetup) -> None:

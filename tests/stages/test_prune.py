@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM
 from ppf.context.labelling import Labelling
 from ppf.context.policy import by_site, policy_record, read_policy
 from ppf.context.prepare import PruningContext, prepare
+from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll
+from ppf.export.huggingface import HuggingFace
 from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
-from ppf.stages.prune import keep_better, prune
+from ppf.stages.prune import Compensated, keep_better, prune
 from tests.articles import write_articles
 from tests.records import examples
 
@@ -158,6 +160,28 @@ def test_without_re_estimation_the_card_tells_the_one_shot_score(
     nll = pieces_nll(context.model.lm.model, [context.labelling.piece], batch=2)
     assert exported["compensation"] == "one_shot"
     assert exported["measured"]["one_shot"]["nll"] == pytest.approx(nll, abs=1e-4)
+
+
+def test_one_shot_weights_are_exported_if_the_format_cannot_hold_the_others(
+    setting: Setting, context: PruningContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([None, PPFError("no biases."), None])
+
+    def check(_: HuggingFace, pruner: object) -> None:
+        if error := next(answers):
+            raise error
+
+    monkeypatch.setattr(HuggingFace, "check", check)
+    better = property(lambda found: "one_shot" if found.sequential is None else "sequential")
+    monkeypatch.setattr(Compensated, "kept", better)
+    cfg = setting.config("prune", "policy=null", f"out={tmp_path}")
+    out, found = prune(cfg, one_process(), record(context))
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    nll = pieces_nll(model, [context.labelling.piece], batch=2)
+    assert found["exported"]["compensation"] == "one_shot"
+    assert {k: v["nll"] for k, v in found["exported"]["measured"].items()} == {
+        "one_shot": pytest.approx(nll, abs=2e-3)
+    }
 
 
 def test_evaluate_measures_the_weights_that_prune_exports(

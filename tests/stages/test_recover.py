@@ -193,6 +193,8 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     changed = {k for k, w in weights(start).items() if not torch.equal(w, whole[k])}
     assert changed == {k for k in whole if "layers" in k}
     assert json.loads((out / "policy.json").read_text())["recovered"]["loss"] == []
+    run(config(*given, "loss=ce"))  # which no layer reads
+    assert len(taken) == 26 + 2 * 16 - 24
     assert "(tune=blockwise, " in (out / "README.md").read_text()
 
 
