@@ -100,6 +100,8 @@ def test_only_rank_0_makes_it(tmp_path: Path) -> None:
     file, sent = tmp_path / "a.json", list[object]()
     get_or_make(file, read=read, make=make, ranks=FakeRanks(0, sent))
     assert get_or_make(file, read=read, make=fail, ranks=FakeRanks(1, sent)) == {"made": 1}
+    with pytest.raises(FileNotFoundError):
+        get_or_make(tmp_path / "b.json", read=read, make=fail, ranks=FakeRanks(1, sent))
 
 
 def test_an_error_of_rank_0_is_every_ranks(tmp_path: Path) -> None:
@@ -107,9 +109,9 @@ def test_an_error_of_rank_0_is_every_ranks(tmp_path: Path) -> None:
         raise PPFError("no weights.")
 
     sent = list[object]()
-    for rank in (0, 1):
+    for rank, work in enumerate((refuse, fail)):
         with pytest.raises(PPFError, match="no weights"):
-            get_or_make(tmp_path / "a.json", read=read, make=refuse, ranks=FakeRanks(rank, sent))
+            get_or_make(tmp_path / "a.json", read=read, make=work, ranks=FakeRanks(rank, sent))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")

@@ -223,12 +223,17 @@ def _accuracy(predictor: Predictor, config: DictConfig) -> Accuracy | None:
 
 
 def _proposals(space: Space, labels: Labels, found: Found) -> dict[str, float]:
-    """Scores of the predictions of all proposals, by name; empty: there are too few."""
+    """Scores of the predictions of all proposals, by name.
+
+    Empty: there are too few, or `predictor=oracle` has measured instead of predicting.
+    """
     measured = found.measured
     known = (measured.proposed & measured.measured.isfinite().cpu()).nonzero()[:, 0]
     mean, std, nll, kept = (
         x.cpu()[known] for x in (measured.mean, measured.std, measured.measured, measured.kept)
     )
+    if torch.equal(mean.float(), nll.float()):
+        return {}
     rows = HeldOut(mean, std, nll, space.ratio(kept), torch.arange(len(known)))
     return with_intervals(rows, [], float(labels.nll[0]))
 

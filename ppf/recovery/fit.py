@@ -11,10 +11,11 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import (
     EarlyStopping,
-    EMAWeightAveraging,
     ModelCheckpoint,
+    WeightAveraging,
 )
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppf.artefacts import draft, locked, read_if_whole, remove_drafts
@@ -125,7 +126,10 @@ def _callbacks(monitor: str, run: TrainingRun) -> list[Callback]:
     last = ModelCheckpoint(
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    average = [EMAWeightAveraging(use_buffers=False, decay=settings.ema)] if settings.ema else []
+    # This average leaves weights that are not trained exactly as they are; that of Lightning's
+    # `EMAWeightAveraging` rounds them.
+    mean = get_ema_multi_avg_fn(settings.ema)
+    average = [WeightAveraging(use_buffers=False, multi_avg_fn=mean)] if settings.ema else []
     bar = [training_bar()] if _bar() else []
     patience = settings.patience
     stop = [] if patience is None else [EarlyStopping(monitor, patience=patience)]

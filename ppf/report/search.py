@@ -220,6 +220,9 @@ def _results(report: SearchReport) -> list[ReportSection]:
         for entry in report.entries
     ]
     predictions = "Predictions were made before the policy was measured."
+    pairs = [(e.predicted, e.measured) for e in report.entries if e.predicted and e.measured]
+    if all(predicted.nll == measured.nll for predicted, measured in pairs):
+        predictions = "The search measured policies; it made no predictions."
     if report.dynamic and all(entry.measured for entry in report.entries):
         predictions = "The agent's predictions lie between the losses measured in its searches."
     elif report.dynamic:

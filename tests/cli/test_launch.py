@@ -1,7 +1,9 @@
 """Processes that would not work together are refused before the work starts."""
 
 import os
+from collections.abc import Iterator
 from functools import cache
+from unittest import mock
 
 import pytest
 import torch
@@ -19,10 +21,13 @@ OF_LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "MASTER_", "LT_")
 
 
 @pytest.fixture
-def launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in [name for name in os.environ if name.startswith(OF_LAUNCHERS)]:
-        monkeypatch.delenv(name)
-    return monkeypatch
+def launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    before = HydraConfig.instance().cfg
+    with mock.patch.dict(os.environ):  # the checks set variables too
+        for name in [name for name in os.environ if name.startswith(OF_LAUNCHERS)]:
+            del os.environ[name]
+        yield monkeypatch
+    HydraConfig.instance().cfg = before
 
 
 @cache

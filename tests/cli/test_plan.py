@@ -1,6 +1,7 @@
 """`plan=true` tells what a model needs; nothing is loaded, downloaded or written."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.cli.conftest import Run
 
 
 def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
+    run = partial(run, artefacts=f"{tmp_path}/artefacts")
     told = run("search", "plan=true", "model=llama3_8b", "logger=none", "fabric=cpu").stdout
     assert "8.03 billion parameters" in told
     for stage in ("observing the dense model", "building the bank", "48 labels", "free here"):
@@ -38,7 +40,7 @@ def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
     assert "24 labels" in run("collect", "plan=true", "model=tiny", "labels.count=24").stdout
     scored = run("train", "plan=true", "model=tiny", "test_policies=32", "logger=none").stdout
     assert "160 labels" in scored
-    assert not list((tmp_path / "outputs").rglob("*.safetensors"))
+    assert not [path for path in (tmp_path / "artefacts").rglob("*") if path.is_file()]
 
 
 def test_a_plan_leaves_no_run_folder(run: Run, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_two_commands_side_by_side_train_one_predictor(text: str, tmp_path: Path
     for process in both:
         process.join(300)
         assert process.exitcode == 0
-    assert any("Training the predictor" in output.read_text() for output in outputs)
+    said = "".join(output.read_text() for output in outputs)
+    assert said.count("Training the predictor on") == 1
     (folder,) = (tmp_path / "predictor").glob("[!.]*")  # beside its lock
     assert {"predictor.ckpt", "held_out.json"} <= {path.name for path in folder.iterdir()}

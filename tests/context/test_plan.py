@@ -22,7 +22,18 @@ from tests.test_configs import CONF
 CPU = torch.device("cpu")
 SPEEDS = Speeds(1e12, 1e12, 1e12)
 MODELS = sorted({f.stem for f in (CONF / "model").glob("*.yaml")} - {"local", "tiny"})
-BILLIONS = {"llama2_7b": 6.738, "llama3_8b": 8.030, "qwen2_5_0_5b": 0.494, "smollm2_135m": 0.1345}
+BILLIONS = {
+    "gemma3_1b": 1.000,
+    "llama2_7b": 6.738,
+    "llama3_8b": 8.030,
+    "llama3_70b": 70.55,
+    "opt_1_3b": 1.316,
+    "pythia_1_4b": 1.415,
+    "qwen2_5_0_5b": 0.494,
+    "qwen3_0_6b": 0.596,
+    "qwen3_4b": 4.022,
+    "smollm2_135m": 0.1345,
+}
 
 
 def config(*overrides: str) -> DictConfig:
@@ -45,9 +56,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int, gib: float) -> None:
 def test_every_named_model_is_planned_without_its_weights(name: str) -> None:
     assert name in known_shapes()
     sizes = Sizes.of(config(f"model={name}", "space.channel_multiple=1"), CPU)
-    assert sizes.parameters / 1e9 == pytest.approx(
-        BILLIONS.get(name, sizes.parameters / 1e9), rel=2e-3
-    )
+    assert sizes.parameters / 1e9 == pytest.approx(BILLIONS[name], rel=2e-3)
     assert all(need.memory > sizes.weights for need in needs(sizes, SPEEDS))
 
 

@@ -85,6 +85,7 @@ def test_a_full_queue_refuses_with_a_retry_after_header(address: str) -> None:
                 assert "limits.queue" in error(answer.read())
 
 
+@pytest.mark.parametrize("limits", [{"sequences": 1}], indirect=True)
 @pytest.mark.parametrize("stream", [False, True])
 def test_completions_of_disconnected_clients_are_cancelled(address: str, stream: bool) -> None:
     running, waiting = send(address, LONG, stream=stream), send(address, LONG, stream=stream)
@@ -115,8 +116,10 @@ def test_a_stream_tells_its_place_in_the_queue(address: str) -> None:
         with closing(send(address, SHORT, stream=True)) as waiting:
             answer = waiting.getresponse()
             assert answer.readline() == b": place in the queue: 1\n"
+            start = time.monotonic()
             running.close()
             assert answer.read().endswith(b"data: [DONE]\n\n")
+            assert time.monotonic() - start < LONG_SECONDS / 4
 
 
 @pytest.mark.parametrize("limits", [{"seconds": 1.0}], indirect=True)

@@ -124,8 +124,8 @@ def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     changed = {k for k, w in weights(start).items() if not torch.equal(w, model.state_dict()[k])}
     vectors = {k for k, w in weights(start).items() if w.ndim == 1}
     projections = {k for k, w in weights(start).items() if "proj" in k and w.ndim == 2}
-    expected = {"lora": projections, "norms_and_biases": vectors}
-    assert changed == expected.get(tune, weights(start).keys())
+    layers = {k for k in weights(start) if "embed" not in k and "lm_head" not in k}
+    assert changed == {"full": layers, "lora": projections, "norms_and_biases": vectors}[tune]
 
 
 @pytest.mark.gpu
@@ -165,8 +165,9 @@ def test_16_bit_training_keeps_float32_weights_and_wins_nats_back(
 ) -> None:
     cfg = config(f"tune={tune}", f"tune.{tune}.lr={LR[tune]}", "trainer.precision=bf16-mixed")
     assert (run(cfg).won_back or 0) > 0.02
-    changes = [(w - weights(start)[k]).abs().max() for k, w in weights(Path(cfg.out)).items()]
-    assert 0 < max(changes) < 0.1  # bfloat16 copies would differ in their third digit
+    before, after = weights(start), weights(Path(cfg.out))
+    changed = [w for k, w in after.items() if not torch.equal(w, before[k])]
+    assert changed and not any(torch.equal(w, w.bfloat16().float()) for w in changed)
 
 
 def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_layer(
@@ -252,7 +253,7 @@ def test_a_search_with_offloaded_weights_is_recovered(
     record["config"]["model"]["offload"] = "disk"
     (offloaded / "policy.json").write_text(json.dumps(record))
     found = run(config(f"path={offloaded}", "recovery.tokens=32"))
-    assert found == run(config("recovery.tokens=32"))
+    assert found == run(config("recovery.tokens=32", f"paths.artefacts={tmp_path}/others"))
 
 
 def test_a_policy_is_pruned_once_and_then_recovered(
