@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isclose
 from pathlib import Path
 
 from ppf.predictor.scores import coverage_warning
@@ -221,7 +222,7 @@ def _results(report: SearchReport) -> list[ReportSection]:
     ]
     predictions = "Predictions were made before the policy was measured."
     pairs = [(e.predicted, e.measured) for e in report.entries if e.predicted and e.measured]
-    if all(predicted.nll == measured.nll for predicted, measured in pairs):
+    if all(isclose(predicted.nll, measured.nll, rel_tol=1e-6) for predicted, measured in pairs):
         predictions = "The search measured policies; it made no predictions."
     if report.dynamic and all(entry.measured for entry in report.entries):
         predictions = "The agent's predictions lie between the losses measured in its searches."
