@@ -239,9 +239,14 @@ def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -
         given: overrides.
         unread: keys and sections.
     """
-    for key in (word.lstrip("+~").partition("=")[0] for word in given):
+    for key in changed(given):
         if lies_in(key, unread):
             raise PPFError(f"{command} does not read {key}: leave it out.")
+
+
+def changed(overrides: Iterable[str]) -> Iterator[str]:
+    """The keys that overrides set, add or delete."""
+    return (word.lstrip("+~").partition("=")[0] for word in overrides)
 
 
 def lies_in(key: str, names: Iterable[str]) -> bool:

@@ -17,7 +17,7 @@ from ppf.agents.gradient import Gradient, differentiable
 from ppf.agents.rule import Rule
 from ppf.cli import curve, results
 from ppf.cli.app import command
-from ppf.cli.checks import lies_in
+from ppf.cli.checks import changed, lies_in
 from ppf.cli.outcome import Outcome
 from ppf.context.budgets import priced
 from ppf.context.byte_budget import check_bytes, in_bytes
@@ -93,7 +93,7 @@ def _check(cfg: DictConfig) -> None:
 
 def check_read(mode: str, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that the mode does not read."""
-    for key in (word.partition("=")[0] for word in given):
+    for key in changed(given):
         reading = [name for name, unread in UNREAD.items() if not lies_in(key, unread)]
         if mode not in reading:
             others = " or ".join(f"mode={other}" for other in reading)

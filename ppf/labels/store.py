@@ -20,17 +20,7 @@ from ppf.progress import warning
 
 _ROWS_PER_SHARD = 256
 _FORMAT = "2"
-_UNITS = pa.field("element", pa.int16(), nullable=False)
-_SCHEMA = pa.schema(
-    [
-        pa.field("kept", pa.list_(_UNITS), nullable=False),
-        pa.field("ratio", pa.float64(), nullable=False),
-        pa.field("nll", pa.float64(), nullable=False),
-        pa.field("kl", pa.float64()),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("seconds", pa.float64(), nullable=False),
-    ]
-)
+_LARGEST_SHORT = 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -72,6 +62,7 @@ class LabelStore:
     def __init__(self, folder: Path, signature: str, units: Sequence[int]) -> None:
         self.folder, self.signature, self.units = folder, signature, units
         (folder / "claims").mkdir(parents=True, exist_ok=True)
+        self._schema = _schema(units)
         self._start_shard()
         self._rows: dict[tuple[int, ...], LabelRow] = {}
         self._seen: dict[Path, tuple[int, int, int]] = {}
@@ -154,7 +145,7 @@ class LabelStore:
         self._shard = self.folder / f"{uuid.uuid4().hex}.parquet"
 
     def _write(self, rows: Sequence[LabelRow], path: Path) -> None:
-        table = pa.Table.from_pylist([vars(row) for row in rows], schema=_SCHEMA)
+        table = pa.Table.from_pylist([vars(row) for row in rows], schema=self._schema)
         metadata = {**self._identity, "sha256": _checksum(table)}
         parquet.write_table(table.replace_schema_metadata(metadata), path)
 
@@ -170,7 +161,7 @@ class LabelStore:
             return self._skip(path, "is corrupt")
         if not self._identity.items() <= metadata.items():
             return self._skip(path, "belongs to other labels or another version")
-        if metadata.get("sha256") != checksum or not table.schema.equals(_SCHEMA):
+        if metadata.get("sha256") != checksum or not table.schema.equals(self._schema):
             return self._skip(path, "is corrupt")
         rows = [LabelRow(**{**row, "kept": tuple(row["kept"])}) for row in table.to_pylist()]
         if not all(self._fits(row.kept) for row in rows):
@@ -189,6 +180,20 @@ class LabelStore:
     def _skip(self, path: Path, reason: str) -> list[LabelRow]:
         warning(f"the shard {path} {reason}: it is skipped, and its policies are labelled again.")
         return []
+
+
+def _schema(units: Sequence[int]) -> pa.Schema:
+    number = pa.int16() if max(units) <= _LARGEST_SHORT else pa.int32()
+    return pa.schema(
+        [
+            pa.field("kept", pa.list_(pa.field("element", number, nullable=False)), nullable=False),
+            pa.field("ratio", pa.float64(), nullable=False),
+            pa.field("nll", pa.float64(), nullable=False),
+            pa.field("kl", pa.float64()),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("seconds", pa.float64(), nullable=False),
+        ]
+    )
 
 
 def _checksum(table: pa.Table) -> str:

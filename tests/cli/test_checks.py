@@ -183,12 +183,13 @@ def test_what_is_wrong_is_named(
         ("static", "ratios=[0.3]"),
         ("static", "dynamic.polish.children=8"),
         ("dynamic", "ratio=0.3"),
+        ("dynamic", "++ratio=0.3"),
         ("dynamic", "agent.polish.generations=3"),
         ("chain", "dynamic.stride=2"),
     ],
 )
 def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> None:
-    key = word.split("=")[0]
+    key = word.lstrip("+").split("=")[0]
     with pytest.raises(PPFError, match=f"mode={mode} does not read {key}: leave it out"):
         check_read(mode, ["seed=1", word])
     check_read(mode, [f"mode={mode}", "search.rounds=3", "search.tolerance=0.1"])

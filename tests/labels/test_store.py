@@ -39,6 +39,11 @@ def test_non_finite_labels_are_stored(tmp_path: Path) -> None:
     assert one_site(tmp_path).labels(torch.tensor([[1]]), "sampler").nll.isinf().all()
 
 
+def test_sites_may_have_more_units_than_16_bits_hold(tmp_path: Path) -> None:
+    LabelStore(tmp_path, "a", units=[53_248, 2]).add(row(50_000, 1))
+    assert (50_000, 1) in LabelStore(tmp_path, "a", units=[53_248, 2])
+
+
 def test_a_corrupt_shard_is_reported_and_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
