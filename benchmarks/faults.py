@@ -150,7 +150,7 @@ def kills(
                 commands = new()
                 process = commands.start(script, *overrides)
                 assert process.stdout is not None
-                process.stdout.readline()  # after the imports
+                any("loading PyTorch" not in line for line in process.stdout)  # after the imports
                 time.sleep(chance.uniform(0, seconds))
                 process.send_signal(signal.SIGKILL)
                 process.communicate()

@@ -25,6 +25,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 """A pruning ratio: share of a cost that is saved."""
 Positives = Annotated[Sequence[Positive], Field(min_length=1)]
@@ -33,6 +34,7 @@ Interval = Annotated[
     list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(_ascending)
 ]
 """[lowest, highest]."""
+Ratios = Annotated[list[Ratio], Field(min_length=1), AfterValidator(_ascending)]
 RatioInterval = Annotated[
     list[Ratio], Field(min_length=2, max_length=2), AfterValidator(_ascending)
 ]

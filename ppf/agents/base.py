@@ -73,8 +73,13 @@ class Objective:
     def gain(
         self, cost: Float[Tensor, " batch"], ratio: Float[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
-        """Predicted log-perplexity of uniform pruning minus the cost, nats per token."""
-        return self.predictor.predict(uniform(self.space, ratio)).mean - cost
+        """Predicted log-perplexity of uniform pruning minus the cost, nats per token.
+
+        It is limited to ±20, since predictor=oracle may measure infinite losses; NaN counts as
+        -20.
+        """
+        gain = self.predictor.predict(uniform(self.space, ratio)).mean - cost
+        return gain.nan_to_num(-_LARGEST_GAIN).clamp(-_LARGEST_GAIN, _LARGEST_GAIN)
 
     def ratios(self, batch: int) -> Float[Tensor, " batch"]:
         """The objective's ratio, repeated for each policy."""
@@ -300,6 +305,7 @@ def predictions(
 
 
 _BANDS = (0.0, 0.15, 0.3, 0.45, 0.6, 1.0)
+_LARGEST_GAIN = 20.0  # nats per token
 _ROUNDING = 1e-9  # rounding error of ratios
 
 

@@ -61,7 +61,7 @@ class CMAES(Agent):
             asked = [optimizer.ask() for _ in range(self.children)]
             deviation = torch.from_numpy(np.stack(asked)).to(objective.device)
             drawn = objective.policy(deviation, ratio)
-            cost = objective.cost(drawn)
+            cost = objective.cost(drawn).nan_to_num(torch.inf, torch.inf)
             optimizer.tell(list(zip(asked, cost.tolist(), strict=True)))
             best = Candidates.merge(best, Candidates(drawn, cost)).best(self.elites)
             if generation % self.report_every == 0:

@@ -60,7 +60,7 @@ class Learner(Agent):
 
     Args:
         iterations: largest number of iterations.
-        patience: iterations without a better mean gain before training stops.
+        patience: training stops after more than this many iterations without a better mean gain.
         elites: best policies that are kept.
         report_every: iterations between two reports.
         threads: see `Agent`.

@@ -16,7 +16,7 @@ from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.agents.networks import greedy_actions, play, state_critic, stochastic_actor
-from ppf.ranges import Count, NonNegative, Positive, Share
+from ppf.ranges import Count, NonNegative, Positive, PositiveShare, Share
 
 
 class PPO(Learner):
@@ -47,7 +47,7 @@ class PPO(Learner):
         minibatches: Count,
         lr: Positive,
         lmbda: Share,
-        clip: Positive,
+        clip: PositiveShare,
         entropy: NonNegative,
         critic: NonNegative,
         grad_norm: Positive,

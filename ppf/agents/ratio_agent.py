@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ppf.artefacts import draft
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.agent import FORMAT, WEIGHTS, AgentRecord
@@ -63,7 +64,8 @@ class RatioAgent:
     def save(self, folder: Path) -> Path:
         """Writes agent.json and a file of weights; returns the path of agent.json."""
         names = ("knots", "widths", "mean", "std")
-        save_file({name: getattr(self, name).contiguous() for name in names}, folder / WEIGHTS)
+        with draft(folder / WEIGHTS) as file:
+            save_file({name: getattr(self, name).contiguous() for name in names}, file)
         content = {
             "format": FORMAT,
             **self.record,
@@ -73,7 +75,8 @@ class RatioAgent:
             "weights": WEIGHTS,
         }
         path = folder / FILE
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with draft(path) as file:
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
 
     def _checked(self, ratio: float) -> float:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from ppf.cli.checks import check
 from ppf.cli.launch import check_launch
-from ppf.cli.outcome import Outcome, finished, is_multirun, write
+from ppf.cli.outcome import Outcome, discard_outdated, finished, is_multirun, write
 from ppf.cli.plan import show_plan
 from ppf.conf import SECRET
 from ppf.context.signatures import plain
@@ -73,7 +73,7 @@ def run(name: str, cfg: DictConfig) -> float | None:
     """
     found: Command = importlib.import_module(f"ppf.cli.{name}").main
     plan = cfg.get("plan")
-    with _tidied(cfg):
+    with _tidied(name, cfg):
         _check(name, cfg, found)
         if plan:
             show_plan(cfg)
@@ -85,13 +85,15 @@ def run(name: str, cfg: DictConfig) -> float | None:
         other = "" if made_by == version() else f" (version: {made_by})"
         say(f"Already finished: {cfg.paths.run}{other}")
         return done["metric"]
+    if is_multirun():
+        discard_outdated(name, cfg)
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)
     fabric = instantiate(cfg.fabric)
     # Fabric has set the rank by now: only rank 0's loggers write.
     folder = Path(cfg.paths.run)
     logged = {key: value for key, value in plain(cfg).items() if key not in SECRET}
-    with _tidied(cfg), open_loggers(cfg.logger, folder, logged) as loggers:
+    with _tidied(name, cfg), open_loggers(cfg.logger, folder, logged) as loggers:
         fabric.loggers.extend(loggers)
         launch(fabric)
         share_run_folder(cfg, fabric)
@@ -105,16 +107,18 @@ def run(name: str, cfg: DictConfig) -> float | None:
 
 
 @contextmanager
-def _tidied(cfg: DictConfig) -> Iterator[None]:
+def _tidied(name: str, cfg: DictConfig) -> Iterator[None]:
     """A context that removes the run's folders after an error, if they hold no results."""
     try:
         yield
     except Exception:
-        if not is_multirun():  # whose report counts the jobs that did not finish
+        if not is_multirun():
             discard(Path(cfg.paths.run))
             if "out" in cfg:
                 with suppress(OSError):  # there is none, or it is not empty
                     Path(cfg.out).rmdir()
+        elif not cfg.get("plan"):  # the multirun's report counts the jobs without results
+            discard_outdated(name, cfg)
         raise
 
 

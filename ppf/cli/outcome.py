@@ -1,6 +1,7 @@
 """run.json: the result of a run. A multirun does not repeat a job whose folder has one."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ def finished(command: str, cfg: DictConfig) -> dict[str, Any] | None:
     except PPFError:
         return None
     return found if found["config"] == _identity(command, cfg) else None
+
+
+def discard_outdated(command: str, cfg: DictConfig) -> None:
+    """Removes the run.json in a job's folder unless this config has left it."""
+    with suppress(Exception):  # a config that fails its check may have no signature
+        if finished(command, cfg):
+            return
+    (Path(cfg.paths.run) / FILE).unlink(missing_ok=True)
 
 
 def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> None:

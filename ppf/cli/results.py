@@ -243,7 +243,7 @@ def _pareto(context: PruningContext, costs: DictConfig, labels: Labels, found: F
     budgets = (costs.x, costs.y)
     every = _with_measured(labels, found)
     share = torch.stack([saved(context, budget, every.kept) for budget in budgets], 1)
-    nll = every.nll.double().nan_to_num(torch.inf)
+    nll = every.nll.double().nan_to_num(torch.inf, torch.inf)
     chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()
     pairs = [(first, second) for first, second in share.tolist()]
     names = (str(budgets[0].name), str(budgets[1].name))

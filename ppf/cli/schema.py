@@ -20,6 +20,7 @@ from ppf.ranges import (
     Positive,
     Ratio,
     RatioInterval,
+    Ratios,
     Seed,
     Several,
     Share,
@@ -253,7 +254,7 @@ class SearchConfig(FitConfig):
     pareto: ParetoSection
     mode: Literal["static", "dynamic", "chain"]
     ratio: Ratio
-    ratios: Annotated[list[Ratio], Field(min_length=1)]
+    ratios: Ratios
     report_test: bool
     sequential: bool
     search: RoundsSection
@@ -320,7 +321,7 @@ class RecoverConfig(RunConfig):
     sequential: bool
     report_test: bool
     dtype: Dtype
-    ratios: Annotated[list[Ratio], Field(min_length=1)]
+    ratios: Ratios
     elastic: ElasticSection
     recovery: RecoverySection
     trainer: Component

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,23 @@ class SweepReport(Callback):
     """Prints which job begins, and at the end the table of all of them.
 
     Attributes:
-        earlier: job folders of earlier multiruns, and when their jobs began. The table leaves out
-            numbered ones that this multirun does not begin again.
+        multirun: identifier of this multirun, which each job stores when it begins.
     """
 
     def __init__(self) -> None:
-        self.earlier: dict[Path, int] = {}
+        self.multirun = uuid.uuid4().hex
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from ppf.report.sweep import begun
-
-        self.earlier = begun(Path(config.hydra.sweep.dir))
         logging.getLogger(_OPTUNA).setLevel(logging.CRITICAL)  # on_job_end tells of failed trials
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         from ppf.progress import say
+        from ppf.records.run import BEGUN_BY
 
         if config.hydra.mode == RunMode.MULTIRUN:
+            begun_by = Path(config.hydra.runtime.output_dir) / BEGUN_BY
+            begun_by.parent.mkdir(parents=True, exist_ok=True)
+            begun_by.write_text(self.multirun)
             say(f"\nJob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -47,17 +48,13 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Exits with code 1 if a job has not finished: Hydra would turn an error into a warning."""
         from ppf.progress import say
-        from ppf.report.sweep import begun
+        from ppf.report.sweep import finished_jobs, jobs_of
         from ppf.report.sweep_page import write_sweep
 
         folder = Path(config.hydra.sweep.dir)
-        jobs = begun(folder)
-        before = {job for job, time in self.earlier.items() if jobs.get(job) == time}
-        others = {job for job in before if job.name.isdigit()}
-        begun_now = [job for job in sorted(jobs) if job not in before]
-        left = [job for job in begun_now if not (job / "run.json").is_file()]
-        if any(file.parent not in others for file in folder.rglob("run.json")):
-            for name, path in write_sweep(folder, others).items():
+        left = [job for job in jobs_of(self.multirun, folder) if not (job / "run.json").is_file()]
+        if finished_jobs(folder):
+            for name, path in write_sweep(folder).items():
                 say(f"{name:<6}  {path}")
         if left:
             say(f"Jobs that did not finish: {len(left)}, the first in {left[0]}")

@@ -57,6 +57,8 @@ def evaluations_of_agent(cfg: DictConfig) -> int | None:
     agent = cfg.get("agent")
     if agent is None or not isinstance(predictor := unfitted(cfg.predictor), Oracle):
         return None
+    if agent.get("polish"):
+        return 0
     if "generations" not in agent:
         return _rounds(cfg) * agent.get("evaluations", 0)
     children, whole = agent.children, cfg.text.windows.labelling or MANY

@@ -121,11 +121,14 @@ def _model_folder(path: str) -> str:
 
 
 def model_identity(cfg: DictConfig) -> dict[str, Any]:
-    """What identifies a model; a local folder is identified by the content of its files."""
+    """What identifies a model; of a local folder, the contents of its files.
+
+    Files in subfolders do not count, since transformers does not read them.
+    """
     model, cache = cfg.model, Path(cfg.paths.cache)
     if model.path:
         folder = Path(_model_folder(model.path))
-        return {"files": contents(folder, cache, MODEL_FILES)}
+        return {"files": contents(folder, cache, MODEL_FILES, subfolders=False)}
     return {"source": _source(plain(model.source), cache) if model.source else None}
 
 
@@ -183,15 +186,18 @@ def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:
     return with_code(found, cache)
 
 
-def contents(folder: Path, cache: Path, suffixes: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    """Names and digests of a folder's files, those of its subfolders included.
+def contents(
+    folder: Path, cache: Path, suffixes: tuple[str, ...] = (), *, subfolders: bool = True
+) -> list[tuple[str, str]]:
+    """Names and digests of a folder's files.
 
     Args:
         suffixes: of the files that count; empty: all files.
+        subfolders: whether files in subfolders count.
     """
     files = sorted(
         path
-        for path in folder.rglob("*")
+        for path in folder.glob("**/*" if subfolders else "*")
         if path.is_file() and (not suffixes or path.suffix in suffixes)
     )
     return [(str(path.relative_to(folder)), digest(path, cache)) for path in files]

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ppf.space import Space
 
-_SHARED = 0.25  # share of the layers that all policies of a group prune alike
+SHARED = 0.25
+"""Share of the layers, the first ones, in which all policies of a group have equal widths."""
 MOST = 8
 """Largest number of policies in a group; larger groups share their first layers by chance."""
 
@@ -23,7 +24,7 @@ def groups(space: Space, kept: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"
         space: the space of the policies.
         kept: the policies.
     """
-    first = torch.tensor([site.layer < _SHARED * space.layers for site in space.sites])
+    first = torch.tensor([site.layer < SHARED * space.layers for site in space.sites])
     prefix = kept[:, first]
     policy, group = (torch.unique(rows, dim=0, return_inverse=True)[1] for rows in (kept, prefix))
     whole = (prefix == space.units[first]).all(1)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.labels.groups import MOST
+from ppf.labels.groups import MOST, SHARED
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.ranges import Interval, NonNegative, RatioInterval, Share
 from ppf.records import read
@@ -224,7 +224,7 @@ class SharedPrefix(Sampler):
         depths: for each member after the first, the share of the layers that it copies.
 
     Raises:
-        PPFError: there are too many `depths`.
+        PPFError: there are too many `depths`, or one is too small.
     """
 
     def __init__(self, of: Sampler, depths: Sequence[Share]) -> None:
@@ -232,6 +232,11 @@ class SharedPrefix(Sampler):
             raise PPFError(
                 f"sampler.depths has {len(depths)} entries: give at most {MOST - 1}, because folds"
                 " and bootstrap samples do not recognise larger groups."
+            )
+        if any(0 < depth < SHARED for depth in depths):
+            raise PPFError(
+                f"sampler.depths has values between 0 and {SHARED}: give 0 or at least {SHARED},"
+                " because folds and bootstrap samples do not recognise groups that share less."
             )
         self.of, self.depths = of, [0.0, *depths]
 

@@ -93,7 +93,7 @@ class TrustRegion:
 
     def grow(self) -> None:
         """Widens the region by one step, at most to a radius of 1."""
-        if self.radius >= 1:
+        if self.radius >= 1 or self.widen == 1:
             return
         self.radius = min(self.widen * self.radius, 1.0)
         reach = (

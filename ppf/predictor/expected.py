@@ -59,7 +59,8 @@ class ExpectedLoss:
         length: correlation length of the sites' weights, in layers.
         span: lengthscale of the removed shares.
         noise: initial standard deviation of the noise of the logarithm.
-        deviation: standard deviation of the priors on the logarithms of scales, span and noise.
+        deviation: standard deviation of the priors on the logarithms of scales, span and the
+            variance of the noise.
         steps: optimizer steps of their fit.
         fewest: measured policies at which the calibration of intervals starts.
 

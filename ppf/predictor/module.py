@@ -84,6 +84,7 @@ class PredictorModule(LightningModule):
         self.dense_nll, self.optimizer = dense_nll, optimizer
         self.weight_decay, self.knee, self.huber = weight_decay, knee, huber
         self.limit = math.asinh(catastrophic / knee)
+        self.largest = max(_LARGEST, self.limit + 1)
         sites = Space.restore(space)
         self.encoder = _build(encoder, Encoder, sites, SiteFeatures.restore(sites, features))
         self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
@@ -143,7 +144,7 @@ class PredictorModule(LightningModule):
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
-        mean = self._corrected(kept, self.encoder.relaxed)[0].mean(0).clamp(max=_LARGEST)
+        mean = self._corrected(kept, self.encoder.relaxed)[0].mean(0).clamp(max=self.largest)
         return self.dense_nll + self.knee * torch.sinh(mean)
 
     @torch.no_grad()
@@ -260,7 +261,7 @@ class PredictorModule(LightningModule):
     def _in_nats(
         self, mean: Float[Tensor, " batch"], variance: Tensor, widening: Tensor
     ) -> Prediction:
-        mean = mean.clamp(max=_LARGEST)
+        mean = mean.clamp(max=self.largest)
         std = variance.clamp(min=_SMALLEST**2).sqrt()
         return Prediction(
             self.dense_nll + self.knee * torch.sinh(mean),
@@ -327,6 +328,6 @@ def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
     return made(*inputs, **arguments)
 
 
-_LARGEST = 5.0  # transformed excess; keeps sinh finite
+_LARGEST = 5.0  # transformed excess; keeps sinh finite, unless the catastrophic limit is higher
 _SMALLEST = 1e-6  # transformed error; keeps intervals wider than zero where a fit is exact
 _MAD = 1.4826  # standard deviation over median absolute error of a Gaussian

@@ -77,12 +77,15 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
 def with_intervals(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str, float]:
     """The scores, and the ends of their 90 % bootstrap intervals as "name_low" and "name_high".
 
-    Groups are resampled, because policies that share layers have similar errors.
+    Groups are resampled, because policies that share layers have similar errors. A part of the
+    ratios with a single group gets no intervals.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13.
     """
     found = scores(rows, bands, dense_nll)
     for ending, part in _parts(rows, bands):
+        if len(part.group.unique()) < 2:
+            continue
         for name, draws in _scores(part, dense_nll, _resampled(part.group)).items():
             finite = draws[draws.isfinite()]
             if name + ending in found and len(finite):

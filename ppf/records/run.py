@@ -6,6 +6,9 @@ from pydantic import StringConstraints
 
 from ppf.records.values import Number, Record, Word
 
+BEGUN_BY = ".hydra/multirun"
+"""File in a job's folder with the identifier of the multirun that began the job last."""
+
 
 class RunRecord(Record):
     """The contents of a run.json.

@@ -1,7 +1,7 @@
 """The results of a multirun: read from the run.json of each job, as rows and as a table."""
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ppf.errors import PPFError
 from ppf.records import read
-from ppf.records.run import RunRecord
+from ppf.records.run import BEGUN_BY, RunRecord
 from ppf.report.scores import decimal, duration
 from ppf.report.tables import Cell, Column, Table, error, interval
 
@@ -117,16 +117,13 @@ class Group:
         return str(Table(columns, [[cell for (cell,) in cells]]).shown.rows[0][0])
 
 
-def read_sweep(folder: Path, without: Container[Path] = ()) -> Sweep:
-    """Reads all finished jobs in a folder and its sub-folders.
-
-    Args:
-        without: folders of jobs that are left out.
+def read_sweep(folder: Path) -> Sweep:
+    """Reads all finished jobs in a folder and its sub-folders; see `finished_jobs`.
 
     Raises:
         PPFError: no job has finished, or a run.json is damaged.
     """
-    files = sorted(file for file in folder.rglob("run.json") if file.parent not in without)
+    files = finished_jobs(folder)
     if not files:
         raise PPFError(f"{folder} has no finished job (no run.json): give a multirun's folder.")
     jobs = [read(file, RunRecord, "delete it and run its job again") for file in files]
@@ -164,10 +161,32 @@ def multirun(folder: Path) -> tuple[str, list[str]] | None:
     return str(hydra.job.name), [*hydra.overrides.task, *own]
 
 
-def begun(folder: Path) -> dict[Path, int]:
-    """Folders of jobs that began, and when they last did, in nanoseconds."""
-    files = folder.rglob(".hydra/overrides.yaml")
-    return {file.parent.parent: file.stat().st_mtime_ns for file in files}
+def finished_jobs(folder: Path) -> list[Path]:
+    """The run.json of each finished job in a folder and its sub-folders.
+
+    A job whose folder is only a number counts if the last multirun in that place began it:
+    otherwise, its overrides are those of another multirun.
+    """
+    return [file for file in sorted(folder.rglob("run.json")) if _is_current(file.parent)]
+
+
+def _is_current(job: Path) -> bool:
+    if not job.name.isdigit():
+        return True
+    beside = job.parent.glob(f"*/{BEGUN_BY}")
+    last = max(beside, key=lambda file: file.stat().st_mtime_ns, default=None)
+    return last is None or _begun_by(job) == last.read_text()
+
+
+def jobs_of(multirun: str, folder: Path) -> list[Path]:
+    """Folders of the jobs that a multirun began, whether they have finished or not."""
+    jobs = (file.parent.parent for file in sorted(folder.rglob(BEGUN_BY)))
+    return [job for job in jobs if _begun_by(job) == multirun]
+
+
+def _begun_by(job: Path) -> str | None:
+    file = job / BEGUN_BY
+    return file.read_text() if file.is_file() else None
 
 
 def sweep_table(sweep: Sweep) -> Table:

@@ -1,7 +1,7 @@
 """The files of a multirun: rows, the table, a plot, and a page with both."""
 
 import shlex
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -24,11 +24,8 @@ _MOST = 40  # jobs in a plot without ratios
 _SIZE = "matrices_mib"  # figure of searches whose budget counts bytes
 
 
-def write_sweep(folder: Path, without: Container[Path] = ()) -> dict[str, Path]:
+def write_sweep(folder: Path) -> dict[str, Path]:
     """Writes results.json, results.md, results.png and report.html, and prints the table.
-
-    Args:
-        without: folders of jobs that are left out.
 
     Returns:
         The files, by their purpose.
@@ -36,7 +33,7 @@ def write_sweep(folder: Path, without: Container[Path] = ()) -> dict[str, Path]:
     Raises:
         PPFError: as for `read_sweep`.
     """
-    sweep = read_sweep(folder, without)
+    sweep = read_sweep(folder)
     names = {"rows": "results.json", "table": "results.md", "plot": "results.png"}
     paths = {purpose: folder / name for purpose, name in names.items()}
     paths["report"] = folder / "report.html"

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from ppf.agents import Agent, Candidates, Objective, Run
 from ppf.agents.learner import Training
+from ppf.predictor.protocol import Prediction
 from ppf.pruning.allocation import ObsGlobal
-from ppf.space import project
-from tests.agents.synthetic import Log, agent, layered, one_process, quadratic
+from ppf.space import Space, project
+from tests.agents.synthetic import Log, Quadratic, agent, layered, one_process, quadratic
 
 EVALUATIONS = 4096
 OFF_POLICY = {"episodes": 16, "iterations": 5, "warmup": 2, "updates": 4}
@@ -145,6 +146,28 @@ def test_training_stops_early(name: str) -> None:
     assert len(log) < 100
     rewards = [metrics["reward"] for _, metrics in log]
     assert rewards[-1] <= max(rewards[:-1])
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce", "cmaes"])
+@pytest.mark.parametrize("loss", [torch.inf, torch.nan])
+def test_policies_without_a_finite_loss_do_not_stop_an_agent(name: str, loss: float) -> None:
+    objective = quadratic(layered(2))
+    objective = replace(objective, predictor=Broken(objective.space, loss))
+    found = few(name).search(objective, Run(one_process(), Log(), 0))
+    assert found.cost[0] < 4
+    assert (found.kept >= 0).all() and (found.kept <= objective.space.units).all()
+
+
+class Broken(Quadratic):
+    """Policies that keep an even number of units at the last site have no finite loss."""
+
+    def __init__(self, space: Space, loss: float) -> None:
+        super().__init__(space, 0.3)
+        self.loss = loss
+
+    def predict(self, kept: Tensor) -> Prediction:
+        mean, std = super().predict(kept)
+        return Prediction(mean.masked_fill(kept[:, -1] % 2 == 0, self.loss), std)
 
 
 def test_a_rule_proposes_only_its_own_policy() -> None:

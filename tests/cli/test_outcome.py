@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 import ppf
-from ppf.cli.outcome import Outcome, finished, write
+from ppf.cli.outcome import Outcome, discard_outdated, finished, write
 
 
 @cache
@@ -37,6 +37,13 @@ def test_a_record_tells_what_was_found(done: Path) -> None:
     assert found is not None and found["metric"] == 3.5
     assert found["version"].startswith(ppf.__version__)
     assert found["figures"] == [{"ratio": 0.3, "test_ppl": None}]  # infinity is no JSON
+
+
+def test_the_record_of_another_config_is_removed(done: Path) -> None:
+    discard_outdated("search", config(done))
+    assert (done / "run.json").is_file()
+    discard_outdated("search", config(done, "ratio=0.4"))
+    assert not (done / "run.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The table of a multirun has the multirun's own jobs."""
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,39 +10,57 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ppf.cli.sweep import SweepReport
+from ppf.report.sweep_page import write_sweep
 from tests.report.test_sweep import job
 
 
-def begin(folder: Path, seconds: int) -> None:
-    file = folder / ".hydra" / "overrides.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch()
-    os.utime(file, (seconds, seconds))
+def multirun(folder: Path) -> tuple[SweepReport, Callable[[str], None]]:
+    """A multirun that has begun, and what begins one of its jobs."""
+    report = SweepReport()
+    report.on_multirun_start(OmegaConf.create({}))
+
+    def begin(name: str) -> None:
+        job = {"runtime": {"output_dir": str(folder / name)}, "job": {"num": 0}}
+        own = {"mode": RunMode.MULTIRUN, "overrides": {"task": []}, **job}
+        report.on_job_start(OmegaConf.create({"hydra": own}))
+
+    return report, begin
+
+
+def end(report: SweepReport, folder: Path) -> None:
+    report.on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}}))
 
 
 def test_numbered_jobs_of_an_earlier_longer_multirun_are_left_out(tmp_path: Path) -> None:
+    _, begin = multirun(tmp_path)
     for name in ("0", "1", "2", "seed-1"):
         if name != "2":  # which was killed
             job(tmp_path, [name], {"nmse": 0.5})
-        begin(tmp_path / name, 100)
-    report, config = SweepReport(), OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    report.on_multirun_start(config)
-    begin(tmp_path / "0", 200)
-    report.on_multirun_end(config)
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert {row["job"] for row in rows} == {"0", "seed-1"}
+        begin(name)
+    report, begin = multirun(tmp_path)
+    begin("0")
+    end(report, tmp_path)
+    assert jobs(tmp_path) == {"0", "seed-1"}
+    write_sweep(tmp_path)  # as python -m ppf.report sweep does
+    assert jobs(tmp_path) == {"0", "seed-1"}
 
 
-def test_a_job_that_failed_in_an_earlier_multirun_fails_no_later_one(tmp_path: Path) -> None:
-    begin(tmp_path / "ratio-1.5", 100)
-    report, config = SweepReport(), OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    report.on_multirun_start(config)
+def jobs(folder: Path) -> set[str]:
+    return {row["job"] for row in json.loads((folder / "results.json").read_text())["rows"]}
+
+
+def test_only_jobs_of_this_multirun_fail_it(tmp_path: Path) -> None:
+    earlier, begin = multirun(tmp_path)
+    begin("ratio-1.5")
+    report, begin = multirun(tmp_path)
     job(tmp_path, ["ratio-0.3"], {"nmse": 0.5})
-    begin(tmp_path / "ratio-0.3", 200)
-    report.on_multirun_end(config)
-    begin(tmp_path / "ratio-0.4", 300)
+    begin("ratio-0.3")
+    end(report, tmp_path)
+    with pytest.raises(SystemExit):  # it may run at the same time
+        end(earlier, tmp_path)
+    begin("ratio-0.4")
     with pytest.raises(SystemExit):
-        report.on_multirun_end(config)
+        end(report, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,15 @@ def test_tokenizers_tell_models_apart(cache: str, tmp_path: Path) -> None:
     assert signatures(cfg).labels != before.labels
 
 
+def test_files_beside_a_model_in_a_folder_of_their_own_do_not_count(
+    cache: str, tmp_path: Path
+) -> None:
+    cfg = tiny_folder(cache, tmp_path / "model")
+    before = signatures(cfg)
+    shutil.copytree(tmp_path / "model", tmp_path / "model" / "pruned")
+    assert signatures(cfg) == before
+
+
 def test_texts_with_different_middles_have_other_names(config: DictConfig, tmp_path: Path) -> None:
     cfg, file = config.copy(), tmp_path / "text.txt"
     cfg.text.path, cfg.paths.cache = str(file), str(tmp_path)

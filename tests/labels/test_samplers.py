@@ -188,6 +188,8 @@ def test_an_agent_of_another_space_is_refused(tiny: TinySetup) -> None:
 def test_groups_that_folds_would_not_recognise_are_refused() -> None:
     with pytest.raises(PPFError, match="sampler.depths has 8 entries: give at most 7"):
         SharedPrefix(profiles(), depths=[0.5] * 8)
+    with pytest.raises(PPFError, match="give 0 or at least 0.25"):
+        SharedPrefix(profiles(), depths=[0.1])
 
 
 @pytest.mark.parametrize("name", ["rough", "smooth", "sensitivities", "rules", "mixture"])

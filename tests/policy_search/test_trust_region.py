@@ -78,6 +78,14 @@ def test_the_region_widens_if_intervals_hold(measured: list[float], radius: floa
     assert wide.radius == radius
 
 
+def test_a_region_that_must_not_grow_is_not_said_to_grow(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fixed = replace(region(), widen=1)
+    fixed.grow()
+    assert fixed.radius == 0.4 and not capsys.readouterr().out
+
+
 def test_predictions_without_an_interval_count_as_held() -> None:
     wide, measured = region(), torch.tensor([3.6, 4.5, 4.6, 4.7])
     sure = replace(verified(measured), std=torch.zeros(4))

@@ -119,6 +119,12 @@ def test_every_score_has_an_interval_around_it() -> None:
     assert "policies_low" not in found
 
 
+def test_one_group_has_no_interval() -> None:
+    rows = random_rows(4, 4)
+    found = with_intervals(rows._replace(group=torch.zeros(4, dtype=torch.long)), [], 3.0)
+    assert "mae" in found and "mae_low" not in found
+
+
 def test_a_mean_has_the_interval_of_its_standard_error() -> None:
     rows = random_rows(400, 400)
     found = with_intervals(rows, [], dense_nll=3.0)
