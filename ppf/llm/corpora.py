@@ -4,13 +4,15 @@ import bz2
 import importlib.util
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
+from unittest.mock import patch
 
 import datasets
 import pyarrow as pa
+from fsspec.registry import _registry, known_implementations
 from pyarrow import parquet
 
 from ppf.artefacts import get_or_make
@@ -27,6 +29,10 @@ _END_MATTER = re.compile(
     r"\n==+ *(references|notes|footnotes|external links|further reading|see also|bibliography)"
     r" *==.*",
     re.IGNORECASE | re.DOTALL,
+)
+_FILE_SYSTEMS = (  # of fsspec; none of these runs code of what it reads
+    *("file", "local", "hf", "http", "https"),
+    *("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"),
 )
 _MARKUP = re.compile(
     r"\[\[|\]\]|\{\{|\}\}|\{\||</?ref|\|thumb"
@@ -88,23 +94,19 @@ def hub(
         revision: branch, tag or commit of the hub's repository; None: its main branch.
 
     Raises:
-        PPFError: the data set cannot be reached, is damaged, is a pickle, or has no such column of
-            text.
+        PPFError: the data set cannot be reached, is damaged, is a pickle, names files on a file
+            system that can run code of what it reads, or has no such column of text.
     """
     if path == "pandas":  # a loader of `datasets` for pickles, which can run code
         raise PPFError(
             "text.source.path=pandas reads pickles, which can run code: give text.path=FILE."
         )
-    if unsafe := next(filter(_unsafe, (path, *_names(data_files))), None):
-        raise PPFError(
-            f"text.source reads files, the hub and web addresses, not '{unsafe}': give"
-            " text.source.path=FOLDER, or any file with text.path=FILE."
-        )
     try:
-        stream = datasets.load_dataset(
-            path, name, split=split, data_files=data_files, revision=revision, streaming=True
-        )
-        rows = [row[column] for row in stream.take(limit)]
+        with _file_systems():
+            stream = datasets.load_dataset(
+                path, name, split=split, data_files=data_files, revision=revision, streaming=True
+            )
+            rows = [row[column] for row in stream.take(limit)]
     except Exception as error:  # `datasets` passes on any error of its readers
         raise PPFError(
             f"cannot read the data set '{path}' ({reason(error)}): give a local copy with"
@@ -113,19 +115,18 @@ def hub(
     return strings(rows, f"column '{column}' of '{path}'", "text.source.column")
 
 
-def _names(data_files: Any) -> Iterator[str]:
-    """All names of files in an argument `data_files` of `datasets.load_dataset`."""
-    if isinstance(data_files, str):
-        yield data_files
-    elif isinstance(data_files, Mapping | list | tuple):
-        parts = data_files.values() if isinstance(data_files, Mapping) else data_files
-        yield from chain.from_iterable(map(_names, parts))
+@contextmanager
+def _file_systems() -> Iterator[None]:
+    """A context in which fsspec knows only file systems that run no code of what they read.
 
-
-def _unsafe(name: str) -> bool:
-    """Whether a name chooses another file system, some of which can run code of what they read."""
-    scheme, _, rest = name.partition("://")
-    return "::" in name or (bool(rest) and scheme not in ("file", "hf", "http", "https"))
+    The README.md of a data set may name files on any file system. "reference://", for example,
+    fills in templates of the files that it reads, which can read this process's secrets.
+    """
+    with ExitStack() as stack:
+        for known in (known_implementations, _registry):
+            allowed = {name: value for name, value in known.items() if name in _FILE_SYSTEMS}
+            stack.enter_context(patch.dict(known, allowed, clear=True))
+        yield
 
 
 def wikitext(split: str, **source: Unpack[DataSet]) -> list[str]:

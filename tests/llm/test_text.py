@@ -1,10 +1,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from fsspec.implementations.reference import ReferenceFileSystem
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.conf import read_option
@@ -307,8 +309,24 @@ def test_a_damaged_data_set_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["reference::http://host/a.json", "memory://a.json"])
 def test_other_file_systems_are_refused(file: str) -> None:
-    with pytest.raises(PPFError, match=f"web addresses, not '{file}'"):
+    with pytest.raises(PPFError, match="Protocol not known"):
         _ = text("c4", source={"path": "json", "data_files": {"train": [file]}}).parts
+
+
+def test_a_data_set_names_no_file_system_that_runs_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference file system fills in Jinja templates, which can read the environment."""
+    made: list[Any] = []
+    monkeypatch.setattr(ReferenceFileSystem, "__init__", lambda *given, **_: made.append(given))
+    (tmp_path / "refs.json").write_text('{"version": 1, "refs": {"c.txt": "text"}}')
+    files = f"reference://*.txt::{tmp_path}/refs.json"
+    card = f'---\nconfigs:\n- config_name: default\n  data_files: "{files}"\n---\n'
+    (tmp_path / "README.md").write_text(card)
+    source = {"path": str(tmp_path), "name": None}
+    with pytest.raises(PPFError, match="Protocol not known: reference"):
+        _ = text("wikitext2_raw", source=source, splits={"train": {"calibration": 1}}).parts
+    assert not made
 
 
 def test_a_missing_part_is_named(path: Path) -> None:
