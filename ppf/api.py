@@ -13,10 +13,11 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ppf.cli import prune as prune_command
+from ppf.cli import recover as recover_command
+from ppf.cli import search as search_command
 from ppf.cli.app import run
 from ppf.cli.explain import explain_config
-from ppf.cli.recover import check_given
-from ppf.cli.search import check_read
 from ppf.cli.studies import check_studies
 from ppf.context.policy import read_policy
 from ppf.context.signatures import plain, recorded
@@ -84,7 +85,7 @@ def search(
     """
     given = [*_written(({} if ratio is None else {"ratio": ratio}) | overrides)]
     cfg = _composed("search", [*_named(model), *given])
-    check_read(cfg.mode, given)
+    search_command.check_read(cfg.mode, given)
     saved = Path(cfg.model.path) if isinstance(model, PreTrainedModel) else None
     if isinstance(model, PreTrainedModel):
         _save(model, tokenizer, cfg.model.path)
@@ -116,8 +117,11 @@ def prune(
     Returns:
         `out`.
     """
-    given = {**_sources(policy, path, search), "ratio": ratio, "out": out, **overrides}
-    run("prune", _composed("prune", _written(given)))
+    sources = {**_sources(policy, path, search), "ratio": ratio, "out": out}
+    given = [*_written({**sources, **overrides})]
+    cfg = _composed("prune", given)
+    prune_command.check_read(cfg, given)
+    run("prune", cfg)
     return Path(out)
 
 
@@ -143,7 +147,7 @@ def recover(
     """
     given = [*_written({**_sources(policy, path, search), "out": out, **overrides})]
     cfg = _composed("recover", given)
-    check_given(cfg, given)
+    recover_command.check_read(cfg, given)
     run("recover", cfg)
     return Path(out)
 

@@ -13,9 +13,9 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ppf.cli.checks import check
+from ppf.cli.checks import check, refuse_unread
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Outcome, discard_outdated, finished, is_multirun, write
 from ppf.cli.plan import show_plan
@@ -26,7 +26,10 @@ from ppf.processes import launch
 from ppf.progress import say
 from ppf.ranks import Ranks
 from ppf.report.loggers import open_loggers
-from ppf.report.origin import version
+from ppf.report.origin import task_overrides, version
+
+# Keys that a file of the user's own replaces.
+_OF_SOURCES = ("text.source", "text.splits", "text.training.source", "text.training.splits")
 
 CommandTask = Callable[[DictConfig, Fabric], Outcome | None]
 """Does a command's work on the resolved config; None: there is nothing to tell."""
@@ -125,6 +128,8 @@ def _tidied(name: str, cfg: DictConfig) -> Iterator[None]:
 def _check(name: str, cfg: DictConfig, found: Command) -> None:
     """Checks everything that can be checked before the work starts."""
     check(name, cfg)
+    if OmegaConf.select(cfg, "text.path"):
+        refuse_unread("text.path=FILE", task_overrides(), _OF_SOURCES)
     if found.check_relations:
         found.check_relations(cfg)
     if "model" in cfg and not cfg.get("plan"):

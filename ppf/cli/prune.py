@@ -1,6 +1,6 @@
 """ppf-prune: writes a policy's model, for transformers or llama.cpp."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning import Fabric
@@ -8,13 +8,14 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
-from ppf.cli.checks import refuse_overwriting, refuse_overwriting_dense
+from ppf.cli.checks import refuse_overwriting, refuse_overwriting_dense, refuse_unread
 from ppf.cli.lineage import made, used
 from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.llm.loading import local_folder
 from ppf.progress import say
+from ppf.report.origin import task_overrides
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.prune import convert, prune
 from ppf.stages.prune_at import prune_at
@@ -40,7 +41,15 @@ def _check(cfg: DictConfig) -> None:
     else:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy, " and export=gguf or export=decilm")
+    check_read(cfg, task_overrides())
     refuse_overwriting_dense(cfg.out, record)
+
+
+def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
+    """Raises PPFError if an override changes a key that is not read with `path=` or `search=`."""
+    for key in ("path", "search"):
+        if cfg[key]:
+            refuse_unread(f"prune.py with {key}=", given, ["sequential"])
 
 
 @command(_check, one_process=True)

@@ -76,7 +76,7 @@ def _check(cfg: DictConfig) -> None:
             f" say how long the training is, and fabric= where it runs; only {', '.join(_TRAINER)}"
             " can be set."
         )
-    check_given(cfg, task_overrides())
+    check_read(cfg, task_overrides())
     refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:
         if cfg.dtype != "float32":
@@ -118,7 +118,7 @@ def _check(cfg: DictConfig) -> None:
         )
 
 
-def check_given(cfg: DictConfig, given: Iterable[str]) -> None:
+def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that is not read with what is recovered."""
     for key, unread in _UNREAD.items():
         if cfg[key]:

@@ -22,6 +22,7 @@ from ppf.context.signatures import (
     plain,
     text_identity,
     trainer_identity,
+    warn_of_shared_documents,
     with_code,
 )
 from ppf.errors import PPFError, out_of_memory
@@ -98,7 +99,8 @@ class RecoveryText:
     def check(self, _: Text, lm: LanguageModel) -> None:
         """Refuses too little text; see `EarlyCheck`."""
         self.windows(lm)
-        test_windows(self.cfg, lm)
+        if test_windows(self.cfg, lm):
+            warn_of_shared_documents(self.cfg, self.found_with)
 
     def windows(self, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
         """The windows of the parts training and validation.

@@ -13,6 +13,7 @@ from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import PartName, local_splits, spans
+from ppf.progress import warning
 from ppf.records.policy import ConfigRecord
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -152,6 +153,23 @@ def documents_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
     """What determines the documents of one part of a text, but not its windows."""
     windows = ("window", "windows", "bos")
     return {k: value for k, value in text_identity(cfg, part).items() if k not in windows}
+
+
+def warn_of_shared_documents(cfg: DictConfig, found_with: DictConfig) -> None:
+    """Warns if a policy may have been found with documents of the test part of `cfg.text`.
+
+    This is so if another seed or other splits divide the same source.
+
+    Args:
+        found_with: the config that the policy was found with.
+    """
+    own, other = (documents_identity(given, "test") for given in (cfg, found_with))
+    if own["source"] == other["source"] and own != other:
+        warning(
+            "the test part has other documents than in the search: the policy was found with some"
+            " of them, so its perplexity may be too low. Leave text.seed and text.splits as they"
+            " were in the search."
+        )
 
 
 def file_digest(path: str, key: str, cache: Path) -> str:

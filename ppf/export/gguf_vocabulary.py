@@ -99,7 +99,7 @@ def _tokens(
 
 def _write_byte_level(writer: gguf.GGUFWriter, parts: dict[str, Any], tokens: list[str]) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_split(parts["pre_tokenizer"]))
+    writer.add_tokenizer_pre(_split(parts["pre_tokenizer"] or {"type": "no pre-tokenizer"}))
     # llama.cpp requires at least one merge. That of two special tokens never applies.
     merges = parts["model"]["merges"] or [tokens[:2]]
     writer.add_token_merges([" ".join(pair) for pair in merges])

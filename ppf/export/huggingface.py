@@ -105,7 +105,8 @@ def export_recovered(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in start.iterdir():
-        if file.is_file() and ".safetensors" not in file.name:
+        weights_of_start = ".safetensors" in file.name or file.suffix == ".gguf"
+        if file.is_file() and not weights_of_start:
             shutil.copy(file, folder)
     weights = {name: tensor.to(dtype) for name, tensor in _weights(model.lm.model).items()}
     save_torch_state_dict(weights, folder, metadata={"format": "pt"})

@@ -101,6 +101,9 @@ def load(
         check_window(window, model_config)
     tokenizer = read_tokenizer(source, model_config)
     model = read_model(source, model_config, dtype).eval().requires_grad_(False)
+    # transformers leaves matrices untied if the checkpoint stores both, whatever its config says.
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    model.config.tie_word_embeddings = head.weight is embedding.weight
     layers = adapter.layers(model)
     if config.get("device_map"):
         devices = over_gpus(model, layers, device)

@@ -95,13 +95,13 @@ class Adapters(nn.Module):
         file, metadata, tensors = folder / FILE, *_read(folder / FILE)
         wrong = [key for key, value in origin.items() if metadata.get(key) != value]
         if wrong:
-            if wrong != ["compensation"]:
+            if wrong != ["compensation"] or "compensation" not in metadata:
                 raise PPFError(f"{file} was trained for another model, text or space: {_REMEDY}.")
             raise PPFError(
                 f"{file} was trained with the compensation {metadata['compensation']}, not"
                 f" {origin['compensation']}: give the bank.max_gib that its training used."
             )
-        rank = next((len(t) for name, t in tensors.items() if name.endswith(".down")), 1)
+        rank = next((len(t) for name, t in tensors.items() if name.endswith(".down") and t.ndim), 1)
         adapters = cls(pruner, rank, 1.0)
         adapters._fill(tensors, file)
         return adapters

@@ -26,7 +26,7 @@ from ppf.recovery.data import WindowSampler
 from ppf.recovery.module import NLL, TunedModule
 from ppf.recovery.settings import TrainingRun
 
-_CURVE, _LAST = "curve.json", "last.ckpt"
+_BEST, _CURVE, _LAST = "best.ckpt", "curve.json", "last.ckpt"
 
 
 def fit(
@@ -45,13 +45,13 @@ def fit(
     ranks, device = run.machine.ranks, next(module.parameters()).device
     with locked(finished) if ranks.is_global_zero else nullcontext():
         if ranks.is_global_zero:
-            for name in (_LAST, "best.ckpt", _CURVE):
+            for name in (_LAST, _BEST, _CURVE):
                 remove_drafts(run.folder / name)
         found = read_if_whole(finished, _result) if ranks.is_global_zero else None
         if ranks.broadcast(found is None):
             _train(module, _loaders(training, validation, run), run)
             if ranks.is_global_zero:
-                (run.folder / "best.ckpt").rename(finished)
+                (run.folder / _BEST).rename(finished)
                 (run.folder / _LAST).unlink()
         ranks.broadcast(None)  # the weights are stored
     weights, curve = found or _result(finished)
@@ -71,7 +71,8 @@ def _checkpoint(file: Path) -> dict[str, Any]:
 
 def _train(module: TunedModule, loaders: tuple[DataLoader, DataLoader], run: TrainingRun) -> None:
     last, ranks = run.folder / _LAST, run.machine.ranks
-    whole = ranks.is_global_zero and read_if_whole(last, _checkpoint) is not None
+    both = last, run.folder / _BEST
+    whole = ranks.is_global_zero and all(read_if_whole(x, _checkpoint) is not None for x in both)
     resumed = last if ranks.broadcast(whole) else None
     with quiet_trainer(), reusing_memory():
         _trainer(module, run).fit(module, *loaders, ckpt_path=resumed, weights_only=True)

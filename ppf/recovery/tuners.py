@@ -102,7 +102,7 @@ class Full(EndToEnd):
     """Trains all weights except the embeddings.
 
     Args:
-        embeddings: whether the input embeddings and the output head are trained too.
+        embeddings: whether embeddings (of positions too) and the output head are trained too.
     """
 
     def __init__(self, lr: Positive, embeddings: bool) -> None:
@@ -112,8 +112,10 @@ class Full(EndToEnd):
     def start(self, model: PreTrainedModel) -> None:
         model.requires_grad_(True)
         if not self.embeddings:
-            model.get_input_embeddings().requires_grad_(False)
             model.get_output_embeddings().requires_grad_(False)
+            for module in model.modules():  # OPT also has embeddings of positions
+                if isinstance(module, nn.Embedding):
+                    module.requires_grad_(False)
 
 
 class NormsAndBiases(EndToEnd):

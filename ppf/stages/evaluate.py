@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.context.policy import policy_config, read_policy, types_of
+from ppf.context.signatures import warn_of_shared_documents
 from ppf.evaluation.latency import speeds
 from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
 from ppf.evaluation.results import Evaluation, ModelResult
@@ -106,7 +107,8 @@ def evaluate_policy(
         PPFError: the model has changed since the search, or text or windows do not fit.
     """
     context = apply_policy(cfg, fabric, record)
-    text, tokenizer = _text(cfg, context.text), context.model.lm.tokenizer
+    text = _text(cfg, policy_config(record, cfg))
+    tokenizer = context.model.lm.tokenizer
     pieces = procedure.pieces(text, tokenizer)
     space, pruner, dtype = context.model.space, context.model.pruner, context.model.lm.dtype
     policies = {"PPF": (pruner.kept, types_of(space, record))}
@@ -140,8 +142,7 @@ def evaluate_folders(
     folders = [Path(local_folder(path, "path")) for path in paths]
     records = [_record(folder, cfg.trust_targets) for folder in folders]
     found = next(filter(None, records), None)
-    own = policy_config(found, cfg).text if found else default_text()
-    text = _text(cfg, build_text(own, cfg.paths.cache))
+    text = _text(cfg, policy_config(found, cfg) if found else None)
     pieces, results, first, same = list[Piece](), [], list[Piece](), True
     for name, folder, record in zip(names_of(paths), folders, records, strict=True):
         dtype, trust = resolve_dtype(cfg.dtype, fabric.device), cfg.trust_remote_code
@@ -174,9 +175,17 @@ def write_results(folder: Path, evaluation: Evaluation) -> Path:
     return path
 
 
-def _text(cfg: DictConfig, own: Text) -> Text:
+def _text(cfg: DictConfig, found_with: DictConfig | None) -> Text:
+    """The given text, or that of a policy.
+
+    Args:
+        found_with: the config that the policy was found with; None: there is no policy.
+    """
     given = OmegaConf.select(cfg, "text")
-    return build_text(given, cfg.paths.cache) if given else own
+    if given and found_with:
+        warn_of_shared_documents(cfg, found_with)
+    own = found_with.text if found_with else default_text()
+    return build_text(given or own, cfg.paths.cache)
 
 
 def _record(folder: Path, trusted: Collection[str]) -> dict[str, Any] | None:

@@ -44,6 +44,7 @@ def sentence(run: Run, script: str, *overrides: str, **more: str) -> str:
         ("search", "trainer=foo", "trainer=foo is unknown: give one of cpu, default, gpu."),
         ("search", "trainer=ddp", "is trained on one device: give fabric=ddp, which divides"),
         ("train", "trainer=slurm", "is trained on one device: give fabric=slurm, which divides"),
+        ("train", "text.splits.all.test=0.8", "text.path=FILE does not read text.splits.all.test"),
         ("search", "labels.cuont=3", "there is no key labels.cuont: do you mean labels.count?"),
         ("search", "hydra.run.dir=/proc/x", "cannot write /proc/x (No such file or directory)"),
         ("search", "fabric.accelerator=gpu", "fabric.accelerator=gpu fabric.devices=1 cannot be"),

@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 
+from ppf.cli import prune
 from ppf.cli.recover import main
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
@@ -98,6 +99,14 @@ def test_what_a_training_cannot_use(
     assert main.check_relations is not None
     with pytest.raises(PPFError, match=sentence):
         main.check_relations(cfg)
+
+
+@pytest.mark.parametrize("source", [["path=a"], ["search=a", "ratio=0.3"]])
+def test_prune_refuses_to_re_estimate_what_it_cannot(source: list[str]) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("prune", [*source, "paths.run=x"])
+    with pytest.raises(PPFError, match="= does not read sequential: leave it out"):
+        prune.check_read(cfg, ["sequential=true"])
 
 
 @pytest.mark.parametrize("given", [[], ["policy=a", "path=b"], ["search=a", "path=b"]])

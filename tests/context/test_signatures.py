@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ppf.artefacts import signature
 from ppf.context.recovery import RecoveryText, run_of
-from ppf.context.signatures import Signatures, signatures
+from ppf.context.signatures import Signatures, signatures, warn_of_shared_documents
 from ppf.labels.table import Labels
 from ppf.llm import load
 from ppf.recovery.settings import Machine, RecoverySettings
@@ -227,6 +227,19 @@ def test_tokenizers_tell_models_apart(cache: str, tmp_path: Path) -> None:
     file = tmp_path / "model" / "tokenizer.json"
     file.write_text(file.read_text(encoding="utf-8").replace("ByteLevel", "ByteLeveL"))
     assert signatures(cfg).labels != before.labels
+
+
+@pytest.mark.parametrize(
+    ("override", "warns"),
+    [("text.seed=1", True), ("text.window=64", False), ("text=wikitext2", False)],
+)
+def test_a_test_part_of_documents_of_the_search_is_told(
+    override: str, warns: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        found, other = (compose("search", ["paths.run=x", *own]) for own in ([], [override]))
+    warn_of_shared_documents(other, found)
+    assert ("its perplexity may be too low" in capsys.readouterr().out) == warns
 
 
 def test_files_beside_a_model_in_a_folder_of_their_own_do_not_count(

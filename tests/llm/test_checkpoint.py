@@ -85,6 +85,20 @@ def test_obsolete_tensors_of_old_checkpoints_are_accepted(
     loaded(tmp_path)
 
 
+@pytest.mark.parametrize(("factor", "tied"), [(1, True), (2, False)])
+def test_a_head_of_its_own_is_not_taken_for_a_tied_one(
+    tmp_path: Path, factor: int, tied: bool
+) -> None:
+    def add(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = factor * tensors["model.embed_tokens.weight"]
+
+    change(saved(tmp_path, "llama-groups-of-3-tied"), add)
+    model = loaded(tmp_path).model
+    assert model.config.tie_word_embeddings == tied
+    same = torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
+    assert same == tied
+
+
 def test_missing_tensors_are_named(folder: Path) -> None:
     change(folder, lambda tensors: [tensors.pop(n) for n in (LAYER, "model.norm.weight")])
     assert f"lacks {LAYER} and 1 more" in refusal(folder)

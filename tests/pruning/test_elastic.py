@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from ppf.errors import PPFError
@@ -105,6 +106,8 @@ def test_saved_adapters_come_back(tiny: TinySetup, tmp_path: Path) -> None:
             "LeastSquares, not Bias: give the bank.max_gib",
         ),
         (ORIGIN, b"nothing", "cannot be read"),
+        (ORIGIN, save({}, {"labels": "0123"}), "was trained for another model, text or space"),
+        (ORIGIN, save({"x.down": torch.tensor(1.0)}, ORIGIN), "does not fit the model"),
     ],
 )
 def test_other_adapters_are_refused(

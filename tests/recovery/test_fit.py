@@ -7,9 +7,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning import Fabric
+from torch.utils.data import DataLoader
 
+from ppf.recovery import fit
 from ppf.recovery.fit import _Drafted, _Running
-from ppf.recovery.module import warmup_and_cosine
+from ppf.recovery.module import TunedModule, warmup_and_cosine
+from ppf.recovery.settings import TrainingRun
 from tests.recoveries import KilledError
 
 
@@ -40,6 +43,22 @@ def test_an_interrupted_checkpoint_leaves_the_earlier_one(
         storage.save_checkpoint({"step": 2}, file)
     assert storage.load_checkpoint(file) == {"step": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("damaged", ["best.ckpt", "last.ckpt", None])
+def test_a_training_goes_on_if_both_checkpoints_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str | None
+) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        torch.save({"step": 1}, tmp_path / name)
+    if damaged:
+        (tmp_path / damaged).write_bytes(b"a part")
+    trainer, ranks = Mock(), Mock(is_global_zero=True, broadcast=lambda value: value)
+    monkeypatch.setattr(fit, "_trainer", lambda module, run: trainer)
+    run = Mock(spec=TrainingRun, folder=tmp_path, machine=Mock(ranks=ranks))
+    fit._train(Mock(spec=TunedModule), (Mock(spec=DataLoader), Mock(spec=DataLoader)), run)
+    start = None if damaged else tmp_path / "last.ckpt"
+    assert trainer.fit.call_args.kwargs["ckpt_path"] == start
 
 
 def test_the_learning_rate_rises_from_the_first_step_and_falls_to_zero() -> None:
