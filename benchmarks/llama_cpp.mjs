@@ -10,7 +10,7 @@ import {pathToFileURL} from "node:url";
 const [folder] = process.argv.slice(2);
 const installed = createRequire(`${folder}/package.json`).resolve("node-llama-cpp");
 const {getLlama} = await import(pathToFileURL(installed));
-const maxThreads = Number(process.env.OMP_NUM_THREADS ?? 2);
+const maxThreads = Number(process.env.OMP_NUM_THREADS);
 const llama = await getLlama({build: "never", gpu: false, maxThreads, logLevel: "error"});
 
 async function complete(model, wanted) {
@@ -51,7 +51,8 @@ async function score(model, windows) {
 async function time(model, wanted) {
     const context = await model.createContext({contextSize: 1024});
     const times = [];
-    for await (const _ of context.getSequence().evaluate(model.tokenize(wanted.prompt))) {
+    const next = context.getSequence().evaluate(model.tokenize(wanted.prompt), {yieldEogToken: true});
+    for await (const _ of next) {
         if (times.push(performance.now()) > wanted.steps) break;
     }
     const seconds = times.slice(1).map((now, i) => (now - times[i]) / 1000).sort((a, b) => a - b);

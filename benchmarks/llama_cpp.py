@@ -1,11 +1,14 @@
 """llama.cpp as the npm package node-llama-cpp ships it, built for the CPU."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ppf.artefacts import get_or_make
 
@@ -55,9 +58,12 @@ class LlamaCpp:
         self.folder = get_or_make(found, read=check, make=install)
 
     def __call__(self, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Requests and answers as llama_cpp.mjs lists them."""
+        """Requests and answers as llama_cpp.mjs lists them; with as many threads as PyTorch."""
         command = [self.node, str(Path(__file__).with_suffix(".mjs")), str(self.folder)]
-        done = subprocess.run(command, input=json.dumps(wanted), capture_output=True, text=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run(
+            command, input=json.dumps(wanted), capture_output=True, text=True, env=environment
+        )
         if done.returncode:
             raise RuntimeError(done.stderr)
         return json.loads(done.stdout.splitlines()[-1])

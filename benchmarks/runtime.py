@@ -122,7 +122,7 @@ def llama_cpp_rates(model: DynamicModel, cache: Path) -> dict[str, dict[str, flo
                     policy = {"model": f"{kind}-{ratio}"}
                     parts = Pruned.of(model.pruner)
                     file = GGUF(kind).write_file(parts, Path(folder) / policy["model"], policy)
-                wanted.append({"file": str(file), "prompt": "The " * 400, "steps": 4 * NEW_TOKENS})
+                wanted.append({"file": str(file), "prompt": "The " * 512, "steps": 4 * NEW_TOKENS})
             _, *found = run([wanted[0], *wanted])  # the first one warms up
             answers = zip(GGUF_RATIOS, found, strict=True)
             rates[kind] = {str(ratio): 1 / answer["seconds"] for ratio, answer in answers}

@@ -27,19 +27,28 @@ from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.report.origin import command_line, gguf_command, machine, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
-from ppf.space import Space
 from ppf.stages.score import out_of_fold
 from ppf.stages.search import Found
 from ppf.stages.selection import selection_windows
 
 
-def entries(model: PrunableModel, labels: Labels, found: Found) -> list[Entry]:
-    """Dense, uniform, the allocation rules and the policy found, as every table shows them."""
+def entries(
+    model: PrunableModel, labels: Labels, found: Found, shares: Float[Tensor, " n"]
+) -> list[Entry]:
+    """Dense, uniform, the allocation rules and the policy found, as every table shows them.
+
+    Args:
+        shares: of the budget that each measured policy saves.
+    """
     baselines = [_baselines(found, row) for row in range(len(found.measured.names))]
     return [
         dense_entry(model, labels),
-        *(_entry(model, found, row, *names) for row, names in enumerate(baselines) if names),
-        _entry(model, found, found.best, "PPF"),
+        *(
+            _entry(model, found, shares, row, *names)
+            for row, names in enumerate(baselines)
+            if names
+        ),
+        _entry(model, found, shares, found.best, "PPF"),
     ]
 
 
@@ -57,6 +66,7 @@ def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, 
     best, space = found.best, context.model.space
     predicted = LogPerplexity(*(float(x[best]) for x in (found.measured.mean, found.measured.std)))
     kept = found.measured.kept[best].cpu()
+    shares = saved(context, cfg.budget, found.measured.kept.cpu())
     numbers = {
         "ratio": {
             "asked": cfg.ratio,
@@ -65,13 +75,13 @@ def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, 
         },
         "budget": {
             "name": cfg.budget.name,
-            "saved": float(saved(context, cfg.budget, kept[None])),
+            "saved": float(shares[best]),
         },
         "predicted": predicted.record(),
-        **_by_part(_entry(context.model, found, best, "PPF")),
+        **_by_part(_entry(context.model, found, shares, best, "PPF")),
         "uniform": {
             **described(context, found.measured.kept[0].tolist()),
-            **_by_part(_entry(context.model, found, 0, "uniform")),
+            **_by_part(_entry(context.model, found, shares, 0, "uniform")),
         },
     }
     return policy_record(context, found.kept, numbers, predictor=found.trained.signature)
@@ -89,11 +99,15 @@ def write(
 
     All ranks must call this, since they measure budgets together.
     """
-    policy, shown = record(cfg, context, found), entries(context.model, labels, found)
+    policy, shares = (
+        record(cfg, context, found),
+        saved(context, cfg.budget, found.measured.kept.cpu()),
+    )
+    shown = entries(context.model, labels, found, shares)
     paths = {"policy": folder / "policy.json", "summary": folder / "summary.json"}
     policies = {"PPF": found.kept, "uniform": found.measured.kept[0].tolist()}
     measured = _with_measured(labels, found)
-    ratios = context.model.space.ratio(measured.kept)
+    ratios = saved(context, cfg.budget, measured.kept)
     report = SearchReport(
         title=f"{policy['model']} {_asked(cfg)}",
         dynamic=False,
@@ -101,11 +115,17 @@ def write(
         words=_words(context.model, policies),
         entries=shown,
         candidates=[
-            _entry(context.model, found, row, *_baselines(found, row) or [_candidate(found, row)])
+            _entry(
+                context.model,
+                found,
+                shares,
+                row,
+                *_baselines(found, row) or [_candidate(found, row)],
+            )
             for row in found.measured.measured.nan_to_num(torch.inf).argsort().tolist()
         ],
         history=found.history,
-        proposals=_proposals(context.model.space, labels, found),
+        proposals=_proposals(labels, found, shares),
         pareto=_pareto(context, cfg.pareto, labels, found),
         paths=paths,
         signatures=policy["signatures"],
@@ -222,19 +242,17 @@ def _accuracy(predictor: Predictor, config: DictConfig) -> Accuracy | None:
     return Accuracy(predicted, std, measured, ratio, metrics, bands)
 
 
-def _proposals(space: Space, labels: Labels, found: Found) -> dict[str, float]:
+def _proposals(labels: Labels, found: Found, shares: Float[Tensor, " n"]) -> dict[str, float]:
     """Scores of the predictions of all proposals, by name.
 
     Empty: there are too few, or `predictor=oracle` has measured instead of predicting.
     """
     measured = found.measured
     known = (measured.proposed & measured.measured.isfinite().cpu()).nonzero()[:, 0]
-    mean, std, nll, kept = (
-        x.cpu()[known] for x in (measured.mean, measured.std, measured.measured, measured.kept)
-    )
+    mean, std, nll = (x.cpu()[known] for x in (measured.mean, measured.std, measured.measured))
     if torch.equal(mean.float(), nll.float()):
         return {}
-    rows = HeldOut(mean, std, nll, space.ratio(kept), torch.arange(len(known)))
+    rows = HeldOut(mean, std, nll, shares[known], torch.arange(len(known)))
     return with_intervals(rows, [], float(labels.nll[0]))
 
 
@@ -255,11 +273,18 @@ def _with_measured(labels: Labels, found: Found) -> Labels:
     return labels.with_rows(found.measured.kept.cpu(), found.measured.measured.cpu(), PROPOSED)
 
 
-def _entry(model: PrunableModel, found: Found, row: int, name: str, *also: str) -> Entry:
+def _entry(
+    model: PrunableModel,
+    found: Found,
+    shares: Float[Tensor, " n"],
+    row: int,
+    name: str,
+    *also: str,
+) -> Entry:
     measured, kept = found.measured, found.measured.kept[row].cpu()
     entry = Entry(
         name,
-        float(model.space.ratio(kept)),
+        float(shares[row]),
         measured=LogPerplexity(float(measured.measured[row])),
         predicted=LogPerplexity(float(measured.mean[row]), float(measured.std[row])),
         parameters=_parameters(model, kept),

@@ -95,6 +95,8 @@ def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
     assert policy["budget"] == {"name": "kv", "saved": 0.5}
     whole = {name: policy["units"][name] for name in policy["units"] if name.endswith("mlp")}
     assert whole.items() <= policy["kept"].items()
+    summary = json.loads(only(tmp_path / "outputs", "summary.json").read_text())
+    assert {row["ratio"] for row in summary["results"]} == {0.0, 0.5}, "of the budget"
     page = only(tmp_path / "outputs", "report.html").read_text()
     assert "Pareto front" in page and "flops saved" in page
     path = only(tmp_path / "outputs", "policy.json")

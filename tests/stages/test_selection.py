@@ -39,7 +39,8 @@ def test_the_best_are_measured_on_both_parts(
     assert labelling.token_passes == before + 2 * once > before
 
     one = OmegaConf.create({"selection_windows": 1, "finalists": 1})
-    alone = _entry(context.model, with_selection(labelling, text, found, one), 0, "uniform")
+    chosen, shares = with_selection(labelling, text, found, one), torch.tensor([0.3, 0.3])
+    alone = _entry(context.model, chosen, shares, 0, "uniform")
     assert alone.measured and alone.selection
     assert alone.measured.std_error is alone.selection.std_error is None, "of one window"
 
