@@ -17,6 +17,7 @@ from ppf.cli import prune as prune_command
 from ppf.cli import recover as recover_command
 from ppf.cli import search as search_command
 from ppf.cli.app import run
+from ppf.cli.checks import check_file
 from ppf.cli.explain import explain_config
 from ppf.cli.studies import check_studies
 from ppf.context.policy import read_policy
@@ -181,11 +182,13 @@ def _composed(command: str, overrides: Iterable[str]) -> DictConfig:
     check_studies(command, given)
     try:
         with initialize_config_module("ppf.conf", version_base="1.3"):
-            return compose(command, [f"paths.run=${{paths.outputs}}/{folder}", *given])
+            cfg = compose(command, [f"paths.run=${{paths.outputs}}/{folder}", *given])
     except Exception as error:
         if sentence := explain_config(command, given)(error):
             raise PPFError(sentence) from error
         raise
+    check_file(cfg, given)
+    return cfg
 
 
 def _named(model: Model) -> Iterator[str]:

@@ -34,12 +34,12 @@ def stochastic_actor(
     """An actor that samples from a Gaussian squashed to [-1, 1] by tanh.
 
     Args:
-        std: initial standard deviation, before tanh; training does not lower it below 0.01, or
-            below `std` if that is less.
+        std: initial standard deviation, before tanh, at least 1e-4. Training does not lower it
+            below 0.01, or below half of `std` if that is less.
     """
     body = nn.Sequential(
         layers(observation_size(environment), 2, hidden),
-        NormalParamExtractor(scale_mapping=f"biased_softplus_{std}_{min(std, 0.01)}"),
+        NormalParamExtractor(scale_mapping=f"biased_softplus_{std}_{min(std / 2, 0.01)}"),
     )
     return ProbabilisticActor(
         TensorDictModule(body, in_keys=["observation"], out_keys=["loc", "scale"]),

@@ -13,11 +13,11 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Fabric
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ppf.cli.checks import check, refuse_unread
+from ppf.cli.checks import check, check_file
 from ppf.cli.launch import check_launch
-from ppf.cli.outcome import Outcome, discard_outdated, finished, is_multirun, write
+from ppf.cli.outcome import Outcome, finished, is_multirun, set_aside, write
 from ppf.cli.plan import show_plan
 from ppf.conf import SECRET
 from ppf.context.signatures import plain
@@ -27,9 +27,6 @@ from ppf.progress import say
 from ppf.ranks import Ranks
 from ppf.report.loggers import open_loggers
 from ppf.report.origin import task_overrides, version
-
-# Keys that a file of the user's own replaces.
-_OF_SOURCES = ("text.source", "text.splits", "text.training.source", "text.training.splits")
 
 CommandTask = Callable[[DictConfig, Fabric], Outcome | None]
 """Does a command's work on the resolved config; None: there is nothing to tell."""
@@ -76,27 +73,27 @@ def run(name: str, cfg: DictConfig) -> float | None:
     """
     found: Command = importlib.import_module(f"ppf.cli.{name}").main
     plan = cfg.get("plan")
-    with _tidied(name, cfg):
+    with _tidied(cfg):
         _check(name, cfg, found)
         if plan:
             show_plan(cfg)
     if plan:
         discard(Path(cfg.paths.run))
         return None
-    if is_multirun() and (done := finished(name, cfg)):
-        made_by = done.get("version") or "unknown"
-        other = "" if made_by == version() else f" (version: {made_by})"
-        say(f"Already finished: {cfg.paths.run}{other}")
-        return done["metric"]
     if is_multirun():
-        discard_outdated(name, cfg)
+        if done := finished(name, cfg):
+            made_by = done.get("version") or "unknown"
+            other = "" if made_by == version() else f" (version: {made_by})"
+            say(f"Already finished: {cfg.paths.run}{other}")
+            return done["metric"]
+        set_aside(Path(cfg.paths.run))
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)
     fabric = instantiate(cfg.fabric)
     # Fabric has set the rank by now: only rank 0's loggers write.
     folder = Path(cfg.paths.run)
     logged = {key: value for key, value in plain(cfg).items() if key not in SECRET}
-    with _tidied(name, cfg), open_loggers(cfg.logger, folder, logged) as loggers:
+    with _tidied(cfg), open_loggers(cfg.logger, folder, logged) as loggers:
         fabric.loggers.extend(loggers)
         launch(fabric)
         share_run_folder(cfg, fabric)
@@ -110,7 +107,7 @@ def run(name: str, cfg: DictConfig) -> float | None:
 
 
 @contextmanager
-def _tidied(name: str, cfg: DictConfig) -> Iterator[None]:
+def _tidied(cfg: DictConfig) -> Iterator[None]:
     """A context that removes the run's folders after an error, if they hold no results."""
     try:
         yield
@@ -121,15 +118,14 @@ def _tidied(name: str, cfg: DictConfig) -> Iterator[None]:
                 with suppress(OSError):  # there is none, or it is not empty
                     Path(cfg.out).rmdir()
         elif not cfg.get("plan"):  # the multirun's report counts the jobs without results
-            discard_outdated(name, cfg)
+            set_aside(Path(cfg.paths.run))
         raise
 
 
 def _check(name: str, cfg: DictConfig, found: Command) -> None:
     """Checks everything that can be checked before the work starts."""
     check(name, cfg)
-    if OmegaConf.select(cfg, "text.path"):
-        refuse_unread("text.path=FILE", task_overrides(), _OF_SOURCES)
+    check_file(cfg, task_overrides())
     if found.check_relations:
         found.check_relations(cfg)
     if "model" in cfg and not cfg.get("plan"):

@@ -28,6 +28,7 @@ Keys = tuple[str, ...]
 """The keys that lead to a part of the config."""
 _TARGET = "_target_"
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
+_OF_SOURCES = ("text.source", "text.splits", "text.training.source", "text.training.splits")
 _STRICT = ConfigDict(**STRICT, arbitrary_types_allowed=True)
 # Ranges that signatures do not state: of other libraries, or handed on to them.
 _FOREIGN: dict[Any, dict[str, Any]] = {
@@ -242,6 +243,12 @@ def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -
     for key in changed(given):
         if lies_in(key, unread):
             raise PPFError(f"{command} does not read {key}: leave it out.")
+
+
+def check_file(cfg: DictConfig, given: Iterable[str]) -> None:
+    """Raises PPFError if an override changes a key that `text.path` replaces."""
+    if OmegaConf.select(cfg, "text.path"):
+        refuse_unread("text.path=FILE", given, _OF_SOURCES)
 
 
 def changed(overrides: Iterable[str]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from ppf.records.run import RunRecord
 from ppf.report.origin import task_overrides, version
 
 FILE = "run.json"
+_SET_ASIDE = ".hydra/earlier.json"
 # Keys that do not change results.
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
 
@@ -62,20 +63,25 @@ def is_multirun() -> bool:
 
 
 def finished(command: str, cfg: DictConfig) -> dict[str, Any] | None:
-    """The run.json that this config has left in its folder; None: there is none."""
-    try:
-        found = read(Path(cfg.paths.run) / FILE, RunRecord, "run the command again")
-    except PPFError:
-        return None
-    return found if found["config"] == _identity(command, cfg) else None
+    """The run.json that this config has left in its folder; None: there is none.
+
+    One that was set aside is put back.
+    """
+    own = _identity(command, cfg)
+    place = Path(cfg.paths.run) / FILE
+    for file in (place, place.parent / _SET_ASIDE):
+        with suppress(PPFError):
+            found = read(file, RunRecord, "run the command again")
+            if found["config"] == own:
+                file.replace(place)
+                return found
+    return None
 
 
-def discard_outdated(command: str, cfg: DictConfig) -> None:
-    """Removes the run.json in a job's folder unless this config has left it."""
-    with suppress(Exception):  # a config that fails its check may have no signature
-        if finished(command, cfg):
-            return
-    (Path(cfg.paths.run) / FILE).unlink(missing_ok=True)
+def set_aside(folder: Path) -> None:
+    """Moves a job's run.json to where no report finds it: it is not the present config's."""
+    with suppress(FileNotFoundError):
+        (folder / FILE).replace(folder / _SET_ASIDE)
 
 
 def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> None:
@@ -90,6 +96,7 @@ def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> No
         "version": version(),
     }
     write_json(Path(cfg.paths.run) / FILE, record)
+    (Path(cfg.paths.run) / _SET_ASIDE).unlink(missing_ok=True)  # its other files are overwritten
 
 
 def _identity(command: str, cfg: DictConfig) -> str:
@@ -110,5 +117,6 @@ def _files_read(cfg: DictConfig) -> list[Any]:
             if path.is_file():
                 found.append(digest(path, cache))
             elif path.is_dir():
-                found.append(contents(path, cache, () if key == "tasks" else _READ))
+                suffixes = () if key == "tasks" else _READ
+                found.append(contents(path, cache, suffixes, subfolders=key != "model.path"))
     return found

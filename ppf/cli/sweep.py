@@ -32,9 +32,10 @@ class SweepReport(Callback):
         from ppf.records.run import BEGUN_BY
 
         if config.hydra.mode == RunMode.MULTIRUN:
-            begun_by = Path(config.hydra.runtime.output_dir) / BEGUN_BY
-            begun_by.parent.mkdir(parents=True, exist_ok=True)
-            begun_by.write_text(self.multirun)
+            if not config.get("plan"):
+                begun_by = Path(config.hydra.runtime.output_dir) / BEGUN_BY
+                begun_by.parent.mkdir(parents=True, exist_ok=True)
+                begun_by.write_text(self.multirun)
             say(f"\nJob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:

@@ -156,19 +156,25 @@ def documents_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
 
 
 def warn_of_shared_documents(cfg: DictConfig, found_with: DictConfig) -> None:
-    """Warns if a policy may have been found with documents of the test part of `cfg.text`.
+    """Warns if a policy was found with documents of the test part of `cfg.text`.
 
     This is so if another seed or other splits divide the same source.
 
     Args:
         found_with: the config that the policy was found with.
     """
-    own, other = (documents_identity(given, "test") for given in (cfg, found_with))
-    if own["source"] == other["source"] and own != other:
+    own, other = plain(cfg.text), plain(found_with.text)
+    if any(own[key] != other[key] for key in ("path", "source")):
+        return
+    tested, *used = (
+        spans(local_splits(text["splits"]) if text["path"] else text["splits"], part)
+        for text, part in ((own, "test"), (other, "calibration"), (other, "labelling"))
+    )
+    pairs = ((tested[s], spans[s]) for spans in used for s in spans.keys() & tested.keys())
+    if any(own["seed"] != other["seed"] or x[0] < y[1] and y[0] < x[1] for x, y in pairs):
         warning(
-            "the test part has other documents than in the search: the policy was found with some"
-            " of them, so its perplexity may be too low. Leave text.seed and text.splits as they"
-            " were in the search."
+            "the policy was found with documents that are now in the test part, so its perplexity"
+            " may be too low. Leave text.seed and text.splits as they were in the search."
         )
 
 
@@ -215,7 +221,7 @@ def contents(
     """
     files = sorted(
         path
-        for path in folder.glob("**/*" if subfolders else "*")
+        for path in (folder.rglob if subfolders else folder.glob)("*")
         if path.is_file() and (not suffixes or path.suffix in suffixes)
     )
     return [(str(path.relative_to(folder)), digest(path, cache)) for path in files]

@@ -167,15 +167,21 @@ def finished_jobs(folder: Path) -> list[Path]:
     A job whose folder is only a number counts if the last multirun in that place began it:
     otherwise, its overrides are those of another multirun.
     """
-    return [file for file in sorted(folder.rglob("run.json")) if _is_current(file.parent)]
+    files = sorted(folder.rglob("run.json"))
+    last = {place: _last_multirun(place) for place in {file.parent.parent for file in files}}
+    return [
+        file
+        for file in files
+        if file.parent == folder
+        or not file.parent.name.isdigit()
+        or last[file.parent.parent] in (None, _begun_by(file.parent))
+    ]
 
 
-def _is_current(job: Path) -> bool:
-    if not job.name.isdigit():
-        return True
-    beside = job.parent.glob(f"*/{BEGUN_BY}")
-    last = max(beside, key=lambda file: file.stat().st_mtime_ns, default=None)
-    return last is None or _begun_by(job) == last.read_text()
+def _last_multirun(place: Path) -> str | None:
+    files = place.glob(f"*/{BEGUN_BY}")
+    last = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+    return last.read_text() if last else None
 
 
 def jobs_of(multirun: str, folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 import ppf
-from ppf.cli.outcome import Outcome, discard_outdated, finished, write
+from ppf.cli.outcome import Outcome, finished, set_aside, write
 
 
 @cache
@@ -39,11 +39,17 @@ def test_a_record_tells_what_was_found(done: Path) -> None:
     assert found["figures"] == [{"ratio": 0.3, "test_ppl": None}]  # infinity is no JSON
 
 
-def test_the_record_of_another_config_is_removed(done: Path) -> None:
-    discard_outdated("search", config(done))
-    assert (done / "run.json").is_file()
-    discard_outdated("search", config(done, "ratio=0.4"))
+def test_a_record_that_is_set_aside_comes_back_until_another_config_has_a_result(
+    done: Path,
+) -> None:
+    (done / ".hydra").mkdir()
+    set_aside(done)
     assert not (done / "run.json").exists()
+    assert finished("search", config(done)) is not None and (done / "run.json").is_file()
+    set_aside(done)
+    assert finished("search", config(done, "ratio=0.4")) is None
+    write("search", config(done, "ratio=0.4"), Outcome(), seconds=1.0)
+    assert finished("search", config(done)) is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The table of a multirun has the multirun's own jobs."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ppf.cli.sweep import SweepReport
+from ppf.records.run import BEGUN_BY
 from ppf.report.sweep_page import write_sweep
 from tests.report.test_sweep import job
 
@@ -37,6 +39,8 @@ def test_numbered_jobs_of_an_earlier_longer_multirun_are_left_out(tmp_path: Path
         if name != "2":  # which was killed
             job(tmp_path, [name], {"nmse": 0.5})
         begin(name)
+    for file in tmp_path.rglob(BEGUN_BY):
+        os.utime(file, (100, 100))
     report, begin = multirun(tmp_path)
     begin("0")
     end(report, tmp_path)

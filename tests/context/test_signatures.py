@@ -231,15 +231,37 @@ def test_tokenizers_tell_models_apart(cache: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "warns"),
-    [("text.seed=1", True), ("text.window=64", False), ("text=wikitext2", False)],
+    [
+        (["text.seed=1"], True),
+        (["text.splits.all.test=0.7"], True),
+        (["text.splits.all.test=0.4"], False),
+        (["text.window=64"], False),
+        (["text=wikitext2"], False),
+        (["text.path=gone.txt"], False),
+    ],
 )
 def test_a_test_part_of_documents_of_the_search_is_told(
-    override: str, warns: bool, capsys: pytest.CaptureFixture[str]
+    override: list[str], warns: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        found, other = (compose("search", ["paths.run=x", *own]) for own in ([], [override]))
+        found, other = (compose("search", ["paths.run=x", *own]) for own in ([], override))
+        same = [
+            compose("search", ["paths.run=x", "text=wikitext2", *s]) for s in ([], ["text.seed=1"])
+        ]
+    warn_of_shared_documents(*same)  # whose test part has a split of its own
+    assert not capsys.readouterr().out
     warn_of_shared_documents(other, found)
     assert ("its perplexity may be too low" in capsys.readouterr().out) == warns
+
+
+def test_a_test_part_with_a_split_of_its_own_shares_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        given = ["paths.run=x", "text=wikitext2"]
+        found, other = (compose("search", [*given, f"text.seed={seed}"]) for seed in (0, 1))
+    warn_of_shared_documents(other, found)
+    assert not capsys.readouterr().out
 
 
 def test_files_beside_a_model_in_a_folder_of_their_own_do_not_count(

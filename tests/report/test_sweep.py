@@ -17,8 +17,7 @@ def job(
 ) -> None:
     """A finished job's folder."""
     name = folder / ",".join(overrides)
-    (name / ".hydra").mkdir(parents=True)
-    (name / ".hydra" / "overrides.yaml").write_text("[]")
+    name.mkdir(parents=True)
     record = {
         "command": "search",
         "overrides": ["model=tiny", *overrides],
