@@ -12,7 +12,6 @@ rows or columns one atom has in each, and the layers that lack the block (`empty
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export import modeling_pruned
@@ -32,6 +31,14 @@ from ppf.pruning import LivePruner
 
 _MODELING = Path(modeling_pruned.__file__)
 _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
+_OWN_CODE: dict[str, Any] = {
+    "architectures": ["PrunedForCausalLM"],
+    "auto_map": {
+        "AutoConfig": f"{_MODELING.stem}.PrunedConfig",
+        "AutoModel": f"{_MODELING.stem}.PrunedModel",
+        "AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM",
+    },
+}
 _USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,7 +98,7 @@ def export_recovered(
     folder: Path,
     policy: Mapping[str, Any],
 ) -> Path:
-    """Copies the folder of a pruned model. The trained weights replace the old ones.
+    """Writes a pruned model with trained weights. Only its config.json comes from the old folder.
 
     Args:
         model: the trained model.
@@ -104,14 +111,16 @@ def export_recovered(
         The new folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file in start.iterdir():
-        weights_of_start = ".safetensors" in file.name or file.suffix == ".gguf"
-        if file.is_file() and not weights_of_start:
-            shutil.copy(file, folder)
-    weights = {name: tensor.to(dtype) for name, tensor in _weights(model.lm.model).items()}
+    trained = model.lm.model
+    weights = {name: tensor.to(dtype) for name, tensor in _weights(trained).items()}
     save_torch_state_dict(weights, folder, metadata={"format": "pt"})
+    trained.generation_config.save_pretrained(folder)
+    model.lm.tokenizer.save_pretrained(folder)
+    family: Any = AutoModelForCausalLM._model_mapping[type(trained.config)]
+    _write_code(folder, family.__name__, type(trained.base_model).__name__)
     config = json.loads((start / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = str(dtype).removeprefix("torch.")
+    config |= {"dtype": str(dtype).removeprefix("torch."), **_OWN_CODE}
+    config.pop("custom_pipelines", None)  # may name code of others
     for name, content in (("config.json", config), ("policy.json", policy)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _write_card(folder, model, dtype, parameters(model.lm.model), policy)
@@ -138,12 +147,7 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
         dense.hidden_size // dense.num_attention_heads
     )
     config.pruned_blocks = _pruned_blocks(pruner)
-    config.architectures = ["PrunedForCausalLM"]
-    config.auto_map = {
-        "AutoConfig": f"{_MODELING.stem}.PrunedConfig",
-        "AutoModel": f"{_MODELING.stem}.PrunedModel",
-        "AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM",
-    }
+    config.architectures, config.auto_map = _OWN_CODE["architectures"], _OWN_CODE["auto_map"]
     config.dtype = str(pruner.lm.dtype).removeprefix("torch.")
     # Some families' configs validate themselves with the dense model's number of heads.
     config.allow_global_per_layer_attribute_access = True

@@ -1,6 +1,7 @@
 """Loads Hugging Face folders for evaluation. Code in a folder runs only if the user trusts it."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
 from ppf.records.exported import ExportedConfig
 
+_FOREIGN_CODE = re.compile(r'"[\w./-]+--[\w.-]+\.\w+"')  # as transformers writes it in auto_map
 _REMEDY = "export the policy again with prune.py"
 Widths = dict[str, dict[str, int]]
 """Layer → name of a width in its config → the width."""
@@ -119,6 +121,10 @@ def _empty(coupling: Coupling, bias: nn.Parameter | None) -> None:
 
 
 def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.is_file() and _FOREIGN_CODE.search(file.read_text(encoding="utf-8")):
+            raise PPFError(f"{file} names code of another repository: give another folder.")
     try:
         with quiet():
             read: Any = AutoModelForCausalLM.from_pretrained

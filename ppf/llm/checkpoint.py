@@ -4,6 +4,8 @@ Modelling code in the folder (`auto_map`), attention kernels that the config nam
 weights (`.bin`) are therefore not used.
 """
 
+import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +22,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from ppf.errors import PPFError, reason
+
+_LONGEST = 4096  # characters in a path
 
 
 def read_config(source: str, override: str = "model.path") -> PreTrainedConfig:
@@ -38,6 +43,7 @@ def read_config(source: str, override: str = "model.path") -> PreTrainedConfig:
     with _reading(source, override):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     config._attn_implementation = None  # transformers would download a kernel of that name
+    vars(config).pop("custom_pipelines", None)  # exports must not name code of others
     return config
 
 
@@ -47,10 +53,13 @@ def read_tokenizer(
     """The tokenizer of a folder or of a hub repository.
 
     Raises:
-        PPFError: the tokenizer is missing or damaged, or makes ids that the model does not embed.
+        PPFError: the tokenizer is missing or damaged, names files elsewhere on this machine, or
+            makes ids that the model does not embed.
     """
     with _reading(source, override):
+        _refuse_foreign_files(source)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer.init_kwargs.pop("auto_map", None)  # exports must not name code of others
     # Plain text has no special tokens. Gemma 3's token for images has no embedding in text models.
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
@@ -62,6 +71,30 @@ def read_tokenizer(
             f" {override}=FOLDER."
         )
     return tokenizer
+
+
+def _refuse_foreign_files(source: str) -> None:
+    """Raises PPFError if a tokenizer would read files elsewhere on this machine as a vocabulary.
+
+    Exports and the server would then publish what they contain.
+    """
+    found = cached_file(source, TOKENIZER_CONFIG_FILE, _raise_exceptions_for_missing_entries=False)
+    if found is None:
+        return
+    for value in _strings(json.loads(Path(found).read_text(encoding="utf-8"))):
+        path = os.path.realpath(value) if len(value) < _LONGEST and "\0" not in value else ""
+        inside = Path(path).is_relative_to(Path(source).resolve())
+        if os.path.exists(path) and not os.path.isdir(path) and not inside:
+            raise PPFError(f"{TOKENIZER_CONFIG_FILE} names the file {value} of this machine")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in a JSON value, without keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(part)
 
 
 def read_model(
@@ -97,6 +130,8 @@ def read_model(
         )
     check_files(source, override)
     with _reading(source, override), quiet():
+        if find_adapter_config_file(source):
+            raise PPFError("it has an adapter (adapter_config.json), which PPF does not load")
         model, found = architecture.from_pretrained(
             source,
             config=config,

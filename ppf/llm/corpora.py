@@ -106,7 +106,9 @@ def hub(
             stream = datasets.load_dataset(
                 path, name, split=split, data_files=data_files, revision=revision, streaming=True
             )
-            rows = [row[column] for row in stream.take(limit)]
+            if stream.features:  # pictures and the like are decoded by other programs
+                stream = stream.decode(False)
+            rows = [row[column] for row in stream.select_columns(column).take(limit)]
     except Exception as error:  # `datasets` passes on any error of its readers
         raise PPFError(
             f"cannot read the data set '{path}' ({reason(error)}): give a local copy with"

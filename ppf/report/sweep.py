@@ -156,9 +156,11 @@ def multirun(folder: Path) -> tuple[str, list[str]] | None:
     file = folder / "multirun.yaml"
     if not file.is_file():
         return None
-    hydra = OmegaConf.load(file).hydra
-    own = [x for x in hydra.overrides.get("hydra", []) if not x.startswith("hydra.mode=")]
-    return str(hydra.job.name), [*hydra.overrides.task, *own]
+    # Interpolations are not resolved: a folder of others could read this machine's environment.
+    plain: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    hydra = plain["hydra"]
+    own = [x for x in hydra["overrides"].get("hydra", []) if not x.startswith("hydra.mode=")]
+    return str(hydra["job"]["name"]), [*hydra["overrides"]["task"], *own]
 
 
 def finished_jobs(folder: Path) -> list[Path]:

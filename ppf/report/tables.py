@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 
+from ppf.errors import printable
 from ppf.predictor.scores import endings
 from ppf.progress import console
 from ppf.report.scores import (
@@ -336,7 +337,10 @@ def _drawn(table: Table, wrap: int = 1000) -> RichTable:
         words = textwrap.wrap(column.name, max(wrap, widest), break_long_words=False)
         drawn.add_column("\n".join(words), justify="right" if column.show else "left")
     for row in table.texts:
-        drawn.add_row(*map(escape, row), style="bold" if row[0].startswith("PPF") else None)
+        drawn.add_row(
+            *(escape(printable(text)) for text in row),
+            style="bold" if row[0].startswith("PPF") else None,
+        )
     return drawn
 
 

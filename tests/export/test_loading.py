@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ppf.errors import PPFError
-from ppf.export.huggingface import export_folder
+from ppf.export.huggingface import export_folder, export_recovered
 from ppf.export.loading import load_folder, read_pruned
 from ppf.export.pruned import Pruned
 from ppf.llm.sources import byte_tokenizer
@@ -54,6 +54,30 @@ class TestOneFamily:
     def test_the_folders_code_runs_if_it_is_trusted(self, folder: Path, marker: Path) -> None:
         loaded(folder, trust_remote_code=True)
         assert marker.exists()
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+    def test_trust_in_a_folder_does_not_extend_to_other_repositories(
+        self, folder: Path, name: str
+    ) -> None:
+        content = json.loads((folder / name).read_text())
+        content |= {"auto_map": {"AutoTokenizer": ["other/repo--code.Tokenizer", None]}}
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(PPFError, match="names code of another repository"):
+            loaded(folder, trust_remote_code=True)
+
+    def test_recovery_writes_its_own_code(self, folder: Path, marker: Path, tmp_path: Path) -> None:
+        (folder / "notes.txt").write_text("a file of the folder")
+        config = json.loads((folder / "config.json").read_text())
+        changed(folder, auto_map=config["auto_map"] | {"AutoConfig": "other.Config"})
+        model, out = read_pruned(folder, torch.float32), tmp_path / "recovered"
+        export_recovered(model, torch.float32, folder, out, POLICY)
+        assert not (out / "notes.txt").exists()
+        assert json.loads((out / "config.json").read_text())["auto_map"] == config["auto_map"]
+        ids = random_windows()
+        with torch.inference_mode():
+            logits = loaded(out, trust_remote_code=True).eval()(ids).logits
+            torch.testing.assert_close(logits, loaded(folder).eval()(ids).logits)
+        assert not marker.exists()
 
     def test_a_folder_that_was_an_export_for_vllm_before_is_loaded(self, folder: Path) -> None:
         (folder / "configuration_decilm.py").write_text("")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel, load
+from ppf.llm.checkpoint import read_config, read_tokenizer
 from tests.checkpoints import CHECKPOINTS, random_model
 
 FORM = "llama-wide-heads"
@@ -97,6 +98,31 @@ def test_a_head_of_its_own_is_not_taken_for_a_tied_one(
     assert model.config.tie_word_embeddings == tied
     same = torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
     assert same == tied
+
+
+@pytest.mark.parametrize("key", ["vocab", "init_inputs", "deep"])
+def test_a_tokenizer_that_reads_a_file_elsewhere_is_refused(tmp_path: Path, key: str) -> None:
+    """Each line would become a token, which exports contain and the server prints."""
+    secret, folder = tmp_path / "secret", tmp_path / "model"
+    secret.write_text("password")
+    saved(folder, "llama-groups-of-3-tied")
+    (folder / "tokenizer.json").unlink()
+    config: dict[str, Any] = {"tokenizer_class": "BertTokenizer", "other": str(folder / "x.json")}
+    name = str(secret)
+    values = {"vocab": name, "init_inputs": [name], "deep": {"a": [{"b": name}]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {key: values[key]}))
+    (folder / "x.json").write_text("{}")
+    with pytest.raises(PPFError, match="tokenizer_config.json names the file .*secret"):
+        read_tokenizer(str(folder), read_config(str(folder)))
+
+
+def test_code_that_a_tokenizer_names_is_not_named_in_exports(tmp_path: Path) -> None:
+    saved(tmp_path, "llama-groups-of-3-tied")
+    file = tmp_path / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["other/repo--code.Tokenizer", None]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    read_tokenizer(str(tmp_path), read_config(str(tmp_path))).save_pretrained(tmp_path / "again")
+    assert "auto_map" not in (tmp_path / "again" / "tokenizer_config.json").read_text()
 
 
 def test_missing_tensors_are_named(folder: Path) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value
 from fsspec.implementations.reference import ReferenceFileSystem
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm import Text
+from ppf.llm.corpora import hub
 from ppf.llm.sources import byte_tokenizer
 from ppf.llm.text import build_text, build_training_text, spans, training_text, without_overlap
 from tests.checkpoints import bos_tokenizer
@@ -327,6 +328,22 @@ def test_a_data_set_names_no_file_system_that_runs_code(
     with pytest.raises(PPFError, match="Protocol not known: reference"):
         _ = text("wikitext2_raw", source=source, splits={"train": {"calibration": 1}}).parts
     assert not made
+
+
+def test_other_columns_of_a_data_set_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow would run Ghostscript on an EPS picture."""
+    rows = {"text": ["One.", "Two."], "picture": [{"bytes": b"%!PS-Adobe", "path": None}] * 2}
+    features = Features({"text": Value("string"), "picture": Image()})
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "train-0.parquet")
+    decoded: list[Any] = []
+    monkeypatch.setattr(Image, "decode_example", lambda *given, **_: decoded.append(given))
+    given = {"path": str(tmp_path), "name": None, "data_files": None, "limit": 9}
+    assert hub("train", column="text", **given) == ["One.", "Two."]
+    with pytest.raises(PPFError, match="contains dict, not text: give another text.source.column"):
+        hub("train", column="picture", **given)
+    assert not decoded
 
 
 def test_a_missing_part_is_named(path: Path) -> None:

@@ -97,13 +97,16 @@ def test_jobs_that_differ_in_seed_and_ratio_only_need_no_name(tmp_path: Path) ->
 
 def test_the_page_names_its_multirun_and_what_to_do_with_the_best_policy(tmp_path: Path) -> None:
     searches(tmp_path)
-    task = ["agent=ppo,cmaes", "paths.outputs=out"]
+    task = ["agent=ppo,cmaes", "paths.outputs=out", "seed=${oc.env:HOME}"]
     hydra = {"job": {"name": "search"}, "overrides": {"task": task}}
     OmegaConf.save({"hydra": hydra}, tmp_path / "multirun.yaml")
     policy = tmp_path / "agent=cmaes,ratio=0.2,seed=0" / "policy.json"
     policy.write_text("{}")
     page = sweep_page(read_sweep(tmp_path), tmp_path)
-    assert page.command == "python search.py -m agent=ppo,cmaes paths.outputs=out"
+    assert (
+        page.command
+        == "python search.py -m agent=ppo,cmaes paths.outputs=out 'seed=${oc.env:HOME}'"
+    )
     command = page.next_commands["Measure the best policy at ratio 20.0 % on the test part"]
     assert command == f"python evaluate.py 'policy=\"{policy}\"' paths.outputs=out"
     assert any("PPF" in part.facts for part in page.sections), "the version"
