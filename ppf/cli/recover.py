@@ -79,23 +79,31 @@ def _check(cfg: DictConfig) -> None:
     check_read(cfg, task_overrides())
     refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:
-        if cfg.dtype != "float32":
-            raise PPFError("adapters are written in float32: leave dtype= out with search=.")
-        if str(cfg.trainer.precision).startswith("16"):
-            raise PPFError(
-                "recovery with search= cannot compute in float16: give"
-                " trainer.precision=bf16-mixed or trainer.precision=32-true."
-            )
-        if cfg.recovery.gradient_checkpointing:
-            raise PPFError(
-                "recovery with search= has no gradient checkpointing: give"
-                " recovery.gradient_checkpointing=false."
-            )
-        agent = load_agent(cfg.search, cfg.trust_targets)
-        for ratio in cfg.ratios:
-            agent.policy(ratio)
-        refuse_overwriting_dense(cfg.out, agent.record)
-        return
+        _check_adapters(cfg)
+    else:
+        _check_weights(cfg)
+
+
+def _check_adapters(cfg: DictConfig) -> None:
+    if cfg.dtype != "float32":
+        raise PPFError("adapters are written in float32: leave dtype= out with search=.")
+    if str(cfg.trainer.precision).startswith("16"):
+        raise PPFError(
+            "recovery with search= cannot compute in float16: give"
+            " trainer.precision=bf16-mixed or trainer.precision=32-true."
+        )
+    if cfg.recovery.gradient_checkpointing:
+        raise PPFError(
+            "recovery with search= has no gradient checkpointing: give"
+            " recovery.gradient_checkpointing=false."
+        )
+    agent = load_agent(cfg.search, cfg.trust_targets)
+    for ratio in cfg.ratios:
+        agent.policy(ratio)
+    refuse_overwriting_dense(cfg.out, agent.record)
+
+
+def _check_weights(cfg: DictConfig) -> None:
     on_cpu = cfg.fabric.accelerator == "cpu" or not torch.cuda.is_available()
     if str(cfg.trainer.precision).startswith("16") and on_cpu:
         raise PPFError(

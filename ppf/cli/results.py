@@ -61,12 +61,13 @@ def dense_entry(model: PrunableModel, labels: Labels) -> Entry:
     )  # fmt: skip
 
 
-def record(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
-    """The contents of policy.json."""
+def record(
+    cfg: DictConfig, context: PruningContext, found: Found, shares: Float[Tensor, " n"]
+) -> dict[str, Any]:
+    """The contents of policy.json; arguments as for `entries`."""
     best, space = found.best, context.model.space
     predicted = LogPerplexity(*(float(x[best]) for x in (found.measured.mean, found.measured.std)))
     kept = found.measured.kept[best].cpu()
-    shares = saved(context, cfg.budget, found.measured.kept.cpu())
     numbers = {
         "ratio": {
             "asked": cfg.ratio,
@@ -99,10 +100,8 @@ def write(
 
     All ranks must call this, since they measure budgets together.
     """
-    policy, shares = (
-        record(cfg, context, found),
-        saved(context, cfg.budget, found.measured.kept.cpu()),
-    )
+    shares = saved(context, cfg.budget, found.measured.kept.cpu())
+    policy = record(cfg, context, found, shares)
     shown = entries(context.model, labels, found, shares)
     paths = {"policy": folder / "policy.json", "summary": folder / "summary.json"}
     policies = {"PPF": found.kept, "uniform": found.measured.kept[0].tolist()}
@@ -126,7 +125,7 @@ def write(
         ],
         history=found.history,
         proposals=_proposals(labels, found, shares),
-        pareto=_pareto(context, cfg.pareto, labels, found),
+        pareto=_pareto(context, cfg.pareto, measured),
         paths=paths,
         signatures=policy["signatures"],
         next_commands=_next_commands(paths["policy"], rounded="types" in policy),
@@ -256,10 +255,9 @@ def _proposals(labels: Labels, found: Found, shares: Float[Tensor, " n"]) -> dic
     return with_intervals(rows, [], float(labels.nll[0]))
 
 
-def _pareto(context: PruningContext, costs: DictConfig, labels: Labels, found: Found) -> Pareto:
+def _pareto(context: PruningContext, costs: DictConfig, every: Labels) -> Pareto:
     """All policies that were labelled or measured, by two costs."""
     budgets = (costs.x, costs.y)
-    every = _with_measured(labels, found)
     share = torch.stack([saved(context, budget, every.kept) for budget in budgets], 1)
     nll = every.nll.double().nan_to_num(torch.inf, torch.inf)
     chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()

@@ -18,6 +18,7 @@ from ppf.ranges import (
     Natural,
     NonNegative,
     Positive,
+    PositiveShare,
     Ratio,
     RatioInterval,
     Ratios,
@@ -216,7 +217,7 @@ class RoundsSection(Section):
     label_budget: Count
     finalists: Count
     selection_windows: Natural
-    trust_region: Annotated[float, Field(gt=0, le=1)]
+    trust_region: PositiveShare
     widen: Annotated[float, Field(ge=1)]
     agreement: Share
     gain: NonNegative

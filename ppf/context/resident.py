@@ -10,11 +10,14 @@ from omegaconf import DictConfig
 
 from ppf.context.policy import checked_config
 from ppf.context.prepare import EarlyCheck, PruningContext, prepare
+from ppf.llm import LanguageModel
+from ppf.progress import say
 from ppf.pruning import Compensation
+from ppf.pruning.bank import ready_gib
 from ppf.pruning.compensation import Bias
 from ppf.pruning.elastic import FILE, Adapters, trained_with
-from ppf.pruning.memory import within
 from ppf.records.agent import agent_folder
+from ppf.space import Space
 
 
 def resident(
@@ -39,7 +42,7 @@ def resident(
     wanted: Compensation = instantiate(config.compensation)
     if trained_with(agent_folder(cfg.search)) == Bias.__name__:
         wanted = Bias()  # adapters are trained in float32, in which the bank needs more memory
-    choose = partial(within, cfg.bank.max_gib, wanted)
+    choose = partial(_affordable, cfg.bank.max_gib, wanted)
     context = prepare(config, fabric, dtype=cfg.dtype, choose=choose, check=check)
     folder = agent_folder(cfg.search)
     if adapted and (folder / FILE).is_file():
@@ -51,3 +54,20 @@ def origin(context: PruningContext) -> dict[str, str]:
     """What adapters depend on: the compensation of the weights, and the search's signature."""
     compensation = type(context.model.compensation).__name__
     return {"compensation": compensation, "labels": context.signatures.labels}
+
+
+def _affordable(
+    limit: float, wanted: Compensation, lm: LanguageModel, space: Space
+) -> Compensation:
+    """Returns `wanted`, or bias compensation if a least-squares bank would exceed `limit` GiB."""
+    if not wanted.refits:
+        return wanted
+    needed = ready_gib(lm, space)
+    if needed > limit:
+        say(
+            f"The least-squares bank needs {needed:.2f} GiB, more than bank.max_gib={limit}:"
+            " using bias compensation instead."
+        )
+        return Bias()
+    say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
+    return wanted

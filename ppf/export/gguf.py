@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gguf
 from gguf import GGMLQuantizationType, LlamaFileType
@@ -22,13 +22,7 @@ from ppf.export.gguf_tensors import site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
 from ppf.export.pruned import Pruned
 from ppf.progress import say
-
-_FILE_TYPES = {
-    "f16": LlamaFileType.MOSTLY_F16,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "q5_0": LlamaFileType.MOSTLY_Q5_0,
-    "q4_0": LlamaFileType.MOSTLY_Q4_0,
-}
+from ppf.records.values import NumberFormat
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class GGUF(Converter):
             vectors are float32.
     """
 
-    type: Literal["f16", "q8_0", "q5_0", "q4_0"]
+    type: NumberFormat
 
     def check_model(self, model: Pruned) -> None:
         nowhere = gguf.GGUFWriter(None, architecture_of(model).name)
@@ -60,7 +54,7 @@ class GGUF(Converter):
         file_name = re.sub(r"[^\w.-]", "_", name)  # a hub id has a slash
         path = folder / f"{file_name}-{self.type}.gguf"
         writer = gguf.GGUFWriter(path, reader.name)
-        writer.add_file_type(_FILE_TYPES[self.type])
+        writer.add_file_type(LlamaFileType[f"MOSTLY_{self.type.upper()}"])
         writer.add_name(name)
         writer.add_string("ppf.policy", json.dumps(policy))
         _describe(writer, model, reader)

@@ -10,8 +10,8 @@ from gguf import MODEL_ARCH
 from ppf.errors import PPFError
 from ppf.export.pruned import Pruned
 from ppf.llm import Coupling
+from ppf.pruning.rounding import BLOCK
 
-BLOCK = 32  # numbers that share a scale in q4_0, q5_0 and q8_0
 _REMEDY = "give export=huggingface"
 
 

@@ -8,8 +8,9 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from ppf.export.gguf_architectures import BLOCK, Architecture, rope_of
+from ppf.export.gguf_architectures import Architecture, rope_of
 from ppf.export.pruned import Pruned
+from ppf.pruning.rounding import BLOCK
 
 _FUSED = tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
 

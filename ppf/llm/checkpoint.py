@@ -130,8 +130,11 @@ def read_model(
         )
     check_files(source, override)
     with _reading(source, override), quiet():
-        if find_adapter_config_file(source):
-            raise PPFError("it has an adapter (adapter_config.json), which PPF does not load")
+        if find_adapter_config_file(source):  # transformers would attach the adapter
+            raise PPFError(
+                "it has an adapter (adapter_config.json), which PPF does not load: remove it, or"
+                " merge it with PEFT's `merge_and_unload`"
+            )
         model, found = architecture.from_pretrained(
             source,
             config=config,
@@ -154,7 +157,7 @@ def check_files(source: str, override: str = "model.path") -> None:
         override: the override that names another checkpoint, for error messages.
 
     Raises:
-        PPFError: the folder has an adapter or no safetensors file, or one is empty or truncated.
+        PPFError: the folder has no safetensors file, or one is empty or truncated.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -164,11 +167,6 @@ def check_files(source: str, override: str = "model.path") -> None:
         raise PPFError(
             f"{source} has no safetensors: convert its weights with transformers'"
             f" `save_pretrained`, or give another folder with {override}=FOLDER."
-        )
-    if (folder / "adapter_config.json").is_file():  # transformers would attach the adapter
-        raise PPFError(
-            f"{source} has an adapter (adapter_config.json), which PPF does not load: remove it, or"
-            f" merge it with PEFT's `merge_and_unload`, and give {override}=FOLDER."
         )
     for file in files:
         with _reading(str(file), override), safe_open(file, "pt"):

@@ -5,8 +5,9 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import gguf
 import torch
@@ -114,15 +115,11 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
 @contextmanager
 def _parsed_once() -> Iterator[None]:
     """Caches what transformers reads repeatedly: the GGUF file, and tensor names per module."""
-    names = ("GGUFReader", "get_tensor_name_map")
-    own = {name: getattr(gguf, name) for name in names}
-    for name in names:
-        setattr(gguf, name, functools.cache(own[name]))
-    try:
+    with ExitStack() as stack:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            cached = functools.cache(getattr(gguf, name))
+            stack.enter_context(patch.object(gguf, name, cached))
         yield
-    finally:
-        for name in names:
-            setattr(gguf, name, own[name])
 
 
 def wheel_folder(*, package: str, file: str, requirement: str) -> Path:

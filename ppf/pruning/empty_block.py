@@ -5,11 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-_CACHE_NAMES = (
-    "cache",
-    "past_key_values",
-    "layer_past",
-)  # they differ by family and version of transformers
+# They differ by family and version of transformers.
+_CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 
 
 class EmptyBlock(nn.Module):

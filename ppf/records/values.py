@@ -2,15 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from ppf.errors import printable
+from ppf.ranges import STRICT
 
 
 class Record(BaseModel):
     """A schema that refuses unknown fields and does not convert types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
 
 def _plain(text: str) -> str:

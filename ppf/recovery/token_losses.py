@@ -123,10 +123,7 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = (
-            ctx.gradients,
-            None,
-        )  # scaled in place: it runs once
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place: it runs once
         rows = len(gradients[0])
         scaled = [g if g is None else g.mul_((slope / rows).to(g.dtype)) for g in gradients]
         return (*scaled, None, None, None, None)

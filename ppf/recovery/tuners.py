@@ -84,9 +84,8 @@ class EndToEnd(Tuner):
         torch.manual_seed(run.seed)  # of what `start` draws
         self.start(student)
         if run.settings.gradient_checkpointing:
-            enable = getattr(
-                student, "activation_checkpointing_enable", None
-            )  # since transformers 5.24
+            # The first is the name since transformers 5.24.
+            enable = getattr(student, "activation_checkpointing_enable", None)
             (enable or student.gradient_checkpointing_enable)({"use_reentrant": False})
         module = RecoveryModule(
             student, task.teacher.model, task.losses, run.optimization(self.lr), run.name

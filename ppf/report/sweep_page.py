@@ -12,6 +12,7 @@ from ppf.artefacts import write_json
 from ppf.overrides import quoted
 from ppf.progress import warning
 from ppf.report.agreement import agreement
+from ppf.report.headline import even_pruning
 from ppf.report.html import write_page
 from ppf.report.origin import machine, next_command
 from ppf.report.page import Page, ReportSection, Tile
@@ -108,7 +109,7 @@ def _named(figure: str, text: str) -> str:
 
 def _compared(group: Group, first: str) -> str:
     """For example ", better than uniform pruning (31.20)", as far as the baselines are known."""
-    uniform = "an equal share of bytes at every site" if group.values(_SIZE) else "uniform pruning"
+    uniform = even_pruning(bool(group.values(_SIZE)))
     said, own = [], group.mean(first)
     for prefix, name in {"uniform": uniform, "best_rule": "the best allocation rule"}.items():
         other = group.mean(f"{prefix}_{first}")

@@ -2,14 +2,9 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+
+from ppf.ranges import STRICT
 
 _LEAST_TEMPERATURE = 1e-6  # below it, logits divided by the temperature could overflow float32
 _MOST_CHOICES = 16
@@ -73,7 +68,7 @@ Characters = Annotated[str, Field(min_length=0)]
 class Schema(BaseModel):
     """Unknown fields are refused, and values are not converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
 
 class StreamOptions(Schema):

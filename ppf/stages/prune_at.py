@@ -65,11 +65,10 @@ def _record(context: PruningContext, agent: RatioAgent, ratio: float) -> dict[st
         baseline = LogPerplexity(labelling.present_nll()).record() | {"part": "labelling"}
     kept = agent.policy(ratio)
     model.pruner.apply(kept)
-    removed = int(space.removed(torch.tensor(kept)))
     numbers = {
         "ratio": {
             "asked": ratio,
-            "achieved": removed / space.total,
+            "achieved": float(space.ratio(torch.tensor(kept))),
             "of_all_parameters": 1 - model.pruner.parameters(kept) / model.parameters,
         },
         "budget": {

@@ -68,9 +68,8 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     untrained = copy.deepcopy(adapters.state_dict())
 
     def train(settings: RecoverySettings) -> Trace:
-        adapters.to(lm.device).load_state_dict(
-            untrained
-        )  # after an attempt that took too much memory
+        # An attempt before may have taken too much memory.
+        adapters.to(lm.device).load_state_dict(untrained)
         ratios = list(cfg.ratios)
         determined = (context.signatures.labels, origin(context), agent.record["ratios"], ratios)
         experts = agent.widths.tolist()
