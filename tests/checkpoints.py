@@ -23,19 +23,12 @@ from ppf.llm import Coupling, LanguageModel, adapter_for
 from ppf.llm.adapter import Producer
 from ppf.llm.llama import LlamaAdapter
 from ppf.llm.sources import byte_tokenizer
-from ppf.pruning import (
-    Bank,
-    Compensation,
-    LivePruner,
-    Statistics,
-    collect_statistics,
-    order_atoms,
-    score_atoms,
-)
+from ppf.pruning import Bank, Compensation, LivePruner, Statistics, order_atoms
 from ppf.pruning.bank import expand
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.importance import RandomOrder
 from ppf.space import Space, build_space
+from tests.observing import collect_statistics, score_atoms
 
 CHANNEL_MULTIPLE = 16
 _SMALL = {"vocab_size": 257, "num_hidden_layers": 3, "bos_token_id": 0, "eos_token_id": 0}

@@ -10,18 +10,10 @@ from torch import Tensor
 
 from ppf.conf import read_option
 from ppf.llm import LanguageModel, load
-from ppf.pruning import (
-    Bank,
-    Compensation,
-    LivePruner,
-    SiteFeatures,
-    Statistics,
-    collect_statistics,
-    collect_traits,
-    sensitivity,
-)
+from ppf.pruning import Bank, Compensation, LivePruner, SiteFeatures, Statistics, sensitivity
 from ppf.pruning.compensation import LeastSquares
 from ppf.space import Space
+from tests.observing import collect_statistics, collect_traits
 
 
 @dataclass

@@ -4,16 +4,11 @@ from ppf.pruning.allocation import Allocation
 from ppf.pruning.bank import Bank
 from ppf.pruning.compensation import Compensation
 from ppf.pruning.features import SiteFeatures
-from ppf.pruning.importance import (
-    Importance,
-    order_atoms,
-    retained_importance,
-    score_atoms,
-)
+from ppf.pruning.importance import Importance, order_atoms, retained_importance
 from ppf.pruning.live import LivePruner
 from ppf.pruning.sensitivity import loss_changes, sensitivity
-from ppf.pruning.statistics import Statistics, collect_statistics
-from ppf.pruning.traits import Traits, collect_traits
+from ppf.pruning.statistics import Statistics
+from ppf.pruning.traits import Traits
 
 __all__ = [
     "Allocation",
@@ -24,11 +19,8 @@ __all__ = [
     "LivePruner",
     "Statistics",
     "Traits",
-    "collect_statistics",
-    "collect_traits",
     "order_atoms",
     "retained_importance",
-    "score_atoms",
     "loss_changes",
     "sensitivity",
 ]

@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.llm import Coupling, LanguageModel, differentiate
-from ppf.progress import track
-from ppf.pruning.statistics import Statistics, by_atom, damped, expand
+from ppf.pruning.statistics import by_atom, damped, expand
 from ppf.ranges import Count, Positive, Seed
 from ppf.space import Space
 
@@ -195,28 +194,6 @@ class RandomOrder(Importance):
         block = 2 * coupling.layer + (coupling.kind == "mlp") + 1_000_003 * coupling.index
         generator = torch.Generator().manual_seed(self.seed * 100_003 + block)
         return torch.rand(coupling.atoms, generator=generator)
-
-
-def score_atoms(
-    lm: LanguageModel,
-    importance: Importance,
-    statistics: Statistics,
-    windows: Int[Tensor, "windows window"],
-) -> list[Float[Tensor, " _"]]:
-    """The scores of the atoms of each coupling; 0 for atoms that never change the output.
-
-    Args:
-        lm: the dense model.
-        importance: the score.
-        statistics: second moments of the consumers' inputs on `windows`.
-        windows: windows of the calibration part.
-    """
-    importance.observe(lm, windows)
-    moments = list(zip(lm.couplings, statistics.gram, statistics.mean, strict=True))
-    return [
-        score_coupling(lm, importance, *of_one)
-        for of_one in track(moments, f"Scoring the atoms of {len(moments)} sites")
-    ]
 
 
 @torch.no_grad()

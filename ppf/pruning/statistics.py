@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ppf.llm import Coupling, LanguageModel, LayerStream
-from ppf.progress import track
 
 
 @dataclass(frozen=True)
@@ -27,21 +26,6 @@ class Statistics:
 
     gram: Sequence[Float[Tensor, "_ _"]]
     mean: Sequence[Float[Tensor, " _"]]
-
-
-def collect_statistics(lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> Statistics:
-    """The moments of all couplings on windows of the calibration part.
-
-    Memory: one columns × columns matrix in float32 for each coupling.
-    """
-    stream = LayerStream(lm, windows)
-    moments = dict[str, Tensor]()
-    for layer in track(range(len(lm.adapter.layers(lm.model))), "Calibrating"):
-        moments |= layer_moments(lm, stream, layer)
-    numbers = range(len(lm.couplings))
-    return Statistics(
-        [moments[f"gram.{i}"] for i in numbers], [moments[f"mean.{i}"] for i in numbers]
-    )
 
 
 @torch.inference_mode()

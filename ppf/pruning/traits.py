@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from ppf.llm import Coupling, LanguageModel, LayerStream
-from ppf.progress import track
 from ppf.pruning.statistics import by_atom
 from ppf.threads import cpu_threads
 
@@ -69,20 +68,6 @@ class Traits:
         for name in layers[0].keys() & {"influence", "outliers", "exponents"}:
             named[name] = torch.stack([found[name] for found in layers])
         return cls.from_tensors(named)
-
-
-def collect_traits(lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> Traits:
-    """Runs the dense model once over the calibration windows, and reads its weights.
-
-    Args:
-        lm: the dense model.
-        windows: windows of the calibration part.
-    """
-    stream = LayerStream(lm, windows)
-    layers = track(range(len(lm.adapter.layers(lm.model))), "Reading the layers")
-    return Traits.of_layers(
-        [layer_traits(lm, stream, i) | {"exponents": layer_exponent(lm, i)} for i in layers]
-    )
 
 
 @torch.inference_mode()

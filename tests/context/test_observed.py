@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_module
 from ppf.artefacts import Artefacts
 from ppf.context.observed import Observed, reads_spectra
 from ppf.errors import PPFError
-from ppf.pruning import collect_statistics, collect_traits, score_atoms
 from ppf.pruning.allocation import OWL, AlphaPruning
 from ppf.pruning.importance import OBS, Importance, Taylor
 from ppf.threads import cpu_threads
+from tests.observing import collect_statistics, collect_traits, score_atoms
 from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
 

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from ppf.llm import LanguageModel
 from ppf.llm.adapter import Coupling
-from ppf.pruning import Statistics, collect_statistics, retained_importance, score_atoms
+from ppf.pruning import Statistics, retained_importance
 from ppf.pruning.importance import OBS, Fluctuation, Magnitude, Taylor, Wanda
 from ppf.pruning.statistics import damped
 from ppf.threads import cpu_threads
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
+from tests.observing import collect_statistics, score_atoms
 
 
 @pytest.fixture

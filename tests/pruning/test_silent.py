@@ -11,11 +11,8 @@ from ppf.pruning import (
     Bank,
     LivePruner,
     SiteFeatures,
-    collect_statistics,
-    collect_traits,
     order_atoms,
     retained_importance,
-    score_atoms,
     sensitivity,
 )
 from ppf.pruning.compensation import Bias, Compensation, LeastSquares, NoCompensation
@@ -30,6 +27,7 @@ from ppf.pruning.importance import (
 )
 from ppf.pruning.statistics import expand
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
+from tests.observing import collect_statistics, collect_traits, score_atoms
 from tests.records.examples import CONF
 
 IMPORTANCES = [Magnitude(), Wanda(), Fluctuation(), Taylor(), OBS(0.01, 4), OBS(0.01, 100)]

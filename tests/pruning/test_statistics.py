@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ppf.pruning import collect_statistics
 from ppf.pruning.statistics import read_tensors, write_tensors
+from tests.observing import collect_statistics
 from tests.tiny import TinySetup
 
 TENSORS = {

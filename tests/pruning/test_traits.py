@@ -1,7 +1,8 @@
 import torch
 
-from ppf.pruning import Traits, collect_traits
+from ppf.pruning import Traits
 from ppf.pruning.traits import _exponent
+from tests.observing import collect_traits
 from tests.tiny import TinySetup
 
 

@@ -1,0 +1,41 @@
+"""What pruning reads of a dense model, for all layers at once and without files.
+
+The commands compute the same one layer at a time, in `ppf.context.observed`.
+"""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.llm import LanguageModel, LayerStream
+from ppf.pruning import Importance, Statistics, Traits
+from ppf.pruning.importance import score_coupling
+from ppf.pruning.statistics import layer_moments
+from ppf.pruning.traits import layer_exponent, layer_traits
+
+Windows = Int[Tensor, "windows window"]
+
+
+def collect_statistics(lm: LanguageModel, windows: Windows) -> Statistics:
+    """The moments of all couplings."""
+    stream, moments = LayerStream(lm, windows), dict[str, Tensor]()
+    for layer in range(len(lm.adapter.layers(lm.model))):
+        moments |= layer_moments(lm, stream, layer)
+    numbers = range(len(lm.couplings))
+    return Statistics(*([moments[f"{name}.{i}"] for i in numbers] for name in ("gram", "mean")))
+
+
+def collect_traits(lm: LanguageModel, windows: Windows) -> Traits:
+    """The traits of all layers."""
+    stream, layers = LayerStream(lm, windows), range(len(lm.adapter.layers(lm.model)))
+    return Traits.of_layers(
+        [layer_traits(lm, stream, i) | {"exponents": layer_exponent(lm, i)} for i in layers]
+    )
+
+
+def score_atoms(
+    lm: LanguageModel, importance: Importance, statistics: Statistics, windows: Windows
+) -> list[Float[Tensor, " _"]]:
+    """The scores of the atoms of each coupling."""
+    importance.observe(lm, windows)
+    moments = zip(lm.couplings, statistics.gram, statistics.mean, strict=True)
+    return [score_coupling(lm, importance, *of_one) for of_one in moments]
