@@ -14,7 +14,9 @@ import ppf
 from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
+from ppf.stages.search import Found, search
 from tests.articles import write_articles
+from tests.records import examples
 from tests.searched import write_agent, write_search
 
 TEXT = {"window": 64, "windows": {"calibration": 4, "labelling": 2, "test": 2}}
@@ -181,10 +183,19 @@ def test_a_search_starts_from_a_policy_that_fits_its_space(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_search(tmp_path, cache, "space.channel_multiple=64")
+    kept = json.loads((tmp_path / "policy.json").read_text())["kept"]
+    begun: list[list[int]] = []
+
+    def spied(*given: Any, **more: Any) -> Found:
+        begun.append(more["start"].tolist())
+        return search(*given, **more)
+
+    monkeypatch.setattr("ppf.cli.search.search", spied)
     text = TEXT | {"path": write_articles(tmp_path)}
     own = {"rounds": 1, "top_k": 1, "start": tmp_path / "policy.json"}
     quick = QUICK | {"agent": "evolution", "search": own}
     assert ppf.search("tiny", 0.4, text=text, **quick).ratio >= 0.4
+    assert begun == [list(kept.values())]
     with pytest.raises(PPFError, match="a rule does not search"):
         ppf.search("tiny", 0.4, text=text, **(quick | {"agent": "owl"}))
     with pytest.raises(PPFError, match="does not fit space"):
@@ -196,3 +207,20 @@ def test_a_search_starts_from_a_policy_that_fits_its_space(
 def test_classes_of_a_users_own_are_found_at_any_depth() -> None:
     config = {"a": {"_target_": "ppf.A", "b": [{"_target_": "mine.B"}]}, "c": [1, "mine.C"]}
     assert api._own_targets(config) == ["mine.B"]
+
+
+def test_a_result_tells_what_its_policy_reaches(tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text(json.dumps(examples.policy()))
+    found = api.SearchResult(tmp_path)
+    assert (found.ratio, found.perplexity) == (0.31, 190.5), "neither asked nor predicted"
+    assert found.kept == dict.fromkeys(examples.UNITS, 2)
+
+
+def test_results_and_folders_become_overrides(tmp_path: Path) -> None:
+    found, trusted = api.SearchResult(tmp_path, ["mine.B"]), {"trust_targets": ["mine.B"]}
+    assert api._sources(found, None) == {"policy": tmp_path / "policy.json"} | trusted
+    assert api._sources(None, None, found) == {"search": tmp_path} | trusted
+    assert api._sources("a.json", "b", "c") == {"policy": "a.json", "path": "b", "search": "c"}
+    assert list(api._named("tiny")) == ["model=tiny"]
+    (tmp_path / "config.json").write_text("{}")
+    assert list(api._named(tmp_path)) == ["model=local", f"model.path={tmp_path}"]

@@ -109,6 +109,33 @@ def test_every_command_has_a_config_and_a_shim() -> None:
         assert f"from ppf.cli.start import {stage}" in (ROOT / f"{stage}.py").read_text("utf-8")
 
 
+OTHERWISE = {
+    "random": "randomorder",
+    "none": "nocompensation",
+    "expected": "leastexpectedloss",
+    "kv": "kvcache",
+    "ce": "crossentropy",
+    "hidden": "hiddenstates",
+}
+
+
+@pytest.mark.parametrize(
+    "group", ["importance", "compensation", "allocation", "budget", "loss", "tune", "export"]
+)
+def test_an_option_has_the_class_of_its_name(group: str) -> None:
+    for name, file in options(group).items():
+        target = next(targets(OmegaConf.to_container(OmegaConf.load(file))))["_target_"]
+        wanted = OTHERWISE.get(name, name.replace("_", ""))
+        assert target.rpartition(".")[2].lower() == wanted, (group, name)
+
+
+def test_the_agent_of_a_rule_has_the_rule_of_its_name() -> None:
+    files = options("agent").items()
+    contents = {name: OmegaConf.to_container(OmegaConf.load(file)) for name, file in files}
+    rules = {name: part["allocation"] for name, part in contents.items() if "allocation" in part}
+    assert rules == {name: f"${{rules.{name}}}" for name in rules} and len(rules) == 7
+
+
 def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) -> None:
     chosen = set[tuple[str, str]]()
     for stage in STAGES:

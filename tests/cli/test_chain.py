@@ -157,6 +157,9 @@ def test_a_predictor_asks_for_labels(run: Run, text: str, tmp_path: Path) -> Non
     assert "Labelling 6 policies" not in again
     more = own("search", *given, "labels.acquired=7", "upstream=require", ok=False).stderr
     assert "run `python train.py` first" in more
+    given = (*given, "labels.acquired=0", "predictor.patience=7", "upstream=require")
+    untrained = own("search", *given, ok=False).stderr
+    assert "there are no predictor" in untrained and "run `python train.py` first" in untrained
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from ppf.cli.checks import (
     components,
 )
 from ppf.cli.search import UNREAD, check_read
+from ppf.cli.search import main as search
 from ppf.cli.train import main as train
 from ppf.errors import PPFError
 from tests.test_configs import CONF, FILES, STAGES, composed, resolved
@@ -175,6 +176,23 @@ def test_what_is_wrong_is_named(
     with pytest.raises(PPFError) as error:
         check_values(command, given)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["agent=gradient", "predictor=oracle"], "agent=gradient needs a differentiable predictor"),
+        (["mode=dynamic", "dynamic.train=[0.3,0.3]", "ratios=[0.3]"], "give two different ones"),
+    ],
+)
+def test_what_a_search_cannot_do_is_refused_before_the_work(
+    overrides: list[str], sentence: str
+) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", [*overrides, "paths.run=."])
+    assert search.check_relations is not None
+    with pytest.raises(PPFError, match=sentence):
+        search.check_relations(cfg)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 
 from ppf.cli import prune
-from ppf.cli.recover import main
+from ppf.cli.recover import _rows, main
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
 from ppf.recovery.settings import RecoverySettings
+from ppf.report.scores import Recovered, RecoveryScore
 from ppf.stages.recover import recover
 from tests.commands import on_two_ranks
 from tests.records import examples
@@ -147,3 +148,16 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
 def test_a_smaller_micro_batch_still_divides_the_batch_among_the_processes() -> None:
     settings = RecoverySettings(1, 10, 5, 0.0, 0.0, 1, 1, 0.0, False)
     assert [settings.halved(processes).micro_batch for processes in (1, 2)] == [2, 1]
+
+
+def test_rows_of_a_sweep_have_the_ratio_that_was_asked_and_the_test_part(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps(examples.policy()))
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        given = [f"policy={file}", f"paths.run={tmp_path}/run", "tune=[blockwise,lora]"]
+        cfg = compose("recover", given)
+    validated, tested = RecoveryScore(0.31, 3.0, 4.0, 3.5), RecoveryScore(0.31, 3.1, 4.2, 3.7)
+    for test, part, nlls in (([], "validation", (4.0, 3.5)), ([tested], "test", (4.2, 3.7))):
+        (row,) = _rows(cfg, Recovered([validated], test, 1024, 2.0, []))
+        assert (row["ratio"], row["method"], row["tune"]) == (0.3, "uniform", "blockwise+lora")
+        assert (row["part"], row["nll_pruned"], row["nll_recovered"]) == (part, *nlls)

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from ppf.errors import PPFError
 from ppf.evaluation import perplexity
-from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll, sliding
+from ppf.evaluation.perplexity import Piece, evenly, mean_nll, pieces_loss, pieces_nll, sliding
 from ppf.llm import LanguageModel
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
@@ -23,6 +25,20 @@ def test_is_the_mean_loss_that_transformers_computes(lm: LanguageModel) -> None:
     windows = random_windows()
     losses = [float(lm.model(ids[None], labels=ids[None]).loss) for ids in windows]
     assert mean_nll(lm.model, windows, batch=4) == pytest.approx(sum(losses) / 4, abs=1e-5)
+
+
+def test_a_mean_has_the_standard_error_of_its_windows(lm: LanguageModel) -> None:
+    windows = random_windows()  # four of them
+    each = torch.tensor([mean_nll(lm.model, ids[None], batch=1) for ids in windows])
+    found = pieces_loss(lm.model, [Piece(windows, 1)], batch=3)
+    assert found.std_error == pytest.approx(float(each.std()) / 2, rel=1e-3)
+    assert math.isnan(pieces_loss(lm.model, [Piece(windows[:1], 1)], batch=1).std_error)
+
+
+def test_few_windows_are_taken_at_even_distances() -> None:
+    windows = torch.arange(9)[:, None]
+    assert evenly(windows, 3).flatten().tolist() == [0, 4, 8]
+    assert torch.equal(evenly(windows, 20), windows)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 9])

@@ -1,4 +1,5 @@
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ppf.llm.sources import byte_tokenizer
 from ppf.llm.text import build_text, build_training_text, spans, training_text, without_overlap
 from tests.checkpoints import bos_tokenizer
 from tests.records.examples import CONF
+from tests.records.gadgets import Touch
 
 PARTS = ("calibration", "labelling", "test")
 NEW = ("training", "validation")
@@ -328,6 +330,16 @@ def test_a_data_set_names_no_file_system_that_runs_code(
     with pytest.raises(PPFError, match="Protocol not known: reference"):
         _ = text("wikitext2_raw", source=source, splits={"train": {"calibration": 1}}).parts
     assert not made
+
+
+def test_a_data_set_of_pickles_is_refused(tmp_path: Path) -> None:
+    """The library's loader "pandas" would run the code in them."""
+    file, ran = tmp_path / "train.pkl", tmp_path / "ran"
+    file.write_bytes(pickle.dumps(Touch(ran)))
+    given = {"name": None, "data_files": {"train": str(file)}, "limit": 9}
+    with pytest.raises(PPFError, match="reads pickles, which can run code"):
+        hub("train", path="pandas", column="text", **given)
+    assert not ran.exists()
 
 
 def test_other_columns_of_a_data_set_are_not_decoded(

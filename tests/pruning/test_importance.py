@@ -74,6 +74,16 @@ def test_obs_of_large_atoms_works_on_several_threads() -> None:
     torch.testing.assert_close(scores, expected.float(), rtol=1e-4, atol=0)
 
 
+def test_magnitude_counts_the_weights_of_producers_and_consumer(lm: LanguageModel) -> None:
+    for coupling in lm.couplings[:2]:
+        last = coupling.atoms - 1
+        weights = [coupling.consumer.weight[:, last * coupling.columns :]]
+        weights += [p.linear.weight[last * p.rows :] for p in coupling.producers]
+        expected = sum(float(weight.square().sum()) for weight in weights)
+        found = Magnitude().scores(coupling, torch.empty(0), torch.empty(0))
+        assert float(found[last]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_scores_of_two_columns_follow_their_formulas() -> None:
     torch.manual_seed(0)
     x = torch.randn(500, 6) * torch.arange(1, 7) + 3

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from ppf.pruning import Traits
@@ -56,3 +57,29 @@ def test_energy_is_the_share_of_a_site_in_the_hidden_state(tiny: TinySetup) -> N
         hook.remove()
     state, added = (seen[name].square().sum(-1) for name in ("state", "added"))
     torch.testing.assert_close(energy, (added / (state + added)).mean())
+
+
+def test_outliers_and_fluctuations_follow_their_formulas(tiny: TinySetup) -> None:
+    traits, seen = collect_traits(tiny.lm, tiny.windows), dict[torch.nn.Module, torch.Tensor]()
+    couplings = [coupling for coupling in tiny.lm.couplings if coupling.layer == 1]
+    linears = list(dict.fromkeys(linear for c in couplings for linear in c.linears))
+    hooks = [
+        linear.register_forward_pre_hook(lambda w, x: seen.update({w: x[0].flatten(0, -2)}))
+        for linear in linears
+    ]
+    tiny.lm.model(tiny.windows)
+    for hook in hooks:
+        hook.remove()
+    norms = {linear: x.square().mean(0).sqrt() for linear, x in seen.items()}
+    scores = torch.cat([(w.weight.abs() * norms[w]).flatten() for w in linears])
+    for m in (1, 2, 5):
+        share = float((scores > m * scores.mean()).double().mean())
+        assert float(traits.outliers[1, m]) == pytest.approx(share, abs=1e-4)
+    for coupling in couplings:
+        variance = seen[coupling.consumer].var(0, correction=0)
+        score = variance * coupling.consumer.weight.square().sum(0)
+        score = score.square() if coupling.kind == "attention" else score  # as in FLAP
+        standard = (score - score.mean()) / score.std()
+        expected = standard.view(coupling.atoms, coupling.columns).mean(1)
+        found = traits.fluctuation[coupling.name]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -7,12 +7,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning import Fabric
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from ppf.recovery import fit
 from ppf.recovery.fit import _Drafted, _Running
 from ppf.recovery.module import TunedModule, warmup_and_cosine
-from ppf.recovery.settings import TrainingRun
+from ppf.recovery.settings import Machine, Optimization, RecoverySettings, TrainingRun
 from tests.recoveries import KilledError
 
 
@@ -68,3 +68,38 @@ def test_the_learning_rate_rises_from_the_first_step_and_falls_to_zero() -> None
     assert all(later < earlier for earlier, later in itertools.pairwise(factors[3:]))
     assert factors[-1] == pytest.approx(0)
     assert warmup_and_cosine(0, 1, 0) == 1.0
+
+
+class Climbing(TunedModule):
+    """Its weight rises by the learning rate in each step; 0.25 would be the best weight."""
+
+    monitor = "validation/distance"
+
+    def __init__(self, optimization: Optimization) -> None:
+        super().__init__(optimization)
+        self.weight, self.trained = torch.nn.Parameter(torch.zeros(1)), list[float]()
+
+    def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+        self.trained.append(self.weight.item())
+        return -self.weight.sum()
+
+    def validation_step(self, batch: list[torch.Tensor], _: int) -> None:
+        self.log_validation((self.weight - 0.25).abs().sum(), len(batch[0]))
+
+
+@pytest.mark.parametrize(
+    ("ema", "patience", "steps"), [(0.0, None, 10), (0.0, 2, 5), (0.5, None, 10)]
+)
+def test_the_best_weights_stay_and_patience_and_average_act(
+    tmp_path: Path, ema: float, patience: int | None, steps: int
+) -> None:
+    settings = RecoverySettings(10, 1, 1, 0.0, 0.0, 1, patience, ema, False)
+    trainer = {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1}
+    machine = Machine(Fabric(accelerator="cpu", devices=1), trainer, [])
+    run = TrainingRun(settings, machine, tmp_path, window=1, seed=0)
+    module, windows = Climbing(run.optimization(0.1)), TensorDataset(torch.zeros(4, 1))
+    assert fit.fit(module, windows, windows, run).tokens == steps
+    best = module.weight.item()
+    assert (best in module.trained) == (ema == 0)  # an average is no weight of the training
+    # After three steps, which the cosine shortens: 0.1 · (1 + 0.976 + 0.905).
+    assert ema or best == pytest.approx(0.288, abs=1e-3)

@@ -36,10 +36,12 @@ def records(folder: Path) -> list[Any]:
 
     (file,) = folder.rglob("*.wandb")
     found = parsed(file.read_bytes(), Record)
-    while not any(record.HasField("exit") for record in found):  # W&B still writes
+    for _ in range(300):  # W&B still writes
+        if any(record.HasField("exit") for record in found):
+            return found
         time.sleep(0.1)
         found = parsed(file.read_bytes(), Record)
-    return found
+    raise AssertionError("W&B has not ended the run")
 
 
 def parsed(data: bytes, form: Any) -> list[Any]:

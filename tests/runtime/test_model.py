@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, StoppingCriteria
 
 import ppf
 from ppf.errors import PPFError
-from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
+from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll, sliding
 from ppf.runtime import DynamicModel, UniformPolicies
 from ppf.space import uniform
 from tests.checkpoints import bos_tokenizer
@@ -92,11 +92,14 @@ def test_what_was_added_keeps_its_first_space(
 
 def test_perplexity_is_that_of_the_pruned_model(model: DynamicModel) -> None:
     text = "what a text " * 8  # three windows of 32 bytes
-    windows = model.lm.tokenizer(text, return_tensors="pt")["input_ids"].view(3, 32)
+    ids = model.lm.tokenizer(text, return_tensors="pt")["input_ids"][0]
     with model.at(0.3):
-        nll = torch.tensor(mean_nll(model.lm.model, windows, batch=3))
+        nll = torch.tensor(mean_nll(model.lm.model, ids.view(3, 32), batch=3))
         assert model.perplexity(text) == pytest.approx(float(nll.exp()), rel=1e-5)
-        assert model.perplexity(text, stride=8) != model.perplexity(text)
+        overlapping = sliding(ids, window=16, stride=8)
+        nll = torch.tensor(pieces_nll(model.lm.model, overlapping, batch=3))
+        found = model.perplexity(text, window=16, stride=8)
+        assert found == pytest.approx(float(nll.exp()), rel=1e-5)
 
 
 def test_perplexity_begins_every_window_with_the_tokenizers_bos(model: DynamicModel) -> None:

@@ -96,3 +96,8 @@ def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
         assert model.policies.predicted(ratio)[0] == pytest.approx(3 + ratio / 0.507, rel=1e-5)
     with pytest.raises(PPFError, match="give 0 ≤ ratio ≤ 0.507"):
         model.set_ratio(0.6)
+
+
+def test_the_number_format_of_the_weights_can_be_chosen(config: DictConfig) -> None:
+    assert load(config).lm.dtype == torch.float32
+    assert load(config, "dtype=bfloat16").lm.dtype == torch.bfloat16

@@ -62,6 +62,28 @@ def test_a_stream_carries_the_same_text(client: TestClient) -> None:
     assert not any("usage" in event for event in events(client))
 
 
+def test_a_text_ends_before_the_models_end_token(client: TestClient, model: DynamicModel) -> None:
+    asked = {"temperature": 1, "seed": 4, "max_tokens": 12}
+    names = post(client, logprobs=1, **asked).json()["choices"][0]["logprobs"]["tokens"]
+    place = max(map(names.index, names))  # of a token that does not come earlier
+    before = post(client, **asked | {"max_tokens": place}).json()["choices"][0]["text"]
+    end = next(t for t in range(257) if token_text(model.lm.tokenizer, t) == names[place])
+    for ends in (end, [0, end]):
+        model.lm.model.generation_config.eos_token_id = ends
+        found = post(client, **asked).json()
+        (choice,) = found["choices"]
+        assert (choice["text"], choice["finish_reason"]) == (before, "stop")
+        assert found["usage"]["completion_tokens"] == place + 1
+
+
+def test_top_p_reaches_the_sampler(client: TestClient) -> None:
+    likeliest, sampled = (
+        post(client, max_tokens=12, **how).json()["choices"][0]["text"]
+        for how in ({}, {"temperature": 1, "top_p": 1e-6})
+    )
+    assert sampled == likeliest
+
+
 def test_a_text_ends_before_a_stop_sequence(client: TestClient) -> None:
     text = post(client, max_tokens=12).json()["choices"][0]["text"]
     stop = text[4:6]
@@ -189,10 +211,13 @@ def test_a_policy_has_kept_units_and_a_prediction(client: TestClient, model: Dyn
     assert [site["kept"] for site in found["sites"]] == model.policy(0.4)
     assert [site["block"] for site in found["sites"][:2]] == ["attention", "mlp"]
     assert 0.4 <= found["pruning_ratio"] < 0.5
-    assert 0 < found["of_all_parameters"] < found["pruning_ratio"]
-    assert found["predicted_perplexity"]["mean"] == pytest.approx(math.exp(3.4), rel=1e-5)
-    low, high = found["predicted_perplexity"]["interval_95"]
-    assert low < found["predicted_perplexity"]["mean"] < high
+    removed = int(model.space.removed(torch.tensor(model.policy(0.4))))
+    every = sum(parameter.numel() for parameter in model.lm.model.parameters())
+    assert found["of_all_parameters"] == pytest.approx(removed / every)
+    predicted = found["predicted_perplexity"]
+    assert predicted["mean"] == pytest.approx(math.exp(3.4), rel=1e-5)
+    edges = [math.exp(3.4 + sign * 1.96 * 0.1) for sign in (-1, 1)]
+    assert predicted["interval_95"] == pytest.approx(edges, rel=1e-5)
     assert client.get("/v1/policies", params={"pruning_ratio": 2}).status_code == 400
 
 

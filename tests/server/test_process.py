@@ -98,11 +98,15 @@ def test_a_started_server_chats_with_openais_client_and_ends_at_a_signal(
 
 
 @pytest.mark.slow
-def test_no_logger_gets_the_key(
+def test_the_key_is_asked_for_and_no_logger_gets_it(
     serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PPF_API_KEY", "sesame")
-    serve("logger=csv")
+    _, address, _ = serve("logger=csv")
+    key = {"Authorization": "Bearer sesame"}
+    for headers, status in (({}, 401), (key, 200), (key | {"Host": "evil.com"}, 400)):
+        answer = httpx.get(f"{address}/v1/models", headers=headers, timeout=60)
+        assert answer.status_code == status, headers
     written = [file for file in (folder / "outputs").rglob("*") if file.is_file()]
     assert any("csv" in file.parts for file in written)
     assert not any(b"sesame" in file.read_bytes() for file in written)

@@ -1,15 +1,21 @@
 """Which tokens `evaluate` scores."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import Piece
 from ppf.llm import Text
-from ppf.stages.evaluate import Procedure, names_of
-from tests.checkpoints import bos_tokenizer
+from ppf.llm.sources import byte_tokenizer
+from ppf.stages.evaluate import Procedure, evaluate_folders, names_of
+from tests.articles import write_articles
+from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
 from tests.tiny import TinySetup
 
 TOKENS = 100
@@ -67,3 +73,21 @@ def test_prompts_beyond_the_models_positions_are_refused(tiny: TinySetup) -> Non
 def test_folders_of_the_same_name_are_told_apart_by_their_paths() -> None:
     assert names_of(["runs/a", "runs/b/"]) == ["a", "b"]
     assert names_of(["1/model", "2/model"]) == ["1/model", "2/model"]
+
+
+def test_folders_with_different_tokenizers_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model(CHECKPOINTS["llama-biases"]).model
+    for name, tokenizer in (("plain", byte_tokenizer()), ("bos", bos_tokenizer())):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    text = (f"text.path={write_articles(tmp_path)}", "text.window=32", "text.windows.test=4")
+    paths = (f"paths.run={tmp_path}", f"paths.cache={tmp_path}")
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("evaluate", ["text=wikipedia_sample", "dtype=float32", *text, *paths])
+    fabric, first = Fabric(accelerator="cpu", devices=1), str(tmp_path / "plain")
+    for second, told in ((first, False), (str(tmp_path / "bos"), True)):
+        found = evaluate_folders(cfg, fabric, Procedure.of(cfg), [first, second])
+        assert ("different tokenizers" in capsys.readouterr().out) == told
+        assert (found.results[0].nll == found.results[1].nll) != told

@@ -524,3 +524,14 @@ def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
 def test_wrong_settings_are_one_sentence(config: Any, overrides: list[str], sentence: str) -> None:
     with pytest.raises(PPFError, match=sentence):
         run(config(*overrides))
+
+
+def test_the_test_part_is_measured_on_request(config: Any, start: Path) -> None:
+    cfg = config("report_test=true", "text.windows.test=4", "recovery.tokens=256")
+    (score,) = recover(cfg, Fabric(accelerator="cpu", devices=1)).test
+    text = build_text(cfg.text, cfg.paths.cache)
+    for folder, nll in ((start, score.pruned), (Path(cfg.out), score.recovered)):
+        model, tokenizer = load_folder(folder, torch.float32, trust_remote_code=False)
+        found = mean_nll(model.eval(), text.tokens("test", tokenizer), batch=2)
+        assert nll == pytest.approx(found, rel=1e-5)
+    assert score.recovered != score.pruned != score.dense
