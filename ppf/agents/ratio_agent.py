@@ -15,10 +15,8 @@ from torch import Tensor
 from ppf.artefacts import draft
 from ppf.errors import PPFError
 from ppf.records import read
-from ppf.records.agent import FORMAT, WEIGHTS, AgentRecord
+from ppf.records.agent import AGENT, FORMAT, WEIGHTS, AgentRecord
 from ppf.space import Space, project
-
-FILE = "agent.json"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class RatioAgent:
             "ratios": [0.0, float(self.knots[-1])],
             "weights": WEIGHTS,
         }
-        path = folder / FILE
+        path = folder / AGENT
         with draft(path) as file:
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
@@ -103,7 +101,7 @@ def load_agent(path: str | Path, trusted: Sequence[str] = ()) -> RatioAgent:
     Raises:
         PPFError: there is no agent, or a file does not fit its schema.
     """
-    file = Path(path) if Path(path).is_file() else Path(path) / FILE
+    file = Path(path) if Path(path).is_file() else Path(path) / AGENT
     record = read(file, AgentRecord, _REMEDY, trusted)
     space, weights = Space.restore(record["space"]), file.with_name(WEIGHTS)
     try:

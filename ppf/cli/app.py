@@ -21,7 +21,7 @@ from ppf.cli.outcome import Outcome, finished, is_multirun, set_aside, write
 from ppf.cli.plan import show_plan
 from ppf.conf import SECRET
 from ppf.context.signatures import plain
-from ppf.llm.loading import check_source, resolve_dtype
+from ppf.llm.loading import check_source, dtype_name, resolve_dtype
 from ppf.processes import launch
 from ppf.progress import say
 from ppf.ranks import Ranks
@@ -144,7 +144,7 @@ def share_run_folder(cfg: DictConfig, ranks: Ranks) -> None:
 def share_dtype(cfg: DictConfig, ranks: Fabric) -> None:
     """Makes all ranks use the number format that `model.dtype=auto` means on rank 0's processor."""
     if "model" in cfg and ranks.world_size > 1:
-        own = str(resolve_dtype(cfg.model.dtype, ranks.device)).removeprefix("torch.")
+        own = dtype_name(resolve_dtype(cfg.model.dtype, ranks.device))
         if (first := ranks.broadcast(own)) != own:
             cfg.model.dtype = first
 

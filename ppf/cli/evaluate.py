@@ -12,7 +12,7 @@ from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
 from ppf.export.loading import check_format
-from ppf.llm.loading import local_folder, resolve_dtype
+from ppf.llm.loading import dtype_name, local_folder, resolve_dtype
 from ppf.overrides import quoted
 from ppf.progress import say
 from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
@@ -63,7 +63,7 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> N
     names = ", ".join(result.name for result in found.results)
     settings = ("sequential", "window", "stride", "seed")
     model = read_policy(cfg.policy, cfg.trust_targets)["model"] if cfg.policy else names
-    dtype = str(resolve_dtype(cfg.dtype, fabric.device)).removeprefix("torch.")
+    dtype = dtype_name(resolve_dtype(cfg.dtype, fabric.device))
     page = evaluation_page(
         found,
         title=f"Evaluation of {names}",

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.agents.ratio_agent import FILE, load_agent
+from ppf.agents.ratio_agent import load_agent
 from ppf.context.policy import model_name, read_policy
-from ppf.records.agent import WEIGHTS, agent_folder
+from ppf.records.agent import AGENT, WEIGHTS, agent_folder
 from ppf.report.publish import Artifact
 
 
@@ -21,7 +21,7 @@ def used(cfg: DictConfig) -> list[Artifact]:
     if cfg.get("search"):
         config = load_agent(cfg.search, cfg.trust_targets).record["config"]
         model = model_name(OmegaConf.create(config["model"]))
-        files = [agent_folder(cfg.search) / name for name in (FILE, WEIGHTS)]
+        files = [agent_folder(cfg.search) / name for name in (AGENT, WEIGHTS)]
         return [Artifact(files, f"{model}-agent", "agent", used=True)]
     return [replace(made(Path(path)), used=True) for path in folders(cfg)]
 

@@ -15,10 +15,9 @@ from ppf.artefacts import digest, signature, write_json
 from ppf.context.signatures import MODEL_FILES, contents, plain, with_code
 from ppf.errors import PPFError
 from ppf.records import read
-from ppf.records.run import RunRecord
+from ppf.records.run import RUN, RunRecord
 from ppf.report.origin import task_overrides, version
 
-FILE = "run.json"
 _SET_ASIDE = ".hydra/earlier.json"
 # Keys that do not change results.
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
@@ -68,7 +67,7 @@ def finished(command: str, cfg: DictConfig) -> dict[str, Any] | None:
     One that was set aside is put back.
     """
     own = _identity(command, cfg)
-    place = Path(cfg.paths.run) / FILE
+    place = Path(cfg.paths.run) / RUN
     for file in (place, place.parent / _SET_ASIDE):
         with suppress(PPFError):
             found = read(file, RunRecord, "run the command again")
@@ -81,7 +80,7 @@ def finished(command: str, cfg: DictConfig) -> dict[str, Any] | None:
 def set_aside(folder: Path) -> None:
     """Moves a job's run.json to where no report finds it: it is not the present config's."""
     with suppress(FileNotFoundError):
-        (folder / FILE).replace(folder / _SET_ASIDE)
+        (folder / RUN).replace(folder / _SET_ASIDE)
 
 
 def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> None:
@@ -95,7 +94,7 @@ def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> No
         "seconds": seconds,
         "version": version(),
     }
-    write_json(Path(cfg.paths.run) / FILE, record)
+    write_json(Path(cfg.paths.run) / RUN, record)
     (Path(cfg.paths.run) / _SET_ASIDE).unlink(missing_ok=True)  # its other files are overwritten
 
 

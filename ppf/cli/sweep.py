@@ -49,11 +49,12 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Exits with code 1 if a job has not finished: Hydra would turn an error into a warning."""
         from ppf.progress import say
+        from ppf.records.run import RUN
         from ppf.report.sweep import finished_jobs, jobs_of
         from ppf.report.sweep_page import write_sweep
 
         folder = Path(config.hydra.sweep.dir)
-        left = [job for job in jobs_of(self.multirun, folder) if not (job / "run.json").is_file()]
+        left = [job for job in jobs_of(self.multirun, folder) if not (job / RUN).is_file()]
         if finished_jobs(folder):
             for name, path in write_sweep(folder).items():
                 say(f"{name:<6}  {path}")

@@ -15,7 +15,7 @@ from ppf.progress import say
 from ppf.pruning import Compensation
 from ppf.pruning.bank import ready_gib
 from ppf.pruning.compensation import Bias
-from ppf.pruning.elastic import FILE, Adapters, trained_with
+from ppf.pruning.elastic import ADAPTERS, Adapters, trained_with
 from ppf.records.agent import agent_folder
 from ppf.space import Space
 
@@ -45,7 +45,7 @@ def resident(
     choose = partial(_affordable, cfg.bank.max_gib, wanted)
     context = prepare(config, fabric, dtype=cfg.dtype, choose=choose, check=check)
     folder = agent_folder(cfg.search)
-    if adapted and (folder / FILE).is_file():
+    if adapted and (folder / ADAPTERS).is_file():
         Adapters.load(folder, context.model.pruner, origin(context))
     return context
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
-from ppf.llm.loading import local_folder, resolve_dtype
+from ppf.llm.loading import dtype_name, local_folder, resolve_dtype
 from ppf.llm.text import PartName, local_splits, spans
 from ppf.progress import warning
 from ppf.records.policy import ConfigRecord
@@ -65,7 +65,7 @@ def recorded(cfg: DictConfig, device: torch.device | str = "cpu") -> DictConfig:
     """
     config = OmegaConf.create({group: plain(cfg[group]) for group in ConfigRecord.model_fields})
     config.text.pop("training", None)  # recovery does not determine a pruned model
-    config.model.dtype = str(resolve_dtype(config.model.dtype, device)).removeprefix("torch.")
+    config.model.dtype = dtype_name(resolve_dtype(config.model.dtype, device))
     OmegaConf.set_readonly(config, True)
     return config
 

@@ -22,6 +22,7 @@ from ppf.export.base import Converter, tell_rounding
 from ppf.export.card import Form, write_card
 from ppf.export.configuration_decilm import DeciLMConfig
 from ppf.export.pruned import Pruned
+from ppf.llm.loading import dtype_name
 
 _FAMILIES = ("llama", "mistral", "qwen2")
 _CODE = Path(configuration_decilm.__file__)
@@ -84,7 +85,7 @@ def _config(model: Pruned, names: set[str]) -> DeciLMConfig:
     config.mlp_bias = any(name.endswith(".down_proj.bias") for name in names)
     config.architectures = ["DeciLMForCausalLM"]
     config.auto_map = {"AutoConfig": f"{_CODE.stem}.{DeciLMConfig.__name__}"}
-    config.dtype = str(model.lm.dtype).removeprefix("torch.")
+    config.dtype = dtype_name(model.lm.dtype)
     return config
 
 

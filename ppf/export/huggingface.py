@@ -27,6 +27,7 @@ from ppf.export.base import Exporter, check_blocks, tell_rounding
 from ppf.export.card import Form, write_card
 from ppf.export.pruned import Pruned
 from ppf.llm import Adapter, Coupling
+from ppf.llm.loading import dtype_name
 from ppf.pruning import LivePruner
 
 _MODELING = Path(modeling_pruned.__file__)
@@ -119,7 +120,7 @@ def export_recovered(
     family: Any = AutoModelForCausalLM._model_mapping[type(trained.config)]
     _write_code(folder, family.__name__, type(trained.base_model).__name__)
     config = json.loads((start / "config.json").read_text(encoding="utf-8"))
-    config |= {"dtype": str(dtype).removeprefix("torch."), **_OWN_CODE}
+    config |= {"dtype": dtype_name(dtype), **_OWN_CODE}
     config.pop("custom_pipelines", None)  # may name code of others
     for name, content in (("config.json", config), ("policy.json", policy)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -148,7 +149,7 @@ def pruned_config(pruner: LivePruner) -> PreTrainedConfig:
     )
     config.pruned_blocks = _pruned_blocks(pruner)
     config.architectures, config.auto_map = _OWN_CODE["architectures"], _OWN_CODE["auto_map"]
-    config.dtype = str(pruner.lm.dtype).removeprefix("torch.")
+    config.dtype = dtype_name(pruner.lm.dtype)
     # Some families' configs validate themselves with the dense model's number of heads.
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = widths

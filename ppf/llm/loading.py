@@ -142,6 +142,11 @@ _CHECKS: dict[str, Callable[..., object]] = {
 }
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype, as `resolve_dtype` reads it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def resolve_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
     """The dtype of the override `model.dtype`.
 

@@ -19,7 +19,7 @@ from ppf.progress import quiet_trainer, training_bar
 from ppf.pruning import SiteFeatures
 from ppf.threads import cpu_threads
 
-FILE = "predictor.ckpt"
+CHECKPOINT = "predictor.ckpt"
 _MONITOR = "validation/loss"
 # Keys of the config that concern the fit; the others are arguments of the module.
 _FITTING = ("data", "patience", "max_epochs", "threads", "init_from")

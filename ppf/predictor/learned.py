@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from ppf.labels.table import Labels
 from ppf.predictor.acquisition import select_by_integrated_variance
 from ppf.predictor.base import PredictorInputs, Select
-from ppf.predictor.fit import FILE, fit_predictor
+from ppf.predictor.fit import CHECKPOINT, fit_predictor
 from ppf.predictor.module import PredictorModule, load_predictor
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import HeldOut
@@ -105,7 +105,7 @@ class LearnedPredictor:
             "hyper_parameters": dict(self.module.hparams),
             "state_dict": self.module.state_dict(),
         }
-        torch.save(checkpoint, folder / FILE)
+        torch.save(checkpoint, folder / CHECKPOINT)
         columns = {name: values.tolist() for name, values in self.held_out._asdict().items()}
         scores = {"metrics": dict(self.metrics), "held_out": columns}
         (folder / _SCORES).write_text(json.dumps(scores), encoding="utf-8")
@@ -114,7 +114,7 @@ class LearnedPredictor:
         scores = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
         columns = {name: torch.tensor(column) for name, column in scores["held_out"].items()}
         self.metrics, self.held_out = scores["metrics"], HeldOut(**columns)
-        self.module = load_predictor(folder / FILE, self.config)
+        self.module = load_predictor(folder / CHECKPOINT, self.config)
 
     def to(self, device: torch.device) -> None:
         self.module.to(device)

@@ -17,7 +17,7 @@ from ppf.errors import PPFError
 from ppf.pruning.live import LivePruner
 from ppf.pruning.unseen import Unseen
 
-FILE = "adapters.safetensors"
+ADAPTERS = "adapters.safetensors"
 TRAINING = "adapters.json"  # how they were trained, beside them
 
 
@@ -82,8 +82,8 @@ class Adapters(nn.Module):
         for name, pair in self.pairs.items():
             tensors[f"{name}.up"] = (self.scale * pair.up).detach().cpu().contiguous()
             tensors[f"{name}.down"] = pair.down.detach().cpu().contiguous()
-        save_file(tensors, folder / FILE, metadata=origin)
-        return folder / FILE
+        save_file(tensors, folder / ADAPTERS, metadata=origin)
+        return folder / ADAPTERS
 
     @classmethod
     def load(cls, folder: Path, pruner: LivePruner, origin: dict[str, str]) -> "Adapters":
@@ -92,7 +92,7 @@ class Adapters(nn.Module):
         Raises:
             PPFError: the file is damaged, or was trained for another model or compensation.
         """
-        file, metadata, tensors = folder / FILE, *_read(folder / FILE)
+        file, metadata, tensors = folder / ADAPTERS, *_read(folder / ADAPTERS)
         wrong = [key for key, value in origin.items() if metadata.get(key) != value]
         if wrong:
             if wrong != ["compensation"] or "compensation" not in metadata:
@@ -127,7 +127,7 @@ def trained_with(folder: Path) -> str | None:
     Raises:
         PPFError: the file is damaged.
     """
-    file = folder / FILE
+    file = folder / ADAPTERS
     return _read(file)[0].get("compensation") if file.is_file() else None
 
 

@@ -11,6 +11,7 @@ from ppf.records.space import SpaceRecord
 from ppf.records.values import Record, SiteName
 
 FORMAT = 1
+AGENT = "agent.json"
 WEIGHTS = "agent.safetensors"
 
 

@@ -6,6 +6,7 @@ from pydantic import StringConstraints
 
 from ppf.records.values import Number, Record, Word
 
+RUN = "run.json"
 BEGUN_BY = ".hydra/multirun"
 """File in a job's folder with the identifier of the multirun that began the job last."""
 

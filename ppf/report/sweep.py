@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ppf.errors import PPFError
 from ppf.records import read
-from ppf.records.run import BEGUN_BY, RunRecord
+from ppf.records.run import BEGUN_BY, RUN, RunRecord
 from ppf.report.scores import decimal, duration
 from ppf.report.tables import Cell, Column, Table, error, interval
 
@@ -169,7 +169,7 @@ def finished_jobs(folder: Path) -> list[Path]:
     A job whose folder is only a number counts if the last multirun in that place began it:
     otherwise, its overrides are those of another multirun.
     """
-    files = sorted(folder.rglob("run.json"))
+    files = sorted(folder.rglob(RUN))
     last = {place: _last_multirun(place) for place in {file.parent.parent for file in files}}
     return [
         file

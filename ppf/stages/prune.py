@@ -21,7 +21,7 @@ from ppf.errors import PPFError
 from ppf.evaluation.latency import speeds
 from ppf.export.base import Converter, Exporter
 from ppf.export.loading import read_pruned
-from ppf.llm.loading import resolve_dtype
+from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.live import Types
@@ -228,5 +228,5 @@ def exported(labelling: Labelling, kept: str, scores: Mapping[str, float | None]
         "windows": len(piece.windows),
         "window": piece.windows.shape[1],
         "context": piece.first,
-        "dtype": str(labelling.model.lm.dtype).removeprefix("torch."),
+        "dtype": dtype_name(labelling.model.lm.dtype),
     }

@@ -14,7 +14,7 @@ from ppf.context.policy import by_site, checked_config, policy_record
 from ppf.context.prepare import PruningContext, prepare
 from ppf.context.resident import origin, resident
 from ppf.export.base import Exporter
-from ppf.pruning.elastic import FILE, TRAINING, Adapters
+from ppf.pruning.elastic import ADAPTERS, TRAINING, Adapters
 from ppf.records import read
 from ppf.records.agent import agent_folder
 from ppf.records.policy import AdaptersRecord
@@ -34,7 +34,7 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     """
     agent, search = load_agent(cfg.search, cfg.trust_targets), agent_folder(cfg.search)
     exporter: Exporter = instantiate(cfg.export)
-    adapted = (search / FILE).is_file()
+    adapted = (search / ADAPTERS).is_file()
     if adapted:  # they fit only the compensation that they were trained with
         context = resident(cfg, fabric, agent.record, adapted=False)
     else:

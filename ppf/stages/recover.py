@@ -35,7 +35,7 @@ from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import as_pruned, load_folder
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.divide import check_division
-from ppf.llm.loading import resolve_dtype
+from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.text import build_text, training_name
 from ppf.progress import say
 from ppf.recovery.curve import Trace
@@ -131,7 +131,7 @@ class _Recovery:
         self.student = self._load()
         self.training, self.validation = text.windows(self.student)
         self.test = test_windows(cfg, self.student)
-        dtype = str(computed_in(self.machine.precision)).removeprefix("torch.")
+        dtype = dtype_name(computed_in(self.machine.precision))
         dense = DictConfig({**self.config.model, "dtype": dtype})
         check_division(dense, fabric.device, fabric.world_size)
         self.teacher = load(dense, cfg.paths.cache, device=fabric.device)

@@ -9,7 +9,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from torch.utils.data import TensorDataset
 
-from ppf.agents.ratio_agent import FILE, load_agent
+from ppf.agents.ratio_agent import load_agent
 from ppf.artefacts import write_json
 from ppf.context.policy import policy_config
 from ppf.context.recovery import (
@@ -29,7 +29,7 @@ from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
 from ppf.llm.text import training_name
 from ppf.pruning.elastic import TRAINING, Adapters
-from ppf.records.agent import WEIGHTS, agent_folder
+from ppf.records.agent import AGENT, WEIGHTS, agent_folder
 from ppf.recovery.curve import Trace
 from ppf.recovery.elastic import ElasticModule
 from ppf.recovery.fit import fit
@@ -108,7 +108,7 @@ def _write(
 ) -> None:
     out, search = Path(cfg.out), agent_folder(cfg.search)
     out.mkdir(parents=True, exist_ok=True)
-    for name in (FILE, WEIGHTS):
+    for name in (AGENT, WEIGHTS):
         shutil.copy(search / name, out)
     adapters.save(out, origin)
     training = {

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
 from ppf.predictor.datamodule import Batch
-from ppf.predictor.fit import FILE, untrained
+from ppf.predictor.fit import CHECKPOINT, untrained
 from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.module import load_predictor
 from ppf.predictor.protocol import Surrogate
@@ -106,8 +106,8 @@ def test_checkpoint_loads_without_pickles(
     chosen = [f"predictor={predictor}", "predictor.max_epochs=2"]
     chosen += [FEW_STEPS] if predictor == "residual" else []
     fitted = fitted_with(labels, known, tmp_path, *chosen)
-    torch.load(tmp_path / FILE, weights_only=True)
-    loaded = load_predictor(tmp_path / FILE)
+    torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    loaded = load_predictor(tmp_path / CHECKPOINT)
     assert isinstance(loaded, Surrogate)
     for before, after in zip(fitted.predict(labels.kept), loaded.predict(labels.kept), strict=True):
         assert torch.equal(before, after)
@@ -181,12 +181,12 @@ def test_loggers_get_the_scores(labels: Labels, known: SiteFeatures, tmp_path: P
 
 def test_no_predictor_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match="there is no predictor"):
-        load_predictor(tmp_path / FILE)
+        load_predictor(tmp_path / CHECKPOINT)
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}}, {"hyper_parameters": {}}, "text"])
 def test_foreign_checkpoints_are_refused(tmp_path: Path, content: object) -> None:
-    path = tmp_path / FILE
+    path = tmp_path / CHECKPOINT
     if isinstance(content, str):
         path.write_text(content)
     else:
@@ -199,11 +199,11 @@ def test_checkpoints_can_only_build_networks(
     labels: Labels, known: SiteFeatures, tmp_path: Path
 ) -> None:
     fitted_with(labels, known, tmp_path, "predictor=additive", "predictor.max_epochs=1")
-    checkpoint = torch.load(tmp_path / FILE, weights_only=True)
+    checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     checkpoint["hyper_parameters"]["network"] = {"_target_": "subprocess.Popen", "args": "true"}
-    torch.save(checkpoint, tmp_path / FILE)
+    torch.save(checkpoint, tmp_path / CHECKPOINT)
     with pytest.raises(PPFError, match="network names a class that is neither"):
-        load_predictor(tmp_path / FILE)
+        load_predictor(tmp_path / CHECKPOINT)
 
 
 class OwnNetwork(Ridge):
@@ -217,7 +217,7 @@ def test_a_runs_own_classes_may_stand_in_its_checkpoints(
     config["network"] = {"_target_": f"{__name__}.OwnNetwork"}
     module = untrained(known, DENSE_NLL, config)
     stored = {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
-    torch.save(stored, tmp_path / FILE)
-    load_predictor(tmp_path / FILE, config)
+    torch.save(stored, tmp_path / CHECKPOINT)
+    load_predictor(tmp_path / CHECKPOINT, config)
     with pytest.raises(PPFError, match="network names a class that is neither"):
-        load_predictor(tmp_path / FILE, predictor_config()["predictor"])
+        load_predictor(tmp_path / CHECKPOINT, predictor_config()["predictor"])

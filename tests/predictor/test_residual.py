@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.fit import FILE
+from ppf.predictor.fit import CHECKPOINT
 from ppf.predictor.residual import GaussianProcess
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
@@ -243,7 +243,7 @@ def test_fewer_labels_are_needed_from_another_texts_predictor(
         fitted = fitted_with(labels, known, second, *QUICK, SOME_STEPS, *overrides)
         return float((fitted.predict(fresh.kept).mean - fresh.nll).abs().median())
 
-    assert error(50, f"predictor.init_from={first / FILE}") < error(80)
+    assert error(50, f"predictor.init_from={first / CHECKPOINT}") < error(80)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_fewer_labels_are_needed_from_another_texts_predictor(
 def test_another_network_is_no_start(
     other: list[str], labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:
-    start = f"predictor.init_from={tmp_path / FILE}"
+    start = f"predictor.init_from={tmp_path / CHECKPOINT}"
     fitted_with(labels, known, tmp_path, *other, "predictor.max_epochs=1")
     with pytest.raises(PPFError, match="init_from has another network or space"):
         fitted_with(labels, known, tmp_path, start)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.pruning import LivePruner
-from ppf.pruning.elastic import FILE, Adapters, projections
+from ppf.pruning.elastic import ADAPTERS, Adapters, projections
 from tests.tiny import TinySetup
 
 ORIGIN = {"compensation": "LeastSquares", "labels": "0123"}
@@ -116,7 +116,7 @@ def test_other_adapters_are_refused(
     pruner = tiny.pruner()
     filled(pruner).save(tmp_path, ORIGIN)
     if content:
-        (tmp_path / FILE).write_bytes(content)
+        (tmp_path / ADAPTERS).write_bytes(content)
     with pytest.raises(PPFError, match=sentence):
         Adapters.load(tmp_path, pruner, origin)
 

@@ -20,7 +20,7 @@ from ppf.context.observed import Observed
 from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
-from ppf.pruning.elastic import FILE, trained_with
+from ppf.pruning.elastic import ADAPTERS, trained_with
 from ppf.recovery import elastic
 from ppf.recovery.elastic import ElasticModule
 from ppf.report.scores import RecoveryScore
@@ -169,14 +169,14 @@ def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
 ) -> None:
     cfg = config("recovery.ema=0.5")
     run(cfg)
-    whole = load_file(Path(cfg.out) / FILE)
+    whole = load_file(Path(cfg.out) / ADAPTERS)
     taken = kill(monkeypatch, ElasticModule, 7)
     cfg = config("recovery.ema=0.5", f"paths.artefacts={tmp_path}/broken")
     with pytest.raises(KilledError):
         run(cfg)
     run(cfg)
     assert len(taken) == 7 + 12 - 4
-    resumed = load_file(Path(cfg.out) / FILE)
+    resumed = load_file(Path(cfg.out) / ADAPTERS)
     assert all(torch.equal(whole[name], found) for name, found in resumed.items())
 
 
