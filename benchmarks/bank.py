@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ppf.pruning.compensation import Factors, LeastSquares
-from ppf.pruning.statistics import write_tensors
+from ppf.pruning.tensor_files import write_tensors
 
 TOKENS = 2048
 

@@ -22,6 +22,7 @@ from ppf.llm.text import text_name, training_name
 from ppf.overrides import quoted
 from ppf.progress import say, warning
 from ppf.records.agent import agent_folder
+from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.report.html import write_page
 from ppf.report.origin import (
     command_line,
@@ -33,7 +34,7 @@ from ppf.report.origin import (
 )
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.report.recovery import recovery_metrics, recovery_page
-from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
+from ppf.report.scores import LogPerplexity
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppf.artefacts import Artefacts, signature
 from ppf.pruning import LivePruner, SiteFeatures, Traits, loss_changes, sensitivity
-from ppf.pruning.statistics import read_tensors, write_tensors
+from ppf.pruning.tensor_files import read_tensors, write_tensors
 from ppf.space import Space
 
 _STRIDE = 4  # expected losses are computed on every fourth window

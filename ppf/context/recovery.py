@@ -32,9 +32,9 @@ from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.recovery.curve import Trace
 from ppf.recovery.losses import RecoveryLoss
+from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.recovery.tuners import Tuner
-from ppf.report.scores import Recovered, RecoveryScore
 
 T = TypeVar("T")
 _PARTS: tuple[PartName, ...] = ("training", "validation")

@@ -14,7 +14,8 @@ from ppf.artefacts import get_or_make
 from ppf.llm import Coupling, LanguageModel
 from ppf.progress import say, track
 from ppf.pruning.compensation import Compensation, Factors, Levels
-from ppf.pruning.statistics import Statistics, expand, open_tensors, write_tensors
+from ppf.pruning.statistics import Statistics, expand
+from ppf.pruning.tensor_files import open_tensors, write_tensors
 from ppf.ranks import Ranks, own_first
 from ppf.space import Site, Space
 

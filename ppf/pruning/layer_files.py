@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ppf.artefacts import get_or_make
-from ppf.pruning.statistics import read_tensors, write_tensors
+from ppf.pruning.tensor_files import read_tensors, write_tensors
 
 T = TypeVar("T")
 Make = Callable[[int], dict[str, Tensor]]

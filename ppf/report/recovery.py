@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.report.page import Page, ReportSection
 from ppf.report.recovery_plots import by_ratio, loss_curve
 from ppf.report.scores import (
     LogPerplexity,
-    Recovered,
-    RecoveryScore,
     decimal,
     percent,
     signed_percent,

@@ -41,9 +41,10 @@ from ppf.progress import say
 from ppf.recovery.curve import Trace
 from ppf.recovery.likeliest import Likeliest, read_likeliest, write_likeliest
 from ppf.recovery.losses import RecoveryLoss, likeliest_needed
+from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import TuningTask
-from ppf.report.scores import LogPerplexity, Recovered, RecoveryScore
+from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import compensated
 
 

@@ -33,8 +33,8 @@ from ppf.records.agent import AGENT, WEIGHTS, agent_folder
 from ppf.recovery.curve import Trace
 from ppf.recovery.elastic import ElasticModule
 from ppf.recovery.fit import fit
+from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import RecoverySettings
-from ppf.report.scores import Recovered, RecoveryScore
 
 
 def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:

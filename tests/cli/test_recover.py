@@ -13,8 +13,8 @@ from ppf.cli import prune
 from ppf.cli.recover import _rows, main
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
+from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import RecoverySettings
-from ppf.report.scores import Recovered, RecoveryScore
 from ppf.stages.recover import recover
 from tests.commands import on_two_ranks
 from tests.records import examples

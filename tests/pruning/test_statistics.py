@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ppf.pruning.statistics import read_tensors, write_tensors
+from ppf.pruning.tensor_files import read_tensors, write_tensors
 from tests.observing import collect_statistics
 from tests.tiny import TinySetup
 

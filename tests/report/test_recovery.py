@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
+from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.report.page import Page
 from ppf.report.recovery import recovery_metrics, recovery_page
-from ppf.report.scores import Recovered, RecoveryScore
 
 REST: Any = {
     "title": "tiny",

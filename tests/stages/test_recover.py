@@ -35,8 +35,8 @@ from ppf.recovery import fit, token_losses
 from ppf.recovery.likeliest import read_likeliest
 from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule, TunedModule
+from ppf.recovery.results import RecoveryScore
 from ppf.recovery.settings import TrainingRun
-from ppf.report.scores import RecoveryScore
 from ppf.stages.prune import convert, prune
 from ppf.stages.recover import recover
 from tests.recoveries import KilledError, kill, recovery_config

@@ -23,7 +23,7 @@ from ppf.export.loading import load_folder
 from ppf.pruning.elastic import ADAPTERS, trained_with
 from ppf.recovery import elastic
 from ppf.recovery.elastic import ElasticModule
-from ppf.report.scores import RecoveryScore
+from ppf.recovery.results import RecoveryScore
 from ppf.runtime import DynamicModel
 from ppf.stages.prune_at import prune_at
 from ppf.stages.recover_dynamic import recover_dynamic
