@@ -109,7 +109,7 @@ class _OffPolicyTraining(Training):
         warming_up = len(self.buffer) <= self.warmup
         learning = _CRITICS if critics_only or warming_up else _LOSSES
         total = sum(value for name, value in losses.items() if name in learning)
-        self.fabric.backward(torch.as_tensor(total))
+        torch.as_tensor(total).backward()
         average_gradients(self.loss, self.fabric)
         nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.grad_norm)
         self.optimizer.step()

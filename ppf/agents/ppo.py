@@ -102,7 +102,7 @@ class _PPOTraining(Training):
                 losses = self.loss(samples[rows])
                 total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
                 self.optimizer.zero_grad()
-                self.fabric.backward(total)
+                total.backward()
                 average_gradients(self.loss, self.fabric)
                 nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.grad_norm)
                 self.optimizer.step()

@@ -93,7 +93,7 @@ class _ReinforceTraining(Training):
         likelihood = gaussians.log_prob(deviation).sum(1)
         entropy = gaussians.entropy().mean()
         self.optimizer.zero_grad()
-        self.fabric.backward(-(advantage * likelihood).mean() - self.config.entropy * entropy)
+        (-(advantage * likelihood).mean() - self.config.entropy * entropy).backward()
         average_gradients(self.policy, self.fabric)
         self.optimizer.step()
         return Rollout(kept, cost, ratio, gain, {"entropy": entropy.detach()})

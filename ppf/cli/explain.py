@@ -1,12 +1,14 @@
 """Errors that a user can fix, each as one sentence."""
 
 import difflib
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.errors import (
@@ -51,7 +53,21 @@ def errors_explained(explain: Explain, *, with_traceback: bool = False) -> Itera
             known = sys.modules.get("lightning.fabric.utilities.rank_zero")  # slow to import
             rank = getattr(getattr(known, "rank_zero_only", None), "rank", 0)
             print(f"Error{f' on rank {rank}' if rank else ''}: {sentence}", file=sys.stderr)
+        _leave_other_ranks()
         sys.exit(1)
+
+
+def _leave_other_ranks() -> None:
+    """Ends this process at once if others wait for it.
+
+    At a normal exit, Lightning closes NCCL's connections, which waits for other ranks for hours.
+    """
+    torch: Any = sys.modules.get("torch")  # slow to import
+    started = torch and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if started and torch.distributed.get_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def explain_run(error: BaseException) -> str | None:

@@ -128,6 +128,9 @@ class Sizes:
         if cfg.model.get("device_map") and device.type == "cuda":
             gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         layers, windows = adapter.layers(model), cfg.text.windows
+        banked = of_sites, space, dtypes[-1]
+        loaded = parameters(model) - (parameters(layers) if cfg.model.get("offload") else 0)
+        loading = loaded * widest.itemsize / GIB
         in_set, sets = gradient_sets(cfg)
         return cls(
             parameters=parameters(model),
@@ -136,7 +139,7 @@ class Sizes:
             hidden=model.config.hidden_size,
             consumers=list(shapes.values()),
             head=model.get_output_embeddings().weight.numel(),
-            bank=bank_size(of_sites, space, dtypes[-1], cfg.bank.max_gib, gpus) if refits else None,
+            bank=bank_size(*banked, cfg.bank.max_gib, gpus, loading) if refits else None,
             itemsize=widest.itemsize,
             activations=activations(layers, cfg.text.window, widest),
             calibration=(windows.calibration or MANY) * cfg.text.window,
@@ -239,8 +242,14 @@ def _differentiating(
 def _labelling(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Need:
     states = (sizes.layers + 1) * sizes.states(sizes.labelling)
     memory = sizes.resident + sizes.bank_in_memory + states
+    factored = sizes.bank is not None and sizes.bank.factored
+    numbers = sum(rows * columns for rows, columns in sizes.consumers) if factored else 0
+    refitted = numbers * sizes.itemsize / GIB  # the compensated weights of a policy
+    if not sizes.offload:
+        memory += refitted / sizes.devices
     seconds = sizes.labelling * (forward + head) + level_flops(sizes) / speeds.model
-    return _need(f"{sizes.labels} labels", sizes, memory, 0, sizes.labels * seconds)
+    host = sizes.processes * refitted if sizes.offload else 0.0
+    return _need(f"{sizes.labels} labels", sizes, memory, 0, sizes.labels * seconds, host)
 
 
 def level_flops(sizes: Sizes) -> float:
@@ -266,7 +275,7 @@ def _need(
 
     Args:
         memory: GiB on the device of each process.
-        states: GiB of hidden states that only rank 0 has, in host memory on any device.
+        states: further GiB in host memory on any device, for example hidden states of rank 0.
     """
     if sizes.on_cpu:
         memory = sizes.processes * (memory + _PROCESS) + states

@@ -112,7 +112,7 @@ def _weights(model: Pruned) -> dict[str, Tensor]:
             bias = name.removesuffix("weight") + "bias"
             tensors.setdefault(bias, tensors[name].new_zeros(len(tensors[name])))
     return {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
 

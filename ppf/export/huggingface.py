@@ -203,11 +203,11 @@ def _block(coupling: Coupling) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers by name, tied ones once; views would be saved dense."""
+    """Copies of all parameters and buffers on the CPU, tied ones once; views are saved dense."""
     named = [*model.named_parameters(), *model.named_buffers()]
     once, saved = {name for name, _ in named}, model.state_dict()
     return {
-        name: tensor.clone(memory_format=torch.contiguous_format)
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in saved.items()
         if name in once
     }

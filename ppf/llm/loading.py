@@ -172,7 +172,7 @@ def _fast_bfloat16(device: str) -> bool:
     processors, and two to three times faster on AMD from Zen 4 on (`benchmarks/labels.py`).
     """
     if device != "cpu":
-        return device == "cuda" and torch.cuda.is_bf16_supported()
+        return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if platform.machine() in ("x86_64", "AMD64"):
         vectors = torch.cpu._is_avx512_bf16_supported() and _is_amd()
         return vectors or torch.cpu._is_amx_tile_supported()

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+_stream = cache(torch.cuda.Stream)  # PyTorch keeps freed memory for each stream
 
 
 def ahead(
@@ -25,10 +27,9 @@ def ahead(
     if any(device.type != "cuda" for device in devices):
         yield from map(fetch, range(len(devices)))
         return
-    sides = {device: torch.cuda.Stream(device) for device in devices}
 
     def run(number: int) -> tuple[list[Tensor | None], torch.cuda.Event]:
-        side = sides[devices[number]]
+        side = _stream(devices[number])
         with torch.no_grad(), torch.cuda.stream(side):
             return fetch(number), side.record_event()
 

@@ -143,6 +143,7 @@ def bank_size(
     dtype: torch.dtype,
     max_gib: float,
     devices: Collection[torch.device],
+    loading: float = 0.0,
 ) -> BankSize:
     """The first of these forms that fits: all levels, factors in memory, factors on disk.
 
@@ -153,14 +154,21 @@ def bank_size(
         max_gib: most GiB of memory that the weights of all levels take. Factors on GPUs may take
             half of the free memory if that is more.
         devices: of the model's layers.
+        loading: GiB of weights that these devices will still receive.
     """
     numbers = sum(columns * (rows + columns) for rows, columns in shapes)
     gib = numbers * _stored_dtype(dtype).itemsize / 2**30
     if (ready := levels_gib(shapes, space, dtype)) <= max_gib:
         return BankSize(False, True, ready, ready + gib)
-    free = [torch.cuda.mem_get_info(d)[0] / 2**30 for d in devices if d.type == "cuda"]
-    max_gib = max(max_gib, sum(free) / 2)
+    max_gib = max(max_gib, (_free_gib(devices) - loading) / 2)
     return BankSize(True, gib <= max_gib, gib, gib)
+
+
+def _free_gib(devices: Collection[torch.device]) -> float:
+    """GiB of GPUs that are free, or that PyTorch keeps without using them."""
+    gpus = [device for device in devices if device.type == "cuda"]
+    kept = [torch.cuda.memory_reserved(d) - torch.cuda.memory_allocated(d) for d in gpus]
+    return (sum(kept) + sum(torch.cuda.mem_get_info(d)[0] for d in gpus)) / 2**30
 
 
 def levels_gib(shapes: Sequence[tuple[int, int]], space: Space, dtype: torch.dtype) -> float:

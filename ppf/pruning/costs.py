@@ -127,7 +127,7 @@ class Latency(Cost):
 
 def _synchronise() -> None:
     """Waits until the GPU has finished its work."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 

@@ -270,7 +270,7 @@ class LivePruner:
             leading = self._columns.get(consumer)
             weight = weight[:, :columns] if leading is None else leading(columns)
         else:
-            weight = compensated
+            weight = compensated.to(weight.device)  # not the GPU if the layers are offloaded
         if levels.biases is not None and kept < site.units:
             shift = levels.biases[kept]  # the dense bias may be offloaded
             bias = shift if bias is None else shift + bias.to(shift.device)

@@ -105,7 +105,7 @@ def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
         "max_epochs": settings.epochs(run.window),
         "accumulate_grad_batches": settings.batch // at_once,
         "logger": list(machine.loggers),
-        "callbacks": _callbacks(module.monitor, run),
+        "callbacks": _callbacks(module, run),
         "enable_progress_bar": _bar(),
         "enable_model_summary": False,
         "use_distributed_sampler": False,
@@ -118,9 +118,9 @@ def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
     return Trainer(**{**machine.trainer, **own})
 
 
-def _callbacks(monitor: str, run: TrainingRun) -> list[Callback]:
+def _callbacks(module: TunedModule, run: TrainingRun) -> list[Callback]:
     """Checkpoints come last, because they store the states of the other callbacks."""
-    settings, folder = run.settings, run.folder
+    settings, folder, monitor = run.settings, run.folder, module.monitor
     # Lightning leaves averages out of checkpoints without optimizer states.
     lean = not settings.ema
     best = _Best(folder, "best", monitor, save_weights_only=lean, enable_version_counter=False)
@@ -130,7 +130,8 @@ def _callbacks(monitor: str, run: TrainingRun) -> list[Callback]:
     # This average leaves weights that are not trained exactly as they are; that of Lightning's
     # `EMAWeightAveraging` rounds them.
     mean = get_ema_multi_avg_fn(settings.ema)
-    average = [WeightAveraging(use_buffers=False, multi_avg_fn=mean)] if settings.ema else []
+    where = next(module.parameters()).device
+    average = [WeightAveraging(where, False, multi_avg_fn=mean)] if settings.ema else []
     bar = [training_bar()] if _bar() else []
     patience = settings.patience
     stop = [] if patience is None else [EarlyStopping(monitor, patience=patience)]

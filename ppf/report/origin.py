@@ -100,7 +100,7 @@ def machine() -> dict[str, str]:
         "Processor": _processor(),
         "Cores": f"{os.cpu_count()}; PyTorch uses {torch.get_num_threads()}",
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # this process has used it
         found["GPU"] = torch.cuda.get_device_name()
     return found
 

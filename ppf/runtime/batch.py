@@ -61,7 +61,7 @@ class DecodingBatch:
             self._cache, self._mask = None, self._mask[:0, :0]
             return
         assert self._cache is not None
-        index = torch.tensor(rows, device=self._mask.device)
+        index = torch.tensor(rows)  # on the CPU, since layers may lie on several GPUs
         self._cache.batch_select_indices(index)
         self._mask = self._mask[index]
         common = int(self._mask.argmax(1).min())  # padding that all rows have

@@ -1,6 +1,7 @@
 """recover: trains a pruned model, by default by distillation from the dense model."""
 
 import copy
+import gc
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -62,6 +63,7 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     refuse_types(record, "recovery training")
     text = RecoveryText(cfg, policy_config(record, cfg))
     start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric, record, text)
+    gc.collect()  # the dense model that was pruned is part of a reference cycle
     if cfg.policy:  # the folder may have been made for another policy.json with the same policy
         exported = read_policy(start / "policy.json", cfg.trust_targets)["exported"]
         record |= {"exported": exported}
