@@ -52,7 +52,7 @@ def test_networks_learn(
     length = ["predictor.max_epochs=10", f"predictor.data.steps={steps}"]
     fitted = fitted_with(labels, known, tmp_path, *chosen, *length)
     assert fitted.metrics["test/kendall"] > 0.85
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["held_out.json", FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held_out.json", CHECKPOINT]
 
 
 def test_determinism_ends_with_the_training(
