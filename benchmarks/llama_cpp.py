@@ -13,6 +13,7 @@ import torch
 from ppf.artefacts import get_or_make
 
 VERSION = "3.22.1"
+_LONGEST = 300  # seconds
 BINARIES = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
 
 
@@ -44,11 +45,12 @@ class LlamaCpp:
             draft.mkdir()
             command = [npm, "install", "--prefix", str(draft), "--no-audit", "--no-fund"]
             command += ["--ignore-scripts", "--omit=optional", *packages]
-            done = subprocess.run(command, capture_output=True, text=True)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST)
+            except subprocess.TimeoutExpired as error:
+                raise UnavailableError(f"npm took longer than {_LONGEST} s") from error
             if done.returncode:
-                raise UnavailableError(
-                    f"npm cannot install {packages[0]}: {done.stderr.splitlines()[-1]}"
-                )
+                raise UnavailableError(f"npm cannot install {packages[0]}: {done.stderr[-200:]}")
 
         def check(folder: Path) -> Path:
             (folder / "node_modules" / "node-llama-cpp").resolve(strict=True)

@@ -1,14 +1,18 @@
 """Two processes start from nothing, find what one finds, and do not outlive each other."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -176,7 +180,8 @@ def start(root: Path, cache: str, tmp_path: Path) -> Iterator[Start]:
     yield begin
     for process in started:
         with process:
-            subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=False)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for(path: Path, pattern: str, count: int, process: subprocess.Popen[str]) -> None:
@@ -188,13 +193,9 @@ def wait_for(path: Path, pattern: str, count: int, process: subprocess.Popen[str
 
 
 def child(process: subprocess.Popen[str]) -> int:
-    found = subprocess.run(
-        ["pgrep", "--parent", str(process.pid), "--full", "train_ddp_process_1"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(found.stdout)
+    children = psutil.Process(process.pid).children()
+    (found,) = (x for x in children if any("train_ddp_process_1" in y for y in x.cmdline()))
+    return found.pid
 
 
 @pytest.mark.slow
@@ -212,6 +213,6 @@ def test_a_dead_rank_ends_the_other(start: Start, tmp_path: Path, rank: int) -> 
         process = start("search", *TINY, text, "search.top_k=2", "predictor=sensitivity", *long)
         wait_for(tmp_path, "*.ckpt", 2, process)  # each rank's training
     victim = process.pid if rank == 0 else child(process)
-    subprocess.run(["kill", "-KILL", str(victim)], check=True)
+    os.kill(victim, signal.SIGKILL)
     process.communicate(timeout=WITHIN)  # until both have closed their output
     assert process.returncode
