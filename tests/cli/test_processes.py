@@ -179,9 +179,8 @@ def start(root: Path, cache: str, tmp_path: Path) -> Iterator[Start]:
 
     yield begin
     for process in started:
-        with process:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        with process, suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for(path: Path, pattern: str, count: int, process: subprocess.Popen[str]) -> None:
