@@ -297,9 +297,9 @@ def server(searched: Commands) -> dict[str, float | bool]:
     assert process.stdout is not None
     line = next(line for line in process.stdout if "http://" in line)
     address = re.search(r"http://\S+:\d+", line)[0]  # type: ignore[index]
-    with ThreadPoolExecutor(24) as threads:
+    with ThreadPoolExecutor(32) as threads:  # the server takes 16 and its queue 8
         asked = {"prompt": "Hello", "max_tokens": 900}
-        answers = [threads.submit(_post, address, asked) for _ in range(24)]
+        answers = [threads.submit(_post, address, asked) for _ in range(32)]
         time.sleep(1)
         start = time.monotonic()
         httpx.get(f"{address}/health", timeout=60)
