@@ -1,6 +1,5 @@
 """An agent for all ratios, which gives a policy in milliseconds without predictor or model."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ppf.artefacts import draft
+from ppf.artefacts import draft, write_json
 from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.agent import AGENT, FORMAT, WEIGHTS, AgentRecord
@@ -73,8 +72,7 @@ class RatioAgent:
             "weights": WEIGHTS,
         }
         path = folder / AGENT
-        with draft(path) as file:
-            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(path, content)
         return path
 
     def _checked(self, ratio: float) -> float:

@@ -170,7 +170,7 @@ def warn_of_shared_documents(cfg: DictConfig, found_with: DictConfig) -> None:
         spans(local_splits(text["splits"]) if text["path"] else text["splits"], part)
         for text, part in ((own, "test"), (other, "calibration"), (other, "labelling"))
     )
-    pairs = ((tested[s], spans[s]) for spans in used for s in spans.keys() & tested.keys())
+    pairs = ((tested[s], part[s]) for part in used for s in part.keys() & tested.keys())
     if any(own["seed"] != other["seed"] or x[0] < y[1] and y[0] < x[1] for x, y in pairs):
         warning(
             "the policy was found with documents that are now in the test part, so its perplexity"

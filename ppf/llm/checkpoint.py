@@ -85,7 +85,9 @@ def _refuse_foreign_files(source: str) -> None:
         path = os.path.realpath(value) if len(value) < _LONGEST and "\0" not in value else ""
         inside = Path(path).is_relative_to(Path(source).resolve())
         if os.path.exists(path) and not os.path.isdir(path) and not inside:
-            raise PPFError(f"{TOKENIZER_CONFIG_FILE} names the file {value} of this machine")
+            raise PPFError(
+                f"{TOKENIZER_CONFIG_FILE} names the file {value} of this machine: remove the entry"
+            )
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -108,3 +108,19 @@ def test_an_interrupt_during_lightnings_training_stays_one() -> None:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             sys.exit(1)
+
+
+@pytest.mark.parametrize(("alone", "code"), [(True, 1), (False, 9)])
+def test_a_rank_that_fails_does_not_wait_for_others(
+    monkeypatch: pytest.MonkeyPatch, alone: bool, code: int
+) -> None:
+    """A normal exit would close NCCL's connections, which the other ranks still use."""
+
+    def leave(_: int) -> None:
+        raise SystemExit(9)
+
+    monkeypatch.setattr("ppf.processes.is_alone", lambda: alone)
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit) as ended, errors_explained(explain_run):
+        raise PPFError("broken")
+    assert ended.value.code == code

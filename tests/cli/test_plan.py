@@ -37,6 +37,10 @@ def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
         "search", "plan=true", "model=tiny", "predictor=oracle", "agent=ppo", "logger=none"
     ).stdout
     assert "their number is not known in advance" in unknown
+    polished = run(
+        "search", "plan=true", "model=tiny", "predictor=oracle", "agent=cmaes", "logger=none"
+    ).stdout
+    assert "their number is not known in advance" in polished
     assert "24 labels" in run("collect", "plan=true", "model=tiny", "labels.count=24").stdout
     scored = run("train", "plan=true", "model=tiny", "test_policies=32", "logger=none").stdout
     assert "160 labels" in scored
