@@ -36,6 +36,7 @@ class Calibration:
 
     def expected_losses(self) -> Float[Tensor, "sites levels"]:
         """Expected increase of the dense model's loss for each site and number of kept units."""
+        self.passes["sensitivity"] = 3 * self.windows[::_STRIDE].numel()
         return self.observed(
             "sensitivity",
             signature("sensitivity", self.name),

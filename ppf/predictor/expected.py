@@ -1,7 +1,6 @@
 """A predictor that starts without labels: expected losses, corrected by measured policies."""
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,9 @@ from gpytorch.models import GP
 from jaxtyping import Bool, Float, Int, Shaped
 from linear_operator import to_dense
 from linear_operator.operators import DiagLinearOperator
+from pydantic import with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ppf.labels.table import Labels
 from ppf.predictor.base import PredictorInputs
@@ -21,8 +22,22 @@ from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import inverse_cholesky
 from ppf.predictor.scores import interval_factor
 from ppf.pruning import SiteFeatures
-from ppf.ranges import Count, Natural, Positive, Share
+from ppf.ranges import STRICT, Count, Natural, Positive, Share
 from ppf.space import uniform
+
+
+@with_config(STRICT)
+class Scales(TypedDict):
+    """Initial standard deviations of the process's terms (see `SiteSumKernel`)."""
+
+    level: Positive
+    slope: Positive
+    kind: Positive
+    smooth: Positive
+    rough: Positive
+    pairs: Positive
+    growth: Positive
+    rest: Positive
 
 
 class ExpectedLoss:
@@ -78,7 +93,7 @@ class ExpectedLoss:
         renewal: Count,
         cap: Positive,
         weight: Share,
-        scales: Mapping[str, Positive],
+        scales: Scales,
         length: Positive,
         span: Positive,
         noise: Positive,
@@ -86,7 +101,7 @@ class ExpectedLoss:
         steps: Count,
         fewest: Count,
     ) -> None:
-        self.factor, self.scales, self.length, self.span = factor, dict(scales), length, span
+        self.factor, self.scales, self.length, self.span = factor, scales, length, span
         self.windows, self.renewal, self.cap, self.weight = windows, renewal, cap, weight
         self.noise, self.deviation, self.steps, self.fewest = noise, deviation, steps, fewest
 

@@ -6,6 +6,7 @@ All hyper-parameters are positive. Parameters hold their logarithms, with normal
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import mul
+from typing import Any
 
 import torch
 from gpytorch import Module
@@ -193,7 +194,7 @@ class SiteSumKernel(Kernel):
     """
 
     def __init__(
-        self, weights: SiteWeightKernel, scales: Mapping[str, float], span: float, deviation: float
+        self, weights: SiteWeightKernel, scales: Mapping[str, Any], span: float, deviation: float
     ) -> None:
         super().__init__()
         self.weights, self.sites = weights, len(weights.same)

@@ -242,6 +242,17 @@ def test_the_steps_of_a_screening_are_checked(commands: list[tuple[str, dict[str
         check_values("search", given)
 
 
+@pytest.mark.parametrize("key", ["rest", "foo"])
+def test_the_scales_of_a_process_are_checked(
+    commands: list[tuple[str, dict[str, Any]]], key: str
+) -> None:
+    given = copy.deepcopy(dict(commands)["search"])
+    scales = given["predictor"]["scales"]
+    scales.pop(key) if key in scales else scales.update({key: 1.0})
+    with pytest.raises(PPFError, match=f"predictor.scales.{key}"):
+        check_values("search", given)
+
+
 @pytest.mark.parametrize(
     ("component", "sentence"),
     [

@@ -24,3 +24,10 @@ def test_all_sets_together_are_the_calibration_part(tiny: TinySetup, tmp_path: P
     first = calibration.changes(kept, 3, 1, 2.0)
     assert (first - whole).abs().max() > 1e-3 * whole.abs().max()
     assert sum(passes.values()) == 3 * tiny.windows[:3].numel()
+
+
+def test_the_tokens_of_expected_losses_count(tiny: TinySetup, tmp_path: Path) -> None:
+    passes = dict[Hashable, int]()
+    artefacts = Artefacts(tmp_path, FakeRanks(0, []))
+    Calibration(tiny.pruner(), tiny.windows, "bank", artefacts, passes).expected_losses()
+    assert sum(passes.values()) == 3 * tiny.windows[::4].numel()

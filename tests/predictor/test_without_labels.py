@@ -75,7 +75,10 @@ def test_screening_measures_the_best_and_estimates_the_rest(
     # 5 + 7.8. These three have means of 10.8 and 3, which gives 7 + 7.8 and 9 + 7.8.
     assert found.tolist() == pytest.approx([14.8, 9.9, 12.8, 9.7, 16.8])
     assert oracle.predict(torch.tensor([[5], [9]])).mean.tolist() == pytest.approx([9.5, 9.1])
-    assert len(screened) == 2
+    known_but_one = torch.tensor([[1], [7], [5], [3], [9]])
+    found = oracle.predict(known_but_one).mean
+    assert found.tolist() == pytest.approx([9.9, 9.3, 9.5, 9.7, 9.1])
+    assert len(screened) == 2 and measured[-1] == [7]
     oracle.predict(batch + 1)
     assert [first for _, _, first in screened] == [0, 1, 3, 4]
 
