@@ -203,7 +203,7 @@ def _remedy(cfg: DictConfig, device: torch.device, processes: int, dtype: str | 
         OmegaConf.set_readonly(changed, None)
         OmegaConf.set_struct(changed, False)
         changed.merge_with_dotlist(given)
-        found = Comparison.of(changed, device, processes, dtype=dtype)
+        found = Comparison.of(changed, device, processes, dtype=changed.get("dtype", dtype))
         for count in counts:
             if found.of_processes(count).fits and _divides(changed, device, count * nodes):
                 given += [f"fabric.devices={count}"] * (count < processes)
@@ -215,7 +215,8 @@ def _remedy(cfg: DictConfig, device: torch.device, processes: int, dtype: str | 
 def _overrides(cfg: DictConfig, device: torch.device) -> list[list[str]]:
     """Overrides that lower the needs of a process, the mildest first."""
     if "fabric" not in cfg:  # of a policy.json, which determines model and text
-        return [["bank.max_gib=0.0"]]
+        bank, rounded = ["bank.max_gib=0.0"], ["dtype=bfloat16"]
+        return [bank, rounded, [*rounded, *bank]] if "dtype" in cfg else [bank]
     undivided = ["model.device_map=null"] if cfg.model.get("device_map") else []
     offload = [*undivided, "model.offload=disk"]
     windows = ["text.windows.calibration=8", "text.windows.labelling=2"]

@@ -140,9 +140,15 @@ def checked_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
 
 
 def policy_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
-    """The config for preparing a policy's model: the policy's groups, this command's machine."""
+    """The config for preparing a policy's model: the policy's groups, this command's machine.
+
+    It has a key `dtype` if that key of the command says in which number format the weights are
+    loaded. The key of recover is the format of the export only.
+    """
     machine = {name: plain(cfg[name]) for name in ("paths", "bank")}
     config = OmegaConf.create({**record["config"], **machine})
+    if "dtype" in cfg and "recovery" not in cfg:
+        config.dtype = cfg.dtype
     on_cpu = OmegaConf.select(cfg, "fabric.accelerator") == "cpu"
     if config.model.get("device_map") and (on_cpu or torch.cuda.device_count() < 2):
         config.model.device_map = None  # there are no GPUs to divide the layers over

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from ppf.context import capacity
@@ -153,6 +154,32 @@ def test_the_remedy_for_a_policy_is_a_key_of_its_commands(
     free(monkeypatch, 15, 15, 100)  # model.offload=disk is for commands with a key `model`
     with pytest.raises(PPFError, match="free: use a machine with more memory.$"):
         refuse_what_does_not_fit(policy_config(record, cfg), CPU, 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "gib", "remedy"),
+    [
+        ("prune", 40, "bank.max_gib=0.0"),
+        ("prune", 31, "dtype=bfloat16"),
+        ("prune", 22, "dtype=bfloat16 bank.max_gib=0.0"),
+        ("recover", 22, None),
+        ("prune", 15, None),
+    ],
+)
+def test_weights_are_loaded_in_the_number_format_of_the_search_where_that_helps(
+    command: str,
+    gib: float,
+    remedy: str | None,
+    folders: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = {"config": plain(recorded(config("model=llama2_7b", *folders)))}
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose(command, ["dtype=float32", "bank.max_gib=24.0", *folders])
+    free(monkeypatch, gib, gib, 100)
+    told = f"give {remedy}" if remedy else "use a machine with more memory"
+    with pytest.raises(PPFError, match=f"in float32 needs .* free: {told}.$"):
+        refuse_what_does_not_fit(policy_config(record, cfg), CPU, 1, "float32")
 
 
 def test_the_memory_is_that_of_the_dtype_in_which_weights_are_loaded(
