@@ -27,6 +27,17 @@ from ppf.errors import PPFError, out_of_memory
 
 Explain = Callable[[BaseException], str | None]
 """The sentence for an error; None: a user cannot fix it."""
+_SMALLER_LABELS = "a smaller labels.batch, a shorter text.window, or a smaller model"
+_SMALLER = {
+    "prune": "dtype=bfloat16, bank.max_gib=0.0, or (with policy=) sequential=false",
+    "evaluate": "dtype=bfloat16, a smaller batch, or a shorter window",
+    "recover": (
+        "a smaller recovery.micro_batch, with tune=blockwise a smaller tune.blockwise.windows, or a"
+        " shorter text.window"
+    ),
+    "serve": "dtype=bfloat16, a smaller bank.max_gib, or a smaller limits.sequences",
+}
+"""Command → keys that lower its memory."""
 _NO_GROUP = re.compile(r"Could not override '(.+)'\. No match in the defaults list")
 
 
@@ -69,24 +80,24 @@ def _leave_other_ranks() -> None:
         os._exit(1)
 
 
-def explain_run(error: BaseException) -> str | None:
+def explain_run(command: str) -> Explain:
     """Sentences for errors of a running command."""
-    if isinstance(error, PPFError):
-        return str(error)
-    if isinstance(error, MissingMandatoryValue):
-        key = _full_key(error)
-        return f"{key} is missing: give it as {key}=VALUE."
-    if isinstance(error, InstantiationException):
-        return refusal(error)
-    if isinstance(error, OmegaConfBaseException):
-        return f"{_full_key(error)}: {first_line(error)}."
-    if out_of_memory(error):
-        return (
-            "out of memory: give a smaller labels.batch (evaluate.py: batch;"
-            " recover.py: recovery.micro_batch, and tune.blockwise.windows), a shorter"
-            " text.window, or a smaller model."
-        )
-    return disk_failure(error)
+
+    def explain(error: BaseException) -> str | None:
+        if isinstance(error, PPFError):
+            return str(error)
+        if isinstance(error, MissingMandatoryValue):
+            key = _full_key(error)
+            return f"{key} is missing: give it as {key}=VALUE."
+        if isinstance(error, InstantiationException):
+            return refusal(error)
+        if isinstance(error, OmegaConfBaseException):
+            return f"{_full_key(error)}: {first_line(error)}."
+        if out_of_memory(error):
+            return f"out of memory: give {_SMALLER.get(command, _SMALLER_LABELS)}."
+        return disk_failure(error)
+
+    return explain
 
 
 def explain_config(command: str, overrides: Sequence[str]) -> Explain:
@@ -108,7 +119,7 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
         if isinstance(error, OverrideParseException):
             return f"{error.override} is not an override: give KEY=VALUE, as in seed=1."
         if found := _NO_GROUP.match(str(error)):
-            return f"{command}.py has no option group {found[1]}: --help lists those that it has."
+            return f"{command} has no option group {found[1]}: --help lists those that it has."
         if isinstance(error, ConfigCompositionException) and error.__cause__:
             keys = _full_key(error.__cause__).split(".")
             given = any(word.startswith("text=") for word in overrides)
@@ -119,7 +130,7 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
             return f"{first_line(error)}."
         if isinstance(error, OSError) and error.filename:
             return disk_failure(error, Path(error.filename))
-        return explain_run(error)
+        return explain_run(command)(error)
 
     return explain
 

@@ -21,7 +21,7 @@ def _entry(name: str) -> Callable[[], None]:
         from ppf.processes import is_alone
 
         try:
-            with errors_explained(explain_run, with_traceback=cfg.traceback):
+            with errors_explained(explain_run(name), with_traceback=cfg.traceback):
                 return run(name, cfg)
         except SystemExit:
             # The error has been printed; the other jobs go on, but other ranks must not wait.

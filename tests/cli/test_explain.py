@@ -1,6 +1,7 @@
 """Each error that a user can mend becomes one sentence; all others keep their traceback."""
 
 import errno
+import re
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from ppf.cli.explain import errors_explained, explain_config, explain_run
 from ppf.errors import PPFError
+from tests.test_configs import STAGES
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ from ppf.errors import PPFError
         (["agent=[ppo,sac]"], "appears more than once in the final defaults list."),
         (["foo=["], "foo=[ is not an override: give KEY=VALUE, as in seed=1."),
         (["ratio", "0.3"], "ratio is not an override: give KEY=VALUE, as in seed=1."),
-        (["export=gguf"], "search.py has no option group export: --help lists those that it has."),
+        (["export=gguf"], "search has no option group export: --help lists those that it has."),
         (["~foo"], "Could not delete from config. 'foo' does not exist."),
     ],
 )
@@ -75,18 +77,30 @@ def interpolated() -> Exception:
     ],
 )
 def test_what_goes_wrong_at_work(error: Exception, sentence: str) -> None:
-    assert (explain_run(error) or "").startswith(sentence) or sentence in str(explain_run(error))
+    assert sentence in str(explain_run("search")(error))
 
 
 def test_a_full_allocator_is_told() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50)
-    assert "give a smaller labels.batch" in str(explain_run(error.value))
+    assert "give a smaller labels.batch" in str(explain_run("search")(error.value))
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_memory_is_saved_with_keys_of_the_command(command: str) -> None:
+    told = explain_run(command)(MemoryError())
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose(command, ["tune=blockwise"] if command == "recover" else [])
+    named = re.findall(r"(?:smaller|shorter) ([a-z_.]+[a-z])|([a-z_.]+)=", told or "")
+    for key in map("".join, named):
+        section, _, name = key.rpartition(".")
+        assert name in (OmegaConf.select(cfg, section) if section else cfg), told
+    assert len(named) >= 3
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), FileNotFoundError(2, "bug", "x")])
 def test_a_bug_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end, errors_explained(explain_run):
+    with pytest.raises(SystemExit) as end, errors_explained(explain_run("search")):
         raise error
     assert end.value.code == 1 and "Traceback" in capsys.readouterr().err
 
@@ -97,13 +111,16 @@ def test_a_bug_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixtu
 def test_an_error_is_shown_with_its_traceback_on_request(
     capsys: pytest.CaptureFixture[str], with_traceback: bool, shown: str
 ) -> None:
-    with pytest.raises(SystemExit), errors_explained(explain_run, with_traceback=with_traceback):
+    with (
+        pytest.raises(SystemExit),
+        errors_explained(explain_run("search"), with_traceback=with_traceback),
+    ):
         raise PPFError("wrong.")
     assert capsys.readouterr().err.startswith(shown)
 
 
 def test_an_interrupt_during_lightnings_training_stays_one() -> None:
-    with pytest.raises(KeyboardInterrupt), errors_explained(explain_run):
+    with pytest.raises(KeyboardInterrupt), errors_explained(explain_run("search")):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -121,6 +138,6 @@ def test_a_rank_that_fails_does_not_wait_for_others(
 
     monkeypatch.setattr("ppf.processes.is_alone", lambda: alone)
     monkeypatch.setattr("os._exit", leave)
-    with pytest.raises(SystemExit) as ended, errors_explained(explain_run):
+    with pytest.raises(SystemExit) as ended, errors_explained(explain_run("search")):
         raise PPFError("broken")
     assert ended.value.code == code
