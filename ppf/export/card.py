@@ -41,7 +41,7 @@ _MEASURED = Template("""\
 Measured in $dtype on $windows windows of $window tokens of the labelling part of $text. The first
 $context tokens of each window are context and not scored. In this folder: $kept.
 Perplexity is the exponential of the mean negative log-likelihood. The search has used this part of
-the text; `evaluate.py` measures on the test part.""")
+the text; `ppf-evaluate` measures on the test part.""")
 
 _TRAINED_ON = """\
 The training after pruning may have read documents of this part too; then
@@ -144,10 +144,10 @@ class _Row(NamedTuple):
 
 
 def _table(model: Pruned, policy: Mapping[str, Any], form: Form) -> str:
-    """Dense, uniform and the exported model: ratio, size, perplexity, and speed if known."""
+    """Dense, uniform and the exported model: size, perplexity, and speed if known."""
     rows, units = list(_rows(policy)), policy.get("units", {})
     batches = [entry["batch"] for entry in rows[0].speed]
-    ratio = "bytes saved" if policy.get("types") else "pruning ratio"
+    ratio = "bytes saved" if policy.get("types") else "parameters removed"
     heads = ["", ratio, "parameters", "weights", "nats per token", "perplexity"]
     for batch in batches:
         heads += [f"{what}, tokens/s, batch {batch}" for what in ("prefill", "decode")]

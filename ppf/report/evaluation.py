@@ -89,7 +89,7 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
 def _scores(evaluation: Evaluation) -> Table:
     columns = [
         Column("model"),
-        Column("bytes saved" if evaluation.rounded else "ratio", percent),
+        Column("bytes saved" if evaluation.rounded else "parameters removed", percent),
         Column("test perplexity", decimal),
         error("± standard error"),
         Column("nats per token", "{:.4f}".format),

@@ -36,11 +36,14 @@ def search_headline(entries: Sequence[Entry]) -> list[str]:
 
 
 def _is_uniform(best: Entry) -> list[str]:
-    where = "selection" if best.selection else "labelling"
+    where, others = "labelling", "measured policy is better"
+    if best.selection:
+        where = "selection"
+        others = "finalist has a lower loss over the labelling and selection parts together"
     score = best.selection or best.measured
     assert score
     return [
-        f"The policy found is that of {baseline(best)}: no other measured policy is better."
+        f"The policy found is that of {baseline(best)}: no other {others}."
         f" Perplexity {_with_error(score)} on the {where} part, {_saving(best)}."
     ]
 
@@ -80,6 +83,13 @@ def _saved(ratio: float | None, rounded: bool) -> str:
         return ""
     shown = percent(ratio)
     return f" with {shown} fewer bytes" if rounded else f" at a pruning ratio of {shown}"
+
+
+def _removed(share: float | None, rounded: bool) -> str:
+    """As `_saved`, for a share of parameters, which need not be the budget of the search."""
+    if rounded or share is None:
+        return _saved(share, rounded)
+    return f" with {percent(share)} of the prunable parameters removed"
 
 
 def _with_error(score: LogPerplexity) -> str:
@@ -178,7 +188,7 @@ def evaluation_headline(evaluation: Evaluation) -> list[str]:
 def _scored(
     best: ModelResult, other: ModelResult | None, *, is_uniform: bool, rounded: bool
 ) -> str:
-    saved = _saved(best.ratio, rounded)
+    saved = _removed(best.ratio, rounded)
     if other is None:
         return (
             f"{best.name} has a perplexity of {decimal(best.perplexity)} on the test part{saved}."

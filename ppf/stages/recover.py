@@ -70,7 +70,7 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
     work = _Recovery(cfg, fabric, start, record, text)
     before = work.scores(work.teacher), work.scores(work.student)
     fitted = work.run()
-    ratio = record["ratio"]["achieved"]
+    ratio = record["budget"]["saved"]
     scores = [
         RecoveryScore(ratio, *each) for each in zip(*before, work.scores(work.student), strict=True)
     ]

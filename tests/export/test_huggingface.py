@@ -226,6 +226,7 @@ def test_policy_and_card(pruner: LivePruner, folder: Path) -> None:
     size = f"{weight_bytes(folder) / 2**20:,.1f} MiB"
     for line in (
         "# a model, pruned by 30.0%",
+        "|  | parameters removed | parameters | weights | nats per token | perplexity |",
         f"| in this folder | 30.0% | {parameters(pruner.lm.model):,} | {size} |  |  |",
         "pipeline_tag: text-generation",
         "- model: a model (someone/a-model)",

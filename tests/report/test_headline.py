@@ -65,6 +65,13 @@ def test_no_success_is_told_too() -> None:
         "The policy found is that of uniform pruning: no other measured policy is better."
         " Perplexity 50.00 on the labelling part, at a pruning ratio of 30.0 %."
     ]
+    chosen = replace(entry("PPF", 50), selection=LogPerplexity(math.log(44)))
+    (said, *_) = search_headline([entry("uniform", 50), entry("owl", 49), chosen])
+    assert said == (
+        "The policy found is that of uniform pruning: no other finalist has a lower loss over the"
+        " labelling and selection parts together. Perplexity 44.00 on the selection part,"
+        " at a pruning ratio of 30.0 %."
+    )
     said = search_headline([entry("uniform", 50), entry("flap", 40), entry("PPF", 40)])
     assert "It is the policy of the allocation rule flap." in said
 
@@ -97,6 +104,18 @@ def test_an_evaluation_is_told_with_size_and_speed() -> None:
         "Against the dense model: 25.0 % smaller; prefill 1.50 × and decode 1.50 × as fast with a"
         " batch of 1."
     )
+
+
+def test_an_evaluation_tells_its_ratio_as_a_share_of_parameters() -> None:
+    pruned = replace(model("PPF", 40, 75), ratio=0.2)
+    found = Evaluation("a text", 4, 128, 128, [pruned])
+    assert evaluation_headline(found) == [
+        "PPF has a perplexity of 40.00 on the test part with 20.0 % of the prunable parameters"
+        " removed."
+    ]
+    assert evaluation_headline(replace(found, rounded=True)) == [
+        "PPF has a perplexity of 40.00 on the test part with 20.0 % fewer bytes."
+    ]
 
 
 def test_folders_are_compared_with_the_first() -> None:

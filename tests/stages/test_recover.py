@@ -526,9 +526,14 @@ def test_wrong_settings_are_one_sentence(config: Any, overrides: list[str], sent
         run(config(*overrides))
 
 
-def test_the_test_part_is_measured_on_request(config: Any, start: Path) -> None:
-    cfg = config("report_test=true", "text.windows.test=4", "recovery.tokens=256")
+def test_the_test_part_is_measured_on_request(config: Any, start: Path, tmp_path: Path) -> None:
+    file = shutil.copytree(start, tmp_path / "pruned") / "policy.json"
+    record = json.loads(file.read_text()) | {"budget": {"name": "kv", "saved": 0.4}}
+    file.write_text(json.dumps(record))
+    given = (f"path={file.parent}", "text.windows.test=4", "recovery.tokens=256")
+    cfg = config("report_test=true", *given)
     (score,) = recover(cfg, Fabric(accelerator="cpu", devices=1)).test
+    assert score.ratio == 0.4
     text = build_text(cfg.text, cfg.paths.cache)
     for folder, nll in ((start, score.pruned), (Path(cfg.out), score.recovered)):
         model, tokenizer = load_folder(folder, torch.float32, trust_remote_code=False)
