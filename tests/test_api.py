@@ -97,7 +97,7 @@ def test_a_run_folder_lies_where_the_overrides_say(command: str, tmp_path: Path)
 
 
 def test_an_experiment_of_another_command_is_refused() -> None:
-    with pytest.raises(PPFError, match="is for recover.py"):
+    with pytest.raises(PPFError, match="is for recover"):
         ppf.search("tiny", experiment="recovery/curve")
 
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A package imports only from the lines above its own.
 ORDER = [
-    {"conf", "errors", "overrides", "progress", "ranges", "seeds", "threads"},
+    {"commands", "conf", "errors", "overrides", "progress", "ranges", "seeds", "threads"},
     {"ranks", "processes"},
     {"artefacts", "records"},
     {"space"},
@@ -33,7 +33,7 @@ ORDER = [
     {"api"},
 ]
 # The table leaves these imports out.
-EVERYWHERE = {"errors", "overrides", "progress", "ranges", "seeds", "threads"}
+EVERYWHERE = {"commands", "errors", "overrides", "progress", "ranges", "seeds", "threads"}
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "ppf").rglob("*.py"))

@@ -124,4 +124,4 @@ def _sound(space: Space, tensors: Mapping[str, Tensor]) -> bool:
     return bool(ascending and ((widths >= 0) & (widths <= space.units)).all())
 
 
-_REMEDY = "give a folder that `python search.py mode=dynamic|chain` wrote"
+_REMEDY = "give the folder of a search with mode=dynamic|chain"

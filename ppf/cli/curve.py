@@ -12,7 +12,7 @@ from ppf.cli.results import common, dense_entry, summary
 from ppf.context.policy import model_name
 from ppf.context.prepare import PruningContext
 from ppf.overrides import quoted
-from ppf.report.origin import command_with, next_command
+from ppf.report.origin import carried_text, command_with, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import SearchReport
 from ppf.stages.dynamic import FoundAgent
@@ -104,7 +104,8 @@ def _ratios(cfg: DictConfig) -> list[str]:
 
 def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     given, middle = f"search={quoted(folder)}", cfg.ratios[len(cfg.ratios) // 2]
-    ask = f"import ppf; print(ppf.load_agent('{folder}').policy(ratio={middle}))"
+    trusted = f", {list(cfg.trust_targets)}" if cfg.trust_targets else ""
+    ask = f"import ppf; print(ppf.load_agent('{folder}'{trusted}).policy(ratio={middle}))"
     # mode=static has others by default.
     own = (
         ("search", "agent", "predictor", "labels", "polish@agent") if cfg.mode == "dynamic" else ()
@@ -113,7 +114,7 @@ def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     return {
         "Serve the model at any ratio": next_command("serve", given),
         "Train adapters for all ratios, with the dense model as their teacher": next_command(
-            "recover", given, "out=recovered", *_ratios(cfg)
+            "recover", given, "out=recovered", *_ratios(cfg), *carried_text()
         ),
         "Ask the agent for a policy": f'python -c "{ask}"',
         "Search longer at one ratio": command_with(

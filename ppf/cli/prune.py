@@ -25,8 +25,8 @@ def _check(cfg: DictConfig) -> None:
     given = sum(bool(cfg[key]) for key in ("policy", "path", "search"))
     if given != 1 or bool(cfg.search) != (cfg.ratio is not None):
         raise PPFError(
-            "give one of policy=FILE (a policy.json), path=FOLDER (of prune.py or recover.py), and"
-            " search=FOLDER (of a run of search.py mode=dynamic|chain) with ratio=R, as in"
+            "give one of policy=FILE (a policy.json), path=FOLDER (of prune or recover), and"
+            " search=FOLDER (of a search with mode=dynamic|chain) with ratio=R, as in"
             " ratio=0.3."
         )
     if cfg.search:
@@ -49,7 +49,7 @@ def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that is not read with `path=` or `search=`."""
     for key in ("path", "search"):
         if cfg[key]:
-            refuse_unread(f"prune.py with {key}=", given, ["sequential"])
+            refuse_unread(f"prune with {key}=", given, ["sequential"])
 
 
 @command(_check, one_process=True)

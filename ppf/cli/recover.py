@@ -25,9 +25,9 @@ from ppf.records.agent import agent_folder
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.report.html import write_page
 from ppf.report.origin import (
+    carried,
     command_line,
     command_with,
-    folders_of,
     machine,
     next_command,
     task_overrides,
@@ -63,8 +63,8 @@ def _start(cfg: DictConfig) -> Path:
 def _check(cfg: DictConfig) -> None:
     if sum(bool(cfg[key]) for key in ("policy", "path", "search")) != 1:
         raise PPFError(
-            "give one of policy=FILE (a policy.json), path=FOLDER (a folder that prune.py wrote)"
-            " and search=FOLDER (of a run of search.py mode=dynamic|chain)."
+            "give one of policy=FILE (a policy.json), path=FOLDER (a folder that prune wrote)"
+            " and search=FOLDER (of a search with mode=dynamic|chain)."
         )
     if str(cfg.trainer.precision).endswith("16-true"):
         raise PPFError(
@@ -115,7 +115,7 @@ def _check_weights(cfg: DictConfig) -> None:
     refuse_overwriting_dense(cfg.out, record)
     if record.get("recovered"):
         raise PPFError(
-            f"{cfg.policy or cfg.path} is already a recovered model: give the folder that prune.py"
+            f"{cfg.policy or cfg.path} is already a recovered model: give the folder that prune"
             " wrote, and a larger recovery.tokens."
         )
     if cfg.policy:
@@ -131,7 +131,7 @@ def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that is not read with what is recovered."""
     for key, unread in _UNREAD.items():
         if cfg[key]:
-            refuse_unread(f"recover.py with {key}=", given, unread)
+            refuse_unread(f"recover with {key}=", given, unread)
 
 
 @command(_check)
@@ -238,7 +238,7 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
     longer = command_with("recover", {"out": None, "recovery.tokens": tokens})
     if cfg.search:
         ratio = cfg.ratios[len(cfg.ratios) // 2]
-        given = ", ".join(map(repr, [str(cfg.out), *folders_of(task_overrides())]))
+        given = ", ".join(map(repr, [str(cfg.out), *carried(task_overrides())]))
         ask = f"import ppf; ppf.DynamicModel.from_search({given}).set_ratio({ratio})"
         return {
             "Serve the model at any ratio": next_command("serve", f"search={quoted(cfg.out)}"),

@@ -24,7 +24,7 @@ from ppf.policy_search.selection import Mean
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.report.origin import command_line, gguf_command, machine, next_command
+from ppf.report.origin import carried_text, command_line, gguf_command, machine, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
 from ppf.stages.score import out_of_fold
@@ -224,7 +224,7 @@ def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
     return evaluate | {
         "Write the smaller model": next_command("prune", given, "out=pruned"),
         "Train the smaller model, with the dense model as its teacher": (
-            next_command("recover", given, "out=recovered")
+            next_command("recover", given, "out=recovered", *carried_text())
         ),
         "Try it in a browser": next_command("serve", f"search={quoted(policy.parent)}"),
     }

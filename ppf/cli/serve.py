@@ -20,7 +20,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         from ppf.server.scheduler import Limits, Scheduler
     except ModuleNotFoundError as error:
         raise PPFError(
-            f"serve.py needs the package {error.name}: run `pip install 'ppf-llm[serve]'`."
+            f"serve needs the package {error.name}: run `pip install 'ppf-llm[serve]'`."
         ) from error
     key = None if cfg.api_key in (None, "") else str(cfg.api_key)
     host = f"[{cfg.host}]" if ":" in cfg.host else cfg.host

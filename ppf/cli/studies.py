@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from ppf.commands import invocation
 from ppf.conf import command_of
 from ppf.errors import PPFError
 
@@ -19,6 +20,6 @@ def check_studies(command: str, overrides: Iterable[str]) -> None:
         for option in options.split(",") if group in _GROUPS else ():
             if (owner := command_of(group, option)) not in (None, command):
                 raise PPFError(
-                    f"{group}={option} is for {owner}.py, not for {command}.py: give"
-                    f" python {owner}.py -m {group}={option}."
+                    f"{group}={option} is for {owner}, not for {command}: give"
+                    f" {invocation(owner, '-m', f'{group}={option}')}."
                 )

@@ -9,6 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ppf.commands import invocation
+
 _FOLDER = Path(__file__).parent
 GROUPS = {
     "model": "language model to prune",
@@ -169,6 +171,7 @@ def _command(comment: str) -> str | None:
 
 
 OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
+OmegaConf.register_new_resolver("invocation", invocation, replace=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("run_tags", run_tags, replace=True)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ppf.commands import invocation
 from ppf.context.prepare import PruningContext
 from ppf.context.signatures import plain, recorded, signatures
 from ppf.errors import PPFError
@@ -17,7 +18,7 @@ from ppf.records.policy import FORMAT, ConfigRecord, PolicyRecord
 from ppf.space import Space
 
 T = TypeVar("T")
-_REFUSAL = "prune.py, evaluate.py and serve.py will refuse this search's policy"
+_REFUSAL = "prune, evaluate and serve will refuse this search's policy"
 _REMEDY = "use only classes and keys of PPF's own, or give trust_targets to those commands"
 
 
@@ -84,7 +85,7 @@ def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
     Raises:
         PPFError: it cannot be read, or it does not fit its schema.
     """
-    return read(path, PolicyRecord, "give the policy.json that search.py wrote", trusted)
+    return read(path, PolicyRecord, "give the policy.json of a search", trusted)
 
 
 def refuse_types(record: Mapping[str, Any], what: str) -> None:
@@ -96,7 +97,7 @@ def refuse_types(record: Mapping[str, Any], what: str) -> None:
     if record.get("types"):
         raise PPFError(
             f"the policy quantises weights, which {what} does not support: write a file for"
-            " llama.cpp with `python prune.py policy=POLICY.json export=gguf`."
+            f" llama.cpp with `{invocation('prune', 'policy=POLICY.json', 'export=gguf')}`."
         )
 
 

@@ -69,5 +69,5 @@ def check_blocks(lm: LanguageModel) -> None:
         if coupling.index:
             raise PPFError(
                 f"no export format supports several blocks of one kind in a layer, such as"
-                f" {coupling.name}: use serve.py, which keeps the model in memory."
+                f" {coupling.name}: use serve, which keeps the model in memory."
             )

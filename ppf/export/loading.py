@@ -26,7 +26,7 @@ from ppf.records import read
 from ppf.records.exported import ExportedConfig
 
 _FOREIGN_CODE = re.compile(r'"[\w./-]+--[\w.-]+\.\w+"')  # as transformers writes it in auto_map
-_REMEDY = "export the policy again with prune.py"
+_REMEDY = "export the policy again"
 Widths = dict[str, dict[str, int]]
 """Layer → name of a width in its config → the width."""
 
@@ -76,7 +76,7 @@ def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
     model, tokenizer = load_folder(folder, dtype, trust_remote_code=False)
     if not hasattr(model.config, "pruned_blocks"):
         raise PPFError(
-            f"path={folder} holds no pruned model: give a folder that prune.py or recover.py wrote."
+            f"path={folder} holds no pruned model: give a folder that prune or recover wrote."
         )
     return as_pruned(model, tokenizer)
 

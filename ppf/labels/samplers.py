@@ -152,7 +152,7 @@ class FromFiles(Sampler):
     def __init__(self, paths: Sequence[str], trusted: Sequence[str]) -> None:
         if not paths:
             raise PPFError("the sampler has no files: give sampler.of.paths=[POLICY.json,...].")
-        remedy = "give sampler.of.paths=[POLICY.json,...] of files that search.py wrote"
+        remedy = "give sampler.of.paths=[POLICY.json,...] of searches"
         self.records = [read(path, PolicyRecord, remedy, trusted) for path in paths]
 
     def draw(

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor
 
+from ppf.commands import invocation
 from ppf.errors import PPFError
 from ppf.predictor.datamodule import Batch
 from ppf.predictor.encoders import Encoder
@@ -298,7 +299,7 @@ def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) ->
     Raises:
         PPFError: the file does not exist, or it is not a predictor of this version.
     """
-    remedy = "train it again with `python train.py`"
+    remedy = f"train it again with `{invocation('train')}`"
     parts = [part for part in (config or {}).values() if isinstance(part, dict)]
     trusted = [part["_target_"] for part in parts if "_target_" in part]
     try:
@@ -310,7 +311,7 @@ def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) ->
         raise
     except FileNotFoundError as error:
         raise PPFError(
-            f"there is no predictor at {path}: train one with `python train.py`."
+            f"there is no predictor at {path}: train one with `{invocation('train')}`."
         ) from error
     except Exception as error:  # torch.load documents none for damaged files
         raise PPFError(f"{path} is not a predictor of this version: {remedy}.") from error

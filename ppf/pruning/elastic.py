@@ -175,4 +175,4 @@ def projections(pruner: LivePruner) -> dict[str, nn.Linear]:
     return found
 
 
-_REMEDY = "give a folder that `python recover.py search=FOLDER` wrote"
+_REMEDY = "give the folder of a recovery with search=FOLDER"

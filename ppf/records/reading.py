@@ -21,7 +21,7 @@ def read(
     """The content of a JSON file, unchanged.
 
     Args:
-        remedy: advice for the error message, as in "give the policy.json that search.py wrote".
+        remedy: advice for the error message, as in "give the policy.json of a search".
         trusted: classes of the user's own that the file may name.
 
     Raises:

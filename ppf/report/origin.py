@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,6 +13,7 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 
 import ppf
+from ppf.commands import invocation
 
 
 def command_line(name: str) -> str:
@@ -24,7 +24,7 @@ def command_line(name: str) -> str:
     """
     if not HydraConfig.initialized():
         return f"ppf.{name}(...), called from Python"
-    return shlex.join(["python", f"{name}.py", *_config_folders(), *task_overrides()])
+    return invocation(name, *_config_folders(), *task_overrides())
 
 
 def command_with(name: str, changed: Mapping[str, str | None]) -> str:
@@ -45,7 +45,7 @@ def command_with(name: str, changed: Mapping[str, str | None]) -> str:
         for word, option in zip(task_overrides(), options, strict=True)
         if option not in changed and re.split(r"[./]", option)[0] not in changed
     ]
-    return shlex.join(["python", f"{name}.py", *_config_folders(), *kept, *given])
+    return invocation(name, *_config_folders(), *kept, *given)
 
 
 def _config_folders() -> list[str]:
@@ -56,14 +56,13 @@ def _config_folders() -> list[str]:
 
 
 def next_command(name: str, *options: str, overrides: Sequence[str] | None = None) -> str:
-    """A command that reads a run's results, with the folders and trusted classes of the run.
+    """A command that reads a run's results, with the overrides that it needs too.
 
     Args:
         overrides: of the run; None: of this one.
     """
     given = task_overrides() if overrides is None else overrides
-    trusted = [word for word in given if word.startswith("trust_targets=")]
-    return shlex.join(["python", f"{name}.py", *options, *folders_of(given), *trusted])
+    return invocation(name, *options, *carried(given))
 
 
 def gguf_command(policy: str) -> dict[str, str]:
@@ -76,12 +75,18 @@ def gguf_command(policy: str) -> dict[str, str]:
     return {"Write a file for llama.cpp": next_command("prune", *given)}
 
 
-def folders_of(overrides: Sequence[str]) -> list[str]:
-    """The overrides that name the folders of outputs, artefacts and caches."""
-    return [word for word in overrides if word.startswith(_FOLDERS)]
+def carried(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a run that every command needs that reads its results."""
+    return [word for word in overrides if word.startswith(_CARRIED)]
 
 
-_FOLDERS = ("paths.outputs=", "paths.artefacts=", "paths.cache=")
+def carried_text() -> list[str]:
+    """The overrides of this run's text that its recovery needs: all but numbers of windows."""
+    given = [word for word in task_overrides() if word.startswith(("text=", "text."))]
+    return [word for word in given if not word.startswith("text.windows")]
+
+
+_CARRIED = ("paths.outputs=", "paths.artefacts=", "paths.cache=", "trust_targets=", "bank.max_gib=")
 
 
 def task_overrides() -> list[str]:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppf.artefacts import write_json
+from ppf.commands import invocation
 from ppf.overrides import quoted
 from ppf.progress import warning
 from ppf.report.agreement import agreement
@@ -60,7 +61,7 @@ def sweep_page(sweep: Sweep, folder: Path) -> Page:
     note = "Means over seeds ± half their range, best first; intervals in brackets."
     return Page(
         title=f"{sweep.jobs} jobs of {' and '.join(sweep.commands)}",
-        command=shlex.join(["python", f"{command}.py", "-m", *overrides]) if command else again,
+        command=invocation(command, "-m", *overrides) if command else again,
         headline=[*_headline(best, first), *_orders(sweep)],
         tiles=[Tile("jobs", str(sweep.jobs), f"{duration(seconds)} one after another")],
         sections=[

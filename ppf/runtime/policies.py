@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from ppf.commands import invocation
 from ppf.errors import PPFError
 from ppf.space import Space, uniform
 
@@ -36,7 +37,7 @@ class FoundPolicy:
         if not math.isclose(ratio, self.ratio):
             raise PPFError(
                 f"the search found one policy, for ratio={self.ratio}, and none for {ratio}:"
-                " run `python search.py mode=dynamic` to get an agent for all ratios."
+                f" run `{invocation('search', 'mode=dynamic')}` to get an agent for all ratios."
             )
         return self.kept
 

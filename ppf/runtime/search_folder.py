@@ -43,7 +43,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
             f"search={folder} is a recovered model, which has one ratio only: load it with"
             " AutoModelForCausalLM.from_pretrained, or give the folder of a dynamic search."
         ) from None
-    refuse_types(record, "DynamicModel (serve.py)")
+    refuse_types(record, "DynamicModel (serve)")
     context = resident(cfg, fabric, record)
     return context, (_found(record, context.model.space), [0.0, record["ratio"]["asked"]])
 
@@ -53,7 +53,7 @@ def check_search(cfg: DictConfig) -> None:
     if not any((Path(cfg.search) / name).is_file() for name in (AGENT, "policy.json")):
         raise PPFError(
             f"search={cfg.search} contains neither agent.json nor policy.json:"
-            " give the folder of a run of search.py."
+            " give the folder of a search."
         )
 
 

@@ -5,6 +5,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ppf.commands import invocation
 from ppf.context.labelling import Labelling
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
@@ -55,7 +56,7 @@ def acquire(
     ranks = labelling.artefacts.ranks
     policies = on_rank_0(ranks, lambda: _chosen(predictor, others, limit, settings.acquired))
     acquired = labelling.stored_or_measured(
-        policies, ACQUIRED, "python train.py", may_label=may_label
+        policies, ACQUIRED, invocation("train"), may_label=may_label
     )
     return labels.with_rows(policies, acquired.nll, ACQUIRED)
 

@@ -3,6 +3,7 @@
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from ppf.commands import invocation
 from ppf.context.labelling import Labelling
 from ppf.labels.collect import draw
 from ppf.labels.samplers import SamplingContext
@@ -33,5 +34,5 @@ def collect(
     drawn = draw(sites, instantiate(sampler), count, seed)
     policies = labelling.artefacts.ranks.broadcast(drawn)
     return labelling.stored_or_measured(
-        policies, "sampler", "python collect.py", may_label=may_label
+        policies, "sampler", invocation("collect"), may_label=may_label
     )

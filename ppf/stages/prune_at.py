@@ -51,7 +51,7 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
         merged = Adapters.load(search, pruner, origin(context)).merged()
         kept, scores["adapters"] = "adapters", labelling.present_nll()
         if (file := search / TRAINING).is_file():
-            known["adapters"] = read(file, AdaptersRecord, "run `python recover.py` again")
+            known["adapters"] = read(file, AdaptersRecord, "train the adapters again")
     record["exported"] = exported(labelling, kept, scores) | known
     with merged:
         return exporter.write(pruner, Path(cfg.out), record), record

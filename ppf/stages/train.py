@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ppf.artefacts import signature
+from ppf.commands import invocation
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
 from ppf.context.signatures import file_digest, missing, plain, trainer_identity, with_code
@@ -98,7 +99,7 @@ def train(
         nonlocal reused
         reused = False
         if not may_train:
-            raise missing("predictor", "python train.py")
+            raise missing("predictor", invocation("train"))
         say(f"Training the predictor on {len(labels)} labels.")
         fresh: StoredPredictor = instantiate(predictor)
         fresh.fit(labels, inputs)

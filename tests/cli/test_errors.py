@@ -152,10 +152,10 @@ def test_an_unknown_family_is_named(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None:
-    assert "and search=FOLDER (of a run of" in sentence(run, "prune", "logger=csv")
+    assert "and search=FOLDER (of a search with" in sentence(run, "prune", "logger=csv")
     for nothing in (("search=", "ratio=0.3"), ("policy=",)):
-        assert "and search=FOLDER (of a run of" in sentence(run, "prune", *nothing)
-    assert "and search=FOLDER (of a run of" in sentence(run, "recover", "policy=")
+        assert "and search=FOLDER (of a search with" in sentence(run, "prune", *nothing)
+    assert "and search=FOLDER (of a search with" in sentence(run, "recover", "policy=")
     (tmp_path / "policy.json").write_text(json.dumps(examples.policy()))
     (tmp_path / "config.json").write_text("{}")
     same = sentence(run, "prune", f"path={tmp_path}", f"out={tmp_path}", "export=gguf")
@@ -170,7 +170,7 @@ def test_prune_and_evaluate_say_what_they_lack(run: Run, tmp_path: Path) -> None
         assert "give either policy=FILE" in sentence(run, "evaluate", "logger=csv", *nothing)
     (tmp_path / "policy.json").write_text(json.dumps({"format": 0}))
     said = sentence(run, "evaluate", f"policy={tmp_path / 'policy.json'}", "logger=csv")
-    assert "policy.json: format should be 1: give the policy.json that search.py wrote" in said
+    assert "policy.json: format should be 1: give the policy.json of a search" in said
     assert "path=/nowhere is not a Hugging Face" in sentence(
         run, "evaluate", "path=/nowhere", "logger=csv"
     )

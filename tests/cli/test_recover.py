@@ -85,7 +85,7 @@ def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
         ("trainer.precision=16-mixed", "16-mixed needs a GPU"),
         ("+trainer.max_steps=3", "trainer.max_steps cannot be set here"),
         ("out=${policy}/..", "is the folder that is read"),
-        ("elastic.rank=8", "recover.py with policy= does not read elastic.rank"),
+        ("elastic.rank=8", "recover with policy= does not read elastic.rank"),
     ],
 )
 def test_what_a_training_cannot_use(

@@ -18,7 +18,7 @@ from tests.cli.test_errors import sentence
     ],
 )
 def test_the_right_command_is_named(command: str, override: str, owner: str, given: str) -> None:
-    with pytest.raises(PPFError, match=f"is for {owner}.py, .* give python {owner}.py -m {given}."):
+    with pytest.raises(PPFError, match=f"is for {owner}, .* give ppf-{owner} -m {given}."):
         check_studies(command, ["seed=0", override])
 
 
@@ -29,4 +29,4 @@ def test_own_and_unknown_experiments_are_left_to_hydra() -> None:
 
 def test_a_command_refuses_before_it_composes(run: Run) -> None:
     wrong = sentence(run, "search", "experiment=recovery/objective")
-    assert "experiment=recovery/objective is for recover.py, not for search.py" in wrong
+    assert "experiment=recovery/objective is for recover, not for search" in wrong

@@ -25,7 +25,7 @@ def test_a_search_says_at_once_what_others_will_refuse(capsys: pytest.CaptureFix
     assert not capsys.readouterr().out
     warn_if_unreadable(config("compensation._target_=mine.Own"))
     said = capsys.readouterr().out
-    assert said.startswith("Warning: prune.py, evaluate.py and serve.py will refuse")
+    assert said.startswith("Warning: prune, evaluate and serve will refuse")
     assert "compensation names a class" in said
 
 

@@ -47,12 +47,12 @@ def test_next_commands_keep_what_the_run_was_given(monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    assert next_command("serve", "search=F") == "python serve.py search=F 'paths.outputs=a b'"
+    assert next_command("serve", "search=F") == "ppf-serve search=F 'paths.outputs=a b'"
     trusted = ["trust_targets=[my.Agent]", "agent=own"]
-    assert next_command("serve", overrides=trusted) == "python serve.py 'trust_targets=[my.Agent]'"
+    assert next_command("serve", overrides=trusted) == "ppf-serve 'trust_targets=[my.Agent]'"
     changed = {"ratios": None, "agent": None, "predictor": None, "mode": "static", "ratio": "0.3"}
     assert command_with("search", changed) == (
-        "python search.py --config-dir my/conf model=tiny 'paths.outputs=a b' mode=static ratio=0.3"
+        "ppf-search --config-dir my/conf model=tiny 'paths.outputs=a b' mode=static ratio=0.3"
     )
 
 

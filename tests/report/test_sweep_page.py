@@ -103,12 +103,9 @@ def test_the_page_names_its_multirun_and_what_to_do_with_the_best_policy(tmp_pat
     policy = tmp_path / "agent=cmaes,ratio=0.2,seed=0" / "policy.json"
     policy.write_text("{}")
     page = sweep_page(read_sweep(tmp_path), tmp_path)
-    assert (
-        page.command
-        == "python search.py -m agent=ppo,cmaes paths.outputs=out 'seed=${oc.env:HOME}'"
-    )
+    assert page.command == "ppf-search -m agent=ppo,cmaes paths.outputs=out 'seed=${oc.env:HOME}'"
     command = page.next_commands["Measure the best policy at ratio 20.0 % on the test part"]
-    assert command == f"python evaluate.py 'policy=\"{policy}\"' paths.outputs=out"
+    assert command == f"ppf-evaluate 'policy=\"{policy}\"' paths.outputs=out"
     assert any("PPF" in part.facts for part in page.sections), "the version"
 
 

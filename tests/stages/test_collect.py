@@ -14,7 +14,7 @@ def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed
 ) -> None:
     cfg, context = write_search(tmp_path, cache)
     parts = context.labelling, context.sites
-    with pytest.raises(PPFError, match="no labels for this config: run `python collect.py` first"):
+    with pytest.raises(PPFError, match="no labels for this config: run `ppf-collect` first"):
         collect(*parts, cfg.sampler, 3, seed=0, may_label=False)
     labels = collect(*parts, cfg.sampler, 3, seed=0)
     assert context.labelling.used == set(map(tuple, labels.kept.tolist()))

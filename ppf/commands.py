@@ -1,0 +1,24 @@
+"""The commands as a user types them."""
+
+import shlex
+import sys
+from pathlib import Path
+
+_SCRIPTS = {
+    f"{name}.py" for name in ("collect", "train", "search", "prune", "recover", "evaluate", "serve")
+}
+
+
+def invocation(name: str, *arguments: str) -> str:
+    """The line that starts a command, for a POSIX shell.
+
+    It begins with `python NAME.py` if one of the repository's scripts runs, which an installed
+    package lacks, and otherwise with `ppf-NAME`.
+
+    Args:
+        name: of the command, as in "search".
+        arguments: flags and overrides.
+    """
+    is_script = Path(sys.argv[0]).name in _SCRIPTS
+    start = ["python", f"{name}.py"] if is_script else [f"ppf-{name}"]
+    return shlex.join([*start, *arguments])

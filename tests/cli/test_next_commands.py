@@ -1,0 +1,66 @@
+"""The commands that a run prints at its end run as printed: they have what the run was given."""
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from ppf.cli import curve, recover, results
+
+CARRIED = ["bank.max_gib=8", "trust_targets=[my.Agent]", "paths.outputs=a"]
+TEXT = ["text=c4", "text.window=64"]
+SEARCH = ["model=tiny", *TEXT, "text.windows.labelling=2", *CARRIED]
+
+
+def composed(command: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> DictConfig:
+    """The config of a command that runs with these overrides."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose(command, [*overrides, "paths.run=R"])
+    hydra = SimpleNamespace(
+        overrides=SimpleNamespace(task=list(overrides)), runtime=SimpleNamespace(config_sources=[])
+    )
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    return cfg
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_a_search_hands_on_its_text_bank_and_classes(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = composed("search", monkeypatch, f"mode={mode}", *SEARCH)
+    if mode == "static":
+        told = results._next_commands(Path("F/policy.json"), rounded=False)
+    else:
+        told = curve._next_commands(cfg, Path("F"))
+        assert "\"import ppf; print(ppf.load_agent('F', ['my.Agent']).policy(" in " ".join(
+            told.values()
+        )
+    words = {
+        line.split()[0]: shlex.split(line)[1:]
+        for line in told.values()
+        if line.startswith("ppf-") and "mode=static" not in line
+    }
+    assert words.keys() >= {"ppf-recover", "ppf-serve"}
+    assert all({*CARRIED} <= {*given} for given in words.values())
+    assert {*TEXT} <= {*words["ppf-recover"]}
+    assert not any("windows" in word for word in words["ppf-recover"])
+    monkeypatch.undo()
+    for name, given in words.items():
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            compose(name.removeprefix("ppf-"), given)
+
+
+def test_adapters_are_served_with_the_bank_of_their_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cfg = composed("recover", monkeypatch, "search=F", "out=recovered", *CARRIED)
+    told = recover._next_commands(cfg)
+    serve = told["Serve the model at any ratio"]
+    assert shlex.split(serve) == ["ppf-serve", "search=recovered", *CARRIED]
+    given = ", ".join(map(repr, ["recovered", *CARRIED]))
+    assert f"DynamicModel.from_search({given})" in told["Load it at one ratio"]
