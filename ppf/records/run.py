@@ -1,8 +1,8 @@
-"""Schema of run.json, which every finished run leaves."""
+"""Schemas of run.json, which every finished run leaves, and of a multirun's multirun.yaml."""
 
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import ConfigDict, StringConstraints
 
 from ppf.records.values import Number, Record, Word
 
@@ -30,3 +30,29 @@ class RunRecord(Record):
     figures: list[dict[Word, float | str | None]]
     seconds: Number
     version: Word | None = None
+
+
+class _Job(Record):
+    model_config = ConfigDict(extra="ignore")
+
+    name: Word
+
+
+class _Overrides(Record):
+    hydra: list[str] = []
+    task: list[str]
+
+
+class _Hydra(Record):
+    model_config = ConfigDict(extra="ignore")
+
+    job: _Job
+    overrides: _Overrides
+
+
+class MultirunRecord(Record):
+    """The keys of a multirun.yaml that reports read. Hydra writes many others."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    hydra: _Hydra

@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ppf.errors import PPFError
-from ppf.records import read
-from ppf.records.run import BEGUN_BY, RUN, RunRecord
+from ppf.errors import PPFError, reason
+from ppf.records import check, read
+from ppf.records.run import BEGUN_BY, RUN, MultirunRecord, RunRecord
 from ppf.report.scores import decimal, duration
 from ppf.report.tables import Cell, Column, Table, error, interval
 
@@ -84,7 +84,7 @@ class Group:
     @property
     def texts(self) -> list[str]:
         """The values of the overrides as text."""
-        return [f"{v:.4g}" if isinstance(v, float) else str(v) for v in self.key.values()]
+        return [_text(key, value) for key, value in self.key.items()]
 
     def values(self, figure: str) -> list[float]:
         """The figure's numbers that are known."""
@@ -156,11 +156,15 @@ def multirun(folder: Path) -> tuple[str, list[str]] | None:
     file = folder / "multirun.yaml"
     if not file.is_file():
         return None
-    # Interpolations are not resolved: a folder of others could read this machine's environment.
-    plain: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    hydra = plain["hydra"]
+    remedy = "delete it, and the page is made without the multirun's command"
+    try:
+        # Interpolations are not resolved: a folder of others could read this machine's environment.
+        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:  # of the YAML parser, of OmegaConf, or of a file that is no text
+        raise PPFError(f"{file} cannot be read ({reason(error)}): {remedy}.") from error
+    hydra = check(content, MultirunRecord, file, remedy)["hydra"]
     own = [x for x in hydra["overrides"].get("hydra", []) if not x.startswith("hydra.mode=")]
-    return str(hydra["job"]["name"]), [*hydra["overrides"]["task"], *own]
+    return hydra["job"]["name"], [*hydra["overrides"]["task"], *own]
 
 
 def finished_jobs(folder: Path) -> list[Path]:
@@ -183,7 +187,7 @@ def finished_jobs(folder: Path) -> list[Path]:
 def _last_multirun(place: Path) -> str | None:
     files = place.glob(f"*/{BEGUN_BY}")
     last = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
-    return last.read_text() if last else None
+    return _begun_by(last.parent.parent) if last else None
 
 
 def jobs_of(multirun: str, folder: Path) -> list[Path]:
@@ -194,7 +198,7 @@ def jobs_of(multirun: str, folder: Path) -> list[Path]:
 
 def _begun_by(job: Path) -> str | None:
     file = job / BEGUN_BY
-    return file.read_text() if file.is_file() else None
+    return file.read_text(errors="replace") if file.is_file() else None
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -235,6 +239,8 @@ def words(figure: str) -> str:
 def _show(figure: str) -> Any:
     if figure == "seconds":
         return duration
+    if figure.startswith("nll_"):
+        return "{:.4f}".format
     return decimal if figure.endswith("_ppl") else _number
 
 
@@ -248,7 +254,14 @@ def _value(text: str) -> Any:
         value = json.loads(text)
     except ValueError:
         return text
-    return text if isinstance(value, list | dict) else value
+    return value if type(value) in (int, float) else text
+
+
+def _text(axis: str, value: Any) -> str:
+    """The value of an axis; that of an override can be repeated."""
+    if value is None:  # the ratio of a dense model
+        return ""
+    return f"{value:.6g}" if axis == "ratio" and isinstance(value, float) else str(value)
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:

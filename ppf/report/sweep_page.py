@@ -23,6 +23,7 @@ from ppf.report.sweep import REPEATED, Group, Sweep, multirun, read_sweep, sweep
 from ppf.report.tables import print_table
 
 _MOST = 40  # jobs in a plot without ratios
+_NOTHING = "Finished jobs: {}. None of them reports a number to compare."
 _SIZE = "matrices_mib"  # figure of searches whose budget counts bytes
 
 
@@ -62,7 +63,7 @@ def sweep_page(sweep: Sweep, folder: Path) -> Page:
     return Page(
         title=f"{sweep.jobs} jobs of {' and '.join(sweep.commands)}",
         command=invocation(command, "-m", *overrides) if command else again,
-        headline=[*_headline(best, first), *_orders(sweep)],
+        headline=[*(_headline(best, first) or [_NOTHING.format(sweep.jobs)]), *_orders(sweep)],
         tiles=[Tile("jobs", str(sweep.jobs), f"{duration(seconds)} one after another")],
         sections=[
             ReportSection("Results", note, name="sweep", figure=_figure(found, first), wide=True),
@@ -95,7 +96,7 @@ def _headline(best: Mapping[object, Sequence[Group]], first: str) -> list[str]:
         start = f"Best{_at(ratio)}: {who}{equal} with" if who else f"Found{_at(ratio)}:"
         found = _named(first, groups[0].text(first))
         sentences.append(f"{start} {found}{_compared(groups[0], first)}.")
-    return sentences or ["No job has a result."]
+    return sentences
 
 
 def _at(ratio: object) -> str:

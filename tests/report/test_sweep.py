@@ -122,6 +122,31 @@ def test_models_of_an_evaluation_are_told_apart_and_ranked(tmp_path: Path) -> No
     assert page.headline[0].startswith("Best at ratio 30.0 %: model=a")
 
 
+def test_the_dense_model_of_an_evaluation_has_no_ratio(tmp_path: Path) -> None:
+    figures = [{"ratio": ratio, "test_ppl": 20.0, "model": str(ratio)} for ratio in (None, 0.3)]
+    job(tmp_path, ["path=DENSE,PRUNED"], *figures)
+    table = sweep_table(read_sweep(tmp_path)).shown
+    place = table.names.index("ratio")
+    assert [row[place] for row in table.rows] == ["0.3", ""]
+
+
+def test_overrides_can_be_repeated_as_they_are_shown(tmp_path: Path) -> None:
+    values = ("null", "true", "0.123456", "1234567.5", "3")
+    for value in values:
+        job(tmp_path, [f"agent.polish={value}"], {"test_ppl": 30.0})
+    assert {group.name for group in read_sweep(tmp_path).groups} == {
+        f"agent.polish={value}" for value in values
+    }
+
+
+def test_nats_have_four_decimals(tmp_path: Path) -> None:
+    for tune, seed, found in [("full", 0, 3.388), ("lora", 0, 3.394), ("lora", 1, 3.3942)]:
+        figures = {"nll_recovered": found, "won_back": 0.25}
+        job(tmp_path, [f"tune={tune}", f"seed={seed}"], figures)
+    table = sweep_table(read_sweep(tmp_path)).shown
+    assert [row[2] for row in table.rows] == ["3.3880", "3.3941 ± 0.0001"]
+
+
 def test_an_empty_folder_and_a_damaged_record_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match="no finished job"):
         read_sweep(tmp_path)

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from ppf.errors import PPFError
+from ppf.records.run import BEGUN_BY
 from ppf.report.__main__ import main
 from ppf.report.sweep import read_sweep
 from ppf.report.sweep_page import sweep_page, write_sweep
@@ -150,9 +152,36 @@ def test_recoveries_of_many_policies_tell_whether_their_order_changes(tmp_path: 
     assert "Kendall 0.33" in sweep_page(read_sweep(tmp_path), tmp_path).headline[-1]
 
 
-def test_jobs_without_results_have_a_page(tmp_path: Path) -> None:
+def test_jobs_without_numbers_have_a_page(tmp_path: Path) -> None:
     job(tmp_path, ["seed=0"])
-    assert sweep_page(read_sweep(tmp_path), tmp_path).headline == ["No job has a result."]
+    headline = sweep_page(read_sweep(tmp_path), tmp_path).headline
+    assert headline == ["Finished jobs: 1. None of them reports a number to compare."]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("a: [", "cannot be read"),
+        ("\xff\0", "cannot be read"),
+        ("- a", "should be an object"),
+        ("hydra: {}", "is missing"),
+        ("hydra: {job: {name: search}, overrides: {task: 3}}", "hydra.overrides.task should be"),
+        ("hydra: {job: {name: [1]}, overrides: {task: [a]}}", "hydra.job.name should be"),
+    ],
+)
+def test_a_damaged_multirun_is_one_sentence(tmp_path: Path, content: str, fault: str) -> None:
+    (searches(tmp_path) / "multirun.yaml").write_text(content, encoding="latin-1")
+    with pytest.raises(PPFError, match=f"multirun.yaml.* {fault}.*delete it"):
+        write_sweep(tmp_path)
+
+
+def test_a_foreign_mark_of_a_multirun_is_no_other_error(tmp_path: Path) -> None:
+    job(tmp_path, ["seed=0"], {"test_ppl": 20.0})
+    (tmp_path / "seed=0").rename(tmp_path / "0")
+    mark = tmp_path / "0" / BEGUN_BY
+    mark.parent.mkdir()
+    mark.write_bytes(b"\xff")
+    assert read_sweep(tmp_path).jobs == 1
 
 
 def test_the_command_names_the_files_or_what_is_wrong(
