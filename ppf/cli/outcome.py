@@ -14,6 +14,7 @@ import ppf
 from ppf.artefacts import digest, signature, write_json
 from ppf.context.signatures import MODEL_FILES, contents, plain, with_code
 from ppf.errors import PPFError
+from ppf.llm.loading import pinned
 from ppf.records import read
 from ppf.records.run import RUN, RunRecord
 from ppf.report.origin import task_overrides, version
@@ -102,6 +103,8 @@ def _identity(command: str, cfg: DictConfig) -> str:
     """Signature of everything that determines a run's result."""
     config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
     config.get("trainer", {}).pop("accelerator", None)  # that of fabric
+    if source := config.get("model", {}).get("source"):
+        config["model"]["source"] = pinned(source)
     config = with_code(config, Path(cfg.paths.cache))
     return signature("run", ppf.__version__, command, config, *_files_read(cfg))
 

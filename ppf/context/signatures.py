@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
-from ppf.llm.loading import dtype_name, local_folder, resolve_dtype
+from ppf.llm.loading import dtype_name, local_folder, pinned, resolve_dtype
 from ppf.llm.text import PartName, local_splits, spans
 from ppf.progress import warning
 from ppf.records.policy import ConfigRecord
@@ -61,11 +61,14 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
 def recorded(cfg: DictConfig, device: torch.device | str = "cpu") -> DictConfig:
     """The sections of a config that determine its pruned models, as policy.json records them.
 
-    They name the dtype that `auto` means on this device, and cannot be changed.
+    They name the dtype that `auto` means on this device, and the commit of a hub repository. They
+    cannot be changed.
     """
     config = OmegaConf.create({group: plain(cfg[group]) for group in ConfigRecord.model_fields})
     config.text.pop("training", None)  # recovery does not determine a pruned model
     config.model.dtype = dtype_name(resolve_dtype(config.model.dtype, device))
+    if config.model.source:
+        config.model.source = pinned(plain(config.model.source))
     OmegaConf.set_readonly(config, True)
     return config
 
@@ -122,7 +125,7 @@ def _model_folder(path: str) -> str:
 
 
 def model_identity(cfg: DictConfig) -> dict[str, Any]:
-    """What identifies a model; of a local folder, the contents of its files.
+    """What identifies a model: the contents of a local folder's files, or a repository's commit.
 
     Files in subfolders do not count, since transformers does not read them.
     """
@@ -130,7 +133,7 @@ def model_identity(cfg: DictConfig) -> dict[str, Any]:
     if model.path:
         folder = Path(_model_folder(model.path))
         return {"files": contents(folder, cache, MODEL_FILES, subfolders=False)}
-    return {"source": _source(plain(model.source), cache) if model.source else None}
+    return {"source": _source(pinned(plain(model.source)), cache) if model.source else None}
 
 
 def text_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
@@ -200,12 +203,13 @@ def missing(what: str, command: str) -> PPFError:
 
 
 def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:
-    """A source's config; values that are local folders count by their content."""
+    """A source's config without a revision of null; local folders count by their content."""
     found = {
         key: contents(Path(value), cache)
         if key in ("path", "repository") and Path(value).is_dir()
         else value
         for key, value in source.items()
+        if key != "revision" or value
     }
     return with_code(found, cache)
 

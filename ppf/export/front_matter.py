@@ -26,7 +26,9 @@ def front_matter(model: PreTrainedModel, config: Mapping[str, Any], library: str
         library: that loads the model, as the Hub names it.
     """
     given, text = config.get("model", {}), config.get("text", {})
-    own = _own_card(str(model.name_or_path)) | {k: v for k, v in _facts(given).items() if v}
+    revision = (given.get("source") or {}).get("revision")
+    own = _own_card(str(model.name_or_path), revision)
+    own |= {key: value for key, value in _facts(given).items() if value}
     known = {key: own[key] for key in _COPIED if own.get(key)}
     named = known.get("datasets", [])
     named = named if isinstance(named, list) else [str(named)]
@@ -42,10 +44,10 @@ def front_matter(model: PreTrainedModel, config: Mapping[str, Any], library: str
     return found.to_yaml()
 
 
-def _own_card(source: str) -> dict[str, Any]:
+def _own_card(source: str, revision: str | None) -> dict[str, Any]:
     """The metadata of the dense model's card, and the model's own hub id as `base_model`."""
     folder = Path(source)
-    file = folder / "README.md" if folder.is_dir() else cached_file(source, "README.md")
+    file = folder / "README.md" if folder.is_dir() else cached_file(source, "README.md", revision)
     found: dict[str, Any] = {}
     if file and file.is_file():
         try:

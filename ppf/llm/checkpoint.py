@@ -30,35 +30,42 @@ from ppf.errors import PPFError, reason
 _LONGEST = 4096  # characters in a path
 
 
-def read_config(source: str, override: str = "model.path") -> PreTrainedConfig:
+def read_config(
+    source: str, override: str = "model.path", revision: str | None = None
+) -> PreTrainedConfig:
     """The config of a folder or of a hub repository.
 
     Args:
         source: the folder or the id of the repository.
         override: the override that names another checkpoint, for error messages.
+        revision: branch, tag or commit of the repository; None: its main branch.
 
     Raises:
         PPFError: the config is missing or damaged.
     """
     with _reading(source, override):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     config._attn_implementation = None  # transformers would download a kernel of that name
     vars(config).pop("custom_pipelines", None)  # exports must not name code of others
     return config
 
 
 def read_tokenizer(
-    source: str, config: PreTrainedConfig, override: str = "model.path"
+    source: str,
+    config: PreTrainedConfig,
+    override: str = "model.path",
+    revision: str | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of a hub repository.
+    """The tokenizer of a folder or of a hub repository; arguments as for `read_model`.
 
     Raises:
         PPFError: the tokenizer is missing or damaged, names files elsewhere on this machine, or
             makes ids that the model does not embed.
     """
     with _reading(source, override):
-        _refuse_foreign_files(source)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        _refuse_foreign_files(source, revision)
+        given = {"revision": revision, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(source, **given)
     tokenizer.init_kwargs.pop("auto_map", None)  # exports must not name code of others
     # Plain text has no special tokens. Gemma 3's token for images has no embedding in text models.
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -73,12 +80,13 @@ def read_tokenizer(
     return tokenizer
 
 
-def _refuse_foreign_files(source: str) -> None:
+def _refuse_foreign_files(source: str, revision: str | None) -> None:
     """Raises PPFError if a tokenizer would read files elsewhere on this machine as a vocabulary.
 
     Exports and the server would then publish what they contain.
     """
-    found = cached_file(source, TOKENIZER_CONFIG_FILE, _raise_exceptions_for_missing_entries=False)
+    given: Any = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    found = cached_file(source, TOKENIZER_CONFIG_FILE, **given)
     if found is None:
         return
     for value in _strings(json.loads(Path(found).read_text(encoding="utf-8"))):
@@ -105,6 +113,7 @@ def read_model(
     dtype: torch.dtype,
     override: str = "model.path",
     architecture: Any = AutoModelForCausalLM,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """The model of a folder or of a hub repository, on the CPU.
 
@@ -114,6 +123,7 @@ def read_model(
         dtype: dtype of the weights.
         override: the override that names another checkpoint, for error messages.
         architecture: class that builds the model; by default transformers chooses it by the config.
+        revision: that the config was read from.
 
     Raises:
         PPFError: a file is damaged; a tensor is missing, unknown, quantised, not finite or has a
@@ -132,7 +142,8 @@ def read_model(
         )
     check_files(source, override)
     with _reading(source, override), quiet():
-        if find_adapter_config_file(source):  # transformers would attach the adapter
+        # transformers would attach the adapter.
+        if find_adapter_config_file(source, revision=revision):
             raise PPFError(
                 "it has an adapter (adapter_config.json), which PPF does not load: remove it, or"
                 " merge it with PEFT's `merge_and_unload`"
@@ -140,6 +151,7 @@ def read_model(
         model, found = architecture.from_pretrained(
             source,
             config=config,
+            revision=revision,
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,

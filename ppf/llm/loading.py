@@ -20,7 +20,7 @@ from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.llm.divide import check_division, divide, over_gpus
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded
-from ppf.llm.sources import check_hub, wheel_folder
+from ppf.llm.sources import check_hub, commit, wheel_folder
 from ppf.llm.windows import check_window
 from ppf.space import Site
 
@@ -81,8 +81,8 @@ def load(
     """Loads the model of a `model=` config.
 
     Args:
-        config: has `path` (a local folder or null), `source` (a function of `ppf.llm.sources`),
-            `dtype`, and perhaps `offload` or `device_map`.
+        config: has `path` (a local folder or null), `source` (a function of `ppf.llm.sources`,
+            perhaps with a `revision`), `dtype`, and perhaps `offload` or `device_map`.
         cache: folder for converted and random checkpoints.
         device: device that the weights are moved to.
         window: number of tokens in the windows that the model will read; None: not checked.
@@ -95,12 +95,13 @@ def load(
     dtype, device = resolve_dtype(config.dtype, device), torch.device(device)
     check_division(config, device)
     source = local_folder(config.path, "model.path") if config.path else _source(config)(cache)
-    model_config = read_config(source)
+    revision = revision_of(config)
+    model_config = read_config(source, revision=revision)
     adapter = adapter_for(model_config)
     if window:
         check_window(window, model_config)
-    tokenizer = read_tokenizer(source, model_config)
-    model = read_model(source, model_config, dtype).eval().requires_grad_(False)
+    tokenizer = read_tokenizer(source, model_config, revision=revision)
+    model = read_model(source, model_config, dtype, revision=revision).eval().requires_grad_(False)
     # transformers leaves matrices untied if the checkpoint stores both, whatever its config says.
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     model.config.tie_word_embeddings = head.weight is embedding.weight
@@ -136,8 +137,22 @@ def check_source(config: DictConfig) -> None:
         check(**source)
 
 
+def revision_of(config: DictConfig) -> str | None:
+    """The revision of the hub repository that a `model=` config names; None: it names none."""
+    return None if config.path or not config.source else config.source.get("revision")
+
+
+def pinned(source: dict[str, Any]) -> dict[str, Any]:
+    """A model's source; of a repository, with the commit that is in the hub's local cache."""
+    if source.get("_target_") != _HUB:
+        return source
+    revision = source.get("revision")
+    return source | {"revision": commit(source["repository"], revision) or revision}
+
+
+_HUB = "ppf.llm.sources.hub"
 _CHECKS: dict[str, Callable[..., object]] = {
-    "ppf.llm.sources.hub": check_hub,
+    _HUB: check_hub,
     "ppf.llm.sources.wheel": wheel_folder,
 }
 
@@ -207,4 +222,5 @@ def _source(config: DictConfig) -> Callable[[str], str]:
         raise PPFError(
             "this model config has no source: give a local folder with model.path=FOLDER."
         )
-    return instantiate(config.source, _partial_=True, _convert_="all")
+    source: Any = OmegaConf.to_container(config.source, resolve=True)
+    return instantiate(pinned(source), _partial_=True, _convert_="all")

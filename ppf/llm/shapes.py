@@ -52,7 +52,7 @@ def _config(config: DictConfig) -> PreTrainedConfig:
     if shape := source.get("config") or known:
         return AutoConfig.for_model(**shape)
     if repository := source.get("repository"):
-        return read_config(repository)
+        return read_config(repository, revision=source.get("revision"))
     raise PPFError(
         f"the structure of model={config.name} is not known without its weights: give a local"
         " folder with model.path=FOLDER."

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,6 +18,7 @@ from huggingface_hub import (
     save_torch_model,
     try_to_load_from_cache,
 )
+from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -38,47 +39,67 @@ _PATIENCE = 5.0  # seconds to wait for the hub
 MakeCheckpoint = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
-def hub(cache: str, *, repository: str) -> str:
+def hub(cache: str, *, repository: str, revision: str | None) -> str:
     """A repository of the Hugging Face hub. transformers downloads it.
 
     Args:
         cache: not used.
         repository: its id.
+        revision: branch, tag or commit; None: the main branch.
 
     Raises:
         PPFError: it is not in the local cache of the hub, and cannot be downloaded.
     """
-    check_hub(repository)
+    check_hub(repository, revision)
     return repository
 
 
-def check_hub(repository: str) -> None:
-    """Raises PPFError if a repository is not in the hub's local cache and cannot be downloaded."""
+def check_hub(repository: str, revision: str | None = None) -> None:
+    """Downloads the config of a repository, unless it is in the hub's local cache.
+
+    The cache then knows the commit that the revision means.
+
+    Raises:
+        PPFError: it cannot be downloaded.
+    """
     try:
-        if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
-            get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=_PATIENCE)
+        _small_file(repository, "config.json", revision)
     except Exception as error:  # the network or the hub fails, or the id is invalid
+        at = f" (revision {revision})" if revision else ""
         raise PPFError(
-            f"{repository} cannot be downloaded from the Hugging Face hub ({reason(error)}): if"
+            f"{repository}{at} cannot be downloaded from the Hugging Face hub ({reason(error)}): if"
             " it needs access rights, request them on its page and run `hf auth login`; or give"
             " a local copy with model.path=FOLDER."
         ) from error
 
 
-def cached_file(repository: str, name: str) -> Path | None:
+def commit(repository: str, revision: str | None) -> str | None:
+    """The commit that a revision means in the hub's local cache; None: it is not there."""
+    with suppress(HFValidationError):  # the id is invalid, or the path of a folder
+        found = try_to_load_from_cache(repository, "config.json", None, revision)
+        return Path(found).parent.name if isinstance(found, str) else None
+    return None
+
+
+def cached_file(repository: str, name: str, revision: str | None) -> Path | None:
     """A small file of a hub repository, downloaded if it is not in the local cache.
 
     Returns:
         Its path; None: there is no such file, or the hub cannot be reached.
     """
     try:
-        found = try_to_load_from_cache(repository, name)
-        if not isinstance(found, str):
-            get_hf_file_metadata(hf_hub_url(repository, name), timeout=_PATIENCE)
-            found = hf_hub_download(repository, name)
-        return Path(found)
+        return _small_file(repository, name, revision)
     except Exception:  # the network or the hub fails, or the id is invalid
         return None
+
+
+def _small_file(repository: str, name: str, revision: str | None) -> Path:
+    found = try_to_load_from_cache(repository, name, None, revision)
+    if not isinstance(found, str):
+        url = hf_hub_url(repository, name, revision=revision)
+        get_hf_file_metadata(url, timeout=_PATIENCE)
+        found = hf_hub_download(repository, name, revision=revision)
+    return Path(found)
 
 
 def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:

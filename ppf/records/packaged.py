@@ -25,7 +25,12 @@ from ppf.records.values import Natural64, Number, Record, Word
 TARGET = "_target_"
 
 
-def packaged(group: str, key: str | None = None, fixed: Collection[str] = ()) -> Any:
+def packaged(
+    group: str,
+    key: str | None = None,
+    fixed: Collection[str] = (),
+    optional: Collection[str] = (),
+) -> Any:
     """The type of a config section, derived from the YAML files of `ppf/conf/<group>`.
 
     A section must name the `_target_` of one of these files. It may have the keys that the files
@@ -38,11 +43,14 @@ def packaged(group: str, key: str | None = None, fixed: Collection[str] = ()) ->
         group: config group, for example "importance" or "predictor/encoder".
         key: key of the section in each file, for example "source"; None: the whole file.
         fixed: keys whose values must be those of a YAML file.
+        optional: keys that files of earlier versions lack.
     """
     sections = list(_sections(group, key))
     targets = dict.fromkeys(section.get(TARGET) for section in sections)
     choices = [
-        _model([s for s in sections if s.get(TARGET) == target], sections, (TARGET, *fixed))
+        _model(
+            [s for s in sections if s.get(TARGET) == target], sections, (TARGET, *fixed), optional
+        )
         for target in targets
     ]
     one_of: Any = reduce(or_, choices)
@@ -66,11 +74,14 @@ def _sections(group: str, key: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _model(
-    same: list[dict[str, Any]], group: list[dict[str, Any]], fixed: Collection[str] = ()
+    same: list[dict[str, Any]],
+    group: list[dict[str, Any]],
+    fixed: Collection[str] = (),
+    optional: Collection[str] = (),
 ) -> type[Record]:
     """A schema with the keys of `same`, and the types of value that they have in `group`.
 
-    A key that some of `same` lack may be missing.
+    An `optional` key, and one that some of `same` lack, may be missing.
     """
     fields: dict[str, Any] = {}
     # pydantic reserves some names, so that fields are numbered. The target must be field0.
@@ -79,7 +90,8 @@ def _model(
             kind: Any = Literal[tuple(section[key] for section in same)]
         else:
             kind = _kind([section[key] for section in group if key in section])
-        missing: Any = {} if all(key in section for section in same) else {"default": None}
+        needed = key not in optional and all(key in section for section in same)
+        missing: Any = {} if needed else {"default": None}
         fields[f"field{len(fields)}"] = (kind, Field(alias=key, **missing))
     return create_model("Section", __base__=Record, **fields)
 

@@ -34,7 +34,7 @@ class ModelRecord(Record):
     offload: Literal["cpu", "disk"] | None = None
     device_map: Literal["auto"] | None = None
     card: CardRecord | None = None
-    source: packaged("model", "source", _WHEEL) | None  # type: ignore[valid-type]
+    source: packaged("model", "source", _WHEEL, ("revision",)) | None  # type: ignore[valid-type]
 
 
 class WindowsRecord(Record):

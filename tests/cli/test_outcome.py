@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 import ppf
 from ppf.cli.outcome import Outcome, finished, set_aside, write
+from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 
 @cache
@@ -108,3 +109,18 @@ def test_another_commands_record_does_not_count(done: Path) -> None:
 def test_a_damaged_record_counts_as_missing(done: Path) -> None:
     (done / "run.json").write_text(json.dumps({"metric": 3.5}))
     assert finished("search", config(done)) is None
+
+
+def test_a_job_is_repeated_with_a_newer_commit(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    downloaded(tmp_path / "model", hub, OLD)
+    cfg = config(tmp_path, "model=qwen2_5_0_5b", f"model.source.repository={REPOSITORY}")
+    write("search", cfg, Outcome(3.5), seconds=1.0)
+    assert finished("search", cfg) is not None
+    downloaded(tmp_path / "model", hub, NEW)
+    assert finished("search", cfg) is None

@@ -10,14 +10,25 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ppf.artefacts import signature
+from ppf.conf import read_option
 from ppf.context.recovery import RecoveryText, run_of
-from ppf.context.signatures import Signatures, signatures, warn_of_shared_documents
+from ppf.context.signatures import (
+    Signatures,
+    model_identity,
+    plain,
+    recorded,
+    signatures,
+    warn_of_shared_documents,
+)
 from ppf.labels.table import Labels
 from ppf.llm import load
+from ppf.records import check
+from ppf.records.policy import ConfigRecord
 from ppf.recovery.settings import Machine, RecoverySettings
 from ppf.stages.search_inputs import training_identity
 from ppf.stages.train import predictor_signature
 from tests.agents.synthetic import one_process
+from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 ALL = ("statistics", "order", "bank", "labels", "predictor", "training")
 # The longest prefix of a key tells what changes with it; all other keys invalidate nothing. A
@@ -227,6 +238,32 @@ def test_tokenizers_tell_models_apart(cache: str, tmp_path: Path) -> None:
     file = tmp_path / "model" / "tokenizer.json"
     file.write_text(file.read_text(encoding="utf-8").replace("ByteLevel", "ByteLeveL"))
     assert signatures(cfg).labels != before.labels
+
+
+def test_commits_of_a_repository_tell_models_apart(
+    monkeypatch: pytest.MonkeyPatch, cache: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cfg = tiny_folder(cache, tmp_path / "model")
+    cfg.model = read_option("model", "qwen2_5_0_5b")
+    cfg.model.source.repository = REPOSITORY
+    unknown = signatures(cfg)
+    downloaded(tmp_path / "model", tmp_path / "hub", OLD)
+    before, found = signatures(cfg), recorded(cfg)
+    assert found.model.source.revision == OLD and before != unknown
+    downloaded(tmp_path / "model", tmp_path / "hub", NEW)
+    after = signatures(cfg)
+    assert after.statistics != before.statistics
+    cfg.model = found.model  # as a policy.json records it
+    assert signatures(cfg) == before
+    shutil.rmtree(tmp_path / "hub")
+    assert signatures(cfg) == before, "a commit that is not here yet"
+    check(plain(found), ConfigRecord, "the policy", "give another")
+
+
+def test_sources_without_a_commit_keep_their_names(config: DictConfig) -> None:
+    assert model_identity(config) == {"source": plain(config.model.source)}
+    assert recorded(config).model.source == config.model.source
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,32 @@
 """What is known of a checkpoint's source before it is loaded."""
 
+import json
 from pathlib import Path
 
 import gguf
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
 
+from ppf.conf import read_option
 from ppf.errors import PPFError
-from ppf.llm import sources
+from ppf.llm import load, sources
 from ppf.llm.loading import check_source
+from ppf.llm.shapes import skeleton
+from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 
 def llama() -> DictConfig:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         return compose("search", ["model=llama2_7b"]).model
+
+
+def of_an_early_policy(config: DictConfig) -> DictConfig:
+    """The same model without the key `revision`."""
+    found: DictConfig = OmegaConf.masked_copy(config, ["path", "dtype", "source"])
+    found.source = OmegaConf.masked_copy(config.source, ["_target_", "repository"])
+    return found
 
 
 def test_an_invalid_id_of_the_hub_is_one_sentence() -> None:
@@ -39,10 +51,45 @@ def test_the_hub_is_not_asked_for_what_is_here(
 ) -> None:
     monkeypatch.setattr(sources, "get_hf_file_metadata", None)
     monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *given: "a/config.json")
-    assert sources.hub("", repository="meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
+    name = "meta-llama/Llama-2-7b-hf"
+    assert sources.hub("", repository=name, revision=None) == name
     monkeypatch.setattr(sources, "try_to_load_from_cache", None)
     check_source(OmegaConf.merge(llama(), {"path": str(tmp_path)}))
     check_source(OmegaConf.create({"path": None, "source": None}))
+
+
+def test_model_and_tokenizer_are_those_of_the_revision(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = llama()
+    config.source.repository, config.dtype = REPOSITORY, "float32"
+    tiny = Path(load(read_option("model", "tiny"), cache).model.name_or_path)
+    downloaded(tiny, tmp_path, OLD, "v1")
+    newer = downloaded(tiny, tmp_path, NEW)
+    weights = load_file(newer / "model.safetensors")
+    weights["model.norm.weight"].zero_()
+    save_file(weights, newer / "model.safetensors", metadata={"format": "pt"})
+    shape = json.loads((newer / "config.json").read_text()) | {"initializer_range": 0.5}
+    (newer / "config.json").write_text(json.dumps(shape))
+    vocabulary = json.loads((newer / "tokenizer.json").read_text())
+    vocabulary["normalizer"] = {"type": "Lowercase"}
+    (newer / "tokenizer.json").write_text(json.dumps(vocabulary))
+    for revision, commit, words in [(None, NEW, "a"), ("v1", OLD, "A"), (OLD, OLD, "A")]:
+        config.source.revision = revision
+        check_source(config)
+        lm = load(config, cache)
+        assert lm.model.model.norm.weight.any() == (commit == OLD)
+        assert lm.tokenizer.decode(lm.tokenizer("A").input_ids) == words
+        assert load(of_an_early_policy(config), cache).model.name_or_path == REPOSITORY
+        assert (skeleton(config).model.config.initializer_range == 0.5) == (commit == NEW)
+
+
+def test_a_revision_that_is_not_here_is_named() -> None:
+    config = llama()
+    config.source.revision = "v7"
+    with pytest.raises(PPFError, match=r"Llama-2-7b-hf \(revision v7\) cannot be downloaded"):
+        check_source(config)
 
 
 def test_a_missing_package_is_named(tmp_path: Path) -> None:
