@@ -1,8 +1,8 @@
-"""Schemas of run.json, which every finished run leaves, and of a multirun's multirun.yaml."""
+"""Schemas of run.json, which every finished run leaves, and of a multirun's files."""
 
 from typing import Annotated
 
-from pydantic import ConfigDict, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from ppf.records.values import Number, Record, Word
 
@@ -30,6 +30,14 @@ class RunRecord(Record):
     figures: list[dict[Word, float | str | None]]
     seconds: Number
     version: Word | None = None
+
+
+class RowsRecord(Record):
+    """The contents of a multirun's results.json; see `ppf.report.sweep.Sweep`."""
+
+    versions: list[Word]
+    axes: list[Word]
+    rows: Annotated[list[dict[Word, float | str | None]], Field(min_length=1)]
 
 
 class _Job(Record):

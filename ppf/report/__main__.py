@@ -1,21 +1,35 @@
-"""`python -m ppf.report sweep FOLDER`: the table of a multirun, from the files of its jobs."""
+"""`python -m ppf.report`: the table of a multirun, or a plot of the rows of such a table."""
 
 import argparse
 from pathlib import Path
 
 from ppf.errors import PPFError
 from ppf.progress import say
-from ppf.report.sweep_page import write_sweep
+from ppf.report.sweep_page import plot_rows, write_sweep
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser("python -m ppf.report")
-    reports = parser.add_subparsers(required=True)
+    reports = parser.add_subparsers(required=True, dest="report")
     sweep = reports.add_parser("sweep", help="table, plot and page of a multirun")
     sweep.add_argument("folder", type=Path, help="folder of the multirun, or one above several")
+    plot = reports.add_parser("plot", help="results.png from the results.json beside it")
+    plot.add_argument("file", type=Path, help="results.json of a multirun")
+    plot.add_argument(
+        "--line",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "LABEL"),
+        help="draw this line under another name, and only lines that are given so",
+    )
+    given = parser.parse_args()
     try:
-        for name, path in write_sweep(parser.parse_args().folder).items():
+        if given.report == "plot":
+            say(str(plot_rows(given.file, dict(given.line))))
+            return
+        for name, path in write_sweep(given.folder).items():
             say(f"{name:<6}  {path}")
     except PPFError as error:
         raise SystemExit(f"Error: {error}") from None

@@ -20,7 +20,8 @@ OTHERS = ["#3d9a6b", "#a565c0", "#c9992b", "#4aa3b5", "#c95a7d", "#8a9a35", "#9a
 RATIO = LinearSegmentedColormap.from_list("ratio", [BLUE, "#9a63bd", ORANGE])
 KEPT = LinearSegmentedColormap.from_list("kept", ["#2b2f77", "#3f74d1", "#9cc3ee", "#eef4fb"])
 _DPI = 150
-_NARROW = 12  # ratio of highest to lowest value below which the ticks of a log axis are even
+_NARROW = 12  # ratio of highest to lowest value below which the ticks of a log axis are closer
+_EVEN = 3  # ratio below which they are even
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # keeps text as text: it can be selected, and uses the page's font
@@ -58,8 +59,9 @@ def log_scale(axes: Axes) -> None:
     """A logarithmic y axis whose ticks are plain numbers; after all lines are drawn."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    narrow = high < _NARROW * low
-    axes.yaxis.set_major_locator(MaxNLocator(6) if narrow else LogLocator(10, subs=(1, 2, 5)))
+    subs = (1, 1.5, 2, 3, 4, 6, 8) if high < _NARROW * low else (1, 2, 5)
+    even = high < _EVEN * low
+    axes.yaxis.set_major_locator(MaxNLocator(6) if even else LogLocator(10, subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axes.yaxis.set_minor_locator(NullLocator())
 

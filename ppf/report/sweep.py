@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ppf.errors import PPFError, reason
 from ppf.records import check, read
-from ppf.records.run import BEGUN_BY, RUN, MultirunRecord, RunRecord
+from ppf.records.run import BEGUN_BY, RUN, MultirunRecord, RowsRecord, RunRecord
 from ppf.report.scores import decimal, duration
 from ppf.report.tables import Cell, Column, Table, error, interval
 
@@ -61,6 +61,11 @@ class Sweep:
         groups = [Group(dict(zip(axes, key, strict=True)), rows) for key, rows in found.items()]
         first = self.figures[0]
         return sorted(groups, key=lambda g: (_rank(g.key.get("ratio")), _rank(g.mean(first))))
+
+    @property
+    def with_numbers(self) -> list["Group"]:
+        """The groups in which the first figure is known."""
+        return [group for group in self.groups if group.values(self.figures[0])]
 
 
 @dataclass(frozen=True)
@@ -142,13 +147,29 @@ def read_sweep(folder: Path) -> Sweep:
     for axis in ("model", "ratio"):
         if axis not in axes and len({row.get(axis) for row in rows}) > 1:
             axes = [axis, *axes]
-    names = dict.fromkeys(name for row in rows for name in row)
-    figures = [name for name in names if name not in ("ratio", "job", *axes)]
+    figures = _figures(rows, axes)
     first = "ratio" if "ratio" in axes else figures[0]
     rows.sort(key=lambda row: (_rank(row.get(first)), _rank(row.get(figures[0]))))
     commands = sorted({job["command"] for job in jobs})
     versions = sorted({job.get("version") or "unknown" for job in jobs})
     return Sweep(commands, versions, axes, figures, rows)
+
+
+def read_rows(file: Path) -> Sweep:
+    """Reads a results.json that a multirun's report has written.
+
+    Raises:
+        PPFError: it is damaged.
+    """
+    found = read(file, RowsRecord, "make it again with `python -m ppf.report sweep FOLDER`")
+    axes = found["axes"]
+    rows = [dict.fromkeys(axes, "") | row for row in found["rows"]]
+    return Sweep([], found["versions"], axes, _figures(rows, axes), rows)
+
+
+def _figures(rows: Sequence[JobRow], axes: Sequence[str]) -> list[str]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if name not in ("ratio", "job", "version", *axes)]
 
 
 def multirun(folder: Path) -> tuple[str, list[str]] | None:

@@ -3,10 +3,6 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ppf.artefacts import write_json
 from ppf.commands import invocation
@@ -18,13 +14,21 @@ from ppf.report.html import write_page
 from ppf.report.origin import machine, next_command
 from ppf.report.page import Page, ReportSection, Tile
 from ppf.report.scores import duration, percent
-from ppf.report.style import OTHERS, legend_above, log_scale, percents, save_png, styled
-from ppf.report.sweep import REPEATED, Group, Sweep, multirun, read_sweep, sweep_table, words
+from ppf.report.style import save_png
+from ppf.report.sweep import (
+    REPEATED,
+    Group,
+    Sweep,
+    multirun,
+    read_rows,
+    read_sweep,
+    sweep_table,
+    words,
+)
+from ppf.report.sweep_plots import BASELINES, SIZE, sweep_figure
 from ppf.report.tables import print_table
 
-_MOST = 40  # jobs in a plot without ratios
 _NOTHING = "Finished jobs: {}. None of them reports a number to compare."
-_SIZE = "matrices_mib"  # figure of searches whose budget counts bytes
 
 
 def write_sweep(folder: Path) -> dict[str, Path]:
@@ -41,7 +45,8 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     paths = {purpose: folder / name for purpose, name in names.items()}
     paths["report"] = folder / "report.html"
     page = sweep_page(sweep, folder)
-    write_json(paths["rows"], {"versions": sweep.versions, "rows": sweep.rows})
+    content = {"versions": sweep.versions, "axes": sweep.axes, "rows": sweep.rows}
+    write_json(paths["rows"], content)
     paths["table"].write_text(page.tables["jobs"].shown.markdown, encoding="utf-8")
     save_png(page.figures["sweep"], paths["plot"])
     write_page(paths["report"], page)
@@ -51,13 +56,27 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     return paths
 
 
+def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
+    """Draws the rows of a results.json, as results.png beside it.
+
+    Args:
+        names: names of the lines to draw, and what to call them; empty: all lines.
+
+    Raises:
+        PPFError: the file is damaged, or there is no line of a name.
+    """
+    sweep, path = read_rows(file), file.with_suffix(".png")
+    save_png(sweep_figure(sweep.with_numbers, sweep.figures[0], names), path)
+    return path
+
+
 def sweep_page(sweep: Sweep, folder: Path) -> Page:
     """The page of a multirun."""
     again = shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])
     first = sweep.figures[0]
     command, overrides = multirun(folder) or ("", [])
-    found = [group for group in sweep.groups if group.values(first)]
-    best = _best(found, first)
+    found = sweep.with_numbers
+    best, figure = _best(found, first), sweep_figure(found, first)
     seconds = sum({row["job"]: row["seconds"] for row in sweep.rows}.values())
     note = "Means over seeds ± half their range, best first; intervals in brackets."
     return Page(
@@ -66,7 +85,7 @@ def sweep_page(sweep: Sweep, folder: Path) -> Page:
         headline=[*(_headline(best, first) or [_NOTHING.format(sweep.jobs)]), *_orders(sweep)],
         tiles=[Tile("jobs", str(sweep.jobs), f"{duration(seconds)} one after another")],
         sections=[
-            ReportSection("Results", note, name="sweep", figure=_figure(found, first), wide=True),
+            ReportSection("Results", note, name="sweep", figure=figure, wide=True),
             ReportSection("All jobs", note, name="jobs", table=sweep_table(sweep), wide=True),
             ReportSection("Machine", "That made this page.", facts=machine()),
         ],
@@ -111,9 +130,9 @@ def _named(figure: str, text: str) -> str:
 
 def _compared(group: Group, first: str) -> str:
     """For example ", better than uniform pruning (31.20)", as far as the baselines are known."""
-    uniform = even_pruning(bool(group.values(_SIZE)))
+    names = BASELINES | {"uniform": even_pruning(bool(group.values(SIZE)))}
     said, own = [], group.mean(first)
-    for prefix, name in {"uniform": uniform, "best_rule": "the best allocation rule"}.items():
+    for prefix, name in names.items():
         other = group.mean(f"{prefix}_{first}")
         if own is None or other is None:
             continue
@@ -142,64 +161,3 @@ def _orders(sweep: Sweep) -> Iterator[str]:
     one_training = {*sweep.axes} <= {"policy", "path", "ratio", "model", REPEATED}
     if one_training and (compared := agreement(sweep.rows)):
         yield str(compared)
-
-
-def _figure(found: Sequence[Group], first: str) -> Figure:
-    with styled():
-        figure = Figure(figsize=(8.4, 4.8), layout="constrained")
-        axes = figure.add_subplot()
-        if found and all(isinstance(group.key.get("ratio"), float) for group in found):
-            _against_ratio(axes, found, first)
-            values = [value for group in found for value in group.values(first)]
-            if values and min(values) > 0 and max(values) > 10 * min(values):
-                log_scale(axes)
-        else:
-            _ranked(axes, found[:_MOST], first)
-            figure.set_figheight(1.2 + 0.22 * min(len(found), _MOST))
-    return figure
-
-
-def _against_ratio(axes: Axes, found: Sequence[Group], first: str) -> None:
-    """A line for each combination of the other overrides; against size, where it is known."""
-    sized = all(group.values(_SIZE) for group in found)
-    names = list(dict.fromkeys(group.name for group in found))
-    for place, name in enumerate(names):
-        same = sorted((g for g in found if g.name == name), key=lambda g: g.key["ratio"])
-        places = [
-            fmean(group.values(_SIZE)) if sized else 100 * group.key["ratio"] for group in same
-        ]
-        colour, style = OTHERS[place % len(OTHERS)], "-o" if place < len(OTHERS) else "--s"
-        axes.errorbar(
-            places,
-            [fmean(group.values(first)) for group in same],
-            _spread(same, first),
-            fmt=style, color=colour, ms=4, lw=1.2, label=name,
-        )  # fmt: skip
-    if not sized:
-        axes.xaxis.set_major_formatter(percents(1))
-    label = "MiB of prunable matrices in the file" if sized else "pruning ratio"
-    axes.set(xlabel=label, ylabel=words(first))
-    if names != [""]:
-        legend_above(axes, columns=2)
-
-
-def _ranked(axes: Axes, found: Sequence[Group], first: str) -> None:
-    """One row for each job, the best one on top."""
-    places = range(len(found))
-    means = [fmean(group.values(first)) for group in found]
-    axes.errorbar(means, places, xerr=_spread(found, first), fmt="o", color=OTHERS[0], ms=5, lw=1.2)
-    axes.set_yticks(places, [group.name for group in found])
-    axes.invert_yaxis()
-    axes.set_xlabel(words(first))
-
-
-def _spread(groups: Sequence[Group], figure: str) -> list[list[float]]:
-    """How far each error bar reaches below and above: the interval, or half the range of seeds."""
-    below, above = [], []
-    for group in groups:
-        values = group.values(figure)
-        half = (max(values) - min(values)) / 2
-        low, high = group.interval(figure) or (fmean(values) - half, fmean(values) + half)
-        below.append(max(fmean(values) - low, 0.0))
-        above.append(max(high - fmean(values), 0.0))
-    return [below, above]

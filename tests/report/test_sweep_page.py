@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -67,7 +68,7 @@ def test_the_headline_names_the_best_at_each_ratio(tmp_path: Path) -> None:
         "Best at ratio 40.0 %: agent=ppo with a perplexity of 60.50 on the test part.",
     ]
     (lines,) = (axes.get_legend_handles_labels()[1] for axes in page.figures["sweep"].axes)
-    assert lines == ["agent=cmaes", "agent=ppo"]
+    assert lines == ["cmaes", "ppo"]
 
 
 def test_the_headline_compares_with_uniform_and_tells_of_ties(tmp_path: Path) -> None:
@@ -115,6 +116,70 @@ def test_ratios_between_two_per_cents_are_written_as_such(tmp_path: Path) -> Non
     (axes,) = sweep_page(read_sweep(searches(tmp_path)), tmp_path).figures["sweep"].axes
     axes.set_xticks([20, 22.5])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20 %", "22.5 %"]
+
+
+def plotted(folder: Path) -> dict[str, list[float]]:
+    """The lines of the plot: name in the legend → values."""
+    (axes,) = sweep_page(read_sweep(folder), folder).figures["sweep"].axes
+    handles, names = axes.get_legend_handles_labels()
+    lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
+    return {
+        name: np.asarray(line.get_ydata()).tolist() for name, line in zip(names, lines, strict=True)
+    }
+
+
+def test_lines_have_short_names_and_uniform_pruning_is_one_of_them(tmp_path: Path) -> None:
+    for option, count, found in [("a/random", 8, 30.0), ("a/random", 16, 29.0), ("b", 8, 28.0)]:
+        given = [f"sampler={option}", f"labels.count={count}", "sequential=true", "ratio=0.2"]
+        job(tmp_path, given, {"ratio": 0.2, "test_ppl": found, "uniform_test_ppl": 40.0})
+    job(tmp_path, ["ratio=0.4"], {"ratio": 0.4, "test_ppl": 70.0, "uniform_test_ppl": 90.0})
+    assert plotted(tmp_path) == {
+        "uniform pruning": [40.0, 90.0],
+        "b, count=8, sequential=true": [28.0],
+        "random, count=16, sequential=true": [29.0],
+        "random, count=8, sequential=true": [30.0],
+        "default": [70.0],
+    }
+
+
+def test_names_are_whole_where_short_ones_would_be_equal(tmp_path: Path) -> None:
+    for agent, ratio in [("a/ppo", 0.2), ("b/ppo", 0.4)]:
+        job(tmp_path, [f"agent={agent}", f"ratio={ratio}"], {"ratio": ratio, "test_ppl": 30.0})
+    assert [*plotted(tmp_path)] == ["agent=a/ppo", "agent=b/ppo"]
+
+
+def test_error_bars_reach_over_all_seeds_and_wide_plots_are_logarithmic(tmp_path: Path) -> None:
+    for seed, found in enumerate((20.0, 21.0, 28.0)):
+        job(tmp_path, [f"seed={seed}", "ratio=0.2"], {"ratio": 0.2, "test_ppl": found})
+    job(tmp_path, ["seed=0", "ratio=0.4"], {"ratio": 0.4, "test_ppl": 90.0})
+    (axes,) = sweep_page(read_sweep(tmp_path), tmp_path).figures["sweep"].axes
+    (bars,) = axes.containers
+    ends = bars.lines[2][0].get_segments()[0][:, 1].tolist()
+    assert ends == [20.0, 28.0] and bars.lines[0].get_ydata()[0] == 23.0
+    assert axes.get_ylabel() == "test perplexity (mean and range over seeds)"
+    assert axes.get_yscale() == "log"
+
+
+def test_rows_are_drawn_again_with_other_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, plot = tmp_path / "results.json", tmp_path / "results.png"
+    write_sweep(searches(tmp_path / "jobs"))["rows"].rename(rows)
+
+    def run(*given: str) -> None:
+        monkeypatch.setattr("sys.argv", ["ppf.report", "plot", str(rows), *given])
+        main()
+
+    run()
+    assert plot.read_bytes() == (tmp_path / "jobs" / "results.png").read_bytes()
+    run("--line", "ppo", "our agent")
+    assert plot.read_bytes() != (tmp_path / "jobs" / "results.png").read_bytes()
+    assert str(plot) in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no line 'sac': give one of 'cmaes', 'ppo'"):
+        run("--line", "sac", "our agent")
+    rows.write_text('{"versions": [], "rows": [{}]}')
+    with pytest.raises(SystemExit, match="Error: .*results.json: axes is missing"):
+        run()
 
 
 def test_searches_with_a_budget_of_bytes_are_drawn_against_size(tmp_path: Path) -> None:
