@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ppf.cli import evaluate as evaluate_command
 from ppf.cli import prune as prune_command
 from ppf.cli import recover as recover_command
 from ppf.cli import search as search_command
@@ -86,7 +87,7 @@ def search(
     """
     given = [*_written(({} if ratio is None else {"ratio": ratio}) | overrides)]
     cfg = _composed("search", [*_named(model), *given])
-    search_command.check_read(cfg.mode, given)
+    search_command.check_read(cfg, given)
     saved = Path(cfg.model.path) if isinstance(model, PreTrainedModel) else None
     if isinstance(model, PreTrainedModel):
         _save(model, tokenizer, cfg.model.path)
@@ -170,8 +171,9 @@ def evaluate(
         The contents of evaluation.json: `results` has one entry per model, with nats per token
         and perplexity.
     """
-    given = {**_sources(policy, path), **overrides}
-    cfg = _composed("evaluate", _written(given))
+    given = [*_written({**_sources(policy, path), **overrides})]
+    cfg = _composed("evaluate", given)
+    evaluate_command.check_read(cfg, given)
     run("evaluate", cfg)
     return json.loads((Path(cfg.paths.run) / "evaluation.json").read_text(encoding="utf-8"))
 

@@ -19,6 +19,7 @@ def _ascending(values: list[float]) -> list[float]:
 
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+Tokens = Annotated[int, Field(ge=1, lt=10**12)]
 Several = Annotated[int, Field(ge=2, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -1,11 +1,13 @@
 """ppf-evaluate: test perplexity, size, speed and tasks, of a policy or of folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
+from ppf.cli.checks import refuse_unread
 from ppf.cli.lineage import folders, used
 from ppf.cli.outcome import Outcome
 from ppf.context.policy import read_policy, refuse_recovered
@@ -17,9 +19,19 @@ from ppf.overrides import quoted
 from ppf.progress import say
 from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
 from ppf.report.html import write_page
-from ppf.report.origin import command_line, command_with, gguf_command, machine, next_command
+from ppf.report.origin import (
+    command_line,
+    command_with,
+    gguf_command,
+    machine,
+    next_command,
+    task_overrides,
+)
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
+
+_UNREAD = {"policy": ["trust_remote_code"], "path": ["sequential", "baselines"]}
+"""Keys that are not read with `policy=` or `path=`."""
 
 
 def _check(cfg: DictConfig) -> None:
@@ -31,6 +43,15 @@ def _check(cfg: DictConfig) -> None:
         refuse_recovered(read_policy(cfg.policy, cfg.trust_targets), cfg.policy)
     for path in folders(cfg):
         check_format(Path(local_folder(path, "path")))
+    check_read(cfg, task_overrides())
+
+
+def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
+    """Raises PPFError if an override changes a key that is not read."""
+    source = "policy" if cfg.policy else "path"
+    refuse_unread(f"evaluate.py with {source}=", given, _UNREAD[source])
+    if not cfg.tasks:
+        refuse_unread("evaluate.py without tasks=", given, ["limit"])
 
 
 @command(_check, one_process=True)
@@ -61,7 +82,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> None:
     """Writes the page and gives everything to the loggers."""
     names = ", ".join(result.name for result in found.results)
-    settings = ("sequential", "window", "stride", "seed")
+    settings = (*(["sequential"] if cfg.policy else []), "window", "stride", "seed")
     model = read_policy(cfg.policy, cfg.trust_targets)["model"] if cfg.policy else names
     dtype = dtype_name(resolve_dtype(cfg.dtype, fabric.device))
     page = evaluation_page(

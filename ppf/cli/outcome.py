@@ -6,15 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import ppf
 from ppf.artefacts import digest, signature, write_json
+from ppf.context.budgets import machine_identity
 from ppf.context.signatures import MODEL_FILES, contents, plain, with_code
 from ppf.errors import PPFError
-from ppf.llm.loading import pinned
+from ppf.llm.loading import dtype_name, pinned, resolve_dtype
+from ppf.processes import is_alone, kind_of_device
+from ppf.pruning.costs import Cost
 from ppf.records import read
 from ppf.records.run import RUN, RunRecord
 from ppf.report.origin import task_overrides, version
@@ -106,7 +111,25 @@ def _identity(command: str, cfg: DictConfig) -> str:
     if source := config.get("model", {}).get("source"):
         config["model"]["source"] = pinned(source)
     config = with_code(config, Path(cfg.paths.cache))
+    if is_alone():  # otherwise the ranks must agree, whichever machines they are on
+        config |= _here(cfg)
     return signature("run", ppf.__version__, command, config, *_files_read(cfg))
+
+
+def _here(cfg: DictConfig) -> dict[str, Any]:
+    """What this machine makes of the config: number formats, and measured prices."""
+    on_cpu = kind_of_device(cfg.fabric.accelerator) == "cpu"
+    device = torch.device("cpu" if on_cpu else "cuda")
+    found: dict[str, Any] = {
+        key: dtype_name(resolve_dtype("auto", device))
+        for key in ("dtype", "model.dtype")
+        if OmegaConf.select(cfg, key) == "auto"
+    }
+    if "budget" in cfg:
+        cost: Cost = instantiate(cfg.budget.cost)
+        if cost.measured:
+            found["machine"] = machine_identity(device, cfg.model)
+    return found
 
 
 def _files_read(cfg: DictConfig) -> list[Any]:

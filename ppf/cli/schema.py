@@ -25,6 +25,7 @@ from ppf.ranges import (
     Seed,
     Several,
     Share,
+    Tokens,
 )
 
 Component = dict[str, Any]
@@ -289,7 +290,7 @@ class PruneConfig(RunConfig):
 class RecoverySection(Section):
     """`recovery` of `recover.yaml`."""
 
-    tokens: Count
+    tokens: Tokens
     batch: Count
     micro_batch: Count
     warmup: Share

@@ -1,6 +1,6 @@
 """ppf-search: finds the policy of lowest perplexity at a ratio, or an agent for every ratio."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +17,9 @@ from ppf.agents.gradient import Gradient, differentiable
 from ppf.agents.rule import Rule
 from ppf.cli import curve, results
 from ppf.cli.app import command
-from ppf.cli.checks import changed, lies_in
+from ppf.cli.checks import changed, lies_in, refuse_unread
 from ppf.cli.outcome import Outcome
-from ppf.context.budgets import priced
+from ppf.context.budgets import check_budget, priced
 from ppf.context.byte_budget import check_bytes, in_bytes
 from ppf.context.evaluations import drawn_labels
 from ppf.context.policy import model_name, provenance, read_policy, warn_if_unreadable
@@ -44,7 +44,7 @@ from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, with_test
-from ppf.stages.train import Trained, train
+from ppf.stages.train import Trained, check_start, train
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
 UNREAD = {
@@ -75,8 +75,9 @@ UNREAD = {
 
 
 def _check(cfg: DictConfig) -> None:
-    check_read(cfg.mode, task_overrides())
+    check_read(cfg, task_overrides())
     check_acquired(cfg)
+    check_start(cfg.predictor)
     check_bytes(cfg)
     if isinstance(instantiate(cfg.agent), Gradient):
         differentiable(unfitted(cfg.predictor))
@@ -91,13 +92,16 @@ def _check(cfg: DictConfig) -> None:
         check_ratios(cfg)
 
 
-def check_read(mode: str, given: Iterable[str]) -> None:
-    """Raises PPFError if an override changes a key that the mode does not read."""
+def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
+    """Raises PPFError if an override changes a key that is not read."""
+    mode = cfg.mode
     for key in changed(given):
         reading = [name for name, unread in UNREAD.items() if not lies_in(key, unread)]
         if mode not in reading:
             others = " or ".join(f"mode={other}" for other in reading)
             raise PPFError(f"mode={mode} does not read {key}: leave it out, or give {others}.")
+    if not cfg.report_test:
+        refuse_unread("search.py without report_test=true", given, ["sequential"])
 
 
 @command(_check)
@@ -105,9 +109,10 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Labels and trains what is missing, searches, measures and reports."""
     _check_shared(cfg, fabric)
     warn_if_unreadable(cfg)
+    _warn_of_selection(cfg)
     clock, may_make = Stopwatch(), cfg.upstream == "make"
     with clock("preparing the model"):
-        context = prepare(cfg, fabric, check=_read_test_part if cfg.report_test else None)
+        context = prepare(cfg, fabric, check=partial(_check_model, cfg))
         context = in_bytes(context, cfg)
         space = priced(context, cfg.budget)
         start = _start(cfg, context.model.space)
@@ -136,14 +141,28 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     return _MODES[cfg.mode](_Begun(cfg, context, inputs, labels, trained, clock, start))
 
 
-def _read_test_part(text: Text, lm: LanguageModel) -> None:
-    text.tokens("test", lm.tokenizer)
+def _check_model(cfg: DictConfig, text: Text, lm: LanguageModel) -> None:
+    """Raises PPFError if model or text do not fit the search; see `EarlyCheck`."""
+    space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
+    check_budget(cfg.budget, lm, space)
+    _start(cfg, space)
+    if cfg.report_test:
+        text.tokens("test", lm.tokenizer)
 
 
 def _check_shared(cfg: DictConfig, fabric: Fabric) -> None:
     """Refuses numbers of policies that the agent cannot share evenly between the ranks."""
     if name := getattr(get_class(cfg.agent._target_), "shared", None):
         per_rank(cfg.agent[name], name, fabric)
+
+
+def _warn_of_selection(cfg: DictConfig) -> None:
+    """Warns if `search.start` was chosen on a selection part."""
+    if (file := cfg.search.start) and read_policy(file, cfg.trust_targets).get("selection"):
+        say(
+            "Warning: the policy of search.start was chosen with the help of a selection part. If"
+            " this search has the same part, the perplexities on it are slightly too low."
+        )
 
 
 class _Begun(NamedTuple):
@@ -167,11 +186,6 @@ def _start(cfg: DictConfig, space: Space) -> Int[Tensor, " sites"] | None:
     if not (file := cfg.search.start):
         return None
     record = read_policy(file, cfg.trust_targets)
-    if record.get("selection"):
-        say(
-            "Warning: the policy of search.start was chosen with the help of a selection part. If"
-            " this search has the same part, the perplexities on it are slightly too low."
-        )
     return torch.tensor(space.policy(record["kept"], record["units"]))
 
 

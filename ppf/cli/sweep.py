@@ -6,10 +6,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 _OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
 
@@ -25,7 +26,15 @@ class SweepReport(Callback):
         self.multirun = uuid.uuid4().hex
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exits with code 1 if several jobs would write their models into one folder."""
         logging.getLogger(_OPTUNA).setLevel(logging.CRITICAL)  # on_job_end tells of failed trials
+        if "out" in config and not OmegaConf.is_interpolation(config, "out") and _sweeps(config):
+            print(
+                f"Error: every job would overwrite out={config.out}: leave out= out, or give"
+                f" 'out={config.out}/${{hydra:job.num}}'.",
+                file=sys.stderr,
+            )
+            sys.exit(1)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         from ppf.progress import say
@@ -61,6 +70,14 @@ class SweepReport(Callback):
         if left:
             say(f"Jobs that did not finish: {len(left)}, the first in {left[0]}")
             sys.exit(1)
+
+
+def _sweeps(config: DictConfig) -> bool:
+    """Whether the multirun may have several jobs."""
+    params = config.hydra.sweeper.get("params") or {}
+    words = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
+    parsed = OverridesParser.create().parse_overrides(words)
+    return any(override.is_sweep_override() for override in parsed)
 
 
 def _has_result(job: JobReturn) -> bool:

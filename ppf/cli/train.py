@@ -24,11 +24,12 @@ from ppf.report.tables import accuracy_table, print_table
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import collect
 from ppf.stages.score import Scored, held_out, no_held_out, score
-from ppf.stages.train import train
+from ppf.stages.train import check_start, train
 
 
 def _check(cfg: DictConfig) -> None:
     check_acquired(cfg)
+    check_start(cfg.predictor)
     if not cfg.test_policies and not needs_labels(unfitted(cfg.predictor)):
         raise no_held_out()
 

@@ -14,12 +14,27 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import signature
+from ppf.context.byte_budget import check_blocks
 from ppf.context.prepare import PruningContext
 from ppf.context.signatures import plain, with_code
+from ppf.llm import LanguageModel
 from ppf.progress import say
-from ppf.pruning.costs import Cost
+from ppf.pruning.costs import Bytes, Cost, KVCache
 from ppf.ranks import on_rank_0
 from ppf.space import Space, SteppedSpace
+
+
+def check_budget(budget: DictConfig, lm: LanguageModel, space: Space) -> None:
+    """Checks, before prices can be computed, that a budget fits a model and a space.
+
+    Raises:
+        PPFError: no site has a cost, or the model's matrices have no whole blocks to quantise.
+    """
+    cost = instantiate(budget.cost)
+    if isinstance(cost, KVCache):
+        space.priced(budget.name, [int(site.kind == "attention") for site in space.sites])
+    elif isinstance(cost, Bytes):
+        check_blocks(lm, space)
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
@@ -51,7 +66,8 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
         return cost.prices(context.model.pruner)
     artefacts = context.artefacts
     config = with_code(plain(budget), artefacts.folder)
-    parts = context.signatures.labels, config, _machine(context)
+    machine = machine_identity(context.model.lm.device, context.config.model)
+    parts = context.signatures.labels, config, machine
     # Ranks on other machines take rank 0's measurement.
     name = on_rank_0(artefacts.ranks, lambda: signature("costs", *parts))
 
@@ -66,8 +82,13 @@ def _numbers(file: Path) -> list[int]:
     return [int(price) for price in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def _machine(context: PruningContext) -> dict[str, Any]:
-    device = context.model.lm.device
+def machine_identity(device: torch.device, model: DictConfig) -> dict[str, Any]:
+    """What determines measured prices besides the model.
+
+    Args:
+        device: that the model runs on.
+        model: its config.
+    """
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "host": platform.node(),
@@ -75,5 +96,5 @@ def _machine(context: PruningContext) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": accelerator,
-        **{key: context.config.model.get(key) for key in ("offload", "device_map")},
+        **{key: model.get(key) for key in ("offload", "device_map")},
     }

@@ -18,6 +18,7 @@ from ppf.context.model import PrunableModel
 from ppf.context.prepare import PruningContext
 from ppf.errors import PPFError
 from ppf.export.gguf_architectures import reader_of
+from ppf.llm import LanguageModel
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.progress import say
 from ppf.pruning import SiteFeatures
@@ -70,13 +71,12 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
     """The context of a search with budget=bytes. With any other budget, returns the given one.
 
     Raises:
-        PPFError: a site's matrices have no whole blocks, or no policy saves `cfg.ratio`.
+        PPFError: no policy saves `cfg.ratio`.
     """
     cost = instantiate(cfg.budget.cost)
     if not isinstance(cost, Bytes):
         return context
     units = context.model
-    _check_blocks(units)
     _warn_of_export(units, biases=cost.prune and not isinstance(units.compensation, NoCompensation))
     rounding, prices = _rounding(context), cost.prices(units.pruner)
     options = Options.of(
@@ -127,17 +127,17 @@ class ByteModel(PrunableModel):
         return self.options.policy(kept)
 
 
-def _check_blocks(model: PrunableModel) -> None:
+def check_blocks(lm: LanguageModel, space: Space) -> None:
     """Raises PPFError if a policy could cut a row of a matrix inside a quantisation block.
 
     It also refuses families whose FFN block is only the consumer, such as OPT: the block cannot be
     run with other weights.
     """
-    sites, couplings = model.space.sites, model.lm.couplings
+    sites, couplings = space.sites, lm.couplings
     if any(getattr(c.parent, c.attribute) is c.consumer for c in couplings):
-        family = model.lm.model.config.model_type
+        family = lm.model.config.model_type
         raise PPFError(f"budget=bytes does not support {family}: give another budget or model.")
-    for site, index in zip(sites, model.lm.coupling_indices(sites), strict=True):
+    for site, index in zip(sites, lm.coupling_indices(sites), strict=True):
         coupling = couplings[index]
         rows = [producer.linear.in_features for producer in coupling.producers]
         rows.append(coupling.columns * site.atoms_per_unit)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteria
+from transformers import PreTrainedConfig, PreTrainedModel, StoppingCriteria
 
 from ppf.evaluation.memory import peak_bytes
 from ppf.evaluation.results import Speed
@@ -22,10 +22,19 @@ def speeds(model: PreTrainedModel, settings: Mapping[str, Any]) -> list[Speed]:
     Raises:
         PPFError: the model has too few positions for prompt and new tokens.
     """
+    check_prompts(settings, model.config)
     rest = dict(settings)
-    positions = rest["prompt"] + rest["new_tokens"] + 1
-    check_window(positions, model.config, "speed.prompt + speed.new_tokens")
     return [speed(model, batch=batch, **rest) for batch in rest.pop("batches")]
+
+
+def check_prompts(settings: Mapping[str, Any], config: PreTrainedConfig) -> None:
+    """Raises PPFError if a model has too few positions for the prompt and new tokens of `speed=`.
+
+    Args:
+        config: of the model.
+    """
+    positions = settings["prompt"] + settings["new_tokens"] + 1
+    check_window(positions, config, "speed.prompt + speed.new_tokens")
 
 
 def speed(

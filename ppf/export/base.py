@@ -15,9 +15,13 @@ from ppf.pruning import LivePruner
 class Exporter(ABC):
     """Writes pruned models in one format."""
 
+    def check_family(self, lm: LanguageModel) -> None:
+        """Raises PPFError if the format supports no policy of the model; called before any work."""
+        check_blocks(lm)
+
     @abstractmethod
     def check(self, pruner: LivePruner) -> None:
-        """Raises PPFError if the format cannot hold the model; called before long work."""
+        """Raises PPFError if the format cannot hold the pruned model; called before long work."""
 
     @abstractmethod
     def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:

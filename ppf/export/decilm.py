@@ -22,6 +22,7 @@ from ppf.export.base import Converter, tell_rounding
 from ppf.export.card import Form, write_card
 from ppf.export.configuration_decilm import DeciLMConfig
 from ppf.export.pruned import Pruned
+from ppf.llm import LanguageModel
 from ppf.llm.loading import dtype_name
 
 _FAMILIES = ("llama", "mistral", "qwen2")
@@ -34,13 +35,12 @@ fewer channels, and some layers lack their attention. `policy.json` lists what e
 class DeciLM(Converter):
     """Writes a folder for vLLM."""
 
+    def check_family(self, lm: LanguageModel) -> None:
+        super().check_family(lm)
+        _check_family(lm)
+
     def check_model(self, model: Pruned) -> None:
-        family = model.lm.model.config.model_type
-        if family not in _FAMILIES:
-            raise PPFError(
-                f"export=decilm supports {', '.join(_FAMILIES)}, not {family}:"
-                " give export=huggingface."
-            )
+        _check_family(model.lm)
         for coupling, atoms, whole in zip(model.couplings, model.atoms, model.whole, strict=True):
             if coupling.kind == "attention" and 0 < atoms < whole:
                 raise PPFError(
@@ -69,6 +69,14 @@ class DeciLM(Converter):
         write_card(folder, model, policy, form)
         (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
         return folder
+
+
+def _check_family(lm: LanguageModel) -> None:
+    family = lm.model.config.model_type
+    if family not in _FAMILIES:
+        raise PPFError(
+            f"export=decilm supports {', '.join(_FAMILIES)}, not {family}: give export=huggingface."
+        )
 
 
 def _config(model: Pruned, names: set[str]) -> DeciLMConfig:

@@ -17,10 +17,11 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from ppf.evaluation.size import parameters
 from ppf.export.base import Converter
 from ppf.export.card import Form, write_card
-from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
+from ppf.export.gguf_architectures import Architecture, architecture_of, reader_of, rope_of
 from ppf.export.gguf_tensors import site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
 from ppf.export.pruned import Pruned
+from ppf.llm import LanguageModel
 from ppf.progress import say
 from ppf.records.values import NumberFormat
 
@@ -35,6 +36,10 @@ class GGUF(Converter):
     """
 
     type: NumberFormat
+
+    def check_family(self, lm: LanguageModel) -> None:
+        super().check_family(lm)
+        reader_of(lm.model.config, biases=False)
 
     def check_model(self, model: Pruned) -> None:
         nowhere = gguf.GGUFWriter(None, architecture_of(model).name)

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import torch
 from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from jaxtyping import Int
 from lightning import Fabric
@@ -80,12 +81,19 @@ class DynamicModel:
             overrides: strings that override `conf/runtime.yaml`, for example "bank.max_gib=8".
 
         Raises:
-            PPFError: the folder contains no search, the model has changed since the search, or the
-                policy quantises weights or belongs to a recovered model.
+            PPFError: Hydra refuses an override, the folder contains no search, the model has
+                changed since the search, or the policy quantises weights or belongs to a recovered
+                model.
         """
         given = [f"search={quoted(folder)}", f"paths.run={quoted(folder)}", *overrides]
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose("from_search", given)
+        try:
+            with initialize_config_module("ppf.conf", version_base="1.3"):
+                cfg = compose("from_search", given)
+        except HydraException as error:
+            sentence = str(error).split("\n")[0].rstrip(".")
+            raise PPFError(
+                f"{sentence}: give keys of conf/runtime.yaml, as in bank.max_gib=8."
+            ) from error
         fabric = instantiate(cfg.fabric)
         fabric.launch()
         return cls.from_config(cfg, fabric)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning import Fabric
@@ -13,7 +12,7 @@ from ppf.context.policy import read_policy, refuse_recovered, refuse_types
 from ppf.context.prepare import PruningContext
 from ppf.context.resident import resident
 from ppf.errors import PPFError
-from ppf.records.agent import AGENT
+from ppf.records.agent import AGENT, agent_folder
 from ppf.runtime.policies import FoundPolicy, Policies
 from ppf.space import Space
 
@@ -29,7 +28,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
             quantises weights or belongs to a recovered model.
     """
     check_search(cfg)
-    folder = Path(cfg.search)
+    folder = agent_folder(cfg.search)
     if (folder / AGENT).is_file():
         agent = load_agent(folder, cfg.trust_targets)
         highest = math.floor(100 * agent.record["ratios"][1] + _ROUNDING)
@@ -50,7 +49,8 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
 
 def check_search(cfg: DictConfig) -> None:
     """Raises PPFError if `cfg.search` is not the folder of a search."""
-    if not any((Path(cfg.search) / name).is_file() for name in (AGENT, "policy.json")):
+    folder = agent_folder(cfg.search)
+    if not any((folder / name).is_file() for name in (AGENT, "policy.json")):
         raise PPFError(
             f"search={cfg.search} contains neither agent.json nor policy.json:"
             " give the folder of a search."

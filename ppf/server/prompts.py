@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from fastapi import HTTPException
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from ppf.errors import PPFError
+from ppf.errors import PPFError, reason
 from ppf.server.requests import ChatRequest
 
 
@@ -14,16 +16,23 @@ def read_template(path: str | None) -> str | None:
     """The text of a file with a chat template; None: there is no file.
 
     Raises:
-        PPFError: the file cannot be read.
+        PPFError: the file cannot be read, or it is no Jinja template.
     """
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8")
+        template = Path(path).read_text(encoding="utf-8")
+        render_jinja_template([], chat_template=template)  # of no chats: it is only compiled
+    except TemplateSyntaxError as error:
+        raise PPFError(
+            f"chat_template={path} is no Jinja template (line {error.lineno}: {error.message}):"
+            " correct the file."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise PPFError(
             f"chat_template={path} cannot be read ({error}): give a text file."
         ) from error
+    return template
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
@@ -41,6 +50,7 @@ def chat_tokens(
 
     Raises:
         PPFError: there is no template, or it refuses the messages.
+        HTTPException: the template fails for another reason (500).
     """
     if not has_template(tokenizer, template):
         raise PPFError(
@@ -52,8 +62,15 @@ def chat_tokens(
         found: Any = tokenizer.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, return_dict=True
         )
-    except TemplateError as error:
-        raise PPFError(f"the chat template refuses the messages ({error}): change them.") from error
+    except Exception as error:  # a template can compute anything
+        if type(error) is TemplateError:  # of `raise_exception` in the template
+            sentence = f"the chat template refuses the messages ({error}): change them."
+            raise PPFError(sentence) from error
+        sentence = (
+            f"the chat template fails ({reason(error)}): send a prompt to /v1/completions, or"
+            " restart the server with another chat_template=FILE."
+        )
+        raise HTTPException(500, sentence) from error
     return list(found["input_ids"])
 
 

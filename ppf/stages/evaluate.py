@@ -14,15 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppf.artefacts import write_json
 from ppf.context.policy import policy_config, read_policy, types_of
 from ppf.context.signatures import warn_of_shared_documents
-from ppf.evaluation.latency import speeds
+from ppf.evaluation.latency import check_prompts, speeds
 from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
 from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
 from ppf.export.loading import load_folder
-from ppf.llm import check_head
+from ppf.llm import LanguageModel, check_head
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
+from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import apply_policy, pruned_to
@@ -59,6 +60,13 @@ class Procedure:
         if self.cfg.window:
             text = replace(text, window=window, windows={"test": None})
         return [Piece(text.tokens("test", tokenizer), 1)]
+
+    def check(self, text: Text, lm: LanguageModel) -> None:
+        """Raises PPFError if the windows of the text or the timed prompts do not fit the model."""
+        self.pieces(text, lm.tokenizer)
+        check_window(self.cfg.window or text.window, lm.model.config, "window")
+        if self.cfg.latency:
+            check_prompts(self.cfg.speed, lm.model.config)
 
     def measure(
         self,
@@ -106,8 +114,8 @@ def evaluate_policy(
     Raises:
         PPFError: the model has changed since the search, or text or windows do not fit.
     """
-    context = apply_policy(cfg, fabric, record)
     text = _text(cfg, policy_config(record, cfg))
+    context = apply_policy(cfg, fabric, record, lambda _, lm: procedure.check(text, lm))
     tokenizer = context.model.lm.tokenizer
     pieces = procedure.pieces(text, tokenizer)
     space, pruner, dtype = context.model.space, context.model.pruner, context.model.lm.dtype

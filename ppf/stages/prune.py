@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from ppf.context.model import PrunableModel
 from ppf.context.policy import checked_config, read_policy, types_of
 from ppf.context.prepare import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
-from ppf.evaluation.latency import speeds
+from ppf.evaluation.latency import check_prompts, speeds
 from ppf.export.base import Converter, Exporter
 from ppf.export.loading import read_pruned
+from ppf.llm import LanguageModel, Text
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
@@ -60,8 +62,18 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> tuple[Path
     """
     exporter: Exporter = instantiate(cfg.export)
     timed = cfg.speed if cfg.latency else None
-    context, record = compensated(cfg, fabric, record, exporter, timed)
+    check = partial(check_export, exporter, timed)
+    context, record = compensated(cfg, fabric, record, exporter, timed, check)
     return exporter.write(context.model.pruner, Path(cfg.out), record), record
+
+
+def check_export(
+    exporter: Exporter, timed: DictConfig | None, text: Text, lm: LanguageModel
+) -> None:
+    """Raises PPFError if the format or the timed prompts do not fit the model; see `EarlyCheck`."""
+    exporter.check_family(lm)
+    if timed:
+        check_prompts(timed, lm.model.config)
 
 
 def convert(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:

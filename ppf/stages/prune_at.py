@@ -1,6 +1,7 @@
 """prune, search=FOLDER ratio=R: the model of a dynamic search at one ratio."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ppf.records.agent import agent_folder
 from ppf.records.policy import AdaptersRecord
 from ppf.report.scores import LogPerplexity
 from ppf.space import uniform
-from ppf.stages.prune import exported, known_before
+from ppf.stages.prune import check_export, exported, known_before
 
 
 def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
@@ -34,16 +35,19 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     """
     agent, search = load_agent(cfg.search, cfg.trust_targets), agent_folder(cfg.search)
     exporter: Exporter = instantiate(cfg.export)
+    timed = cfg.speed if cfg.latency else None
+    check = partial(check_export, exporter, timed)
     adapted = (search / ADAPTERS).is_file()
     if adapted:  # they fit only the compensation that they were trained with
-        context = resident(cfg, fabric, agent.record, adapted=False)
+        context = resident(cfg, fabric, agent.record, adapted=False, check=check)
     else:
-        context = prepare(checked_config(agent.record, cfg), fabric, dtype=cfg.dtype)
+        given = checked_config(agent.record, cfg)
+        context = prepare(given, fabric, dtype=cfg.dtype, check=check)
     pruner, labelling = context.model.pruner, context.labelling
     with pruner.at(agent.policy(cfg.ratio)):
         exporter.check(pruner)
     record = _record(context, agent, cfg.ratio)
-    known = known_before(labelling, cfg.speed if cfg.latency else None)
+    known = known_before(labelling, timed)
     scores = {"one_shot": record["measured"]["nll"]}
     merged: AbstractContextManager[None] = nullcontext()
     kept = "one_shot"

@@ -26,6 +26,8 @@ from ppf.predictor.base import (
     needs_labels,
     unfitted,
 )
+from ppf.predictor.learned import LearnedPredictor
+from ppf.predictor.module import load_predictor
 from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
 
@@ -122,6 +124,13 @@ def train(
         move(labelling.model.lm.device)
     _check_predictions(found, labelling.model)
     return Trained(found, folder, name)
+
+
+def check_start(predictor: DictConfig) -> None:
+    """Raises PPFError if `init_from`, from which the training starts, cannot be read."""
+    found = unfitted(predictor)
+    if isinstance(found, LearnedPredictor) and (file := found.config["init_from"]):
+        load_predictor(file, found.config)
 
 
 def _check_predictions(predictor: Predictor, model: PrunableModel) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from ppf.cli import evaluate
 from ppf.cli.checks import (
     Keys,
     check_arguments,
@@ -212,17 +213,69 @@ def test_what_a_search_cannot_do_is_refused_before_the_work(
 def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> None:
     key = word.lstrip("+").split("=")[0]
     with pytest.raises(PPFError, match=f"mode={mode} does not read {key}: leave it out"):
-        check_read(mode, ["seed=1", word])
-    check_read(mode, [f"mode={mode}", "search.rounds=3", "search.tolerance=0.1"])
+        check_read(asked(mode), ["seed=1", word])
+    check_read(asked(mode), [f"mode={mode}", "search.rounds=3", "search.tolerance=0.1"])
+
+
+def asked(mode: str, *, report_test: bool = False) -> DictConfig:
+    return OmegaConf.create({"mode": mode, "report_test": report_test})
+
+
+def test_re_estimation_without_a_test_part_is_refused() -> None:
+    with pytest.raises(PPFError, match="without report_test=true does not read sequential"):
+        check_read(asked("static"), ["sequential=true"])
+    check_read(asked("static", report_test=True), ["sequential=true"])
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        (["path=x", "sequential=false"], "with path= does not read sequential"),
+        (["path=x", "baselines=false"], "with path= does not read baselines"),
+        (["policy=x", "trust_remote_code=true"], "with policy= does not read trust_remote_code"),
+        (["policy=x", "limit=3"], "without tasks= does not read limit"),
+    ],
+)
+def test_a_key_that_an_evaluation_does_not_read_is_refused(given: list[str], key: str) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("evaluate", [*given, "paths.run=."])
+    with pytest.raises(PPFError, match=key):
+        evaluate.check_read(cfg, given)
+    cfg.policy, cfg.path, cfg.tasks = "x", None, ["a"]
+    evaluate.check_read(cfg, ["sequential=false", "baselines=false", "limit=3"])
+    cfg.policy, cfg.path = None, "x"
+    evaluate.check_read(cfg, ["trust_remote_code=true", "limit=3"])
+
+
+@pytest.mark.parametrize("command", ["train", "search"])
+def test_a_start_of_the_training_is_read_before_the_work(command: str, tmp_path: Path) -> None:
+    file = tmp_path / "predictor.ckpt"
+    own = ["predictor=residual", f"predictor.init_from={file}", "paths.run=."]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose(command, own)
+    check_relations = {"train": train, "search": search}[command].check_relations
+    assert check_relations is not None
+    with pytest.raises(PPFError, match=f"there is no predictor at {file}"):
+        check_relations(cfg)
+    file.write_text("damaged")
+    with pytest.raises(PPFError, match="is not a predictor of this version"):
+        check_relations(cfg)
+
+
+def test_a_training_may_read_more_tokens_than_32_bits_count(
+    commands: list[tuple[str, dict[str, Any]]],
+) -> None:
+    given = dict(commands)["recover"]
+    check_values("recover", changed(given, ("recovery", "tokens"), 3_000_000_000))
 
 
 def test_the_modes_that_read_a_key_are_named() -> None:
     with pytest.raises(PPFError, match="or give mode=chain or mode=dynamic.$"):
-        check_read("static", ["dynamic.knots=4"])
+        check_read(asked("static"), ["dynamic.knots=4"])
     with pytest.raises(PPFError, match="or give mode=dynamic.$"):
-        check_read("chain", ["polish@dynamic.polish=exchanges"])
+        check_read(asked("chain"), ["polish@dynamic.polish=exchanges"])
     with pytest.raises(PPFError, match="or give mode=static.$"):
-        check_read("chain", ["ratio=0.3"])
+        check_read(asked("chain"), ["ratio=0.3"])
 
 
 def test_comments_say_which_keys_a_mode_reads() -> None:

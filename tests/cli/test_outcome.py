@@ -70,6 +70,29 @@ def test_only_what_changes_the_result_counts(done: Path, override: str, same: bo
     assert (finished("search", config(done, override)) is not None) == same
 
 
+def test_the_number_format_of_this_machine_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for dtype, same in (("auto", False), ("float32", True)):
+        cfg = config(tmp_path, f"model.dtype={dtype}")
+        monkeypatch.setattr("ppf.llm.loading._fast_bfloat16", lambda device: False)
+        write("search", cfg, Outcome(3.5), seconds=1.5)
+        assert finished("search", cfg) is not None
+        monkeypatch.setattr("ppf.llm.loading._fast_bfloat16", lambda device: True)
+        assert (finished("search", cfg) is not None) == same
+
+
+def test_another_machine_counts_if_prices_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for budget, same in (("params", True), ("latency", False)):
+        monkeypatch.setattr("platform.node", lambda: "here")
+        write("search", config(tmp_path, f"budget={budget}"), Outcome(3.5), seconds=1.5)
+        assert finished("search", config(tmp_path, f"budget={budget}")) is not None
+        monkeypatch.setattr("platform.node", lambda: "elsewhere")
+        assert (finished("search", config(tmp_path, f"budget={budget}")) is not None) == same
+
+
 @pytest.mark.parametrize(
     "key", ["text.path", "text.training.more.path", "search.start", "model.path"]
 )

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from ppf.cli.sweep import SweepReport
 from ppf.records.run import BEGUN_BY
 from ppf.report.sweep_page import write_sweep
+from tests.cli.conftest import Run
 from tests.report.test_sweep import job
 
 
@@ -65,6 +67,41 @@ def test_only_jobs_of_this_multirun_fail_it(tmp_path: Path) -> None:
     begin("ratio-0.4")
     with pytest.raises(SystemExit):
         end(report, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("out", "task", "params", "refused"),
+    [
+        ("model", ["out=model", "tune=full,lora"], None, True),
+        ("model", ["out=model"], {"tune": "full,lora"}, True),
+        ("model", ["out=model", "seed=range(1,3)"], None, True),
+        ("model", ["out=model", "tune=[full,lora]"], {"tune": "full"}, False),
+        ("model/${hydra:job.num}", ["out=model/${hydra:job.num}", "tune=full,lora"], None, False),
+        ("${paths.run}/model", ["out=a,b"], None, False),
+    ],
+)
+def test_jobs_that_would_write_into_one_folder_are_refused(
+    out: str,
+    task: list[str],
+    params: dict[str, str] | None,
+    refused: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = {"overrides": {"task": task}, "sweeper": {"params": params}}
+    config = OmegaConf.create({"out": out, "hydra": own})
+    with pytest.raises(SystemExit) if refused else nullcontext():
+        SweepReport().on_multirun_start(config)
+    sentence = "Error: every job would overwrite out=model: leave out= out, or give 'out=model/${"
+    assert (sentence in capsys.readouterr().err) == refused
+
+
+def test_a_multirun_into_one_folder_does_not_begin(run: Run, tmp_path: Path) -> None:
+    given = ("-m", "path=x", f"out={tmp_path}/model", "tune=full,lora", "logger=none")
+    done = run("recover", *given, ok=False)
+    assert "Error: every job would overwrite" in done.stderr and "Job 0" not in done.stdout
+    each = (*given[:2], f"out={tmp_path}/model/${{hydra:job.num}}", *given[3:])
+    done = run("recover", *each, ok=False)
+    assert "Job 1" in done.stdout and "path=x is not a Hugging Face" in done.stderr
 
 
 @pytest.mark.parametrize(

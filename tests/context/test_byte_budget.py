@@ -1,20 +1,21 @@
 """Searches under a budget of bytes on the tiny model, whose FFNs have six units of 32 channels."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.context.budgets import priced, saved
-from ppf.context.byte_budget import _check_blocks, _weight, check_bytes, in_bytes
+from ppf.context.budgets import check_budget, priced, saved
+from ppf.context.byte_budget import _weight, check_blocks, check_bytes, in_bytes
 from ppf.context.labelling import Labelling
 from ppf.context.policy import described, refuse_types
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
+from ppf.llm.shapes import skeleton
 from ppf.space import uniform
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
@@ -114,16 +115,18 @@ def test_a_ratio_that_rounding_alone_cannot_reach_is_refused(
 def test_rows_that_do_not_divide_into_blocks_are_refused(
     prepared: tuple[Path, PruningContext], cache: str
 ) -> None:
-    folder, _ = prepared
-    cfg = config(folder, cache, *SMALL, "space=width")
+    folder, units = prepared
+    cfg, lm = config(folder, cache, *SMALL, "space=width"), units.model.lm
+    check_budget(cfg.budget, lm, units.model.space)
+    model, adapter = skeleton(cfg.model)
     with pytest.raises(PPFError, match="row length of 0.attention"):
-        in_bytes(prepare(cfg, Fabric(accelerator="cpu", devices=1)), cfg)
+        check_budget(cfg.budget, lm, instantiate(cfg.space, adapter.prunables(model)))
 
 
 def test_a_family_whose_block_is_its_consumer_is_refused() -> None:
-    pruner: Any = pruner_of(random_model(CHECKPOINTS["opt-no-biases-untied"]))
+    pruner = pruner_of(random_model(CHECKPOINTS["opt-no-biases-untied"]))
     with pytest.raises(PPFError, match="budget=bytes does not support opt"):
-        _check_blocks(pruner)  # it has the space and the model
+        check_blocks(pruner.lm, pruner.space)
 
 
 @pytest.mark.parametrize(

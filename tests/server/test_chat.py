@@ -9,7 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 from openai import OpenAI
 
+from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
+from ppf.server.prompts import read_template
 
 MESSAGES: list[Any] = [
     {"role": "system", "content": "Be brief."},
@@ -131,6 +133,32 @@ def test_half_a_character_is_refused(client: TestClient) -> None:
     headers = {"Content-Type": "application/json"}
     found = client.post("/v1/chat/completions", content=body, headers=headers)
     assert found.status_code == 400 and "content" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].no.where }}", "{{ 1 / 0 }}"])
+def test_a_template_that_fails_is_the_servers_fault(openai_client: OpenAI) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError) as failed:
+            openai_client.chat.completions.create(**ASKED, stream=stream)
+        assert "the chat template fails (" in failed.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("{% for m in messages %}\n{{ m }", r"line 2: unexpected '}'"),
+        ("{{ messages | nothing }}", r"line 1: No filter named 'nothing'\."),
+    ],
+)
+def test_a_file_that_is_no_template_is_refused_at_the_start(
+    content: str, cause: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text(content)
+    with pytest.raises(PPFError, match=rf"chat.jinja is no Jinja template \({cause}\): correct"):
+        read_template(str(file))
+    file.write_text("{% generation %}{{ strftime_now('%Y') }}{% endgeneration %}")
+    assert read_template(str(file)) == file.read_text()
 
 
 @pytest.mark.parametrize("template", [None])
