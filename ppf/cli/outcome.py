@@ -19,7 +19,6 @@ from ppf.context.signatures import MODEL_FILES, contents, plain, with_code
 from ppf.errors import PPFError
 from ppf.llm.loading import dtype_name, pinned, resolve_dtype
 from ppf.processes import is_alone, kind_of_device
-from ppf.pruning.costs import Cost
 from ppf.records import read
 from ppf.records.run import RUN, RunRecord
 from ppf.report.origin import task_overrides, version
@@ -125,10 +124,8 @@ def _here(cfg: DictConfig) -> dict[str, Any]:
         for key in ("dtype", "model.dtype")
         if OmegaConf.select(cfg, key) == "auto"
     }
-    if "budget" in cfg:
-        cost: Cost = instantiate(cfg.budget.cost)
-        if cost.measured:
-            found["machine"] = machine_identity(device, cfg.model)
+    if "budget" in cfg and instantiate(cfg.budget.cost).measured:
+        found["machine"] = machine_identity(device, cfg.model)
     return found
 
 
