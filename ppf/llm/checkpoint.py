@@ -22,12 +22,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-from transformers.utils import cached_file, find_adapter_config_file, logging
+from transformers.tokenization_utils_base import SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
+from transformers.utils import CHAT_TEMPLATE_DIR, cached_file, find_adapter_config_file, logging
 
 from ppf.errors import PPFError, reason
 
 _LONGEST = 4096  # characters in a path
+_WEIGHTS = (".safetensors", ".bin")
 
 
 def read_config(
@@ -66,7 +67,7 @@ def read_tokenizer(
         _refuse_foreign_files(source, revision)
         given = {"revision": revision, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
-    tokenizer.init_kwargs.pop("auto_map", None)  # exports must not name code of others
+        tokenizer.init_kwargs.pop("auto_map", None)  # exports must not name code of others
     # Plain text has no special tokens. Gemma 3's token for images has no embedding in text models.
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
@@ -81,21 +82,34 @@ def read_tokenizer(
 
 
 def _refuse_foreign_files(source: str, revision: str | None) -> None:
-    """Raises PPFError if a tokenizer would read files elsewhere on this machine as a vocabulary.
+    """Raises PPFError if a tokenizer would read files elsewhere on this machine.
 
     Exports and the server would then publish what they contain.
     """
+    folder = Path(source)
+    for file in (*folder.glob("*"), *folder.glob(f"{CHAT_TEMPLATE_DIR}/*")):
+        if file.suffix not in _WEIGHTS and _is_foreign(file, folder):
+            raise PPFError(f"{file} is a link to a file elsewhere: replace it by a copy")
     given: Any = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    found = cached_file(source, TOKENIZER_CONFIG_FILE, **given)
-    if found is None:
-        return
-    for value in _strings(json.loads(Path(found).read_text(encoding="utf-8"))):
-        path = os.path.realpath(value) if len(value) < _LONGEST and "\0" not in value else ""
-        inside = Path(path).is_relative_to(Path(source).resolve())
-        if os.path.exists(path) and not os.path.isdir(path) and not inside:
-            raise PPFError(
-                f"{TOKENIZER_CONFIG_FILE} names the file {value} of this machine: remove the entry"
-            )
+    # transformers passes all entries of both files to the tokenizer's class.
+    for name in (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE):
+        found = cached_file(source, name, **given)
+        for value in _strings(json.loads(Path(found).read_text(encoding="utf-8"))) if found else ():
+            if len(value) >= _LONGEST or "\0" in value:
+                continue
+            if any(_is_foreign(path, folder) for path in (Path(value), folder / value)):
+                raise PPFError(f"{name} names the file {value} of this machine: remove the entry")
+
+
+def _is_foreign(file: Path, folder: Path) -> bool:
+    """Whether a path leads to a file outside of a folder.
+
+    The hub's cache has files in `blobs`, and links to them in a folder of `snapshots`.
+    """
+    path, root = Path(os.path.realpath(file)), folder.resolve()
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
+    own = path.is_relative_to(root) or path.is_relative_to(blobs)
+    return os.path.exists(path) and not os.path.isdir(path) and not own
 
 
 def _strings(value: Any) -> Iterator[str]:

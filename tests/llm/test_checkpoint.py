@@ -116,6 +116,72 @@ def test_a_tokenizer_that_reads_a_file_elsewhere_is_refused(tmp_path: Path, key:
         read_tokenizer(str(folder), read_config(str(folder)))
 
 
+def esm(folder: Path) -> Path:
+    """A checkpoint whose tokenizer reads each line of vocab.txt as a token."""
+    saved(folder, "llama-groups-of-3-tied")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "EsmTokenizer"}')
+    (folder / "vocab.txt").write_text("<unk>\na\n")
+    return folder
+
+
+def test_a_map_of_special_tokens_cannot_name_a_vocabulary(tmp_path: Path) -> None:
+    secret, folder = tmp_path / "secret", esm(tmp_path / "model")
+    secret.write_text("password")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"vocab_file": str(secret)}))
+    with pytest.raises(PPFError, match="special_tokens_map.json names the file .*secret"):
+        read_tokenizer(str(folder), read_config(str(folder)))
+
+
+def test_a_tokenizer_file_of_another_folder_is_refused(tmp_path: Path) -> None:
+    folder, other = saved(tmp_path / "model"), saved(tmp_path / "other")
+    (other / "tokenizer.json").rename(other / "tokenizer.1.0.json")
+    config = {"fast_tokenizer_files": ["../other/tokenizer.1.0.json"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(PPFError, match="names the file ../other/tokenizer.1.0.json"):
+        read_tokenizer(str(folder), read_config(str(folder)))
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.txt", "chat_template.jinja", "additional_chat_templates/rag.jinja"]
+)
+def test_links_to_files_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+    secret, file = tmp_path / "secret", esm(tmp_path / "model") / name
+    secret.write_text("password")
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    file.symlink_to(secret)
+    assert f"{file} is a link to a file elsewhere" in refusal(tmp_path / "model")
+
+
+def test_a_folder_in_the_cache_of_the_hub_is_read(tmp_path: Path) -> None:
+    """Its files are links, and may have entries that are too long for a path."""
+    blobs, folder = tmp_path / "blobs", saved(tmp_path / "snapshots" / "1a2b")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_file": "tokenizer.json", "chat_template": 300 * "a"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    blobs.mkdir()
+    for file in list(folder.iterdir()):
+        file.rename(blobs / file.name)
+        file.symlink_to(Path("..", "..", "blobs", file.name))
+    loaded(folder)
+    (tmp_path / "secret").write_text("password")
+    (folder / "vocab.txt").symlink_to(Path("..", "..", "secret"))
+    assert "vocab.txt is a link to a file elsewhere" in refusal(folder)
+
+
+def test_weights_may_be_links(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file, place = folder / "model.safetensors", tmp_path_factory.mktemp("weights") / "weights"
+    file.rename(place)
+    file.symlink_to(place)
+    loaded(folder)
+
+
+def test_a_class_that_is_no_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaForCausalLM"}')
+    assert f"cannot load '{folder}'" in refusal(folder)
+
+
 def test_code_that_a_tokenizer_names_is_not_named_in_exports(tmp_path: Path) -> None:
     saved(tmp_path, "llama-groups-of-3-tied")
     file = tmp_path / "tokenizer_config.json"
