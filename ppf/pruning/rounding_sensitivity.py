@@ -55,8 +55,8 @@ def rounding_sensitivity(
     differentiate(pruner.lm, windows, loss, "Measuring what rounding costs", hooks)
     losses = [site.squared.T.cpu() / (2 * windows.numel()) for site in sites]
     padded = nn.utils.rnn.pad_sequence(losses, True).transpose(1, 2)
-    noise = torch.stack([site.noise / site.energy.clamp_min(_SILENT) for site in sites])
-    return RoundingLosses(padded, noise.cpu())
+    noise = torch.stack([(x.noise / x.energy.clamp_min(_SILENT)).cpu() for x in sites])
+    return RoundingLosses(padded, noise)
 
 
 _SILENT = 1e-30  # least energy, for a site without output

@@ -1,5 +1,9 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ppf.pruning import Bank, LivePruner, sensitivity
 from ppf.pruning.compensation import LeastSquares, NoCompensation
@@ -79,3 +83,21 @@ def test_losses_are_of_what_pruning_and_rounding_change_together() -> None:
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(found, expected / windows.numel(), rtol=1e-3, atol=1e-9)
+
+
+def test_sites_may_lie_on_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have the devices of GPUs that this machine lacks."""
+
+    def site(pruner: Any, number: int, *_: Any) -> Any:
+        device = f"cuda:{number}"
+        squared, noise = (torch.zeros(shape, device=device) for shape in ((1, 3), 1))
+        energy = torch.zeros((), device=device)
+        return SimpleNamespace(squared=squared, noise=noise, energy=energy, hooks=list)
+
+    monkeypatch.setattr("ppf.pruning.rounding_sensitivity._Site", site)
+    monkeypatch.setattr("ppf.pruning.rounding_sensitivity.differentiate", lambda *_: None)
+    pruner, windows = pruner_with(random_model(CONFIG), NoCompensation()), random_windows()
+    with FakeTensorMode():
+        found = rounding_sensitivity(pruner, windows, ["q4_0"], seed=0)
+    sites = len(pruner.space)
+    assert found.losses.shape == (sites, 1, 3) and found.noise.shape == (sites, 1)
