@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppf.errors import PPFError
 from ppf.llm import Coupling, LanguageModel, LayerStream
+from ppf.llm.loading import dtype_name
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ def layer_moments(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[st
         lm: the dense model.
         stream: the windows of the calibration part.
         layer: the layer.
+
+    Raises:
+        PPFError: a moment is not finite.
     """
     couplings = {i: c for i, c in enumerate(lm.couplings) if c.layer == layer}
     device = lm.device_of(layer)
@@ -59,6 +64,11 @@ def layer_moments(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[st
             handle.remove()
     # Products of a matrix with itself are symmetric up to rounding, which depends on the order.
     for name, moment in found.items():
+        if not all(extreme.isfinite() for extreme in moment.aminmax()):
+            raise PPFError(
+                f"layer {layer} has infinite or NaN activations in {dtype_name(lm.dtype)} on the"
+                " calibration text: give model.dtype=float32, or another model."
+            )
         found[name] = (torch.lerp(moment, moment.T, 0.5) if moment.dim() == 2 else moment).cpu()
     return found
 

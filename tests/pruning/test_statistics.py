@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ppf.errors import PPFError
 from ppf.pruning.tensor_files import read_tensors, write_tensors
 from tests.observing import collect_statistics
 from tests.tiny import TinySetup
@@ -29,6 +30,14 @@ def test_moments_are_exact_in_every_number_format(tiny: TinySetup, dtype: torch.
     expected = x.T @ x / len(x)
     assert (found.gram[1] - expected).abs().max() < 1e-6 * expected.abs().max()
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_activations_that_overflow_are_refused(tiny: TinySetup) -> None:
+    tiny.lm.model.half()
+    for producer in tiny.lm.couplings[1].producers:
+        producer.linear.weight.mul_(1e4)
+    with pytest.raises(PPFError, match=r"layer 0 .* in float16.* give model\.dtype=float32"):
+        collect_statistics(tiny.lm, tiny.windows)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
