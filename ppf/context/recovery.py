@@ -18,7 +18,7 @@ from torch import Tensor
 from ppf.artefacts import signature
 from ppf.context.signatures import (
     documents_identity,
-    file_digest,
+    file_identity,
     plain,
     text_identity,
     trainer_identity,
@@ -143,8 +143,8 @@ class RecoveryText:
         found: list[Any] = [text_identity(own, part) for part in _PARTS]
         found += [documents_identity(given, "test") for given in self._tested()]
         if path := more.pop("path"):
-            content = file_digest(path, "text.training.more.path", Path(cfg.paths.cache))
-            found.append({**more, "content": content})
+            cache = Path(cfg.paths.cache)
+            found.append({**more, **file_identity(path, "text.training.more.path", cache)})
         return found
 
 

@@ -140,16 +140,23 @@ def text_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
     """What determines the windows of one part of a text; the other parts do not count."""
     text = plain(cfg.text)
     text.pop("training", None)  # a text of its own: see `ppf.llm.text.training_text`
-    path, source, splits = text.pop("path"), text.pop("source"), text.pop("splits")
-    cache = Path(cfg.paths.cache)
-    windows = text.pop("windows")[part]
+    source = _documents(text, Path(cfg.paths.cache))
+    path, splits, windows = text.pop("path"), text.pop("splits"), text.pop("windows")[part]
     del text["name"]
     if path:
-        splits, source = local_splits(splits), {"content": file_digest(path, "text.path", cache)}
+        splits = local_splits(splits)
     else:
         del text["column"]  # of files only
-        source = _source(source, cache)
+    if source.get("_target_") != "ppf.llm.corpora.wikipedia_sample":  # which has no duplicates
+        text["duplicates"] = "removed"
     return text | {"source": source, "documents": spans(splits, part), "windows": windows}
+
+
+def _documents(text: dict[str, Any], cache: Path) -> dict[str, Any]:
+    """What determines the documents of all parts of a plain `text=` config."""
+    if text["path"]:
+        return file_identity(text["path"], "text.path", cache)
+    return _source(text["source"], cache)
 
 
 def documents_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
@@ -166,8 +173,11 @@ def warn_of_shared_documents(cfg: DictConfig, found_with: DictConfig) -> None:
     Args:
         found_with: the config that the policy was found with.
     """
-    own, other = plain(cfg.text), plain(found_with.text)
-    if any(own[key] != other[key] for key in ("path", "source")):
+    own, other, cache = plain(cfg.text), plain(found_with.text), Path(cfg.paths.cache)
+    try:
+        if _documents(own, cache) != _documents(other, cache):
+            return
+    except PPFError:  # a missing file is reported where it is read
         return
     tested, *used = (
         spans(local_splits(text["splits"]) if text["path"] else text["splits"], part)
@@ -195,6 +205,16 @@ def file_digest(path: str, key: str, cache: Path) -> str:
     return digest(Path(path), cache)
 
 
+def file_identity(path: str, key: str, cache: Path) -> dict[str, Any]:
+    """What determines the documents of a local file: its content, and its type unless .jsonl.
+
+    Args, Raises: as for `file_digest`.
+    """
+    suffix = Path(path).suffix
+    type = {} if suffix == ".jsonl" else {"type": suffix}
+    return {"content": file_digest(path, key, cache), **type}
+
+
 def missing(what: str, command: str) -> PPFError:
     """The error of a stage that lacks an artefact and must not make it (`upstream=require`)."""
     return PPFError(
@@ -203,7 +223,7 @@ def missing(what: str, command: str) -> PPFError:
 
 
 def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:
-    """A source's config without a revision of null; local folders count by their content."""
+    """A source's config without a revision of null; local files and folders count by content."""
     found = {
         key: contents(Path(value), cache)
         if key in ("path", "repository") and Path(value).is_dir()
@@ -211,7 +231,19 @@ def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:
         for key, value in source.items()
         if key != "revision" or value
     }
+    if found.get("data_files"):
+        found["data_files"] = _files(found["data_files"], cache)
     return with_code(found, cache)
+
+
+def _files(value: Any, cache: Path) -> Any:
+    """The value of `data_files` with digests of the local files in it."""
+    if isinstance(value, dict):
+        return {key: _files(entry, cache) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_files(entry, cache) for entry in value]
+    file = Path(str(value))
+    return [file.name, digest(file, cache)] if file.is_file() else value
 
 
 def contents(

@@ -18,6 +18,7 @@ from ppf.context.signatures import (
     plain,
     recorded,
     signatures,
+    text_identity,
     warn_of_shared_documents,
 )
 from ppf.labels.table import Labels
@@ -173,7 +174,8 @@ def test_keys_of_text_loss_and_training_start_another_recovery() -> None:
 
 
 def test_added_documents_and_the_test_part_start_another_recovery(tmp_path: Path) -> None:
-    file = tmp_path / "more.txt"
+    file, jsonl = tmp_path / "more.txt", tmp_path / "more.jsonl"
+    jsonl.write_text("One text.")
 
     def name(words: str, *overrides: str) -> str:
         file.write_text(words)
@@ -186,6 +188,7 @@ def test_added_documents_and_the_test_part_start_another_recovery(tmp_path: Path
     first = name("One text.")
     assert name("One text.", "text.windows.test=3") == first
     assert name("Another text.") != first
+    assert name("One text.", f"text.training.more.path={jsonl}") != first
     # Documents like those of the test part are left out.
     assert name("One text.", "text.splits.all.test=0.4") != first
 
@@ -291,6 +294,24 @@ def test_a_test_part_of_documents_of_the_search_is_told(
     assert ("its perplexity may be too low" in capsys.readouterr().out) == warns
 
 
+def test_the_same_file_at_another_path_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, words in (("a.txt", "One."), ("b.txt", "One."), ("c.txt", "Two.")):
+        (tmp_path / name).write_text(words)
+    given = ["paths.run=x", f"paths.cache={tmp_path}", "text.seed=1"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        found, same, other = (
+            compose("search", [*given, f"text={text}", f"text.path={tmp_path / name}"])
+            for text, name in (("c4", "a.txt"), ("wikipedia_sample", "b.txt"), ("c4", "c.txt"))
+        )
+    found.text.seed = 0
+    warn_of_shared_documents(other, found)
+    assert not capsys.readouterr().out
+    warn_of_shared_documents(same, found)
+    assert "its perplexity may be too low" in capsys.readouterr().out
+
+
 def test_a_test_part_with_a_split_of_its_own_shares_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -318,6 +339,43 @@ def test_texts_with_different_middles_have_other_names(config: DictConfig, tmp_p
         file.write_text("x" * (2 << 20) + middle + "x" * (2 << 20))
         found.add(signatures(cfg).statistics)
     assert len(found) == 2
+
+
+def test_files_of_another_type_have_other_names(config: DictConfig, tmp_path: Path) -> None:
+    cfg, found = config.copy(), set()
+    cfg.paths.cache = str(tmp_path)
+    for name in ("text.txt", "text.jsonl"):
+        (tmp_path / name).write_text('{"text": "One."}')
+        cfg.text.path = str(tmp_path / name)
+        found.add(signatures(cfg).statistics)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_data_files_count_by_their_content(
+    config: DictConfig, tmp_path: Path, listed: bool
+) -> None:
+    cfg, file = config.copy(), tmp_path / "text.jsonl"
+    files = {"train": [str(file)] if listed else str(file), "test": "of/the/hub.jsonl"}
+    cfg.text.source, cfg.paths.cache = {"path": "json", "data_files": files}, str(tmp_path)
+    found = set()
+    for words in ("One.", "Two!!"):
+        file.write_text(words)
+        found.add(signatures(cfg).statistics)
+    assert len(found) == 2
+
+
+def test_only_texts_that_may_have_equal_documents_say_that_they_are_read_once(
+    config: DictConfig, tmp_path: Path
+) -> None:
+    """The names of what was made of the Wikipedia sample stay."""
+    cfg, file = config.copy(), tmp_path / "text.jsonl"
+    assert "duplicates" not in text_identity(cfg, "test")
+    file.write_text("One.")
+    cfg.text.path, cfg.paths.cache = str(file), str(tmp_path)
+    assert "duplicates" in text_identity(cfg, "test")
+    cfg.text = OmegaConf.merge(config.text, {"source": read_option("text", "c4").source})
+    assert "duplicates" in text_identity(cfg, "test")
 
 
 def test_classes_of_a_users_own_count_by_their_file(
