@@ -59,16 +59,18 @@ def read_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a hub repository; arguments as for `read_model`.
 
+    Its attribute `embedded` is the number of tokens that the model embeds: see `check_embedded`.
+
     Raises:
         PPFError: the tokenizer is missing or damaged, names files elsewhere on this machine, or
-            makes ids that the model does not embed.
+            makes ids that the model does not embed. Special tokens may have such ids.
     """
     with _reading(source, override):
         _refuse_foreign_files(source, revision)
         given = {"revision": revision, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
         tokenizer.init_kwargs.pop("auto_map", None)  # exports must not name code of others
-    # Plain text has no special tokens. Gemma 3's token for images has no embedding in text models.
+    # Gemma 3's token for images has no embedding in text models.
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
     embedded = config.get_text_config().vocab_size
@@ -78,6 +80,7 @@ def read_tokenizer(
             f" {embedded} tokens: give a folder with matching files, as in"
             f" {override}=FOLDER."
         )
+    tokenizer.embedded = embedded
     return tokenizer
 
 

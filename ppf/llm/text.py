@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm.text_file import read_file
-from ppf.llm.windows import begin_with, leading_tokens
+from ppf.llm.windows import begin_with, check_embedded, leading_tokens
 from ppf.progress import say
 
 _RUN = 13  # words that two documents may not share
@@ -33,6 +33,8 @@ PartName = Literal["calibration", "labelling", "test", "training", "validation"]
 @dataclass
 class Text:
     """Documents that are split into parts and cut into windows of tokens.
+
+    A document that occurs several times in a split is read once.
 
     Args:
         name: name of the text, for reports and error messages.
@@ -75,7 +77,7 @@ class Text:
         """The documents of each part, by the part's name."""
         parts: dict[str, list[str]] = {}
         for split, shares in self.splits.items():
-            documents = [d for d in self.documents(split) if d.strip()]
+            documents = list(dict.fromkeys(d for d in self.documents(split) if d.strip()))
             random.Random(self.seed).shuffle(documents)
             for part in shares:
                 low, high = spans(self.splits, part)[split]
@@ -109,12 +111,17 @@ class Text:
         """All tokens of a part: its documents, joined by empty lines, without `leading`.
 
         The result is cached, since a command needs it several times.
+
+        Raises:
+            PPFError: there is a special token that the model does not embed.
         """
         key = part, tokenizer
         if key not in self._streams:
             joined, special = "\n\n".join(self.part(part)), self.bos == "stream"
             ids = tokenizer(joined, add_special_tokens=special, verbose=False)["input_ids"]
-            self._streams[key] = torch.tensor(ids, dtype=torch.long)
+            tokens = torch.tensor(ids, dtype=torch.long)
+            check_embedded(tokens, tokenizer, f"the {part} part of text={self.name}")
+            self._streams[key] = tokens
         return self._streams[key]
 
     def tokens(
@@ -209,8 +216,8 @@ def build_training_text(
     """The parts training and validation of a `text=` config, with the documents of `training.more`.
 
     Documents that occur in a test part, or share 13 consecutive words with a document of `foreign`,
-    are left out; of `training.more` also those that share 13 consecutive words with a test part or
-    the validation part.
+    are left out. So are training documents that occur in the validation part. Of `training.more`,
+    those that share 13 consecutive words with a test part or the validation part are also left out.
 
     Args:
         config, cache: as for `build_text`.
@@ -222,15 +229,16 @@ def build_training_text(
     """
     text, more = build_text(training_text(config), cache), config.training.more
     unread = set(tested)
-    for part in ("training", "validation"):
+    for part in ("validation", "training"):
         documents = text.part(part)
         kept = [document for document in documents if document not in unread]
         if foreign:
             known = set(without_overlap(kept, foreign))
             kept = [document for document in kept if document in known]
         text.parts[part] = kept
+        unread.update(kept)
         if left_out := len(documents) - len(kept):
-            say(f"Left out {left_out} documents of the {part} part, found in a test part.")
+            say(f"Left out {left_out} documents of the {part} part, found in another part.")
     if more.path:
         documents = read_file(more.path, more.column, "text.training.more")
         kept = without_overlap(documents, [*text.parts["validation"], *tested])

@@ -1,5 +1,6 @@
-"""The first tokens of windows, and the largest length of windows."""
+"""The first tokens of windows, the largest length of windows, and which tokens they may have."""
 
+import math
 from itertools import takewhile
 
 import torch
@@ -53,3 +54,21 @@ def check_window(window: int, config: PreTrainedConfig, override: str = "text.wi
         raise PPFError(
             f"{override}={window} exceeds the model's {positions} positions: lower {override}."
         )
+
+
+def check_embedded(
+    ids: Int[Tensor, " tokens"], tokenizer: PreTrainedTokenizerBase, what: str
+) -> None:
+    """Checks that a model embeds all tokens of a text.
+
+    Args:
+        ids: the tokens.
+        tokenizer: a result of `read_tokenizer`; of another one, all tokens are accepted.
+        what: the text, for error messages.
+
+    Raises:
+        PPFError: the text has a special token that the model does not embed.
+    """
+    if len(foreign := ids[ids >= getattr(tokenizer, "embedded", math.inf)]):
+        token = tokenizer.convert_ids_to_tokens(int(foreign[0]))
+        raise PPFError(f"{what} has the token {token}, which the model does not embed: remove it.")

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppf.errors import PPFError
+from ppf.llm.windows import check_embedded
 from ppf.runtime import DynamicModel
 from ppf.server.requests import GenerationRequest
 from ppf.server.sampler import TokenSampler, TokenScore, scored
@@ -133,13 +134,14 @@ class Completion:
         """Tokenises the prompt and checks the request against the model.
 
         Raises:
-            PPFError: the prompt has no tokens, the model has too few positions, or there is no
-                policy for the ratio.
+            PPFError: the prompt has no tokens, or one that is not embedded; the model has too few
+                positions; or there is no policy for the ratio.
         """
         self.model.policy(self.request.pruning_ratio)
         self.ids = torch.tensor(self._read(), dtype=torch.long)
         if not len(self.ids):
             raise PPFError("the prompt has no tokens: send some text.")
+        check_embedded(self.ids, self.model.lm.tokenizer, "the prompt")
         positions = self.model.lm.model.config.max_position_embeddings
         most = self.request.most_tokens or max(1, positions - len(self.ids))
         if len(self.ids) + most > positions:

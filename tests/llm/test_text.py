@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm import Text
-from ppf.llm.corpora import hub
+from ppf.llm.checkpoint import read_tokenizer
+from ppf.llm.corpora import hub, wikipedia_sample
 from ppf.llm.sources import byte_tokenizer
 from ppf.llm.text import build_text, build_training_text, spans, training_text, without_overlap
-from tests.checkpoints import bos_tokenizer
+from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
 from tests.records.examples import CONF
 from tests.records.gadgets import Touch
 
@@ -54,6 +55,47 @@ def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
     dealt = [document for part in PARTS for document in parts[part]]
     assert sorted(dealt) == sorted(documents())
     assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
+
+
+def test_equal_documents_are_read_once(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "twice.jsonl"
+    rows = "\n".join(json.dumps({"text": d}) for d in documents())
+    file.write_text(f"{rows}\n{rows}")
+    assert text(path=str(file)).parts == text(path=str(path)).parts
+
+
+def test_the_wikipedia_sample_has_no_equal_documents(cache: str) -> None:
+    articles = wikipedia_sample("all", cache=cache, shortest_line=120)
+    written = [article for article in articles if article.strip()]
+    assert len(set(written)) == len(written) > 100
+
+
+def test_training_documents_that_occur_in_validation_are_left_out(tmp_path: Path) -> None:
+    for split in ("training", "validation"):
+        rows = [f"{split} {i}" for i in range(9)] + ["both"]
+        lines = "\n".join(json.dumps({"text": row}) for row in rows)
+        (tmp_path / f"{split}.json").write_text(lines)
+    files = {split: f"{split}.json" for split in ("training", "validation")}
+    given = {"source": {"path": str(tmp_path)}, "training": {"source": {"data_files": files}}}
+    parts = build_training_text(
+        OmegaConf.merge(read_option("text", "c4"), given), "unused", []
+    ).parts
+    assert "both" in parts["validation"] and "both" not in parts["training"]
+    assert [len(parts[part]) for part in NEW] == [9, 10]
+
+
+def test_a_special_token_without_embedding_is_named(tmp_path: Path) -> None:
+    lm = random_model(CHECKPOINTS["llama-wide-heads"])
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma 3's
+    lm.model.config.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    tokenizer = read_tokenizer(str(tmp_path), lm.model.config)
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join([*documents(), *(f"An {i} <image>." for i in range(9))]))
+    with pytest.raises(PPFError, match="has the token <image>, which the model does not embed"):
+        text(path=str(file)).tokens("test", tokenizer)
+    file.write_text("\n\n".join(documents()))
+    text(path=str(file)).tokens("test", tokenizer)
 
 
 def test_training_and_validation_share_no_document_with_test_or_each_other(path: Path) -> None:
@@ -221,7 +263,11 @@ def test_wikitext_lines_become_articles(tmp_path: Path) -> None:
     assert sorted(parts["test"])[0] == " = Title 0 = \n == Part == \nText 0.\n"
 
 
-RAW = [" \n", " = Robert Boulter = \n", "", " An actor . \n", " \n", " = = Career = = \n"] * 9
+RAW = [
+    line
+    for i in range(9)
+    for line in (" \n", f" = Title {i} = \n", "", " An actor . \n", " \n", " = = Career = = \n")
+]
 
 
 @pytest.fixture

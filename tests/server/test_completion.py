@@ -54,6 +54,12 @@ def test_a_prefill_stops_before_the_next_layer(model: DynamicModel, engine: Engi
     assert seen == [0, 1]
 
 
+def test_a_token_without_embedding_is_refused(model: DynamicModel) -> None:
+    model.lm.tokenizer.embedded = 100
+    with pytest.raises(PPFError, match="the prompt has the token ., which the model does not"):
+        completion(model)
+
+
 def test_too_few_positions_are_refused_before_any_work(model: DynamicModel) -> None:
     with pytest.raises(PPFError, match="more than the model's 1024 positions"):
         completion(model, max_tokens=1020)
