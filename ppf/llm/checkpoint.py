@@ -97,7 +97,13 @@ def _refuse_foreign_files(source: str, revision: str | None) -> None:
     # transformers passes all entries of both files to the tokenizer's class.
     for name in (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE):
         found = cached_file(source, name, **given)
-        for value in _strings(json.loads(Path(found).read_text(encoding="utf-8"))) if found else ():
+        entries = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+        for key in entries:
+            if name == SPECIAL_TOKENS_MAP_FILE and not key.endswith(("_token", "_tokens")):
+                raise PPFError(f"{name} has the entry {key}, which is no token: remove it")
+            if key.endswith("_file") and isinstance(entries[key], int):  # an open file's number
+                raise PPFError(f"{name} has the entry {key}={entries[key]}: remove it")
+        for value in _strings(entries):
             if len(value) >= _LONGEST or "\0" in value:
                 continue
             if any(_is_foreign(path, folder) for path in (Path(value), folder / value)):

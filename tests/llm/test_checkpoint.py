@@ -125,11 +125,21 @@ def esm(folder: Path) -> Path:
     return folder
 
 
-def test_a_map_of_special_tokens_cannot_name_a_vocabulary(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["vocab_file", "gguf_file", "name_or_path", "unk_token"])
+def test_a_map_of_special_tokens_cannot_name_a_vocabulary(tmp_path: Path, key: str) -> None:
     secret, folder = tmp_path / "secret", esm(tmp_path / "model")
     secret.write_text("password")
-    (folder / "special_tokens_map.json").write_text(json.dumps({"vocab_file": str(secret)}))
-    with pytest.raises(PPFError, match="special_tokens_map.json names the file .*secret"):
+    (folder / "special_tokens_map.json").write_text(json.dumps({key: str(secret)}))
+    said = "names the file .*secret" if key == "unk_token" else f"has the entry {key}, which is no"
+    with pytest.raises(PPFError, match=f"special_tokens_map.json {said}"):
+        read_tokenizer(str(folder), read_config(str(folder)))
+
+
+def test_an_open_file_is_no_vocabulary(tmp_path: Path) -> None:
+    folder = esm(tmp_path / "model")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_file": 0}))
+    with pytest.raises(PPFError, match="tokenizer_config.json has the entry vocab_file=0: remove"):
         read_tokenizer(str(folder), read_config(str(folder)))
 
 
