@@ -4,12 +4,12 @@ The level bank compensates each site alone, on inputs of the dense model. For a 
 consumer can also reduce the errors of the pruned blocks before it in the residual stream.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.errors import PPFError
@@ -30,9 +30,13 @@ def refit_sequentially(
     residual streams after the block on its own inputs. Blocks of one kind in a layer share their
     residual stream and are refitted one after another. The next policy undoes it.
 
+    Memory: the hidden states of all windows three times, and the moments of one consumer. The
+    states are the pruned model's in front of a layer, and the dense model's behind its attention
+    and behind the layer.
+
     Args:
         pruner: a pruner with the policy applied.
-        windows: windows of the calibration part. Memory holds their hidden states twice.
+        windows: windows of the calibration part.
         compensation: computes the refit.
 
     Raises:
@@ -49,85 +53,105 @@ def refit_sequentially(
     layers = lm.adapter.layers(lm.model)
     sites = {site.name: number for number, site in enumerate(space.sites)}
     pruner.apply(space.dense.tolist())
-    calls = [LayerCalls.record(lm, ids) for ids in windows.to(lm.device).split(4)]
-    dense = [call.inputs for call in calls]
-    pruned = dense
+    dense, keywords = list[Tensor](), list[list[dict[str, Any]]]()
+    for ids in windows.to(lm.device).split(4):
+        call = LayerCalls.record(lm, ids)
+        dense.append(call.inputs)
+        keywords.append(call.keywords)
+    pruned = list(dense)
 
-    def run(index: int, states: list[Tensor]) -> list[Tensor]:
-        pairs = zip(states, calls, strict=True)
-        return [layers[index](state, **call.keywords[index]) for state, call in pairs]
+    def run(index: int, states: list[Tensor]) -> Iterator[Tensor]:
+        for state, named in zip(states, keywords, strict=True):
+            yield layers[index](state, **named[index])
 
     for index in track(range(len(layers)), f"Refitting {len(layers)} layers"):
         blocks = [coupling for coupling in lm.couplings if coupling.layer == index]
         mixers = [block.consumer for block in blocks if block.kind == "attention"]
-        with _record(lm.device, *mixers) as records:
-            after = run(index, dense)
-        behind = _behind(records, dense)
+        behind = list[Tensor]()
+        with _last_calls(lm.device, mixers) as calls:
+            for number, after in enumerate(run(index, dense)):
+                behind.append(_behind(mixers, calls, dense[number]))
+                dense[number] = after
         for block in blocks:
             if (site := sites.get(block.name)) is None:
                 continue
             pruner.narrow(site, kept[site], types[site])
-            attention = block.kind == "attention"
-            with _record(lm.device, *(mixers if attention else [block.consumer])) as records:
-                stream = run(index, pruned)
-            if attention:
-                stream = _behind(records, pruned)
-            target = behind if attention else after
-            residuals = [goal - state for goal, state in zip(target, stream, strict=True)]
-            moments = _moments(block.name, residuals, records[block.consumer].inputs)
+            attention, consumer = block.kind == "attention", block.consumer
+            moments = _zeros(consumer, lm.device)
+            with _last_calls(lm.device, mixers if attention else [consumer]) as calls:
+                batches = zip(
+                    behind if attention else dense, pruned, run(index, pruned), strict=True
+                )
+                for target, before, after in batches:
+                    stream = _behind(mixers, calls, before) if attention else after
+                    _add(moments, target - stream, calls.get(consumer), windows.numel(), block.name)
             pruner.refit(site, *compensation.refit(moments))
-        dense, pruned = after, run(index, pruned)
+        for number, after in enumerate(run(index, pruned)):
+            pruned[number] = after
 
 
-@dataclass
-class _Record:
-    """Inputs and outputs of a consumer, one tensor per batch; none if its block is empty."""
+class _Call(NamedTuple):
+    """The inputs of a consumer, one row per token, and its output."""
 
-    inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
+    inputs: Float[Tensor, "tokens width"]
+    output: Tensor
 
 
-_Records = dict[nn.Linear, _Record]
+_Calls = dict[nn.Linear, _Call]
 
 
 @contextmanager
-def _record(device: torch.device, *consumers: nn.Linear) -> Iterator[_Records]:
-    records = {consumer: _Record() for consumer in consumers}
+def _last_calls(device: torch.device, consumers: Sequence[nn.Linear]) -> Iterator[_Calls]:
+    """The last call of each consumer, on a device; the consumer of an empty block has none."""
+    calls: _Calls = {}
 
     def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        records[module].inputs.append(inputs[0].flatten(0, -2).to(device))
-        records[module].outputs.append(output.to(device))
+        calls[module] = _Call(inputs[0].flatten(0, -2).to(device), output.to(device))
 
     handles = [consumer.register_forward_hook(hook) for consumer in consumers]
     try:
-        yield records
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _behind(records: _Records, states: list[Tensor]) -> list[Tensor]:
-    """The residual stream after the recorded blocks, from the stream before them."""
-    for consumer, record in records.items():
-        if record.outputs:
-            states = [s + out.view_as(s) for s, out in zip(states, record.outputs, strict=True)]
+def _behind(consumers: Sequence[nn.Linear], calls: _Calls, state: Tensor) -> Tensor:
+    """The residual stream behind the blocks of some consumers, from the stream before them."""
+    for consumer in consumers:
+        if call := calls.get(consumer):
+            state = state + call.output.view_as(state)
         elif consumer.bias is not None:
-            states = [state + consumer.bias.to(state.device) for state in states]
-    return states
+            state = state + consumer.bias.to(state.device)
+    return state
 
 
-def _moments(name: str, residuals: list[Tensor], inputs: list[Tensor]) -> ResidualMoments:
-    """Moments over all tokens; they have no columns if the block is empty."""
-    rows = torch.cat([part.flatten(0, -2) for part in residuals]).float()
-    columns = torch.cat(inputs).float() if inputs else rows[:, :0]
-    if len(columns) != len(rows):
+def _zeros(consumer: nn.Linear, device: torch.device) -> ResidualMoments:
+    """Moments over no tokens; they have no columns if the block is empty."""
+    rows, columns = consumer.weight.shape
+    shapes = (columns, columns), (rows, columns), (rows,), (columns,)
+    return ResidualMoments(*(torch.zeros(shape, device=device) for shape in shapes))
+
+
+def _add(
+    moments: ResidualMoments, residual: Tensor, call: _Call | None, tokens: int, name: str
+) -> None:
+    """Adds the tokens of a batch to moments.
+
+    Args:
+        residual: the error of the residual stream.
+        call: of the block's consumer; None: the block is empty.
+        tokens: number of tokens in all batches.
+        name: of the block, for error messages.
+    """
+    r = residual.flatten(0, -2).float()
+    x = call.inputs.float() if call else r[:, :0]
+    if len(x) != len(r):
         raise PPFError(
             f"sequential re-estimation is not supported for {name}, which does not read every"
             " token: give sequential=false."
         )
-    return ResidualMoments(
-        gram=columns.T @ columns / len(rows),
-        cross=rows.T @ columns / len(rows),
-        mean=rows.mean(0),
-        input_mean=columns.mean(0),
-    )
+    moments.gram.addmm_(x.T, x, alpha=1 / tokens)
+    moments.cross.addmm_(r.T, x, alpha=1 / tokens)
+    moments.mean.add_(r.sum(0), alpha=1 / tokens)
+    moments.input_mean.add_(x.sum(0), alpha=1 / tokens)

@@ -1,7 +1,6 @@
 """What a config needs is known before it starts."""
 
 import re
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, T5Config
 
 from ppf.context.evaluations import drawn_labels, evaluations, gradient_sets
@@ -17,6 +15,7 @@ from ppf.context.plan import GIB, Need, Sizes, Speeds, needs, solving
 from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
 from ppf.pruning.compensation import Factors, LeastSquares
+from tests.memory import peak_bytes
 from tests.test_configs import CONF
 
 CPU = torch.device("cpu")
@@ -108,12 +107,12 @@ def test_a_bank_that_fits_is_in_memory_and_not_on_disk() -> None:
 def test_no_solution_takes_more_memory_than_planned(rows: int, columns: int) -> None:
     weight, gram = torch.randn(rows, columns), torch.eye(columns)
     method, widths = LeastSquares(damping=0.01, refit_damping=0.1), range(0, columns + 1, 64)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+
+    def solve() -> None:
         moments = gram.flip(0).flip(1)  # as `Bank.build`, which brings and permutes the moments
         method.levels(weight.clone(), moments, gram[0], widths, factored=True)
-    events = profiled.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    peak = max(accumulate(change for _, change in changes)) + gram.nbytes
+
+    peak = peak_bytes(solve) + gram.nbytes
     planned = GIB * solving([(rows, columns)])
     assert 0.6 * planned < peak <= planned
 

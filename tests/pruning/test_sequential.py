@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ from transformers import PreTrainedConfig
 
 from ppf.errors import PPFError
 from ppf.pruning import LivePruner
-from ppf.pruning.compensation import Bias, Compensation, LeastSquares, NoCompensation
+from ppf.pruning.compensation import (
+    Bias,
+    Compensation,
+    LeastSquares,
+    NoCompensation,
+    ResidualMoments,
+    WeightAndBias,
+)
 from ppf.pruning.sequential import refit_sequentially
 from tests.checkpoints import (
     CHECKPOINTS,
@@ -18,6 +26,7 @@ from tests.checkpoints import (
     random_windows,
     two_ffns,
 )
+from tests.memory import peak_bytes
 
 form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
 REFITTED = {"bias": Bias(), "least_squares": LeastSquares(damping=0.01, refit_damping=0.01)}
@@ -138,3 +147,55 @@ def test_the_first_block_is_a_ridge_regression(pruner: LivePruner) -> None:
         layer.self_attn.o_proj.weight.double(), expected, atol=1e-4, rtol=1e-4
     )
     torch.testing.assert_close(layer.self_attn.o_proj.bias.double(), offset, atol=1e-4, rtol=1e-4)
+
+
+@dataclass
+class Recording(NoCompensation):
+    """Changes nothing, and records the moments that it was given."""
+
+    moments: list[ResidualMoments] = field(default_factory=list)
+
+    def refit(self, moments: ResidualMoments) -> WeightAndBias:
+        self.moments.append(moments)
+        return None, None
+
+
+def streams_and_inputs(pruner: LivePruner, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each block, in float64: the residual stream behind it, and its consumer's inputs."""
+    streams: list[Tensor] = []
+    inputs: list[Tensor] = []
+    hooks = []
+    for layer in pruner.lm.model.model.layers:
+        norm = layer.post_attention_layernorm  # reads the stream behind the attention
+        hooks.append(norm.register_forward_pre_hook(lambda _, x: streams.append(x[0])))
+        hooks.append(layer.register_forward_hook(lambda *call: streams.append(call[2])))
+    for coupling in pruner.lm.couplings:
+        consumer = coupling.consumer
+        hooks.append(consumer.register_forward_pre_hook(lambda _, x: inputs.append(x[0])))
+    pruner.lm.model(ids)
+    for hook in hooks:
+        hook.remove()
+    flat = ([x.flatten(0, -2).double() for x in found] for found in (streams, inputs))
+    return next(flat), next(flat)
+
+
+def test_moments_of_batches_are_those_of_all_tokens_together(pruner: LivePruner) -> None:
+    ids = torch.randint(0, 257, (10, 24), generator=torch.Generator().manual_seed(3))
+    goals, _ = streams_and_inputs(pruner, ids)
+    pruner.apply(policies(pruner.space)["random"])
+    streams, inputs = streams_and_inputs(pruner, ids)
+    recording = Recording()
+    refit_sequentially(pruner, ids, recording)
+    assert len(recording.moments) == len(goals) == len(inputs)
+    for found, goal, stream, x in zip(recording.moments, goals, streams, inputs, strict=True):
+        r = goal - stream
+        expected = x.T @ x / len(x), r.T @ x / len(x), r.mean(0), x.mean(0)
+        for own, direct in zip(vars(found).values(), expected, strict=True):
+            torch.testing.assert_close(own.double(), direct, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_holds_the_hidden_states_three_times(pruner: LivePruner) -> None:
+    ids = torch.randint(0, 257, (128, 24), generator=torch.Generator().manual_seed(3))
+    pruner.apply(policies(pruner.space)["random"])
+    states = ids.numel() * pruner.lm.model.config.hidden_size * 4
+    assert 3 <= peak_bytes(lambda: refit_sequentially(pruner, ids, Bias())) / states < 4
