@@ -36,7 +36,8 @@ class LivePruner:
 
     Attributes:
         kept: the current policy.
-        types: number formats that each site's matrices are rounded to; None: they are not rounded.
+        types: number formats that each site's matrices are rounded to; None or "f16": they are not
+            rounded, and nothing is copied.
         blocks: for each coupling of the model, its original block. An `EmptyBlock` replaces it in
             the model while it has no units.
     """
@@ -322,7 +323,7 @@ class LivePruner:
 
 
 def _round(weight: Tensor, type: NumberFormat | None) -> Tensor:
-    return weight if type is None else rounded(weight, type)
+    return weight if type in (None, "f16") else rounded(weight, type)
 
 
 def _set(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

@@ -13,6 +13,7 @@ from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner, Statistics
 from ppf.pruning.compensation import Bias, LeastSquares, NoCompensation
 from ppf.pruning.rounding import BLOCK_BYTES, rounded
+from ppf.records.values import NumberFormat
 from tests.checkpoints import (
     CHECKPOINTS,
     calibrated,
@@ -135,10 +136,11 @@ def test_the_next_policy_undoes_the_last_one_exactly(lm: LanguageModel, name: st
     assert torch.equal(lm.model(ids).logits, first)
 
 
-def test_narrowing_copies_no_weights(lm: LanguageModel) -> None:
+@pytest.mark.parametrize("type", [None, "f16"])
+def test_narrowing_copies_no_weights(lm: LanguageModel, type: NumberFormat | None) -> None:
     dense = {p.untyped_storage().data_ptr() for p in lm.model.parameters()}
     pruner = pruner_of(lm)
-    pruner.apply(policies(pruner.space)["random"])
+    pruner.apply(policies(pruner.space)["random"], [type] * len(pruner.space))
     assert {p.untyped_storage().data_ptr() for p in lm.model.parameters()} == dense
 
 
