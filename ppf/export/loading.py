@@ -136,7 +136,7 @@ def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
         raise PPFError(
             f"path={folder} cannot be loaded ({reason(error)}): give another folder."
         ) from error
-    if fault := weights_fault(model, found):
+    if fault := weights_fault(model, found, dtype):
         raise PPFError(f"path={folder} {fault}: give another folder.")
     return model, tokenizer
 

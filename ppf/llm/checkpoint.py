@@ -137,16 +137,20 @@ def read_model(
     override: str = "model.path",
     architecture: Any = AutoModelForCausalLM,
     revision: str | None = None,
+    *,
+    as_stored: bool = False,
 ) -> PreTrainedModel:
     """The model of a folder or of a hub repository, on the CPU.
 
     Args:
         source: the folder or the id of the repository.
         config: the result of `read_config`.
-        dtype: dtype of the weights.
+        dtype: dtype that the weights will be used in.
         override: the override that names another checkpoint, for error messages.
         architecture: class that builds the model; by default transformers chooses it by the config.
         revision: that the config was read from.
+        as_stored: leave the weights in the checkpoint's dtype. Then they are mapped from its files,
+            and the system can drop them from memory.
 
     Raises:
         PPFError: a file is damaged; a tensor is missing, unknown, quantised, not finite or has a
@@ -175,13 +179,13 @@ def read_model(
             source,
             config=config,
             revision=revision,
-            dtype=dtype,
+            dtype="auto" if as_stored else dtype,
             trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # `weights_fault` reports them by name
             output_loading_info=True,
         )
-    if fault := weights_fault(model, found):
+    if fault := weights_fault(model, found, dtype):
         raise PPFError(f"{source} {fault}: give a complete checkpoint with {override}=FOLDER.")
     return model
 
@@ -226,11 +230,14 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def weights_fault(model: PreTrainedModel, found: Mapping[str, Any]) -> str | None:
+def weights_fault(
+    model: PreTrainedModel, found: Mapping[str, Any], dtype: torch.dtype
+) -> str | None:
     """Describes a fault of the weights; tied and obsolete tensors are no fault.
 
     Args:
         found: the loading info of transformers' `from_pretrained`.
+        dtype: dtype that the weights will be used in.
     """
     for key, what in (("missing_keys", "lacks"), ("unexpected_keys", "has an unknown tensor")):
         if names := sorted(found[key]):
@@ -238,8 +245,8 @@ def weights_fault(model: PreTrainedModel, found: Mapping[str, Any]) -> str | Non
     for name, stored, expected in sorted(found["mismatched_keys"]):
         return f"has {name} of shape {tuple(stored)}, not {tuple(expected)}"
     for name, tensor in model.named_parameters():
-        if not all(extreme.isfinite() for extreme in tensor.aminmax()):
-            return f"has NaN or infinite values in {name} as {tensor.dtype}"
+        if not all(extreme.to(dtype).isfinite() for extreme in tensor.aminmax()):
+            return f"has NaN or infinite values in {name} as {dtype}"
     return None
 
 

@@ -101,7 +101,10 @@ def load(
     if window:
         check_window(window, model_config)
     tokenizer = read_tokenizer(source, model_config, revision=revision)
-    model = read_model(source, model_config, dtype, revision=revision).eval().requires_grad_(False)
+    place = config.get("offload")
+    stored = place == "disk"
+    read = read_model(source, model_config, dtype, revision=revision, as_stored=stored)
+    model = read.eval().requires_grad_(False)
     # transformers leaves matrices untied if the checkpoint stores both, whatever its config says.
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     model.config.tie_word_embeddings = head.weight is embedding.weight
@@ -111,9 +114,12 @@ def load(
         divide(layers, devices)
         _move_all_but(layers, model, device)
         return LanguageModel(model, tokenizer, adapter, devices=devices)
-    if not (place := config.get("offload")):
+    if not place:
         return LanguageModel(model.to(device), tokenizer, adapter)
-    offloaded = Offloaded(layers, place, device, Path(cache) / "offload")
+    offloaded = Offloaded(layers, place, device, Path(cache) / "offload", dtype)
+    for parameter in model.parameters():  # those of the layers have this dtype
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
     _move_all_but(layers, model, device)
     return LanguageModel(model, tokenizer, adapter, offloaded)
 

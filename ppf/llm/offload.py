@@ -29,20 +29,26 @@ class Offloaded:
         place: where their weights lie.
         device: that the layers run on.
         folder: of the files on disk.
+        dtype: of the weights on disk; they are converted one layer at a time.
 
     Raises:
         PPFError: the files cannot be written.
     """
 
     def __init__(
-        self, layers: nn.ModuleList, place: Place, device: torch.device, folder: Path
+        self,
+        layers: nn.ModuleList,
+        place: Place,
+        device: torch.device,
+        folder: Path,
+        dtype: torch.dtype,
     ) -> None:
         self._device = device
         self._files: dict[nn.Module, mmap.mmap] = {}
         self._inside: set[nn.Module] = set()
         for layer in layers:
             if place == "disk":
-                self._files[layer] = _to_disk(layer, folder)
+                self._files[layer] = _to_disk(layer, folder, dtype)
             elif device.type == "cuda":
                 for parameter in layer.parameters():
                     parameter.data = parameter.data.pin_memory()
@@ -80,32 +86,33 @@ class Offloaded:
             self._files[layer].madvise(mmap.MADV_DONTNEED)
 
 
-def _to_disk(layer: nn.Module, folder: Path) -> mmap.mmap:
+def _to_disk(layer: nn.Module, folder: Path, dtype: torch.dtype) -> mmap.mmap:
     """Moves a layer's weights to a mapped file without a name."""
     parameters = [parameter for parameter in layer.parameters() if parameter.numel()]
+    sizes = [_aligned(parameter.numel() * dtype.itemsize) for parameter in parameters]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
             # A hole in the file would end the process when the disk is full.
-            size = sum(map(_aligned, parameters))
+            size = sum(sizes)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:  # macOS
                 file.truncate(size)
             mapped = mmap.mmap(file.fileno(), 0)
     start = 0
-    for parameter in parameters:
+    for parameter, size in zip(parameters, sizes, strict=True):
         view: Tensor = torch.frombuffer(
-            mapped, dtype=parameter.dtype, count=parameter.numel(), offset=start
+            mapped, dtype=dtype, count=parameter.numel(), offset=start
         ).view(parameter.shape)
         parameter.data = view.copy_(parameter.data)
-        start += _aligned(parameter)
+        start += size
     return mapped
 
 
-def _aligned(parameter: Tensor) -> int:
+def _aligned(size: int) -> int:
     """Bytes of a parameter, rounded up so that the next one begins at an aligned address."""
-    return -(-parameter.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 _ALIGNMENT = 64

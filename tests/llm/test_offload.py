@@ -2,14 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from ppf.llm import LanguageModel
+from ppf.errors import PPFError
+from ppf.llm import LanguageModel, load, loading
 from ppf.llm.offload import Offloaded
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+from tests.llm.test_checkpoint import LAYER, change, saved
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def lm() -> LanguageModel:
 
 def offload(lm: LanguageModel, place, folder: Path, device: str = "cpu") -> Offloaded:
     layers = lm.adapter.layers(lm.model)
-    lm.offloaded = Offloaded(layers, place, torch.device(device), folder)
+    lm.offloaded = Offloaded(layers, place, torch.device(device), folder, lm.dtype)
     return lm.offloaded
 
 
@@ -44,6 +48,43 @@ def test_what_is_written_to_weights_on_disk_stays(lm: LanguageModel, tmp_path: P
     assert torch.equal(weight, expected)
 
 
+class Recording(Offloaded):
+    """Records the dtype in which it gets the weights."""
+
+    seen: ClassVar[set[torch.dtype]] = set()
+
+    def __init__(self, layers: nn.ModuleList, *given: Any) -> None:
+        self.seen.update(parameter.dtype for parameter in layers.parameters())
+        super().__init__(layers, *given)
+
+
+def half(folder: Path, offload: str | None) -> LanguageModel:
+    """The model of a folder in float16."""
+    given = {"path": str(folder), "source": None, "dtype": "float16", "offload": offload}
+    return load(OmegaConf.create(given), str(folder))
+
+
+def test_weights_on_disk_are_converted_layer_by_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path)  # in float32
+    monkeypatch.setattr(loading, "Offloaded", Recording)
+    found, expected = half(tmp_path, "disk"), half(tmp_path, None)
+    assert Recording.seen == {torch.float32}  # as they are mapped from the checkpoint
+    assert found.dtype == found.model.config.dtype == torch.float16
+    for own, other in zip(found.model.parameters(), expected.model.parameters(), strict=True):
+        assert own.dtype == torch.float16 and torch.equal(own, other)
+    for own, other in zip(found.model.buffers(), expected.model.buffers(), strict=True):
+        assert own.dtype == other.dtype and torch.equal(own, other)
+
+
+def test_weights_that_float16_cannot_hold_are_refused_on_disk_too(tmp_path: Path) -> None:
+    change(saved(tmp_path), lambda tensors: tensors[LAYER][0, 0].fill_(1e6))
+    for offload in ("disk", None):
+        with pytest.raises(PPFError, match=f"infinite values in {LAYER} as torch.float16"):
+            half(tmp_path, offload)
+
+
 class Copying(Offloaded):
     """Stands in for a GPU: weights are copied to it."""
 
@@ -57,7 +98,7 @@ def test_weights_are_on_the_device_only_while_the_layer_runs(
     layers, ids = lm.adapter.layers(lm.model), random_windows()
     expected = lm.model(ids).logits
     home = {p: p.data_ptr() for p in layers.parameters()}
-    lm.offloaded = Copying(layers, "cpu", torch.device("cpu"), tmp_path)
+    lm.offloaded = Copying(layers, "cpu", torch.device("cpu"), tmp_path, lm.dtype)
     visiting: list[list[int]] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -75,7 +116,7 @@ def test_weights_are_on_the_device_only_while_the_layer_runs(
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system has no smaps")
 def test_weights_on_disk_take_no_memory_between_runs(tmp_path: Path) -> None:
     layers = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(2))
-    Offloaded(layers, "disk", torch.device("cpu"), tmp_path)
+    Offloaded(layers, "disk", torch.device("cpu"), tmp_path, torch.float32)
     weights = [parameter.data_ptr() for parameter in layers.parameters()]
     assert [in_memory(tmp_path, weight) for weight in weights] == [0, 0]
     for layer in layers:
