@@ -23,7 +23,8 @@ class LayerStream:
         lm: the dense model.
         windows: the windows.
         folder: where several processes exchange states, so that no layer is run twice; None: there
-            is one process.
+            is one process. What enters a layer is deleted when the next layer has run. So a layer
+            must not run before all results of the one before it are stored.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class LayerStream:
         if self._folder:
             with draft(self._file(self._next)) as file:
                 save_file({f"{i:04}": state.cpu() for i, state in enumerate(states)}, file)
+            self._file(layer - 1).unlink(missing_ok=True)
         return states
 
     def _go_to(self, layer: int) -> None:

@@ -124,6 +124,28 @@ def test_ranks_make_different_layers_and_run_none_twice(tiny: TinySetup, tmp_pat
     assert not (tmp_path / "statistics" / "s-states").exists()
 
 
+def test_a_killed_run_of_two_ranks_runs_no_finished_layer_again(
+    tiny: TinySetup, tmp_path: Path
+) -> None:
+    killed = observed(tiny, tmp_path, FakeRanks(0, []))
+    original = killed._moments._make
+
+    def make(layer: int) -> dict[str, torch.Tensor]:
+        found = original(layer)
+        if layer == 2:  # its states are on disk, but not its moments
+            raise KeyboardInterrupt
+        return found
+
+    killed._moments._make = make
+    with pytest.raises(KeyboardInterrupt):
+        killed.make()
+    runs: list[int] = []
+    for number, layer in enumerate(tiny.lm.adapter.layers(tiny.lm.model)):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: runs.append(number))
+    observed(tiny, tmp_path, FakeRanks(0, [])).make()
+    assert sorted(runs) == [2, 2, 2, 3, 3, 3]  # 8 windows are two batches, every fourth one
+
+
 def test_the_first_rank_differentiates_for_all(tiny: TinySetup, tmp_path: Path) -> None:
     sent: list[object] = []
     found = []
