@@ -38,7 +38,8 @@ def show_plan(cfg: DictConfig) -> None:
     print_table(_table(found))
     if sizes.bank and sizes.bank.factored:
         place = "in memory" if sizes.bank.resident else "in files"
-        share = level_flops(sizes) / speeds.model * sizes.labels / found.needs[-1].seconds
+        labels = next(need for need in found.needs if need.stage == f"{sizes.labels} labels")
+        share = level_flops(sizes) / speeds.model * sizes.labels / labels.seconds
         say(
             f"The level bank is stored as matrix factors ({sizes.bank.gib:.1f} GiB, {place})."
             f" Multiplying them takes {share:.0%} of the time of a label."

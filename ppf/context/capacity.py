@@ -9,6 +9,7 @@ import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ppf.context.control_groups import left_by_groups
 from ppf.context.plan import GIB, Need, Sizes, Speeds, needs
 from ppf.context.signatures import signatures
 from ppf.errors import PPFError
@@ -24,7 +25,7 @@ class Free:
 
     Args:
         memory: on the device of this process.
-        host: in the host's memory.
+        host: in the host's memory, within the limits of this process's control groups.
         disk: on the disk of `paths.artefacts`.
         cache: on the disk of `paths.cache`; None: it is the same disk.
     """
@@ -38,7 +39,7 @@ class Free:
     def on(cls, device: torch.device, artefacts: Path, cache: Path) -> "Free":
         """What is free on a device, and on the disks of two folders."""
         artefacts, cache = _existing(artefacts), _existing(cache)
-        host = psutil.virtual_memory().available / GIB
+        host = min(psutil.virtual_memory().available, left_by_groups()) / GIB
         memory = torch.cuda.mem_get_info(device)[0] / GIB if device.type == "cuda" else host
         disk, other = (shutil.disk_usage(folder).free / GIB for folder in (artefacts, cache))
         same = artefacts.stat().st_dev == cache.stat().st_dev
@@ -214,13 +215,14 @@ def _remedy(cfg: DictConfig, device: torch.device, processes: int, dtype: str | 
 
 def _overrides(cfg: DictConfig, device: torch.device) -> list[list[str]]:
     """Overrides that lower the needs of a process, the mildest first."""
+    mild = [["bank.max_gib=0.0"], *([["sequential=false"]] if cfg.get("sequential") else [])]
     if "fabric" not in cfg:  # of a policy.json, which determines model and text
-        bank, rounded = ["bank.max_gib=0.0"], ["dtype=bfloat16"]
-        return [bank, rounded, [*rounded, *bank]] if "dtype" in cfg else [bank]
+        rounded = [["dtype=bfloat16", *given] for given in ([], *mild)] if "dtype" in cfg else []
+        return [*mild, *rounded]
     undivided = ["model.device_map=null"] if cfg.model.get("device_map") else []
     offload = [*undivided, "model.offload=disk"]
     windows = ["text.windows.calibration=8", "text.windows.labelling=2"]
-    found = [["model.dtype=bfloat16"], ["bank.max_gib=0.0"]]
+    found = [["model.dtype=bfloat16"], *mild]
     if device.type == "cuda":
         found += [["model.device_map=auto"]] * (torch.cuda.device_count() > 1)
         found.append([*undivided, "model.offload=cpu"])

@@ -1,4 +1,4 @@
-"""How many policies and gradients a command will measure, counted from its config alone."""
+"""How many policies and gradients a command will measure, found from its config alone."""
 
 import math
 
@@ -87,6 +87,11 @@ def gradient_sets(cfg: DictConfig) -> tuple[int, int]:
     first = 1 + measured // renewal  # at worst the first row is the best
     # Each later search of a chain measures uniform pruning too.
     return predictor.windows, first + (fits - 1) * each + searches - 1
+
+
+def reestimates(cfg: DictConfig) -> bool:
+    """Whether a command re-estimates the compensation of policies, as its key `sequential` says."""
+    return bool(cfg.get("sequential") and cfg.get("report_test", True))
 
 
 def _is_rule(cfg: DictConfig) -> bool:

@@ -9,13 +9,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.context.evaluations import MANY, evaluations, gradient_sets
+from ppf.context.evaluations import MANY, evaluations, gradient_sets, reestimates
 from ppf.context.observed import reads_spectra
 from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.pruning.bank import BankSize, bank_size
+from ppf.pruning.compensation import NoCompensation
 from ppf.space import Space
 
 GIB = 2**30
@@ -74,6 +75,8 @@ class Sizes:
             the real model measures on fewer windows count as a share of one.
         gradients: tokens of one set of windows for gradients of the best policies.
         sets: largest number of these sets; 0: the search takes no gradients.
+        copied: largest number of weights that a policy has copies of, compensated or rounded.
+        sequential: whether policies are re-estimated sequentially.
         spectra: whether an allocation rule reads the spectra of weights.
         offload: as `model.offload`.
         devices: number of devices that the layers of a process are divided over.
@@ -95,6 +98,8 @@ class Sizes:
     labels: int
     gradients: int
     sets: int
+    copied: int
+    sequential: bool
     spectra: bool
     offload: str | None
     devices: int
@@ -123,7 +128,7 @@ class Sizes:
         space: Space = instantiate(cfg.space, [coupling.prunable for coupling in couplings])
         shapes = {c.name: (c.consumer.out_features, c.consumer.in_features) for c in couplings}
         of_sites = [shapes[site.name] for site in space.sites]
-        refits = instantiate(cfg.compensation).refits
+        compensation = instantiate(cfg.compensation)
         gpus = [device]
         if cfg.model.get("device_map") and device.type == "cuda":
             gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
@@ -131,7 +136,15 @@ class Sizes:
         banked = of_sites, space, dtypes[-1]
         loaded = parameters(model) - (parameters(layers) if cfg.model.get("offload") else 0)
         loading = loaded * widest.itemsize / GIB
+        bank = bank_size(*banked, cfg.bank.max_gib, gpus, loading) if compensation.refits else None
         in_set, sets = gradient_sets(cfg)
+        refitted = sum(rows * columns for rows, columns in shapes.values())
+        names = {site.name for site in space.sites}
+        rounded = sum(x.weight.numel() for c in couplings if c.name in names for x in c.linears)
+        in_bytes = "budget" in cfg and cfg.budget.name == "bytes"
+        can_refit = adapter.adds_to_stream(model.config) and not isinstance(
+            compensation, NoCompensation
+        )
         return cls(
             parameters=parameters(model),
             in_layers=parameters(layers),
@@ -139,7 +152,7 @@ class Sizes:
             hidden=model.config.hidden_size,
             consumers=list(shapes.values()),
             head=model.get_output_embeddings().weight.numel(),
-            bank=bank_size(*banked, cfg.bank.max_gib, gpus, loading) if refits else None,
+            bank=bank,
             itemsize=widest.itemsize,
             activations=activations(layers, cfg.text.window, widest),
             calibration=(windows.calibration or MANY) * cfg.text.window,
@@ -147,6 +160,8 @@ class Sizes:
             labels=evaluations(cfg),
             gradients=in_set * cfg.text.window,
             sets=sets,
+            copied=rounded if in_bytes else refitted if bank and bank.factored else 0,
+            sequential=can_refit and reestimates(cfg),
             spectra=reads_spectra(cfg),
             offload=cfg.model.get("offload"),
             devices=len(gpus),
@@ -196,7 +211,8 @@ def needs(sizes: Sizes, speeds: Speeds) -> list[Need]:
         stage = "gradients of the best policies"
         need = _differentiating(stage, sizes.gradients, sizes, speeds, forward, head)
         found.append(replace(need, seconds=sizes.sets * need.seconds))
-    return [*found, _labelling(sizes, speeds, forward, head)]
+    labelling = _labelling(sizes, speeds, forward, head)
+    return [*found, labelling, *([_refitting(sizes, labelling)] if sizes.sequential else [])]
 
 
 def _observing(sizes: Sizes, speeds: Speeds, forward: float) -> Need:
@@ -242,14 +258,22 @@ def _differentiating(
 def _labelling(sizes: Sizes, speeds: Speeds, forward: float, head: float) -> Need:
     states = (sizes.layers + 1) * sizes.states(sizes.labelling)
     memory = sizes.resident + sizes.bank_in_memory + states
-    factored = sizes.bank is not None and sizes.bank.factored
-    numbers = sum(rows * columns for rows, columns in sizes.consumers) if factored else 0
-    refitted = numbers * sizes.itemsize / GIB  # the compensated weights of a policy
+    copied = sizes.copied * sizes.itemsize / GIB
     if not sizes.offload:
-        memory += refitted / sizes.devices
+        memory += copied / sizes.devices
     seconds = sizes.labelling * (forward + head) + level_flops(sizes) / speeds.model
-    host = sizes.processes * refitted if sizes.offload else 0.0
+    host = sizes.processes * copied if sizes.offload else 0.0
     return _need(f"{sizes.labels} labels", sizes, memory, 0, sizes.labels * seconds, host)
+
+
+def _refitting(sizes: Sizes, labelling: Need) -> Need:
+    """Sequential re-estimation on rank 0, which still has the hidden states of the labels.
+
+    As other work after the search, it does not count as time.
+    """
+    more = 3 * sizes.states(sizes.calibration) + solving(sizes.consumers)
+    memory, host = labelling.memory + more, labelling.host + (more if sizes.on_cpu else 0.0)
+    return Need("sequential re-estimation", memory, host, disk=0, seconds=0)
 
 
 def level_flops(sizes: Sizes) -> float:

@@ -198,7 +198,9 @@ def apply_policy(
     Args:
         check: as for `prepare`.
     """
-    context = prepare(checked_config(record, cfg), fabric, dtype=cfg.dtype, check=check)
+    config = checked_config(record, cfg)
+    config.sequential = cfg.sequential  # it takes memory
+    context = prepare(config, fabric, dtype=cfg.dtype, check=check)
     space = context.model.space
     context.model.pruner.apply(space.policy(record["kept"]), types_of(space, record))
     return context

@@ -76,6 +76,14 @@ def test_what_is_free_here_is_found(tmp_path: Path) -> None:
     assert free.memory == free.host > 0.01 and free.disk > 0.001 and free.cache is None
 
 
+def test_no_more_is_free_than_the_limit_of_a_container_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "left_by_groups", lambda: 2**20)
+    free = Free.on(CPU, tmp_path, tmp_path)
+    assert free.memory == free.host == 2**-10
+
+
 def test_a_large_model_fits_on_eight_gpus(
     folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +188,23 @@ def test_weights_are_loaded_in_the_number_format_of_the_search_where_that_helps(
     told = f"give {remedy}" if remedy else "use a machine with more memory"
     with pytest.raises(PPFError, match=f"in float32 needs .* free: {told}.$"):
         refuse_what_does_not_fit(policy_config(record, cfg), CPU, 1, "float32")
+
+
+def test_the_memory_of_sequential_re_estimation_can_be_saved(
+    folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("model=llama2_7b", "text.window=2048", *folders)
+    cfg = config(*given, "report_test=true", "sequential=true")
+    free(monkeypatch, 24, 24, 100)
+    refuse_what_does_not_fit(config(*given), CPU, 1)
+    told = "^sequential re-estimation of .* free: give sequential=false.$"
+    with pytest.raises(PPFError, match=told):
+        refuse_what_does_not_fit(cfg, CPU, 1)
+    of_policy = policy_config({"config": plain(recorded(cfg))}, cfg)
+    refuse_what_does_not_fit(of_policy, CPU, 1)
+    of_policy.sequential = True
+    with pytest.raises(PPFError, match=told):
+        refuse_what_does_not_fit(of_policy, CPU, 1)
 
 
 def test_the_memory_is_that_of_the_dtype_in_which_weights_are_loaded(

@@ -140,6 +140,40 @@ def test_every_process_on_a_machine_counts(monkeypatch: pytest.MonkeyPatch) -> N
     assert held["observing the dense model"].offloaded == pytest.approx(24.1, abs=0.1)
 
 
+def test_sequential_re_estimation_holds_the_hidden_states_three_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = "sequential re-estimation"
+    given = ("model=llama3_8b", "text.window=2048", "text.windows.calibration=128")
+    asked = (*given, "report_test=true", "sequential=true")
+    needed = planned(*asked)
+    more = 6 + solving([(4096, 14336)])
+    assert needed[stage].memory - needed["48 labels"].memory == pytest.approx(more)
+    assert needed[stage].host == needed[stage].memory
+    two = planned(*asked, processes=2)  # only rank 0 re-estimates
+    assert two[stage].memory - two["48 labels"].memory == pytest.approx(more)
+    gpus(monkeypatch, 1, 79)
+    on_gpu = planned(*asked, device=torch.device("cuda"))
+    assert on_gpu[stage].memory - on_gpu["48 labels"].memory == pytest.approx(more)
+    assert on_gpu[stage].host == on_gpu["48 labels"].host
+    for other in (
+        (*given, "sequential=true"),  # without report_test nothing is re-estimated
+        (*asked, "compensation=none"),
+        (*asked, "model=gemma3_1b"),
+    ):
+        assert stage not in planned(*other)
+
+
+def test_rounded_matrices_of_a_policy_count() -> None:
+    given = ("model=llama2_7b", "space=mlp", "compensation=none")
+    for more in ((), ("model.offload=disk",)):
+        found = planned(*given, *more, "budget=bytes", "rules=bytes")
+        (need,) = (need for stage, need in found.items() if stage.endswith(" labels"))
+        before = planned(*given, *more)["48 labels"]
+        copied = 2 * 32 * 3 * 4096 * 11008 / GIB
+        assert need.memory - before.memory == pytest.approx(copied)
+
+
 class Counting:
     """A matrix that counts the numbers that are read from it."""
 
