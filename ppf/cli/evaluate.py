@@ -49,9 +49,9 @@ def _check(cfg: DictConfig) -> None:
 def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
     """Raises PPFError if an override changes a key that is not read."""
     source = "policy" if cfg.policy else "path"
-    refuse_unread(f"evaluate.py with {source}=", given, _UNREAD[source])
+    refuse_unread(f"evaluate with {source}=", given, _UNREAD[source])
     if not cfg.tasks:
-        refuse_unread("evaluate.py without tasks=", given, ["limit"])
+        refuse_unread("evaluate without tasks=", given, ["limit"])
 
 
 @command(_check, one_process=True)

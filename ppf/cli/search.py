@@ -101,7 +101,7 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
             others = " or ".join(f"mode={other}" for other in reading)
             raise PPFError(f"mode={mode} does not read {key}: leave it out, or give {others}.")
     if not cfg.report_test:
-        refuse_unread("search.py without report_test=true", given, ["sequential"])
+        refuse_unread("search without report_test=true", given, ["sequential"])
 
 
 @command(_check)
