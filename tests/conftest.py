@@ -1,5 +1,6 @@
 """Shape and type checks for our tensors, and what all tests share. No test goes online."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from jaxtyping import install_import_hook
 install_import_hook(
     ["ppf.space", "ppf.pruning", "ppf.predictor", "ppf.agents", "ppf.recovery"], "beartype.beartype"
 )
+
+
+def pytest_collection_finish() -> None:
+    """Searches for garbage leave out what imports have made; they would take half a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from ppf.context.budgets import machine_identity
 from ppf.context.signatures import MODEL_FILES, contents, plain, with_code
 from ppf.errors import PPFError
 from ppf.llm.loading import dtype_name, pinned, resolve_dtype
-from ppf.processes import is_alone, kind_of_device
+from ppf.processes import kind_of_device, process_count, slurm_tasks
 from ppf.records import read
 from ppf.records.run import RUN, RunRecord
 from ppf.report.origin import task_overrides, version
@@ -110,7 +110,8 @@ def _identity(command: str, cfg: DictConfig) -> str:
     if source := config.get("model", {}).get("source"):
         config["model"]["source"] = pinned(source)
     config = with_code(config, Path(cfg.paths.cache))
-    if is_alone():  # otherwise the ranks must agree, whichever machines they are on
+    # Otherwise the ranks must agree, whichever machines they are on.
+    if process_count(cfg.fabric) == slurm_tasks() == 1:
         config |= _here(cfg)
     return signature("run", ppf.__version__, command, config, *_files_read(cfg))
 

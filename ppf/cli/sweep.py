@@ -30,7 +30,7 @@ class SweepReport(Callback):
         logging.getLogger(_OPTUNA).setLevel(logging.CRITICAL)  # on_job_end tells of failed trials
         if "out" in config and not OmegaConf.is_interpolation(config, "out") and _sweeps(config):
             print(
-                f"Error: every job would overwrite out={config.out}: leave out= out, or give"
+                f"Error: every job would overwrite out={config.out}: do not give out=, or give"
                 f" 'out={config.out}/${{hydra:job.num}}'.",
                 file=sys.stderr,
             )

@@ -164,7 +164,9 @@ def read_rows(file: Path) -> Sweep:
     found = read(file, RowsRecord, "make it again with `python -m ppf.report sweep FOLDER`")
     axes = found["axes"]
     rows = [dict.fromkeys(axes, "") | row for row in found["rows"]]
-    return Sweep([], found["versions"], axes, _figures(rows, axes), rows)
+    if not (figures := _figures(rows, axes)):
+        raise PPFError(f"{file} has no numbers to plot: give another file.")
+    return Sweep([], found["versions"], axes, figures, rows)
 
 
 def _figures(rows: Sequence[JobRow], axes: Sequence[str]) -> list[str]:

@@ -50,6 +50,8 @@ def sweep_figure(
         if found and all(isinstance(group.key.get("ratio"), float) for group in found):
             _against_ratio(axes, found, first, names)
         else:
+            if names:
+                raise PPFError("only plots against the pruning ratio have lines: leave out --line.")
             _ranked(axes, found[:_MOST], first)
             figure.set_figheight(1.2 + 0.22 * min(len(found), _MOST))
     return figure

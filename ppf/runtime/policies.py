@@ -37,7 +37,7 @@ class FoundPolicy:
         if not math.isclose(ratio, self.ratio):
             raise PPFError(
                 f"the search found one policy, for ratio={self.ratio}, and none for {ratio}:"
-                f" run `{invocation('search', 'mode=dynamic')}` to get an agent for all ratios."
+                f" run `{invocation('search', 'mode=chain')}` to get an agent for all ratios."
             )
         return self.kept
 

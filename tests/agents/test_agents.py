@@ -37,7 +37,7 @@ FEW = {
     "random": {"evaluations": 256, "batch": 64},
 }
 WITHOUT_CHANCE = ["uniform", "starts"]
-TRAINED = {"episodes": 64, "iterations": 16, "warmup": 3, "updates": 32, "batch": 128}
+TRAINED = {"episodes": 64, "iterations": 10, "warmup": 3, "updates": 32, "batch": 128}
 LEARNERS = {
     "ppo": SMALL["ppo"],
     "sac": TRAINED,

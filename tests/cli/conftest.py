@@ -8,7 +8,10 @@ from tests.articles import write_articles
 from tests.commands import exit_code
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-HASTY = ("predictor=residual", "predictor.max_epochs=5", "predictor.residual.steps=10")
+HASTY = (
+    *("predictor=residual", "predictor.members=2"),
+    *("predictor.max_epochs=5", "predictor.residual.steps=10"),
+)
 """The default predictor of train.py, trained for a second only."""
 
 

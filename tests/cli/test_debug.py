@@ -10,7 +10,14 @@ from tests.cli.conftest import Run
 
 @pytest.mark.slow
 def test_overfit_fits_the_labels_without_other_logs(run: Run, text: str, tmp_path: Path) -> None:
-    given = ("train", "model=tiny", text, "debug=overfit", "predictor.members=2")
+    given = (
+        "train",
+        "model=tiny",
+        text,
+        "debug=overfit",
+        "predictor.members=2",
+        "trainer.max_epochs=25",
+    )
     run(*given, "predictor=mlp")
     (metrics,) = (tmp_path / "outputs").rglob("train.csv")
     with metrics.open() as file:

@@ -82,6 +82,17 @@ def test_the_number_format_of_this_machine_counts(
         assert (finished("search", cfg) is not None) == same
 
 
+def test_a_job_of_several_processes_is_found_before_they_are_connected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(tmp_path, "fabric.accelerator=cpu", "fabric.devices=2")
+    with monkeypatch.context() as connected:
+        connected.setattr("torch.distributed.is_initialized", lambda: True)
+        connected.setattr("torch.distributed.get_world_size", lambda: 2)
+        write("search", cfg, Outcome(3.5), seconds=1.5)
+    assert finished("search", cfg) is not None
+
+
 def test_another_machine_counts_if_prices_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

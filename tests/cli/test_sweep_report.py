@@ -91,7 +91,7 @@ def test_jobs_that_would_write_into_one_folder_are_refused(
     config = OmegaConf.create({"out": out, "hydra": own})
     with pytest.raises(SystemExit) if refused else nullcontext():
         SweepReport().on_multirun_start(config)
-    sentence = "Error: every job would overwrite out=model: leave out= out, or give 'out=model/${"
+    sentence = "Error: every job would overwrite out=model: do not give out=, or give 'out=model/${"
     assert (sentence in capsys.readouterr().err) == refused
 
 

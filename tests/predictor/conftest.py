@@ -33,4 +33,5 @@ def fitted(
 ) -> LearnedPredictor:
     """The additive predictor."""
     folder = tmp_path_factory.mktemp("predictor")
-    return fitted_with(labels, known, folder, "predictor=additive")
+    chosen = "predictor=additive", "predictor.max_epochs=10"
+    return fitted_with(labels, known, folder, *chosen)

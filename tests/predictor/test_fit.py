@@ -49,7 +49,7 @@ def test_networks_learn(
 ) -> None:
     chosen = [f"predictor={network}", f"predictor/optimizer={optimizer}", "predictor.members=2"]
     steps = {"lbfgs": 1, "adam": 20}[optimizer]
-    length = ["predictor.max_epochs=10", f"predictor.data.steps={steps}"]
+    length = ["predictor.max_epochs=5", f"predictor.data.steps={steps}"]
     fitted = fitted_with(labels, known, tmp_path, *chosen, *length)
     assert fitted.metrics["test/kendall"] > 0.85
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held_out.json", CHECKPOINT]
@@ -91,7 +91,8 @@ def test_proposals_are_fitted_but_not_scored(
 def test_interval_covers_unseen_policies(
     fitted: LearnedPredictor, labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:
-    residual = fitted_with(labels, known, tmp_path)
+    quick = "predictor.max_epochs=10", "predictor.residual.steps=30"
+    residual = fitted_with(labels, known, tmp_path, *quick)
     fresh = made_up_labels(space, known, count=500)
     for predictor in (fitted, residual):
         predicted = predictor.predict(fresh.kept)
@@ -114,8 +115,9 @@ def test_checkpoint_loads_without_pickles(
 
 
 def test_same_seed_same_predictor(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
+    few = Labels(labels.kept[::4], labels.nll[::4], labels.source[::4])
     once, again, other = (
-        fitted_with(labels, known, tmp_path, "predictor.max_epochs=3", *FEW, seed=seed)
+        fitted_with(few, known, tmp_path, "predictor.max_epochs=1", *FEW, seed=seed)
         for seed in (1, 1, 2)
     )
     assert torch.equal(once.held_out.predicted, again.held_out.predicted)
@@ -125,7 +127,8 @@ def test_same_seed_same_predictor(labels: Labels, known: SiteFeatures, tmp_path:
 def test_infinite_labels_do_no_harm(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
     nll = labels.nll.clone()
     nll[7::40], nll[9::40] = torch.inf, torch.nan
-    hurt = fitted_with(Labels(labels.kept, nll, labels.source), known, tmp_path, *FEW)
+    some = Labels(labels.kept, nll, labels.source)
+    hurt = fitted_with(some, known, tmp_path, *FEW, "predictor.max_epochs=5")
     assert hurt.held_out.measured.isfinite().all()
     assert hurt.metrics["test/median"] < 0.02
 
@@ -137,7 +140,8 @@ def test_catastrophic_labels_do_not_dominate(
     kept[5::20, 2] = 0
     lost = kept[:, 2] == 0
     nll[lost] = 17.0
-    predictor = fitted_with(Labels(kept, nll, labels.source), known, tmp_path, *FEW)
+    some = Labels(kept, nll, labels.source)
+    predictor = fitted_with(some, known, tmp_path, *FEW, "predictor.max_epochs=5")
     predicted = predictor.predict(kept).mean
     assert (predicted - nll)[~lost].abs().median() < 0.05
     assert predicted[lost].median() > nll[~lost].quantile(0.9)

@@ -258,3 +258,24 @@ def test_the_command_names_the_files_or_what_is_wrong(
     searches(tmp_path)
     main()
     assert str(tmp_path / "report.html") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "given", "said"),
+    [
+        ({"ratio": 0.3}, (), "results.json has no numbers to plot: give another file"),
+        ({"nll": 3.5}, ("--line", "a", "b"), "only plots against the pruning ratio have lines"),
+    ],
+)
+def test_rows_that_cannot_be_drawn_so_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    row: dict[str, float],
+    given: tuple[str, ...],
+    said: str,
+) -> None:
+    rows = tmp_path / "results.json"
+    rows.write_text(json.dumps({"versions": [], "axes": [], "rows": [row]}))
+    monkeypatch.setattr("sys.argv", ["ppf.report", "plot", str(rows), *given])
+    with pytest.raises(SystemExit, match=said):
+        main()
