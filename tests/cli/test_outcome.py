@@ -85,7 +85,8 @@ def test_the_number_format_of_this_machine_counts(
 def test_a_job_of_several_processes_is_found_before_they_are_connected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = config(tmp_path, "fabric.accelerator=cpu", "fabric.devices=2")
+    several = "fabric.accelerator=cpu", "fabric.devices=2"
+    cfg = config(tmp_path, "model.dtype=auto", *several)
     with monkeypatch.context() as connected:
         connected.setattr("torch.distributed.is_initialized", lambda: True)
         connected.setattr("torch.distributed.get_world_size", lambda: 2)
