@@ -56,6 +56,9 @@ def errors_explained(explain: Explain, *, with_traceback: bool = False) -> Itera
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's Trainer turned it
             raise error.__context__ from None
         raise
+    except BrokenPipeError:  # as of `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         sentence = None if with_traceback else explain(error)
         if sentence is None:
