@@ -56,12 +56,11 @@ def errors_explained(explain: Explain, *, with_traceback: bool = False) -> Itera
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's Trainer turned it
             raise error.__context__ from None
         raise
-    except BrokenPipeError:  # as of `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except Exception as error:
         sentence = None if with_traceback else explain(error)
-        if sentence is None:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            pass
+        elif sentence is None:
             traceback.print_exc()
         else:
             known = sys.modules.get("lightning.fabric.utilities.rank_zero")  # slow to import
@@ -69,6 +68,16 @@ def errors_explained(explain: Explain, *, with_traceback: bool = False) -> Itera
             print(f"Error{f' on rank {rank}' if rank else ''}: {sentence}", file=sys.stderr)
         _leave_other_ranks()
         sys.exit(1)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads stdout any more, as with `--help | head`; what is left is then lost."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _leave_other_ranks() -> None:

@@ -98,7 +98,9 @@ def test_memory_is_saved_with_keys_of_the_command(command: str) -> None:
     assert len(named) >= 3
 
 
-@pytest.mark.parametrize("error", [ValueError("bug"), FileNotFoundError(2, "bug", "x")])
+@pytest.mark.parametrize(
+    "error", [ValueError("bug"), FileNotFoundError(2, "bug", "x"), BrokenPipeError("of a worker")]
+)
 def test_a_bug_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end, errors_explained(explain_run("search")):
         raise error
