@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -237,13 +238,16 @@ def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:
 
 
 def _files(value: Any, cache: Path) -> Any:
-    """The value of `data_files` with digests of the local files in it."""
+    """The value of `data_files` with digests of the local files that it names or matches."""
     if isinstance(value, dict):
         return {key: _files(entry, cache) for key, entry in value.items()}
     if isinstance(value, list):
         return [_files(entry, cache) for entry in value]
     file = Path(str(value))
-    return [file.name, digest(file, cache)] if file.is_file() else value
+    if file.is_file():
+        return [file.name, digest(file, cache)]
+    matches = map(Path, sorted(glob(str(value), recursive=True)))  # as `datasets` reads patterns
+    return [[match.name, digest(match, cache)] for match in matches if match.is_file()] or value
 
 
 def contents(

@@ -351,12 +351,13 @@ def test_files_of_another_type_have_other_names(config: DictConfig, tmp_path: Pa
     assert len(found) == 2
 
 
-@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("name", ["text.jsonl", ["text.jsonl"], "te?t.*", "**/*.jsonl"])
 def test_data_files_count_by_their_content(
-    config: DictConfig, tmp_path: Path, listed: bool
+    config: DictConfig, tmp_path: Path, name: str | list[str]
 ) -> None:
     cfg, file = config.copy(), tmp_path / "text.jsonl"
-    files = {"train": [str(file)] if listed else str(file), "test": "of/the/hub.jsonl"}
+    own = [f"{tmp_path}/{n}" for n in name] if isinstance(name, list) else f"{tmp_path}/{name}"
+    files = {"train": own, "test": "of/the/hub.*"}
     cfg.text.source, cfg.paths.cache = {"path": "json", "data_files": files}, str(tmp_path)
     found = set()
     for words in ("One.", "Two!!"):
