@@ -19,6 +19,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     if wrecked := int(labels.catastrophic(float(labels.nll[0]), limit).sum()):
         say(
             f"{wrecked} of them are catastrophic: their loss is more than {limit} nats per token"
-            " above the dense model, or not finite. Predictors treat the finite ones as equally"
-            " bad, and leave out the others."
+            " above the dense model, or not finite. Predictors that are fitted to random policies"
+            " treat the finite ones as equally bad. Labels that are not finite are left out."
         )

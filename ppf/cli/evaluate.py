@@ -63,8 +63,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         found = evaluate_policy(cfg, fabric, procedure, policy)
         if policy.get("types"):
             say(
-                "The policy rounds weights: the ratio is the share of bytes that export=gguf saves,"
-                " compared with 16 bits."
+                "The policy quantises weights: the ratio is the share of bytes that export=gguf"
+                " saves, compared with 16 bits."
             )
     else:
         found = evaluate_folders(cfg, fabric, procedure, folders(cfg))

@@ -24,7 +24,7 @@ GROUPS = {
     "predictor/optimizer": "optimizer of the predictor",
     "mode": "the best policy for one ratio, or an agent for every ratio",
     "agent": "searches for the best policy",
-    "rules": "allocation rules whose policies every search measures too",
+    "rules": "allocation rules that a search measures too; not mode=dynamic",
     "budget": "cost that the ratio is a share of",
     "loss": "losses of recovery; several, which are added: loss=[kl,hidden]",
     "tune": "weights that recovery trains; one after another: tune=[blockwise,lora]",

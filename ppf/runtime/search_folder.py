@@ -40,7 +40,7 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
     except PPFError:
         raise PPFError(
             f"search={folder} is a recovered model, which has one ratio only: load it with"
-            " AutoModelForCausalLM.from_pretrained, or give the folder of a dynamic search."
+            " AutoModelForCausalLM.from_pretrained, or give the folder of a search for all ratios."
         ) from None
     refuse_types(record, "DynamicModel (serve)")
     context = resident(cfg, fabric, record)

@@ -129,7 +129,7 @@ def _storable(scores: Compensated, context: PruningContext, exporter: Exporter) 
     except PPFError as error:
         if scores.kept == "one_shot":
             raise
-        say(f"Kept the one-shot weights after all: {error}")
+        say(f"One-shot weights are kept, since this export cannot store the others: {error}")
         context.model.pruner.reset()
         return Compensated(scores.one_shot)
     return scores
