@@ -91,7 +91,12 @@ def search(
     saved = Path(cfg.model.path) if isinstance(model, PreTrainedModel) else None
     if isinstance(model, PreTrainedModel):
         _save(model, tokenizer, cfg.model.path)
-    run("search", cfg)
+    try:
+        run("search", cfg)
+    except PPFError:
+        if saved and not any(Path(cfg.paths.run).glob("*.json")):  # no result names the copy
+            shutil.rmtree(saved, ignore_errors=True)
+        raise
     if saved and Path(cfg.model.path) != saved:  # this rank uses the copy of rank 0
         shutil.rmtree(saved.parent, ignore_errors=True)
     return SearchResult(Path(cfg.paths.run), _own_targets(plain(recorded(cfg))))

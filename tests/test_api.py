@@ -16,6 +16,7 @@ from ppf.errors import PPFError
 from ppf.llm import load
 from ppf.stages.search import Found, search
 from tests.articles import write_articles
+from tests.checkpoints import CHECKPOINTS, random_model
 from tests.records import examples
 from tests.searched import write_agent, write_search
 
@@ -71,6 +72,14 @@ def test_a_refused_call_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(PPFError):
         ppf.prune("missing.json")
     assert not [path for path in tmp_path.rglob("*") if path.parts[-2] == "prune"]
+
+
+def test_a_refused_search_leaves_no_copy_of_a_loaded_model(tmp_path: Path) -> None:
+    lm = random_model(CHECKPOINTS["llama-biases"])
+    given = {"paths": {"run": tmp_path / "run"}, "agent": "uniform", "labels": {"context": 600}}
+    with pytest.raises(PPFError, match="context"):
+        ppf.search(lm.model, tokenizer=lm.tokenizer, **given)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
     refuse_unread(f"evaluate with {source}=", given, _UNREAD[source])
     if not cfg.tasks:
         refuse_unread("evaluate without tasks=", given, ["limit"])
+    if not cfg.latency:
+        refuse_unread("evaluate without latency=true", given, ["speed"])
 
 
 @command(_check, one_process=True)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 import ppf
 from ppf.artefacts import digest, signature, write_json
 from ppf.context.budgets import machine_identity
-from ppf.context.signatures import MODEL_FILES, contents, plain, with_code
+from ppf.context.signatures import MODEL_FILES, contents, named_files, plain, with_code
 from ppf.errors import PPFError
 from ppf.llm.loading import dtype_name, pinned, resolve_dtype
 from ppf.processes import kind_of_device, process_count, slurm_tasks
@@ -34,15 +34,14 @@ _NAMED = (
     "search",
     "search.start",
     "text.path",
-    "text.source.path",
-    "text.training.source.path",
     "text.training.more.path",
     "model.path",
     "predictor.init_from",
     "sampler.of.paths",
     "sampler.of.agent.path",
-    "tasks",
+    *(_WHOLE := ("tasks", "text.source.path", "text.training.source.path")),  # every file is read
 )
+_DATA_FILES = ("text.source.data_files", "text.training.source.data_files")
 
 _READ = (*MODEL_FILES, ".py")  # files of a folder that a command may read
 
@@ -140,6 +139,7 @@ def _files_read(cfg: DictConfig) -> list[Any]:
             if path.is_file():
                 found.append(digest(path, cache))
             elif path.is_dir():
-                suffixes = () if key == "tasks" else _READ
+                suffixes = () if key in _WHOLE else _READ
                 found.append(contents(path, cache, suffixes, subfolders=key != "model.path"))
-    return found
+    given = [OmegaConf.select(cfg, key) for key in _DATA_FILES if is_multirun()]
+    return found + [named_files(plain(value), cache) for value in given if value]

@@ -46,10 +46,12 @@ def _check(cfg: DictConfig) -> None:
 
 
 def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
-    """Raises PPFError if an override changes a key that is not read with `path=` or `search=`."""
+    """Raises PPFError if an override changes a key that is not read."""
     for key in ("path", "search"):
         if cfg[key]:
             refuse_unread(f"prune with {key}=", given, ["sequential"])
+    if not cfg.latency:
+        refuse_unread("prune without latency=true", given, ["speed"])
 
 
 @command(_check, one_process=True)

@@ -45,6 +45,11 @@ _TRAINER = (
     "log_every_n_steps",
     "deterministic",
 )
+_KNOWN = {
+    "precision": ("bf16-mixed", "16-mixed", "32-true"),
+    "gradient_clip_algorithm": ("norm", "value"),
+}
+"""Values of the section `trainer` that recovery supports."""
 _UNREAD = {
     "policy": ("elastic", "ratios"),
     "path": ("elastic", "ratios", "sequential"),
@@ -77,6 +82,9 @@ def _check(cfg: DictConfig) -> None:
             f" say how long the training is, and fabric= where it runs; only {', '.join(_TRAINER)}"
             " can be set."
         )
+    for key, known in _KNOWN.items():
+        if (value := cfg.trainer.get(key)) is not None and value not in known:
+            raise PPFError(f"trainer.{key}={value} is unknown: give one of {', '.join(known)}.")
     check_read(cfg, task_overrides())
     refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:
@@ -132,6 +140,8 @@ def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
     for key, unread in _UNREAD.items():
         if cfg[key]:
             refuse_unread(f"recover with {key}=", given, unread)
+    if not loss_names(cfg):
+        refuse_unread(f"recover with tune={'+'.join(cfg.tune)}", given, ["loss"])
 
 
 @command(_check)

@@ -233,16 +233,16 @@ def _source(source: dict[str, Any], cache: Path) -> dict[str, Any]:
         if key != "revision" or value
     }
     if found.get("data_files"):
-        found["data_files"] = _files(found["data_files"], cache)
+        found["data_files"] = named_files(found["data_files"], cache)
     return with_code(found, cache)
 
 
-def _files(value: Any, cache: Path) -> Any:
+def named_files(value: Any, cache: Path) -> Any:
     """The value of `data_files` with digests of the local files that it names or matches."""
     if isinstance(value, dict):
-        return {key: _files(entry, cache) for key, entry in value.items()}
+        return {key: named_files(entry, cache) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_files(entry, cache) for entry in value]
+        return [named_files(entry, cache) for entry in value]
     file = Path(str(value))
     if file.is_file():
         return [file.name, digest(file, cache)]

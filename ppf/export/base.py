@@ -15,8 +15,12 @@ from ppf.pruning import LivePruner
 class Exporter(ABC):
     """Writes pruned models in one format."""
 
-    def check_family(self, lm: LanguageModel) -> None:
-        """Raises PPFError if the format supports no policy of the model; called before any work."""
+    def check_family(self, lm: LanguageModel, *, biases: bool) -> None:
+        """Raises PPFError if the format supports no policy of the model; called before any work.
+
+        Args:
+            biases: whether the compensation adds biases.
+        """
         check_blocks(lm)
 
     @abstractmethod

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import LlamaConfig
 
@@ -21,6 +19,7 @@ from ppf.export import configuration_decilm
 from ppf.export.base import Converter, tell_rounding
 from ppf.export.card import Form, write_card
 from ppf.export.configuration_decilm import DeciLMConfig
+from ppf.export.files import write_generation_config, write_weights
 from ppf.export.pruned import Pruned
 from ppf.llm import LanguageModel
 from ppf.llm.loading import dtype_name
@@ -35,8 +34,8 @@ fewer channels, and some layers lack their attention. `policy.json` lists what e
 class DeciLM(Converter):
     """Writes a folder for vLLM."""
 
-    def check_family(self, lm: LanguageModel) -> None:
-        super().check_family(lm)
+    def check_family(self, lm: LanguageModel, *, biases: bool) -> None:
+        super().check_family(lm, biases=biases)
         _check_family(lm)
 
     def check_model(self, model: Pruned) -> None:
@@ -59,9 +58,9 @@ class DeciLM(Converter):
         tell_rounding(policy)
         folder.mkdir(parents=True, exist_ok=True)
         weights = _weights(model)
-        save_torch_state_dict(weights, folder, metadata={"format": "pt"})
+        write_weights(weights, folder)
         _config(model, set(weights)).save_pretrained(folder)
-        model.lm.model.generation_config.save_pretrained(folder)
+        write_generation_config(model.lm.model, folder)
         model.lm.tokenizer.save_pretrained(folder)
         shutil.copy(_CODE, folder)
         count, itemsize = parameters(model.lm.model), model.lm.dtype.itemsize
@@ -119,10 +118,7 @@ def _weights(model: Pruned) -> dict[str, Tensor]:
         for name in [n for n in tensors if biased and f".{kind}." in n and n.endswith("weight")]:
             bias = name.removesuffix("weight") + "bias"
             tensors.setdefault(bias, tensors[name].new_zeros(len(tensors[name])))
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def _consumer_biases(model: Pruned) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ arrays.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from ppf.evaluation.size import parameters
@@ -37,13 +39,17 @@ class GGUF(Converter):
 
     type: NumberFormat
 
-    def check_family(self, lm: LanguageModel) -> None:
-        super().check_family(lm)
-        reader_of(lm.model.config, biases=False)
+    def check_family(self, lm: LanguageModel, *, biases: bool) -> None:
+        super().check_family(lm, biases=biases)
+        self._check(reader_of(lm.model.config, biases=biases), lm)
 
     def check_model(self, model: Pruned) -> None:
-        nowhere = gguf.GGUFWriter(None, architecture_of(model).name)
-        write_vocabulary(nowhere, model.lm.tokenizer, model.lm.model.config.vocab_size)
+        self._check(architecture_of(model), model.lm)
+
+    def _check(self, reader: Architecture, lm: LanguageModel) -> None:
+        """Raises PPFError if llama.cpp lacks the tokenizer."""
+        nowhere = gguf.GGUFWriter(None, reader.name)
+        write_vocabulary(nowhere, lm.tokenizer, lm.model.config.vocab_size)
 
     def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         path = self.write_file(model, folder, policy)
@@ -64,15 +70,19 @@ class GGUF(Converter):
         writer.add_string("ppf.policy", json.dumps(policy))
         _describe(writer, model, reader)
         write_vocabulary(writer, model.lm.tokenizer, config.vocab_size)
-        types = policy.get("types") or {}
+        types, kinds = policy.get("types") or {}, list[GGMLQuantizationType]()
         for key, tensor in tensors(model, reader):
             wanted = GGMLQuantizationType[types.get(site_of(key), self.type).upper()]
             kind = tensor_type(key, tensor, wanted, tied=config.tie_word_embeddings)
-            data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
-            writer.add_tensor(key, data, raw_dtype=kind)
+            size = math.prod(gguf.quant_shape_to_byte_shape(tensor.shape, kind))
+            writer.add_tensor_info(key, tensor.shape, np.dtype(np.float32), size, kind)
+            kinds.append(kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        for kind, (_, tensor) in zip(kinds, tensors(model, reader), strict=True):
+            data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
+            writer.write_tensor_data(data)  # one by one: all of them may not fit into memory
         writer.close()
         return path
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -25,6 +24,7 @@ from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export import modeling_pruned
 from ppf.export.base import Exporter, check_blocks, tell_rounding
 from ppf.export.card import Form, write_card
+from ppf.export.files import write_generation_config, write_weights
 from ppf.export.pruned import Pruned
 from ppf.llm import Adapter, Coupling
 from ppf.llm.loading import dtype_name
@@ -40,6 +40,8 @@ _OWN_CODE: dict[str, Any] = {
         "AutoModelForCausalLM": f"{_MODELING.stem}.PrunedForCausalLM",
     },
 }
+_CODE_OF_OTHERS = ("custom_pipelines", "attn_implementation", "_attn_implementation")
+"""Keys of a config.json that may name code, such as attention kernels of the hub."""
 _USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -84,9 +86,9 @@ def write_without_card(pruner: LivePruner, folder: Path, policy: Mapping[str, An
     """Writes the same folder without a model card. The policy then needs no measurements."""
     model = pruner.lm.model
     folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(_weights(model), folder, metadata={"format": "pt"})
+    write_weights(_weights(model), folder)
     pruned_config(pruner).save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    write_generation_config(model, folder)
     pruner.lm.tokenizer.save_pretrained(folder)
     _write_code(folder, type(model).__name__, type(model.base_model).__name__)
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
@@ -113,15 +115,15 @@ def export_recovered(
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained = model.lm.model
-    weights = {name: tensor.to(dtype) for name, tensor in _weights(trained).items()}
-    save_torch_state_dict(weights, folder, metadata={"format": "pt"})
-    trained.generation_config.save_pretrained(folder)
+    write_weights(_weights(trained), folder, dtype)
+    write_generation_config(trained, folder)
     model.lm.tokenizer.save_pretrained(folder)
     family: Any = AutoModelForCausalLM._model_mapping[type(trained.config)]
     _write_code(folder, family.__name__, type(trained.base_model).__name__)
     config = json.loads((start / "config.json").read_text(encoding="utf-8"))
     config |= {"dtype": dtype_name(dtype), **_OWN_CODE}
-    config.pop("custom_pipelines", None)  # may name code of others
+    for key in _CODE_OF_OTHERS:
+        config.pop(key, None)
     for name, content in (("config.json", config), ("policy.json", policy)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _write_card(folder, model, dtype, parameters(model.lm.model), policy)
@@ -203,14 +205,10 @@ def _block(coupling: Coupling) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers on the CPU, tied ones once; views are saved dense."""
+    """All parameters and buffers by name, tied ones once."""
     named = [*model.named_parameters(), *model.named_buffers()]
     once, saved = {name for name, _ in named}, model.state_dict()
-    return {
-        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in saved.items()
-        if name in once
-    }
+    return {name: tensor for name, tensor in saved.items() if name in once}
 
 
 def _write_code(folder: Path, family: str, base: str) -> None:

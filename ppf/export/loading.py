@@ -20,7 +20,14 @@ from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
 from ppf.export.pruned import Pruned
 from ppf.llm import Coupling, LanguageModel, adapter_for
-from ppf.llm.checkpoint import quiet, read_config, read_model, read_tokenizer, weights_fault
+from ppf.llm.checkpoint import (
+    check_files,
+    quiet,
+    read_config,
+    read_model,
+    read_tokenizer,
+    weights_fault,
+)
 from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
 from ppf.records.exported import ExportedConfig
@@ -46,15 +53,25 @@ def load_folder(
     check_format(folder)
     if trust_remote_code:
         return _trusted(folder, dtype)
+    config, tokenizer = read_description(folder)
+    pruned = hasattr(config, "pruned_blocks")
+    made = _pruned_class(folder, config) if pruned else AutoModelForCausalLM
+    return read_model(str(folder), config, dtype, "path", made), tokenizer
+
+
+def read_description(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """The config and the tokenizer in a folder, without the code in it.
+
+    Raises:
+        PPFError: one of them or the weights are missing or damaged, or the folder needs its code.
+    """
     config = read_config(str(folder), "path")
-    own_code, pruned = hasattr(config, "auto_map"), hasattr(config, "pruned_blocks")
-    if own_code and not pruned:
+    if hasattr(config, "auto_map") and not hasattr(config, "pruned_blocks"):
         raise PPFError(
             f"path={folder} contains Python code: read it, then run it with trust_remote_code=true."
         )
-    made = _pruned_class(folder, config) if pruned else AutoModelForCausalLM
-    model = read_model(str(folder), config, dtype, "path", made)
-    return model, read_tokenizer(str(folder), config, "path")
+    check_files(str(folder), "path")
+    return config, read_tokenizer(str(folder), config, "path")
 
 
 def check_format(folder: Path) -> None:

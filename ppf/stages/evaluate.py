@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.context.policy import policy_config, read_policy, types_of
@@ -19,7 +19,7 @@ from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
 from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
-from ppf.export.loading import load_folder
+from ppf.export.loading import load_folder, read_description
 from ppf.llm import LanguageModel, check_head
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
@@ -61,12 +61,14 @@ class Procedure:
             text = replace(text, window=window, windows={"test": None})
         return [Piece(text.tokens("test", tokenizer), 1)]
 
-    def check(self, text: Text, lm: LanguageModel) -> None:
+    def check(
+        self, text: Text, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
         """Raises PPFError if the windows of the text or the timed prompts do not fit the model."""
-        self.pieces(text, lm.tokenizer)
-        check_window(self.cfg.window or text.window, lm.model.config, "window")
+        self.pieces(text, tokenizer)
+        check_window(self.cfg.window or text.window, config, "window")
         if self.cfg.latency:
-            check_prompts(self.cfg.speed, lm.model.config)
+            check_prompts(self.cfg.speed, config)
 
     def measure(
         self,
@@ -115,7 +117,11 @@ def evaluate_policy(
         PPFError: the model has changed since the search, or text or windows do not fit.
     """
     text = _text(cfg, policy_config(record, cfg))
-    context = apply_policy(cfg, fabric, record, lambda _, lm: procedure.check(text, lm))
+
+    def check(_: Text, lm: LanguageModel) -> None:
+        procedure.check(text, lm.model.config, lm.tokenizer)
+
+    context = apply_policy(cfg, fabric, record, check)
     tokenizer = context.model.lm.tokenizer
     pieces = procedure.pieces(text, tokenizer)
     space, pruner, dtype = context.model.space, context.model.pruner, context.model.lm.dtype
@@ -150,10 +156,12 @@ def evaluate_folders(
     folders = [Path(local_folder(path, "path")) for path in paths]
     records = [_record(folder, cfg.trust_targets) for folder in folders]
     found = next(filter(None, records), None)
-    text = _text(cfg, policy_config(found, cfg) if found else None)
+    text, trust = _text(cfg, policy_config(found, cfg) if found else None), cfg.trust_remote_code
+    for folder in [] if trust else folders:  # before the first one is measured
+        procedure.check(text, *read_description(folder))
     pieces, results, first, same = list[Piece](), [], list[Piece](), True
     for name, folder, record in zip(names_of(paths), folders, records, strict=True):
-        dtype, trust = resolve_dtype(cfg.dtype, fabric.device), cfg.trust_remote_code
+        dtype = resolve_dtype(cfg.dtype, fabric.device)
         model, tokenizer = load_folder(folder, dtype, trust_remote_code=trust)
         pieces = procedure.pieces(text, tokenizer)
         first = first or pieces

@@ -25,7 +25,7 @@ from ppf.export.loading import read_pruned
 from ppf.llm import LanguageModel, Text
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.progress import say
-from ppf.pruning.compensation import NoCompensation
+from ppf.pruning.compensation import Bias, LeastSquares, NoCompensation
 from ppf.pruning.live import Types
 from ppf.pruning.sequential import refit_sequentially
 from ppf.report.scores import LogPerplexity
@@ -62,16 +62,22 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> tuple[Path
     """
     exporter: Exporter = instantiate(cfg.export)
     timed = cfg.speed if cfg.latency else None
-    check = partial(check_export, exporter, timed)
+    biases = record["kept"] != record["units"] and adds_biases(checked_config(record, cfg))
+    check = partial(check_export, exporter, timed, biases)
     context, record = compensated(cfg, fabric, record, exporter, timed, check)
     return exporter.write(context.model.pruner, Path(cfg.out), record), record
 
 
+def adds_biases(config: DictConfig) -> bool:
+    """Whether a config's compensation is known to add biases to pruned models."""
+    return isinstance(instantiate(config.compensation), Bias | LeastSquares)
+
+
 def check_export(
-    exporter: Exporter, timed: DictConfig | None, text: Text, lm: LanguageModel
+    exporter: Exporter, timed: DictConfig | None, biases: bool, text: Text, lm: LanguageModel
 ) -> None:
     """Raises PPFError if the format or the timed prompts do not fit the model; see `EarlyCheck`."""
-    exporter.check_family(lm)
+    exporter.check_family(lm, biases=biases)
     if timed:
         check_prompts(timed, lm.model.config)
 

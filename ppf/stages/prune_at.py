@@ -21,7 +21,7 @@ from ppf.records.agent import agent_folder
 from ppf.records.policy import AdaptersRecord
 from ppf.report.scores import LogPerplexity
 from ppf.space import uniform
-from ppf.stages.prune import check_export, exported, known_before
+from ppf.stages.prune import adds_biases, check_export, exported, known_before
 
 
 def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
@@ -36,12 +36,13 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     agent, search = load_agent(cfg.search, cfg.trust_targets), agent_folder(cfg.search)
     exporter: Exporter = instantiate(cfg.export)
     timed = cfg.speed if cfg.latency else None
-    check = partial(check_export, exporter, timed)
+    given = checked_config(agent.record, cfg)
+    pruned = agent.policy(cfg.ratio) != agent.space.dense.tolist()
+    check = partial(check_export, exporter, timed, pruned and adds_biases(given))
     adapted = (search / ADAPTERS).is_file()
     if adapted:  # they fit only the compensation that they were trained with
         context = resident(cfg, fabric, agent.record, adapted=False, check=check)
     else:
-        given = checked_config(agent.record, cfg)
         context = prepare(given, fabric, dtype=cfg.dtype, check=check)
     pruner, labelling = context.model.pruner, context.labelling
     with pruner.at(agent.policy(cfg.ratio)):

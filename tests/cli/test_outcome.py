@@ -106,16 +106,26 @@ def test_another_machine_counts_if_prices_are_measured(
 
 
 @pytest.mark.parametrize(
-    "key", ["text.path", "text.training.more.path", "search.start", "model.path"]
+    "override",
+    [
+        "text.path={}/file.parquet",
+        "text.training.more.path={}/file.parquet",
+        "search.start={}/file.parquet",
+        "model.path={}",
+        "+text.source.path={}",
+        "+text.source.data_files={{train: '{}/*.parquet'}}",
+        "+text.training.source={{data_files: {{training: [{}/file.parquet]}}}}",
+    ],
 )
 def test_a_changed_file_or_folder_counts(
-    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, override: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ppf.cli.outcome.is_multirun", lambda: True)
-    folder, file = tmp_path / "folder", tmp_path / "folder" / "file.txt"
+    folder = tmp_path / "folder"
+    file = folder / ("file.json" if "model" in override else "file.parquet")
     folder.mkdir()
     file.write_text("one")
-    cfg = config(tmp_path, f"{key}={folder if key == 'model.path' else file}")
+    cfg = config(tmp_path, override.format(folder))
     cfg.paths.cache = str(tmp_path)
     write("search", cfg, Outcome(3.5), seconds=1.5)
     assert finished("search", cfg) is not None

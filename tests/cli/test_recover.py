@@ -1,15 +1,18 @@
 """`recover.py` as a user types it: two processes train as one does, and wrong calls are told."""
 
 import json
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 
-from ppf.cli import prune
+from ppf.cli import evaluate, prune
+from ppf.cli import recover as recover_command
 from ppf.cli.recover import _rows, main
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
@@ -83,6 +86,8 @@ def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
     ("override", "sentence"),
     [
         ("trainer.precision=16-mixed", "16-mixed needs a GPU"),
+        ("trainer.precision=transformer-engine", "transformer-engine is unknown: give one of bf16"),
+        ("+trainer.gradient_clip_algorithm=max", "algorithm=max is unknown: give one of norm, val"),
         ("+trainer.max_steps=3", "trainer.max_steps cannot be set here"),
         ("out=${policy}/..", "is the folder that is read"),
         ("elastic.rank=8", "recover with policy= does not read elastic.rank"),
@@ -100,6 +105,27 @@ def test_what_a_training_cannot_use(
     assert main.check_relations is not None
     with pytest.raises(PPFError, match=sentence):
         main.check_relations(cfg)
+
+
+@pytest.mark.parametrize("losses", [True, False])
+def test_losses_that_no_tuner_reads_are_refused(losses: bool) -> None:
+    tune = "tune=[blockwise,lora]" if losses else "tune=blockwise"
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("recover", ["policy=a", "paths.run=x", tune])
+    told = pytest.raises(PPFError, match="recover with tune=blockwise does not read loss")
+    with nullcontext() if losses else told:
+        recover_command.check_read(cfg, ["loss=ce"])
+
+
+@pytest.mark.parametrize("command", [prune, evaluate])
+def test_options_of_speed_need_latency(command: Any) -> None:
+    name = command.__name__.rpartition(".")[2]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose(name, ["policy=a", "paths.run=x"])
+    with pytest.raises(PPFError, match="without latency=true does not read speed.prompt"):
+        command.check_read(cfg, ["speed.prompt=64"])
+    cfg.latency = True
+    command.check_read(cfg, ["speed.prompt=64"])
 
 
 @pytest.mark.parametrize("source", [["path=a"], ["search=a", "ratio=0.3"]])

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,8 @@ def test_what_llama_cpp_does_not_support_is_refused(form: str, biased: bool, par
     pruner.apply([*pruner.space.dense.tolist()[:-1], 1])
     with pytest.raises(PPFError, match=part):
         GGUF("f16").check(pruner)
+    with nullcontext() if part is WHOLE else pytest.raises(PPFError, match=part):
+        GGUF("f16").check_family(pruner.lm, biases=biased)  # WHOLE depends on the policy
 
 
 @pytest.mark.parametrize(
@@ -288,3 +291,5 @@ def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
         GGUF("f16").check(pruner)
+    with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
+        GGUF("f16").check_family(pruner.lm, biases=False)

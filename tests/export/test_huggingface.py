@@ -2,10 +2,12 @@ import ast
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -218,6 +220,29 @@ def test_tokenizer_and_generation_config_are_exported(pruner: LivePruner, folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer(text).input_ids == pruner.lm.tokenizer(text).input_ids
     assert loaded(folder).generation_config.eos_token_id == 0
+
+
+def test_a_generation_config_that_transformers_only_warns_of_is_exported(
+    pruner: LivePruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruner.lm.model.generation_config, "temperature", 0.3)  # no do_sample
+    export_folder(pruner, tmp_path, POLICY)
+    assert loaded(tmp_path).generation_config.temperature == 0.3
+
+
+def test_large_weights_are_divided_and_replace_earlier_ones(
+    pruner: LivePruner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = partial(split_torch_state_dict_into_shards, max_shard_size="20KB")
+    monkeypatch.setattr("ppf.export.files.split_torch_state_dict_into_shards", limited)
+    pruner.apply([2] * len(pruner.space))
+    export_folder(pruner, folder, POLICY)
+    assert not (folder / "model.safetensors").exists()
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    assert_same_logits(loaded(folder), pruner.lm.model)
+    monkeypatch.undo()
+    export_folder(pruner, folder, POLICY)
+    assert [file.name for file in folder.glob("*.safetensors*")] == ["model.safetensors"]
 
 
 def test_policy_and_card(pruner: LivePruner, folder: Path) -> None:

@@ -68,11 +68,13 @@ class TestOneFamily:
     def test_recovery_writes_its_own_code(self, folder: Path, marker: Path, tmp_path: Path) -> None:
         (folder / "notes.txt").write_text("a file of the folder")
         config = json.loads((folder / "config.json").read_text())
-        changed(folder, auto_map=config["auto_map"] | {"AutoConfig": "other.Config"})
+        foreign = config["auto_map"] | {"AutoConfig": "other.Config"}
+        changed(folder, auto_map=foreign, attn_implementation="stranger/kernel")
         model, out = read_pruned(folder, torch.float32), tmp_path / "recovered"
         export_recovered(model, torch.float32, folder, out, POLICY)
         assert not (out / "notes.txt").exists()
-        assert json.loads((out / "config.json").read_text())["auto_map"] == config["auto_map"]
+        written = json.loads((out / "config.json").read_text())
+        assert written["auto_map"] == config["auto_map"] and "attn_implementation" not in written
         ids = random_windows()
         with torch.inference_mode():
             logits = loaded(out, trust_remote_code=True).eval()(ids).logits

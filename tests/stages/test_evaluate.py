@@ -1,12 +1,13 @@
 """Which tokens `evaluate` scores."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 from ppf.errors import PPFError
@@ -75,9 +76,9 @@ def test_folders_of_the_same_name_are_told_apart_by_their_paths() -> None:
     assert names_of(["1/model", "2/model"]) == ["1/model", "2/model"]
 
 
-def test_folders_with_different_tokenizers_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def folders_config(tmp_path: Path) -> DictConfig:
+    """Of evaluate; there are two folders with different tokenizers, plain and bos."""
     model = random_model(CHECKPOINTS["llama-biases"]).model
     for name, tokenizer in (("plain", byte_tokenizer()), ("bos", bos_tokenizer())):
         model.save_pretrained(tmp_path / name)
@@ -85,7 +86,32 @@ def test_folders_with_different_tokenizers_are_told(
     text = (f"text.path={write_articles(tmp_path)}", "text.window=32", "text.windows.test=4")
     paths = (f"paths.run={tmp_path}", f"paths.cache={tmp_path}")
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("evaluate", ["text=wikipedia_sample", "dtype=float32", *text, *paths])
+        return compose("evaluate", ["text=wikipedia_sample", "dtype=float32", *text, *paths])
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "model.safetensors", None])
+def test_a_folder_that_cannot_be_measured_is_refused_before_the_first_one_is(
+    folders_config: DictConfig,
+    tmp_path: Path,
+    missing: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg, fabric = folders_config, Fabric(accelerator="cpu", devices=1)
+    if missing:
+        (tmp_path / "bos" / missing).unlink()
+    else:
+        config = json.loads((tmp_path / "bos" / "config.json").read_text())
+        written = json.dumps(config | {"max_position_embeddings": 16})
+        (tmp_path / "bos" / "config.json").write_text(written)
+    with pytest.raises(PPFError, match=r"bos|window=32 exceeds the model's 16 positions"):
+        evaluate_folders(cfg, fabric, Procedure.of(cfg), [f"{tmp_path}/plain", f"{tmp_path}/bos"])
+    assert "Measuring" not in capsys.readouterr().out
+
+
+def test_folders_with_different_tokenizers_are_told(
+    folders_config: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = folders_config
     fabric, first = Fabric(accelerator="cpu", devices=1), str(tmp_path / "plain")
     for second, told in ((first, False), (str(tmp_path / "bos"), True)):
         found = evaluate_folders(cfg, fabric, Procedure.of(cfg), [first, second])

@@ -1,0 +1,44 @@
+"""Files of a folder that transformers reads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def write_weights(
+    tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Writes tensors in place of the folder's present weights, as safetensors of at most 5 GB.
+
+    Only one file's tensors are copied at a time: they may be parts of larger ones.
+
+    Args:
+        dtype: of the files; None: as the tensors are.
+    """
+    shapes = {n: torch.empty_like(t, dtype=dtype, device="meta") for n, t in tensors.items()}
+    shards = split_torch_state_dict_into_shards(shapes)
+    for earlier in folder.glob("model*.safetensors*"):
+        earlier.unlink()
+    for file, names in shards.filename_to_tensors.items():
+        given = {"dtype": dtype, "memory_format": torch.contiguous_format, "copy": True}
+        save_file(
+            {n: tensors[n].to("cpu", **given) for n in names}, folder / file, {"format": "pt"}
+        )
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def write_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """Writes the model's defaults for generation as they are.
+
+    `save_pretrained` of transformers 5.20 to 5.22 refuses values that loading only warns of, such
+    as a temperature without `do_sample`.
+    """
+    model.generation_config.to_json_file(folder / "generation_config.json")
