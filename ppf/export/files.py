@@ -26,10 +26,12 @@ def write_weights(
     for earlier in folder.glob("model*.safetensors*"):
         earlier.unlink()
     for file, names in shards.filename_to_tensors.items():
-        given = {"dtype": dtype, "memory_format": torch.contiguous_format, "copy": True}
-        save_file(
-            {n: tensors[n].to("cpu", **given) for n in names}, folder / file, {"format": "pt"}
-        )
+        parts = {
+            name: tensors[name].to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+            for name in names
+        }
+        save_file(parts, folder / file, {"format": "pt"})
+        del parts  # before the next file's tensors are copied
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
