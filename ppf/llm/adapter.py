@@ -103,7 +103,7 @@ class Adapter(ABC):
     - Which projections compute the channels of the FFN, and which one reads them?
     - Which config keys hold the widths (`kv_heads` and `channels`)?
     - Which attribute, if any, counts the heads (`Coupling.heads`)?
-    - Does a norm or a factor follow a consumer (`adds_to_stream`)?
+    - Does a norm or a factor follow a consumer (`adds_to_stream` and `norm_behind`)?
 
     Norms over a single head need no entry. Attention with norms over all heads, as in OLMo 2,
     cannot be pruned.
@@ -155,6 +155,10 @@ class Adapter(ABC):
         False if a norm or a factor lies between; then there is no sequential re-estimation.
         """
         return True
+
+    def norm_behind(self, coupling: Coupling) -> nn.Module | None:
+        """The norm that a consumer's output passes before it is added to the residual stream."""
+        return None
 
     def prunables(self, model: PreTrainedModel) -> list[Prunable]:
         """The prunable blocks, as `build_space` takes them."""

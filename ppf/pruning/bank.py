@@ -92,6 +92,8 @@ class Bank:
                 weight = coupling.consumer.weight[:, columns].float()
             moments = gram[columns][:, columns], mean[columns]
             made = compensation.levels(weight, *moments, columns_of[number], factored=factored)
+            if lm.adapter.norm_behind(coupling):  # it would scale a bias to full strength
+                made = made.silenced()
             return _cast(made, lm.dtype, device)
 
         form = f"{type(compensation).__name__}-{'factors' if factored else 'weights'}"

@@ -6,7 +6,7 @@ widths) at once, because the kept columns of a level are a prefix of those of th
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -110,6 +110,14 @@ class Levels:
         if self.biases is not None:
             outputs = outputs + direction.float() @ self.biases.float().T
         return outputs
+
+    def silenced(self) -> "Levels":
+        """The same levels, but without units the output is zero instead of a bias."""
+        if self.biases is None:
+            return self
+        biases, errors = self.biases.clone(), self.errors.clone()
+        biases[0], errors[0] = 0, 1
+        return replace(self, biases=biases, errors=errors)
 
 
 def _prefix_sums(terms: Float[Tensor, "tokens columns"]) -> Float[Tensor, "tokens sums"]:

@@ -1,18 +1,19 @@
 """Expected losses of pruning and rounding single sites, from gradients of the dense model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ppf.llm import differentiate
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
 from ppf.pruning.rounding import rounded
-from ppf.pruning.sensitivity import loss_of_sampled
+from ppf.pruning.sensitivity import NormBehind, loss_of_sampled
 from ppf.records.values import NumberFormat
 
 
@@ -77,12 +78,13 @@ class _Site:
         self.energy = torch.zeros((), device=device)
         # Inputs of the consumer: without rounding first, then with each type of rounding.
         self.inputs: list[Tensor] = []
+        self.norm, self.behind = pruner.lm.adapter.norm_behind(self.coupling), NormBehind()
 
-    def hooks(self) -> list[Any]:
-        return [
-            self.coupling.consumer.register_forward_hook(self._after_consumer),
-            self.block.register_forward_hook(self._after_block, with_kwargs=True),
-        ]
+    def hooks(self) -> Iterator[RemovableHandle]:
+        yield self.coupling.consumer.register_forward_hook(self._after_consumer)
+        yield self.block.register_forward_hook(self._after_block, with_kwargs=True)
+        if self.norm is not None:
+            yield self.norm.register_forward_hook(self.behind.hook)
 
     def _after_consumer(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         if out.requires_grad:
@@ -119,5 +121,8 @@ class _Site:
             close = rounded(weight, type)
             change = (along - (gradient @ close) * other).float()
             kept = nn.functional.pad(change.cumsum(1), (1, 0))[:, self.widths]
-            self.squared[number] += (pruning + kept).square().sum(0)
+            changes = pruning + kept
+            if self.norm is not None:
+                changes[:, 0] = self.behind.emptied
+            self.squared[number] += changes.square().sum(0)
             self.noise[number] += (whole - other @ close.T).float().square().sum()

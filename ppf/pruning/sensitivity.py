@@ -1,11 +1,13 @@
 """Expected losses of changing single sites, from gradients of the dense or the pruned model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ppf.llm import differentiate
 from ppf.llm.backward import LossFunction
@@ -14,6 +16,27 @@ from ppf.pruning.live import LivePruner
 
 Expansion = Callable[[Float[Tensor, "tokens levels"]], Float[Tensor, "tokens levels"]]
 """Maps g · d of each token to an estimate of the change of the loss, nats."""
+
+
+class NormBehind:
+    """Computes what emptying a site changes, if a norm follows its consumer.
+
+    The norm ignores the scale of its input. So the gradient in front of it is orthogonal to the
+    input, and only the gradient behind it tells what the whole output is worth.
+
+    Attributes:
+        emptied: g · d of each token behind the norm, where d is the change to zero; of the latest
+            backward pass.
+    """
+
+    emptied: Float[Tensor, " tokens"]
+
+    def hook(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(partial(self._keep, output.detach()))
+
+    def _keep(self, output: Tensor, gradient: Tensor) -> None:
+        self.emptied = -(gradient * output).float().flatten(0, -2).sum(1)
 
 
 class _SiteGradients:
@@ -29,15 +52,28 @@ class _SiteGradients:
         self.present, self.expand = present, expand
         device = pruner.lm.device_of(self.coupling.layer)
         self.summed = torch.zeros(len(self.widths), device=device)
+        self.norm, self.behind = pruner.lm.adapter.norm_behind(self.coupling), NormBehind()
 
-    def hook(self, consumer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def hooks(self) -> Iterator[RemovableHandle]:
+        yield self.coupling.consumer.register_forward_hook(self._hook)
+        if self.norm is not None:
+            yield self.norm.register_forward_hook(self.behind.hook)
+
+    def _hook(self, consumer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:
             output.register_hook(partial(self._add, inputs[0].detach()))
 
     def _add(self, x: Tensor, gradient: Tensor) -> None:
         x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
-        outputs = self.levels.along(gradient, x, self.weight.to(x.device), self.widths)
-        self.summed += self.expand(outputs - outputs[:, self.present, None]).sum(0)
+        weight = self.weight.to(x.device)
+        outputs = self.levels.along(gradient, x, weight, self.widths)
+        changes = outputs - outputs[:, self.present, None]
+        if self.norm is not None and self.present:
+            changes[:, 0] = self.behind.emptied
+        elif self.norm is not None:  # its slope at zero is larger than at the dense output
+            eps: Any = self.norm.eps
+            changes *= (eps / ((x @ weight.T).float().square().mean(1) + eps)).sqrt()[:, None]
+        self.summed += self.expand(changes).sum(0)
 
 
 def sensitivity(
@@ -129,6 +165,6 @@ def _summed(
         _SiteGradients(pruner, number, index, kept[number], expand)
         for number, index in enumerate(indices)
     ]
-    hooks = [site.coupling.consumer.register_forward_hook(site.hook) for site in sites]
+    hooks = [hook for site in sites for hook in site.hooks()]
     differentiate(lm, windows, loss, title, hooks)
     return nn.utils.rnn.pad_sequence([site.summed.cpu() / windows.numel() for site in sites], True)

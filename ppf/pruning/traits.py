@@ -88,7 +88,7 @@ def layer_traits(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[str
         for c in couplings:
             variance = square[c.consumer] - mean[c.consumer].square()
             found[f"fluctuation.{c.name}"] = _fluctuation(c, variance)
-            found[f"energy.{c.name}"] = added[c.consumer]
+            found[f"energy.{c.name}"] = added[_last(lm, c)]
     return {name: tensor.cpu() for name, tensor in found.items()}
 
 
@@ -109,18 +109,23 @@ def _linears(couplings: Sequence[Coupling]) -> list[nn.Linear]:
     return list(dict.fromkeys(linear for c in couplings for linear in c.linears))
 
 
+def _last(lm: LanguageModel, coupling: Coupling) -> nn.Module:
+    """The module whose output a site adds to the residual stream."""
+    return lm.adapter.norm_behind(coupling) or coupling.consumer
+
+
 Moments = dict[nn.Module, Tensor]
 
 
 def _observe(
     lm: LanguageModel, stream: LayerStream, layer: int
 ) -> tuple[Moments, Moments, Moments, Float[Tensor, ""]]:
-    """E[x] and E[x²] of each projection's input, energy of each consumer, the layer's influence."""
+    """E[x] and E[x²] of each projection's input, energy of each site, the layer's influence."""
     couplings, module = _couplings(lm, layer), lm.adapter.layers(lm.model)[layer]
     linears, device = _linears(couplings), lm.device_of(layer)
     mean: Moments = {w: torch.zeros(w.in_features, device=device) for w in linears}
     square: Moments = {w: torch.zeros_like(zeros) for w, zeros in mean.items()}
-    added: Moments = {c.consumer: torch.zeros((), device=device) for c in couplings}
+    added: Moments = {_last(lm, c): torch.zeros((), device=device) for c in couplings}
     entered: list[Tensor] = []
 
     def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -140,7 +145,7 @@ def _observe(
 
     hooks = [module.register_forward_pre_hook(enter)]
     hooks += [linear.register_forward_pre_hook(read) for linear in linears]
-    hooks += [consumer.register_forward_hook(add) for consumer in added]
+    hooks += [last.register_forward_hook(add) for last in added]
     try:
         left = stream.run(layer)
     finally:

@@ -118,6 +118,13 @@ def test_a_damaged_file_is_made_again(
         assert "its checksum is wrong): it is made again" in capsys.readouterr().out
 
 
+def test_a_norm_behind_an_empty_site_has_no_bias_to_scale(tmp_path: Path) -> None:
+    made = bank(random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]), tmp_path, 1.0)
+    for levels in made.levels:
+        assert levels.biases is not None and levels.errors[0] == 1
+        assert not levels.biases[0].any() and (len(levels.biases) == 2 or levels.biases[1].any())
+
+
 def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) -> None:
     space = width_space(lm)
     for site, level in zip(space.sites, bank(lm, tmp_path, 1.0).levels, strict=True):

@@ -37,6 +37,15 @@ def test_without_rounding_the_losses_are_those_of_pruning() -> None:
         assert torch.equal(now, before)
 
 
+def test_emptying_a_site_in_front_of_a_norm_counts() -> None:
+    lm, windows = random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]), random_windows()
+    pruner = pruner_with(lm, NoCompensation())
+    expected = sensitivity(pruner, windows, seed=0)[:, 0]
+    found = rounding_sensitivity(pruner, windows, ["f16", "q4_0"], seed=0).losses[:, :, 0]
+    assert (expected > 0.1).all()
+    torch.testing.assert_close(found, expected[:, None].expand(-1, 2))
+
+
 def test_small_losses_equal_the_divergence_from_the_dense_model() -> None:
     lm, windows = random_model(CONFIG), random_windows()
     last = len(lm.couplings) - 1  # no attention follows it

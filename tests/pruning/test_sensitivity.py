@@ -65,10 +65,21 @@ def test_losses_are_positive_except_for_the_dense_level(config, tmp_path: Path) 
         assert row[units] == 0 and (row[:units] > 0).all()
 
 
-def test_small_losses_equal_the_divergence_from_the_dense_model(tmp_path: Path) -> None:
-    lm, windows = random_model(CHECKPOINTS["llama-groups-of-3-tied"]), random_windows()
+def with_small_last_site(name: str, scale: float) -> LanguageModel:
+    """A random model whose last site adds little to the residual stream."""
+    lm = random_model(CHECKPOINTS[name])
+    norm = lm.adapter.norm_behind(lm.couplings[-1])
+    if norm is None:
+        lm.couplings[-1].consumer.weight.mul_(scale)
+    else:
+        norm.weight.fill_(scale - 1)  # Gemma's norms scale by 1 + weight
+    return lm
+
+
+@pytest.mark.parametrize("name", ["llama-groups-of-3-tied", "gemma3-one-kv-head-tied"])
+def test_small_losses_equal_the_divergence_from_the_dense_model(name: str, tmp_path: Path) -> None:
+    lm, windows = with_small_last_site(name, 0.05), random_windows()
     last = len(lm.couplings) - 1  # no attention follows it
-    lm.couplings[last].consumer.weight.mul_(0.05)
     pruner = pruner_with(lm, NoCompensation(), tmp_path)
     expected = torch.stack([sensitivity(pruner, windows, seed)[last] for seed in range(40)]).mean(0)
     kept = pruner.space.dense.tolist()
@@ -103,6 +114,26 @@ def test_small_changes_of_a_pruned_model_are_those_of_its_loss(config, tmp_path:
     measured = torch.tensor([loss(units) for units in levels]) - loss(kept[last])
     scale = float(measured.abs().max())
     torch.testing.assert_close(changes[: len(levels)], measured, rtol=0, atol=0.05 * scale)
+
+
+@pytest.mark.parametrize("kept", [0, None])
+def test_a_site_in_front_of_a_norm_is_emptied_and_restored(
+    kept: int | None, tmp_path: Path
+) -> None:
+    lm, windows = with_small_last_site("gemma3-one-kv-head-tied", 1e-3), random_windows()
+    pruner = pruner_with(lm, NoCompensation(), tmp_path)
+    half = [max(site.units // 2, 1) for site in pruner.space.sites]
+    dense = pruner.space.sites[-1].units
+    present, other = (0, dense) if kept == 0 else (dense, 0)
+    changes = loss_changes(pruner, [*half[:-1], present], windows, cap=100.0)[-1]
+
+    def loss(units: int) -> float:
+        with torch.inference_mode(), pruner.at([*half[:-1], units]) as model:
+            log_probs = model(windows).logits.double().log_softmax(-1)
+        return float(-log_probs[:, :-1].gather(2, windows[:, 1:, None]).sum()) / windows.numel()
+
+    assert changes[present] == 0
+    assert float(changes[other]) == pytest.approx(loss(other) - loss(present), rel=0.05)
 
 
 def test_no_token_changes_the_loss_by_more_than_the_cap_allows(tmp_path: Path) -> None:

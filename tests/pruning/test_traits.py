@@ -3,6 +3,7 @@ import torch
 
 from ppf.pruning import Traits
 from ppf.pruning.traits import _exponent
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 from tests.observing import collect_traits
 from tests.tiny import TinySetup
 
@@ -45,14 +46,18 @@ def test_traits_are_restored_from_a_file(tiny: TinySetup) -> None:
     assert list(again.fluctuation) == [f"{i}.{k}" for i in range(4) for k in ("attention", "mlp")]
 
 
-def test_energy_is_the_share_of_a_site_in_the_hidden_state(tiny: TinySetup) -> None:
-    energy = collect_traits(tiny.lm, tiny.windows).energy["1.mlp"]
-    layer, seen = tiny.lm.adapter.layers(tiny.lm.model)[1], {}
+@pytest.mark.parametrize("gemma", [False, True])
+def test_energy_is_the_share_of_a_site_in_the_hidden_state(tiny: TinySetup, gemma: bool) -> None:
+    lm = random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]) if gemma else tiny.lm
+    windows = random_windows() if gemma else tiny.windows
+    energy = collect_traits(lm, windows).energy["1.mlp"]
+    layer, seen = lm.adapter.layers(lm.model)[1], {}
+    last = layer.post_feedforward_layernorm if gemma else layer.mlp
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs: seen.update(state=inputs[0])),
-        layer.mlp.register_forward_hook(lambda _, inputs, output: seen.update(added=output)),
+        last.register_forward_hook(lambda _, inputs, output: seen.update(added=output)),
     ]
-    tiny.lm.model(tiny.windows)
+    lm.model(windows)
     for hook in hooks:
         hook.remove()
     state, added = (seen[name].square().sum(-1) for name in ("state", "added"))
