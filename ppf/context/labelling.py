@@ -79,28 +79,22 @@ class Labelling:
             self.model.lm, self.model, windows, batch=batch, context=s.context, kl_top_k=top
         )
 
-    @property
+    @cached_property
     def store(self) -> LabelStore:
-        """The stored labels of this model, text, space, order and compensation."""
+        """The stored labels of this model, text, space, order and compensation, as last read."""
         units = self.model.space.units.tolist()
         return LabelStore(self.artefacts.folder / "labels" / self.name, self.name, units)
 
-    def measure(
-        self,
-        policies: Int[Tensor, "policies sites"],
-        source: str,
-        store: LabelStore | None = None,
-    ) -> Labels:
+    def measure(self, policies: Int[Tensor, "policies sites"], source: str) -> Labels:
         """Labels of the policies, in their order; missing ones are measured.
 
         Args:
             source: name of what proposed the policies, as in "sampler".
-            store: the known labels; None: they are read again.
         """
         self.used.update(map(tuple, policies.tolist()))
-        known = self.store if store is None else store
+        self.store.refresh()
         with cpu_threads(self.threads):
-            return label(known, self.labeller, policies.cpu(), source, self.artefacts.ranks)
+            return label(self.store, self.labeller, policies.cpu(), source, self.artefacts.ranks)
 
     def stored_or_measured(
         self, policies: Int[Tensor, "policies sites"], source: str, command: str, *, may_label: bool
@@ -114,14 +108,14 @@ class Labelling:
         Raises:
             PPFError: a label is missing, and `may_label` is false.
         """
-        store = self.store
-        complete = all(kept in store for kept in policies.tolist())
+        self.store.refresh()
+        complete = all(kept in self.store for kept in policies.tolist())
         # Rank 0 decides: another rank may already see labels that rank 0 has just written.
         if self.artefacts.ranks.broadcast(complete):
-            say(f"Reusing {len(policies)} labels in {store.folder}.")
+            say(f"Reusing {len(policies)} labels in {self.store.folder}.")
         elif not may_label:
             raise missing("labels", command)
-        return self.measure(policies, source, store)
+        return self.measure(policies, source)
 
     def screen(
         self, policies: Int[Tensor, "policies sites"], count: int, first: int

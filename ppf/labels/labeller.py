@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ppf.errors import PPFError
+from ppf.errors import PPFError, out_of_memory
 from ppf.llm import (
     LanguageModel,
     LayerCalls,
@@ -139,13 +139,13 @@ class Labeller:
             kept: number of units that each site keeps.
 
         Raises:
-            OutOfMemoryError: memory does not suffice for a batch of one window.
+            OutOfMemoryError, RuntimeError: memory does not suffice for a batch of one window.
         """
         try:
             return self._score([int(k) for k in kept])
-        except torch.OutOfMemoryError:
+        except Exception as error:
             size = len(self._batches[0].ids)
-            if size == 1:
+            if size == 1 or not out_of_memory(error):
                 raise
         # The exception, which keeps the failed batch in memory, is gone here.
         say(f"Out of memory: the batch is halved to {size // 2} windows.")

@@ -101,7 +101,7 @@ class Completion:
         most_tokens: largest number of new tokens of a text.
         end_tokens: tokens that end a text.
         new_tokens: number of generated tokens, over all texts.
-        ratio: achieved pruning ratio, at least the requested one.
+        ratio: achieved share of removed parameters; with budget=params at least the requested one.
         prefill: seconds from the first look at the prompt to the first token.
         seconds: seconds from the first generated token to the last.
         done: is set when the generation has ended.

@@ -52,17 +52,18 @@ class Engine:
             completion.wait(place)
 
     def _run(self) -> None:
-        while (ratio := self._next()) is not None:
-            group = self._groups[ratio]
-            try:
-                self._turn(ratio, group)
-            except Exception as error:
-                group.fail(error)
-            with self._lock:
-                del self._groups[ratio]
-                if group.sequences:
-                    self._groups[ratio] = group
-                self._admit()
+        with self._model.at(0.0):  # restores the model's own policy when there is no more work
+            while (ratio := self._next()) is not None:
+                group = self._groups[ratio]
+                try:
+                    self._turn(ratio, group)
+                except Exception as error:
+                    group.fail(error)
+                with self._lock:
+                    del self._groups[ratio]
+                    if group.sequences:
+                        self._groups[ratio] = group
+                    self._admit()
 
     def _next(self) -> float | None:
         """The ratio whose turn it is; None: there is no work, and the thread ends."""
@@ -72,14 +73,14 @@ class Engine:
 
     def _turn(self, ratio: float, group: "_Group") -> None:
         """Generates at one ratio until its texts have ended, or its time is over."""
-        with self._model.at(ratio):
-            end = time.monotonic() + self._turn_seconds
-            while group.sequences:
-                group.advance()
-                with self._lock:
-                    self._admit()
-                if len(self._groups) > 1 and time.monotonic() > end:
-                    return
+        self._model.set_ratio(ratio)
+        end = time.monotonic() + self._turn_seconds
+        while group.sequences:
+            group.advance()
+            with self._lock:
+                self._admit()
+            if len(self._groups) > 1 and time.monotonic() > end:
+                return
 
 
 class _Group:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ class SearchInputs:
         starts = None if measured is None else measured.tolist()
         kind = self.fabric.device.type  # which a checkpoint cannot change
         prices = self.space.prices  # each machine measures those of a latency
-        parts = trained.signature, *self.config, prices, seed, processes, kind, starts
+        versions = [version(package) for package in ("torch", "torchrl")]  # which name the states
+        parts = trained.signature, *self.config, prices, seed, processes, kind, starts, versions
         name = signature("training", *parts)
         checkpoint = Checkpoint(self.checkpoints / name, self.settings.checkpoint_every)
         report = _reporter(self.fabric, history, earlier + number + 1)

@@ -108,8 +108,18 @@ def test_an_interrupted_policy_does_no_harm(tiny: TinySetup, policies: list[list
     assert [labeller.score(policies[i]).nll for i in (1, 2)] == pytest.approx(expected[::-1])
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+    ],
+)
 def test_out_of_memory_halves_the_batch(
-    tiny: TinySetup, policies: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    tiny: TinySetup,
+    policies: list[list[int]],
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=8)
     expected = labeller.score(policies[1]).nll
@@ -118,7 +128,7 @@ def test_out_of_memory_halves_the_batch(
     def full(self: Labeller, index: int) -> None:
         assert sys.exc_info()[0] is None  # an exception would keep the failed batch in memory
         if len(self._batches[0].ids) > 2:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         run(self, index)
 
     monkeypatch.setattr(Labeller, "_run_layer", full)

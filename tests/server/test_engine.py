@@ -113,6 +113,25 @@ def test_ratios_take_turns(log: Log, model: DynamicModel) -> None:
     assert changes > 4 and model.ratio == 0
 
 
+def test_between_two_ratios_the_model_is_not_made_dense(
+    log: Log, model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied, apply = list[list[int]](), model.pruner.apply
+
+    def noted(kept: list[int], *more: Any) -> None:
+        applied.append(list(kept))
+        apply(kept, *more)
+
+    monkeypatch.setattr(model.pruner, "apply", noted)
+    engine = Engine(model, sequences=4, turn_seconds=0.01)
+    run(engine, *(log.completion(f"a{r}", r, max_tokens=30) for r in (0.2, 0.4)))
+    with model.at(0.1):  # waits until the engine has left the model
+        pass
+    served = [i for i, kept in enumerate(applied) if kept in (model.policy(0.2), model.policy(0.4))]
+    between = applied[served[0] : served[-1] + 1]
+    assert len(between) > 4 and model.policy(0.0) not in between
+
+
 def test_completions_beyond_the_limit_wait_in_order_and_learn_their_places(
     log: Log, model: DynamicModel
 ) -> None:
