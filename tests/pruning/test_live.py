@@ -81,8 +81,10 @@ def reference(
     """A copy of the dense model with masked weights and textbook compensation."""
     model = copy.deepcopy(dense)
     columns = dropped_columns(model, pruner.space, pruner.bank.orders, kept)
-    for (consumer, gone), gram, mean in zip(columns, statistics.gram, statistics.mean, strict=True):
-        REFERENCES[name](consumer, gone, gram, mean)
+    parts = zip(pruner.lm.couplings, columns, statistics.gram, statistics.mean, strict=True)
+    for coupling, (consumer, gone), gram, mean in parts:
+        silent = gone.all() and pruner.lm.adapter.norm_behind(coupling)
+        REFERENCES["none" if silent else name](consumer, gone, gram, mean)
     return model
 
 
