@@ -83,7 +83,7 @@ def reference(
     columns = dropped_columns(model, pruner.space, pruner.bank.orders, kept)
     parts = zip(pruner.lm.couplings, columns, statistics.gram, statistics.mean, strict=True)
     for coupling, (consumer, gone), gram, mean in parts:
-        silent = gone.all() and pruner.lm.adapter.norm_behind(coupling)
+        silent = len(gone) == len(gram) and pruner.lm.adapter.norm_behind(coupling)
         REFERENCES["none" if silent else name](consumer, gone, gram, mean)
     return model
 
