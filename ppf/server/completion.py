@@ -113,14 +113,18 @@ class Completion:
         request: GenerationRequest,
         read: Callable[[], list[int]],
         emit: Emit,
+        *,
+        longest: int | None = None,
     ) -> None:
         """Creates a completion.
 
         Args:
             read: returns the prompt's tokens; raises PPFError if there are none.
             emit: is called with each piece, and with positions in the queue before the first one.
+            longest: most tokens of the prompt and a text; None: as many as the model's positions.
         """
         self.model, self.request, self._read, self.emit = model, request, read, emit
+        self._longest = longest
         self.ids = torch.empty(0, dtype=torch.long)
         self.choices: list[Choice] = []
         self.most_tokens = self.new_tokens = 0
@@ -143,11 +147,14 @@ class Completion:
             raise PPFError("the prompt has no tokens: send some text.")
         check_embedded(self.ids, self.model.lm.tokenizer, "the prompt")
         positions = self.model.lm.model.config.max_position_embeddings
-        most = self.request.most_tokens or max(1, positions - len(self.ids))
-        if len(self.ids) + most > positions:
+        longest = min(positions, self._longest or positions)
+        most = self.request.most_tokens or max(1, longest - len(self.ids))
+        if len(self.ids) + most > longest:
+            own = longest == positions
+            bound = f"the model's {positions} positions" if own else f"limits.context={longest}"
             raise PPFError(
                 f"the prompt has {len(self.ids)} tokens, and max_tokens={most}: together more than"
-                f" the model's {positions} positions: shorten the prompt or lower max_tokens."
+                f" {bound}: shorten the prompt or lower max_tokens."
             )
         self.most_tokens = most
         self.choices = [Choice(self, number) for number in range(self.request.n)]

@@ -21,6 +21,7 @@ class Limits:
 
     body_mib: float
     sequences: int
+    context: int
     turn_seconds: float
     queue: int
     seconds: float
@@ -96,7 +97,8 @@ class Scheduler:
         def emit(piece: Position | Delta) -> None:
             loop.call_soon_threadsafe(generation.put, piece)
 
-        generation.completion = Completion(self.model, asked, read, emit)
+        longest = self.limits.context
+        generation.completion = Completion(self.model, asked, read, emit, longest=longest)
         work = asyncio.create_task(self._work(generation))
         watch = asyncio.create_task(_disconnected(request))
         watch.add_done_callback(lambda _: work.cancel())

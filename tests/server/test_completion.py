@@ -7,10 +7,11 @@ from ppf.server.engine import Engine
 from ppf.server.requests import CompletionRequest
 
 
-def completion(model: DynamicModel, **asked: object) -> Completion:
+def completion(model: DynamicModel, longest: int | None = None, **asked: object) -> Completion:
     request = {"prompt": "Hello", "max_tokens": 900, "temperature": 0.0, "pruning_ratio": 0.2}
     checked = CompletionRequest.model_validate(request | asked)
-    made = Completion(model, checked, lambda: [*b"Hello"], lambda piece: None)
+    read, emit = (lambda: [*b"Hello"]), (lambda piece: None)
+    made = Completion(model, checked, read, emit, longest=longest)
     made.prepare()
     return made
 
@@ -63,3 +64,9 @@ def test_a_token_without_embedding_is_refused(model: DynamicModel) -> None:
 def test_too_few_positions_are_refused_before_any_work(model: DynamicModel) -> None:
     with pytest.raises(PPFError, match="more than the model's 1024 positions"):
         completion(model, max_tokens=1020)
+
+
+def test_a_text_is_not_longer_than_the_server_allows(model: DynamicModel) -> None:
+    with pytest.raises(PPFError, match=r"more than limits\.context=64: shorten the prompt"):
+        completion(model, longest=64, max_tokens=64)
+    assert completion(model, longest=64, max_tokens=59).most_tokens == 59
