@@ -353,6 +353,7 @@ class LimitsSection(Section):
 
     body_mib: Positive
     sequences: Count
+    context: Count
     turn_seconds: Positive
     queue: Natural
     seconds: Positive

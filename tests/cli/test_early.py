@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
@@ -124,7 +126,8 @@ def test_an_export_of_another_family(
         if source == "policy":
             prune(cfg, one_process(), found)
         else:
-            agent = type("Agent", (), {"record": found})
+            space = SimpleNamespace(dense=torch.tensor([2]))
+            agent = SimpleNamespace(record=found, space=space, policy=lambda ratio: [1])
             monkeypatch.setattr("ppf.stages.prune_at.load_agent", lambda *given: agent)
             prune_at(cfg, one_process())
 
