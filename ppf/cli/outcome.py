@@ -27,6 +27,7 @@ _SET_ASIDE = ".hydra/earlier.json"
 # Keys that do not change results.
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
 
+_WHOLE = ("tasks", "text.source.path", "text.training.source.path")  # every file of these folders
 # Keys whose values may be paths of files or folders.
 _NAMED = (
     "policy",
@@ -39,11 +40,11 @@ _NAMED = (
     "predictor.init_from",
     "sampler.of.paths",
     "sampler.of.agent.path",
-    *(_WHOLE := ("tasks", "text.source.path", "text.training.source.path")),  # every file is read
+    *_WHOLE,
 )
 _DATA_FILES = ("text.source.data_files", "text.training.source.data_files")
 
-_READ = (*MODEL_FILES, ".py")  # files of a folder that a command may read
+_READ = (*MODEL_FILES, ".py")  # files of another folder that a command may read
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _check(cfg: DictConfig) -> None:
         )
     for key, known in _KNOWN.items():
         if (value := cfg.trainer.get(key)) is not None and value not in known:
-            raise PPFError(f"trainer.{key}={value} is unknown: give one of {', '.join(known)}.")
+            raise PPFError(f"trainer.{key}={value} is not supported: give {' or '.join(known)}.")
     check_read(cfg, task_overrides())
     refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:

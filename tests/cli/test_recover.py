@@ -86,8 +86,11 @@ def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
     ("override", "sentence"),
     [
         ("trainer.precision=16-mixed", "16-mixed needs a GPU"),
-        ("trainer.precision=transformer-engine", "transformer-engine is unknown: give one of bf16"),
-        ("+trainer.gradient_clip_algorithm=max", "algorithm=max is unknown: give one of norm, val"),
+        ("trainer.precision=transformer-engine", "transformer-engine is not supported: give bf16"),
+        (
+            "+trainer.gradient_clip_algorithm=max",
+            "algorithm=max is not supported: give norm or val",
+        ),
         ("+trainer.max_steps=3", "trainer.max_steps cannot be set here"),
         ("out=${policy}/..", "is the folder that is read"),
         ("elastic.rank=8", "recover with policy= does not read elastic.rank"),
