@@ -52,18 +52,34 @@ class Engine:
             completion.wait(place)
 
     def _run(self) -> None:
-        with self._model.at(0.0):  # restores the model's own policy when there is no more work
-            while (ratio := self._next()) is not None:
-                group = self._groups[ratio]
-                try:
-                    self._turn(ratio, group)
-                except Exception as error:
-                    group.fail(error)
-                with self._lock:
-                    del self._groups[ratio]
-                    if group.sequences:
-                        self._groups[ratio] = group
-                    self._admit()
+        try:
+            with self._model.at(0.0):  # restores the model's own policy when there is no more work
+                self._take_turns()
+        except Exception as error:
+            self._fail(error)
+
+    def _take_turns(self) -> None:
+        while (ratio := self._next()) is not None:
+            group = self._groups[ratio]
+            try:
+                self._turn(ratio, group)
+            except Exception as error:
+                group.fail(error)
+            with self._lock:
+                del self._groups[ratio]
+                if group.sequences:
+                    self._groups[ratio] = group
+                self._admit()
+
+    def _fail(self, error: Exception) -> None:
+        """Ends all completions with an error; the next one starts the thread again."""
+        with self._lock:
+            groups, waiting = self._groups, self._waiting
+            self._groups, self._waiting, self._running = {}, deque(), False
+        for group in groups.values():
+            group.fail(error)
+        for completion in waiting:
+            completion.end(error)
 
     def _next(self) -> float | None:
         """The ratio whose turn it is; None: there is no work, and the thread ends."""

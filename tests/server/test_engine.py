@@ -152,6 +152,23 @@ def test_a_waiting_completion_that_stops_makes_room(log: Log, model: DynamicMode
     assert not log.text("b") and log.text("a") and log.text("c")
 
 
+def test_an_error_before_the_first_turn_ends_all_completions_and_no_later_one(
+    log: Log, model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(ratio: float) -> None:
+        raise MemoryError(ratio)
+
+    engine = Engine(model, sequences=1, turn_seconds=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "at", broken)
+        futures = [engine.submit(log.completion(name)) for name in ("a", "b")]
+        for future in futures:
+            with pytest.raises(MemoryError):
+                future.result(SECONDS)
+    run(engine, log.completion("c"))
+    assert log.text("c")
+
+
 def test_an_error_of_one_completion_ends_no_other(log: Log, model: DynamicModel) -> None:
     engine = Engine(model, sequences=4, turn_seconds=1)
     broken, whole = log.completion("broken", n=2), log.completion("whole")
