@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--png", type=Path, required=True)
     arguments = parser.parse_args()
     runs = read(arguments.files)
+    if runs[0]["parameters"] == runs[-1]["parameters"]:
+        parser.error("give the files of at least two sizes")
     exponents = show(runs)
     save_png(plot(runs), arguments.png)
     print(json.dumps({"shapes": [run["shape"] for run in runs], "exponents": exponents}))

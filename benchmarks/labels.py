@@ -172,7 +172,7 @@ def text_size(cfg: DictConfig, context: PruningContext) -> dict[str, object]:
     print(f"{len(policies)} policies at ratios {BAND}; the whole part has {windows.numel()} tokens")
     for tokens in TOKENS:
         count = tokens // windows.shape[1]
-        if count <= len(windows):
+        if 1 <= count <= len(windows):
             some = torch.linspace(0, len(windows) - 1, count).round().long()
             kendall[f"{tokens}"] = float(kendall_rank_corrcoef(losses[:, some].mean(1), whole))
             print(f"{tokens:6} tokens: Kendall {kendall[f'{tokens}']:.3f}")

@@ -35,6 +35,7 @@ from ppf.context.prepare import PruningContext, observe, prepare
 from ppf.llm.shapes import known_shapes
 from ppf.llm.sources import byte_tokenizer
 from ppf.progress import say
+from ppf.report.origin import version
 from ppf.report.scores import duration
 from ppf.report.tables import Column, Table, print_table
 
@@ -193,14 +194,18 @@ def measure(out: Path, commands: dict[str, list[str]], overrides: list[str]) -> 
     """Runs the stages that have not finished yet; what all of them took, by name.
 
     Raises:
-        SystemExit: a stage failed, or the folder has results of other overrides.
+        SystemExit: a stage failed, or the folder has results of another version or other
+            overrides.
     """
     file = out / FINISHED
-    found = {"shape": out.name, "overrides": overrides, "stages": {}, "label": None}
+    own = {"version": version(), "shape": out.name, "overrides": [*FEW, *overrides]}
+    found = {**own, "stages": {}, "label": None}
     if file.exists():
         found = json.loads(file.read_text())
-        if found.get("overrides") != overrides:
-            raise SystemExit(f"{out} has results of other overrides: give another --out")
+        if any(found.get(key) != value for key, value in own.items()):
+            raise SystemExit(
+                f"{out} has results of another version or of other overrides: give another --out"
+            )
     for name, command in commands.items():
         if name in found["stages"]:
             continue

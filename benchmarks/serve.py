@@ -24,6 +24,8 @@ from typing import Any
 import httpx
 from hydra.utils import instantiate
 
+import ppf
+from ppf.context.policy import read_policy
 from ppf.llm.loading import resolve_dtype
 
 CLIENTS, REQUESTS = (1, 4, 16), 12  # at least so many requests, and two for each client
@@ -106,34 +108,35 @@ def measure(command: list[str], port: int, extras: list[dict[str, Any]]) -> dict
     return {"first_start_seconds": first, "start_seconds": second, "clients": loads}
 
 
-def dense_model(search: Path) -> dict[str, Any]:
-    """The config of the search's dense model."""
-    name = "agent.json" if (search / "agent.json").is_file() else "policy.json"
-    return json.loads((search / name).read_text())["config"]["model"]
+def read_search(search: Path) -> dict[str, Any]:
+    """The search's record, whose classes must be known; see SECURITY.md."""
+    if (search / "agent.json").is_file():
+        return dict(ppf.load_agent(search).record)
+    return read_policy(search / "policy.json", ())
 
 
-def dense_folder(search: Path, cache: Path) -> str:
-    """The Hugging Face folder of the search's dense model."""
-    model = dense_model(search)
+def dense_folder(model: dict[str, Any], cache: Path) -> str:
+    """The Hugging Face folder of a dense model, from its config."""
     return model["path"] or instantiate(model["source"], _partial_=True)(str(cache))
 
 
 def main() -> None:
     """Measures all servers."""
     search, overrides, port = Path(sys.argv[1]), sys.argv[2:], free_port()
-    dynamic = (search / "agent.json").is_file()
-    asked = json.loads((search / "policy.json").read_text())["ratio"]["asked"] if not dynamic else 0
-    ratios = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5) if dynamic else (0.0, asked)
+    record = read_search(search)
+    model, dynamic = record["config"]["model"], (search / "agent.json").is_file()
+    ratios = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5) if dynamic else (0.0, record["ratio"]["asked"])
     root = Path(__file__).parents[1]
     ours = [sys.executable, str(root / "serve.py"), f"search={search}", f"port={port}"]
     if not any(word.startswith("fabric=") for word in overrides):
         ours.append("fabric=cpu")  # as transformers below
-    cache = Path(os.environ.get("PPF_CACHE", Path.home() / ".cache" / "ppf"))
-    dense = dense_folder(search, cache)
+    given = [word.removeprefix("paths.cache=") for word in overrides if "paths.cache=" in word]
+    cache = Path([os.environ.get("PPF_CACHE", Path.home() / ".cache" / "ppf"), *given][-1])
+    dense = dense_folder(model, cache)
     theirs = [str(Path(sys.executable).with_name("transformers")), "serve", dense]
     given = [word.removeprefix("dtype=") for word in overrides if word.startswith("dtype=")]
     given = [name for name in given if name != "null"]
-    dtype = str(resolve_dtype([dense_model(search)["dtype"], *given][-1])).removeprefix("torch.")
+    dtype = str(resolve_dtype([model["dtype"], *given][-1])).removeprefix("torch.")
     options = {
         "port": port,
         "host": "127.0.0.1",

@@ -22,3 +22,9 @@ def invocation(name: str, *arguments: str) -> str:
     is_script = Path(sys.argv[0]).name in _SCRIPTS
     start = ["python", f"{name}.py"] if is_script else [f"ppf-{name}"]
     return shlex.join([*start, *arguments])
+
+
+def python_command(code: str) -> str:
+    """The command that runs a line of Python code."""
+    plain = not set('"$`\\!') & set(code)  # what shells interpret between double quotes
+    return f'python -c "{code}"' if plain else shlex.join(["python", "-c", code])

@@ -53,7 +53,7 @@ def quick(code: str) -> list[str]:
 
 
 def test_finished_stages_are_not_repeated(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow = f"x = b'1' * 2**27; open({str(tmp_path / 'file')!r}, 'ab').write(x[: 2**20])"
     label = 'print(\'{"seconds": 1.5, "bank_share": 0.2}\')'
@@ -63,8 +63,11 @@ def test_finished_stages_are_not_repeated(
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # a process inherits it
     assert 2**-4 < found["stages"]["bank"]["peak_gib"] <= max(own, 1)
     again = scale.measure(tmp_path, commands | {"search": quick("raise SystemExit(0)")}, [])
-    with pytest.raises(SystemExit, match="results of other overrides"):
+    with pytest.raises(SystemExit, match="of other overrides"):
         scale.measure(tmp_path, commands, ["labels.count=5"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="of another version"):
+        patch.setattr(scale, "version", lambda: "another")
+        scale.measure(tmp_path, commands, [])
     assert (tmp_path / "file").stat().st_size == 2**20
     assert again["stages"]["bank"] == found["stages"]["bank"]
     capfd.readouterr()

@@ -60,11 +60,6 @@ class Objective:
         """This objective at another ratio."""
         return replace(self, ratio=ratio, interval=(ratio, ratio))
 
-    @property
-    def errors(self) -> Float[Tensor, "sites levels"]:
-        """Relative reconstruction errors; a column for each number of kept units."""
-        return self.features.errors.to(self.device)
-
     def cost(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """Predicted log-perplexity plus the penalty on its standard deviation, nats per token."""
         mean, std = self.predictor.predict(kept)
@@ -261,9 +256,11 @@ class Agent(ABC):
 
     Attributes:
         shared: key of the number of policies that the ranks share evenly; None: there is none.
+        least_shared: fewest of these policies for each rank.
     """
 
     shared: ClassVar[str | None] = None
+    least_shared: ClassVar[int] = 1
 
     def __init__(self, *, threads: Count, polish: Polish | None) -> None:
         self.threads, self.polish = threads, polish
@@ -309,18 +306,24 @@ _LARGEST_GAIN = 20.0  # nats per token
 _ROUNDING = 1e-9  # rounding error of ratios
 
 
-def per_rank(total: int, name: str, fabric: Fabric) -> int:
+def per_rank(total: int, name: str, fabric: Fabric, least: int = 1) -> int:
     """The part of `total` that each rank gets.
 
     Args:
         name: name of the agent's key, for the error message.
+        least: fewest that a rank needs.
 
     Raises:
-        PPFError: `total` is not a multiple of the number of ranks.
+        PPFError: `total` is not a multiple of the number of ranks, or too small.
     """
-    if total % fabric.world_size or total < fabric.world_size:
+    if total % fabric.world_size:
         raise PPFError(
             f"agent.{name}={total} cannot be shared evenly over {fabric.world_size} processes:"
             f" give a multiple of {fabric.world_size}."
+        )
+    if total < least * fabric.world_size:
+        raise PPFError(
+            f"agent.{name}={total} is too small for {fabric.world_size} processes: give at least"
+            f" {least * fabric.world_size}."
         )
     return total // fabric.world_size

@@ -13,7 +13,6 @@ from torch.optim import Adam
 from ppf.agents.base import Objective, per_rank
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
-from ppf.errors import PPFError
 from ppf.ranges import Natural, NonNegative, Positive, Several
 
 
@@ -30,6 +29,7 @@ class Reinforce(Learner):
     """
 
     shared: ClassVar[str | None] = "samples"
+    least_shared: ClassVar[int] = 2  # advantages are relative to the batch
 
     def __init__(
         self,
@@ -70,12 +70,7 @@ class _Gaussians(nn.Module):
 class _ReinforceTraining(Training):
     def __init__(self, config: Reinforce, objective: Objective, fabric: Fabric) -> None:
         self.config, self.objective, self.fabric = config, objective, fabric
-        self.samples = per_rank(config.samples, "samples", fabric)
-        if self.samples < 2:  # advantages are relative to the batch
-            raise PPFError(
-                f"agent.samples={config.samples} is one policy for each of {fabric.world_size}"
-                f" processes: give at least {2 * fabric.world_size}."
-            )
+        self.samples = per_rank(config.samples, "samples", fabric, config.least_shared)
         self.policy = _Gaussians(objective, config.degree, config.std).to(objective.device)
         self.optimizer = Adam(self.policy.parameters(), lr=config.lr)
 

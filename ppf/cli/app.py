@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from ppf.cli.checks import check, check_file
 from ppf.cli.launch import check_launch
-from ppf.cli.outcome import Outcome, finished, is_multirun, set_aside, write
+from ppf.cli.outcome import Job, Outcome, is_multirun, set_aside
 from ppf.cli.plan import show_plan
 from ppf.conf import SECRET
 from ppf.context.signatures import plain
@@ -80,13 +80,14 @@ def run(name: str, cfg: DictConfig) -> float | None:
     if plan:
         discard(Path(cfg.paths.run))
         return None
+    job = Job(name, cfg)
     if is_multirun():
-        if done := finished(name, cfg):
+        if done := job.finished():
             made_by = done.get("version") or "unknown"
             other = "" if made_by == version() else f" (version: {made_by})"
             say(f"Already finished: {cfg.paths.run}{other}")
             return done["metric"]
-        set_aside(Path(cfg.paths.run))
+        job.begin()
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)
     fabric = instantiate(cfg.fabric)
@@ -100,7 +101,7 @@ def run(name: str, cfg: DictConfig) -> float | None:
         share_dtype(cfg, fabric)
         outcome = found.task(cfg, fabric) or Outcome()
     if fabric.is_global_zero:
-        write(name, cfg, outcome, time.perf_counter() - start)
+        job.write(outcome, time.perf_counter() - start)
     fabric.barrier()  # what follows in a user's script finds the results written
     metric = outcome.metric
     return metric if metric is not None and math.isfinite(metric) else None

@@ -1,18 +1,20 @@
 """ppf-collect: labels policies on the real model."""
 
+from functools import partial
+
 from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
 from ppf.context.prepare import prepare
 from ppf.progress import say
-from ppf.stages.collect import collect
+from ppf.stages.collect import check_sampler, collect
 
 
 @command()
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels what the sampler draws."""
-    context = prepare(cfg, fabric)
+    context = prepare(cfg, fabric, check=partial(check_sampler, cfg))
     labels = collect(context.labelling, context.sites, cfg.sampler, cfg.labels.count, cfg.seed)
     say(f"{len(labels)} labels in {context.labelling.store.folder}")
     limit = cfg.labels.catastrophic

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppf.artefacts import write_json
 from ppf.cli.results import common, dense_entry, summary
+from ppf.commands import python_command
 from ppf.context.policy import model_name
 from ppf.context.prepare import PruningContext
 from ppf.overrides import quoted
@@ -104,8 +105,11 @@ def _ratios(cfg: DictConfig) -> list[str]:
 
 def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     given, middle = f"search={quoted(folder)}", cfg.ratios[len(cfg.ratios) // 2]
-    trusted = f", {list(cfg.trust_targets)}" if cfg.trust_targets else ""
-    ask = f"import ppf; print(ppf.load_agent('{folder}'{trusted}).policy(ratio={middle}))"
+    arguments: list[object] = [str(folder)]
+    if cfg.trust_targets:
+        arguments.append(list(cfg.trust_targets))
+    loaded = f"ppf.load_agent({', '.join(map(repr, arguments))})"
+    ask = f"import ppf; print({loaded}.policy(ratio={middle}))"
     # mode=static has others by default.
     own = (
         ("search", "agent", "predictor", "labels", "polish@agent") if cfg.mode == "dynamic" else ()
@@ -116,7 +120,7 @@ def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
         "Train adapters for all ratios, with the dense model as their teacher": next_command(
             "recover", given, "out=recovered", *_ratios(cfg), *carried_text()
         ),
-        "Ask the agent for a policy": f'python -c "{ask}"',
+        "Ask the agent for a policy": python_command(ask),
         "Search longer at one ratio": command_with(
             "search", changed | {"mode": "static", "ratio": str(middle)}
         ),

@@ -39,6 +39,11 @@ def _check(cfg: DictConfig) -> None:
         raise PPFError(
             "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
         )
+    if cfg.window and cfg.stride and cfg.stride > cfg.window:
+        raise PPFError(
+            f"stride={cfg.stride} would skip tokens between windows of {cfg.window}: give at most"
+            f" stride={cfg.window}."
+        )
     if cfg.policy:
         refuse_recovered(read_policy(cfg.policy, cfg.trust_targets), cfg.policy)
     for path in folders(cfg):

@@ -66,54 +66,74 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def finished(command: str, cfg: DictConfig) -> dict[str, Any] | None:
-    """The run.json that this config has left in its folder; None: there is none.
+class Job:
+    """A run of a command, as its folder remembers it.
 
-    One that was set aside is put back.
+    Args:
+        command: its name.
+        cfg: its config. Files that the config names count as they are now, before the run reads
+            them.
     """
-    own = _identity(command, cfg)
-    place = Path(cfg.paths.run) / RUN
-    for file in (place, place.parent / _SET_ASIDE):
-        with suppress(PPFError):
-            found = read(file, RunRecord, "run the command again")
-            if found["config"] == own:
-                file.replace(place)
-                return found
-    return None
+
+    def __init__(self, command: str, cfg: DictConfig) -> None:
+        self._command, self._cfg, self._read = command, cfg.copy(), _files_read(cfg)
+        self._folder = Path(cfg.paths.run)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The run.json that this job has left in its folder; None: there is none.
+
+        One that was set aside is put back.
+        """
+        own, place = self._identity(), self._folder / RUN
+        for file in (place, self._folder / _SET_ASIDE):
+            with suppress(PPFError):
+                found = read(file, RunRecord, "run the command again")
+                if found["config"] == own:
+                    file.replace(place)
+                    return found
+        return None
+
+    def begin(self) -> None:
+        """Removes the results of another job from the folder, whose files will be overwritten."""
+        earlier = [
+            file for file in (self._folder / RUN, self._folder / _SET_ASIDE) if file.exists()
+        ]
+        if earlier and "csv" in self._cfg.logger:  # it would append to the other job's rows
+            earlier += self._folder.joinpath(self._cfg.logger.csv.folder).glob("*.csv")
+        for file in earlier:
+            file.unlink()
+
+    def write(self, outcome: Outcome, seconds: float) -> None:
+        """Writes the run.json of the finished run."""
+        record = {
+            "command": self._command,
+            "overrides": task_overrides(),
+            "config": self._identity(),
+            "metric": outcome.metric,
+            "figures": [dict(row) for row in outcome.figures],
+            "seconds": seconds,
+            "version": version(),
+        }
+        write_json(self._folder / RUN, record)
+
+    def _identity(self) -> str:
+        """Signature of everything that determines the run's result."""
+        cfg = self._cfg
+        config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
+        config.get("trainer", {}).pop("accelerator", None)  # that of fabric
+        if source := config.get("model", {}).get("source"):
+            config["model"]["source"] = pinned(source)
+        config = with_code(config, Path(cfg.paths.cache))
+        # Otherwise the ranks must agree, whichever machines they are on.
+        if process_count(cfg.fabric) == slurm_tasks() == 1:
+            config |= _here(cfg)
+        return signature("run", ppf.__version__, self._command, config, *self._read)
 
 
 def set_aside(folder: Path) -> None:
-    """Moves a job's run.json to where no report finds it: it is not the present config's."""
+    """Moves a job's run.json to where no report finds it: the present config has failed."""
     with suppress(FileNotFoundError):
         (folder / RUN).replace(folder / _SET_ASIDE)
-
-
-def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> None:
-    """Writes the run.json of a finished run."""
-    record = {
-        "command": command,
-        "overrides": task_overrides(),
-        "config": _identity(command, cfg),
-        "metric": outcome.metric,
-        "figures": [dict(row) for row in outcome.figures],
-        "seconds": seconds,
-        "version": version(),
-    }
-    write_json(Path(cfg.paths.run) / RUN, record)
-    (Path(cfg.paths.run) / _SET_ASIDE).unlink(missing_ok=True)  # its other files are overwritten
-
-
-def _identity(command: str, cfg: DictConfig) -> str:
-    """Signature of everything that determines a run's result."""
-    config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
-    config.get("trainer", {}).pop("accelerator", None)  # that of fabric
-    if source := config.get("model", {}).get("source"):
-        config["model"]["source"] = pinned(source)
-    config = with_code(config, Path(cfg.paths.cache))
-    # Otherwise the ranks must agree, whichever machines they are on.
-    if process_count(cfg.fabric) == slurm_tasks() == 1:
-        config |= _here(cfg)
-    return signature("run", ppf.__version__, command, config, *_files_read(cfg))
 
 
 def _here(cfg: DictConfig) -> dict[str, Any]:

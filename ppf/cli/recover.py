@@ -14,6 +14,7 @@ from ppf.cli.app import command
 from ppf.cli.checks import refuse_overwriting, refuse_overwriting_dense, refuse_unread
 from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
+from ppf.commands import python_command
 from ppf.context.policy import read_policy, refuse_recovered
 from ppf.context.recovery import loss_names
 from ppf.errors import PPFError
@@ -252,12 +253,12 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
         ask = f"import ppf; ppf.DynamicModel.from_search({given}).set_ratio({ratio})"
         return {
             "Serve the model at any ratio": next_command("serve", f"search={quoted(cfg.out)}"),
-            "Load it at one ratio": f'python -c "{ask}"',
+            "Load it at one ratio": python_command(ask),
             "Train longer": longer,
         }
-    path = f"path={quoted(cfg.out)}"
+    path, load = f"path={quoted(cfg.out)}", "AutoModelForCausalLM.from_pretrained"
     return {
         "Measure it on the test part": next_command("evaluate", path, "latency=true"),
         "Train longer": longer,
-        "Load it": f"AutoModelForCausalLM.from_pretrained('{cfg.out}', trust_remote_code=True)",
+        "Load it": f"{load}({str(cfg.out)!r}, trust_remote_code=True)",
     }

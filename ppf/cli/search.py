@@ -19,7 +19,7 @@ from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.checks import changed, lies_in, refuse_unread
 from ppf.cli.outcome import Outcome
-from ppf.context.budgets import check_budget, priced
+from ppf.context.budgets import check_budget, check_cost, priced
 from ppf.context.byte_budget import check_bytes, in_bytes
 from ppf.context.evaluations import drawn_labels
 from ppf.context.policy import model_name, provenance, read_policy, warn_if_unreadable
@@ -44,7 +44,7 @@ from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, with_test
-from ppf.stages.train import Trained, check_start, train
+from ppf.stages.train import Trained, check_members, check_start, train
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
 UNREAD = {
@@ -78,6 +78,7 @@ def _check(cfg: DictConfig) -> None:
     check_read(cfg, task_overrides())
     check_acquired(cfg)
     check_start(cfg.predictor)
+    check_members(cfg)
     check_bytes(cfg)
     if isinstance(instantiate(cfg.agent), Gradient):
         differentiable(unfitted(cfg.predictor))
@@ -102,6 +103,8 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
             raise PPFError(f"mode={mode} does not read {key}: leave it out, or give {others}.")
     if not cfg.report_test:
         refuse_unread("search without report_test=true", given, ["sequential"])
+    if drawn_labels(cfg) == 1:  # the dense model's
+        refuse_unread("search without labels.count=", given, ["sampler", "labels.pool"])
 
 
 @command(_check)
@@ -145,6 +148,11 @@ def _check_model(cfg: DictConfig, text: Text, lm: LanguageModel) -> None:
     """Raises PPFError if model or text do not fit the search; see `EarlyCheck`."""
     space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
     check_budget(cfg.budget, lm, space)
+    if drawn_labels(cfg) > 1:
+        instantiate(cfg.sampler).check(space)
+    if cfg.mode == "static":
+        for budget in cfg.pareto.values():
+            check_cost(budget, lm)
     _start(cfg, space)
     if cfg.report_test:
         text.tokens("test", lm.tokenizer)
@@ -152,8 +160,9 @@ def _check_model(cfg: DictConfig, text: Text, lm: LanguageModel) -> None:
 
 def _check_shared(cfg: DictConfig, fabric: Fabric) -> None:
     """Refuses numbers of policies that the agent cannot share evenly between the ranks."""
-    if name := getattr(get_class(cfg.agent._target_), "shared", None):
-        per_rank(cfg.agent[name], name, fabric)
+    agent = get_class(cfg.agent._target_)
+    if name := getattr(agent, "shared", None):
+        per_rank(cfg.agent[name], name, fabric, getattr(agent, "least_shared", 1))
 
 
 def _warn_of_selection(cfg: DictConfig) -> None:

@@ -25,7 +25,7 @@ def _entry(name: str) -> Callable[[], None]:
                 return run(name, cfg)
         except SystemExit:
             # The error has been printed; the other jobs go on, but other ranks must not wait.
-            if is_multirun() and is_alone():
+            if is_multirun() and is_alone() and not cfg.get("plan"):
                 return None
             raise
 

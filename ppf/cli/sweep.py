@@ -1,8 +1,10 @@
 """What a multirun prints and writes in addition to the results of its jobs."""
 
 import logging
+import re
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,12 @@ class SweepReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exits with code 1 if several jobs would write their models into one folder."""
         logging.getLogger(_OPTUNA).setLevel(logging.CRITICAL)  # on_job_end tells of failed trials
-        if "out" in config and not OmegaConf.is_interpolation(config, "out") and _sweeps(config):
+        given: Any = OmegaConf.to_container(config)  # with its interpolations
+        out = given.get("out")
+        if out and (swept := _swept(given["hydra"])) and not _differs(out, swept):
             print(
-                f"Error: every job would overwrite out={config.out}: do not give out=, or give"
-                f" 'out={config.out}/${{hydra:job.num}}'.",
+                f"Error: every job would overwrite out={out}: do not give out=, or give"
+                f" 'out={out}/${{hydra:job.num}}'.",
                 file=sys.stderr,
             )
             sys.exit(1)
@@ -72,12 +76,19 @@ class SweepReport(Callback):
             sys.exit(1)
 
 
-def _sweeps(config: DictConfig) -> bool:
-    """Whether the multirun may have several jobs."""
-    params = config.hydra.sweeper.get("params") or {}
-    words = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
+def _swept(hydra: dict[str, Any]) -> list[str]:
+    """The keys that have several values, so that the multirun may have several jobs."""
+    params = hydra["sweeper"].get("params") or {}
+    words = [*hydra["overrides"]["task"], *(f"{key}={value}" for key, value in params.items())]
     parsed = OverridesParser.create().parse_overrides(words)
-    return any(override.is_sweep_override() for override in parsed)
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
+def _differs(out: str, swept: Sequence[str]) -> bool:
+    """Whether `out` is swept, or names the job, its folder, or a swept key."""
+    keys = ["hydra", "paths.run", *swept]
+    names = re.findall(r"\$\{([\w.]+)", out)
+    return "out" in swept or any(f"{name}.".startswith(f"{key}.") for name in names for key in keys)
 
 
 def _has_result(job: JobReturn) -> bool:

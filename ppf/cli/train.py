@@ -22,14 +22,15 @@ from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.style import save_png
 from ppf.report.tables import accuracy_table, print_table
 from ppf.stages.acquire import acquire, check_acquired
-from ppf.stages.collect import collect
+from ppf.stages.collect import check_sampler, collect
 from ppf.stages.score import Scored, held_out, no_held_out, score
-from ppf.stages.train import check_start, train
+from ppf.stages.train import check_members, check_start, train
 
 
 def _check(cfg: DictConfig) -> None:
     check_acquired(cfg)
     check_start(cfg.predictor)
+    check_members(cfg)
     if not cfg.test_policies and not needs_labels(unfitted(cfg.predictor)):
         raise no_held_out()
 
@@ -37,7 +38,7 @@ def _check(cfg: DictConfig) -> None:
 @command(_check)
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Trains the predictor, scores it and plots predicted against measured."""
-    context = prepare(cfg, fabric)
+    context = prepare(cfg, fabric, check=partial(check_sampler, cfg))
     parts = context.labelling, context.sites
     fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
     may_label = cfg.upstream == "make"

@@ -138,12 +138,16 @@ def job_folder(name: str) -> str:
 
     Paths would create sub-folders, so "/" becomes "-".
     """
-    name = name.replace("/", "-")
+    return shortened(name.replace("/", "-"), _LONGEST_FOLDER)
+
+
+def shortened(name: str, most: int) -> str:
+    """The name, or if it has more than `most` bytes, its start and a hash."""
     data = name.encode()
-    if len(data) <= _LONGEST_FOLDER:
+    if len(data) <= most:
         return name
     digest = hashlib.sha256(data).hexdigest()[:16]
-    return f"{data[: _LONGEST_FOLDER - 17].decode(errors='ignore')}-{digest}"
+    return f"{data[: most - 17].decode(errors='ignore')}-{digest}"
 
 
 def options(group: str) -> dict[str, Path]:

@@ -18,8 +18,9 @@ from ppf.context.byte_budget import check_blocks
 from ppf.context.prepare import PruningContext
 from ppf.context.signatures import plain, with_code
 from ppf.llm import LanguageModel
+from ppf.llm.windows import check_window
 from ppf.progress import say
-from ppf.pruning.costs import Bytes, Cost, KVCache
+from ppf.pruning.costs import Bytes, Cost, KVCache, Latency
 from ppf.ranks import on_rank_0
 from ppf.space import Space, SteppedSpace
 
@@ -28,13 +29,26 @@ def check_budget(budget: DictConfig, lm: LanguageModel, space: Space) -> None:
     """Checks, before prices can be computed, that a budget fits a model and a space.
 
     Raises:
-        PPFError: no site has a cost, or the model's matrices have no whole blocks to quantise.
+        PPFError: no site has a cost, the model's matrices have no whole blocks to quantise, or
+            time would be measured on more tokens than the model has positions.
     """
+    check_cost(budget, lm)
     cost = instantiate(budget.cost)
     if isinstance(cost, KVCache):
         space.priced(budget.name, [int(site.kind == "attention") for site in space.sites])
     elif isinstance(cost, Bytes):
         check_blocks(lm, space)
+
+
+def check_cost(budget: DictConfig, lm: LanguageModel) -> None:
+    """Checks, before prices can be computed, that policies of a model have a cost.
+
+    Raises:
+        PPFError: time would be measured on more tokens than the model has positions.
+    """
+    cost = instantiate(budget.cost)
+    if isinstance(cost, Latency):
+        check_window(cost.window, lm.model.config, f"the {budget.name} budget's cost.window")
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:

@@ -27,7 +27,7 @@ from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.costs import Bytes
 from ppf.pruning.live import Types
 from ppf.pruning.options import Options
-from ppf.pruning.rounding import BLOCK
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
 from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
 from ppf.records.values import NumberFormat
 from ppf.space import Space, project
@@ -46,6 +46,9 @@ def check_bytes(cfg: DictConfig) -> None:
         return
     if cfg.mode != "static":
         raise PPFError("budget=bytes finds a policy for one ratio: give mode=static.")
+    if not cfg.budget.cost.prune:
+        smallest = min(BLOCK_BYTES[type] for type in cfg.budget.cost.types)
+        _check_ratio(cfg.ratio, 1 - smallest / BLOCK_BYTES["f16"])
     if cfg.search.start:
         raise PPFError("budget=bytes cannot start from a given policy: leave search.start out.")
     if needs_labels(unfitted(cfg.predictor)):
@@ -83,18 +86,21 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
         units.space, prices, rounding.losses, _TYPES, allowed=cost.types, prune=cost.prune
     )
     least = torch.tensor([steps[0] for steps in options.steps])
-    most = float(options.space.saved(least))
-    if cfg.ratio > most:
-        raise PPFError(
-            f"ratio={cfg.ratio} of the bytes cannot be saved with these budget.cost.types: give"
-            f" ratio={math.floor(1000 * most) / 1000} or less, or budget.cost.prune=true."
-        )
+    _check_ratio(cfg.ratio, float(options.space.saved(least)))
     model = ByteModel(options.space, units.pruner, units.compensation, units.parameters, options)
     parts = options.steps, options.kept, options.choice
     name = signature("bytes", context.labelling.name, *parts)
     sites = ByteSites(options.space, options.features(context.sites.features, rounding))
     labelling = replace(context.labelling, model=model, name=name)
     return replace(context, model=model, sites=sites, labelling=labelling)
+
+
+def _check_ratio(ratio: float, most: float) -> None:
+    if ratio > most:
+        raise PPFError(
+            f"ratio={ratio} of the bytes cannot be saved with these budget.cost.types: give"
+            f" ratio={math.floor(1000 * most) / 1000} or less, or budget.cost.prune=true."
+        )
 
 
 def _warn_of_export(units: PrunableModel, *, biases: bool) -> None:

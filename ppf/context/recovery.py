@@ -94,13 +94,14 @@ class RecoveryText:
 
     def __init__(self, cfg: DictConfig, found_with: DictConfig) -> None:
         self.cfg, self.found_with = cfg, found_with
+        if cfg.report_test:
+            warn_of_shared_documents(cfg, found_with)
         self._windows: list[Tensor] | None = None
 
     def check(self, _: Text, lm: LanguageModel) -> None:
         """Refuses too little text; see `EarlyCheck`."""
         self.windows(lm)
-        if test_windows(self.cfg, lm):
-            warn_of_shared_documents(self.cfg, self.found_with)
+        test_windows(self.cfg, lm)
 
     def windows(self, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
         """The windows of the parts training and validation.

@@ -19,7 +19,7 @@ from ppf.export import configuration_decilm
 from ppf.export.base import Converter, tell_rounding
 from ppf.export.card import Form, write_card
 from ppf.export.configuration_decilm import DeciLMConfig
-from ppf.export.files import write_generation_config, write_weights
+from ppf.export.files import write_generation_config, write_tokenizer, write_weights
 from ppf.export.pruned import Pruned
 from ppf.llm import LanguageModel
 from ppf.llm.loading import dtype_name
@@ -61,7 +61,7 @@ class DeciLM(Converter):
         write_weights(weights, folder)
         _config(model, set(weights)).save_pretrained(folder)
         write_generation_config(model.lm.model, folder)
-        model.lm.tokenizer.save_pretrained(folder)
+        write_tokenizer(model.lm.tokenizer, folder)
         shutil.copy(_CODE, folder)
         count, itemsize = parameters(model.lm.model), model.lm.dtype.itemsize
         form = Form("vllm", _USE, weight_bytes(folder), itemsize, count)

@@ -8,7 +8,16 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENIZER = (
+    "*token*.json",
+    "tokenizer.model",
+    "chat_template.*",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+)
 
 
 def write_weights(
@@ -35,6 +44,14 @@ def write_weights(
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a tokenizer in place of the folder's present one, whose files it may not overwrite."""
+    for pattern in _TOKENIZER:
+        for earlier in folder.glob(pattern):
+            earlier.unlink()
+    tokenizer.save_pretrained(folder)
 
 
 def write_generation_config(model: PreTrainedModel, folder: Path) -> None:

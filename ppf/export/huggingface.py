@@ -24,7 +24,7 @@ from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export import modeling_pruned
 from ppf.export.base import Exporter, check_blocks, tell_rounding
 from ppf.export.card import Form, write_card
-from ppf.export.files import write_generation_config, write_weights
+from ppf.export.files import write_generation_config, write_tokenizer, write_weights
 from ppf.export.pruned import Pruned
 from ppf.llm import Adapter, Coupling
 from ppf.llm.loading import dtype_name
@@ -89,7 +89,7 @@ def write_without_card(pruner: LivePruner, folder: Path, policy: Mapping[str, An
     write_weights(_weights(model), folder)
     pruned_config(pruner).save_pretrained(folder)
     write_generation_config(model, folder)
-    pruner.lm.tokenizer.save_pretrained(folder)
+    write_tokenizer(pruner.lm.tokenizer, folder)
     _write_code(folder, type(model).__name__, type(model.base_model).__name__)
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
 
@@ -117,7 +117,7 @@ def export_recovered(
     trained = model.lm.model
     write_weights(_weights(trained), folder, dtype)
     write_generation_config(trained, folder)
-    model.lm.tokenizer.save_pretrained(folder)
+    write_tokenizer(model.lm.tokenizer, folder)
     family: Any = AutoModelForCausalLM._model_mapping[type(trained.config)]
     _write_code(folder, family.__name__, type(trained.base_model).__name__)
     config = json.loads((start / "config.json").read_text(encoding="utf-8"))

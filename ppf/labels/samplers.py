@@ -40,6 +40,13 @@ class RatioPolicy(Protocol):
 class Sampler(ABC):
     """Draws policies; the same generator state gives the same draw."""
 
+    def check(self, space: Space) -> None:  # noqa: B027 - most draw from no files
+        """Called before the model's statistics are made.
+
+        Raises:
+            PPFError: what it draws from has policies of another space.
+        """
+
     @abstractmethod
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
@@ -158,10 +165,14 @@ class FromFiles(Sampler):
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
-        policies = torch.tensor(
-            [context.space.policy(record["kept"], record["units"]) for record in self.records]
-        )
+        policies = torch.tensor(self._policies(context.space))
         return policies[(turn * count + torch.arange(count)) % len(policies)]
+
+    def check(self, space: Space) -> None:
+        self._policies(space)
+
+    def _policies(self, space: Space) -> list[list[int]]:
+        return [space.policy(record["kept"], record["units"]) for record in self.records]
 
 
 class FromAgent(Sampler):
@@ -171,8 +182,6 @@ class FromAgent(Sampler):
         agent: the agent.
         ratio: [lowest, highest] pruning ratio.
 
-    Raises:
-        PPFError: when policies are drawn: the agent is of another space.
     """
 
     def __init__(self, agent: RatioPolicy, ratio: RatioInterval) -> None:
@@ -182,12 +191,16 @@ class FromAgent(Sampler):
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
         ratios = _stratified(self.ratio, count, generator).tolist()
-        space, own = context.space, getattr(self.agent, "space", context.space)
+        return torch.tensor(self._policies(context.space, ratios))
+
+    def check(self, space: Space) -> None:
+        self._policies(space, self.ratio)
+
+    def _policies(self, space: Space, ratios: Sequence[float]) -> list[list[int]]:
+        own = getattr(self.agent, "space", space)
         names, units = [site.name for site in own.sites], own.units_by_name
         policies = (self.agent.policy(ratio) for ratio in ratios)
-        return torch.tensor(
-            [space.policy(dict(zip(names, kept, strict=True)), units) for kept in policies]
-        )
+        return [space.policy(dict(zip(names, kept, strict=True)), units) for kept in policies]
 
 
 class Neighbours(Sampler):
@@ -201,6 +214,9 @@ class Neighbours(Sampler):
 
     def __init__(self, of: Sampler, spread: NonNegative) -> None:
         self.of, self.spread = of, spread
+
+    def check(self, space: Space) -> None:
+        self.of.check(space)
 
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
@@ -240,6 +256,9 @@ class SharedPrefix(Sampler):
             )
         self.of, self.depths = of, [0.0, *depths]
 
+    def check(self, space: Space) -> None:
+        self.of.check(space)
+
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
@@ -268,6 +287,10 @@ class Mixture(Sampler):
                 " give each a share, and one of them more than 0."
             )
         self.parts, self.shares = parts, shares
+
+    def check(self, space: Space) -> None:
+        for part in self.parts.values():
+            part.check(space)
 
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0

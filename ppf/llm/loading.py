@@ -102,6 +102,8 @@ def load(
         check_window(window, model_config)
     tokenizer = read_tokenizer(source, model_config, revision=revision)
     place = config.get("offload")
+    if place == "cpu" == device.type:
+        place = None  # the weights are where they are used
     stored = place == "disk"
     read = read_model(source, model_config, dtype, revision=revision, as_stored=stored)
     model = read.eval().requires_grad_(False)
@@ -119,6 +121,9 @@ def load(
     offloaded = Offloaded(layers, place, device, Path(cache) / "offload", dtype)
     for parameter in model.parameters():  # those of the layers have this dtype
         parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if scale := getattr(module, "scalar_embed_scale", None):  # Gemma's, rounded to its dtype
+            module.embed_scale = torch.tensor(scale, dtype=dtype)
     model.config.dtype = dtype
     _move_all_but(layers, model, device)
     return LanguageModel(model, tokenizer, adapter, offloaded)

@@ -172,7 +172,7 @@ class ExportedRecord(Record):
     windows: Count
     window: Count
     context: Count
-    dtype: Word
+    dtype: Literal["float32", "bfloat16", "float16"]
     dense: PerplexityRecord | None = None
     speed: dict[Literal["dense", "pruned"], list[SpeedRecord]] | None = None
     adapters: AdaptersRecord | None = None

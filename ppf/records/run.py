@@ -1,10 +1,22 @@
 """Schemas of run.json, which every finished run leaves, and of a multirun's files."""
 
+import math
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from ppf.records.values import Number, Record, Word
+
+
+def _summable(value: float) -> float:
+    """Refuses numbers whose sum may be too large for a float."""
+    if 1e100 < abs(value) < math.inf:
+        raise ValueError("is too large")
+    return value
+
+
+Figure = Annotated[float, AfterValidator(_summable)] | str | None
+"""A cell of a table."""
 
 RUN = "run.json"
 BEGUN_BY = ".hydra/multirun"
@@ -27,7 +39,7 @@ class RunRecord(Record):
     overrides: list[str]
     config: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
     metric: float | None
-    figures: list[dict[Word, float | str | None]]
+    figures: list[dict[Word, Figure]]
     seconds: Number
     version: Word | None = None
 
@@ -37,7 +49,7 @@ class RowsRecord(Record):
 
     versions: list[Word]
     axes: list[Word]
-    rows: Annotated[list[dict[Word, float | str | None]], Field(min_length=1)]
+    rows: Annotated[list[dict[Word, Figure]], Field(min_length=1)]
 
 
 class _Job(Record):

@@ -39,7 +39,7 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement | None:
         None if the rows have fewer than three policies, or several ratios or trainings.
     """
     known = [r for r in rows if None not in (r.get("nll_pruned"), r.get("nll_recovered"))]
-    trainings = {(row["tune"], row["tokens"]) for row in known}
+    trainings = {(row.get("tune"), row.get("tokens")) for row in known}
     recovered = defaultdict[float, list[float]](list)  # of each policy, one for each seed
     for row in known:
         recovered[row["nll_pruned"]].append(row["nll_recovered"])

@@ -31,7 +31,11 @@ def open_loggers(
     A run that fails before its first metric keeps no files of theirs.
     """
     before = set(folder.rglob("*"))
-    loggers = build_loggers(cfg, folder, config)
+    try:
+        loggers = build_loggers(cfg, folder, config)
+    except Exception:
+        _remove(set(folder.rglob("*")) - before)
+        raise
     made = set(folder.rglob("*")) - before
     first, failed = _FirstMetric(), True
     try:
@@ -80,9 +84,14 @@ def build_loggers(
             online run has no API key.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    loggers = [instantiate(node, save_dir=str(folder)) for node in cfg.values()]
-    for logger in loggers:
-        logger.log_hyperparams(config)
+    loggers = list[TrainerLogger]()
+    try:
+        for node in cfg.values():
+            loggers.append(instantiate(node, save_dir=str(folder)))
+            loggers[-1].log_hyperparams(config)
+    except Exception:
+        finish(loggers, failed=True)
+        raise
     return loggers
 
 

@@ -15,10 +15,13 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ppf.conf import shortened
 from ppf.report.csv_files import CSVFiles
 from ppf.report.page import Page
 from ppf.report.style import png
 from ppf.report.tables import Cell, Column, Table
+
+_LONGEST_NAME = 128  # characters of the name of a W&B artifact
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def log_artifact(loggers: Sequence[Logger], artifact: Artifact) -> None:
 def _to_lineage(logger: WandbLogger, artifact: Artifact) -> None:
     import wandb
 
-    name = re.sub(r"[^\w.-]", "_", artifact.name, flags=re.ASCII)
+    name = shortened(re.sub(r"[^\w.-]", "_", artifact.name, flags=re.ASCII), _LONGEST_NAME)
     made = wandb.Artifact(name, artifact.type, metadata=dict(artifact.metadata))
     for path in map(Path.resolve, artifact.paths):
         if artifact.by_reference:

@@ -26,6 +26,7 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # keeps text as text: it can be selected, and uses the page's font
     "svg.hashsalt": "ppf",
+    "text.parse_math": False,  # overrides may contain dollar signs
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,

@@ -131,7 +131,7 @@ def read_sweep(folder: Path) -> Sweep:
     files = finished_jobs(folder)
     if not files:
         raise PPFError(f"{folder} has no finished job (no run.json): give a multirun's folder.")
-    jobs = [read(file, RunRecord, "delete it and run its job again") for file in files]
+    jobs = [read_job(file) for file in files]
     given = [dict(word.partition("=")[::2] for word in job["overrides"]) for job in jobs]
     axes = [
         key
@@ -153,6 +153,15 @@ def read_sweep(folder: Path) -> Sweep:
     commands = sorted({job["command"] for job in jobs})
     versions = sorted({job.get("version") or "unknown" for job in jobs})
     return Sweep(commands, versions, axes, figures, rows)
+
+
+def read_job(file: Path) -> dict[str, Any]:
+    """Reads a run.json.
+
+    Raises:
+        PPFError: it is damaged.
+    """
+    return read(file, RunRecord, "delete it and run its job again")
 
 
 def read_rows(file: Path) -> Sweep:

@@ -8,6 +8,7 @@ from ppf.artefacts import write_json
 from ppf.commands import invocation
 from ppf.overrides import quoted
 from ppf.progress import warning
+from ppf.records.run import RUN
 from ppf.report.agreement import agreement
 from ppf.report.headline import even_pruning
 from ppf.report.html import write_page
@@ -20,6 +21,7 @@ from ppf.report.sweep import (
     Group,
     Sweep,
     multirun,
+    read_job,
     read_rows,
     read_sweep,
     sweep_table,
@@ -90,7 +92,7 @@ def sweep_page(sweep: Sweep, folder: Path) -> Page:
             ReportSection("Machine", "That made this page.", facts=machine()),
         ],
         next_commands={
-            **_next_commands(best, first, folder, overrides),
+            **_next_commands(best, first, folder),
             "Make this page again, with the jobs that have finished since": again,
         },
     )
@@ -142,16 +144,16 @@ def _compared(group: Group, first: str) -> str:
 
 
 def _next_commands(
-    best: Mapping[object, Sequence[Group]], first: str, folder: Path, overrides: Sequence[str]
+    best: Mapping[object, Sequence[Group]], first: str, folder: Path
 ) -> dict[str, str]:
     """What to do with the policy of the best job of each ratio."""
     found = {}
     for ratio, groups in best.items():
         rows = [row for row in groups[0].rows if isinstance(row.get(first), int | float)]
-        file = folder / min(rows, key=lambda row: row[first])["job"] / "policy.json"
-        if file.is_file():
+        job = folder / min(rows, key=lambda row: row[first])["job"]
+        if (file := job / "policy.json").is_file():
             found[f"Measure the best policy{_at(ratio)} on the test part"] = next_command(
-                "evaluate", f"policy={quoted(file)}", overrides=overrides
+                "evaluate", f"policy={quoted(file)}", overrides=read_job(job / RUN)["overrides"]
             )
     return found
 

@@ -25,6 +25,9 @@ SIZE = "matrices_mib"
 BASELINES = {"uniform": even_pruning(False), "best_rule": "the best allocation rule"}
 """Prefix of the figures of policies that a search compares with → name of the policy."""
 _MOST = 40  # jobs in a ranking
+_EQUAL = (
+    1.01  # ratio of highest to lowest perplexity of equal policies, measured on several machines
+)
 _WIDE = 3  # ratio of highest to lowest value above which the axis is logarithmic
 _LONG = 44  # characters of a name that leave no room for two columns
 _UNNAMED = "default"  # a line of jobs without the overrides of the others
@@ -114,12 +117,16 @@ def _word(key: str, text: str) -> str:
 
 
 def _baselines(axes: Axes, found: Sequence[Group], first: str) -> None:
-    """The policies that searches compare with, as means of all jobs of a ratio."""
+    """The policies that searches compare with, where all jobs of a ratio have the same ones."""
     for prefix, name in BASELINES.items():
         values: dict[float, list[float]] = {}
         for group in found:
             values.setdefault(group.key["ratio"], []).extend(group.values(f"{prefix}_{first}"))
-        known = sorted((100 * ratio, fmean(each)) for ratio, each in values.items() if each)
+        known = sorted(
+            (100 * ratio, fmean(each))
+            for ratio, each in values.items()
+            if each and max(each) <= _EQUAL * min(each)  # otherwise the jobs prune several models
+        )
         if known:
             colour = NAMED.get(prefix, GREY)
             axes.plot(*zip(*known, strict=True), "--", color=colour, lw=1.3, label=name, zorder=1)

@@ -82,7 +82,8 @@ class Table:
     @property
     def markdown(self) -> str:
         """The table in Markdown."""
-        lines = [self.names, ["---"] * len(self.names), *self.texts]
+        escaped = [[_escaped(text) for text in line] for line in (self.names, *self.texts)]
+        lines = [escaped[0], ["---"] * len(self.names), *escaped[1:]]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     @property
@@ -352,3 +353,8 @@ def _width(drawn: RichTable, target: Console) -> int:
 def print_line(text: str, *, target: Console = console) -> None:
     """Prints one line as it is."""
     target.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _escaped(text: str) -> str:
+    """A text as a cell of a table in Markdown."""
+    return printable(text).replace("|", "\\|")

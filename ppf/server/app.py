@@ -76,7 +76,7 @@ def create_app(
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [entry]}
 
-    @app.get("/v1/models/{model_name}")
+    @app.get("/v1/models/{model_name:path}")
     async def one_model(model_name: str) -> dict[str, Any]:
         check_name(model_name)
         return entry

@@ -8,6 +8,14 @@ from ppf.context.labelling import Labelling
 from ppf.labels.collect import draw
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
+from ppf.llm import LanguageModel, Text
+from ppf.space import Space
+
+
+def check_sampler(cfg: DictConfig, text: Text, lm: LanguageModel) -> None:
+    """Raises PPFError if the sampler has policies of another space; see `EarlyCheck`."""
+    space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
+    instantiate(cfg.sampler).check(space)
 
 
 def collect(

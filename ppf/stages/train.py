@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from ppf.artefacts import signature
 from ppf.commands import invocation
+from ppf.context.evaluations import drawn_labels
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
 from ppf.context.signatures import file_digest, missing, plain, trainer_identity, with_code
@@ -131,6 +132,16 @@ def check_start(predictor: DictConfig) -> None:
     found = unfitted(predictor)
     if isinstance(found, LearnedPredictor) and (file := found.config["init_from"]):
         load_predictor(file, found.config)
+
+
+def check_members(cfg: DictConfig) -> None:
+    """Raises PPFError if there are fewer labels than folds, one for each member of an ensemble."""
+    members, count = cfg.predictor.get("members", 0), drawn_labels(cfg)
+    if count < members and needs_labels(unfitted(cfg.predictor)):
+        raise PPFError(
+            f"labels.count={count} is less than predictor.members={members}, and each member needs"
+            f" its own fold: give labels.count={members} or more."
+        )
 
 
 def _check_predictions(predictor: Predictor, model: PrunableModel) -> None:

@@ -187,6 +187,14 @@ def test_what_is_wrong_is_named(
     [
         (["agent=gradient", "predictor=oracle"], "agent=gradient needs a differentiable predictor"),
         (["mode=dynamic", "dynamic.train=[0.3,0.3]", "ratios=[0.3]"], "give two different ones"),
+        (
+            ["predictor=residual", "labels.count=3"],
+            r"labels.count=3 is less than predictor.members=8",
+        ),
+        (
+            ["budget=bytes", "rules=bytes", "budget.cost.prune=false", "ratio=0.9"],
+            r"ratio=0.9 of the bytes cannot be saved .*: give ratio=0.718 or less",
+        ),
     ],
 )
 def test_what_a_search_cannot_do_is_refused_before_the_work(
@@ -217,8 +225,16 @@ def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> N
     check_read(asked(mode), [f"mode={mode}", "search.rounds=3", "search.tolerance=0.1"])
 
 
-def asked(mode: str, *, report_test: bool = False) -> DictConfig:
-    return OmegaConf.create({"mode": mode, "report_test": report_test})
+def asked(mode: str, *, report_test: bool = False, count: int | None = 8) -> DictConfig:
+    given = {"mode": mode, "report_test": report_test, "labels": {"count": count}}
+    return OmegaConf.create(given)
+
+
+def test_a_sampler_is_refused_if_no_policies_are_drawn() -> None:
+    for key in ("sampler=rough", "sampler.depths=[0.5]", "labels.pool=64"):
+        with pytest.raises(PPFError, match=r"without labels.count= does not read (sam|labe)"):
+            check_read(asked("static", count=None), [key])
+        check_read(asked("static"), [key])
 
 
 def test_re_estimation_without_a_test_part_is_refused() -> None:
@@ -346,3 +362,11 @@ def test_a_predictor_that_cannot_be_scored_is_refused_before_labelling() -> None
     train.check_relations(scored)
     with pytest.raises(PPFError, match="give test_policies=256"):
         train.check_relations(alone)
+
+
+def test_a_stride_that_skips_tokens_is_refused_before_the_work() -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("evaluate", ["path=x", "window=64", "stride=128", "paths.run=."])
+    assert evaluate.main.check_relations is not None
+    with pytest.raises(PPFError, match="skip tokens between windows of 64: give at most stride=64"):
+        evaluate.main.check_relations(cfg)

@@ -55,6 +55,20 @@ def test_a_search_hands_on_its_text_bank_and_classes(
             compose(name.removeprefix("ppf-"), given)
 
 
+@pytest.mark.parametrize("folder", ["it's mine", "$(touch ran)", 'a "b" c'])
+def test_python_code_is_quoted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = composed("search", monkeypatch, "mode=dynamic", *SEARCH)
+    told = curve._next_commands(cfg, Path(folder))["Ask the agent for a policy"]
+    cfg = composed("recover", monkeypatch, "search=F", *CARRIED)
+    cfg.out = folder
+    loaded = recover._next_commands(cfg)["Load it at one ratio"]
+    for command in (told, loaded):
+        _, _, code = shlex.split(command)
+        assert repr(folder) in code
+        compile(code, "command", "exec")
+        assert "$(" not in command or command.startswith("python -c '")
+
+
 def test_adapters_are_served_with_the_bank_of_their_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import math
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 import ppf
-from ppf.cli.outcome import Outcome, finished, set_aside, write
+from ppf.cli.outcome import Job, Outcome, set_aside
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 
@@ -24,6 +26,14 @@ def config(folder: Path, *overrides: str) -> DictConfig:
     cfg = composed(*overrides).copy()
     cfg.paths.run = str(folder)
     return cfg
+
+
+def write(command: str, cfg: DictConfig, outcome: Outcome, seconds: float) -> None:
+    Job(command, cfg).write(outcome, seconds)
+
+
+def finished(command: str, cfg: DictConfig) -> Mapping[str, Any] | None:
+    return Job(command, cfg).finished()
 
 
 @pytest.fixture
@@ -40,17 +50,44 @@ def test_a_record_tells_what_was_found(done: Path) -> None:
     assert found["figures"] == [{"ratio": 0.3, "test_ppl": None}]  # infinity is no JSON
 
 
-def test_a_record_that_is_set_aside_comes_back_until_another_config_has_a_result(
-    done: Path,
+@pytest.mark.parametrize("failed_between", [False, True])
+def test_a_record_that_is_set_aside_comes_back_until_another_job_begins(
+    done: Path, failed_between: bool
 ) -> None:
     (done / ".hydra").mkdir()
+    (done / "csv").mkdir()
+    (done / "csv" / "search.csv").touch()
     set_aside(done)
     assert not (done / "run.json").exists()
     assert finished("search", config(done)) is not None and (done / "run.json").is_file()
-    set_aside(done)
-    assert finished("search", config(done, "ratio=0.4")) is None
-    write("search", config(done, "ratio=0.4"), Outcome(), seconds=1.0)
+    if failed_between:
+        set_aside(done)
+    other = Job("search", config(done, "ratio=0.4"))
+    assert other.finished() is None
+    other.begin()  # and is killed after its first files
     assert finished("search", config(done)) is None
+    assert not (done / "csv" / "search.csv").exists()
+
+
+def test_what_a_killed_job_has_logged_stays_when_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "search.csv").touch()
+    Job("search", config(tmp_path)).begin()
+    assert (tmp_path / "csv" / "search.csv").exists()
+
+
+def test_a_file_that_changes_during_the_run_counts_as_it_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppf.cli.outcome.is_multirun", lambda: True)
+    text = tmp_path / "text.jsonl"
+    text.write_text("one")
+    cfg = config(tmp_path, f"text.path={text}")
+    cfg.paths.cache = str(tmp_path)
+    job = Job("search", cfg)
+    text.write_text("another")
+    job.write(Outcome(3.5), seconds=1.5)
+    assert finished("search", cfg) is None
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,12 @@ def test_only_jobs_of_this_multirun_fail_it(tmp_path: Path) -> None:
         ("model", ["out=model", "seed=range(1,3)"], None, True),
         ("model", ["out=model", "tune=[full,lora]"], {"tune": "full"}, False),
         ("model/${hydra:job.num}", ["out=model/${hydra:job.num}", "tune=full,lora"], None, False),
-        ("${paths.run}/model", ["out=a,b"], None, False),
+        ("${paths.run}/model", ["seed=0,1"], None, False),
+        ("at/${tune}", ["out=at/${tune}", "tune=full,lora"], None, False),
+        ("at/${model.name}", ["out=at/${model.name}", "model=a,b"], None, False),
+        ("${oc.env:HOME}/model", ["out=${oc.env:HOME}/model", "tune=full,lora"], None, True),
+        ("at/${seed}", ["out=at/${seed}", "tune=full,lora"], None, True),
+        ("a", ["out=a,b"], None, False),
     ],
 )
 def test_jobs_that_would_write_into_one_folder_are_refused(
@@ -91,8 +96,9 @@ def test_jobs_that_would_write_into_one_folder_are_refused(
     config = OmegaConf.create({"out": out, "hydra": own})
     with pytest.raises(SystemExit) if refused else nullcontext():
         SweepReport().on_multirun_start(config)
-    sentence = "Error: every job would overwrite out=model: do not give out=, or give 'out=model/${"
-    assert (sentence in capsys.readouterr().err) == refused
+    error = capsys.readouterr().err
+    assert error.startswith(f"Error: every job would overwrite out={out}: do not") == refused
+    assert (f"give 'out={out}/${{hydra:job.num}}'." in error) == refused
 
 
 def test_a_multirun_into_one_folder_does_not_begin(run: Run, tmp_path: Path) -> None:

@@ -222,6 +222,14 @@ def test_tokenizer_and_generation_config_are_exported(pruner: LivePruner, folder
     assert loaded(folder).generation_config.eos_token_id == 0
 
 
+def test_an_earlier_models_tokenizer_is_replaced(pruner: LivePruner, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("earlier")
+    (tmp_path / "added_tokens.json").write_text('{"<earlier>": 3}')
+    export_folder(pruner, tmp_path, POLICY)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
+    assert not (tmp_path / "added_tokens.json").exists()
+
+
 def test_a_generation_config_that_transformers_only_warns_of_is_exported(
     pruner: LivePruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel, load, loading
 from ppf.llm.offload import Offloaded
+from ppf.llm.sources import byte_tokenizer
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 from tests.llm.test_checkpoint import LAYER, change, saved
 
@@ -56,6 +57,25 @@ class Recording(Offloaded):
     def __init__(self, layers: nn.ModuleList, *given: Any) -> None:
         self.seen.update(parameter.dtype for parameter in layers.parameters())
         super().__init__(layers, *given)
+
+
+def test_embeddings_are_scaled_as_without_offload(tmp_path: Path) -> None:
+    lm = random_model(CHECKPOINTS["gemma3-groups-of-3-capped-logits-untied"])
+    lm.model.to(torch.bfloat16).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    given = {"path": str(tmp_path), "source": None, "dtype": "float32"}
+    whole, mapped = (
+        load(OmegaConf.create({**given, "offload": place}), str(tmp_path)).model
+        for place in (None, "disk")
+    )
+    assert whole.get_input_embeddings().embed_scale.item() == pytest.approx(96**0.5)
+    with torch.no_grad():
+        assert torch.equal(whole(random_windows()).logits, mapped(random_windows()).logits)
+
+
+def test_weights_are_not_offloaded_from_a_cpu_to_itself(tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert half(tmp_path, "cpu").offloaded is None
 
 
 def half(folder: Path, offload: str | None) -> LanguageModel:

@@ -51,6 +51,15 @@ def test_what_users_override_can_be_recorded(place: str, value: Any) -> None:
     fits(examples.config(**{place: value}), ConfigRecord)
 
 
+def test_exported_weights_have_a_number_format_of_torch() -> None:
+    measured = {"one_shot": {"nll": 3.0, "perplexity": 20.0}}
+    exported = {"compensation": "one_shot", "measured": measured, "part": "labelling"}
+    exported |= {"windows": 2, "window": 64, "context": 16}
+    fits(examples.policy() | {"exported": {**exported, "dtype": "bfloat16"}})
+    with pytest.raises(PPFError, match="exported.dtype should be"):
+        fits(examples.policy() | {"exported": {**exported, "dtype": "manual_seed"}})
+
+
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppf.recovery.tuners import Full
+from ppf.recovery.tuners import Full, without_dropout
 from tests.checkpoints import CHECKPOINTS, random_model
 
 
@@ -18,3 +18,10 @@ def test_embeddings_of_tokens_and_positions_are_trained_on_request(
         outside = any(part in name for part in parts)
         assert parameter.requires_grad == (embeddings or not outside), name
     assert any("embed_positions" in name for name, _ in model.named_parameters())
+
+
+def test_no_layer_is_dropped_at_random() -> None:
+    model = random_model(CHECKPOINTS["opt-32-heads-tied"]).model
+    model.get_decoder().layerdrop = 0.5
+    without_dropout(model)
+    assert model.get_decoder().layerdrop == 0

@@ -31,6 +31,8 @@ def test_nothing_is_compared_across_ratios_trainings_or_few_policies() -> None:
     assert agreement(rows(*pairs) + rows((5.0, 4.0), ratio=0.5)) is None
     assert agreement(rows(*pairs) + rows((5.0, 4.0), tune="lora")) is None
     assert agreement([{"test_ppl": 30.0}]) is None
+    untold = [{"ratio": 0.3, "nll_pruned": a, "nll_recovered": b} for a, b in pairs]
+    assert agreement([*untold, *rows((5.0, 4.0))]) is None
 
 
 def test_infinite_losses_are_left_out() -> None:

@@ -140,6 +140,18 @@ def test_a_run_that_fails_before_its_first_metric_leaves_no_files(
     assert logged or left <= {"conf/main.yaml", "csv/earlier.csv"}
 
 
+def test_loggers_end_and_leave_no_files_if_the_next_one_cannot_start(
+    composed, tmp_path: Path
+) -> None:
+    import wandb
+
+    cfg = {**composed("logger=[csv,wandb]"), "other": {"_target_": "builtins.int"}}
+    with pytest.raises(Exception, match="save_dir"), open_loggers(cfg, tmp_path / "run", CONFIG):
+        pass
+    assert wandb.run is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "conf" not in path.parts]
+
+
 @pytest.fixture
 def wandb_of(composed):
     """The section of W&B as a job of a command line resolves it."""

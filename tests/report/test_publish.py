@@ -94,6 +94,16 @@ def test_offline_runs_carry_their_lineage(tmp_path: Path) -> None:
     assert entry.ref.endswith("pruned/model.safetensors"), "weights are not uploaded"
 
 
+def test_long_names_of_artifacts_are_shortened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    logger = wandb(tmp_path / "run")
+    for name in ("m" * 128, "m" * 200, "m" * 201):
+        log_artifact([logger], Artifact([tmp_path / "file"], name, "model"))
+    finish([logger], failed=False)
+    names = {r.artifact.name for r in records(tmp_path / "run") if r.HasField("artifact")}
+    assert len(names) == 3 and all(len(name) == 128 for name in names)
+
+
 def test_equal_files_are_one_version_whichever_run_has_them(tmp_path: Path) -> None:
     """This is what joins the run that makes a policy to the run that prunes by it."""
     digests = []

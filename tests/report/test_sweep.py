@@ -147,6 +147,13 @@ def test_nats_have_four_decimals(tmp_path: Path) -> None:
     assert [row[2] for row in table.rows] == ["3.3880", "3.3941 ± 0.0001"]
 
 
+def test_numbers_that_cannot_be_averaged_are_refused(tmp_path: Path) -> None:
+    for seed in "01":
+        job(tmp_path, [f"seed={seed}"], {"test_ppl": 1e308})
+    with pytest.raises(PPFError, match="too large"):
+        read_sweep(tmp_path)
+
+
 def test_an_empty_folder_and_a_damaged_record_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match="no finished job"):
         read_sweep(tmp_path)

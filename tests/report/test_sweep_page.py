@@ -100,15 +100,18 @@ def test_jobs_that_differ_in_seed_and_ratio_only_need_no_name(tmp_path: Path) ->
 
 def test_the_page_names_its_multirun_and_what_to_do_with_the_best_policy(tmp_path: Path) -> None:
     searches(tmp_path)
-    task = ["agent=ppo,cmaes", "paths.outputs=out", "seed=${oc.env:HOME}"]
+    task = ["agent=ppo,cmaes", "bank.max_gib=0,4", "seed=${oc.env:HOME}"]
     hydra = {"job": {"name": "search"}, "overrides": {"task": task}}
     OmegaConf.save({"hydra": hydra}, tmp_path / "multirun.yaml")
     policy = tmp_path / "agent=cmaes,ratio=0.2,seed=0" / "policy.json"
     policy.write_text("{}")
+    record = json.loads((policy.parent / "run.json").read_text())
+    record["overrides"].append("bank.max_gib=4")
+    (policy.parent / "run.json").write_text(json.dumps(record))
     page = sweep_page(read_sweep(tmp_path), tmp_path)
-    assert page.command == "ppf-search -m agent=ppo,cmaes paths.outputs=out 'seed=${oc.env:HOME}'"
+    assert page.command == "ppf-search -m agent=ppo,cmaes bank.max_gib=0,4 'seed=${oc.env:HOME}'"
     command = page.next_commands["Measure the best policy at ratio 20.0 % on the test part"]
-    assert command == f"ppf-evaluate 'policy=\"{policy}\"' paths.outputs=out"
+    assert command == f"ppf-evaluate 'policy=\"{policy}\"' bank.max_gib=4"
     assert any("PPF" in part.facts for part in page.sections), "the version"
 
 
@@ -140,6 +143,20 @@ def test_lines_have_short_names_and_uniform_pruning_is_one_of_them(tmp_path: Pat
         "random, count=8, sequential=true": [30.0],
         "default": [70.0],
     }
+
+
+def test_uniform_pruning_is_left_out_where_the_jobs_prune_several_models(tmp_path: Path) -> None:
+    for model, uniform in (("a", 50.0), ("b", 500.0)):
+        for ratio in (0.2, 0.4):
+            found = {"ratio": ratio, "test_ppl": 30.0, "uniform_test_ppl": uniform * (1 + ratio)}
+            job(tmp_path / str(ratio), [f"model={model}", f"ratio={ratio}"], found)
+    assert plotted(tmp_path).keys() == {"a", "b"}
+
+
+def test_dollar_signs_of_overrides_are_no_formulas(tmp_path: Path) -> None:
+    for name in (r"$\frac$", "$x$"):
+        job(tmp_path / name.replace("\\", ""), [f"a={name}"], {"test_ppl": 30.0})
+    write_sweep(tmp_path)
 
 
 def test_names_are_whole_where_short_ones_would_be_equal(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 from io import StringIO
 
@@ -131,6 +132,12 @@ def test_a_broken_policy_has_no_finite_change() -> None:
 def test_cells_without_a_value_are_empty() -> None:
     table = Table([Column("a"), Column("b", "{:.1f}".format)], [["x", None], [None, 2]])
     assert table.texts == [["x", ""], ["", "2.0"]]
+
+
+def test_cells_in_markdown_stay_in_their_columns() -> None:
+    text = Table([Column("a|b"), Column("c")], [["x|y\nz", 1.0]]).markdown
+    assert text.count("\n") == 3
+    assert [len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines()] == [4, 4, 4]
 
 
 def test_accuracy_has_a_column_for_each_band() -> None:

@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from ppf.runtime import DecodingBatch, DynamicModel
+from ppf.server.app import create_app
+from ppf.server.scheduler import Limits, Scheduler
 from ppf.server.text import token_text
 
 ASKED: dict[str, Any] = {"prompt": "Hello", "max_tokens": 6, "temperature": 0}
@@ -25,6 +27,13 @@ def test_health_and_models(client: TestClient) -> None:
     assert entry["pruning_ratios"] == [0.0, 0.2, 0.4] and entry["compensation"] == "bias"
     assert client.get("/v1/models/tiny").json() == entry
     assert client.get("/v1/models/gpt").status_code == 404
+
+
+def test_a_model_may_have_the_name_of_a_repository(model: DynamicModel, limits: Limits) -> None:
+    hosts, scheduler = ["localhost"], Scheduler(model, limits)
+    app = create_app("org/tiny", scheduler, hosts=hosts, api_key=None, template=None)
+    with TestClient(app, "http://localhost") as client:
+        assert client.get("/v1/models/org/tiny").json()["id"] == "org/tiny"
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.4])

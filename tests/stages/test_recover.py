@@ -526,6 +526,16 @@ def test_wrong_settings_are_one_sentence(config: Any, overrides: list[str], sent
         run(config(*overrides))
 
 
+def test_test_documents_that_the_search_has_read_are_told(
+    config: Any, capsys: pytest.CaptureFixture
+) -> None:
+    cfg = config("report_test=true", "text.windows.test=4", "text.seed=5", "recovery.tokens=32")
+    run(cfg)
+    assert "the policy was found with documents that are now in the test part" in (
+        capsys.readouterr().out
+    )
+
+
 def test_the_test_part_is_measured_on_request(config: Any, start: Path, tmp_path: Path) -> None:
     file = shutil.copytree(start, tmp_path / "pruned") / "policy.json"
     record = json.loads(file.read_text()) | {"budget": {"name": "kv", "saved": 0.4}}
