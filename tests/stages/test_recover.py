@@ -529,7 +529,8 @@ def test_wrong_settings_are_one_sentence(config: Any, overrides: list[str], sent
 def test_test_documents_that_the_search_has_read_are_told(
     config: Any, capsys: pytest.CaptureFixture
 ) -> None:
-    cfg = config("report_test=true", "text.windows.test=4", "text.seed=5", "recovery.tokens=32")
+    given = ("text.windows.test=4", "text.seed=5", "text.training.windows.validation=2")
+    cfg = config("report_test=true", "recovery.tokens=32", *given)
     run(cfg)
     assert "the policy was found with documents that are now in the test part" in (
         capsys.readouterr().out
