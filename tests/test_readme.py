@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("experiments/*/README.md")]
+PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("experiments/**/README.md")]
 BLOCKS = [
     block
     for page in PAGES
