@@ -15,6 +15,8 @@ from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.llm.loading import local_folder
 from ppf.progress import say
+from ppf.pruning.elastic import ADAPTERS
+from ppf.records.agent import agent_folder
 from ppf.report.origin import task_overrides
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.prune import convert, prune
@@ -47,9 +49,10 @@ def _check(cfg: DictConfig) -> None:
 
 def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that is not read."""
-    for key in ("path", "search"):
-        if cfg[key]:
-            refuse_unread(f"prune with {key}=", given, ["sequential"])
+    if cfg.path:
+        refuse_unread("prune with path=", given, ["sequential"])
+    if cfg.search and (agent_folder(cfg.search) / ADAPTERS).is_file():
+        refuse_unread("prune with adapters", given, ["sequential"])
     if not cfg.latency:
         refuse_unread("prune without latency=true", given, ["speed"])
 

@@ -23,6 +23,14 @@ class Exporter(ABC):
         """
         check_blocks(lm)
 
+    def check_policy(self, kept: Mapping[str, int], whole: Mapping[str, int]) -> None:  # noqa: B027
+        """Raises PPFError if the format supports no model of the policy; called before any work.
+
+        Args:
+            kept: number of units of each site, by the site's name.
+            whole: the same of the dense model.
+        """
+
     @abstractmethod
     def check(self, pruner: LivePruner) -> None:
         """Raises PPFError if the format cannot hold the pruned model; called before long work."""

@@ -38,20 +38,26 @@ class DeciLM(Converter):
         super().check_family(lm, biases=biases)
         _check_family(lm)
 
-    def check_model(self, model: Pruned) -> None:
-        _check_family(model.lm)
-        for coupling, atoms, whole in zip(model.couplings, model.atoms, model.whole, strict=True):
-            if coupling.kind == "attention" and 0 < atoms < whole:
+    def check_policy(self, kept: Mapping[str, int], whole: Mapping[str, int]) -> None:
+        for name, number in kept.items():
+            if name.endswith(".attention") and 0 < number < whole[name]:
                 raise PPFError(
                     "export=decilm keeps or removes whole attention blocks, but"
-                    f" {coupling.name} keeps {atoms} of {whole} KV groups: search with space=mlp or"
+                    f" {name} keeps {number} of {whole[name]} KV groups: search with space=mlp or"
                     " space=depth, or give export=huggingface."
                 )
-        if not model.atoms[0]:
+        if kept.get("0.attention") == 0:
             raise PPFError(
                 "export=decilm needs the attention of the first layer, which this policy removes:"
                 " give export=huggingface."
             )
+
+    def check_model(self, model: Pruned) -> None:
+        _check_family(model.lm)
+        names = [coupling.name for coupling in model.couplings]
+        self.check_policy(
+            dict(zip(names, model.atoms, strict=True)), dict(zip(names, model.whole, strict=True))
+        )
 
     def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         self.check_model(model)

@@ -61,6 +61,7 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> tuple[Path
         What `cfg.export` wrote, and the record.
     """
     exporter: Exporter = instantiate(cfg.export)
+    exporter.check_policy(record["kept"], record["units"])
     timed = cfg.speed if cfg.latency else None
     biases = record["kept"] != record["units"] and adds_biases(checked_config(record, cfg))
     check = partial(check_export, exporter, timed, biases)
@@ -121,14 +122,14 @@ def compensated(
     labelling = context.labelling
     known = known_before(labelling, timed)  # before the refit: applying another policy undoes it
     if cfg.sequential and can_refit(context.model):
-        scores = _storable(keep_better(labelling, context.calibration), context, exporter)
+        scores = storable(keep_better(labelling, context.calibration), context, exporter)
     else:
         scores = Compensated(labelling.present_nll())
     found = exported(labelling, scores.kept, vars(scores))
     return context, record | {"exported": found | known}
 
 
-def _storable(scores: Compensated, context: PruningContext, exporter: Exporter) -> Compensated:
+def storable(scores: Compensated, context: PruningContext, exporter: Exporter) -> Compensated:
     """Undoes the re-estimation if the export does not support it: it adds biases to all sites."""
     try:
         exporter.check(context.model.pruner)

@@ -21,11 +21,22 @@ from ppf.records.agent import agent_folder
 from ppf.records.policy import AdaptersRecord
 from ppf.report.scores import LogPerplexity
 from ppf.space import uniform
-from ppf.stages.prune import adds_biases, check_export, exported, known_before
+from ppf.stages.prune import (
+    adds_biases,
+    can_refit,
+    check_export,
+    exported,
+    keep_better,
+    known_before,
+    storable,
+)
 
 
 def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     """Exports the search's model at `cfg.ratio`, with the adapters of a recovery merged.
+
+    Without adapters and with `cfg.sequential`, the better of one-shot and re-estimated
+    compensation is exported.
 
     Returns:
         What `cfg.export` wrote, and the record of the policy.
@@ -36,8 +47,10 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     agent, search = load_agent(cfg.search, cfg.trust_targets), agent_folder(cfg.search)
     exporter: Exporter = instantiate(cfg.export)
     timed = cfg.speed if cfg.latency else None
+    kept, whole = agent.policy(cfg.ratio), agent.space.dense.tolist()
+    exporter.check_policy(by_site(agent.space, kept), by_site(agent.space, whole))
     given = checked_config(agent.record, cfg)
-    pruned = agent.policy(cfg.ratio) != agent.space.dense.tolist()
+    pruned = kept != whole
     check = partial(check_export, exporter, timed, pruned and adds_biases(given))
     adapted = (search / ADAPTERS).is_file()
     if adapted:  # they fit only the compensation that they were trained with
@@ -45,19 +58,21 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     else:
         context = prepare(given, fabric, dtype=cfg.dtype, check=check)
     pruner, labelling = context.model.pruner, context.labelling
-    with pruner.at(agent.policy(cfg.ratio)):
+    with pruner.at(kept):
         exporter.check(pruner)
     record = _record(context, agent, cfg.ratio)
     known = known_before(labelling, timed)
-    scores = {"one_shot": record["measured"]["nll"]}
+    best, scores = "one_shot", {"one_shot": record["measured"]["nll"]}
     merged: AbstractContextManager[None] = nullcontext()
-    kept = "one_shot"
     if adapted:
         merged = Adapters.load(search, pruner, origin(context)).merged()
-        kept, scores["adapters"] = "adapters", labelling.present_nll()
+        best, scores["adapters"] = "adapters", labelling.present_nll()
         if (file := search / TRAINING).is_file():
             known["adapters"] = read(file, AdaptersRecord, "train the adapters again")
-    record["exported"] = exported(labelling, kept, scores) | known
+    elif cfg.sequential and can_refit(context.model):
+        better = storable(keep_better(labelling, context.calibration), context, exporter)
+        best, scores = better.kept, vars(better)
+    record["exported"] = exported(labelling, best, scores) | known
     with merged:
         return exporter.write(pruner, Path(cfg.out), record), record
 

@@ -143,16 +143,34 @@ def test_an_export_of_another_family(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = record(searching(tmp_path, cache, *opt))
+    found["kept"] = dict.fromkeys(found["units"], 0) | {
+        "0.attention": found["units"]["0.attention"]
+    }
     given = [f"{source}={tmp_path}", f"export={export}", "ratio=0.3"]
     cfg = config("prune", tmp_path, cache, *given)
     with pytest.raises(PPFError, match=f"export={export} supports .*, not opt"):
         if source == "policy":
             prune(cfg, one_process(), found)
         else:
-            space = SimpleNamespace(dense=torch.tensor([2]))
+            space = SimpleNamespace(dense=torch.tensor([2]), sites=[SimpleNamespace(name="0.mlp")])
             agent = SimpleNamespace(record=found, space=space, policy=lambda ratio: [1])
             monkeypatch.setattr("ppf.stages.prune_at.load_agent", lambda *given: agent)
             prune_at(cfg, one_process())
+
+
+@pytest.mark.parametrize("source", ["policy", "search"])
+def test_a_format_that_cannot_hold_the_policy(
+    source: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = record(searching(tmp_path, cache))
+    found |= {"kept": {"0.attention": 1}, "units": {"0.attention": 2}}
+    cfg = config("prune", tmp_path, cache, f"{source}=p", "export=decilm", "ratio=0.3")
+    sites = [SimpleNamespace(name="0.attention")]
+    space = SimpleNamespace(dense=torch.tensor([2]), sites=sites)
+    agent = SimpleNamespace(record=found, space=space, policy=lambda ratio: [1])
+    monkeypatch.setattr("ppf.stages.prune_at.load_agent", lambda *given: agent)
+    with pytest.raises(PPFError, match=r"0\.attention keeps 1 of 2 KV groups"):
+        prune(cfg, one_process(), found) if source == "policy" else prune_at(cfg, one_process())
 
 
 def test_an_export_with_prompts_that_are_too_long(cache: str, tmp_path: Path) -> None:

@@ -131,11 +131,14 @@ def test_options_of_speed_need_latency(command: Any) -> None:
     command.check_read(cfg, ["speed.prompt=64"])
 
 
-@pytest.mark.parametrize("source", [["path=a"], ["search=a", "ratio=0.3"]])
-def test_prune_refuses_to_re_estimate_what_it_cannot(source: list[str]) -> None:
+@pytest.mark.parametrize("source", ["path", "search"])
+def test_prune_refuses_to_re_estimate_what_it_cannot(source: str, tmp_path: Path) -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("prune", [*source, "paths.run=x"])
-    with pytest.raises(PPFError, match="= does not read sequential: leave it out"):
+        cfg = compose("prune", [f"{source}={tmp_path}", "ratio=0.3", "paths.run=x"])
+    if source == "search":
+        prune.check_read(cfg, ["sequential=true"])
+        (tmp_path / "adapters.safetensors").touch()
+    with pytest.raises(PPFError, match=" does not read sequential: leave it out"):
         prune.check_read(cfg, ["sequential=true"])
 
 

@@ -19,6 +19,7 @@ from ppf.conf import read_option
 from ppf.context.observed import Observed
 from ppf.context.policy import read_policy
 from ppf.errors import PPFError
+from ppf.evaluation.perplexity import pieces_nll
 from ppf.export.loading import load_folder
 from ppf.pruning.elastic import ADAPTERS, trained_with
 from ppf.recovery import elastic
@@ -131,7 +132,7 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     assert torch.equal(tensors["blk.1.ffn_down.weight"], merged)
 
 
-def test_without_adapters_prune_keeps_the_searchs_compensation(
+def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     searched: Path, cache: str, tmp_path: Path
 ) -> None:
     """A bank that is too large for a resident model is computed for one policy."""
@@ -148,6 +149,14 @@ def test_without_adapters_prune_keeps_the_searchs_compensation(
     with context.model.pruner.at(model.kept):
         nll = context.labelling.present_nll()
     assert record["measured"]["nll"] == pytest.approx(nll, rel=1e-5)
+    measured = record["exported"]["measured"]
+    assert measured["one_shot"]["nll"] == pytest.approx(nll, rel=1e-5)
+    better = min(measured, key=lambda name: measured[name]["nll"])
+    assert measured.keys() == {"one_shot", "sequential"}
+    assert record["exported"]["compensation"] == better
+    exported, _ = load_folder(tmp_path / "at", torch.float32, trust_remote_code=False)
+    found = pieces_nll(exported.eval(), [context.labelling.piece], batch=2)
+    assert found == pytest.approx(measured[better]["nll"], rel=1e-4)
 
 
 def test_the_loss_curve_has_the_ratios_of_the_table(config: Any) -> None:
