@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ppf.errors import PPFError
 from tests.cli.conftest import HASTY
+from tests.records import examples
+from tests.records.gadgets import gadgets
 
 LITTLE = ("text.window=64", "text.windows={calibration:4,labelling:2,test:2}")
 
@@ -36,3 +39,17 @@ def test_a_benchmark_runs_to_its_last_line(
     monkeypatch.setattr(sys, "argv", [name, "model=tiny", *given, *folders])
     importlib.import_module(f"benchmarks.{name}").main()
     assert figure in json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_benchmark_of_the_server_runs_nothing_of_a_search(tmp_path: Path) -> None:
+    from benchmarks.serve import read_search
+
+    found, gadget = examples.policy(), gadgets(tmp_path)["torch.load"]
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps(found))
+    assert read_search(tmp_path)["kept"] == found["kept"]
+    found["config"]["model"]["source"] = gadget
+    file.write_text(json.dumps(found))
+    with pytest.raises(PPFError):
+        read_search(tmp_path)
+    assert not (tmp_path / "ran").exists()

@@ -71,13 +71,20 @@ class Job:
 
     Args:
         command: its name.
-        cfg: its config. Files that the config names count as they are now, before the run reads
-            them.
+        cfg: its config. Files that it names, and the code of the user's classes, count as they are
+            now, before the run reads them.
     """
 
     def __init__(self, command: str, cfg: DictConfig) -> None:
-        self._command, self._cfg, self._read = command, cfg.copy(), _files_read(cfg)
-        self._folder = Path(cfg.paths.run)
+        self._command, self._folder = command, Path(cfg.paths.run)
+        config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
+        config.get("trainer", {}).pop("accelerator", None)  # that of fabric
+        self._config = with_code(config, Path(cfg.paths.cache))
+        # Otherwise the ranks must agree, whichever machines they are on.
+        if process_count(cfg.fabric) == slurm_tasks() == 1:
+            self._config |= _here(cfg)
+        self._read = _files_read(cfg)
+        self._tables = cfg.logger.get("csv", {}).get("folder")
 
     def finished(self) -> dict[str, Any] | None:
         """The run.json that this job has left in its folder; None: there is none.
@@ -98,8 +105,8 @@ class Job:
         earlier = [
             file for file in (self._folder / RUN, self._folder / _SET_ASIDE) if file.exists()
         ]
-        if earlier and "csv" in self._cfg.logger:  # it would append to the other job's rows
-            earlier += self._folder.joinpath(self._cfg.logger.csv.folder).glob("*.csv")
+        if earlier and self._tables:  # the logger would append to the other job's rows
+            earlier += self._folder.joinpath(self._tables).glob("*.csv")
         for file in earlier:
             file.unlink()
 
@@ -118,15 +125,9 @@ class Job:
 
     def _identity(self) -> str:
         """Signature of everything that determines the run's result."""
-        cfg = self._cfg
-        config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
-        config.get("trainer", {}).pop("accelerator", None)  # that of fabric
-        if source := config.get("model", {}).get("source"):
-            config["model"]["source"] = pinned(source)
-        config = with_code(config, Path(cfg.paths.cache))
-        # Otherwise the ranks must agree, whichever machines they are on.
-        if process_count(cfg.fabric) == slurm_tasks() == 1:
-            config |= _here(cfg)
+        config = self._config
+        if source := config.get("model", {}).get("source"):  # the run may download it
+            config = config | {"model": config["model"] | {"source": pinned(source)}}
         return signature("run", ppf.__version__, self._command, config, *self._read)
 
 

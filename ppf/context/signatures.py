@@ -26,7 +26,6 @@ _PLACE = (
     "log_every_n_steps",
     "num_sanity_val_steps",
 )  # arguments of Lightning's Trainer that do not change what is trained
-_code: dict[Path, str] = {}  # digests of the source files of the user's classes
 MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
 """Suffixes of a model folder's files that determine the model."""
 
@@ -96,10 +95,7 @@ def with_code(config: dict[str, Any], cache: Path) -> dict[str, Any]:
         for key, value in config.items()
     }
     if file := _own_file(config.get("_target_")):
-        # As it was when this process imported it: a later edit does not change what runs.
-        if file not in _code:
-            _code[file] = digest(file, cache)
-        found["_code_"] = _code[file]
+        found["_code_"] = digest(file, cache)
     return found
 
 
