@@ -87,7 +87,7 @@ def run(name: str, cfg: DictConfig) -> float | None:
             other = "" if made_by == version() else f" (version: {made_by})"
             say(f"Already finished: {cfg.paths.run}{other}")
             return done["metric"]
-        job.begin()
+        set_aside(Path(cfg.paths.run))
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)
     fabric = instantiate(cfg.fabric)

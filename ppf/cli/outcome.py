@@ -84,31 +84,21 @@ class Job:
         if process_count(cfg.fabric) == slurm_tasks() == 1:
             self._config |= _here(cfg)
         self._read = _files_read(cfg)
-        self._tables = cfg.logger.get("csv", {}).get("folder")
 
     def finished(self) -> dict[str, Any] | None:
         """The run.json that this job has left in its folder; None: there is none.
 
-        One that was set aside is put back.
+        One that was set aside is put back, unless another job has written into the folder since.
         """
         own, place = self._identity(), self._folder / RUN
-        for file in (place, self._folder / _SET_ASIDE):
+        earlier = self._folder / _SET_ASIDE
+        for file in (place, earlier):
             with suppress(PPFError):
                 found = read(file, RunRecord, "run the command again")
-                if found["config"] == own:
+                if found["config"] == own and (file == place or _is_newest(earlier, self._folder)):
                     file.replace(place)
                     return found
         return None
-
-    def begin(self) -> None:
-        """Removes the results of another job from the folder, whose files will be overwritten."""
-        earlier = [
-            file for file in (self._folder / RUN, self._folder / _SET_ASIDE) if file.exists()
-        ]
-        if earlier and self._tables:  # the logger would append to the other job's rows
-            earlier += self._folder.joinpath(self._tables).glob("*.csv")
-        for file in earlier:
-            file.unlink()
 
     def write(self, outcome: Outcome, seconds: float) -> None:
         """Writes the run.json of the finished run."""
@@ -122,6 +112,7 @@ class Job:
             "version": version(),
         }
         write_json(self._folder / RUN, record)
+        (self._folder / _SET_ASIDE).unlink(missing_ok=True)  # its other files are overwritten
 
     def _identity(self) -> str:
         """Signature of everything that determines the run's result."""
@@ -135,6 +126,12 @@ def set_aside(folder: Path) -> None:
     """Moves a job's run.json to where no report finds it: the present config has failed."""
     with suppress(FileNotFoundError):
         (folder / RUN).replace(folder / _SET_ASIDE)
+
+
+def _is_newest(record: Path, folder: Path) -> bool:
+    """Whether no file of the folder is newer than a run.json, which a job writes last."""
+    written = record.stat().st_mtime_ns
+    return all(file.stat().st_mtime_ns <= written for file in folder.iterdir() if file.is_file())
 
 
 def _here(cfg: DictConfig) -> dict[str, Any]:
