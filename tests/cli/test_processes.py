@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,8 +94,9 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for line in ("Labelling 24 policies", "Training the predictor on 24", "against uniform"):
-        assert done.stdout.count(line) == 1, done.stdout
+    # The other process may have measured some policies before rank 0 counts them.
+    for line in ("Labelling 2[0-4] policies", "Training the predictor on 24", "against uniform"):
+        assert len(re.findall(line, done.stdout)) == 1, done.stdout
     policy = json.loads(only(two, "policy.json").read_text())
     assert policy["measured"]["nll"] <= policy["uniform"]["measured"]["nll"]
     for file in ("search.csv", "report.html", "offline-run-*"):
