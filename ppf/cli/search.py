@@ -38,7 +38,7 @@ from ppf.report.tables import print_summary
 from ppf.space import Space
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.chain import chain
-from ppf.stages.collect import collect
+from ppf.stages.collect import check_sampler, collect
 from ppf.stages.dynamic import FoundAgent, check_dynamic, check_ratios, dynamic
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
@@ -149,7 +149,7 @@ def _check_model(cfg: DictConfig, text: Text, lm: LanguageModel) -> None:
     space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
     check_budget(cfg.budget, lm, space)
     if drawn_labels(cfg) > 1:
-        instantiate(cfg.sampler).check(space)
+        check_sampler(cfg, text, lm)
     if cfg.mode == "static":
         for budget in cfg.pareto.values():
             check_cost(budget, lm)

@@ -25,9 +25,8 @@ SIZE = "matrices_mib"
 BASELINES = {"uniform": even_pruning(False), "best_rule": "the best allocation rule"}
 """Prefix of the figures of policies that a search compares with → name of the policy."""
 _MOST = 40  # jobs in a ranking
-_EQUAL = (
-    1.01  # ratio of highest to lowest perplexity of equal policies, measured on several machines
-)
+# Ratio of highest to lowest perplexity of equal policies that several machines have measured.
+_EQUAL = 1.01
 _WIDE = 3  # ratio of highest to lowest value above which the axis is logarithmic
 _LONG = 44  # characters of a name that leave no room for two columns
 _UNNAMED = "default"  # a line of jobs without the overrides of the others
