@@ -30,7 +30,7 @@ _EQUAL = 1.01
 _WIDE = 3  # ratio of highest to lowest value above which the axis is logarithmic
 _LONG = 44  # characters of a name that leave no room for two columns
 _UNNAMED = "default"  # a line of jobs without the overrides of the others
-_OPTION = re.compile(r"(?!true$|false$|null$)[A-Za-z][\w/-]*")
+_OPTION = re.compile(r"(?!(?i:true|false|null)$)[A-Za-z][\w/-]*")
 
 
 def sweep_figure(

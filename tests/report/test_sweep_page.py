@@ -132,15 +132,20 @@ def plotted(folder: Path) -> dict[str, list[float]]:
 
 
 def test_lines_have_short_names_and_uniform_pruning_is_one_of_them(tmp_path: Path) -> None:
-    for option, count, found in [("a/random", 8, 30.0), ("a/random", 16, 29.0), ("b", 8, 28.0)]:
-        given = [f"sampler={option}", f"labels.count={count}", "sequential=true", "ratio=0.2"]
+    options = [
+        ("a/random", 8, "True", 30.0),
+        ("a/random", 16, "True", 29.0),
+        ("b", 8, "true", 28.0),
+    ]
+    for option, count, truth, found in options:
+        given = [f"sampler={option}", f"labels.count={count}", f"sequential={truth}", "ratio=0.2"]
         job(tmp_path, given, {"ratio": 0.2, "test_ppl": found, "uniform_test_ppl": 40.0})
     job(tmp_path, ["ratio=0.4"], {"ratio": 0.4, "test_ppl": 70.0, "uniform_test_ppl": 90.0})
     assert plotted(tmp_path) == {
         "uniform pruning": [40.0, 90.0],
         "b, count=8, sequential=true": [28.0],
-        "random, count=16, sequential=true": [29.0],
-        "random, count=8, sequential=true": [30.0],
+        "random, count=16, sequential=True": [29.0],
+        "random, count=8, sequential=True": [30.0],
         "default": [70.0],
     }
 
