@@ -23,7 +23,6 @@ from ppf.predictor.base import needs_labels, unfitted
 from ppf.progress import say
 from ppf.pruning import SiteFeatures
 from ppf.pruning.allocation import FLAP, LeastExpectedLoss, ObsGlobal
-from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.costs import Bytes
 from ppf.pruning.live import Types
 from ppf.pruning.options import Options
@@ -80,7 +79,7 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
     if not isinstance(cost, Bytes):
         return context
     units = context.model
-    _warn_of_export(units, biases=cost.prune and not isinstance(units.compensation, NoCompensation))
+    _warn_of_export(units, biases=cost.prune and units.compensation.biases)
     rounding, prices = _rounding(context), cost.prices(units.pruner)
     options = Options.of(
         units.space, prices, rounding.losses, _TYPES, allowed=cost.types, prune=cost.prune

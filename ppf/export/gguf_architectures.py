@@ -123,7 +123,8 @@ def reader_of(config: Any, *, biases: bool) -> Architecture:
     if biases and not reader.biases:
         raise PPFError(
             f"llama.cpp supports no biases in {family} models, and this model has biases, from"
-            f" its compensation or its own: search with compensation=none, or {_REMEDY}."
+            f" its compensation or its own: search with"
+            f" compensation=least_squares_without_bias, or {_REMEDY}."
         )
     return reader
 

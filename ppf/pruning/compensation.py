@@ -158,9 +158,11 @@ class Compensation(ABC):
 
     Attributes:
         refits: whether levels change the weight; False: they keep columns of the dense weight.
+        biases: whether levels and refits change the bias.
     """
 
     refits: ClassVar[bool] = False
+    biases: ClassVar[bool] = False
 
     @abstractmethod
     def levels(
@@ -211,6 +213,8 @@ class Bias(Compensation):
     Source: FLAP (arXiv 2312.11983), baseline bias compensation.
     """
 
+    biases = True
+
     def levels(
         self,
         weight: Tensor,
@@ -249,7 +253,7 @@ class LeastSquares(Compensation):
         all levels share, are our own.
     """
 
-    refits = True
+    refits = biases = True
 
     def __init__(self, damping: Positive, refit_damping: Positive) -> None:
         self.damping, self.refit_damping = damping, refit_damping
@@ -264,7 +268,7 @@ class LeastSquares(Compensation):
         factored: bool = False,
     ) -> Levels:
         dtype = weight.dtype
-        weight, gram, mean = weight.double(), gram.double(), mean.double()
+        weight, gram, mean = weight.double(), gram.double(), self._intercept(mean)
         ridged, ridge = _covariance(gram, mean, self.damping)
         lower, any_input = torch.linalg.cholesky(ridged), gram.any()
         del gram, ridged  # large, and not needed any more
@@ -292,18 +296,29 @@ class LeastSquares(Compensation):
         return Levels(
             _relative(torch.stack(errors), energy).clamp(max=1),
             factors if factored else weights,
-            torch.stack(biases).to(dtype),
+            torch.stack(biases).to(dtype) if self.biases else None,
             factors,
         )
 
     def refit(self, moments: ResidualMoments) -> WeightAndBias:
+        center, shift = self._intercept(moments.input_mean), self._intercept(moments.mean)
+        bias = moments.mean if self.biases else None
         if not moments.gram.numel():
-            return None, moments.mean
-        center, shift = moments.input_mean.double(), moments.mean.double()
+            return None, bias
         cross = moments.cross.double() - torch.outer(shift, center)
         ridged, _ = _covariance(moments.gram.double(), center, self.refit_damping)
         change = torch.linalg.solve(ridged, cross.T).T
-        return change, shift - change @ center
+        return change, shift - change @ center if self.biases else None
+
+    def _intercept(self, mean: Tensor) -> Tensor:
+        """The mean that the regression subtracts, in float64."""
+        return mean.double() if self.biases else torch.zeros_like(mean, dtype=torch.double)
+
+
+class LeastSquaresWithoutBias(LeastSquares):
+    """Ridge regression without intercept: C is E[x xᵀ], m is 0, and no bias is added."""
+
+    biases = False
 
 
 def _covariance(

@@ -25,7 +25,7 @@ from ppf.export.loading import read_pruned
 from ppf.llm import LanguageModel, Text
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.progress import say
-from ppf.pruning.compensation import Bias, LeastSquares, NoCompensation
+from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.live import Types
 from ppf.pruning.sequential import refit_sequentially
 from ppf.report.scores import LogPerplexity
@@ -71,7 +71,7 @@ def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> tuple[Path
 
 def adds_biases(config: DictConfig) -> bool:
     """Whether a config's compensation is known to add biases to pruned models."""
-    return isinstance(instantiate(config.compensation), Bias | LeastSquares)
+    return instantiate(config.compensation).biases
 
 
 def check_export(

@@ -177,7 +177,11 @@ WHOLE = "some layers of this policy keep all units, so the file would not shrink
     ("form", "biased", "part"),
     [
         ("opt-32-heads-tied", False, "export=gguf supports llama, mistral, .* not opt"),
-        ("qwen3-groups-of-2-tied", True, "search with compensation=none, or give export=hugg"),
+        (
+            "qwen3-groups-of-2-tied",
+            True,
+            "least_squares_without_bias, or give export=hugg",
+        ),
         ("qwen3-32-heads-untied", False, WHOLE),
         ("gemma3-one-kv-head-tied", False, WHOLE),
     ],

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from benchmarks.llama_cpp import LlamaCpp
 from ppf.evaluation.perplexity import mean_nll
 from ppf.llm import LanguageModel
-from ppf.pruning.compensation import Bias, NoCompensation
+from ppf.pruning.compensation import Bias, LeastSquaresWithoutBias, NoCompensation
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY, export_gguf
 from tests.sentencepiece import sentencepiece_form
@@ -94,7 +94,7 @@ def test_every_family(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     wanted = []
     for name, atoms in FAMILIES.items():
         models[name] = random_model(CHECKPOINTS[name])
-        pruner = pruner_of(models[name], channel_multiple=16)
+        pruner = pruner_of(models[name], LeastSquaresWithoutBias(0.01, 0.01), channel_multiple=16)
         sites = zip(pruner.space.sites, atoms, strict=True)
         pruner.apply([count // site.atoms_per_unit for site, count in sites])
         file = export_gguf(pruner, tmp_path, POLICY | {"model": name}, type="f16")

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from ppf.pruning.compensation import Bias, Compensation, LeastSquares, NoCompensation
+from ppf.pruning.compensation import (
+    Bias,
+    Compensation,
+    LeastSquares,
+    LeastSquaresWithoutBias,
+    NoCompensation,
+)
 
 WIDTHS = [0, 3, 7, 10]
 
@@ -21,7 +27,8 @@ def test_inputs_that_hardly_vary_around_a_large_mean_are_compensated() -> None:
 
 
 @pytest.mark.parametrize(
-    "compensation", [NoCompensation(), Bias(), LeastSquares(damping=0.1, refit_damping=0.1)]
+    "compensation",
+    [NoCompensation(), Bias(), LeastSquares(0.1, 0.1), LeastSquaresWithoutBias(0.1, 0.1)],
 )
 def test_errors_are_those_of_the_outputs(compensation: Compensation) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -29,6 +36,7 @@ def test_errors_are_those_of_the_outputs(compensation: Compensation) -> None:
     x = torch.randn(400, 10, generator=generator) @ torch.randn(10, 10, generator=generator) + 2
     levels = compensation.levels(weight, x.T @ x / len(x), x.mean(0), WIDTHS)
     dense = x @ weight.T
+    assert (levels.biases is None) is not compensation.biases
     assert levels.errors[-1] == pytest.approx(0, abs=1e-6)
     for level, width in enumerate(WIDTHS[:-1]):
         own = weight[:, :width] if levels.weights is None else levels.weights[level]

@@ -11,7 +11,12 @@ from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner, Statistics
-from ppf.pruning.compensation import Bias, LeastSquares, NoCompensation
+from ppf.pruning.compensation import (
+    Bias,
+    LeastSquares,
+    LeastSquaresWithoutBias,
+    NoCompensation,
+)
 from ppf.pruning.rounding import BLOCK_BYTES, rounded
 from ppf.records.values import NumberFormat
 from tests.checkpoints import (
@@ -31,6 +36,7 @@ COMPENSATIONS = {
     "none": NoCompensation(),
     "bias": Bias(),
     "least_squares": LeastSquares(damping=DAMPING, refit_damping=DAMPING),
+    "least_squares_without_bias": LeastSquaresWithoutBias(DAMPING, refit_damping=DAMPING),
 }
 
 form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
@@ -68,10 +74,15 @@ def refitted(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) -> N
     consumer.bias = nn.Parameter(bias, requires_grad=False)
 
 
+def refitted_without_mean(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) -> None:
+    refitted(consumer, gone, gram, torch.zeros_like(mean))
+
+
 REFERENCES: dict[str, Callable[[nn.Linear, Tensor, Tensor, Tensor], None]] = {
     "none": zeroed,
     "bias": mean_in_bias,
     "least_squares": refitted,
+    "least_squares_without_bias": refitted_without_mean,
 }
 
 

@@ -13,6 +13,7 @@ from ppf.pruning.compensation import (
     Bias,
     Compensation,
     LeastSquares,
+    LeastSquaresWithoutBias,
     NoCompensation,
     ResidualMoments,
     WeightAndBias,
@@ -29,10 +30,15 @@ from tests.checkpoints import (
 from tests.memory import peak_bytes
 
 form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
-REFITTED = {"bias": Bias(), "least_squares": LeastSquares(damping=0.01, refit_damping=0.01)}
+REFITTED = {
+    "bias": Bias(),
+    "least_squares": LeastSquares(damping=0.01, refit_damping=0.01),
+    "least_squares_without_bias": LeastSquaresWithoutBias(damping=0.01, refit_damping=0.01),
+}
 DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
     "bias": lambda lacking: lacking.mean((0, 1)).abs().max(),
     "least_squares": lambda lacking: lacking.square().mean(),
+    "least_squares_without_bias": lambda lacking: lacking.square().mean(),
 }
 
 
