@@ -8,10 +8,11 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.cli import evaluate as evaluate_command
 from ppf.cli import prune as prune_command
@@ -24,6 +25,7 @@ from ppf.cli.studies import check_studies
 from ppf.context.policy import read_policy
 from ppf.context.signatures import plain, recorded
 from ppf.errors import PPFError
+from ppf.export.files import write_generation_config
 from ppf.overrides import quoted
 
 Model = str | Path | PreTrainedModel
@@ -89,11 +91,11 @@ def search(
     cfg = _composed("search", [*_named(model), *given])
     search_command.check_read(cfg, given)
     saved = Path(cfg.model.path) if isinstance(model, PreTrainedModel) else None
-    if isinstance(model, PreTrainedModel):
-        _save(model, tokenizer, cfg.model.path)
     try:
+        if isinstance(model, PreTrainedModel):
+            _save(model, tokenizer, cfg.model.path)
         run("search", cfg)
-    except PPFError:
+    except Exception:
         if saved and not any(Path(cfg.paths.run).glob("*.json")):  # no result names the copy
             shutil.rmtree(saved, ignore_errors=True)
         raise
@@ -210,7 +212,9 @@ def _named(model: Model) -> Iterator[str]:
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str) -> None:
     """Saves a model and its tokenizer."""
-    model.save_pretrained(folder)
+    with patch.object(model, "generation_config", GenerationConfig()):
+        model.save_pretrained(folder)
+    write_generation_config(model, Path(folder))
     (tokenizer or AutoTokenizer.from_pretrained(model.name_or_path)).save_pretrained(folder)
 
 

@@ -82,6 +82,22 @@ def test_a_refused_search_leaves_no_copy_of_a_loaded_model(tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_loaded_model_whose_generation_settings_contradict_is_copied(tmp_path: Path) -> None:
+    lm = random_model(CHECKPOINTS["llama-biases"])
+    lm.model.generation_config.temperature = 0.9  # `save_pretrained` refuses it without do_sample
+    api._save(lm.model, lm.tokenizer, str(tmp_path / "copy"))
+    written = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
+    assert written["temperature"] == lm.model.generation_config.temperature == 0.9
+
+
+def test_a_model_whose_tokenizer_is_missing_leaves_no_copy(tmp_path: Path) -> None:
+    lm = random_model(CHECKPOINTS["llama-biases"])
+    lm.model.name_or_path = str(tmp_path / "gone")
+    with pytest.raises(Exception, match="gone"):
+        ppf.search(lm.model, paths={"run": tmp_path / "run"}, agent="uniform")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     "given", [{"mode": "dynamic", "ratio": 0.5}, {"ratios": [0.2]}, {"dynamic": {"knots": 4}}]
 )

@@ -29,6 +29,8 @@ Keys = tuple[str, ...]
 _TARGET = "_target_"
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
 _OF_SOURCES = ("text.source", "text.splits", "text.training.source", "text.training.splits")
+# Some of these lie in the folder of every export, also of one that was killed.
+_OF_MODELS = ("policy.json", "agent.json", "config.json", "*.safetensors", "*.gguf")
 _STRICT = ConfigDict(**STRICT, arbitrary_types_allowed=True)
 # Ranges that signatures do not state: of other libraries, or handed on to them.
 _FOREIGN: dict[Any, dict[str, Any]] = {
@@ -226,6 +228,19 @@ def refuse_overwriting(out: str | Path, folder: str | Path, what: str = "that is
         raise PPFError(f"out={out} is the folder {what}: give another out=FOLDER.")
 
 
+def refuse_foreign(out: str | Path) -> None:
+    """Raises PPFError if `out` is a folder whose files are not those of a model.
+
+    An export replaces README.md and the files of a tokenizer.
+    """
+    here = Path(out)
+    if here.is_dir() and any(here.iterdir()) and not any(any(here.glob(n)) for n in _OF_MODELS):
+        raise PPFError(
+            f"out={out} has other files, which an export might replace: give a new folder, or that"
+            " of an earlier export."
+        )
+
+
 def refuse_overwriting_dense(out: str | Path, record: Mapping[str, Any]) -> None:
     """Raises PPFError if a command would overwrite the dense model of a policy or an agent."""
     if dense := record["config"]["model"].get("path"):
@@ -246,9 +261,12 @@ def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -
 
 
 def check_file(cfg: DictConfig, given: Iterable[str]) -> None:
-    """Raises PPFError if an override changes a key that `text.path` replaces."""
+    """Raises PPFError if an override changes a key that `text.path` replaces, or one of its own."""
     if OmegaConf.select(cfg, "text.path"):
         refuse_unread("text.path=FILE", given, _OF_SOURCES)
+    for place in ("text", "text.training.more"):
+        if not OmegaConf.select(cfg, f"{place}.path"):
+            refuse_unread(f"a command without {place}.path=FILE", given, [f"{place}.column"])
 
 
 def changed(overrides: Iterable[str]) -> Iterator[str]:

@@ -55,6 +55,10 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
     """Raises PPFError if an override changes a key that is not read."""
     source = "policy" if cfg.policy else "path"
     refuse_unread(f"evaluate with {source}=", given, _UNREAD[source])
+    if cfg.window or cfg.stride:
+        refuse_unread("evaluate with window= or stride=", given, ["text.windows.test"])
+    if cfg.window:
+        refuse_unread("evaluate with window=", given, ["text.window"])
     if not cfg.tasks:
         refuse_unread("evaluate without tasks=", given, ["limit"])
     if not cfg.latency:

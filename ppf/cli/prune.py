@@ -8,7 +8,12 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
-from ppf.cli.checks import refuse_overwriting, refuse_overwriting_dense, refuse_unread
+from ppf.cli.checks import (
+    refuse_foreign,
+    refuse_overwriting,
+    refuse_overwriting_dense,
+    refuse_unread,
+)
 from ppf.cli.lineage import made, used
 from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
@@ -44,6 +49,7 @@ def _check(cfg: DictConfig) -> None:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy, " and export=gguf or export=decilm")
     check_read(cfg, task_overrides())
+    refuse_foreign(cfg.out)
     refuse_overwriting_dense(cfg.out, record)
 
 

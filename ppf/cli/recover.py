@@ -11,7 +11,12 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
-from ppf.cli.checks import refuse_overwriting, refuse_overwriting_dense, refuse_unread
+from ppf.cli.checks import (
+    refuse_foreign,
+    refuse_overwriting,
+    refuse_overwriting_dense,
+    refuse_unread,
+)
 from ppf.cli.lineage import made, used
 from ppf.cli.outcome import Outcome
 from ppf.commands import python_command
@@ -87,6 +92,7 @@ def _check(cfg: DictConfig) -> None:
         if (value := cfg.trainer.get(key)) is not None and value not in known:
             raise PPFError(f"trainer.{key}={value} is not supported: give {' or '.join(known)}.")
     check_read(cfg, task_overrides())
+    refuse_foreign(cfg.out)
     refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:
         _check_adapters(cfg)

@@ -62,8 +62,9 @@ def _own_card(source: str, revision: str | None) -> dict[str, Any]:
 
 
 def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model's YAML file says; a local folder may hold another model."""
-    return {} if model.get("path") else dict(model.get("card") or {})
+    """What the config says; a folder in place of the YAML file's source may hold another model."""
+    replaced = model.get("path") and model.get("source")
+    return {} if replaced else dict(model.get("card") or {})
 
 
 def _datasets(text: Mapping[str, Any]) -> list[str]:

@@ -69,7 +69,7 @@ class DataSet(TypedDict):
     data_files: dict[str, str] | None
     column: str
     limit: Count
-    revision: NotRequired[str]
+    revision: NotRequired[str | None]
 
 
 def hub(

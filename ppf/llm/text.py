@@ -157,6 +157,12 @@ class Text:
         wanted = self.windows[part] or max(available, 1)
         if available < wanted:
             section = "text.training" if "training" in self.windows else "text"
+            if not self.part(part):
+                raise PPFError(
+                    f"the {part} part of text={self.name} has no documents: give a text of more"
+                    " documents. In a .txt file, empty lines separate them; in a .jsonl or .parquet"
+                    " file, a row is a document."
+                )
             raise PPFError(
                 f"the {part} part of text={self.name} has {available} windows of {self.window}"
                 f" tokens instead of {wanted}: lower {section}.windows.{part} or text.window, or"

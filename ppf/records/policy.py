@@ -56,7 +56,7 @@ class TextRecord(Record):
     bos: Literal["window", "stream"] = "window"
     seed: Natural64
     splits: dict[Word, dict[_Part, Number]]
-    source: packaged("text", "source") | None  # type: ignore[valid-type]
+    source: packaged("text", "source", optional=("revision",)) | None  # type: ignore[valid-type]
 
 
 class LabelsRecord(Record):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import torch
@@ -13,7 +13,8 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from jaxtyping import Int
 from lightning import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ppf.context.policy import model_name
@@ -22,11 +23,19 @@ from ppf.evaluation.perplexity import pieces_nll, sliding
 from ppf.llm.windows import leading_tokens
 from ppf.overrides import quoted
 from ppf.pruning import LivePruner
+from ppf.ranges import NonNegative
 from ppf.runtime.caches import CacheGuard
 from ppf.runtime.decoding import decode_fast
 from ppf.runtime.policies import Policies
 from ppf.runtime.search_folder import read_search
 from ppf.space import check_ratio
+
+
+class _Given(BaseModel):
+    """The keys of `conf/runtime.yaml` that the model's memory depends on."""
+
+    bank: dict[Literal["max_gib"], NonNegative]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None
 
 
 class DynamicModel:
@@ -81,7 +90,7 @@ class DynamicModel:
             overrides: strings that override `conf/runtime.yaml`, for example "bank.max_gib=8".
 
         Raises:
-            PPFError: Hydra refuses an override, the folder contains no search, the model has
+            PPFError: an override is wrong, the folder contains no search, the model has
                 changed since the search, or the policy quantises weights or belongs to a recovered
                 model.
         """
@@ -94,6 +103,12 @@ class DynamicModel:
             raise PPFError(
                 f"{sentence}: give keys of conf/runtime.yaml, as in bank.max_gib=8."
             ) from error
+        try:
+            _Given.model_validate(OmegaConf.to_container(cfg, resolve=True), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise PPFError(f"{key}={first['input']} is wrong: {first['msg']}.") from None
         fabric = instantiate(cfg.fabric)
         fabric.launch()
         return cls.from_config(cfg, fabric)

@@ -164,6 +164,12 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
 
+    @model_validator(mode="after")
+    def _logprobs_are_wanted(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
+        return self
+
     @property
     def most_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens

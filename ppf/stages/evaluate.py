@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ppf.artefacts import write_json
 from ppf.context.policy import policy_config, read_policy, types_of
 from ppf.context.signatures import warn_of_shared_documents
+from ppf.errors import PPFError
 from ppf.evaluation.latency import check_prompts, speeds
 from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
 from ppf.evaluation.results import Evaluation, ModelResult
@@ -52,12 +53,20 @@ class Procedure:
 
         With `cfg.window` or `cfg.stride`, the whole part is cut into windows of that length and
         stride. Otherwise they are the text's own windows.
+
+        Raises:
+            PPFError: the part has no window of this length.
         """
         window, stride = self.cfg.window or text.window, self.cfg.stride
         if stride:
             tokens, leading = text.stream("test", tokenizer), text.leading(tokenizer)
             return sliding(tokens, window=window, stride=stride, leading=leading)
         if self.cfg.window:
+            if len(text.stream("test", tokenizer)) + len(text.leading(tokenizer)) < window:
+                raise PPFError(
+                    f"the test part of text={text.name} is shorter than window={window}: give a"
+                    " smaller window, or a longer text."
+                )
             text = replace(text, window=window, windows={"test": None})
         return [Piece(text.tokens("test", tokenizer), 1)]
 

@@ -16,6 +16,7 @@ from ppf.cli.checks import (
     Keys,
     check_arguments,
     check_construction,
+    check_file,
     check_folder,
     check_values,
     components,
@@ -237,6 +238,17 @@ def test_a_sampler_is_refused_if_no_policies_are_drawn() -> None:
         check_read(asked("static"), [key])
 
 
+@pytest.mark.parametrize("place", ["text", "text.training.more"])
+def test_a_column_without_a_file_is_refused(place: str) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("recover", ["path=x", "text=c4", "paths.run=."])
+    given = [f"{place}.column=body"]
+    with pytest.raises(PPFError, match=f"without {place}.path=FILE does not read {place}.column"):
+        check_file(cfg, given)
+    OmegaConf.update(cfg, f"{place}.path", "words.jsonl")
+    check_file(cfg, given)
+
+
 def test_re_estimation_without_a_test_part_is_refused() -> None:
     with pytest.raises(PPFError, match="without report_test=true does not read sequential"):
         check_read(asked("static"), ["sequential=true"])
@@ -250,11 +262,14 @@ def test_re_estimation_without_a_test_part_is_refused() -> None:
         (["path=x", "baselines=false"], "with path= does not read baselines"),
         (["policy=x", "trust_remote_code=true"], "with policy= does not read trust_remote_code"),
         (["policy=x", "limit=3"], "without tasks= does not read limit"),
+        (["policy=x", "window=64", "text.window=32"], "with window= does not read text.window:"),
+        (["policy=x", "window=64", "text.windows.test=2"], "or stride= does not read text.windows"),
+        (["policy=x", "stride=64", "text.windows.test=2"], "or stride= does not read text.windows"),
     ],
 )
 def test_a_key_that_an_evaluation_does_not_read_is_refused(given: list[str], key: str) -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("evaluate", [*given, "paths.run=."])
+        cfg = compose("evaluate", [*(g for g in given if g[:5] != "text."), "paths.run=."])
     with pytest.raises(PPFError, match=key):
         evaluate.check_read(cfg, given)
     cfg.policy, cfg.path, cfg.tasks = "x", None, ["a"]

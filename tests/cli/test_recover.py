@@ -177,6 +177,21 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
             command.check_relations(cfg)
 
 
+@pytest.mark.parametrize("command", [prune, recover_command])
+def test_a_folder_of_other_files_is_not_written_to(command: Any, tmp_path: Path) -> None:
+    name = command.__name__.rpartition(".")[2]
+    file, out = tmp_path / "policy.json", tmp_path / "my project"
+    file.write_text(json.dumps(examples.policy()))
+    out.mkdir()
+    (out / "README.md").write_text("mine")
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose(name, [f"policy={file}", f"out='{out}'", f"paths.run={tmp_path}/run"])
+    with pytest.raises(PPFError, match="has other files, which an export might replace"):
+        command.main.check_relations(cfg)
+    (out / "model-f16.gguf").touch()
+    command.main.check_relations(cfg)
+
+
 def test_a_smaller_micro_batch_still_divides_the_batch_among_the_processes() -> None:
     settings = RecoverySettings(1, 10, 5, 0.0, 0.0, 1, 1, 0.0, False)
     assert [settings.halved(processes).micro_batch for processes in (1, 2)] == [2, 1]

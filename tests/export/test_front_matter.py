@@ -71,8 +71,11 @@ def test_the_models_yaml_file_tells_what_no_card_does(tmp_path: Path) -> None:
     facts = {"base_model": "someone/original", "license": "apache-2.0", "language": ["en"]}
     found = read(tmp_path, model={"path": None, "card": facts})
     assert found.items() >= facts.items()
-    other = read(tmp_path, model={"path": str(tmp_path), "card": facts})
+    replaced = {"path": str(tmp_path), "source": {"repository": "someone/original"}}
+    other = read(tmp_path, model=replaced | {"card": facts})
     assert "base_model" not in other, "another folder holds another model"
+    own = read(tmp_path, model={"path": str(tmp_path), "source": None, "card": facts})
+    assert own.items() >= facts.items(), "model=local"
 
 
 def test_a_readme_without_readable_metadata_is_no_error(tmp_path: Path) -> None:

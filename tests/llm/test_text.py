@@ -231,6 +231,13 @@ def test_invalid_numbers_are_refused(overrides: dict, sentence: str) -> None:
         text(**overrides)
 
 
+def test_a_text_of_one_document_says_what_a_document_is(tmp_path: Path) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("A line without an empty line behind it.\n" * 500)
+    with pytest.raises(PPFError, match="calibration part .* has no documents: .* empty lines sep"):
+        text(path=str(file)).tokens("calibration", byte_tokenizer())
+
+
 def test_too_little_text_names_the_overrides_to_lower(path: Path) -> None:
     small = text(path=str(path), windows={"labelling": 10_000})
     with pytest.raises(PPFError, match=r"lower text\.windows\.labelling"):

@@ -51,6 +51,13 @@ def test_what_users_override_can_be_recorded(place: str, value: Any) -> None:
     fits(examples.config(**{place: value}), ConfigRecord)
 
 
+@pytest.mark.parametrize("name", ["c4", "wikitext2", "wikitext2_raw", "ptb"])
+def test_a_text_of_a_pinned_commit_can_be_recorded(name: str) -> None:
+    text = examples.option("text", name)
+    text["source"]["revision"] = "0123abcd"
+    fits(examples.config(text=text), ConfigRecord)
+
+
 def test_exported_weights_have_a_number_format_of_torch() -> None:
     measured = {"one_shot": {"nll": 3.0, "perplexity": 20.0}}
     exported = {"compensation": "one_shot", "measured": measured, "part": "labelling"}

@@ -117,6 +117,12 @@ def test_an_override_that_hydra_refuses_is_an_error_in_one_sentence(tmp_path: Pa
             DynamicModel.from_search(tmp_path, override)
 
 
+@pytest.mark.parametrize("override", ["bank.max_gib=8GB", "bank.max_gib=-1", "dtype=bf16"])
+def test_a_wrong_value_is_refused_before_the_search_is_read(override: str, tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match=f"{override} is wrong"):
+        DynamicModel.from_search(tmp_path, override)
+
+
 def test_the_number_format_of_the_weights_can_be_chosen(config: DictConfig) -> None:
     assert load(config).lm.dtype == torch.float32
     assert load(config, "dtype=bfloat16").lm.dtype == torch.bfloat16

@@ -52,6 +52,13 @@ def test_a_body_that_is_no_request_is_refused(client: TestClient) -> None:
         assert status == 400 and 0 < len(answer["error"]["message"]) < 200, body[:50]
 
 
+def test_alternatives_need_logprobs(client: TestClient) -> None:
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "top_logprobs": 2}
+    found = client.post("/v1/chat/completions", json=body)
+    assert found.status_code == 400
+    assert "top_logprobs needs logprobs=true" in found.json()["error"]["message"]
+
+
 def test_a_wrong_number_is_refused_in_one_sentence(client: TestClient) -> None:
     for key, value, sentence in WRONG:
         status, answer = post(client, json.dumps(VALID | {key: value}).encode())

@@ -49,6 +49,13 @@ def test_a_window_cuts_up_the_whole_part_and_leaves_out_the_rest() -> None:
     assert piece.windows.shape == (TOKENS // 12, 13)
 
 
+def test_a_window_that_is_longer_than_the_part_is_refused() -> None:
+    (piece,) = pieces(bos_tokenizer(), window=TOKENS + 1)
+    assert piece.windows.shape == (1, TOKENS + 1)
+    with pytest.raises(PPFError, match=f"shorter than window={TOKENS + 2}: give a smaller window"):
+        pieces(bos_tokenizer(), window=TOKENS + 2)
+
+
 def test_in_one_stream_bos_stands_once() -> None:
     (piece,) = pieces(bos_tokenizer(), bos="stream", window=13)
     assert piece.windows.shape == ((TOKENS + 1) // 13, 13)
