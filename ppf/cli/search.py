@@ -44,9 +44,21 @@ from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, with_test
-from ppf.stages.train import Trained, check_members, check_start, train
+from ppf.stages.train import Trained, check_members, check_start, check_trainer, folds, train
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
+_OF_ROUNDS = tuple(
+    f"search.{key}"
+    for key in (
+        *("rounds", "top_k", "neighbours", "gain", "tolerance", "spread_penalty", "trust_region"),
+        *("label_budget", "widen", "agreement", "warm_start", "checkpoint_every"),
+    )
+)
+_OF_RUNS = tuple(
+    f"{polish}.{key}"
+    for polish in ("agent.polish", "dynamic.polish")
+    for key in ("threads", "report_every", "polish")
+)
 UNREAD = {
     "static": ("ratios", "dynamic", "polish@dynamic.polish"),
     "chain": (
@@ -78,6 +90,7 @@ def _check(cfg: DictConfig) -> None:
     check_read(cfg, task_overrides())
     check_acquired(cfg)
     check_start(cfg.predictor)
+    check_trainer(cfg.trainer)
     check_members(cfg)
     check_bytes(cfg)
     if isinstance(instantiate(cfg.agent), Gradient):
@@ -101,6 +114,9 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
         if mode not in reading:
             others = " or ".join(f"mode={other}" for other in reading)
             raise PPFError(f"mode={mode} does not read {key}: leave it out, or give {others}.")
+    refuse_unread("a polish", given, _OF_RUNS)
+    if isinstance(instantiate(cfg.agent), Rule):
+        refuse_unread("search with an allocation rule", given, _OF_ROUNDS)
     if not cfg.report_test:
         refuse_unread("search without report_test=true", given, ["sequential"])
     if drawn_labels(cfg) == 1:  # the dense model's
@@ -133,7 +149,11 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     )
     first = partial(fit, may_train=may_make)
     with clock("labelling"):
-        labels = collect(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed, may_label=may_make)
+        labels = collect(
+            *(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed),
+            folds=folds(cfg.predictor),
+            may_label=may_make,
+        )
         labels = acquire(
             *parts, labels, first, cfg.labels, cfg.sampler, cfg.seed, may_label=may_make
         )

@@ -24,12 +24,13 @@ from ppf.report.tables import accuracy_table, print_table
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import check_sampler, collect
 from ppf.stages.score import Scored, held_out, no_held_out, score
-from ppf.stages.train import check_members, check_start, train
+from ppf.stages.train import check_members, check_start, check_trainer, folds, train
 
 
 def _check(cfg: DictConfig) -> None:
     check_acquired(cfg)
     check_start(cfg.predictor)
+    check_trainer(cfg.trainer)
     check_members(cfg)
     if not cfg.test_policies and not needs_labels(unfitted(cfg.predictor)):
         raise no_held_out()
@@ -42,7 +43,11 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     parts = context.labelling, context.sites
     fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
     may_label = cfg.upstream == "make"
-    labels = collect(*parts, cfg.sampler, cfg.labels.count, cfg.seed, may_label=may_label)
+    labels = collect(
+        *(*parts, cfg.sampler, cfg.labels.count, cfg.seed),
+        folds=folds(cfg.predictor),
+        may_label=may_label,
+    )
     labels = acquire(*parts, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
     trained = fit(labels)
     predictor, bands = trained.predictor, cfg.predictor.get("bands", [])

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.commands import invocation
 
 _FOLDER = Path(__file__).parent
+DEFAULT_TEXT = "wikipedia_sample"
 GROUPS = {
     "model": "language model to prune",
     "text": "text for calibration, labels and evaluation",

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ppf.conf import read_option
+from ppf.conf import DEFAULT_TEXT, read_option
 from ppf.errors import PPFError
 from ppf.llm.text_file import read_file
 from ppf.llm.windows import begin_with, check_embedded, leading_tokens
@@ -278,7 +278,7 @@ def _runs(document: str) -> Int[np.ndarray, " runs"]:
 
 def default_text() -> DictConfig:
     """The config of the default text."""
-    return read_option("text", "wikipedia_sample")
+    return read_option("text", DEFAULT_TEXT)
 
 
 def training_name(config: DictConfig) -> str:

@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.labels.groups import groups
+from ppf.labels.groups import groups, too_few
 from ppf.labels.table import Labels
 from ppf.progress import say
 from ppf.space import Space
@@ -125,10 +125,7 @@ class LabelsDataModule(LightningDataModule):
         self.group = groups(space, kept)
         fold = self._deal(self.group, ratio, members)
         if len(fold.unique()) < members:
-            raise PPFError(
-                f"{len(nll)} finite labels are too few to split into {members} folds: give more"
-                " with labels.count."
-            )
+            raise too_few(len(nll), len(self.group.unique()), members)
         weights = (fold[:, None] != torch.arange(members)).float()
         counts = (1 + low_loss * self._standing(ratio, nll)) * torch.where(proposed, proposals, 1)
         weights = weights * counts[:, None].float()

@@ -33,6 +33,16 @@ class Fitted(NamedTuple):
     held_out: HeldOut
 
 
+FIXED = (
+    "logger",
+    "callbacks",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "default_root_dir",
+)
+"""Arguments of the Trainer that `fit_predictor` sets."""
+
+
 def fit_predictor(labels: Labels, inputs: PredictorInputs, predictor: Mapping[str, Any]) -> Fitted:
     """Trains a predictor, calibrates its interval, and scores its out-of-fold predictions.
 

@@ -109,6 +109,11 @@ class PredictorModule(LightningModule):
             variance = self._jackknife_variance(answers)
         return self._in_nats(answers.mean(0), variance, self.widening)
 
+    def check_same(self, predictor: Mapping[str, Any]) -> None:
+        """Raises PPFError if a predictor of this config cannot start from this one."""
+        if any(self.hparams[name] != predictor[name] for name in ("network", "residual")):
+            raise _other()
+
     def start_from(self, other: "PredictorModule") -> None:
         """Starts from another predictor's parameters, and centres the prior on them.
 
@@ -119,12 +124,9 @@ class PredictorModule(LightningModule):
         """
         mine, theirs = self.ensemble.stacked, other.ensemble.stacked
         shapes = [[p.shape[1:] for p in parameters] for parameters in (mine, theirs)]
-        same = all(self.hparams[name] == other.hparams[name] for name in ("network", "residual"))
-        if shapes[0] != shapes[1] or not same:
-            raise PPFError(
-                "the predictor of predictor.init_from has another network or space: give one that"
-                " was trained with this predictor= and space=."
-            )
+        if shapes[0] != shapes[1]:
+            raise _other()
+        other.check_same(self.hparams)
         if self.residual is not None and other.residual is not None:
             self.residual.prior_centre = dict(other.residual.named_parameters())
         for parameter, start in zip(mine, theirs, strict=True):
@@ -316,6 +318,13 @@ def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) ->
     except Exception as error:  # torch.load documents none for damaged files
         raise PPFError(f"{path} is not a predictor of this version: {remedy}.") from error
     return module.eval()
+
+
+def _other() -> PPFError:
+    return PPFError(
+        "the predictor of predictor.init_from has another network or space: give one that"
+        " was trained with this predictor= and space=."
+    )
 
 
 def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:

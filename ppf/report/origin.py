@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 
 import ppf
 from ppf.commands import invocation
+from ppf.conf import DEFAULT_TEXT
 
 
 def command_line(name: str) -> str:
@@ -82,8 +83,13 @@ def carried(overrides: Sequence[str]) -> list[str]:
 
 def carried_text() -> list[str]:
     """The overrides of this run's text that its recovery needs: all but numbers of windows."""
-    given = [word for word in task_overrides() if word.startswith(("text=", "text."))]
-    return [word for word in given if not word.startswith("text.windows")]
+    words = [word for word in task_overrides() if word.startswith(("text=", "text."))]
+    given = [word for word in words if not word.startswith("text.windows")]
+    if HydraConfig.initialized() and not any(word.startswith("text=") for word in given):
+        chosen = HydraConfig.get().runtime.choices.get("text")  # by an experiment, perhaps
+        if chosen not in (None, DEFAULT_TEXT):
+            return [f"text={chosen}", *given]
+    return given
 
 
 _CARRIED = ("paths.outputs=", "paths.artefacts=", "paths.cache=", "trust_targets=", "bank.max_gib=")

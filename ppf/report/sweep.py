@@ -132,6 +132,7 @@ def read_sweep(folder: Path) -> Sweep:
     if not files:
         raise PPFError(f"{folder} has no finished job (no run.json): give a multirun's folder.")
     jobs = [read_job(file) for file in files]
+    files, jobs = _newest(files, jobs)
     given = [dict(word.partition("=")[::2] for word in job["overrides"]) for job in jobs]
     axes = [
         key
@@ -153,6 +154,20 @@ def read_sweep(folder: Path) -> Sweep:
     commands = sorted({job["command"] for job in jobs})
     versions = sorted({job.get("version") or "unknown" for job in jobs})
     return Sweep(commands, versions, axes, figures, rows)
+
+
+def _newest(files: Sequence[Path], jobs: Sequence[Any]) -> tuple[list[Path], list[Any]]:
+    """Leaves out jobs that were run again: another folder has a newer one of the same overrides.
+
+    The number in a folder's name can change if a multirun gets more jobs.
+    """
+    found: dict[tuple[str, ...], tuple[Path, Any]] = {}
+    pairs = list(zip(files, jobs, strict=True))
+    for file, job in sorted(pairs, key=lambda pair: pair[0].stat().st_mtime):
+        found[job["command"], *sorted(job["overrides"])] = file, job
+    chosen = {file for file, _ in found.values()}
+    kept = [pair for pair in pairs if pair[0] in chosen]
+    return [file for file, _ in kept], [job for _, job in kept]
 
 
 def read_job(file: Path) -> dict[str, Any]:

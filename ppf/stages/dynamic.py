@@ -174,9 +174,10 @@ def check_ratios(cfg: DictConfig) -> None:
     if low == high:
         raise PPFError(f"dynamic.train=[{low},{high}] is one ratio: give two different ones.")
     if outside := [ratio for ratio in cfg.ratios if not low <= ratio <= high]:
+        wide = min(low, *outside), max(high, *outside)
         raise PPFError(
             f"ratios={outside} lie outside of dynamic.train=[{low},{high}]: widen it, as in"
-            " dynamic.train=[0.02,0.6], or give other ratios."
+            f" dynamic.train=[{wide[0]},{wide[1]}], or give other ratios."
         )
 
 

@@ -17,6 +17,7 @@ from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
 from ppf.context.signatures import file_digest, missing, plain, trainer_identity, with_code
 from ppf.errors import PPFError
+from ppf.labels.groups import too_few
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
 from ppf.predictor.base import (
@@ -27,6 +28,7 @@ from ppf.predictor.base import (
     needs_labels,
     unfitted,
 )
+from ppf.predictor.fit import FIXED
 from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.module import load_predictor
 from ppf.predictor.protocol import Prediction
@@ -131,17 +133,30 @@ def check_start(predictor: DictConfig) -> None:
     """Raises PPFError if `init_from`, from which the training starts, cannot be read."""
     found = unfitted(predictor)
     if isinstance(found, LearnedPredictor) and (file := found.config["init_from"]):
-        load_predictor(file, found.config)
+        load_predictor(file, found.config).check_same(found.config)
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """Raises PPFError if the config sets arguments of the Trainer that are not the user's."""
+    if fixed := [key for key in trainer if key in FIXED]:
+        raise PPFError(f"trainer.{fixed[0]} cannot be set, because train sets it: leave it out.")
+    if trainer.get("limit_val_batches") == 0:
+        raise PPFError(
+            "trainer.limit_val_batches=0 leaves out the validation, which ends the training:"
+            " leave it out."
+        )
 
 
 def check_members(cfg: DictConfig) -> None:
     """Raises PPFError if there are fewer labels than folds, one for each member of an ensemble."""
-    members, count = cfg.predictor.get("members", 0), drawn_labels(cfg)
-    if count < members and needs_labels(unfitted(cfg.predictor)):
-        raise PPFError(
-            f"labels.count={count} is less than predictor.members={members}, and each member needs"
-            f" its own fold: give labels.count={members} or more."
-        )
+    members, count = folds(cfg.predictor), drawn_labels(cfg)
+    if count < members:
+        raise too_few(count, count, members)
+
+
+def folds(predictor: DictConfig) -> int:
+    """Number of folds that the labels of a predictor are split into; 0: it learns from none."""
+    return predictor.get("members", 0) if needs_labels(unfitted(predictor)) else 0
 
 
 def _check_predictions(predictor: Predictor, model: PrunableModel) -> None:

@@ -190,8 +190,11 @@ def test_what_is_wrong_is_named(
         (["mode=dynamic", "dynamic.train=[0.3,0.3]", "ratios=[0.3]"], "give two different ones"),
         (
             ["predictor=residual", "labels.count=3"],
-            r"labels.count=3 is less than predictor.members=8",
+            r"3 labels of 3 groups .* are too few for 8 folds",
         ),
+        (["mode=chain", "ratios=[0.01,0.3]"], r"widen it, as in dynamic.train=\[0.01,0.55\]"),
+        (["+trainer.enable_progress_bar=false"], "trainer.enable_progress_bar cannot be set"),
+        (["+trainer.limit_val_batches=0"], "limit_val_batches=0 leaves out the validation"),
         (
             ["budget=bytes", "rules=bytes", "budget.cost.prune=false", "ratio=0.9"],
             r"ratio=0.9 of the bytes cannot be saved .*: give ratio=0.718 or less",
@@ -226,9 +229,22 @@ def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> N
     check_read(asked(mode), [f"mode={mode}", "search.rounds=3", "search.tolerance=0.1"])
 
 
+def test_a_rule_reads_no_rounds_and_a_polish_no_threads() -> None:
+    for key in ("search.rounds", "search.trust_region"):
+        with pytest.raises(PPFError, match=f"with an allocation rule does not read {key}"):
+            with initialize_config_module("ppf.conf", version_base="1.3"):
+                cfg = compose("search", ["agent=owl", "paths.run=."])
+            check_read(cfg, [f"{key}=1"])
+        check_read(asked("static"), [f"{key}=1"])
+    with pytest.raises(PPFError, match=r"a polish does not read agent.polish.threads"):
+        check_read(asked("static"), ["agent.polish.threads=1"])
+
+
 def asked(mode: str, *, report_test: bool = False, count: int | None = 8) -> DictConfig:
-    given = {"mode": mode, "report_test": report_test, "labels": {"count": count}}
-    return OmegaConf.create(given)
+    own = [f"mode={mode}", f"report_test={report_test}", f"labels.count={count or 'null'}"]
+    agent = "reinforce" if mode == "dynamic" else "evolution"
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", [*own, f"agent={agent}", "paths.run=."])
 
 
 def test_a_sampler_is_refused_if_no_policies_are_drawn() -> None:

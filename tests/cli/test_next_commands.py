@@ -21,7 +21,8 @@ def composed(command: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> 
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose(command, [*overrides, "paths.run=R"])
     hydra = SimpleNamespace(
-        overrides=SimpleNamespace(task=list(overrides)), runtime=SimpleNamespace(config_sources=[])
+        overrides=SimpleNamespace(task=list(overrides)),
+        runtime=SimpleNamespace(config_sources=[], choices={"text": cfg.text.name}),
     )
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
@@ -53,6 +54,16 @@ def test_a_search_hands_on_its_text_bank_and_classes(
     for name, given in words.items():
         with initialize_config_module("ppf.conf", version_base="1.3"):
             compose(name.removeprefix("ppf-"), given)
+
+
+def test_a_text_that_an_experiment_chose_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed("search", monkeypatch, "experiment=paper/llama2_7b", "text.window=2048")
+    told = results._next_commands(Path("F/policy.json"), rounded=False)
+    (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
+    assert "text=wikitext2_raw text.window=2048" in recover
+    composed("search", monkeypatch, "model=tiny")
+    told = results._next_commands(Path("F/policy.json"), rounded=False)
+    assert not any("text=" in line for line in told.values())
 
 
 @pytest.mark.parametrize("folder", ["it's mine", "$(touch ran)", 'a "b" c'])

@@ -7,6 +7,7 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP
+from hydra import compose, initialize_config_module
 from torch import Tensor
 
 from ppf.errors import PPFError
@@ -15,6 +16,7 @@ from ppf.predictor.fit import CHECKPOINT
 from ppf.predictor.residual import GaussianProcess
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
+from ppf.stages.train import check_start
 from tests.predictor.synthetic import DENSE_NLL, fitted_with, made_up_labels
 
 STRONG = 3.0  # interaction
@@ -256,6 +258,10 @@ def test_another_network_is_no_start(
     fitted_with(labels, known, tmp_path, *other, "predictor.max_epochs=1")
     with pytest.raises(PPFError, match="init_from has another network or space"):
         fitted_with(labels, known, tmp_path, start)
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        predictor = compose("train", ["predictor=residual", start, "paths.run=."]).predictor
+    with pytest.raises(PPFError, match="init_from has another network or space"):
+        check_start(predictor)  # before any label
 
 
 def test_relaxed_widths_agree_with_whole_ones(

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ def job(
     *figures: dict,
     metric: float | None = None,
     version: str | None = None,
+    place: str | None = None,
 ) -> None:
     """A finished job's folder."""
-    name = folder / ",".join(overrides)
+    name = folder / (place or ",".join(overrides))
     name.mkdir(parents=True)
     record = {
         "command": "search",
@@ -48,6 +50,17 @@ def test_rows_are_jobs_sorted_by_ratio_and_perplexity(tmp_path: Path) -> None:
     assert list(sweep.figures) == ["test_ppl", "evaluations", "seconds"]
     rows = [(row["ratio"], row["agent"], row["seed"]) for row in sweep.rows]
     assert rows == [(0.2, "cmaes", 0), (0.2, "ppo", 0), (0.2, "ppo", 1), (0.4, "ppo", 0)]
+
+
+def test_a_job_that_ran_again_in_another_folder_counts_once(tmp_path: Path) -> None:
+    overrides = ["agent=cmaes", "ratio=0.2", "seed=0"]
+    job(searches(tmp_path), overrides, {"ratio": 0.2, "test_ppl": 20.0}, place="7-agent-cmaes")
+    older = tmp_path / ",".join(overrides) / "run.json"
+    os.utime(older, (1, 1))
+    assert len(read_sweep(tmp_path).rows) == 4
+    assert read_sweep(tmp_path).rows[0]["test_ppl"] == 20.0
+    os.utime(tmp_path / "7-agent-cmaes" / "run.json", (0, 0))
+    assert read_sweep(tmp_path).rows[0]["test_ppl"] == 29.0
 
 
 def test_the_table_has_means_over_seeds_and_half_their_range(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed
 ) -> None:
     cfg, context = write_search(tmp_path, cache)
     parts = context.labelling, context.sites
-    with pytest.raises(PPFError, match="no labels for this config: run `ppf-collect` first"):
+    with pytest.raises(PPFError, match="no labels .*: run `ppf-collect labels.count=3` first"):
         collect(*parts, cfg.sampler, 3, seed=0, may_label=False)
-    labels = collect(*parts, cfg.sampler, 3, seed=0)
+    with pytest.raises(PPFError, match="3 labels of 3 groups .* are too few for 4 folds"):
+        collect(*parts, cfg.sampler, 3, seed=0, folds=4)
+    assert not context.labelling.used
+    labels = collect(*parts, cfg.sampler, 3, seed=0, folds=3)
     assert context.labelling.used == set(map(tuple, labels.kept.tolist()))
     assert len(context.labelling.used) == 3
     capsys.readouterr()
