@@ -146,7 +146,8 @@ def kills(
     with folders() as new:
         for script, overrides in track(stages, "Killing"):
             expected, seconds = known.get(overrides) or undisturbed(new(), script, *overrides)
-            for _ in range(tries):
+            left = tries
+            while left:
                 commands = new()
                 process = commands.start(script, *overrides)
                 assert process.stdout is not None
@@ -154,6 +155,10 @@ def kills(
                 time.sleep(chance.uniform(0, seconds))
                 process.send_signal(signal.SIGKILL)
                 process.communicate()
+                if process.returncode != -signal.SIGKILL:  # it had ended before
+                    seconds *= 0.9
+                    continue
+                left -= 1
                 code, _ = commands.run(script, *overrides)
                 counts["tried"] += 1
                 counts["recovered"] += code == 0 and commands.result() == expected

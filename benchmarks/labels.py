@@ -246,6 +246,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="processes that share a draw, one core each")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args()
+    if (arguments.processes or 1) > len(os.sched_getaffinity(0)):
+        parser.error("--processes needs a core for each process")
     mode = ["text.windows.labelling=null"] if arguments.text_size else ["compensation=none"]
     run = f"paths.run={tempfile.mkdtemp()}"
     with initialize_config_module("ppf.conf", version_base="1.3"):

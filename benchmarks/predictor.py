@@ -79,7 +79,7 @@ def main() -> None:
         rates[device] = {}
         for batch in BATCHES:
             kept = (torch.rand(batch, len(space)) * (space.units + 1)).long().to(device)
-            with cpu_threads(config["threads"]):
+            with cpu_threads(config.get("threads", 1)):
                 rates[device][batch] = policies_per_second(predictor, kept)
             print(f"{device:<5} batches of {batch:<5} {rates[device][batch]:12,.0f} policies/s")
     result = {

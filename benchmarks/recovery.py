@@ -139,6 +139,8 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.3, help="pruning ratio")
     parser.add_argument("--steps", type=int, default=6, help="steps of each loop in a turn")
     given, overrides = parser.parse_known_args()
+    if given.steps < 2:
+        parser.error("the first step warms up: give --steps 2 or more")
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(overrides, given.ratio, given.steps, Path(folder))
         seconds: dict[str, list[float]] = {"ours": [], "hf": []}

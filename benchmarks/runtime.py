@@ -50,7 +50,10 @@ def resident_model(overrides: list[str]) -> DynamicModel:
     folders = [x.removeprefix("search=") for x in overrides if x.startswith("search=")]
     if folders:
         others = [x for x in overrides if not x.startswith("search=")]
-        return DynamicModel.from_search(folders[0], "bank.max_gib=0", *others)
+        model = DynamicModel.from_search(folders[0], "bank.max_gib=0", *others)
+        if model.ratios[-1] < RATIOS[-1]:
+            raise SystemExit(f"give a search for ratios up to {RATIOS[-1]}")
+        return model
     with initialize_config_module("ppf.conf", version_base="1.3"):
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("collect", ["compensation=bias", "space=width", run, *overrides])

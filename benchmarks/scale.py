@@ -139,12 +139,13 @@ WORK: dict[str, Callable[[list[str]], Any]] = {
 def stages(out: Path, given: list[str]) -> dict[str, list[str]]:
     """The command of each stage after the checkpoint, in order."""
     policy, text = out / "policy" / "policy.json", [x for x in given if x.startswith("text")]
+    machine = [x for x in given if x.startswith(("bank.", "fabric", "paths.cache="))]
     runs = [f"paths.outputs={out / 'runs'}", f"paths.artefacts={out / 'artefacts'}", "logger=none"]
 
     def command(script: str, *overrides: str) -> list[str]:
         return [sys.executable, str(ROOT / script), *overrides, *runs]
 
-    prune = (f"policy={policy}", "dtype=bfloat16")
+    prune = (f"policy={policy}", "dtype=bfloat16", *machine)
     return {
         **{name: command(__file__, "--stage", name, *given) for name in WORK},
         "labels": command("collect.py", *accepted("collect", given)),
@@ -153,7 +154,7 @@ def stages(out: Path, given: list[str]) -> dict[str, list[str]]:
         "prune": command("prune.py", *prune, f"out={out / 'pruned'}"),
         "export": command("prune.py", *prune, "sequential=false", f"out={out / 'pruned'}"),
         "evaluate": command(
-            "evaluate.py", f"path={out / 'pruned'}", "text=wikipedia_sample", *text
+            *("evaluate.py", f"path={out / 'pruned'}", "text=wikipedia_sample", *text, *machine)
         ),
     }
 

@@ -28,6 +28,7 @@ import ppf
 from ppf.context.policy import read_policy
 from ppf.llm.loading import resolve_dtype
 
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 CLIENTS, REQUESTS = (1, 4, 16), 12  # at least so many requests, and two for each client
 SECONDS = 60  # after which a client sends no further request
 PROMPT = "The city of London lies on the river Thames. It was founded by"
@@ -125,7 +126,10 @@ def main() -> None:
     search, overrides, port = Path(sys.argv[1]), sys.argv[2:], free_port()
     record = read_search(search)
     model, dynamic = record["config"]["model"], (search / "agent.json").is_file()
-    ratios = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5) if dynamic else (0.0, record["ratio"]["asked"])
+    if dynamic:
+        ratios = (0.0, *(ratio for ratio in RATIOS if ratio <= record["ratios"][1]))
+    else:
+        ratios = (0.0, record["ratio"]["asked"])
     root = Path(__file__).parents[1]
     ours = [sys.executable, str(root / "serve.py"), f"search={search}", f"port={port}"]
     if not any(word.startswith("fabric=") for word in overrides):

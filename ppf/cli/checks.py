@@ -21,6 +21,7 @@ from ppf.artefacts import writing
 from ppf.cli.explain import first_line, refusal, unknown_key
 from ppf.cli.schema import COMMANDS, Component
 from ppf.errors import PPFError
+from ppf.export.files import REPLACED
 from ppf.processes import build_fabric
 from ppf.ranges import STRICT, Count, Positive
 
@@ -29,7 +30,7 @@ Keys = tuple[str, ...]
 _TARGET = "_target_"
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
 _OF_SOURCES = ("text.source", "text.splits", "text.training.source", "text.training.splits")
-# Some of these lie in the folder of every export, also of one that was killed.
+# An export writes one of these before the files that it might replace.
 _OF_MODELS = ("policy.json", "agent.json", "config.json", "*.safetensors", "*.gguf")
 _STRICT = ConfigDict(**STRICT, arbitrary_types_allowed=True)
 # Ranges that signatures do not state: of other libraries, or handed on to them.
@@ -229,15 +230,13 @@ def refuse_overwriting(out: str | Path, folder: str | Path, what: str = "that is
 
 
 def refuse_foreign(out: str | Path) -> None:
-    """Raises PPFError if `out` is a folder whose files are not those of a model.
-
-    An export replaces README.md and the files of a tokenizer.
-    """
+    """Raises PPFError if an export would replace files in `out` that are not those of a model."""
     here = Path(out)
-    if here.is_dir() and any(here.iterdir()) and not any(any(here.glob(n)) for n in _OF_MODELS):
+    replaced = [file.name for name in REPLACED for file in here.glob(name)]
+    if replaced and not any(any(here.glob(name)) for name in _OF_MODELS):
         raise PPFError(
-            f"out={out} has other files, which an export might replace: give a new folder, or that"
-            " of an earlier export."
+            f"an export would replace {replaced[0]} in out={out}, which is not the folder of a"
+            " model: give another folder."
         )
 
 

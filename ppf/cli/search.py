@@ -47,6 +47,7 @@ from ppf.stages.tested import Named, with_test
 from ppf.stages.train import Trained, check_members, check_start, check_trainer, folds, train
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
+_RULE = f"{Rule.__module__}.{Rule.__qualname__}"
 _OF_ROUNDS = tuple(
     f"search.{key}"
     for key in (
@@ -115,8 +116,9 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
             others = " or ".join(f"mode={other}" for other in reading)
             raise PPFError(f"mode={mode} does not read {key}: leave it out, or give {others}.")
     refuse_unread("a polish", given, _OF_RUNS)
-    if isinstance(instantiate(cfg.agent), Rule):
-        refuse_unread("search with an allocation rule", given, _OF_ROUNDS)
+    unread = [key for key in changed(given) if lies_in(key, _OF_ROUNDS)]
+    if unread and cfg.agent.get("_target_") == _RULE:  # comparisons give all agents the same keys
+        say(f"An allocation rule does not read {', '.join(unread)}.")
     if not cfg.report_test:
         refuse_unread("search without report_test=true", given, ["sequential"])
     if drawn_labels(cfg) == 1:  # the dense model's

@@ -14,7 +14,7 @@ from ppf.llm import LanguageModel
 from ppf.progress import say
 from ppf.pruning import Compensation
 from ppf.pruning.bank import ready_gib
-from ppf.pruning.compensation import Bias
+from ppf.pruning.compensation import Bias, NoCompensation
 from ppf.pruning.elastic import ADAPTERS, Adapters, trained_with
 from ppf.records.agent import agent_folder
 from ppf.space import Space
@@ -40,8 +40,9 @@ def resident(
     """
     config = checked_config(record, cfg)
     wanted: Compensation = instantiate(config.compensation)
-    if trained_with(agent_folder(cfg.search)) == Bias.__name__:
-        wanted = Bias()  # adapters are trained in float32, in which the bank needs more memory
+    cheap = _without_refit(wanted)
+    if trained_with(agent_folder(cfg.search)) == type(cheap).__name__:
+        wanted = cheap  # adapters are trained in float32, in which the bank needs more memory
     choose = partial(_affordable, cfg.bank.max_gib, wanted)
     context = prepare(config, fabric, dtype=cfg.dtype, choose=choose, check=check)
     folder = agent_folder(cfg.search)
@@ -56,18 +57,24 @@ def origin(context: PruningContext) -> dict[str, str]:
     return {"compensation": compensation, "labels": context.signatures.labels}
 
 
+def _without_refit(wanted: Compensation) -> Compensation:
+    """A compensation that needs no bank, and adds biases only if `wanted` does."""
+    return Bias() if wanted.biases else NoCompensation()
+
+
 def _affordable(
     limit: float, wanted: Compensation, lm: LanguageModel, space: Space
 ) -> Compensation:
-    """Returns `wanted`, or bias compensation if a least-squares bank would exceed `limit` GiB."""
+    """Returns `wanted`, or one without refits if a least-squares bank would exceed `limit` GiB."""
     if not wanted.refits:
         return wanted
     needed = ready_gib(lm, space)
     if needed > limit:
+        how = "bias compensation" if wanted.biases else "no compensation"
         say(
             f"The least-squares bank needs {needed:.2f} GiB, more than bank.max_gib={limit}:"
-            " using bias compensation instead."
+            f" using {how} instead."
         )
-        return Bias()
+        return _without_refit(wanted)
     say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
     return wanted

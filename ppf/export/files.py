@@ -20,6 +20,10 @@ _TOKENIZER = (
 )
 
 
+REPLACED = (*_TOKENIZER, "generation_config.json", "README.md")
+"""Files of a folder that an export writes or deletes, beside the model's own."""
+
+
 def write_weights(
     tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype | None = None
 ) -> None:

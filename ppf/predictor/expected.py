@@ -130,7 +130,7 @@ class ExpectedLoss:
         inputs: PredictorInputs,
     ) -> None:
         """Makes predictions relative to the best policy that the search has measured, if any."""
-        if inputs.changes is None or not (self.windows and self.weight and proposed.any()):
+        if inputs.changes is None or not self.windows or not proposed.any():
             return
         best = int(labels.nll.masked_fill(~proposed, torch.inf).argmin())
         times = 1 + int(proposed[best + 1 :].sum()) // self.renewal

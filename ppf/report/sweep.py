@@ -164,7 +164,8 @@ def _newest(files: Sequence[Path], jobs: Sequence[Any]) -> tuple[list[Path], lis
     found: dict[tuple[str, ...], tuple[Path, Any]] = {}
     pairs = list(zip(files, jobs, strict=True))
     for file, job in sorted(pairs, key=lambda pair: pair[0].stat().st_mtime):
-        found[job["command"], *sorted(job["overrides"])] = file, job
+        told = sorted(job["overrides"]) or [job["config"]]  # Python code has no overrides
+        found[job["command"], *told] = file, job
     chosen = {file for file, _ in found.values()}
     kept = [pair for pair in pairs if pair[0] in chosen]
     return [file for file, _ in kept], [job for _, job in kept]

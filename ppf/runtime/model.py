@@ -104,7 +104,8 @@ class DynamicModel:
                 f"{sentence}: give keys of conf/runtime.yaml, as in bank.max_gib=8."
             ) from error
         try:
-            _Given.model_validate(OmegaConf.to_container(cfg, resolve=True), strict=True)
+            read = OmegaConf.masked_copy(cfg, [*_Given.model_fields])
+            _Given.model_validate(OmegaConf.to_container(read, resolve=True), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
@@ -130,10 +131,10 @@ class DynamicModel:
 
     @property
     def compensation(self) -> str:
-        """Name of the compensation: "least_squares", "bias" or "none"."""
+        """Name of the compensation: that of its option in `conf/compensation`."""
         levels = self.pruner.bank.levels[0]
         if levels.weights is not None:
-            return "least_squares"
+            return "least_squares" + ("_without_bias" if levels.biases is None else "")
         return "none" if levels.biases is None else "bias"
 
     @property

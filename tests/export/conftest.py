@@ -1,3 +1,5 @@
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,8 @@ def llama_cpp(cache: str) -> LlamaCpp:
     try:
         return LlamaCpp(Path(cache))
     except UnavailableError as error:
+        if os.environ.get("CI") and shutil.which("npm"):
+            raise  # only a machine without it may leave these tests out
         pytest.skip(str(error))
 
 

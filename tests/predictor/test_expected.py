@@ -123,7 +123,6 @@ def test_without_proposals_or_windows_nothing_is_differentiated(
     fitted(known, first(labels, 10), refuse)
     proposed = Labels(labels.kept[:3], labels.nll[:3], ["drawn", PROPOSED, PROPOSED])
     fitted(known, proposed, refuse, windows=0)
-    fitted(known, proposed, refuse, weight=0.0)
 
 
 def test_between_units_it_is_continuous_and_differentiable(

@@ -63,6 +63,16 @@ def test_a_job_that_ran_again_in_another_folder_counts_once(tmp_path: Path) -> N
     assert read_sweep(tmp_path).rows[0]["test_ppl"] == 29.0
 
 
+def test_runs_from_python_are_told_apart_by_their_configs(tmp_path: Path) -> None:
+    for number in range(3):
+        job(tmp_path, [], {"ratio": number / 10, "test_ppl": 20.0}, place=str(number))
+        file = tmp_path / str(number) / "run.json"
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"overrides": [], "config": str(number) * 12})
+        )
+    assert len(read_sweep(tmp_path).rows) == 3
+
+
 def test_the_table_has_means_over_seeds_and_half_their_range(tmp_path: Path) -> None:
     sweep = read_sweep(searches(tmp_path))
     found = sweep_table(sweep).shown

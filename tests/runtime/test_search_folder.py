@@ -8,9 +8,11 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.context.policy import provenance
 from ppf.context.prepare import PruningContext
+from ppf.context.resident import _affordable
 from ppf.errors import PPFError
 from ppf.overrides import quoted
 from ppf.pruning.bank import ready_gib
+from ppf.pruning.compensation import LeastSquaresWithoutBias, NoCompensation
 from ppf.runtime import DynamicModel
 from ppf.runtime.search_folder import check_search
 from ppf.space import uniform
@@ -63,6 +65,15 @@ def test_bias_compensation_replaces_a_bank_that_is_too_large(
     assert "Using least-squares compensation" in capsys.readouterr().out
     assert load(config, "bank.max_gib=0.0").compensation == "bias"
     assert "more than bank.max_gib=0.0: using bias compensation" in capsys.readouterr().out
+
+
+def test_a_search_without_biases_gets_none_where_its_bank_is_too_large(
+    searched: PruningContext,
+) -> None:
+    wanted = LeastSquaresWithoutBias(damping=0.1, refit_damping=0.1)
+    model = searched.model
+    assert isinstance(_affordable(0.0, wanted, model.lm, model.space), NoCompensation)
+    assert _affordable(9.0, wanted, model.lm, model.space) is wanted
 
 
 def test_the_banks_size_is_known_before_it_is_built(searched: PruningContext) -> None:
