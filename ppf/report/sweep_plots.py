@@ -145,7 +145,7 @@ def _label(figure: str, found: Sequence[Group]) -> str:
     """The figure's name and unit, and what the error bars are."""
     unit = ", nats per token" if figure.startswith("nll_") else ""
     repeated = any(len(group.values(figure)) > 1 for group in found)
-    bars = " (mean and range over seeds)" if repeated and not found[0].interval(figure) else ""
+    bars = "\n(mean and range over seeds)" if repeated and not found[0].interval(figure) else ""
     return f"{words(figure)}{unit}{bars}"
 
 

@@ -178,7 +178,7 @@ def test_error_bars_reach_over_all_seeds_and_wide_plots_are_logarithmic(tmp_path
     (bars,) = axes.containers
     ends = bars.lines[2][0].get_segments()[0][:, 1].tolist()
     assert ends == [20.0, 28.0] and bars.lines[0].get_ydata()[0] == 23.0
-    assert axes.get_ylabel() == "test perplexity (mean and range over seeds)"
+    assert axes.get_ylabel() == "test perplexity\n(mean and range over seeds)"
     assert axes.get_yscale() == "log"
 
 
