@@ -76,7 +76,7 @@ def test_rows_without_a_finite_label_go_and_are_counted(
 def test_too_few_labels_are_refused() -> None:
     with pytest.raises(PPFError, match="labels.count"):
         module(labelled(3), members=8)
-    with pytest.raises(PPFError, match="0 finite labels"):
+    with pytest.raises(PPFError, match="0 labels of 0 groups"):
         module(Labels(SPACE.dense[None], torch.tensor([torch.nan]), ["dense"]))
 
 
