@@ -131,8 +131,8 @@ def read_sweep(folder: Path) -> Sweep:
     files = finished_jobs(folder)
     if not files:
         raise PPFError(f"{folder} has no finished job (no run.json): give a multirun's folder.")
-    jobs = [read_job(file) for file in files]
-    files, jobs = _newest(files, jobs)
+    newest = _newest({file: read_job(file) for file in files})
+    files, jobs = [*newest], [*newest.values()]
     given = [dict(word.partition("=")[::2] for word in job["overrides"]) for job in jobs]
     axes = [
         key
@@ -156,19 +156,17 @@ def read_sweep(folder: Path) -> Sweep:
     return Sweep(commands, versions, axes, figures, rows)
 
 
-def _newest(files: Sequence[Path], jobs: Sequence[Any]) -> tuple[list[Path], list[Any]]:
+def _newest(jobs: Mapping[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
     """Leaves out jobs that were run again: another folder has a newer one of the same overrides.
 
     The number in a folder's name can change if a multirun gets more jobs.
     """
-    found: dict[tuple[str, ...], tuple[Path, Any]] = {}
-    pairs = list(zip(files, jobs, strict=True))
-    for file, job in sorted(pairs, key=lambda pair: pair[0].stat().st_mtime):
+    found: dict[tuple[str, ...], Path] = {}
+    for file in sorted(jobs, key=lambda file: file.stat().st_mtime):
+        job = jobs[file]
         told = sorted(job["overrides"]) or [job["config"]]  # Python code has no overrides
-        found[job["command"], *told] = file, job
-    chosen = {file for file, _ in found.values()}
-    kept = [pair for pair in pairs if pair[0] in chosen]
-    return [file for file, _ in kept], [job for _, job in kept]
+        found[job["command"], *told] = file
+    return {file: jobs[file] for file in sorted(found.values())}
 
 
 def read_job(file: Path) -> dict[str, Any]:
