@@ -5,8 +5,8 @@
 Version 482b420 regularised the compensation towards zero, and found its policies with labels of
 random policies; this repository's history has them. All policies are measured with the present
 order and one-shot compensation: on the labelling part, and on the 32 of the 128 windows of the test
-part that 482b420 reported. Results are kept in outputs/experiments/search/earlier.json, and are
-not measured again.
+part that 482b420 reported. All measurements are artefacts, so a killed run resumes. The results are
+written to outputs/experiments/search/earlier.json.
 """
 
 import json
@@ -18,9 +18,12 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
+from omegaconf import DictConfig
 
-from ppf.context.policy import by_site
-from ppf.context.prepare import prepare
+from ppf.artefacts import get_or_make, signature, write_json
+from ppf.context.policy import read_policy
+from ppf.context.prepare import PruningContext, prepare
+from ppf.context.signatures import text_identity
 from ppf.evaluation.perplexity import evenly, mean_nll
 
 OUT = Path("outputs/experiments/search/earlier.json")
@@ -33,10 +36,24 @@ def earlier() -> dict[str, list[int]]:
     """The policies of 482b420: for each name and ratio, the units that each site keeps."""
     found = {}
     for name, file in FILES.items():
-        text = subprocess.run(["git", "show", SOURCE + file], capture_output=True, check=True)
-        rows = [row for row in json.loads(text.stdout) if row["agent"] == name.split(",")[0]]
-        found |= {f"{name}, {row['ratio']}": row["kept"] for row in rows if row["seed"] == 0}
-    return {name: kept for name, kept in found.items() if name.endswith(tuple(map(str, RATIOS)))}
+        text = subprocess.run(["git", "show", SOURCE + file], stdout=subprocess.PIPE, check=True)
+        for row in json.loads(text.stdout):
+            if row["agent"] == name.split(",")[0] and row["seed"] == 0 and row["ratio"] in RATIOS:
+                found[f"{name}, {row['ratio']}"] = row["kept"]
+    return found
+
+
+def tested(config: DictConfig, context: PruningContext, kept: list[int]) -> float:
+    """The loss on the test windows, nats per token."""
+
+    def make(draft: Path) -> None:
+        windows = evenly(context.text.tokens("test", context.model.lm.tokenizer), WINDOWS)
+        with context.model.at(kept) as model:
+            draft.write_text(json.dumps(mean_nll(model, windows, batch=config.labels.batch)))
+
+    given = context.signatures.labels, text_identity(config, "test"), WINDOWS, kept
+    file = context.artefacts.folder / "tested" / f"{signature('tested', *given)}.json"
+    return get_or_make(file, read=lambda path: float(json.loads(path.read_text())), make=make)
 
 
 def main(files: list[str]) -> None:
@@ -44,22 +61,17 @@ def main(files: list[str]) -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         config = compose("search", ["logger=none", "paths.run=."])
     context = prepare(config, Fabric(accelerator="cpu", devices=1))
-    sites = by_site(context.model.space, [0] * len(context.model.space))
     policies = earlier()
     for file in files:
-        kept = json.loads(Path(file).read_text(encoding="utf-8"))["kept"]
-        policies[file] = [kept[site] for site in sites]
-    windows = evenly(context.text.tokens("test", context.model.lm.tokenizer), WINDOWS)
-    results = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+        kept = read_policy(file, [])["kept"]
+        policies[file] = [kept[site.name] for site in context.model.space.sites]
+    results = {}
     for name, kept in policies.items():
-        if name not in results:
-            labelling = float(context.labelling.measure(torch.tensor([kept]), "earlier").nll[0])
-            with context.model.at(kept) as model:
-                test = mean_nll(model, windows, batch=config.labels.batch)
-            results[name] = {"labelling": math.exp(labelling), "test": math.exp(test)}
-            OUT.parent.mkdir(parents=True, exist_ok=True)
-            OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(name, {part: round(value, 2) for part, value in results[name].items()}, flush=True)
+        labelling = float(context.labelling.measure(torch.tensor([kept]), "earlier").nll[0])
+        losses = {"labelling": labelling, "test": tested(config, context, kept)}
+        results[name] = {part: round(math.exp(nll), 4) for part, nll in losses.items()}
+        print(name, results[name], flush=True)
+    write_json(OUT, results)
 
 
 if __name__ == "__main__":
