@@ -29,7 +29,6 @@ from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
 from ppf.stages.score import out_of_fold
 from ppf.stages.search import Found
-from ppf.stages.selection import selection_windows
 
 
 def entries(
@@ -173,7 +172,7 @@ def common(
 
 def _measured_on(context: PruningContext, wanted: int) -> str:
     windows, window = context.labelling.windows.shape
-    new = len(selection_windows(context.labelling, context.text, wanted))
+    new = min(wanted, len(context.labelling.others))
     skipped = context.labelling.settings.context
     selection = (
         f" The selection part is {new} other windows of the same documents, which only the final"

@@ -257,7 +257,7 @@ def _chosen(begun: _Begun, found: Found) -> Found:
     """The result of a search, with its best policies measured on the selection part."""
     cfg, context = begun.cfg, begun.context
     with begun.clock("measuring the best on the selection part"):
-        return with_selection(context.labelling, context.text, found, cfg.search)
+        return with_selection(context.labelling, found, cfg.search)
 
 
 def _for_every_ratio(begun: _Begun, result: FoundAgent) -> Outcome:

@@ -28,6 +28,7 @@ class Labelling:
     Args:
         model: the model that policies are applied to.
         windows: of the labelling part.
+        others: windows of the same documents that no label reads, for the selection part.
         settings: section `labels` of the config.
         name: of the stored labels.
         artefacts: where they are stored, and the ranks that share the work.
@@ -39,6 +40,7 @@ class Labelling:
 
     model: PrunableModel
     windows: Int[Tensor, "windows window"]
+    others: Int[Tensor, "others window"]
     settings: DictConfig
     name: str
     artefacts: Artefacts
@@ -136,6 +138,11 @@ class Labelling:
             found = {kept: labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
         return torch.tensor([found[kept] for kept in rows])
 
-    def present_nll(self) -> float:
-        """Loss of the model as it is now, under whatever policy; nats per token."""
-        return pieces_nll(self.model.lm.model, [self.piece], batch=self.settings.batch)
+    def present_nll(self, windows: Int[Tensor, "windows window"] | None = None) -> float:
+        """Loss of the model as it is now, under whatever policy; nats per token.
+
+        Args:
+            windows: None: those of the labelling part.
+        """
+        piece = self.piece if windows is None else self.piece._replace(windows=windows)
+        return pieces_nll(self.model.lm.model, [piece], batch=self.settings.batch)

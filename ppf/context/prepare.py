@@ -119,13 +119,16 @@ def prepare(
     prunable = PrunableModel(space, pruner, compensation, parameters(lm.model))
     passes = dict[Hashable, int]()
     windows = {part: text.tokens(part, lm.tokenizer) for part in _PARTS}
+    others = text.others("labelling", lm.tokenizer)
     calibration = Calibration(pruner, windows["calibration"], names.bank, artefacts, passes)
     return PruningContext(
         prunable,
         text,
         calibration,
         UnitSites(calibration, retained_importance(lm, space, scores), observed.traits()),
-        Labelling(prunable, windows["labelling"], config.labels, names.labels, artefacts, passes),
+        Labelling(
+            prunable, windows["labelling"], others, config.labels, names.labels, artefacts, passes
+        ),
         config,
         names,
         artefacts,

@@ -43,6 +43,11 @@ $context tokens of each window are context and not scored. In this folder: $kept
 Perplexity is the exponential of the mean negative log-likelihood. The search has used this part of
 the text; `ppf-evaluate` measures on the test part.""")
 
+_CHOSEN_FROM = "one_shot", "sequential"
+_CHOICE = Template("""
+Re-estimated weights are kept if their perplexity is lower on the $part part. On its $windows
+windows it was $sequential, and $one_shot with one-shot compensation.""")
+
 _TRAINED_ON = """\
 The training after pruning may have read documents of this part too; then
 the perplexity of the trained weights is too low here."""
@@ -121,6 +126,10 @@ def _measured_on(exported: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
     kept = exported["compensation"]
     told = _MEASURED.substitute(exported, text=policy["text"], kept=_COMPENSATIONS[kept])
     trained = [_TRAINED_ON] if kept in ("adapters", "recovered") else []
+    if choice := exported.get("choice"):
+        told += " " + _CHOICE.substitute(
+            choice, **{name: _decimal(choice[name]["perplexity"]) for name in _CHOSEN_FROM}
+        )
     if adapters := exported.get("adapters"):
         trained.append(_ADAPTERS.substitute(adapters))
     return " ".join([told, *trained])

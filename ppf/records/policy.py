@@ -158,12 +158,22 @@ class AdaptersRecord(Record):
     text: Word
 
 
+class ChoiceRecord(Record):
+    """Perplexities that decided between one-shot and sequential compensation."""
+
+    one_shot: PerplexityRecord
+    sequential: PerplexityRecord
+    part: _Part
+    windows: Count
+
+
 class ExportedRecord(Record):
     """Perplexities of the weights beside a policy.json, and what they were measured on.
 
     `compensation` names the weights in the folder; "recovered" are those after a recovery.
-    `dense` is the dense model's perplexity. `speed` is that of both models, if it was measured.
-    `adapters` are those in the weights, if there are any.
+    `choice` is null if sequential compensation was not tried. `dense` is the dense model's
+    perplexity. `speed` is that of both models, if it was measured. `adapters` are those in the
+    weights, if there are any.
     """
 
     compensation: _Compensation
@@ -173,6 +183,7 @@ class ExportedRecord(Record):
     window: Count
     context: Count
     dtype: Literal["float32", "bfloat16", "float16"]
+    choice: ChoiceRecord | None = None
     dense: PerplexityRecord | None = None
     speed: dict[Literal["dense", "pruned"], list[SpeedRecord]] | None = None
     adapters: AdaptersRecord | None = None

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.utils import instantiate
 from lightning import Fabric
@@ -20,6 +20,7 @@ from ppf.context.policy import checked_config, read_policy, types_of
 from ppf.context.prepare import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.evaluation.latency import check_prompts, speeds
+from ppf.evaluation.perplexity import evenly
 from ppf.export.base import Converter, Exporter
 from ppf.export.loading import read_pruned
 from ppf.llm import LanguageModel, Text
@@ -30,25 +31,37 @@ from ppf.pruning.live import Types
 from ppf.pruning.sequential import refit_sequentially
 from ppf.report.scores import LogPerplexity
 
+_DECIDING = 16
+"""Windows of the selection part that choose between two compensations, as in search.yaml."""
+
 
 @dataclass(frozen=True)
-class Compensated:
-    """Losses of the present policy on the labelling part, nats per token.
+class CompensationChoice:
+    """Losses of one policy under two compensations, nats per token; the lower one is kept.
 
     Args:
         one_shot: with the level bank's compensation.
-        sequential: with compensation re-estimated front to back; None: not tried.
+        sequential: with compensation re-estimated front to back.
+        part: of the text, on which both were measured.
+        windows: number of windows of the measurement.
     """
 
     one_shot: float
-    sequential: float | None = None
+    sequential: float
+    part: Literal["labelling", "selection"]
+    windows: int
 
     @property
     def kept(self) -> str:
         """The name of the better one; "one_shot" if the loss of the other is not finite."""
-        tried = self.sequential
-        better = tried is not None and isfinite(tried) and not tried >= self.one_shot
+        better = isfinite(self.sequential) and not self.sequential >= self.one_shot
         return "sequential" if better else "one_shot"
+
+    def record(self) -> dict[str, Any]:
+        """The entry `choice` of `exported` in policy.json."""
+        nlls = {"one_shot": self.one_shot, "sequential": self.sequential}
+        scores = {name: LogPerplexity(nll).record() for name, nll in nlls.items()}
+        return scores | {"part": self.part, "windows": self.windows}
 
 
 def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -121,25 +134,28 @@ def compensated(
     exporter.check(context.model.pruner)
     labelling = context.labelling
     known = known_before(labelling, timed)  # before the refit: applying another policy undoes it
-    if cfg.sequential and can_refit(context.model):
-        scores = storable(keep_better(labelling, context.calibration), context, exporter)
-    else:
-        scores = Compensated(labelling.present_nll())
-    found = exported(labelling, scores.kept, vars(scores))
-    return context, record | {"exported": found | known}
+    scores = {"one_shot": labelling.present_nll()}
+    choice = chosen(context, exporter) if cfg.sequential else None
+    return context, record | {"exported": exported(labelling, scores, choice) | known}
 
 
-def storable(scores: Compensated, context: PruningContext, exporter: Exporter) -> Compensated:
-    """Undoes the re-estimation if the export does not support it: it adds biases to all sites."""
+def chosen(context: PruningContext, exporter: Exporter) -> CompensationChoice | None:
+    """Leaves the better compensation in the model; None: only one-shot compensation is possible.
+
+    Re-estimation is undone if the export does not support it: it adds biases to all sites.
+    """
+    if not can_refit(context.model):
+        return None
+    choice = keep_better(context.labelling, context.calibration)
     try:
         exporter.check(context.model.pruner)
     except PPFError as error:
-        if scores.kept == "one_shot":
+        if choice.kept == "one_shot":
             raise
         say(f"One-shot weights are kept, since this export cannot store the others: {error}")
         context.model.pruner.reset()
-        return Compensated(scores.one_shot)
-    return scores
+        return None
+    return choice
 
 
 def known_before(labelling: Labelling, timed: DictConfig | None) -> dict[str, Any]:
@@ -177,24 +193,29 @@ def pruned_to(
         yield model
 
 
-def keep_better(labelling: Labelling, calibration: Calibration) -> Compensated:
+def keep_better(labelling: Labelling, calibration: Calibration) -> CompensationChoice:
     """Re-estimates the present policy's consumers, and undoes it if the perplexity is not lower.
 
-    The labelling part decides: re-estimation fits the calibration part, and the test part is left
-    to `evaluate`.
+    The selection part decides. On the labelling part, the search chose the policy for its loss
+    with one-shot compensation, so that loss is too low there. If labels read all windows, the
+    labelling part decides.
     """
-    before, model = labelling.present_nll(), labelling.model
+    new, model = evenly(labelling.others, _DECIDING), labelling.model
+    windows = new if len(new) else labelling.windows
+    before = labelling.present_nll(windows)
     refit_sequentially(model.pruner, calibration.windows, model.compensation)
-    scores = Compensated(before, after := labelling.present_nll())
-    if scores.kept == "one_shot":
+    after = labelling.present_nll(windows)
+    part: Literal["labelling", "selection"] = "selection" if len(new) else "labelling"
+    choice = CompensationChoice(before, after, part, len(windows))
+    if choice.kept == "one_shot":
         model.pruner.reset()
+    kept = "one-shot" if choice.kept == "one_shot" else "re-estimated"
     say(
         f"Sequential re-estimation: perplexity {LogPerplexity(before)} before,"
-        f" {LogPerplexity(after)} after,"
-        f" measured on {len(labelling.windows)} windows of the labelling part."
-        f" Kept the {'one-shot' if scores.kept == 'one_shot' else 're-estimated'} weights."
+        f" {LogPerplexity(after)} after, measured on {len(windows)} windows of the"
+        f" {part} part. Kept the {kept} weights."
     )
-    return scores
+    return choice
 
 
 def apply_policy(
@@ -232,19 +253,23 @@ def can_refit(model: PrunableModel) -> bool:
     return True
 
 
-def exported(labelling: Labelling, kept: str, scores: Mapping[str, float | None]) -> dict[str, Any]:
-    """The entry `exported` of policy.json.
+def exported(
+    labelling: Labelling, scores: Mapping[str, float], choice: CompensationChoice | None = None
+) -> dict[str, Any]:
+    """The entry `exported` of policy.json; re-estimated weights are measured.
 
     Args:
-        kept: name of the compensation in the folder.
-        scores: by compensation, on the labelling part, nats per token; None: not measured.
+        scores: losses on the labelling part by compensation, nats per token. The last one is that
+            of the weights in the folder, unless re-estimated weights were chosen.
+        choice: between one-shot and re-estimated weights; None: there was none.
     """
     piece = labelling.piece
+    if choice and choice.kept == "sequential":
+        scores = {**scores, "sequential": labelling.present_nll()}
     return {
-        "compensation": kept,
-        "measured": {
-            name: LogPerplexity(nll).record() for name, nll in scores.items() if nll is not None
-        },
+        "compensation": list(scores)[-1],
+        "measured": {name: LogPerplexity(nll).record() for name, nll in scores.items()},
+        "choice": choice.record() if choice else None,
         "part": "labelling",
         "windows": len(piece.windows),
         "window": piece.windows.shape[1],

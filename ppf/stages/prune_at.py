@@ -21,15 +21,7 @@ from ppf.records.agent import agent_folder
 from ppf.records.policy import AdaptersRecord
 from ppf.report.scores import LogPerplexity
 from ppf.space import uniform
-from ppf.stages.prune import (
-    adds_biases,
-    can_refit,
-    check_export,
-    exported,
-    keep_better,
-    known_before,
-    storable,
-)
+from ppf.stages.prune import adds_biases, check_export, chosen, exported, known_before
 
 
 def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
@@ -62,17 +54,16 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
         exporter.check(pruner)
     record = _record(context, agent, cfg.ratio)
     known = known_before(labelling, timed)
-    best, scores = "one_shot", {"one_shot": record["measured"]["nll"]}
+    choice, scores = None, {"one_shot": record["measured"]["nll"]}
     merged: AbstractContextManager[None] = nullcontext()
     if adapted:
         merged = Adapters.load(search, pruner, origin(context)).merged()
-        best, scores["adapters"] = "adapters", labelling.present_nll()
+        scores["adapters"] = labelling.present_nll()
         if (file := search / TRAINING).is_file():
             known["adapters"] = read(file, AdaptersRecord, "train the adapters again")
-    elif cfg.sequential and can_refit(context.model):
-        better = storable(keep_better(labelling, context.calibration), context, exporter)
-        best, scores = better.kept, vars(better)
-    record["exported"] = exported(labelling, best, scores) | known
+    elif cfg.sequential:
+        choice = chosen(context, exporter)
+    record["exported"] = exported(labelling, scores, choice) | known
     with merged:
         return exporter.write(pruner, Path(cfg.out), record), record
 

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ppf.context.labelling import Labelling
 from ppf.evaluation.perplexity import Piece, evenly, window_losses
-from ppf.llm import Text
 from ppf.policy_search.selection import select
 from ppf.progress import say, track
 from ppf.ranks import on_rank_0
 from ppf.stages.search import Found
 
 
-def with_selection(labelling: Labelling, text: Text, found: Found, settings: DictConfig) -> Found:
+def with_selection(labelling: Labelling, found: Found, settings: DictConfig) -> Found:
     """The result, with its best policies measured on the selection part by rank 0.
 
     The selection part is `search.selection_windows` windows of the labelling part's documents that
@@ -25,10 +24,9 @@ def with_selection(labelling: Labelling, text: Text, found: Found, settings: Dic
 
     Args:
         labelling: measured the found policies.
-        text: of the labelling part.
         settings: section `search` of the config.
     """
-    new = selection_windows(labelling, text, settings.selection_windows)
+    new = evenly(labelling.others, settings.selection_windows)
     if not len(new):
         why = "the labels use all windows"
         if settings.selection_windows == 0:
@@ -43,13 +41,6 @@ def with_selection(labelling: Labelling, text: Text, found: Found, settings: Dic
             ranks, lambda: select(measured, found.eligible, settings.finalists, measure)
         ),
     )
-
-
-def selection_windows(
-    labelling: Labelling, text: Text, count: int
-) -> Int[Tensor, "windows window"]:
-    """At most `count` windows of the labelling part that no label reads."""
-    return evenly(text.others("labelling", labelling.model.lm.tokenizer), count)
 
 
 def _losses(

@@ -27,6 +27,7 @@ def test_evaluations_of_all_ranks_count() -> None:
     labelling = Labelling(
         nothing,
         torch.zeros(8, 10),
+        torch.zeros(3, 10),
         nothing,
         "labels",
         Artefacts(Path(), TwoRanks(other)),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from ppf.context.labelling import Labelling
 from ppf.context.policy import by_site, policy_record, read_policy
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
-from ppf.evaluation.perplexity import pieces_nll
+from ppf.evaluation.perplexity import Piece, evenly, pieces_nll
 from ppf.export.huggingface import HuggingFace
 from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
-from ppf.stages.prune import Compensated, apply_policy, keep_better, prune
+from ppf.stages.prune import CompensationChoice, apply_policy, keep_better, prune
 from tests.articles import write_articles
 from tests.records import examples
 
@@ -100,14 +100,29 @@ def test_the_weights_of_the_lower_perplexity_stay(
     assert not torch.equal(before, after)
     context.model.pruner.apply(context.model.pruner.kept)
 
-    monkeypatch.setattr(Labelling, "present_nll", lambda self: next(told))
+    read = []
+
+    def present_nll(_: Labelling, windows: torch.Tensor) -> float:
+        read.append(windows)
+        return next(told)
+
+    monkeypatch.setattr(Labelling, "present_nll", present_nll)
     assert keep_better(context.labelling, context.calibration).kept == kept
     assert torch.equal(
         context.model.lm.model(ids).logits, after if kept == "sequential" else before
     )
-    said = capsys.readouterr().out
-    assert "measured on 3 windows of the labelling part" in said
+    deciding, said = evenly(context.labelling.others, 16), capsys.readouterr().out
+    assert len(read) == 2 and all(torch.equal(windows, deciding) for windows in read)
+    assert "measured on 16 windows of the selection part" in said
     assert ("Kept the re-estimated weights" in said) == (kept == "sequential")
+
+
+def test_the_labelling_part_decides_if_labels_read_all_windows(context: PruningContext) -> None:
+    labelling = replace(context.labelling, others=context.labelling.others[:0])
+    one_shot = labelling.present_nll()
+    choice = keep_better(labelling, context.calibration)
+    assert (choice.part, choice.windows, choice.one_shot) == ("labelling", 3, one_shot)
+    assert labelling.present_nll() == min(one_shot, choice.sequential)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -122,19 +137,27 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
     nll = pieces_nll(model, [context.labelling.piece], batch=2)
     exported = json.loads((out / "policy.json").read_text())["exported"]
     scores = {name: found["nll"] for name, found in exported["measured"].items()}
-    assert scores.keys() == {"one_shot", "sequential"}
-    assert scores[exported["compensation"]] == min(scores.values()) == pytest.approx(nll, abs=2e-3)
+    choice = exported["choice"]
+    assert choice["part"] == "selection" and choice["windows"] == 16
+    losses = {name: choice[name]["nll"] for name in ("one_shot", "sequential")}
+    piece = Piece(evenly(context.labelling.others, 16), exported["context"])
+    decided = pieces_nll(model, [piece], batch=2)
+    assert losses[exported["compensation"]] == min(losses.values())
+    assert min(losses.values()) == pytest.approx(decided, abs=2e-3)
+    assert scores.keys() == {"one_shot", exported["compensation"]}
+    assert scores[exported["compensation"]] == pytest.approx(nll, abs=2e-3)
     card = (out / "README.md").read_text()
     assert f"Measured in {dtype} on 3 windows of 64 tokens of the labelling part" in card
     kept = {"one_shot": "one-shot", "sequential": "re-estimated front to back"}
     name = kept[exported["compensation"]]
     assert f"In this folder: {name}." in card
+    assert "lower on the selection part. On its 16\nwindows it was" in card
     dense, even, *rest = (
         line for line in card.splitlines() if line.startswith("| ") and "%" in line
     )
     assert dense.startswith("| dense | 0.0% |") and even.startswith("| uniform, one-shot")
     (row,) = (line for line in rest if f"**{name}, in this folder**" in line)
-    assert f" | {min(scores.values()):.4g} | " in row
+    assert f" | {scores[exported['compensation']]:.4g} | " in row
     assert f"{exported['dense']['perplexity']:.4g} |" in dense
     assert "0.mlp" not in card, "sites are listed in policy.json"
 
@@ -187,8 +210,7 @@ def test_one_shot_weights_are_exported_if_the_format_cannot_hold_the_others(
             raise error
 
     monkeypatch.setattr(HuggingFace, "check", check)
-    better = property(lambda found: "one_shot" if found.sequential is None else "sequential")
-    monkeypatch.setattr(Compensated, "kept", better)
+    monkeypatch.setattr(CompensationChoice, "kept", "sequential")
     cfg = setting.config("prune", "policy=null", f"out={tmp_path}")
     out, found = prune(cfg, one_process(), record(context))
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)

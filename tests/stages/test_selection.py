@@ -10,7 +10,7 @@ from ppf.cli.results import _entry
 from ppf.policy_search import Verification
 from ppf.space import uniform
 from ppf.stages.search import Found
-from ppf.stages.selection import selection_windows, with_selection
+from ppf.stages.selection import with_selection
 from tests.searched import write_search
 
 
@@ -18,7 +18,7 @@ def test_the_best_are_measured_on_both_parts(
     tmp_path: Path, cache: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, context = write_search(tmp_path, cache)
-    labelling, text = context.labelling, context.text
+    labelling = context.labelling
     kept = uniform(context.model.space, torch.tensor([0.3, 0.4]))
     scores = [labelling.labeller.score(policy.tolist()).nll for policy in kept]
     zeros, names = torch.zeros(2), (("uniform",), ("candidate",))
@@ -27,23 +27,23 @@ def test_the_best_are_measured_on_both_parts(
 
     settings = OmegaConf.create({"selection_windows": 4, "finalists": 1})
     before = labelling.token_passes
-    parts = with_selection(labelling, text, found, settings).selection
+    parts = with_selection(labelling, found, settings).selection
     assert parts and parts.new.shape == (len(parts.rows), 4)
     for row in parts.rows:
         assert parts.labelling(row).nll == pytest.approx(scores[row], rel=1e-5)
     read = set(map(tuple, labelling.windows.tolist()))
-    assert not read & set(map(tuple, selection_windows(labelling, text, 4).tolist()))
+    assert not read & set(map(tuple, labelling.others.tolist()))
 
     once = labelling.token_passes - before
-    with_selection(labelling, text, found, settings)  # as in a chain, at another ratio
+    with_selection(labelling, found, settings)  # as in a chain, at another ratio
     assert labelling.token_passes == before + 2 * once > before
 
     one = OmegaConf.create({"selection_windows": 1, "finalists": 1})
-    chosen, shares = with_selection(labelling, text, found, one), torch.tensor([0.3, 0.3])
+    chosen, shares = with_selection(labelling, found, one), torch.tensor([0.3, 0.3])
     alone = _entry(context.model, chosen, shares, 0, "uniform")
     assert alone.measured and alone.selection
     assert alone.measured.std_error is alone.selection.std_error is None, "of one window"
 
     none = OmegaConf.create({"selection_windows": 0, "finalists": 1})
-    assert with_selection(labelling, text, found, none) is found
+    assert with_selection(labelling, found, none) is found
     assert "selection part: search.selection_windows=0." in capsys.readouterr().out
