@@ -39,6 +39,7 @@ from ppf.recovery.results import RecoveryScore
 from ppf.recovery.settings import TrainingRun
 from ppf.stages.prune import convert, prune
 from ppf.stages.recover import recover
+from ppf.threads import cpu_threads
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_search
 
@@ -312,12 +313,13 @@ def test_five_sigkills_at_random_moments_do_not_change_the_weights(
     config: Any, tmp_path: Path
 ) -> None:
     given = ("recovery.tokens=5120", "recovery.validate_every=1", "recovery.patience=100")
-    whole = recovered(config(*given, f"paths.artefacts={tmp_path}/whole"))
     cfg = config(*given, f"paths.artefacts={tmp_path}/broken")
     moments = random.Random(0)
-    for _ in range(5):
-        killed(cfg, tmp_path / "broken", moments.uniform(0, 0.1))
-    resumed = recovered(cfg)
+    with cpu_threads(1):  # a forked process cannot use the threads of its parent
+        whole = recovered(config(*given, f"paths.artefacts={tmp_path}/whole"))
+        for _ in range(5):
+            killed(cfg, tmp_path / "broken", moments.uniform(0, 0.1))
+        resumed = recovered(cfg)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -333,6 +335,7 @@ def killed(cfg: DictConfig, artefacts: Path, seconds: float) -> None:
     deadline = time.monotonic() + 120
     while written() == before and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert written() != before, "no checkpoint"
     time.sleep(seconds)
     process.kill()
     process.join()
