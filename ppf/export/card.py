@@ -44,7 +44,7 @@ Perplexity is the exponential of the mean negative log-likelihood. The search ha
 the text; `ppf-evaluate` measures on the test part.""")
 
 _CHOSEN_FROM = "one_shot", "sequential"
-_CHOICE = Template("""
+_CHOICE = Template("""\
 Re-estimated weights are kept if their perplexity is lower on the $part part. On its $windows
 windows it was $sequential, and $one_shot with one-shot compensation.""")
 
@@ -127,7 +127,7 @@ def _measured_on(exported: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
     told = _MEASURED.substitute(exported, text=policy["text"], kept=_COMPENSATIONS[kept])
     trained = [_TRAINED_ON] if kept in ("adapters", "recovered") else []
     if choice := exported.get("choice"):
-        told += " " + _CHOICE.substitute(
+        told += "\n" + _CHOICE.substitute(
             choice, **{name: _decimal(choice[name]["perplexity"]) for name in _CHOSEN_FROM}
         )
     if adapters := exported.get("adapters"):
