@@ -45,8 +45,12 @@ the text; `ppf-evaluate` measures on the test part.""")
 
 _CHOSEN_FROM = "one_shot", "sequential"
 _CHOICE = Template("""\
-Re-estimated weights are kept if their perplexity is lower on the $part part. On its $windows
-windows it was $sequential, and $one_shot with one-shot compensation.""")
+Re-estimated weights are kept if their perplexity is lower on $where.
+There it was $sequential, and $one_shot with one-shot compensation.""")
+_DECIDED_ON = {
+    "selection": "$windows other windows of the same documents",
+    "labelling": "these windows",
+}
 
 _TRAINED_ON = """\
 The training after pruning may have read documents of this part too; then
@@ -127,9 +131,9 @@ def _measured_on(exported: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
     told = _MEASURED.substitute(exported, text=policy["text"], kept=_COMPENSATIONS[kept])
     trained = [_TRAINED_ON] if kept in ("adapters", "recovered") else []
     if choice := exported.get("choice"):
-        told += "\n" + _CHOICE.substitute(
-            choice, **{name: _decimal(choice[name]["perplexity"]) for name in _CHOSEN_FROM}
-        )
+        scores = {name: _decimal(choice[name]["perplexity"]) for name in _CHOSEN_FROM}
+        where = Template(_DECIDED_ON[choice["part"]]).substitute(choice)
+        told += "\n" + _CHOICE.substitute(scores, where=where)
     if adapters := exported.get("adapters"):
         trained.append(_ADAPTERS.substitute(adapters))
     return " ".join([told, *trained])

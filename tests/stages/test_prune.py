@@ -151,7 +151,10 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
     kept = {"one_shot": "one-shot", "sequential": "re-estimated front to back"}
     name = kept[exported["compensation"]]
     assert f"In this folder: {name}." in card
-    assert "lower on the selection part. On its 16\nwindows it was" in card
+    shown = {name: f"{choice[name]['perplexity']:.4g}" for name in losses}
+    assert "lower on 16 other windows of the same documents." in card
+    told = f"There it was {shown['sequential']}, and {shown['one_shot']} with one-shot compensation"
+    assert told in card
     dense, even, *rest = (
         line for line in card.splitlines() if line.startswith("| ") and "%" in line
     )
