@@ -23,13 +23,14 @@ from llama_cpp import LlamaCpp
 from transformers import PreTrainedModel
 
 from ppf.context.policy import policy_config, read_policy
-from ppf.evaluation.perplexity import evenly, mean_nll
+from ppf.evaluation.perplexity import mean_nll
 from ppf.export.gguf import GGUF
 from ppf.export.gguf_tensors import tensor_type
 from ppf.export.loading import load_folder, read_pruned
 from ppf.export.pruned import Pruned
 from ppf.llm import LanguageModel, load
 from ppf.llm.text import build_text
+from ppf.llm.windows import evenly
 
 TYPES = ("f16", "q8_0", "q5_0", "q4_0")
 NAMES = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}

@@ -3,23 +3,29 @@
 The commands compute the same one layer at a time, in `ppf.context.observed`.
 """
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.llm import LanguageModel, LayerStream
 from ppf.pruning import Importance, Statistics, Traits
 from ppf.pruning.importance import score_coupling
-from ppf.pruning.statistics import layer_moments
+from ppf.pruning.statistics import TokenWeights, layer_moments
 from ppf.pruning.traits import layer_exponent, layer_traits
 
+NO_TOKENS = torch.zeros(0, 1, dtype=torch.long)
+"""No further first tokens of windows."""
 Windows = Int[Tensor, "windows window"]
 
 
-def collect_statistics(lm: LanguageModel, windows: Windows) -> Statistics:
+def collect_statistics(
+    lm: LanguageModel, windows: Windows, first: Int[Tensor, "tokens 1"] = NO_TOKENS
+) -> Statistics:
     """The moments of all couplings."""
-    stream, moments = LayerStream(lm, windows), dict[str, Tensor]()
+    streams = [LayerStream(lm, part) for part in (windows, first) if len(part)]
+    weights, moments = TokenWeights.of(windows, first), dict[str, Tensor]()
     for layer in range(len(lm.adapter.layers(lm.model))):
-        moments |= layer_moments(lm, stream, layer)
+        moments |= layer_moments(lm, streams, weights, layer)
     numbers = range(len(lm.couplings))
     return Statistics(*([moments[f"{name}.{i}"] for i in numbers] for name in ("gram", "mean")))
 

@@ -24,7 +24,8 @@ from ppf.artefacts import get_or_make, signature, write_json
 from ppf.context.policy import read_policy
 from ppf.context.prepare import PruningContext, prepare
 from ppf.context.signatures import text_identity
-from ppf.evaluation.perplexity import evenly, mean_nll
+from ppf.evaluation.perplexity import mean_nll
+from ppf.llm.windows import evenly
 
 OUT = Path("outputs/experiments/search/earlier.json")
 SOURCE = "482b420:experiments/search/"

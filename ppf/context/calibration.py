@@ -23,6 +23,7 @@ class Calibration:
     Args:
         pruner: applies policies to the model.
         windows: of the calibration part.
+        first: further first tokens of windows (see `TokenWeights`); there may be none.
         name: signature of the level bank.
         artefacts: where the estimates are stored.
         passes: number of tokens read, by purpose (see `Labelling`).
@@ -30,6 +31,7 @@ class Calibration:
 
     pruner: LivePruner
     windows: Int[Tensor, "windows window"]
+    first: Int[Tensor, "tokens 1"]
     name: str
     artefacts: Artefacts
     passes: dict[Hashable, int]

@@ -18,7 +18,7 @@ from ppf.pruning import Importance, Statistics, Traits
 from ppf.pruning.allocation import AlphaPruning
 from ppf.pruning.importance import score_coupling
 from ppf.pruning.layer_files import LayerFiles, StoredTensors
-from ppf.pruning.statistics import layer_moments
+from ppf.pruning.statistics import TokenWeights, layer_moments
 from ppf.pruning.traits import layer_exponent, layer_traits
 from ppf.ranks import on_rank_0, own_first
 from ppf.threads import cpu_threads
@@ -38,6 +38,7 @@ class Observed:
     Args:
         lm: the dense model, whose weights are in their original order.
         windows: windows of the calibration part.
+        first: further first tokens of windows (see `TokenWeights`); there may be none.
         importance: scores the atoms.
         artefacts: where the files lie, and the ranks that share them.
         statistics: signature of the moments.
@@ -50,6 +51,7 @@ class Observed:
         self,
         lm: LanguageModel,
         windows: Int[Tensor, "windows window"],
+        first: Int[Tensor, "tokens 1"],
         importance: Importance,
         artefacts: Artefacts,
         *,
@@ -60,7 +62,9 @@ class Observed:
     ) -> None:
         self._spectra = spectra
         self.lm, self._importance, self._ranks = lm, importance, artefacts.ranks
-        self._windows, self._streams = windows, dict[int, LayerStream]()
+        self._windows, self._first = windows, first
+        self._weights = TokenWeights.of(windows, first)
+        self._streams = dict[str, LayerStream]()
         self._layers = range(len(lm.adapter.layers(lm.model)))
         self._layer_of = [coupling.layer for coupling in lm.couplings]
         folder = artefacts.folder
@@ -102,7 +106,8 @@ class Observed:
         return any(files.missing(self._layers) for files in self._files)
 
     def _make_layers(self) -> None:
-        say(f"Running the dense model on {self._windows.numel()} tokens, layer by layer.")
+        tokens = self._windows.numel() + len(self._first)
+        say(f"Running the dense model on {tokens} tokens, layer by layer.")
         if self._importance.observes:
             on_rank_0(self._ranks, self._score_all)
         waiting = list[int]()
@@ -127,12 +132,11 @@ class Observed:
         small = self.lm.device.type == "cpu" and widest < _WIDE
         return torch.get_num_threads() if small else 1
 
-    def _stream(self, stride: int) -> LayerStream:
-        """Every stride-th window."""
-        if stride not in self._streams:
-            shared = self._states / str(stride) if self._ranks.world_size > 1 else None
-            self._streams[stride] = LayerStream(self.lm, self._windows[::stride], shared)
-        return self._streams[stride]
+    def _stream(self, name: str, windows: Int[Tensor, "windows window"]) -> LayerStream:
+        if name not in self._streams:
+            shared = self._states / name if self._ranks.world_size > 1 else None
+            self._streams[name] = LayerStream(self.lm, windows, shared)
+        return self._streams[name]
 
     @cached_property
     def _scorer(self) -> Importance:
@@ -158,10 +162,13 @@ class Observed:
             self._scores.ensure(layer)
 
     def _make_moments(self, layer: int) -> dict[str, Tensor]:
-        return layer_moments(self.lm, self._stream(1), layer)
+        streams = [self._stream("windows", self._windows)]
+        if len(self._first):
+            streams.append(self._stream("first", self._first))
+        return layer_moments(self.lm, streams, self._weights, layer)
 
     def _make_traits(self, layer: int) -> dict[str, Tensor]:
-        return layer_traits(self.lm, self._stream(_STRIDE), layer)
+        return layer_traits(self.lm, self._stream("some", self._windows[::_STRIDE]), layer)
 
     def _make_exponent(self, layer: int) -> dict[str, Tensor]:
         return {"exponents": layer_exponent(self.lm, layer)}

@@ -32,6 +32,7 @@ from ppf.pruning import (
     order_atoms,
     retained_importance,
 )
+from ppf.pruning.statistics import FIRST_TOKENS
 from ppf.ranks import on_rank_0
 from ppf.space import Space
 
@@ -120,7 +121,8 @@ def prepare(
     passes = dict[Hashable, int]()
     windows = {part: text.tokens(part, lm.tokenizer) for part in _PARTS}
     others = text.others("labelling", lm.tokenizer)
-    calibration = Calibration(pruner, windows["calibration"], names.bank, artefacts, passes)
+    first = text.first_tokens("calibration", lm.tokenizer, FIRST_TOKENS)
+    calibration = Calibration(pruner, windows["calibration"], first, names.bank, artefacts, passes)
     return PruningContext(
         prunable,
         text,
@@ -153,12 +155,14 @@ def observe(
         _ = text.parts  # damaged files are refused before the model is loaded
     lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
     windows, _ = (text.tokens(part, lm.tokenizer) for part in _PARTS)
+    first = text.first_tokens("calibration", lm.tokenizer, FIRST_TOKENS)
     if check:
         check(text, lm)
     fields = [field.name for field in dataclasses.fields(Traits)]
     observed = Observed(
         lm,
         windows,
+        first,
         instantiate(config.importance),
         Artefacts(Path(cfg.paths.artefacts), fabric),
         statistics=names.statistics,

@@ -39,12 +39,6 @@ class MeanLoss(NamedTuple):
     std_error: float
 
 
-def evenly(windows: Int[Tensor, "windows window"], count: int) -> Int[Tensor, "chosen window"]:
-    """`count` windows at even distances, or all windows if there are fewer."""
-    places = torch.linspace(0, len(windows) - 1, min(count, len(windows)))
-    return windows[places.round().long()]
-
-
 def mean_nll(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int
 ) -> float:

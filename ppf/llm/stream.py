@@ -11,7 +11,8 @@ from ppf.artefacts import draft
 from ppf.llm.calls import LayerCalls
 from ppf.llm.loading import LanguageModel
 
-_AT_ONCE = 4  # windows in a batch
+_AT_ONCE = 4  # windows in a batch, at least
+_SHORT = 512  # tokens in a batch of short windows
 
 
 class LayerStream:
@@ -31,7 +32,8 @@ class LayerStream:
         self, lm: LanguageModel, windows: Int[Tensor, "windows window"], folder: Path | None = None
     ) -> None:
         self.lm, self.tokens, self._folder = lm, windows.numel(), folder
-        batches = windows.to(lm.device).split(_AT_ONCE)
+        at_once = max(_AT_ONCE, _SHORT // windows.shape[1])
+        batches = windows.to(lm.device).split(at_once)
         self._calls = [LayerCalls.record(lm, ids) for ids in batches]
         self._next = 0
         self._states = [call.inputs for call in self._calls]

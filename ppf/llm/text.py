@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from ppf.conf import DEFAULT_TEXT, read_option
 from ppf.errors import PPFError
 from ppf.llm.text_file import read_file
-from ppf.llm.windows import begin_with, check_embedded, leading_tokens
+from ppf.llm.windows import begin_with, check_embedded, evenly, leading_tokens
 from ppf.progress import say
 
 _RUN = 13  # words that two documents may not share
@@ -134,6 +134,17 @@ class Text:
         """
         every = self._every_window(part, tokenizer)
         return every[self._chosen(part, len(every))]
+
+    def first_tokens(
+        self, part: PartName, tokenizer: PreTrainedTokenizerBase, count: int
+    ) -> Int[Tensor, "tokens 1"]:
+        """Evenly spaced tokens of a part, each in a window of its own.
+
+        They are further samples of the first token of a window. There are none if every window
+        begins with the same token (see `leading`).
+        """
+        ids = self.stream(part, tokenizer)[: 0 if self.leading(tokenizer) else None]
+        return evenly(ids, count)[:, None]
 
     def others(
         self, part: PartName, tokenizer: PreTrainedTokenizerBase

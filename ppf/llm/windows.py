@@ -38,6 +38,12 @@ def begin_with(
     return torch.cat([first, windows], 1)
 
 
+def evenly(windows: Int[Tensor, "windows window"], count: int) -> Int[Tensor, "chosen window"]:
+    """`count` windows at even distances, or all windows if there are fewer."""
+    places = torch.linspace(0, len(windows) - 1, min(count, len(windows)))
+    return windows[places.round().long()]
+
+
 def check_window(window: int, config: PreTrainedConfig, override: str = "text.window") -> None:
     """Checks that a model has enough positions for a window.
 

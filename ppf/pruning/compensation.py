@@ -246,7 +246,7 @@ class LeastSquares(Compensation):
     With W′ padded by zeros to S, a level's error is tr W H Wᵀ − ‖V[:, K]‖² − λ‖W − S‖².
 
     Args:
-        damping: λ as a fraction of the mean diagonal of C.
+        damping: λ as a fraction of the mean diagonal of C (see `damped`).
         refit_damping: the same for `refit`; larger, because its target is noisier.
 
     Source: the optimal update of SlimGPT (arXiv 2412.18110). The intercept, and the one factor that
@@ -269,7 +269,7 @@ class LeastSquares(Compensation):
     ) -> Levels:
         dtype = weight.dtype
         weight, gram, mean = weight.double(), gram.double(), self._intercept(mean)
-        ridged, ridge = _covariance(gram, mean, self.damping)
+        ridged, ridge = damped(gram, self.damping, mean)
         lower, any_input = torch.linalg.cholesky(ridged), gram.any()
         del gram, ridged  # large, and not needed any more
         inverse, projected = _inverse(lower), _times_lower(weight, lower)
@@ -306,7 +306,7 @@ class LeastSquares(Compensation):
         if not moments.gram.numel():
             return None, bias
         cross = moments.cross.double() - torch.outer(shift, center)
-        ridged, _ = _covariance(moments.gram.double(), center, self.refit_damping)
+        ridged, _ = damped(moments.gram, self.refit_damping, center)
         change = torch.linalg.solve(ridged, cross.T).T
         return change, shift - change @ center if self.biases else None
 
@@ -319,17 +319,6 @@ class LeastSquaresWithoutBias(LeastSquares):
     """Ridge regression without intercept: C is E[x xᵀ], m is 0, and no bias is added."""
 
     biases = False
-
-
-def _covariance(
-    gram: Float[Tensor, "n n"], mean: Float[Tensor, " n"], damping: float
-) -> tuple[Float[Tensor, "n n"], Float[Tensor, ""]]:
-    """C + λI and λ, in float64.
-
-    Moments are summed in float32. If means are much larger than variances, the covariance consists
-    of rounding errors only, and may not be positive. So λ is at least as large as these errors.
-    """
-    return damped(gram - torch.outer(mean, mean), damping, least=_ROUNDING * gram.diagonal().amax())
 
 
 def _inverse(lower: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
@@ -384,4 +373,3 @@ def _relative(
 
 _BLOCKS = 8  # of columns of a product with a triangular matrix
 _SMALL = 512  # rows of a triangular matrix that is inverted by one solve
-_ROUNDING = 1e-6  # of sums of many products in float32, relative to the largest second moment

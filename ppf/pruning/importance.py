@@ -125,7 +125,7 @@ class OBS(Importance):
     one of the round.
 
     Args:
-        damping: λ as a fraction of the mean diagonal of G.
+        damping: λ as a fraction of the mean diagonal of G (see `damped`).
         rounds: number of rounds; each removes about the same number of atoms.
 
     Source: SlimGPT (arXiv 2412.18110), after Hassibi & Stork (1992).

@@ -17,11 +17,15 @@ from ppf.llm import LayerCalls
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
 from ppf.pruning.live import LivePruner
+from ppf.pruning.statistics import TokenWeights
 
 
 @torch.inference_mode()
 def refit_sequentially(
-    pruner: LivePruner, windows: Int[Tensor, "windows window"], compensation: Compensation
+    pruner: LivePruner,
+    windows: Int[Tensor, "windows window"],
+    first: Int[Tensor, "tokens 1"],
+    compensation: Compensation,
 ) -> None:
     """Refits the consumers of the current policy to the dense model's residual stream.
 
@@ -37,6 +41,7 @@ def refit_sequentially(
     Args:
         pruner: a pruner with the policy applied.
         windows: windows of the calibration part.
+        first: further first tokens of windows (see `TokenWeights`); there may be none.
         compensation: computes the refit.
 
     Raises:
@@ -54,11 +59,11 @@ def refit_sequentially(
     sites = {site.name: number for number, site in enumerate(space.sites)}
     pruner.apply(space.dense.tolist())
     dense, keywords = list[Tensor](), list[list[dict[str, Any]]]()
-    for ids in windows.to(lm.device).split(4):
-        call = LayerCalls.record(lm, ids)
+    for ids in (*windows.split(4), *first.split(512)) if len(first) else windows.split(4):
+        call = LayerCalls.record(lm, ids.to(lm.device))
         dense.append(call.inputs)
         keywords.append(call.keywords)
-    pruned = list(dense)
+    pruned, weights = list(dense), TokenWeights.of(windows, first)
 
     def run(index: int, states: list[Tensor]) -> Iterator[Tensor]:
         for state, named in zip(states, keywords, strict=True):
@@ -84,7 +89,7 @@ def refit_sequentially(
                 )
                 for target, before, after in batches:
                     stream = _behind(mixers, calls, before) if attention else after
-                    _add(moments, target - stream, calls.get(consumer), windows.numel(), block.name)
+                    _add(moments, target - stream, calls.get(consumer), weights, block.name)
             pruner.refit(site, *compensation.refit(moments))
         for number, after in enumerate(run(index, pruned)):
             pruned[number] = after
@@ -134,24 +139,28 @@ def _zeros(consumer: nn.Linear, device: torch.device) -> ResidualMoments:
 
 
 def _add(
-    moments: ResidualMoments, residual: Tensor, call: _Call | None, tokens: int, name: str
+    moments: ResidualMoments, residual: Tensor, call: _Call | None, weights: TokenWeights, name: str
 ) -> None:
     """Adds the tokens of a batch to moments.
 
     Args:
         residual: the error of the residual stream.
         call: of the block's consumer; None: the block is empty.
-        tokens: number of tokens in all batches.
+        weights: of the tokens.
         name: of the block, for error messages.
     """
-    r = residual.flatten(0, -2).float()
-    x = call.inputs.float() if call else r[:, :0]
-    if len(x) != len(r):
+    tokens = residual.shape[:-1]
+    x = call.inputs if call else residual.flatten(0, -2)[:, :0]
+    if len(x) != tokens.numel():
         raise PPFError(
             f"sequential re-estimation is not supported for {name}, which does not read every"
             " token: give sequential=false."
         )
-    moments.gram.addmm_(x.T, x, alpha=1 / tokens)
-    moments.cross.addmm_(r.T, x, alpha=1 / tokens)
-    moments.mean.add_(r.sum(0), alpha=1 / tokens)
-    moments.input_mean.add_(x.sum(0), alpha=1 / tokens)
+    parts = zip(
+        weights.split(residual.float()), weights.split(x.float().view(*tokens, -1)), strict=True
+    )
+    for (r, weight), (x, _) in parts:
+        moments.gram.addmm_(x.T, x, alpha=weight)
+        moments.cross.addmm_(r.T, x, alpha=weight)
+        moments.mean.add_(r.sum(0), alpha=weight)
+        moments.input_mean.add_(x.sum(0), alpha=weight)

@@ -1,8 +1,10 @@
 """Second moments of the consumers' inputs (of o_proj and down_proj) on calibration text."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -26,13 +28,56 @@ class Statistics:
     mean: Sequence[Float[Tensor, " _"]]
 
 
+class TokenWeights(NamedTuple):
+    """Weights of tokens in moments; the weights of all tokens sum to 1.
+
+    Most tokens attend to the first token of their window. In many models, its activations are
+    hundreds of times larger than those of others (Sun et al. 2024, arXiv 2402.17762), and other
+    tokens are predicted badly if pruning changes this. So first tokens get a larger weight than
+    their share of the text, and further samples of them are added.
+
+    Args:
+        first: of the first token of each window.
+        other: of each other token.
+        each: of each token, where first tokens are not known.
+    """
+
+    first: float
+    other: float
+    each: float
+
+    @classmethod
+    def of(
+        cls, windows: Int[Tensor, "windows window"], first: Int[Tensor, "tokens 1"]
+    ) -> "TokenWeights":
+        """The weights of some windows and of further first tokens; without these, all are equal."""
+        count, length = windows.shape
+        share = max(_FIRST_SHARE, 1 / length) if len(first) else 1 / length
+        other = (1 - share) / (count * max(length - 1, 1))
+        return cls(share / (count + len(first)), other, 1 / windows.numel())
+
+    def split(
+        self, x: Float[Tensor, "batch window width"]
+    ) -> Iterator[tuple[Float[Tensor, "tokens width"], float]]:
+        """The first tokens of a batch and the others, each with their weight."""
+        yield x[:, 0], self.first
+        yield x[:, 1:].flatten(0, 1), self.other
+
+
 @torch.inference_mode()
-def layer_moments(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[str, Tensor]:
+def layer_moments(
+    lm: LanguageModel,
+    streams: Sequence[LayerStream],
+    weights: TokenWeights,
+    layer: int,
+) -> dict[str, Tensor]:
     """The moments of one layer's couplings, by the names `gram.I` and `mean.I` of coupling I.
 
     Args:
         lm: the dense model.
-        stream: the windows of the calibration part.
+        streams: the windows of the calibration part, and if there are any, further first tokens.
+        weights: of the tokens. Experts of a mixture read tokens without their positions; there all
+            tokens of the windows have the same weight, and further first tokens have none.
         layer: the layer.
 
     Raises:
@@ -48,17 +93,20 @@ def layer_moments(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[st
         mean = found[f"mean.{index}"] = torch.zeros(width, device=device)
 
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].flatten(0, -2)
-            with _rounding_to(x.dtype):
-                x = x.float()
-                gram.addmm_(x.T, x, alpha=1 / stream.tokens)
-            mean.add_(x.sum(0), alpha=1 / stream.tokens)
+            x = inputs[0]
+            each = weights.each if stream is streams[0] else 0.0
+            for part, weight in weights.split(x) if x.dim() > 2 else [(x, each)]:
+                with _rounding_to(part.dtype):
+                    part = part.float()
+                    gram.addmm_(part.T, part, alpha=weight)
+                mean.add_(part.sum(0), alpha=weight)
 
         return hook
 
     hooks = [c.consumer.register_forward_pre_hook(watch(i, c)) for i, c in couplings.items()]
     try:
-        stream.run(layer)
+        for stream in streams:
+            stream.run(layer)
     finally:
         for handle in hooks:
             handle.remove()
@@ -99,18 +147,28 @@ def expand(atoms: Int[Tensor, " atoms"], size: int) -> Int[Tensor, " rows"]:
 
 
 def damped(
-    gram: Float[Tensor, "columns columns"],
-    damping: float,
-    least: Float[Tensor, ""] | float = 0.0,
+    moments: Float[Tensor, "columns columns"], damping: float, mean: Tensor | None = None
 ) -> tuple[Float[Tensor, "columns columns"], Float[Tensor, ""]]:
-    """G + λI and λ, in float64.
+    """G + λI and λ, in float64, for second moments G; with a mean, for the covariance instead.
 
-    λ is `damping` times the mean diagonal of G. It is at least `least`, and above 0.
+    λ is `damping` times the mean diagonal without its largest 1 %: in some layers, one column has
+    almost all of the energy (see `TokenWeights`), and would make λ too large for all others.
+
+    Moments are summed in float32. If means are much larger than variances, the covariance consists
+    of rounding errors only, and may not be positive. So each column's error is added too.
     """
-    gram = gram.to(torch.double, copy=True)
-    ridge = (damping * gram.diagonal().mean()).clamp_min(max(float(least), _SMALLEST))
-    gram.diagonal().add_(ridge)
+    gram = moments.to(torch.double, copy=True)
+    errors = _ROUNDING * gram.diagonal()
+    if mean is not None:
+        gram -= torch.outer(mean, mean)
+    usual = gram.diagonal().sort().values[: math.ceil(_USUAL * len(gram))]
+    ridge = (damping * usual.mean()).clamp_min(_SMALLEST)
+    gram.diagonal().add_(errors + ridge)
     return gram, ridge
 
 
+FIRST_TOKENS = 1024  # further first tokens of windows that moments read
+_FIRST_SHARE = 0.05  # of first tokens in the moments; at least their share of a window
+_USUAL = 0.99  # share of the columns whose variances determine λ
+_ROUNDING = 1e-6  # of sums of many products in float32, relative to a column's second moment
 _SMALLEST = 1e-30  # smallest λ

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ppf.evaluation.perplexity import evenly
 from ppf.llm import LanguageModel, LayerCalls
+from ppf.llm.windows import evenly
 from ppf.progress import Stopwatch, say
 from ppf.ranges import Count, Positive
 from ppf.recovery.curve import Trace

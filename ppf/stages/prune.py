@@ -20,11 +20,11 @@ from ppf.context.policy import checked_config, read_policy, types_of
 from ppf.context.prepare import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.evaluation.latency import check_prompts, speeds
-from ppf.evaluation.perplexity import evenly
 from ppf.export.base import Converter, Exporter
 from ppf.export.loading import read_pruned
 from ppf.llm import LanguageModel, Text
 from ppf.llm.loading import dtype_name, resolve_dtype
+from ppf.llm.windows import evenly
 from ppf.progress import say
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.live import Types
@@ -203,7 +203,7 @@ def keep_better(labelling: Labelling, calibration: Calibration) -> CompensationC
     new, model = evenly(labelling.others, _DECIDING), labelling.model
     windows = new if len(new) else labelling.windows
     before = labelling.present_nll(windows)
-    refit_sequentially(model.pruner, calibration.windows, model.compensation)
+    refit_sequentially(model.pruner, calibration.windows, calibration.first, model.compensation)
     after = labelling.present_nll(windows)
     part: Literal["labelling", "selection"] = "selection" if len(new) else "labelling"
     choice = CompensationChoice(before, after, part, len(windows))

@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.context.labelling import Labelling
-from ppf.evaluation.perplexity import Piece, evenly, window_losses
+from ppf.evaluation.perplexity import Piece, window_losses
+from ppf.llm.windows import evenly
 from ppf.policy_search.selection import select
 from ppf.progress import say, track
 from ppf.ranks import on_rank_0

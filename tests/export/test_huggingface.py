@@ -27,6 +27,7 @@ from ppf.pruning.compensation import LeastSquares
 from ppf.pruning.sequential import refit_sequentially
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY, assert_same_logits, loaded
+from tests.observing import NO_TOKENS
 
 LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.01)
 GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
@@ -46,7 +47,7 @@ def test_a_reestimated_model_loads_with_the_biases_it_was_given(tmp_path: Path) 
     kept = pruner.space.dense.clone()
     kept[-1] -= 1
     pruner.apply(kept.tolist())
-    refit_sequentially(pruner, random_windows(), LEAST_SQUARES)
+    refit_sequentially(pruner, random_windows(), NO_TOKENS, LEAST_SQUARES)
     expected = pruner.lm.model(random_windows()).logits
     export_folder(pruner, tmp_path / "model", POLICY)
     for model in (loaded(tmp_path / "model"), own(tmp_path / "model")):

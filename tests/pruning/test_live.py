@@ -61,11 +61,12 @@ def refitted(consumer: nn.Linear, gone: Tensor, gram: Tensor, mean: Tensor) -> N
     stay[gone] = False
     weight, mean = consumer.weight.double(), mean.double()
     covariance = gram.double() - torch.outer(mean, mean)
-    # Rounding errors of the float32 moments bound the ridge from below.
-    ridge = max(DAMPING * covariance.diagonal().mean(), 1e-6 * gram.diagonal().max())
+    # The ridge is a fraction of the usual variance; rounding errors of float32 moments are added.
+    usual = covariance.diagonal().topk(len(gram) - len(gram) // 100, largest=False).values
+    ridge = DAMPING * usual.mean() + 1e-6 * gram.diagonal().double()
     # Ridge regression of what the removed columns add, on the columns that stay.
     lost = weight[:, gone] @ covariance[gone][:, stay]
-    ridged = covariance[stay][:, stay] + ridge * torch.eye(int(stay.sum()))
+    ridged = covariance[stay][:, stay] + ridge[stay].diag()
     added = torch.linalg.solve(ridged, lost, left=False)
     shift = (weight[:, gone] @ mean[gone] - added @ mean[stay]).float()
     consumer.weight[:, stay] += added.float()

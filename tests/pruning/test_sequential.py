@@ -28,6 +28,7 @@ from tests.checkpoints import (
     two_ffns,
 )
 from tests.memory import peak_bytes
+from tests.observing import NO_TOKENS
 
 form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
 REFITTED = {
@@ -61,14 +62,14 @@ def test_the_error_of_the_residual_stream_decreases(
     pruner = pruner_of(lm, REFITTED[name])
     if not lm.adapter.adds_to_stream(lm.model.config):
         with pytest.raises(PPFError, match="sequential=false"):
-            refit_sequentially(pruner, ids, REFITTED[name])
+            refit_sequentially(pruner, ids, NO_TOKENS, REFITTED[name])
         return
     dense = last_states(pruner, ids)
     drawn = policies(pruner.space)
     for policy in ("random", "first attention empty", "no mlp"):
         pruner.apply(drawn[policy])
         before = distance(last_states(pruner, ids) - dense)
-        refit_sequentially(pruner, ids, REFITTED[name])
+        refit_sequentially(pruner, ids, NO_TOKENS, REFITTED[name])
         assert pruner.kept == drawn[policy]
         assert distance(last_states(pruner, ids) - dense) < before
 
@@ -82,7 +83,7 @@ def test_two_ffns_of_a_layer_are_both_refitted() -> None:
     pruner.apply(kept)
     before = [coupling.consumer.weight.clone() for coupling in lm.couplings]
     error = DISTANCES["least_squares"](last_states(pruner, ids) - dense)
-    refit_sequentially(pruner, ids, compensation)
+    refit_sequentially(pruner, ids, NO_TOKENS, compensation)
     assert pruner.kept == kept
     assert DISTANCES["least_squares"](last_states(pruner, ids) - dense) < error
     for coupling, weight in zip(lm.couplings, before, strict=True):
@@ -93,7 +94,7 @@ def test_an_ffn_that_reads_only_some_tokens_is_refused() -> None:
     pruner = pruner_of(two_ffns(stride=2), REFITTED["bias"])
     pruner.apply([max(units - 1, 1) for units in pruner.space.dense.tolist()])
     with pytest.raises(PPFError, match="0.mlp.1, which does not read every token: give seq"):
-        refit_sequentially(pruner, random_windows(), REFITTED["bias"])
+        refit_sequentially(pruner, random_windows(), NO_TOKENS, REFITTED["bias"])
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_the_next_policy_undoes_the_refit(pruner: LivePruner) -> None:
     ids, kept = random_windows(), policies(pruner.space)["random"]
     pruner.apply(kept)
     before = pruner.lm.model(ids).logits
-    refit_sequentially(pruner, ids, LeastSquares(damping=0.01, refit_damping=0.01))
+    refit_sequentially(pruner, ids, NO_TOKENS, LeastSquares(damping=0.01, refit_damping=0.01))
     assert not torch.equal(pruner.lm.model(ids).logits, before)
     pruner.apply(kept)
     assert torch.equal(pruner.lm.model(ids).logits, before)
@@ -122,7 +123,7 @@ def test_nothing_changes_under_the_dense_policy_or_without_compensation(
     ids, drawn = random_windows(), policies(pruner.space)
     pruner.apply(drawn["random" if isinstance(compensation, NoCompensation) else "dense"])
     before = pruner.lm.model(ids).logits
-    refit_sequentially(pruner, ids, compensation)
+    refit_sequentially(pruner, ids, NO_TOKENS, compensation)
     torch.testing.assert_close(pruner.lm.model(ids).logits, before, atol=1e-4, rtol=1e-4)
 
 
@@ -148,7 +149,7 @@ def test_the_first_block_is_a_ridge_regression(pruner: LivePruner) -> None:
     cross = centred.T @ (lacking - shift) / len(x)
     change = torch.linalg.solve(covariance + ridge, cross).T
     expected, offset = weight + change, bias + shift - change @ x.mean(0)
-    refit_sequentially(pruner, ids, LeastSquares(damping=0.01, refit_damping=0.01))
+    refit_sequentially(pruner, ids, NO_TOKENS, LeastSquares(damping=0.01, refit_damping=0.01))
     torch.testing.assert_close(
         layer.self_attn.o_proj.weight.double(), expected, atol=1e-4, rtol=1e-4
     )
@@ -191,7 +192,7 @@ def test_moments_of_batches_are_those_of_all_tokens_together(pruner: LivePruner)
     pruner.apply(policies(pruner.space)["random"])
     streams, inputs = streams_and_inputs(pruner, ids)
     recording = Recording()
-    refit_sequentially(pruner, ids, recording)
+    refit_sequentially(pruner, ids, NO_TOKENS, recording)
     assert len(recording.moments) == len(goals) == len(inputs)
     for found, goal, stream, x in zip(recording.moments, goals, streams, inputs, strict=True):
         r = goal - stream
@@ -204,4 +205,4 @@ def test_memory_holds_the_hidden_states_three_times(pruner: LivePruner) -> None:
     ids = torch.randint(0, 257, (128, 24), generator=torch.Generator().manual_seed(3))
     pruner.apply(policies(pruner.space)["random"])
     states = ids.numel() * pruner.lm.model.config.hidden_size * 4
-    assert 3 <= peak_bytes(lambda: refit_sequentially(pruner, ids, Bias())) / states < 4
+    assert 3 <= peak_bytes(lambda: refit_sequentially(pruner, ids, NO_TOKENS, Bias())) / states < 4

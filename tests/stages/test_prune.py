@@ -18,8 +18,9 @@ from ppf.context.labelling import Labelling
 from ppf.context.policy import by_site, policy_record, read_policy
 from ppf.context.prepare import PruningContext, prepare
 from ppf.errors import PPFError
-from ppf.evaluation.perplexity import Piece, evenly, pieces_nll
+from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.export.huggingface import HuggingFace
+from ppf.llm.windows import evenly
 from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
@@ -94,8 +95,8 @@ def test_the_weights_of_the_lower_perplexity_stay(
 ) -> None:
     ids, told = context.text.tokens("test", context.model.lm.tokenizer), iter(scores)
     before = context.model.lm.model(ids).logits
-    model = context.model
-    refit_sequentially(model.pruner, context.calibration.windows, model.compensation)
+    model, text = context.model, context.calibration
+    refit_sequentially(model.pruner, text.windows, text.first, model.compensation)
     after = context.model.lm.model(ids).logits
     assert not torch.equal(before, after)
     context.model.pruner.apply(context.model.pruner.kept)
