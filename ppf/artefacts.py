@@ -36,7 +36,7 @@ FORMATS = {
     "pruned": 3,
     "recovery": 5,
     "likeliest": 2,
-    "run": 1,
+    "run": 2,
 }
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12
