@@ -433,6 +433,20 @@ def test_the_wikipedia_sample_has_no_markup(cache: str) -> None:
     )
 
 
+def test_first_tokens_are_evenly_spaced_tokens_of_the_part(path: Path) -> None:
+    own, tokenizer = text(path=str(path)), byte_tokenizer()
+    stream = own.stream("calibration", tokenizer)
+    found = own.first_tokens("calibration", tokenizer, 3)
+    places = torch.linspace(0, len(stream) - 1, 3).round().long()
+    assert torch.equal(found[:, 0], stream[places])
+    everything = own.first_tokens("calibration", tokenizer, 10**6)
+    assert torch.equal(everything[:, 0], stream)
+
+
+def test_windows_that_begin_with_the_same_token_need_no_further_first_tokens(path: Path) -> None:
+    assert not len(text(path=str(path)).first_tokens("calibration", bos_tokenizer(), 8))
+
+
 def test_other_windows_are_those_that_no_label_reads(path: Path) -> None:
     some, tokenizer = text(path=str(path)), byte_tokenizer()
     used, others = (

@@ -19,6 +19,7 @@ from ppf.pruning.compensation import (
     WeightAndBias,
 )
 from ppf.pruning.sequential import refit_sequentially
+from ppf.pruning.statistics import TokenWeights
 from tests.checkpoints import (
     CHECKPOINTS,
     policies,
@@ -127,29 +128,40 @@ def test_nothing_changes_under_the_dense_policy_or_without_compensation(
     torch.testing.assert_close(pruner.lm.model(ids).logits, before, atol=1e-4, rtol=1e-4)
 
 
-def test_the_first_block_is_a_ridge_regression(pruner: LivePruner) -> None:
+@pytest.mark.parametrize("first", [NO_TOKENS, torch.arange(200)[:, None]])
+def test_the_first_block_is_a_ridge_regression(pruner: LivePruner, first: Tensor) -> None:
     """The first block's inputs are those of the dense model, so the solution is known."""
     ids, kept = random_windows(), pruner.space.dense.tolist()
     layer = pruner.lm.model.model.layers[0]
     read: list[Tensor] = []
     layer.self_attn.o_proj.register_forward_pre_hook(lambda module, x: read.append(x[0]))
     target = copy.deepcopy(layer.self_attn.o_proj)
-    pruner.lm.model(ids)
-    full = read.pop().flatten(0, 1).double()
+    weights = TokenWeights.of(ids, first)
+
+    def inputs() -> tuple[Tensor, Tensor]:
+        """Inputs of all tokens, and the tokens' weights."""
+        found = list[tuple[Tensor, Tensor]]()
+        for windows in (ids, first)[: 1 + bool(len(first))]:
+            pruner.lm.model(windows)
+            parts = weights.split(read.pop().double())
+            found += [(tokens, torch.full((len(tokens), 1), weight)) for tokens, weight in parts]
+        return torch.cat([tokens for tokens, _ in found]), torch.cat([w for _, w in found])
+
+    full, w = inputs()
     kept[0] -= 1
     pruner.apply(kept)
-    pruner.lm.model(ids)
-    x = read.pop().flatten(0, 1).double()
+    x, _ = inputs()
     weight = layer.self_attn.o_proj.weight.double()
     bias = layer.self_attn.o_proj.bias.double()
     lacking = full @ target.weight.double().T + target.bias.double() - x @ weight.T - bias
-    centred, shift = x - x.mean(0), lacking.mean(0)
-    covariance = centred.T @ centred / len(x)
+    mean, shift = (w * x).sum(0), (w * lacking).sum(0)
+    centred = x - mean
+    covariance = (w * centred).T @ centred
     ridge = 0.01 * covariance.diagonal().mean() * torch.eye(len(covariance))
-    cross = centred.T @ (lacking - shift) / len(x)
+    cross = (w * centred).T @ (lacking - shift)
     change = torch.linalg.solve(covariance + ridge, cross).T
-    expected, offset = weight + change, bias + shift - change @ x.mean(0)
-    refit_sequentially(pruner, ids, NO_TOKENS, LeastSquares(damping=0.01, refit_damping=0.01))
+    expected, offset = weight + change, bias + shift - change @ mean
+    refit_sequentially(pruner, ids, first, LeastSquares(damping=0.01, refit_damping=0.01))
     torch.testing.assert_close(
         layer.self_attn.o_proj.weight.double(), expected, atol=1e-4, rtol=1e-4
     )

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from ppf.errors import PPFError
+from ppf.pruning.statistics import TokenWeights, damped
 from ppf.pruning.tensor_files import read_tensors, write_tensors
 from tests.observing import collect_statistics
 from tests.tiny import TinySetup
@@ -30,6 +31,45 @@ def test_moments_are_exact_in_every_number_format(tiny: TinySetup, dtype: torch.
     expected = x.T @ x / len(x)
     assert (found.gram[1] - expected).abs().max() < 1e-6 * expected.abs().max()
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_first_tokens_have_a_twentieth_of_the_weight_in_moments(tiny: TinySetup) -> None:
+    first = torch.arange(0, 200, 2)[:, None]
+    consumer, inputs = tiny.lm.couplings[1].consumer, list[torch.Tensor]()
+    handle = consumer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    found = collect_statistics(tiny.lm, tiny.windows, first)
+    handle.remove()
+    windows, alone = (
+        torch.cat([x for x in inputs if (x.shape[1] == 1) == single]).double()
+        for single in (False, True)
+    )
+    starts, others = torch.cat([windows[:, 0], alone[:, 0]]), windows[:, 1:].flatten(0, 1)
+    assert len(starts) == 108
+    mean = 0.05 * starts.mean(0) + 0.95 * others.mean(0)
+    gram = 0.05 * starts.T @ starts / len(starts) + 0.95 * others.T @ others / len(others)
+    torch.testing.assert_close(found.mean[1].double(), mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.gram[1].double(), gram, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 1, 1000])
+@pytest.mark.parametrize("shape", [(3, 1), (3, 8), (4, 512)])
+def test_weights_of_tokens_sum_to_1(shape: tuple[int, int], first: int) -> None:
+    windows = torch.zeros(shape, dtype=torch.long)
+    alone = torch.zeros(first, 1, dtype=torch.long)
+    weights = TokenWeights.of(windows, alone)
+    parts = [*weights.split(torch.ones(*shape, 1)), *weights.split(torch.ones(first, 1, 1))]
+    assert sum(weight * len(tokens) for tokens, weight in parts) == pytest.approx(1)
+    assert weights.each * windows.numel() == pytest.approx(1)
+    assert weights.first * (len(windows) + first) >= 0.05 * bool(first)
+
+
+def test_one_large_column_does_not_set_the_ridge_of_the_others() -> None:
+    x = torch.randn(2000, 200, generator=torch.Generator().manual_seed(0))
+    _, usual = damped(x.T @ x / 2000, 0.1)
+    x[:, 7] *= 1000
+    gram, ridge = damped(x.T @ x / 2000, 0.1)
+    assert ridge == pytest.approx(float(usual), rel=0.02)
+    assert gram.diagonal()[7] > 1e5
 
 
 def test_activations_that_overflow_are_refused(tiny: TinySetup) -> None:
