@@ -144,7 +144,7 @@ class Text:
         begins with the same token (see `leading`).
         """
         ids = self.stream(part, tokenizer)[: 0 if self.leading(tokenizer) else None]
-        return evenly(ids, count)[:, None]
+        return evenly(ids[:, None], count)
 
     def others(
         self, part: PartName, tokenizer: PreTrainedTokenizerBase

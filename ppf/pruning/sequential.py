@@ -59,7 +59,7 @@ def refit_sequentially(
     sites = {site.name: number for number, site in enumerate(space.sites)}
     pruner.apply(space.dense.tolist())
     dense, keywords = list[Tensor](), list[list[dict[str, Any]]]()
-    for ids in (*windows.split(4), *first.split(512)) if len(first) else windows.split(4):
+    for ids in filter(len, (*windows.split(4), *first.split(512))):
         call = LayerCalls.record(lm, ids.to(lm.device))
         dense.append(call.inputs)
         keywords.append(call.keywords)

@@ -17,7 +17,7 @@ from ppf.llm.loading import dtype_name
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of each consumer's input x over the calibration tokens, in float32.
+    """Moments of each consumer's input x in float32, over the weighted calibration tokens.
 
     Args:
         gram: E[x xᵀ] for each coupling; it may be read from disk at each use.
