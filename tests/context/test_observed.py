@@ -19,6 +19,7 @@ from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
 
 LAYERS = 4
+FIRST = torch.arange(0, 200, 4)[:, None]  # further first tokens of windows
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,7 @@ def observed(
     return Observed(
         tiny.lm,
         tiny.windows,
+        FIRST,
         importance or OBS(0.01, 4),
         Artefacts(folder, ranks),
         statistics="s",
@@ -56,7 +58,7 @@ def one() -> FakeRanks:
 def test_layer_by_layer_finds_what_the_whole_model_shows(tiny: TinySetup, tmp_path: Path) -> None:
     found = observed(tiny, tmp_path, one())
     found.make()
-    statistics = collect_statistics(tiny.lm, tiny.windows)
+    statistics = collect_statistics(tiny.lm, tiny.windows, FIRST)
     scores = score_atoms(tiny.lm, OBS(0.01, 4), statistics, tiny.windows)
     traits = collect_traits(tiny.lm, tiny.windows[::4]).tensors()
     for own, whole in zip(found.statistics.gram, statistics.gram, strict=True):
@@ -153,7 +155,7 @@ def test_the_first_rank_differentiates_for_all(tiny: TinySetup, tmp_path: Path) 
         ranked = observed(tiny, tmp_path, FakeRanks(rank, sent), Taylor())
         ranked.make()
         found.append(ranked.scores())
-    statistics = collect_statistics(tiny.lm, tiny.windows)
+    statistics = collect_statistics(tiny.lm, tiny.windows, FIRST)
     expected = score_atoms(tiny.lm, Taylor(), statistics, tiny.windows)
     for scores in found:
         torch.testing.assert_close(scores, expected)
