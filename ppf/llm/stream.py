@@ -10,9 +10,7 @@ from torch import Tensor
 from ppf.artefacts import draft
 from ppf.llm.calls import LayerCalls
 from ppf.llm.loading import LanguageModel
-
-_AT_ONCE = 4  # windows in a batch, at least
-_SHORT = 512  # tokens in a batch of short windows
+from ppf.llm.windows import in_batches
 
 
 class LayerStream:
@@ -32,9 +30,7 @@ class LayerStream:
         self, lm: LanguageModel, windows: Int[Tensor, "windows window"], folder: Path | None = None
     ) -> None:
         self.lm, self.tokens, self._folder = lm, windows.numel(), folder
-        at_once = max(_AT_ONCE, _SHORT // windows.shape[1])
-        batches = windows.to(lm.device).split(at_once)
-        self._calls = [LayerCalls.record(lm, ids) for ids in batches]
+        self._calls = [LayerCalls.record(lm, ids) for ids in in_batches(windows.to(lm.device))]
         self._next = 0
         self._states = [call.inputs for call in self._calls]
 

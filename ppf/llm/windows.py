@@ -44,6 +44,12 @@ def evenly(windows: Int[Tensor, "windows window"], count: int) -> Int[Tensor, "c
     return windows[places.round().long()]
 
 
+def in_batches(windows: Int[Tensor, "windows window"]) -> list[Int[Tensor, "batch window"]]:
+    """Windows in batches of four; if each is a single token, in batches of 512."""
+    size = _AT_ONCE if windows.shape[1] > 1 else _SINGLE
+    return list(windows.split(size)) if len(windows) else []
+
+
 def check_window(window: int, config: PreTrainedConfig, override: str = "text.window") -> None:
     """Checks that a model has enough positions for a window.
 
@@ -78,3 +84,7 @@ def check_embedded(
     if len(foreign := ids[ids >= getattr(tokenizer, "embedded", math.inf)]):
         token = tokenizer.convert_ids_to_tokens(int(foreign[0]))
         raise PPFError(f"{what} has the token {token}, which the model does not embed: remove it.")
+
+
+_AT_ONCE = 4  # windows in a batch
+_SINGLE = 512  # windows of a single token in a batch

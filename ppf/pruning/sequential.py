@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ppf.errors import PPFError
 from ppf.llm import LayerCalls
+from ppf.llm.windows import in_batches
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
 from ppf.pruning.live import LivePruner
@@ -59,7 +60,7 @@ def refit_sequentially(
     sites = {site.name: number for number, site in enumerate(space.sites)}
     pruner.apply(space.dense.tolist())
     dense, keywords = list[Tensor](), list[list[dict[str, Any]]]()
-    for ids in filter(len, (*windows.split(4), *first.split(512))):
+    for ids in (*in_batches(windows), *in_batches(first)):
         call = LayerCalls.record(lm, ids.to(lm.device))
         dense.append(call.inputs)
         keywords.append(call.keywords)

@@ -121,8 +121,8 @@ def test_ranks_make_different_layers_and_run_none_twice(tiny: TinySetup, tmp_pat
     for ranked in (first, second):
         ranked.make()
     assert scored[:2] == [0, 2]  # its own layers come first
-    # 8 windows are two batches, every fourth window one.
-    assert sorted(runs) == sorted([layer for layer in range(LAYERS) for _ in range(3)])
+    # 8 windows are two batches, every fourth window one, and the first tokens one.
+    assert sorted(runs) == sorted([layer for layer in range(LAYERS) for _ in range(4)])
     assert not (tmp_path / "statistics" / "s-states").exists()
 
 
@@ -145,7 +145,7 @@ def test_a_killed_run_of_two_ranks_runs_no_finished_layer_again(
     for number, layer in enumerate(tiny.lm.adapter.layers(tiny.lm.model)):
         layer.mlp.register_forward_pre_hook(lambda *_, number=number: runs.append(number))
     observed(tiny, tmp_path, FakeRanks(0, [])).make()
-    assert sorted(runs) == [2, 2, 2, 3, 3, 3]  # 8 windows are two batches, every fourth one
+    assert sorted(runs) == [2, 2, 2, 2, 3, 3, 3, 3]  # the batches as in the test before
 
 
 def test_the_first_rank_differentiates_for_all(tiny: TinySetup, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from ppf.context import prepare as stage
 from ppf.context.policy import checked_config, provenance
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel, Text
+from ppf.llm.windows import evenly
 from tests.articles import write_articles
 from tests.searched import QUICK, write_search
 
@@ -66,6 +67,25 @@ def test_rank_0_compares_memory_for_all(monkeypatch: pytest.MonkeyPatch) -> None
         cfg = compose("collect", ["model=tiny"])
     with pytest.raises(PPFError, match="the model does not fit"):
         stage.prepare(cfg, rank_1)
+
+
+def test_order_and_compensation_read_further_first_tokens_of_the_calibration_part(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[torch.Tensor]()
+    make = stage.Observed.make
+
+    def record(observed: stage.Observed) -> None:
+        read.append(observed._first)
+        make(observed)
+
+    monkeypatch.setattr(stage.Observed, "make", record)
+    _, context = write_search(tmp_path, cache)
+    stream = context.text.stream("calibration", context.model.lm.tokenizer)
+    assert len(stream) > 100
+    expected = evenly(stream[:, None], 1024)
+    assert torch.equal(context.calibration.first, expected)
+    assert len(read) == 1 and torch.equal(read[0], expected)
 
 
 def test_a_context_keeps_the_config_of_its_signatures(cache: str, tmp_path: Path) -> None:
