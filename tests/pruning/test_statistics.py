@@ -51,6 +51,25 @@ def test_first_tokens_have_a_twentieth_of_the_weight_in_moments(tiny: TinySetup)
     torch.testing.assert_close(found.gram[1].double(), gram, atol=1e-6, rtol=1e-5)
 
 
+def test_experts_read_tokens_without_positions_so_only_windows_count(tiny: TinySetup) -> None:
+    """The consumer's inputs have no window dimension, as in a mixture of experts."""
+    consumer, shapes = tiny.lm.couplings[1].consumer, list[torch.Size]()
+
+    def flatten(module: torch.nn.Module, given: tuple[torch.Tensor]) -> torch.Tensor:
+        shapes.append(given[0].shape[:2])
+        return given[0].flatten(0, 1)
+
+    def restore(module: torch.nn.Module, given: object, output: torch.Tensor) -> torch.Tensor:
+        return output.unflatten(0, shapes[-1])
+
+    expected = collect_statistics(tiny.lm, tiny.windows).gram[1]
+    handles = [consumer.register_forward_pre_hook(flatten), consumer.register_forward_hook(restore)]
+    found = collect_statistics(tiny.lm, tiny.windows, torch.arange(0, 200, 2)[:, None]).gram[1]
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("first", [0, 1, 1000])
 @pytest.mark.parametrize("shape", [(3, 1), (3, 8), (4, 512)])
 def test_weights_of_tokens_sum_to_1(shape: tuple[int, int], first: int) -> None:
