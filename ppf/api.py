@@ -26,7 +26,7 @@ from ppf.context.policy import read_policy
 from ppf.context.signatures import plain, recorded
 from ppf.errors import PPFError
 from ppf.export.files import write_generation_config
-from ppf.overrides import quoted
+from ppf.overrides import text, written
 
 Model = str | Path | PreTrainedModel
 
@@ -87,7 +87,7 @@ def search(
     Raises:
         PPFError: an override is wrong, or the model or the text cannot be read.
     """
-    given = [*_written(({} if ratio is None else {"ratio": ratio}) | overrides)]
+    given = [*written(({} if ratio is None else {"ratio": ratio}) | overrides)]
     cfg = _composed("search", [*_named(model), *given])
     search_command.check_read(cfg, given)
     saved = Path(cfg.model.path) if isinstance(model, PreTrainedModel) else None
@@ -127,7 +127,7 @@ def prune(
         `out`.
     """
     sources = {**_sources(policy, path, search), "ratio": ratio, "out": out}
-    given = [*_written({**sources, **overrides})]
+    given = [*written({**sources, **overrides})]
     cfg = _composed("prune", given)
     prune_command.check_read(cfg, given)
     run("prune", cfg)
@@ -154,7 +154,7 @@ def recover(
     Returns:
         `out`.
     """
-    given = [*_written({**_sources(policy, path, search), "out": out, **overrides})]
+    given = [*written({**_sources(policy, path, search), "out": out, **overrides})]
     cfg = _composed("recover", given)
     recover_command.check_read(cfg, given)
     run("recover", cfg)
@@ -178,7 +178,7 @@ def evaluate(
         The contents of evaluation.json: `results` has one entry per model, with nats per token
         and perplexity.
     """
-    given = [*_written({**_sources(policy, path), **overrides})]
+    given = [*written({**_sources(policy, path), **overrides})]
     cfg = _composed("evaluate", given)
     evaluate_command.check_read(cfg, given)
     run("evaluate", cfg)
@@ -205,7 +205,7 @@ def _named(model: Model) -> Iterator[str]:
     if isinstance(model, PreTrainedModel):
         yield from ("model=local", "model.path=${paths.run}/model")
     elif (Path(model) / "config.json").is_file():
-        yield from ("model=local", f"model.path={_text(model)}")
+        yield from ("model=local", f"model.path={text(model)}")
     else:
         yield f"model={model}"
 
@@ -242,23 +242,3 @@ def _own_targets(config: Any) -> list[str]:
         return own + [name for value in config.values() for name in _own_targets(value)]
     parts = config if isinstance(config, list) else []
     return [name for part in parts for name in _own_targets(part)]
-
-
-def _written(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Keyword arguments as overrides."""
-    for key, value in given.items():
-        if isinstance(value, Mapping):
-            yield from _written(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={_text(value)}"
-
-
-def _text(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if isinstance(value, str | Path):
-        return quoted(value)
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}: {_text(part)}' for key, part in value.items())}}}"
-    if isinstance(value, Sequence):
-        return f"[{','.join(map(_text, value))}]"
-    return json.dumps(value)

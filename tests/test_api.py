@@ -14,6 +14,7 @@ import ppf
 from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
+from ppf.overrides import written
 from ppf.stages.search import Found, search
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, random_model
@@ -34,16 +35,16 @@ def test_arguments_are_written_as_overrides() -> None:
     given = {"agent": "ppo", "labels": {"count": 8}, "tasks": ["a", "b c"], "policy": None}
     screened = {"predictor": "oracle", "predictor.screening": [{"windows": 1, "keep": 4}]}
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", list(api._written(screened)))
+        cfg = compose("search", list(written(screened)))
     assert cfg.predictor.screening == [{"windows": 1, "keep": 4}]
-    assert list(api._written(given)) == [
+    assert list(written(given)) == [
         "agent=ppo",
         "labels.count=8",
         'tasks=[a,"b c"]',
         "policy=null",
     ]
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("evaluate", list(api._written({"path": "a folder/b", "latency": True})))
+        cfg = compose("evaluate", list(written({"path": "a folder/b", "latency": True})))
     assert cfg.path == "a folder/b" and cfg.latency is True
 
 
@@ -114,10 +115,10 @@ def test_an_unknown_key_is_an_error_that_names_a_similar_one() -> None:
 @pytest.mark.parametrize("command", ["search", "prune", "recover", "evaluate"])
 def test_a_run_folder_lies_where_the_overrides_say(command: str, tmp_path: Path) -> None:
     outputs = tmp_path / "my outputs"
-    cfg = api._composed(command, api._written({"paths": {"outputs": outputs}}))
+    cfg = api._composed(command, written({"paths": {"outputs": outputs}}))
     folder = Path(cfg.paths.run)
     assert folder.is_relative_to(outputs / command) and len(folder.parts[len(outputs.parts) :]) == 3
-    own = api._composed(command, api._written({"paths": {"run": tmp_path}}))
+    own = api._composed(command, written({"paths": {"run": tmp_path}}))
     assert own.paths.run == str(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Strings as values of Hydra's overrides."""
+"""Values and sections of configs in the grammar of Hydra's overrides."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser

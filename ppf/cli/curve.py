@@ -118,7 +118,7 @@ def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     return {
         "Serve the model at any ratio": next_command("serve", given),
         "Train adapters for all ratios, with the dense model as their teacher": next_command(
-            "recover", given, "out=recovered", *_ratios(cfg), *carried_text()
+            "recover", given, "out=recovered", *_ratios(cfg), *carried_text(cfg.text)
         ),
         "Ask the agent for a policy": python_command(ask),
         "Search longer at one ratio": command_with(

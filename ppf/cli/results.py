@@ -127,7 +127,7 @@ def write(
         pareto=_pareto(context, cfg.pareto, measured),
         paths=paths,
         signatures=policy["signatures"],
-        next_commands=_next_commands(paths["policy"], rounded="types" in policy),
+        next_commands=_next_commands(cfg, paths["policy"], rounded="types" in policy),
         **common(cfg, context, measured, ratios, found.trained.predictor, seconds),
     )
     if context.artefacts.ranks.is_global_zero:
@@ -215,7 +215,7 @@ def _words(model: PrunableModel, policies: Mapping[str, Sequence[int]]) -> dict[
     return found
 
 
-def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
+def _next_commands(cfg: DictConfig, policy: Path, *, rounded: bool) -> dict[str, str]:
     given = f"policy={quoted(policy)}"
     evaluate = {"Measure the policy on the test part": next_command("evaluate", given)}
     if rounded:
@@ -223,7 +223,7 @@ def _next_commands(policy: Path, *, rounded: bool) -> dict[str, str]:
     return evaluate | {
         "Write the smaller model": next_command("prune", given, "out=pruned"),
         "Train the smaller model, with the dense model as its teacher": (
-            next_command("recover", given, "out=recovered", *carried_text())
+            next_command("recover", given, "out=recovered", *carried_text(cfg.text))
         ),
         "Try it in a browser": next_command("serve", f"search={quoted(policy.parent)}"),
     }

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 import transformers
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 import ppf
 from ppf.commands import invocation
 from ppf.conf import DEFAULT_TEXT
+from ppf.overrides import written
 
 
 def command_line(name: str) -> str:
@@ -81,14 +84,21 @@ def carried(overrides: Sequence[str]) -> list[str]:
     return [word for word in overrides if word.startswith(_CARRIED)]
 
 
-def carried_text() -> list[str]:
-    """The overrides of this run's text that its recovery needs: all but numbers of windows."""
-    words = [word for word in task_overrides() if word.startswith(("text=", "text."))]
-    given = [word for word in words if not word.startswith("text.windows")]
-    if HydraConfig.initialized() and not any(word.startswith("text=") for word in given):
-        chosen = HydraConfig.get().runtime.choices.get("text")  # by an experiment, perhaps
-        if chosen not in (None, DEFAULT_TEXT):
-            return [f"text={chosen}", *given]
+def carried_text(text: DictConfig) -> list[str]:
+    """The overrides that give recovery the text of this run, without its numbers of windows.
+
+    They are compared with the config of recovery, since a config of the user's own may have set
+    them, such as an experiment.
+    """
+    if not HydraConfig.initialized():
+        return []
+    choice = HydraConfig.get().runtime.choices["text"]
+    given = [] if choice == DEFAULT_TEXT else [f"text={choice}"]
+    known = [*written(compose("recover", given).text, "text.")]
+    keys = {word.partition("=")[0] for word in known}
+    for word in written(text, "text."):
+        if word not in known and not word.startswith("text.windows."):
+            given.append(word if word.partition("=")[0] in keys else f"+{word}")
     return given
 
 

@@ -1,13 +1,15 @@
 """The commands that a run prints at its end run as printed: they have what the run was given."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ppf.cli import curve, recover, results
 
@@ -16,10 +18,17 @@ TEXT = ["text=c4", "text.window=64"]
 SEARCH = ["model=tiny", *TEXT, "text.windows.labelling=2", *CARRIED]
 
 
+@pytest.fixture(autouse=True)
+def _hydra_ends() -> Iterator[None]:
+    yield
+    GlobalHydra.instance().clear()
+
+
 def composed(command: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> DictConfig:
     """The config of a command that runs with these overrides."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(command, [*overrides, "paths.run=R"])
+    GlobalHydra.instance().clear()
+    initialize_config_module("ppf.conf", version_base="1.3")
+    cfg = compose(command, [*overrides, "paths.run=R"])
     hydra = SimpleNamespace(
         overrides=SimpleNamespace(task=list(overrides)),
         runtime=SimpleNamespace(config_sources=[], choices={"text": cfg.text.name}),
@@ -35,7 +44,7 @@ def test_a_search_hands_on_its_text_bank_and_classes(
 ) -> None:
     cfg = composed("search", monkeypatch, f"mode={mode}", *SEARCH)
     if mode == "static":
-        told = results._next_commands(Path("F/policy.json"), rounded=False)
+        told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
     else:
         told = curve._next_commands(cfg, Path("F"))
         assert "\"import ppf; print(ppf.load_agent('F', ['my.Agent']).policy(" in " ".join(
@@ -52,18 +61,31 @@ def test_a_search_hands_on_its_text_bank_and_classes(
     assert not any("windows" in word for word in words["ppf-recover"])
     monkeypatch.undo()
     for name, given in words.items():
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            compose(name.removeprefix("ppf-"), given)
+        compose(name.removeprefix("ppf-"), given)
 
 
 def test_a_text_that_an_experiment_chose_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    composed("search", monkeypatch, "experiment=paper/llama2_7b", "text.window=2048")
-    told = results._next_commands(Path("F/policy.json"), rounded=False)
+    cfg = composed("search", monkeypatch, "experiment=paper/llama2_7b", "text.window=1024")
+    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
     (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
-    assert "text=wikitext2_raw text.window=2048" in recover
-    composed("search", monkeypatch, "model=tiny")
-    told = results._next_commands(Path("F/policy.json"), rounded=False)
+    assert "text=wikitext2_raw text.window=1024" in recover
+    cfg = composed("search", monkeypatch, "model=tiny")
+    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
     assert not any("text=" in line for line in told.values())
+
+
+def test_a_text_that_a_config_of_the_users_own_sets_is_handed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cfg = composed("search", monkeypatch, "model=tiny")
+    OmegaConf.set_struct(cfg, False)
+    own = {"path": "my texts.txt", "windows": {"labelling": 9}, "source": {"limit": 5}}
+    cfg.text = OmegaConf.merge(cfg.text, own)  # as an experiment would
+    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
+    (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
+    given = [word for word in shlex.split(recover) if "text." in word]
+    assert given == ['text.path="my texts.txt"', "+text.source.limit=5"]
+    assert compose("recover", given).text.path == "my texts.txt"
 
 
 @pytest.mark.parametrize("folder", ["it's mine", "$(touch ran)", 'a "b" c'])
