@@ -176,16 +176,11 @@ class CollectConfig(RunConfig):
 
 
 class AcquiredLabelsSection(LabelsSection):
-    """Labels, with those that a predictor chooses."""
-
-    acquired: Natural
-    pool: Count
-
-
-class SearchLabelsSection(AcquiredLabelsSection):
-    """Labels of a search, whose number depends on the predictor if it is not given."""
+    """Labels, with those that a predictor chooses; the number depends on it if it is not given."""
 
     count: Count | None  # type: ignore[assignment]
+    acquired: Natural
+    pool: Count
 
 
 class FitConfig(CollectConfig):
@@ -250,7 +245,6 @@ class ParetoSection(Section):
 class SearchConfig(FitConfig):
     """`search.yaml`."""
 
-    labels: SearchLabelsSection
     agent: Component
     budget: BudgetSection
     pareto: ParetoSection

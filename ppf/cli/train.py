@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.outcome import Outcome
+from ppf.context.evaluations import drawn_labels
 from ppf.context.policy import model_name
 from ppf.context.prepare import prepare
 from ppf.labels.table import Labels
@@ -44,7 +45,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
     may_label = cfg.upstream == "make"
     labels = collect(
-        *(*parts, cfg.sampler, cfg.labels.count, cfg.seed),
+        *(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed),
         folds=folds(cfg.predictor),
         may_label=may_label,
     )
