@@ -20,6 +20,7 @@ from torch import optim
 from ppf.artefacts import writing
 from ppf.cli.explain import first_line, refusal, unknown_key
 from ppf.cli.schema import COMMANDS, Component
+from ppf.conf import OF_SOURCES
 from ppf.errors import PPFError
 from ppf.export.files import REPLACED
 from ppf.processes import build_fabric
@@ -29,7 +30,6 @@ Keys = tuple[str, ...]
 """The keys that lead to a part of the config."""
 _TARGET = "_target_"
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
-_OF_SOURCES = ("text.source", "text.splits", "text.training.source", "text.training.splits")
 # An export writes one of these before the files that it might replace.
 _OF_MODELS = ("policy.json", "agent.json", "config.json", "*.safetensors", "*.gguf")
 _STRICT = ConfigDict(**STRICT, arbitrary_types_allowed=True)
@@ -262,7 +262,7 @@ def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -
 def check_file(cfg: DictConfig, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that `text.path` replaces, or one of its own."""
     if OmegaConf.select(cfg, "text.path"):
-        refuse_unread("text.path=FILE", given, _OF_SOURCES)
+        refuse_unread("text.path=FILE", given, OF_SOURCES)
     for place in ("text", "text.training.more"):
         if not OmegaConf.select(cfg, f"{place}.path"):
             refuse_unread(f"a command without {place}.path=FILE", given, [f"{place}.column"])

@@ -13,6 +13,8 @@ from ppf.commands import invocation
 
 _FOLDER = Path(__file__).parent
 DEFAULT_TEXT = "wikipedia_sample"
+OF_SOURCES = ("text.source", "text.splits", "text.training.source", "text.training.splits")
+"""Keys and sections that `text.path` replaces."""
 GROUPS = {
     "model": "language model to prune",
     "text": "text for calibration, labels and evaluation",

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 import ppf
 from ppf.commands import invocation
-from ppf.conf import DEFAULT_TEXT
+from ppf.conf import DEFAULT_TEXT, OF_SOURCES
 from ppf.overrides import written
 
 
@@ -96,8 +96,9 @@ def carried_text(text: DictConfig) -> list[str]:
     given = [] if choice == DEFAULT_TEXT else [f"text={choice}"]
     known = [*written(compose("recover", given).text, "text.")]
     keys = {word.partition("=")[0] for word in known}
+    unread = ("text.windows.", *(OF_SOURCES if text.path else ()))
     for word in written(text, "text."):
-        if word not in known and not word.startswith("text.windows."):
+        if word not in known and not word.startswith(unread):
             given.append(word if word.partition("=")[0] in keys else f"+{word}")
     return given
 

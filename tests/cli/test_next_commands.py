@@ -74,18 +74,22 @@ def test_a_text_that_an_experiment_chose_is_handed_on(monkeypatch: pytest.Monkey
     assert not any("text=" in line for line in told.values())
 
 
+@pytest.mark.parametrize(
+    ("path", "handed_on"),
+    [("my texts.txt", ['text.path="my texts.txt"']), (None, ["+text.source.limit=5"])],
+)
 def test_a_text_that_a_config_of_the_users_own_sets_is_handed_on(
-    monkeypatch: pytest.MonkeyPatch,
+    path: str | None, handed_on: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = composed("search", monkeypatch, "model=tiny")
     OmegaConf.set_struct(cfg, False)
-    own = {"path": "my texts.txt", "windows": {"labelling": 9}, "source": {"limit": 5}}
+    own = {"path": path, "windows": {"labelling": 9}, "source": {"limit": 5}}
     cfg.text = OmegaConf.merge(cfg.text, own)  # as an experiment would
     told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
     (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
     given = [word for word in shlex.split(recover) if "text." in word]
-    assert given == ['text.path="my texts.txt"', "+text.source.limit=5"]
-    assert compose("recover", given).text.path == "my texts.txt"
+    assert given == handed_on
+    compose("recover", given)
 
 
 @pytest.mark.parametrize("folder", ["it's mine", "$(touch ran)", 'a "b" c'])
