@@ -32,6 +32,7 @@ from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, wr
 
 _UNREAD = {"policy": ["trust_remote_code"], "path": ["sequential", "baselines"]}
 """Keys that are not read with `policy=` or `path=`."""
+_OF_OTHERS = ("text.windows.calibration", "text.windows.labelling", "text.training")
 
 
 def _check(cfg: DictConfig) -> None:
@@ -54,6 +55,7 @@ def _check(cfg: DictConfig) -> None:
 def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
     """Raises PPFError if an override changes a key that is not read."""
     source = "policy" if cfg.policy else "path"
+    refuse_unread("evaluate", given, _OF_OTHERS)
     refuse_unread(f"evaluate with {source}=", given, _UNREAD[source])
     if cfg.window or cfg.stride:
         refuse_unread("evaluate with window= or stride=", given, ["text.windows.test"])

@@ -62,6 +62,7 @@ _UNREAD = {
     "search": ("tune", "sequential"),
 }
 """Keys and sections that are not read with `policy=`, `path=` or `search=`."""
+_OF_SEARCHES = ("text.windows.calibration", "text.windows.labelling")
 
 
 def _start(cfg: DictConfig) -> Path:
@@ -144,6 +145,9 @@ def _check_weights(cfg: DictConfig) -> None:
 
 def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that is not read with what is recovered."""
+    refuse_unread("recover", given, _OF_SEARCHES)
+    if not cfg.report_test:
+        refuse_unread("recover without report_test=true", given, ["text.windows.test"])
     for key, unread in _UNREAD.items():
         if cfg[key]:
             refuse_unread(f"recover with {key}=", given, unread)

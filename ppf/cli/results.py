@@ -174,13 +174,14 @@ def _measured_on(context: PruningContext, wanted: int) -> str:
     windows, window = context.labelling.windows.shape
     new = min(wanted, len(context.labelling.others))
     skipped = context.labelling.settings.context
+    without = f", without the first {skipped} tokens of each window" if skipped > 1 else ""
     selection = (
         f" The selection part is {new} other windows of the same documents, which only the final"
         " choice among the best policies of a ratio used." if new else ""
     )  # fmt: skip
     return (
         f"Measured on {windows} windows of {window} tokens of the labelling part of"
-        f" {context.text.name}, without the first {skipped} tokens of each window.{selection}"
+        f" {context.text.name}{without}.{selection}"
     )
 
 

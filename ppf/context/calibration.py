@@ -38,7 +38,6 @@ class Calibration:
 
     def expected_losses(self) -> Float[Tensor, "sites levels"]:
         """Expected increase of the dense model's loss for each site and number of kept units."""
-        self.passes["sensitivity"] = 3 * self.windows[::_STRIDE].numel()
         return self.observed(
             "sensitivity",
             signature("sensitivity", self.name),
@@ -75,11 +74,17 @@ class Calibration:
     def observed(
         self, kind: str, name: str, observe: Callable[[Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The tensors that `observe` returns for every fourth window, under the dense policy."""
+        """The tensors that `observe` returns for every fourth window, under the dense policy.
+
+        Args:
+            observe: differentiates the model on these windows.
+        """
+        windows = self.windows[::_STRIDE]
+        self.passes[kind] = 3 * windows.numel()
 
         def make() -> dict[str, Tensor]:
             with self.pruner.at(self.pruner.space.dense.tolist()):
-                return observe(self.windows[::_STRIDE])
+                return observe(windows)
 
         return self._stored(kind, name, make)
 

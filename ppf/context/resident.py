@@ -26,6 +26,7 @@ def resident(
     record: Mapping[str, Any],
     *,
     adapted: bool = True,
+    as_trained: bool = True,
     check: EarlyCheck | None = None,
 ) -> PruningContext:
     """The dense model of the search in `cfg.search`, ready for any policy.
@@ -33,6 +34,7 @@ def resident(
     Args:
         record: the search's agent.json or policy.json.
         adapted: attach the adapters that lie in the folder.
+        as_trained: compensate as when these adapters were trained.
         check: as for `prepare`.
 
     Raises:
@@ -41,7 +43,7 @@ def resident(
     config = checked_config(record, cfg)
     wanted: Compensation = instantiate(config.compensation)
     cheap = _without_refit(wanted)
-    if trained_with(agent_folder(cfg.search)) == type(cheap).__name__:
+    if as_trained and trained_with(agent_folder(cfg.search)) == type(cheap).__name__:
         wanted = cheap  # adapters are trained in float32, in which the bank needs more memory
     choose = partial(_affordable, cfg.bank.max_gib, wanted)
     context = prepare(config, fabric, dtype=cfg.dtype, choose=choose, check=check)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ppf.errors import PPFError
+from ppf.errors import PPFError, out_of_memory
 from ppf.llm import fast_attention, output_head, window_nll
 from ppf.llm.windows import begin_with, check_window
 from ppf.progress import say, track
@@ -47,7 +47,7 @@ def mean_nll(
     Its exponential is the perplexity. It may be infinite or NaN.
 
     Args:
-        batch: windows scored at a time; halved if the GPU runs out of memory.
+        batch: windows scored at a time; halved if memory runs out.
 
     Raises:
         PPFError: a window has more tokens than the model has positions.
@@ -64,7 +64,7 @@ def pieces_loss(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) 
     """Mean negative log-likelihood of the scored tokens of all pieces.
 
     Args:
-        batch: windows scored at a time; halved if the GPU runs out of memory.
+        batch: windows scored at a time; halved if memory runs out.
 
     Raises:
         PPFError: a window has more tokens than the model has positions.
@@ -78,7 +78,7 @@ def window_losses(
     """Mean negative log-likelihood of the scored tokens of each window, nats per token.
 
     Args:
-        batch: windows scored at a time; halved if the GPU runs out of memory.
+        batch: windows scored at a time; halved if memory runs out.
 
     Raises:
         PPFError: a window has more tokens than the model has positions.
@@ -99,8 +99,8 @@ def _sums(
     try:
         sums = torch.cat([_window_nll(model, part) for part in track(batches, label)])
         return sums, torch.tensor([n for part in batches for n in _tokens(part)])
-    except torch.OutOfMemoryError:
-        if batch == 1:
+    except Exception as error:
+        if batch == 1 or not out_of_memory(error):
             raise
     say(f"Out of memory: starting again with {batch // 2} windows at a time.")
     torch.cuda.empty_cache()

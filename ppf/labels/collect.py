@@ -34,7 +34,7 @@ def draw(
     """
     rounds = [
         sampler.draw(context, _ROUND, numbered(seed, number), number)
-        for number in range(-(-count // _ROUND))
+        for number in range(-(-(count - 1) // _ROUND))
     ]
     kept = torch.cat([context.space.dense[None], *rounds])[:count]
     return new_policies(kept, kept[:0])

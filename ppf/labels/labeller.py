@@ -99,7 +99,7 @@ class Labeller:
         windows: windows of the labelling part.
         batch: number of windows in a batch; it is halved when memory runs out.
         context: number of tokens at the start of each window that are read but not scored, at
-            least 1. Losses of tokens with little context are a less smooth function of the policy.
+            least 1.
         kl_top_k: number of the dense model's most probable tokens that the KL divergence is
             computed on; 0: it is not measured.
 

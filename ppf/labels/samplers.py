@@ -128,9 +128,11 @@ class FromRules(Sampler):
     """
 
     def __init__(self, rules: Mapping[str, Allocation], ratio: RatioInterval) -> None:
-        if not rules:
-            raise PPFError("there are no rules to draw policies from: give sampler=smooth.")
         self.rules, self.ratio = list(rules.values()), ratio
+
+    def check(self, space: Space) -> None:
+        if not self.rules:
+            raise PPFError("there are no rules to draw policies from: give sampler=smooth.")
 
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
@@ -191,7 +193,8 @@ class FromAgent(Sampler):
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
         ratios = _stratified(self.ratio, count, generator).tolist()
-        return torch.tensor(self._policies(context.space, ratios))
+        policies = self._policies(context.space, ratios)
+        return torch.tensor(policies, dtype=torch.long).view(count, len(context.space))
 
     def check(self, space: Space) -> None:
         self._policies(space, self.ratio)

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from ppf.conf import DEFAULT_TEXT, read_option
 from ppf.errors import PPFError
 from ppf.llm.text_file import read_file
-from ppf.llm.windows import begin_with, check_embedded, evenly, leading_tokens
+from ppf.llm.windows import begin_with, check_embedded, even_places, evenly, leading_tokens
 from ppf.progress import say
 
 _RUN = 13  # words that two documents may not share
@@ -179,7 +179,7 @@ class Text:
                 f" tokens instead of {wanted}: lower {section}.windows.{part} or text.window, or"
                 " give a longer text."
             )
-        return torch.linspace(0, available - 1, wanted).round().long()
+        return even_places(available, wanted)
 
 
 def spans(

@@ -40,8 +40,13 @@ def begin_with(
 
 def evenly(windows: Int[Tensor, "windows window"], count: int) -> Int[Tensor, "chosen window"]:
     """`count` windows at even distances, or all windows if there are fewer."""
-    places = torch.linspace(0, len(windows) - 1, min(count, len(windows)))
-    return windows[places.round().long()]
+    return windows[even_places(len(windows), min(count, len(windows)))]
+
+
+def even_places(available: int, count: int) -> Int[Tensor, " count"]:
+    """The places of `count` windows at even distances among the available ones."""
+    # In float32, the last place of more than 2 ** 24 can be rounded up.
+    return torch.linspace(0, available - 1, count, dtype=torch.double).round().long()
 
 
 def in_batches(windows: Int[Tensor, "windows window"]) -> list[Int[Tensor, "batch window"]]:

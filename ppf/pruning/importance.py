@@ -91,7 +91,7 @@ class Taylor(Importance):
 
     def observe(self, lm: LanguageModel, windows: Tensor) -> None:
         self._squared = {
-            c.consumer: torch.zeros(c.atoms, device=lm.device_of(c.layer)) for c in lm.couplings
+            c.name: torch.zeros(c.atoms, device=lm.device_of(c.layer)) for c in lm.couplings
         }
         hooks = [
             c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in lm.couplings
@@ -99,14 +99,14 @@ class Taylor(Importance):
         differentiate(lm, windows, _next_token_loss, "Differentiating", hooks)
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
-        return self._squared[coupling.consumer]
+        return self._squared[coupling.name]
 
     def _watch(self, coupling: Coupling, consumer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
 
         def add(gradient: Tensor) -> None:
             change = (x.detach().float() * gradient.float()).flatten(0, -2).sum(0)
-            self._squared[consumer] += by_atom(coupling, change).square()
+            self._squared[coupling.name] += by_atom(coupling, change).square()
 
         if x.requires_grad:
             x.register_hook(add)

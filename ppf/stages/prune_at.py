@@ -1,5 +1,6 @@
 """prune, search=FOLDER ratio=R: the model of a dynamic search at one ratio."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -48,13 +49,15 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     if adapted:  # they fit only the compensation that they were trained with
         context = resident(cfg, fabric, agent.record, adapted=False, check=check)
     else:
+        given.sequential = cfg.sequential  # it takes memory
         context = prepare(given, fabric, dtype=cfg.dtype, check=check)
     pruner, labelling = context.model.pruner, context.labelling
     with pruner.at(kept):
         exporter.check(pruner)
     record = _record(context, agent, cfg.ratio)
     known = known_before(labelling, timed)
-    choice, scores = None, {"one_shot": record["measured"]["nll"]}
+    nll = record["measured"]["nll"]
+    choice, scores = None, {"one_shot": math.nan if nll is None else nll}
     merged: AbstractContextManager[None] = nullcontext()
     if adapted:
         merged = Adapters.load(search, pruner, origin(context)).merged()

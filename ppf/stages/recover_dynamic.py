@@ -50,7 +50,8 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     if fabric.device.type != "cpu" and agent.record["config"]["model"].get("offload"):
         raise PPFError("recovery with search= cannot train offloaded weights: give fabric=cpu.")
     given, text = in_float32(cfg), RecoveryText(cfg, policy_config(agent.record, cfg))
-    context = resident(given, fabric, agent.record, adapted=False, check=text.check)
+    new = {"adapted": False, "as_trained": False}
+    context = resident(given, fabric, agent.record, **new, check=text.check)
     lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
     training, validation = text.windows(lm)
     parts = [validation, *test_windows(cfg, lm)]

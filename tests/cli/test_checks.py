@@ -5,13 +5,14 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.cli import evaluate
+from ppf.cli import evaluate, recover
 from ppf.cli.checks import (
     Keys,
     check_arguments,
@@ -161,7 +162,7 @@ def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) ->
         ("search", "agent.polish", 3, "agent.polish=3 should name a _target_."),
         ("search", "agent._target_", "no.Agent", "cannot be imported (No module named 'no')"),
         ("search", "mode", "dynamics", "mode=dynamics should be 'static', 'dynamic' or 'chain'."),
-        ("search", "text.window", 16, "lower labels.context."),
+        ("search", "labels.context", 512, "lower labels.context."),
         ("search", "ratios", [0.5, 0.3], "ratios=[0.5, 0.3] should ascend."),
         ("recover", "ratios", [0.5, 0.3], "ratios=[0.5, 0.3] should ascend."),
         ("search", "search.trust_region", 0.0, "search.trust_region=0.0 should be greater than 0."),
@@ -256,6 +257,22 @@ def test_a_sampler_is_refused_if_no_policies_are_drawn() -> None:
         with pytest.raises(PPFError, match=r"without labels.count= does not read (sam|labe)"):
             check_read(asked("static", count=None), [key])
         check_read(asked("static"), [key])
+
+
+@pytest.mark.parametrize(
+    ("checked", "command", "key"),
+    [
+        (recover, "recover", "text.windows.calibration"),
+        (recover, "recover without report_test=true", "text.windows.test"),
+        (evaluate, "evaluate", "text.windows.labelling"),
+        (evaluate, "evaluate", "text.training.more.path"),
+    ],
+)
+def test_windows_of_other_parts_are_refused(checked: ModuleType, command: str, key: str) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose(command.split()[0], ["path=x", "paths.run=."])
+    with pytest.raises(PPFError, match=f"^{command} does not read {key}: leave it out"):
+        checked.check_read(cfg, [f"{key}=1"])
 
 
 @pytest.mark.parametrize("place", ["text", "text.training.more"])

@@ -65,8 +65,14 @@ def test_infinite_and_nan_losses_are_returned(lm: LanguageModel) -> None:
     assert torch.tensor(mean_nll(lm.model, random_windows(), batch=4)).isnan()
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("not enough memory: you tried to allocate")]
+)
 def test_out_of_memory_halves_the_batch(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: RuntimeError,
+    lm: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     expected = mean_nll(lm.model, random_windows(), batch=4)
     score, sizes = perplexity._window_nll, []
@@ -74,7 +80,7 @@ def test_out_of_memory_halves_the_batch(
     def small(model: torch.nn.Module, part: Piece) -> torch.Tensor:
         sizes.append(len(part.windows))
         if len(part.windows) > 1:
-            raise torch.OutOfMemoryError
+            raise error
         return score(model, part)
 
     monkeypatch.setattr(perplexity, "_window_nll", small)

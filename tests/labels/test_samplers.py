@@ -78,6 +78,13 @@ def test_rules_continue_after_the_last_draw(tiny: TinySetup) -> None:
     assert is_uniform.tolist() == [True, False]
 
 
+def test_a_search_that_draws_nothing_needs_no_rules(tiny: TinySetup) -> None:
+    nothing = FromRules({}, ratio=[0.2, 0.4])
+    assert draw(tiny, nothing, 1, seed=0).tolist() == [tiny.space.dense.tolist()]
+    with pytest.raises(PPFError, match="no rules to draw policies from: give sampler=smooth"):
+        nothing.check(tiny.space)
+
+
 def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
     rules = FromRules({"uniform": Uniform(), "flap": FLAP()}, ratio=[0.2, 0.4])
     kept = drawn(rules, tiny, 10)
@@ -172,6 +179,7 @@ def test_proposals_are_the_agents_policies(tiny: TinySetup) -> None:
     kept = drawn(FromAgent(Half(), ratio=[0.1, 0.5]), tiny, 8)
     assert torch.equal(kept, uniform(tiny.space, tiny.space.ratio(kept)))
     assert tiny.space.ratio(kept).unique().numel() > 5
+    assert drawn(FromAgent(Half(), ratio=[0.1, 0.5]), tiny, 0).shape == (0, len(tiny.space))
 
 
 def test_an_agent_of_another_space_is_refused(tiny: TinySetup) -> None:

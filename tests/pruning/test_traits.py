@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -24,6 +26,26 @@ def test_influence_is_the_cosine_distance_across_a_layer(tiny: TinySetup) -> Non
     cosine = torch.nn.functional.cosine_similarity(states[0], states[1], dim=-1)
     torch.testing.assert_close(traits.influence[0], 1 - cosine.mean())
     assert traits.influence.shape == (4,) and (traits.influence > 0).all()
+
+
+def test_experts_read_some_of_the_tokens(tiny: TinySetup) -> None:
+    block, coupling = tiny.lm.model.model.layers[0].mlp, tiny.lm.couplings[1]
+    usual = collect_traits(tiny.lm, tiny.windows).energy[coupling.name]
+
+    def fewer(module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (given[0].flatten(0, 1)[:9],)
+
+    def every(module: torch.nn.Module, given: tuple[torch.Tensor], output: Any) -> torch.Tensor:
+        return output[:1].expand(given[0].shape)
+
+    handles = [
+        coupling.consumer.register_forward_pre_hook(fewer),
+        block.register_forward_hook(every),
+    ]
+    found = collect_traits(tiny.lm, tiny.windows).energy[coupling.name]
+    for handle in handles:
+        handle.remove()
+    assert 0 < found < usual
 
 
 def test_outliers_decrease_with_the_multiple(tiny: TinySetup) -> None:

@@ -164,12 +164,18 @@ def test_the_loss_curve_has_the_ratios_of_the_table(config: Any) -> None:
     assert min(value for _, value in found.curve) == pytest.approx(mean, rel=1e-4)
 
 
-def test_adapters_are_used_with_the_compensation_of_their_training(config: Any) -> None:
+def test_adapters_are_used_with_the_compensation_of_their_training(
+    config: Any, tmp_path: Path
+) -> None:
     """In float32 the bank needs twice the memory that it needs in a server."""
     cfg = config("bank.max_gib=0.0", "recovery.tokens=128")
     run(cfg)
     assert trained_with(Path(cfg.out)) == "Bias"
     resident(cfg.out, cfg).set_ratio(0.3)  # its own limit allows least squares
+    again = config("recovery.tokens=128")
+    again.search, again.out = cfg.out, str(tmp_path / "again")
+    run(again)
+    assert trained_with(Path(again.out)) == "LeastSquares"
 
 
 def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
