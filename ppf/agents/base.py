@@ -130,10 +130,7 @@ class Objective:
         the allocation rules' policies, and the best measured ones.
         """
         ratio, units = self.ratios(1), self.space.units.to(self.device)
-        spared = [
-            torch.tensor([site.kind == kind for site in self.space.sites], device=self.device)
-            for kind in self.space.kinds
-        ]
+        spared = [self.space.of_kind(kind).to(self.device) for kind in self.space.kinds]
         share = self.space.shares(ratio)
         sparing = [torch.where(mask, 2.0 * units, share) for mask in spared]
         measured = share[:0] if self.measured is None else self.measured.to(share)

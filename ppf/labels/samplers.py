@@ -91,9 +91,8 @@ class Profiles(Sampler):
             self.smooth**0.5 * _smooth(space, count, generator) + (1 - self.smooth) ** 0.5 * rough
         )
         share = (1 - ratio)[:, None] * (1 + spread * noise)
-        attention = torch.tensor([site.kind == "attention" for site in space.sites])
         protected = share + rand(count, 1) * ratio[:, None]
-        share = torch.where(attention, protected, share)
+        share = torch.where(space.of_kind("attention"), protected, share)
         return project(space, share * space.units, ratio)
 
 
@@ -270,8 +269,7 @@ class SharedPrefix(Sampler):
         shuffled = (rows // members + torch.rand(count, generator=generator)).argsort()
         kept = kept[space.ratio(kept).argsort(stable=True)][shuffled]
         depth = torch.tensor(self.depths)[rows % members] * space.layers
-        layers = torch.tensor([site.layer for site in space.sites])
-        return torch.where(layers < depth[:, None], kept[rows - rows % members], kept)
+        return torch.where(space.layer < depth[:, None], kept[rows - rows % members], kept)
 
 
 class Mixture(Sampler):
@@ -318,10 +316,11 @@ def _stratified(
 def _smooth(space: Space, count: int, generator: torch.Generator) -> Float[Tensor, "count sites"]:
     """Random low-frequency curves over depth with unit variance, one for each kind."""
     frequencies = torch.arange(1, 5)
-    depth = torch.tensor([site.layer / max(space.layers - 1, 1) for site in space.sites])
+    depth = space.layer / max(space.layers - 1, 1)
     basis = torch.cos(torch.pi * frequencies[:, None] * depth)
     noise = torch.zeros(count, len(space))
     for kind in space.kinds:
-        here = torch.tensor([site.kind == kind for site in space.sites])
-        noise += here * (torch.randn(count, len(frequencies), generator=generator) @ basis)
+        noise += space.of_kind(kind) * (
+            torch.randn(count, len(frequencies), generator=generator) @ basis
+        )
     return noise / len(frequencies) ** 0.5 * 2**0.5

@@ -85,10 +85,9 @@ class Masks(Encoder):
     def __init__(self, space: Space, known: SiteFeatures, *, width: Count) -> None:
         super().__init__(space)
         blocks, kinds = _numbers(space)
-        layers = torch.tensor([site.layer for site in space.sites])
         kind_of = torch.zeros(len(space.blocks), dtype=torch.long).index_copy(0, blocks, kinds)
         grid = torch.arange(len(space.blocks) * space.layers)
-        self.register_buffer("place", blocks * space.layers + layers)
+        self.register_buffer("place", blocks * space.layers + space.layer)
         self.register_buffer("cells", torch.arange(width))
         self.register_buffer("blocks", grid // space.layers, persistent=False)
         self.register_buffer("kinds", kind_of[self.blocks])
@@ -135,9 +134,10 @@ class Sites(Encoder):
         errors, losses = _monotone(known.errors), _monotone(known.losses)
         losses = losses / losses[:, 0].mean().clamp(min=_SMALLEST)
         blocks, kinds = _numbers(space)
-        layers = torch.tensor([site.layer for site in space.sites])
         cost = (space.units * space.params).float() / space.total
-        per_site = torch.stack([cost * len(space), layers / space.layers, known.energy.float()], 1)
+        per_site = torch.stack(
+            [cost * len(space), space.layer / space.layers, known.energy.float()], 1
+        )
         effects = [*(errors**p for p in powers), *(losses**p for p in loss_powers)]
         levels = [1 - known.retained.float(), *effects]
         self.register_buffer("levels", torch.stack(levels, -1))
@@ -145,7 +145,7 @@ class Sites(Encoder):
         self.register_buffer("site", torch.arange(len(space)))
         self.register_buffer("blocks", blocks, persistent=False)
         self.register_buffer("kinds", kinds)
-        self.register_buffer("layers", layers)
+        self.register_buffer("layers", space.layer)
         self.register_buffer("energy", known.energy.float())
 
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites features"]:

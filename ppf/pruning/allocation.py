@@ -51,8 +51,7 @@ class LayerRule(Allocation):
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         space = features.space
-        layers = torch.tensor([site.layer for site in space.sites], device=ratio.device)
-        removed = self.removed(features, ratio)[:, layers]
+        removed = self.removed(features, ratio)[:, space.layer.to(ratio.device)]
         return (1 - removed) * space.units.to(ratio.device)
 
     @abstractmethod
@@ -240,9 +239,8 @@ def _unit_range(values: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
 
 def _layer_cost(space: Space) -> Float[Tensor, " layers"]:
     """Each layer's share of the space's parameters."""
-    layers = torch.tensor([site.layer for site in space.sites])
     cost = (space.units * space.params).double() / space.total
-    return cost.new_zeros(space.layers).index_add(0, layers, cost)
+    return cost.new_zeros(space.layers).index_add(0, space.layer, cost)
 
 
 def _cheapest(

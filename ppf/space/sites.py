@@ -114,6 +114,15 @@ class Space:
         return torch.tensor([site.params for site in self.sites])
 
     @cached_property
+    def layer(self) -> Int[Tensor, " sites"]:
+        """Layer of each site."""
+        return torch.tensor([site.layer for site in self.sites])
+
+    def of_kind(self, kind: str) -> Bool[Tensor, " sites"]:
+        """Which sites are of a kind."""
+        return torch.tensor([site.kind == kind for site in self.sites])
+
+    @cached_property
     def total(self) -> int:
         """Parameters of all sites."""
         return int((self.units * self.params).sum())
