@@ -271,7 +271,7 @@ def _refitting(sizes: Sizes, labelling: Need) -> Need:
 
     As other work after the search, it does not count as time.
     """
-    more = 3 * sizes.states(sizes.calibration) + solving(sizes.consumers)
+    more = 5 * sizes.states(sizes.calibration) + solving(sizes.consumers)
     memory, host = labelling.memory + more, labelling.host + (more if sizes.on_cpu else 0.0)
     return Need("sequential re-estimation", memory, host, disk=0, seconds=0)
 

@@ -188,6 +188,14 @@ class Compensation(ABC):
     def refit(self, moments: ResidualMoments) -> WeightAndBias:
         """Changes of a narrowed consumer's weight and bias that reduce the stream's error."""
 
+    def correction(self, moments: ResidualMoments) -> Float[Tensor, "width width"]:
+        """The matrix that estimates what a block's inputs lack, from the inputs themselves.
+
+        Args:
+            moments: the residual is the dense model's inputs minus the pruned model's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} changes no weights.")
+
 
 class NoCompensation(Compensation):
     """No compensation: pruned columns are removed, and nothing else changes."""
@@ -305,10 +313,18 @@ class LeastSquares(Compensation):
         bias = moments.mean if self.biases else None
         if not moments.gram.numel():
             return None, bias
+        change = self._slope(moments, shift, center)
+        return change, shift - change @ center if self.biases else None
+
+    def correction(self, moments: ResidualMoments) -> Tensor:
+        zero = torch.zeros_like(moments.mean, dtype=torch.double)
+        return self._slope(moments, zero, zero)  # producers may have no bias for an intercept
+
+    def _slope(self, moments: ResidualMoments, shift: Tensor, center: Tensor) -> Tensor:
+        """The ridge regression of the residual minus `shift` on the inputs minus `center`."""
         cross = moments.cross.double() - torch.outer(shift, center)
         ridged, _ = damped(moments.gram, self.refit_damping, center)
-        change = torch.linalg.solve(ridged, cross.T).T
-        return change, shift - change @ center if self.biases else None
+        return torch.linalg.solve(ridged, cross.T).T
 
     def _intercept(self, mean: Tensor) -> Tensor:
         """The mean that the regression subtracts, in float64."""

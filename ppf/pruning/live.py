@@ -299,6 +299,17 @@ class LivePruner:
         self._install(number, self.kept[index] * self.space.sites[index].atoms_per_unit)
         self._refitted.add(index)
 
+    @torch.no_grad()
+    def correct(self, index: int, change: Tensor) -> None:
+        """Adds W · change to each producer's weight W of a site, until `narrow` resets the site."""
+        coupling = self.lm.couplings[self._coupling_indices[index]]
+        for linear in dict.fromkeys(producer.linear for producer in coupling.producers):
+            weight = self._dense[linear][0][: linear.out_features]
+            changed = weight + (weight.to(change) @ change.to(weight.device)).to(weight.dtype)
+            bias = None if linear.bias is None else linear.bias.data
+            _set(linear, _round(changed, self.types[index]), bias)
+        self._refitted.add(index)
+
     def _install(self, index: int, atoms: int) -> None:
         """Sets the block of a coupling in its layer: the original one, or an `EmptyBlock`."""
         coupling, block = self.lm.couplings[index], self.blocks[index]

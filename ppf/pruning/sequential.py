@@ -1,11 +1,14 @@
-"""Sequential re-estimation: refits the consumers of one policy from the first layer to the last.
+"""Sequential re-estimation: refits the blocks of one policy from the first layer to the last.
 
-The level bank compensates each site alone, on inputs of the dense model. For a single policy, each
-consumer can also reduce the errors of the pruned blocks before it in the residual stream.
+The level bank compensates each site alone, on inputs of the dense model. For a single policy, the
+producers of a block can be corrected for the errors of the pruned blocks before it, and its
+consumer can reduce these errors in the residual stream.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.errors import PPFError
-from ppf.llm import LayerCalls
+from ppf.llm import Coupling, LanguageModel, LayerCalls
 from ppf.llm.windows import in_batches
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
 from ppf.pruning.live import LivePruner
 from ppf.pruning.statistics import TokenWeights
+from ppf.records.values import NumberFormat
 
 
 @torch.inference_mode()
@@ -28,16 +32,18 @@ def refit_sequentially(
     first: Int[Tensor, "tokens 1"],
     compensation: Compensation,
 ) -> None:
-    """Refits the consumers of the current policy to the dense model's residual stream.
+    """Refits the blocks of the current policy to the dense model's residual stream.
 
     The hidden states of the dense and of the pruned model are computed side by side, layer by
-    layer. The consumer of each block is refitted: it regresses the difference between the two
-    residual streams after the block on its own inputs. Blocks of one kind in a layer share their
-    residual stream and are refitted one after another. The next policy undoes it.
+    layer. If the compensation changes weights, the producers of each block first get an estimate of
+    the dense model's inputs: the difference between the two models' inputs is regressed on the
+    pruned model's. Then the block's consumer is refitted: the difference between the two residual
+    streams after the block is regressed on the consumer's inputs. Blocks of one kind in a layer
+    share their residual stream and are refitted one after another. The next policy undoes it.
 
-    Memory: the hidden states of all windows three times, and the moments of one consumer. The
-    states are the pruned model's in front of a layer, and the dense model's behind its attention
-    and behind the layer.
+    Memory: the hidden states of all windows five times, and the moments of one consumer. The states
+    are the pruned model's in front of a layer, and the dense model's behind its attention, behind
+    the layer, and in front of the producers of both blocks.
 
     Args:
         pruner: a pruner with the policy applied.
@@ -56,65 +62,169 @@ def refit_sequentially(
             f"sequential re-estimation is not supported for the family"
             f" '{lm.model.config.model_type}', whose blocks end in norms: give sequential=false."
         )
-    layers = lm.adapter.layers(lm.model)
-    sites = {site.name: number for number, site in enumerate(space.sites)}
     pruner.apply(space.dense.tolist())
-    dense, keywords = list[Tensor](), list[list[dict[str, Any]]]()
-    for ids in (*in_batches(windows), *in_batches(first)):
-        call = LayerCalls.record(lm, ids.to(lm.device))
-        dense.append(call.inputs)
-        keywords.append(call.keywords)
-    pruned, weights = list(dense), TokenWeights.of(windows, first)
+    streams, layers = _Streams.of(lm, windows, first), len(lm.adapter.layers(lm.model))
+    for index in track(range(layers), f"Refitting {layers} layers"):
+        _refit_layer(pruner, streams, index, kept, types, compensation)
 
-    def run(index: int, states: list[Tensor]) -> Iterator[Tensor]:
-        for state, named in zip(states, keywords, strict=True):
-            yield layers[index](state, **named[index])
 
-    for index in track(range(len(layers)), f"Refitting {len(layers)} layers"):
-        blocks = [coupling for coupling in lm.couplings if coupling.layer == index]
-        mixers = [block.consumer for block in blocks if block.kind == "attention"]
-        behind = list[Tensor]()
-        with _last_calls(lm.device, mixers) as calls:
-            for number, after in enumerate(run(index, dense)):
-                behind.append(_behind(mixers, calls, dense[number]))
-                dense[number] = after
-        for block in blocks:
-            if (site := sites.get(block.name)) is None:
-                continue
-            pruner.narrow(site, kept[site], types[site])
-            attention, consumer = block.kind == "attention", block.consumer
-            moments = _zeros(consumer, lm.device)
-            with _last_calls(lm.device, mixers if attention else [consumer]) as calls:
-                batches = zip(
-                    behind if attention else dense, pruned, run(index, pruned), strict=True
-                )
-                for target, before, after in batches:
-                    stream = _behind(mixers, calls, before) if attention else after
-                    _add(moments, target - stream, calls.get(consumer), weights, block.name)
-            pruner.refit(site, *compensation.refit(moments))
-        for number, after in enumerate(run(index, pruned)):
-            pruned[number] = after
+def _refit_layer(
+    pruner: LivePruner,
+    streams: "_Streams",
+    index: int,
+    kept: Sequence[int],
+    types: Sequence[NumberFormat | None],
+    compensation: Compensation,
+) -> None:
+    """Narrows and refits one layer, and passes it.
+
+    Args:
+        kept: number of units that each site keeps.
+        types: number formats of all sites.
+    """
+    sites = {site.name: number for number, site in enumerate(pruner.space.sites)}
+    blocks = [coupling for coupling in pruner.lm.couplings if coupling.layer == index]
+    mixers = [block.consumer for block in blocks if block.kind == "attention"]
+    refitted = {block: sites[block.name] for block in blocks if block.name in sites}
+    readers = {
+        block: block.producers[0].linear
+        for block, site in refitted.items()
+        if compensation.refits and kept[site]
+    }
+    behind, inputs = streams.pass_dense(index, mixers, readers)
+    for block, site in refitted.items():
+        pruner.narrow(site, kept[site], types[site])
+        if reader := readers.get(block):
+            read = partial(_inputs, block, reader)
+            lacking = streams.moments(block, reader, [reader], inputs.pop(block), read)
+            pruner.correct(site, compensation.correction(lacking))
+        consumer = block.consumer
+        if block.kind == "attention":
+            reached = partial(_behind, mixers)
+            lacking = streams.moments(block, consumer, mixers, behind, reached)
+        else:
+            lacking = streams.moments(block, consumer, [consumer], streams.dense, _after)
+        pruner.refit(site, *compensation.refit(lacking))
+    streams.pass_pruned(index)
 
 
 class _Call(NamedTuple):
-    """The inputs of a consumer, one row per token, and its output."""
+    """The inputs of a projection, one row per token, and its output."""
 
     inputs: Float[Tensor, "tokens width"]
     output: Tensor
 
 
 _Calls = dict[nn.Linear, _Call]
+_Found = Callable[[_Calls, Tensor, Tensor], Tensor]
+"""What the pruned model has in place of a target: from a layer's calls, input and output."""
+
+
+@dataclass
+class _Streams:
+    """The residual streams of the dense and of the pruned model in front of a layer, in batches.
+
+    Args:
+        keywords: keyword arguments of each batch's layers.
+        weights: of the tokens.
+    """
+
+    lm: LanguageModel
+    keywords: list[list[dict[str, Any]]]
+    weights: TokenWeights
+    dense: list[Tensor]
+    pruned: list[Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        lm: LanguageModel,
+        windows: Int[Tensor, "windows window"],
+        first: Int[Tensor, "tokens 1"],
+    ) -> "_Streams":
+        batches = (*in_batches(windows), *in_batches(first))
+        calls = [LayerCalls.record(lm, ids.to(lm.device)) for ids in batches]
+        states = [call.inputs for call in calls]
+        keywords = [call.keywords for call in calls]
+        return cls(lm, keywords, TokenWeights.of(windows, first), states, list(states))
+
+    def pass_dense(
+        self, index: int, mixers: Sequence[nn.Linear], readers: Mapping[Coupling, nn.Linear]
+    ) -> tuple[list[Tensor], dict[Coupling, list[Tensor]]]:
+        """Passes a layer of the dense model.
+
+        Args:
+            mixers: consumers of the layer's attention blocks.
+            readers: a producer of each block whose inputs are wanted.
+
+        Returns:
+            The stream behind the attention, and the inputs of the readers.
+        """
+        behind, inputs = list[Tensor](), {block: list[Tensor]() for block in readers}
+        with _last_calls(self.lm.device, [*mixers, *readers.values()]) as calls:
+            for number, after in enumerate(self._run(index, self.dense)):
+                before, self.dense[number] = self.dense[number], after
+                behind.append(_behind(mixers, calls, before))
+                for block, reader in readers.items():
+                    inputs[block].append(_inputs(block, reader, calls, before))
+        return behind, inputs
+
+    def pass_pruned(self, index: int) -> None:
+        """Passes a layer of the pruned model."""
+        for number, after in enumerate(self._run(index, self.pruned)):
+            self.pruned[number] = after
+
+    def moments(
+        self,
+        block: Coupling,
+        linear: nn.Linear,
+        watched: Sequence[nn.Linear],
+        targets: Sequence[Tensor],
+        found: _Found,
+    ) -> ResidualMoments:
+        """Moments of a projection's inputs and of what the pruned model lacks.
+
+        Args:
+            block: of the projection.
+            linear: the projection.
+            watched: the projections whose calls `found` reads.
+            targets: what the dense model has.
+            found: what the pruned model has instead.
+        """
+        rows, columns = targets[0].shape[-1], linear.weight.shape[1]
+        shapes = (columns, columns), (rows, columns), (rows,), (columns,)
+        sums = [torch.zeros(shape, device=self.lm.device) for shape in shapes]
+        gram, cross, mean, input_mean = sums
+        with _last_calls(self.lm.device, watched) as calls:
+            runs = zip(targets, self.pruned, self._run(block.layer, self.pruned), strict=True)
+            for target, before, after in runs:
+                residual = target - found(calls, before, after)
+                x = _inputs(block, linear, calls, before)
+                parts = zip(
+                    self.weights.split(residual.float()), self.weights.split(x.float()), strict=True
+                )
+                for (r, weight), (x, _) in parts:
+                    gram.addmm_(x.T, x, alpha=weight)
+                    cross.addmm_(r.T, x, alpha=weight)
+                    mean.add_(r.sum(0), alpha=weight)
+                    input_mean.add_(x.sum(0), alpha=weight)
+        return ResidualMoments(*sums)
+
+    def _run(self, index: int, states: Sequence[Tensor]) -> Iterator[Tensor]:
+        layer = self.lm.adapter.layers(self.lm.model)[index]
+        for state, named in zip(states, self.keywords, strict=True):
+            yield layer(state, **named[index])
 
 
 @contextmanager
-def _last_calls(device: torch.device, consumers: Sequence[nn.Linear]) -> Iterator[_Calls]:
-    """The last call of each consumer, on a device; the consumer of an empty block has none."""
+def _last_calls(device: torch.device, watched: Sequence[nn.Linear]) -> Iterator[_Calls]:
+    """The last call of each projection, on a device; those of an empty block have none."""
     calls: _Calls = {}
 
     def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls[module] = _Call(inputs[0].flatten(0, -2).to(device), output.to(device))
 
-    handles = [consumer.register_forward_hook(hook) for consumer in consumers]
+    handles = [linear.register_forward_hook(hook) for linear in watched]
     try:
         yield calls
     finally:
@@ -122,8 +232,11 @@ def _last_calls(device: torch.device, consumers: Sequence[nn.Linear]) -> Iterato
             handle.remove()
 
 
-def _behind(consumers: Sequence[nn.Linear], calls: _Calls, state: Tensor) -> Tensor:
-    """The residual stream behind the blocks of some consumers, from the stream before them."""
+def _behind(
+    consumers: Sequence[nn.Linear], calls: _Calls, before: Tensor, after: Tensor | None = None
+) -> Tensor:
+    """The residual stream behind the blocks of some consumers."""
+    state = before
     for consumer in consumers:
         if call := calls.get(consumer):
             state = state + call.output.view_as(state)
@@ -132,36 +245,20 @@ def _behind(consumers: Sequence[nn.Linear], calls: _Calls, state: Tensor) -> Ten
     return state
 
 
-def _zeros(consumer: nn.Linear, device: torch.device) -> ResidualMoments:
-    """Moments over no tokens; they have no columns if the block is empty."""
-    rows, columns = consumer.weight.shape
-    shapes = (columns, columns), (rows, columns), (rows,), (columns,)
-    return ResidualMoments(*(torch.zeros(shape, device=device) for shape in shapes))
+def _after(calls: _Calls, before: Tensor, after: Tensor) -> Tensor:
+    """The residual stream behind the layer."""
+    return after
 
 
-def _add(
-    moments: ResidualMoments, residual: Tensor, call: _Call | None, weights: TokenWeights, name: str
-) -> None:
-    """Adds the tokens of a batch to moments.
-
-    Args:
-        residual: the error of the residual stream.
-        call: of the block's consumer; None: the block is empty.
-        weights: of the tokens.
-        name: of the block, for error messages.
-    """
-    tokens = residual.shape[:-1]
-    x = call.inputs if call else residual.flatten(0, -2)[:, :0]
+def _inputs(
+    block: Coupling, linear: nn.Linear, calls: _Calls, before: Tensor, after: Tensor | None = None
+) -> Float[Tensor, "batch window width"]:
+    """The inputs of a block's projection; they have no columns if the block is empty."""
+    tokens = before.shape[:-1]
+    x = call.inputs if (call := calls.get(linear)) else before.flatten(0, -2)[:, :0]
     if len(x) != tokens.numel():
         raise PPFError(
-            f"sequential re-estimation is not supported for {name}, which does not read every"
-            " token: give sequential=false."
+            f"sequential re-estimation is not supported for {block.name}, which does not read"
+            " every token: give sequential=false."
         )
-    parts = zip(
-        weights.split(residual.float()), weights.split(x.float().view(*tokens, -1)), strict=True
-    )
-    for (r, weight), (x, _) in parts:
-        moments.gram.addmm_(x.T, x, alpha=weight)
-        moments.cross.addmm_(r.T, x, alpha=weight)
-        moments.mean.add_(r.sum(0), alpha=weight)
-        moments.input_mean.add_(x.sum(0), alpha=weight)
+    return x.view(*tokens, -1)

@@ -91,11 +91,12 @@ def test_two_ffns_of_a_layer_are_both_refitted() -> None:
         assert not torch.equal(coupling.consumer.weight, weight), coupling.name
 
 
-def test_an_ffn_that_reads_only_some_tokens_is_refused() -> None:
-    pruner = pruner_of(two_ffns(stride=2), REFITTED["bias"])
+@pytest.mark.parametrize("name", ["bias", "least_squares"])
+def test_an_ffn_that_reads_only_some_tokens_is_refused(name: str) -> None:
+    pruner = pruner_of(two_ffns(stride=2), REFITTED[name])
     pruner.apply([max(units - 1, 1) for units in pruner.space.dense.tolist()])
-    with pytest.raises(PPFError, match="0.mlp.1, which does not read every token: give seq"):
-        refit_sequentially(pruner, random_windows(), NO_TOKENS, REFITTED["bias"])
+    with pytest.raises(PPFError, match="0.mlp.1, which does not read every"):
+        refit_sequentially(pruner, random_windows(), NO_TOKENS, REFITTED[name])
 
 
 @pytest.fixture
@@ -168,6 +169,45 @@ def test_the_first_block_is_a_ridge_regression(pruner: LivePruner, first: Tensor
     torch.testing.assert_close(layer.self_attn.o_proj.bias.double(), offset, atol=1e-4, rtol=1e-4)
 
 
+def test_producers_estimate_the_dense_models_inputs(pruner: LivePruner) -> None:
+    """Only the first attention is pruned, so the inputs of the first FFN's producers are known."""
+    ids, kept = random_windows(), pruner.space.dense.tolist()
+    mlp = pruner.lm.model.model.layers[0].mlp
+    read: list[Tensor] = []
+    mlp.register_forward_pre_hook(lambda module, x: read.append(x[0].flatten(0, 1).double()))
+    weights = [linear.weight.double() for linear in (mlp.gate_proj, mlp.up_proj)]
+    pruner.lm.model(ids)
+    kept[0] -= 1
+    pruner.apply(kept)
+    refit_sequentially(pruner, ids, NO_TOKENS, LeastSquares(damping=0.01, refit_damping=0.01))
+    pruner.lm.model(ids)
+    wanted, x = read[0], read[-1]
+    gram = x.T @ x / len(x)
+    ridge = 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+    change = torch.linalg.solve(gram + ridge, x.T @ (wanted - x) / len(x)).T
+    assert change.norm() > 0.01
+    for linear, weight in zip((mlp.gate_proj, mlp.up_proj), weights, strict=True):
+        expected = weight + weight @ change
+        torch.testing.assert_close(linear.weight.double(), expected, atol=1e-4, rtol=1e-3)
+
+
+@form
+def test_corrected_producers_lower_the_error(
+    config: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, ids, compensation = random_model(config), random_windows(), REFITTED["least_squares"]
+    if not lm.adapter.adds_to_stream(lm.model.config):
+        return
+    pruner = pruner_of(lm, compensation)
+    dense, errors = last_states(pruner, ids), list[Tensor]()
+    pruner.apply(policies(pruner.space)["random"])
+    for correct in (LivePruner.correct, lambda *_: None):
+        monkeypatch.setattr(LivePruner, "correct", correct)
+        refit_sequentially(pruner, ids, NO_TOKENS, compensation)
+        errors.append((last_states(pruner, ids) - dense).square().mean())
+    assert errors[0] < errors[1]
+
+
 @dataclass
 class Recording(NoCompensation):
     """Changes nothing, and records the moments that it was given."""
@@ -213,8 +253,14 @@ def test_moments_of_batches_are_those_of_all_tokens_together(pruner: LivePruner)
             torch.testing.assert_close(own.double(), direct, atol=1e-4, rtol=1e-4)
 
 
-def test_memory_holds_the_hidden_states_three_times(pruner: LivePruner) -> None:
+@pytest.mark.parametrize(
+    ("compensation", "copies"), [(Bias(), 3), (LeastSquares(damping=0.01, refit_damping=0.01), 5)]
+)
+def test_memory_holds_the_hidden_states_several_times(
+    pruner: LivePruner, compensation: Compensation, copies: int
+) -> None:
     ids = torch.randint(0, 257, (128, 24), generator=torch.Generator().manual_seed(3))
     pruner.apply(policies(pruner.space)["random"])
     states = ids.numel() * pruner.lm.model.config.hidden_size * 4
-    assert 3 <= peak_bytes(lambda: refit_sequentially(pruner, ids, NO_TOKENS, Bias())) / states < 4
+    peak = peak_bytes(lambda: refit_sequentially(pruner, ids, NO_TOKENS, compensation))
+    assert copies <= peak / states < copies + 1
