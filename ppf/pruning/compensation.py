@@ -132,9 +132,10 @@ def _suffix_sums(terms: Float[Tensor, " columns"]) -> Float[Tensor, " sums"]:
 
 @dataclass(frozen=True)
 class ResidualMoments:
-    """Moments of a narrowed consumer's inputs x and of the error r of the residual stream.
+    """Moments of a projection's inputs x and of what the pruned model lacks, r.
 
-    r is the dense model's residual stream after the block, minus the pruned model's.
+    For a consumer, r is the dense model's residual stream after the block, minus the pruned
+    model's. For the producers of a block, it is the dense model's inputs minus x.
 
     Args:
         gram: E[x xᵀ].

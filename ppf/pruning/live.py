@@ -305,7 +305,8 @@ class LivePruner:
         coupling = self.lm.couplings[self._coupling_indices[index]]
         for linear in dict.fromkeys(producer.linear for producer in coupling.producers):
             weight = self._dense[linear][0][: linear.out_features]
-            changed = weight + (weight.to(change) @ change.to(weight.device)).to(weight.dtype)
+            added = weight.float() @ change.to(weight.device, torch.float)
+            changed = (weight.float() + added).to(weight.dtype)
             bias = None if linear.bias is None else linear.bias.data
             _set(linear, _round(changed, self.types[index]), bias)
         self._refitted.add(index)
