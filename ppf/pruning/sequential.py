@@ -195,9 +195,10 @@ class _Streams:
         shapes = (columns, columns), (rows, columns), (rows,), (columns,)
         sums = [torch.zeros(shape, device=self.lm.device) for shape in shapes]
         gram, cross, mean, input_mean = sums
+        until = None if found is _after else watched[-1]
         with _last_calls(self.lm.device, watched) as calls:
-            runs = zip(targets, self.pruned, self._run(block.layer, self.pruned), strict=True)
-            for target, before, after in runs:
+            runs = self._run(block.layer, self.pruned, until)
+            for target, before, after in zip(targets, self.pruned, runs, strict=True):
                 residual = target - found(calls, before, after)
                 x = _inputs(block, linear, calls, before)
                 parts = zip(
@@ -210,10 +211,29 @@ class _Streams:
                     input_mean.add_(x.sum(0), alpha=weight)
         return ResidualMoments(*sums)
 
-    def _run(self, index: int, states: Sequence[Tensor]) -> Iterator[Tensor]:
+    def _run(
+        self, index: int, states: Sequence[Tensor], until: nn.Linear | None = None
+    ) -> Iterator[Tensor]:
+        """The outputs of a layer; what comes after the call of `until` is not run."""
         layer = self.lm.adapter.layers(self.lm.model)[index]
-        for state, named in zip(states, self.keywords, strict=True):
-            yield layer(state, **named[index])
+        handle = until and until.register_forward_hook(_stop)
+        try:
+            for state, named in zip(states, self.keywords, strict=True):
+                try:
+                    yield layer(state, **named[index])
+                except _Stopped:
+                    yield state
+        finally:
+            if handle:
+                handle.remove()
+
+
+class _Stopped(Exception):  # noqa: N818 - says that a layer has run far enough
+    pass
+
+
+def _stop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    raise _Stopped
 
 
 @contextmanager
