@@ -30,7 +30,7 @@ from ppf.report.origin import (
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
 
-_UNREAD = {"policy": ["trust_remote_code"], "path": ["sequential", "baselines"]}
+_UNREAD = {"policy": ["trust_remote_code"], "path": ["sequential", "refit_windows", "baselines"]}
 """Keys that are not read with `policy=` or `path=`."""
 _OF_OTHERS = ("text.windows.calibration", "text.windows.labelling", "text.training")
 
@@ -95,7 +95,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> None:
     """Writes the page and gives everything to the loggers."""
     names = ", ".join(result.name for result in found.results)
-    settings = (*(["sequential"] if cfg.policy else []), "window", "stride", "seed")
+    own = ("sequential", "refit_windows") if cfg.policy else ()
+    settings = (*own, "window", "stride", "seed")
     model = read_policy(cfg.policy, cfg.trust_targets)["model"] if cfg.policy else names
     dtype = dtype_name(resolve_dtype(cfg.dtype, fabric.device))
     page = evaluation_page(

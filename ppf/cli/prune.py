@@ -56,9 +56,9 @@ def _check(cfg: DictConfig) -> None:
 def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
     """Raises PPFError if an override changes a key that is not read."""
     if cfg.path:
-        refuse_unread("prune with path=", given, ["sequential"])
+        refuse_unread("prune with path=", given, ["sequential", "refit_windows"])
     if cfg.search and (agent_folder(cfg.search) / ADAPTERS).is_file():
-        refuse_unread("prune with adapters", given, ["sequential"])
+        refuse_unread("prune with adapters", given, ["sequential", "refit_windows"])
     if not cfg.latency:
         refuse_unread("prune without latency=true", given, ["speed"])
 

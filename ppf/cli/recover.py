@@ -58,8 +58,8 @@ _KNOWN = {
 """Values of the section `trainer` that recovery supports."""
 _UNREAD = {
     "policy": ("elastic", "ratios"),
-    "path": ("elastic", "ratios", "sequential"),
-    "search": ("tune", "sequential"),
+    "path": ("elastic", "ratios", "sequential", "refit_windows"),
+    "search": ("tune", "sequential", "refit_windows"),
 }
 """Keys and sections that are not read with `policy=`, `path=` or `search=`."""
 _OF_SEARCHES = ("text.windows.calibration", "text.windows.labelling")

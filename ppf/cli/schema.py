@@ -253,6 +253,7 @@ class SearchConfig(FitConfig):
     ratios: Ratios
     report_test: bool
     sequential: bool
+    refit_windows: Count | None
     search: RoundsSection
     dynamic: DynamicSection
 
@@ -276,6 +277,7 @@ class PruneConfig(RunConfig):
     ratio: Ratio | None
     out: str
     sequential: bool
+    refit_windows: Count | None
     dtype: Dtype
     latency: bool
     speed: SpeedSection
@@ -315,6 +317,7 @@ class RecoverConfig(RunConfig):
     search: str | None
     out: str
     sequential: bool
+    refit_windows: Count | None
     report_test: bool
     dtype: Dtype
     ratios: Ratios
@@ -333,6 +336,7 @@ class EvaluateConfig(RunConfig):
     dtype: Dtype
     batch: Count
     sequential: bool
+    refit_windows: Count | None
     baselines: bool
     window: Several | None
     stride: Count | None

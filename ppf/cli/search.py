@@ -120,7 +120,7 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
     if unread and cfg.agent.get("_target_") == _RULE:  # comparisons give all agents the same keys
         say(f"An allocation rule does not read {', '.join(unread)}.")
     if not cfg.report_test:
-        refuse_unread("search without report_test=true", given, ["sequential"])
+        refuse_unread("search without report_test=true", given, ["sequential", "refit_windows"])
     if drawn_labels(cfg) == 1:  # the dense model's
         refuse_unread("search without labels.count=", given, ["sampler", "labels.pool"])
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.artefacts import Artefacts, signature
+from ppf.llm.windows import evenly
 from ppf.pruning import LivePruner, SiteFeatures, Traits, loss_changes, sensitivity
 from ppf.pruning.tensor_files import read_tensors, write_tensors
 from ppf.space import Space
@@ -23,6 +24,7 @@ class Calibration:
     Args:
         pruner: applies policies to the model.
         windows: of the calibration part.
+        others: further windows of this part, which only re-estimation reads; there may be none.
         first: further first tokens of windows (see `TokenWeights`); there may be none.
         name: signature of the level bank.
         artefacts: where the estimates are stored.
@@ -31,10 +33,18 @@ class Calibration:
 
     pruner: LivePruner
     windows: Int[Tensor, "windows window"]
+    others: Int[Tensor, "others window"]
     first: Int[Tensor, "tokens 1"]
     name: str
     artefacts: Artefacts
     passes: dict[Hashable, int]
+
+    def refit_windows(self, count: int | None) -> Int[Tensor, "chosen window"]:
+        """Windows for re-estimation: of `windows` first; None, or more than there are: all."""
+        if count is not None and count < len(self.windows):
+            return evenly(self.windows, count)
+        left = len(self.others) if count is None else count - len(self.windows)
+        return torch.cat([self.windows, evenly(self.others, left)])
 
     def expected_losses(self) -> Float[Tensor, "sites levels"]:
         """Expected increase of the dense model's loss for each site and number of kept units."""

@@ -76,7 +76,7 @@ class Sizes:
         gradients: tokens of one set of windows for gradients of the best policies.
         sets: largest number of these sets; 0: the search takes no gradients.
         copied: largest number of weights that a policy has copies of, compensated or rounded.
-        sequential: whether policies are re-estimated sequentially.
+        refitting: tokens for sequential re-estimation; 0: there is none.
         spectra: whether an allocation rule reads the spectra of weights.
         offload: as `model.offload`.
         devices: number of devices that the layers of a process are divided over.
@@ -99,7 +99,7 @@ class Sizes:
     gradients: int
     sets: int
     copied: int
-    sequential: bool
+    refitting: int
     spectra: bool
     offload: str | None
     devices: int
@@ -145,6 +145,7 @@ class Sizes:
         can_refit = adapter.adds_to_stream(model.config) and not isinstance(
             compensation, NoCompensation
         )
+        refit_windows = cfg.get("refit_windows") or MANY
         return cls(
             parameters=parameters(model),
             in_layers=parameters(layers),
@@ -161,7 +162,7 @@ class Sizes:
             gradients=in_set * cfg.text.window,
             sets=sets,
             copied=rounded if in_bytes else refitted if bank and bank.factored else 0,
-            sequential=can_refit and reestimates(cfg),
+            refitting=refit_windows * cfg.text.window if can_refit and reestimates(cfg) else 0,
             spectra=reads_spectra(cfg),
             offload=cfg.model.get("offload"),
             devices=len(gpus),
@@ -212,7 +213,7 @@ def needs(sizes: Sizes, speeds: Speeds) -> list[Need]:
         need = _differentiating(stage, sizes.gradients, sizes, speeds, forward, head)
         found.append(replace(need, seconds=sizes.sets * need.seconds))
     labelling = _labelling(sizes, speeds, forward, head)
-    return [*found, labelling, *([_refitting(sizes, labelling)] if sizes.sequential else [])]
+    return [*found, labelling, *([_refitting(sizes, labelling)] if sizes.refitting else [])]
 
 
 def _observing(sizes: Sizes, speeds: Speeds, forward: float) -> Need:
@@ -271,7 +272,7 @@ def _refitting(sizes: Sizes, labelling: Need) -> Need:
 
     As other work after the search, it does not count as time.
     """
-    more = 5 * sizes.states(sizes.calibration) + solving(sizes.consumers)
+    more = 5 * sizes.states(sizes.refitting) + solving(sizes.consumers)
     memory, host = labelling.memory + more, labelling.host + (more if sizes.on_cpu else 0.0)
     return Need("sequential re-estimation", memory, host, disk=0, seconds=0)
 

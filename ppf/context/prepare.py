@@ -120,16 +120,30 @@ def prepare(
     prunable = PrunableModel(space, pruner, compensation, parameters(lm.model))
     passes = dict[Hashable, int]()
     windows = {part: text.tokens(part, lm.tokenizer) for part in _PARTS}
-    others = text.others("labelling", lm.tokenizer)
+    others = {part: text.others(part, lm.tokenizer) for part in _PARTS}
     first = text.first_tokens("calibration", lm.tokenizer, FIRST_TOKENS)
-    calibration = Calibration(pruner, windows["calibration"], first, names.bank, artefacts, passes)
+    calibration = Calibration(
+        pruner,
+        windows["calibration"],
+        others["calibration"],
+        first,
+        names.bank,
+        artefacts,
+        passes,
+    )
     return PruningContext(
         prunable,
         text,
         calibration,
         UnitSites(calibration, retained_importance(lm, space, scores), observed.traits()),
         Labelling(
-            prunable, windows["labelling"], others, config.labels, names.labels, artefacts, passes
+            prunable,
+            windows["labelling"],
+            others["labelling"],
+            config.labels,
+            names.labels,
+            artefacts,
+            passes,
         ),
         config,
         names,

@@ -141,8 +141,8 @@ def evaluate_policy(
         policies = {"dense": (space.dense.tolist(), None), "uniform": even} | policies
     parts, results = (context.labelling, context.calibration), []
     for name, (kept, types) in policies.items():
-        pruned = pruned_to(*parts, kept, types, sequential=cfg.sequential)
-        with pruned as model:
+        how = {"sequential": cfg.sequential, "windows": cfg.refit_windows}
+        with pruned_to(*parts, kept, types, **how) as model:
             size = parameters(model) * dtype.itemsize - pruner.bytes_of_rounding
             removed = float(space.ratio(torch.tensor(kept)))
             achieved = pruner.bytes_saved if record.get("types") else removed

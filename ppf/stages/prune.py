@@ -135,18 +135,23 @@ def compensated(
     labelling = context.labelling
     known = known_before(labelling, timed)  # before the refit: applying another policy undoes it
     scores = {"one_shot": labelling.present_nll()}
-    choice = chosen(context, exporter) if cfg.sequential else None
+    choice = chosen(context, exporter, cfg.refit_windows) if cfg.sequential else None
     return context, record | {"exported": exported(labelling, scores, choice) | known}
 
 
-def chosen(context: PruningContext, exporter: Exporter) -> CompensationChoice | None:
+def chosen(
+    context: PruningContext, exporter: Exporter, windows: int | None
+) -> CompensationChoice | None:
     """Leaves the better compensation in the model; None: only one-shot compensation is possible.
 
     Re-estimation is undone if the export does not support it: it adds biases to all sites.
+
+    Args:
+        windows: number of windows that re-estimation reads; None: all of the calibration part.
     """
     if not can_refit(context.model):
         return None
-    choice = keep_better(context.labelling, context.calibration)
+    choice = keep_better(context.labelling, context.calibration, windows)
     try:
         exporter.check(context.model.pruner)
     except PPFError as error:
@@ -179,6 +184,7 @@ def pruned_to(
     types: Types = None,
     *,
     sequential: bool,
+    windows: int | None,
 ) -> Iterator[PreTrainedModel]:
     """The model at a policy.
 
@@ -186,24 +192,31 @@ def pruned_to(
         kept: units that each site keeps.
         types: number formats of the sites; None: no site is rounded.
         sequential: re-estimate its compensation, if that lowers the perplexity.
+        windows: number of windows that re-estimation reads; None: all of the calibration part.
     """
     with labelling.model.pruner.at(kept, types) as model:
         if sequential and can_refit(labelling.model):
-            keep_better(labelling, calibration)
+            keep_better(labelling, calibration, windows)
         yield model
 
 
-def keep_better(labelling: Labelling, calibration: Calibration) -> CompensationChoice:
-    """Re-estimates the present policy's consumers, and undoes it if the perplexity is not lower.
+def keep_better(
+    labelling: Labelling, calibration: Calibration, count: int | None
+) -> CompensationChoice:
+    """Re-estimates the present policy's blocks, and undoes it if the perplexity is not lower.
 
     The selection part decides. On the labelling part, the search chose the policy for its loss
     with one-shot compensation, so that loss is too low there. If labels read all windows, the
     labelling part decides.
+
+    Args:
+        count: number of windows that re-estimation reads; None: all of the calibration part.
     """
     new, model = evenly(labelling.others, _DECIDING), labelling.model
     windows = new if len(new) else labelling.windows
     before = labelling.present_nll(windows)
-    refit_sequentially(model.pruner, calibration.windows, calibration.first, model.compensation)
+    read = calibration.refit_windows(count)
+    refit_sequentially(model.pruner, read, calibration.first, model.compensation)
     after = labelling.present_nll(windows)
     part: Literal["labelling", "selection"] = "selection" if len(new) else "labelling"
     choice = CompensationChoice(before, after, part, len(windows))
@@ -227,7 +240,7 @@ def apply_policy(
         check: as for `prepare`.
     """
     config = checked_config(record, cfg)
-    config.sequential = cfg.sequential  # it takes memory
+    config.sequential, config.refit_windows = cfg.sequential, cfg.refit_windows  # it takes memory
     context = prepare(config, fabric, dtype=cfg.dtype, check=check)
     space = context.model.space
     context.model.pruner.apply(space.policy(record["kept"]), types_of(space, record))

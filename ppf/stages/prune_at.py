@@ -49,7 +49,7 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
     if adapted:  # they fit only the compensation that they were trained with
         context = resident(cfg, fabric, agent.record, adapted=False, check=check)
     else:
-        given.sequential = cfg.sequential  # it takes memory
+        given.sequential, given.refit_windows = cfg.sequential, cfg.refit_windows  # it takes memory
         context = prepare(given, fabric, dtype=cfg.dtype, check=check)
     pruner, labelling = context.model.pruner, context.labelling
     with pruner.at(kept):
@@ -65,7 +65,7 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
         if (file := search / TRAINING).is_file():
             known["adapters"] = read(file, AdaptersRecord, "train the adapters again")
     elif cfg.sequential:
-        choice = chosen(context, exporter)
+        choice = chosen(context, exporter, cfg.refit_windows)
     record["exported"] = exported(labelling, scores, choice) | known
     with merged:
         return exporter.write(pruner, Path(cfg.out), record), record

@@ -88,7 +88,8 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
 
 def _pruned(cfg: DictConfig, fabric: Fabric, record: dict[str, Any], text: RecoveryText) -> Path:
     """The folder that prune.py would write for `cfg.policy`, in float32; made once."""
-    name = signature("pruned", record["signatures"]["labels"], record["kept"], cfg.sequential)
+    refitted = cfg.sequential and {"windows": cfg.refit_windows}
+    name = signature("pruned", record["signatures"]["labels"], record["kept"], refitted)
     folder = Path(cfg.paths.artefacts) / "pruned" / name
 
     def read(path: Path) -> Path:

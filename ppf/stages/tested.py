@@ -35,14 +35,16 @@ def with_test(
     """
     windows = context.text.tokens("test", context.model.lm.tokenizer)
     sequential, folder = cfg.sequential, context.artefacts.folder / "tested"
-    given = context.signatures.labels, text_identity(cfg, "test"), sequential
+    refitted = sequential and {"windows": cfg.refit_windows}
+    given = context.signatures.labels, text_identity(cfg, "test"), refitted
 
     def measured(kept: Sequence[int]) -> LogPerplexity:
         units, types = context.model.decode(kept)
 
         def make(draft: Path) -> None:
             parts = context.labelling, context.calibration
-            with pruned_to(*parts, units, types, sequential=sequential) as model:
+            how = {"sequential": sequential, "windows": cfg.refit_windows}
+            with pruned_to(*parts, units, types, **how) as model:
                 nll = mean_nll(model, windows, batch=cfg.labels.batch)
             draft.write_text(json.dumps(nll), encoding="utf-8")
 

@@ -44,6 +44,7 @@ ZERO = (
 PASSES = {
     **dict.fromkeys(ZERO.split(), [0]),
     **{f"windows.{part}": [None] for part in ("calibration", "labelling", "test", "validation")},
+    "refit_windows": [None],
     **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "KL.top_k": [0],

@@ -1,6 +1,6 @@
 """Gradients of a pruned model on disjoint parts of the calibration windows."""
 
-from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,10 +13,16 @@ from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
 
 
+def calibrated(tiny: TinySetup, folder: Path) -> Calibration:
+    artefacts = Artefacts(folder, FakeRanks(0, []))
+    return Calibration(
+        tiny.pruner(), tiny.windows, tiny.windows[:0], NO_TOKENS, "bank", artefacts, {}
+    )
+
+
 def test_all_sets_together_are_the_calibration_part(tiny: TinySetup, tmp_path: Path) -> None:
-    pruner, passes = tiny.pruner(), dict[Hashable, int]()
-    artefacts = Artefacts(tmp_path, FakeRanks(0, []))
-    calibration = Calibration(pruner, tiny.windows, NO_TOKENS, "bank", artefacts, passes)
+    calibration = calibrated(tiny, tmp_path)
+    pruner, passes = calibration.pruner, calibration.passes
     kept = (tiny.space.units // 2).tolist()
     whole = loss_changes(pruner, kept, tiny.windows, 2.0)
     every = calibration.changes(kept, 3, 9, 2.0)  # three, three and two windows
@@ -28,7 +34,17 @@ def test_all_sets_together_are_the_calibration_part(tiny: TinySetup, tmp_path: P
 
 
 def test_the_tokens_of_expected_losses_count(tiny: TinySetup, tmp_path: Path) -> None:
-    passes = dict[Hashable, int]()
-    artefacts = Artefacts(tmp_path, FakeRanks(0, []))
-    Calibration(tiny.pruner(), tiny.windows, NO_TOKENS, "bank", artefacts, passes).expected_losses()
-    assert sum(passes.values()) == 3 * tiny.windows[::4].numel()
+    calibration = calibrated(tiny, tmp_path)
+    calibration.expected_losses()
+    assert sum(calibration.passes.values()) == 3 * tiny.windows[::4].numel()
+
+
+def test_re_estimation_reads_further_windows_after_those_of_the_statistics(
+    tiny: TinySetup, tmp_path: Path
+) -> None:
+    windows, others = torch.arange(4)[:, None], torch.arange(10, 20)[:, None]
+    known = replace(calibrated(tiny, tmp_path), windows=windows, others=others)
+    chosen = {count: known.refit_windows(count).flatten().tolist() for count in (2, 4, 6, 99, None)}
+    assert chosen[2] == [0, 3] and chosen[4] == [0, 1, 2, 3]
+    assert chosen[6] == [0, 1, 2, 3, 10, 19]
+    assert chosen[99] == chosen[None] == [*range(4), *range(10, 20)]

@@ -108,7 +108,7 @@ def test_the_weights_of_the_lower_perplexity_stay(
         return next(told)
 
     monkeypatch.setattr(Labelling, "present_nll", present_nll)
-    assert keep_better(context.labelling, context.calibration).kept == kept
+    assert keep_better(context.labelling, context.calibration, 2).kept == kept
     assert torch.equal(
         context.model.lm.model(ids).logits, after if kept == "sequential" else before
     )
@@ -121,7 +121,7 @@ def test_the_weights_of_the_lower_perplexity_stay(
 def test_the_labelling_part_decides_if_labels_read_all_windows(context: PruningContext) -> None:
     labelling = replace(context.labelling, others=context.labelling.others[:0])
     one_shot = labelling.present_nll()
-    choice = keep_better(labelling, context.calibration)
+    choice = keep_better(labelling, context.calibration, 2)
     assert (choice.part, choice.windows, choice.one_shot) == ("labelling", 3, one_shot)
     assert labelling.present_nll() == min(one_shot, choice.sequential)
 
