@@ -1,8 +1,8 @@
 """Sequential re-estimation: refits the blocks of one policy from the first layer to the last.
 
-The level bank compensates each site alone, on inputs of the dense model. For a single policy, the
-producers of a block can be corrected for the errors of the pruned blocks before it, and its
-consumer can reduce these errors in the residual stream.
+The level bank compensates each site alone, on inputs of the dense model. But pruning earlier blocks
+changes a block's inputs. For a single policy, its producers can be corrected for these errors. Its
+consumer can reduce what remains of them in the residual stream.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import ppf
 from ppf.commands import invocation
-from ppf.conf import DEFAULT_TEXT, OF_SOURCES
+from ppf.conf import DEFAULT_TEXT, OF_SOURCES, options, read_option
 from ppf.overrides import written
 
 
@@ -87,14 +86,16 @@ def carried(overrides: Sequence[str]) -> list[str]:
 def carried_text(text: DictConfig) -> list[str]:
     """The overrides that give recovery the text of this run, without its numbers of windows.
 
-    They are compared with the config of recovery, since a config of the user's own may have set
-    them, such as an experiment.
+    They are compared with the option's file, since a config of the user's own may have set them,
+    such as an experiment. An option of the user's own is written out, compared with the default.
     """
     if not HydraConfig.initialized():
         return []
-    choice = HydraConfig.get().runtime.choices["text"]
+    choice = HydraConfig.get().runtime.choices.get("text")
+    if choice not in options("text"):
+        choice = DEFAULT_TEXT
     given = [] if choice == DEFAULT_TEXT else [f"text={choice}"]
-    known = [*written(compose("recover", given).text, "text.")]
+    known = [*written(read_option("text", choice), "text.")]
     keys = {word.partition("=")[0] for word in known}
     unread = ("text.windows.", *(OF_SOURCES if text.path else ()))
     for word in written(text, "text."):

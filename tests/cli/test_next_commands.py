@@ -92,6 +92,16 @@ def test_a_text_that_a_config_of_the_users_own_sets_is_handed_on(
     compose("recover", given)
 
 
+def test_commands_are_told_inside_another_programs_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It composes no config of PPF's, and has no option for the text."""
+    cfg = composed("search", monkeypatch, "model=tiny", "text.window=64")
+    GlobalHydra.instance().clear()
+    HydraConfig.get().runtime.choices.clear()
+    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
+    (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
+    assert recover.endswith("out=recovered text.window=64")
+
+
 @pytest.mark.parametrize("folder", ["it's mine", "$(touch ran)", 'a "b" c'])
 def test_python_code_is_quoted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = composed("search", monkeypatch, "mode=dynamic", *SEARCH)
