@@ -173,6 +173,28 @@ def test_a_format_that_cannot_hold_the_policy(
         prune(cfg, one_process(), found) if source == "policy" else prune_at(cfg, one_process())
 
 
+@pytest.mark.parametrize("source", ["policy", "search"])
+def test_the_memory_check_knows_of_the_re_estimation(
+    source: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = record(searching(tmp_path, cache))
+    cfg = config("prune", tmp_path, cache, f"{source}=p", "refit_windows=64", "ratio=0.3")
+    sites = [SimpleNamespace(name=name) for name in found["kept"]]
+    space = SimpleNamespace(dense=torch.tensor([2] * len(sites)), sites=sites)
+    agent = SimpleNamespace(record=found, space=space, policy=lambda ratio: [1] * len(sites))
+    monkeypatch.setattr("ppf.stages.prune_at.load_agent", lambda *given: agent)
+    asked = list[DictConfig]()
+
+    def refuse(of_model: DictConfig, *given: object) -> None:
+        asked.append(of_model)
+        raise PPFError("too little memory")
+
+    monkeypatch.setattr(stage, "refuse_what_does_not_fit", refuse)
+    with pytest.raises(PPFError, match="too little memory"):
+        prune(cfg, one_process(), found) if source == "policy" else prune_at(cfg, one_process())
+    assert asked[0].sequential and asked[0].refit_windows == 64
+
+
 def test_an_export_with_prompts_that_are_too_long(cache: str, tmp_path: Path) -> None:
     found = record(searching(tmp_path, cache))
     cfg = config("prune", tmp_path, cache, "policy=p", "latency=true", "speed.prompt=100000")

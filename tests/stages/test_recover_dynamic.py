@@ -1,5 +1,6 @@
 """Recovery of all ratios at once: the adapters, the model that uses them, resumption."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from ppf.cli.checks import check
 from ppf.conf import read_option
+from ppf.context.labelling import Labelling
 from ppf.context.observed import Observed
 from ppf.context.policy import read_policy
 from ppf.errors import PPFError
@@ -130,6 +132,21 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     tensors = {t.name: torch.tensor(t.data) for t in GGUFReader(file).tensors}
     merged = model.state_dict()["model.layers.1.mlp.down_proj.weight"].half()
     assert torch.equal(tensors["blk.1.ffn_down.weight"], merged)
+
+
+def test_a_loss_that_is_not_finite_is_recorded_as_none(
+    searched: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Labelling, "present_nll", lambda labelling, windows=None: math.nan)
+    paths = [f"paths.artefacts={searched}/artefacts", f"paths.cache={cache}"]
+    given = [f"search={searched}", "ratio=0.37", "refit_windows=4", f"paths.run={tmp_path}"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        pruning = compose("prune", [*given, f"out={tmp_path}/at", *paths])
+    prune_at(pruning, Fabric(accelerator="cpu", devices=1))
+    record = read_policy(tmp_path / "at" / "policy.json", ())
+    assert record["exported"]["compensation"] == "one_shot"
+    for scores in (record["measured"], record["exported"]["measured"]["one_shot"]):
+        assert scores["nll"] is scores["perplexity"] is None
 
 
 def test_without_adapters_prune_re_estimates_the_searchs_compensation(
