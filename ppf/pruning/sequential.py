@@ -6,9 +6,10 @@ consumer can reduce what remains of them in the residual stream.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -92,20 +93,23 @@ def _refit_layer(
         if compensation.refits and kept[site]
     }
     behind, inputs = streams.pass_dense(index, mixers, readers)
-    for block, site in refitted.items():
-        pruner.narrow(site, kept[site], types[site])
-        if reader := readers.get(block):
-            read = partial(_inputs, block, reader)
-            lacking = streams.moments(block, reader, [reader], inputs.pop(block), read)
-            pruner.correct(site, compensation.correction(lacking))
-        consumer = block.consumer
-        if block.kind == "attention":
-            reached = partial(_behind, mixers)
-            lacking = streams.moments(block, consumer, mixers, behind, reached)
-        else:
-            lacking = streams.moments(block, consumer, [consumer], streams.dense, _after)
-        pruner.refit(site, *compensation.refit(lacking))
-    streams.pass_pruned(index)
+    with ExitStack() as finished:
+        for block, site in refitted.items():
+            pruner.narrow(site, kept[site], types[site])
+            if reader := readers.get(block):
+                read = partial(_inputs, block, reader)
+                lacking = streams.moments(block, reader, [reader], inputs.pop(block), read)
+                pruner.correct(site, compensation.correction(lacking))
+            consumer, last = block.consumer, list[Tensor]()
+            if block.kind == "attention":
+                reached = partial(_behind, mixers)
+                lacking = streams.moments(block, consumer, mixers, behind, reached, last)
+            else:
+                lacking = streams.moments(block, consumer, [consumer], streams.dense, _after)
+            pruner.refit(site, *compensation.refit(lacking))
+            if mixers == [consumer]:  # the attention does not change any more
+                finished.enter_context(_replayed(block, last))
+        streams.pass_pruned(index)
 
 
 class _Call(NamedTuple):
@@ -181,6 +185,7 @@ class _Streams:
         watched: Sequence[nn.Linear],
         targets: Sequence[Tensor],
         found: _Found,
+        read: list[Tensor] | None = None,
     ) -> ResidualMoments:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
@@ -190,6 +195,7 @@ class _Streams:
             watched: the projections whose calls `found` reads.
             targets: what the dense model has.
             found: what the pruned model has instead.
+            read: gets the projection's inputs.
         """
         rows, columns = targets[0].shape[-1], linear.weight.shape[1]
         shapes = (columns, columns), (rows, columns), (rows,), (columns,)
@@ -201,6 +207,8 @@ class _Streams:
             for target, before, after in zip(targets, self.pruned, runs, strict=True):
                 residual = target - found(calls, before, after)
                 x = _inputs(block, linear, calls, before)
+                if read is not None:
+                    read.append(x)
                 parts = zip(
                     self.weights.split(residual.float()), self.weights.split(x.float()), strict=True
                 )
@@ -226,6 +234,27 @@ class _Streams:
         finally:
             if handle:
                 handle.remove()
+
+
+@contextmanager
+def _replayed(block: Coupling, inputs: list[Tensor]) -> Iterator[None]:
+    """The block returns its outputs for all batches in turn, without being computed again.
+
+    Args:
+        inputs: of its consumer; replaced by the outputs.
+    """
+    module, consumer = getattr(block.parent, block.attribute), block.consumer
+    for number, x in enumerate(inputs):
+        inputs[number] = consumer(x.to(consumer.weight.device)).to(x.device)
+    outputs = cycle(inputs)
+    own = vars(module).get("forward")
+    module.forward = lambda *arguments, **named: (next(outputs), None)
+    try:
+        yield
+    finally:
+        del module.forward
+        if own:
+            module.forward = own
 
 
 class _Stopped(Exception):  # noqa: N818 - says that a layer has run far enough

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ppf.errors import PPFError
-from ppf.pruning import LivePruner
+from ppf.pruning import LivePruner, sequential
 from ppf.pruning.compensation import (
     Bias,
     Compensation,
@@ -208,6 +209,23 @@ def test_corrected_producers_lower_the_error(
     assert errors[0] < errors[1]
 
 
+@form
+def test_a_replayed_attention_changes_no_weight(
+    config: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, ids, compensation = random_model(config), random_windows(), REFITTED["least_squares"]
+    if not lm.adapter.adds_to_stream(lm.model.config):
+        return
+    pruner, found = pruner_of(lm, compensation), list[list[Tensor]]()
+    pruner.apply(policies(pruner.space)["random"])
+    for replayed in (sequential._replayed, lambda *_: nullcontext()):
+        monkeypatch.setattr(sequential, "_replayed", replayed)
+        refit_sequentially(pruner, ids, NO_TOKENS, compensation)
+        linears = (linear for coupling in lm.couplings for linear in coupling.linears)
+        found.append([linear.weight.clone() for linear in linears])
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
 @dataclass
 class Recording(NoCompensation):
     """Changes nothing, and records the moments that it was given."""
@@ -254,7 +272,7 @@ def test_moments_of_batches_are_those_of_all_tokens_together(pruner: LivePruner)
 
 
 @pytest.mark.parametrize(
-    ("compensation", "copies"), [(Bias(), 3), (LeastSquares(damping=0.01, refit_damping=0.01), 5)]
+    ("compensation", "copies"), [(Bias(), 4), (LeastSquares(damping=0.01, refit_damping=0.01), 5)]
 )
 def test_memory_holds_the_hidden_states_several_times(
     pruner: LivePruner, compensation: Compensation, copies: int
