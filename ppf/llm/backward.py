@@ -16,7 +16,7 @@ from ppf.progress import track
 LossFunction = Callable[[Float[Tensor, "window tokens"], Int[Tensor, " window"]], Float[Tensor, ""]]
 """Maps the logits (float32) and the tokens of one window to a loss."""
 
-SMALL = 2**30  # bytes of a window's activations up to which no layer is run twice
+SMALL = 2**31  # bytes of a window's activations up to which no layer is run twice
 
 
 def differentiate(

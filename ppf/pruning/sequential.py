@@ -100,15 +100,16 @@ def _refit_layer(
                 read = partial(_inputs, block, reader)
                 lacking = streams.moments(block, reader, [reader], inputs.pop(block), read)
                 pruner.correct(site, compensation.correction(lacking))
-            consumer, last = block.consumer, list[Tensor]()
+            consumer, whole = block.consumer, mixers == [block.consumer]
             if block.kind == "attention":
                 reached = partial(_behind, mixers)
-                lacking = streams.moments(block, consumer, mixers, behind, reached, last)
+                lacking = streams.moments(block, consumer, mixers, behind, reached, replace=whole)
             else:
                 lacking = streams.moments(block, consumer, [consumer], streams.dense, _after)
             pruner.refit(site, *compensation.refit(lacking))
-            if mixers == [consumer]:  # the attention does not change any more
-                finished.enter_context(_replayed(block, last))
+            if whole:  # the layer's attention does not change any more
+                device = pruner.lm.device_of(index)
+                finished.enter_context(_replayed(block, behind, device))
         streams.pass_pruned(index)
 
 
@@ -183,9 +184,10 @@ class _Streams:
         block: Coupling,
         linear: nn.Linear,
         watched: Sequence[nn.Linear],
-        targets: Sequence[Tensor],
+        targets: list[Tensor],
         found: _Found,
-        read: list[Tensor] | None = None,
+        *,
+        replace: bool = False,
     ) -> ResidualMoments:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
@@ -195,7 +197,7 @@ class _Streams:
             watched: the projections whose calls `found` reads.
             targets: what the dense model has.
             found: what the pruned model has instead.
-            read: gets the projection's inputs.
+            replace: replace the targets by the projection's inputs.
         """
         rows, columns = targets[0].shape[-1], linear.weight.shape[1]
         shapes = (columns, columns), (rows, columns), (rows,), (columns,)
@@ -204,11 +206,11 @@ class _Streams:
         until = None if found is _after else watched[-1]
         with _last_calls(self.lm.device, watched) as calls:
             runs = self._run(block.layer, self.pruned, until)
-            for target, before, after in zip(targets, self.pruned, runs, strict=True):
-                residual = target - found(calls, before, after)
+            for number, (before, after) in enumerate(zip(self.pruned, runs, strict=True)):
+                residual = targets[number] - found(calls, before, after)
                 x = _inputs(block, linear, calls, before)
-                if read is not None:
-                    read.append(x)
+                if replace:
+                    targets[number] = x
                 parts = zip(
                     self.weights.split(residual.float()), self.weights.split(x.float()), strict=True
                 )
@@ -237,16 +239,17 @@ class _Streams:
 
 
 @contextmanager
-def _replayed(block: Coupling, inputs: list[Tensor]) -> Iterator[None]:
+def _replayed(block: Coupling, states: list[Tensor], device: torch.device) -> Iterator[None]:
     """The block returns its outputs for all batches in turn, without being computed again.
 
     Args:
-        inputs: of its consumer; replaced by the outputs.
+        states: inputs of its consumer; replaced by the outputs.
+        device: of the layer.
     """
     module, consumer = getattr(block.parent, block.attribute), block.consumer
-    for number, x in enumerate(inputs):
-        inputs[number] = consumer(x.to(consumer.weight.device)).to(x.device)
-    outputs = cycle(inputs)
+    for number, x in enumerate(states):
+        states[number] = consumer(x.to(consumer.weight.device)).to(device)
+    outputs = cycle(states)
     own = vars(module).get("forward")
     module.forward = lambda *arguments, **named: (next(outputs), None)
     try:

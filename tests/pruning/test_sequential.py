@@ -272,7 +272,7 @@ def test_moments_of_batches_are_those_of_all_tokens_together(pruner: LivePruner)
 
 
 @pytest.mark.parametrize(
-    ("compensation", "copies"), [(Bias(), 4), (LeastSquares(damping=0.01, refit_damping=0.01), 5)]
+    ("compensation", "copies"), [(Bias(), 3), (LeastSquares(damping=0.01, refit_damping=0.01), 5)]
 )
 def test_memory_holds_the_hidden_states_several_times(
     pruner: LivePruner, compensation: Compensation, copies: int
