@@ -86,7 +86,12 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     _report(cfg, fabric, found, path.with_name("report.html"))
     say(f"Results: {path}\nReport:  {path.with_name('report.html')}")
     figures = [
-        {"ratio": r.ratio, "test_ppl": r.perplexity, "parameters": r.parameters, "model": r.name}
+        {
+            "ratio": r.ratio if r.asked is None else r.asked,  # a sweep compares models by it
+            "test_ppl": r.perplexity,
+            "parameters": r.parameters,
+            "model": r.name,
+        }
         for r in found.results
     ]
     return Outcome(found.results[-1].nll, figures)

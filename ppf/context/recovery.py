@@ -38,7 +38,7 @@ from ppf.recovery.tuners import Tuner
 
 T = TypeVar("T")
 _PARTS: tuple[PartName, ...] = ("training", "validation")
-_COSTS = ("micro_batch", "gradient_checkpointing")  # change memory and time, not the result
+_COSTS = ("micro_batch", "gradient_checkpointing")  # change the result only by rounding
 
 
 def machine_of(cfg: DictConfig, fabric: Fabric) -> Machine:

@@ -166,13 +166,16 @@ def documents_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
     return {k: value for k, value in text_identity(cfg, part).items() if k not in windows}
 
 
-def warn_of_shared_documents(cfg: DictConfig, found_with: DictConfig) -> None:
+def warn_of_shared_documents(
+    cfg: DictConfig, found_with: DictConfig, policy: str = "the policy"
+) -> None:
     """Warns if a policy was found with documents of the test part of `cfg.text`.
 
     This is so if another seed or other splits divide the same source.
 
     Args:
         found_with: the config that the policy was found with.
+        policy: what the warning calls it.
     """
     own, other, cache = plain(cfg.text), plain(found_with.text), Path(cfg.paths.cache)
     try:
@@ -187,7 +190,7 @@ def warn_of_shared_documents(cfg: DictConfig, found_with: DictConfig) -> None:
     pairs = ((tested[s], part[s]) for part in used for s in part.keys() & tested.keys())
     if any(own["seed"] != other["seed"] or x[0] < y[1] and y[0] < x[1] for x, y in pairs):
         warning(
-            "the policy was found with documents that are now in the test part, so its perplexity"
+            f"{policy} was found with documents that are now in the test part, so its perplexity"
             " may be too low. Leave text.seed and text.splits as they were in the search."
         )
 

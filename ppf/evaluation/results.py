@@ -39,6 +39,7 @@ class ModelResult:
         speed: one entry for each batch size; empty: speed was not measured.
         tasks: task → metric → value; empty: no task was run.
         std_error: standard error of `nll` over the windows, nats per token; None: unknown.
+        asked: ratio that the policy was found for; None: the model is dense, or no policy is known.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelResult:
     speed: Sequence[Speed] = ()
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     std_error: float | None = None
+    asked: float | None = None
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,9 @@ _ADAPTERS = Template(
 
 _RECOVERED = Template("""\
 ## Recovery training
-The weights in this folder were trained after pruning, on $tokens tokens of the training part of
-$text in $minutes minutes ($how, $precision). Measured on $windows windows of
-$window tokens of its validation part:
+The weights in this folder were trained after pruning. The training read $tokens tokens of the
+training part of $text in $minutes minutes ($how, $precision); the weights are those with the lowest
+validation loss. Measured on $windows windows of $window tokens of the validation part:
 
 | | nll | perplexity |
 |---|---|---|

@@ -45,10 +45,15 @@ class RunRecord(Record):
 
 
 class RowsRecord(Record):
-    """The contents of a multirun's results.json; see `ppf.report.sweep.Sweep`."""
+    """The contents of a multirun's results.json; see `ppf.report.sweep.Sweep`.
+
+    Args:
+        figures: empty: the file is of an older version.
+    """
 
     versions: list[Word]
     axes: list[Word]
+    figures: list[Word] = []
     rows: Annotated[list[dict[Word, Figure]], Field(min_length=1)]
 
 

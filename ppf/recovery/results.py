@@ -35,7 +35,7 @@ class Recovered:
     Args:
         scores: on the validation part, one for each pruning ratio, ascending.
         test: the same on the test part; empty: not measured.
-        tokens: that the weights were trained on.
+        tokens: that the training read; the weights may be those of an earlier validation.
         minutes: of training.
         curve: tokens read, and the mean negative log-likelihood on the validation part, nats per
             token; with several ratios their mean.

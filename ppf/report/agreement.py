@@ -40,10 +40,11 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement | None:
     """
     known = [r for r in rows if None not in (r.get("nll_pruned"), r.get("nll_recovered"))]
     trainings = {(row.get("tune"), row.get("tokens")) for row in known}
-    recovered = defaultdict[float, list[float]](list)  # of each policy, one for each seed
+    losses = defaultdict[Any, list[tuple[float, float]]](list)  # of each policy, for each seed
     for row in known:
-        recovered[row["nll_pruned"]].append(row["nll_recovered"])
-    pairs = [(before, fmean(after)) for before, after in recovered.items()]
+        policy = row.get("policy") or row.get("path") or row["nll_pruned"]
+        losses[policy].append((row["nll_pruned"], row["nll_recovered"]))
+    pairs = [tuple(map(fmean, zip(*each, strict=True))) for each in losses.values()]
     ratios = [row["ratio"] for row in known]
     if len(trainings) != 1 or len(pairs) < _FEWEST:
         return None

@@ -7,11 +7,12 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import ppf
 from ppf.commands import invocation
@@ -27,7 +28,14 @@ def command_line(name: str) -> str:
     """
     if not HydraConfig.initialized():
         return f"ppf.{name}(...), called from Python"
-    return invocation(name, *_config_folders(), *task_overrides())
+    return invocation(name, *_config_folders(), *map(_of_this_job, task_overrides()))
+
+
+def _of_this_job(word: str) -> str:
+    """An override in which Hydra's own values, such as ${hydra:job.num}, are those of this job."""
+    config: Any = HydraConfig.get()
+    named = r"\$\\?\{hydra\\?:([\w.]+)\\?\}"
+    return re.sub(named, lambda found: str(OmegaConf.select(config, found[1])), word)
 
 
 def command_with(name: str, changed: Mapping[str, str | None]) -> str:

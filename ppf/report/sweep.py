@@ -29,7 +29,7 @@ class Sweep:
         commands: that the jobs ran.
         versions: of the program that ran them; "unknown": an early one.
         axes: overrides that differ between the jobs, and ratio and model if a job has several.
-        figures: names of the numbers; rows are sorted by the first one, the smallest first.
+        figures: names of the numbers; the first one is compared, and the smallest is the best.
         rows: one for each job, or for each ratio of a job. Beside axes and figures they have the
             folder of the `job`.
     """
@@ -59,13 +59,19 @@ class Sweep:
         for row in self.rows:
             found.setdefault(tuple(row.get(axis) for axis in axes), []).append(row)
         groups = [Group(dict(zip(axes, key, strict=True)), rows) for key, rows in found.items()]
-        first = self.figures[0]
-        return sorted(groups, key=lambda g: (_rank(g.key.get("ratio")), _rank(g.mean(first))))
+        return sorted(groups, key=lambda g: (_rank(g.key.get("ratio")), self._rank(g)))
 
     @property
     def with_numbers(self) -> list["Group"]:
-        """The groups in which the first figure is known."""
-        return [group for group in self.groups if group.values(self.figures[0])]
+        """The groups in which all runs have the first figure: it is finite."""
+        first = self.figures[0]
+        return [g for g in self.groups if g.rows and len(g.values(first)) == len(g.rows)]
+
+    def _rank(self, group: "Group") -> tuple[bool, float, str]:
+        """Groups come last if the first figure is not finite in a run."""
+        first = self.figures[0]
+        whole = len(group.values(first)) == len(group.rows)
+        return _rank(group.mean(first) if whole else None)
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,11 @@ class Group:
         """The figure's numbers that are known."""
         found = [row.get(figure) for row in self.rows]
         return [value for value in found if isinstance(value, int | float)]
+
+    def runs(self, figure: str) -> str:
+        """The number of runs; as in "1 of 2" if not all have the figure."""
+        known, count = len(self.values(figure)), len(self.rows)
+        return f"{known} of {count}" if 0 < known < count else str(count)
 
     def mean(self, figure: str) -> float | None:
         """The mean of the numbers; None: none is known."""
@@ -187,7 +198,7 @@ def read_rows(file: Path) -> Sweep:
     found = read(file, RowsRecord, "make it again with `python -m ppf.report sweep FOLDER`")
     axes = found["axes"]
     rows = [dict.fromkeys(axes, "") | row for row in found["rows"]]
-    if not (figures := _figures(rows, axes)):
+    if not (figures := found.get("figures") or _figures(rows, axes)):
         raise PPFError(f"{file} has no numbers to plot: give another file.")
     return Sweep([], found["versions"], axes, figures, rows)
 
@@ -254,7 +265,7 @@ def sweep_table(sweep: Sweep) -> Table:
     for place, axis in enumerate(axes):
         filled.append((Column(axis), [group.texts[place] for group in groups]))
     if REPEATED in sweep.axes:
-        filled.append((Column("runs", str), [len(group.rows) for group in groups]))
+        filled.append((Column("runs", str), [group.runs(sweep.figures[0]) for group in groups]))
     for figure in sweep.shown:
         filled += _cells(groups, figure)
     columns, cells = zip(*filled, strict=True)

@@ -47,7 +47,7 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     paths = {purpose: folder / name for purpose, name in names.items()}
     paths["report"] = folder / "report.html"
     page = sweep_page(sweep, folder)
-    content = {"versions": sweep.versions, "axes": sweep.axes, "rows": sweep.rows}
+    content = {key: value for key, value in vars(sweep).items() if key != "commands"}
     write_json(paths["rows"], content)
     paths["table"].write_text(page.tables["jobs"].shown.markdown, encoding="utf-8")
     save_png(page.figures["sweep"], paths["plot"])

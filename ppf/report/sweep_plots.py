@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ppf.errors import PPFError
 from ppf.report.headline import even_pruning
+from ppf.report.scores import percent
 from ppf.report.style import (
     GREY,
     NAMED,
@@ -39,7 +40,7 @@ def sweep_figure(
     """The results of jobs; with error bars over seeds.
 
     Args:
-        found: groups that have the figure, the best first.
+        found: groups that have the figure.
         first: name of the figure.
         names: names of the lines to draw, and what to call them; None: all lines.
 
@@ -54,7 +55,7 @@ def sweep_figure(
         else:
             if names:
                 raise PPFError("only plots against the pruning ratio have lines: leave out --line.")
-            _ranked(axes, found[:_MOST], first)
+            _ranked(axes, found, first)
             figure.set_figheight(1.2 + 0.22 * min(len(found), _MOST))
     return figure
 
@@ -132,13 +133,19 @@ def _baselines(axes: Axes, found: Sequence[Group], first: str) -> None:
 
 
 def _ranked(axes: Axes, found: Sequence[Group], first: str) -> None:
-    """One row for each job, the best one on top."""
-    places = range(len(found))
-    means = [fmean(group.values(first)) for group in found]
-    axes.errorbar(means, places, xerr=_spread(found, first), fmt="o", color=OTHERS[0], ms=5, lw=1.2)
-    axes.set_yticks(places, [group.name for group in found])
+    """One row for each job, the best one on top; only the best ones, if there are many."""
+    best = sorted(found, key=lambda group: fmean(group.values(first)))[:_MOST]
+    places, means = range(len(best)), [fmean(group.values(first)) for group in best]
+    axes.errorbar(means, places, xerr=_spread(best, first), fmt="o", color=OTHERS[0], ms=5, lw=1.2)
+    axes.set_yticks(places, [f"{group.name}{_of_ratio(group)}" for group in best])
     axes.invert_yaxis()
-    axes.set_xlabel(_label(first, found))
+    cut = f"\n(the best {len(best)} of {len(found)})" if len(best) < len(found) else ""
+    axes.set_xlabel(f"{_label(first, best)}{cut}")
+
+
+def _of_ratio(group: Group) -> str:
+    ratio = group.key.get("ratio")
+    return f", {percent(ratio)}" if isinstance(ratio, float) and ratio else ""
 
 
 def _label(figure: str, found: Sequence[Group]) -> str:

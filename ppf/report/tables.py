@@ -336,7 +336,8 @@ def _drawn(table: Table, wrap: int = 1000) -> RichTable:
     for place, column in enumerate(table.columns):
         widest = max((len(row[place]) for row in table.texts), default=0)
         words = textwrap.wrap(column.name, max(wrap, widest), break_long_words=False)
-        drawn.add_column("\n".join(words), justify="right" if column.show else "left")
+        heading = "\n".join(escape(printable(word)) for word in words)
+        drawn.add_column(heading, justify="right" if column.show else "left")
     for row in table.texts:
         drawn.add_row(
             *(escape(printable(text)) for text in row),

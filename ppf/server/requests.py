@@ -51,8 +51,8 @@ def _as_list(value: Any) -> Any:
 def _only_one(value: Any) -> Any:
     if not isinstance(value, list):
         return value
-    if len(value) != 1:
-        raise ValueError("this server takes one prompt: send a request for each")
+    if len(value) != 1 or not isinstance(value[0], str):
+        raise ValueError("this server takes one prompt, as text: send a request for each")
     return value[0]
 
 
@@ -66,9 +66,16 @@ Characters = Annotated[str, Field(min_length=0)]
 
 
 class Schema(BaseModel):
-    """Unknown fields are refused, and values are not converted."""
+    """A field that is null has its default. Unknown fields are refused; no value is converted."""
 
     model_config = STRICT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class StreamOptions(Schema):
@@ -108,8 +115,7 @@ class GenerationRequest(Schema):
         for name in given.keys() & _NEUTRAL.keys():
             if given[name] is not None and given[name] not in _NEUTRAL[name]:
                 raise ValueError(f"this server does not support {name}: leave it out")
-        dropped = {name for name, value in given.items() if value is None} | _IGNORED
-        return {k: v for k, v in given.items() if k not in dropped | _NEUTRAL.keys()}
+        return {k: v for k, v in given.items() if k not in _IGNORED | _NEUTRAL.keys()}
 
     @property
     def most_tokens(self) -> int | None:

@@ -1,6 +1,6 @@
 """evaluate: measures models on the test part, their size and their speed."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -87,9 +87,10 @@ class Procedure:
         pieces: list[Piece],
         *,
         ratio: float | None,
+        asked: float | None,
         size: int,
     ) -> ModelResult:
-        """The requested measurements of one model."""
+        """The requested measurements of one model; ratios and size as in `ModelResult`."""
         cfg = self.cfg
         say(f"Measuring {name}.")
         timed = speeds(model, cfg.speed) if cfg.latency else []
@@ -104,6 +105,7 @@ class Procedure:
             timed,
             self.tasks.scores(model, tokenizer) if self.tasks else {},
             loss.std_error if isfinite(loss.std_error) else None,
+            asked,
         )
 
     def evaluation(
@@ -125,7 +127,7 @@ def evaluate_policy(
     Raises:
         PPFError: the model has changed since the search, or text or windows do not fit.
     """
-    text = _text(cfg, policy_config(record, cfg))
+    text = _text(cfg, {"the policy": policy_config(record, cfg)})
 
     def check(_: Text, lm: LanguageModel) -> None:
         procedure.check(text, lm.model.config, lm.tokenizer)
@@ -146,9 +148,9 @@ def evaluate_policy(
             size = parameters(model) * dtype.itemsize - pruner.bytes_of_rounding
             removed = float(space.ratio(torch.tensor(kept)))
             achieved = pruner.bytes_saved if record.get("types") else removed
-            results.append(
-                procedure.measure(name, model, tokenizer, pieces, ratio=achieved, size=size)
-            )
+            asked = None if name == "dense" else record["ratio"]["asked"]
+            given = {"ratio": achieved, "asked": asked}
+            results.append(procedure.measure(name, model, tokenizer, pieces, **given, size=size))
     return procedure.evaluation(text, pieces, results, rounded=bool(record.get("types")))
 
 
@@ -164,8 +166,9 @@ def evaluate_folders(
     """
     folders = [Path(local_folder(path, "path")) for path in paths]
     records = [_record(folder, cfg.trust_targets) for folder in folders]
-    found = next(filter(None, records), None)
-    text, trust = _text(cfg, policy_config(found, cfg) if found else None), cfg.trust_remote_code
+    known = {f"the policy of {x}": r for x, r in zip(folders, records, strict=True) if r}
+    text = _text(cfg, {name: policy_config(record, cfg) for name, record in known.items()})
+    trust = cfg.trust_remote_code
     for folder in [] if trust else folders:  # before the first one is measured
         procedure.check(text, *read_description(folder))
     pieces, results, first, same = list[Piece](), [], list[Piece](), True
@@ -176,14 +179,15 @@ def evaluate_folders(
         first = first or pieces
         equal = (torch.equal(p.windows, q.windows) for p, q in zip(pieces, first, strict=False))
         same &= len(pieces) == len(first) and all(equal)
-        ratio = record["ratio"]["achieved"] if record else None
+        ratio = record["ratio"] if record else {"achieved": None, "asked": None}
+        given = {"ratio": ratio["achieved"], "asked": ratio["asked"]}
         model, size = model.eval().to(fabric.device), weight_bytes(folder)
         check_head(model, pieces[0].windows[:1, :16])
-        results.append(procedure.measure(name, model, tokenizer, pieces, ratio=ratio, size=size))
+        results.append(procedure.measure(name, model, tokenizer, pieces, **given, size=size))
         del model  # before the next one is loaded
     if not same:
         say("The folders have different tokenizers: their losses per token cannot be compared.")
-    rounded = bool(found) and all(record.get("types") for record in records if record)
+    rounded = bool(known) and all(record.get("types") for record in known.values())
     return procedure.evaluation(text, pieces, results, rounded=rounded)
 
 
@@ -200,17 +204,18 @@ def write_results(folder: Path, evaluation: Evaluation) -> Path:
     return path
 
 
-def _text(cfg: DictConfig, found_with: DictConfig | None) -> Text:
-    """The given text, or that of a policy.
+def _text(cfg: DictConfig, found_with: Mapping[str, DictConfig]) -> Text:
+    """The given text, or that of the first policy, or the default one.
 
     Args:
-        found_with: the config that the policy was found with; None: there is no policy.
+        found_with: the config that each policy was found with, by what the policy is called.
     """
-    given = OmegaConf.select(cfg, "text")
-    if given and found_with:
-        warn_of_shared_documents(cfg, found_with)
-    own = found_with.text if found_with else default_text()
-    return build_text(given or own, cfg.paths.cache)
+    texts = (config.text for config in found_with.values())
+    text = OmegaConf.select(cfg, "text") or next(texts, None) or default_text()
+    tested = OmegaConf.create({"text": text, "paths": cfg.paths})
+    for policy, config in found_with.items():
+        warn_of_shared_documents(tested, config, policy)
+    return build_text(text, cfg.paths.cache)
 
 
 def _record(folder: Path, trusted: Collection[str]) -> dict[str, Any] | None:

@@ -25,6 +25,12 @@ def test_seeds_of_one_policy_are_averaged() -> None:
     assert found.regret == 0
 
 
+def test_seeds_of_one_policy_may_differ_by_rounding() -> None:
+    found = rows((4.0, 3.5), (4.0 + 1e-7, 3.5), (4.1, 3.4), (4.1 + 1e-7, 3.6))
+    named = [row | {"policy": name} for row, name in zip(found, "aabb", strict=True)]
+    assert agreement(named) is None  # two policies are too few
+
+
 def test_nothing_is_compared_across_ratios_trainings_or_few_policies() -> None:
     pairs = ((4.0, 3.5), (4.1, 3.4), (4.2, 3.6))
     assert agreement(rows(*pairs[:2])) is None

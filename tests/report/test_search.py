@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
-from ppf.report.origin import command_with, next_command
+from ppf.report import origin
+from ppf.report.origin import command_line, command_with, next_command
 from ppf.report.scores import Entry, LogPerplexity
 from ppf.report.search import search_metrics, search_page
 from tests.report.test_html import report  # noqa: F401  (a fixture)
@@ -54,6 +56,22 @@ def test_next_commands_keep_what_the_run_was_given(monkeypatch: pytest.MonkeyPat
     assert command_with("search", changed) == (
         "ppf-search --config-dir my/conf model=tiny 'paths.outputs=a b' mode=static ratio=0.3"
     )
+
+
+def test_the_command_of_a_job_has_the_values_that_hydra_gave_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hydra = OmegaConf.create(
+        {
+            "overrides": {"task": [r"out=models/$\{hydra\:job.num\}"]},
+            "runtime": {"config_sources": []},
+            "job": {"num": 3},
+        }
+    )
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(origin, "task_overrides", lambda: [r"out=models/$\{hydra\:job.num\}"])
+    assert command_line("recover") == "ppf-recover out=models/3"
 
 
 def test_rules_of_a_dynamic_search_are_drawn_as_predicted(report: Any) -> None:  # noqa: F811

@@ -102,6 +102,16 @@ def test_the_best_mean_comes_first_whatever_single_seeds_reach(tmp_path: Path) -
     assert [row[0] for row in sweep_table(read_sweep(tmp_path)).texts] == ["sac", "ppo"]
 
 
+def test_a_mean_that_leaves_out_a_diverged_run_is_not_the_best(tmp_path: Path) -> None:
+    for agent, found in {"ppo": (None, 10.0), "sac": (20.0, 22.0)}.items():
+        for seed, perplexity in enumerate(found):
+            job(tmp_path, [f"agent={agent}", f"seed={seed}"], {"test_ppl": perplexity})
+    sweep = read_sweep(tmp_path)
+    assert [group.name for group in sweep.with_numbers] == ["agent=sac"]
+    assert [row[:2] for row in sweep_table(sweep).texts] == [["sac", "2"], ["ppo", "1 of 2"]]
+    assert sweep_page(sweep, tmp_path).headline[0].startswith("Best: agent=sac")
+
+
 def test_a_job_with_several_ratios_has_a_row_for_each(tmp_path: Path) -> None:
     curve = [{"ratio": 0.4, "labelling_ppl": 50.0}, {"ratio": 0.2, "labelling_ppl": 30.0}]
     job(tmp_path, ["mode=dynamic"], *curve)

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from ppf.errors import PPFError
 from ppf.records.run import BEGUN_BY
 from ppf.report.__main__ import main
-from ppf.report.sweep import read_sweep
+from ppf.report.sweep import read_rows, read_sweep
 from ppf.report.sweep_page import sweep_page, write_sweep
 from tests.report.test_html import Parsed
 from tests.report.test_sweep import job, searches
@@ -221,6 +221,24 @@ def test_without_ratios_jobs_are_ranked(tmp_path: Path) -> None:
     (axes,) = page.figures["sweep"].axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["predictor.weight_decay=0.01", "predictor.weight_decay=0.1"]
+
+
+def test_jobs_of_several_ratios_are_ranked_by_their_results(tmp_path: Path) -> None:
+    for name, ratio, ppl in [("dense", None, 20.0), ("a", 0.3, 50.0), ("b", 0.5, 40.0)]:
+        job(tmp_path, [f"path={name}"], {"ratio": ratio, "test_ppl": ppl})
+    for number in range(50):
+        job(tmp_path, [f"path={number}"], {"ratio": 0.1, "test_ppl": 60.0 + number})
+    (axes,) = sweep_page(read_sweep(tmp_path), tmp_path).figures["sweep"].axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[:4] == ["path=dense", "path=b, 50.0 %", "path=a, 30.0 %", "path=0, 10.0 %"]
+    assert len(names) == 40 and "(the best 40 of 53)" in axes.get_xlabel()
+
+
+def test_rows_are_drawn_as_their_multirun_was(tmp_path: Path) -> None:
+    job(tmp_path, ["a=1"], {"ratio": 0.3, "labelling_ppl": 40.0, "test_ppl": 41.0})
+    job(tmp_path, ["a=2"], {"ratio": 0.2, "test_ppl": 30.0, "labelling_ppl": 31.0})
+    rows = write_sweep(tmp_path)["rows"]
+    assert read_rows(rows).figures == read_sweep(tmp_path).figures
 
 
 def test_jobs_far_apart_keep_their_names_when_one_has_no_ratio(tmp_path: Path) -> None:

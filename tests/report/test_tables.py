@@ -134,6 +134,11 @@ def test_cells_without_a_value_are_empty() -> None:
     assert table.texts == [["x", ""], ["", "2.0"]]
 
 
+def test_headings_are_no_markup() -> None:
+    lines = on_a_terminal(Table([Column("a [red]b"), Column("c[/d]")], [["x", "y"]]), 80)
+    assert lines[0].split() == ["a", "[red]b", "c[/d]"]
+
+
 def test_cells_in_markdown_stay_in_their_columns() -> None:
     text = Table([Column("a|b"), Column("c")], [["x|y\nz", 1.0]]).markdown
     assert text.count("\n") == 3

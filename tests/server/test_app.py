@@ -181,7 +181,10 @@ def test_a_seed_repeats_a_sample(client: TestClient) -> None:
     ("changes", "sentence"),
     [
         ({"prompt": ""}, "prompt: String should have at least 1 character."),
-        ({"prompt": ["a", "b"]}, "prompt: this server takes one prompt: send a request for each."),
+        (
+            {"prompt": ["a", "b"]},
+            "prompt: this server takes one prompt, as text: send a request for each.",
+        ),
         ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1."),
         ({"max_tokens": 5000}, "more than the model's 1024 positions"),
         ({"pruning_ratio": 1.2}, "pruning_ratio: Input should be less than 1."),

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from tokenizers.normalizers import Strip
 
 from ppf.runtime import DynamicModel
-from ppf.server.requests import CompletionRequest
+from ppf.server.requests import ChatRequest, CompletionRequest
 
 VALID: dict[str, Any] = {"prompt": "Hello", "max_tokens": 1, "temperature": 0}
 STRANGE = [
@@ -33,7 +33,12 @@ WRONG = [
     ("temperature", 1e-300, "temperature: Input should be 0 or at least 1e-06."),
     ("temperature", float("nan"), "temperature: Input should be a finite number."),
     ("top_p", float("inf"), "top_p: Input should be a finite number."),
-    ("prompt", ["a", "b"], "prompt: this server takes one prompt: send a request for each."),
+    (
+        "prompt",
+        ["a", "b"],
+        "prompt: this server takes one prompt, as text: send a request for each.",
+    ),
+    ("prompt", [17], "prompt: this server takes one prompt, as text: send a request for each."),
     ("max_tokens", 10**30, "more than the model's 1024 positions"),
     ("max_tokens", 1.5, "max_tokens: Input should be a valid integer."),
 ]
@@ -67,6 +72,14 @@ def test_a_wrong_number_is_refused_in_one_sentence(client: TestClient) -> None:
 
 def test_a_list_of_one_prompt_is_that_prompt() -> None:
     assert CompletionRequest.model_validate({"prompt": ["Hello"]}).prompt == "Hello"
+
+
+def test_null_is_a_default_at_every_level() -> None:
+    answer = {"role": "assistant", "content": "Hi.", "refusal": None, "tool_calls": None}
+    given = {"messages": [answer], "stream_options": {"include_usage": None}, "max_tokens": None}
+    request = ChatRequest.model_validate(given)
+    assert request.messages[0].plain() == {"role": "assistant", "content": "Hi."}
+    assert request.stream_options.include_usage is False
 
 
 def test_the_least_temperature_is_sampled_with(client: TestClient) -> None:

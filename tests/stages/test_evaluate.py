@@ -75,7 +75,9 @@ def test_prompts_beyond_the_models_positions_are_refused(tiny: TinySetup) -> Non
     speed = {"batches": [1], "prompt": 1000, "new_tokens": 24, "repeats": 1}
     procedure = Procedure(OmegaConf.create({"latency": True, "speed": speed, "batch": 1}), None)
     with pytest.raises(PPFError, match="1025 exceeds the model's 1024 positions"):
-        procedure.measure("dense", tiny.lm.model, tiny.lm.tokenizer, [], ratio=None, size=0)
+        procedure.measure(
+            "dense", tiny.lm.model, tiny.lm.tokenizer, [], ratio=None, asked=None, size=0
+        )
 
 
 def test_folders_of_the_same_name_are_told_apart_by_their_paths() -> None:
