@@ -22,6 +22,7 @@ from ppf.cli.app import run
 from ppf.cli.checks import check_file
 from ppf.cli.explain import explain_config
 from ppf.cli.studies import check_studies
+from ppf.conf import without_others
 from ppf.context.policy import read_policy
 from ppf.context.signatures import plain, recorded
 from ppf.errors import PPFError
@@ -68,6 +69,7 @@ class SearchResult:
         return self.record["measured"]["perplexity"]
 
 
+@without_others()
 def search(
     model: Model = "smollm2_135m",
     ratio: float | None = None,
@@ -104,6 +106,7 @@ def search(
     return SearchResult(Path(cfg.paths.run), _own_targets(plain(recorded(cfg))))
 
 
+@without_others()
 def prune(
     policy: SearchResult | str | Path | None = None,
     out: str | Path = "pruned",
@@ -134,6 +137,7 @@ def prune(
     return Path(out)
 
 
+@without_others()
 def recover(
     policy: SearchResult | str | Path | None = None,
     out: str | Path = "recovered",
@@ -161,6 +165,7 @@ def recover(
     return Path(out)
 
 
+@without_others()
 def evaluate(
     policy: SearchResult | str | Path | None = None,
     *,

@@ -48,6 +48,35 @@ def test_arguments_are_written_as_overrides() -> None:
     assert cfg.path == "a folder/b" and cfg.latency is True
 
 
+def test_another_programs_hydra_is_set_aside(tmp_path: Path) -> None:
+    """A function of PPF runs inside a Hydra application, which keeps its config and overrides."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "own.yaml").write_text("ratios: [1]")
+    (tmp_path / "own.py").write_text(
+        "import hydra, ppf\n"
+        "from ppf.errors import PPFError\n"
+        "from hydra.core.hydra_config import HydraConfig\n"
+        "@hydra.main(config_path='conf', config_name='own', version_base=None)\n"
+        "def main(cfg):\n"
+        "    try:\n"
+        "        ppf.search('gone')\n"
+        "    except PPFError as error:\n"
+        "        print(error)\n"
+        "    print(HydraConfig.get().overrides.task, cfg.ratios)\n"
+        "main()\n"
+    )
+    command = [sys.executable, tmp_path / "own.py", "ratios=[0.1,0.2]"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    told, kept = done.stdout.splitlines()
+    assert told.startswith("model=gone is unknown") and kept == "['ratios=[0.1,0.2]'] [0.1, 0.2]"
+
+
+def test_ctrl_c_in_code_that_calls_ppf_is_its_own() -> None:
+    code = "import ppf.cli; raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Interrupted" not in done.stderr and "KeyboardInterrupt" in done.stderr
+
+
 def test_public_names_are_there() -> None:
     assert all(hasattr(ppf, name) for name in ppf.__all__)
     assert set(ppf.__all__) <= set(dir(ppf)) and ppf.__version__

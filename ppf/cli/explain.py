@@ -38,6 +38,11 @@ _SMALLER = {
     "serve": "dtype=bfloat16, a smaller bank.max_gib, or a smaller limits.sequences",
 }
 """Command → keys that lower its memory."""
+_GIVEN = {
+    "model": "; for a Hugging Face folder give model=local model.path=FOLDER",
+    "text": "; for a file give text.path=FILE",
+}
+"""Option group → how to give what is no option."""
 _NO_GROUP = re.compile(r"Could not override '(.+)'\. No match in the defaults list")
 
 
@@ -117,25 +122,28 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
 
     def explain(error: BaseException) -> str | None:
         if isinstance(error, MissingConfigException) and error.options:
-            group, _, option = str(error.missing_cfg_file).rpartition("/")
+            missing = str(error.missing_cfg_file)
+            named = (name for name in ("experiment", *_GIVEN) if missing.startswith(f"{name}/"))
+            group = next(named, missing.rpartition("/")[0])
+            option, known = missing.removeprefix(f"{group}/"), error.options
             if group == "trainer" and option in options("fabric"):
                 return (
                     f"trainer={option} does not exist, since the predictor is trained on one"
                     f" device: give fabric={option}, which divides labelling and search."
                 )
-            known = error.options
-            if group.partition("/")[0] == "experiment":  # Hydra does not list sub-folders
-                group, _, option = str(error.missing_cfg_file).partition("/")
+            if group == "experiment":  # Hydra does not list sub-folders
                 known = [x for x in options(group) if command_of(group, x) in (None, command)]
-            return f"{group}={option} is unknown: give one of {', '.join(known)}."
+            given = _GIVEN.get(group, "")
+            return f"{group}={option} is unknown: give one of {', '.join(known)}{given}."
         if isinstance(error, OverrideParseException):
-            return f"{error.override} is not an override: give KEY=VALUE, as in seed=1."
+            given = _GIVEN.get(str(error.override).partition("=")[0], "")
+            return f"{error.override} is not an override: give KEY=VALUE, as in seed=1{given}."
         if found := _NO_GROUP.match(str(error)):
             return f"{command} has no option group {found[1]}: --help lists those that it has."
         if isinstance(error, ConfigCompositionException) and error.__cause__:
             keys = _full_key(error.__cause__).split(".")
-            given = any(word.startswith("text=") for word in overrides)
-            if keys[0] == "text" and command == "evaluate" and not given:
+            of_text = any(word.startswith("text=") for word in overrides)
+            if keys[0] == "text" and command == "evaluate" and not of_text:
                 return "keys of text= need a text: give text=wikipedia_sample (or another) too."
             return unknown_key(keys, _known_keys(command, overrides, keys))
         if isinstance(error, HydraException | ValueError | TypeError):

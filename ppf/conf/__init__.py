@@ -2,9 +2,12 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -50,6 +53,18 @@ _UNGROUPED = ("seed=", "paths.", "traceback=", *(f"{key}=" for key in SECRET))
 _LONGEST = 128  # characters of a group's name in W&B
 _LONGEST_FOLDER = 200  # bytes of a job's name; file systems allow 255
 _TAGGED = ("experiment", "hparams_search", "debug")
+
+
+@contextmanager
+def without_others() -> Iterator[None]:
+    """Sets aside the state of another Hydra program, which may call PPF's functions."""
+    program, config = GlobalHydra.instance(), HydraConfig.instance()
+    before = program.hydra, config.cfg
+    program.hydra = config.cfg = None
+    try:
+        yield
+    finally:
+        program.hydra, config.cfg = before
 
 
 def read_option(group: str | Path, name: str) -> DictConfig:

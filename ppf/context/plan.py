@@ -13,7 +13,7 @@ from ppf.context.evaluations import MANY, evaluations, gradient_sets, reestimate
 from ppf.context.observed import reads_spectra
 from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
-from ppf.llm.loading import resolve_dtype
+from ppf.llm.loading import place_of_layers, resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.pruning.bank import BankSize, bank_size
 from ppf.pruning.compensation import NoCompensation
@@ -133,8 +133,9 @@ class Sizes:
         if cfg.model.get("device_map") and device.type == "cuda":
             gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         layers, windows = adapter.layers(model), cfg.text.windows
+        place = place_of_layers(cfg.model, device)
         banked = of_sites, space, dtypes[-1]
-        loaded = parameters(model) - (parameters(layers) if cfg.model.get("offload") else 0)
+        loaded = parameters(model) - (parameters(layers) if place else 0)
         loading = loaded * widest.itemsize / GIB
         bank = bank_size(*banked, cfg.bank.max_gib, gpus, loading) if compensation.refits else None
         in_set, sets = gradient_sets(cfg)
@@ -164,7 +165,7 @@ class Sizes:
             copied=rounded if in_bytes else refitted if bank and bank.factored else 0,
             refitting=refit_windows * cfg.text.window if can_refit and reestimates(cfg) else 0,
             spectra=reads_spectra(cfg),
-            offload=cfg.model.get("offload"),
+            offload=place,
             devices=len(gpus),
             processes=processes,
             on_cpu=device.type == "cpu",

@@ -62,7 +62,8 @@ def described(context: PruningContext, kept: list[int]) -> dict[str, Any]:
     space = context.model.space
     units, types = context.model.decode(kept)
     found: dict[str, Any] = {"kept": by_site(space, units)}
-    return found | ({"types": by_site(space, types)} if types else {})
+    rounded = types if types and any(type != "f16" for type in types) else None
+    return found | ({"types": by_site(space, rounded)} if rounded else {})
 
 
 def by_site(space: Space, values: Sequence[T]) -> dict[str, T]:

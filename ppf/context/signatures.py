@@ -100,15 +100,26 @@ def with_code(config: dict[str, Any], cache: Path) -> dict[str, Any]:
 
 
 def _own_file(target: str | None) -> Path | None:
-    """The source file of a class that is neither PPF's nor that of an installed package."""
+    """The source file of a class that is neither PPF's nor that of an installed package.
+
+    Raises:
+        PPFError: it has none, so nothing would tell when its code changes.
+    """
     if target is None or target.startswith("ppf."):
         return None
     try:
         module = sys.modules[resolve_name(target).__module__]
     except (ImportError, AttributeError, ValueError, KeyError):  # reported where it is used
         return None
+    if module.__name__ in sys.builtin_module_names:
+        return None
     file = Path(getattr(module, "__file__", None) or "")
-    return file if file.is_file() and not _INSTALLED & {*file.parts} else None
+    if not file.is_file():
+        raise PPFError(
+            f"{target} has no source file, so artefacts of its earlier code could not be told"
+            " apart: define the class in a module, not in a notebook."
+        )
+    return file if not _INSTALLED & {*file.parts} else None
 
 
 def trainer_identity(trainer: DictConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ppf.llm.adapter import Adapter, Coupling
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.llm.divide import check_division, divide, over_gpus
 from ppf.llm.families import adapter_for
-from ppf.llm.offload import Offloaded
+from ppf.llm.offload import Offloaded, Place
 from ppf.llm.sources import check_hub, commit, wheel_folder
 from ppf.llm.windows import check_window
 from ppf.space import Site
@@ -71,6 +71,16 @@ class LanguageModel:
         return self.model.dtype
 
 
+def place_of_layers(config: DictConfig, device: torch.device) -> Place | None:
+    """Where the layers' weights lie until they are used; None: on the device that uses them.
+
+    Args:
+        config: section `model` of the config.
+    """
+    place = config.get("offload")
+    return None if place == device.type else place
+
+
 def load(
     config: DictConfig,
     cache: str,
@@ -101,9 +111,7 @@ def load(
     if window:
         check_window(window, model_config)
     tokenizer = read_tokenizer(source, model_config, revision=revision)
-    place = config.get("offload")
-    if place == "cpu" == device.type:
-        place = None  # the weights are where they are used
+    place = place_of_layers(config, device)
     stored = place == "disk"
     read = read_model(source, model_config, dtype, revision=revision, as_stored=stored)
     model = read.eval().requires_grad_(False)

@@ -4,7 +4,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,17 @@ def carried_text(text: DictConfig) -> list[str]:
     for word in written(text, "text."):
         if word not in known and not word.startswith(unread):
             given.append(word if word.partition("=")[0] in keys else f"+{word}")
-    return given
+    missing = _missing(read_option("text", choice), text, "text.")
+    return given + [f"~{key}" for key in missing if not f"{key}.".startswith(unread)]
+
+
+def _missing(known: Mapping[Any, Any], given: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+    """Keys and sections of `known` that `given` lacks."""
+    for key, value in known.items():
+        if key not in given:
+            yield f"{prefix}{key}"
+        elif isinstance(value, Mapping) and isinstance(given[key], Mapping):
+            yield from _missing(value, given[key], f"{prefix}{key}.")
 
 
 _CARRIED = ("paths.outputs=", "paths.artefacts=", "paths.cache=", "trust_targets=", "bank.max_gib=")

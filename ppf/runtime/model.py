@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from ppf.conf import without_others
 from ppf.context.policy import model_name
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll, sliding
@@ -96,7 +97,7 @@ class DynamicModel:
         """
         given = [f"search={quoted(folder)}", f"paths.run={quoted(folder)}", *overrides]
         try:
-            with initialize_config_module("ppf.conf", version_base="1.3"):
+            with without_others(), initialize_config_module("ppf.conf", version_base="1.3"):
                 cfg = compose("from_search", given)
         except HydraException as error:
             sentence = str(error).split("\n")[0].rstrip(".")

@@ -20,6 +20,10 @@ from tests.test_configs import STAGES
     ("overrides", "sentence"),
     [
         (["logger=foo"], "logger=foo is unknown: give one of csv,"),
+        (["model=a/b"], "model=a/b is unknown: give one of gemma3_1b,"),
+        (["model=/data/a"], "tiny; for a Hugging Face folder give model=local model.path=FOLDER."),
+        (["model=~/a"], "as in seed=1; for a Hugging Face folder give model=local model.path=F"),
+        (["text=my/a.txt"], "wikitext2_raw; for a file give text.path=FILE."),
         (["hydra/sweeper=foo"], "hydra/sweeper=foo is unknown: give one of basic"),
         (["experiment=search/agentz"], "experiment=search/agentz is unknown: give one of bytes/"),
         (["experiment=agents"], "search/agents, search/candidates"),

@@ -92,6 +92,19 @@ def test_a_text_that_a_config_of_the_users_own_sets_is_handed_on(
     compose("recover", given)
 
 
+def test_a_text_option_of_the_users_own_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = composed("search", monkeypatch, "model=tiny")
+    OmegaConf.set_struct(cfg, False)
+    cfg.text.name = "mine"
+    cfg.text.splits = {"train": {"calibration": 1, "labelling": 1}, "test": {"test": 1}}
+    cfg.text.source = {"_target_": "ppf.llm.corpora.hub", "repository": "me/mine"}
+    HydraConfig.get().runtime.choices["text"] = "mine"
+    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
+    (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
+    text = compose("recover", [word for word in shlex.split(recover) if "text." in word]).text
+    assert text.splits == cfg.text.splits and text.source == cfg.text.source
+
+
 def test_commands_are_told_inside_another_programs_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
     """It composes no config of PPF's, and has no option for the text."""
     cfg = composed("search", monkeypatch, "model=tiny", "text.window=64")

@@ -78,6 +78,11 @@ def test_families_that_transformers_would_not_build_are_refused_in_one_sentence(
         skeleton(config("model=local", f"model.path={tmp_path}").model)
 
 
+def test_on_a_cpu_layers_cannot_be_offloaded_to_the_cpu() -> None:
+    resident = planned("model=llama2_7b")
+    assert planned("model=llama2_7b", "model.offload=cpu") == resident
+
+
 def test_offloaded_layers_take_no_memory() -> None:
     resident, offloaded = (
         planned("model=llama2_7b"),

@@ -1,7 +1,10 @@
 """What each config key invalidates, and that equal names mean equal content."""
 
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,7 +23,9 @@ from ppf.context.signatures import (
     signatures,
     text_identity,
     warn_of_shared_documents,
+    with_code,
 )
+from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.llm import load
 from ppf.records import check
@@ -377,6 +382,15 @@ def test_only_texts_that_may_have_equal_documents_say_that_they_are_read_once(
     assert "duplicates" in text_identity(cfg, "test")
     cfg.text = OmegaConf.merge(config.text, {"source": read_option("text", "c4").source})
     assert "duplicates" in text_identity(cfg, "test")
+
+
+def test_a_class_without_a_source_file_is_refused() -> None:
+    interactive = ModuleType("interactive")  # as `__main__` of a notebook: it has no file
+    vars(interactive)["Own"] = type("Own", (), {"__module__": "interactive"})
+    told = pytest.raises(PPFError, match="interactive.Own has no source file")
+    with patch.dict(sys.modules, interactive=interactive), told:
+        with_code({"compensation": {"_target_": "interactive.Own"}}, Path())
+    assert with_code({"_target_": "builtins.dict"}, Path()) == {"_target_": "builtins.dict"}
 
 
 def test_classes_of_a_users_own_count_by_their_file(
