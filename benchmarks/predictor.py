@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from torch import Tensor
 
+from ppf.context.evaluations import drawn_labels
 from ppf.context.prepare import PruningContext, prepare
 from ppf.context.signatures import plain
 from ppf.evaluation.perplexity import mean_nll
@@ -66,7 +67,7 @@ def main() -> None:
     parts = context.labelling, context.sites
     fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, ())
     space, config = context.model.space, plain(cfg.predictor)
-    labels = collect(*parts, cfg.sampler, cfg.labels.count, cfg.seed)
+    labels = collect(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed)
     labels = acquire(*parts, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
     predictor = fit(labels).predictor
 

@@ -23,7 +23,7 @@ MORE = ("text.window=64", "text.windows={calibration:4,labelling:16,test:2}")
     [
         ("labels", ("labels.count=4", *LITTLE), "speedup_fp32"),
         ("labels", ("--text-size", "labels.count=4", *MORE), "kendall_by_tokens"),
-        ("predictor", ("labels.count=24", *HASTY, *LITTLE), "policies_per_second"),
+        ("predictor", (*HASTY, *LITTLE), "policies_per_second"),
         ("recovery", ("--steps", "2", "text.window=64"), "speedup"),
     ],
 )

@@ -92,7 +92,9 @@ class Objective:
         upper = units.expand_as(share)
         if self.trust_region < 1:
             upper = torch.minimum((share + reach).ceil(), upper)
-        return (share - reach).floor().clamp_min(0), share, upper
+        lower = (share - reach).floor().clamp_min(0)
+        free = self.space.cost.to(ratio.device) == 0  # sites without a cost stay whole
+        return lower.where(~free, units), share, upper
 
     def project(
         self, wanted: Float[Tensor, "batch sites"], ratio: Float[Tensor, " batch"]

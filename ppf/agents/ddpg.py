@@ -28,7 +28,11 @@ class DDPG(OffPolicy):
     def networks(self, environment: PruningEnvironment) -> tuple[nn.Module, nn.Module, LossModule]:
         actor = deterministic_actor(environment, self.hidden)
         value = action_critic(environment, self.hidden)
-        return actor, noisy(actor, environment, self.noise), DDPGLoss(actor, value)
+        return (
+            actor,
+            noisy(actor, environment, self.noise),
+            DDPGLoss(actor, value, delay_actor=True),
+        )
 
 
 def noisy(actor: nn.Module, environment: PruningEnvironment, std: float) -> nn.Module:

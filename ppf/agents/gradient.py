@@ -59,6 +59,8 @@ class Gradient(Agent):
             optimizer.zero_grad()
             predictor.relaxed(within_budget(objective, deviation)).sum().backward()
             optimizer.step()
+            with torch.no_grad():
+                deviation.clamp_(-1, 1)  # beyond a bound, the gradient is 0
             roundings, due = divmod(iteration, self.round_every)
             if not due:
                 drawn = objective.policy(deviation.detach(), ratio)

@@ -51,15 +51,16 @@ class Labels:
     def with_rows(
         self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"], source: str
     ) -> "Labels":
-        """These labels, and those of the given policies that are not among them.
+        """These labels, and those of the given policies that are not among them, each once.
 
         Args:
             kept: the given policies.
             nll: their losses, nats per token.
             source: their source.
         """
+        places = {tuple(row): i for i, row in reversed([*enumerate(kept.tolist())])}
         known = {tuple(row) for row in self.kept.tolist()}
-        new = [i for i, row in enumerate(kept.tolist()) if tuple(row) not in known]
+        new = sorted(place for row, place in places.items() if row not in known)
         return Labels(
             torch.cat([self.kept, kept[new]]),
             torch.cat([self.nll, nll[new]]),

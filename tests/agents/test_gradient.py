@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from ppf.agents import Run
 from ppf.agents.gradient import within_budget
-from tests.agents.synthetic import layered, quadratic
+from tests.agents.synthetic import Log, agent, layered, one_process, quadratic
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.95])
@@ -23,7 +24,16 @@ def test_sites_without_a_cost_stay_whole_between_the_steps() -> None:
     prices = [256 if site.kind == "attention" else 0 for site in layered().sites]
     objective = quadratic(layered().priced("kv", prices), trust_region=0.9)
     space, generator = objective.space, torch.Generator().manual_seed(0)
-    deviation = torch.randn(64, len(space), generator=generator).clamp(min=0)
+    deviation = torch.randn(64, len(space), generator=generator)
     wanted = within_budget(objective, deviation)
     free = space.cost == 0
     assert torch.equal(wanted[:, free], space.units[free].float().expand(64, -1))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5])
+def test_no_descent_is_stuck_at_a_bound(ratio: float) -> None:
+    log, objective = Log(), quadratic(layered(6), ratio, trust_region=1.0)
+    learner = agent("gradient", descents=8, iterations=121, report_every=1, polish=None)
+    learner.search(objective, Run(one_process(), log, 0))
+    last = log[-1][1]
+    assert last["predicted_mean"] - last["predicted_best"] < 0.003

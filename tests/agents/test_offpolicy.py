@@ -53,6 +53,14 @@ def test_critics_expect_the_returns_that_were_seen(name: str) -> None:
     assert float(critic(training, visited).mean()) == pytest.approx(returns, abs=0.02)
 
 
+def test_ddpg_has_slow_copies_of_actor_and_critic() -> None:
+    training, _ = agent("ddpg", **SHORT).learn(quadratic(layered(2)), Run(one_process(), Log(), 0))
+    for name in ("actor", "value"):
+        copy, own = (getattr(training.loss, f"{x}{name}_network_params") for x in ("target_", ""))
+        pairs = zip(copy.values(True, True), own.values(True, True), strict=True)
+        assert any(not torch.equal(*pair) for pair in pairs), name
+
+
 @pytest.mark.parametrize(
     ("warmup", "steps", "actor", "targets"),
     [(0, 1, False, False), (0, 2, True, True), (1, 2, False, True)],

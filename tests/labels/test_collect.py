@@ -57,7 +57,9 @@ def test_labels_have_the_source_of_the_call(tmp_path: Path) -> None:
 
 def test_only_new_rows_are_added() -> None:
     labels = Labels(torch.tensor([[1, 2], [3, 4]]), torch.tensor([1.0, 2.0]), ["a", "b"])
-    more = labels.with_rows(torch.tensor([[3, 4], [5, 6]]), torch.tensor([7.0, 8.0]), "c")
+    more = labels.with_rows(
+        torch.tensor([[3, 4], [5, 6], [5, 6]]), torch.tensor([7.0, 8.0, 8.0]), "c"
+    )
     assert more.kept.tolist() == [[1, 2], [3, 4], [5, 6]]
     assert more.nll.tolist() == [1.0, 2.0, 8.0] and more.source == ["a", "b", "c"]
 
