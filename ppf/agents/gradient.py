@@ -102,7 +102,7 @@ def differentiable(predictor: object) -> Differentiable:
     """
     if not isinstance(predictor, Differentiable):
         raise PPFError(
-            f"agent=gradient needs a differentiable predictor, but {type(predictor).__name__}"
-            " is not differentiable: choose another agent or predictor."
+            f"agent=gradient, the default agent, needs a differentiable predictor, and"
+            f" {type(predictor).__name__} is not differentiable: give agent=evolution."
         )
     return predictor

@@ -59,8 +59,8 @@ def check_bytes(cfg: DictConfig) -> None:
         raise PPFError("budget=bytes draws no labels: leave labels.count out.")
     if issubclass(get_class(cfg.agent._target_), Gradient):
         raise PPFError(
-            "agent=gradient needs losses that change with every unit, and budget=bytes allows few"
-            " sizes of a site: give agent=evolution."
+            "agent=gradient, the default agent, needs losses that change with every unit, and"
+            " budget=bytes allows few sizes of a site: give agent=evolution."
         )
     if any(isinstance(rule, FLAP | ObsGlobal) for rule in instantiate(cfg.rules).values()):
         raise PPFError(

@@ -13,7 +13,7 @@ from tests.commands import on_two_ranks
 SEARCH = (
     *("model=tiny", "space=mlp", "space.channel_multiple=32", "debug=limit", "logger=csv"),
     *("budget=bytes", "rules=bytes", "ratio=0.7", "report_test=true"),
-    *("agent.generations=8", "agent.children=32"),
+    *("agent=evolution", "agent.generations=8", "agent.children=32"),
 )
 
 

@@ -155,9 +155,9 @@ def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) ->
         ("search", "sampler.ratio", 1, "there is no key sampler.ratio: --cfg job lists all keys."),
         (
             "search",
-            "agent.generation",
+            "agent.iteration",
             1,
-            "there is no key agent.generation: do you mean agent.generations?",
+            "there is no key agent.iteration: do you mean agent.iterations?",
         ),
         ("search", "labels.cuont", 3, "there is no key labels.cuont: do you mean labels.count?"),
         ("search", "agent.polish", 3, "agent.polish=3 should name a _target_."),
@@ -188,7 +188,10 @@ def test_what_is_wrong_is_named(
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["agent=gradient", "predictor=oracle"], "agent=gradient needs a differentiable predictor"),
+        (
+            ["predictor=oracle"],
+            "agent=gradient, the default agent, needs a differentiable predictor",
+        ),
         (["mode=dynamic", "dynamic.train=[0.3,0.3]", "ratios=[0.3]"], "give two different ones"),
         (
             ["predictor=residual", "labels.count=3"],
@@ -198,7 +201,13 @@ def test_what_is_wrong_is_named(
         (["+trainer.enable_progress_bar=false"], "trainer.enable_progress_bar cannot be set"),
         (["+trainer.limit_val_batches=0"], "limit_val_batches=0 leaves out the validation"),
         (
-            ["budget=bytes", "rules=bytes", "budget.cost.prune=false", "ratio=0.9"],
+            [
+                "budget=bytes",
+                "rules=bytes",
+                "agent=evolution",
+                "budget.cost.prune=false",
+                "ratio=0.9",
+            ],
             r"ratio=0.9 of the bytes cannot be saved .*: give ratio=0.718 or less",
         ),
     ],

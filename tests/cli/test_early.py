@@ -70,7 +70,10 @@ def one_process() -> Fabric:
     ("overrides", "sentence"),
     [
         (["space=mlp", "budget=kv"], "no site of space=mlp has a cost under budget=kv"),
-        (["budget=bytes", "rules=bytes"], "the row length of 0.attention is not a multiple"),
+        (
+            ["budget=bytes", "rules=bytes", "agent=evolution"],
+            "the row length of 0.attention is not a multiple",
+        ),
         (["report_test=true", "text.windows.test=100000"], "lower text.windows.test"),
         (
             ["budget=latency", "budget.cost.window=4096"],

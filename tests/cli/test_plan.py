@@ -55,8 +55,8 @@ def test_a_plan_leaves_no_run_folder(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_multirun_of_plans_fails_if_one_of_them_does(run: Run) -> None:
-    told = run("search", "-m", "plan=true", "model=tiny", "agent.children=0", ok=False)
-    assert "agent.children=0 should be" in told.stdout + told.stderr
+    told = run("search", "-m", "plan=true", "model=tiny", "agent.descents=0", ok=False)
+    assert "agent.descents=0 should be" in told.stdout + told.stderr
 
 
 def test_a_model_without_a_known_structure_is_one_sentence(run: Run) -> None:

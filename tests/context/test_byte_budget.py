@@ -20,7 +20,7 @@ from ppf.space import uniform
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 
-BYTES = ("budget=bytes", "rules=bytes")
+BYTES = ("budget=bytes", "rules=bytes", "agent=evolution")
 SMALL = ("space=mlp", "space.channel_multiple=32", "text.windows.calibration=4",
          "text.windows.labelling=2", "text.window=64")  # fmt: skip
 
