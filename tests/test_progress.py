@@ -13,6 +13,12 @@ from ppf import progress
 from ppf.progress import Stopwatch, quiet_trainer, track, training_bar
 
 
+@pytest.fixture(autouse=True)
+def _no_other_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The traceback of another test may still hold a loop that is shown."""
+    monkeypatch.setattr(progress, "_showing", [])
+
+
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     target = StringIO()
