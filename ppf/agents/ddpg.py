@@ -28,11 +28,8 @@ class DDPG(OffPolicy):
     def networks(self, environment: PruningEnvironment) -> tuple[nn.Module, nn.Module, LossModule]:
         actor = deterministic_actor(environment, self.hidden)
         value = action_critic(environment, self.hidden)
-        return (
-            actor,
-            noisy(actor, environment, self.noise),
-            DDPGLoss(actor, value, delay_actor=True),
-        )
+        loss = DDPGLoss(actor, value, delay_actor=True)
+        return actor, noisy(actor, environment, self.noise), loss
 
 
 def noisy(actor: nn.Module, environment: PruningEnvironment, std: float) -> nn.Module:

@@ -1,11 +1,13 @@
 """Records the arguments of the decoder layers, so that layers can be run one by one."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppf.llm.loading import LanguageModel
 
@@ -36,15 +38,21 @@ class LayerCalls:
             keywords.append(named)
             return states
 
-        layers = list(lm.adapter.layers(lm.model))
-        own = [vars(layer).get("forward") for layer in layers]
-        try:
-            for layer in layers:
-                layer.forward = stand_in
+        with ExitStack() as replaced:
+            for layer in lm.adapter.layers(lm.model):
+                replaced.enter_context(forward_replaced(layer, stand_in))
             lm.model.get_decoder()(ids, use_cache=False)
-        finally:
-            for layer, forward in zip(layers, own, strict=True):
-                del layer.forward
-                if forward:  # such as `ppf.llm.offload` sets
-                    layer.forward = forward
         return cls(inputs[0], keywords)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Calls of the module call `forward` instead."""
+    own = vars(module).get("forward")  # such as `ppf.llm.offload` sets
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own:
+            module.forward = own

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ppf.errors import PPFError
 from ppf.llm import Coupling, LanguageModel, LayerCalls
+from ppf.llm.calls import forward_replaced
 from ppf.llm.windows import in_batches
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
@@ -250,14 +251,8 @@ def _replayed(block: Coupling, states: list[Tensor], device: torch.device) -> It
     for number, x in enumerate(states):
         states[number] = consumer(x.to(consumer.weight.device)).to(device)
     outputs = cycle(states)
-    own = vars(module).get("forward")
-    module.forward = lambda *arguments, **named: (next(outputs), None)
-    try:
+    with forward_replaced(module, lambda *arguments, **named: (next(outputs), None)):
         yield
-    finally:
-        del module.forward
-        if own:
-            module.forward = own
 
 
 class _Stopped(Exception):  # noqa: N818 - says that a layer has run far enough

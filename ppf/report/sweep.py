@@ -65,13 +65,12 @@ class Sweep:
     def with_numbers(self) -> list["Group"]:
         """The groups in which all runs have the first figure: it is finite."""
         first = self.figures[0]
-        return [g for g in self.groups if g.rows and len(g.values(first)) == len(g.rows)]
+        return [group for group in self.groups if group.finite(first)]
 
     def _rank(self, group: "Group") -> tuple[bool, float, str]:
         """Groups come last if the first figure is not finite in a run."""
         first = self.figures[0]
-        whole = len(group.values(first)) == len(group.rows)
-        return _rank(group.mean(first) if whole else None)
+        return _rank(group.mean(first) if group.finite(first) else None)
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,10 @@ class Group:
         """The figure's numbers that are known."""
         found = [row.get(figure) for row in self.rows]
         return [value for value in found if isinstance(value, int | float)]
+
+    def finite(self, figure: str) -> bool:
+        """Whether all runs have a number there."""
+        return len(self.values(figure)) == len(self.rows)
 
     def runs(self, figure: str) -> str:
         """The number of runs; as in "1 of 2" if not all have the figure."""
