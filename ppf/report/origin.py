@@ -103,13 +103,14 @@ def carried_text(text: DictConfig) -> list[str]:
     if choice not in options("text"):
         choice = DEFAULT_TEXT
     given = [] if choice == DEFAULT_TEXT else [f"text={choice}"]
-    known = [*written(read_option("text", choice), "text.")]
+    option = read_option("text", choice)
+    known = [*written(option, "text.")]
     keys = {word.partition("=")[0] for word in known}
     unread = ("text.windows.", *(OF_SOURCES if text.path else ()))
     for word in written(text, "text."):
         if word not in known and not word.startswith(unread):
             given.append(word if word.partition("=")[0] in keys else f"+{word}")
-    missing = _missing(read_option("text", choice), text, "text.")
+    missing = _missing(option, text, "text.")
     return given + [f"~{key}" for key in missing if not f"{key}.".startswith(unread)]
 
 
