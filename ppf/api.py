@@ -14,12 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ppf.cli import evaluate as evaluate_command
-from ppf.cli import prune as prune_command
-from ppf.cli import recover as recover_command
-from ppf.cli import search as search_command
 from ppf.cli.app import run
-from ppf.cli.checks import check_file
 from ppf.cli.explain import explain_config
 from ppf.cli.studies import check_studies
 from ppf.conf import without_others
@@ -91,12 +86,11 @@ def search(
     """
     given = [*written(({} if ratio is None else {"ratio": ratio}) | overrides)]
     cfg = _composed("search", [*_named(model), *given])
-    search_command.check_read(cfg, given)
     saved = Path(cfg.model.path) if isinstance(model, PreTrainedModel) else None
     try:
         if isinstance(model, PreTrainedModel):
             _save(model, tokenizer, cfg.model.path)
-        run("search", cfg)
+        run("search", cfg, given)
     except Exception:
         if saved and not any(Path(cfg.paths.run).glob("*.json")):  # no result names the copy
             shutil.rmtree(saved, ignore_errors=True)
@@ -132,8 +126,7 @@ def prune(
     sources = {**_sources(policy, path, search), "ratio": ratio, "out": out}
     given = [*written({**sources, **overrides})]
     cfg = _composed("prune", given)
-    prune_command.check_read(cfg, given)
-    run("prune", cfg)
+    run("prune", cfg, given)
     return Path(out)
 
 
@@ -160,8 +153,7 @@ def recover(
     """
     given = [*written({**_sources(policy, path, search), "out": out, **overrides})]
     cfg = _composed("recover", given)
-    recover_command.check_read(cfg, given)
-    run("recover", cfg)
+    run("recover", cfg, given)
     return Path(out)
 
 
@@ -185,8 +177,7 @@ def evaluate(
     """
     given = [*written({**_sources(policy, path), **overrides})]
     cfg = _composed("evaluate", given)
-    evaluate_command.check_read(cfg, given)
-    run("evaluate", cfg)
+    run("evaluate", cfg, given)
     return json.loads((Path(cfg.paths.run) / "evaluation.json").read_text(encoding="utf-8"))
 
 
@@ -196,13 +187,11 @@ def _composed(command: str, overrides: Iterable[str]) -> DictConfig:
     check_studies(command, given)
     try:
         with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose(command, [f"paths.run=${{paths.outputs}}/{folder}", *given])
+            return compose(command, [f"paths.run=${{paths.outputs}}/{folder}", *given])
     except Exception as error:
         if sentence := explain_config(command, given)(error):
             raise PPFError(sentence) from error
         raise
-    check_file(cfg, given)
-    return cfg
 
 
 def _named(model: Model) -> Iterator[str]:

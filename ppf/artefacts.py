@@ -76,13 +76,12 @@ def digest(path: Path, cache: Path) -> str:
     """
     path, stat = path.resolve(), path.stat()
     key, store = f"{path}:{stat.st_size}:{stat.st_mtime_ns}", cache / "digests.json"
-    known = _known_digests(store)
-    if key not in known:
+    if (found := _known_digests(store).get(key)) is None:
         with path.open("rb") as stream:
-            known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        with draft(store) as file:
-            file.write_text(json.dumps(known), encoding="utf-8")
-    return known[key]
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        with locked(store, announce=False), draft(store) as file:
+            file.write_text(json.dumps(_known_digests(store) | {key: found}), encoding="utf-8")
+    return found
 
 
 def get_or_make(
@@ -253,10 +252,9 @@ def disk_failure(
             f"cannot {done} {named} ({reason}): change its permissions, or choose another folder"
             f" with {override}."
         )
-    return (
-        f"cannot write {named} ({reason}): free some space, or choose another folder with"
-        f" {override}."
-    )
+    other = isinstance(error, OSError) and error.errno is not None and error.errno not in _FULL
+    remedy = "" if other else "free some space, or "
+    return f"cannot write {named} ({reason}): {remedy}choose another folder with {override}."
 
 
 def _disk_reason(error: BaseException, path: Path | None) -> str | None:

@@ -89,12 +89,20 @@ def test_the_import_is_lazy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"labels": {"count": -1}}, r"labels\.count"),
+        ({"labels": {"count": "x"}}, r"labels\.count=x"),
+        ({"predictor._target_": "my.Missing"}, r"my\.Missing cannot be imported"),
+    ],
+)
 def test_a_wrong_override_is_an_error_and_not_an_exit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PPFError, match="labels.count"):
-        ppf.search("tiny", labels={"count": -1})
+    with pytest.raises(PPFError, match=told):
+        ppf.search("tiny", **given)
 
 
 def test_a_refused_call_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

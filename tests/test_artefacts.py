@@ -1,10 +1,12 @@
 """The keeper of artefacts: one maker, nothing half written, damage repaired."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +147,24 @@ def test_a_digest_sees_the_middle_of_a_file(tmp_path: Path) -> None:
     file.write_bytes(content)
     os.utime(file, ns=(0, 1))
     assert digest(file, cache) != first
+
+
+def test_digests_that_others_store_meanwhile_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, cache = tmp_path / "first", tmp_path / "second", tmp_path / "cache"
+    first.write_bytes(b"1")
+    second.write_bytes(b"2")
+    hashed = hashlib.file_digest
+
+    def slow(stream: Any, name: Any) -> Any:
+        monkeypatch.undo()
+        digest(second, cache)
+        return hashed(stream, name)
+
+    monkeypatch.setattr("hashlib.file_digest", slow)
+    digest(first, cache)
+    assert len(json.loads((cache / "digests.json").read_text())) == 2
 
 
 def test_a_digest_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,6 +237,7 @@ def parts_of_files() -> Iterator[tuple[str, dict[str, Any]]]:
 def test_long_names_of_jobs_fit_into_file_systems_and_stay_apart() -> None:
     assert job_folder("0-agent-ppo_ratio-0.3") == "0-agent-ppo_ratio-0.3"
     assert job_folder("policy-a/b.json") == "policy-a-b.json"
+    assert job_folder("") == "default", "the folder of the multirun has a report of its own"
     names = [job_folder(f"{'text.source-ü' * 40}_seed-{seed}") for seed in range(3)]
     assert len(set(names)) == 3 and all(len(name.encode()) <= 200 for name in names)
 

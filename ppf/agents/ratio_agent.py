@@ -58,6 +58,12 @@ class RatioAgent:
         mean, std = (self._interpolated(values, ratio) for values in (self.mean, self.std))
         return float(mean), float(std)
 
+    def check_sites(self, space: Space) -> None:
+        """Raises PPFError if the agent's policies are not for a model with this space."""
+        own, other = self.space.units_by_name, space.units_by_name
+        if [*own.items()] != [*other.items()]:  # policies list the sites in this order
+            raise PPFError("agent.json has other sites than the model: search again.")
+
     def save(self, folder: Path) -> Path:
         """Writes agent.json and a file of weights; returns the path of agent.json."""
         names = ("knots", "widths", "mean", "std")

@@ -4,8 +4,8 @@ import importlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.artefacts import locked
 from ppf.cli.checks import check, check_file
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Job, Outcome, is_multirun, set_aside
@@ -22,7 +23,7 @@ from ppf.cli.plan import show_plan
 from ppf.conf import SECRET
 from ppf.context.signatures import plain
 from ppf.llm.loading import check_source, dtype_name, resolve_dtype
-from ppf.processes import launch
+from ppf.processes import launch, process_count
 from ppf.progress import say
 from ppf.ranks import Ranks
 from ppf.report.loggers import open_loggers
@@ -30,8 +31,8 @@ from ppf.report.origin import task_overrides, version
 
 CommandTask = Callable[[DictConfig, Fabric], Outcome | None]
 """Does a command's work on the resolved config; None: there is nothing to tell."""
-Check = Callable[[DictConfig], None]
-"""Raises PPFError for a config that cannot work."""
+Check = Callable[[DictConfig, Sequence[str]], None]
+"""Raises PPFError for a config that cannot work, and for overrides that the command ignores."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,14 @@ def command(
     return lambda task: Command(task, check_relations, one_process)
 
 
-def run(name: str, cfg: DictConfig) -> float | None:
+def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> float | None:
     """Runs a command on its composed config.
 
     A job of a multirun that has finished before, in the same folder, is not repeated.
 
     Args:
         name: of the module in `ppf.cli`, and of the config.
+        overrides: that the config has; None: those of the command line.
 
     Returns:
         The metric that sweeps minimise: log-perplexity in nats per token for `search`, `evaluate`
@@ -74,20 +76,30 @@ def run(name: str, cfg: DictConfig) -> float | None:
     found: Command = importlib.import_module(f"ppf.cli.{name}").main
     plan = cfg.get("plan")
     with _tidied(cfg):
-        _check(name, cfg, found)
+        _check(name, cfg, found, task_overrides() if overrides is None else overrides)
         if plan:
             show_plan(cfg)
     if plan:
         discard(Path(cfg.paths.run))
         return None
-    job = Job(name, cfg)
-    if is_multirun():
+    folder = Path(cfg.paths.run)
+    if not is_multirun():
+        return _work(found, cfg, Job(name, cfg))
+    # The jobs of a multirun that was killed may go on while the same command runs again.
+    alone = process_count(cfg.fabric) == 1
+    with locked(folder) if alone else nullcontext():
+        job = Job(name, cfg)
         if done := job.finished():
             made_by = done.get("version") or "unknown"
             other = "" if made_by == version() else f" (version: {made_by})"
-            say(f"Already finished: {cfg.paths.run}{other}")
+            say(f"Already finished: {folder}{other}")
             return done["metric"]
-        set_aside(Path(cfg.paths.run))
+        set_aside(folder)
+        return _work(found, cfg, job)
+
+
+def _work(found: Command, cfg: DictConfig, job: Job) -> float | None:
+    """Does a command's work and writes its run.json; returns the metric of `run`."""
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)
     fabric = instantiate(cfg.fabric)
@@ -123,12 +135,12 @@ def _tidied(cfg: DictConfig) -> Iterator[None]:
         raise
 
 
-def _check(name: str, cfg: DictConfig, found: Command) -> None:
+def _check(name: str, cfg: DictConfig, found: Command, overrides: Sequence[str]) -> None:
     """Checks everything that can be checked before the work starts."""
     check(name, cfg)
-    check_file(cfg, task_overrides())
+    check_file(cfg, overrides)
     if found.check_relations:
-        found.check_relations(cfg)
+        found.check_relations(cfg, overrides)
     if "model" in cfg and not cfg.get("plan"):
         check_source(cfg.model)
     check_launch(cfg, one_process=found.one_process)

@@ -30,8 +30,8 @@ Keys = tuple[str, ...]
 """The keys that lead to a part of the config."""
 _TARGET = "_target_"
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
-# An export writes one of these before the files that it might replace.
-_OF_MODELS = ("policy.json", "agent.json", "config.json", "*.safetensors", "*.gguf")
+_OF_MODELS = ("config.json", "*.safetensors")
+_OWN = ("policy.json", "agent.json", "*.gguf")  # an export writes one of these first
 _STRICT = ConfigDict(**STRICT, arbitrary_types_allowed=True)
 # Ranges that signatures do not state: of other libraries, or handed on to them.
 _FOREIGN: dict[Any, dict[str, Any]] = {
@@ -79,6 +79,9 @@ def check_values(command: str, given: Any) -> None:
 
 def components(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Component]]:
     """All parts of a plain config that name a `_target_`."""
+    if isinstance(node, list):
+        for number, entry in enumerate(node):
+            yield from components(entry, (*keys, str(number)))
     if not isinstance(node, dict):
         return
     if keys == ("trainer",):
@@ -230,13 +233,13 @@ def refuse_overwriting(out: str | Path, folder: str | Path, what: str = "that is
 
 
 def refuse_foreign(out: str | Path) -> None:
-    """Raises PPFError if an export would replace files in `out` that are not those of a model."""
+    """Raises PPFError if an export would replace files in `out` that PPF has not written."""
     here = Path(out)
-    replaced = [file.name for name in REPLACED for file in here.glob(name)]
-    if replaced and not any(any(here.glob(name)) for name in _OF_MODELS):
+    replaced = [file.name for name in (*_OF_MODELS, *REPLACED) for file in here.glob(name)]
+    if replaced and not any(any(here.glob(name)) for name in _OWN):
         raise PPFError(
-            f"an export would replace {replaced[0]} in out={out}, which is not the folder of a"
-            " model: give another folder."
+            f"an export would replace {replaced[0]} in out={out}, which is not a folder that PPF"
+            " wrote: give another folder."
         )
 
 

@@ -25,7 +25,6 @@ from ppf.report.origin import (
     gguf_command,
     machine,
     next_command,
-    task_overrides,
 )
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
@@ -35,7 +34,7 @@ _UNREAD = {"policy": ["trust_remote_code"], "path": ["sequential", "refit_window
 _OF_OTHERS = ("text.windows.calibration", "text.windows.labelling", "text.training")
 
 
-def _check(cfg: DictConfig) -> None:
+def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     if bool(cfg.policy) == bool(folders(cfg)):
         raise PPFError(
             "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
@@ -49,7 +48,7 @@ def _check(cfg: DictConfig) -> None:
         refuse_recovered(read_policy(cfg.policy, cfg.trust_targets), cfg.policy)
     for path in folders(cfg):
         check_format(Path(local_folder(path, "path")))
-    check_read(cfg, task_overrides())
+    check_read(cfg, overrides)
 
 
 def check_read(cfg: DictConfig, given: Sequence[str]) -> None:

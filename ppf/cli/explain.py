@@ -43,6 +43,7 @@ _GIVEN = {
     "text": "; for a file give text.path=FILE",
 }
 """Option group → how to give what is no option."""
+_SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '(.+)'")
 _NO_GROUP = re.compile(r"Could not override '(.+)'\. No match in the defaults list")
 
 
@@ -138,6 +139,9 @@ def explain_config(command: str, overrides: Sequence[str]) -> Explain:
         if isinstance(error, OverrideParseException):
             given = _GIVEN.get(str(error.override).partition("=")[0], "")
             return f"{error.override} is not an override: give KEY=VALUE, as in seed=1{given}."
+        if found := _SEVERAL_VALUES.match(str(error)):
+            key = found[1].partition("=")[0]
+            return f"{key} has several values: give -m for one job each, or {key}=[...] for a list."
         if found := _NO_GROUP.match(str(error)):
             return f"{command} has no option group {found[1]}: --help lists those that it has."
         if isinstance(error, ConfigCompositionException) and error.__cause__:

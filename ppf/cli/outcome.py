@@ -24,6 +24,7 @@ from ppf.records.run import RUN, RunRecord
 from ppf.report.origin import task_overrides, version
 
 _SET_ASIDE = ".hydra/earlier.json"
+_OF_OTHERS = (".hydra", "wandb")  # Hydra writes before each job, and `wandb sync` after it
 # Keys that do not change results.
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
 
@@ -92,11 +93,12 @@ class Job:
         """
         own, place = self._identity(), self._folder / RUN
         earlier = self._folder / _SET_ASIDE
-        for file in (place, earlier):
+        for file in (place, earlier, place):  # another rank may put it back between two reads
             with suppress(PPFError):
                 found = read(file, RunRecord, "run the command again")
                 if found["config"] == own and (file == place or _is_newest(earlier, self._folder)):
-                    file.replace(place)
+                    with suppress(FileNotFoundError):
+                        file.replace(place)
                     return found
         return None
 
@@ -131,7 +133,9 @@ def set_aside(folder: Path) -> None:
 def _is_newest(record: Path, folder: Path) -> bool:
     """Whether no file of the folder is newer than a run.json, which a job writes last."""
     written = record.stat().st_mtime_ns
-    return all(file.stat().st_mtime_ns <= written for file in folder.iterdir() if file.is_file())
+    files = (file for file in folder.rglob("*") if file.is_file())
+    own = (file for file in files if file.relative_to(folder).parts[0] not in _OF_OTHERS)
+    return all(file.stat().st_mtime_ns <= written for file in own)
 
 
 def _here(cfg: DictConfig) -> dict[str, Any]:

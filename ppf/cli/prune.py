@@ -1,6 +1,6 @@
 """ppf-prune: writes a policy's model, for transformers or llama.cpp."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning import Fabric
@@ -22,13 +22,12 @@ from ppf.llm.loading import local_folder
 from ppf.progress import say
 from ppf.pruning.elastic import ADAPTERS
 from ppf.records.agent import agent_folder
-from ppf.report.origin import task_overrides
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.prune import convert, prune
 from ppf.stages.prune_at import prune_at
 
 
-def _check(cfg: DictConfig) -> None:
+def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     given = sum(bool(cfg[key]) for key in ("policy", "path", "search"))
     if given != 1 or bool(cfg.search) != (cfg.ratio is not None):
         raise PPFError(
@@ -48,7 +47,7 @@ def _check(cfg: DictConfig) -> None:
     else:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy, " and export=gguf or export=decilm")
-    check_read(cfg, task_overrides())
+    check_read(cfg, overrides)
     refuse_foreign(cfg.out)
     refuse_overwriting_dense(cfg.out, record)
 

@@ -1,6 +1,6 @@
 """ppf-recover: trains a pruned model, by default by distillation from the dense model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -72,7 +72,7 @@ def _start(cfg: DictConfig) -> Path:
     return Path(cfg.path) if cfg.path else Path(cfg.policy).parent
 
 
-def _check(cfg: DictConfig) -> None:
+def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     if sum(bool(cfg[key]) for key in ("policy", "path", "search")) != 1:
         raise PPFError(
             "give one of policy=FILE (a policy.json), path=FOLDER (a folder that prune wrote)"
@@ -92,7 +92,7 @@ def _check(cfg: DictConfig) -> None:
     for key, known in _KNOWN.items():
         if (value := cfg.trainer.get(key)) is not None and value not in known:
             raise PPFError(f"trainer.{key}={value} is not supported: give {' or '.join(known)}.")
-    check_read(cfg, task_overrides())
+    check_read(cfg, overrides)
     refuse_foreign(cfg.out)
     refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:

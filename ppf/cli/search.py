@@ -30,7 +30,6 @@ from ppf.llm import LanguageModel, Text
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.progress import Stopwatch, say
 from ppf.report.html import write_page
-from ppf.report.origin import task_overrides
 from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.summary import summary_rows
@@ -87,8 +86,8 @@ UNREAD = {
 """Keys and sections that a mode does not read."""
 
 
-def _check(cfg: DictConfig) -> None:
-    check_read(cfg, task_overrides())
+def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    check_read(cfg, overrides)
     check_acquired(cfg)
     check_start(cfg.predictor)
     check_trainer(cfg.trainer)

@@ -1,5 +1,7 @@
 """ppf-serve: serves one model at any ratio, with an OpenAI-style API and a web page."""
 
+from collections.abc import Sequence
+
 from lightning import Fabric
 from omegaconf import DictConfig
 
@@ -10,7 +12,16 @@ from ppf.runtime import DynamicModel
 from ppf.runtime.search_folder import check_search
 
 
-@command(check_search, one_process=True)
+def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    if isinstance(cfg.api_key, int):
+        raise PPFError(
+            f"api_key={cfg.api_key} was read as a number, which may differ from the text: give"
+            " 'api_key=\"TEXT\"' with both kinds of quotes, or set the variable PPF_API_KEY."
+        )
+    check_search(cfg)
+
+
+@command(_check, one_process=True)
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Serves the search in `cfg.search` until it is stopped."""
     try:
@@ -22,7 +33,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         raise PPFError(
             f"serve needs the package {error.name}: run `pip install 'ppf-llm[serve]'`."
         ) from error
-    key = None if cfg.api_key in (None, "") else str(cfg.api_key)
+    key = cfg.api_key or None
     host = f"[{cfg.host}]" if ":" in cfg.host else cfg.host
     with bind(cfg.host, cfg.port) as bound:
         if key is None and not is_loopback(bound):

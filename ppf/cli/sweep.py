@@ -60,7 +60,11 @@ class SweepReport(Callback):
             say(f"Job {config.hydra.job.num} has no metric: Optuna goes on without this trial.")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exits with code 1 if a job has not finished: Hydra would turn an error into a warning."""
+        """Writes the report. Exits with code 1 without it, or if a job has not finished.
+
+        Hydra would turn an error into a warning.
+        """
+        from ppf.errors import PPFError, reason
         from ppf.progress import say
         from ppf.records.run import RUN
         from ppf.report.sweep import finished_jobs, jobs_of
@@ -68,11 +72,18 @@ class SweepReport(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         left = [job for job in jobs_of(self.multirun, folder) if not (job / RUN).is_file()]
-        if finished_jobs(folder):
-            for name, path in write_sweep(folder).items():
-                say(f"{name:<6}  {path}")
+        failed = bool(left)
+        try:
+            if finished_jobs(folder):
+                for name, path in write_sweep(folder).items():
+                    say(f"{name:<6}  {path}")
+        except Exception as error:
+            told = error if isinstance(error, PPFError) else reason(error)
+            print(f"Error: the multirun has no report: {told}", file=sys.stderr)
+            failed = True
         if left:
             say(f"Jobs that did not finish: {len(left)}, the first in {left[0]}")
+        if failed:
             sys.exit(1)
 
 

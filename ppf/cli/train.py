@@ -28,7 +28,7 @@ from ppf.stages.score import Scored, held_out, no_held_out, score
 from ppf.stages.train import check_members, check_start, check_trainer, folds, train
 
 
-def _check(cfg: DictConfig) -> None:
+def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     check_acquired(cfg)
     check_start(cfg.predictor)
     check_trainer(cfg.trainer)

@@ -154,9 +154,9 @@ def run_tags() -> list[str]:
 def job_folder(name: str) -> str:
     """The name of a job's folder, which names its overrides; a long one ends in a hash instead.
 
-    Paths would create sub-folders, so "/" becomes "-".
+    Paths would create sub-folders, so "/" becomes "-". A job without overrides is "default".
     """
-    return shortened(name.replace("/", "-"), _LONGEST_FOLDER)
+    return shortened(name.replace("/", "-") or "default", _LONGEST_FOLDER)
 
 
 def shortened(name: str, most: int) -> str:
@@ -196,5 +196,4 @@ OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
 OmegaConf.register_new_resolver("invocation", invocation, replace=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver("run_tags", run_tags, replace=True)
 OmegaConf.register_new_resolver("run_group", run_group, replace=True)

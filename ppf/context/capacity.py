@@ -1,7 +1,9 @@
 """Compares what a config needs with what this machine has, before any work starts."""
 
 import copy
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -246,5 +248,14 @@ def _made(cfg: DictConfig, device: torch.device, dtype: str | None) -> float:
         return 0.0
     names, loaded = signatures(cfg, device), resolve_dtype(dtype or cfg.model.dtype, device)
     parts = (f"statistics/{names.statistics}*", f"bank/{names.bank}/{loaded}")
-    files = {f for part in parts for top in folder.glob(part) for f in (top, *top.rglob("*"))}
-    return sum(file.stat().st_size for file in files if file.is_file()) / GIB
+    return sum(_bytes(top) for part in parts for top in folder.glob(part)) / GIB
+
+
+def _bytes(place: Path) -> int:
+    """The size of a file, or of all files in a folder; another process may be removing them."""
+    found = (Path(folder, name) for folder, _, names in os.walk(place) for name in names)
+    total = 0
+    for file in found if place.is_dir() else [place]:
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total

@@ -1,5 +1,6 @@
 """The inputs of a recovery, from its config."""
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -206,4 +207,5 @@ def with_enough_memory(cfg: DictConfig, fabric: Fabric, work: Callable[[Recovery
                 ) from error
         settings = smaller
         say(f"Out of memory: going on with {settings.micro_batch} windows at a time.")
+        gc.collect()  # the Trainer, its module and its optimizer refer to each other
         torch.cuda.empty_cache()

@@ -90,13 +90,16 @@ def with_code(config: dict[str, Any], cache: Path) -> dict[str, Any]:
     Args:
         cache: folder that remembers digests of files.
     """
-    found = {
-        key: with_code(value, cache) if isinstance(value, dict) else value
-        for key, value in config.items()
-    }
+    found = {key: _with_code(value, cache) for key, value in config.items()}
     if file := _own_file(config.get("_target_")):
         found["_code_"] = digest(file, cache)
     return found
+
+
+def _with_code(value: Any, cache: Path) -> Any:
+    if isinstance(value, list):
+        return [_with_code(entry, cache) for entry in value]
+    return with_code(value, cache) if isinstance(value, dict) else value
 
 
 def _own_file(target: str | None) -> Path | None:
@@ -233,7 +236,8 @@ def file_identity(path: str, key: str, cache: Path) -> dict[str, Any]:
 def missing(what: str, command: str) -> PPFError:
     """The error of a stage that lacks an artefact and must not make it (`upstream=require`)."""
     return PPFError(
-        f"there are no {what} for this config: run `{command}` first, or set upstream=make."
+        f"this config has no {what} yet: run `{command}` with the same model, text and other"
+        " overrides first, or set upstream=make."
     )
 
 

@@ -31,9 +31,9 @@ class Exporter(ABC):
             whole: the same of the dense model.
         """
 
-    @abstractmethod
     def check(self, pruner: LivePruner) -> None:
         """Raises PPFError if the format cannot hold the pruned model; called before long work."""
+        check_blocks(pruner.lm)
 
     @abstractmethod
     def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
@@ -63,7 +63,7 @@ class Converter(Exporter):
         """As `write`."""
 
     def check(self, pruner: LivePruner) -> None:
-        check_blocks(pruner.lm)
+        super().check(pruner)
         self.check_model(Pruned.of(pruner))
 
     def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:

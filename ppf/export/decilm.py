@@ -4,7 +4,6 @@ In this format every layer has an FFN of its own width, or none, and the dense m
 none. vLLM computes it with `vllm/model_executor/models/nemotron_nas.py`.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,12 @@ from ppf.export import configuration_decilm
 from ppf.export.base import Converter, tell_rounding
 from ppf.export.card import Form, write_card
 from ppf.export.configuration_decilm import DeciLMConfig
-from ppf.export.files import write_generation_config, write_tokenizer, write_weights
+from ppf.export.files import (
+    write_generation_config,
+    write_policy,
+    write_tokenizer,
+    write_weights,
+)
 from ppf.export.pruned import Pruned
 from ppf.llm import LanguageModel
 from ppf.llm.loading import dtype_name
@@ -62,7 +66,7 @@ class DeciLM(Converter):
     def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         self.check_model(model)
         tell_rounding(policy)
-        folder.mkdir(parents=True, exist_ok=True)
+        write_policy(folder, policy)
         weights = _weights(model)
         write_weights(weights, folder)
         _config(model, set(weights)).save_pretrained(folder)
@@ -72,7 +76,6 @@ class DeciLM(Converter):
         count, itemsize = parameters(model.lm.model), model.lm.dtype.itemsize
         form = Form("vllm", _USE, weight_bytes(folder), itemsize, count)
         write_card(folder, model, policy, form)
-        (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
         return folder
 
 

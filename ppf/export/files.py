@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -22,6 +23,12 @@ _TOKENIZER = (
 
 REPLACED = (*_TOKENIZER, "generation_config.json", "README.md")
 """Files of a folder that an export writes or deletes, beside the model's own."""
+
+
+def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
+    """Writes policy.json, which marks the folder as PPF's own, before all other files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
 
 
 def write_weights(

@@ -29,9 +29,9 @@ def front_matter(model: PreTrainedModel, config: Mapping[str, Any], library: str
     revision = (given.get("source") or {}).get("revision")
     own = _own_card(str(model.name_or_path), revision)
     own |= {key: value for key, value in _facts(given).items() if value}
-    known = {key: own[key] for key in _COPIED if own.get(key)}
+    known = {key: own[key] for key in _COPIED if _is_names(own.get(key))}
     named = known.get("datasets", [])
-    named = named if isinstance(named, list) else [str(named)]
+    named = [named] if isinstance(named, str) else named
     known["datasets"] = list(dict.fromkeys([*named, *_datasets(text)])) or None
     found = ModelCardData(
         base_model=own.get("base_model"),
@@ -42,6 +42,12 @@ def front_matter(model: PreTrainedModel, config: Mapping[str, Any], library: str
         **known,
     )
     return found.to_yaml()
+
+
+def _is_names(value: Any) -> bool:
+    """Whether a value of a card is a text or a list of texts; any other value is left out."""
+    texts = [value] if isinstance(value, str) else value
+    return bool(texts) and isinstance(texts, list) and all(isinstance(x, str) for x in texts)
 
 
 def _own_card(source: str, revision: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
+from ppf.artefacts import draft
 from ppf.evaluation.size import parameters
 from ppf.export.base import Converter
 from ppf.export.card import Form, write_card
@@ -58,13 +60,24 @@ class GGUF(Converter):
 
     def write_file(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         """The file alone. It also stores the policy, under the key `ppf.policy`."""
-        reader, config = architecture_of(model), model.lm.model.config
+        reader = architecture_of(model)
         _say_padding(model, reader)
-        folder.mkdir(parents=True, exist_ok=True)
         name = policy.get("model", "model")
         file_name = re.sub(r"[^\w.-]", "_", name)  # a hub id has a slash
         path = folder / f"{file_name}-{self.type}.gguf"
-        writer = gguf.GGUFWriter(path, reader.name)
+        with draft(path) as file, closing(gguf.GGUFWriter(file, reader.name)) as writer:
+            self._write(writer, model, reader, name, policy)
+        return path
+
+    def _write(
+        self,
+        writer: gguf.GGUFWriter,
+        model: Pruned,
+        reader: Architecture,
+        name: str,
+        policy: Mapping[str, Any],
+    ) -> None:
+        config = model.lm.model.config
         writer.add_file_type(LlamaFileType[f"MOSTLY_{self.type.upper()}"])
         writer.add_name(name)
         writer.add_string("ppf.policy", json.dumps(policy))
@@ -83,8 +96,6 @@ class GGUF(Converter):
         for kind, (_, tensor) in zip(kinds, tensors(model, reader), strict=True):
             data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
             writer.write_tensor_data(data)  # one by one: all of them may not fit into memory
-        writer.close()
-        return path
 
     def _form(self, file: Path, count: int) -> Form:
         use = (

@@ -22,9 +22,14 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export import modeling_pruned
-from ppf.export.base import Exporter, check_blocks, tell_rounding
+from ppf.export.base import Exporter, tell_rounding
 from ppf.export.card import Form, write_card
-from ppf.export.files import write_generation_config, write_tokenizer, write_weights
+from ppf.export.files import (
+    write_generation_config,
+    write_policy,
+    write_tokenizer,
+    write_weights,
+)
 from ppf.export.pruned import Pruned
 from ppf.llm import Adapter, Coupling
 from ppf.llm.loading import dtype_name
@@ -56,9 +61,6 @@ It needs transformers 5.20 or later. `trust_remote_code=True` runs two files of 
 class HuggingFace(Exporter):
     """Writes a Hugging Face folder."""
 
-    def check(self, pruner: LivePruner) -> None:
-        check_blocks(pruner.lm)
-
     def write(self, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> Path:
         tell_rounding(policy)
         return export_folder(pruner, folder, policy)
@@ -85,13 +87,12 @@ def export_folder(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -
 def write_without_card(pruner: LivePruner, folder: Path, policy: Mapping[str, Any]) -> None:
     """Writes the same folder without a model card. The policy then needs no measurements."""
     model = pruner.lm.model
-    folder.mkdir(parents=True, exist_ok=True)
+    write_policy(folder, policy)
     write_weights(_weights(model), folder)
     pruned_config(pruner).save_pretrained(folder)
     write_generation_config(model, folder)
     write_tokenizer(pruner.lm.tokenizer, folder)
     _write_code(folder, type(model).__name__, type(model.base_model).__name__)
-    (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
 
 
 def export_recovered(
@@ -113,7 +114,7 @@ def export_recovered(
     Returns:
         The new folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    write_policy(folder, policy)
     trained = model.lm.model
     write_weights(_weights(trained), folder, dtype)
     write_generation_config(trained, folder)
@@ -124,8 +125,7 @@ def export_recovered(
     config |= {"dtype": dtype_name(dtype), **_OWN_CODE}
     for key in _CODE_OF_OTHERS:
         config.pop(key, None)
-    for name, content in (("config.json", config), ("policy.json", policy)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _write_card(folder, model, dtype, parameters(model.lm.model), policy)
     return folder
 

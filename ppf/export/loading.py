@@ -1,7 +1,7 @@
 """Loads Hugging Face folders for evaluation. Code in a folder runs only if the user trusts it."""
 
 import copy
-import re
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,19 @@ from ppf.llm.checkpoint import (
     read_config,
     read_model,
     read_tokenizer,
+    strings,
     weights_fault,
 )
 from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
 from ppf.records.exported import ExportedConfig
 
-_FOREIGN_CODE = re.compile(r'"[\w./-]+--[\w.-]+\.\w+"')  # as transformers writes it in auto_map
+_FOREIGN_CODE = {  # key → what its value then contains
+    "auto_map": "--",
+    "attn_implementation": "/",
+    "_attn_implementation": "/",
+    "base_model_name_or_path": "",
+}
 _REMEDY = "export the policy again"
 Widths = dict[str, dict[str, int]]
 """Layer → name of a width in its config → the width."""
@@ -138,9 +144,9 @@ def _empty(coupling: Coupling, bias: nn.Parameter | None) -> None:
 
 
 def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    for name in ("config.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer_config.json", "adapter_config.json"):
         file = folder / name
-        if file.is_file() and _FOREIGN_CODE.search(file.read_text(encoding="utf-8")):
+        if file.is_file() and _names_foreign_code(file):
             raise PPFError(f"{file} names code of another repository: give another folder.")
     try:
         with quiet():
@@ -156,6 +162,31 @@ def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     if fault := weights_fault(model, found, dtype):
         raise PPFError(f"path={folder} {fault}: give another folder.")
     return model, tokenizer
+
+
+def _names_foreign_code(file: Path) -> bool:
+    """Whether transformers would run code from elsewhere: modelling code, kernels, or a base model.
+
+    Raises:
+        PPFError: the file is damaged.
+    """
+    try:
+        entries: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PPFError(f"{file} is damaged ({reason(error)}): give another folder.") from error
+    return any(
+        sign in value for key, sign in _FOREIGN_CODE.items() for value in _values(entries, key)
+    )
+
+
+def _values(entries: Any, key: str) -> list[str]:
+    """All strings below a key, at any depth of a JSON value."""
+    if isinstance(entries, list):
+        return [found for entry in entries for found in _values(entry, key)]
+    if not isinstance(entries, dict):
+        return []
+    own = list(strings(entries.get(key)))
+    return own + [found for entry in entries.values() for found in _values(entry, key)]
 
 
 def _pruned_class(folder: Path, config: PreTrainedConfig) -> Any:

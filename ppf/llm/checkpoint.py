@@ -103,7 +103,7 @@ def _refuse_foreign_files(source: str, revision: str | None) -> None:
                 raise PPFError(f"{name} has the entry {key}, which is no token: remove it")
             if key.endswith("_file") and isinstance(entries[key], int):  # an open file's number
                 raise PPFError(f"{name} has the entry {key}={entries[key]}: remove it")
-        for value in _strings(entries):
+        for value in strings(entries):
             if len(value) >= _LONGEST or "\0" in value:
                 continue
             if any(_is_foreign(path, folder) for path in (Path(value), folder / value)):
@@ -121,13 +121,13 @@ def _is_foreign(file: Path, folder: Path) -> bool:
     return os.path.exists(path) and not os.path.isdir(path) and not own
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
     """All strings in a JSON value, without keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _strings(part)
+            yield from strings(part)
 
 
 def read_model(

@@ -111,7 +111,7 @@ class PredictorModule(LightningModule):
 
     def check_same(self, predictor: Mapping[str, Any]) -> None:
         """Raises PPFError if a predictor of this config cannot start from this one."""
-        if any(self.hparams[name] != predictor[name] for name in ("network", "residual")):
+        if any(self.hparams[name] != predictor[name] for name in _SAME):
             raise _other()
 
     def start_from(self, other: "PredictorModule") -> None:
@@ -120,7 +120,7 @@ class PredictorModule(LightningModule):
         The same holds for the hyper-parameters of the Gaussian process.
 
         Raises:
-            PPFError: the other predictor has another network, process or space.
+            PPFError: the other predictor has another encoder, network, process or space.
         """
         mine, theirs = self.ensemble.stacked, other.ensemble.stacked
         shapes = [[p.shape[1:] for p in parameters] for parameters in (mine, theirs)]
@@ -322,8 +322,8 @@ def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) ->
 
 def _other() -> PPFError:
     return PPFError(
-        "the predictor of predictor.init_from has another network or space: give one that"
-        " was trained with this predictor= and space=."
+        "the predictor of predictor.init_from has another encoder, network or space: give one"
+        " that was trained with this predictor= and space=."
     )
 
 
@@ -338,6 +338,7 @@ def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
     return made(*inputs, **arguments)
 
 
+_SAME = ("encoder", "network", "residual")
 _LARGEST = 5.0  # transformed excess; keeps sinh finite, unless the catastrophic limit is higher
 _SMALLEST = 1e-6  # transformed error; keeps intervals wider than zero where a fit is exact
 _MAD = 1.4826  # standard deviation over median absolute error of a Gaussian

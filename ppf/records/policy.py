@@ -219,7 +219,7 @@ class PolicyRecord(Record):
     text: Word
     kept: _Units
     types: _Types | None = None
-    units: _Units
+    units: Annotated[dict[SiteName, Count], Field(min_length=1, max_length=8192)]
     ratio: RatioRecord
     budget: BudgetRecord
     predicted: PredictionRecord

@@ -1,5 +1,6 @@
 """Runs Lightning's Trainer: checkpoints, early stop, resumption."""
 
+import gc
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -50,6 +51,7 @@ def fit(
         found = read_if_whole(finished, _result) if ranks.is_global_zero else None
         if ranks.broadcast(found is None):
             _train(module, _loaders(training, validation, run), run)
+            gc.collect()  # the Trainer and the optimizer refer to each other
             if ranks.is_global_zero:
                 (run.folder / _BEST).rename(finished)
                 (run.folder / _LAST).unlink()

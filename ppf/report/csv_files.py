@@ -1,6 +1,7 @@
 """A logger that writes CSV files without empty columns: one file for each group of metrics."""
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ _REST = "metrics"  # file of metrics without a group
 class CSVFiles(Logger):
     """Writes metrics such as "search/reward" into the column `reward` of search.csv.
 
-    If a row has a new column, the file is written again with this column.
+    If a row has a new column, the file is written again with this column. Rows of an earlier
+    run in the folder are kept if their step is before the first of this run, which resumes it.
 
     Args:
         save_dir: folder of the run.
@@ -66,13 +68,13 @@ class CSVFiles(Logger):
         (self._folder / f"{name}.csv").write_text(table.csv, encoding="utf-8", newline="")
 
     def _append(self, group: str, row: Mapping[str, float]) -> None:
-        file = self._folder / f"{group}.csv"
-        if group not in self._columns:  # the file may be that of an earlier run in this folder
-            self._columns[group] = list(dict.fromkeys(name for old in _rows(file) for name in old))
-        known = self._columns[group]
-        if new := [name for name in row if name not in known]:
-            known += new
+        file, known = self._folder / f"{group}.csv", self._columns.get(group)
+        if known is None or not row.keys() <= {*known}:
             rows = _rows(file)
+            if known is None:  # the rows are those of an earlier run; this one may resume it
+                rows = [old for old in rows if _step(old) < row.get("step", -math.inf)]
+            known = list(dict.fromkeys(name for each in (*rows, row) for name in each))
+            self._columns[group] = known
             self._folder.mkdir(parents=True, exist_ok=True)
             with file.open("w", encoding="utf-8", newline="") as stream:
                 writer = csv.DictWriter(stream, known)
@@ -87,3 +89,10 @@ def _rows(file: Path) -> list[dict[str, str]]:
         return []
     with file.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def _step(row: Mapping[str, str]) -> float:
+    try:
+        return float(row["step"])
+    except (KeyError, TypeError, ValueError):  # it has none, or a killed run has cut the line off
+        return math.inf

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger as TrainerLogger
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from ppf.conf import run_tags
 from ppf.errors import PPFError, reason
 from ppf.ranges import Count
 
@@ -100,6 +101,7 @@ def wandb_logger(
     *,
     mode: Literal["offline", "online", "disabled"],
     init_timeout: Count,
+    tags: Sequence[str] | None,
     **arguments: Any,
 ) -> WandbLogger:
     """A logger with a new W&B run that prints nothing.
@@ -108,12 +110,14 @@ def wandb_logger(
         save_dir: folder for the run's files.
         mode: "offline", "online" or "disabled".
         init_timeout: seconds to wait for W&B's server.
+        tags: of the run; None: the command, and its options of some groups.
         arguments: further arguments of `wandb.init`.
 
     Raises:
         PPFError: W&B does not start.
     """
-    run = _start(init_timeout, {"dir": save_dir, "mode": mode, **arguments})
+    arguments |= {"dir": save_dir, "mode": mode, "tags": run_tags() if tags is None else tags}
+    run = _start(init_timeout, arguments)
     return WandbLogger(save_dir=save_dir, project=arguments["project"], experiment=run)
 
 

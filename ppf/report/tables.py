@@ -1,6 +1,7 @@
 """Tables of results: for the console, the page and the loggers."""
 
 import csv
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -233,7 +234,8 @@ def _against_uniform(entries: Sequence[Entry]) -> Values:
         even = uniform_at(entry.ratio, entries)
         if not (even and entry.measured) or entry.policy == "dense" or even == entry.measured:
             return None
-        return change(entry.measured.perplexity, even.perplexity)
+        found = change(entry.measured.perplexity, even.perplexity)
+        return found if math.isfinite(found) else None
 
     return {Column("against uniform", signed_percent): changed}
 

@@ -227,10 +227,11 @@ class DynamicModel:
             PPFError: the text is too short, window or stride do not fit, or the call comes from
                 inside a generation.
         """
-        window, tokenizer = window or self.window, self.lm.tokenizer
+        window, tokenizer = self.window if window is None else window, self.lm.tokenizer
+        stride = window if stride is None else stride
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         tokens, leading = torch.tensor(ids, dtype=torch.long), leading_tokens(tokenizer)
-        pieces = sliding(tokens, window=window, stride=stride or window, leading=leading)
+        pieces = sliding(tokens, window=window, stride=stride, leading=leading)
         with self._in_use() as model:
             nll = pieces_nll(model, pieces, batch=batch)
         return float(torch.tensor(nll, dtype=torch.double).exp())

@@ -31,8 +31,9 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Answer
     folder = agent_folder(cfg.search)
     if (folder / AGENT).is_file():
         agent = load_agent(folder, cfg.trust_targets)
-        highest = math.floor(100 * agent.record["ratios"][1] + _ROUNDING)
+        highest = math.floor(100 * float(agent.knots[-1]) + _ROUNDING)
         context = resident(cfg, fabric, agent.record)
+        agent.check_sites(context.model.pruner.space)
         return context, (agent, [percent / 100 for percent in range(highest + 1)])
     record = read_policy(folder / "policy.json", cfg.trust_targets)
     try:

@@ -114,14 +114,14 @@ class Completion:
         read: Callable[[], list[int]],
         emit: Emit,
         *,
-        longest: int | None = None,
+        longest: int,
     ) -> None:
         """Creates a completion.
 
         Args:
             read: returns the prompt's tokens; raises PPFError if there are none.
             emit: is called with each piece, and with positions in the queue before the first one.
-            longest: most tokens of the prompt and a text; None: as many as the model's positions.
+            longest: most tokens of the prompt and a text.
         """
         self.model, self.request, self._read, self.emit = model, request, read, emit
         self._longest = longest
@@ -147,11 +147,16 @@ class Completion:
             raise PPFError("the prompt has no tokens: send some text.")
         check_embedded(self.ids, self.model.lm.tokenizer, "the prompt")
         positions = self.model.lm.model.config.max_position_embeddings
-        longest = min(positions, self._longest or positions)
-        most = self.request.most_tokens or max(1, longest - len(self.ids))
+        longest, asked = min(positions, self._longest), self.request.most_tokens
+        most = asked or max(1, longest - len(self.ids))
         if len(self.ids) + most > longest:
             own = longest == positions
             bound = f"the model's {positions} positions" if own else f"limits.context={longest}"
+            if not asked:
+                raise PPFError(
+                    f"the prompt has {len(self.ids)} tokens, which leaves none of {bound} for an"
+                    " answer: shorten the prompt."
+                )
             raise PPFError(
                 f"the prompt has {len(self.ids)} tokens, and max_tokens={most}: together more than"
                 f" {bound}: shorten the prompt or lower max_tokens."

@@ -1,6 +1,7 @@
 """Generates completions: those at one ratio share a batch, and the ratios take turns."""
 
 import time
+import traceback
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
@@ -64,6 +65,7 @@ class Engine:
             try:
                 self._turn(ratio, group)
             except Exception as error:
+                _release(error)
                 group.fail(error)
             with self._lock:
                 del self._groups[ratio]
@@ -143,6 +145,7 @@ class _Group:
             with completion.stoppable():
                 logits = self._batch.join(completion.ids, len(completion.choices))
         except Exception as error:
+            _release(error)
             completion.end(error)
             return
         self._rows += completion.choices
@@ -164,6 +167,11 @@ class _Group:
         if len(rows) < len(self._rows):
             self._batch.keep(rows)
             self._rows = [self._rows[i] for i in rows]
+
+
+def _release(error: Exception) -> None:
+    """Frees what the frames of an error's traceback hold, such as the KV cache of a prompt."""
+    traceback.clear_frames(error.__traceback__)
 
 
 def _take(row: Choice, logits: Float[Tensor, " vocabulary"]) -> None:

@@ -1,6 +1,7 @@
 """Runs the server: its socket, and its shutdown."""
 
 import asyncio
+import errno
 import math
 import signal
 import socket
@@ -27,8 +28,12 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except (OSError, OverflowError) as error:
         bound.close()
+        foreign = isinstance(error, socket.gaierror) or (
+            isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
+        )
         raise PPFError(
-            f"the server cannot listen on host={host} port={port} ({error}): give another port=."
+            f"the server cannot listen on host={host} port={port} ({error}): give another"
+            f" {'host' if foreign else 'port'}=."
         ) from error
     return bound
 

@@ -22,6 +22,7 @@ from ppf.errors import PPFError
 from ppf.evaluation.latency import check_prompts, speeds
 from ppf.export.base import Converter, Exporter
 from ppf.export.loading import read_pruned
+from ppf.export.pruned import Pruned
 from ppf.llm import LanguageModel, Text
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.windows import evenly
@@ -112,8 +113,21 @@ def convert(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
         )
     record = read_policy(folder / "policy.json", cfg.trust_targets)
     model = read_pruned(folder, resolve_dtype(cfg.dtype))
+    if not _describes(record, model):
+        raise PPFError(
+            f"{folder}/policy.json does not describe the weights beside it: export it again."
+        )
     exporter.check_model(model)
     return exporter.write_model(model, Path(cfg.out), record), record
+
+
+def _describes(record: Mapping[str, Any], model: Pruned) -> bool:
+    """Whether a model has the widths that a policy names; sites without a name are whole."""
+    kept, units = record["kept"], record["units"]
+    found = zip(model.couplings, model.atoms, model.whole, strict=True)
+    return all(
+        atoms * units.get(c.name, 1) == whole * kept.get(c.name, 1) for c, atoms, whole in found
+    )
 
 
 def compensated(

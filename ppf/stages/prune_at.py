@@ -52,6 +52,7 @@ def prune_at(cfg: DictConfig, fabric: Fabric) -> tuple[Path, dict[str, Any]]:
         given.sequential, given.refit_windows = cfg.sequential, cfg.refit_windows  # it takes memory
         context = prepare(given, fabric, dtype=cfg.dtype, check=check)
     pruner, labelling = context.model.pruner, context.labelling
+    agent.check_sites(pruner.space)
     with pruner.at(kept):
         exporter.check(pruner)
     record = _record(context, agent, cfg.ratio)

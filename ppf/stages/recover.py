@@ -164,6 +164,7 @@ class _Recovery:
 
         def train(settings: RecoverySettings) -> Trace:
             if settings.micro_batch < self.cfg.recovery.micro_batch:
+                del self.student  # before it is loaded again
                 self.student = self._load()
             names = list(self.cfg.tune)
             shared = replace(settings, tokens=settings.tokens // len(names))

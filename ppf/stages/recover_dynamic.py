@@ -53,6 +53,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
     new = {"adapted": False, "as_trained": False}
     context = resident(given, fabric, agent.record, **new, check=text.check)
     lm, pruner, machine = context.model.lm, context.model.pruner, machine_of(cfg, fabric)
+    agent.check_sites(pruner.space)
     training, validation = text.windows(lm)
     parts = [validation, *test_windows(cfg, lm)]
 

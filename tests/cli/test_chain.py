@@ -159,7 +159,7 @@ def test_a_predictor_asks_for_labels(run: Run, text: str, tmp_path: Path) -> Non
     assert "run `python train.py` first" in more
     given = (*given, "labels.acquired=0", "predictor.patience=7", "upstream=require")
     untrained = own("search", *given, ok=False).stderr
-    assert "there are no predictor" in untrained and "run `python train.py` first" in untrained
+    assert "this config has no predictor yet: run `python train.py` with the same" in untrained
 
 
 @pytest.mark.slow

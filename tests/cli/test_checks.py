@@ -219,7 +219,7 @@ def test_what_a_search_cannot_do_is_refused_before_the_work(
         cfg = compose("search", [*overrides, "paths.run=."])
     assert search.check_relations is not None
     with pytest.raises(PPFError, match=sentence):
-        search.check_relations(cfg)
+        search.check_relations(cfg, [])
 
 
 @pytest.mark.parametrize(
@@ -334,10 +334,10 @@ def test_a_start_of_the_training_is_read_before_the_work(command: str, tmp_path:
     check_relations = {"train": train, "search": search}[command].check_relations
     assert check_relations is not None
     with pytest.raises(PPFError, match=f"there is no predictor at {file}"):
-        check_relations(cfg)
+        check_relations(cfg, [])
     file.write_text("damaged")
     with pytest.raises(PPFError, match="is not a predictor of this version"):
-        check_relations(cfg)
+        check_relations(cfg, [])
 
 
 def test_a_training_may_read_more_tokens_than_32_bits_count(
@@ -421,9 +421,9 @@ def test_a_predictor_that_cannot_be_scored_is_refused_before_labelling() -> None
     with initialize_config_module("ppf.conf", version_base="1.3"):
         alone, scored = (compose("train", [*own, *more]) for more in ([], ["test_policies=32"]))
     assert train.check_relations is not None
-    train.check_relations(scored)
+    train.check_relations(scored, [])
     with pytest.raises(PPFError, match="give test_policies=256"):
-        train.check_relations(alone)
+        train.check_relations(alone, [])
 
 
 def test_a_stride_that_skips_tokens_is_refused_before_the_work() -> None:
@@ -431,4 +431,4 @@ def test_a_stride_that_skips_tokens_is_refused_before_the_work() -> None:
         cfg = compose("evaluate", ["path=x", "window=64", "stride=128", "paths.run=."])
     assert evaluate.main.check_relations is not None
     with pytest.raises(PPFError, match="skip tokens between windows of 64: give at most stride=64"):
-        evaluate.main.check_relations(cfg)
+        evaluate.main.check_relations(cfg, [])

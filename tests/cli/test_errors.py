@@ -52,7 +52,7 @@ def sentence(run: Run, script: str, *overrides: str, **more: str) -> str:
         ("prune", "export=gguf export.type=q4_k_m policy=x", "q4_k_m should be 'f16', 'q8_0',"),
         ("search", "model=llama2_7b", "give a local copy with model.path=FOLDER"),
         ("search", "text=wikitext2", "or any file with text.path=FILE"),
-        ("train", "upstream=require", "run `python collect.py labels.count=16` first"),
+        ("train", "upstream=require", "run `python collect.py labels.count=16` with the same"),
         ("collect", "text.window=1025", "text.window=1025 exceeds the model's 1024 positions"),
         ("collect", "text.windows.calibration=99999", "lower text.windows.calibration or text.w"),
     ],

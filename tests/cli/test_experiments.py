@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from tests.commands import start
 
 TINY = ("model=tiny", "debug=limit", "logger=none", "seed=0")
 
@@ -72,6 +73,22 @@ def test_the_other_jobs_run_when_one_fails(
     assert "Jobs that did not finish: 1" in done.stdout
     (results,) = tmp_path.rglob("results.json")
     assert len(json.loads(results.read_text())["rows"]) == 1
+
+
+@pytest.mark.slow
+def test_two_multiruns_of_one_experiment_run_each_job_once(
+    quick: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As if the first had been submitted to a cluster, and its jobs went on without it."""
+    folders = [f"paths.{name}={tmp_path}/{name}" for name in ("outputs", "artefacts")]
+    given = ["-m", "experiment=search/rules", *quick, "ratio=0.4", "agent=uniform", *folders]
+    outputs = [tmp_path / "first.txt", tmp_path / "second.txt"]
+    both = [start("search", given, output) for output in outputs]
+    for process in both:
+        process.join(300)
+        assert process.exitcode == 0
+    said = "".join(output.read_text() for output in outputs)
+    assert said.count("Already finished") == said.count("Searching at ratio 0.4") == 1
 
 
 @pytest.mark.slow

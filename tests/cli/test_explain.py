@@ -35,6 +35,7 @@ from tests.test_configs import STAGES
         (["agent=[ppo,sac]"], "appears more than once in the final defaults list."),
         (["foo=["], "foo=[ is not an override: give KEY=VALUE, as in seed=1."),
         (["ratio", "0.3"], "ratio is not an override: give KEY=VALUE, as in seed=1."),
+        (["ratio=0.2,0.3"], "ratio has several values: give -m for one job each, or ratio=[...]"),
         (["export=gguf"], "search has no option group export: --help lists those that it has."),
         (["~foo"], "Could not delete from config. 'foo' does not exist."),
     ],

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 import ppf
+from ppf.cli import outcome
 from ppf.cli.outcome import Job, Outcome, set_aside
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
@@ -59,6 +62,36 @@ def test_a_record_that_is_set_aside_comes_back_until_another_job_has_written(don
     assert finished("search", config(done, "ratio=0.4")) is None
     (done / "policy.json").touch()  # by the other job, which is killed then
     assert finished("search", config(done)) is None
+
+
+@pytest.mark.parametrize(("name", "same"), [("model/model.safetensors", False), ("wandb/a", True)])
+def test_a_model_that_another_job_has_begun_to_write_counts(
+    done: Path, name: str, same: bool
+) -> None:
+    (done / ".hydra").mkdir()
+    (done / name).parent.mkdir()
+    set_aside(done)
+    (done / name).touch()
+    os.utime(done / name, (time.time() + 9,) * 2)
+    assert (finished("search", config(done)) is not None) == same
+
+
+def test_ranks_agree_whether_a_job_has_finished(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank puts the record back between two reads of this one."""
+    (done / ".hydra").mkdir()
+    set_aside(done)
+    read, files = outcome.read, list[Path]()
+
+    def slow(file: Path, *given: Any) -> Any:
+        files.append(file)
+        if len(files) == 2:
+            file.replace(done / "run.json")
+        return read(file, *given)
+
+    monkeypatch.setattr(outcome, "read", slow)
+    assert finished("search", config(done)) is not None and len(files) == 3
 
 
 def test_a_file_that_changes_during_the_run_counts_as_it_was_before(

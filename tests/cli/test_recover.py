@@ -70,7 +70,7 @@ def test_blockwise_refuses_gradient_checkpointing(tmp_path: Path) -> None:
         cfg = compose("recover", given)
     assert main.check_relations is not None
     with pytest.raises(PPFError, match="tune=blockwise has no gradient checkpointing"):
-        main.check_relations(cfg)
+        main.check_relations(cfg, [])
 
 
 def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
         cfg = compose("recover", given)
     assert main.check_relations is not None
     with pytest.raises(PPFError, match="search= cannot compute in float16"):
-        main.check_relations(cfg)
+        main.check_relations(cfg, [])
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,7 @@ def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
         ("elastic.rank=8", "recover with policy= does not read elastic.rank"),
     ],
 )
-def test_what_a_training_cannot_use(
-    override: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ppf.cli.recover.task_overrides", lambda: [override])
+def test_what_a_training_cannot_use(override: str, sentence: str, tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     file.write_text(json.dumps(examples.policy()))
     with initialize_config_module("ppf.conf", version_base="1.3"):
@@ -107,7 +104,7 @@ def test_what_a_training_cannot_use(
         cfg = compose("recover", [*given, override])
     assert main.check_relations is not None
     with pytest.raises(PPFError, match=sentence):
-        main.check_relations(cfg)
+        main.check_relations(cfg, [override])
 
 
 @pytest.mark.parametrize("losses", [True, False])
@@ -148,7 +145,7 @@ def test_one_thing_is_recovered(given: list[str], tmp_path: Path) -> None:
         cfg = compose("recover", [*given, f"paths.run={tmp_path}"])
     assert main.check_relations is not None
     with pytest.raises(PPFError, match="give one of policy=FILE"):
-        main.check_relations(cfg)
+        main.check_relations(cfg, [])
 
 
 def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_path: Path) -> None:
@@ -174,7 +171,7 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
             cfg = compose(name, [*given, f"paths.run={tmp_path}/run"])
         command = import_module(f"ppf.cli.{name}").main
         with pytest.raises(PPFError, match=sentence):
-            command.check_relations(cfg)
+            command.check_relations(cfg, [])
 
 
 @pytest.mark.parametrize("command", [prune, recover_command])
@@ -187,13 +184,18 @@ def test_a_folder_of_other_files_is_not_written_to(command: Any, tmp_path: Path)
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose(name, [f"policy={file}", f"out='{out}'", f"paths.run={tmp_path}/run"])
     with pytest.raises(PPFError, match="an export would replace README.md in out="):
-        command.main.check_relations(cfg)
+        command.main.check_relations(cfg, [])
+    (out / "policy.json").touch()
+    command.main.check_relations(cfg, [])
+    (out / "policy.json").rename(out / "config.json")  # a model that PPF did not write
+    with pytest.raises(PPFError, match=r"replace config.json in out=.*which is not a folder that"):
+        command.main.check_relations(cfg, [])
     (out / "model-f16.gguf").touch()
-    command.main.check_relations(cfg)
+    command.main.check_relations(cfg, [])
     for file in out.iterdir():
         file.unlink()
     (out / ".tmpDrafT").touch()  # of a killed export
-    command.main.check_relations(cfg)
+    command.main.check_relations(cfg, [])
 
 
 def test_a_smaller_micro_batch_still_divides_the_batch_among_the_processes() -> None:

@@ -69,6 +69,20 @@ def test_only_jobs_of_this_multirun_fail_it(tmp_path: Path) -> None:
         end(report, tmp_path)
 
 
+def test_a_damaged_record_fails_the_multirun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, begin = multirun(tmp_path)
+    job(tmp_path, ["ratio-0.3"], {"nmse": 0.5})
+    begin("ratio-0.3")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text('{"metric": 3.5}')
+    with pytest.raises(SystemExit):
+        end(report, tmp_path)
+    told = capsys.readouterr().err
+    assert told.startswith("Error: the multirun has no report: ") and "other/run.json" in told
+
+
 @pytest.mark.parametrize(
     ("out", "task", "params", "refused"),
     [

@@ -384,13 +384,13 @@ def test_only_texts_that_may_have_equal_documents_say_that_they_are_read_once(
     assert "duplicates" in text_identity(cfg, "test")
 
 
-def test_a_class_without_a_source_file_is_refused() -> None:
+def test_a_class_without_a_source_file_is_refused(tmp_path: Path) -> None:
     interactive = ModuleType("interactive")  # as `__main__` of a notebook: it has no file
     vars(interactive)["Own"] = type("Own", (), {"__module__": "interactive"})
     told = pytest.raises(PPFError, match="interactive.Own has no source file")
     with patch.dict(sys.modules, interactive=interactive), told:
-        with_code({"compensation": {"_target_": "interactive.Own"}}, Path())
-    assert with_code({"_target_": "builtins.dict"}, Path()) == {"_target_": "builtins.dict"}
+        with_code({"compensation": [{"_target_": "interactive.Own"}]}, tmp_path)
+    assert with_code({"_target_": "builtins.dict"}, tmp_path) == {"_target_": "builtins.dict"}
 
 
 def test_classes_of_a_users_own_count_by_their_file(

@@ -49,6 +49,13 @@ def test_one_data_set_may_stand_without_a_list(tmp_path: Path) -> None:
     assert read(tmp_path)["datasets"] == ["wikitext"]
 
 
+def test_values_that_are_no_names_are_left_out(tmp_path: Path) -> None:
+    card = CARD.replace("[someone/words]", "[{name: words}]").replace("[en, de]", "{a: b}")
+    (tmp_path / "README.md").write_text(card)
+    found = read(tmp_path)
+    assert found["license"] == "mit" and not {"datasets", "language"} & found.keys()
+
+
 def test_a_card_that_ppf_wrote_keeps_its_base_and_lists_each_data_set_once(tmp_path: Path) -> None:
     (tmp_path / "policy.json").write_text("{}")
     (tmp_path / "README.md").write_text(CARD)

@@ -1,3 +1,4 @@
+import errno
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_a_name_with_a_slash_is_no_path(pruner: LivePruner, tmp_path: Path) -> N
     path = export_gguf(pruner, tmp_path / "out", policy, type="f16")
     assert (path.parent, path.name) == (tmp_path / "out", ".._someone_model-f16.gguf")
     assert value(GGUFReader(path), "general.name") == "../someone/model"
+
+
+def test_an_export_that_fails_leaves_the_earlier_file(
+    pruner: LivePruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = export_gguf(pruner, tmp_path, POLICY, type="f16")
+    earlier = path.read_bytes()
+
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gguf.GGUFWriter.write_tensor_data", full)
+    with pytest.raises(PPFError, match="free some space"):
+        export_gguf(pruner, tmp_path, POLICY, type="f16")
+    assert path.read_bytes() == earlier and not [*tmp_path.glob("*.draft")]
 
 
 def test_tensors_are_the_models_own(pruner: LivePruner, tmp_path: Path) -> None:

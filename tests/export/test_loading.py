@@ -55,13 +55,25 @@ class TestOneFamily:
         loaded(folder, trust_remote_code=True)
         assert marker.exists()
 
-    @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+    @pytest.mark.parametrize(
+        ("name", "entry"),
+        [
+            ("config.json", {"auto_map": {"AutoModelForCausalLM": "other/repo--code.Model"}}),
+            ("config.json", {"text_config": {"_attn_implementation": "other/kernel"}}),
+            (
+                "tokenizer_config.json",
+                {"auto_map": {"AutoTokenizer": ["my @/other--code.Tokenizer", None]}},
+            ),
+            ("adapter_config.json", {"base_model_name_or_path": "other"}),
+        ],
+    )
     def test_trust_in_a_folder_does_not_extend_to_other_repositories(
-        self, folder: Path, name: str
+        self, folder: Path, name: str, entry: dict[str, Any]
     ) -> None:
-        content = json.loads((folder / name).read_text())
-        content |= {"auto_map": {"AutoTokenizer": ["other/repo--code.Tokenizer", None]}}
-        (folder / name).write_text(json.dumps(content))
+        file = folder / name
+        content = json.loads(file.read_text()) if file.exists() else {}
+        # JSON may write any character as an escape.
+        file.write_text(json.dumps(content | entry).replace("--", r"\u002d\u002d"))
         with pytest.raises(PPFError, match="names code of another repository"):
             loaded(folder, trust_remote_code=True)
 

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from ppf.conf import run_tags
 from ppf.errors import PPFError
 from ppf.report import loggers as module
 from ppf.report.csv_files import CSVFiles
@@ -96,13 +97,19 @@ def test_a_new_column_does_not_lose_earlier_rows(tmp_path: Path) -> None:
     ]
 
 
-def test_a_repeated_run_adds_to_the_files_of_its_folder(tmp_path: Path) -> None:
-    CSVFiles(str(tmp_path), folder="csv").log_metrics({"x/a": 1.0, "x/b": 2.0})
-    CSVFiles(str(tmp_path), folder="csv").log_metrics({"x/a": 3.0, "x/c": 4.0})
-    assert read(tmp_path / "csv" / "x.csv") == [
-        {"a": "1.0", "b": "2.0", "c": ""},
-        {"a": "3.0", "b": "", "c": "4.0"},
-    ]
+def test_a_resumed_run_keeps_earlier_rows_and_a_repeated_one_replaces_them(tmp_path: Path) -> None:
+    def rows(*steps: int) -> list[str]:
+        logger = CSVFiles(str(tmp_path), folder="csv")
+        for step in steps:
+            logger.log_metrics({"x/a": 1.0, "x/b": 2.0} if step < 5 else {"x/c": 4.0}, step)
+        return [row["step"] for row in read(tmp_path / "csv" / "x.csv")]
+
+    file = tmp_path / "csv" / "x.csv"
+    assert rows(0, 1, 2, 3) == ["0", "1", "2", "3"]
+    file.write_text(file.read_text()[:-5])  # the run was killed while it wrote its last row
+    assert rows(2, 6) == ["0", "1", "2", "6"], "resumed at a checkpoint"
+    assert [row["c"] for row in read(file)] == ["", "", "", "4.0"]
+    assert rows(0, 1) == ["0", "1"], "begun again"
 
 
 def test_offline_runs_are_distinct_and_in_their_own_folders(
@@ -164,7 +171,8 @@ def wandb_of(composed):
             cfg.hydra.mode = mode
         HydraConfig.instance().set_config(cfg)
         try:
-            return OmegaConf.create(OmegaConf.to_container(composed().wandb, resolve=True))
+            given = OmegaConf.to_container(composed().wandb, resolve=True)
+            return OmegaConf.create(given | {"tags": run_tags()})
         finally:
             GlobalHydra.instance().clear()
             HydraConfig.instance().cfg = None
@@ -178,7 +186,7 @@ def test_a_run_is_named_after_its_overrides(composed, wandb_of) -> None:
 
 
 def test_jobs_of_a_multirun_and_seeds_of_a_run_are_a_group_with_tags(composed, wandb_of) -> None:
-    assert (composed().wandb.group, composed().wandb.tags) == (None, [])
+    assert (composed().wandb.group, run_tags()) == (None, [])
     alone = wandb_of(RunMode.RUN, "experiment=search/rules", "seed=3")
     assert alone.tags == ["search", "search/rules"]
     assert alone.group == "search experiment=search/rules", "runs of other seeds are its group"

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,14 @@ def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
     paths = (f"paths.artefacts={config.paths.artefacts}", f"paths.cache={config.paths.cache}")
     model = DynamicModel.from_search(folder, *paths)
     assert model.ratios == [percent / 100 for percent in range(51)], "0.51 would be refused"
+    record = folder / "agent.json"
+    original = record.read_text()
+    changed = json.loads(original)
+    changed["space"]["sites"][0]["layer"], changed["space"]["sites"][2]["layer"] = 1, 0
+    record.write_text(json.dumps(changed))
+    with pytest.raises(PPFError, match=r"agent\.json has other sites than the model"):
+        DynamicModel.from_search(folder, *paths)
+    record.write_text(original)
     for ratio in (0.0, 0.137, 0.37, 0.5):
         model.set_ratio(ratio)
         assert ratio <= model.ratio < ratio + 0.1

@@ -4,14 +4,17 @@ from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
 from ppf.server.completion import Completion, StoppedError
 from ppf.server.engine import Engine
-from ppf.server.requests import CompletionRequest
+from ppf.server.requests import ChatRequest, CompletionRequest, GenerationRequest
 
 
-def completion(model: DynamicModel, longest: int | None = None, **asked: object) -> Completion:
+def completion(model: DynamicModel, longest: int = 8192, **asked: object) -> Completion:
     request = {"prompt": "Hello", "max_tokens": 900, "temperature": 0.0, "pruning_ratio": 0.2}
-    checked = CompletionRequest.model_validate(request | asked)
+    return prepared(model, CompletionRequest.model_validate(request | asked), longest)
+
+
+def prepared(model: DynamicModel, request: GenerationRequest, longest: int) -> Completion:
     read, emit = (lambda: [*b"Hello"]), (lambda piece: None)
-    made = Completion(model, checked, read, emit, longest=longest)
+    made = Completion(model, request, read, emit, longest=longest)
     made.prepare()
     return made
 
@@ -70,3 +73,6 @@ def test_a_text_is_not_longer_than_the_server_allows(model: DynamicModel) -> Non
     with pytest.raises(PPFError, match=r"more than limits\.context=64: shorten the prompt"):
         completion(model, longest=64, max_tokens=64)
     assert completion(model, longest=64, max_tokens=59).most_tokens == 59
+    chat = ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hello"}]})
+    with pytest.raises(PPFError, match=r"5 tokens, which leaves none of limits\.context=5 for an"):
+        prepared(model, chat, 5)

@@ -1,6 +1,8 @@
 """Which completions are generated together, in which order, and what the others are told."""
 
+import gc
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -29,6 +31,7 @@ class Log:
             checked,
             lambda: self.model.lm.tokenizer(name)["input_ids"],
             lambda piece: self.entries.append((name, piece)),
+            longest=8192,
         )
         made.prepare()
         return made
@@ -95,6 +98,28 @@ def test_completions_at_one_ratio_share_forward_passes(
     asked = [log.completion(f"p{i}", max_tokens=4 * (i + 1)) for i in range(3)]
     run(Engine(model, sequences=4, turn_seconds=1), *asked)
     assert max(sizes) == 3 and sizes[-1] == 1 and len(sizes) < 4 + 8 + 12
+
+
+def test_a_prompt_that_fails_leaves_nothing_in_memory(
+    log: Log, model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Held: ...
+
+    caches = list[weakref.ref[Held]]()
+
+    def breaking(batch: DecodingBatch, *given: Any) -> None:
+        cache = Held()
+        caches.append(weakref.ref(cache))
+        raise MemoryError
+
+    monkeypatch.setattr(DecodingBatch, "join", breaking)
+    gc.disable()  # the collector would also free it, but later
+    try:
+        future = Engine(model, sequences=4, turn_seconds=1).submit(log.completion("a"))
+        assert isinstance(future.exception(SECONDS), MemoryError)
+        assert len(caches) == 1 and caches[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_ratios_take_turns(log: Log, model: DynamicModel) -> None:

@@ -57,6 +57,14 @@ def test_a_body_that_is_no_request_is_refused(client: TestClient) -> None:
         assert status == 400 and 0 < len(answer["error"]["message"]) < 200, body[:50]
 
 
+def test_a_wrong_part_is_named_as_the_request_names_it(client: TestClient) -> None:
+    message = {"role": "user", "content": {"a": 1}}
+    found = client.post("/v1/chat/completions", json={"messages": [message]})
+    assert found.json()["error"]["message"].startswith("messages.0.content: Input should be")
+    found = client.post("/v1/chat/completions", json={"messages": [{"role": "user"}]})
+    assert found.json()["error"]["message"].startswith("messages.0")
+
+
 def test_alternatives_need_logprobs(client: TestClient) -> None:
     body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "top_logprobs": 2}
     found = client.post("/v1/chat/completions", json=body)
