@@ -32,7 +32,7 @@ FORMATS = {
     "tested": 4,
     "predictor": 12,
     "costs": 1,
-    "training": 4,
+    "training": 5,
     "pruned": 4,
     "recovery": 5,
     "likeliest": 2,

@@ -104,6 +104,8 @@ class Learner(Agent):
         state = _LearnerState(objective.candidates(objective.starts()))
         parts = {"state": state, **trained}
         first = checkpoint.load(fabric, parts) if checkpoint else 0
+        for report in state.reports:
+            run.log(*report)
         for iteration in track(range(first, self.iterations), "Training the agent"):
             rollout = training.step()
             state.add(objective, rollout, self.elites)
@@ -111,7 +113,9 @@ class Learner(Agent):
                 gain = fabric.all_reduce(rollout.gain.mean(), reduce_op="mean")
                 assert isinstance(gain, Tensor)
                 metrics = predictions(objective, state.elites, rollout.kept, rollout.ratio)
-                run.log(iteration, {"reward": gain, **rollout.metrics, **metrics})
+                logged = {"reward": gain, **rollout.metrics, **metrics}
+                state.reports.append((iteration, {k: float(v) for k, v in logged.items()}))
+                run.log(*state.reports[-1])
                 if state.stale(iteration, float(gain)) > self.patience:
                     break
             if checkpoint:
@@ -125,10 +129,11 @@ class Learner(Agent):
 
 @dataclass
 class _LearnerState:
-    """The best policies so far; the best mean gain so far, and its iteration."""
+    """The best policies so far; the best mean gain so far, and its iteration; what was logged."""
 
     elites: Candidates
     best: list[float] = field(default_factory=lambda: [-torch.inf, 0])
+    reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def add(self, objective: Objective, rollout: Rollout, count: int) -> None:
         """Adds the policies at the objective's ratio, and keeps the best `count`."""
@@ -143,11 +148,12 @@ class _LearnerState:
         return iteration - int(self.best[1])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kept": self.elites.kept, "cost": self.elites.cost, "best": self.best}
+        elites = {"kept": self.elites.kept, "cost": self.elites.cost}
+        return elites | {"best": self.best, "reports": self.reports}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         self.elites = Candidates(state_dict["kept"], state_dict["cost"])
-        self.best = state_dict["best"]
+        self.best, self.reports = state_dict["best"], state_dict["reports"]
 
 
 def average_gradients(module: nn.Module, fabric: Fabric) -> None:

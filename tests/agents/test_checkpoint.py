@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from lightning import Fabric
 
 from ppf.agents import Run
-from ppf.agents.checkpoint import Checkpoint
+from ppf.agents.checkpoint import Checkpoint, Stateful
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 
 SMALL = {
@@ -23,6 +24,18 @@ SMALL = {
 
 class StoppedError(Exception):
     pass
+
+
+class Counting(Checkpoint):
+    """Notes the iterations that were run."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        super().__init__(path, every)
+        self.run = list[int]()
+
+    def save(self, fabric: Fabric, parts: Mapping[str, Stateful], iterations: int) -> None:
+        super().save(fabric, parts, iterations)
+        self.run.append(iterations)
 
 
 class Stopping(Log):
@@ -42,11 +55,13 @@ def test_resumes_where_it_was_stopped(name: str, tmp_path: Path) -> None:
 
     whole, second = Log(), Log()
     expected = searched(whole, None)
-    checkpoint = Checkpoint(tmp_path / "training", 2)
+    checkpoint = Counting(tmp_path / "training", 2)
     with pytest.raises(StoppedError):
         searched(Stopping(), checkpoint)
+    checkpoint.run.clear()
     assert torch.equal(searched(second, checkpoint), expected)
-    assert second == whole[4:]  # iterations 0 to 3 were in the checkpoint
+    assert checkpoint.run == [5, 6, 7, 8]
+    assert second == whole, "the checkpoint has what iterations 0 to 3 logged"
     assert not list(tmp_path.iterdir())
 
 
@@ -67,10 +82,10 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     process.start()
     process.join()
     assert process.exitcode == 9
-    log, checkpoint = Log(), Checkpoint(path, 2)
+    checkpoint = Counting(path, 2)
     learner = agent("ppo", report_every=1, **SMALL["ppo"])
-    resumed = learner.search(quadratic(), Run(one_process(), log, 0, checkpoint))
-    assert log[0][0] == 4
+    resumed = learner.search(quadratic(), Run(one_process(), Log(), 0, checkpoint))
+    assert checkpoint.run == [5, 6, 7, 8]
     whole = learner.search(quadratic(), Run(one_process(), Log(), 0))
     assert torch.equal(resumed.kept, whole.kept)
 
