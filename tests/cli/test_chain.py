@@ -156,7 +156,7 @@ def test_a_predictor_asks_for_labels(run: Run, text: str, tmp_path: Path) -> Non
     again = own("search", *given, "agent=uniform", "search.rounds=1", "upstream=require").stdout
     assert "Labelling 6 policies" not in again
     more = own("search", *given, "labels.acquired=7", "upstream=require", ok=False).stderr
-    assert "run `python train.py` first" in more
+    assert "run `python train.py` with the same" in more
     given = (*given, "labels.acquired=0", "predictor.patience=7", "upstream=require")
     untrained = own("search", *given, ok=False).stderr
     assert "this config has no predictor yet: run `python train.py` with the same" in untrained

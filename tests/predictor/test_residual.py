@@ -256,11 +256,11 @@ def test_another_network_is_no_start(
 ) -> None:
     start = f"predictor.init_from={tmp_path / CHECKPOINT}"
     fitted_with(labels, known, tmp_path, *other, "predictor.max_epochs=1")
-    with pytest.raises(PPFError, match="init_from has another network or space"):
+    with pytest.raises(PPFError, match="init_from has another encoder, network or space"):
         fitted_with(labels, known, tmp_path, start)
     with initialize_config_module("ppf.conf", version_base="1.3"):
         predictor = compose("train", ["predictor=residual", start, "paths.run=."]).predictor
-    with pytest.raises(PPFError, match="init_from has another network or space"):
+    with pytest.raises(PPFError, match="init_from has another encoder, network or space"):
         check_start(predictor)  # before any label
 
 

@@ -27,7 +27,7 @@ def found(tmp_path: Path) -> Published:
 
 def wandb(folder: Path) -> Any:
     folder.mkdir()
-    return wandb_logger(str(folder), mode="offline", init_timeout=30, project="ppf")
+    return wandb_logger(str(folder), mode="offline", init_timeout=30, tags=None, project="ppf")
 
 
 def records(folder: Path) -> list[Any]:

@@ -14,7 +14,7 @@ def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed
 ) -> None:
     cfg, context = write_search(tmp_path, cache)
     parts = context.labelling, context.sites
-    with pytest.raises(PPFError, match="no labels .*: run `ppf-collect labels.count=3` first"):
+    with pytest.raises(PPFError, match="no labels yet: run `ppf-collect labels.count=3` with"):
         collect(*parts, cfg.sampler, 3, seed=0, may_label=False)
     with pytest.raises(PPFError, match="3 labels of 3 groups .* are too few for 4 folds"):
         collect(*parts, cfg.sampler, 3, seed=0, folds=4)
