@@ -21,7 +21,7 @@ from ppf.artefacts import writing
 from ppf.cli.explain import first_line, refusal, unknown_key
 from ppf.cli.schema import COMMANDS, Component
 from ppf.conf import OF_SOURCES
-from ppf.errors import PPFError
+from ppf.errors import PPFError, faulty_part
 from ppf.export.files import REPLACED
 from ppf.processes import build_fabric
 from ppf.ranges import STRICT, Count, Positive
@@ -142,15 +142,9 @@ def check_folder(folder: Path, key: str) -> None:
 def _sentence(error: ValidationError, keys: Keys, value: Any) -> str:
     """The sentence on what is wrong with a value, or with the first wrong part of it."""
     found = error.errors()[0]
-    parent = value
-    for key in found["loc"]:
-        if isinstance(value, list) and isinstance(key, int):
-            parent, value = value, value[key]
-        elif isinstance(value, dict) and (key in value or found["type"] == "missing"):
-            parent, value = value, value.get(key)
-        else:  # pydantic also names the member of a union that it tried
-            break
-        keys = (*keys, str(key))
+    path = faulty_part(found["loc"], value, missing=found["type"] == "missing")
+    *_, parent, value = [value, value, *(part for _, part in path)]
+    keys = (*keys, *(str(key) for key, _ in path))
     name = ".".join(keys)
     if found["type"] == "missing":
         return f"{name} is missing: give it as {name}=VALUE."

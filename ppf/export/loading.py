@@ -172,7 +172,7 @@ def _names_foreign_code(file: Path) -> bool:
     """
     try:
         entries: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PPFError(f"{file} is damaged ({reason(error)}): give another folder.") from error
     return any(
         sign in value for key, sign in _FOREIGN_CODE.items() for value in _values(entries, key)

@@ -1,6 +1,6 @@
 """Error answers in OpenAI's format: one sentence in JSON, with an HTTP status."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ppf.errors import PPFError
+from ppf.errors import PPFError, faulty_part
 
 FAILURE = "the server failed: its log shows the cause."
 
@@ -25,18 +25,6 @@ def refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None
     return JSONResponse(content(status, printable), status, headers)
 
 
-def _keys(error: Mapping[str, Any], value: Any) -> Iterator[str]:
-    """The keys of the request that lead to the error; pydantic also names members of unions."""
-    for key in error["loc"][1:]:
-        if isinstance(value, list) and isinstance(key, int):
-            value = value[key]
-        elif isinstance(value, dict) and (key in value or error["type"] == "missing"):
-            value = value.get(key)
-        else:
-            return
-        yield str(key)
-
-
 def add_handlers(app: FastAPI) -> None:
     """Turns every exception in a route into an error answer."""
 
@@ -47,7 +35,8 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def refuse_request(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(_keys(first, error.body)) or "the request"
+        path = faulty_part(first["loc"][1:], error.body, missing=first["type"] == "missing")
+        place = ".".join(str(key) for key, _ in path) or "the request"
         sentence = first["msg"].removeprefix("Value error, ")
         return refusal(400, f"{place[:80]}: {sentence}.")
 

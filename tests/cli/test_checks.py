@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.cli import evaluate, recover
+from ppf.cli import evaluate, recover, serve
 from ppf.cli.checks import (
     Keys,
     check_arguments,
@@ -402,6 +402,19 @@ def test_the_scales_of_a_process_are_checked(
 def test_what_a_class_refuses_is_told(component: dict[str, Any], sentence: str) -> None:
     with pytest.raises(PPFError, match=re.escape(sentence)):
         check_construction(("fabric",), component)
+
+
+def test_classes_in_lists_are_found() -> None:
+    found = components({"parts": [{"_target_": "a.B"}, {"of": [{"_target_": "a.C"}]}]})
+    assert [keys for keys, _ in found] == [("parts", "0"), ("parts", "1", "of", "0")]
+
+
+def test_a_key_that_was_read_as_a_number_is_refused() -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("serve", ["search=x", "api_key=12_34", "paths.run=."])
+    assert serve.main.check_relations is not None
+    with pytest.raises(PPFError, match=r"api_key=1234 was read as a number"):
+        serve.main.check_relations(cfg, [])
 
 
 def test_a_class_whose_arguments_come_later_is_not_made() -> None:

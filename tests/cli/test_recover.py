@@ -1,6 +1,8 @@
 """`recover.py` as a user types it: two processes train as one does, and wrong calls are told."""
 
+import gc
 import json
+import weakref
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +16,7 @@ from lightning import Fabric
 from ppf.cli import evaluate, prune
 from ppf.cli import recover as recover_command
 from ppf.cli.recover import _rows, main
+from ppf.context.recovery import with_enough_memory
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
 from ppf.recovery.results import Recovered, RecoveryScore
@@ -196,6 +199,28 @@ def test_a_folder_of_other_files_is_not_written_to(command: Any, tmp_path: Path)
         file.unlink()
     (out / ".tmpDrafT").touch()  # of a killed export
     command.main.check_relations(cfg, [])
+
+
+def test_an_attempt_that_ran_out_of_memory_is_freed_before_the_next() -> None:
+    class Held: ...
+
+    held: list[weakref.ref[Held]] = []
+
+    def work(settings: RecoverySettings) -> bool:
+        if not held:
+            trainer: Any = Held()
+            trainer.itself = trainer  # as Lightning's Trainer and its module
+            held.append(weakref.ref(trainer))
+            raise MemoryError
+        return held[0]() is None
+
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("recover", ["path=x", "paths.run=."])
+    gc.disable()  # the collector would also free it, but later
+    try:
+        assert with_enough_memory(cfg, Fabric(accelerator="cpu", devices=1), work)
+    finally:
+        gc.enable()
 
 
 def test_a_smaller_micro_batch_still_divides_the_batch_among_the_processes() -> None:

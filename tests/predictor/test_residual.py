@@ -249,7 +249,12 @@ def test_fewer_labels_are_needed_from_another_texts_predictor(
 
 
 @pytest.mark.parametrize(
-    "other", [["predictor=ridge"], ["predictor.residual.shares=[0.0]", FEW_STEPS]]
+    "other",
+    [
+        ["predictor=ridge"],
+        ["predictor.residual.shares=[0.0]", FEW_STEPS],
+        ["predictor.encoder.loss_powers=[0.5,1.0,2.0]", FEW_STEPS],
+    ],
 )
 def test_another_network_is_no_start(
     other: list[str], labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path

@@ -102,6 +102,14 @@ def test_perplexity_is_that_of_the_pruned_model(model: DynamicModel) -> None:
         assert found == pytest.approx(float(nll.exp()), rel=1e-5)
 
 
+@pytest.mark.parametrize("given", [{"window": 0}, {"stride": 0}])
+def test_a_window_or_stride_of_0_is_not_the_default(
+    model: DynamicModel, given: dict[str, int]
+) -> None:
+    with pytest.raises(PPFError):
+        model.perplexity("what a text " * 8, **given)
+
+
 def test_perplexity_begins_every_window_with_the_tokenizers_bos(model: DynamicModel) -> None:
     text = "what a text!" * 8  # three windows of 31 bytes and a rest of 3
     model.lm.tokenizer = bos_tokenizer()
