@@ -253,7 +253,7 @@ def test_fewer_labels_are_needed_from_another_texts_predictor(
     [
         ["predictor=ridge"],
         ["predictor.residual.shares=[0.0]", FEW_STEPS],
-        ["predictor.encoder.loss_powers=[0.5,1.0,2.0]", FEW_STEPS],
+        ["predictor.encoder.loss_powers=[0.5,1.0,2.0]"],
     ],
 )
 def test_another_network_is_no_start(
