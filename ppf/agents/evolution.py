@@ -84,7 +84,7 @@ class Evolution(Agent):
         The policies of the last population alone are too similar to each other.
         """
         population, leaders = start.best(self.population), [start]
-        for generation in track(range(self.generations), "Evolving policies on the predictor"):
+        for generation in track(range(self.generations), "Evolving policies"):
             parents = torch.randint(
                 len(population), (children,), generator=generator, device=objective.device
             )

@@ -19,6 +19,7 @@ from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.checks import changed, lies_in, refuse_unread
 from ppf.cli.outcome import Outcome
+from ppf.cli.train import check_fit
 from ppf.context.budgets import check_budget, check_cost, priced
 from ppf.context.byte_budget import check_bytes, in_bytes
 from ppf.context.evaluations import drawn_labels
@@ -35,7 +36,7 @@ from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.summary import summary_rows
 from ppf.report.tables import print_summary
 from ppf.space import Space
-from ppf.stages.acquire import acquire, check_acquired
+from ppf.stages.acquire import acquire
 from ppf.stages.chain import chain
 from ppf.stages.collect import check_sampler, collect
 from ppf.stages.dynamic import FoundAgent, check_dynamic, check_ratios, dynamic
@@ -43,7 +44,7 @@ from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, with_test
-from ppf.stages.train import Trained, check_members, check_start, check_trainer, folds, train
+from ppf.stages.train import Trained, folds, train
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
 _RULE = f"{Rule.__module__}.{Rule.__qualname__}"
@@ -88,10 +89,7 @@ UNREAD = {
 
 def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     check_read(cfg, overrides)
-    check_acquired(cfg)
-    check_start(cfg.predictor)
-    check_trainer(cfg.trainer)
-    check_members(cfg)
+    check_fit(cfg, overrides)
     check_bytes(cfg)
     if isinstance(instantiate(cfg.agent), Gradient):
         differentiable(unfitted(cfg.predictor))

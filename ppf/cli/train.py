@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
 from ppf.cli.app import command
+from ppf.cli.checks import refuse_unread
 from ppf.cli.outcome import Outcome
 from ppf.context.evaluations import drawn_labels
 from ppf.context.policy import model_name
@@ -28,11 +29,18 @@ from ppf.stages.score import Scored, held_out, no_held_out, score
 from ppf.stages.train import check_members, check_start, check_trainer, folds, train
 
 
-def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
+def check_fit(cfg: DictConfig, given: Sequence[str]) -> None:
+    """Raises PPFError if the predictor cannot be fitted, or if an override changes unread keys."""
     check_acquired(cfg)
     check_start(cfg.predictor)
     check_trainer(cfg.trainer)
     check_members(cfg)
+    if not needs_labels(unfitted(cfg.predictor)):
+        refuse_unread("a predictor that is not trained", given, ["trainer"])
+
+
+def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    check_fit(cfg, overrides)
     if not cfg.test_policies and not needs_labels(unfitted(cfg.predictor)):
         raise no_held_out()
 

@@ -200,6 +200,7 @@ def test_what_is_wrong_is_named(
         (["mode=chain", "ratios=[0.01,0.3]"], r"widen it, as in dynamic.train=\[0.01,0.55\]"),
         (["+trainer.enable_progress_bar=false"], "trainer.enable_progress_bar cannot be set"),
         (["+trainer.limit_val_batches=0"], "limit_val_batches=0 leaves out the validation"),
+        (["trainer.max_epochs=3"], "a predictor that is not trained does not read trainer.max_ep"),
         (
             [
                 "budget=bytes",
@@ -219,7 +220,7 @@ def test_what_a_search_cannot_do_is_refused_before_the_work(
         cfg = compose("search", [*overrides, "paths.run=."])
     assert search.check_relations is not None
     with pytest.raises(PPFError, match=sentence):
-        search.check_relations(cfg, [])
+        search.check_relations(cfg, overrides)
 
 
 @pytest.mark.parametrize(
