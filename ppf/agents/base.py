@@ -146,6 +146,7 @@ class Objective:
 
     def candidates(self, kept: Int[Tensor, "batch sites"]) -> "Candidates":
         """The policies with their costs, distinct and best first."""
+        kept = kept.unique(dim=0)  # an oracle measures each of them
         return Candidates.merge(Candidates(kept, self.cost(kept)))
 
 

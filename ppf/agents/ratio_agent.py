@@ -123,11 +123,12 @@ def _sound(space: Space, tensors: Mapping[str, Tensor]) -> bool:
     shapes = {"knots": (count,), "widths": (count, len(space)), "mean": (count,), "std": (count,)}
     if count < 2 or {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
         return False
-    if not all(x.is_floating_point() and x.isfinite().all() for x in tensors.values()):
+    if not all(x.dtype in _DTYPES and x.isfinite().all() for x in tensors.values()):
         return False
     knots, widths = tensors["knots"], tensors["widths"]
     ascending = knots[0] == 0 and knots[-1] < 1 and (knots.diff() > 0).all()
     return bool(ascending and ((widths >= 0) & (widths <= space.units)).all())
 
 
+_DTYPES = (torch.float32, torch.float64)
 _REMEDY = "give the folder of a search with mode=dynamic|chain"

@@ -31,7 +31,7 @@ Keys = tuple[str, ...]
 _TARGET = "_target_"
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
 _OF_MODELS = ("config.json", "*.safetensors")
-_OWN = ("policy.json", "agent.json", "*.gguf")  # an export writes one of these first
+_OWN = ("policy.json", "agent.json")  # an export writes one of these first
 _STRICT = ConfigDict(**STRICT, arbitrary_types_allowed=True)
 # Ranges that signatures do not state: of other libraries, or handed on to them.
 _FOREIGN: dict[Any, dict[str, Any]] = {
@@ -230,7 +230,8 @@ def refuse_foreign(out: str | Path) -> None:
     """Raises PPFError if an export would replace files in `out` that PPF has not written."""
     here = Path(out)
     replaced = [file.name for name in (*_OF_MODELS, *REPLACED) for file in here.glob(name)]
-    if replaced and not any(any(here.glob(name)) for name in _OWN):
+    of_gguf = replaced == ["README.md"] and any(here.glob("*.gguf"))  # what a GGUF export writes
+    if replaced and not of_gguf and not any((here / name).exists() for name in _OWN):
         raise PPFError(
             f"an export would replace {replaced[0]} in out={out}, which is not a folder that PPF"
             " wrote: give another folder."

@@ -106,8 +106,9 @@ class Observed:
         return any(files.missing(self._layers) for files in self._files)
 
     def _make_layers(self) -> None:
-        tokens = self._windows.numel() + len(self._first)
-        say(f"Running the dense model on {tokens} tokens, layer by layer.")
+        if self._moments.missing(self._layers) or self._traits.missing(self._layers):
+            tokens = self._windows.numel() + len(self._first)
+            say(f"Running the dense model on {tokens} tokens, layer by layer.")
         if self._importance.observes:
             on_rank_0(self._ranks, self._score_all)
         waiting = list[int]()

@@ -1,5 +1,6 @@
 """The parts of a config that determine each artefact. All other changes leave it valid."""
 
+import inspect
 import sys
 from dataclasses import dataclass
 from glob import glob
@@ -111,7 +112,7 @@ def _own_file(target: str | None) -> Path | None:
     if target is None or target.startswith("ppf."):
         return None
     try:
-        module = sys.modules[resolve_name(target).__module__]
+        module = sys.modules[_module_of(target)]
     except (ImportError, AttributeError, ValueError, KeyError):  # reported where it is used
         return None
     if module.__name__ in sys.builtin_module_names:
@@ -123,6 +124,17 @@ def _own_file(target: str | None) -> Path | None:
             " apart: define the class in a module, not in a notebook."
         )
     return file if not _INSTALLED & {*file.parts} else None
+
+
+def _module_of(target: str) -> str:
+    """The name of the module that defines a class or function, or that holds another object."""
+    found = resolve_name(target)
+    if inspect.isclass(found) or inspect.isroutine(found):
+        return found.__module__
+    name = target.replace(":", ".")
+    while name not in sys.modules:
+        name, _, _ = name.rpartition(".")
+    return name
 
 
 def trainer_identity(trainer: DictConfig) -> dict[str, Any]:

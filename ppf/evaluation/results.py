@@ -35,7 +35,8 @@ class ModelResult:
         nll: mean negative log-likelihood, nats per token.
         perplexity: exponential of `nll`.
         parameters: number of parameters.
-        bytes: size of the weights: on disk for a folder, in memory for a policy.
+        bytes: size of the weights: on disk for a folder, in memory for a policy; if the policy
+            rounds weights, in a file in which all other weights have 16 bits.
         speed: one entry for each batch size; empty: speed was not measured.
         tasks: task → metric → value; empty: no task was run.
         std_error: standard error of `nll` over the windows, nats per token; None: unknown.

@@ -15,6 +15,7 @@ _TOKENIZER = (
     "*token*.json",
     "tokenizer.model",
     "chat_template.*",
+    "additional_chat_templates/*",
     "vocab.*",
     "merges.txt",
     "spiece.model",

@@ -49,8 +49,11 @@ def write_vocabulary(
         if number is not None and number < rows:
             getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        templates = [{"name": name, "template": text} for name, text in templates.items()]
+    if templates:
+        writer.add_chat_template(templates)
 
 
 def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

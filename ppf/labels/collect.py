@@ -66,7 +66,7 @@ def label(
     """
     missing = sorted({tuple(kept) for kept in policies.tolist() if kept not in store})
     if missing:
-        known = len(policies) - len(missing)
+        known = len(policies.unique(dim=0)) - len(missing)
         others = f" {known} more are labelled already." if known else ""
         say(f"Labelling {len(missing)} {'policy' if len(missing) == 1 else 'policies'}.{others}")
     start = len(missing) * ranks.global_rank // ranks.world_size if ranks else 0

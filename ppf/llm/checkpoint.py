@@ -245,7 +245,8 @@ def weights_fault(
     for name, stored, expected in sorted(found["mismatched_keys"]):
         return f"has {name} of shape {tuple(stored)}, not {tuple(expected)}"
     for name, tensor in model.named_parameters():
-        if not all(extreme.to(dtype).isfinite() for extreme in tensor.aminmax()):
+        extremes = tensor.aminmax() if tensor.numel() else ()
+        if not all(extreme.to(dtype).isfinite() for extreme in extremes):
             return f"has NaN or infinite values in {name} as {dtype}"
     return None
 

@@ -132,7 +132,7 @@ class Text:
         Raises:
             PPFError: the part has too little text for its number of windows.
         """
-        every = self._every_window(part, tokenizer)
+        every = self.every_window(part, tokenizer, self.window)
         return every[self._chosen(part, len(every))]
 
     def first_tokens(
@@ -150,16 +150,17 @@ class Text:
         self, part: PartName, tokenizer: PreTrainedTokenizerBase
     ) -> Int[Tensor, "windows window"]:
         """The windows of a part that `tokens` leaves out; there may be none."""
-        every = self._every_window(part, tokenizer)
+        every = self.every_window(part, tokenizer, self.window)
         left = torch.ones(len(every), dtype=torch.bool)
         left[self._chosen(part, len(every))] = False
         return every[left]
 
-    def _every_window(
-        self, part: PartName, tokenizer: PreTrainedTokenizerBase
+    def every_window(
+        self, part: PartName, tokenizer: PreTrainedTokenizerBase, window: int
     ) -> Int[Tensor, "windows window"]:
+        """The whole part, cut into windows of `window` tokens."""
         ids, leading = self.stream(part, tokenizer), self.leading(tokenizer)
-        size = self.window - len(leading)
+        size = window - len(leading)
         count = len(ids) // size
         return begin_with(leading, ids[: count * size].view(count, size))
 

@@ -79,11 +79,11 @@ def strings(values: Iterable[Any], what: str, override: str) -> list[str]:
 
 
 def _paragraphs(file: Path, column: str) -> _NamesAndValues:
-    return [column], re.split(r"\n\s*\n", file.read_text(encoding="utf-8"))
+    return [column], re.split(r"\n\s*\n", file.read_text(encoding="utf-8-sig"))
 
 
 def _json(file: Path, column: str) -> _NamesAndValues:
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_text(encoding="utf-8-sig").split("\n")
     rows = [json.loads(line) for line in lines if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("a line is not a JSON object")

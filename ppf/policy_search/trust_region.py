@@ -77,6 +77,7 @@ class TrustRegion:
         proposed = last.proposed.to(error.device)
         if not proposed.any():
             say("All policies that this round found have been measured before.")
+            self.settled = least
             self.grow()
             return False
         held = ((error <= NOMINAL * last.std) | (last.std == 0))[proposed].float().mean()

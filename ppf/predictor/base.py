@@ -35,7 +35,7 @@ class PredictorInputs:
         changes: estimates how changes of single sites change a policy's loss, in nats per token
             (`ppf.pruning.loss_changes`). Its arguments are the policy, the number of calibration
             windows in a set, the number of sets, and the cap. None: not available, as in train.py,
-            in mode=dynamic, and with budget=bytes.
+            in mode=dynamic, with budget=bytes, and for predictors that need labels.
         trainer: arguments of Lightning's Trainer.
         seed: seed of splits and initial weights.
         loggers: loggers that get the metrics of a training.

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppf.pruning.statistics import damped
+from ppf.pruning.statistics import cholesky, damped
 from ppf.ranges import Positive
 
 
@@ -279,7 +279,7 @@ class LeastSquares(Compensation):
         dtype = weight.dtype
         weight, gram, mean = weight.double(), gram.double(), self._intercept(mean)
         ridged, ridge = damped(gram, self.damping, mean)
-        lower, any_input = torch.linalg.cholesky(ridged), gram.any()
+        lower, any_input = cholesky(ridged, mean), gram.any()
         del gram, ridged  # large, and not needed any more
         inverse, projected = _inverse(lower), _times_lower(weight, lower)
         ridged_energy, output = projected.square().sum(), weight @ mean

@@ -113,7 +113,7 @@ class Adapters(nn.Module):
             for part in ("up", "down")
         }
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        finite = all(tensor.isfinite().all() for tensor in tensors.values())
+        finite = all(x.dtype in _DTYPES and x.isfinite().all() for x in tensors.values())
         if shapes != {name: tensor.shape for name, tensor in expected.items()} or not finite:
             raise PPFError(f"{file} does not fit the model: {_REMEDY}.")
         for name, parameter in expected.items():
@@ -175,4 +175,5 @@ def projections(pruner: LivePruner) -> dict[str, nn.Linear]:
     return found
 
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _REMEDY = "give the folder of a recovery with search=FOLDER"

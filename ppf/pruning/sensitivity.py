@@ -86,7 +86,7 @@ def sensitivity(
     The loss is that of next tokens sampled from the model itself.
 
     Args:
-        pruner: applies policies; the dense policy is applied on return.
+        pruner: a pruner with the dense policy applied.
         windows: windows of the calibration part.
         seed: seed of the sampled tokens.
 

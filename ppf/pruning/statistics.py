@@ -167,6 +167,21 @@ def damped(
     return gram, ridge
 
 
+def cholesky(
+    ridged: Float[Tensor, "columns columns"], mean: Float[Tensor, " columns"]
+) -> Float[Tensor, "columns columns"]:
+    """The Cholesky factor of a covariance that `damped` returned; changes its diagonal if needed.
+
+    The rounding errors of columns with large means are correlated, so the sum of all of them can
+    exceed what `damped` adds to one column.
+    """
+    lower, failed = torch.linalg.cholesky_ex(ridged)
+    if failed:
+        ridged.diagonal().add_(_ROUNDING * mean.square().sum())
+        lower = torch.linalg.cholesky(ridged)
+    return lower
+
+
 FIRST_TOKENS = 1024  # further first tokens of windows that moments read
 _FIRST_SHARE = 0.05  # of first tokens in the moments; at least their share of a window
 _USUAL = 0.99  # share of the columns whose variances determine λ

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 _FEWEST = 3  # policies
+_NUMBERS = ("nll_pruned", "nll_recovered", "ratio")
 _SAME = 0.01  # largest difference between ratios that count as one
 
 
@@ -38,7 +39,7 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement | None:
     Returns:
         None if the rows have fewer than three policies, or several ratios or trainings.
     """
-    known = [r for r in rows if None not in (r.get("nll_pruned"), r.get("nll_recovered"))]
+    known = [row for row in rows if all(isinstance(row.get(x), int | float) for x in _NUMBERS)]
     trainings = {(row.get("tune"), row.get("tokens")) for row in known}
     losses = defaultdict[Any, list[tuple[float, float]]](list)  # of each policy, for each seed
     for row in known:

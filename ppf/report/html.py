@@ -6,14 +6,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ppf.artefacts import draft
 from ppf.report.page import Page
 from ppf.report.style import FAINT, INK, PAPER, svg
 
 
 def write_page(path: str | Path, page: Page) -> None:
-    """Writes the page to `path`."""
+    """Writes the page to `path`; a link there is replaced, not followed."""
     text = _environment().get_template("report.html.j2").render(page=page)
-    Path(path).write_text(text, encoding="utf-8")
+    with draft(Path(path)) as made:
+        made.write_text(text, encoding="utf-8")
 
 
 def _environment() -> Environment:

@@ -13,6 +13,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from ppf.artefacts import draft
+
 INK, FAINT, PAPER = "#24292f", "#d4d9e0", "#fefefe"
 BLUE, ORANGE, GREY = "#3f74d1", "#e0703a", "#8a919c"
 NAMED = {"dense": GREY, "uniform": ORANGE, "PPF": BLUE}
@@ -96,8 +98,9 @@ def png(figure: Figure) -> bytes:
 
 
 def save_png(figure: Figure, path: str | Path) -> None:
-    """Writes the figure as a PNG file."""
-    Path(path).write_bytes(png(figure))
+    """Writes the figure as a PNG file; a link at `path` is replaced, not followed."""
+    with draft(Path(path)) as made:
+        made.write_bytes(png(figure))
 
 
 def svg(figure: Figure) -> str:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ppf.artefacts import write_json
+from ppf.artefacts import draft, write_json
 from ppf.commands import invocation
 from ppf.overrides import quoted
 from ppf.progress import warning
@@ -49,7 +49,8 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     page = sweep_page(sweep, folder)
     content = {key: value for key, value in vars(sweep).items() if key != "commands"}
     write_json(paths["rows"], content)
-    paths["table"].write_text(page.tables["jobs"].shown.markdown, encoding="utf-8")
+    with draft(paths["table"]) as made:
+        made.write_text(page.tables["jobs"].shown.markdown, encoding="utf-8")
     save_png(page.figures["sweep"], paths["plot"])
     write_page(paths["report"], page)
     print_table(page.tables["jobs"])

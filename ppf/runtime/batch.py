@@ -67,7 +67,7 @@ class DecodingBatch:
         common = int(self._mask.argmax(1).min())  # padding that all rows have
         self._mask = self._mask[:, common:]
         for layer in _layers(self._cache):
-            layer.keys, layer.values = layer.keys[:, :, common:], layer.values[:, :, common:]
+            layer.replace(layer.keys[:, :, common:], layer.values[:, :, common:])
 
     def _forward(
         self, ids: Int[Tensor, "rows new"], mask: Int[Tensor, "rows tokens"], cache: Cache
@@ -97,7 +97,7 @@ class DecodingBatch:
         )
         self._mask = torch.cat([_padded(x, 1, length) for x in (self._mask, mask)])
         for (mine, _), merged_keys, merged_values in zip(pairs, keys, values, strict=True):
-            mine.keys, mine.values = merged_keys, merged_values
+            mine.replace(merged_keys, merged_values)
 
 
 def _layers(cache: Cache) -> list[Any]:

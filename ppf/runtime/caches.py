@@ -57,6 +57,15 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self._rooms = self._filled = self.keys, self.values
 
+    def replace(self, keys: Tensor, values: Tensor) -> None:
+        """Takes other keys and values, and frees the memory of the present ones."""
+        self.keys, self.values = self._rooms = self._filled = keys, values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        assert self.keys is not None and self.values is not None
+        self.replace(self.keys, self.values)
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -66,7 +75,7 @@ class GrowingLayer(DynamicLayer):
         assert self.keys is not None and self.values is not None
         length, new = self.keys.shape[2], key_states.shape[2]
         total = length + new
-        # Methods of transformers, and of batches, replace the keys and values.
+        # Other methods of transformers replace the keys and values.
         replaced = self.keys is not self._filled[0] or self.values is not self._filled[1]
         if replaced or total > self._rooms[0].shape[2]:
             self._rooms = _with_room(self.keys, total), _with_room(self.values, total)

@@ -21,7 +21,7 @@ from ppf.conf import without_others
 from ppf.context.policy import model_name
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll, sliding
-from ppf.llm.windows import leading_tokens
+from ppf.llm.windows import check_embedded, leading_tokens
 from ppf.overrides import quoted
 from ppf.pruning import LivePruner
 from ppf.ranges import NonNegative
@@ -199,9 +199,10 @@ class DynamicModel:
             options: arguments of `generate`, for example `max_new_tokens`.
 
         Raises:
-            PPFError: as for `generate`.
+            PPFError: as for `generate`, or the model does not embed a token of the prompt.
         """
         tokens = self.lm.tokenizer(prompt, return_tensors="pt")
+        check_embedded(tokens["input_ids"], self.lm.tokenizer, "the prompt")
         output = self.generate(**tokens, **options)[0]
         length = tokens["input_ids"].shape[1]
         # Some tokenizers drop the first space of what they decode.
@@ -224,13 +225,14 @@ class DynamicModel:
             batch: windows scored at a time.
 
         Raises:
-            PPFError: the text is too short, window or stride do not fit, or the call comes from
-                inside a generation.
+            PPFError: the text is too short or has a token that the model does not embed, window or
+                stride do not fit, or the call comes from inside a generation.
         """
         window, tokenizer = self.window if window is None else window, self.lm.tokenizer
         stride = window if stride is None else stride
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         tokens, leading = torch.tensor(ids, dtype=torch.long), leading_tokens(tokenizer)
+        check_embedded(tokens, tokenizer, "the text")
         pieces = sliding(tokens, window=window, stride=stride, leading=leading)
         with self._in_use() as model:
             nll = pieces_nll(model, pieces, batch=batch)

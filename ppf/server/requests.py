@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, model_validator
 
 from ppf.ranges import STRICT
 
 _LEAST_TEMPERATURE = 1e-6  # below it, logits divided by the temperature could overflow float32
 _MOST_CHOICES = 16
+_MOST_PARTS = 1024  # of a message
 _IGNORED = {
     "metadata",
     "parallel_tool_calls",
@@ -152,7 +153,7 @@ class Message(Schema):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Characters | list[TextPart]
+    content: Characters | Annotated[list[TextPart], Field(max_length=_MOST_PARTS)]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
@@ -165,7 +166,7 @@ class Message(Schema):
 class ChatRequest(GenerationRequest):
     """The request of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)  # one error is told
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)

@@ -1,7 +1,7 @@
 """evaluate: measures models on the test part, their size and their speed."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,15 @@ class Procedure:
         if stride:
             tokens, leading = text.stream("test", tokenizer), text.leading(tokenizer)
             return sliding(tokens, window=window, stride=stride, leading=leading)
-        if self.cfg.window:
-            if len(text.stream("test", tokenizer)) + len(text.leading(tokenizer)) < window:
-                raise PPFError(
-                    f"the test part of text={text.name} is shorter than window={window}: give a"
-                    " smaller window, or a longer text."
-                )
-            text = replace(text, window=window, windows={"test": None})
-        return [Piece(text.tokens("test", tokenizer), 1)]
+        if not self.cfg.window:
+            return [Piece(text.tokens("test", tokenizer), 1)]
+        windows = text.every_window("test", tokenizer, window)
+        if not len(windows):
+            raise PPFError(
+                f"the test part of text={text.name} is shorter than window={window}: give a"
+                " smaller window, or a longer text."
+            )
+        return [Piece(windows, 1)]
 
     def check(
         self, text: Text, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
@@ -141,11 +142,12 @@ def evaluate_policy(
         uniform = record["uniform"]
         even = space.policy(uniform["kept"]), types_of(space, uniform)
         policies = {"dense": (space.dense.tolist(), None), "uniform": even} | policies
+    itemsize = 2 if record.get("types") else dtype.itemsize  # a GGUF file rounds to 16 bits or less
     parts, results = (context.labelling, context.calibration), []
     for name, (kept, types) in policies.items():
         how = {"sequential": cfg.sequential, "windows": cfg.refit_windows}
         with pruned_to(*parts, kept, types, **how) as model:
-            size = parameters(model) * dtype.itemsize - pruner.bytes_of_rounding
+            size = parameters(model) * itemsize - pruner.bytes_of_rounding
             removed = float(space.ratio(torch.tensor(kept)))
             achieved = pruner.bytes_saved if record.get("types") else removed
             asked = None if name == "dense" else record["ratio"]["asked"]
@@ -168,6 +170,8 @@ def evaluate_folders(
     records = [_record(folder, cfg.trust_targets) for folder in folders]
     known = {f"the policy of {x}": r for x, r in zip(folders, records, strict=True) if r}
     text = _text(cfg, {name: policy_config(record, cfg) for name, record in known.items()})
+    # Of policies that round weights, the ratio is a share of bytes. A table has one kind of ratio.
+    rounded = bool(known) and all(record.get("types") for record in known.values())
     trust = cfg.trust_remote_code
     for folder in [] if trust else folders:  # before the first one is measured
         procedure.check(text, *read_description(folder))
@@ -179,7 +183,8 @@ def evaluate_folders(
         first = first or pieces
         equal = (torch.equal(p.windows, q.windows) for p, q in zip(pieces, first, strict=False))
         same &= len(pieces) == len(first) and all(equal)
-        ratio = record["ratio"] if record else {"achieved": None, "asked": None}
+        alike = record and bool(record.get("types")) == rounded
+        ratio = record["ratio"] if record and alike else {"achieved": None, "asked": None}
         given = {"ratio": ratio["achieved"], "asked": ratio["asked"]}
         model, size = model.eval().to(fabric.device), weight_bytes(folder)
         check_head(model, pieces[0].windows[:1, :16])
@@ -187,7 +192,6 @@ def evaluate_folders(
         del model  # before the next one is loaded
     if not same:
         say("The folders have different tokenizers: their losses per token cannot be compared.")
-    rounded = bool(known) and all(record.get("types") for record in known.values())
     return procedure.evaluation(text, pieces, results, rounded=rounded)
 
 

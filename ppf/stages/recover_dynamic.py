@@ -74,7 +74,7 @@ def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:
         adapters.to(lm.device).load_state_dict(untrained)
         ratios = list(cfg.ratios)
         determined = (context.signatures.labels, origin(context), agent.record["ratios"], ratios)
-        experts = agent.widths.tolist()
+        experts = agent.knots.tolist(), agent.widths.tolist(), agent.space.prices
         run = run_of(text, machine, settings, "elastic", determined, experts, plain(elastic))
         module = ElasticModule(
             adapters,

@@ -85,7 +85,7 @@ def train(
     Raises:
         PPFError: the predictor is missing, and `may_train` is false.
     """
-    artefacts, of_labels = labelling.artefacts, labelling.name
+    artefacts, of_labels, found = labelling.artefacts, labelling.name, unfitted(predictor)
     name = predictor_signature(of_labels, labels, predictor, trainer, seed, artefacts.folder)
     inputs = PredictorInputs(
         sites.features,  # all ranks compute them together
@@ -94,7 +94,7 @@ def train(
         labelling.screen,
         _placed(plain(trainer), labelling.model.lm.device),
         seed,
-        changes,
+        None if needs_labels(found) else changes,  # which all ranks compute together
         [logger for logger in loggers if isinstance(logger, Logger)],
         console.is_terminal,
     )
@@ -116,7 +116,6 @@ def train(
         stored.load(path, inputs)
         return stored
 
-    found = unfitted(predictor)
     if needs_labels(found):
         found = artefacts.get_or_make("predictor", name, read=read, make=make)
         if reused:

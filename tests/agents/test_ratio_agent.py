@@ -102,6 +102,7 @@ def test_a_path_without_an_agent_is_refused(tmp_path: Path) -> None:
         {"knots": KNOTS[None]},
         {"knots": torch.tensor(0.0)},
         {"knots": torch.arange(4)},
+        {"mean": torch.zeros(4).to(torch.float8_e4m3fn)},
         {"mean": torch.full((4,), torch.nan)},
         {"std": torch.zeros(3)},
         {"widths": torch.full((4, 20), 1e9)},

@@ -194,6 +194,9 @@ def test_a_folder_of_other_files_is_not_written_to(command: Any, tmp_path: Path)
     with pytest.raises(PPFError, match=r"replace config.json in out=.*which is not a folder that"):
         command.main.check_relations(cfg, [])
     (out / "model-f16.gguf").touch()
+    with pytest.raises(PPFError, match="an export would replace config.json in out="):
+        command.main.check_relations(cfg, [])
+    (out / "config.json").unlink()  # what is left is what an export as a GGUF file writes
     command.main.check_relations(cfg, [])
     for file in out.iterdir():
         file.unlink()

@@ -246,6 +246,14 @@ SPLITS = {
 }
 
 
+def test_all_chat_templates_are_written(pruner: LivePruner, tmp_path: Path) -> None:
+    pruner.lm.tokenizer = with_split(WORDS)
+    pruner.lm.tokenizer.chat_template = {"default": "one", "tool_use": "two"}
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
+    assert value(reader, "tokenizer.chat_template") == "one"
+    assert value(reader, "tokenizer.chat_template.tool_use") == "two"
+
+
 @pytest.mark.parametrize("name", SPLITS)
 def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(SPLITS[name])

@@ -225,6 +225,8 @@ def test_tokenizer_and_generation_config_are_exported(pruner: LivePruner, folder
 
 def test_an_earlier_models_tokenizer_is_replaced(pruner: LivePruner, tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("earlier")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("earlier")
     (tmp_path / "added_tokens.json").write_text('{"<earlier>": 3}')
     export_folder(pruner, tmp_path, POLICY)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None

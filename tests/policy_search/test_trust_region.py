@@ -63,6 +63,12 @@ def test_a_round_without_a_new_policy_widens_the_region_and_does_not_end_the_sea
     assert over == [(False, 0.8), (False, 1.0), (False, 1.0)]
 
 
+def test_what_was_gained_before_a_round_without_a_new_policy_counts_no_more() -> None:
+    searched = replace(region(), radius=0.2, settled=3.6)
+    searched.update(verified(torch.tensor([3.5])), least=3.49)  # it widens the region
+    assert searched.update(verified(torch.tensor([3.6, 3.49, 3.6, 3.55])), least=3.49)
+
+
 @pytest.mark.parametrize(
     ("measured", "radius"),
     [

@@ -14,13 +14,17 @@ from ppf.pruning.compensation import (
 WIDTHS = [0, 3, 7, 10]
 
 
-def test_inputs_that_hardly_vary_around_a_large_mean_are_compensated() -> None:
+@pytest.mark.parametrize(("columns", "mean"), [(10, 1000), (512, 300)])
+def test_inputs_that_hardly_vary_around_a_large_mean_are_compensated(
+    columns: int, mean: float
+) -> None:
     """The covariance of their float32 moments is rounding errors, and not positive."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(6, 10, generator=generator)
-    x = 1000 + 1e-3 * torch.randn(400, 10, generator=generator)
+    weight = torch.randn(6, columns, generator=generator)
+    x = mean + 1e-3 * torch.randn(400, columns, generator=generator)
     least_squares = LeastSquares(damping=0.01, refit_damping=0.01)
-    levels = least_squares.levels(weight, x.T @ x / len(x), x.mean(0), WIDTHS)
+    widths = [0, 3, 7, columns]
+    levels = least_squares.levels(weight, x.T @ x / len(x), x.mean(0), widths)
     assert isinstance(levels.weights, list) and levels.biases is not None
     output = x[:, :7] @ levels.weights[2].T + levels.biases[2]
     torch.testing.assert_close(output, x @ weight.T, rtol=1e-3, atol=1.0)

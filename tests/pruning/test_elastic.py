@@ -108,6 +108,11 @@ def test_saved_adapters_come_back(tiny: TinySetup, tmp_path: Path) -> None:
         (ORIGIN, b"nothing", "cannot be read"),
         (ORIGIN, save({}, {"labels": "0123"}), "was trained for another model, text or space"),
         (ORIGIN, save({"x.down": torch.tensor(1.0)}, ORIGIN), "does not fit the model"),
+        (
+            ORIGIN,
+            save({"x.down": torch.ones(1).to(torch.float8_e4m3fn)}, ORIGIN),
+            "does not fit the model",
+        ),
     ],
 )
 def test_other_adapters_are_refused(

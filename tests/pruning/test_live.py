@@ -250,7 +250,7 @@ def test_rounding_a_policy_rounds_the_matrices_of_its_sites(name: str) -> None:
             same = weight if kind is None or weight.ndim == 1 else rounded(weight, kind)
             assert torch.equal(after[key], same), key
         saved = sum(
-            weight.numel() * (4 - BLOCK_BYTES[kind] / 32)
+            weight.numel() * (2 - BLOCK_BYTES[kind] / 32)
             for index, kind in ((1, "q4_0"), (2, "q8_0"))
             for weight in (c.weight for c in linears(lm, index))
         )

@@ -44,3 +44,9 @@ def test_nothing_is_compared_across_ratios_trainings_or_few_policies() -> None:
 def test_infinite_losses_are_left_out() -> None:
     known, infinite = rows((4.0, 3.5), (4.1, 3.4), (4.2, 3.6)), rows((None, 5.0), (5.0, None))
     assert agreement([*known, *infinite]) == agreement(known)
+
+
+def test_rows_without_numbers_are_left_out() -> None:
+    pairs = ((4.0, 3.5), (4.1, 3.4), (4.2, 3.6))
+    strange = [{"nll_pruned": 2.0, "nll_recovered": 1.0}, *rows(("2.0", 1.0))]
+    assert agreement([*rows(*pairs), *strange]) == agreement(rows(*pairs))

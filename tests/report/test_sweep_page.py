@@ -29,6 +29,15 @@ def test_all_files_are_written_and_the_table_is_printed(
     assert "31.00 ± 1.00" in page.text and "svg" in page.tags
 
 
+def test_links_in_the_folder_are_replaced_and_not_followed(tmp_path: Path) -> None:
+    folder, other = searches(tmp_path / "runs"), tmp_path / "other"
+    other.write_text("kept")
+    for name in ("results.json", "results.md", "results.png", "report.html"):
+        (folder / name).symlink_to(other)
+    assert all(not path.is_symlink() for path in write_sweep(folder).values())
+    assert other.read_text() == "kept"
+
+
 @pytest.mark.parametrize("second", [None, "0.1.0, commit a", "0.1.0, commit b"])
 def test_jobs_of_several_versions_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str | None

@@ -4,7 +4,9 @@ import json
 import random
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 from tokenizers.normalizers import Strip
 
 from ppf.runtime import DynamicModel
@@ -118,3 +120,11 @@ def test_a_prompt_without_tokens_is_refused(client: TestClient, model: DynamicMo
     model.lm.tokenizer.backend_tokenizer.normalizer = Strip()
     status, answer = post(client, json.dumps(VALID | {"prompt": " \n "}).encode())
     assert status == 400 and "the prompt has no tokens" in answer["error"]["message"]
+
+
+def test_only_few_errors_of_a_body_are_collected() -> None:
+    part = {"type": "image"}
+    for messages in ([{}] * 5000, [{"role": "user", "content": [part] * 5000}]):
+        with pytest.raises(ValidationError) as error:
+            ChatRequest.model_validate({"messages": messages})
+        assert error.value.error_count() < 5

@@ -10,6 +10,7 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerFast
 
+import ppf.stages.evaluate
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import Piece
 from ppf.llm import Text
@@ -71,6 +72,20 @@ def test_a_stride_scores_every_token_once(stride: int) -> None:
     assert (together != 0).all()
 
 
+def test_a_text_is_read_once() -> None:
+    read = []
+
+    def documents(split: str) -> list[str]:
+        read.append(split)
+        return ["a" * TOKENS]
+
+    text = Text("a", {"all": {"test": 1}}, documents, window=10, windows={"test": 2}, seed=0)
+    procedure = Procedure(OmegaConf.create({"window": 13, "stride": None}), None)
+    for _ in range(2):
+        procedure.pieces(text, bos_tokenizer())
+    assert read == ["all"]
+
+
 def test_prompts_beyond_the_models_positions_are_refused(tiny: TinySetup) -> None:
     speed = {"batches": [1], "prompt": 1000, "new_tokens": 24, "repeats": 1}
     procedure = Procedure(OmegaConf.create({"latency": True, "speed": speed, "batch": 1}), None)
@@ -126,3 +141,20 @@ def test_folders_with_different_tokenizers_are_told(
         found = evaluate_folders(cfg, fabric, Procedure.of(cfg), [first, second])
         assert ("different tokenizers" in capsys.readouterr().out) == told
         assert (found.results[0].nll == found.results[1].nll) != told
+
+
+def test_shares_of_bytes_do_not_stand_among_removed_parameters(
+    folders_config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = {name: {"ratio": {"achieved": 0.2, "asked": 0.2}} for name in ("plain", "bos")}
+    records["bos"]["types"] = {"0.mlp": "q4_0"}
+    stage, text = "ppf.stages.evaluate", ppf.stages.evaluate._text(folders_config, {})
+    monkeypatch.setattr(f"{stage}._record", lambda folder, trusted: records[folder.name])
+    monkeypatch.setattr(f"{stage}.policy_config", lambda record, cfg: None)
+    monkeypatch.setattr(f"{stage}._text", lambda cfg, known: text)
+    cfg, fabric = folders_config, Fabric(accelerator="cpu", devices=1)
+    for names, ratios in ((["plain", "bos"], [0.2, None]), (["bos"], [0.2])):
+        paths = [str(tmp_path / name) for name in names]
+        found = evaluate_folders(cfg, fabric, Procedure.of(cfg), paths)
+        assert [result.ratio for result in found.results] == ratios
+        assert found.rounded == (names == ["bos"])
