@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
 from ppf.cli.app import command
-from ppf.cli.checks import refuse_unread
+from ppf.cli.checks import changed, lies_in
 from ppf.cli.outcome import Outcome
 from ppf.context.evaluations import drawn_labels
 from ppf.context.policy import model_name
@@ -30,13 +30,14 @@ from ppf.stages.train import check_members, check_start, check_trainer, folds, t
 
 
 def check_fit(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Raises PPFError if the predictor cannot be fitted, or if an override changes unread keys."""
+    """Raises PPFError if the predictor cannot be fitted; names overrides that it does not read."""
     check_acquired(cfg)
     check_start(cfg.predictor)
     check_trainer(cfg.trainer)
     check_members(cfg)
-    if not needs_labels(unfitted(cfg.predictor)):
-        refuse_unread("a predictor that is not trained", given, ["trainer"])
+    unread = [key for key in changed(given) if lies_in(key, ["trainer"])]
+    if unread and not needs_labels(unfitted(cfg.predictor)):  # comparisons give all the same keys
+        say(f"A predictor that is not trained does not read {', '.join(unread)}.")
 
 
 def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from ppf.cli.checks import (
 )
 from ppf.cli.search import UNREAD, check_read
 from ppf.cli.search import main as search
+from ppf.cli.train import check_fit
 from ppf.cli.train import main as train
 from ppf.errors import PPFError
 from tests.test_configs import CONF, FILES, STAGES, composed, resolved
@@ -200,7 +201,6 @@ def test_what_is_wrong_is_named(
         (["mode=chain", "ratios=[0.01,0.3]"], r"widen it, as in dynamic.train=\[0.01,0.55\]"),
         (["+trainer.enable_progress_bar=false"], "trainer.enable_progress_bar cannot be set"),
         (["+trainer.limit_val_batches=0"], "limit_val_batches=0 leaves out the validation"),
-        (["trainer.max_epochs=3"], "a predictor that is not trained does not read trainer.max_ep"),
         (
             [
                 "budget=bytes",
@@ -249,6 +249,17 @@ def test_a_rule_tells_that_it_reads_no_rounds(capsys: pytest.CaptureFixture[str]
     assert "An allocation rule does not read search.rounds, search.trust_region." in told
     check_read(asked("static"), ["search.rounds=1"])
     assert not capsys.readouterr().out
+
+
+def test_a_predictor_that_is_not_trained_tells_that_it_reads_no_trainer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for predictor in ("expected", "residual"):
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose("search", [f"predictor={predictor}", "paths.run=."])
+        check_fit(cfg, ["seed=1", "trainer.max_epochs=3"])
+        told = "A predictor that is not trained does not read trainer.max_epochs."
+        assert (told in capsys.readouterr().out) == (predictor == "expected")
 
 
 def test_a_polish_reads_no_threads() -> None:
