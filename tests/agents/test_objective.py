@@ -73,6 +73,14 @@ def test_metrics_of_a_step_are_about_the_drawn_policies() -> None:
     assert float(missed) == pytest.approx(0.4, abs=0.01)
 
 
+def test_a_policy_is_predicted_once() -> None:
+    objective, predicted = quadratic(), list[int]()
+    predict = objective.predictor.predict
+    objective.predictor.predict = lambda kept: predicted.append(len(kept)) or predict(kept)
+    objective.candidates(objective.uniform().repeat(3, 1))
+    assert predicted == [1]
+
+
 def test_merge_orders_and_removes_repeats() -> None:
     first = Candidates(torch.tensor([[1, 2], [3, 4]]), torch.tensor([2.0, 1.0]))
     second = Candidates(torch.tensor([[3, 4], [5, 6], [7, 8]]), torch.tensor([1.5, 0.5, torch.nan]))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel, load
-from ppf.llm.checkpoint import read_config, read_tokenizer
+from ppf.llm.checkpoint import read_config, read_tokenizer, weights_fault
 from tests.checkpoints import CHECKPOINTS, random_model
 
 FORM = "llama-wide-heads"
@@ -225,6 +225,12 @@ def test_tensors_of_another_shape_are_named(folder: Path) -> None:
 def test_values_that_are_not_finite_are_named(folder: Path, value: str) -> None:
     change(folder, lambda tensors: tensors[LAYER][-1, -1].fill_(float(value)))
     assert f"has NaN or infinite values in {LAYER}" in refusal(folder)
+
+
+def test_weights_may_be_empty() -> None:
+    found = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), ())
+    model = torch.nn.ParameterList([torch.empty(3, 0)])
+    assert weights_fault(model, found, torch.float32) is None
 
 
 def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:

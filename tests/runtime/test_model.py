@@ -110,6 +110,15 @@ def test_a_window_or_stride_of_0_is_not_the_default(
         model.perplexity("what a text " * 8, **given)
 
 
+def test_a_token_that_the_model_does_not_embed_is_refused(
+    model: DynamicModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.lm.tokenizer, "embedded", 100, raising=False)  # "z" is token 122
+    for call in (model.complete, model.perplexity):
+        with pytest.raises(PPFError, match="has the token .*, which the model does not embed"):
+            call("zebra " * 20)
+
+
 def test_perplexity_begins_every_window_with_the_tokenizers_bos(model: DynamicModel) -> None:
     text = "what a text!" * 8  # three windows of 31 bytes and a rest of 3
     model.lm.tokenizer = bos_tokenizer()
