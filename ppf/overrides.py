@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppf.errors import PPFError
+
 
 def quoted(text: str | Path) -> str:
     """A string as the value of an override; in quotes unless Hydra reads it as the same string."""
@@ -24,7 +26,18 @@ def text(value: Any) -> str:
         return f"{{{','.join(f'{key}: {text(part)}' for key, part in value.items())}}}"
     if isinstance(value, Sequence):
         return f"[{','.join(map(text, value))}]"
-    return json.dumps(value)
+    return json.dumps(value, default=_number)
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy or PyTorch as one of Python."""
+    try:
+        return value.item()
+    except (AttributeError, ValueError, RuntimeError) as error:
+        raise PPFError(
+            f"{value!r} cannot be the value of a key: give a number, a text, a list, or a"
+            " dictionary."
+        ) from error
 
 
 def written(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,13 +1,16 @@
 """Values and sections of configs in the grammar of Hydra's overrides."""
 
+import numpy as np
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ppf.overrides import quoted
+from ppf.errors import PPFError
+from ppf.overrides import quoted, text
 
 
 @pytest.mark.parametrize(
-    "text",
+    "given",
     [
         "/home/josé/run/policy.json",
         "a folder/b",
@@ -25,13 +28,20 @@ from ppf.overrides import quoted
         "../here/at_0.3",
     ],
 )
-def test_hydra_reads_the_same_string(text: str) -> None:
-    (override,) = OverridesParser.create().parse_overrides([f"path={quoted(text)}"])
-    assert override.value() == text
-    (several,) = OverridesParser.create().parse_overrides([f"path=[{quoted(text)},end]"])
-    assert several.value() == [text, "end"]
+def test_hydra_reads_the_same_string(given: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"path={quoted(given)}"])
+    assert override.value() == given
+    (several,) = OverridesParser.create().parse_overrides([f"path=[{quoted(given)},end]"])
+    assert several.value() == [given, "end"]
+
+
+def test_numbers_of_numpy_and_pytorch_are_numbers() -> None:
+    assert text(np.int64(3)) == "3" and text([np.float64(0.3), torch.tensor(2)]) == "[0.3,2]"
+    for value in (object(), np.arange(3), {1, 2}):
+        with pytest.raises(PPFError, match="cannot be the value of a key"):
+            text(value)
 
 
 def test_plain_paths_need_no_quotes() -> None:
-    for text in ("/scratch/me/policy.json", "outputs/search/2026-11-28/a_b-c+d", "./x", "wandb"):
-        assert quoted(text) == text
+    for path in ("/scratch/me/policy.json", "outputs/search/2026-11-28/a_b-c+d", "./x", "wandb"):
+        assert quoted(path) == path

@@ -20,7 +20,7 @@ from ppf.errors import PPFError
 from ppf.llm.loading import dtype_name, pinned, resolve_dtype
 from ppf.processes import kind_of_device, process_count, slurm_tasks
 from ppf.records import read
-from ppf.records.run import RUN, RunRecord
+from ppf.records.run import LARGEST, RUN, RunRecord
 from ppf.report.origin import task_overrides, version
 
 _SET_ASIDE = ".hydra/earlier.json"
@@ -109,7 +109,7 @@ class Job:
             "overrides": task_overrides(),
             "config": self._identity(),
             "metric": outcome.metric,
-            "figures": [dict(row) for row in outcome.figures],
+            "figures": [{k: _known(cell) for k, cell in row.items()} for row in outcome.figures],
             "seconds": seconds,
             "version": version(),
         }
@@ -122,6 +122,11 @@ class Job:
         if source := config.get("model", {}).get("source"):  # the run may download it
             config = config | {"model": config["model"] | {"source": pinned(source)}}
         return signature("run", ppf.__version__, self._command, config, *self._read)
+
+
+def _known(cell: Any) -> Any:
+    """The cell of a table; None for a number that no report could add up."""
+    return None if isinstance(cell, float) and abs(cell) > LARGEST else cell
 
 
 def set_aside(folder: Path) -> None:

@@ -151,12 +151,21 @@ def run_tags() -> list[str]:
     return [config.job.name, *(name for name in chosen if name not in (None, "none"))]
 
 
+def home() -> str:
+    """The user's home folder, from the password database if `HOME` is not set."""
+    return Path("~").expanduser().as_posix()
+
+
 def job_folder(name: str) -> str:
     """The name of a job's folder, which names its overrides; a long one ends in a hash instead.
 
-    Paths would create sub-folders, so "/" becomes "-". A job without overrides is "default".
+    Paths would create sub-folders, so "/" becomes "-", and a hash keeps "a/b" apart from "a-b". A
+    job without overrides is "default".
     """
-    return shortened(name.replace("/", "-") or "default", _LONGEST_FOLDER)
+    plain = name.replace("/", "-") or "default"
+    if "/" in name:
+        plain = f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return shortened(plain, _LONGEST_FOLDER)
 
 
 def shortened(name: str, most: int) -> str:
@@ -192,6 +201,7 @@ def _command(comment: str) -> str | None:
     return found and found[1]
 
 
+OmegaConf.register_new_resolver("home", home, replace=True)
 OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
 OmegaConf.register_new_resolver("invocation", invocation, replace=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)

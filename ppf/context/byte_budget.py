@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ppf.agents.gradient import Gradient
+from ppf.agents.rule import Rule
 from ppf.artefacts import signature
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
@@ -61,6 +62,11 @@ def check_bytes(cfg: DictConfig) -> None:
         raise PPFError(
             "agent=gradient, the default agent, needs losses that change with every unit, and"
             " budget=bytes allows few sizes of a site: give agent=evolution."
+        )
+    if issubclass(get_class(cfg.agent._target_), Rule):
+        raise PPFError(
+            "budget=bytes cannot have a rule as its agent: give agent=evolution rules=bytes, which"
+            " also measures uniform pruning and a rule for bytes."
         )
     if any(isinstance(rule, FLAP | ObsGlobal) for rule in instantiate(cfg.rules).values()):
         raise PPFError(

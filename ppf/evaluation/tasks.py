@@ -66,6 +66,12 @@ def _load(wanted: Sequence[str]) -> tuple[list[Any], Any]:
             f"tasks= needs the package {error.name}: run `pip install 'ppf-llm[tasks]'`."
         ) from error
     folders = [name for name in wanted if Path(name).is_dir()]
+    for folder in folders:
+        if not TaskManager(include_path=[folder], include_defaults=False).all_subtasks:
+            raise PPFError(
+                f"tasks: the folder {folder} has no task YAML files: give another one. If a task of"
+                " lm-evaluation-harness is meant, start the command in another folder."
+            )
     own = TaskManager(include_path=folders, include_defaults=False)
     names = [name for name in wanted if name not in folders]
     local = [name for name in names if Path(name).is_file()]

@@ -25,7 +25,7 @@ def tensors(model: Pruned, reader: Architecture) -> Iterator[tuple[str, Tensor]]
         assert name, own
         if reader.interleaved and (".q_proj." in own or ".k_proj." in own):
             tensor = _interleaved(tensor, model.head)
-        yield name, tensor + reader.norm_shift if "norm" in name else tensor
+        yield name, tensor.float() + reader.norm_shift if "norm" in name else tensor
     if rope_of(config)["rope_type"] != "default":
         yield "rope_freqs.weight", _rotary_factors(model.lm.model)
 

@@ -86,6 +86,11 @@ def layer_moments(
     couplings = {i: c for i, c in enumerate(lm.couplings) if c.layer == layer}
     device = lm.device_of(layer)
     found = dict[str, Tensor]()
+    shape = torch.Size()  # of the present batch of tokens
+
+    def enter(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal shape
+        shape = inputs[0].shape[:-1]
 
     def watch(index: int, coupling: Coupling) -> Callable:
         width = coupling.consumer.in_features
@@ -94,6 +99,8 @@ def layer_moments(
 
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
+            if len(x) == shape.numel():  # OPT flattens the inputs of its FFN
+                x = x.view(*shape, -1)
             each = weights.each if stream is streams[0] else 0.0
             for part, weight in weights.split(x) if x.dim() > 2 else [(x, each)]:
                 with _rounding_to(part.dtype):
@@ -104,6 +111,7 @@ def layer_moments(
         return hook
 
     hooks = [c.consumer.register_forward_pre_hook(watch(i, c)) for i, c in couplings.items()]
+    hooks.append(lm.adapter.layers(lm.model)[layer].register_forward_pre_hook(enter))
     try:
         for stream in streams:
             stream.run(layer)

@@ -7,10 +7,12 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from ppf.records.values import Number, Record, Word
 
+LARGEST = 1e100
+"""Largest size of a finite figure; sums of larger ones may be too large for a float."""
+
 
 def _summable(value: float) -> float:
-    """Refuses numbers whose sum may be too large for a float."""
-    if 1e100 < abs(value) < math.inf:
+    if LARGEST < abs(value) < math.inf:
         raise ValueError("is too large")
     return value
 

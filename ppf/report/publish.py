@@ -150,10 +150,9 @@ def _to_tensorboard(logger: TensorBoardLogger, found: Published) -> None:
 
 def _to_mlflow(logger: MLFlowLogger, found: Published) -> None:
     client, run = logger.experiment, logger.run_id
-    # MLflow refuses absolute paths and "..".
-    logger.log_metrics(
-        {normpath(name).lstrip("./"): value for name, value in found.metrics.items()}
-    )
+    # MLflow refuses absolute paths, "..", and most characters.
+    names = {name: re.sub(r"[^\w./ -]", "_", normpath(name).lstrip("./")) for name in found.metrics}
+    logger.log_metrics({names[name]: value for name, value in found.metrics.items()})
     for name, figure in found.figures.items():
         client.log_image(run, _picture(figure), f"figures/{name}.png")
     for name, table in found.tables.items():

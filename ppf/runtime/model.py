@@ -199,9 +199,12 @@ class DynamicModel:
             options: arguments of `generate`, for example `max_new_tokens`.
 
         Raises:
-            PPFError: as for `generate`, or the model does not embed a token of the prompt.
+            PPFError: as for `generate`, or the prompt has no tokens, or one that the model does not
+                embed.
         """
         tokens = self.lm.tokenizer(prompt, return_tensors="pt")
+        if not tokens["input_ids"].numel():
+            raise PPFError("the prompt has no tokens: give some text.")
         check_embedded(tokens["input_ids"], self.lm.tokenizer, "the prompt")
         output = self.generate(**tokens, **options)[0]
         length = tokens["input_ids"].shape[1]

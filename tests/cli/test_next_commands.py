@@ -64,6 +64,18 @@ def test_a_search_hands_on_its_text_bank_and_classes(
         compose(name.removeprefix("ppf-"), given)
 
 
+@pytest.mark.parametrize("given", [[], ["agent=evolution"]])
+def test_the_search_after_a_chain_has_options_of_its_agent(
+    given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [*given, "agent.generations=3", "agent.threads=1"]
+    cfg = composed("search", monkeypatch, "mode=chain", *own, *SEARCH)
+    told = shlex.split(curve._next_commands(cfg, Path("F"))["Search longer at one ratio"])
+    assert {*own} & {*told} == ({*own} if given else set())
+    monkeypatch.undo()
+    assert compose("search", told[1:]).mode == "static"
+
+
 def test_a_text_that_an_experiment_chose_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = composed("search", monkeypatch, "experiment=paper/llama2_7b", "text.window=1024")
     told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)

@@ -136,6 +136,7 @@ def test_a_family_whose_block_is_its_consumer_is_refused() -> None:
         ("predictor=residual", "predictor=expected"),
         ("rules=all", "rules=bytes"),
         ("agent=gradient", "give agent=evolution"),
+        ("agent=uniform", "give agent=evolution rules=bytes"),
         ("labels.count=8", "leave labels.count out"),
     ],
 )

@@ -46,6 +46,15 @@ def test_an_unknown_task_is_named_before_the_work_starts() -> None:
         Tasks(["nonsense"], limit=None, batch=1)
 
 
+def test_a_folder_without_tasks_is_told_before_the_work_starts(
+    tmp_path: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "piqa").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PPFError, match="the folder piqa has no task YAML files"):
+        Tasks([str(task_file.parent), "piqa"], limit=None, batch=1)
+
+
 def test_lm_eval_imports_the_package_evaluate_and_not_the_command(root: Path) -> None:
     sys.path.insert(0, str(root))
     with _without_script_folder():

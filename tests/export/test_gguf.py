@@ -186,6 +186,16 @@ def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(
     assert "of their weights in the file are zeros" in capsys.readouterr().out
 
 
+def test_norms_of_gemma3_in_16_bits_are_not_rounded_again(tmp_path: Path) -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]))
+    pruner.lm.model.to(torch.bfloat16)
+    pruner.apply([1, 2, 0, 4, 1, 1])
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
+    weight = pruner.lm.model.state_dict()["model.layers.0.input_layernorm.weight"]
+    found = values(reader)["blk.0.attn_norm.weight"]
+    torch.testing.assert_close(found, weight.float() + 1, rtol=1e-6, atol=0)
+
+
 WHOLE = "some layers of this policy keep all units, so the file would not shrink"
 
 

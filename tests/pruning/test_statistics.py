@@ -51,23 +51,29 @@ def test_first_tokens_have_a_twentieth_of_the_weight_in_moments(tiny: TinySetup)
     torch.testing.assert_close(found.gram[1].double(), gram, atol=1e-6, rtol=1e-5)
 
 
-def test_experts_read_tokens_without_positions_so_only_windows_count(tiny: TinySetup) -> None:
-    """The consumer's inputs have no window dimension, as in a mixture of experts."""
+@pytest.mark.parametrize("times", [1, 2])
+def test_inputs_without_a_window_dimension(tiny: TinySetup, times: int) -> None:
+    """OPT flattens them; in a mixture of experts, their number is another than that of tokens.
+
+    There, positions are unknown: all tokens of windows count the same, and first tokens do not.
+    """
     consumer, shapes = tiny.lm.couplings[1].consumer, list[torch.Size]()
 
     def flatten(module: torch.nn.Module, given: tuple[torch.Tensor]) -> torch.Tensor:
         shapes.append(given[0].shape[:2])
-        return given[0].flatten(0, 1)
+        return given[0].flatten(0, 1).repeat(times, 1)
 
     def restore(module: torch.nn.Module, given: object, output: torch.Tensor) -> torch.Tensor:
-        return output.unflatten(0, shapes[-1])
+        return output[: len(output) // times].unflatten(0, shapes[-1])
 
-    expected = collect_statistics(tiny.lm, tiny.windows).gram[1]
+    first = torch.arange(0, 200, 2)[:, None]
+    weighted = collect_statistics(tiny.lm, tiny.windows, first).gram[1]
+    equal = 2 * collect_statistics(tiny.lm, tiny.windows).gram[1]
     handles = [consumer.register_forward_pre_hook(flatten), consumer.register_forward_hook(restore)]
-    found = collect_statistics(tiny.lm, tiny.windows, torch.arange(0, 200, 2)[:, None]).gram[1]
+    found = collect_statistics(tiny.lm, tiny.windows, first).gram[1]
     for handle in handles:
         handle.remove()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, weighted if times == 1 else equal)
 
 
 @pytest.mark.parametrize("first", [0, 1, 1000])

@@ -149,12 +149,12 @@ def test_mlflow_keeps_metrics_figures_tables_and_files(found: Published, tmp_pat
     policy.write_text("{}")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     logger = mlflow_logger("", tracking_uri=uri, experiment_name="ppf", run_name="a run")
-    publish([logger], replace(found, metrics={"/PPF/perplexity/0.3": 31.0}))
+    publish([logger], replace(found, metrics={"/PPF/perplexity/0.3": 31.0, "a (2)/b,c": 1.0}))
     log_artifact([logger], Artifact([policy], "policy", "policy"))
     log_artifact([logger], Artifact([policy], "policy", "used", used=True))
     finish([logger], failed=False)
     run = logger.experiment.get_run(logger.run_id)
-    assert run.data.metrics == {"PPF/perplexity/0.3": 31.0}
+    assert run.data.metrics == {"PPF/perplexity/0.3": 31.0, "a _2_/b_c": 1.0}
     assert run.info.run_name == "a run" and run.info.status == "FINISHED"
     files = tmp_path / "mlruns" / str(logger.run_id) / "artifacts"
     names = {str(file.relative_to(files)) for file in files.rglob("*") if file.is_file()}

@@ -80,6 +80,11 @@ def test_complete_returns_what_was_added(model: DynamicModel) -> None:
     assert model.complete("Hello", **GREEDY) == model.lm.tokenizer.decode(whole[5:])
 
 
+def test_a_prompt_without_tokens_is_refused(model: DynamicModel) -> None:
+    with pytest.raises(PPFError, match="the prompt has no tokens"):
+        model.complete("")
+
+
 def test_what_was_added_keeps_its_first_space(
     model: DynamicModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
