@@ -84,7 +84,7 @@ def search(
     Raises:
         PPFError: an override is wrong, or the model or the text cannot be read.
     """
-    given = [*written(({} if ratio is None else {"ratio": ratio}) | overrides)]
+    given = _written(({} if ratio is None else {"ratio": ratio}) | overrides)
     cfg = _composed("search", [*_named(model), *given])
     saved = Path(cfg.model.path) if isinstance(model, PreTrainedModel) else None
     try:
@@ -124,7 +124,7 @@ def prune(
         `out`.
     """
     sources = {**_sources(policy, path, search), "ratio": ratio, "out": out}
-    given = [*written({**sources, **overrides})]
+    given = _written({**sources, **overrides})
     cfg = _composed("prune", given)
     run("prune", cfg, given)
     return Path(out)
@@ -151,7 +151,7 @@ def recover(
     Returns:
         `out`.
     """
-    given = [*written({**_sources(policy, path, search), "out": out, **overrides})]
+    given = _written({**_sources(policy, path, search), "out": out, **overrides})
     cfg = _composed("recover", given)
     run("recover", cfg, given)
     return Path(out)
@@ -175,10 +175,17 @@ def evaluate(
         The contents of evaluation.json: `results` has one entry per model, with nats per token
         and perplexity.
     """
-    given = [*written({**_sources(policy, path), **overrides})]
+    given = _written({**_sources(policy, path), **overrides})
     cfg = _composed("evaluate", given)
     run("evaluate", cfg, given)
     return json.loads((Path(cfg.paths.run) / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _written(given: Mapping[str, Any]) -> list[str]:
+    try:
+        return [*written(given)]
+    except TypeError as error:
+        raise PPFError(f"{error}: give one as the value of a key.") from error
 
 
 def _composed(command: str, overrides: Iterable[str]) -> DictConfig:

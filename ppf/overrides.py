@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppf.errors import PPFError
-
 
 def quoted(text: str | Path) -> str:
     """A string as the value of an override; in quotes unless Hydra reads it as the same string."""
@@ -19,7 +17,11 @@ def quoted(text: str | Path) -> str:
 
 
 def text(value: Any) -> str:
-    """A value of a config."""
+    """A value of a config.
+
+    Raises:
+        TypeError: it cannot be one.
+    """
     if isinstance(value, str | Path):
         return quoted(value)
     if isinstance(value, Mapping):
@@ -34,10 +36,7 @@ def _number(value: Any) -> Any:
     try:
         return value.item()
     except (AttributeError, ValueError, RuntimeError) as error:
-        raise PPFError(
-            f"{value!r} cannot be the value of a key: give a number, a text, a list, or a"
-            " dictionary."
-        ) from error
+        raise TypeError(f"{value!r} is no number, text, list or dictionary") from error
 
 
 def written(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

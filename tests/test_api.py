@@ -144,6 +144,11 @@ def test_what_a_mode_does_not_read_is_refused(given: dict[str, Any]) -> None:
         ppf.search("tiny", **given)
 
 
+def test_an_object_that_no_config_can_hold_is_refused() -> None:
+    with pytest.raises(PPFError, match="is no number, text, list or dictionary"):
+        ppf.search("tiny", seed=object())
+
+
 def test_an_unknown_key_is_an_error_that_names_a_similar_one() -> None:
     with pytest.raises(PPFError, match=r"no key search\.roundz: do you mean search\.rounds\?"):
         ppf.search("tiny", search={"roundz": 1})
