@@ -32,7 +32,7 @@ class SearchResult:
     """The result of a search: the files in its folder.
 
     Args:
-        folder: of the run, with policy.json and report.html; agent.json if `mode="dynamic"`.
+        folder: of the run, with policy.json (or agent.json) and report.html.
         trusted: classes of the user's own that policy.json may name.
     """
 
@@ -44,7 +44,7 @@ class SearchResult:
         """The contents of policy.json.
 
         Raises:
-            PPFError: it was a dynamic search: use `ppf.load_agent(result.folder)`.
+            PPFError: it was a search for all ratios: use `ppf.load_agent(result.folder)`.
         """
         return read_policy(self.folder / "policy.json", self.trusted)
 

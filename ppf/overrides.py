@@ -46,7 +46,7 @@ def written(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         prefix: of the keys, as in "text."; empty: the section is the whole config.
     """
     for key, value in given.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from written(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}={text(value)}"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ppf.overrides import quoted, text
+from ppf.overrides import quoted, text, written
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,10 @@ def test_numbers_of_numpy_and_pytorch_are_numbers() -> None:
     for value in (object(), np.arange(3), {1, 2}):
         with pytest.raises(TypeError, match="is no number, text, list or dictionary"):
             text(value)
+
+
+def test_an_empty_section_is_not_lost() -> None:
+    assert list(written({"ratio": 0.3, "logger": {}})) == ["ratio=0.3", "logger={}"]
 
 
 def test_plain_paths_need_no_quotes() -> None:

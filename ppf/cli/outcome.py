@@ -20,6 +20,7 @@ from ppf.errors import PPFError
 from ppf.llm.loading import dtype_name, pinned, resolve_dtype
 from ppf.processes import kind_of_device, process_count, slurm_tasks
 from ppf.records import read
+from ppf.records.agent import agent_folder
 from ppf.records.run import LARGEST, RUN, RunRecord
 from ppf.report.origin import task_overrides, version
 
@@ -43,6 +44,7 @@ _NAMED = (
     "sampler.of.agent.path",
     *_WHOLE,
 )
+_OF_AGENTS = ("search", "sampler.of.agent.path")
 _DATA_FILES = ("text.source.data_files", "text.training.source.data_files")
 
 _READ = (*MODEL_FILES, ".py")  # files of another folder that a command may read
@@ -119,6 +121,9 @@ class Job:
     def _identity(self) -> str:
         """Signature of everything that determines the run's result."""
         config = self._config
+        out = Path(config.get("out") or "")
+        if out.is_relative_to(self._folder):  # the results may be moved
+            config = config | {"out": str(out.relative_to(self._folder))}
         if source := config.get("model", {}).get("source"):  # the run may download it
             config = config | {"model": config["model"] | {"source": pinned(source)}}
         return signature("run", ppf.__version__, self._command, config, *self._read)
@@ -164,6 +169,7 @@ def _files_read(cfg: DictConfig) -> list[Any]:
         value = OmegaConf.select(cfg, key)
         several = value if isinstance(value, ListConfig) else [value]
         for path in (Path(each) for each in several if isinstance(each, str)):
+            path = agent_folder(path) if key in _OF_AGENTS else path
             if path.is_file():
                 found.append(digest(path, cache))
             elif path.is_dir():

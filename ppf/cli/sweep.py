@@ -28,14 +28,15 @@ class SweepReport(Callback):
         self.multirun = uuid.uuid4().hex
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exits with code 1 if several jobs would write their models into one folder."""
+        """Exits with code 1 if several jobs may write their models into one folder."""
         logging.getLogger(_OPTUNA).setLevel(logging.CRITICAL)  # on_job_end tells of failed trials
         given: Any = OmegaConf.to_container(config)  # with its interpolations
         out = given.get("out")
         if out and (swept := _swept(given["hydra"])) and not _differs(out, swept):
+            folder = "FOLDER" if "out" in swept else out
             print(
-                f"Error: every job would overwrite out={out}: do not give out=, or give"
-                f" 'out={out}/${{hydra:job.num}}'.",
+                "Error: jobs would overwrite each other's models: do not give out=, or give"
+                f" 'out={folder}/${{hydra:job.num}}'.",
                 file=sys.stderr,
             )
             sys.exit(1)
@@ -90,16 +91,25 @@ class SweepReport(Callback):
 def _swept(hydra: dict[str, Any]) -> list[str]:
     """The keys that have several values, so that the multirun may have several jobs."""
     params = hydra["sweeper"].get("params") or {}
-    words = [*hydra["overrides"]["task"], *(f"{key}={value}" for key, value in params.items())]
+    words = [*(f"{key}={value}" for key, value in params.items()), *hydra["overrides"]["task"]]
     parsed = OverridesParser.create().parse_overrides(words)
-    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+    last = {override.key_or_group: override for override in parsed}
+    return [key for key, override in last.items() if override.is_sweep_override()]
 
 
 def _differs(out: str, swept: Sequence[str]) -> bool:
-    """Whether `out` is swept, or names the job, its folder, or a swept key."""
-    keys = ["hydra", "paths.run", *swept]
-    names = re.findall(r"\$\{([\w.]+)", out)
-    return "out" in swept or any(f"{name}.".startswith(f"{key}.") for name in names for key in keys)
+    """Whether each job has its own `out`.
+
+    That is so if `out` alone is swept, or if it names the job, its folder, or all swept keys.
+    """
+    if "out" in swept:
+        return len(swept) == 1
+    names = [f"{name}." for name in re.findall(r"\$\{([\w.]+)", out)]
+
+    def named(key: str) -> bool:
+        return any(name.startswith(f"{key}.") for name in names)
+
+    return named("hydra") or named("paths.run") or all(named(key) for key in swept)
 
 
 def _has_result(job: JobReturn) -> bool:

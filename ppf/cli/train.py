@@ -83,7 +83,9 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     print_table(table)
     if warning:
         say(warning)
-    say(f"Predictor: {trained.folder}\nPicture:   {picture}\nScores:    {scores}")
+    if needs_labels(predictor):  # others are not stored
+        say(f"Predictor: {trained.folder}")
+    say(f"Picture:   {picture}\nScores:    {scores}")
     return Outcome(metric, [_brief(row, bands)])
 
 

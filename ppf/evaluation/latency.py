@@ -78,6 +78,11 @@ def decode_seconds(
         "attention_mask": torch.ones_like(ids),
         "pad_token_id": 0,
         "do_sample": False,
+        "use_cache": True,  # this and what follows may differ in the model's generation_config.json
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "prompt_lookup_num_tokens": None,
+        "stop_strings": None,
         "min_new_tokens": new_tokens + 1,
         "max_new_tokens": new_tokens + 1,
     }

@@ -22,6 +22,7 @@ from ppf.export.pruned import Pruned
 from ppf.llm import Coupling, LanguageModel, adapter_for
 from ppf.llm.checkpoint import (
     check_files,
+    correct_ties,
     quiet,
     read_config,
     read_model,
@@ -161,6 +162,7 @@ def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
         ) from error
     if fault := weights_fault(model, found, dtype):
         raise PPFError(f"path={folder} {fault}: give another folder.")
+    correct_ties(model)
     return model, tokenizer
 
 

@@ -48,6 +48,7 @@ def read_config(
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     config._attn_implementation = None  # transformers would download a kernel of that name
     vars(config).pop("custom_pipelines", None)  # exports must not name code of others
+    config.return_dict = True  # results have names, not numbers
     return config
 
 
@@ -187,7 +188,18 @@ def read_model(
         )
     if fault := weights_fault(model, found, dtype):
         raise PPFError(f"{source} {fault}: give a complete checkpoint with {override}=FOLDER.")
+    correct_ties(model)
     return model
+
+
+def correct_ties(model: PreTrainedModel) -> None:
+    """Lets the config say whether the head shares the embeddings' weight.
+
+    transformers leaves both apart if the checkpoint stores both, whatever its config says. Programs
+    that tie the weights by the config would then replace the head.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    model.config.tie_word_embeddings = head.weight is embedding.weight
 
 
 def check_files(source: str, override: str = "model.path") -> None:

@@ -115,9 +115,6 @@ def load(
     stored = place == "disk"
     read = read_model(source, model_config, dtype, revision=revision, as_stored=stored)
     model = read.eval().requires_grad_(False)
-    # transformers leaves matrices untied if the checkpoint stores both, whatever its config says.
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    model.config.tie_word_embeddings = head.weight is embedding.weight
     layers = adapter.layers(model)
     if config.get("device_map"):
         devices = over_gpus(model, layers, device)

@@ -37,7 +37,8 @@ def packaged(
     give this target, with values of the types that these keys have in the group. So a new class
     needs its YAML file, and no change here.
 
-    The validation's context lists the user's own targets. Their arguments may be any plain values.
+    The validation's context lists the user's own targets. Their arguments may be plain values, and
+    lists and dictionaries of such, but name no class.
 
     Args:
         group: config group, for example "importance" or "predictor/encoder".
@@ -109,7 +110,10 @@ def _kind(examples: list[Any]) -> Any:
 
 _SCALARS: dict[type, Any] = {bool: bool, int: Natural64, float: Number, str: Word}
 _Scalar = bool | int | float | Word | None
-_Key = Annotated[str, StringConstraints(pattern=r"^(_target_|[A-Za-z]\w*)$")]
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]\w*$")]
+_Plain: Any = _Scalar
+for _ in range(4):  # lists and dictionaries inside each other
+    _Plain = _Scalar | list[_Plain] | dict[_Name, _Plain]
 _OWN: TypeAdapter[Any] = TypeAdapter(
-    dict[_Key, _Scalar | list[_Scalar]], config=ConfigDict(strict=True, allow_inf_nan=False)
+    dict[Literal["_target_"] | _Name, _Plain], config=ConfigDict(strict=True, allow_inf_nan=False)
 )

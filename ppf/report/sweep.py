@@ -1,6 +1,7 @@
 """The results of a multirun: read from the run.json of each job, as rows and as a table."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ppf.report.tables import Cell, Column, Table, error, interval
 JobRow = Mapping[str, Any]
 REPEATED = "seed"
 """The override over whose values tables and plots average."""
+_POINT = re.compile(r"[+-]?(\.\d+|\d+\.)")  # a number for Hydra, but not for JSON
 _ENDS = ("low", "high")  # of a figure's interval
 
 
@@ -238,8 +240,7 @@ def finished_jobs(folder: Path) -> list[Path]:
     return [
         file
         for file in files
-        if file.parent == folder
-        or not file.parent.name.isdigit()
+        if not file.parent.name.isdigit()
         or last[file.parent.parent] in (None, _begun_by(file.parent))
     ]
 
@@ -313,7 +314,7 @@ def _value(text: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError:
-        return text
+        return float(text) if _POINT.fullmatch(text) else text
     return value if type(value) in (int, float) else text
 
 

@@ -40,8 +40,10 @@ def write_sweep(folder: Path) -> dict[str, Path]:
         The files, by their purpose.
 
     Raises:
-        PPFError: as for `read_sweep`.
+        PPFError: as for `read_sweep`, or the folder is that of one run, which has its own report.
     """
+    if (folder / RUN).is_file():
+        raise PPFError(f"{folder} has the results of one run: give a folder of several runs.")
     sweep = read_sweep(folder)
     names = {"rows": "results.json", "table": "results.md", "plot": "results.png"}
     paths = {purpose: folder / name for purpose, name in names.items()}

@@ -297,6 +297,13 @@ def test_windows_of_other_parts_are_refused(checked: ModuleType, command: str, k
         checked.check_read(cfg, [f"{key}=1"])
 
 
+def test_a_source_is_refused_beside_a_folder() -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", ["model.path=x", "paths.run=."])
+    with pytest.raises(PPFError, match="model.path=FOLDER does not read model.source.revision"):
+        check_file(cfg, ["model.path=x", "model.source.revision=abc"])
+
+
 @pytest.mark.parametrize("place", ["text", "text.training.more"])
 def test_a_column_without_a_file_is_refused(place: str) -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):

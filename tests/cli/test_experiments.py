@@ -110,7 +110,8 @@ def test_predictors_are_compared_on_another_draw(
 def test_a_predictor_without_labels_is_scored_on_test_policies_alone(
     run: Run, quick: tuple[str, ...], tmp_path: Path
 ) -> None:
-    run("train", *quick, "predictor=sensitivity", "test_policies=16", "labels.count=null")
+    done = run("train", *quick, "predictor=sensitivity", "test_policies=16", "labels.count=null")
+    assert "Scores: " in done.stdout and "Predictor: " not in done.stdout  # it is not stored
     (scores,) = tmp_path.rglob("scores.json")
     found = json.loads(scores.read_text())
     assert found["labels"] == 1 and found["policies"] > 8

@@ -203,6 +203,30 @@ def test_changed_tasks_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert finished("evaluate", cfg) is None
 
 
+def test_a_changed_agent_counts_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppf.cli.outcome.is_multirun", lambda: True)
+    found = tmp_path / "found"
+    found.mkdir()
+    (found / "agent.json").write_text("{}")
+    policies = found / "agent.safetensors"
+    policies.write_text("one")
+    cfg = config(tmp_path / "run", f"++sampler.of.agent.path={found}/agent.json")
+    cfg.paths.cache = str(tmp_path)
+    write("collect", cfg, Outcome(3.5), seconds=1.5)
+    assert finished("collect", cfg) is not None
+    policies.write_text("another")
+    assert finished("collect", cfg) is None
+
+
+def test_a_job_whose_folder_was_moved_is_not_repeated(tmp_path: Path) -> None:
+    write("prune", config(tmp_path / "here", "+out=${paths.run}/model"), Outcome(), seconds=1.5)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert finished("prune", config(tmp_path / "there", "+out=${paths.run}/model")) is not None
+    assert finished("prune", config(tmp_path / "there", f"+out={tmp_path}/here/model")) is None
+
+
 def test_another_commands_record_does_not_count(done: Path) -> None:
     assert finished("train", config(done)) is None
 

@@ -97,6 +97,9 @@ def test_a_damaged_record_fails_the_multirun(
         ("${oc.env:HOME}/model", ["out=${oc.env:HOME}/model", "tune=full,lora"], None, True),
         ("at/${seed}", ["out=at/${seed}", "tune=full,lora"], None, True),
         ("a", ["out=a,b"], None, False),
+        ("${paths.run}/model", ["out=a,b", "policy=p,q"], None, True),
+        ("at/${ratio}", ["out=at/${ratio}", "ratio=0.2,0.3", "dtype=float32,bfloat16"], None, True),
+        ("model", ["out=model", "tune=lora"], {"tune": "full,lora"}, False),
     ],
 )
 def test_jobs_that_would_write_into_one_folder_are_refused(
@@ -111,14 +114,15 @@ def test_jobs_that_would_write_into_one_folder_are_refused(
     with pytest.raises(SystemExit) if refused else nullcontext():
         SweepReport().on_multirun_start(config)
     error = capsys.readouterr().err
-    assert error.startswith(f"Error: every job would overwrite out={out}: do not") == refused
-    assert (f"give 'out={out}/${{hydra:job.num}}'." in error) == refused
+    assert error.startswith("Error: jobs would overwrite each other's models: do not") == refused
+    folder = "FOLDER" if "out=a,b" in task else out
+    assert (f"give 'out={folder}/${{hydra:job.num}}'." in error) == refused
 
 
 def test_a_multirun_into_one_folder_does_not_begin(run: Run, tmp_path: Path) -> None:
     given = ("-m", "path=x", f"out={tmp_path}/model", "tune=full,lora", "logger=none")
     done = run("recover", *given, ok=False)
-    assert "Error: every job would overwrite" in done.stderr and "Job 0" not in done.stdout
+    assert "Error: jobs would overwrite each other's" in done.stderr and "Job 0" not in done.stdout
     each = (*given[:2], f"out={tmp_path}/model/${{hydra:job.num}}", *given[3:])
     done = run("recover", *each, ok=False)
     assert "Job 1" in done.stdout and "path=x is not a Hugging Face" in done.stderr

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppf.conf import read_option
 from ppf.errors import PPFError
+from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, load
 from ppf.llm.checkpoint import read_config, read_tokenizer, weights_fault
 from tests.checkpoints import CHECKPOINTS, random_model
@@ -98,6 +99,15 @@ def test_a_head_of_its_own_is_not_taken_for_a_tied_one(
     assert model.config.tie_word_embeddings == tied
     same = torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
     assert same == tied
+    for trusted in (False, True):  # lm-evaluation-harness ties the weights by the config
+        read, _ = load_folder(tmp_path, torch.float32, trust_remote_code=trusted)
+        read.tie_weights()
+        assert torch.equal(read.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_config_that_asks_for_tuples_changes_nothing(tmp_path: Path) -> None:
+    configure(saved(tmp_path, "llama-groups-of-3-tied"), return_dict=False)
+    assert loaded(tmp_path).model(torch.arange(8)[None]).logits.shape[:2] == (1, 8)
 
 
 @pytest.mark.parametrize("key", ["vocab", "init_inputs", "deep"])

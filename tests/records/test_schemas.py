@@ -103,6 +103,7 @@ def test_a_wheel_is_one_of_the_packaged_ones(key: str) -> None:
 
 def test_classes_of_the_users_own_are_taken_where_they_are_trusted() -> None:
     own = {"_target_": "mine.Compensation", "rank": 3, "name": None, "scales": [0.5, 1]}
+    own |= {"weights": {"attention": 1.0, "mlp": [[0.5], {"up": 2}]}}
     config = examples.config() | {"compensation": own}
     with pytest.raises(PPFError, match="neither PPF's own nor in trust_targets"):
         fits(config, ConfigRecord)

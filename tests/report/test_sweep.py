@@ -44,6 +44,12 @@ def searches(folder: Path) -> Path:
     return folder
 
 
+def test_numbers_of_hydra_are_numbers(tmp_path: Path) -> None:
+    for ratio in (".3", "1.", "1e-2", "+.5"):
+        job(tmp_path, [f"ratio={ratio}"], {"ratio": float(ratio), "test_ppl": 40.0})
+    assert {row["ratio"] for row in read_sweep(tmp_path).rows} == {0.3, 1.0, 0.01, 0.5}
+
+
 def test_rows_are_jobs_sorted_by_ratio_and_perplexity(tmp_path: Path) -> None:
     sweep = read_sweep(searches(tmp_path))
     assert sorted(sweep.axes) == ["agent", "ratio", "seed"]  # model=tiny is the same for all

@@ -272,6 +272,15 @@ def test_jobs_without_numbers_have_a_page(tmp_path: Path) -> None:
     assert headline == ["Finished jobs: 1. None of them reports a number to compare."]
 
 
+def test_the_report_of_one_run_is_kept(tmp_path: Path) -> None:
+    job(tmp_path, ["seed=0"], {"test_ppl": 30.0}, place="run")
+    report = tmp_path / "run" / "report.html"
+    report.write_text("of the search")
+    with pytest.raises(PPFError, match="has the results of one run: give a folder of several"):
+        write_sweep(tmp_path / "run")
+    assert report.read_text() == "of the search"
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
