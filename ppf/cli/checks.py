@@ -258,7 +258,7 @@ def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -
 
 
 def check_file(cfg: DictConfig, given: Iterable[str]) -> None:
-    """Raises PPFError if an override changes a key that a path replaces, or one without its path."""
+    """Raises PPFError if an override changes a key that a path replaces, or that lacks its path."""
     if OmegaConf.select(cfg, "model.path"):
         refuse_unread("model.path=FOLDER", given, ["model.source"])
     if OmegaConf.select(cfg, "text.path"):

@@ -26,7 +26,7 @@ from ppf.errors import PPFError
 from ppf.llm.loading import local_folder
 from ppf.llm.text import text_name, training_name
 from ppf.overrides import quoted
-from ppf.progress import say, warning
+from ppf.progress import say
 from ppf.records.agent import agent_folder
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.report.html import write_page
@@ -115,8 +115,12 @@ def _check_adapters(cfg: DictConfig) -> None:
             " recovery.gradient_checkpointing=false."
         )
     agent = load_agent(cfg.search, cfg.trust_targets)
-    for ratio in cfg.ratios:
-        agent.policy(ratio)
+    highest = float(agent.knots[-1])
+    if max(cfg.ratios) > highest:
+        raise PPFError(
+            f"ratios={list(cfg.ratios)} are too high: the agent of search={cfg.search} ends at"
+            f" {highest:.3g}. Give ratios=[…] up to it."
+        )
     refuse_overwriting_dense(cfg.out, agent.record)
 
 
@@ -164,9 +168,9 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     for score in found.test:
         say(_line(score, "test"))
     if any(score.recovered > score.pruned for score in found.scores):
-        warning(
-            "The training raised the loss on the validation part: give a lower learning rate, or"
-            " use the model as it was before."
+        say(
+            "Warning: The training raised the loss on the validation part: give a lower learning"
+            " rate, or use the model as it was before."
         )
     if fabric.is_global_zero:
         _report(cfg, fabric, found)

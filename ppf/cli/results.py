@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppf.artefacts import write_json
 from ppf.context.budgets import saved
+from ppf.context.evaluations import counts_bytes
 from ppf.context.model import PrunableModel
 from ppf.context.policy import described, model_name, policy_record
 from ppf.context.prepare import PruningContext
@@ -202,7 +203,7 @@ def _settings(cfg: DictConfig, context: PruningContext) -> dict[str, str]:
 
 def _asked(cfg: DictConfig) -> str:
     ratio = percent(cfg.ratio)
-    return f"with {ratio} fewer bytes" if cfg.budget.name == "bytes" else f"at ratio {ratio}"
+    return f"with {ratio} fewer bytes" if counts_bytes(cfg.budget) else f"at ratio {ratio}"
 
 
 def _words(model: PrunableModel, policies: Mapping[str, Sequence[int]]) -> dict[str, Sequence[str]]:

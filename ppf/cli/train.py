@@ -42,7 +42,8 @@ def check_fit(cfg: DictConfig, given: Sequence[str]) -> None:
 
 def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     check_fit(cfg, overrides)
-    if not cfg.test_policies and not needs_labels(unfitted(cfg.predictor)):
+    predictor = unfitted(cfg.predictor)
+    if not (cfg.test_policies or needs_labels(predictor) or hasattr(predictor, "held_out")):
         raise no_held_out()
 
 

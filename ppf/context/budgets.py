@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppf.artefacts import signature
 from ppf.context.byte_budget import check_blocks
+from ppf.context.evaluations import counts_bytes
 from ppf.context.prepare import PruningContext
 from ppf.context.signatures import plain, with_code
 from ppf.llm import LanguageModel
@@ -67,7 +68,7 @@ def saved(
 ) -> Float[Tensor, " n"]:
     """The share of a cost that policies save; 0 if no site of the space has this cost."""
     model = context.model
-    if model.space.budget == "bytes" == budget.name:
+    if isinstance(model.space, SteppedSpace) and counts_bytes(budget):
         return model.space.saved(kept)
     space = replace(model.pruner.space, prices=tuple(prices(context, budget)))
     return space.saved(model.units(kept))

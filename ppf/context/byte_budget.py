@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppf.agents.gradient import Gradient
 from ppf.agents.rule import Rule
 from ppf.artefacts import signature
+from ppf.context.evaluations import counts_bytes
 from ppf.context.labelling import Labelling
 from ppf.context.model import PrunableModel
 from ppf.context.prepare import PruningContext
@@ -42,7 +43,7 @@ def check_bytes(cfg: DictConfig) -> None:
     Raises:
         PPFError: one of them does not support this budget.
     """
-    if not isinstance(instantiate(cfg.budget.cost), Bytes):
+    if not counts_bytes(cfg.budget):
         return
     if cfg.mode != "static":
         raise PPFError("budget=bytes finds a policy for one ratio: give mode=static.")

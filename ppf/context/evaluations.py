@@ -10,6 +10,7 @@ from ppf.policy_search.experts import measured_experts
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.expected import ExpectedLoss
 from ppf.predictor.oracle import Oracle
+from ppf.pruning.costs import Bytes
 
 _DRAWN = 128  # policies that are labelled for a predictor that needs labels
 MANY = 1024  # windows that are assumed where a text gives all it has
@@ -70,9 +71,14 @@ def evaluations_of_agent(cfg: DictConfig) -> int | None:
     return starts + _rounds(cfg) * math.ceil(agent.generations * (share + children))
 
 
+def counts_bytes(budget: DictConfig) -> bool:
+    """Whether a search with this budget may quantise weights."""
+    return isinstance(instantiate(budget.cost), Bytes)
+
+
 def gradient_sets(cfg: DictConfig) -> tuple[int, int]:
     """Windows in a set for gradients at the best policies, and the largest number of sets."""
-    if cfg.get("mode") not in ("static", "chain") or cfg.budget.name == "bytes":
+    if cfg.get("mode") not in ("static", "chain") or counts_bytes(cfg.budget):
         return 0, 0
     predictor = unfitted(cfg.predictor)
     if not isinstance(predictor, ExpectedLoss) or not predictor.windows:

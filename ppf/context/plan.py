@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.context.evaluations import MANY, evaluations, gradient_sets, reestimates
+from ppf.context.evaluations import MANY, counts_bytes, evaluations, gradient_sets, reestimates
 from ppf.context.observed import reads_spectra
 from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
@@ -142,7 +142,7 @@ class Sizes:
         refitted = sum(rows * columns for rows, columns in shapes.values())
         names = {site.name for site in space.sites}
         rounded = sum(x.weight.numel() for c in couplings if c.name in names for x in c.linears)
-        in_bytes = "budget" in cfg and cfg.budget.name == "bytes"
+        in_bytes = "budget" in cfg and counts_bytes(cfg.budget)
         can_refit = adapter.adds_to_stream(model.config) and not isinstance(
             compensation, NoCompensation
         )

@@ -15,7 +15,7 @@ from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
 from ppf.llm.loading import dtype_name, local_folder, pinned, resolve_dtype
 from ppf.llm.text import PartName, local_splits, spans
-from ppf.progress import warning
+from ppf.progress import say
 from ppf.records.policy import ConfigRecord
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -215,9 +215,9 @@ def warn_of_shared_documents(
     )
     pairs = ((tested[s], part[s]) for part in used for s in part.keys() & tested.keys())
     if any(own["seed"] != other["seed"] or x[0] < y[1] and y[0] < x[1] for x, y in pairs):
-        warning(
-            f"{policy} was found with documents that are now in the test part, so its perplexity"
-            " may be too low. Leave text.seed and text.splits as they were in the search."
+        say(
+            f"Warning: {policy} was found with documents that are now in the test part, so its"
+            " perplexity may be too low. Leave text.seed and text.splits as in the search."
         )
 
 

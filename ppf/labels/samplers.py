@@ -154,7 +154,7 @@ class FromFiles(Sampler):
         trusted: your own classes that these files may name.
 
     Raises:
-        PPFError: `paths` is empty, or a file is missing or damaged.
+        PPFError: `paths` is empty, a file is missing or damaged, or its policy quantises weights.
     """
 
     def __init__(self, paths: Sequence[str], trusted: Sequence[str]) -> None:
@@ -162,6 +162,9 @@ class FromFiles(Sampler):
             raise PPFError("the sampler has no files: give sampler.of.paths=[POLICY.json,...].")
         remedy = "give sampler.of.paths=[POLICY.json,...] of searches"
         self.records = [read(path, PolicyRecord, remedy, trusted) for path in paths]
+        for path, record in zip(paths, self.records, strict=True):
+            if record.get("types"):
+                raise PPFError(f"the policy of {path} quantises weights: {remedy} without it.")
 
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0

@@ -23,7 +23,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.tokenization_utils_base import SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
-from transformers.utils import CHAT_TEMPLATE_DIR, cached_file, find_adapter_config_file, logging
+from transformers.utils import (
+    CHAT_TEMPLATE_DIR,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    find_adapter_config_file,
+    logging,
+)
 
 from ppf.errors import PPFError, reason
 
@@ -210,7 +217,7 @@ def check_files(source: str, override: str = "model.path") -> None:
         override: the override that names another checkpoint, for error messages.
 
     Raises:
-        PPFError: the folder has no safetensors file, or one is empty or truncated.
+        PPFError: the folder has no safetensors file, or one is missing, empty or truncated.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -221,6 +228,11 @@ def check_files(source: str, override: str = "model.path") -> None:
             f"{source} has no safetensors: convert its weights with transformers'"
             f" `save_pretrained`, or give another folder with {override}=FOLDER."
         )
+    with _reading(source, override):
+        index, whole = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFE_WEIGHTS_NAME
+        if index.is_file() and not whole.is_file():
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = sorted({folder / name for name in named.values()})
     for file in files:
         with _reading(str(file), override), safe_open(file, "pt"):
             pass

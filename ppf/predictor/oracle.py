@@ -47,18 +47,20 @@ class Oracle:
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
         self._measure, self._screen, self._window = inputs.measure, inputs.screen, 0
-        self._last: tuple[list[list[int]], Tensor] = [], torch.empty(0)
+        self._last = dict[tuple[int, ...], float]()
         self._known = dict[tuple[int, ...], float]()
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
-        if kept.tolist() != self._last[0]:  # agents ask again for their metrics
-            policies = list(map(tuple, kept.tolist()))
-            new = torch.tensor([policy not in self._known for policy in policies])
-            scores = torch.tensor([self._known.get(policy, torch.nan) for policy in policies])
-            if new.any():
-                scores[new] = self._scores(kept[new.to(kept.device)], self.screening).to(scores)
-            self._last = kept.tolist(), scores
-        mean = self._last[1].to(kept.device)
+        policies = list(map(tuple, kept.tolist()))
+        scores = {policy: self._known[policy] for policy in policies if policy in self._known}
+        new = torch.tensor([policy not in scores for policy in policies], device=kept.device)
+        if new.any() and set(policies) == self._last.keys():  # agents ask again for their metrics
+            scores = self._last
+        elif new.any():
+            found = self._scores(kept[new], self.screening).tolist()
+            scores |= zip(map(tuple, kept[new].tolist()), found, strict=True)
+            self._last = scores
+        mean = torch.tensor([scores[policy] for policy in policies], device=kept.device)
         return Prediction(mean, torch.zeros_like(mean))
 
     def _scores(

@@ -102,23 +102,19 @@ class Adapters(nn.Module):
                 f" {origin['compensation']}: give the bank.max_gib that its training used."
             )
         rank = next((len(t) for name, t in tensors.items() if name.endswith(".down") and t.ndim), 1)
-        adapters = cls(pruner, rank, 1.0)
-        adapters._fill(tensors, file)
-        return adapters
-
-    def _fill(self, tensors: dict[str, Tensor], file: Path) -> None:
-        expected = {
-            f"{name}.{part}": getattr(pair, part)
-            for name, pair in self.pairs.items()
-            for part in ("up", "down")
-        }
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        with pruner.at(pruner.space.dense.tolist()):
+            sizes = {name: linear.weight.shape for name, linear in projections(pruner).items()}
+        expected = {f"{name}.up": (rows, rank) for name, (rows, _) in sizes.items()}
+        expected |= {f"{name}.down": (rank, columns) for name, (_, columns) in sizes.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         finite = all(x.dtype in _DTYPES and x.isfinite().all() for x in tensors.values())
-        if shapes != {name: tensor.shape for name, tensor in expected.items()} or not finite:
+        if shapes != expected or not finite:  # before memory is taken for that rank
             raise PPFError(f"{file} does not fit the model: {_REMEDY}.")
-        for name, parameter in expected.items():
-            parameter.data.copy_(tensors[name])
-        self.requires_grad_(False)
+        adapters = cls(pruner, rank, 1.0)
+        for name, pair in adapters.pairs.items():
+            pair.up.data.copy_(tensors[f"{name}.up"])
+            pair.down.data.copy_(tensors[f"{name}.down"])
+        return adapters.requires_grad_(False)
 
 
 def trained_with(folder: Path) -> str | None:

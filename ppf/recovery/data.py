@@ -19,15 +19,17 @@ class WindowSampler(Sampler[int]):
         windows: number of windows in the text.
         batch: windows in a step, over all devices.
         steps: in an epoch.
+        first: steps of the sequence that are left out.
         seed: of the permutations.
         rank: number of this device.
         ranks: number of devices.
     """
 
     def __init__(
-        self, windows: int, *, batch: int, steps: int, seed: int, rank: int, ranks: int
+        self, windows: int, *, batch: int, steps: int, first: int, seed: int, rank: int, ranks: int
     ) -> None:
         self.windows, self.batch, self.steps, self.seed = windows, batch, steps, seed
+        self.first = first
         self.rank, self.ranks = rank, ranks
         self.epoch = 0
 
@@ -40,8 +42,9 @@ class WindowSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         size = self.steps * self.batch
+        start = self.first * self.batch + self.epoch * size
         drawn = -1
-        for place in range(self.epoch * size + self.rank, (self.epoch + 1) * size, self.ranks):
+        for place in range(start + self.rank, start + size, self.ranks):
             if place // self.windows != drawn:
                 drawn = place // self.windows
                 generator = numbered(self.seed, drawn)

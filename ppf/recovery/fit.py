@@ -88,6 +88,7 @@ def _loaders(
         len(training),
         batch=settings.batch,
         steps=settings.epoch(run.window),
+        first=run.first,
         seed=run.seed,
         rank=machine.ranks.global_rank,
         ranks=machine.ranks.world_size,

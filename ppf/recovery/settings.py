@@ -106,6 +106,7 @@ class TrainingRun:
         folder: of its checkpoints.
         window: tokens in a window.
         seed: of the windows' order.
+        first: steps of earlier trainings in this recovery, whose windows it does not read again.
         name: precedes the names of logged metrics, as in "layer-3/"; empty if nothing else is
             trained in this recovery.
     """
@@ -115,6 +116,7 @@ class TrainingRun:
     folder: Path
     window: int
     seed: int
+    first: int = 0
     name: str = ""
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ppf.artefacts import draft, write_json
 from ppf.commands import invocation
+from ppf.errors import PPFError
 from ppf.overrides import quoted
 from ppf.progress import warning
 from ppf.records.run import RUN

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from lightning import Fabric
 from omegaconf import DictConfig
-from safetensors import safe_open
 from torch import nn
 
 from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
@@ -33,7 +32,7 @@ from ppf.context.recovery import (
 from ppf.context.signatures import model_identity, plain, with_code
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
-from ppf.export.loading import as_pruned, load_folder
+from ppf.export.loading import as_pruned, load_folder, read_description
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import dtype_name, resolve_dtype
@@ -79,7 +78,9 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
         record["recovered"] = work.record(found)
         if record.get("exported"):
             record["exported"] = work.exported()
-        model = as_pruned(work.student.model, work.student.tokenizer)
+        # The stored folder may have another chat template than the dense model has today.
+        tokenizer = (work.teacher if cfg.policy else work.student).tokenizer
+        model = as_pruned(work.student.model, tokenizer)
         export_recovered(model, resolve_dtype(cfg.dtype), start, Path(cfg.out), record)
         test = [score.record() for score in found.test]
         write_json(Path(cfg.paths.run) / "summary.json", record["recovered"] | {"test": test})
@@ -94,9 +95,7 @@ def _pruned(cfg: DictConfig, fabric: Fabric, record: dict[str, Any], text: Recov
 
     def read(path: Path) -> Path:
         read_policy(path / "policy.json", cfg.trust_targets)
-        for file in path.glob("*.safetensors"):
-            with safe_open(file, "pt"):
-                pass
+        read_description(path)
         return path
 
     if fabric.broadcast(read_if_whole(folder, read)):
@@ -168,9 +167,21 @@ class _Recovery:
                 self.student = self._load()
             names = list(self.cfg.tune)
             shared = replace(settings, tokens=settings.tokens // len(names))
-            return reduce(Trace.then, [self._tune(name, shared) for name in names])
+            traces = [self._tune(name, shared) for name in names]
+            self._warn_of_later(dict(zip(names, traces, strict=True)))
+            return reduce(Trace.then, traces)
 
         return with_enough_memory(self.cfg, self.fabric, train)
+
+    def _warn_of_later(self, traces: Mapping[str, Trace]) -> None:
+        """Warns if the last tuner leaves a higher loss than one before."""
+        lows = {n: min(point.value for point in t.curve) for n, t in traces.items() if t.curve}
+        best, last = min(lows, key=lambda name: lows[name], default=""), [*traces][-1]
+        if last in lows and lows[last] > lows[best]:
+            say(
+                f"Warning: tune={last} ends with a higher loss than tune={best} before it: leave"
+                " it out, or give it a lower learning rate."
+            )
 
     def _tune(self, name: str, settings: RecoverySettings) -> Trace:
         cfg, tuner = self.cfg, tuner_of(self.cfg, name)
@@ -178,12 +189,13 @@ class _Recovery:
         minimised = f" and loss={'+'.join(losses)}" if losses else ""
         say(f"Recovering with tune={name}{minimised}.")
         names, tuners = list(cfg.tune), with_code(plain(cfg.tune), Path(cfg.paths.cache))
-        chain = [(n, tuners[n]) for n in names[: names.index(name) + 1]]
+        place = names.index(name)
+        chain = [(n, tuners[n]) for n in names[: place + 1]]
         reads_losses = any(tuner_of(cfg, n).reads_losses for n, _ in chain)
-        trained = settings, self._weights, chain
-        run = run_of(self.text, self.machine, *trained, reads_losses=reads_losses)
+        trained = self._weights, chain, *([place] if place else [])
+        run = run_of(self.text, self.machine, settings, *trained, reads_losses=reads_losses)
         if len(names) > 1:
-            run = replace(run, name=f"{name}/")
+            run = replace(run, name=f"{name}/", first=place * run.steps)
         windows = self.training, self.validation
         likeliest = self._likeliest(losses, settings.micro_batch)
         task = TuningTask(self.student, self.teacher, losses, *windows, likeliest)

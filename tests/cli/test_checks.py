@@ -27,6 +27,7 @@ from ppf.cli.search import main as search
 from ppf.cli.train import check_fit
 from ppf.cli.train import main as train
 from ppf.errors import PPFError
+from ppf.predictor.sensitivity import SensitivityPredictor
 from tests.test_configs import CONF, FILES, STAGES, composed, resolved
 
 WRONG = [-1, 0, math.nan, math.inf, "abc", True, None, []]
@@ -448,6 +449,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
             check_folder(folder, "out")
 
 
+class HeldOutWithoutLabels(SensitivityPredictor):
+    """A predictor that needs no labels before a search, and scores those that it is given."""
+
+    held_out = metrics = None
+
+
 def test_a_predictor_that_cannot_be_scored_is_refused_before_labelling() -> None:
     own = ["predictor=sensitivity", "paths.run=."]
     with initialize_config_module("ppf.conf", version_base="1.3"):
@@ -456,6 +463,8 @@ def test_a_predictor_that_cannot_be_scored_is_refused_before_labelling() -> None
     train.check_relations(scored, [])
     with pytest.raises(PPFError, match="give test_policies=256"):
         train.check_relations(alone, [])
+    alone.predictor = {"_target_": f"{__name__}.HeldOutWithoutLabels"}
+    train.check_relations(alone, [])
 
 
 def test_a_stride_that_skips_tokens_is_refused_before_the_work() -> None:

@@ -25,7 +25,7 @@ from ppf.stages.recover import recover
 from tests.commands import on_two_ranks
 from tests.records import examples
 from tests.recoveries import quick
-from tests.searched import write_search
+from tests.searched import write_agent, write_search
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -82,6 +82,18 @@ def test_adapters_are_not_trained_in_float16(tmp_path: Path) -> None:
         cfg = compose("recover", given)
     assert main.check_relations is not None
     with pytest.raises(PPFError, match="search= cannot compute in float16"):
+        main.check_relations(cfg, [])
+
+
+def test_ratios_that_the_search_has_not_reached_are_refused(cache: str, tmp_path: Path) -> None:
+    highest = float(write_agent(tmp_path, write_search(tmp_path, cache)[1]).knots[-1])
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        given = [f"search={tmp_path}", f"paths.run={tmp_path}/run", f"out={tmp_path}/out"]
+        cfg = compose("recover", [*given, f"ratios=[0.1,{highest + 0.01}]"])
+        reached = compose("recover", [*given, f"ratios=[0.1,{highest}]"])
+    assert main.check_relations is not None
+    main.check_relations(reached, [])
+    with pytest.raises(PPFError, match=r"ratios=.* are too high: .* ends at .* Give ratios="):
         main.check_relations(cfg, [])
 
 

@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ppf.context.budgets import check_budget, priced, saved
 from ppf.context.byte_budget import _weight, check_blocks, check_bytes, in_bytes
@@ -75,7 +75,9 @@ def test_budgets_count_what_policies_keep(
     sizes = {"f16": 2, "q8_0": 34 / 32, "q5_0": 22 / 32, "q4_0": 18 / 32}
     left = sum(k * 32 * 3 * 64 * sizes[t] for k, t in zip(kept, types, strict=True))
     whole = 4 * 192 * 3 * 64 * 2
-    assert float(saved(context, cfg.budget, levels)) == pytest.approx(1 - left / whole)
+    renamed = OmegaConf.merge(cfg.budget, {"name": "of my own"})
+    for budget in (cfg.budget, renamed):
+        assert float(saved(context, budget, levels)) == pytest.approx(1 - left / whole)
     assert float(saved(context, cfg.pareto.x, levels)) == pytest.approx(1 - sum(kept) / 24)
     assert context.sites.features.losses.shape == (4, 6 * 32 + 1)
 

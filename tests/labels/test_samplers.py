@@ -136,6 +136,14 @@ def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: 
     assert (still != policy).any(1).sum() > 12  # by a unit or so
 
 
+def test_a_policy_that_quantises_weights_is_not_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    types = dict.fromkeys(examples.policy()["kept"], "q4_0")
+    file.write_text(json.dumps(examples.policy(types=types)))
+    with pytest.raises(PPFError, match="policy.json quantises weights"):
+        FromFiles([str(file)], ())
+
+
 def test_files_must_be_given_and_fit_the_space(tiny: TinySetup, tmp_path: Path) -> None:
     with pytest.raises(PPFError, match=r"sampler\.of\.paths"):
         FromFiles([], ())

@@ -272,6 +272,16 @@ def test_a_truncated_weight_file_is_named(folder: Path, share: float) -> None:
     assert f"cannot load '{file}'" in refusal(folder)
 
 
+def test_a_missing_part_of_the_weights_is_named(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}))
+    loaded(folder)  # the whole file is read
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    assert f"cannot load '{folder}/b.safetensors'" in refusal(folder)
+    index.write_text("{}")
+    assert f"cannot load '{folder}'" in refusal(folder)
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"model_type": "llama", "rope_theta": "x"}']
 )

@@ -8,7 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.pruning import LivePruner
+from ppf.pruning import LivePruner, elastic
 from ppf.pruning.elastic import ADAPTERS, Adapters, projections
 from tests.tiny import TinySetup
 
@@ -124,6 +124,19 @@ def test_other_adapters_are_refused(
         (tmp_path / ADAPTERS).write_bytes(content)
     with pytest.raises(PPFError, match=sentence):
         Adapters.load(tmp_path, pruner, origin)
+
+
+def test_a_rank_without_weights_takes_no_memory(
+    tiny: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(linear: object, rank: int) -> None:
+        raise AssertionError(f"memory is taken for rank {rank}")
+
+    pruner = tiny.pruner()
+    monkeypatch.setattr(elastic, "_Pair", allocate)
+    (tmp_path / ADAPTERS).write_bytes(save({"x.down": torch.zeros(10**9, 0)}, ORIGIN))
+    with pytest.raises(PPFError, match="does not fit the model"):
+        Adapters.load(tmp_path, pruner, ORIGIN)
 
 
 def test_adapters_of_another_space_are_refused(tiny: TinySetup, cache: str, tmp_path: Path) -> None:

@@ -4,10 +4,16 @@ from ppf.recovery.data import WindowSampler
 
 
 def read(
-    *, epoch: int = 0, steps: int = 4, seed: int = 0, rank: int = 0, ranks: int = 1
+    *,
+    epoch: int = 0,
+    steps: int = 4,
+    first: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> list[int]:
     """The windows of an epoch, of 8 windows in batches of 4."""
-    order = WindowSampler(8, batch=4, steps=steps, seed=seed, rank=rank, ranks=ranks)
+    order = WindowSampler(8, batch=4, steps=steps, first=first, seed=seed, rank=rank, ranks=ranks)
     order.set_epoch(epoch)
     windows = list(order)
     assert len(windows) == len(order)
@@ -24,5 +30,7 @@ def test_every_pass_reads_all_windows_in_another_order() -> None:
 def test_epochs_and_ranks_share_one_sequence() -> None:
     assert read(steps=2, epoch=0) + read(steps=2, epoch=1) == read()
     assert read(steps=3, epoch=1)[:4] == read()[12:]  # an epoch may end within a pass
+    assert read(steps=2, first=2) == read()[8:]  # a later training reads on
+    assert read(steps=1, first=1, epoch=2) == read()[12:]
     shared = [read(rank=rank, ranks=2) for rank in range(2)]
     assert [window for pair in zip(*shared, strict=True) for window in pair] == read()

@@ -206,6 +206,14 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     assert "(tune=blockwise, " in (out / "README.md").read_text()
 
 
+def test_a_tuner_that_undoes_an_earlier_one_is_told(config: Any, capsys: Any) -> None:
+    told = "Warning: tune=full ends with a higher loss than tune=norms_and_biases before it"
+    rates = ("tune.norms_and_biases.lr=1e-5", "tune.full.lr=3.0")
+    for loss, worse in (("kl", True), ("ce", False)):
+        run(config("tune=[norms_and_biases,full]", *rates, f"loss={loss}"))
+        assert (told in capsys.readouterr().out) == worse
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_embeddings_are_trained_on_request(config: Any, start: Path, trained: bool) -> None:
     given, before = ["tune.full.embeddings=true"] if trained else [], weights(start)
@@ -287,6 +295,16 @@ def test_a_policy_is_pruned_once_and_then_recovered(
     weights.write_bytes(weights.read_bytes()[:1000])
     assert run(config(*given, "recovery.tokens=32")).pruned == found.pruned
     assert "Reusing" not in capsys.readouterr().out
+    (weights,) = (searched / "artefacts" / "pruned").glob("*/model.safetensors")
+    weights.unlink()
+    (weights.parent / "chat_template.jinja").write_text("of an earlier tokenizer")
+    assert run(config(*given, "recovery.tokens=32")).pruned == found.pruned
+    assert "Reusing" not in capsys.readouterr().out
+    (weights.parent / "chat_template.jinja").write_text("of an earlier tokenizer")
+    cfg = config(*given, "recovery.tokens=32", f"out={searched}/recovered")
+    run(cfg)
+    assert "Reusing the pruned model" in capsys.readouterr().out
+    assert not (Path(cfg.out) / "chat_template.jinja").exists()  # nor has the dense model one
 
 
 def test_too_little_training_text_is_refused_before_the_model_is_pruned(
