@@ -16,7 +16,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.artefacts import locked
-from ppf.cli.checks import check, check_file
+from ppf.cli.checks import check, check_unread
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Job, Outcome, is_multirun, set_aside
 from ppf.cli.plan import show_plan
@@ -138,7 +138,7 @@ def _tidied(cfg: DictConfig) -> Iterator[None]:
 def _check(name: str, cfg: DictConfig, found: Command, overrides: Sequence[str]) -> None:
     """Checks everything that can be checked before the work starts."""
     check(name, cfg)
-    check_file(cfg, overrides)
+    check_unread(cfg, overrides)
     if found.check_relations:
         found.check_relations(cfg, overrides)
     if "model" in cfg and not cfg.get("plan"):

@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import optim
 
@@ -52,7 +53,15 @@ def check(command: str, cfg: DictConfig) -> None:
         PPFError: a key is unknown or missing, a value is of the wrong type or out of its range, a
             class refuses its arguments, or a folder cannot be written.
     """
-    given = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    try:
+        given = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        if error.full_key != "agent.allocation":
+            raise
+        raise PPFError(
+            "the agent is an allocation rule that is not in rules=: leave rules= out, or give"
+            " another agent."
+        ) from error
     check_values(command, given)
     for keys, component in components(given):
         if keys[0] not in ("fabric", "trainer"):  # see check_launch
@@ -257,8 +266,14 @@ def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -
             raise PPFError(f"{command} does not read {key}: leave it out.")
 
 
-def check_file(cfg: DictConfig, given: Iterable[str]) -> None:
-    """Raises PPFError if an override changes a key that a path replaces, or that lacks its path."""
+def check_unread(cfg: DictConfig, given: Iterable[str]) -> None:
+    """Raises PPFError if an override changes a key that no command reads beside the other values.
+
+    That is what a path replaces, what belongs to a path that is missing, and what belongs to a step
+    that is left out.
+    """
+    if cfg.get("sequential") is False:
+        refuse_unread("a command with sequential=false", given, ["refit_windows"])
     if OmegaConf.select(cfg, "model.path"):
         refuse_unread("model.path=FOLDER", given, ["model.source"])
     if OmegaConf.select(cfg, "text.path"):

@@ -15,10 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.cli import evaluate, recover, serve
 from ppf.cli.checks import (
     Keys,
+    check,
     check_arguments,
     check_construction,
-    check_file,
     check_folder,
+    check_unread,
     check_values,
     components,
 )
@@ -298,11 +299,18 @@ def test_windows_of_other_parts_are_refused(checked: ModuleType, command: str, k
         checked.check_read(cfg, [f"{key}=1"])
 
 
+def test_a_rule_that_is_left_out_is_no_agent() -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", ["model=tiny", "agent=owl", "rules=bytes", "paths.run=."])
+    with pytest.raises(PPFError, match="an allocation rule that is not in rules=: leave rules="):
+        check("search", cfg)
+
+
 def test_a_source_is_refused_beside_a_folder() -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("search", ["model.path=x", "paths.run=."])
     with pytest.raises(PPFError, match="model.path=FOLDER does not read model.source.revision"):
-        check_file(cfg, ["model.path=x", "model.source.revision=abc"])
+        check_unread(cfg, ["model.path=x", "model.source.revision=abc"])
 
 
 @pytest.mark.parametrize("place", ["text", "text.training.more"])
@@ -311,9 +319,17 @@ def test_a_column_without_a_file_is_refused(place: str) -> None:
         cfg = compose("recover", ["path=x", "text=c4", "paths.run=."])
     given = [f"{place}.column=body"]
     with pytest.raises(PPFError, match=f"without {place}.path=FILE does not read {place}.column"):
-        check_file(cfg, given)
+        check_unread(cfg, given)
     OmegaConf.update(cfg, f"{place}.path", "words.jsonl")
-    check_file(cfg, given)
+    check_unread(cfg, given)
+
+
+def test_windows_of_a_re_estimation_that_is_left_out_are_refused() -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("prune", ["policy=x", "sequential=false", "paths.run=."])
+    with pytest.raises(PPFError, match="with sequential=false does not read refit_windows"):
+        check_unread(cfg, ["policy=x", "refit_windows=32", "sequential=false"])
+    check_unread(cfg, ["policy=x", "sequential=false"])
 
 
 def test_re_estimation_without_a_test_part_is_refused() -> None:
