@@ -13,7 +13,7 @@ from ppf.commands import python_command
 from ppf.context.policy import model_name
 from ppf.context.prepare import PruningContext
 from ppf.overrides import quoted
-from ppf.report.origin import carried_text, command_with, next_command, task_overrides
+from ppf.report.origin import carried_text, command_with, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import SearchReport
 from ppf.stages.dynamic import FoundAgent
@@ -113,8 +113,6 @@ def _next_commands(cfg: DictConfig, folder: Path) -> dict[str, str]:
     own: tuple[str, ...] = ()  # what mode=static has others of by default
     if cfg.mode == "dynamic":
         own = ("search", "agent", "predictor", "labels", "polish@agent")
-    elif not any(word.startswith("agent=") for word in task_overrides()):
-        own = ("agent", "polish@agent")
     changed = dict.fromkeys(("ratios", "dynamic", "polish@dynamic.polish", *own))
     return {
         "Serve the model at any ratio": next_command("serve", given),

@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ppf.agents.rule import Rule
-from ppf.policy_search.experts import measured_experts
+from ppf.policy_search.experts import measured_experts, searched_ratios
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.expected import ExpectedLoss
 from ppf.predictor.oracle import Oracle
@@ -33,7 +33,9 @@ def evaluations(cfg: DictConfig) -> int:
         rules = 0 if rule else _other_rules(cfg)  # the first search measures them
         moved = cfg.dynamic.knots - 1  # starts of later searches, which only an oracle measures
         more = moved if evaluations_of_agent(cfg) else 0
-        return before + cfg.dynamic.knots * (1 + each) + rules + more + 2 * len(cfg.ratios)
+        known = searched_ratios(cfg.dynamic.train, cfg.dynamic.knots).tolist()
+        reported = [ratio for ratio in cfg.ratios if ratio not in known]
+        return before + cfg.dynamic.knots * (1 + each) + rules + more + 2 * len(reported)
     if _is_rule(cfg):
         return before + 2  # its policy and uniform pruning
     rules = 1 + _other_rules(cfg)

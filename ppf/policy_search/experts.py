@@ -1,5 +1,7 @@
 """Expert policies for many ratios: an agent's proposals, improved on the predictor."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -38,6 +40,14 @@ def improve_along(
         found = polish.improve(here, start, generator)
         experts[place] = before = _nearest(found, scaled[0], tolerance)
     return experts
+
+
+def searched_ratios(interval: Sequence[float], count: int) -> Float[Tensor, " count"]:
+    """Ratios of the searches of `mode=chain`: evenly spaced over an interval, ascending."""
+    low, high = interval
+    ratios = torch.linspace(low, high, count, dtype=torch.double)
+    ratios[1:-1] = ratios[1:-1].round(decimals=6)  # so that ratio=0.15 is one of them
+    return ratios
 
 
 def measured_experts(number: int, stride: int, knots: int) -> slice:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.experts import searched_ratios
 from ppf.progress import Stopwatch
 from ppf.stages.dynamic import Course, FoundAgent, with_curve
 from ppf.stages.search import Found, search
@@ -51,9 +52,7 @@ def chain(
     Raises:
         PPFError: the policy found at a ratio has no finite loss.
     """
-    low, high = settings.train
-    knots = torch.linspace(low, high, settings.knots, dtype=torch.double)
-    knots[1:-1] = knots[1:-1].round(decimals=6)  # so that ratio=0.15 is a knot
+    knots = searched_ratios(settings.train, settings.knots)
     history: list[dict[str, float]] = []
     found: list[Found] = []
     for ratio in knots.flip(0).tolist():

@@ -234,9 +234,13 @@ def test_the_predictor_decides_how_many_policies_are_drawn_unless_it_is_given(
 @pytest.mark.parametrize(
     ("given", "count"),
     [
-        ((), 1 + 6 * (1 + 19) + 6 + 2 * 11),
-        (("agent=uniform",), 1 + 6 * 2 + 2 * 11),
-        (("predictor=oracle", "search.rounds=1"), 1 + 6 * (1 + 2 + 40 * 192) + 5 + 6 + 2 * 11),
+        ((), 1 + 6 * (1 + 19) + 6 + 2 * 5),  # six of the eleven ratios are searched
+        (("ratios=[0.15,0.12]",), 1 + 6 * (1 + 19) + 6 + 2),
+        (("agent=uniform",), 1 + 6 * 2 + 2 * 5),
+        (
+            ("predictor=oracle", "agent=evolution", "search.rounds=1"),
+            1 + 6 * (1 + 2 + 40 * 192) + 5 + 6 + 2 * 5,
+        ),
     ],
 )
 def test_the_policies_of_a_chain_are_counted(given: tuple[str, ...], count: int) -> None:
