@@ -98,7 +98,7 @@ def _pruned(cfg: DictConfig, fabric: Fabric, record: dict[str, Any], text: Recov
         read_description(path)
         return path
 
-    if fabric.broadcast(read_if_whole(folder, read)):
+    if fabric.broadcast(fabric.is_global_zero and read_if_whole(folder, read)):
         say(f"Reusing the pruned model in {folder}.")
         return folder
     exporter = HuggingFace()

@@ -32,6 +32,7 @@ from ppf.export.loading import load_folder
 from ppf.llm import load
 from ppf.llm.text import build_text, training_text
 from ppf.recovery import fit, token_losses
+from ppf.recovery.data import WindowSampler
 from ppf.recovery.likeliest import read_likeliest
 from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule, TunedModule
@@ -204,6 +205,20 @@ def test_blockwise_brings_the_stream_closer_to_the_dense_one_and_resumes_at_its_
     run(config(*given, "loss=ce"))  # which no layer reads
     assert len(taken) == 26 + 2 * 16 - 24
     assert "(tune=blockwise, " in (out / "README.md").read_text()
+
+
+def test_a_later_tuner_reads_on_where_the_one_before_has_ended(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = []
+
+    def sampler(*given: Any, **settings: Any) -> WindowSampler:
+        first.append(settings["first"])
+        return WindowSampler(*given, **settings)
+
+    monkeypatch.setattr("ppf.recovery.fit.WindowSampler", sampler)
+    run(config("tune=[norms_and_biases,lora]"))
+    assert first == [0, 4]  # each trains for four steps
 
 
 def test_a_tuner_that_undoes_an_earlier_one_is_told(config: Any, capsys: Any) -> None:
