@@ -32,9 +32,9 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ppf.context.policy import read_policy  # noqa: E402
 from ppf.errors import PPFError  # noqa: E402
 from ppf.labels.store import LabelRow, LabelStore  # noqa: E402
+from ppf.policy_file import read_policy  # noqa: E402
 from ppf.progress import say, track  # noqa: E402
 from tests.articles import write_articles  # noqa: E402
 from tests.commands import exit_code  # noqa: E402

@@ -22,7 +22,6 @@ from hydra import compose, initialize_config_module
 from llama_cpp import LlamaCpp
 from transformers import PreTrainedModel
 
-from ppf.context.policy import policy_config, read_policy
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.gguf import GGUF
 from ppf.export.gguf_tensors import tensor_type
@@ -31,6 +30,7 @@ from ppf.export.pruned import Pruned
 from ppf.llm import LanguageModel, load
 from ppf.llm.text import build_text
 from ppf.llm.windows import evenly
+from ppf.policy_file import policy_config, read_policy
 
 TYPES = ("f16", "q8_0", "q5_0", "q4_0")
 NAMES = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}

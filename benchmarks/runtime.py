@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppf.context.prepare import prepare
+from ppf.context import prepare
 from ppf.evaluation.latency import prefill_seconds
 from ppf.export.gguf import GGUF
 from ppf.export.pruned import Pruned

@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ppf.artefacts import draft, write_json
 from ppf.conf import read_option
-from ppf.context.prepare import PruningContext, observe, prepare
+from ppf.context import PruningContext, observe, prepare
 from ppf.llm.shapes import known_shapes
 from ppf.llm.sources import byte_tokenizer
 from ppf.progress import say

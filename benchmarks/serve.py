@@ -25,8 +25,8 @@ import httpx
 from hydra.utils import instantiate
 
 import ppf
-from ppf.context.policy import read_policy
 from ppf.llm.loading import resolve_dtype
+from ppf.policy_file import read_policy
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 CLIENTS, REQUESTS = (1, 4, 16), 12  # at least so many requests, and two for each client

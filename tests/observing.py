@@ -1,6 +1,6 @@
 """What pruning reads of a dense model, for all layers at once and without files.
 
-The commands compute the same one layer at a time, in `ppf.context.observed`.
+The commands compute the same one layer at a time, in `ppf.pruning.observed`.
 """
 
 import torch

@@ -18,14 +18,15 @@ from omegaconf import DictConfig
 from ppf.artefacts import locked
 from ppf.cli.checks import check, check_unread
 from ppf.cli.launch import check_launch
-from ppf.cli.outcome import Job, Outcome, is_multirun, set_aside
+from ppf.cli.outcome import Job, is_multirun, set_aside
 from ppf.cli.plan import show_plan
 from ppf.conf import SECRET
-from ppf.context.signatures import plain
+from ppf.identity import plain
 from ppf.llm.loading import check_source, dtype_name, resolve_dtype
 from ppf.processes import launch, process_count
 from ppf.progress import say
 from ppf.ranks import Ranks
+from ppf.records.run import Outcome
 from ppf.report.loggers import open_loggers
 from ppf.report.origin import task_overrides, version
 
@@ -73,7 +74,7 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
     Raises:
         PPFError: the config is wrong, or the work fails for a reason that a user can fix.
     """
-    found: Command = importlib.import_module(f"ppf.cli.{name}").main
+    found = _command(name)
     plan = cfg.get("plan")
     with _tidied(cfg):
         _check(name, cfg, found, task_overrides() if overrides is None else overrides)
@@ -96,6 +97,17 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
             return done["metric"]
         set_aside(folder)
         return _work(found, cfg, job)
+
+
+def _command(name: str) -> Command:
+    """The command `name`: the function `main` of its stage, with the stage's own check."""
+    stage = importlib.import_module(f"ppf.stages.{name}")
+    if not hasattr(stage, "main"):
+        found: Command = importlib.import_module(f"ppf.cli.{name}").main
+        return found
+    check = getattr(stage, "check", None)
+    relations = (lambda cfg, _: check(cfg)) if check else None
+    return Command(stage.main, relations, getattr(stage, "ONE_PROCESS", False))
 
 
 def _work(found: Command, cfg: DictConfig, job: Job) -> float | None:

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,6 @@ from ppf.cli.explain import first_line, refusal, unknown_key
 from ppf.cli.schema import COMMANDS, Component
 from ppf.conf import OF_SOURCES
 from ppf.errors import PPFError, faulty_part
-from ppf.export.files import REPLACED
 from ppf.processes import build_fabric
 from ppf.ranges import STRICT, Count, Positive
 
@@ -31,8 +30,6 @@ Keys = tuple[str, ...]
 """The keys that lead to a part of the config."""
 _TARGET = "_target_"
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
-_OF_MODELS = ("config.json", "*.safetensors")
-_OWN = ("policy.json", "agent.json")  # an export writes one of these first
 _STRICT = ConfigDict(**STRICT, arbitrary_types_allowed=True)
 # Ranges that signatures do not state: of other libraries, or handed on to them.
 _FOREIGN: dict[Any, dict[str, Any]] = {
@@ -223,34 +220,6 @@ def _adapter(hint: Any) -> TypeAdapter[Any] | None:
         with suppress(Exception):  # pydantic raises several kinds
             return TypeAdapter(hint, config=config)
     return None
-
-
-def refuse_overwriting(out: str | Path, folder: str | Path, what: str = "that is read") -> None:
-    """Raises PPFError if a command would write into a folder that must stay as it is.
-
-    Args:
-        what: says which folder it is, for the message.
-    """
-    if Path(out).resolve() == Path(folder).resolve():
-        raise PPFError(f"out={out} is the folder {what}: give another out=FOLDER.")
-
-
-def refuse_foreign(out: str | Path) -> None:
-    """Raises PPFError if an export would replace files in `out` that PPF has not written."""
-    here = Path(out)
-    replaced = [file.name for name in (*_OF_MODELS, *REPLACED) for file in here.glob(name)]
-    of_gguf = replaced == ["README.md"] and any(here.glob("*.gguf"))  # what a GGUF export writes
-    if replaced and not of_gguf and not any((here / name).exists() for name in _OWN):
-        raise PPFError(
-            f"an export would replace {replaced[0]} in out={out}, which is not a folder that PPF"
-            " wrote: give another folder."
-        )
-
-
-def refuse_overwriting_dense(out: str | Path, record: Mapping[str, Any]) -> None:
-    """Raises PPFError if a command would overwrite the dense model of a policy or an agent."""
-    if dense := record["config"]["model"].get("path"):
-        refuse_overwriting(out, dense, "of the dense model")
 
 
 def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -> None:

@@ -6,7 +6,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.cli.app import command
-from ppf.context.prepare import prepare
+from ppf.context import prepare
 from ppf.progress import say
 from ppf.stages.collect import check_sampler, collect
 

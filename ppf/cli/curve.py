@@ -10,9 +10,9 @@ from torch import Tensor
 from ppf.artefacts import write_json
 from ppf.cli.results import common, dense_entry, summary
 from ppf.commands import python_command
-from ppf.context.policy import model_name
-from ppf.context.prepare import PruningContext
+from ppf.context import PruningContext
 from ppf.overrides import quoted
+from ppf.policy_file import model_name
 from ppf.report.origin import carried_text, command_with, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import SearchReport

@@ -9,14 +9,14 @@ from omegaconf import DictConfig
 from ppf.cli.app import command
 from ppf.cli.checks import refuse_unread
 from ppf.cli.lineage import folders, used
-from ppf.cli.outcome import Outcome
-from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
 from ppf.export.loading import check_format
 from ppf.llm.loading import dtype_name, local_folder, resolve_dtype
 from ppf.overrides import quoted
+from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say
+from ppf.records.run import Outcome
 from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
 from ppf.report.html import write_page
 from ppf.report.origin import (

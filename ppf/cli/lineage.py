@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.agents.ratio_agent import load_agent
-from ppf.context.policy import model_name, read_policy
+from ppf.policy_file import model_name, read_policy
 from ppf.records.agent import AGENT, WEIGHTS, agent_folder
 from ppf.report.publish import Artifact
 

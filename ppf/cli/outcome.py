@@ -1,8 +1,6 @@
 """run.json: the result of a run. A multirun does not repeat a job whose folder has one."""
 
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import ppf
 from ppf.artefacts import digest, signature, write_json
-from ppf.context.budgets import machine_identity
-from ppf.context.signatures import MODEL_FILES, contents, named_files, plain, with_code
 from ppf.errors import PPFError
+from ppf.identity import MODEL_FILES, contents, named_files, plain, with_code
 from ppf.llm.loading import dtype_name, pinned, resolve_dtype
 from ppf.processes import kind_of_device, process_count, slurm_tasks
 from ppf.records import read
 from ppf.records.agent import agent_folder
-from ppf.records.run import LARGEST, RUN, RunRecord
+from ppf.records.run import LARGEST, RUN, Outcome, RunRecord
 from ppf.report.origin import task_overrides, version
+from ppf.stages.budgets import machine_identity
 
 _SET_ASIDE = ".hydra/earlier.json"
 _OF_OTHERS = (".hydra", "wandb")  # Hydra writes before each job, and `wandb sync` after it
@@ -48,20 +46,6 @@ _OF_AGENTS = ("search", "sampler.of.agent.path")
 _DATA_FILES = ("text.source.data_files", "text.training.source.data_files")
 
 _READ = (*MODEL_FILES, ".py")  # files of another folder that a command may read
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a command.
-
-    Args:
-        metric: what sweeps minimise; None: the command has none.
-        figures: rows for the table of a sweep, by name. Rows are ranked by the first number that is
-            not the ratio; smaller is better.
-    """
-
-    metric: float | None = None
-    figures: Sequence[Mapping[str, float | str | None]] = field(default_factory=list)
 
 
 def is_multirun() -> bool:

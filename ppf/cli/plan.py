@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from ppf.context.capacity import Comparison, refusal
-from ppf.context.evaluations import evaluations_of_agent
-from ppf.context.plan import Need, level_flops, measured_speeds
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
+from ppf.planning.capacity import Comparison, refusal
+from ppf.planning.evaluations import evaluations_of_agent
+from ppf.planning.plan import Need, level_flops, measured_speeds
 from ppf.processes import processes_here
 from ppf.progress import say
 from ppf.report.scores import duration

@@ -8,17 +8,13 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
-from ppf.cli.checks import (
-    refuse_foreign,
-    refuse_overwriting,
-    refuse_overwriting_dense,
-    refuse_unread,
-)
+from ppf.cli.checks import refuse_unread
 from ppf.cli.lineage import made, used
-from ppf.context.policy import read_policy, refuse_recovered
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
+from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
 from ppf.llm.loading import local_folder
+from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say
 from ppf.pruning.elastic import ADAPTERS
 from ppf.records.agent import agent_folder

@@ -11,23 +11,19 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
-from ppf.cli.checks import (
-    refuse_foreign,
-    refuse_overwriting,
-    refuse_overwriting_dense,
-    refuse_unread,
-)
+from ppf.cli.checks import refuse_unread
 from ppf.cli.lineage import made, used
-from ppf.cli.outcome import Outcome
 from ppf.commands import python_command
-from ppf.context.policy import read_policy, refuse_recovered
-from ppf.context.recovery import loss_names
 from ppf.errors import PPFError
+from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
 from ppf.llm.loading import local_folder
 from ppf.llm.text import text_name, training_name
 from ppf.overrides import quoted
+from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say
 from ppf.records.agent import agent_folder
+from ppf.records.run import Outcome
+from ppf.recovery.inputs import loss_names
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.report.html import write_page
 from ppf.report.origin import (

@@ -13,21 +13,21 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import write_json
-from ppf.context.budgets import saved
-from ppf.context.evaluations import counts_bytes
-from ppf.context.model import PrunableModel
-from ppf.context.policy import described, model_name, policy_record
-from ppf.context.prepare import PruningContext
+from ppf.context import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.overrides import quoted
-from ppf.policy_search.pareto import front
-from ppf.policy_search.selection import Mean
-from ppf.policy_search.verify import CANDIDATE
+from ppf.planning.evaluations import counts_bytes
+from ppf.policy_file import described, model_name, policy_record
 from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
+from ppf.pruning.prunable import PrunableModel
 from ppf.report.origin import carried_text, command_line, gguf_command, machine, next_command
 from ppf.report.scores import Entry, LogPerplexity, percent
 from ppf.report.search import Accuracy, Pareto, SearchReport
+from ppf.search.pareto import front
+from ppf.search.selection import Mean
+from ppf.search.verify import CANDIDATE
+from ppf.stages.budgets import saved
 from ppf.stages.score import out_of_fold
 from ppf.stages.search import Found
 

@@ -18,18 +18,16 @@ from ppf.agents.rule import Rule
 from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.checks import changed, lies_in, refuse_unread
-from ppf.cli.outcome import Outcome
 from ppf.cli.train import check_fit
-from ppf.context.budgets import check_budget, check_cost, priced
-from ppf.context.byte_budget import check_bytes, in_bytes
-from ppf.context.evaluations import drawn_labels
-from ppf.context.policy import model_name, provenance, read_policy, warn_if_unreadable
-from ppf.context.prepare import PruningContext, prepare
+from ppf.context import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.llm import LanguageModel, Text
+from ppf.planning.evaluations import drawn_labels
+from ppf.policy_file import model_name, provenance, read_policy, warn_if_unreadable
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.progress import Stopwatch, say
+from ppf.records.run import Outcome
 from ppf.report.html import write_page
 from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.search import SearchReport, search_metrics, search_page
@@ -37,6 +35,8 @@ from ppf.report.summary import summary_rows
 from ppf.report.tables import print_summary
 from ppf.space import Space
 from ppf.stages.acquire import acquire
+from ppf.stages.budgets import check_budget, check_cost, priced
+from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.chain import chain
 from ppf.stages.collect import check_sampler, collect
 from ppf.stages.dynamic import FoundAgent, check_dynamic, check_ratios, dynamic

@@ -11,14 +11,14 @@ from omegaconf import DictConfig
 from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.checks import changed, lies_in
-from ppf.cli.outcome import Outcome
-from ppf.context.evaluations import drawn_labels
-from ppf.context.policy import model_name
-from ppf.context.prepare import prepare
+from ppf.context import prepare
 from ppf.labels.table import Labels
+from ppf.planning.evaluations import drawn_labels
+from ppf.policy_file import model_name
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.scores import coverage_warning, endings
 from ppf.progress import say
+from ppf.records.run import Outcome
 from ppf.report.plots import scatter
 from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.style import save_png

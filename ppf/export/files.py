@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ppf.errors import PPFError
+
 _TOKENIZER = (
     "*token*.json",
     "tokenizer.model",
@@ -24,6 +26,8 @@ _TOKENIZER = (
 
 REPLACED = (*_TOKENIZER, "generation_config.json", "README.md")
 """Files of a folder that an export writes or deletes, beside the model's own."""
+_OF_MODELS = ("config.json", "*.safetensors")
+_OWN = ("policy.json", "agent.json")  # an export writes one of these first
 
 
 def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
@@ -73,3 +77,31 @@ def write_generation_config(model: PreTrainedModel, folder: Path) -> None:
     as a temperature without `do_sample`.
     """
     model.generation_config.to_json_file(folder / "generation_config.json")
+
+
+def refuse_overwriting(out: str | Path, folder: str | Path, what: str = "that is read") -> None:
+    """Raises PPFError if a command would write into a folder that must stay as it is.
+
+    Args:
+        what: says which folder it is, for the message.
+    """
+    if Path(out).resolve() == Path(folder).resolve():
+        raise PPFError(f"out={out} is the folder {what}: give another out=FOLDER.")
+
+
+def refuse_foreign(out: str | Path) -> None:
+    """Raises PPFError if an export would replace files in `out` that PPF has not written."""
+    here = Path(out)
+    replaced = [file.name for name in (*_OF_MODELS, *REPLACED) for file in here.glob(name)]
+    of_gguf = replaced == ["README.md"] and any(here.glob("*.gguf"))  # what a GGUF export writes
+    if replaced and not of_gguf and not any((here / name).exists() for name in _OWN):
+        raise PPFError(
+            f"an export would replace {replaced[0]} in out={out}, which is not a folder that PPF"
+            " wrote: give another folder."
+        )
+
+
+def refuse_overwriting_dense(out: str | Path, record: Mapping[str, Any]) -> None:
+    """Raises PPFError if a command would overwrite the dense model of a policy or an agent."""
+    if dense := record["config"]["model"].get("path"):
+        refuse_overwriting(out, dense, "of the dense model")

@@ -1,6 +1,8 @@
 """Schemas of run.json, which every finished run leaves, and of a multirun's files."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
@@ -23,6 +25,20 @@ Figure = Annotated[float, AfterValidator(_summable)] | str | None
 RUN = "run.json"
 BEGUN_BY = ".hydra/multirun"
 """File in a job's folder with the identifier of the multirun that began the job last."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a command.
+
+    Args:
+        metric: what sweeps minimise; None: the command has none.
+        figures: rows for the table of a sweep, by name. Rows are ranked by the first number that is
+            not the ratio; smaller is better.
+    """
+
+    metric: float | None = None
+    figures: Sequence[Mapping[str, float | str | None]] = field(default_factory=list)
 
 
 class RunRecord(Record):

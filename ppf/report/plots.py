@@ -10,7 +10,6 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ppf.policy_search.verify import CANDIDATE
 from ppf.report.scores import Entry
 from ppf.report.style import (
     BLUE,
@@ -28,6 +27,7 @@ from ppf.report.style import (
     plain,
     styled,
 )
+from ppf.search.verify import CANDIDATE
 from ppf.space import Space
 
 HistoryRow = Mapping[str, float | None]

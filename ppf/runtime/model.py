@@ -18,11 +18,11 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ppf.conf import without_others
-from ppf.context.policy import model_name
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll, sliding
 from ppf.llm.windows import check_embedded, leading_tokens
 from ppf.overrides import quoted
+from ppf.policy_file import model_name
 from ppf.pruning import LivePruner
 from ppf.ranges import NonNegative
 from ppf.runtime.caches import CacheGuard

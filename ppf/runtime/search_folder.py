@@ -8,12 +8,12 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
-from ppf.context.policy import read_policy, refuse_recovered, refuse_types
-from ppf.context.prepare import PruningContext
-from ppf.context.resident import resident
+from ppf.context import PruningContext
 from ppf.errors import PPFError
+from ppf.policy_file import read_policy, refuse_recovered, refuse_types
 from ppf.records.agent import AGENT, agent_folder
 from ppf.runtime.policies import FoundPolicy, Policies
+from ppf.runtime.resident import resident
 from ppf.space import Space
 
 Answers = tuple[Policies, list[float]]

@@ -6,9 +6,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.commands import invocation
-from ppf.context.labelling import Labelling
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
+from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import ACQUIRED, Labels
 from ppf.predictor.base import Predictor, Select, unfitted

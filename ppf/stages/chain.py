@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
-from ppf.policy_search.experts import searched_ratios
 from ppf.progress import Stopwatch
+from ppf.search.experts import searched_ratios
 from ppf.stages.dynamic import Course, FoundAgent, with_curve
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs

@@ -4,9 +4,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ppf.commands import invocation
-from ppf.context.labelling import Labelling
 from ppf.labels.collect import draw
 from ppf.labels.groups import groups, too_few
+from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
 from ppf.llm import LanguageModel, Text

@@ -15,10 +15,10 @@ from ppf.agents.learner import Learner
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
-from ppf.policy_search.experts import improve_along, measured_experts
-from ppf.policy_search.intervals import widening
 from ppf.progress import Stopwatch, say
 from ppf.ranks import on_rank_0
+from ppf.search.experts import improve_along, measured_experts
+from ppf.search.intervals import widening
 from ppf.space import new_policies, uniform
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained

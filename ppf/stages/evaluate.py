@@ -12,8 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
-from ppf.context.policy import policy_config, read_policy, types_of
-from ppf.context.signatures import warn_of_shared_documents
 from ppf.errors import PPFError
 from ppf.evaluation.latency import check_prompts, speeds
 from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
@@ -21,10 +19,12 @@ from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
 from ppf.export.loading import load_folder, read_description
+from ppf.identity import warn_of_shared_documents
 from ppf.llm import LanguageModel, check_head
 from ppf.llm.loading import local_folder, resolve_dtype
 from ppf.llm.text import Text, build_text, default_text
 from ppf.llm.windows import check_window
+from ppf.policy_file import policy_config, read_policy, types_of
 from ppf.progress import say
 from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import apply_policy, pruned_to

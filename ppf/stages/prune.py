@@ -13,22 +13,22 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from ppf.context.calibration import Calibration
-from ppf.context.labelling import Labelling
-from ppf.context.model import PrunableModel
-from ppf.context.policy import checked_config, read_policy, types_of
-from ppf.context.prepare import EarlyCheck, PruningContext, prepare
+from ppf.context import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.evaluation.latency import check_prompts, speeds
 from ppf.export.base import Converter, Exporter
 from ppf.export.loading import read_pruned
 from ppf.export.pruned import Pruned
+from ppf.labels.labelling import Labelling
 from ppf.llm import LanguageModel, Text
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.windows import evenly
+from ppf.policy_file import checked_config, read_policy, types_of
 from ppf.progress import say
+from ppf.pruning.calibration import Calibration
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.live import Types
+from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.sequential import refit_sequentially
 from ppf.report.scores import LogPerplexity
 

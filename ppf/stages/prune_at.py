@@ -12,15 +12,15 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent, load_agent
-from ppf.context.policy import by_site, checked_config, policy_record
-from ppf.context.prepare import PruningContext, prepare
-from ppf.context.resident import origin, resident
+from ppf.context import PruningContext, prepare
 from ppf.export.base import Exporter
+from ppf.policy_file import by_site, checked_config, policy_record
 from ppf.pruning.elastic import ADAPTERS, TRAINING, Adapters
 from ppf.records import read
 from ppf.records.agent import agent_folder
 from ppf.records.policy import AdaptersRecord
 from ppf.report.scores import LogPerplexity
+from ppf.runtime.resident import origin, resident
 from ppf.space import uniform
 from ppf.stages.prune import adds_biases, check_export, chosen, exported, known_before
 

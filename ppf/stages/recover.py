@@ -15,8 +15,18 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
-from ppf.context.policy import checked_config, policy_config, read_policy, refuse_types
-from ppf.context.recovery import (
+from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
+from ppf.export.huggingface import HuggingFace, export_recovered
+from ppf.export.loading import as_pruned, load_folder, read_description
+from ppf.identity import model_identity, plain, with_code
+from ppf.llm import LanguageModel, adapter_for, load
+from ppf.llm.divide import check_division
+from ppf.llm.loading import dtype_name, resolve_dtype
+from ppf.llm.text import build_text, training_name
+from ppf.policy_file import checked_config, policy_config, read_policy, refuse_types
+from ppf.progress import say
+from ppf.recovery.curve import Trace
+from ppf.recovery.inputs import (
     RecoveryText,
     check_batch,
     in_float32,
@@ -29,16 +39,6 @@ from ppf.context.recovery import (
     tuner_of,
     with_enough_memory,
 )
-from ppf.context.signatures import model_identity, plain, with_code
-from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
-from ppf.export.huggingface import HuggingFace, export_recovered
-from ppf.export.loading import as_pruned, load_folder, read_description
-from ppf.llm import LanguageModel, adapter_for, load
-from ppf.llm.divide import check_division
-from ppf.llm.loading import dtype_name, resolve_dtype
-from ppf.llm.text import build_text, training_name
-from ppf.progress import say
-from ppf.recovery.curve import Trace
 from ppf.recovery.likeliest import Likeliest, read_likeliest, write_likeliest
 from ppf.recovery.losses import RecoveryLoss, likeliest_needed
 from ppf.recovery.results import Recovered, RecoveryScore

@@ -11,8 +11,17 @@ from torch.utils.data import TensorDataset
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.artefacts import write_json
-from ppf.context.policy import policy_config
-from ppf.context.recovery import (
+from ppf.errors import PPFError
+from ppf.evaluation.perplexity import mean_nll
+from ppf.identity import plain
+from ppf.llm.text import training_name
+from ppf.policy_file import policy_config
+from ppf.pruning.elastic import TRAINING, Adapters
+from ppf.records.agent import AGENT, WEIGHTS, agent_folder
+from ppf.recovery.curve import Trace
+from ppf.recovery.elastic import ElasticModule
+from ppf.recovery.fit import fit
+from ppf.recovery.inputs import (
     RecoveryText,
     check_batch,
     in_float32,
@@ -23,18 +32,9 @@ from ppf.context.recovery import (
     test_windows,
     with_enough_memory,
 )
-from ppf.context.resident import origin, resident
-from ppf.context.signatures import plain
-from ppf.errors import PPFError
-from ppf.evaluation.perplexity import mean_nll
-from ppf.llm.text import training_name
-from ppf.pruning.elastic import TRAINING, Adapters
-from ppf.records.agent import AGENT, WEIGHTS, agent_folder
-from ppf.recovery.curve import Trace
-from ppf.recovery.elastic import ElasticModule
-from ppf.recovery.fit import fit
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import RecoverySettings
+from ppf.runtime.resident import origin, resident
 
 
 def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from ppf.context.labelling import Labelling
 from ppf.errors import PPFError
 from ppf.labels.collect import draw
 from ppf.labels.groups import groups
+from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
 from ppf.predictor.base import Predictor

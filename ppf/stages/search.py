@@ -11,13 +11,13 @@ from ppf.agents import Candidates
 from ppf.agents.rule import Rule
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
-from ppf.policy_search import Verification, run_search, verify, with_neighbours
-from ppf.policy_search.experts import moved
-from ppf.policy_search.intervals import calibrated
-from ppf.policy_search.selection import Selection
-from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch, say
+from ppf.search import Verification, run_search, verify, with_neighbours
+from ppf.search.experts import moved
+from ppf.search.intervals import calibrated
+from ppf.search.selection import Selection
+from ppf.search.verify import CANDIDATE
 from ppf.space import new_policies, project
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained

@@ -16,12 +16,12 @@ from ppf.agents import Agent, Objective, Report, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.agents.rule import Rule
 from ppf.artefacts import signature
-from ppf.context.labelling import Labelling
-from ppf.context.signatures import plain, with_code
+from ppf.identity import plain, with_code
+from ppf.labels.labelling import Labelling
 from ppf.labels.table import PROPOSED
-from ppf.policy_search import TrustRegion
-from ppf.policy_search.verify import Measure
 from ppf.pruning import Allocation, SiteFeatures
+from ppf.search import TrustRegion
+from ppf.search.verify import Measure
 from ppf.space import Space
 from ppf.stages.train import Train, Trained
 

@@ -8,12 +8,12 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.context.labelling import Labelling
 from ppf.evaluation.perplexity import Piece, window_losses
+from ppf.labels.labelling import Labelling
 from ppf.llm.windows import evenly
-from ppf.policy_search.selection import select
 from ppf.progress import say, track
 from ppf.ranks import on_rank_0
+from ppf.search.selection import select
 from ppf.stages.search import Found
 
 

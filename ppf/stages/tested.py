@@ -8,9 +8,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ppf.artefacts import get_or_make, signature, write_json
-from ppf.context.prepare import PruningContext
-from ppf.context.signatures import text_identity
+from ppf.context import PruningContext
 from ppf.evaluation.perplexity import mean_nll
+from ppf.identity import text_identity
 from ppf.report.scores import LogPerplexity
 from ppf.report.search import SearchReport
 from ppf.stages.prune import pruned_to

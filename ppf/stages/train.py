@@ -12,14 +12,13 @@ from omegaconf import DictConfig
 
 from ppf.artefacts import signature
 from ppf.commands import invocation
-from ppf.context.evaluations import drawn_labels
-from ppf.context.labelling import Labelling
-from ppf.context.model import PrunableModel
-from ppf.context.signatures import file_digest, missing, plain, trainer_identity, with_code
 from ppf.errors import PPFError
+from ppf.identity import file_digest, missing, plain, trainer_identity, with_code
 from ppf.labels.groups import too_few
+from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
+from ppf.planning.evaluations import drawn_labels
 from ppf.predictor.base import (
     Changes,
     Predictor,
@@ -33,6 +32,7 @@ from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.module import load_predictor
 from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
+from ppf.pruning.prunable import PrunableModel
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ppf.cli.collect import main as collect
 from ppf.cli.search import main as search
 from ppf.cli.train import main as train
 from ppf.context import prepare as stage
-from ppf.context.signatures import plain, recorded, signatures
 from ppf.errors import PPFError
+from ppf.identity import plain, recorded, signatures
 from ppf.llm.sources import byte_tokenizer
 from ppf.stages.evaluate import Procedure, evaluate_policy
 from ppf.stages.prune import prune

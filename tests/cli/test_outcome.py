@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 import ppf
 from ppf.cli import outcome
-from ppf.cli.outcome import Job, Outcome, set_aside
+from ppf.cli.outcome import Job, set_aside
+from ppf.records.run import Outcome
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from pyarrow import parquet
 
-from ppf.context.prepare import prepare
+from ppf.context import prepare
 from ppf.predictor.module import load_predictor
 from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect

@@ -16,9 +16,9 @@ from lightning import Fabric
 from ppf.cli import evaluate, prune
 from ppf.cli import recover as recover_command
 from ppf.cli.recover import _rows, main
-from ppf.context.recovery import with_enough_memory
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
+from ppf.recovery.inputs import with_enough_memory
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import RecoverySettings
 from ppf.stages.recover import recover

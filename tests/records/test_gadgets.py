@@ -14,11 +14,11 @@ from hydra.utils import instantiate
 from lightning import Fabric
 
 import ppf
-from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.export.huggingface import export_folder
 from ppf.export.loading import load_folder
 from ppf.labels.samplers import FromFiles
+from ppf.policy_file import read_policy
 from ppf.predictor.fit import untrained
 from ppf.predictor.module import load_predictor
 from ppf.runtime.search_folder import read_search

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ppf.context.policy import checked_config
 from ppf.errors import PPFError
+from ppf.policy_file import checked_config
 from ppf.records import check
 from ppf.records.agent import AgentRecord
 from ppf.records.policy import ConfigRecord, PolicyRecord

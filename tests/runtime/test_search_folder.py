@@ -7,14 +7,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
-from ppf.context.policy import provenance
-from ppf.context.prepare import PruningContext
-from ppf.context.resident import _affordable
+from ppf.context import PruningContext
 from ppf.errors import PPFError
 from ppf.overrides import quoted
+from ppf.policy_file import provenance
 from ppf.pruning.bank import ready_gib
 from ppf.pruning.compensation import LeastSquaresWithoutBias, NoCompensation
 from ppf.runtime import DynamicModel
+from ppf.runtime.resident import _affordable
 from ppf.runtime.search_folder import check_search
 from ppf.space import uniform
 from tests.searched import write_search

@@ -13,14 +13,14 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
 
-from ppf.context.evaluations import reestimates
-from ppf.context.labelling import Labelling
-from ppf.context.policy import by_site, policy_record, read_policy
-from ppf.context.prepare import PruningContext, prepare
+from ppf.context import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.export.huggingface import HuggingFace
+from ppf.labels.labelling import Labelling
 from ppf.llm.windows import evenly
+from ppf.planning.evaluations import reestimates
+from ppf.policy_file import by_site, policy_record, read_policy
 from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
@@ -172,7 +172,7 @@ def test_the_memory_of_re_estimation_is_checked_before_the_work(
 ) -> None:
     checked: list[bool] = []
     monkeypatch.setattr(
-        "ppf.context.prepare.refuse_what_does_not_fit",
+        "ppf.context.refuse_what_does_not_fit",
         lambda cfg, *_: checked.append(reestimates(cfg)),
     )
     cfg = setting.config("prune", "policy=null", "out=unused", f"sequential={sequential}")

@@ -24,13 +24,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ppf.cli.checks import check
 from ppf.cli.prune import main as command
 from ppf.conf import read_option
-from ppf.context.observed import Observed
-from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.loading import load_folder
 from ppf.llm import load
 from ppf.llm.text import build_text, training_text
+from ppf.policy_file import read_policy
+from ppf.pruning.observed import Observed
 from ppf.recovery import fit, token_losses
 from ppf.recovery.data import WindowSampler
 from ppf.recovery.likeliest import read_likeliest

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from ppf.cli.checks import check
 from ppf.conf import read_option
-from ppf.context.labelling import Labelling
-from ppf.context.observed import Observed
-from ppf.context.policy import read_policy
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll
 from ppf.export.loading import load_folder
+from ppf.labels.labelling import Labelling
+from ppf.policy_file import read_policy
 from ppf.pruning.elastic import ADAPTERS, trained_with
+from ppf.pruning.observed import Observed
 from ppf.recovery import elastic
 from ppf.recovery.elastic import ElasticModule
 from ppf.recovery.results import RecoveryScore

@@ -15,11 +15,11 @@ from ppf.agents import Agent, Candidates, Objective, Run
 from ppf.agents.rule import Rule
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.policy_search import Verification, run_search
-from ppf.policy_search.selection import Selection
 from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch
 from ppf.pruning import Allocation, SiteFeatures
+from ppf.search import Verification, run_search
+from ppf.search.selection import Selection
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.train import Trained

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ppf.cli.results import _entry
-from ppf.policy_search import Verification
+from ppf.search import Verification
 from ppf.space import uniform
 from ppf.stages.search import Found
 from ppf.stages.selection import with_selection

@@ -1,1 +1,0 @@
-"""What the stages share: the loaded model, names of artefacts, plans, and policy files."""

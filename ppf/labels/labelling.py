@@ -1,0 +1,148 @@
+"""Measures policies on the labelling part of a text, and stores what it measured."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ppf.artefacts import Artefacts
+from ppf.evaluation.perplexity import Piece, pieces_nll
+from ppf.identity import missing
+from ppf.labels.collect import label
+from ppf.labels.labeller import Labeller
+from ppf.labels.store import LabelStore
+from ppf.labels.table import Labels
+from ppf.progress import say, track
+from ppf.pruning.prunable import PrunableModel
+from ppf.threads import cpu_threads
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Measures policies on the labelling part of a text.
+
+    Args:
+        model: the model that policies are applied to.
+        windows: of the labelling part.
+        others: windows of the same documents that no label reads, for the selection part.
+        settings: section `labels` of the config.
+        name: of the stored labels.
+        artefacts: where they are stored, and the ranks that share the work.
+        passes: tokens read for other purposes than labels, by purpose. A backward pass counts as
+            two forward passes. What is read from an artefact counts as if it had been computed.
+        used: policies whose labels this run has used, also labels of earlier runs.
+        threads: CPU threads that measure. Agents use fewer, also when `predictor=oracle` measures.
+    """
+
+    model: PrunableModel
+    windows: Int[Tensor, "windows window"]
+    others: Int[Tensor, "others window"]
+    settings: DictConfig
+    name: str
+    artefacts: Artefacts
+    passes: dict[Hashable, int]
+    used: set[tuple[int, ...]] = field(default_factory=set, init=False)
+    threads: int = field(default_factory=torch.get_num_threads, init=False)
+
+    @property
+    def token_passes(self) -> int:
+        """Number of tokens read for measurements and gradients of policies (see `passes`)."""
+        return len(self.used) * self.windows.numel() + sum(self.passes.values())
+
+    def add_other_ranks(self) -> None:
+        """Also counts what other ranks have measured; all ranks must call this.
+
+        With `predictor=oracle`, each rank measures policies of its own.
+        """
+        ranks = self.artefacts.ranks
+        for rank in range(ranks.world_size):
+            used, passes = ranks.broadcast((self.used, self.passes), rank)
+            self.used.update(used)
+            self.passes.update({key: passes[key] for key in passes.keys() - self.passes.keys()})
+
+    @property
+    def piece(self) -> Piece:
+        """The windows, and from which token on they are scored."""
+        return Piece(self.windows, self.settings.context)
+
+    @cached_property
+    def labeller(self) -> Labeller:
+        """Measures policies on all windows."""
+        return self._labeller(self.windows)
+
+    def _labeller(self, windows: Int[Tensor, "windows window"]) -> Labeller:
+        s = self.settings
+        batch, top = s.batch, s.kl_top_k
+        return Labeller(
+            self.model.lm, self.model, windows, batch=batch, context=s.context, kl_top_k=top
+        )
+
+    @cached_property
+    def store(self) -> LabelStore:
+        """The stored labels of this model, text, space, order and compensation, as last read."""
+        units = self.model.space.units.tolist()
+        return LabelStore(self.artefacts.folder / "labels" / self.name, self.name, units)
+
+    def measure(self, policies: Int[Tensor, "policies sites"], source: str) -> Labels:
+        """Labels of the policies, in their order; missing ones are measured.
+
+        Args:
+            source: name of what proposed the policies, as in "sampler".
+        """
+        self.used.update(map(tuple, policies.tolist()))
+        self.store.refresh()
+        with cpu_threads(self.threads):
+            return label(self.store, self.labeller, policies.cpu(), source, self.artefacts.ranks)
+
+    def stored_or_measured(
+        self, policies: Int[Tensor, "policies sites"], source: str, command: str, *, may_label: bool
+    ) -> Labels:
+        """As `measure`, but missing labels may be an error. Says whether all labels are stored.
+
+        Args:
+            command: that labels them, for the message.
+            may_label: missing labels are measured.
+
+        Raises:
+            PPFError: a label is missing, and `may_label` is false.
+        """
+        self.store.refresh()
+        complete = all(kept in self.store for kept in policies.tolist())
+        # Rank 0 decides: another rank may already see labels that rank 0 has just written.
+        if self.artefacts.ranks.broadcast(complete):
+            say(f"Reusing {len(policies)} labels in {self.store.folder}.")
+        elif not may_label:
+            raise missing("labels", command)
+        return self.measure(policies, source)
+
+    def screen(
+        self, policies: Int[Tensor, "policies sites"], count: int, first: int
+    ) -> Float[Tensor, " policies"]:
+        """Losses on few windows of the part, nats per token; they are not stored.
+
+        Args:
+            count: number of windows.
+            first: number of the first one; after the last window comes the first again.
+        """
+        every = len(self.windows)
+        chosen = (first + torch.arange(min(count, every))) % every
+        labeller = self._labeller(self.windows[chosen])
+        rows = list(map(tuple, policies.tolist()))
+        size = labeller.windows.numel()
+        self.passes.update({("screening", first, count, kept): size for kept in rows})
+        with cpu_threads(self.threads):
+            found = {kept: labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
+        return torch.tensor([found[kept] for kept in rows])
+
+    def present_nll(self, windows: Int[Tensor, "windows window"] | None = None) -> float:
+        """Loss of the model as it is now, under whatever policy; nats per token.
+
+        Args:
+            windows: None: those of the labelling part.
+        """
+        piece = self.piece if windows is None else self.piece._replace(windows=windows)
+        return pieces_nll(self.model.lm.model, [piece], batch=self.settings.batch)

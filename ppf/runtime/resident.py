@@ -1,0 +1,82 @@
+"""The model of a search, with the adapters of its recovery if there are any."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import Fabric
+from omegaconf import DictConfig
+
+from ppf.context import EarlyCheck, PruningContext, prepare
+from ppf.llm import LanguageModel
+from ppf.policy_file import checked_config
+from ppf.progress import say
+from ppf.pruning import Compensation
+from ppf.pruning.bank import ready_gib
+from ppf.pruning.compensation import Bias, NoCompensation
+from ppf.pruning.elastic import ADAPTERS, Adapters, trained_with
+from ppf.records.agent import agent_folder
+from ppf.space import Space
+
+
+def resident(
+    cfg: DictConfig,
+    fabric: Fabric,
+    record: Mapping[str, Any],
+    *,
+    adapted: bool = True,
+    as_trained: bool = True,
+    check: EarlyCheck | None = None,
+) -> PruningContext:
+    """The dense model of the search in `cfg.search`, ready for any policy.
+
+    Args:
+        record: the search's agent.json or policy.json.
+        adapted: attach the adapters that lie in the folder.
+        as_trained: compensate as when these adapters were trained.
+        check: as for `prepare`.
+
+    Raises:
+        PPFError: the model has changed since the search, or the adapters do not fit it.
+    """
+    config = checked_config(record, cfg)
+    wanted: Compensation = instantiate(config.compensation)
+    cheap = _without_refit(wanted)
+    if as_trained and trained_with(agent_folder(cfg.search)) == type(cheap).__name__:
+        wanted = cheap  # adapters are trained in float32, in which the bank needs more memory
+    choose = partial(_affordable, cfg.bank.max_gib, wanted)
+    context = prepare(config, fabric, dtype=cfg.dtype, choose=choose, check=check)
+    folder = agent_folder(cfg.search)
+    if adapted and (folder / ADAPTERS).is_file():
+        Adapters.load(folder, context.model.pruner, origin(context))
+    return context
+
+
+def origin(context: PruningContext) -> dict[str, str]:
+    """What adapters depend on: the compensation of the weights, and the search's signature."""
+    compensation = type(context.model.compensation).__name__
+    return {"compensation": compensation, "labels": context.signatures.labels}
+
+
+def _without_refit(wanted: Compensation) -> Compensation:
+    """A compensation that needs no bank, and adds biases only if `wanted` does."""
+    return Bias() if wanted.biases else NoCompensation()
+
+
+def _affordable(
+    limit: float, wanted: Compensation, lm: LanguageModel, space: Space
+) -> Compensation:
+    """Returns `wanted`, or one without refits if a least-squares bank would exceed `limit` GiB."""
+    if not wanted.refits:
+        return wanted
+    needed = ready_gib(lm, space)
+    if needed > limit:
+        how = "bias compensation" if wanted.biases else "no compensation"
+        say(
+            f"The least-squares bank needs {needed:.2f} GiB, more than bank.max_gib={limit}:"
+            f" using {how} instead."
+        )
+        return _without_refit(wanted)
+    say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
+    return wanted

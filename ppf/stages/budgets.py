@@ -1,0 +1,115 @@
+"""The budget of a search, and the costs of policies under other budgets."""
+
+import json
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ppf.artefacts import signature
+from ppf.context import PruningContext
+from ppf.identity import plain, with_code
+from ppf.llm import LanguageModel
+from ppf.llm.windows import check_window
+from ppf.planning.evaluations import counts_bytes
+from ppf.progress import say
+from ppf.pruning.costs import Bytes, Cost, KVCache, Latency
+from ppf.ranks import on_rank_0
+from ppf.space import Space, SteppedSpace
+from ppf.stages.byte_budget import check_blocks
+
+
+def check_budget(budget: DictConfig, lm: LanguageModel, space: Space) -> None:
+    """Checks, before prices can be computed, that a budget fits a model and a space.
+
+    Raises:
+        PPFError: no site has a cost, the model's matrices have no whole blocks to quantise, or
+            time would be measured on more tokens than the model has positions.
+    """
+    check_cost(budget, lm)
+    cost = instantiate(budget.cost)
+    if isinstance(cost, KVCache):
+        space.priced(budget.name, [int(site.kind == "attention") for site in space.sites])
+    elif isinstance(cost, Bytes):
+        check_blocks(lm, space)
+
+
+def check_cost(budget: DictConfig, lm: LanguageModel) -> None:
+    """Checks, before prices can be computed, that policies of a model have a cost.
+
+    Raises:
+        PPFError: time would be measured on more tokens than the model has positions.
+    """
+    cost = instantiate(budget.cost)
+    if isinstance(cost, Latency):
+        check_window(cost.window, lm.model.config, f"the {budget.name} budget's cost.window")
+
+
+def priced(context: PruningContext, budget: DictConfig) -> Space:
+    """The model's space under a budget.
+
+    Raises:
+        PPFError: no site has a cost under this budget.
+    """
+    if isinstance(context.model.space, SteppedSpace):
+        return context.model.space  # of a search with budget=bytes
+    return context.model.space.priced(budget.name, prices(context, budget))
+
+
+def saved(
+    context: PruningContext, budget: DictConfig, kept: Int[Tensor, "n sites"]
+) -> Float[Tensor, " n"]:
+    """The share of a cost that policies save; 0 if no site of the space has this cost."""
+    model = context.model
+    if isinstance(model.space, SteppedSpace) and counts_bytes(budget):
+        return model.space.saved(kept)
+    space = replace(model.pruner.space, prices=tuple(prices(context, budget)))
+    return space.saved(model.units(kept))
+
+
+def prices(context: PruningContext, budget: DictConfig) -> list[int]:
+    """The price of one unit of each site. Measured prices are measured once on a machine."""
+    cost: Cost = instantiate(budget.cost)
+    if not cost.measured:
+        return cost.prices(context.model.pruner)
+    artefacts = context.artefacts
+    config = with_code(plain(budget), artefacts.folder)
+    machine = machine_identity(context.model.lm.device, context.config.model)
+    parts = context.signatures.labels, config, machine
+    # Ranks on other machines take rank 0's measurement.
+    name = on_rank_0(artefacts.ranks, lambda: signature("costs", *parts))
+
+    def measure(draft: Path) -> None:
+        say(f"Measuring the {budget.name} of this model on this machine.")
+        draft.write_text(json.dumps(cost.prices(context.model.pruner)), encoding="utf-8")
+
+    return artefacts.get_or_make("costs", f"{name}.json", read=_numbers, make=measure)
+
+
+def _numbers(file: Path) -> list[int]:
+    return [int(price) for price in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def machine_identity(device: torch.device, model: DictConfig) -> dict[str, Any]:
+    """What determines measured prices besides the model.
+
+    Args:
+        device: that the model runs on.
+        model: its config.
+    """
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "host": platform.node(),
+        "processor": platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        **{key: model.get(key) for key in ("offload", "device_map")},
+    }

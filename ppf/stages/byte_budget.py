@@ -1,0 +1,210 @@
+"""budget=bytes: a search that removes units and quantises the others, under a budget of bytes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from hydra.utils import get_class, instantiate
+from jaxtyping import Float
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from ppf.agents.gradient import Gradient
+from ppf.agents.rule import Rule
+from ppf.artefacts import signature
+from ppf.context import PruningContext
+from ppf.errors import PPFError
+from ppf.export.gguf_architectures import reader_of
+from ppf.labels.labelling import Labelling
+from ppf.llm import LanguageModel
+from ppf.planning.evaluations import counts_bytes
+from ppf.predictor.base import needs_labels, unfitted
+from ppf.progress import say
+from ppf.pruning import SiteFeatures
+from ppf.pruning.allocation import FLAP, LeastExpectedLoss, ObsGlobal
+from ppf.pruning.costs import Bytes
+from ppf.pruning.live import Types
+from ppf.pruning.options import Options
+from ppf.pruning.prunable import PrunableModel
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
+from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
+from ppf.records.values import NumberFormat
+from ppf.space import Space, project
+
+_TYPES: tuple[NumberFormat, ...] = get_args(NumberFormat)
+_ROUNDED = _TYPES[1:]
+
+
+def check_bytes(cfg: DictConfig) -> None:
+    """Checks the options of a search with budget=bytes.
+
+    Raises:
+        PPFError: one of them does not support this budget.
+    """
+    if not counts_bytes(cfg.budget):
+        return
+    if cfg.mode != "static":
+        raise PPFError("budget=bytes finds a policy for one ratio: give mode=static.")
+    if not cfg.budget.cost.prune:
+        smallest = min(BLOCK_BYTES[type] for type in cfg.budget.cost.types)
+        _check_ratio(cfg.ratio, 1 - smallest / BLOCK_BYTES["f16"])
+    if cfg.search.start:
+        raise PPFError("budget=bytes cannot start from a given policy: leave search.start out.")
+    if needs_labels(unfitted(cfg.predictor)):
+        raise PPFError(
+            "budget=bytes needs a predictor that starts without labels: give predictor=expected"
+            " or predictor=sensitivity."
+        )
+    if cfg.labels.count not in (None, 1):
+        raise PPFError("budget=bytes draws no labels: leave labels.count out.")
+    if issubclass(get_class(cfg.agent._target_), Gradient):
+        raise PPFError(
+            "agent=gradient, the default agent, needs losses that change with every unit, and"
+            " budget=bytes allows few sizes of a site: give agent=evolution."
+        )
+    if issubclass(get_class(cfg.agent._target_), Rule):
+        raise PPFError(
+            "budget=bytes cannot have a rule as its agent: give agent=evolution rules=bytes, which"
+            " also measures uniform pruning and a rule for bytes."
+        )
+    if any(isinstance(rule, FLAP | ObsGlobal) for rule in instantiate(cfg.rules).values()):
+        raise PPFError(
+            "rules such as flap and obs_global count units, and budget=bytes counts bytes: give"
+            " rules=bytes."
+        )
+
+
+def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
+    """The context of a search with budget=bytes. With any other budget, returns the given one.
+
+    Raises:
+        PPFError: no policy saves `cfg.ratio`.
+    """
+    cost = instantiate(cfg.budget.cost)
+    if not isinstance(cost, Bytes):
+        return context
+    units = context.model
+    _warn_of_export(units, biases=cost.prune and units.compensation.biases)
+    rounding, prices = _rounding(context), cost.prices(units.pruner)
+    options = Options.of(
+        units.space, prices, rounding.losses, _TYPES, allowed=cost.types, prune=cost.prune
+    )
+    least = torch.tensor([steps[0] for steps in options.steps])
+    _check_ratio(cfg.ratio, float(options.space.saved(least)))
+    model = ByteModel(options.space, units.pruner, units.compensation, units.parameters, options)
+    parts = options.steps, options.kept, options.choice
+    name = signature("bytes", context.labelling.name, *parts)
+    sites = ByteSites(options.space, options.features(context.sites.features, rounding))
+    labelling = replace(context.labelling, model=model, name=name)
+    return replace(context, model=model, sites=sites, labelling=labelling)
+
+
+def _check_ratio(ratio: float, most: float) -> None:
+    if ratio > most:
+        raise PPFError(
+            f"ratio={ratio} of the bytes cannot be saved with these budget.cost.types: give"
+            f" ratio={math.floor(1000 * most) / 1000} or less, or budget.cost.prune=true."
+        )
+
+
+def _warn_of_export(units: PrunableModel, *, biases: bool) -> None:
+    """Says so if no GGUF file, the only format with these number formats, can hold the result."""
+    try:
+        reader_of(units.lm.model.config, biases=biases)
+    except PPFError as error:
+        say(f"Warning: no GGUF file can hold the result, unless it only quantises. {error}")
+
+
+@dataclass(frozen=True)
+class ByteSites:
+    """The sites of a space whose policies are levels of bytes, and their features."""
+
+    space: Space
+    features: SiteFeatures
+
+
+@dataclass(frozen=True)
+class ByteModel(PrunableModel):
+    """A model whose policies are levels of bytes (see `Options`).
+
+    Args:
+        options: the kept units and format of each level.
+    """
+
+    options: Options
+
+    def decode(self, kept: Sequence[int]) -> tuple[Sequence[int], Types]:
+        return self.options.policy(kept)
+
+
+def check_blocks(lm: LanguageModel, space: Space) -> None:
+    """Raises PPFError if a policy could cut a row of a matrix inside a quantisation block.
+
+    It also refuses families whose FFN block is only the consumer, such as OPT: the block cannot be
+    run with other weights.
+    """
+    sites, couplings = space.sites, lm.couplings
+    if any(getattr(c.parent, c.attribute) is c.consumer for c in couplings):
+        family = lm.model.config.model_type
+        raise PPFError(f"budget=bytes does not support {family}: give another budget or model.")
+    for site, index in zip(sites, lm.coupling_indices(sites), strict=True):
+        coupling = couplings[index]
+        rows = [producer.linear.in_features for producer in coupling.producers]
+        rows.append(coupling.columns * site.atoms_per_unit)
+        if any(length % BLOCK for length in rows):
+            raise PPFError(
+                f"budget=bytes quantises blocks of {BLOCK} weights, but the row length of"
+                f" {site.name} is not a multiple of {BLOCK} at every width: give space=mlp and a"
+                f" space.channel_multiple that is a multiple of {BLOCK}."
+            )
+
+
+def _rounding(context: PruningContext) -> RoundingLosses:
+    """Expected losses of rounding to all types; computed if the artefact is missing.
+
+    Weights in 16 bits count as not rounded.
+    """
+    features = context.sites.features  # all ranks compute them together
+
+    def observe(windows: Tensor) -> dict[str, Tensor]:
+        found = rounding_sensitivity(context.model.pruner, windows, _ROUNDED, seed=0)
+        return vars(found) | {"weight": _weight(context.labelling, features, found.losses[:, -1])}
+
+    name = signature("rounding", context.labelling.name, _ROUNDED)
+    found = context.calibration.observed("rounding", name, observe)
+    context.labelling.passes["weight"] = 2 * context.labelling.windows.numel()  # see `_weight`
+    pruning = features.losses[:, None]
+    rounded = pruning + found["weight"] * (found["losses"] - pruning)
+    noise = nn.functional.pad(found["weight"] * found["noise"], (1, 0))
+    return RoundingLosses(torch.cat([pruning, rounded], 1), noise)
+
+
+def _weight(
+    labelling: Labelling, features: SiteFeatures, rounding: Float[Tensor, "sites levels"]
+) -> Float[Tensor, "1"]:
+    """The measured loss of rounding, relative to that of pruning with the same expected loss.
+
+    One policy rounds all sites, the other one prunes in 16 bits. Pruning costs more than expected,
+    because its compensation is fitted to the windows on which expected losses are computed.
+
+    Args:
+        rounding: expected losses of the format with the fewest bits.
+    """
+    pruner = labelling.model.pruner
+    space = pruner.space
+    sites, ratio = torch.arange(len(space)), torch.linspace(0, 0.9, 91).double()
+    pruned = project(space, LeastExpectedLoss().wanted(features, ratio), ratio)
+    goal = rounding[sites, space.units].sum()
+    same = int((features.losses[sites, pruned].sum(1) - goal).abs().argmin())
+    dense, types = space.dense.tolist(), [_TYPES[-1]] * len(space)
+    nll = []
+    for kept, rounded in ((dense, None), (dense, types), (pruned[same].tolist(), None)):
+        with pruner.at(kept, rounded):
+            nll.append(labelling.present_nll())
+    excess = (torch.tensor(nll[1:]) - nll[0]).clamp(min=_LEAST)
+    return excess[:1] / excess[1:]
+
+
+_LEAST = 1e-3  # nats per token

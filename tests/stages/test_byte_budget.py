@@ -1,0 +1,154 @@
+"""Searches under a budget of bytes on the tiny model, whose FFNs have six units of 32 channels."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from lightning import Fabric
+from omegaconf import DictConfig, OmegaConf
+
+from ppf.context import PruningContext, prepare
+from ppf.errors import PPFError
+from ppf.labels.labelling import Labelling
+from ppf.llm.shapes import skeleton
+from ppf.policy_file import described, refuse_types
+from ppf.space import uniform
+from ppf.stages.budgets import check_budget, priced, saved
+from ppf.stages.byte_budget import _weight, check_blocks, check_bytes, in_bytes
+from tests.articles import write_articles
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
+
+BYTES = ("budget=bytes", "rules=bytes", "agent=evolution")
+SMALL = ("space=mlp", "space.channel_multiple=32", "text.windows.calibration=4",
+         "text.windows.labelling=2", "text.window=64")  # fmt: skip
+
+
+def config(folder: Path, cache: str, *overrides: str) -> DictConfig:
+    text = write_articles(folder)
+    paths = (f"paths.artefacts={folder}/artefacts", f"paths.cache={cache}", f"paths.run={folder}")
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", ["model=tiny", f"text.path={text}", *BYTES, *paths, *overrides])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path, PruningContext]:
+    folder = tmp_path_factory.mktemp("bytes")
+    return folder, prepare(config(folder, cache, *SMALL), Fabric(accelerator="cpu", devices=1))
+
+
+def test_policies_are_measured_rounded_and_described_by_units(
+    prepared: tuple[Path, PruningContext], cache: str
+) -> None:
+    folder, units = prepared
+    context = in_bytes(units, config(folder, cache, *SMALL))
+    levels = uniform(context.model.space, torch.tensor([0.85]).double())[0].tolist()
+    kept, types = context.model.decode(levels)
+    assert {"f16"} != set(types) and kept != units.model.space.dense.tolist()
+    with units.model.pruner.at(kept, types):
+        expected = units.labelling.present_nll()
+    measured = context.labelling.labeller.score(levels).nll
+    assert measured == pytest.approx(expected, rel=1e-5)
+    with units.model.pruner.at(kept):
+        assert abs(units.labelling.present_nll() - expected) > 1e-4
+    names = [site.name for site in units.model.space.sites]
+    policy = described(context, levels)
+    assert policy == {"kept": dict(zip(names, kept, strict=True)),
+                      "types": dict(zip(names, types, strict=True))}  # fmt: skip
+    assert described(units, kept) == {"kept": policy["kept"]}
+    with pytest.raises(PPFError, match="export=gguf"):
+        refuse_types(policy, "a training")
+    refuse_types(described(units, kept), "a training")
+    assert context.labelling.name != units.labelling.name and context.signatures == units.signatures
+
+
+def test_budgets_count_what_policies_keep(
+    prepared: tuple[Path, PruningContext], cache: str
+) -> None:
+    folder, units = prepared
+    cfg = config(folder, cache, *SMALL)
+    context = in_bytes(units, cfg)
+    assert priced(context, cfg.budget) is context.model.space
+    levels = uniform(context.model.space, torch.tensor([0.6]).double())
+    kept, types = context.model.decode(levels[0].tolist())
+    sizes = {"f16": 2, "q8_0": 34 / 32, "q5_0": 22 / 32, "q4_0": 18 / 32}
+    left = sum(k * 32 * 3 * 64 * sizes[t] for k, t in zip(kept, types, strict=True))
+    whole = 4 * 192 * 3 * 64 * 2
+    renamed = OmegaConf.merge(cfg.budget, {"name": "of my own"})
+    for budget in (cfg.budget, renamed):
+        assert float(saved(context, budget, levels)) == pytest.approx(1 - left / whole)
+    assert float(saved(context, cfg.pareto.x, levels)) == pytest.approx(1 - sum(kept) / 24)
+    assert context.sites.features.losses.shape == (4, 6 * 32 + 1)
+
+
+def test_rounding_is_weighed_against_pruning_of_the_same_expected_loss(
+    prepared: tuple[Path, PruningContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, units = prepared
+    losses, dense = units.sites.features.losses, units.model.space.dense.tolist()
+    rounding = losses[:, 3:4].expand(4, 7)  # as if half of the units of each site were gone
+    measured, policies = iter([3.0, 3.1, 3.4]), []
+
+    def measure(labelling: Labelling) -> float:
+        pruner = labelling.model.pruner
+        policies.append((pruner.kept, set(pruner.types)))
+        return next(measured)
+
+    monkeypatch.setattr(Labelling, "present_nll", measure)
+    weight = _weight(units.labelling, units.sites.features, rounding)
+    assert weight.tolist() == pytest.approx([0.25], rel=1e-5)
+    pruned, _ = policies[2]
+    assert policies == [(dense, {None}), (dense, {"q4_0"}), (pruned, {None})]
+    expected = float(losses[range(4), pruned].sum())
+    assert expected == pytest.approx(float(rounding[:, 0].sum()), rel=0.3)
+
+
+def test_a_ratio_that_rounding_alone_cannot_reach_is_refused(
+    prepared: tuple[Path, PruningContext], cache: str
+) -> None:
+    folder, units = prepared
+    given = (*SMALL, "budget.cost.prune=false")
+    assert in_bytes(units, config(folder, cache, *given, "ratio=0.7")) is not units
+    with pytest.raises(PPFError, match="ratio=0.718 or less"):
+        in_bytes(units, config(folder, cache, *given, "ratio=0.75"))
+
+
+def test_rows_that_do_not_divide_into_blocks_are_refused(
+    prepared: tuple[Path, PruningContext], cache: str
+) -> None:
+    folder, units = prepared
+    cfg, lm = config(folder, cache, *SMALL, "space=width"), units.model.lm
+    check_budget(cfg.budget, lm, units.model.space)
+    model, adapter = skeleton(cfg.model)
+    with pytest.raises(PPFError, match="row length of 0.attention"):
+        check_budget(cfg.budget, lm, instantiate(cfg.space, adapter.prunables(model)))
+
+
+def test_a_family_whose_block_is_its_consumer_is_refused() -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS["opt-no-biases-untied"]))
+    with pytest.raises(PPFError, match="budget=bytes does not support opt"):
+        check_blocks(pruner.lm, pruner.space)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mode=dynamic", "give mode=static"),
+        ("predictor=residual", "predictor=expected"),
+        ("rules=all", "rules=bytes"),
+        ("agent=gradient", "give agent=evolution"),
+        ("agent=uniform", "give agent=evolution rules=bytes"),
+        ("labels.count=8", "leave labels.count out"),
+    ],
+)
+def test_what_is_not_supported_is_refused(
+    override: str, message: str, tmp_path: Path, cache: str
+) -> None:
+    with pytest.raises(PPFError, match=message):
+        check_bytes(config(tmp_path, cache, override))
+
+
+@pytest.mark.parametrize("overrides", [(), ("budget=params", "mode=dynamic", "rules=all")])
+def test_what_is_supported_passes(overrides: tuple[str, ...], tmp_path: Path, cache: str) -> None:
+    check_bytes(config(tmp_path, cache, *overrides))

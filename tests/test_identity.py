@@ -1,0 +1,425 @@
+"""What each config key invalidates, and that equal names mean equal content."""
+
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+
+from ppf.artefacts import signature
+from ppf.conf import read_option
+from ppf.errors import PPFError
+from ppf.identity import (
+    Signatures,
+    model_identity,
+    plain,
+    recorded,
+    signatures,
+    text_identity,
+    warn_of_shared_documents,
+    with_code,
+)
+from ppf.labels.table import Labels
+from ppf.llm import load
+from ppf.records import check
+from ppf.records.policy import ConfigRecord
+from ppf.recovery.inputs import RecoveryText, run_of
+from ppf.recovery.settings import Machine, RecoverySettings
+from ppf.stages.search_inputs import training_identity
+from ppf.stages.train import predictor_signature
+from tests.agents.synthetic import one_process
+from tests.hub import NEW, OLD, REPOSITORY, downloaded
+
+ALL = ("statistics", "order", "bank", "labels", "predictor", "training")
+# The longest prefix of a key tells what changes with it; all other keys invalidate nothing. A
+# training of an agent changes with each of the others.
+INVALIDATES = {
+    "model.dtype": ALL,
+    "model.source": ALL,
+    "text": ALL,
+    "text.name": (),
+    "text.column": (),
+    "text.training": (),
+    "text.windows.calibration": ALL,
+    "text.windows.labelling": ("labels", "predictor"),
+    "text.windows.test": (),
+    "importance": ("order", "bank", "labels", "predictor"),
+    "space": ("bank", "labels", "predictor"),
+    "space.name": (),
+    "compensation": ("bank", "labels", "predictor"),
+    "labels.context": ("labels", "predictor"),
+    "labels.kl_top_k": ("labels", "predictor"),
+    "labels.catastrophic": ("predictor",),
+    "predictor": ("predictor",),
+    "predictor.threads": (),
+    "trainer": ("predictor",),
+    "trainer.accelerator": (),
+    "trainer.devices": (),
+    "trainer.log_every_n_steps": (),
+    "trainer.num_sanity_val_steps": (),
+    "seed": ("predictor",),
+    "agent": ("training",),
+    "agent.threads": (),
+    "budget": ("training",),
+    "rules": ("training",),
+    "search": ("training",),
+    "search.checkpoint_every": (),
+    "search.finalists": (),
+    "search.proposals_only": (),
+    "search.selection_windows": (),
+    "search.start": (),  # its policy counts, not its path
+    "dynamic": ("training",),
+    "mode": ("training",),
+    "ratio": ("training",),
+}
+RECOVERY = (
+    "text",
+    "loss",
+    "recovery",
+    "trainer",
+    "seed",
+)
+WITHOUT_EFFECT = (
+    "text.name",
+    "text.column",
+    "text.windows",
+    "text.training.more.column",
+    "recovery.micro_batch",
+    "recovery.gradient_checkpointing",
+    "trainer.log_every_n_steps",
+)
+
+
+@pytest.fixture(scope="module")
+def config() -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", ["paths.run=x", "model.dtype=float32", "predictor=residual"])
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def names(cfg: DictConfig) -> dict[str, str]:
+    found: Signatures = signatures(cfg)
+    kept = torch.tensor([[3, 3], [2, 3]])
+    labels = Labels(kept, torch.tensor([3.0, 3.5], dtype=torch.double), ["sampler"] * 2)
+    given = cfg.predictor, cfg.trainer, cfg.seed, Path(cfg.paths.cache)
+    predictor = predictor_signature(found.labels, labels, *given)
+    training = signature("training", predictor, *training_identity(cfg))
+    return vars(found) | {"predictor": predictor, "training": training}
+
+
+def leaves(node: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in node:
+        value = OmegaConf.select(node, str(key))
+        name = f"{prefix}{key}"
+        keys += leaves(value, f"{name}.") if isinstance(value, DictConfig) else [name]
+    return keys
+
+
+def changed(value: object) -> object:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, ListConfig):
+        return [*value, "other"]
+    return "bfloat16" if value == "float32" else "other"
+
+
+def expected(key: str) -> tuple[str, ...]:
+    parts = key.split(".")
+    prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    found = next((INVALIDATES[prefix] for prefix in prefixes if prefix in INVALIDATES), ())
+    return found if "training" in found or not found else (*found, "training")
+
+
+def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
+    before, wrong = names(config), {}
+    keys = leaves(config)
+    assert len(keys) > 100
+    for key in keys:
+        if key in ("text.path", "model.path", "predictor.init_from"):
+            continue  # files have tests of their own
+        cfg = config.copy()
+        OmegaConf.update(cfg, key, changed(OmegaConf.select(config, key)))
+        after = names(cfg)
+        different = tuple(name for name in ALL if before[name] != after[name])
+        if different != expected(key):
+            wrong[key] = different
+    assert not wrong
+
+
+def test_keys_of_text_loss_and_training_start_another_recovery() -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        config = compose("recover", ["paths.run=x"])
+    OmegaConf.set_struct(config, False)
+
+    def name(cfg: DictConfig) -> str:
+        machine = Machine(one_process(), {}, [])
+        return run_of(
+            RecoveryText(cfg, cfg), machine, RecoverySettings(**cfg.recovery), "weights"
+        ).folder.name
+
+    found = {}
+    for key in leaves(config):
+        if OmegaConf.select(config, key) is None:
+            continue
+        cfg = config.copy()
+        OmegaConf.update(cfg, key, changed(OmegaConf.select(config, key)))
+        found[key] = name(cfg) != name(config)
+    wrong = {key for key, new in found.items() if new != of_recovery(key)}
+    assert not wrong
+
+
+def test_added_documents_and_the_test_part_start_another_recovery(tmp_path: Path) -> None:
+    file, jsonl = tmp_path / "more.txt", tmp_path / "more.jsonl"
+    jsonl.write_text("One text.")
+
+    def name(words: str, *overrides: str) -> str:
+        file.write_text(words)
+        given = ["paths.run=x", f"paths.cache={tmp_path}", f"text.training.more.path={file}"]
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose("recover", [*given, *overrides])
+        machine, settings = Machine(one_process(), {}, []), RecoverySettings(**cfg.recovery)
+        return run_of(RecoveryText(cfg, cfg), machine, settings, "weights").folder.name
+
+    first = name("One text.")
+    assert name("One text.", "text.windows.test=3") == first
+    assert name("Another text.") != first
+    assert name("One text.", f"text.training.more.path={jsonl}") != first
+    # Documents like those of the test part are left out.
+    assert name("One text.", "text.splits.all.test=0.4") != first
+
+
+def test_another_test_part_of_the_policy_starts_another_recovery(config: DictConfig) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("recover", ["paths.run=x"])
+    machine, settings = Machine(one_process(), {}, []), RecoverySettings(**cfg.recovery)
+    other = config.copy()
+    other.text.seed = 1
+    found = [
+        run_of(RecoveryText(cfg, given), machine, settings, "weights").folder
+        for given in (config, other)
+    ]
+    assert found[0] != found[1]
+
+
+def of_recovery(key: str) -> bool:
+    return key.startswith(RECOVERY) and not key.startswith(WITHOUT_EFFECT)
+
+
+def test_a_further_part_leaves_the_others_valid(config: DictConfig) -> None:
+    cfg = config.copy()
+    cfg.text.splits.all = {"calibration": 0.25, "labelling": 0.25, "training": 0.3, "test": 0.2}
+    cfg.text.windows.training = 64
+    assert names(cfg) == names(config)
+
+
+def tiny_folder(cache: str, folder: Path) -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", ["model=tiny", "paths.run=x"])
+    shutil.copytree(load(cfg.model, cache).model.name_or_path, folder)
+    cfg.model.path, cfg.paths.cache = str(folder), cache
+    return cfg
+
+
+def test_models_that_differ_in_one_tensor_have_other_names(cache: str, tmp_path: Path) -> None:
+    cfg = tiny_folder(cache, tmp_path / "model")
+    before = signatures(cfg)
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.2.mlp.up_proj.weight"].zero_()
+    save_file(weights, file, metadata={"format": "pt"})
+    assert signatures(cfg).statistics != before.statistics
+
+
+def test_tokenizers_tell_models_apart(cache: str, tmp_path: Path) -> None:
+    cfg = tiny_folder(cache, tmp_path / "model")
+    before = signatures(cfg)
+    file = tmp_path / "model" / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("ByteLevel", "ByteLeveL"))
+    assert signatures(cfg).labels != before.labels
+
+
+def test_commits_of_a_repository_tell_models_apart(
+    monkeypatch: pytest.MonkeyPatch, cache: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cfg = tiny_folder(cache, tmp_path / "model")
+    cfg.model = read_option("model", "qwen2_5_0_5b")
+    cfg.model.source.repository = REPOSITORY
+    unknown = signatures(cfg)
+    downloaded(tmp_path / "model", tmp_path / "hub", OLD)
+    before, found = signatures(cfg), recorded(cfg)
+    assert found.model.source.revision == OLD and before != unknown
+    downloaded(tmp_path / "model", tmp_path / "hub", NEW)
+    after = signatures(cfg)
+    assert after.statistics != before.statistics
+    cfg.model = found.model  # as a policy.json records it
+    assert signatures(cfg) == before
+    shutil.rmtree(tmp_path / "hub")
+    assert signatures(cfg) == before, "a commit that is not here yet"
+    check(plain(found), ConfigRecord, "the policy", "give another")
+
+
+def test_sources_without_a_commit_keep_their_names(config: DictConfig) -> None:
+    assert model_identity(config) == {"source": plain(config.model.source)}
+    assert recorded(config).model.source == config.model.source
+
+
+@pytest.mark.parametrize(
+    ("override", "warns"),
+    [
+        (["text.seed=1"], True),
+        (["text.splits.all.test=0.7"], True),
+        (["text.splits.all.test=0.4"], False),
+        (["text.window=64"], False),
+        (["text=wikitext2"], False),
+        (["text.path=gone.txt"], False),
+    ],
+)
+def test_a_test_part_of_documents_of_the_search_is_told(
+    override: list[str], warns: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        found, other = (compose("search", ["paths.run=x", *own]) for own in ([], override))
+        same = [
+            compose("search", ["paths.run=x", "text=wikitext2", *s]) for s in ([], ["text.seed=1"])
+        ]
+    warn_of_shared_documents(*same)  # whose test part has a split of its own
+    assert not capsys.readouterr().out
+    warn_of_shared_documents(other, found)
+    assert ("its perplexity may be too low" in capsys.readouterr().out) == warns
+
+
+def test_the_same_file_at_another_path_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, words in (("a.txt", "One."), ("b.txt", "One."), ("c.txt", "Two.")):
+        (tmp_path / name).write_text(words)
+    given = ["paths.run=x", f"paths.cache={tmp_path}", "text.seed=1"]
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        found, same, other = (
+            compose("search", [*given, f"text={text}", f"text.path={tmp_path / name}"])
+            for text, name in (("c4", "a.txt"), ("wikipedia_sample", "b.txt"), ("c4", "c.txt"))
+        )
+    found.text.seed = 0
+    warn_of_shared_documents(other, found)
+    assert not capsys.readouterr().out
+    warn_of_shared_documents(same, found)
+    assert "its perplexity may be too low" in capsys.readouterr().out
+
+
+def test_a_test_part_with_a_split_of_its_own_shares_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        given = ["paths.run=x", "text=wikitext2"]
+        found, other = (compose("search", [*given, f"text.seed={seed}"]) for seed in (0, 1))
+    warn_of_shared_documents(other, found)
+    assert not capsys.readouterr().out
+
+
+def test_files_beside_a_model_in_a_folder_of_their_own_do_not_count(
+    cache: str, tmp_path: Path
+) -> None:
+    cfg = tiny_folder(cache, tmp_path / "model")
+    before = signatures(cfg)
+    shutil.copytree(tmp_path / "model", tmp_path / "model" / "pruned")
+    assert signatures(cfg) == before
+
+
+def test_texts_with_different_middles_have_other_names(config: DictConfig, tmp_path: Path) -> None:
+    cfg, file = config.copy(), tmp_path / "text.txt"
+    cfg.text.path, cfg.paths.cache = str(file), str(tmp_path)
+    found = set()
+    for middle in ("a", "b"):
+        file.write_text("x" * (2 << 20) + middle + "x" * (2 << 20))
+        found.add(signatures(cfg).statistics)
+    assert len(found) == 2
+
+
+def test_files_of_another_type_have_other_names(config: DictConfig, tmp_path: Path) -> None:
+    cfg, found = config.copy(), set()
+    cfg.paths.cache = str(tmp_path)
+    for name in ("text.txt", "text.jsonl"):
+        (tmp_path / name).write_text('{"text": "One."}')
+        cfg.text.path = str(tmp_path / name)
+        found.add(signatures(cfg).statistics)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("name", ["text.jsonl", ["text.jsonl"], "te?t.*", "**/*.jsonl"])
+def test_data_files_count_by_their_content(
+    config: DictConfig, tmp_path: Path, name: str | list[str]
+) -> None:
+    cfg, file = config.copy(), tmp_path / "text.jsonl"
+    own = [f"{tmp_path}/{n}" for n in name] if isinstance(name, list) else f"{tmp_path}/{name}"
+    files = {"train": own, "test": "of/the/hub.*"}
+    cfg.text.source, cfg.paths.cache = {"path": "json", "data_files": files}, str(tmp_path)
+    found = set()
+    for words in ("One.", "Two!!"):
+        file.write_text(words)
+        found.add(signatures(cfg).statistics)
+    assert len(found) == 2
+
+
+def test_only_texts_that_may_have_equal_documents_say_that_they_are_read_once(
+    config: DictConfig, tmp_path: Path
+) -> None:
+    """The names of what was made of the Wikipedia sample stay."""
+    cfg, file = config.copy(), tmp_path / "text.jsonl"
+    assert "duplicates" not in text_identity(cfg, "test")
+    file.write_text("One.")
+    cfg.text.path, cfg.paths.cache = str(file), str(tmp_path)
+    assert "duplicates" in text_identity(cfg, "test")
+    cfg.text = OmegaConf.merge(config.text, {"source": read_option("text", "c4").source})
+    assert "duplicates" in text_identity(cfg, "test")
+
+
+def test_objects_of_a_users_own_count_by_the_file_that_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file, named = tmp_path / "held_by_a_user.py", {"_target_": "held_by_a_user.make"}
+    file.write_text("import functools\nmake = functools.partial(dict, a=1)\n")
+    before = with_code(named, tmp_path)
+    file.write_text("import functools\nmake = functools.partial(dict, a=22)\n")
+    assert with_code(named, tmp_path) != before
+
+
+def test_a_class_without_a_source_file_is_refused(tmp_path: Path) -> None:
+    interactive = ModuleType("interactive")  # as `__main__` of a notebook: it has no file
+    vars(interactive)["Own"] = type("Own", (), {"__module__": "interactive"})
+    told = pytest.raises(PPFError, match="interactive.Own has no source file")
+    with patch.dict(sys.modules, interactive=interactive), told:
+        with_code({"compensation": [{"_target_": "interactive.Own"}]}, tmp_path)
+    assert with_code({"_target_": "builtins.dict"}, tmp_path) == {"_target_": "builtins.dict"}
+
+
+def test_classes_of_a_users_own_count_by_their_file(
+    config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file, cfg = tmp_path / "made_by_a_user.py", config.copy()
+    file.write_text("class Own: ...\n")
+    cfg.paths.cache = str(tmp_path)
+    cfg.predictor.network._target_ = cfg.compensation._target_ = "made_by_a_user.Own"
+    before = names(cfg)
+    assert names(cfg) == before
+    file.write_text("class Own: a = 1\n")
+    after = names(cfg)
+    assert [name for name in ALL if before[name] != after[name]] == [*ALL[2:]]
+    cfg.compensation = config.compensation
+    assert names(cfg)["labels"] == names(config)["labels"] != after["labels"]
+    cfg.text.source._target_ = "made_by_a_user.Own"
+    before = names(cfg)
+    file.write_text("class Own: a = 22\n")
+    assert names(cfg)["statistics"] != before["statistics"]

@@ -1,0 +1,64 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from ppf.errors import PPFError
+from ppf.identity import plain, recorded
+from ppf.policy_file import (
+    model_name,
+    policy_config,
+    refuse_recovered,
+    warn_if_unreadable,
+)
+
+
+def config(*overrides: str) -> Any:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", [*overrides])
+
+
+def test_a_search_says_at_once_what_others_will_refuse(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_if_unreadable(config())
+    assert not capsys.readouterr().out
+    warn_if_unreadable(config("compensation._target_=mine.Own"))
+    said = capsys.readouterr().out
+    assert said.startswith("Warning: prune, evaluate and serve will refuse")
+    assert "compensation names a class" in said
+
+
+def test_a_local_model_has_the_name_of_its_folder_or_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "3f9c").mkdir()
+    (tmp_path / "llama").symlink_to(tmp_path / "3f9c")
+    assert model_name(config("model=local", f"model.path={tmp_path}/llama").model) == "llama"
+    monkeypatch.chdir(tmp_path / "3f9c")
+    assert model_name(config("model=local", "model.path=.").model) == "3f9c"
+
+
+def test_a_policy_whose_weights_were_trained_is_refused() -> None:
+    refuse_recovered({"exported": {"compensation": "sequential"}}, "x/policy.json")
+    for trained in ({"exported": {"compensation": "adapters"}}, {"recovered": {"tokens": 1}}):
+        with pytest.raises(PPFError, match="belongs to a recovered model.*give path=x"):
+            refuse_recovered(trained, "x/policy.json")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accelerator", "divided"),
+    [
+        (2, "auto", "auto"),
+        (2, "cpu", None),
+        (1, "auto", None),
+    ],
+)
+def test_layers_are_divided_only_where_there_are_gpus(
+    gpus: int, accelerator: str, divided: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    searched = config("model.device_map=auto", "paths.run=?")
+    record = {"config": plain(recorded(searched))}
+    here = config(f"fabric.accelerator={accelerator}", "paths.run=?")
+    assert policy_config(record, here).model.device_map == divided
