@@ -258,15 +258,6 @@ class SearchConfig(FitConfig):
     dynamic: DynamicSection
 
 
-class SpeedSection(Section):
-    """How prefill and decode are timed."""
-
-    batches: Annotated[list[Count], Field(min_length=1)]
-    prompt: Count
-    new_tokens: Count
-    repeats: Count
-
-
 class PruneConfig(RunConfig):
     """`prune.yaml`."""
 
@@ -280,7 +271,7 @@ class PruneConfig(RunConfig):
     refit_windows: Count | None
     dtype: Dtype
     latency: bool
-    speed: SpeedSection
+    speed: Component
 
 
 class RecoverySection(Section):
@@ -341,7 +332,7 @@ class EvaluateConfig(RunConfig):
     window: Several | None
     stride: Count | None
     latency: bool
-    speed: SpeedSection
+    speed: Component
     tasks: list[str]
     limit: Count | None
 

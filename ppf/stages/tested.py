@@ -11,9 +11,9 @@ from ppf.artefacts import get_or_make, signature, write_json
 from ppf.context import PruningContext
 from ppf.evaluation.perplexity import mean_nll
 from ppf.identity import text_identity
+from ppf.labels.compensating import keep_better
 from ppf.report.scores import LogPerplexity
 from ppf.report.search import SearchReport
-from ppf.stages.prune import pruned_to
 
 Named = tuple[str, list[int]]
 """A policy's name in summary.json, and the units that it keeps at each site."""
@@ -42,9 +42,9 @@ def with_test(
         units, types = context.model.decode(kept)
 
         def make(draft: Path) -> None:
-            parts = context.labelling, context.calibration
-            how = {"sequential": sequential, "windows": cfg.refit_windows}
-            with pruned_to(*parts, units, types, **how) as model:
+            with context.model.pruner.at(units, types) as model:
+                if sequential:
+                    keep_better(context.labelling, context.calibration, cfg.refit_windows)
                 nll = mean_nll(model, windows, batch=cfg.labels.batch)
             draft.write_text(json.dumps(nll), encoding="utf-8")
 

@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
+from ppf.stages.prune_at import prune_at
 
 from ppf.cli.collect import main as collect
 from ppf.cli.search import main as search
@@ -20,7 +21,6 @@ from ppf.identity import plain, recorded, signatures
 from ppf.llm.sources import byte_tokenizer
 from ppf.stages.evaluate import Procedure, evaluate_policy
 from ppf.stages.prune import prune
-from ppf.stages.prune_at import prune_at
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.records import examples

@@ -15,7 +15,6 @@ from lightning import Fabric
 
 import ppf
 from ppf.errors import PPFError
-from ppf.export.huggingface import export_folder
 from ppf.export.loading import load_folder
 from ppf.labels.samplers import FromFiles
 from ppf.policy_file import read_policy

@@ -19,10 +19,10 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
+from ppf.cli.prune import main as command
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ppf.cli.checks import check
-from ppf.cli.prune import main as command
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll

@@ -1,16 +1,18 @@
-"""The files that commands read and write, for W&B's lineage."""
+"""The files that commands read and write, for W&B's lineage, and what loggers get."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.policy_file import model_name, read_policy
 from ppf.records.agent import AGENT, WEIGHTS, agent_folder
-from ppf.report.publish import Artifact
+from ppf.report.page import Page
+from ppf.report.publish import Artifact, Published, log_artifact, publish
 
 
 def used(cfg: DictConfig) -> list[Artifact]:
@@ -36,3 +38,22 @@ def made(path: Path, metadata: Mapping[str, Any] | None = None) -> Artifact:
     """A model that a command writes: a Hugging Face folder or a GGUF file."""
     name = path.resolve().name
     return Artifact([path], name, "model", metadata=metadata or {}, by_reference=True)
+
+
+def publish_run(
+    cfg: DictConfig,
+    fabric: Fabric,
+    metrics: Mapping[str, float],
+    *,
+    report: tuple[Page, Path] | None = None,
+    model: Artifact | None = None,
+) -> None:
+    """Gives a command's metrics, its report and its files to every logger.
+
+    Args:
+        report: the page, and the file that it was written to.
+        model: that the command has written.
+    """
+    for artifact in (*used(cfg), *([model] if model else [])):
+        log_artifact(fabric.loggers, artifact)
+    publish(fabric.loggers, Published.of(*report, metrics) if report else Published(metrics))
