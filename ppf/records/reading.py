@@ -67,6 +67,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("a name occurs twice in one object")
+    if isinstance(target := content.get(TARGET), str):
+        content[TARGET] = target.replace("ppf.llm.corpora.", "ppf.text.corpora.")  # its earlier place
     return content
 
 
