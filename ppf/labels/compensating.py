@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 
 from ppf.labels.labelling import Labelling
-from ppf.llm.windows import evenly
 from ppf.progress import say
 from ppf.pruning.calibration import Calibration
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.sequential import refit_sequentially
+from ppf.text.windows import evenly
 
 _DECIDING = 16
 """Windows of the selection part that choose between two compensations, as in search.yaml."""

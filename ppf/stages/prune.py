@@ -22,7 +22,7 @@ from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.export import Exporter, Pruned, check_out, read_pruned
 from ppf.labels.compensating import keep_better
-from ppf.llm import LanguageModel, Text
+from ppf.llm import LanguageModel
 from ppf.llm.loading import dtype_name, local_folder, resolve_dtype
 from ppf.policy_file import (
     by_site,
@@ -37,6 +37,7 @@ from ppf.report.scores import LogPerplexity
 from ppf.runtime.resident import adapters_of, has_adapters, resident
 from ppf.space import uniform
 from ppf.stages.lineage import made, publish_run
+from ppf.text import Text
 
 ONE_PROCESS = True
 Exported = tuple[Pruned, dict[str, Any]]
