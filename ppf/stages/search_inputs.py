@@ -16,7 +16,8 @@ from ppf.agents import Agent, Objective, Report, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.agents.rule import Rule
 from ppf.artefacts import signature
-from ppf.identity import plain, with_code
+from ppf.conf import plain
+from ppf.digests import with_code
 from ppf.labels.labelling import Labelling
 from ppf.labels.table import PROPOSED
 from ppf.pruning import Allocation, SiteFeatures
