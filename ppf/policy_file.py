@@ -9,10 +9,11 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.commands import invocation
+from ppf.conf import plain
 from ppf.context import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
-from ppf.identity import plain, signatures
 from ppf.pruning.live import Types
+from ppf.pruning.signatures import signatures
 from ppf.records import read
 from ppf.records.policy import FORMAT, PolicyRecord
 from ppf.space import Space

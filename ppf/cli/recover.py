@@ -15,7 +15,7 @@ from ppf.cli.checks import refuse_unread
 from ppf.commands import python_command
 from ppf.errors import PPFError
 from ppf.export import check_out
-from ppf.llm.loading import local_folder
+from ppf.llm.sources import local_folder
 from ppf.overrides import quoted
 from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say
@@ -32,10 +32,10 @@ from ppf.report.origin import (
     next_command,
     task_overrides,
 )
-from ppf.report.publish import Published, log_artifact, publish
+from ppf.report.publish import Published, publish
 from ppf.report.recovery import recovery_metrics, recovery_page
 from ppf.report.scores import LogPerplexity
-from ppf.stages.lineage import made, used
+from ppf.stages.lineage import log_made, log_used
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
 from ppf.text.parts import text_name, training_name
@@ -245,8 +245,8 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
         next_commands=_next_commands(cfg),
     )
     write_page(file, page)
-    for artifact in (*used(cfg), made(Path(cfg.out))):
-        log_artifact(fabric.loggers, artifact)
+    log_used(cfg, fabric.loggers)
+    log_made(Path(cfg.out), fabric.loggers, {})
     metrics = recovery_metrics(found.scores) | recovery_metrics(found.test, "test")
     publish(fabric.loggers, Published.of(page, file, metrics))
     say(f"Report: {file}")

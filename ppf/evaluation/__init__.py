@@ -1,6 +1,6 @@
 """Measures a model: perplexity, zero-shot tasks, speed, memory and size."""
 
-from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
+from ppf.evaluation.perplexity import pieces_loss, scored_pieces
 from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
@@ -8,10 +8,9 @@ from ppf.evaluation.tasks import Tasks
 __all__ = [
     "Evaluation",
     "ModelResult",
-    "Piece",
     "Tasks",
     "parameters",
     "pieces_loss",
-    "sliding",
+    "scored_pieces",
     "weight_bytes",
 ]

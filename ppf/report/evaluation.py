@@ -1,15 +1,50 @@
 """The report of an evaluation: tables for the console, the page, and metrics for loggers."""
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from lightning.fabric.loggers import Logger
 from rich.console import Console
 
 from ppf.evaluation.results import Evaluation, ModelResult, Speed
 from ppf.progress import console
 from ppf.report.headline import evaluation_headline
+from ppf.report.html import write_page
 from ppf.report.page import Page, ReportSection, Tile
+from ppf.report.publish import Published, publish
 from ppf.report.scores import decimal, mebibytes, percent
 from ppf.report.tables import Cell, Column, Table, error, print_line, print_table
+
+
+def publish_evaluation(folder: Path, loggers: Sequence[Logger]) -> None:
+    """Writes report.html beside an evaluation.json, gives all to the loggers, and prints it."""
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    rows = [row | {"speed": [Speed(**x) for x in row["speed"]]} for row in found["results"]]
+    nats = {"nll": math.inf, "perplexity": math.inf}  # null: not finite
+    known: list[dict[str, Any]] = [
+        {key: nats.get(key) if value is None else value for key, value in row.items()}
+        for row in rows
+    ]
+    results = [ModelResult(**row) for row in known]
+    keys = ("text", "windows", "window", "stride", "rounded")
+    evaluation = Evaluation(results=results, **{key: found[key] for key in keys})
+    page = evaluation_page(
+        evaluation,
+        title=f"Evaluation of {', '.join(result.name for result in results)}",
+        command=found["command"],
+        settings={name: str(value) for name, value in found["settings"].items()},
+        machine=found["machine"],
+        next_commands=found["next_commands"],
+    )
+    print_evaluation(evaluation)
+    write_page(folder / "report.html", page)
+    metrics = evaluation_metrics(evaluation)
+    publish(loggers, Published.of(page, folder / "report.html", metrics))
+    for file in ("evaluation.json", "report.html"):
+        print_line(str(folder / file))
 
 
 def evaluation_tables(evaluation: Evaluation) -> dict[str, Table]:

@@ -20,6 +20,15 @@ from ppf.conf import DEFAULT_TEXT, OF_SOURCES, options, read_option
 from ppf.overrides import written
 
 
+def origin(name: str) -> dict[str, Any]:
+    """Command, program and machine of this run, as every summary.json has them.
+
+    Args:
+        name: of the command, as in "search".
+    """
+    return {"command": command_line(name), "version": version(), "machine": machine()}
+
+
 def command_line(name: str) -> str:
     """The command that repeats this run: one job of a multirun, or a call from Python.
 

@@ -23,7 +23,8 @@ from ppf.evaluation.size import weight_bytes
 from ppf.export import Exporter, Pruned, check_out, read_pruned
 from ppf.labels.compensating import keep_better
 from ppf.llm import LanguageModel
-from ppf.llm.loading import dtype_name, local_folder, resolve_dtype
+from ppf.llm.loading import dtype_name, resolve_dtype
+from ppf.llm.sources import local_folder
 from ppf.policy_file import (
     by_site,
     policy_record,
@@ -33,10 +34,11 @@ from ppf.policy_file import (
     types_of,
 )
 from ppf.progress import say
+from ppf.report.publish import Published, publish
 from ppf.report.scores import LogPerplexity
 from ppf.runtime.resident import adapters_of, has_adapters, resident
 from ppf.space import uniform
-from ppf.stages.lineage import made, publish_run
+from ppf.stages.lineage import log_made, log_used
 from ppf.text import Text
 
 ONE_PROCESS = True
@@ -78,7 +80,9 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     with source as (model, record):
         path = exporter.write(model, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
-    publish_run(cfg, fabric, _metrics(record, size), model=made(path, record["ratio"]))
+    log_used(cfg, fabric.loggers)
+    log_made(path, fabric.loggers, record["ratio"])
+    publish(fabric.loggers, Published(_metrics(record, size)))
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
 
 

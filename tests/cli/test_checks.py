@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.cli import evaluate, recover, serve
+from ppf.cli import recover, serve
 from ppf.cli.checks import (
     Keys,
     check,
@@ -243,16 +243,6 @@ def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> N
     check_read(asked(mode), [f"mode={mode}", "search.rounds=3", "search.tolerance=0.1"])
 
 
-def test_a_rule_tells_that_it_reads_no_rounds(capsys: pytest.CaptureFixture[str]) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["agent=owl", "paths.run=."])
-    check_read(cfg, ["search.rounds=1", "ratio=0.3", "search.trust_region=0.4"])
-    told = capsys.readouterr().out
-    assert "An allocation rule does not read search.rounds, search.trust_region." in told
-    check_read(asked("static"), ["search.rounds=1"])
-    assert not capsys.readouterr().out
-
-
 def test_a_predictor_that_is_not_trained_tells_that_it_reads_no_trainer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -288,8 +278,6 @@ def test_a_sampler_is_refused_if_no_policies_are_drawn() -> None:
     [
         (recover, "recover", "text.windows.calibration"),
         (recover, "recover without report_test=true", "text.windows.test"),
-        (evaluate, "evaluate", "text.windows.labelling"),
-        (evaluate, "evaluate", "text.training.more.path"),
     ],
 )
 def test_windows_of_other_parts_are_refused(checked: ModuleType, command: str, key: str) -> None:
@@ -336,29 +324,6 @@ def test_re_estimation_without_a_test_part_is_refused() -> None:
     with pytest.raises(PPFError, match="without report_test=true does not read sequential"):
         check_read(asked("static"), ["sequential=true"])
     check_read(asked("static", report_test=True), ["sequential=true"])
-
-
-@pytest.mark.parametrize(
-    ("given", "key"),
-    [
-        (["path=x", "sequential=false"], "with path= does not read sequential"),
-        (["path=x", "baselines=false"], "with path= does not read baselines"),
-        (["policy=x", "trust_remote_code=true"], "with policy= does not read trust_remote_code"),
-        (["policy=x", "limit=3"], "without tasks= does not read limit"),
-        (["policy=x", "window=64", "text.window=32"], "with window= does not read text.window:"),
-        (["policy=x", "window=64", "text.windows.test=2"], "or stride= does not read text.windows"),
-        (["policy=x", "stride=64", "text.windows.test=2"], "or stride= does not read text.windows"),
-    ],
-)
-def test_a_key_that_an_evaluation_does_not_read_is_refused(given: list[str], key: str) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("evaluate", [*(g for g in given if g[:5] != "text."), "paths.run=."])
-    with pytest.raises(PPFError, match=key):
-        evaluate.check_read(cfg, given)
-    cfg.policy, cfg.path, cfg.tasks = "x", None, ["a"]
-    evaluate.check_read(cfg, ["sequential=false", "baselines=false", "limit=3"])
-    cfg.policy, cfg.path = None, "x"
-    evaluate.check_read(cfg, ["trust_remote_code=true", "limit=3"])
 
 
 @pytest.mark.parametrize("command", ["train", "search"])

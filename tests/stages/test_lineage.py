@@ -2,34 +2,50 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.stages.lineage import made, used
+from ppf.report.publish import Artifact
+from ppf.stages import lineage
 from tests.agents.test_ratio_agent import ratio_agent
 from tests.records import examples
 
 
 def config(**given: object) -> DictConfig:
-    return OmegaConf.create({"policy": None, "trust_targets": []} | given)
+    return OmegaConf.create({"policy": None, "path": None, "trust_targets": []} | given)
 
 
-def test_a_policy_an_agent_and_folders_have_names_of_their_own(tmp_path: Path) -> None:
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is logged: files, name, kind, and whether it is used."""
+    found = []
+
+    def log(_: Any, given: Artifact) -> None:
+        found.append(([path.name for path in given.paths], given.name, given.type, given.used))
+
+    monkeypatch.setattr(lineage, "log_artifact", log)
+    return found
+
+
+def test_a_policy_and_an_agent_are_named_after_their_model(
+    tmp_path: Path, logged: list[Any]
+) -> None:
     policy, agent = tmp_path / "policy.json", ratio_agent().save(tmp_path)
     policy.write_text(json.dumps(examples.policy()))
-    (found,) = used(config(policy=str(policy)))
-    assert (found.paths, found.name, found.type) == ([policy], "tiny-policy", "policy")
+    lineage.log_used(config(policy=str(policy)), [])
+    assert logged == [(["policy.json"], "tiny-policy", "policy", True)]
     for search in (tmp_path, agent):  # a file may be given in place of its folder
-        (found,) = used(config(search=str(search)))
-        assert [path.name for path in found.paths] == ["agent.json", "agent.safetensors"]
-        assert (found.name, found.type, found.used) == ("tiny-agent", "agent", True)
-    folders = used(config(path=["a/dense", "b/pruned"]))
-    assert [(found.name, found.used) for found in folders] == [("dense", True), ("pruned", True)]
-    assert [found.name for found in used(config(path="b/pruned"))] == ["pruned"]
+        lineage.log_used(config(search=str(search)), [])
+        assert logged[-1] == (["agent.json", "agent.safetensors"], "tiny-agent", "agent", True)
 
 
-def test_a_model_is_made_under_the_name_that_it_is_read_by(tmp_path: Path) -> None:
-    written = made(tmp_path / "pruned", {"achieved": 0.3})
-    (read,) = used(config(path=str(tmp_path / "pruned")))
-    assert (written.name, written.type, written.used) == (read.name, read.type, False)
-    assert written.metadata == {"achieved": 0.3} and written.by_reference
+def test_a_model_is_made_under_the_name_that_it_is_read_by(
+    tmp_path: Path, logged: list[Any]
+) -> None:
+    lineage.log_made(tmp_path / "pruned", [], {"achieved": 0.3})
+    lineage.log_used(config(path=str(tmp_path / "pruned")), [])
+    lineage.log_used(config(path=["a/dense", "b/pruned"]), [])
+    assert [name for _, name, _, _ in logged] == ["pruned", "pruned", "dense", "pruned"]
+    assert [used for *_, used in logged] == [False, True, True, True]

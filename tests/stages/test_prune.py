@@ -21,7 +21,7 @@ from ppf.planning.evaluations import reestimates
 from ppf.policy_file import by_site, policy_record, prepared, read_policy
 from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
-from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
+from ppf.stages import evaluate
 from ppf.stages.prune import main
 from ppf.text.windows import evenly
 from tests.articles import write_articles
@@ -155,7 +155,7 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
     assert scores[exported["compensation"]] == pytest.approx(nll, abs=2e-3)
     card = (tmp_path / "README.md").read_text()
     kept = f"{exported['compensation'].replace('_', '-')} compensation"
-    assert f"In this folder: {kept}. Measured in {dtype} on wikipedia_sample" in card
+    assert f"In this folder: {kept}. Measured in {dtype} on text.txt" in card
     on = "labelling part, 3 windows of 64 tokens"
     for name, part, score in (
         ("dense", on, exported["dense"]),
@@ -205,8 +205,8 @@ def test_evaluate_measures_the_weights_that_prune_exports(
     setting: Setting, context: PruningContext, tmp_path: Path
 ) -> None:
     pruned(setting, context, tmp_path)
-    cfg = setting.config("evaluate", "dtype=float32", "baselines=false")
-    procedure = Procedure.of(cfg)
-    live = evaluate_policy(cfg, one_process(), procedure, record(context))
-    folder = evaluate_folders(cfg, one_process(), procedure, [str(tmp_path)])
-    assert live.results[0].nll == pytest.approx(folder.results[0].nll, abs=1e-4)
+    nlls = []
+    for given in (f"policy={setting.folder}/policy.json", f"path={tmp_path}"):
+        cfg = setting.config("evaluate", given, "dtype=float32", "baselines=false")
+        nlls.append(evaluate.main(cfg, one_process()).metric)
+    assert nlls[0] == pytest.approx(nlls[1], abs=1e-4)
