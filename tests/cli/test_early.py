@@ -10,15 +10,15 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
+from ppf import context as stage
 from ppf.cli.collect import main as collect
 from ppf.cli.search import main as search
 from ppf.cli.train import main as train
 from ppf.conf import plain
-from ppf.context import prepare as stage
 from ppf.errors import PPFError
 from ppf.llm.sources import byte_tokenizer
 from ppf.pruning.signatures import recorded, signatures
-from ppf.stages.prune import prune
+from ppf.stages import evaluate, prune
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.records import examples
