@@ -346,30 +346,16 @@ class EvaluateConfig(RunConfig):
     limit: Count | None
 
 
-class LimitsSection(Section):
-    """What a server accepts from clients."""
-
-    body_mib: Positive
-    sequences: Count
-    context: Count
-    turn_seconds: Positive
-    queue: Natural
-    seconds: Positive
-    shutdown_seconds: NonNegative
-
-
 class ServeConfig(RunConfig):
     """`runtime.yaml` and `serve.yaml`."""
 
     search: str
     dtype: Dtype | None
-    name: str | None
     chat_template: str | None
     host: str
     port: Annotated[int, Field(ge=0, lt=2**16)]
-    api_key: str | int | None
-    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"]
-    limits: LimitsSection
+    api_key: str | None
+    limits: Component
 
 
 COMMANDS: dict[str, type[RunConfig]] = {
