@@ -35,7 +35,9 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def answer(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(content(error.status_code, error.detail), error.status_code, error.headers)
+        return JSONResponse(
+            content(error.status_code, error.detail), error.status_code, error.headers
+        )
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, FailFast, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from ppf.errors import PPFError, reason
@@ -122,7 +122,7 @@ class Message(Schema):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Characters | Annotated[list[TextPart], FailFast()]
+    content: Characters | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
@@ -136,7 +136,7 @@ class ChatRequest(GenerationRequest):
     """The request of /v1/chat/completions."""
 
     continues: ClassVar[bool] = False
-    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)  # one error is told
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)

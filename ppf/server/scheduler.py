@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from fastapi import HTTPException, Request
 
@@ -56,8 +55,11 @@ class Scheduler:
                 f"{limits.queue} requests wait already: try again later, or restart the server"
                 " with a larger limits.queue.",
             )
-        pieces = asyncio.Queue[Piece]()
-        emit = partial(asyncio.get_running_loop().call_soon_threadsafe, pieces.put_nowait)
+        pieces, loop = asyncio.Queue[Piece](), asyncio.get_running_loop()
+
+        def emit(piece: Delta) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
         completion = Completion(self.model, asked, emit, longest=limits.context)
         work = asyncio.create_task(self._work(completion, pieces.put_nowait))
         watch = asyncio.create_task(_disconnected(request))

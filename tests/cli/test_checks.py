@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.cli import evaluate, recover, serve
+from ppf.cli import evaluate, recover
 from ppf.cli.checks import (
     Keys,
     check,
@@ -41,7 +41,7 @@ WRONG_FOR = {
 ZERO = (
     "acquired agreement bound critic degree draws ema entropy epsilon gain kl_top_k lmbda low_loss"
     " max_gib neighbours noise per_feature port queue seed selection_windows"
-    " separable_above shortest_line shutdown_seconds smooth smoothing smoothing_clip spread"
+    " separable_above shortest_line smooth smoothing smoothing_clip spread"
     " tau test_policies tolerance warmup weight_decay"
 )
 PASSES = {
@@ -443,14 +443,6 @@ def test_what_a_class_refuses_is_told(component: dict[str, Any], sentence: str) 
 def test_classes_in_lists_are_found() -> None:
     found = components({"parts": [{"_target_": "a.B"}, {"of": [{"_target_": "a.C"}]}]})
     assert [keys for keys, _ in found] == [("parts", "0"), ("parts", "1", "of", "0")]
-
-
-def test_a_key_that_was_read_as_a_number_is_refused() -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("serve", ["search=x", "api_key=12_34", "paths.run=."])
-    assert serve.main.check_relations is not None
-    with pytest.raises(PPFError, match=r"api_key=1234 was read as a number"):
-        serve.main.check_relations(cfg, [])
 
 
 def test_a_class_whose_arguments_come_later_is_not_made() -> None:
