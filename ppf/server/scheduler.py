@@ -13,7 +13,7 @@ from ppf.server.engine import Engine
 from ppf.server.limits import Limits
 from ppf.server.requests import GenerationRequest
 
-Piece = Delta | Exception | None
+Arrival = Delta | Exception | None
 """A piece of a text, or the error that ends it; None: all texts are complete."""
 
 
@@ -55,7 +55,7 @@ class Scheduler:
                 f"{limits.queue} requests wait already: try again later, or restart the server"
                 " with a larger limits.queue.",
             )
-        pieces, loop = asyncio.Queue[Piece](), asyncio.get_running_loop()
+        pieces, loop = asyncio.Queue[Arrival](), asyncio.get_running_loop()
 
         def emit(piece: Delta) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
@@ -69,7 +69,7 @@ class Scheduler:
         work.add_done_callback(self._open.discard)
         return completion, _until_the_end(pieces)
 
-    async def _work(self, completion: Completion, put: Callable[[Piece], None]) -> None:
+    async def _work(self, completion: Completion, put: Callable[[Arrival], None]) -> None:
         seconds, loop = self.limits.seconds, asyncio.get_running_loop()
         try:
             async with asyncio.timeout(seconds):
@@ -91,7 +91,7 @@ class Scheduler:
             completion.stop()
 
 
-async def _until_the_end(pieces: asyncio.Queue[Piece]) -> AsyncIterator[Delta]:
+async def _until_the_end(pieces: asyncio.Queue[Arrival]) -> AsyncIterator[Delta]:
     while (piece := await pieces.get()) is not None:
         if isinstance(piece, Exception):
             raise piece
