@@ -13,26 +13,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ppf.artefacts import signature
-from ppf.conf import read_option
+from ppf.conf import plain, read_option
+from ppf.digests import with_code
 from ppf.errors import PPFError
-from ppf.identity import (
-    Signatures,
-    model_identity,
-    plain,
-    recorded,
-    signatures,
-    text_identity,
-    warn_of_shared_documents,
-    with_code,
-)
 from ppf.labels.table import Labels
 from ppf.llm import load
+from ppf.llm.sources import model_identity
+from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.records import check
 from ppf.records.policy import ConfigRecord
 from ppf.recovery.inputs import RecoveryText, run_of
 from ppf.recovery.settings import Machine, RecoverySettings
 from ppf.stages.search_inputs import training_identity
 from ppf.stages.train import predictor_signature
+from ppf.text.identity import text_identity, warn_of_shared_documents
 from tests.agents.synthetic import one_process
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
@@ -138,6 +132,18 @@ def expected(key: str) -> tuple[str, ...]:
     prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
     found = next((INVALIDATES[prefix] for prefix in prefixes if prefix in INVALIDATES), ())
     return found if "training" in found or not found else (*found, "training")
+
+
+def test_names_of_artefacts_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """Labels and statistics that were made by an earlier version are found again."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", ["model=tiny", "paths.run=x", f"paths.cache={tmp_path}"])
+    assert signatures(cfg) == Signatures(
+        statistics="f7dfa541e6ba",
+        order="5c876b85fb85",
+        bank="d696dfe8584a",
+        labels="672acf4d1156",
+    )
 
 
 def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
@@ -270,7 +276,9 @@ def test_commits_of_a_repository_tell_models_apart(
 
 
 def test_sources_without_a_commit_keep_their_names(config: DictConfig) -> None:
-    assert model_identity(config) == {"source": plain(config.model.source)}
+    assert model_identity(config.model, Path(config.paths.cache)) == {
+        "source": plain(config.model.source)
+    }
     assert recorded(config).model.source == config.model.source
 
 
