@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ppf.arguments import TARGET
 from ppf.errors import PPFError, faulty_part
 from ppf.records.values import Record
 

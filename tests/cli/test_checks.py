@@ -47,8 +47,13 @@ PASSES = {
 # For transformers and for Lightning (`check_launch`) to judge.
 NOT_OURS = {*OmegaConf.load(CONF / "model" / "tiny.yaml").source.config, "devices"}
 # For Lightning and PyTorch to judge.
-FOREIGN = {"check_val_every_n_epoch", "gradient_clip_val", "log_every_n_steps"} | {
-    *("num_sanity_val_steps", "max_iter", "history_size"),
+FOREIGN = {
+    "check_val_every_n_epoch",
+    "gradient_clip_val",
+    "history_size",
+    "log_every_n_steps",
+    "max_iter",
+    "num_sanity_val_steps",
 }
 
 
