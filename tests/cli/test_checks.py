@@ -39,10 +39,10 @@ WRONG_FOR = {
 }
 # What passes all the same, by the end of the key: 0 stands for "none", null for "all".
 ZERO = (
-    "acquired agreement bound critic degree draws ema entropy epsilon gain kl_top_k lmbda low_loss"
-    " max_gib neighbours noise per_feature port queue seed selection_windows"
-    " separable_above shortest_line shutdown_seconds smooth smoothing smoothing_clip spread"
-    " tau test_policies tolerance warmup weight_decay"
+    "acquired agreement bound draws ema entropy epsilon gain kl_top_k low_loss"
+    " max_gib neighbours per_feature port queue seed selection_windows"
+    " shortest_line shutdown_seconds smooth spread"
+    " test_policies tolerance warmup weight_decay"
 )
 PASSES = {
     **dict.fromkeys(ZERO.split(), [0]),
@@ -51,7 +51,6 @@ PASSES = {
     **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "KL.top_k": [0],
-    "SAC.entropy": [-1, 0],
     "spread_penalty": [-1, 0],
     **dict.fromkeys(("ExpectedLoss.weight", "ExpectedLoss.windows"), [0]),
     **dict.fromkeys(("ExpectedLoss.noise", "scales.smooth"), []),
@@ -107,7 +106,7 @@ def passing(value: Any, check: Callable[[Any], None]) -> list[Any]:
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, dict[str, Any]]]:
     """The config of each command; of `search` also one whose agent merges two files."""
-    chosen: list[tuple[str, dict[str, str]]] = [("search", {"agent": "sac"})]
+    chosen: list[tuple[str, dict[str, str]]] = [("search", {"agent": "ppo"})]
     chosen += [(stage, {}) for stage in STAGES]
     folder = tmp_path_factory.mktemp("run")
     return [(stage, resolved(composed(stage, choices), folder)) for stage, choices in chosen]
@@ -252,11 +251,6 @@ def test_a_predictor_that_is_not_trained_tells_that_it_reads_no_trainer(
         check_fit(cfg, ["seed=1", "trainer.max_epochs=3"])
         told = "A predictor that is not trained does not read trainer.max_epochs."
         assert (told in capsys.readouterr().out) == (predictor == "expected")
-
-
-def test_a_polish_reads_no_threads() -> None:
-    with pytest.raises(PPFError, match=r"a polish does not read agent.polish.threads"):
-        check_read(asked("static"), ["agent.polish.threads=1"])
 
 
 def asked(mode: str, *, report_test: bool = False, count: int | None = 8) -> DictConfig:
