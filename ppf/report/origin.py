@@ -65,7 +65,7 @@ def carried_text() -> list[str]:
     choice = HydraConfig.get().runtime.choices.get("text", DEFAULT_TEXT)
     own = [] if choice == DEFAULT_TEXT else [f"text={choice}"]
     words = [word for word in task_overrides() if word.lstrip("+~").startswith("text.")]
-    return own + [word for word in words if not word.startswith("text.windows.")]
+    return own + [word for word in words if not word.startswith("text.windows")]
 
 
 def gguf_command(policy: str) -> dict[str, str]:

@@ -18,7 +18,6 @@ from ppf.report.tables import (
     Table,
     accuracy_table,
     error,
-    interval,
     print_line,
     print_table,
     times_table,
@@ -146,17 +145,22 @@ def scores_table(rows: Sequence[Row], method: str) -> Table:
         Column("against uniform", signed_percent),
         Column("test part", decimal),
         Column("predicted", decimal),
-        *interval("predicted"),
     ]
-    return Table(columns, [_scores(row, rows, method) for row in rows]).without_empty_columns()
+    # The search did not choose by the selection part.
+    kind = "selection" if any("selection" in row for row in rows) else "measured"
+    cells = [_scores(row, rows, kind, method) for row in rows]
+    return Table(columns, cells).without_empty_columns()
 
 
-def _scores(row: Row, rows: Sequence[Row], method: str) -> list[Cell]:
+def _scores(row: Row, rows: Sequence[Row], kind: str, method: str) -> list[Cell]:
+    """The cells of a row.
+
+    Args:
+        kind: of the score that is compared with that of uniform pruning at the nearest ratio.
+    """
     names = [method if row["policy"] == "PPF" else row["policy"], *row.get("also", [])]
     selection, predicted = row.get("selection", {}), row.get("predicted", {})
     std_error = selection.get("std_error")
-    # On the selection part if it was measured: the search did not choose by it.
-    kind = "selection" if selection.get("perplexity") else "measured"
     even = [r for r in rows if r["policy"] == "uniform" and kind in r]
     near = min(even, key=lambda r: abs(r["ratio"] - row["ratio"]), default={})
     gained = change(row.get(kind, {}).get("perplexity"), near.get(kind, {}).get("perplexity"))
@@ -169,7 +173,6 @@ def _scores(row: Row, rows: Sequence[Row], method: str) -> list[Cell]:
         None if row["policy"] in ("dense", "uniform") else gained,
         row.get("test", {}).get("perplexity"),
         predicted.get("perplexity"),
-        *predicted.get("interval_95", (None, None)),
     ]
 
 

@@ -244,7 +244,7 @@ def _run(cfg: DictConfig, context: PruningContext, seconds: Mapping[str, float])
             "seed": cfg.seed,
         },
         "units": model.pruner.space.units_by_name,
-        "seconds": dict(seconds),
+        "seconds": seconds,
         "evaluations": len(labelling.used),
         "token_passes": labelling.token_passes,
         "signatures": vars(context.signatures),
