@@ -18,7 +18,6 @@ from ppf.commands import python_command
 from ppf.errors import PPFError
 from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
 from ppf.llm.loading import local_folder
-from ppf.llm.text import text_name, training_name
 from ppf.overrides import quoted
 from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say
@@ -31,6 +30,7 @@ from ppf.report.recovery import publish_recovery
 from ppf.stages.lineage import log_made, log_used
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
+from ppf.text.parts import text_name, training_name
 
 _TRAINER = (
     "precision",

@@ -29,7 +29,7 @@ from ppf.report.style import (
 )
 from ppf.search.verify import CANDIDATE
 
-Rows = Sequence[Mapping[str, Any]]
+PolicyRows = Sequence[Mapping[str, Any]]
 """Policies with their scores, as in summary.json."""
 Style = dict[str, Any]
 _STRIP = 32  # most layers in one row of a heatmap
@@ -44,7 +44,7 @@ def scatter(
     std: Sequence[float],
     measured: Sequence[float],
     ratio: Sequence[float],
-    searched: Rows = (),
+    searched: PolicyRows = (),
 ) -> Figure:
     """Predicted against measured log-perplexity (nats per token), one point for each policy.
 
@@ -77,7 +77,7 @@ def scatter(
     return figure
 
 
-def _searched(axes: Axes, rows: Rows) -> None:
+def _searched(axes: Axes, rows: PolicyRows) -> None:
     """The policies that a search measured, with their standard deviations."""
     own = [row["policy"] == "PPF" or row["policy"].startswith(CANDIDATE) for row in rows]
     for proposed, marker, name, colour in (
@@ -151,10 +151,10 @@ def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
     return mesh
 
 
-def curves(rows: Rows) -> Figure:
+def curves(rows: PolicyRows) -> Figure:
     """Training curves: one small plot for each metric over the rows' `step`.
 
-    A dotted line marks where a new `round` begins. Rows may omit metrics.
+    A dotted line marks where a new `round` begins. PolicyRows may omit metrics.
     """
     names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in _CLOCKS]
     series = {}
@@ -217,7 +217,7 @@ def pareto_front(
 
 
 def ratio_curve(
-    rows: Rows, names: Mapping[str, str], labels: Sequence[Sequence[float | None]], axis: str
+    rows: PolicyRows, names: Mapping[str, str], labels: Sequence[Sequence[float | None]], axis: str
 ) -> Figure:
     """Perplexity against pruning ratio, with one colour for each name of a policy.
 
@@ -255,7 +255,7 @@ def ratio_curve(
     return figure
 
 
-def _of_policy(axes: Axes, rows: Rows, colour: str) -> None:
+def _of_policy(axes: Axes, rows: PolicyRows, colour: str) -> None:
     """Draws the perplexities of one name, joined over the ratios."""
     for kind, fill, line in (("measured", colour, "-"), ("predicted", "none", ":")):
         known = sorted((r for r in rows if r.get(kind, {}).get("perplexity")), key=_ratio)

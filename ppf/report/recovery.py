@@ -15,7 +15,7 @@ from ppf.report.publish import publish
 from ppf.report.scores import LogPerplexity, decimal, percent, signed_percent
 from ppf.report.tables import Cell, Column, Table, print_line, print_table
 
-Summary = Mapping[str, Any]
+RecoverySummary = Mapping[str, Any]
 """The contents of a recovery's summary.json: title, command, text, results (for each ratio the
 losses of the models dense, pruned and recovered in nats per token), test (the same on the test
 part), curve, settings, machine, next_commands."""
@@ -35,7 +35,7 @@ def publish_recovery(folder: Path, loggers: Sequence[Logger]) -> None:
         print_line(f"{purpose}: {command}")
 
 
-def page(summary: Summary) -> Page:
+def page(summary: RecoverySummary) -> Page:
     """The page of a recovery."""
     results = summary["results"]
     gained = math.expm1(fmean(row["recovered"] - row["pruned"] for row in results))
@@ -56,7 +56,7 @@ def page(summary: Summary) -> Page:
     )
 
 
-def metrics(summary: Summary) -> dict[str, float]:
+def metrics(summary: RecoverySummary) -> dict[str, float]:
     """The metrics of a recovery for loggers, as in "recovered/validation_perplexity".
 
     With several ratios the names end in the ratio. The share of recovered nats is that of the
@@ -73,7 +73,7 @@ def metrics(summary: Summary) -> dict[str, float]:
     return found
 
 
-def _tables(summary: Summary) -> Iterator[ReportSection]:
+def _tables(summary: RecoverySummary) -> Iterator[ReportSection]:
     columns = [
         Column("ratio", percent),
         *(Column(name, decimal) for name in _MODELS),
@@ -97,7 +97,7 @@ def _tables(summary: Summary) -> Iterator[ReportSection]:
             yield ReportSection(title, note, name=name, table=Table(columns, rows))
 
 
-def _figures(summary: Summary) -> Iterator[ReportSection]:
+def _figures(summary: RecoverySummary) -> Iterator[ReportSection]:
     """The loss against tokens, and the loss against the ratio if there are several ratios."""
     results = summary["results"]
     if summary["curve"]:

@@ -23,9 +23,9 @@ from ppf.report.tables import (
     times_table,
 )
 
-Summary = Mapping[str, Any]
+SearchSummary = Mapping[str, Any]
 """The contents of a search's summary.json; see `ppf.stages.results`."""
-Row = Mapping[str, Any]
+PolicyRow = Mapping[str, Any]
 _DRAWN = 6  # most ratios in the heatmap
 _PREDICTED = {
     "static": "Predictions are those of the round that measured the policy.",
@@ -57,7 +57,7 @@ def publish_search(folder: Path, loggers: Sequence[Logger]) -> None:
         print_line(f"{purpose}: {command}")
 
 
-def page(summary: Summary) -> Page:
+def page(summary: SearchSummary) -> Page:
     """The page of a search."""
     settings, cost = summary["settings"], f"{summary['evaluations']} models were measured"
     return Page(
@@ -82,7 +82,7 @@ def page(summary: Summary) -> Page:
     )
 
 
-def metrics(summary: Summary) -> dict[str, float]:
+def metrics(summary: SearchSummary) -> dict[str, float]:
     """The metrics of a search for loggers, by name; "PPF/perplexity/0.3" for all ratios."""
     found: dict[str, float] = {}
     kinds = {"measured": "", "selection": "selection_", "test": "test_", "predicted": "predicted_"}
@@ -100,7 +100,7 @@ def metrics(summary: Summary) -> dict[str, float]:
     return found | {key: summary[key] for key in ("evaluations", "token_passes")}
 
 
-def rows_of_run(summary: Summary) -> list[dict[str, Any]]:
+def rows_of_run(summary: SearchSummary) -> list[dict[str, Any]]:
     """The rows of a search in the table of a multirun: one for each ratio of PPF."""
     kinds = {"test": "test", "measured": "labelling", "selection": "selection"}
     kinds |= {"predicted": "predicted"}
@@ -128,7 +128,7 @@ def rows_of_run(summary: Summary) -> list[dict[str, Any]]:
     return [row | same for row in rows]
 
 
-def scores_table(rows: Sequence[Row], method: str) -> Table:
+def scores_table(rows: Sequence[PolicyRow], method: str) -> Table:
     """One row for each policy: its perplexities on each part, and its prediction.
 
     Args:
@@ -152,7 +152,7 @@ def scores_table(rows: Sequence[Row], method: str) -> Table:
     return Table(columns, cells).without_empty_columns()
 
 
-def _scores(row: Row, rows: Sequence[Row], kind: str, method: str) -> list[Cell]:
+def _scores(row: PolicyRow, rows: Sequence[PolicyRow], kind: str, method: str) -> list[Cell]:
     """The cells of a row.
 
     Args:
@@ -176,7 +176,7 @@ def _scores(row: Row, rows: Sequence[Row], kind: str, method: str) -> list[Cell]
     ]
 
 
-def _headline(summary: Summary) -> str:
+def _headline(summary: SearchSummary) -> str:
     """Perplexities of dense model, uniform pruning and PPF at the middle one of the ratios."""
     rows = [row for row in summary["results"] if "measured" in row]
     own = [row for row in rows if row["policy"] == "PPF"]
@@ -191,7 +191,7 @@ def _headline(summary: Summary) -> str:
     return f"Perplexity on the labelling part at {percent(ratio)}: {', '.join(texts)}."
 
 
-def _results(summary: Summary) -> Iterator[ReportSection]:
+def _results(summary: SearchSummary) -> Iterator[ReportSection]:
     rows, settings, names = summary["results"], summary["settings"], {"PPF": summary["method"]}
     note = (
         f"Labelling part of {settings['text']}: {settings['labelling part']}. Selection part:"
@@ -204,7 +204,7 @@ def _results(summary: Summary) -> Iterator[ReportSection]:
     yield ReportSection(f"Perplexity against {axis}", name="curve", figure=figure)
 
 
-def _policies(summary: Summary) -> dict[str, Row]:
+def _policies(summary: SearchSummary) -> dict[str, PolicyRow]:
     """PPF and uniform pruning by name; at some of the ratios, if there are many."""
     rows = [row for row in summary["results"] if row["policy"] in ("uniform", "PPF")]
     if summary["mode"] == "static":
@@ -215,7 +215,7 @@ def _policies(summary: Summary) -> dict[str, Row]:
     return dict(sorted(found.items(), key=lambda item: item[1]["ratio"]))
 
 
-def _sites(summary: Summary, policies: Mapping[str, Row]) -> Table:
+def _sites(summary: SearchSummary, policies: Mapping[str, PolicyRow]) -> Table:
     """One row for each site: how many of its units each policy keeps."""
     columns = [Column("site"), *(Column(f"kept, {name}") for name in policies)]
     rows: list[list[Cell]] = []
@@ -227,7 +227,7 @@ def _sites(summary: Summary, policies: Mapping[str, Row]) -> Table:
     return Table(columns, rows)
 
 
-def _predictions(summary: Summary) -> Iterator[ReportSection]:
+def _predictions(summary: SearchSummary) -> Iterator[ReportSection]:
     policies, found = _policies(summary), summary["predictor"] or {}
     if found or summary["candidates"]:
         note = (
@@ -251,14 +251,14 @@ def _predictions(summary: Summary) -> Iterator[ReportSection]:
             yield ReportSection(title, note, name=name, table=table)
 
 
-def _training(summary: Summary) -> Iterator[ReportSection]:
+def _training(summary: SearchSummary) -> Iterator[ReportSection]:
     if summary["history"]:
         note = "Metrics of the agent on the predictor. Dotted lines mark where a round begins."
         figure = curves(summary["history"])
         yield ReportSection("Training of the agent", note, name="training", figure=figure)
 
 
-def _measured(summary: Summary) -> Iterator[ReportSection]:
+def _measured(summary: SearchSummary) -> Iterator[ReportSection]:
     """All measured policies, and the Pareto front among them."""
     if summary["candidates"]:
         note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."

@@ -154,7 +154,7 @@ def _lines(found: Sequence[Group]) -> dict[str, list[Group]]:
     named: dict[str, list[Group]] = {}
     for group in found:
         named.setdefault(_name(group), []).append(group)
-    short = [", ".join(map(_word, *_given(groups[0]))) for groups in named.values()]
+    short = [", ".join(map(_word, *_given(g[0]))) or "default" for g in named.values()]
     unique = len(set(short)) == len(short)
     return dict(zip(short if unique else named, named.values(), strict=True))
 

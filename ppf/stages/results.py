@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ppf.stages.search_inputs import SearchInputs
     from ppf.stages.train import Trained
 
-Row = dict[str, Any]
+SummaryRow = dict[str, Any]
 """One policy in summary.json: its name, ratio, scores and size."""
 
 
@@ -76,7 +76,7 @@ def static_summary(
     shares = saved(context, cfg.budget, measured.kept.cpu())
     names = [[name for name in known if name != CANDIDATE] for known in measured.names]
 
-    def row(place: int, *own: str) -> Row:
+    def row(place: int, *own: str) -> SummaryRow:
         return _measured(context, found, place, float(shares[place]), *own)
 
     asked = "with {} fewer bytes" if context.model.space.budget == "bytes" else "at ratio {}"
@@ -130,7 +130,9 @@ def agent_summary(
     }
 
 
-def _measured(context: PruningContext, found: "Found", place: int, share: float, *own: str) -> Row:
+def _measured(
+    context: PruningContext, found: "Found", place: int, share: float, *own: str
+) -> SummaryRow:
     """A policy that a search has measured.
 
     Args:
@@ -158,11 +160,11 @@ def _known(std_error: float) -> float | None:
     return std_error if math.isfinite(std_error) else None
 
 
-def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) -> Row:
+def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) -> SummaryRow:
     """A policy without its scores. That of PPF and the baselines also say what each site keeps."""
     model, (name, *also) = context.model, own
     space, (units, _) = model.space, model.decode(kept)
-    row: Row = {"policy": name, "ratio": share, "parameters": model.pruner.parameters(units)}
+    row: SummaryRow = {"policy": name, "ratio": share, "parameters": model.pruner.parameters(units)}
     if also:
         row["also"] = also
     if space.budget == "bytes":
@@ -174,19 +176,21 @@ def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) 
     return row
 
 
-def _dense(context: PruningContext, labels: Labels) -> Row:
+def _dense(context: PruningContext, labels: Labels) -> SummaryRow:
     kept = context.model.space.dense.tolist()
     measured = LogPerplexity(float(labels.nll[0]))
     return _row(context, 0.0, kept, "dense") | {"measured": measured.record()}
 
 
-def _by_part(row: Row) -> dict[str, Any]:
+def _by_part(row: SummaryRow) -> dict[str, Any]:
     """Scores on the labelling and on the selection part, in the form of policy.json."""
     parts = {"measured": "labelling", "selection": "selection"}
     return {key: row[key] | {"part": part} for key, part in parts.items() if key in row}
 
 
-def _curve(context: PruningContext, result: "FoundAgent", inputs: "SearchInputs") -> Iterator[Row]:
+def _curve(
+    context: PruningContext, result: "FoundAgent", inputs: "SearchInputs"
+) -> Iterator[SummaryRow]:
     """At each ratio uniform pruning, the allocation rules and the agent.
 
     The last predictor predicts the rules; they are left out if it is not valid at all ratios. Their
