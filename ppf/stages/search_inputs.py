@@ -15,7 +15,8 @@ from torch import Tensor
 from ppf.agents import Agent, Objective, Report, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.artefacts import signature
-from ppf.identity import plain, with_code
+from ppf.conf import plain
+from ppf.digests import with_code
 from ppf.labels.labelling import Labelling
 from ppf.labels.table import PROPOSED
 from ppf.pruning import Allocation, SiteFeatures
@@ -149,7 +150,6 @@ def training_identity(cfg: DictConfig) -> list[Any]:
 
 
 _AFTERWARDS = {
-    "agent": ("threads",),
     "search": ("checkpoint_every", "finalists", "proposals_only", "selection_windows", "start"),
 }  # keys that do not change a training, once its predictor and its starts are known
 

@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 from ppf.artefacts import get_or_make, signature
 from ppf.context import PruningContext
 from ppf.evaluation.perplexity import mean_nll
-from ppf.identity import text_identity
 from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import pruned_to
+from ppf.text.identity import text_identity
 
 
 def add_test(cfg: DictConfig, context: PruningContext, summary: dict[str, Any]) -> None:
