@@ -18,7 +18,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ppf.cli.app import _command
+from ppf.cli.app import find
 from ppf.cli.checks import check_values
 from ppf.conf import command_of, job_folder, options, read_option, taken_groups
 
@@ -141,13 +141,13 @@ def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) ->
     for stage in STAGES:
         default = resolved(composed(stage, {}), tmp_path)
         assert default["paths"]["run"] == str(tmp_path)
-        check_values(stage, default)
+        check_values(default)
         # Commands that share a base compose an option alike.
         new = [case for case in cases(stage) if case[:2] not in chosen]
         for choices in together(new):
             cfg = composed(stage, choices)
             taken = {**cfg.hydra.runtime.choices, **choices}
-            check_values(stage, resolved(cfg, tmp_path))
+            check_values(resolved(cfg, tmp_path))
             chosen |= {(key.split("@")[0], name) for key, name in taken.items()}
     assert not set(OPTIONS) - chosen, "no command can choose these"
 
@@ -176,7 +176,8 @@ def test_help_lists_the_groups_that_a_command_takes() -> None:
 
 def offered(group: str, stage: str) -> list[str]:
     """The options of a group that a command takes."""
-    refused = ["ddp", "multi_node", "slurm"] if _command(stage).one_process else []
+    one_process = find(stage).one_process
+    refused = ["ddp", "multi_node", "slurm"] if one_process else []
     studied = [] if stage in ("train", "search", "recover") else ["experiment"]
     without = {"fabric": refused, "hydra": studied}.get(group, [])
     return [

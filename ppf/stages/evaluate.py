@@ -169,7 +169,8 @@ def _of_folders(
         dtype = resolve_dtype(cfg.dtype, fabric.device)
         model, tokenizer = load_folder(path, dtype, trust_remote_code=cfg.trust_remote_code)
         model = model.eval().to(fabric.device)
-        check_head(model, text.tokens("test", tokenizer)[:1, :16])
+        (first, *_) = scored_pieces(text, tokenizer, cfg.window, cfg.stride)
+        check_head(model, first.windows[:1, :16])
         record = records.get(path / "policy.json")
         alike = record is not None and bool(record.get("types")) == rounded
         ratio = record["ratio"] if record and alike else {"achieved": None, "asked": None}

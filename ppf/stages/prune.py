@@ -34,7 +34,6 @@ from ppf.policy_file import (
     types_of,
 )
 from ppf.progress import say
-from ppf.report.publish import Published, publish
 from ppf.report.scores import LogPerplexity
 from ppf.runtime.resident import adapters_of, has_adapters, resident
 from ppf.space import uniform
@@ -82,7 +81,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers, record["ratio"])
-    publish(fabric.loggers, Published(_metrics(record, size)))
+    fabric.log_dict(_metrics(record, size))
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
 
 

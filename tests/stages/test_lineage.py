@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.report.publish import Artifact
 from ppf.stages import lineage
 from tests.agents.test_ratio_agent import ratio_agent
 from tests.records import examples
@@ -22,8 +21,8 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is logged: files, name, kind, and whether it is used."""
     found = []
 
-    def log(_: Any, given: Artifact) -> None:
-        found.append(([path.name for path in given.paths], given.name, given.type, given.used))
+    def log(_: Any, files: Any, name: str, kind: str, *, used: bool = False, **more: Any) -> None:
+        found.append(([path.name for path in files], name, kind, used))
 
     monkeypatch.setattr(lineage, "log_artifact", log)
     return found
