@@ -68,7 +68,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         path, policy = prune(cfg, fabric, read_policy(cfg.policy, cfg.trust_targets))
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
-    log_made(path, fabric.loggers, policy["ratio"])
+    log_made(path, fabric.loggers)
     fabric.log_dict(_metrics(policy, size))
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
 
