@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ppf.llm import LanguageModel, LayerCalls
-from ppf.llm.windows import evenly
 from ppf.progress import Stopwatch, say
 from ppf.ranges import Count, Positive
 from ppf.recovery.curve import Trace
@@ -16,6 +15,7 @@ from ppf.recovery.fit import fit
 from ppf.recovery.module import BlockModule
 from ppf.recovery.settings import TrainingRun
 from ppf.recovery.tuners import Tuner, TuningTask, without_dropout
+from ppf.text.windows import evenly
 
 _STREAMS = "streams"
 Stream = Float[Tensor, "windows window width"]

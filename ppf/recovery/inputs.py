@@ -28,14 +28,14 @@ from ppf.identity import (
     with_code,
 )
 from ppf.llm import LanguageModel
-from ppf.llm.text import PartName, Text, build_text, build_training_text, text_name, training_text
-from ppf.llm.windows import check_window
+from ppf.llm.loading import check_window
 from ppf.progress import say
 from ppf.recovery.curve import Trace
 from ppf.recovery.losses import RecoveryLoss
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.recovery.tuners import Tuner
+from ppf.text.parts import PartName, Text, build_text, build_training_text, text_name, training_text
 
 T = TypeVar("T")
 _PARTS: tuple[PartName, ...] = ("training", "validation")
