@@ -1,6 +1,6 @@
 """Pretended GPUs: all tensors are in host memory, but each says and checks on which device it is.
 
-A storage has a device: `cuda:0`, `cuda:1` or the CPU. So views, parameters and gradients have it too.
+A storage has a device, `cuda:0`, `cuda:1` or the CPU; so views, parameters and gradients have one.
 `_Calls` answers questions about devices, and reads the devices that calls name. `_Operations` sees
 the operations themselves, also those of a backward pass. If tensors are on different devices, it
 raises a RuntimeError, as PyTorch does. Threads that start inside the context are checked too.

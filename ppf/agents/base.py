@@ -1,5 +1,6 @@
 """The interface of agents: the objective, the run, and the candidates that a search returns."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,12 +13,14 @@ from lightning import Fabric
 from torch import Tensor
 
 from ppf.agents.checkpoint import Checkpoint
-from ppf.errors import PPFError
 from ppf.predictor.protocol import Surrogate
 from ppf.pruning import Allocation, SiteFeatures
-from ppf.ranges import Count
 from ppf.space import Space, project, uniform
 
+ELITES = 256
+"""Best policies that a search keeps, and that each rank contributes to the result."""
+THREADS = 1
+"""CPU threads of agents; more do not help, since the tensors are small."""
 Report = Callable[[int, Mapping[str, Tensor | float]], None]
 """Logs the metrics of a step; tensors stay on their device, so that only the logger waits."""
 
@@ -244,6 +247,27 @@ class Polish(Protocol):
         """Policies at least as good as `start`, best first."""
 
 
+@dataclass(frozen=True)
+class Role:
+    """What a search does with an agent, besides asking it for policies.
+
+    Agents that search have the defaults. An allocation rule (`ppf.agents.rule`) is a baseline: it
+    gives one policy for a ratio, whatever was measured before. A search with a rule therefore has
+    one round, measures this policy and uniform pruning, and reports this policy, even if uniform
+    pruning has a lower loss.
+
+    Args:
+        rounds: largest number of rounds, if `search.rounds` is not lower.
+        with_rules: whether the search also measures the allocation rules, and starts from them.
+        decides: whether only what the agent proposed can be the result, as with
+            `search.proposals_only`.
+    """
+
+    rounds: int = sys.maxsize
+    with_rules: bool = True
+    decides: bool = False
+
+
 class Agent(ABC):
     """Searches for the policies of the lowest cost at the objective's ratio.
 
@@ -251,26 +275,45 @@ class Agent(ABC):
     hyper-parameters to `conf/agent`, and test its behaviour and its determinism.
 
     Args:
-        threads: CPU threads of the search; more do not help if the tensors are small.
-        polish: local search that the runner applies to the result; None: it applies none.
+        polish: local search that is applied to the result; None: none is.
 
     Attributes:
-        shared: key of the number of policies that the ranks share evenly; None: there is none.
-        least_shared: fewest of these policies for each rank.
+        role: what a search does with the agent.
     """
 
-    shared: ClassVar[str | None] = None
-    least_shared: ClassVar[int] = 1
+    role: ClassVar[Role] = Role()
 
-    def __init__(self, *, threads: Count, polish: Polish | None) -> None:
-        self.threads, self.polish = threads, polish
+    def __init__(self, *, polish: Polish | None) -> None:
+        self.polish = polish
 
     @abstractmethod
     def search(self, objective: Objective, run: Run) -> Candidates:
-        """The best policies of this rank, best first; logs metrics every few steps.
+        """The best policies of this rank, best first, `ELITES` at most; logs metrics.
 
         Ranks should try different policies. If they train one network, it must stay equal on all.
         """
+
+    def choices(
+        self,
+        objective: Objective,
+        found: Candidates,
+        known: Int[Tensor, "known sites"] | None,
+        seed: int,
+    ) -> Candidates:
+        """The policies that a search chooses from, best first.
+
+        These are the policies found, uniform pruning and the rules' policies, after the polish.
+
+        Args:
+            found: the best policies of all ranks.
+            known: policies that are already measured and are left out; None: there are none.
+            seed: of the polish.
+        """
+        found = Candidates.merge(found, objective.candidates(objective.baselines()))
+        if self.polish is not None:
+            generator = torch.Generator(objective.device).manual_seed(seed)
+            found = self.polish.improve(objective, found, generator)
+        return found if known is None else found.without(known)
 
 
 def predictions(
@@ -306,24 +349,6 @@ _LARGEST_GAIN = 20.0  # nats per token
 _ROUNDING = 1e-9  # rounding error of ratios
 
 
-def per_rank(total: int, name: str, fabric: Fabric, least: int = 1) -> int:
-    """The part of `total` that each rank gets.
-
-    Args:
-        name: name of the agent's key, for the error message.
-        least: fewest that a rank needs.
-
-    Raises:
-        PPFError: `total` is not a multiple of the number of ranks, or too small.
-    """
-    if total % fabric.world_size:
-        raise PPFError(
-            f"agent.{name}={total} cannot be shared evenly over {fabric.world_size} processes:"
-            f" give a multiple of {fabric.world_size}."
-        )
-    if total < least * fabric.world_size:
-        raise PPFError(
-            f"agent.{name}={total} is too small for {fabric.world_size} processes: give at least"
-            f" {least * fabric.world_size}."
-        )
-    return total // fabric.world_size
+def per_rank(total: int, fabric: Fabric, least: int = 1) -> int:
+    """Each rank's part of `total` policies, rounded up; `least` at least."""
+    return max(-(-total // fabric.world_size), least)

@@ -1,9 +1,9 @@
-"""Allocation rules, used as agents that do not search."""
+"""Allocation rules in place of agents, as baselines of a search."""
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Run
-from ppf.errors import PPFError
+from typing import Any, ClassVar
+
+from ppf.agents.base import Agent, Candidates, Objective, Polish, Role, Run
 from ppf.pruning import Allocation
-from ppf.ranges import Count
 from ppf.space import project
 
 
@@ -12,22 +12,19 @@ class Rule(Agent):
 
     Args:
         allocation: the rule.
-        threads: see `Agent`.
-        polish: None.
-
-    Raises:
-        PPFError: there is a polish.
+        polish: not used.
     """
 
-    def __init__(self, *, allocation: Allocation, threads: Count, polish: Polish | None) -> None:
-        if polish is not None:
-            raise PPFError(
-                "an allocation rule has no agent.polish: leave it out, or give agent=starts."
-            )
-        super().__init__(threads=threads, polish=polish)
+    role: ClassVar[Role] = Role(rounds=1, with_rules=False, decides=True)
+
+    def __init__(self, *, allocation: Allocation, polish: Polish | None) -> None:
+        super().__init__(polish=polish)
         self.allocation = allocation
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         ratio = objective.ratios(1)
         wanted = self.allocation.wanted(objective.features, ratio)
         return objective.candidates(project(objective.space, wanted, ratio))
+
+    def choices(self, objective: Objective, found: Candidates, known: Any, seed: int) -> Candidates:
+        return found  # also if it is uniform pruning, which is known

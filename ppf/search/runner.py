@@ -8,11 +8,11 @@ from lightning import Fabric
 from torch import Tensor
 
 from ppf.agents import Agent, Candidates, Objective, Run
+from ppf.agents.base import ELITES, THREADS
 from ppf.ranks import on_rank_0
 from ppf.space import SteppedSpace
 from ppf.threads import cpu_threads
 
-_GATHERED = 256  # best policies that each rank contributes
 _APART = 0.25  # share of the sites in which two chosen policies should differ
 _SLACK = 0.03  # cost above the best that a chosen policy may have, nats per token
 
@@ -39,28 +39,18 @@ def run_search(
         known: policies that are already measured and are not returned; None: there are none.
         apart: False: the best policies are chosen, however similar; for predictors without errors.
     """
-    with cpu_threads(agent.threads):
+    with cpu_threads(THREADS):
         found = _gather(agent.search(objective, run), run.fabric)
-
-        def best() -> Candidates:
-            polished = _polished(agent, objective, found, run)
-            return polished if known is None else polished.without(known)
 
         # Two different steps of a `SteppedSpace` are far apart already.
         stepped, stride = isinstance(objective.space, SteppedSpace), objective.space.stride
         far = partial(distinct, stride=1 if stepped else stride.to(objective.device))
         choose = far if apart else Candidates.best
-        chosen = on_rank_0(run.fabric, lambda: choose(best(), top_k).to("cpu"))
+        chosen = on_rank_0(
+            run.fabric,
+            lambda: choose(agent.choices(objective, found, known, run.seed), top_k).to("cpu"),
+        )
     return chosen.to(objective.device)
-
-
-def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -> Candidates:
-    """The candidates, uniform pruning and the rules' policies after the agent's polish."""
-    found = Candidates.merge(found, objective.candidates(objective.baselines()))
-    if agent.polish is None:
-        return found
-    generator = torch.Generator(objective.device).manual_seed(run.seed)
-    return agent.polish.improve(objective, found, generator)
 
 
 def distinct(
@@ -94,7 +84,7 @@ def distinct(
 
 def _gather(found: Candidates, fabric: Fabric) -> Candidates:
     """The best candidates of all ranks."""
-    best = found.best(_GATHERED)
-    rows = torch.arange(_GATHERED, device=best.cost.device).clamp_max(len(best) - 1)
+    best = found.best(ELITES)
+    rows = torch.arange(ELITES, device=best.cost.device).clamp_max(len(best) - 1)
     kept, cost = fabric.all_gather((best.kept[rows], best.cost[rows]))
     return Candidates.merge(Candidates(kept.reshape(-1, best.kept.shape[1]), cost.reshape(-1)))
