@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import ppf.search
 from ppf.cli.app import run
-from ppf.cli.explain import explain_config
+from ppf.cli.explain import sentence
 from ppf.conf import without_others
 from ppf.errors import PPFError
 from ppf.overrides import written
@@ -152,8 +152,8 @@ def _composed(command: str, given: Mapping[str, Any], policy: Policy = None) -> 
         with initialize_config_module("ppf.conf", version_base="1.3"):
             return compose(command, overrides)
     except Exception as error:
-        if sentence := explain_config(command, overrides)(error):
-            raise PPFError(sentence) from error
+        if told := sentence(error, command, overrides):
+            raise PPFError(told) from error
         raise
 
 
