@@ -15,29 +15,26 @@ from omegaconf import DictConfig
 
 from ppf.conf import plain
 from ppf.progress import console
-from ppf.ranges import Count, Positive
+from ppf.ranges import Count
 
 _WATCH_EVERY = 5.0  # seconds
+_PATIENCE = timedelta(hours=48)  # rank 0 makes most artefacts alone, which takes hours
 _DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 
 
-def build_fabric(*, timeout_hours: Positive, num_nodes: Count, **arguments: Any) -> Fabric:
-    """Lightning's Fabric, with a longer timeout than its default of 30 minutes.
-
-    Rank 0 makes most artefacts alone, which takes hours for large models.
+def build_fabric(*, accelerator: str, devices: int | str, num_nodes: Count) -> Fabric:
+    """Lightning's Fabric, whose ranks wait longer for each other than the default of 30 minutes.
 
     Args:
-        timeout_hours: that a rank waits for the others; then it fails.
+        accelerator: type of device.
+        devices: processes on each machine.
         num_nodes: number of machines.
-        arguments: of Fabric.
     """
-    arguments["num_nodes"] = num_nodes
-    arguments["accelerator"] = kind_of_device(arguments["accelerator"])
-    if process_count(arguments) == 1:  # even under a launcher, whose environment does not count
-        return Fabric(**arguments, plugins=LightningEnvironment())
-    if arguments["strategy"] in ("auto", "ddp"):
-        arguments["strategy"] = DDPStrategy(timeout=timedelta(hours=timeout_hours))
-    return Fabric(**arguments)
+    placed: dict[str, Any] = {"accelerator": kind_of_device(accelerator), "devices": devices}
+    placed["num_nodes"] = num_nodes
+    if process_count(placed) == 1:  # even under a launcher, whose environment does not count
+        return Fabric(**placed, plugins=LightningEnvironment())
+    return Fabric(**placed, strategy=DDPStrategy(timeout=_PATIENCE))
 
 
 def kind_of_device(accelerator: str) -> str:
@@ -54,7 +51,7 @@ def process_count(arguments: Mapping[str, Any]) -> int:
     """How many processes Lightning would use.
 
     Args:
-        arguments: of Fabric or Trainer; all but devices, nodes and strategy are ignored.
+        arguments: of Fabric or Trainer; only those on devices and nodes count.
     """
     asked = {name: arguments[name] for name in _DEVICES if name in arguments}
     return Fabric(**asked, plugins=LightningEnvironment()).world_size
