@@ -202,11 +202,11 @@ def _composed(command: str, overrides: Iterable[str]) -> DictConfig:
 
 
 def _named(model: Model) -> Iterator[str]:
-    """The overrides that name a model; a loaded one is saved in the run's folder."""
+    """The override that names a model; a loaded one is saved in the run's folder."""
     if isinstance(model, PreTrainedModel):
-        yield from ("model=local", "model.path=${paths.run}/model")
+        yield "model.path=${paths.run}/model"
     elif (Path(model) / "config.json").is_file():
-        yield from ("model=local", f"model.path={text(model)}")
+        yield f"model.path={text(model)}"
     else:
         yield f"model={model}"
 

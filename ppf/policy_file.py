@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.commands import invocation
-from ppf.conf import plain
+from ppf.conf import name_by_paths, plain
 from ppf.context import PruningContext
 from ppf.errors import PPFError
 from ppf.progress import say
@@ -150,6 +150,7 @@ def policy_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     """
     machine = {name: plain(cfg[name]) for name in ("paths", "bank")}
     config = OmegaConf.create({**record["config"], **machine})
+    name_by_paths(config)
     if "dtype" in cfg and "recovery" not in cfg:
         config.dtype = cfg.dtype
     on_cpu = OmegaConf.select(cfg, "fabric.accelerator") == "cpu"

@@ -291,4 +291,4 @@ def test_results_and_folders_become_overrides(tmp_path: Path) -> None:
     assert api._sources("a.json", "b", "c") == {"policy": "a.json", "path": "b", "search": "c"}
     assert list(api._named("tiny")) == ["model=tiny"]
     (tmp_path / "config.json").write_text("{}")
-    assert list(api._named(tmp_path)) == ["model=local", f"model.path={tmp_path}"]
+    assert list(api._named(tmp_path)) == [f"model.path={tmp_path}"]

@@ -20,7 +20,7 @@ from ppf.cli.checks import check, check_unread
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Job, is_multirun, set_aside
 from ppf.cli.plan import show_plan
-from ppf.conf import SECRET, plain
+from ppf.conf import SECRET, name_by_paths, plain
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.sources import check_source
 from ppf.processes import launch, process_count
@@ -75,6 +75,7 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
         PPFError: the config is wrong, or the work fails for a reason that a user can fix.
     """
     found = _command(name)
+    name_by_paths(cfg)
     plan = cfg.get("plan")
     with _tidied(cfg):
         _check(name, cfg, found, task_overrides() if overrides is None else overrides)

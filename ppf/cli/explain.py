@@ -39,7 +39,7 @@ _SMALLER = {
 }
 """Command → keys that lower its memory."""
 _GIVEN = {
-    "model": "; for a Hugging Face folder give model=local model.path=FOLDER",
+    "model": "; for a Hugging Face folder give model.path=FOLDER",
     "text": "; for a file give text.path=FILE",
 }
 """Option group → how to give what is no option."""

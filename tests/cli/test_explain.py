@@ -21,8 +21,9 @@ from tests.test_configs import STAGES
     [
         (["logger=foo"], "logger=foo is unknown: give one of csv,"),
         (["model=a/b"], "model=a/b is unknown: give one of gemma3_1b,"),
-        (["model=/data/a"], "tiny; for a Hugging Face folder give model=local model.path=FOLDER."),
-        (["model=~/a"], "as in seed=1; for a Hugging Face folder give model=local model.path=F"),
+        (["model=/data/a"], "tiny; for a Hugging Face folder give model.path=FOLDER."),
+        (["model=~/a"], "as in seed=1; for a Hugging Face folder give model.path=FOLDER."),
+        (["text=~/a.txt"], "as in seed=1; for a file give text.path=FILE."),
         (["text=my/a.txt"], "wikitext2_raw; for a file give text.path=FILE."),
         (["hydra/sweeper=foo"], "hydra/sweeper=foo is unknown: give one of basic"),
         (["experiment=search/agentz"], "experiment=search/agentz is unknown: give one of bytes/"),
