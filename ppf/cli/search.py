@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from jaxtyping import Int
 from lightning import Fabric
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.agents.base import per_rank
 from ppf.agents.gradient import Gradient, differentiable
 from ppf.cli import curve, results
 from ppf.cli.app import command
@@ -48,9 +47,7 @@ from ppf.text import Text
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
 _OF_RUNS = tuple(
-    f"{polish}.{key}"
-    for polish in ("agent.polish", "dynamic.polish")
-    for key in ("threads", "report_every", "polish")
+    f"{polish}.{key}" for polish in ("agent.polish", "dynamic.polish") for key in ("polish",)
 )
 UNREAD = {
     "static": ("ratios", "dynamic", "polish@dynamic.polish"),
@@ -63,7 +60,6 @@ UNREAD = {
     ),
     "dynamic": (
         *_OF_ONE_RATIO,
-        "agent.elites",
         "agent.polish",
         "polish@agent.polish",
         "search.agreement",
@@ -114,7 +110,6 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
 @command(_check)
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Labels and trains what is missing, searches, measures and reports."""
-    _check_shared(cfg, fabric)
     warn_if_unreadable(cfg)
     _warn_of_selection(cfg)
     clock, may_make = Stopwatch(), cfg.upstream == "make"
@@ -164,13 +159,6 @@ def _check_model(cfg: DictConfig, text: Text, lm: LanguageModel) -> None:
     _start(cfg, space)
     if cfg.report_test:
         text.tokens("test", lm.tokenizer)
-
-
-def _check_shared(cfg: DictConfig, fabric: Fabric) -> None:
-    """Refuses numbers of policies that the agent cannot share evenly between the ranks."""
-    agent = get_class(cfg.agent._target_)
-    if name := getattr(agent, "shared", None):
-        per_rank(cfg.agent[name], name, fabric, getattr(agent, "least_shared", 1))
 
 
 def _warn_of_selection(cfg: DictConfig) -> None:
