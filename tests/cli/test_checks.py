@@ -301,10 +301,3 @@ def test_a_predictor_that_cannot_be_scored_is_refused_before_labelling() -> None
         refused("train", alone)
     alone.predictor = {"_target_": f"{__name__}.HeldOutWithoutLabels"}
     refused("train", alone)
-
-
-def test_a_stride_that_skips_tokens_is_refused_before_the_work() -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("evaluate", ["path=x", "window=64", "stride=128", "paths.run=."])
-    with pytest.raises(PPFError, match="skip tokens between windows of 64: give at most stride=64"):
-        refused("evaluate", cfg)
