@@ -10,7 +10,6 @@ from ppf.errors import PPFError
 from ppf.policy_file import (
     policy_config,
     refuse_recovered,
-    warn_if_unreadable,
 )
 from ppf.pruning.signatures import recorded
 
@@ -18,15 +17,6 @@ from ppf.pruning.signatures import recorded
 def config(*overrides: str) -> Any:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         return compose("search", [*overrides])
-
-
-def test_a_search_says_at_once_what_others_will_refuse(capsys: pytest.CaptureFixture[str]) -> None:
-    warn_if_unreadable(config())
-    assert not capsys.readouterr().out
-    warn_if_unreadable(config("compensation._target_=mine.Own"))
-    said = capsys.readouterr().out
-    assert said.startswith("Warning: prune, evaluate and serve will refuse")
-    assert "compensation names a class" in said
 
 
 def test_a_local_model_has_the_name_of_its_folder_or_link(
