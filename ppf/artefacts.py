@@ -231,8 +231,8 @@ def disk_failure(
         return None
     forbidden = path is None and number in (errno.EACCES, errno.EPERM)
     return (
-        f"cannot {'read or write' if forbidden else 'write'} {path or named or 'a file'} ({text}): free some space, change the"
-        f" permissions, or choose another folder with {override}."
+        f"cannot {'read or write' if forbidden else 'write'} {path or named or 'a file'} ({text}):"
+        f" free some space, change the permissions, or choose another folder with {override}."
     )
 
 
