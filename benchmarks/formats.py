@@ -28,9 +28,9 @@ from ppf.export.gguf_tensors import tensor_type
 from ppf.export.loading import load_folder, read_pruned
 from ppf.export.pruned import Pruned
 from ppf.llm import LanguageModel, load
-from ppf.llm.text import build_text
-from ppf.llm.windows import evenly
 from ppf.policy_file import policy_config, read_policy
+from ppf.text.parts import build_text
+from ppf.text.windows import evenly
 
 TYPES = ("f16", "q8_0", "q5_0", "q4_0")
 NAMES = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}

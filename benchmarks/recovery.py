@@ -27,7 +27,6 @@ from ppf.evaluation.memory import peak_bytes
 from ppf.export.huggingface import write_without_card
 from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, adapter_for, load
-from ppf.llm.text import build_text, training_text
 from ppf.pruning import Bank, LivePruner
 from ppf.pruning.compensation import Levels
 from ppf.recovery.blockwise import Blockwise
@@ -37,6 +36,7 @@ from ppf.recovery.module import RecoveryModule
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.recovery.tuners import Full, TuningTask, without_dropout
 from ppf.space import uniform
+from ppf.text.parts import build_text, training_text
 
 LR, TURNS, BATCH, VALIDATION, GIB = 3e-4, 2, 4, 4, 2**30
 TRAINER = {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accelerator": "cpu", "devices": 1}

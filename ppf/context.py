@@ -15,10 +15,9 @@ from ppf.evaluation.size import parameters
 from ppf.identity import Signatures, plain, recorded, signatures
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
-from ppf.llm import LanguageModel, Text, load
+from ppf.llm import LanguageModel, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
-from ppf.llm.text import PartName, build_text
 from ppf.planning.capacity import refuse_what_does_not_fit
 from ppf.processes import processes_here
 from ppf.pruning import (
@@ -35,6 +34,8 @@ from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.statistics import FIRST_TOKENS
 from ppf.ranks import on_rank_0
 from ppf.space import Space
+from ppf.text import Text
+from ppf.text.parts import PartName, build_text
 
 Choose = Callable[[LanguageModel, Space], Compensation]
 EarlyCheck = Callable[[Text, LanguageModel], object]

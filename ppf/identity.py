@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.artefacts import digest, signature
 from ppf.errors import PPFError
 from ppf.llm.loading import dtype_name, local_folder, pinned, resolve_dtype
-from ppf.llm.text import PartName, local_splits, spans
 from ppf.progress import say
 from ppf.records.policy import ConfigRecord
+from ppf.text.parts import PartName, local_splits, spans
 
 _INSTALLED = {"site-packages", "dist-packages"}
 _PLACE = (
@@ -174,8 +174,11 @@ def text_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
         splits = local_splits(splits)
     else:
         del text["column"]  # of files only
-    if source.get("_target_") != "ppf.llm.corpora.wikipedia_sample":  # which has no duplicates
+    target = source.get("_target_", "")
+    if target != "ppf.text.corpora.wikipedia_sample":  # which has no duplicates
         text["duplicates"] = "removed"
+    if target.startswith("ppf.text.corpora."):  # the names of artefacts have its earlier place
+        source["_target_"] = target.replace("ppf.text.", "ppf.llm.")
     return text | {"source": source, "documents": spans(splits, part), "windows": windows}
 
 

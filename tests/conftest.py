@@ -62,7 +62,7 @@ def tiny(cache: str):
 @pytest.fixture
 def few_articles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default text has 40 of its 102 articles, which are tokenised in less time."""
-    from ppf.llm import corpora
+    from ppf.text import corpora
 
     whole = corpora.wikipedia_sample
 

@@ -9,9 +9,10 @@ from omegaconf.errors import ReadonlyConfigError
 
 from ppf.context import prepare as stage
 from ppf.errors import PPFError
-from ppf.llm import LanguageModel, Text
-from ppf.llm.windows import evenly
+from ppf.llm import LanguageModel
 from ppf.policy_file import checked_config, provenance
+from ppf.text import Text
+from ppf.text.windows import evenly
 from tests.articles import write_articles
 from tests.searched import QUICK, write_search
 

@@ -140,6 +140,18 @@ def expected(key: str) -> tuple[str, ...]:
     return found if "training" in found or not found else (*found, "training")
 
 
+def test_names_of_artefacts_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """Labels and statistics that were made by an earlier version are found again."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        cfg = compose("search", ["model=tiny", "paths.run=x", f"paths.cache={tmp_path}"])
+    assert signatures(cfg) == Signatures(
+        statistics="f7dfa541e6ba",
+        order="5c876b85fb85",
+        bank="d696dfe8584a",
+        labels="672acf4d1156",
+    )
+
+
 def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
     before, wrong = names(config), {}
     keys = leaves(config)

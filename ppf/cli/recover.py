@@ -17,7 +17,6 @@ from ppf.commands import python_command
 from ppf.errors import PPFError
 from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
 from ppf.llm.loading import local_folder
-from ppf.llm.text import text_name, training_name
 from ppf.overrides import quoted
 from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say
@@ -39,6 +38,7 @@ from ppf.report.recovery import recovery_metrics, recovery_page
 from ppf.report.scores import LogPerplexity
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
+from ppf.text.parts import text_name, training_name
 
 _TRAINER = (
     "precision",

@@ -22,7 +22,7 @@ from ppf.cli.train import check_fit
 from ppf.context import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.llm import LanguageModel, Text
+from ppf.llm import LanguageModel
 from ppf.planning.evaluations import drawn_labels
 from ppf.policy_file import model_name, provenance, read_policy, warn_if_unreadable
 from ppf.predictor.base import needs_labels, unfitted
@@ -45,6 +45,7 @@ from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
 from ppf.stages.tested import Named, with_test
 from ppf.stages.train import Trained, folds, train
+from ppf.text import Text
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
 _RULE = f"{Rule.__module__}.{Rule.__qualname__}"

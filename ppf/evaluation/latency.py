@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, StoppingCriteria
 
 from ppf.evaluation.memory import peak_bytes
 from ppf.evaluation.results import Speed
-from ppf.llm.windows import check_window
+from ppf.llm.loading import check_window
 from ppf.progress import track
 
 

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from ppf.errors import PPFError, out_of_memory
 from ppf.llm import fast_attention, output_head, window_nll
-from ppf.llm.windows import begin_with, check_window
+from ppf.llm.loading import check_window
 from ppf.progress import say, track
+from ppf.text.windows import begin_with
 
 
 class Piece(NamedTuple):

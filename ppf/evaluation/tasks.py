@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.errors import PPFError, reason
-from ppf.llm.windows import leading_tokens
+from ppf.text.windows import leading_tokens
 
 Scores = Mapping[str, Mapping[str, float]]
 """Task → metric → value; `acc_stderr` is the standard error of `acc`."""

@@ -1,4 +1,4 @@
-"""Language models, model families and texts."""
+"""Language models and model families."""
 
 from ppf.llm.adapter import Adapter, Coupling, Producer
 from ppf.llm.attention import fast_attention
@@ -9,7 +9,6 @@ from ppf.llm.head import OutputHead, check_head, output_head
 from ppf.llm.loading import LanguageModel, load
 from ppf.llm.nll import summed_nll, window_nll
 from ppf.llm.stream import LayerStream
-from ppf.llm.text import Text
 
 __all__ = [
     "Adapter",
@@ -19,7 +18,6 @@ __all__ = [
     "LayerStream",
     "OutputHead",
     "Producer",
-    "Text",
     "adapter_for",
     "check_head",
     "differentiate",

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
@@ -21,7 +21,6 @@ from ppf.llm.divide import check_division, divide, over_gpus
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded, Place
 from ppf.llm.sources import check_hub, commit, wheel_folder
-from ppf.llm.windows import check_window
 from ppf.space import Site
 
 
@@ -140,6 +139,24 @@ def _move_all_but(layers: nn.ModuleList, model: nn.Module, device: torch.device 
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor not in stay:
             tensor.data = tensor.data.to(device)
+
+
+def check_window(window: int, config: PreTrainedConfig, override: str = "text.window") -> None:
+    """Checks that a model has enough positions for a window.
+
+    Args:
+        window: number of tokens in a window.
+        config: the model's config.
+        override: the override that sets the window, for error messages.
+
+    Raises:
+        PPFError: `window` exceeds `max_position_embeddings`.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or window
+    if window > positions:
+        raise PPFError(
+            f"{override}={window} exceeds the model's {positions} positions: lower {override}."
+        )
 
 
 def check_source(config: DictConfig) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from ppf.artefacts import draft
 from ppf.llm.calls import LayerCalls
 from ppf.llm.loading import LanguageModel
-from ppf.llm.windows import in_batches
 
 
 class LayerStream:
@@ -74,3 +73,9 @@ class LayerStream:
     def _file(self, layer: int) -> Path:
         assert self._folder
         return self._folder / f"{layer:04}.safetensors"
+
+
+def in_batches(windows: Int[Tensor, "windows window"]) -> list[Int[Tensor, "batch window"]]:
+    """Windows in batches of four; if each is a single token, in batches of 512."""
+    size = 4 if windows.shape[1] > 1 else 512
+    return list(windows.split(size)) if len(windows) else []

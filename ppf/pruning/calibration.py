@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.artefacts import Artefacts, signature
-from ppf.llm.windows import evenly
 from ppf.pruning import LivePruner, SiteFeatures, Traits, loss_changes, sensitivity
 from ppf.pruning.tensor_files import read_tensors, write_tensors
 from ppf.space import Space
+from ppf.text.windows import evenly
 
 _STRIDE = 4  # expected losses are computed on every fourth window
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from ppf.llm import Coupling, LayerCalls
-from ppf.llm.windows import check_window
+from ppf.llm.loading import check_window
 from ppf.pruning.live import LivePruner
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
 from ppf.ranges import Count, Several

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ppf.errors import PPFError
 from ppf.llm import Coupling, LanguageModel, LayerCalls
 from ppf.llm.calls import forward_replaced
-from ppf.llm.windows import in_batches
+from ppf.llm.stream import in_batches
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
 from ppf.pruning.live import LivePruner

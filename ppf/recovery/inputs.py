@@ -1,7 +1,7 @@
 """What a recovery reads, what names its training, and how much memory it takes."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,15 +23,16 @@ from ppf.identity import (
     with_code,
 )
 from ppf.llm import LanguageModel
-from ppf.llm.text import PartName, Text, build_text, build_training_text, training_text
-from ppf.llm.windows import check_window
 from ppf.progress import say
 from ppf.recovery.training import RecoverySettings, Windows
+from ppf.text.parts import PartName, Text, build_text, build_training_text, training_text
 
 T = TypeVar("T")
 _PARTS: tuple[PartName, ...] = ("training", "validation")
+_WITHOUT_EFFECT = ("_target_", "micro_batch", "log_every_n_steps")
 # Values of options that are gone. They keep the names of trainings that earlier versions made.
 _FORMER = {"warmup": 0.05, "weight_decay": 0.0, "patience": None, "ema": 0.0}
+_FORMER_KL = {"top_k": 0}
 
 
 class RecoveryText:
@@ -44,7 +45,7 @@ class RecoveryText:
     """
 
     def __init__(self, cfg: DictConfig, found_with: DictConfig) -> None:
-        self.cfg, self._read = cfg, dict[str, Windows]()
+        self.cfg, self._windows = cfg, list[Windows]()
         if cfg.report_test:
             warn_of_shared_documents(cfg, found_with)
         own, other = (documents_identity(given, "test") for given in (cfg, found_with))
@@ -54,3 +55,81 @@ class RecoveryText:
         """Refuses too little text; see `EarlyCheck`."""
         self.windows(lm)
         self.test(lm)
+
+    def windows(self, lm: LanguageModel) -> Windows:
+        """The windows of the parts training and validation.
+
+        Args:
+            lm: the pruned or the dense model; its tokenizer matters.
+
+        Raises:
+            PPFError: the text is too short.
+        """
+        if not self._windows:
+            cfg = self.cfg
+            texts = [build_text(given.text, cfg.paths.cache) for given in self._tested]
+            own, *others = [text.parts.get("test", []) for text in texts]
+            foreign = list(chain.from_iterable(others))
+            text = build_training_text(cfg.text, cfg.paths.cache, [*own, *foreign], foreign)
+            self._windows.append(Windows(*(text.tokens(part, lm.tokenizer) for part in _PARTS)))
+        return self._windows[0]
+
+    def test(self, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
+        """The windows of the test part; empty unless `report_test` asks for them."""
+        text = build_text(self.cfg.text, self.cfg.paths.cache)
+        return [text.tokens("test", lm.tokenizer)] if self.cfg.report_test else []
+
+    def identity(self) -> list[Any]:
+        """What determines the windows of training and validation."""
+        cfg, more = self.cfg, plain(self.cfg.text.training.more)
+        own = OmegaConf.create({"text": training_text(cfg.text), "paths": cfg.paths})
+        found: list[Any] = [text_identity(own, part) for part in _PARTS]
+        found += [documents_identity(given, "test") for given in self._tested]
+        if path := more.pop("path"):
+            cache = Path(cfg.paths.cache)
+            found.append({**more, **file_identity(path, "text.training.more.path", cache)})
+        return found
+
+
+def training_folder(text: RecoveryText, *trained: Any) -> Path:
+    """The folder of a training, named by a hash of everything that determines it.
+
+    Args:
+        trained: plain values that determine the model, and what is trained of it.
+    """
+    cfg = text.cfg
+    losses = with_code(plain(cfg.loss), Path(cfg.paths.cache))
+    if "kl" in losses:
+        losses["kl"] = _FORMER_KL | losses["kl"]
+    recovery, trainer = (
+        {key: value for key, value in plain(cfg[section]).items() if key not in _WITHOUT_EFFECT}
+        for section in ("recovery", "trainer")
+    )
+    parts = (text.identity(), losses, _FORMER | recovery, trainer, cfg.seed, *trained)
+    return Path(cfg.paths.artefacts) / "recovery" / signature("recovery", *parts)
+
+
+def with_enough_memory(
+    settings: RecoverySettings, fabric: Fabric, work: Callable[[RecoverySettings], T]
+) -> T:
+    """The result of `work`, which is repeated with half the micro-batch if memory runs out.
+
+    Raises:
+        PPFError: memory runs out in one of several processes, since the others wait for it.
+        RuntimeError: the memory does not suffice for one window.
+    """
+    while True:
+        try:
+            return work(settings)
+        except (RuntimeError, MemoryError) as error:
+            if settings.micro_batch == 1 or not out_of_memory(error):
+                raise
+            settings = settings.halved(fabric.world_size)
+            if fabric.world_size > 1:
+                size = settings.micro_batch
+                raise PPFError(
+                    f"a process ran out of memory: give recovery.micro_batch={size}."
+                ) from error
+        say(f"Out of memory: going on with {settings.micro_batch} windows at a time.")
+        gc.collect()  # the Trainer, its module and its optimizer refer to each other
+        torch.cuda.empty_cache()

@@ -20,7 +20,6 @@ from torch import Tensor
 from ppf.conf import without_others
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll, sliding
-from ppf.llm.windows import check_embedded, leading_tokens
 from ppf.overrides import quoted
 from ppf.policy_file import model_name
 from ppf.pruning import LivePruner
@@ -30,6 +29,7 @@ from ppf.runtime.decoding import decode_fast
 from ppf.runtime.policies import Policies
 from ppf.runtime.search_folder import read_search
 from ppf.space import check_ratio
+from ppf.text.windows import check_embedded, leading_tokens
 
 
 class _Given(BaseModel):

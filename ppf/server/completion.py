@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppf.errors import PPFError
-from ppf.llm.windows import check_embedded
 from ppf.runtime import DynamicModel
 from ppf.server.requests import GenerationRequest
 from ppf.server.sampler import TokenSampler, TokenScore, scored
 from ppf.server.text import TextPieces
+from ppf.text.windows import check_embedded
 
 
 class StoppedError(Exception):

@@ -17,7 +17,7 @@ from ppf.artefacts import signature
 from ppf.context import PruningContext
 from ppf.identity import plain, with_code
 from ppf.llm import LanguageModel
-from ppf.llm.windows import check_window
+from ppf.llm.loading import check_window
 from ppf.planning.evaluations import counts_bytes
 from ppf.progress import say
 from ppf.pruning.costs import Bytes, Cost, KVCache, Latency

@@ -9,8 +9,9 @@ from ppf.labels.groups import groups, too_few
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
-from ppf.llm import LanguageModel, Text
+from ppf.llm import LanguageModel
 from ppf.space import Space
+from ppf.text import Text
 
 
 def check_sampler(cfg: DictConfig, text: Text, lm: LanguageModel) -> None:

@@ -20,9 +20,8 @@ from ppf.export.base import Converter, Exporter
 from ppf.export.loading import read_pruned
 from ppf.export.pruned import Pruned
 from ppf.labels.labelling import Labelling
-from ppf.llm import LanguageModel, Text
+from ppf.llm import LanguageModel
 from ppf.llm.loading import dtype_name, resolve_dtype
-from ppf.llm.windows import evenly
 from ppf.policy_file import checked_config, read_policy, types_of
 from ppf.progress import say
 from ppf.pruning.calibration import Calibration
@@ -31,6 +30,8 @@ from ppf.pruning.live import Types
 from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.sequential import refit_sequentially
 from ppf.report.scores import LogPerplexity
+from ppf.text import Text
+from ppf.text.windows import evenly
 
 _DECIDING = 16
 """Windows of the selection part that choose between two compensations, as in search.yaml."""

@@ -22,7 +22,6 @@ from ppf.identity import model_identity, plain, with_code
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import dtype_name, resolve_dtype
-from ppf.llm.text import build_text, training_name
 from ppf.policy_file import checked_config, policy_config, read_policy, refuse_types
 from ppf.progress import say
 from ppf.recovery.curve import Trace
@@ -46,6 +45,7 @@ from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import TuningTask
 from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import compensated
+from ppf.text.parts import build_text, training_name
 
 
 def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:

@@ -14,7 +14,6 @@ from ppf.artefacts import write_json
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
 from ppf.identity import plain
-from ppf.llm.text import training_name
 from ppf.policy_file import policy_config
 from ppf.pruning.elastic import TRAINING, Adapters
 from ppf.records.agent import AGENT, WEIGHTS, agent_folder
@@ -35,6 +34,7 @@ from ppf.recovery.inputs import (
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import RecoverySettings
 from ppf.runtime.resident import origin, resident
+from ppf.text.parts import training_name
 
 
 def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ppf.evaluation.perplexity import Piece, window_losses
 from ppf.labels.labelling import Labelling
-from ppf.llm.windows import evenly
 from ppf.progress import say, track
 from ppf.ranks import on_rank_0
 from ppf.search.selection import select
 from ppf.stages.search import Found
+from ppf.text.windows import evenly
 
 
 def with_selection(labelling: Labelling, found: Found, settings: DictConfig) -> Found:

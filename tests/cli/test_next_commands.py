@@ -108,7 +108,7 @@ def test_a_text_option_of_the_users_own_is_handed_on(monkeypatch: pytest.MonkeyP
     OmegaConf.set_struct(cfg, False)
     cfg.text.name = "mine"
     cfg.text.splits = {"train": {"calibration": 1, "labelling": 1}, "test": {"test": 1}}
-    cfg.text.source = {"_target_": "ppf.llm.corpora.hub", "repository": "me/mine"}
+    cfg.text.source = {"_target_": "ppf.text.corpora.hub", "repository": "me/mine"}
     HydraConfig.get().runtime.choices["text"] = "mine"
     told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
     (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))

@@ -12,7 +12,7 @@ from ppf.evaluation.perplexity import Piece, pieces_nll, sliding
 from ppf.evaluation.tasks import _without_script_folder
 from ppf.llm import LanguageModel
 from ppf.llm.sources import byte_tokenizer
-from ppf.llm.windows import leading_tokens
+from ppf.text.windows import leading_tokens
 from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -7,7 +7,7 @@ from ppf.errors import PPFError
 from ppf.evaluation import perplexity
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_loss, pieces_nll, sliding
 from ppf.llm import LanguageModel
-from ppf.llm.windows import evenly
+from ppf.text.windows import evenly
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 

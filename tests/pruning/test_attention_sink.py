@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ppf.conf import read_option
 from ppf.llm import LanguageModel, load
-from ppf.llm.text import build_text
 from ppf.pruning import Bank, LivePruner
 from ppf.pruning.compensation import LeastSquares
 from ppf.space import build_space
+from ppf.text.parts import build_text
 from tests.observing import NO_TOKENS, collect_statistics
 
 pytestmark = pytest.mark.slow

@@ -68,7 +68,7 @@ def gadgets(folder: Path) -> dict[str, dict[str, Any]]:
         "nested": {"_target_": "builtins.dict", "part": sympify},
         "as an argument": {"_target_": "ppf.pruning.importance.Wanda", "_args_": [sympify]},
         "partial": {**sympify, "_partial_": True},
-        "by our modules": {"_target_": "ppf.llm.corpora.bz2.os.system", "_args_": [touch]},
+        "by our modules": {"_target_": "ppf.text.corpora.bz2.os.system", "_args_": [touch]},
         "called later": {
             "_target_": "hydra.utils.instantiate",
             "_recursive_": False,

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 import ppf.stages.evaluate
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import Piece
-from ppf.llm import Text
 from ppf.llm.sources import byte_tokenizer
 from ppf.stages.evaluate import Procedure, evaluate_folders, names_of
+from ppf.text import Text
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
 from tests.tiny import TinySetup

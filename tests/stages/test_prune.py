@@ -18,13 +18,13 @@ from ppf.errors import PPFError
 from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.export.huggingface import HuggingFace
 from ppf.labels.labelling import Labelling
-from ppf.llm.windows import evenly
 from ppf.planning.evaluations import reestimates
 from ppf.policy_file import by_site, policy_record, read_policy
 from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
 from ppf.stages.prune import CompensationChoice, apply_policy, keep_better, prune
+from ppf.text.windows import evenly
 from tests.articles import write_articles
 from tests.records import examples
 

@@ -28,7 +28,6 @@ from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.loading import load_folder
 from ppf.llm import load
-from ppf.llm.text import build_text, training_text
 from ppf.policy_file import read_policy
 from ppf.pruning.observed import Observed
 from ppf.recovery import fit, token_losses
@@ -40,6 +39,7 @@ from ppf.recovery.results import RecoveryScore
 from ppf.recovery.settings import TrainingRun
 from ppf.stages.prune import convert, prune
 from ppf.stages.recover import recover
+from ppf.text.parts import build_text, training_text
 from ppf.threads import cpu_threads
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_search

@@ -1,4 +1,4 @@
-"""The first tokens of windows, the largest length of windows, and which tokens they may have."""
+"""The first tokens of windows, evenly spread windows, and which tokens they may have."""
 
 import math
 from itertools import takewhile
@@ -6,7 +6,7 @@ from itertools import takewhile
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ppf.errors import PPFError
 
@@ -49,30 +49,6 @@ def even_places(available: int, count: int) -> Int[Tensor, " count"]:
     return torch.linspace(0, available - 1, count, dtype=torch.double).round().long()
 
 
-def in_batches(windows: Int[Tensor, "windows window"]) -> list[Int[Tensor, "batch window"]]:
-    """Windows in batches of four; if each is a single token, in batches of 512."""
-    size = _AT_ONCE if windows.shape[1] > 1 else _SINGLE
-    return list(windows.split(size)) if len(windows) else []
-
-
-def check_window(window: int, config: PreTrainedConfig, override: str = "text.window") -> None:
-    """Checks that a model has enough positions for a window.
-
-    Args:
-        window: number of tokens in a window.
-        config: the model's config.
-        override: the override that sets the window, for error messages.
-
-    Raises:
-        PPFError: `window` exceeds `max_position_embeddings`.
-    """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or window
-    if window > positions:
-        raise PPFError(
-            f"{override}={window} exceeds the model's {positions} positions: lower {override}."
-        )
-
-
 def check_embedded(
     ids: Int[Tensor, " tokens"], tokenizer: PreTrainedTokenizerBase, what: str
 ) -> None:
@@ -89,7 +65,3 @@ def check_embedded(
     if len(foreign := ids[ids >= getattr(tokenizer, "embedded", math.inf)]):
         token = tokenizer.convert_ids_to_tokens(int(foreign[0]))
         raise PPFError(f"{what} has the token {token}, which the model does not embed: remove it.")
-
-
-_AT_ONCE = 4  # windows in a batch
-_SINGLE = 512  # windows of a single token in a batch

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.conf import read_option
 from ppf.errors import PPFError
-from ppf.llm import Text
 from ppf.llm.checkpoint import read_tokenizer
-from ppf.llm.corpora import hub, wikipedia_sample
 from ppf.llm.sources import byte_tokenizer
-from ppf.llm.text import build_text, build_training_text, spans, training_text, without_overlap
+from ppf.text import Text
+from ppf.text.corpora import hub, wikipedia_sample
+from ppf.text.parts import build_text, build_training_text, spans, training_text, without_overlap
 from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
 from tests.records.examples import CONF
 from tests.records.gadgets import Touch

@@ -3,8 +3,9 @@ import torch
 from transformers import LlamaConfig
 
 from ppf.errors import PPFError
+from ppf.llm.loading import check_window
 from ppf.llm.sources import byte_tokenizer
-from ppf.llm.windows import begin_with, check_window, even_places, leading_tokens
+from ppf.text.windows import begin_with, even_places, leading_tokens
 from tests.checkpoints import bos_tokenizer
 
 

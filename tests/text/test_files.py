@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from ppf.errors import PPFError
-from ppf.llm.text_file import read_file
+from ppf.text.files import read_file
 
 WHOLE = pa.table({"text": ["one", None, "two " * 500], "number": [1, 2, 3]})
 

@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ppf.conf import DEFAULT_TEXT, read_option
 from ppf.errors import PPFError
-from ppf.llm.text_file import read_file
-from ppf.llm.windows import begin_with, check_embedded, even_places, evenly, leading_tokens
 from ppf.progress import say
+from ppf.text.files import read_file
+from ppf.text.windows import begin_with, check_embedded, even_places, evenly, leading_tokens
 
 _RUN = 13  # words that two documents may not share
 PartName = Literal["calibration", "labelling", "test", "training", "validation"]
@@ -40,7 +40,7 @@ class Text:
         name: name of the text, for reports and error messages.
         splits: for each split of the source, the parts that receive its documents. Each part has a
             weight; its share of the documents is this weight over the sum of the split's weights.
-        documents: returns the documents of a split (a function of `ppf.llm.corpora`).
+        documents: returns the documents of a split (a function of `ppf.text.corpora`).
         window: number of tokens in a window; windows do not overlap.
         windows: number of windows of each part; None: all. They are spread evenly over the part, so
             that few windows still cover many documents.
@@ -321,6 +321,6 @@ def build_text(config: DictConfig, cache: str) -> Text:
         plain["splits"] = local_splits(plain["splits"])
         plain["name"] = text_name(config)
         return Text(**plain, documents=lambda split: read_file(path, column))
-    if source["_target_"] == "ppf.llm.corpora.wikipedia_sample":
+    if source["_target_"] == "ppf.text.corpora.wikipedia_sample":
         source["cache"] = cache
     return Text(**plain, documents=instantiate(source, _partial_=True, _convert_="all"))

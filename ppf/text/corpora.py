@@ -17,9 +17,9 @@ from pyarrow import parquet
 
 from ppf.artefacts import get_or_make
 from ppf.errors import PPFError, reason
-from ppf.llm.text_file import strings
 from ppf.progress import track
 from ppf.ranges import Count, Natural
+from ppf.text.files import strings
 
 if TYPE_CHECKING:
     from mwparserfromhell.wikicode import Wikicode
