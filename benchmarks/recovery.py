@@ -21,6 +21,8 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
+from ppf.recovery.blockwise import Blockwise
+from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from torch.utils.data import TensorDataset
 
 from ppf.evaluation.memory import peak_bytes
@@ -29,11 +31,9 @@ from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.pruning import Bank, LivePruner
 from ppf.pruning.compensation import Levels
-from ppf.recovery.blockwise import Blockwise
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import KL
 from ppf.recovery.module import RecoveryModule
-from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.recovery.tuners import Full, TuningTask, without_dropout
 from ppf.space import uniform
 from ppf.text.parts import build_text, training_text

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from ppf.cli.app import command
 from ppf.cli.checks import refuse_unread
-from ppf.cli.lineage import folders, used
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
 from ppf.export.loading import check_format
@@ -28,6 +27,7 @@ from ppf.report.origin import (
 )
 from ppf.report.publish import Published, log_artifact, publish
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
+from ppf.stages.lineage import folders, used
 
 _UNREAD = {"policy": ["trust_remote_code"], "path": ["sequential", "refit_windows", "baselines"]}
 """Keys that are not read with `policy=` or `path=`."""

@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
 from ppf.cli.checks import refuse_unread
-from ppf.cli.lineage import made, used
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
@@ -19,6 +18,7 @@ from ppf.progress import say
 from ppf.pruning.elastic import ADAPTERS
 from ppf.records.agent import agent_folder
 from ppf.report.publish import Published, log_artifact, publish
+from ppf.stages.lineage import made, used
 from ppf.stages.prune import convert, prune
 from ppf.stages.prune_at import prune_at
 

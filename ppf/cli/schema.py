@@ -25,7 +25,6 @@ from ppf.ranges import (
     Seed,
     Several,
     Share,
-    Tokens,
 )
 
 Component = dict[str, Any]
@@ -283,35 +282,12 @@ class PruneConfig(RunConfig):
     speed: SpeedSection
 
 
-class RecoverySection(Section):
-    """`recovery` of `recover.yaml`."""
-
-    tokens: Tokens
-    batch: Count
-    micro_batch: Count
-    warmup: Share
-    weight_decay: NonNegative
-    validate_every: Count
-    patience: Count | None
-    ema: Annotated[float, Field(ge=0, lt=1)]
-    gradient_checkpointing: bool
-
-
-class ElasticSection(Section):
-    """`elastic` of `recover.yaml`."""
-
-    lr: Positive
-    rank: Count
-    alpha: Count
-    draws: Natural
-
-
 class RecoverConfig(RunConfig):
     """`recover.yaml`."""
 
     text: TextSection
     loss: Annotated[dict[str, Component], Field(min_length=1)]
-    tune: Annotated[dict[str, Component], Field(min_length=1)]
+    tune: Annotated[dict[str, Component], Field(min_length=1, max_length=1)]
     policy: str | None
     path: str | None
     search: str | None
@@ -321,8 +297,8 @@ class RecoverConfig(RunConfig):
     report_test: bool
     dtype: Dtype
     ratios: Ratios
-    elastic: ElasticSection
-    recovery: RecoverySection
+    elastic: Component
+    recovery: Component
     trainer: Component
 
 

@@ -1,19 +1,23 @@
 """What a recovery reads, what names its training, and how much memory it takes."""
 
+import copy
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from hydra.utils import instantiate
 from jaxtyping import Int
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from ppf.artefacts import signature
+from ppf.artefacts import digest, signature
 from ppf.errors import PPFError, out_of_memory
+from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.identity import (
     documents_identity,
     file_identity,
@@ -24,7 +28,7 @@ from ppf.identity import (
 )
 from ppf.llm import LanguageModel
 from ppf.progress import say
-from ppf.recovery.training import RecoverySettings, Windows
+from ppf.recovery.training import RecoverySettings, TrainerSettings, TrainingRun, Windows
 from ppf.text.parts import PartName, Text, build_text, build_training_text, training_text
 
 T = TypeVar("T")
@@ -91,7 +95,14 @@ class RecoveryText:
         return found
 
 
-def training_folder(text: RecoveryText, *trained: Any) -> Path:
+def weights_identity(folder: Path, cfg: DictConfig) -> list[Any]:
+    """What determines a training of the weights in a folder: they themselves, and the tuner."""
+    cache = Path(cfg.paths.cache)
+    files = [digest(file, cache) for file in sorted(folder.glob("*.safetensors"))]
+    return [files, [*with_code(plain(cfg.tune), cache).items()]]
+
+
+def training_folder(text: RecoveryText, trained: Sequence[Any]) -> Path:
     """The folder of a training, named by a hash of everything that determines it.
 
     Args:
@@ -107,6 +118,57 @@ def training_folder(text: RecoveryText, *trained: Any) -> Path:
     )
     parts = (text.identity(), losses, _FORMER | recovery, trainer, cfg.seed, *trained)
     return Path(cfg.paths.artefacts) / "recovery" / signature("recovery", *parts)
+
+
+def training_run(
+    text: RecoveryText,
+    fabric: Fabric,
+    settings: RecoverySettings,
+    windows: Windows,
+    trained: Sequence[Any],
+) -> TrainingRun:
+    """A training; arguments as for `training_folder`."""
+    cfg = text.cfg
+    devices = {key: cfg.fabric[key] for key in ("accelerator", "devices", "num_nodes")}
+    trainer: TrainerSettings = instantiate(cfg.trainer)
+    folder = training_folder(text, trained)
+    return TrainingRun(settings, trainer, fabric, devices, folder, windows, cfg.seed)
+
+
+def mean_nlls(
+    model: PreTrainedModel,
+    parts: Sequence[Int[Tensor, "windows window"]],
+    dtype: torch.dtype,
+    batch: int,
+) -> list[float]:
+    """Mean negative log-likelihood of each part, nats per token.
+
+    Args:
+        dtype: number format to which the weights are rounded.
+        batch: windows that are scored at a time.
+    """
+    model = _rounded(model, dtype)
+    return [mean_nll(model, part, batch=batch) for part in parts]
+
+
+def labelling_nll(lm: LanguageModel, found_with: DictConfig, dtype: torch.dtype) -> float:
+    """Mean negative log-likelihood on the labelling part of a search, nats per token.
+
+    Args:
+        found_with: the config of the search.
+        dtype: number format to which the weights are rounded.
+    """
+    windows = build_text(found_with.text, found_with.paths.cache).tokens("labelling", lm.tokenizer)
+    piece, batch = Piece(windows, found_with.labels.context), found_with.labels.batch
+    return pieces_nll(_rounded(lm.model, dtype), [piece], batch=batch)
+
+
+def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A model with rounded weights. Rotary frequencies are buffers and stay in float32."""
+    if model.dtype == dtype:
+        return model
+    rounded = {id(p): nn.Parameter(p.to(dtype), False) for p in model.parameters()}
+    return copy.deepcopy(model, rounded)
 
 
 def with_enough_memory(

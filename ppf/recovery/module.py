@@ -1,7 +1,7 @@
-"""The LightningModules of recovery training: for one pruning ratio, or for all."""
+"""The LightningModule of recovery training at one pruning ratio, and what it shares with all."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,17 +14,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
-from ppf.pruning import LivePruner
-from ppf.pruning.elastic import Adapters
 from ppf.pruning.unseen import Unseen
 from ppf.recovery.losses import Forward, TokenLoss, weighted_sum
-from ppf.seeds import numbered
 
 NLL = "validation/nll"
 """Mean negative log-likelihood on the validation part, nats per token."""
 _WARMUP = 0.05  # share of the steps in which the learning rate rises
-DRAWS = 2
-"""Random ratios in a step of `ElasticModule`, besides the highest one."""
 
 
 class TunedModule(LightningModule):
@@ -121,102 +116,6 @@ class RecoveryModule(TunedModule):
         """Logs the mean negative log-likelihood, nats per token."""
         (ids,) = batch
         self.log_validation(Forward.of(self.student, ids).nll(ids), len(ids))
-
-
-class ElasticModule(TunedModule):
-    """Trains one set of adapters for all ratios between two limits.
-
-    Each step trains the highest ratio and some random ones (the sandwich rule). The teacher is the
-    dense model: the same model at ratio 0, where the adapters are off.
-
-    Args:
-        adapters: attached to the pruner's model.
-        pruner: applies policies.
-        policy: gives the policy for a ratio.
-        ratios: lowest and highest.
-        validated: ratios of the validation.
-        seed: of the random ratios.
-        losses, lr, steps: as for `TunedModule`; the losses are means over the ratios of a step.
-
-    Source: Yu & Huang, Universally Slimmable Networks (arXiv 1903.05134).
-    """
-
-    def __init__(
-        self,
-        adapters: Adapters,
-        pruner: LivePruner,
-        policy: Callable[[float], list[int]],
-        losses: Mapping[str, TokenLoss],
-        lr: float,
-        steps: int,
-        *,
-        ratios: tuple[float, float],
-        validated: Sequence[float],
-        seed: int,
-    ) -> None:
-        super().__init__(losses, lr, steps)
-        self.adapters, self.pruner, self.policy = adapters, Unseen(pruner), Unseen(policy)
-        self.ratios, self.validated, self.seed = ratios, list(validated), seed
-
-    def training_step(
-        self, batch: Sequence[Int[Tensor, "windows window"]], _: int
-    ) -> Float[Tensor, ""]:
-        """The mean of the weighted sums at the ratios of the step.
-
-        Gradients are computed ratio by ratio, so that memory holds the graph of one forward pass.
-        """
-        (ids,) = batch
-        with torch.no_grad():
-            teacher = self._forward(0.0, ids)
-        ratios = drawn(self.ratios, self.seed, self.global_step)
-        trained = [p for p in self.parameters() if p.requires_grad]
-        gradients = [torch.zeros_like(p) for p in trained]
-        mean, means = torch.zeros((), device=ids.device), dict[str, Tensor]()
-        for ratio in ratios:
-            total, each = weighted_sum(self.losses, self._forward(ratio, ids), teacher, ids)
-            own = torch.autograd.grad(
-                total / len(ratios), trained, allow_unused=True, materialize_grads=True
-            )
-            torch._foreach_add_(gradients, own)
-            mean += total.detach() / len(ratios)
-            for name, value in each.items():
-                means[name] = means.get(name, 0) + value / len(ratios)
-        self.log_training(means)
-        return self.finite(_Differentiated.apply(mean, gradients, *trained))
-
-    def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
-        """Logs the mean negative log-likelihood over the ratios, nats per token."""
-        (ids,) = batch
-        nlls = torch.stack([self._forward(ratio, ids).nll(ids) for ratio in self.validated])
-        self.log_validation(nlls.mean(), len(ids))
-
-    def _forward(self, ratio: float, ids: Int[Tensor, "windows window"]) -> Forward:
-        pruner = self.pruner.value
-        pruner.apply(self.policy.value(ratio) if ratio else pruner.space.dense.tolist())
-        return Forward.of(pruner.lm.model, ids)
-
-
-def drawn(limits: tuple[float, float], seed: int, step: int) -> list[float]:
-    """The ratios of a training step: one from each of `DRAWS` equal parts, and the highest."""
-    low, high = limits
-    shares = torch.rand(DRAWS, generator=numbered(seed, step)).double()
-    shares = (torch.arange(DRAWS) + shares) / DRAWS
-    return [*(low + (high - low) * shares).tolist(), high]
-
-
-class _Differentiated(torch.autograd.Function):
-    """A value whose gradients were computed before."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, gradients: Sequence[Tensor], *parameters: Tensor
-    ) -> Tensor:
-        ctx.gradients = gradients
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *of_output: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(of_output[0] * gradient for gradient in ctx.gradients)
 
 
 def _frozen(module: nn.Module) -> Iterator[str]:

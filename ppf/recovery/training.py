@@ -73,21 +73,6 @@ class TrainerSettings:
         return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
 
 
-@dataclass(frozen=True)
-class ElasticSettings:
-    """The section `elastic`: low-rank adapters that all ratios share.
-
-    Args:
-        lr: largest learning rate.
-        rank: of each adapter.
-        alpha: an adapter's output is scaled by alpha / rank.
-    """
-
-    lr: Positive
-    rank: Count
-    alpha: Count
-
-
 class Windows(NamedTuple):
     """What a training reads.
 

@@ -1,13 +1,16 @@
 """The model of a search, with the adapters of its recovery if there are any."""
 
+import shutil
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.artefacts import write_json
 from ppf.context import EarlyCheck, PruningContext, prepare
 from ppf.llm import LanguageModel
 from ppf.policy_file import checked_config
@@ -15,8 +18,9 @@ from ppf.progress import say
 from ppf.pruning import Compensation
 from ppf.pruning.bank import ready_gib
 from ppf.pruning.compensation import Bias, NoCompensation
-from ppf.pruning.elastic import ADAPTERS, Adapters, trained_with
-from ppf.records.agent import agent_folder
+from ppf.pruning.elastic import ADAPTERS, TRAINING, Adapters, trained_with
+from ppf.records.agent import AGENT, WEIGHTS, agent_folder
+from ppf.records.policy import AdaptersRecord
 from ppf.space import Space
 
 
@@ -57,6 +61,22 @@ def origin(context: PruningContext) -> dict[str, str]:
     """What adapters depend on: the compensation of the weights, and the search's signature."""
     compensation = type(context.model.compensation).__name__
     return {"compensation": compensation, "labels": context.signatures.labels}
+
+
+def save_adapters(
+    cfg: DictConfig, adapters: Adapters, context: PruningContext, training: Mapping[str, Any]
+) -> None:
+    """Writes the agent of `cfg.search` and its adapters to `cfg.out`, which can replace the search.
+
+    Args:
+        training: how the adapters were trained.
+    """
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (AGENT, WEIGHTS):
+        shutil.copy(agent_folder(cfg.search) / name, out)
+    adapters.save(out, origin(context))
+    write_json(out / TRAINING, {key: training[key] for key in AdaptersRecord.model_fields})
 
 
 def _without_refit(wanted: Compensation) -> Compensation:

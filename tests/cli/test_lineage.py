@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.cli.lineage import made, used
+from ppf.stages.lineage import made, used
 from tests.agents.test_ratio_agent import ratio_agent
 from tests.records import examples
 

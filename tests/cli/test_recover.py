@@ -12,15 +12,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
+from ppf.cli.recover import _rows, main
+from ppf.recovery.settings import RecoverySettings
 
 from ppf.cli import evaluate, prune
 from ppf.cli import recover as recover_command
-from ppf.cli.recover import _rows, main
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
 from ppf.recovery.inputs import with_enough_memory
 from ppf.recovery.results import Recovered, RecoveryScore
-from ppf.recovery.settings import RecoverySettings
 from ppf.stages.recover import recover
 from tests.commands import on_two_ranks
 from tests.records import examples

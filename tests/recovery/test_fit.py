@@ -7,12 +7,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning import Fabric
+from ppf.recovery.settings import Machine, Optimization, RecoverySettings, TrainingRun
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppf.recovery import fit
 from ppf.recovery.fit import _Drafted, _Running
 from ppf.recovery.module import TunedModule, warmup_and_cosine
-from ppf.recovery.settings import Machine, Optimization, RecoverySettings, TrainingRun
 from tests.recoveries import KilledError
 
 

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from ppf.recovery.likeliest import Likeliest
+from ppf.recovery.token_losses import Rows, mean_token_losses
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ppf.llm import OutputHead
 from ppf.recovery import token_losses
-from ppf.recovery.likeliest import Likeliest
 from ppf.recovery.losses import KL, CrossEntropy
-from ppf.recovery.token_losses import Rows, mean_token_losses
 
 WIDTH, TOKENS = 12, 33
 

@@ -19,6 +19,8 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
+from ppf.recovery.likeliest import read_likeliest
+from ppf.recovery.settings import TrainingRun
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ppf.cli.checks import check
@@ -32,11 +34,9 @@ from ppf.policy_file import read_policy
 from ppf.pruning.observed import Observed
 from ppf.recovery import fit, token_losses
 from ppf.recovery.data import WindowSampler
-from ppf.recovery.likeliest import read_likeliest
 from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule, TunedModule
 from ppf.recovery.results import RecoveryScore
-from ppf.recovery.settings import TrainingRun
 from ppf.stages.prune import convert, prune
 from ppf.stages.recover import recover
 from ppf.text.parts import build_text, training_text

@@ -13,6 +13,7 @@ from gguf import GGUFReader
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
+from ppf.stages.recover_dynamic import recover_dynamic
 from safetensors.torch import load_file
 
 from ppf.cli.checks import check
@@ -29,7 +30,6 @@ from ppf.recovery.elastic import ElasticModule
 from ppf.recovery.results import RecoveryScore
 from ppf.runtime import DynamicModel
 from ppf.stages.prune_at import prune_at
-from ppf.stages.recover_dynamic import recover_dynamic
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_agent, write_search
 
