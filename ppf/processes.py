@@ -11,7 +11,9 @@ import torch
 from lightning import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
+from omegaconf import DictConfig
 
+from ppf.conf import plain
 from ppf.progress import console
 from ppf.ranges import Positive
 
@@ -87,3 +89,9 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_WATCH_EVERY)
     os._exit(1)  # an exception would not reach the main thread while it waits for other ranks
+
+
+def trainer_identity(trainer: DictConfig) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that determine what is trained, not where."""
+    where = (*_DEVICES, "log_every_n_steps", "num_sanity_val_steps")
+    return {key: value for key, value in plain(trainer).items() if key not in where}

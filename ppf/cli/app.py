@@ -20,9 +20,9 @@ from ppf.cli.checks import check, check_unread
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Job, is_multirun, set_aside
 from ppf.cli.plan import show_plan
-from ppf.conf import SECRET
-from ppf.identity import plain
-from ppf.llm.loading import check_source, dtype_name, resolve_dtype
+from ppf.conf import SECRET, plain
+from ppf.llm.loading import dtype_name, resolve_dtype
+from ppf.llm.sources import check_source
 from ppf.processes import launch, process_count
 from ppf.progress import say
 from ppf.ranks import Ranks

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from ppf.errors import PPFError
-from ppf.llm.loading import local_folder
+from ppf.llm.sources import local_folder
 from ppf.ranges import (
     STRICT,
     Count,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ppf.agents.base import per_rank
 from ppf.agents.gradient import Gradient, differentiable
-from ppf.agents.rule import Rule
 from ppf.cli import curve, results
 from ppf.cli.app import command
 from ppf.cli.checks import changed, lies_in, refuse_unread
@@ -48,14 +47,6 @@ from ppf.stages.train import Trained, folds, train
 from ppf.text import Text
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
-_RULE = f"{Rule.__module__}.{Rule.__qualname__}"
-_OF_ROUNDS = tuple(
-    f"search.{key}"
-    for key in (
-        *("rounds", "top_k", "neighbours", "gain", "tolerance", "spread_penalty", "trust_region"),
-        *("label_budget", "widen", "agreement", "warm_start", "checkpoint_every"),
-    )
-)
 _OF_RUNS = tuple(
     f"{polish}.{key}"
     for polish in ("agent.polish", "dynamic.polish")
@@ -97,7 +88,7 @@ def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     if cfg.search.start:
         if read_policy(cfg.search.start, cfg.trust_targets).get("types"):
             raise PPFError("search.start= cannot start from a policy that quantises weights.")
-        if isinstance(instantiate(cfg.agent), Rule):
+        if instantiate(cfg.agent).role.decides:
             raise PPFError("a rule does not search: leave search.start out, or give another agent.")
     if cfg.mode == "dynamic":
         check_dynamic(cfg)
@@ -114,9 +105,6 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
             others = " or ".join(f"mode={other}" for other in reading)
             raise PPFError(f"mode={mode} does not read {key}: leave it out, or give {others}.")
     refuse_unread("a polish", given, _OF_RUNS)
-    unread = [key for key in changed(given) if lies_in(key, _OF_ROUNDS)]
-    if unread and cfg.agent.get("_target_") == _RULE:  # comparisons give all agents the same keys
-        say(f"An allocation rule does not read {', '.join(unread)}.")
     if not cfg.report_test:
         refuse_unread("search without report_test=true", given, ["sequential", "refit_windows"])
     if drawn_labels(cfg) == 1:  # the dense model's

@@ -12,11 +12,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.errors import PPFError
-from ppf.identity import signatures
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
 from ppf.planning.control_groups import left_by_groups
 from ppf.planning.plan import GIB, Need, Sizes, Speeds, needs
+from ppf.pruning.signatures import signatures
 
 _ANY_SPEED = Speeds(1.0, 1.0, 1.0)
 

@@ -5,10 +5,8 @@ import math
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from ppf.agents.rule import Rule
-from ppf.predictor.base import needs_labels, unfitted
+from ppf.predictor.base import is_exact, needs_labels, unfitted
 from ppf.predictor.expected import ExpectedLoss
-from ppf.predictor.oracle import Oracle
 from ppf.pruning.costs import Bytes
 from ppf.search.experts import measured_experts, searched_ratios
 
@@ -58,7 +56,7 @@ def evaluations_of_agent(cfg: DictConfig) -> int | None:
         0: their number is not known in advance; None: the agent measures none.
     """
     agent = cfg.get("agent")
-    if agent is None or not isinstance(predictor := unfitted(cfg.predictor), Oracle):
+    if agent is None or not is_exact(unfitted(cfg.predictor)):
         return None
     if agent.get("polish"):
         return 0
@@ -66,7 +64,7 @@ def evaluations_of_agent(cfg: DictConfig) -> int | None:
         return _rounds(cfg) * agent.get("evaluations", 0)
     children, whole = agent.children, cfg.text.windows.labelling or MANY
     share = 0.0
-    for step in predictor.screening:
+    for step in cfg.predictor.get("screening", []):
         share += children * step["windows"] / whole
         children = min(children, step["keep"])
     starts = _SPARING + bool(cfg.search.start)
@@ -103,7 +101,7 @@ def reestimates(cfg: DictConfig) -> bool:
 
 
 def _is_rule(cfg: DictConfig) -> bool:
-    return isinstance(instantiate(cfg.agent), Rule)
+    return bool(instantiate(cfg.agent).role.decides)
 
 
 def _rounds(cfg: DictConfig) -> int:

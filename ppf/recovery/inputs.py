@@ -15,20 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ppf.artefacts import digest, signature
+from ppf.artefacts import signature
+from ppf.conf import plain
+from ppf.digests import digest, with_code
 from ppf.errors import PPFError, out_of_memory
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
-from ppf.identity import (
-    documents_identity,
-    file_identity,
-    plain,
-    text_identity,
-    warn_of_shared_documents,
-    with_code,
-)
 from ppf.llm import LanguageModel
 from ppf.progress import say
 from ppf.recovery.training import RecoverySettings, TrainerSettings, TrainingRun, Windows
+from ppf.text.identity import (
+    documents_identity,
+    file_identity,
+    text_identity,
+    warn_of_shared_documents,
+)
 from ppf.text.parts import PartName, Text, build_text, build_training_text, training_text
 
 T = TypeVar("T")

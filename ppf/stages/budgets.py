@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import signature
+from ppf.conf import plain
 from ppf.context import PruningContext
-from ppf.identity import plain, with_code
+from ppf.digests import with_code
 from ppf.llm import LanguageModel
 from ppf.llm.loading import check_window
 from ppf.planning.evaluations import counts_bytes

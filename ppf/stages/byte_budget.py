@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ppf.agents.gradient import Gradient
-from ppf.agents.rule import Rule
 from ppf.artefacts import signature
 from ppf.context import PruningContext
 from ppf.errors import PPFError
@@ -64,7 +63,7 @@ def check_bytes(cfg: DictConfig) -> None:
             "agent=gradient, the default agent, needs losses that change with every unit, and"
             " budget=bytes allows few sizes of a site: give agent=evolution."
         )
-    if issubclass(get_class(cfg.agent._target_), Rule):
+    if instantiate(cfg.agent).role.decides:
         raise PPFError(
             "budget=bytes cannot have a rule as its agent: give agent=evolution rules=bytes, which"
             " also measures uniform pruning and a rule for bytes."

@@ -8,10 +8,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ppf.agents import Candidates
-from ppf.agents.rule import Rule
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
-from ppf.predictor.oracle import Oracle
+from ppf.predictor.base import is_exact
 from ppf.progress import Stopwatch, say
 from ppf.search import Verification, run_search, verify, with_neighbours
 from ppf.search.experts import moved
@@ -85,8 +84,7 @@ def search(
     Intervals are calibrated on the proposals of earlier rounds. The trust region is widened after a
     round with enough measurements inside their intervals. The search ends if, in addition, the
     round's best proposal was predicted well and the last widening brought no better one.
-    An allocation rule has one round, in which only its policy and uniform pruning are measured; its
-    policy is the result, even if uniform pruning has a lower loss.
+    The agent's `role` says what differs for an allocation rule.
 
     Args:
         labels: measured policies, the dense one first.
@@ -103,8 +101,7 @@ def search(
     earlier = int(history[-1]["round"]) if history else 0
     rounds: list[Verification] = []
     region = inputs.region()
-    rule = isinstance(agent, Rule)
-    count = 1 if rule else settings.rounds
+    count = min(settings.rounds, agent.role.rounds)
     for number in range(count):
         left = settings.label_budget - _spent(rounds)
         last = number + 1 == count or left <= settings.top_k
@@ -125,11 +122,8 @@ def search(
                 if measure_start:  # also outside of the trust region
                     given = new_policies(project(objective.space, wanted, ratios), known)
             run = inputs.run(trained, objective.measured, history, number, earlier)
-            if rule:
-                found = agent.search(objective, run)
-            else:
-                apart = not isinstance(trained.predictor, Oracle)
-                found = run_search(agent, objective, run, settings.top_k, known, apart=apart)
+            apart = not is_exact(trained.predictor)
+            found = run_search(agent, objective, run, settings.top_k, known, apart=apart)
         each = 0 if last else settings.neighbours  # they teach the next predictor
         room = left if last else left - settings.top_k
         if len(given):
@@ -147,7 +141,8 @@ def search(
             trained = inputs.train(labels)
     merged = Verification.merge(calibrated(rounds))
     own = torch.tensor([CANDIDATE in names for names in merged.names])
-    eligible = own if rule or settings.proposals_only else torch.ones_like(own)
+    only_own = agent.role.decides or settings.proposals_only
+    eligible = own if only_own else torch.ones_like(own)
     if not eligible.any():
         raise PPFError(
             f"{type(agent).__name__} proposed no new policy at ratio={ratio}: give"

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ppf.agents import Agent, Objective, Report, Run
 from ppf.agents.checkpoint import Checkpoint
-from ppf.agents.rule import Rule
 from ppf.artefacts import signature
-from ppf.identity import plain, with_code
+from ppf.conf import plain
+from ppf.digests import with_code
 from ppf.labels.labelling import Labelling
 from ppf.labels.table import PROPOSED
 from ppf.pruning import Allocation, SiteFeatures
@@ -34,7 +34,7 @@ class SearchInputs:
         agent: searches on the predictor.
         space: of the policies, with the prices of the search's budget.
         features: of the sites.
-        rules: allocation rules by name; none if the agent itself is a rule.
+        rules: allocation rules by name; none if the agent's role is without them.
         settings: section `search` of the config.
         train: fits a predictor to all labels of a round.
         measure: log-perplexity of policies on the real model, nats per token.
@@ -78,7 +78,7 @@ class SearchInputs:
             agent,
             space,
             features,
-            {} if isinstance(agent, Rule) else instantiate(cfg.rules),
+            instantiate(cfg.rules) if agent.role.with_rules else {},
             cfg.search,
             train,
             lambda kept: labelling.measure(kept, PROPOSED).nll,

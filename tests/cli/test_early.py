@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.cli.collect import main as collect
 from ppf.cli.search import main as search
 from ppf.cli.train import main as train
+from ppf.conf import plain
 from ppf.context import prepare as stage
 from ppf.errors import PPFError
-from ppf.identity import plain, recorded, signatures
 from ppf.llm.sources import byte_tokenizer
+from ppf.pruning.signatures import recorded, signatures
 from ppf.stages.evaluate import Procedure, evaluate_policy
 from ppf.stages.prune import prune
 from ppf.stages.prune_at import prune_at

@@ -8,12 +8,13 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from tests.context.test_plan import CPU, config, gpus
 
+from ppf.conf import plain
 from ppf.context import capacity
 from ppf.errors import PPFError
-from ppf.identity import plain, recorded, signatures
 from ppf.llm.divide import check_division
 from ppf.planning.capacity import Comparison, Free, refusal, refuse_what_does_not_fit
 from ppf.policy_file import policy_config
+from ppf.pruning.signatures import recorded, signatures
 
 CUDA = torch.device("cuda")
 LARGE = ("model=llama3_70b",)

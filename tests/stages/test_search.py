@@ -18,6 +18,7 @@ from ppf.labels.table import Labels
 from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch
 from ppf.pruning import Allocation, SiteFeatures
+from ppf.pruning.allocation import Uniform
 from ppf.search import Verification, run_search
 from ppf.search.selection import Selection
 from ppf.stages.search import Found, search
@@ -199,9 +200,12 @@ def test_the_result_is_eligible_even_without_a_finite_loss() -> None:
     assert found.best == 1
 
 
-def test_rules_are_not_polished() -> None:
-    with pytest.raises(PPFError, match="agent=starts"):
-        Rule(allocation=Wrong(), threads=1, polish=agent("evolution"))
+def test_a_rule_that_is_uniform_pruning_is_the_result(tmp_path: Path) -> None:
+    inputs = inputs_of(tmp_path, [], top_k=1)
+    labels = Labels(inputs.space.dense[None], torch.zeros(1), ["sampler"])
+    inputs = replace(inputs, agent=Rule(allocation=Uniform(), threads=1, polish=None))
+    found = search(inputs, labels, inputs.train(labels), 0.3, Stopwatch())
+    assert found.measured.names == (("uniform", "candidate"),) and found.best == 0
 
 
 def test_proposals_alone_can_be_the_result(tmp_path: Path) -> None:
