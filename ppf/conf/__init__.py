@@ -32,8 +32,8 @@ GROUPS = {
     "agent": "searches for the best policy",
     "rules": "allocation rules that a search measures too; not mode=dynamic",
     "budget": "cost that the ratio is a share of",
-    "loss": "losses of recovery; several, which are added: loss=[kl,hidden]",
-    "tune": "weights that recovery trains; one after another: tune=[blockwise,lora]",
+    "loss": "losses of recovery; several, which are added: loss=[kl,ce]",
+    "tune": "weights that recovery trains",
     "export": "format of the pruned model",
     "fabric": "processes and devices",
     "trainer": "arguments of Lightning's Trainer, which trains the predictor",
@@ -46,7 +46,7 @@ GROUPS = {
 """Option group → its purpose."""
 _SHARING = ("collect", "train", "search", "recover")  # several processes share their work
 _PROCESSES = ("ddp", "multi_node", "slurm")  # options of fabric with several processes
-_SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
+_SEVERAL = ("logger", "loss")  # lists of their options are not among Hydra's choices
 SECRET = ("api_key",)
 """Keys of the config that no logger gets."""
 _UNGROUPED = ("seed=", "paths.", "traceback=", *(f"{key}=" for key in SECRET))

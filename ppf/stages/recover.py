@@ -25,7 +25,7 @@ from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwrit
 from ppf.export.huggingface import export_recovered
 from ppf.export.loading import read_pruned
 from ppf.export.pruned import Pruned
-from ppf.llm.loading import LanguageModel, dtype_name, load, local_folder, resolve_dtype
+from ppf.llm.loading import LanguageModel, dtype_name, load, resolve_dtype
 from ppf.overrides import quoted
 from ppf.policy_file import (
     checked_config,
@@ -269,7 +269,7 @@ class _AllRatios:
 
 
 def _policy_file(cfg: DictConfig) -> Path:
-    return Path(local_folder(cfg.path, "path"), "policy.json") if cfg.path else Path(cfg.policy)
+    return Path(cfg.path, "policy.json") if cfg.path else Path(cfg.policy)
 
 
 def _report(cfg: DictConfig, fabric: Fabric, summary: Mapping[str, Any]) -> None:

@@ -95,7 +95,7 @@ def test_a_full_allocator_is_told() -> None:
 def test_memory_is_saved_with_keys_of_the_command(command: str) -> None:
     told = explain_run(command)(MemoryError())
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(command, ["tune=blockwise"] if command == "recover" else [])
+        cfg = compose(command, [])
     named = re.findall(r"(?:smaller|shorter) ([a-z_.]+[a-z])|([a-z_.]+)=", told or "")
     for key in map("".join, named):
         section, _, name = key.rpartition(".")
