@@ -15,21 +15,23 @@ from omegaconf import DictConfig
 
 from ppf.conf import plain
 from ppf.progress import console
-from ppf.ranges import Positive
+from ppf.ranges import Count, Positive
 
 _WATCH_EVERY = 5.0  # seconds
 _DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 
 
-def build_fabric(*, timeout_hours: Positive, **arguments: Any) -> Fabric:
+def build_fabric(*, timeout_hours: Positive, num_nodes: Count, **arguments: Any) -> Fabric:
     """Lightning's Fabric, with a longer timeout than its default of 30 minutes.
 
     Rank 0 makes most artefacts alone, which takes hours for large models.
 
     Args:
         timeout_hours: that a rank waits for the others; then it fails.
+        num_nodes: number of machines.
         arguments: of Fabric.
     """
+    arguments["num_nodes"] = num_nodes
     arguments["accelerator"] = kind_of_device(arguments["accelerator"])
     if process_count(arguments) == 1:  # even under a launcher, whose environment does not count
         return Fabric(**arguments, plugins=LightningEnvironment())

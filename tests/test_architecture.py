@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A package imports only from the lines above its own.
 ORDER = [
-    {"commands", "conf", "errors", "overrides", "progress", "ranges", "seeds", "threads"},
+    {"errors", "ranges"},
+    {"arguments", "commands", "conf", "overrides", "progress", "seeds", "threads"},
     {"ranks", "processes"},
     {"artefacts", "records"},
     {"digests"},
