@@ -31,7 +31,7 @@ _SMALLER_LABELS = "a smaller labels.batch, a shorter text.window, or a smaller m
 _SMALLER = {
     "prune": "dtype=bfloat16, bank.max_gib=0.0, or (with policy=) sequential=false",
     "evaluate": "dtype=bfloat16, a smaller batch, or a shorter window",
-    "recover": "a smaller recovery.micro_batch, a shorter text.window, or (with policy=) sequential=false",
+    "recover": "a smaller recovery.micro_batch, a shorter text.window, or sequential=false",
     "serve": "dtype=bfloat16, a smaller bank.max_gib, or a smaller limits.sequences",
 }
 """Command → keys that lower its memory."""

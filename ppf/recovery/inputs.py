@@ -137,7 +137,7 @@ def training_run(
 
 def mean_nlls(
     model: PreTrainedModel,
-    parts: Sequence[Int[Tensor, "windows window"]],
+    parts: Sequence[Int[Tensor, "_ window"]],
     dtype: torch.dtype,
     batch: int,
 ) -> list[float]:

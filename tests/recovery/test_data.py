@@ -3,7 +3,9 @@
 from ppf.recovery.data import WindowSampler
 
 
-def read(*, epoch: int = 0, size: int = 16, seed: int = 0, rank: int = 0, ranks: int = 1) -> list[int]:
+def read(
+    *, epoch: int = 0, size: int = 16, seed: int = 0, rank: int = 0, ranks: int = 1
+) -> list[int]:
     """The windows of an epoch, of 8 windows in all."""
     order = WindowSampler(8, size, seed=seed, rank=rank, ranks=ranks)
     order.set_epoch(epoch)

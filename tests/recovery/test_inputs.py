@@ -172,7 +172,8 @@ SETTINGS = RecoverySettings(1, 10, 5, 1)
 
 
 @pytest.mark.parametrize(
-    ("error", "sentence"), [(torch.OutOfMemoryError, ""), (RuntimeError, ON_A_CPU), (MemoryError, "")]
+    ("error", "sentence"),
+    [(torch.OutOfMemoryError, ""), (RuntimeError, ON_A_CPU), (MemoryError, "")],
 )
 def test_an_attempt_that_ran_out_of_memory_is_freed_before_the_next(
     error: type[Exception], sentence: str
