@@ -56,7 +56,6 @@ INVALIDATES = {
     "trainer.num_sanity_val_steps": (),
     "seed": ("predictor",),
     "agent": ("training",),
-    "agent.threads": (),
     "budget": ("training",),
     "rules": ("training",),
     "search": ("training",),

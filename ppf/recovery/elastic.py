@@ -12,10 +12,10 @@ from ppf.pruning import LivePruner
 from ppf.pruning.elastic import Adapters
 from ppf.pruning.unseen import Unseen
 from ppf.ranges import Count, Positive
-from ppf.recovery.fit import Point, fit
+from ppf.recovery.fit import fit
 from ppf.recovery.losses import Forward, TokenLoss, weighted_sum
 from ppf.recovery.module import TunedModule
-from ppf.recovery.training import TrainingRun
+from ppf.recovery.training import Point, TrainingRun
 from ppf.seeds import numbered
 
 _DRAWS = 2  # random ratios in a training step, besides the highest one

@@ -5,7 +5,7 @@ import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning import Callback, Fabric, LightningModule, Trainer
@@ -21,24 +21,9 @@ from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.computing import reusing_memory
 from ppf.recovery.data import WindowSampler
 from ppf.recovery.module import NLL, TunedModule
-from ppf.recovery.training import TrainingRun
+from ppf.recovery.training import Point, TrainingRun
 
 _BEST, _CURVE, _LAST = "best.ckpt", "curve.json", "last.ckpt"
-
-
-class Point(NamedTuple):
-    """The state of a training at a validation.
-
-    Args:
-        tokens: read so far.
-        nll: mean negative log-likelihood on the validation part, nats per token.
-        seconds: of training so far; time that a killed run spent after its last checkpoint is not
-            counted.
-    """
-
-    tokens: int
-    nll: float
-    seconds: float
 
 
 def fit(module: TunedModule, run: TrainingRun) -> list[Point]:

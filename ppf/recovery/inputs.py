@@ -29,7 +29,15 @@ from ppf.text.identity import (
     text_identity,
     warn_of_shared_documents,
 )
-from ppf.text.parts import PartName, Text, build_text, build_training_text, training_text
+from ppf.text.parts import (
+    PartName,
+    Text,
+    build_text,
+    build_training_text,
+    text_name,
+    training_name,
+    training_text,
+)
 
 T = TypeVar("T")
 _PARTS: tuple[PartName, ...] = ("training", "validation")
@@ -46,12 +54,16 @@ class RecoveryText:
         cfg: the config of the recovery.
         found_with: the config that the policy was found with. Documents of its test part are left
             out, as are those of the test part of `cfg`.
+
+    Attributes:
+        name, training_name: of the text, without and with the documents that `cfg` adds.
     """
 
     def __init__(self, cfg: DictConfig, found_with: DictConfig) -> None:
         self.cfg, self._windows = cfg, list[Windows]()
         if cfg.report_test:
             warn_of_shared_documents(cfg, found_with)
+        self.name, self.training_name = text_name(cfg.text), training_name(cfg.text)
         own, other = (documents_identity(given, "test") for given in (cfg, found_with))
         self._tested = [cfg] if own == other else [cfg, found_with]
 

@@ -130,3 +130,18 @@ class TrainingRun:
     @property
     def _wanted(self) -> int:
         return max(ceil(self.settings.tokens / self.step), 1)
+
+
+class Point(NamedTuple):
+    """The state of a training at a validation.
+
+    Args:
+        tokens: read so far.
+        nll: mean negative log-likelihood on the validation part, nats per token.
+        seconds: of training so far; time that a killed run spent after its last checkpoint is not
+            counted.
+    """
+
+    tokens: int
+    nll: float
+    seconds: float

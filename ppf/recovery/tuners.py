@@ -8,10 +8,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ppf.ranges import Count, Positive
-from ppf.recovery.fit import Point, fit
+from ppf.recovery.fit import fit
 from ppf.recovery.losses import TokenLoss
 from ppf.recovery.module import RecoveryModule
-from ppf.recovery.training import TrainingRun
+from ppf.recovery.training import Point, TrainingRun
 
 
 class Tuner(ABC):

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.agents import Agent, Objective, Run
+from ppf.agents.base import THREADS
 from ppf.agents.learner import Learner
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
@@ -113,9 +114,9 @@ def dynamic(
         objective = inputs.objective(trained, region.radius, low, high)
         say(f"Training on ratios {low} to {high}, round {number + 1} of {rounds}.")
         run = inputs.run(trained, None, history, number)
-        with clock("learning"), cpu_threads(inputs.agent.threads):
+        with clock("learning"), cpu_threads(THREADS):
             proposal = _propose(inputs.agent, objective, run, knots)
-        with clock("improving the experts"), cpu_threads(inputs.agent.threads):
+        with clock("improving the experts"), cpu_threads(THREADS):
             experts.append(_improve(inputs, objective, settings, knots, [proposal, *experts[-1:]]))
         own = measured_experts(number, settings.stride, settings.knots)
         chosen = new_policies(experts[-1][own].cpu(), labels.kept.cpu())
@@ -131,7 +132,7 @@ def dynamic(
         with clock("training the predictor"):
             trained = inputs.train(labels)
     objective = inputs.objective(trained, region.radius, low, high)
-    with clock("improving the experts"), cpu_threads(inputs.agent.threads):
+    with clock("improving the experts"), cpu_threads(THREADS):
         last = _improve(inputs, objective, settings, knots, experts[::-1])
     factor = inputs.fabric.broadcast(widening(torch.cat(errors)))
     agent = _agent(objective, knots, last, factor, provenance)
@@ -164,7 +165,7 @@ def check_dynamic(cfg: DictConfig) -> None:
     if not isinstance(learner, Learner):
         raise PPFError(
             f"mode=dynamic needs an agent that learns over ratios, not {type(learner).__name__}:"
-            " give agent=ppo, sac, ddpg, td3 or reinforce, or mode=chain for other agents."
+            " give agent=ppo or agent=reinforce, or mode=chain for other agents."
         )
 
 

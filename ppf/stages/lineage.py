@@ -1,29 +1,36 @@
 """The files that commands read and write, for W&B's lineage."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.policy_file import model_name, read_policy
 from ppf.records.agent import AGENT, WEIGHTS, agent_folder
-from ppf.report.publish import Artifact
+from ppf.report.publish import log_artifact
 
 
-def used(cfg: DictConfig) -> list[Artifact]:
-    """The artifact of `policy=`, `search=` or `path=`, with the name that its command gave it."""
+def log_used(cfg: DictConfig, loggers: Sequence[Logger]) -> None:
+    """Logs what `policy=`, `search=` or `path=` names, as the command that made it has named it."""
     if cfg.policy:
         model = read_policy(cfg.policy, cfg.trust_targets)["model"]
-        return [Artifact([Path(cfg.policy)], f"{model}-policy", "policy", used=True)]
-    if cfg.get("search"):
+        log_artifact(loggers, [Path(cfg.policy)], f"{model}-policy", "policy", used=True)
+    elif cfg.get("search"):
         config = load_agent(cfg.search, cfg.trust_targets).record["config"]
-        model = model_name(OmegaConf.create(config["model"]))
-        files = [agent_folder(cfg.search) / name for name in (AGENT, WEIGHTS)]
-        return [Artifact(files, f"{model}-agent", "agent", used=True)]
-    return [replace(made(Path(path)), used=True) for path in folders(cfg)]
+        name = f"{model_name(OmegaConf.create(config['model']))}-agent"
+        files = [agent_folder(cfg.search) / file for file in (AGENT, WEIGHTS)]
+        log_artifact(loggers, files, name, "agent", used=True)
+    else:
+        for path in folders(cfg):
+            _log_model(loggers, Path(path), used=True)
+
+
+def log_made(path: Path, loggers: Sequence[Logger], metadata: Mapping[str, Any]) -> None:
+    """Logs a model that a command has written: a Hugging Face folder or a GGUF file."""
+    _log_model(loggers, path, metadata=metadata)
 
 
 def folders(cfg: DictConfig) -> list[str]:
@@ -32,7 +39,5 @@ def folders(cfg: DictConfig) -> list[str]:
     return [paths] if isinstance(paths, str) else list(paths)
 
 
-def made(path: Path, metadata: Mapping[str, Any] | None = None) -> Artifact:
-    """A model that a command writes: a Hugging Face folder or a GGUF file."""
-    name = path.resolve().name
-    return Artifact([path], name, "model", metadata=metadata or {}, by_reference=True)
+def _log_model(loggers: Sequence[Logger], path: Path, **more: Any) -> None:
+    log_artifact(loggers, [path], path.resolve().name, "model", by_reference=True, **more)

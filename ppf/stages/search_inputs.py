@@ -150,7 +150,6 @@ def training_identity(cfg: DictConfig) -> list[Any]:
 
 
 _AFTERWARDS = {
-    "agent": ("threads",),
     "search": ("checkpoint_every", "finalists", "proposals_only", "selection_windows", "start"),
 }  # keys that do not change a training, once its predictor and its starts are known
 

@@ -175,7 +175,7 @@ def test_a_rule_that_is_predicted_worse_than_uniform_is_measured_and_the_result(
     tmp_path: Path,
 ) -> None:
     inputs = inputs_of(tmp_path, [], top_k=1)
-    wrong = Rule(allocation=Wrong(), threads=1, polish=None)
+    wrong = Rule(allocation=Wrong(), polish=None)
     labels = Labels(inputs.space.dense[None], torch.zeros(1), ["sampler"])
     inputs = replace(inputs, agent=wrong)
     found = search(inputs, labels, inputs.train(labels), 0.3, Stopwatch())
@@ -203,7 +203,7 @@ def test_the_result_is_eligible_even_without_a_finite_loss() -> None:
 def test_a_rule_that_is_uniform_pruning_is_the_result(tmp_path: Path) -> None:
     inputs = inputs_of(tmp_path, [], top_k=1)
     labels = Labels(inputs.space.dense[None], torch.zeros(1), ["sampler"])
-    inputs = replace(inputs, agent=Rule(allocation=Uniform(), threads=1, polish=None))
+    inputs = replace(inputs, agent=Rule(allocation=Uniform(), polish=None))
     found = search(inputs, labels, inputs.train(labels), 0.3, Stopwatch())
     assert found.measured.names == (("uniform", "candidate"),) and found.best == 0
 
