@@ -13,9 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.artefacts import get_or_make, read_if_whole, signature
 from ppf.context import EarlyCheck
-from ppf.export.huggingface import HuggingFace, export_recovered
-from ppf.export.loading import read_description, read_pruned
-from ppf.export.pruned import Pruned
+from ppf.export import Pruned, read_description, read_pruned
+from ppf.export.huggingface import HuggingFace
 from ppf.llm.loading import LanguageModel, dtype_name, load, resolve_dtype
 from ppf.policy_file import read_policy
 from ppf.progress import say
@@ -45,11 +44,11 @@ def pruned_folder(
     if fabric.broadcast(fabric.is_global_zero and read_if_whole(folder, read)):
         say(f"Reusing the pruned model in {folder}.")
         return folder
-    exporter, in_float32 = HuggingFace(), OmegaConf.create({**cfg, "dtype": "float32"})
-    context, record = compensated(in_float32, fabric, record, exporter, check=check)
+    in_float32 = OmegaConf.create({**cfg, "dtype": "float32"})
+    context, record = compensated(in_float32, fabric, record, check)
 
     def make(draft: Path) -> None:
-        exporter.write(context.model.pruner, draft, record)
+        HuggingFace().write(Pruned.of(context.model.pruner), draft, record)
 
     return get_or_make(folder, read=read, make=make, ranks=fabric)
 
@@ -75,7 +74,6 @@ def load_teacher(config: DictConfig, dtype: torch.dtype, fabric: Fabric) -> Lang
 def write_recovered(
     cfg: DictConfig,
     student: Pruned,
-    start: Path,
     record: dict[str, Any],
     config: DictConfig,
     training: Mapping[str, Any],
@@ -84,8 +82,7 @@ def write_recovered(
     """Writes the trained model, with its policy and a model card, to `cfg.out`.
 
     Args:
-        start: folder of the pruned model.
-        record: its policy.json.
+        record: policy.json of the pruned model.
         config: that the policy was found with.
         training: how it was trained.
         losses: of the models dense, pruned and recovered on the validation part, nats per token,
@@ -99,4 +96,6 @@ def write_recovered(
         nll = labelling_nll(student.lm, config, getattr(torch, known["dtype"]))
         known["measured"]["recovered"] = LogPerplexity(nll).record()
         known["compensation"] = "recovered"
-    export_recovered(student, resolve_dtype(cfg.dtype), start, Path(cfg.out), record)
+    model: Any = student.lm.model
+    model.to(resolve_dtype(cfg.dtype))
+    HuggingFace().write(student, Path(cfg.out), record)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from ppf.agents.ratio_agent import load_agent
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
-from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
+from ppf.export import check_out
 from ppf.overrides import quoted
 from ppf.policy_file import (
     checked_config,
@@ -74,9 +74,7 @@ def check(cfg: DictConfig) -> None:
                 f"{start} is already a recovered model: give the folder that prune wrote, and a"
                 " larger recovery.tokens."
             )
-    refuse_foreign(cfg.out)
-    refuse_overwriting(cfg.out, start)
-    refuse_overwriting_dense(cfg.out, record)
+    check_out(cfg.out, record, start)
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
@@ -186,8 +184,7 @@ class _OneRatio:
         """Writes the trained model, with its policy and a model card, to `out`."""
         if self.cfg.policy:  # the stored folder may have another chat template than the dense model
             self.student.lm.tokenizer = self.teacher.tokenizer
-        record = self.record, self.config
-        write_recovered(self.cfg, self.student, self.start, *record, training, rows[0])
+        write_recovered(self.cfg, self.student, self.record, self.config, training, rows[0])
 
 
 class _AllRatios:
