@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ppf.stages import results
+from ppf.stages import recover, results
 
 CARRIED = ["bank.max_gib=8", "trust_targets=[my.Agent]", "paths.outputs=a"]
 TEXT = ["text=c4", "text.window=64"]
