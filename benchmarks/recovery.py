@@ -35,7 +35,8 @@ from ppf.recovery.module import RecoveryModule
 from ppf.recovery.training import RecoverySettings, TrainerSettings, TrainingRun, Windows
 from ppf.recovery.tuners import Full, without_dropout
 from ppf.space import uniform
-from ppf.text.parts import build_text, training_text
+from ppf.text.parts import build_text
+from ppf.text.training import training_text
 
 LR, TURNS, BATCH, VALIDATION, GIB = 3e-4, 2, 4, 4, 2**30
 DEVICES = {"accelerator": "cpu", "devices": 1}

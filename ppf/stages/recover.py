@@ -118,7 +118,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         folder = Path(cfg.paths.run)
         write_json(folder / "summary.json", summary)
         log_used(cfg, fabric.loggers)
-        log_made(Path(cfg.out), fabric.loggers, {})
+        log_made(Path(cfg.out), fabric.loggers)
         publish_recovery(folder, fabric.loggers)
     say(f"Written to {cfg.out}")
     about = {

@@ -17,7 +17,8 @@ from ppf.errors import PPFError
 from ppf.llm import LanguageModel, load
 from ppf.recovery.inputs import RecoveryText, training_folder, weights_identity, with_enough_memory
 from ppf.recovery.training import RecoverySettings
-from ppf.text.parts import build_text, build_training_text
+from ppf.text.parts import build_text
+from ppf.text.training import build_training_text
 from tests.articles import write_articles
 from tests.recoveries import quick
 

@@ -28,7 +28,8 @@ from ppf.pruning.observed import Observed
 from ppf.records.run import Outcome
 from ppf.recovery.module import RecoveryModule
 from ppf.stages import prune, recover
-from ppf.text.parts import build_text, training_text
+from ppf.text.parts import build_text
+from ppf.text.training import training_text
 from ppf.threads import cpu_threads
 from tests.records import examples
 from tests.recoveries import KilledError, kill, recovery_config
