@@ -80,12 +80,12 @@ def check(cfg: DictConfig) -> None:
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Recovers a model; the metric is nats per token on the validation part, mean over ratios."""
     job = _AllRatios(cfg, fabric) if cfg.search else _OneRatio(cfg, fabric)
-    dense, before = job.dense(), job.measured()
+    before = job.measured()
     curve = with_enough_memory(instantiate(cfg.recovery), fabric, job.train)
     after = job.measured()
     validated, *tested = (
         [
-            _row(ratio, dense[part], old[part], new[part])
+            _row(ratio, job.dense[part], old[part], new[part])
             for ratio, old, new in zip(job.ratios, before, after, strict=True)
         ]
         for part in range(len(job.parts))
@@ -155,13 +155,10 @@ class _OneRatio:
         self.parts = [self.windows.validation, *self.text.test(self.student.lm)]
         self.ratios, self.asked = [record["budget"]["saved"]], [record["ratio"]["asked"]]
         self.method = "uniform" if record["kept"] == record["uniform"]["kept"] else "PPF"
-
-    def dense(self) -> list[float]:
-        """Mean negative log-likelihood of the dense model on each part, nats per token."""
-        return self._nlls(self.teacher.model)
+        self.dense = self._nlls(self.teacher.model)
 
     def measured(self) -> list[list[float]]:
-        """The same of the pruned model, at each ratio."""
+        """Mean negative log-likelihood at each ratio, on each part of the text; nats per token."""
         return [self._nlls(self.student.lm.model)]
 
     def _nlls(self, model: PreTrainedModel) -> list[float]:
@@ -196,30 +193,23 @@ class _AllRatios:
         if fabric.device.type != "cpu" and agent.record["config"]["model"].get("offload"):
             raise PPFError("recovery with search= cannot train offloaded weights: give fabric=cpu.")
         self.text = RecoveryText(cfg, policy_config(agent.record, cfg))
+        given = OmegaConf.create({**cfg, "dtype": "float32"})
         self.context = resident(
-            OmegaConf.create({**cfg, "dtype": "float32"}),
-            fabric,
-            agent.record,
-            adapted=False,
-            as_trained=False,
-            check=self.text.check,
+            given, fabric, agent.record, adapted=False, as_trained=False, check=self.text.check
         )
         self.model = self.context.model
         agent.check_sites(self.model.space)
         self.windows = self.text.windows(self.model.lm)
         self.parts = [self.windows.validation, *self.text.test(self.model.lm)]
+        self.dense = self._nlls(self.model.space.dense.tolist())
         self.elastic = instantiate(cfg.elastic)
         self.adapters = self.elastic.attach(self.model.pruner, cfg.seed)
         self.untrained = copy.deepcopy(self.adapters.state_dict())
         self.ratios = self.asked = list(cfg.ratios)
         self.method = "PPF"
 
-    def dense(self) -> list[float]:
-        """Mean negative log-likelihood of the dense model on each part, nats per token."""
-        return self._nlls(self.model.space.dense.tolist())
-
     def measured(self) -> list[list[float]]:
-        """The same of the pruned model, at each ratio."""
+        """Mean negative log-likelihood at each ratio, on each part of the text; nats per token."""
         return [self._nlls(self.agent.policy(ratio)) for ratio in self.ratios]
 
     def _nlls(self, kept: list[int]) -> list[float]:
