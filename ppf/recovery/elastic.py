@@ -59,18 +59,10 @@ class Elastic:
             validated: ratios of the validation.
             losses: by name; their weighted sum is minimised.
         """
-        module = ElasticModule(
-            adapters,
-            pruner,
-            policy,
-            losses,
-            self.lr,
-            run.steps,
-            ratios=(min(_LOWEST, highest), highest),
-            validated=validated,
-            seed=run.seed,
+        ratios, given = (min(_LOWEST, highest), highest), (losses, self.lr, run.steps)
+        return fit(
+            ElasticModule(adapters, pruner, policy, *given, ratios, validated, run.seed), run
         )
-        return fit(module, run)
 
     def identity(self) -> dict[str, Any]:
         """What determines the adapters."""
@@ -87,10 +79,10 @@ class ElasticModule(TunedModule):
         adapters: attached to the pruner's model.
         pruner: applies policies.
         policy: gives the policy for a ratio.
+        losses, lr, steps: as for `TunedModule`; the losses are means over the ratios of a step.
         ratios: lowest and highest.
         validated: ratios of the validation.
         seed: of the random ratios.
-        losses, lr, steps: as for `TunedModule`; the losses are means over the ratios of a step.
 
     Source: Yu & Huang, Universally Slimmable Networks (arXiv 1903.05134).
     """
@@ -103,7 +95,6 @@ class ElasticModule(TunedModule):
         losses: Mapping[str, TokenLoss],
         lr: float,
         steps: int,
-        *,
         ratios: tuple[float, float],
         validated: Sequence[float],
         seed: int,

@@ -192,11 +192,10 @@ def with_enough_memory(
             if settings.micro_batch == 1 or not out_of_memory(error):
                 raise
             settings = settings.halved(fabric.world_size)
+            size = settings.micro_batch
             if fabric.world_size > 1:
-                size = settings.micro_batch
-                raise PPFError(
-                    f"a process ran out of memory: give recovery.micro_batch={size}."
-                ) from error
-        say(f"Out of memory: going on with {settings.micro_batch} windows at a time.")
+                told = f"a process ran out of memory: give recovery.micro_batch={size}."
+                raise PPFError(told) from error
+        say(f"Out of memory: going on with {size} windows at a time.")
         gc.collect()  # the Trainer, its module and its optimizer refer to each other
         torch.cuda.empty_cache()

@@ -14,6 +14,8 @@ from ppf.llm import OutputHead, output_head, summed_nll
 from ppf.ranges import Positive
 from ppf.recovery.computing import call_rounded
 
+Distributions = Float[Tensor, "rows tokens"]
+"""Log-probabilities of next tokens, or a gradient with respect to their logits."""
 _ROWS = 512  # positions whose logits are in memory at once
 _CACHED_ROWS = 16  # of them, positions whose float32 logits fit the CPU cache
 _BLOCK = 2048  # rows of the head's gradient that are added at once
@@ -64,16 +66,12 @@ class TokenLoss(ABC):
 
     @abstractmethod
     def of_rows(
-        self,
-        student: Float[Tensor, "rows tokens"],
-        teacher: Float[Tensor, "rows tokens"] | None,
-        targets: Int[Tensor, " rows"],
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
+        self, student: Distributions, teacher: Distributions | None, targets: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, ""], Distributions]:
         """The loss, summed over the rows, and its gradient with respect to the student's logits.
 
         Args:
-            student: log-probabilities.
-            teacher: log-probabilities of the dense model; None unless a loss reads them.
+            teacher: of the dense model; None unless a loss reads them.
             targets: tokens that follow in the text.
         """
 
@@ -84,11 +82,8 @@ class KL(TokenLoss):
     reads_teacher: ClassVar[bool] = True
 
     def of_rows(
-        self,
-        student: Float[Tensor, "rows tokens"],
-        teacher: Float[Tensor, "rows tokens"] | None,
-        targets: Int[Tensor, " rows"],
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
+        self, student: Distributions, teacher: Distributions | None, targets: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, ""], Distributions]:
         assert teacher is not None
         probabilities = teacher.exp()
         divergence = torch.linalg.vecdot(probabilities, teacher - student).sum()
@@ -101,11 +96,8 @@ class CrossEntropy(TokenLoss):
     reads_teacher: ClassVar[bool] = False
 
     def of_rows(
-        self,
-        student: Float[Tensor, "rows tokens"],
-        teacher: Float[Tensor, "rows tokens"] | None,
-        targets: Int[Tensor, " rows"],
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
+        self, student: Distributions, teacher: Distributions | None, targets: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, ""], Distributions]:
         chosen = targets[:, None]
         gradient = student.exp()
         gradient.scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=gradient.dtype))

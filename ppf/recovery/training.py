@@ -33,9 +33,10 @@ class RecoverySettings:
 
     def halved(self, processes: int) -> "RecoverySettings":
         """The same with at most half as many windows in the memory of each process."""
-        smaller = range(self.micro_batch // 2, 0, -1)
-        fits = (n for n in smaller if self.batch % (n * processes) == 0)
-        return replace(self, micro_batch=next(fits, 1))
+        smaller = range(1, self.micro_batch // 2 + 1)
+        return replace(
+            self, micro_batch=max(n for n in smaller if self.batch % (n * processes) == 0)
+        )
 
     def accumulated(self, processes: int) -> int:
         """Micro-batches of one process in an optimiser step.
@@ -115,21 +116,17 @@ class TrainingRun:
     @property
     def epoch(self) -> int:
         """Steps between two validations, which are an epoch of the Trainer."""
-        return min(self.settings.validate_every, self._wanted)
+        return min(self.settings.validate_every, ceil(self.settings.tokens / self.step))
 
     @property
     def epochs(self) -> int:
         """Number of epochs."""
-        return ceil(self._wanted / self.epoch)
+        return ceil(ceil(self.settings.tokens / self.step) / self.epoch)
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
         return self.epoch * self.epochs
-
-    @property
-    def _wanted(self) -> int:
-        return max(ceil(self.settings.tokens / self.step), 1)
 
 
 class Point(NamedTuple):

@@ -111,12 +111,8 @@ def _affordable(
     if not wanted.refits:
         return wanted
     needed = ready_gib(lm, space)
-    if needed > limit:
-        how = "bias compensation" if wanted.biases else "no compensation"
-        say(
-            f"The least-squares bank needs {needed:.2f} GiB, more than bank.max_gib={limit}:"
-            f" using {how} instead."
-        )
-        return _without_refit(wanted)
-    say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
-    return wanted
+    if needed <= limit:
+        say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
+        return wanted
+    say(f"No least squares: the bank needs {needed:.2f} GiB, more than bank.max_gib={limit}.")
+    return _without_refit(wanted)
