@@ -59,10 +59,8 @@ class Elastic:
             validated: ratios of the validation.
             losses: by name; their weighted sum is minimised.
         """
-        ratios, given = (min(_LOWEST, highest), highest), (losses, self.lr, run.steps)
-        return fit(
-            ElasticModule(adapters, pruner, policy, *given, ratios, validated, run.seed), run
-        )
+        given = losses, self.lr, run.steps, (min(_LOWEST, highest), highest), validated, run.seed
+        return fit(ElasticModule(adapters, pruner, policy, *given), run)
 
     def identity(self) -> dict[str, Any]:
         """What determines the adapters."""

@@ -114,5 +114,6 @@ def _affordable(
     if needed <= limit:
         say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
         return wanted
-    say(f"No least squares: the bank needs {needed:.2f} GiB, more than bank.max_gib={limit}.")
+    how = "bias compensation" if wanted.biases else "no compensation"
+    say(f"The bank needs {needed:.2f} GiB, more than bank.max_gib={limit}: using {how}.")
     return _without_refit(wanted)
