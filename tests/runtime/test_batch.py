@@ -52,7 +52,6 @@ def test_sequences_join_and_leave_between_two_tokens(model: DynamicModel) -> Non
             row.append(int(logits.argmax()))
 
     step()
-    assert len(batch) == 3
     batch.keep([1, 2])  # the longest leaves, and its padding with it
     ended, *rows = rows
     assert ended == expected[2][:4]
@@ -60,7 +59,6 @@ def test_sequences_join_and_leave_between_two_tokens(model: DynamicModel) -> Non
         step()
     assert rows == expected[:2]
     batch.keep([])
-    assert len(batch) == 0
     assert greedy(batch, PROMPTS[:1], 9) == expected[:1]
 
 
