@@ -255,7 +255,7 @@ def main() -> None:
     out = (arguments.out / arguments.shape).resolve()
     checkpoint = out / "checkpoint"
     write = [sys.executable, __file__, "--stage", "checkpoint", arguments.shape, str(checkpoint)]
-    given = ["model=local", f"model.path={checkpoint}", f"model.name={arguments.shape}", *FEW]
+    given = [f"model.path={checkpoint}", *FEW]
     commands = {"checkpoint": write, **stages(out, [*given, *overrides])}
     names = list(commands)
     if arguments.until not in (None, *names):

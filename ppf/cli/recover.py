@@ -30,7 +30,8 @@ from ppf.report.recovery import publish_recovery
 from ppf.stages.lineage import log_made, log_used
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
-from ppf.text.parts import text_name, training_name
+from ppf.text.parts import text_name
+from ppf.text.training import training_name
 
 _TRAINER = (
     "precision",

@@ -38,7 +38,8 @@ from ppf.recovery.results import RecoveryScore
 from ppf.recovery.settings import TrainingRun
 from ppf.stages import prune
 from ppf.stages.recover import recover
-from ppf.text.parts import build_text, training_text
+from ppf.text.parts import build_text
+from ppf.text.training import training_text
 from ppf.threads import cpu_threads
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_search
