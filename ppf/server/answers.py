@@ -8,7 +8,7 @@ from typing import Any
 
 from ppf.server.completion import Completion, Delta
 from ppf.server.requests import ChatRequest
-from ppf.server.sampler import Scored
+from ppf.server.sampler import TokenScores
 
 
 class Answer:
@@ -62,7 +62,7 @@ class Answer:
         self,
         number: int,
         content: dict[str, Any],
-        tokens: list[Scored],
+        tokens: list[TokenScores],
         finish_reason: str | None,
     ) -> dict[str, Any]:
         logprobs = None
@@ -70,7 +70,7 @@ class Answer:
             logprobs = self._chat_logprobs(tokens) if self._chat else self._logprobs(tokens)
         return {"index": number} | content | {"logprobs": logprobs, "finish_reason": finish_reason}
 
-    def _logprobs(self, tokens: list[Scored]) -> dict[str, Any]:
+    def _logprobs(self, tokens: list[TokenScores]) -> dict[str, Any]:
         return {
             "tokens": [self._text(chosen[0]) for chosen, *_ in tokens],
             "token_logprobs": [chosen[1] for chosen, *_ in tokens],
@@ -81,7 +81,7 @@ class Answer:
             ],
         }
 
-    def _chat_logprobs(self, tokens: list[Scored]) -> dict[str, Any]:
+    def _chat_logprobs(self, tokens: list[TokenScores]) -> dict[str, Any]:
         def entry(token: int, logprob: float) -> dict[str, Any]:
             text = self._text(token)
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
 from ppf.server.requests import AnyRequest, CompletionRequest
-from ppf.server.sampler import Scored, TokenSampler, scored
+from ppf.server.sampler import TokenSampler, TokenScores, scored
 from ppf.server.text import TextPieces
 from ppf.text.windows import check_embedded
 
@@ -38,7 +38,7 @@ class Delta:
 
     choice: int
     text: str
-    tokens: list[Scored]
+    tokens: list[TokenScores]
     finish_reason: str | None
 
 
@@ -63,7 +63,7 @@ class Choice:
         continued = isinstance(asked, CompletionRequest)
         before = completion.ids[-_BEFORE:].tolist() if continued else []
         self._text = TextPieces(lm.tokenizer, asked.stop, before)
-        self._scored = list[Scored]()
+        self._scored = list[TokenScores]()
         self.last, self.count, self.finished = 0, 0, False
 
     def take(self, logits: Float[Tensor, " vocabulary"]) -> None:

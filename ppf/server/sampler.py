@@ -8,7 +8,7 @@ from transformers import TopPLogitsWarper
 _GREEDY = 1e-5  # at lower temperatures, the divided logits could overflow
 
 
-Scored = list[tuple[int, float]]
+TokenScores = list[tuple[int, float]]
 """A chosen token, and then the most probable ones, each with its log-probability in nats."""
 
 
@@ -42,7 +42,7 @@ class TokenSampler:
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
 
 
-def scored(logits: Float[Tensor, " vocabulary"], token: int, likeliest: int) -> Scored:
+def scored(logits: Float[Tensor, " vocabulary"], token: int, likeliest: int) -> TokenScores:
     """The log-probabilities of a chosen token and of the `likeliest` ones, in descending order."""
     logprobs = logits.float().log_softmax(-1)
     values, tokens = logprobs.topk(min(likeliest, len(logprobs)))

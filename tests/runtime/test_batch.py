@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 import ppf.runtime.batch
-from ppf.errors import PPFError
 from ppf.pruning.compensation import Bias
 from ppf.runtime import DecodingBatch, DynamicModel
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
@@ -83,21 +82,6 @@ def test_the_batch_stays_whole_if_a_prompt_does_not_fit_into_memory(
     for _ in range(3):
         row.append(int(batch.step([row[-1]])[0].argmax()))
     assert row == expected
-
-
-def test_copies_share_a_prompt(model: DynamicModel) -> None:
-    batch = DecodingBatch(model.lm.model)
-    batch.join(PROMPTS[1], 3)
-    logits = batch.step([4, 5, 4])
-    assert torch.allclose(logits[0], logits[2], atol=1e-5)
-    assert not torch.allclose(logits[0], logits[1], atol=1e-2)
-
-
-def test_a_batch_of_another_policy_is_refused(model: DynamicModel) -> None:
-    batch = DecodingBatch(model.lm.model)
-    batch.join(PROMPTS[0], 1)
-    with model.at(0.4), pytest.raises(PPFError, match="filled at another pruning ratio"):
-        batch.step([1])
 
 
 def test_sequences_that_left_hold_no_memory(model: DynamicModel) -> None:
