@@ -35,7 +35,8 @@ from ppf.text.identity import (
     text_identity,
     warn_of_shared_documents,
 )
-from ppf.text.parts import PartName, Text, build_text, build_training_text, text_name, training_text
+from ppf.text.parts import PartName, Text, build_text, text_name
+from ppf.text.training import build_training_text, training_text
 
 T = TypeVar("T")
 _PARTS: tuple[PartName, ...] = ("training", "validation")
