@@ -38,7 +38,7 @@ def test_optuna_lowers_the_error_and_goes_on(
     assert len(found) == 3
     assert OmegaConf.load(best).best_value == pytest.approx(found[0]["nmse"])
     (page,) = best.parent.glob("report.html")
-    assert "3 jobs of train" in page.read_text()
+    assert "3 finished jobs" in page.read_text()
     run(*given, "hydra.sweeper.n_trials=1", "seed=1")
     assert len(rows(tmp_path)) == 1, "jobs 1 and 2 are of the earlier multirun"
 
@@ -64,8 +64,7 @@ def test_a_grid_has_one_page(run: Run, quick: tuple[str, ...], tmp_path: Path) -
     }
     assert [row["nmse"] for row in found] == sorted(row["nmse"] for row in found)
     (multirun,) = tmp_path.rglob("multirun.yaml")
-    best = f"Best: predictor={found[0]['predictor']} labels.count={found[0]['labels.count']}"
-    assert best in multirun.with_name("report.html").read_text()
+    assert "4 finished jobs" in multirun.with_name("report.html").read_text()
     assert multirun.with_name("results.png").is_file()
 
 
