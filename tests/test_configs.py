@@ -45,9 +45,13 @@ Choices = Mapping[str, str]  # group (with its package, where it is not the grou
 
 def composed(stage: str, choices: Choices) -> DictConfig:
     """A stage's config with Hydra's own part."""
-    overrides = [f"{group}={option}" for group, option in choices.items()]
+    return _composed(stage, tuple(f"{group}={option}" for group, option in choices.items())).copy()
+
+
+@cache
+def _composed(stage: str, overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose(stage, overrides, return_hydra_config=True)
+        return compose(stage, list(overrides), return_hydra_config=True)
 
 
 def inside(group: str) -> set[tuple[str, str]]:
