@@ -41,7 +41,6 @@ def sentence(run: Run, script: str, *overrides: str, **more: str) -> str:
         ("search", "mode=dynamic agent=cmaes", "mode=dynamic needs an agent that learns"),
         ("search", "agent=foo", "agent=foo is unknown: give one of alphapruning, block_influence"),
         ("search", "labels.cuont=3", "there is no key labels.cuont: do you mean labels.count?"),
-        ("search", "hydra.run.dir=/proc/x", "cannot write /proc/x (No such file or directory)"),
         ("search", "fabric.accelerator=tpu", "fabric does not work with these settings ("),
         ("search", "space.channel_multiple=7", "space.channel_multiple=7 does not divide"),
         ("search", "model=llama2_7b", "give a local copy with model.path=FOLDER"),
