@@ -24,7 +24,7 @@ PLACES = [  # overrides that place the layers' weights; without any, they lie on
     pytest.param(("model.offload=disk",), id="offload-disk", marks=SLOW),
     pytest.param(("model.device_map=auto",), id="two-gpus", marks=SLOW),
 ]
-TUNES = ["lora", pytest.param("full", marks=SLOW), pytest.param("blockwise", marks=SLOW)]
+TUNES = ["lora", pytest.param("full", marks=SLOW)]
 TEXT = ("text.window=32", "text.windows={calibration:4,labelling:2,test:2}")
 MODEL = ("model=tiny", "space.channel_multiple=16", *TEXT)
 STATIC = (
