@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.commands import invocation
 from ppf.context import PruningContext
 from ppf.errors import PPFError
+from ppf.llm.loading import model_name
 from ppf.identity import plain, recorded, signatures
 from ppf.progress import say
 from ppf.pruning.live import Types
@@ -41,11 +42,6 @@ def policy_record(
         **numbers,
         **provenance(context, predictor=predictor),
     }
-
-
-def model_name(config: DictConfig) -> str:
-    """The name of a `model=` config; that of the folder if it has a `path`."""
-    return Path(config.path).absolute().name if config.path else str(config.name)
 
 
 def provenance(context: PruningContext, **more: str) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""The result of a search for all ratios: the agent, measured at several ratios."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.agents import Objective
+from ppf.agents.ratio_agent import RatioAgent
+from ppf.labels.table import PROPOSED, Labels
+from ppf.predictor.base import Trained
+from ppf.progress import Stopwatch
+from ppf.search.problem import Problem
+from ppf.space import uniform
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of the agent and of uniform pruning at the requested ratios, nats per token.
+
+    Args:
+        kept: the agent's policies.
+        predicted: mean and standard deviation of the agent's predictions.
+        measured: on the labelling part.
+    """
+
+    ratios: list[float]
+    kept: Int[Tensor, "ratios sites"]
+    predicted: Float[Tensor, "ratios 2"]
+    measured: Float[Tensor, " ratios"]
+    uniform: Int[Tensor, "ratios sites"]
+    uniform_measured: Float[Tensor, " ratios"]
+
+
+@dataclass(frozen=True)
+class FoundAgent:
+    """The result of a search for all ratios.
+
+    Args:
+        agent: the agent for every ratio.
+        curve: its losses.
+        labels: all policies measured on the real model, those of the curve included.
+        trained: the last predictor.
+        history: rows of the agent's or learner's metrics, over all rounds.
+        objective: with a predictor that is valid at all ratios; None: it is not.
+    """
+
+    agent: RatioAgent
+    curve: Curve
+    labels: Labels
+    trained: Trained
+    history: list[dict[str, float]]
+    objective: Objective | None
+
+    @property
+    def nll(self) -> float:
+        """Mean measured log-perplexity along the curve, nats per token."""
+        return float(self.curve.measured.mean())
+
+
+def with_curve(
+    problem: Problem,
+    agent: RatioAgent,
+    ratios: Sequence[float],
+    labels: Labels,
+    trained: Trained,
+    objective: Objective | None,
+    clock: Stopwatch,
+) -> FoundAgent:
+    """Measures the agent's policies and uniform pruning; arguments as for `FoundAgent`.
+
+    Args:
+        ratios: at which both are measured.
+        labels: all policies measured before.
+    """
+    kept = problem.fabric.broadcast(torch.tensor([agent.policy(ratio) for ratio in ratios]))
+    even = uniform(agent.space, torch.tensor(ratios, dtype=torch.double))
+    with clock("measuring"):
+        measured, of_even = problem.model.measure(torch.cat([kept, even])).split(len(kept))
+    predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])
+    curve = Curve(list(ratios), kept, predicted, measured, even, of_even)
+    labels = labels.with_rows(kept, measured, PROPOSED).with_rows(even, of_even, PROPOSED)
+    return FoundAgent(agent, curve, labels, trained, problem.runs.history, objective)
