@@ -1,7 +1,18 @@
-"""Runs agents on any number of processes, and measures their policies on the real model."""
+"""The modes of a search (`Static`, `Chain`, `Dynamic`), and what they work with."""
 
-from ppf.search.runner import run_search
-from ppf.search.trust_region import TrustRegion, with_neighbours
-from ppf.search.verify import Verification, verify
+from ppf.search.chain import Chain
+from ppf.search.curve import FoundAgent
+from ppf.search.dynamic import Dynamic
+from ppf.search.problem import AgentRuns, Problem, RealModel
+from ppf.search.static import Found, Static
 
-__all__ = ["Verification", "TrustRegion", "run_search", "verify", "with_neighbours"]
+__all__ = [
+    "AgentRuns",
+    "Chain",
+    "Dynamic",
+    "Found",
+    "FoundAgent",
+    "Problem",
+    "RealModel",
+    "Static",
+]

@@ -1,9 +1,7 @@
 """mode=chain: one agent for every ratio, from a search at each of several ratios."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,22 +52,19 @@ class Chain:
         ratios[1:-1] = ratios[1:-1].round(decimals=6)  # so that ratio=0.15 is one of them
         return ratios
 
+    def evaluations(self, rules: int, reported: int) -> int:
+        """Largest number of policies that are measured; arguments as for `Static.evaluations`."""
+        each = min(self.label_budget, self.rounds * self.top_k)
+        return self.points * (1 + each) + rules + 2 * reported
+
     def search(
-        self,
-        problem: Problem,
-        labels: Labels,
-        trained: Trained,
-        reported: Sequence[float],
-        provenance: Mapping[str, Any],
-        clock: Stopwatch,
+        self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch
     ) -> FoundAgent:
-        """Searches for an agent.
+        """Searches for an agent, and measures it at the problem's ratios.
 
         Args:
             labels: measured policies, the dense one first.
             trained: predictor that is fitted to them.
-            reported: ratios at which the agent is measured in the end.
-            provenance: what agent.json records of the model.
             clock: measures the time of each part.
 
         Raises:
@@ -91,7 +86,7 @@ class Chain:
                 here, start = replace(problem, rules={}), torch.tensor(found[-1].kept)
                 with clock("training the predictor"):
                     trained = problem.model.fit(labels)
-            latest = rounds.search(here, labels, trained, ratio, clock, start)
+            latest = rounds.at(ratio, here, labels, trained, clock, start)
             if not math.isfinite(latest.nll):
                 raise PPFError(f"no policy at ratio={ratio} has a finite loss: lower search.range.")
             known = latest.measured
@@ -106,6 +101,5 @@ class Chain:
             torch.tensor(kept, dtype=torch.double),
             torch.tensor(mean),
             torch.tensor(std),
-            dict(provenance),
         )
-        return with_curve(problem, agent, reported, labels, latest.trained, None, clock)
+        return with_curve(problem, agent, labels, latest.trained, None, clock)

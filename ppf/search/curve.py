@@ -1,6 +1,5 @@
 """The result of a search for all ratios: the agent, measured at several ratios."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,23 +62,24 @@ class FoundAgent:
 def with_curve(
     problem: Problem,
     agent: RatioAgent,
-    ratios: Sequence[float],
     labels: Labels,
     trained: Trained,
     objective: Objective | None,
     clock: Stopwatch,
 ) -> FoundAgent:
-    """Measures the agent's policies and uniform pruning; arguments as for `FoundAgent`.
+    """Measures the agent's policies and uniform pruning at the problem's ratios.
 
     Args:
-        ratios: at which both are measured.
+        agent, trained, objective: as for `FoundAgent`.
         labels: all policies measured before.
+        clock: measures the time of each part.
     """
+    ratios = list(problem.ratios)
     kept = problem.fabric.broadcast(torch.tensor([agent.policy(ratio) for ratio in ratios]))
     even = uniform(agent.space, torch.tensor(ratios, dtype=torch.double))
     with clock("measuring"):
         measured, of_even = problem.model.measure(torch.cat([kept, even])).split(len(kept))
     predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])
-    curve = Curve(list(ratios), kept, predicted, measured, even, of_even)
+    curve = Curve(ratios, kept, predicted, measured, even, of_even)
     labels = labels.with_rows(kept, measured, PROPOSED).with_rows(even, of_even, PROPOSED)
     return FoundAgent(agent, curve, labels, trained, problem.runs.history, objective)

@@ -1,8 +1,7 @@
 """mode=dynamic: one agent for every ratio, from a learner's improved policies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -57,14 +56,12 @@ class Dynamic:
     trust_region: PositiveShare
     spread_penalty: float
 
+    def evaluations(self, rules: int, reported: int) -> int:
+        """Largest number of policies that are measured; arguments as for `Static.evaluations`."""
+        return self.rounds * -(-self.points // self.stride) + 2 * reported
+
     def search(
-        self,
-        problem: Problem,
-        labels: Labels,
-        trained: Trained,
-        reported: Sequence[float],
-        provenance: Mapping[str, Any],
-        clock: Stopwatch,
+        self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch
     ) -> FoundAgent:
         """Searches for an agent; arguments as for `Chain.search`.
 
@@ -108,8 +105,8 @@ class Dynamic:
         with clock("improving the policies"), cpu_threads(learner.threads):
             last = self._improved(problem, objective, ratios, found[::-1])
         factor = problem.fabric.broadcast(widening(torch.cat(errors)))
-        agent = _agent(objective, ratios, last, factor, provenance)
-        return with_curve(problem, agent, reported, labels, trained, objective, clock)
+        agent = _agent(objective, ratios, last, factor)
+        return with_curve(problem, agent, labels, trained, objective, clock)
 
     def _objective(self, problem: Problem, trained: Trained, region: TrustRegion) -> Objective:
         return problem.objective(trained, tuple(self.range), region.radius, self.spread_penalty)
@@ -155,7 +152,6 @@ def _agent(
     ratios: Float[Tensor, " points"],
     policies: Int[Tensor, "points sites"],
     factor: float,
-    provenance: Mapping[str, Any],
 ) -> RatioAgent:
     kept = torch.cat([objective.space.dense[None].to(policies), policies])
     mean, std = objective.predictor.predict(kept)
@@ -165,5 +161,4 @@ def _agent(
         kept.double().cpu(),
         mean.cpu(),
         factor * std.cpu(),
-        dict(provenance),
     )

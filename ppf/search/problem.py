@@ -1,6 +1,6 @@
 """What every mode of a search works with: the problem, the real model, and the agent's runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -105,6 +105,7 @@ class Problem:
         space: of the policies, with the prices of the search's budget.
         features: of the sites.
         rules: allocation rules by name; the first round measures and starts from their policies.
+        ratios: that were asked for; one in mode=static.
         model: the real model.
         runs: of the agent.
     """
@@ -113,6 +114,7 @@ class Problem:
     space: Space
     features: SiteFeatures
     rules: Mapping[str, Allocation]
+    ratios: Sequence[float]
     model: RealModel
     runs: AgentRuns
 

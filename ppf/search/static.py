@@ -12,6 +12,8 @@ from ppf.predictor.base import Trained, is_exact
 from ppf.progress import Stopwatch, say
 from ppf.ranges import Count, Natural, PositiveShare
 from ppf.ranks import on_rank_0
+from ppf.records import read
+from ppf.records.policy import PolicyRecord
 from ppf.search.intervals import calibrated
 from ppf.search.problem import Problem
 from ppf.search.ratios import moved
@@ -98,29 +100,53 @@ class Static:
     proposals_only: bool
     start: str | None = None
 
+    def evaluations(self, rules: int, reported: int) -> int:
+        """Largest number of policies that a search measures, besides the labels before it.
+
+        Args:
+            rules: number of allocation rules besides uniform pruning.
+            reported: number of ratios at which an agent is measured in the end; not read.
+        """
+        return 1 + rules + min(self.label_budget, self.rounds * self.top_k)
+
     def search(
+        self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch
+    ) -> Found:
+        """Searches at the problem's ratio.
+
+        Args:
+            labels: measured policies, the dense one first.
+            trained: predictor that is fitted to them.
+            clock: measures the time of each part.
+
+        Raises:
+            PPFError: `start` is of another space, no measured loss is finite, or the agent proposed
+                no policy that was new.
+        """
+        (ratio,) = problem.ratios
+        if not self.start:
+            return self.at(ratio, problem, labels, trained, clock)
+        record = read(self.start, PolicyRecord, "give the policy.json of a search")
+        start = torch.tensor(problem.space.policy(record["kept"], record["units"]))
+        return self.at(ratio, problem, labels, trained, clock, start, measure_start=True)
+
+    def at(
         self,
+        ratio: float,
         problem: Problem,
         labels: Labels,
         trained: Trained,
-        ratio: float,
         clock: Stopwatch,
         start: Int[Tensor, " sites"] | None = None,
         *,
         measure_start: bool = False,
     ) -> Found:
-        """Searches at one ratio.
+        """Searches at one ratio; further arguments as for `search`.
 
         Args:
-            labels: measured policies, the dense one first.
-            trained: predictor that is fitted to them.
             ratio: share of the budget's cost to save.
-            clock: measures the time of each part.
             start: a policy from which the first round also starts, scaled to the ratio.
             measure_start: the first round also measures it; it counts as a proposal.
-
-        Raises:
-            PPFError: no measured loss is finite, or the agent proposed no policy that was new.
         """
         agent, region = problem.agent, TrustRegion(self.trust_region)
         count = min(self.rounds, agent.role.rounds)
