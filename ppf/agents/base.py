@@ -1,5 +1,6 @@
 """The interface of agents: the objective, the run, and the candidates that a search returns."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -244,6 +245,27 @@ class Polish(Protocol):
         """Policies at least as good as `start`, best first."""
 
 
+@dataclass(frozen=True)
+class Role:
+    """What a search does with an agent, besides asking it for policies.
+
+    Agents that search have the defaults. An allocation rule (`ppf.agents.rule`) is a baseline: it
+    gives one policy for a ratio, whatever was measured before. A search with a rule therefore has
+    one round, measures this policy and uniform pruning, and reports this policy, even if uniform
+    pruning has a lower loss.
+
+    Args:
+        rounds: largest number of rounds, if `search.rounds` is not lower.
+        with_rules: whether the search also measures the allocation rules, and starts from them.
+        decides: whether only what the agent proposed can be the result, as with
+            `search.proposals_only`.
+    """
+
+    rounds: int = sys.maxsize
+    with_rules: bool = True
+    decides: bool = False
+
+
 class Agent(ABC):
     """Searches for the policies of the lowest cost at the objective's ratio.
 
@@ -257,8 +279,10 @@ class Agent(ABC):
     Attributes:
         shared: key of the number of policies that the ranks share evenly; None: there is none.
         least_shared: fewest of these policies for each rank.
+        role: what a search does with the agent.
     """
 
+    role: ClassVar[Role] = Role()
     shared: ClassVar[str | None] = None
     least_shared: ClassVar[int] = 1
 
@@ -271,6 +295,28 @@ class Agent(ABC):
 
         Ranks should try different policies. If they train one network, it must stay equal on all.
         """
+
+    def choices(
+        self,
+        objective: Objective,
+        found: Candidates,
+        known: Int[Tensor, "known sites"] | None,
+        seed: int,
+    ) -> Candidates:
+        """The policies that a search chooses from, best first.
+
+        These are the policies found, uniform pruning and the rules' policies, after the polish.
+
+        Args:
+            found: the best policies of all ranks.
+            known: policies that are already measured and are left out; None: there are none.
+            seed: of the polish.
+        """
+        found = Candidates.merge(found, objective.candidates(objective.baselines()))
+        if self.polish is not None:
+            generator = torch.Generator(objective.device).manual_seed(seed)
+            found = self.polish.improve(objective, found, generator)
+        return found if known is None else found.without(known)
 
 
 def predictions(

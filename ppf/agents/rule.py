@@ -1,7 +1,8 @@
-"""Allocation rules, used as agents that do not search."""
+"""Allocation rules in place of agents, as baselines of a search."""
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Run
-from ppf.errors import PPFError
+from typing import Any, ClassVar
+
+from ppf.agents.base import Agent, Candidates, Objective, Polish, Role, Run
 from ppf.pruning import Allocation
 from ppf.ranges import Count
 from ppf.space import project
@@ -13,17 +14,12 @@ class Rule(Agent):
     Args:
         allocation: the rule.
         threads: see `Agent`.
-        polish: None.
-
-    Raises:
-        PPFError: there is a polish.
+        polish: not used.
     """
 
+    role: ClassVar[Role] = Role(rounds=1, with_rules=False, decides=True)
+
     def __init__(self, *, allocation: Allocation, threads: Count, polish: Polish | None) -> None:
-        if polish is not None:
-            raise PPFError(
-                "an allocation rule has no agent.polish: leave it out, or give agent=starts."
-            )
         super().__init__(threads=threads, polish=polish)
         self.allocation = allocation
 
@@ -31,3 +27,6 @@ class Rule(Agent):
         ratio = objective.ratios(1)
         wanted = self.allocation.wanted(objective.features, ratio)
         return objective.candidates(project(objective.space, wanted, ratio))
+
+    def choices(self, objective: Objective, found: Candidates, known: Any, seed: int) -> Candidates:
+        return found  # also if it is uniform pruning, which is known

@@ -65,6 +65,8 @@ class Predictor(Protocol):
 
     - `needs_labels`: if false, by default only the dense policy is labelled before the search, the
       predictor is fitted in each run, and `save` and `load` may be missing.
+    - `exact`: if true, predictions are measurements. Similar policies then have no errors in
+      common, so a search measures its best ones, however similar.
     - `held_out` (`HeldOut`) and `metrics`: policies that `fit` did not learn from, and scores on
       them by name, as in "test/kendall". Without them `train.py` needs `test_policies`.
     - `select` (`Select`): chooses the policies to label for `labels.acquired`; None: it cannot.
@@ -97,9 +99,23 @@ class StoredPredictor(Predictor, Protocol):
         """Restores what `save` wrote; raises any exception if a file is damaged."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A fitted predictor, with the folder and the signature of its artefact."""
+
+    predictor: Predictor
+    folder: Path
+    signature: str
+
+
 def needs_labels(predictor: object) -> bool:
     """Whether a predictor is fitted to labels of random policies."""
     return bool(getattr(predictor, "needs_labels", True))
+
+
+def is_exact(predictor: object) -> bool:
+    """Whether predictions are measurements, without errors."""
+    return bool(getattr(predictor, "exact", False))
 
 
 def unfitted(config: Mapping[str, Any]) -> Predictor:

@@ -41,6 +41,7 @@ class Oracle:
     """
 
     needs_labels: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
 
     def __init__(self, *, screening: Sequence[Screening]) -> None:
         self.screening = list(screening)

@@ -4,6 +4,7 @@ from ppf.search.chain import Chain
 from ppf.search.curve import FoundAgent
 from ppf.search.dynamic import Dynamic
 from ppf.search.problem import AgentRuns, Problem, RealModel
+from ppf.search.selection import selection_part
 from ppf.search.static import Found, Static
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Problem",
     "RealModel",
     "Static",
+    "selection_part",
 ]

@@ -42,25 +42,15 @@ def run_search(
     with cpu_threads(agent.threads):
         found = _gather(agent.search(objective, run), run.fabric)
 
-        def best() -> Candidates:
-            polished = _polished(agent, objective, found, run)
-            return polished if known is None else polished.without(known)
-
         # Two different steps of a `SteppedSpace` are far apart already.
         stepped, stride = isinstance(objective.space, SteppedSpace), objective.space.stride
         far = partial(distinct, stride=1 if stepped else stride.to(objective.device))
         choose = far if apart else Candidates.best
-        chosen = on_rank_0(run.fabric, lambda: choose(best(), top_k).to("cpu"))
+        chosen = on_rank_0(
+            run.fabric,
+            lambda: choose(agent.choices(objective, found, known, run.seed), top_k).to("cpu"),
+        )
     return chosen.to(objective.device)
-
-
-def _polished(agent: Agent, objective: Objective, found: Candidates, run: Run) -> Candidates:
-    """The candidates, uniform pruning and the rules' policies after the agent's polish."""
-    found = Candidates.merge(found, objective.candidates(objective.baselines()))
-    if agent.polish is None:
-        return found
-    generator = torch.Generator(objective.device).manual_seed(run.seed)
-    return agent.polish.improve(objective, found, generator)
 
 
 def distinct(

@@ -9,62 +9,102 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.artefacts import plain, with_code, write_json
+from ppf.artefacts import write_json
 from ppf.context import PruningContext, prepare
-from ppf.labels.table import PROPOSED
+from ppf.identity import plain, with_code
+from ppf.labels.table import PROPOSED, Labels
 from ppf.plan import drawn_labels
 from ppf.policy_file import provenance
 from ppf.progress import Stopwatch
 from ppf.records.run import Outcome
 from ppf.report.search import publish_search, rows_of_run
-from ppf.search import AgentRuns, FoundAgent, Problem, RealModel, selection_part
+from ppf.search import AgentRuns, Found, FoundAgent, Problem, RealModel, selection_part
 from ppf.stages.budgets import priced
-from ppf.stages.byte_budget import check_bytes as check
-from ppf.stages.byte_budget import in_bytes
+from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.collect import collect
 from ppf.stages.results import agent_summary, policy_contents, static_summary
 from ppf.stages.tested import add_test
-from ppf.stages.train import folds, train
+from ppf.stages.train import Train, folds, train
 
-__all__ = ["check", "main"]
+
+def check(cfg: DictConfig) -> None:
+    """Raises PPFError if a search with budget=bytes would count units."""
+    check_bytes(cfg)
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Labels and trains what is missing, searches, measures and reports.
 
     The metric is the log-perplexity of the policy found on the labelling part, or its mean over the
-    ratios at which an agent is reported; nats per token.
+    ratios at which an agent is measured; nats per token.
     """
     clock, folder = Stopwatch(), Path(cfg.paths.run)
     with clock("preparing the model"):
         context = in_bytes(prepare(cfg, fabric), cfg)
-    labelling, may_make = context.labelling, cfg.upstream == "make"
+    labelling, sites, may_make = context.labelling, context.sites, cfg.upstream == "make"
     with clock("labelling"):
+        drawn = cfg.sampler, drawn_labels(cfg), cfg.seed
         labels = collect(
-            *(labelling, context.sites, cfg.sampler, drawn_labels(cfg), cfg.seed),
-            folds=folds(cfg.predictor),
-            may_label=may_make,
+            labelling, sites, *drawn, folds=folds(cfg.predictor), may_label=may_make
         )
-    fit = _fit(cfg, fabric, context, clock)
+    with_changes = cfg.mode != "dynamic" and context.model.space.budget != "bytes"
+    changes = clock("gradients of the best policies")(context.calibration.changes)
+    given = cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers
+    fit = partial(train, labelling, sites, changes if with_changes else None, *given)
     with clock("training the predictor"):
         trained = fit(labels, may_train=may_make)
     problem = _problem(cfg, fabric, context, fit)
     found = instantiate(cfg.search).search(problem, labels, trained, clock)
     labelling.add_other_ranks()
-    if isinstance(found, FoundAgent):
-        contents = replace(found.agent, record=provenance(context))
-        summary = agent_summary(cfg, context, problem, found)
-    else:  # all ranks measure costs together
-        contents = policy_contents(cfg, context, found)
-        summary = static_summary(cfg, context, labels, found)
+    write = _write_agent if isinstance(found, FoundAgent) else _write_policy
+    summary = write(cfg, context, problem, labels, found)
+    if cfg.report_test and fabric.is_global_zero:
+        with clock("measuring on the test part"):
+            add_test(cfg, context, summary)
+    summary["seconds"] = dict(clock.seconds)
     if fabric.is_global_zero:
-        if isinstance(found, FoundAgent):
-            contents.save(folder)
-        else:
-            write_json(folder / "policy.json", contents)
-        if cfg.report_test:
-            with clock("measuring on the test part"):
-                add_test(cfg, context, summary)
-        write_json(folder / "summary.json", summary | {"seconds": clock.seconds})
+        write_json(folder / "summary.json", summary)
         publish_search(folder, fabric.loggers)
     return Outcome(found.nll, rows_of_run(summary))
+
+
+def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Train) -> Problem:
+    """What is searched, for every mode."""
+    agent, labelling = instantiate(cfg.agent), context.labelling
+    windows = cfg.search.get("selection_windows", 0)
+    cache = Path(cfg.paths.cache)
+    groups = ("agent", "budget", "rules", "search")
+    identity = [with_code(plain(cfg[group]), cache) for group in groups]
+    ratios = list(cfg.ratios) if "ratios" in cfg else [cfg.ratio]
+    return Problem(
+        agent,
+        priced(context, cfg.budget),
+        context.sites.features,
+        instantiate(cfg.rules) if agent.role.with_rules else {},
+        ratios,
+        RealModel(
+            lambda kept: labelling.measure(kept, PROPOSED).nll,
+            selection_part(labelling, windows),
+            fit,
+        ),
+        AgentRuns(fabric, cfg.seed, context.artefacts.folder / "training", [*identity, ratios]),
+    )
+
+
+def _write_policy(
+    cfg: DictConfig, context: PruningContext, _: Problem, labels: Labels, found: Found
+) -> dict[str, Any]:
+    """Writes policy.json; returns the contents of summary.json."""
+    policy = policy_contents(cfg, context, found)  # all ranks measure costs together
+    if context.artefacts.ranks.is_global_zero:
+        write_json(Path(cfg.paths.run) / "policy.json", policy)
+    return static_summary(cfg, context, labels, found)
+
+
+def _write_agent(
+    cfg: DictConfig, context: PruningContext, problem: Problem, _: Labels, found: FoundAgent
+) -> dict[str, Any]:
+    """Writes agent.json and its weights; returns the contents of summary.json."""
+    if context.artefacts.ranks.is_global_zero:
+        replace(found.agent, record=provenance(context)).save(Path(cfg.paths.run))
+    return agent_summary(cfg, context, problem, found)

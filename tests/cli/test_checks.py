@@ -243,16 +243,6 @@ def test_a_key_that_the_mode_does_not_read_is_refused(mode: str, word: str) -> N
     check_read(asked(mode), [f"mode={mode}", "search.rounds=3", "search.tolerance=0.1"])
 
 
-def test_a_rule_tells_that_it_reads_no_rounds(capsys: pytest.CaptureFixture[str]) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["agent=owl", "paths.run=."])
-    check_read(cfg, ["search.rounds=1", "ratio=0.3", "search.trust_region=0.4"])
-    told = capsys.readouterr().out
-    assert "An allocation rule does not read search.rounds, search.trust_region." in told
-    check_read(asked("static"), ["search.rounds=1"])
-    assert not capsys.readouterr().out
-
-
 def test_a_predictor_that_is_not_trained_tells_that_it_reads_no_trainer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

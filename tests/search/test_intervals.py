@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ppf.search import Verification
+from ppf.search.verify import Verification
 from ppf.search.intervals import calibrated, widening
 
 
