@@ -144,7 +144,7 @@ class Plan:
         rules, reported = len(set(self.cfg.rules) - {"uniform"}), len(self.cfg.get("ratios", []))
         return drawn + instantiate(self.cfg.search).evaluations(rules, reported)
 
-    def needs(self, speeds: Speeds = Speeds()) -> list[Need]:
+    def needs(self, speeds: Speeds) -> list[Need]:
         """The needs of the stages that grow with the model, which are those up to the labels."""
         return [
             self._observing(speeds),
@@ -171,9 +171,7 @@ class Plan:
             return self._need("building the bank", 0, 0, 0)
         products = sum(4 / 3 * n**3 + 4 * rows * n**2 for rows, n in self._consumers)
         memory = self._solving + self._of_bank
-        return self._need(
-            "building the bank", memory, self.bank.disk, products / speeds.double
-        )
+        return self._need("building the bank", memory, self.bank.disk, products / speeds.double)
 
     def _differentiating(self, speeds: Speeds) -> Need:
         """Expected losses, and gradients at the best policies; states lie in host memory."""
@@ -265,7 +263,7 @@ def check_capacity(
         plan = Plan(cfg, device, processes, dtype)
     except PPFError:
         return
-    if sentence := _too_large(plan, plan.needs()):
+    if sentence := _too_large(plan, plan.needs(Speeds())):
         raise PPFError(sentence)
 
 
@@ -305,7 +303,7 @@ def _too_large(plan: Plan, found: list[Need]) -> str | None:
     if (written := sum(need.disk for need in found)) > disk:
         return (
             f"{name} needs {written:.1f} GiB of disk, but {disk:.1f} GiB are free in"
-            f" {plan.cfg.paths.artefacts}: give a folder on another disk with paths.artefacts=FOLDER."
+            f" {plan.cfg.paths.artefacts}: give another disk's folder with paths.artefacts=FOLDER."
         )
     wrong = [need for need in found if need.memory > memory or need.host > host]
     if not wrong:

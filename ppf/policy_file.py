@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.commands import invocation
 from ppf.context import PruningContext
 from ppf.errors import PPFError
-from ppf.llm.loading import model_name
 from ppf.identity import plain, recorded, signatures
+from ppf.llm.loading import model_name
 from ppf.progress import say
 from ppf.pruning.live import Types
 from ppf.records import check, read

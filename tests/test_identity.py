@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from ppf.stages.search_inputs import training_identity
 from safetensors.torch import load_file, save_file
 
 from ppf.artefacts import signature
@@ -31,7 +32,6 @@ from ppf.records import check
 from ppf.records.policy import ConfigRecord
 from ppf.recovery.inputs import RecoveryText, run_of
 from ppf.recovery.settings import Machine, RecoverySettings
-from ppf.stages.search_inputs import training_identity
 from ppf.stages.train import predictor_signature
 from tests.agents.synthetic import one_process
 from tests.hub import NEW, OLD, REPOSITORY, downloaded

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.protocol import Prediction
+from ppf.predictor.protocol import Prediction, Surrogate
 from ppf.pruning import SiteFeatures
 
 Changes = Callable[[Sequence[int], int, int, float], Float[Tensor, "sites levels"]]
@@ -103,7 +103,7 @@ class StoredPredictor(Predictor, Protocol):
 class Trained:
     """A fitted predictor, with the folder and the signature of its artefact."""
 
-    predictor: Predictor
+    predictor: Surrogate
     folder: Path
     signature: str
 

@@ -109,9 +109,7 @@ class Static:
         """
         return 1 + rules + min(self.label_budget, self.rounds * self.top_k)
 
-    def search(
-        self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch
-    ) -> Found:
+    def search(self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch) -> Found:
         """Searches at the problem's ratio.
 
         Args:

@@ -44,9 +44,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     labelling, sites, may_make = context.labelling, context.sites, cfg.upstream == "make"
     with clock("labelling"):
         drawn = cfg.sampler, drawn_labels(cfg), cfg.seed
-        labels = collect(
-            labelling, sites, *drawn, folds=folds(cfg.predictor), may_label=may_make
-        )
+        labels = collect(labelling, sites, *drawn, folds=folds(cfg.predictor), may_label=may_make)
     with_changes = cfg.mode != "dynamic" and context.model.space.budget != "bytes"
     changes = clock("gradients of the best policies")(context.calibration.changes)
     given = cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers

@@ -34,7 +34,6 @@ from ppf.predictor.protocol import Prediction
 from ppf.progress import console, say
 from ppf.pruning.prunable import PrunableModel
 
-
 Train = Callable[[Labels], Trained]
 """Fits a predictor to labels: `train` whose other arguments are given."""
 

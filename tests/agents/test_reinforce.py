@@ -7,9 +7,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
+from ppf.cli.search import _check_shared
 
 from ppf.agents.reinforce import _Gaussians
-from ppf.cli.search import _check_shared
 from ppf.errors import PPFError
 from tests.agents.synthetic import agent, layered, quadratic
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
+from ppf.cli.search import UNREAD, check_read
+from ppf.cli.search import main as search
 
 from ppf.cli import evaluate, recover, serve
 from ppf.cli.checks import (
@@ -23,8 +25,6 @@ from ppf.cli.checks import (
     check_values,
     components,
 )
-from ppf.cli.search import UNREAD, check_read
-from ppf.cli.search import main as search
 from ppf.cli.train import check_fit
 from ppf.cli.train import main as train
 from ppf.errors import PPFError

@@ -10,9 +10,9 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
+from ppf.cli.search import main as search
 
 from ppf.cli.collect import main as collect
-from ppf.cli.search import main as search
 from ppf.cli.train import main as train
 from ppf.context import prepare as stage
 from ppf.errors import PPFError

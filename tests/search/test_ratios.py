@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import pytest
 import torch
 
 from ppf.agents import Candidates
@@ -62,9 +61,7 @@ def test_the_same_generator_gives_the_same_experts() -> None:
     start = torch.stack([objective.at(float(r)).uniform()[0] for r in KNOTS])
     polish = agent("evolution", generations=3, children=32)
     first, second = (
-        improve_along(
-            objective, KNOTS, start[None], polish, torch.Generator().manual_seed(1)
-        )
+        improve_along(objective, KNOTS, start[None], polish, torch.Generator().manual_seed(1))
         for _ in range(2)
     )
     assert torch.equal(first, second)

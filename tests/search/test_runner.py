@@ -9,8 +9,7 @@ from ppf.agents import Candidates, Run
 from ppf.agents.learner import average_gradients
 from ppf.errors import PPFError
 from ppf.pruning.allocation import ObsGlobal
-from ppf.search.runner import run_search
-from ppf.search.runner import distinct
+from ppf.search.runner import distinct, run_search
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 from tests.ranks import run_two
 

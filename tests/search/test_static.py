@@ -42,7 +42,7 @@ def problem_of(folder: Path, measured: list[int], **changed: Any) -> Problem:
     predictor = Quadratic(space, 0.3)
 
     def fit(labels: Labels) -> Trained:
-        return Trained(predictor, folder, "made up")  # type: ignore[arg-type]
+        return Trained(predictor, folder, "made up")
 
     def measure(kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
         measured.append(len(kept) - 1)  # without uniform pruning
@@ -138,7 +138,7 @@ def test_the_first_round_starts_from_a_policy_of_another_ratio(
 
 def test_what_determines_a_training_names_its_checkpoint(tmp_path: Path) -> None:
     problem = problem_of(tmp_path, [])
-    trained = Trained(None, tmp_path, "made up")  # type: ignore[arg-type]
+    _, trained = started(problem)
     objective = problem.objective(trained, (0.3, 0.3), 1.0, 0.0)
 
     def checkpoint(config: object, number: int = 0) -> Path:
@@ -194,9 +194,7 @@ def test_a_rule_that_is_uniform_pruning_is_the_result(tmp_path: Path) -> None:
     assert found.measured.names == (("uniform", "candidate"),) and found.best == 0
 
 
-def test_proposals_alone_can_be_the_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proposals_alone_can_be_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, given = problem_of(tmp_path, []), {"rounds": 1, "top_k": 2, "trust_region": 0.01}
     assert searched(problem, **given).eligible.tolist() == [True, True, True]
     own = searched(problem, **given, proposals_only=True)

@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
+from ppf.planning.evaluations import reestimates
 from transformers import AutoModelForCausalLM
 
 from ppf.context import PruningContext, prepare
@@ -18,7 +19,6 @@ from ppf.errors import PPFError
 from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.export.huggingface import HuggingFace
 from ppf.labels.labelling import Labelling
-from ppf.planning.evaluations import reestimates
 from ppf.policy_file import by_site, policy_record, read_policy
 from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
