@@ -17,12 +17,12 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 from ppf.cli.app import run
 from ppf.cli.explain import explain_config
 from ppf.cli.studies import check_studies
-from ppf.conf import without_others
+from ppf.conf import plain, without_others
 from ppf.errors import PPFError
 from ppf.export.files import write_generation_config
-from ppf.identity import plain, recorded
 from ppf.overrides import text, written
 from ppf.policy_file import read_policy
+from ppf.pruning.signatures import recorded
 
 Model = str | Path | PreTrainedModel
 

@@ -68,22 +68,6 @@ def signature(kind: str, *parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
-def digest(path: Path, cache: Path) -> str:
-    """SHA-256 of a file's whole content.
-
-    Args:
-        cache: folder that remembers digests by path, size and modification time.
-    """
-    path, stat = path.resolve(), path.stat()
-    key, store = f"{path}:{stat.st_size}:{stat.st_mtime_ns}", cache / "digests.json"
-    if (found := _known_digests(store).get(key)) is None:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        with locked(store, announce=False), draft(store) as file:
-            file.write_text(json.dumps(_known_digests(store) | {key: found}), encoding="utf-8")
-    return found
-
-
 def get_or_make(
     path: Path,
     *,
@@ -226,14 +210,6 @@ def locked(path: Path, announce: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def _known_digests(store: Path) -> dict[str, str]:
-    try:
-        known = json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
 def disk_failure(
     error: BaseException, path: Path | None = None, override: str = _FOLDERS
 ) -> str | None:
@@ -285,3 +261,11 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def missing(what: str, command: str) -> PPFError:
+    """The error of a stage that lacks an artefact and must not make it (`upstream=require`)."""
+    return PPFError(
+        f"this config has no {what} yet: run `{command}` with the same model, text and other"
+        " overrides first, or set upstream=make."
+    )

@@ -11,8 +11,8 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.artefacts import Artefacts, signature
+from ppf.conf import plain
 from ppf.evaluation.size import parameters
-from ppf.identity import Signatures, plain, recorded, signatures
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.llm import LanguageModel, load
@@ -31,6 +31,7 @@ from ppf.pruning import (
 from ppf.pruning.calibration import Calibration, UnitSites
 from ppf.pruning.observed import Observed, reads_spectra
 from ppf.pruning.prunable import PrunableModel
+from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.pruning.statistics import FIRST_TOKENS
 from ppf.ranks import on_rank_0
 from ppf.space import Space

@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
-from ppf.identity import signatures
 from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import dtype_name, model_name, place_of_layers, resolve_dtype
 from ppf.llm.shapes import skeleton
@@ -24,6 +23,7 @@ from ppf.progress import say
 from ppf.pruning.bank import BankSize, bank_size
 from ppf.pruning.costs import Bytes
 from ppf.pruning.observed import reads_spectra
+from ppf.pruning.signatures import signatures
 from ppf.report.scores import duration
 from ppf.report.tables import Cell, Column, Table, print_table
 from ppf.space import Space

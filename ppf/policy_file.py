@@ -8,12 +8,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.commands import invocation
+from ppf.conf import plain
 from ppf.context import PruningContext
 from ppf.errors import PPFError
-from ppf.identity import plain, recorded, signatures
 from ppf.llm.loading import model_name
 from ppf.progress import say
 from ppf.pruning.live import Types
+from ppf.pruning.signatures import recorded, signatures
 from ppf.records import check, read
 from ppf.records.policy import FORMAT, ConfigRecord, PolicyRecord
 from ppf.space import Space

@@ -11,23 +11,27 @@ import torch
 from lightning import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
+from omegaconf import DictConfig
 
+from ppf.conf import plain
 from ppf.progress import console
-from ppf.ranges import Positive
+from ppf.ranges import Count, Positive
 
 _WATCH_EVERY = 5.0  # seconds
 _DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 
 
-def build_fabric(*, timeout_hours: Positive, **arguments: Any) -> Fabric:
+def build_fabric(*, timeout_hours: Positive, num_nodes: Count, **arguments: Any) -> Fabric:
     """Lightning's Fabric, with a longer timeout than its default of 30 minutes.
 
     Rank 0 makes most artefacts alone, which takes hours for large models.
 
     Args:
         timeout_hours: that a rank waits for the others; then it fails.
+        num_nodes: number of machines.
         arguments: of Fabric.
     """
+    arguments["num_nodes"] = num_nodes
     arguments["accelerator"] = kind_of_device(arguments["accelerator"])
     if process_count(arguments) == 1:  # even under a launcher, whose environment does not count
         return Fabric(**arguments, plugins=LightningEnvironment())
@@ -87,3 +91,9 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_WATCH_EVERY)
     os._exit(1)  # an exception would not reach the main thread while it waits for other ranks
+
+
+def trainer_identity(trainer: DictConfig) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that determine what is trained, not where."""
+    where = (*_DEVICES, "log_every_n_steps", "num_sanity_val_steps")
+    return {key: value for key, value in plain(trainer).items() if key not in where}

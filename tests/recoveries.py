@@ -37,7 +37,7 @@ def recovery_config(searched: Path, cache: str, folder: Path, *overrides: str) -
     given = [*quick(searched, cache), f"paths.run={folder}", *overrides]
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("recover", given)
-    check("recover", cfg)
+    check(cfg)
     return cfg
 
 

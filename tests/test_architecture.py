@@ -14,19 +14,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A package imports only from the lines above its own.
 ORDER = [
-    {"commands", "conf", "errors", "overrides", "progress", "ranges", "seeds", "threads"},
+    {"errors", "ranges"},
+    {"arguments", "commands", "conf", "overrides", "progress", "seeds", "threads"},
     {"ranks", "processes"},
     {"artefacts", "records"},
+    {"digests"},
     {"space"},
     {"llm", "text"},
-    {"identity"},
     {"pruning", "evaluation"},
     {"labels", "recovery"},
     {"predictor"},
     {"agents"},
     {"search"},
     {"export", "report"},
-    {"planning"},
+    {"plan"},
     {"context"},
     {"policy_file"},
     {"runtime"},

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ppf.artefacts import digest, draft, get_or_make, read_if_whole, write_json
+from ppf.artefacts import draft, get_or_make, read_if_whole, write_json
+from ppf.digests import digest
 from ppf.errors import PPFError
 from tests.ranks import FakeRanks
 

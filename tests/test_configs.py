@@ -141,13 +141,13 @@ def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) ->
     for stage in STAGES:
         default = resolved(composed(stage, {}), tmp_path)
         assert default["paths"]["run"] == str(tmp_path)
-        check_values(stage, default)
+        check_values(default)
         # Commands that share a base compose an option alike.
         new = [case for case in cases(stage) if case[:2] not in chosen]
         for choices in together(new):
             cfg = composed(stage, choices)
             taken = {**cfg.hydra.runtime.choices, **choices}
-            check_values(stage, resolved(cfg, tmp_path))
+            check_values(resolved(cfg, tmp_path))
             chosen |= {(key.split("@")[0], name) for key, name in taken.items()}
     assert not set(OPTIONS) - chosen, "no command can choose these"
 

@@ -14,25 +14,19 @@ from ppf.stages.search_inputs import training_identity
 from safetensors.torch import load_file, save_file
 
 from ppf.artefacts import signature
-from ppf.conf import read_option
+from ppf.conf import plain, read_option
+from ppf.digests import with_code
 from ppf.errors import PPFError
-from ppf.identity import (
-    Signatures,
-    model_identity,
-    plain,
-    recorded,
-    signatures,
-    text_identity,
-    warn_of_shared_documents,
-    with_code,
-)
 from ppf.labels.table import Labels
 from ppf.llm import load
+from ppf.llm.sources import model_identity
+from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.records import check
 from ppf.records.policy import ConfigRecord
 from ppf.recovery.inputs import RecoveryText, run_of
 from ppf.recovery.settings import Machine, RecoverySettings
 from ppf.stages.train import predictor_signature
+from ppf.text.identity import text_identity, warn_of_shared_documents
 from tests.agents.synthetic import one_process
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
@@ -282,7 +276,9 @@ def test_commits_of_a_repository_tell_models_apart(
 
 
 def test_sources_without_a_commit_keep_their_names(config: DictConfig) -> None:
-    assert model_identity(config) == {"source": plain(config.model.source)}
+    assert model_identity(config.model, Path(config.paths.cache)) == {
+        "source": plain(config.model.source)
+    }
     assert recorded(config).model.source == config.model.source
 
 

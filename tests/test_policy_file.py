@@ -5,14 +5,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
+from ppf.conf import plain
 from ppf.errors import PPFError
-from ppf.identity import plain, recorded
 from ppf.policy_file import (
     model_name,
     policy_config,
     refuse_recovered,
     warn_if_unreadable,
 )
+from ppf.pruning.signatures import recorded
 
 
 def config(*overrides: str) -> Any:

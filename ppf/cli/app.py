@@ -1,6 +1,7 @@
 """What all commands share: config checks, seeds, and the removal of a failed run's folder."""
 
 import importlib
+import importlib.util
 import math
 import shutil
 import time
@@ -19,10 +20,10 @@ from ppf.artefacts import locked
 from ppf.cli.checks import check, check_unread
 from ppf.cli.launch import check_launch
 from ppf.cli.outcome import Job, is_multirun, set_aside
-from ppf.cli.plan import show_plan
-from ppf.conf import SECRET
-from ppf.identity import plain
-from ppf.llm.loading import check_source, dtype_name, resolve_dtype
+from ppf.conf import SECRET, plain
+from ppf.llm.loading import dtype_name, resolve_dtype
+from ppf.llm.sources import check_source
+from ppf.plan import show
 from ppf.processes import launch, process_count
 from ppf.progress import say
 from ppf.ranks import Ranks
@@ -74,12 +75,12 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
     Raises:
         PPFError: the config is wrong, or the work fails for a reason that a user can fix.
     """
-    found = _command(name)
+    found = find(name)
     plan = cfg.get("plan")
     with _tidied(cfg):
-        _check(name, cfg, found, task_overrides() if overrides is None else overrides)
+        _check(cfg, found, task_overrides() if overrides is None else overrides)
         if plan:
-            show_plan(cfg)
+            show(cfg)
     if plan:
         discard(Path(cfg.paths.run))
         return None
@@ -99,10 +100,12 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
         return _work(found, cfg, job)
 
 
-def _command(name: str) -> Command:
+def find(name: str) -> Command:
     """The command `name`: the function `main` of its stage, with the stage's own check."""
-    stage = importlib.import_module(f"ppf.stages.{name}")
-    if not hasattr(stage, "main"):
+    stage = None
+    if importlib.util.find_spec(f"ppf.stages.{name}"):
+        stage = importlib.import_module(f"ppf.stages.{name}")
+    if stage is None or not hasattr(stage, "main"):
         found: Command = importlib.import_module(f"ppf.cli.{name}").main
         return found
     check = getattr(stage, "check", None)
@@ -147,9 +150,9 @@ def _tidied(cfg: DictConfig) -> Iterator[None]:
         raise
 
 
-def _check(name: str, cfg: DictConfig, found: Command, overrides: Sequence[str]) -> None:
+def _check(cfg: DictConfig, found: Command, overrides: Sequence[str]) -> None:
     """Checks everything that can be checked before the work starts."""
-    check(name, cfg)
+    check(cfg)
     check_unread(cfg, overrides)
     if found.check_relations:
         found.check_relations(cfg, overrides)

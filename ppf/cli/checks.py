@@ -1,65 +1,231 @@
 """Checks of a composed config before any work starts: every key, every value, every folder."""
 
 import inspect
-import json
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryFile
-from typing import Any, Unpack, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import optim
+from pydantic import BaseModel, Field
 
+from ppf.arguments import (
+    TARGET,
+    Component,
+    Keys,
+    check_component,
+    check_value,
+    components,
+    unknown_key,
+)
 from ppf.artefacts import writing
-from ppf.cli.explain import first_line, refusal, unknown_key
-from ppf.cli.schema import COMMANDS, Component
+from ppf.cli.explain import refusal
 from ppf.conf import OF_SOURCES
-from ppf.errors import PPFError, faulty_part
-from ppf.processes import build_fabric
-from ppf.ranges import STRICT, Count, Positive
+from ppf.errors import PPFError
+from ppf.ranges import (
+    STRICT,
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Ratio,
+    Ratios,
+    Seed,
+    Several,
+    Share,
+    Tokens,
+)
 
-Keys = tuple[str, ...]
-"""The keys that lead to a part of the config."""
-_TARGET = "_target_"
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
-_STRICT = ConfigDict(**STRICT, arbitrary_types_allowed=True)
-# Ranges that signatures do not state: of other libraries, or handed on to them.
-_FOREIGN: dict[Any, dict[str, Any]] = {
-    build_fabric: {"num_nodes": Count},
-    Trainer: dict.fromkeys(
-        ("max_epochs", "num_nodes", "check_val_every_n_epoch", "log_every_n_steps"), Count
-    )
-    | {"gradient_clip_val": Positive},
-    optim.Adam: {"lr": Positive},
-    optim.LBFGS: {"lr": Positive, "max_iter": Count, "history_size": Count},
-}
+SearchPart = Literal["calibration", "labelling", "test"]
+TrainingPart = Literal["training", "validation", "test"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def check(command: str, cfg: DictConfig) -> None:
+class PlainKeys:
+    """The keys of all commands that are no sections; see their comments in `ppf/conf`."""
+
+    seed: Seed
+    traceback: bool
+    trust_targets: list[str]
+    upstream: Literal["make", "require"]
+    plan: bool
+    test_policies: Natural
+    mode: Literal["static", "dynamic", "chain"]
+    ratio: Ratio | None
+    ratios: Ratios
+    report_test: bool
+    policy: str | None
+    path: str | list[str] | None
+    search: str | None
+    text: None
+    out: str
+    sequential: bool
+    refit_windows: Count | None
+    dtype: Dtype | None
+    trust_remote_code: bool
+    batch: Count
+    baselines: bool
+    window: Several | None
+    stride: Count | None
+    latency: bool
+    tasks: list[str]
+    limit: Count | None
+    name: str | None
+    chat_template: str | None
+    host: str
+    port: Annotated[int, Field(ge=0, lt=2**16)]
+    api_key: str | int | None
+    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"]
+
+
+class Section(BaseModel):
+    """A section with exactly these keys."""
+
+    model_config = STRICT
+
+
+class ModelSection(Section):
+    """`model/*.yaml`."""
+
+    name: str
+    path: str | None
+    dtype: Dtype
+    offload: Literal["cpu", "disk"] | None = None
+    device_map: Literal["auto"] | None = None
+    card: dict[str, str | list[str] | None] | None = None
+    source: Component | None
+
+
+class MoreTextSection(Section):
+    """`training.more` of `text/*.yaml`."""
+
+    path: str | None
+    column: str
+
+
+class TrainingTextSection(Section):
+    """`training` of `text/*.yaml`."""
+
+    splits: dict[str, dict[TrainingPart, Positive]]
+    windows: dict[TrainingPart, Count | None]
+    source: Component | None
+    more: MoreTextSection
+
+
+class TextSection(Section):
+    """`text/*.yaml`."""
+
+    name: str
+    path: str | None
+    column: str
+    window: Several
+    windows: dict[SearchPart, Count | None]
+    bos: Literal["window", "stream"] = "window"
+    seed: Seed
+    splits: dict[str, dict[SearchPart, Positive]]
+    source: Component | None
+    training: TrainingTextSection
+
+
+class LabelsSection(Section):
+    """The section `labels` of base.yaml."""
+
+    count: Count | None
+    batch: Count
+    context: Count
+    catastrophic: Positive
+    kl_top_k: Natural
+    acquired: Natural = 0
+    pool: Count = 1
+
+
+class BudgetSection(Section):
+    """`budget/*.yaml`."""
+
+    name: str
+    cost: Component
+
+
+class SpeedSection(Section):
+    """How prefill and decode are timed."""
+
+    batches: Annotated[list[Count], Field(min_length=1)]
+    prompt: Count
+    new_tokens: Count
+    repeats: Count
+
+
+class RecoverySection(Section):
+    """`recovery` of `recover.yaml`."""
+
+    tokens: Tokens
+    batch: Count
+    micro_batch: Count
+    warmup: Share
+    weight_decay: NonNegative
+    validate_every: Count
+    patience: Count | None
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    gradient_checkpointing: bool
+
+
+class ElasticSection(Section):
+    """`elastic` of `recover.yaml`."""
+
+    lr: Positive
+    rank: Count
+    alpha: Count
+    draws: Natural
+
+
+class LimitsSection(Section):
+    """What a server accepts from clients."""
+
+    body_mib: Positive
+    sequences: Count
+    context: Count
+    turn_seconds: Positive
+    queue: Natural
+    seconds: Positive
+    shutdown_seconds: NonNegative
+
+
+class SectionKeys:
+    """The keys of all commands whose sections name no `_target_`.
+
+    A section that names one is checked against the signature of that instead.
+    """
+
+    paths: dict[str, str]
+    bank: dict[str, NonNegative]
+    logger: dict[str, Component]
+    rules: dict[str, Component]
+    loss: Annotated[dict[str, Component], Field(min_length=1)]
+    tune: Annotated[dict[str, Component], Field(min_length=1)]
+    model: ModelSection
+    text: TextSection
+    labels: LabelsSection
+    budget: BudgetSection
+    pareto: dict[Literal["x", "y"], BudgetSection]
+    speed: SpeedSection
+    recovery: RecoverySection
+    elastic: ElasticSection
+    limits: LimitsSection
+
+
+def check(cfg: DictConfig) -> None:
     """Checks what can be checked without loading a model or a text.
 
     Raises:
-        PPFError: a key is unknown or missing, a value is of the wrong type or out of its range, a
-            class refuses its arguments, or a folder cannot be written.
+        PPFError: a key is unknown, a value is of the wrong type or out of its range, a class
+            refuses its arguments, or a folder cannot be written.
     """
-    try:
-        given = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except InterpolationKeyError as error:
-        if error.full_key != "agent.allocation":
-            raise
-        raise PPFError(
-            "the agent is an allocation rule that is not in rules=: leave rules= out, or give"
-            " another agent."
-        ) from error
-    check_values(command, given)
+    given = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    check_values(given)
     for keys, component in components(given):
         if keys[0] not in ("fabric", "trainer"):  # see check_launch
             check_construction(keys, component)
@@ -68,52 +234,23 @@ def check(command: str, cfg: DictConfig) -> None:
             check_folder(Path(folder), key)
 
 
-def check_values(command: str, given: Any) -> None:
-    """Checks the keys and values of a command's plain config.
+def check_values(given: Any) -> None:
+    """Checks the keys and values of a plain config.
 
     Raises:
         PPFError: the first key or value that is wrong.
     """
-    try:
-        COMMANDS[command].model_validate_json(json.dumps(given), strict=True)
-    except ValidationError as error:
-        raise PPFError(_sentence(error, (), given)) from None
-    # Outer ones first: others may refer to them.
-    for keys, component in sorted(components(given), key=lambda found: len(found[0])):
-        check_arguments(keys, component)
-
-
-def components(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Component]]:
-    """All parts of a plain config that name a `_target_`."""
-    if isinstance(node, list):
-        for number, entry in enumerate(node):
-            yield from components(entry, (*keys, str(number)))
-    if not isinstance(node, dict):
-        return
-    if keys == ("trainer",):
-        node = {_TARGET: "lightning.Trainer", **node}
-    if _TARGET in node:
-        yield keys, node
-    for key, value in node.items():
-        yield from components(value, (*keys, key))
-
-
-def check_arguments(keys: Keys, component: Component) -> None:
-    """Checks a component's arguments against the signature of its target.
-
-    Raises:
-        PPFError: an argument is unknown, or its value is not what the signature says.
-    """
-    hints, takes_any = _signature(component[_TARGET])
-    for name, value in component.items():
-        if name.startswith("_") or any(components(value)):
-            continue
-        if name not in hints and not takes_any:
-            raise PPFError(unknown_key((*keys, name), hints))
-        try:
-            _validate(hints.get(name, Any), value)
-        except ValidationError as error:
-            raise PPFError(_sentence(error, (*keys, name), value)) from None
+    found = list(components(given))
+    named = {keys[0] for keys, _ in found if len(keys) == 1}
+    for key, value in given.items():
+        schema = SectionKeys if isinstance(value, dict) else PlainKeys
+        known = get_type_hints(schema, include_extras=True)
+        if key in known and key not in named:
+            check_value(known[key], (key,), value)
+        elif key not in named:
+            raise PPFError(unknown_key((key,), given.keys() - {key}))
+    for keys, component in found:
+        check_component(keys, component)
 
 
 def check_construction(keys: Keys, component: Component) -> None:
@@ -124,7 +261,7 @@ def check_construction(keys: Keys, component: Component) -> None:
     """
     arguments = {name: value for name, value in component.items() if not name.startswith("_")}
     try:
-        inspect.signature(resolve_name(component[_TARGET])).bind(**arguments)
+        inspect.signature(resolve_name(component[TARGET])).bind(**arguments)
     except TypeError:  # the rest comes later, such as a model
         return
     try:
@@ -143,83 +280,6 @@ def check_folder(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
             file.write(b"0")
-
-
-def _sentence(error: ValidationError, keys: Keys, value: Any) -> str:
-    """The sentence on what is wrong with a value, or with the first wrong part of it."""
-    found = error.errors()[0]
-    path = faulty_part(found["loc"], value, missing=found["type"] == "missing")
-    *_, parent, value = [value, value, *(part for _, part in path)]
-    keys = (*keys, *(str(key) for key, _ in path))
-    name = ".".join(keys)
-    if found["type"] == "missing":
-        return f"{name} is missing: give it as {name}=VALUE."
-    if found["type"] == "extra_forbidden":
-        return unknown_key(keys, parent.keys() - {keys[-1]})
-    shown = value if isinstance(value, str) else json.dumps(value)
-    if found["type"] == "needs_python_object":
-        return f"{name}={shown[:80]} should name a _target_."
-    wanted = found["msg"].partition(" should ")[2].split(" after")[0]
-    return f"{name}={shown[:80]} should {wanted or 'be different: ' + found['msg']}."
-
-
-@cache
-def _signature(target: str) -> tuple[dict[str, Any], bool]:
-    """The types of a target's arguments by name, and whether it takes any others."""
-    try:
-        found = resolve_name(target)
-    except Exception as error:
-        raise PPFError(
-            f"_target_={target} cannot be imported ({first_line(error)}): correct it, or put the"
-            " folder of its module on PYTHONPATH."
-        ) from error
-    hints, takes_any = dict[str, Any](), False
-    for function in _constructors(found):
-        known, takes_any = _hints(function), False
-        for name, parameter in inspect.signature(function).parameters.items():
-            hint = known.get(name, Any)
-            if parameter.kind is not parameter.VAR_KEYWORD:
-                hints.setdefault(name, hint)
-            elif get_origin(hint) is Unpack:
-                hints = get_type_hints(get_args(hint)[0], include_extras=True) | hints
-            else:  # handed on to the base class, if there is one
-                takes_any = True
-        if not takes_any:
-            break
-    return hints | _FOREIGN.get(found, {}), takes_any
-
-
-def _constructors(found: Any) -> list[Any]:
-    """The functions that take a target's arguments: itself, or constructors of class and bases."""
-    if not inspect.isclass(found):
-        return [found]
-    classes = inspect.getmro(found)[:-1]  # without object
-    return [vars(base)["__init__"] for base in classes if "__init__" in vars(base)]
-
-
-def _hints(function: Any) -> dict[str, Any]:
-    try:
-        return get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # types that only type checkers import; built-in constructors
-        return {}
-
-
-def _validate(hint: Any, value: Any) -> None:
-    try:
-        adapter = _adapter(hint)
-    except TypeError:  # a type that cannot be hashed
-        return
-    if adapter:
-        adapter.validate_json(json.dumps(value), strict=True)
-
-
-@cache
-def _adapter(hint: Any) -> TypeAdapter[Any] | None:
-    """The pydantic adapter of a type of plain values; None: pydantic cannot check the type."""
-    for config in (_STRICT, None):  # a TypedDict has a config of its own
-        with suppress(Exception):  # pydantic raises several kinds
-            return TypeAdapter(hint, config=config)
-    return None
 
 
 def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -> None:

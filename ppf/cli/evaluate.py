@@ -12,7 +12,8 @@ from ppf.cli.lineage import folders, used
 from ppf.errors import PPFError
 from ppf.evaluation.results import Evaluation
 from ppf.export.loading import check_format
-from ppf.llm.loading import dtype_name, local_folder, resolve_dtype
+from ppf.llm.loading import dtype_name, resolve_dtype
+from ppf.llm.sources import local_folder
 from ppf.overrides import quoted
 from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say

@@ -1,11 +1,10 @@
 """Errors that a user can fix, each as one sentence."""
 
-import difflib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from hydra.errors import (
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ppf.arguments import unknown_key
 from ppf.artefacts import disk_failure
 from ppf.conf import command_of, options
 from ppf.errors import PPFError, out_of_memory
@@ -169,14 +169,6 @@ def refusal(error: InstantiationException, key: str | None = None) -> str:
         return str(error.__cause__)
     name = key or _full_key(error)
     return f"{name} does not work with these settings ({first_line(error.__cause__ or error)})."
-
-
-def unknown_key(keys: Iterable[str], known: Iterable[str]) -> str:
-    """The sentence for an unknown key, which names the most similar existing key."""
-    *above, last = keys
-    near = difflib.get_close_matches(last, known, 1)
-    hint = f"do you mean {'.'.join([*above, *near])}?" if near else "--cfg job lists all keys."
-    return f"there is no key {'.'.join([*above, last])}: {hint}"
 
 
 def first_line(error: BaseException) -> str:

@@ -14,8 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from ppf.cli.outcome import is_multirun
+from ppf.conf import plain
 from ppf.errors import PPFError
-from ppf.identity import plain
 from ppf.processes import kind_of_device, process_count, slurm_tasks
 
 _STRATEGIES = ("auto", "ddp")

@@ -11,10 +11,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import ppf
-from ppf.artefacts import digest, signature, write_json
+from ppf.artefacts import signature, write_json
+from ppf.conf import plain
+from ppf.digests import contents, digest, named_files, with_code
 from ppf.errors import PPFError
-from ppf.identity import MODEL_FILES, contents, named_files, plain, with_code
-from ppf.llm.loading import dtype_name, pinned, resolve_dtype
+from ppf.llm.loading import dtype_name, resolve_dtype
+from ppf.llm.sources import MODEL_FILES, pinned
 from ppf.processes import kind_of_device, process_count, slurm_tasks
 from ppf.records import read
 from ppf.records.agent import agent_folder

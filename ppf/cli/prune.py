@@ -13,7 +13,7 @@ from ppf.cli.lineage import made, used
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
-from ppf.llm.loading import local_folder
+from ppf.llm.sources import local_folder
 from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say
 from ppf.pruning.elastic import ADAPTERS

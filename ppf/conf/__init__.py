@@ -81,6 +81,13 @@ def read_option(group: str | Path, name: str) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(*inherited, own))
 
 
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A resolved config as plain dicts and lists."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
 def option_groups(*, _root_: DictConfig) -> str:
     """Lists the option groups of the composed config that offer a choice, and their options.
 

@@ -9,9 +9,8 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.artefacts import Artefacts
+from ppf.artefacts import Artefacts, missing
 from ppf.evaluation.perplexity import Piece, pieces_nll
-from ppf.identity import missing
 from ppf.labels.collect import label
 from ppf.labels.labeller import Labeller
 from ppf.labels.store import LabelStore

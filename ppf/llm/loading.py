@@ -1,16 +1,14 @@
 """Loads a causal language model with its tokenizer and adapter."""
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +18,7 @@ from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.llm.divide import check_division, divide, over_gpus
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded, Place
-from ppf.llm.sources import check_hub, commit, wheel_folder
+from ppf.llm.sources import checkpoint_of, revision_of
 from ppf.space import Site
 
 
@@ -108,7 +106,7 @@ def load(
     """
     dtype, device = resolve_dtype(config.dtype, device), torch.device(device)
     check_division(config, device)
-    source = local_folder(config.path, "model.path") if config.path else _source(config)(cache)
+    source = checkpoint_of(config, cache)
     revision = revision_of(config)
     model_config = read_config(source, revision=revision)
     adapter = adapter_for(model_config)
@@ -164,37 +162,6 @@ def check_window(window: int, config: PreTrainedConfig, override: str = "text.wi
         )
 
 
-def check_source(config: DictConfig) -> None:
-    """Checks that the weights of a `model=` config are available, without loading them.
-
-    Raises:
-        PPFError: a package or a file is missing, or the hub gives no access.
-    """
-    source: Any = OmegaConf.to_container(config.source) if config.source else {}
-    if not config.path and (check := _CHECKS.get(source.pop("_target_", ""))):
-        check(**source)
-
-
-def revision_of(config: DictConfig) -> str | None:
-    """The revision of the hub repository that a `model=` config names; None: it names none."""
-    return None if config.path or not config.source else config.source.get("revision")
-
-
-def pinned(source: dict[str, Any]) -> dict[str, Any]:
-    """A model's source; of a repository, with the commit that is in the hub's local cache."""
-    if source.get("_target_") != _HUB:
-        return source
-    revision = source.get("revision")
-    return source | {"revision": commit(source["repository"], revision) or revision}
-
-
-_HUB = "ppf.llm.sources.hub"
-_CHECKS: dict[str, Callable[..., object]] = {
-    _HUB: check_hub,
-    "ppf.llm.sources.wheel": wheel_folder,
-}
-
-
 def dtype_name(dtype: torch.dtype) -> str:
     """The name of a dtype, as `resolve_dtype` reads it."""
     return str(dtype).removeprefix("torch.")
@@ -235,30 +202,3 @@ def _fast_bfloat16(device: str) -> bool:
 def _is_amd() -> bool:
     info = Path("/proc/cpuinfo")
     return info.is_file() and "AuthenticAMD" in info.read_text()
-
-
-def local_folder(path: str, override: str) -> str:
-    """Returns `path`.
-
-    Args:
-        path: the folder.
-        override: the override that gave the path, for error messages.
-
-    Raises:
-        PPFError: the folder has no config.json.
-    """
-    if not (Path(path) / "config.json").is_file():
-        raise PPFError(
-            f"{override}={path} is not a Hugging Face model folder, as it has no config.json: give"
-            " another folder."
-        )
-    return path
-
-
-def _source(config: DictConfig) -> Callable[[str], str]:
-    if config.source is None:
-        raise PPFError(
-            "this model config has no source: give a local folder with model.path=FOLDER."
-        )
-    source: Any = OmegaConf.to_container(config.source, resolve=True)
-    return instantiate(pinned(source), _partial_=True, _convert_="all")

@@ -1,4 +1,7 @@
-"""Sources of checkpoints; each function returns a folder or a hub id for `from_pretrained`."""
+"""Sources of checkpoints: a local folder, the hub, an installed package, or random weights.
+
+Each function that a `source` names returns a folder or a hub id for `from_pretrained`.
+"""
 
 import functools
 import hashlib
@@ -7,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import gguf
@@ -19,6 +23,8 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import HFValidationError
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -30,13 +36,92 @@ from transformers import (
 )
 
 from ppf.artefacts import get_or_make
+from ppf.conf import plain
+from ppf.digests import contents, source_identity
 from ppf.errors import PPFError, reason
 from ppf.llm.checkpoint import quiet
 from ppf.progress import say
 from ppf.ranges import Seed
 
 _PATIENCE = 5.0  # seconds to wait for the hub
+_HUB = "ppf.llm.sources.hub"
+MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
+"""Suffixes of a model folder's files that determine the model."""
 MakeCheckpoint = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+
+
+def checkpoint_of(config: DictConfig, cache: str) -> str:
+    """The folder or the hub id that the model of a `model=` config is loaded from.
+
+    Args:
+        config: has `path` (a local folder or null) and `source` (a function of this module).
+        cache: folder for converted and random checkpoints.
+
+    Raises:
+        PPFError: there is none.
+    """
+    if config.path:
+        return local_folder(config.path, "model.path")
+    if not config.source:
+        raise PPFError("this model has no source: give a local folder with model.path=FOLDER.")
+    source = instantiate(pinned(plain(config.source)), _partial_=True, _convert_="all")
+    return str(source(cache))
+
+
+def model_identity(config: DictConfig, cache: Path) -> dict[str, Any]:
+    """What identifies a model: the contents of a local folder's files, or a repository's commit.
+
+    Files in subfolders do not count, since transformers does not read them.
+    """
+    if config.path:
+        folder = Path(local_folder(config.path, "model.path"))
+        return {"files": contents(folder, cache, MODEL_FILES, subfolders=False)}
+    source = config.source and source_identity(pinned(plain(config.source)), cache)
+    return {"source": source}
+
+
+def local_folder(path: str, override: str) -> str:
+    """Returns `path`.
+
+    Args:
+        path: the folder.
+        override: the override that gave the path, for error messages.
+
+    Raises:
+        PPFError: the folder has no config.json.
+    """
+    if not (Path(path) / "config.json").is_file():
+        raise PPFError(
+            f"{override}={path} is not a Hugging Face model folder, as it has no config.json: give"
+            " another folder. If a policy.json or agent.json names this path, change it in that"
+            " file."
+        )
+    return path
+
+
+def check_source(config: DictConfig) -> None:
+    """Checks that the weights of a `model=` config are available, without loading them.
+
+    Raises:
+        PPFError: a package or a file is missing, or the hub gives no access.
+    """
+    if config.source and not config.path:
+        source = plain(config.source)
+        if check := _CHECKS.get(source.pop("_target_", "")):
+            check(**source)
+
+
+def revision_of(config: DictConfig) -> str | None:
+    """The revision of the hub repository that a `model=` config names; None: it names none."""
+    return None if config.path or not config.source else config.source.get("revision")
+
+
+def pinned(source: dict[str, Any]) -> dict[str, Any]:
+    """A model's source; of a repository, with the commit that is in the hub's local cache."""
+    if source.get("_target_") != _HUB:
+        return source
+    revision = source.get("revision")
+    return source | {"revision": commit(source["repository"], revision) or revision}
 
 
 def hub(cache: str, *, repository: str, revision: str | None) -> str:
@@ -233,3 +318,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 _CHECKSUMS = "checksums.json"
+_CHECKS: dict[str, Callable[..., object]] = {
+    _HUB: check_hub,
+    "ppf.llm.sources.wheel": wheel_folder,
+}

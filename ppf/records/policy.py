@@ -34,7 +34,7 @@ class ModelRecord(Record):
     offload: Literal["cpu", "disk"] | None = None
     device_map: Literal["auto"] | None = None
     card: CardRecord | None = None
-    source: packaged("model", "source", _WHEEL, ("revision",)) | None  # type: ignore[valid-type]
+    source: packaged("model", "source", _WHEEL) | None  # type: ignore[valid-type]
 
 
 class WindowsRecord(Record):
@@ -56,7 +56,7 @@ class TextRecord(Record):
     bos: Literal["window", "stream"] = "window"
     seed: Natural64
     splits: dict[Word, dict[_Part, Number]]
-    source: packaged("text", "source", optional=("revision",)) | None  # type: ignore[valid-type]
+    source: packaged("text", "source") | None  # type: ignore[valid-type]
 
 
 class LabelsRecord(Record):

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ppf.errors import PPFError
-from ppf.records.packaged import TARGET
+from ppf.arguments import TARGET
+from ppf.errors import PPFError, faulty_part
 from ppf.records.values import Record
 
 _LARGEST = 16 << 20  # bytes; a policy has some thousands
@@ -86,24 +86,10 @@ def _reason(error: Exception) -> str:
 def _sentence(error: ValidationError, content: Any) -> str:
     """Describes the first wrong field."""
     first = error.errors(include_url=False, include_input=False)[0]
-    where = _where(first["loc"], content)
-    only_one = first["type"] == "literal_error" and first["loc"][-1] == TARGET
-    if only_one or first["type"].startswith("union_tag"):
-        return f"{where} names a class that is neither PPF's own nor in trust_targets"
+    path = faulty_part(first["loc"], content, missing=first["type"] == "missing")
+    where = ".".join(str(key) for key, _ in path)[:_LONGEST]
     fault = _FAULTS.get(first["type"]) or first["msg"]
     return f"{where} {fault.removeprefix('Input ').removeprefix('Value error, ')}".strip()
-
-
-def _where(place: tuple[int | str, ...], content: Any) -> str:
-    """The dotted name of a field, without the parts that pydantic adds: targets and "[key]"."""
-    names = []
-    for part in place:
-        if part == "[key]" or isinstance(content, dict) and part == content.get(TARGET):
-            continue
-        names.append(str(part))
-        inside = isinstance(content, dict) and part in content or isinstance(part, int)
-        content = content[part] if inside else None
-    return ".".join(names)[:_LONGEST]
 
 
 _FAULTS = {

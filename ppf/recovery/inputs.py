@@ -17,24 +17,24 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ppf.artefacts import signature
+from ppf.conf import plain
+from ppf.digests import with_code
 from ppf.errors import PPFError, out_of_memory
-from ppf.identity import (
-    documents_identity,
-    file_identity,
-    plain,
-    text_identity,
-    trainer_identity,
-    warn_of_shared_documents,
-    with_code,
-)
 from ppf.llm import LanguageModel
 from ppf.llm.loading import check_window
+from ppf.processes import trainer_identity
 from ppf.progress import say
 from ppf.recovery.curve import Trace
 from ppf.recovery.losses import RecoveryLoss
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.recovery.tuners import Tuner
+from ppf.text.identity import (
+    documents_identity,
+    file_identity,
+    text_identity,
+    warn_of_shared_documents,
+)
 from ppf.text.parts import PartName, Text, build_text, build_training_text, text_name, training_text
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from ppf.labels.table import PROPOSED, Labels
 from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch
 from ppf.ranges import Count, Natural, PositiveShare, RatioInterval, Several
-from ppf.search.curve import FoundAgent, with_curve
+from ppf.search.curve import FoundAgent, check_ratios, with_curve
 from ppf.search.problem import Problem
 from ppf.search.static import Found, Static
 
@@ -68,8 +68,9 @@ class Chain:
             clock: measures the time of each part.
 
         Raises:
-            PPFError: the policy found at a ratio has no finite loss.
+            PPFError: a ratio is outside of the range, or no policy at a ratio has a finite loss.
         """
+        check_ratios(problem.ratios, self.range)
         rounds = Static(
             self.rounds,
             self.top_k,

@@ -1,5 +1,6 @@
 """The result of a search for all ratios: the agent, measured at several ratios."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ppf.agents import Objective
 from ppf.agents.ratio_agent import RatioAgent
+from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
 from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch
@@ -57,6 +59,20 @@ class FoundAgent:
     def nll(self) -> float:
         """Mean measured log-perplexity along the curve, nats per token."""
         return float(self.curve.measured.mean())
+
+
+def check_ratios(ratios: Sequence[float], interval: Sequence[float]) -> None:
+    """Raises PPFError before a search if its agent could not be measured at some ratios after it.
+
+    Args:
+        interval: lowest and highest ratio of the search.
+    """
+    low, high = interval
+    if outside := [ratio for ratio in ratios if not low <= ratio <= high]:
+        raise PPFError(
+            f"ratios={outside} lie outside of search.range=[{low},{high}]: give other ratios, or a"
+            " wider search.range."
+        )
 
 
 def with_curve(

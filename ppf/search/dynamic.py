@@ -16,7 +16,7 @@ from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch, say
 from ppf.ranges import Count, PositiveShare, RatioInterval, Several
 from ppf.ranks import on_rank_0
-from ppf.search.curve import FoundAgent, with_curve
+from ppf.search.curve import FoundAgent, check_ratios, with_curve
 from ppf.search.intervals import widening
 from ppf.search.problem import Problem
 from ppf.search.ratios import improve_along
@@ -66,8 +66,9 @@ class Dynamic:
         """Searches for an agent; arguments as for `Chain.search`.
 
         Raises:
-            PPFError: the agent of the problem learns nothing.
+            PPFError: a ratio is outside of the range, or the agent learns nothing.
         """
+        check_ratios(problem.ratios, self.range)
         learner = problem.agent
         if not isinstance(learner, Learner):
             raise PPFError(

@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import signature
+from ppf.conf import plain
 from ppf.context import PruningContext
-from ppf.identity import plain, with_code
+from ppf.digests import with_code
 from ppf.progress import say
 from ppf.pruning.costs import Cost
 from ppf.ranks import on_rank_0

@@ -19,13 +19,14 @@ from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
 from ppf.export.loading import load_folder, read_description
-from ppf.identity import warn_of_shared_documents
 from ppf.llm import LanguageModel, check_head
-from ppf.llm.loading import check_window, local_folder, resolve_dtype
+from ppf.llm.loading import check_window, resolve_dtype
+from ppf.llm.sources import local_folder
 from ppf.policy_file import policy_config, read_policy, types_of
 from ppf.progress import say
 from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import apply_policy, pruned_to
+from ppf.text.identity import warn_of_shared_documents
 from ppf.text.parts import Text, build_text, default_text
 
 

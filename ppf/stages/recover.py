@@ -14,14 +14,16 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from torch import nn
 
-from ppf.artefacts import digest, get_or_make, read_if_whole, signature, write_json
+from ppf.artefacts import get_or_make, read_if_whole, signature, write_json
+from ppf.conf import plain
+from ppf.digests import digest, with_code
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
 from ppf.export.huggingface import HuggingFace, export_recovered
 from ppf.export.loading import as_pruned, load_folder, read_description
-from ppf.identity import model_identity, plain, with_code
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import dtype_name, resolve_dtype
+from ppf.llm.sources import model_identity
 from ppf.policy_file import checked_config, policy_config, read_policy, refuse_types
 from ppf.progress import say
 from ppf.recovery.curve import Trace
@@ -205,7 +207,10 @@ class _Recovery:
         """The dense model's most probable tokens, if the losses need nothing else of it."""
         if not (count := likeliest_needed(losses)):
             return None
-        model = model_identity(self.config), str(self.teacher.dtype)
+        model = (
+            model_identity(self.config.model, Path(self.config.paths.cache)),
+            str(self.teacher.dtype),
+        )
         windows = hashlib.sha256(self.training.numpy().tobytes()).hexdigest()
         name = signature("likeliest", *model, list(self.training.shape), windows, count)
 

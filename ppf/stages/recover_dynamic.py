@@ -11,9 +11,9 @@ from torch.utils.data import TensorDataset
 
 from ppf.agents.ratio_agent import load_agent
 from ppf.artefacts import write_json
+from ppf.conf import plain
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
-from ppf.identity import plain
 from ppf.policy_file import policy_config
 from ppf.pruning.elastic import TRAINING, Adapters
 from ppf.records.agent import AGENT, WEIGHTS, agent_folder

@@ -10,8 +10,9 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
+from ppf.conf import plain
 from ppf.context import PruningContext, prepare
-from ppf.identity import plain, with_code
+from ppf.digests import with_code
 from ppf.labels.table import PROPOSED, Labels
 from ppf.plan import drawn_labels
 from ppf.policy_file import provenance
@@ -41,6 +42,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     clock, folder = Stopwatch(), Path(cfg.paths.run)
     with clock("preparing the model"):
         context = in_bytes(prepare(cfg, fabric), cfg)
+    if cfg.report_test:  # a part that is too short is refused before the search
+        context.text.tokens("test", context.model.lm.tokenizer)
     labelling, sites, may_make = context.labelling, context.sites, cfg.upstream == "make"
     with clock("labelling"):
         drawn = cfg.sampler, drawn_labels(cfg), cfg.seed

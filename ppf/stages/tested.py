@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from ppf.artefacts import get_or_make, signature, write_json
 from ppf.context import PruningContext
 from ppf.evaluation.perplexity import mean_nll
-from ppf.identity import text_identity
 from ppf.report.scores import LogPerplexity
 from ppf.report.search import SearchReport
 from ppf.stages.prune import pruned_to
+from ppf.text.identity import text_identity
 
 Named = tuple[str, list[int]]
 """A policy's name in summary.json, and the units that it keeps at each site."""

@@ -9,10 +9,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from ppf.artefacts import signature
+from ppf.artefacts import missing, signature
 from ppf.commands import invocation
+from ppf.conf import plain
+from ppf.digests import file_digest, with_code
 from ppf.errors import PPFError
-from ppf.identity import file_digest, missing, plain, trainer_identity, with_code
 from ppf.labels.groups import too_few
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
@@ -31,6 +32,7 @@ from ppf.predictor.fit import FIXED
 from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.module import load_predictor
 from ppf.predictor.protocol import Prediction
+from ppf.processes import trainer_identity
 from ppf.progress import console, say
 from ppf.pruning.prunable import PrunableModel
 

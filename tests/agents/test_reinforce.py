@@ -5,9 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from lightning import Fabric
-from ppf.cli.search import _check_shared
 
 from ppf.agents.reinforce import _Gaussians
 from ppf.errors import PPFError
@@ -29,7 +27,3 @@ def test_each_process_needs_two_policies() -> None:
     many = Mock(spec=Fabric, world_size=4)
     with pytest.raises(PPFError, match="give at least 8"):
         agent("reinforce", samples=4).begin(quadratic(), many)
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["agent=reinforce", "agent.samples=4", "paths.run=?"])
-    with pytest.raises(PPFError, match="give at least 8"):
-        _check_shared(cfg, many)

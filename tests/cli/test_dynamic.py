@@ -29,7 +29,7 @@ def only(folder: Path, name: str) -> Path:
 
 @pytest.mark.slow
 def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
-    quick = ("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=2")
+    quick = ("search.points=4", "search.stride=2", "search.polish.generations=2")
     asked = ("mode=dynamic", "ratios=[0.2,0.37]", "report_test=true")
     planned = run("search", "plan=true", *asked, *quick, text, *TINY, *PPO).stdout
     said = run("search", *asked, *quick, text, *TINY, *PPO).stdout
@@ -63,7 +63,7 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
 def test_a_chain_of_searches_gives_one_agent_for_every_ratio(
     run: Run, text: str, tmp_path: Path
 ) -> None:
-    quick = ("search.label_budget=4", "search.top_k=2", "dynamic.knots=3", "predictor.windows=1")
+    quick = ("search.label_budget=4", "search.top_k=2", "search.points=3", "predictor.windows=1")
     others = ("predictor", "rounds", "labels.count")
     small = (*(word for word in TINY if not any(key in word for key in others)), text)
     own = ("agent=evolution", "agent.generations=4")

@@ -10,14 +10,15 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from ppf.cli.search import main as search
 
 from ppf.cli.collect import main as collect
 from ppf.cli.train import main as train
+from ppf.conf import plain
 from ppf.context import prepare as stage
 from ppf.errors import PPFError
-from ppf.identity import plain, recorded, signatures
 from ppf.llm.sources import byte_tokenizer
+from ppf.pruning.signatures import recorded, signatures
+from ppf.stages import search
 from ppf.stages.evaluate import Procedure, evaluate_policy
 from ppf.stages.prune import prune
 from ppf.stages.prune_at import prune_at
@@ -75,19 +76,11 @@ def one_process() -> Fabric:
             "the row length of 0.attention is not a multiple",
         ),
         (["report_test=true", "text.windows.test=100000"], "lower text.windows.test"),
-        (
-            ["budget=latency", "budget.cost.window=4096"],
-            "the latency budget's cost.window=4096 exceeds the model's 1024 positions",
-        ),
-        (
-            ["budget@pareto.y=latency", "pareto.y.cost.window=4096"],
-            "the latency budget's cost.window=4096 exceeds the model's 1024 positions",
-        ),
     ],
 )
 def test_a_search(overrides: list[str], sentence: str, cache: str, tmp_path: Path) -> None:
     with pytest.raises(PPFError, match=sentence):
-        search.task(searching(tmp_path, cache, *overrides), one_process())
+        search.main(searching(tmp_path, cache, *overrides), one_process())
 
 
 def test_a_search_that_starts_from_a_policy_of_another_space(cache: str, tmp_path: Path) -> None:
@@ -95,10 +88,10 @@ def test_a_search_that_starts_from_a_policy_of_another_space(cache: str, tmp_pat
     file.write_text(json.dumps(examples.policy()))
     cfg = searching(tmp_path, cache, f"search.start={file}", "space.channel_multiple=16")
     with pytest.raises(PPFError, match="the policy does not fit space=width"):
-        search.task(cfg, one_process())
+        search.main(cfg, one_process())
 
 
-@pytest.mark.parametrize("command", [collect, train, search])
+@pytest.mark.parametrize("command", [collect, train])
 def test_a_sampler_of_policies_of_another_space(command: Any, cache: str, tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     file.write_text(json.dumps(examples.policy()))
@@ -114,7 +107,7 @@ def test_a_sampler_of_policies_of_another_space(command: Any, cache: str, tmp_pa
 def test_a_search_for_bytes_in_another_family(opt: list[str], cache: str, tmp_path: Path) -> None:
     cfg = searching(tmp_path, cache, *opt, "space=mlp", "budget=bytes", "rules=bytes")
     with pytest.raises(PPFError, match="budget=bytes does not support opt"):
-        search.task(cfg, one_process())
+        search.main(cfg, one_process())
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,8 @@ def test_a_start_that_would_wait_for_other_ranks_is_refused(
 def test_two_processes_train_one_agent_for_every_ratio(
     cache: str, text: str, tmp_path: Path
 ) -> None:
-    quick = ("mode=dynamic", "ratios=[0.2,0.37]", "dynamic.knots=4", "dynamic.stride=2")
-    more = ("dynamic.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
+    quick = ("mode=dynamic", "ratios=[0.2,0.37]", "search.points=4", "search.stride=2")
+    more = ("search.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
     tiny = [given for given in TINY if "polish" not in given]
     said = on_two_ranks("search", [*tiny, *HASTY, text, *quick, *more], tmp_path)
     assert "".join(said).count("Measured on") == 1

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm import load, sources
-from ppf.llm.loading import check_source
 from ppf.llm.shapes import skeleton
+from ppf.llm.sources import check_source
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 

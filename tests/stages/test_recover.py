@@ -143,7 +143,7 @@ def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path
     expected = recovered(cfg)
     given = (f"path={cfg.out}", f"paths.run={tmp_path}/run", f"out={tmp_path}/gguf")
     wanted = compose_prune(*given, "export=gguf")
-    check("prune", wanted)
+    check(wanted)
     with pytest.raises(PPFError, match="give export=gguf or export=decilm"):
         convert(compose_prune(*given))
     file, record = convert(wanted)

@@ -110,7 +110,7 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         given = [f"search={cfg.out}/agent.json", "ratio=0.37", f"out={tmp_path}/at", *paths]
         pruning = compose("prune", given)
-    check("prune", pruning)
+    check(pruning)
     out, record = prune_at(pruning, Fabric(accelerator="cpu", devices=1))
     live, ids = resident(cfg.out, cfg), torch.arange(64)[None]
     live.set_ratio(0.37)

@@ -1,0 +1,152 @@
+"""Digests of what a config names: files, folders, and the code of a user's own classes."""
+
+import hashlib
+import inspect
+import json
+import sys
+from glob import glob
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from ppf.artefacts import draft, locked
+from ppf.errors import PPFError
+
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def digest(path: Path, cache: Path) -> str:
+    """SHA-256 of a file's whole content.
+
+    Args:
+        cache: folder that remembers digests by path, size and modification time.
+    """
+    path, stat = path.resolve(), path.stat()
+    key, store = f"{path}:{stat.st_size}:{stat.st_mtime_ns}", cache / "digests.json"
+    if (found := _known(store).get(key)) is None:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        with locked(store, announce=False), draft(store) as file:
+            file.write_text(json.dumps(_known(store) | {key: found}), encoding="utf-8")
+    return found
+
+
+def _known(store: Path) -> dict[str, str]:
+    try:
+        known = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def file_digest(path: str, key: str, cache: Path) -> str:
+    """Digest of a file that the config names under `key`.
+
+    Raises:
+        PPFError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise PPFError(
+            f"{key}={path} does not exist: give {key} another value. If a policy.json or agent.json"
+            " names this path, change it in that file."
+        )
+    return digest(Path(path), cache)
+
+
+def contents(
+    folder: Path, cache: Path, suffixes: tuple[str, ...] = (), *, subfolders: bool = True
+) -> list[tuple[str, str]]:
+    """Names and digests of a folder's files.
+
+    Args:
+        suffixes: of the files that count; empty: all files.
+        subfolders: whether files in subfolders count.
+    """
+    files = sorted(
+        path
+        for path in (folder.rglob if subfolders else folder.glob)("*")
+        if path.is_file() and (not suffixes or path.suffix in suffixes)
+    )
+    return [(str(path.relative_to(folder)), digest(path, cache)) for path in files]
+
+
+def named_files(value: Any, cache: Path) -> Any:
+    """The value of `data_files` with digests of the local files that it names or matches."""
+    if isinstance(value, dict):
+        return {key: named_files(entry, cache) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [named_files(entry, cache) for entry in value]
+    file = Path(str(value))
+    if file.is_file():
+        return [file.name, digest(file, cache)]
+    matches = map(Path, sorted(glob(str(value), recursive=True)))  # as `datasets` reads patterns
+    return [[match.name, digest(match, cache)] for match in matches if match.is_file()] or value
+
+
+def source_identity(source: dict[str, Any], cache: Path) -> dict[str, Any]:
+    """A plain section `source` of a model or a text; local files and folders count by content."""
+    found = {
+        key: contents(Path(value), cache)
+        if key in ("path", "repository") and Path(value).is_dir()
+        else value
+        for key, value in source.items()
+        if key != "revision" or value
+    }
+    if found.get("data_files"):
+        found["data_files"] = named_files(found["data_files"], cache)
+    return with_code(found, cache)
+
+
+def with_code(config: dict[str, Any], cache: Path) -> dict[str, Any]:
+    """A copy of a plain config, in which each class of the user's own has its code's digest.
+
+    A part of the config whose `_target_` is such a class gets the digest of the source file under
+    the key `_code_`.
+
+    Args:
+        cache: folder that remembers digests of files.
+    """
+    found = {key: _with_code(value, cache) for key, value in config.items()}
+    if file := _own_file(config.get("_target_")):
+        found["_code_"] = digest(file, cache)
+    return found
+
+
+def _with_code(value: Any, cache: Path) -> Any:
+    if isinstance(value, list):
+        return [_with_code(entry, cache) for entry in value]
+    return with_code(value, cache) if isinstance(value, dict) else value
+
+
+def _own_file(target: str | None) -> Path | None:
+    """The source file of a class that is neither PPF's nor that of an installed package.
+
+    Raises:
+        PPFError: it has none, so nothing would tell when its code changes.
+    """
+    if target is None or target.startswith("ppf."):
+        return None
+    try:
+        module = sys.modules[_module_of(target)]
+    except (ImportError, AttributeError, ValueError, KeyError):  # reported where it is used
+        return None
+    if module.__name__ in sys.builtin_module_names:
+        return None
+    file = Path(getattr(module, "__file__", None) or "")
+    if not file.is_file():
+        raise PPFError(
+            f"{target} has no source file, so artefacts of its earlier code could not be told"
+            " apart: define the class in a module, not in a notebook."
+        )
+    return file if not _INSTALLED & {*file.parts} else None
+
+
+def _module_of(target: str) -> str:
+    """The name of the module that defines a class or function, or that holds another object."""
+    found = resolve_name(target)
+    if inspect.isclass(found) or inspect.isroutine(found):
+        return found.__module__
+    name = target.replace(":", ".")
+    while name not in sys.modules:
+        name, _, _ = name.rpartition(".")
+    return name
