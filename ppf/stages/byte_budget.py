@@ -40,8 +40,8 @@ def check_bytes(cfg: DictConfig) -> None:
     rules = instantiate(cfg.rules).values()
     counts_units = any(isinstance(rule, FLAP | ObsGlobal) for rule in rules)
     learns = needs_labels(unfitted(cfg.predictor))
-    fits = cfg.mode == "static" and instantiate(cfg.agent).role.with_rules
-    if learns or counts_units or not fits or get_class(cfg.agent._target_) is Gradient:
+    uses_gradients = get_class(cfg.agent._target_) is Gradient
+    if cfg.mode != "static" or learns or counts_units or uses_gradients:
         raise PPFError(
             "budget=bytes finds a policy for one ratio, by an agent that does not need gradients,"
             " from rules that count bytes: give agent=evolution rules=bytes, mode=static and"
