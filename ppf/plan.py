@@ -157,7 +157,7 @@ class Plan:
         """Moments, order (as `importance=obs` finds it) and features of the sites."""
         tokens, again = self._windows("calibration"), 1.25  # every fourth window is run twice
         squares = sum(columns**2 for _, columns in self._consumers)
-        solved = sum(2 * n**3 + rows * n**2 for rows, n in self._consumers)
+        solved: float = sum(2 * n**3 + rows * n**2 for rows, n in self._consumers)
         if reads_spectra(self.cfg):
             solved += sum(3.5 * min(s) ** 2 * (2 * max(s) + 4 * min(s)) for s in self._consumers)
         seconds = tokens * (again * self._forward(speeds) + 2 * squares / speeds.single)

@@ -210,7 +210,6 @@ class SectionKeys:
     text: TextSection
     labels: LabelsSection
     budget: BudgetSection
-    pareto: dict[Literal["x", "y"], BudgetSection]
     speed: SpeedSection
     recovery: RecoverySection
     elastic: ElasticSection

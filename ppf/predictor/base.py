@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.protocol import Prediction, Surrogate
+from ppf.predictor.protocol import Prediction
 from ppf.pruning import SiteFeatures
 
 Changes = Callable[[Sequence[int], int, int, float], Float[Tensor, "sites levels"]]
@@ -101,9 +101,13 @@ class StoredPredictor(Predictor, Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted predictor, with the folder and the signature of its artefact."""
+    """A fitted predictor, with the folder and the signature of its artefact.
 
-    predictor: Surrogate
+    Args:
+        predictor: a `Predictor`.
+    """
+
+    predictor: Any
     folder: Path
     signature: str
 

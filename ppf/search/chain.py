@@ -48,7 +48,8 @@ class Chain:
     @property
     def ratios(self) -> Float[Tensor, " points"]:
         """The ratios of the searches, ascending."""
-        ratios = torch.linspace(*self.range, self.points, dtype=torch.double)
+        low, high = self.range
+        ratios = torch.linspace(low, high, self.points, dtype=torch.double)
         ratios[1:-1] = ratios[1:-1].round(decimals=6)  # so that ratio=0.15 is one of them
         return ratios
 

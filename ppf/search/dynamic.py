@@ -75,12 +75,12 @@ class Dynamic:
                 "mode=dynamic needs an agent that learns over ratios: give agent=ppo or"
                 " agent=reinforce, or mode=chain for other agents."
             )
-        ratios = torch.linspace(*self.range, self.points, dtype=torch.double)
+        low, high = self.range
+        ratios = torch.linspace(low, high, self.points, dtype=torch.double)
         ratios = ratios.to(problem.fabric.device)
         region = TrustRegion(self.trust_region)
         found: list[Int[Tensor, "points sites"]] = []
         errors: list[Float[Tensor, " policies"]] = []
-        low, high = self.range
         for number in range(self.rounds):
             objective = self._objective(problem, trained, region)
             say(f"Training on ratios {low} to {high}, round {number + 1} of {self.rounds}.")
@@ -110,7 +110,8 @@ class Dynamic:
         return with_curve(problem, agent, labels, trained, objective, clock)
 
     def _objective(self, problem: Problem, trained: Trained, region: TrustRegion) -> Objective:
-        return problem.objective(trained, tuple(self.range), region.radius, self.spread_penalty)
+        low, high = self.range
+        return problem.objective(trained, (low, high), region.radius, self.spread_penalty)
 
     def _improved(
         self,

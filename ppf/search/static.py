@@ -186,9 +186,10 @@ class Static:
                 trained = problem.model.fit(labels)
         measured = Verification.merge(calibrated(done))
         only_proposals = self.proposals_only or agent.role.decides
-        found = Found(trained, measured, problem.runs.history, measured.eligible(only_proposals))
+        eligible = measured.eligible(only_proposals)
+        result = Found(trained, measured, problem.runs.history, eligible)
         with clock("measuring the best on the selection part"):
-            return self._selected(found, problem)
+            return self._selected(result, problem)
 
     def _selected(self, found: Found, problem: Problem) -> Found:
         """The result, with its best policies measured on the selection part by rank 0."""

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Fabric
@@ -13,13 +12,13 @@ from ppf.artefacts import write_json
 from ppf.conf import plain
 from ppf.context import PruningContext, prepare
 from ppf.digests import with_code
-from ppf.labels.table import PROPOSED, Labels
+from ppf.labels.table import PROPOSED
 from ppf.plan import drawn_labels
 from ppf.policy_file import provenance
 from ppf.progress import Stopwatch
 from ppf.records.run import Outcome
 from ppf.report.search import publish_search, rows_of_run
-from ppf.search import AgentRuns, Found, FoundAgent, Problem, RealModel, selection_part
+from ppf.search import AgentRuns, FoundAgent, Problem, RealModel, selection_part
 from ppf.stages.budgets import priced
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.collect import collect
@@ -39,31 +38,49 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     The metric is the log-perplexity of the policy found on the labelling part, or its mean over the
     ratios at which an agent is measured; nats per token.
     """
-    clock, folder = Stopwatch(), Path(cfg.paths.run)
+    clock, folder, may_make = Stopwatch(), Path(cfg.paths.run), cfg.upstream == "make"
     with clock("preparing the model"):
         context = in_bytes(prepare(cfg, fabric), cfg)
     if cfg.report_test:  # a part that is too short is refused before the search
         context.text.tokens("test", context.model.lm.tokenizer)
-    labelling, sites, may_make = context.labelling, context.sites, cfg.upstream == "make"
+    labelling, sites = context.labelling, context.sites
     with clock("labelling"):
-        drawn = cfg.sampler, drawn_labels(cfg), cfg.seed
-        labels = collect(labelling, sites, *drawn, folds=folds(cfg.predictor), may_label=may_make)
+        count, seed = drawn_labels(cfg), cfg.seed
+        labels = collect(
+            *(labelling, sites, cfg.sampler, count, seed),
+            folds=folds(cfg.predictor),
+            may_label=may_make,
+        )
     with_changes = cfg.mode != "dynamic" and context.model.space.budget != "bytes"
     changes = clock("gradients of the best policies")(context.calibration.changes)
-    given = cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers
-    fit = partial(train, labelling, sites, changes if with_changes else None, *given)
+    fit = partial(
+        train,
+        labelling,
+        sites,
+        changes if with_changes else None,
+        cfg.predictor,
+        cfg.trainer,
+        seed,
+        fabric.loggers,
+    )
     with clock("training the predictor"):
         trained = fit(labels, may_train=may_make)
     problem = _problem(cfg, fabric, context, fit)
     found = instantiate(cfg.search).search(problem, labels, trained, clock)
     labelling.add_other_ranks()
-    write = _write_agent if isinstance(found, FoundAgent) else _write_policy
-    summary = write(cfg, context, problem, labels, found)
-    if cfg.report_test and fabric.is_global_zero:
-        with clock("measuring on the test part"):
-            add_test(cfg, context, summary)
-    summary["seconds"] = dict(clock.seconds)
+    if isinstance(found, FoundAgent):
+        summary = agent_summary(cfg, context, found, clock.seconds)
+    else:  # all ranks measure costs together
+        policy = policy_contents(cfg, context, found)
+        summary = static_summary(cfg, context, labels, found, clock.seconds)
     if fabric.is_global_zero:
+        if isinstance(found, FoundAgent):
+            replace(found.agent, record=provenance(context)).save(folder)
+        else:
+            write_json(folder / "policy.json", policy)
+        if cfg.report_test:
+            with clock("measuring on the test part"):
+                add_test(cfg, context, summary)
         write_json(folder / "summary.json", summary)
         publish_search(folder, fabric.loggers)
     return Outcome(found.nll, rows_of_run(summary))
@@ -90,22 +107,3 @@ def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Trai
         ),
         AgentRuns(fabric, cfg.seed, context.artefacts.folder / "training", [*identity, ratios]),
     )
-
-
-def _write_policy(
-    cfg: DictConfig, context: PruningContext, _: Problem, labels: Labels, found: Found
-) -> dict[str, Any]:
-    """Writes policy.json; returns the contents of summary.json."""
-    policy = policy_contents(cfg, context, found)  # all ranks measure costs together
-    if context.artefacts.ranks.is_global_zero:
-        write_json(Path(cfg.paths.run) / "policy.json", policy)
-    return static_summary(cfg, context, labels, found)
-
-
-def _write_agent(
-    cfg: DictConfig, context: PruningContext, problem: Problem, _: Labels, found: FoundAgent
-) -> dict[str, Any]:
-    """Writes agent.json and its weights; returns the contents of summary.json."""
-    if context.artefacts.ranks.is_global_zero:
-        replace(found.agent, record=provenance(context)).save(Path(cfg.paths.run))
-    return agent_summary(cfg, context, problem, found)
