@@ -15,7 +15,7 @@ from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
 from ppf.overrides import written
-from ppf.stages.search import Found, search
+from ppf.search import Found, Static
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.records import examples
@@ -253,19 +253,18 @@ def test_a_search_starts_from_a_policy_that_fits_its_space(
     write_search(tmp_path, cache, "space.channel_multiple=64")
     kept = json.loads((tmp_path / "policy.json").read_text())["kept"]
     begun: list[list[int]] = []
+    at = Static.at
 
-    def spied(*given: Any, **more: Any) -> Found:
-        begun.append(more["start"].tolist())
-        return search(*given, **more)
+    def spied(self: Static, *given: Any, **more: Any) -> Found:
+        begun.append(given[-1].tolist())
+        return at(self, *given, **more)
 
-    monkeypatch.setattr("ppf.cli.search.search", spied)
+    monkeypatch.setattr(Static, "at", spied)
     text = TEXT | {"path": write_articles(tmp_path)}
     own = {"rounds": 1, "top_k": 1, "start": tmp_path / "policy.json"}
     quick = QUICK | {"agent": "evolution", "search": own}
     assert ppf.search("tiny", 0.4, text=text, **quick).ratio >= 0.4
     assert begun == [list(kept.values())]
-    with pytest.raises(PPFError, match="a rule does not search"):
-        ppf.search("tiny", 0.4, text=text, **(quick | {"agent": "owl"}))
     with pytest.raises(PPFError, match="does not fit space"):
         ppf.search("tiny", 0.4, text=text, **(quick | {"space": {"channel_multiple": 32}}))
     with pytest.raises(PPFError, match="does not fit space"):

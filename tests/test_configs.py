@@ -1,6 +1,5 @@
 """Every YAML composes under a stage that can choose it, and fits what it instantiates."""
 
-import importlib
 import inspect
 import re
 import tomllib
@@ -19,6 +18,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ppf.cli.app import find
 from ppf.cli.checks import check_values
 from ppf.conf import command_of, job_folder, options, read_option, taken_groups
 
@@ -39,7 +39,8 @@ STUDIES = {
     if (command := command_of(group, option)) is not None
 }
 
-CHANGING = ("debug", "experiment", "hparams_search", "rules")
+# Options of these groups change others, or need the default agent.
+CHANGING = ("agent/every", "debug", "experiment", "hparams_search", "polish", "rules")
 
 Choices = Mapping[str, str]  # group (with its package, where it is not the group's own) → option
 
@@ -176,7 +177,7 @@ def test_help_lists_the_groups_that_a_command_takes() -> None:
 
 def offered(group: str, stage: str) -> list[str]:
     """The options of a group that a command takes."""
-    one_process = importlib.import_module(f"ppf.cli.{stage}").main.one_process
+    one_process = find(stage).one_process
     refused = ["ddp", "multi_node", "slurm"] if one_process else []
     studied = [] if stage in ("train", "search", "recover") else ["experiment"]
     without = {"fabric": refused, "hydra": studied}.get(group, [])

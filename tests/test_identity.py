@@ -10,10 +10,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from ppf.stages.search_inputs import training_identity
 from safetensors.torch import load_file, save_file
 
-from ppf.artefacts import signature
 from ppf.conf import plain, read_option
 from ppf.digests import with_code
 from ppf.errors import PPFError
@@ -30,9 +28,8 @@ from ppf.text.identity import text_identity, warn_of_shared_documents
 from tests.agents.synthetic import one_process
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
-ALL = ("statistics", "order", "bank", "labels", "predictor", "training")
-# The longest prefix of a key tells what changes with it; all other keys invalidate nothing. A
-# training of an agent changes with each of the others.
+ALL = ("statistics", "order", "bank", "labels", "predictor")
+# The longest prefix of a key tells what changes with it; all other keys invalidate nothing.
 INVALIDATES = {
     "model.dtype": ALL,
     "model.source": ALL,
@@ -58,19 +55,6 @@ INVALIDATES = {
     "trainer.log_every_n_steps": (),
     "trainer.num_sanity_val_steps": (),
     "seed": ("predictor",),
-    "agent": ("training",),
-    "agent.threads": (),
-    "budget": ("training",),
-    "rules": ("training",),
-    "search": ("training",),
-    "search.checkpoint_every": (),
-    "search.finalists": (),
-    "search.proposals_only": (),
-    "search.selection_windows": (),
-    "search.start": (),  # its policy counts, not its path
-    "dynamic": ("training",),
-    "mode": ("training",),
-    "ratio": ("training",),
 }
 RECOVERY = (
     "text",
@@ -104,8 +88,7 @@ def names(cfg: DictConfig) -> dict[str, str]:
     labels = Labels(kept, torch.tensor([3.0, 3.5], dtype=torch.double), ["sampler"] * 2)
     given = cfg.predictor, cfg.trainer, cfg.seed, Path(cfg.paths.cache)
     predictor = predictor_signature(found.labels, labels, *given)
-    training = signature("training", predictor, *training_identity(cfg))
-    return vars(found) | {"predictor": predictor, "training": training}
+    return vars(found) | {"predictor": predictor}
 
 
 def leaves(node: DictConfig, prefix: str = "") -> list[str]:

@@ -13,12 +13,14 @@ from lightning import Fabric
 from torch import Tensor
 
 from ppf.agents.checkpoint import Checkpoint
-from ppf.errors import PPFError
 from ppf.predictor.protocol import Surrogate
 from ppf.pruning import Allocation, SiteFeatures
-from ppf.ranges import Count
 from ppf.space import Space, project, uniform
 
+ELITES = 256
+"""Best policies that a search keeps, and that each rank contributes to the result."""
+THREADS = 1
+"""CPU threads of agents; more do not help, since the tensors are small."""
 Report = Callable[[int, Mapping[str, Tensor | float]], None]
 """Logs the metrics of a step; tensors stay on their device, so that only the logger waits."""
 
@@ -273,25 +275,20 @@ class Agent(ABC):
     hyper-parameters to `conf/agent`, and test its behaviour and its determinism.
 
     Args:
-        threads: CPU threads of the search; more do not help if the tensors are small.
-        polish: local search that the runner applies to the result; None: it applies none.
+        polish: local search that is applied to the result; None: none is.
 
     Attributes:
-        shared: key of the number of policies that the ranks share evenly; None: there is none.
-        least_shared: fewest of these policies for each rank.
         role: what a search does with the agent.
     """
 
     role: ClassVar[Role] = Role()
-    shared: ClassVar[str | None] = None
-    least_shared: ClassVar[int] = 1
 
-    def __init__(self, *, threads: Count, polish: Polish | None) -> None:
-        self.threads, self.polish = threads, polish
+    def __init__(self, *, polish: Polish | None) -> None:
+        self.polish = polish
 
     @abstractmethod
     def search(self, objective: Objective, run: Run) -> Candidates:
-        """The best policies of this rank, best first; logs metrics every few steps.
+        """The best policies of this rank, best first, `ELITES` at most; logs metrics.
 
         Ranks should try different policies. If they train one network, it must stay equal on all.
         """
@@ -352,24 +349,6 @@ _LARGEST_GAIN = 20.0  # nats per token
 _ROUNDING = 1e-9  # rounding error of ratios
 
 
-def per_rank(total: int, name: str, fabric: Fabric, least: int = 1) -> int:
-    """The part of `total` that each rank gets.
-
-    Args:
-        name: name of the agent's key, for the error message.
-        least: fewest that a rank needs.
-
-    Raises:
-        PPFError: `total` is not a multiple of the number of ranks, or too small.
-    """
-    if total % fabric.world_size:
-        raise PPFError(
-            f"agent.{name}={total} cannot be shared evenly over {fabric.world_size} processes:"
-            f" give a multiple of {fabric.world_size}."
-        )
-    if total < least * fabric.world_size:
-        raise PPFError(
-            f"agent.{name}={total} is too small for {fabric.world_size} processes: give at least"
-            f" {least * fabric.world_size}."
-        )
-    return total // fabric.world_size
+def per_rank(total: int, fabric: Fabric, least: int = 1) -> int:
+    """Each rank's part of `total` policies, rounded up; `least` at least."""
+    return max(-(-total // fabric.world_size), least)

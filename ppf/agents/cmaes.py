@@ -10,9 +10,9 @@ import torch
 from cmaes import CMA, SepCMA
 from pydantic import Field
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
+from ppf.agents.base import ELITES, Agent, Candidates, Objective, Polish, Run, predictions
 from ppf.progress import track
-from ppf.ranges import Count, Natural, Positive
+from ppf.ranges import Count, Positive
 
 
 class CMAES(Agent):
@@ -22,10 +22,6 @@ class CMAES(Agent):
         generations: largest number of generations.
         children: policies in one generation, on every rank.
         sigma: initial standard deviation, in shares of the trust region.
-        separable_above: number of sites above which only variances are adapted, no covariances.
-        elites: best policies that are kept.
-        report_every: generations between two reports.
-        threads: see `Agent`.
         polish: see `Agent`.
     """
 
@@ -35,20 +31,14 @@ class CMAES(Agent):
         generations: Count,
         children: Annotated[Count, Field(ge=4)],
         sigma: Positive,
-        separable_above: Natural,
-        elites: Count,
-        report_every: Count,
-        threads: Count,
         polish: Polish | None,
     ) -> None:
-        super().__init__(threads=threads, polish=polish)
+        super().__init__(polish=polish)
         self.generations, self.children, self.sigma = generations, children, sigma
-        self.separable_above = separable_above
-        self.elites, self.report_every = elites, report_every
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         sites, ratio = len(objective.space), objective.ratios(self.children)
-        method = SepCMA if sites > self.separable_above else CMA
+        method = SepCMA if sites > _SEPARABLE else CMA
         optimizer = method(
             np.zeros(sites),
             self.sigma,
@@ -63,9 +53,13 @@ class CMAES(Agent):
             drawn = objective.policy(deviation, ratio)
             cost = objective.cost(drawn).nan_to_num(torch.inf, torch.inf)
             optimizer.tell(list(zip(asked, cost.tolist(), strict=True)))
-            best = Candidates.merge(best, Candidates(drawn, cost)).best(self.elites)
-            if generation % self.report_every == 0:
+            best = Candidates.merge(best, Candidates(drawn, cost)).best(ELITES)
+            if generation % _REPORTED == 0:
                 run.log(generation, predictions(objective, best, drawn, ratio))
             if optimizer.should_stop():
                 break
         return best
+
+
+_SEPARABLE = 128  # sites above which only variances are adapted: covariances would take too long
+_REPORTED = 5  # generations between two reports

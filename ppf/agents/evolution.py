@@ -3,8 +3,6 @@
 Source: the level-switch mutation of EvoPress (arXiv 2410.14649); here the predictor is the fitness.
 """
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -32,16 +30,8 @@ class Evolution(Agent):
         generations: number of generations.
         children: policies of one generation, over all ranks.
         population: best policies that survive a generation.
-        exchanges: largest number of exchanges in one child; each moves cost from one site to
-            another.
-        step: most steps that one exchange moves, counted in the site whose units cost more. A step
-            is `Space.stride` units.
-        report_every: generations between two reports.
-        threads: see `Agent`.
         polish: see `Agent`.
     """
-
-    shared: ClassVar[str | None] = "children"
 
     def __init__(
         self,
@@ -49,20 +39,15 @@ class Evolution(Agent):
         generations: Count,
         children: Count,
         population: Count,
-        exchanges: Count,
-        step: Count,
-        report_every: Count,
-        threads: Count,
         polish: Polish | None,
     ) -> None:
-        super().__init__(threads=threads, polish=polish)
+        super().__init__(polish=polish)
         self.generations, self.children, self.population = generations, children, population
-        self.exchanges, self.step, self.report_every = exchanges, step, report_every
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         generator = run.generator(objective.device)
         start = objective.candidates(objective.starts())
-        children = per_rank(self.children, "children", run.fabric)
+        children = per_rank(self.children, run.fabric)
         return self._evolve(objective, start, children, generator, run.log)
 
     def improve(
@@ -88,14 +73,12 @@ class Evolution(Agent):
             parents = torch.randint(
                 len(population), (children,), generator=generator, device=objective.device
             )
-            drawn = exchange(
-                objective, population.kept[parents], self.exchanges, self.step, generator
-            )
+            drawn = exchange(objective, population.kept[parents], _EXCHANGES, _STEPS, generator)
             born = objective.candidates(drawn)
             merged = Candidates.merge(population, born)
             population = merged.best(self.population)
             leaders.append(merged.best(_LEADERS))
-            if report is not None and generation % self.report_every == 0:
+            if report is not None and generation % _REPORTED == 0:
                 diversity = population.kept.double().std(0, unbiased=False).mean()  # units
                 metrics = predictions(objective, population, drawn, objective.ratios(children))
                 report(generation, metrics | {"diversity": diversity})
@@ -103,6 +86,9 @@ class Evolution(Agent):
 
 
 _LEADERS = 4  # best policies of each generation that are returned
+_EXCHANGES = 3  # largest number of exchanges in one child
+_STEPS = 2  # most steps that one exchange moves
+_REPORTED = 5  # generations between two reports
 
 
 def exchange(

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Adam
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
+from ppf.agents.base import ELITES, Agent, Candidates, Objective, Polish, Run, predictions
 from ppf.errors import PPFError
 from ppf.predictor.protocol import Differentiable
 from ppf.progress import track
@@ -23,10 +23,6 @@ class Gradient(Agent):
         iterations: gradient steps of each descent.
         lr: learning rate of Adam, in shares of the trust region.
         spread: standard deviation of the starting points, in shares of the trust region.
-        round_every: gradient steps between two roundings to whole units.
-        elites: best policies that are kept.
-        report_every: roundings between two reports.
-        threads: see `Agent`.
         polish: see `Agent`.
     """
 
@@ -37,15 +33,10 @@ class Gradient(Agent):
         iterations: Count,
         lr: Positive,
         spread: NonNegative,
-        round_every: Count,
-        elites: Count,
-        report_every: Count,
-        threads: Count,
         polish: Polish | None,
     ) -> None:
-        super().__init__(threads=threads, polish=polish)
+        super().__init__(polish=polish)
         self.descents, self.iterations, self.lr, self.spread = descents, iterations, lr, spread
-        self.round_every, self.elites, self.report_every = round_every, elites, report_every
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         predictor = differentiable(objective.predictor)
@@ -61,12 +52,10 @@ class Gradient(Agent):
             optimizer.step()
             with torch.no_grad():
                 deviation.clamp_(-1, 1)  # beyond a bound, the gradient is 0
-            roundings, due = divmod(iteration, self.round_every)
-            if not due:
+            if iteration % _ROUNDED == 0:
                 drawn = objective.policy(deviation.detach(), ratio)
-                best = Candidates.merge(best, objective.candidates(drawn)).best(self.elites)
-                if roundings % self.report_every == 0:
-                    run.log(iteration, predictions(objective, best, drawn, ratio))
+                best = Candidates.merge(best, objective.candidates(drawn)).best(ELITES)
+                run.log(iteration, predictions(objective, best, drawn, ratio))
         last = objective.candidates(objective.policy(deviation.detach(), ratio))
         return Candidates.merge(best, last)
 
@@ -91,6 +80,7 @@ def within_budget(
     return torch.minimum(torch.maximum(wanted, lower), upper)
 
 
+_ROUNDED = 10  # gradient steps between two roundings to whole units
 _CUTS = 8  # repetitions, after which the remaining excess is negligible
 
 

@@ -4,14 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from lightning import Fabric
 from torch import Tensor, nn
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Run, predictions
+from ppf.agents.base import ELITES, Agent, Candidates, Objective, Polish, Run, predictions
 from ppf.agents.checkpoint import Stateful
 from ppf.progress import track
 from ppf.ranges import Count
@@ -61,25 +61,17 @@ class Learner(Agent):
     Args:
         iterations: largest number of iterations.
         patience: training stops after more than this many iterations without a better mean gain.
-        elites: best policies that are kept.
-        report_every: iterations between two reports.
-        threads: see `Agent`.
         polish: see `Agent`.
+
+    Attributes:
+        reported: iterations between two reports; the patience, too, is checked at these.
     """
 
-    def __init__(
-        self,
-        *,
-        iterations: Count,
-        patience: Count,
-        elites: Count,
-        report_every: Count,
-        threads: Count,
-        polish: Polish | None,
-    ) -> None:
-        super().__init__(threads=threads, polish=polish)
+    reported: ClassVar[int] = 1
+
+    def __init__(self, *, iterations: Count, patience: Count, polish: Polish | None) -> None:
+        super().__init__(polish=polish)
         self.iterations, self.patience = iterations, patience
-        self.elites, self.report_every = elites, report_every
 
     @abstractmethod
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
@@ -108,8 +100,8 @@ class Learner(Agent):
             run.log(*report)
         for iteration in track(range(first, self.iterations), "Training the agent"):
             rollout = training.step()
-            state.add(objective, rollout, self.elites)
-            if iteration % self.report_every == 0:
+            state.add(objective, rollout)
+            if iteration % self.reported == 0:
                 gain = fabric.all_reduce(rollout.gain.mean(), reduce_op="mean")
                 assert isinstance(gain, Tensor)
                 metrics = predictions(objective, state.elites, rollout.kept, rollout.ratio)
@@ -135,11 +127,11 @@ class _LearnerState:
     best: list[float] = field(default_factory=lambda: [-torch.inf, 0])
     reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
-    def add(self, objective: Objective, rollout: Rollout, count: int) -> None:
-        """Adds the policies at the objective's ratio, and keeps the best `count`."""
+    def add(self, objective: Objective, rollout: Rollout) -> None:
+        """Adds the policies at the objective's ratio, and keeps the best ones."""
         own = rollout.ratio == objective.ratio
         drawn = Candidates(rollout.kept[own], rollout.cost[own])
-        self.elites = Candidates.merge(self.elites, drawn).best(count)
+        self.elites = Candidates.merge(self.elites, drawn).best(ELITES)
 
     def stale(self, iteration: int, gain: float) -> int:
         """Number of iterations since the best mean gain."""

@@ -1,10 +1,9 @@
 """Random search, the baseline for all other agents at the same number of evaluations."""
 
-from typing import ClassVar
-
 import torch
 
 from ppf.agents.base import (
+    ELITES,
     Agent,
     Candidates,
     Objective,
@@ -22,36 +21,26 @@ class RandomSearch(Agent):
 
     Args:
         evaluations: policies that are drawn, over all ranks.
-        batch: policies that are drawn and predicted at a time.
-        elites: best policies that are kept.
-        threads: see `Agent`.
         polish: see `Agent`.
     """
 
-    shared: ClassVar[str | None] = "evaluations"
-
-    def __init__(
-        self,
-        *,
-        evaluations: Count,
-        batch: Count,
-        elites: Count,
-        threads: Count,
-        polish: Polish | None,
-    ) -> None:
-        super().__init__(threads=threads, polish=polish)
-        self.evaluations, self.batch, self.elites = evaluations, batch, elites
+    def __init__(self, *, evaluations: Count, polish: Polish | None) -> None:
+        super().__init__(polish=polish)
+        self.evaluations = evaluations
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         generator = run.generator(objective.device)
         best = objective.candidates(objective.uniform())
-        count = per_rank(self.evaluations, "evaluations", run.fabric)
-        batches = range(0, count, self.batch)
+        count = per_rank(self.evaluations, run.fabric)
+        batches = range(0, count, _BATCH)
         for step, start in enumerate(track(batches, "Searching on the predictor")):
-            shape = (min(count - start, self.batch), len(objective.space))
+            shape = (min(count - start, _BATCH), len(objective.space))
             deviation = 2 * torch.rand(shape, generator=generator, device=objective.device) - 1
             ratio = objective.ratios(shape[0])
             drawn = objective.policy(deviation, ratio)
-            best = Candidates.merge(best, objective.candidates(drawn)).best(self.elites)
+            best = Candidates.merge(best, objective.candidates(drawn)).best(ELITES)
             run.log(step, predictions(objective, best, drawn, ratio))
         return best
+
+
+_BATCH = 1024  # policies that are drawn and predicted at a time

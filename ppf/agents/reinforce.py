@@ -13,7 +13,7 @@ from torch.optim import Adam
 from ppf.agents.base import Objective, per_rank
 from ppf.agents.checkpoint import Stateful
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
-from ppf.ranges import Natural, NonNegative, Positive, Several
+from ppf.ranges import Positive, Several
 
 
 class Reinforce(Learner):
@@ -23,27 +23,14 @@ class Reinforce(Learner):
         samples: policies in one batch, over all ranks.
         lr: learning rate of Adam.
         std: initial standard deviation of the Gaussians.
-        degree: degree of the polynomial.
-        entropy: weight of the entropy bonus.
         learner: see `Learner`; an iteration is a batch, followed by one gradient step.
     """
 
-    shared: ClassVar[str | None] = "samples"
-    least_shared: ClassVar[int] = 2  # advantages are relative to the batch
+    reported: ClassVar[int] = 5
 
-    def __init__(
-        self,
-        *,
-        samples: Several,
-        lr: Positive,
-        std: Positive,
-        degree: Natural,
-        entropy: NonNegative,
-        **learner: Any,
-    ) -> None:
+    def __init__(self, *, samples: Several, lr: Positive, std: Positive, **learner: Any) -> None:
         super().__init__(**learner)
         self.samples, self.lr, self.std = samples, lr, std
-        self.degree, self.entropy = degree, entropy
 
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
         return _ReinforceTraining(self, objective, fabric)
@@ -55,10 +42,10 @@ class _Gaussians(nn.Module):
     The mean is a polynomial in the ratio, rescaled so that the interval is [-1, 1].
     """
 
-    def __init__(self, objective: Objective, degree: int, std: float) -> None:
+    def __init__(self, objective: Objective, std: float) -> None:
         super().__init__()
         sites, (self.low, self.high) = len(objective.space), objective.interval
-        self.coefficients = nn.Parameter(torch.zeros(degree + 1, sites))
+        self.coefficients = nn.Parameter(torch.zeros(_DEGREE + 1, sites))
         self.log_std = nn.Parameter(torch.full((sites,), math.log(std)))
 
     def forward(self, ratio: Float[Tensor, " batch"]) -> Normal:
@@ -69,9 +56,9 @@ class _Gaussians(nn.Module):
 
 class _ReinforceTraining(Training):
     def __init__(self, config: Reinforce, objective: Objective, fabric: Fabric) -> None:
-        self.config, self.objective, self.fabric = config, objective, fabric
-        self.samples = per_rank(config.samples, "samples", fabric, config.least_shared)
-        self.policy = _Gaussians(objective, config.degree, config.std).to(objective.device)
+        self.objective, self.fabric = objective, fabric
+        self.samples = per_rank(config.samples, fabric, 2)  # advantages are relative
+        self.policy = _Gaussians(objective, config.std).to(objective.device)
         self.optimizer = Adam(self.policy.parameters(), lr=config.lr)
 
     def step(self) -> Rollout:
@@ -88,7 +75,7 @@ class _ReinforceTraining(Training):
         likelihood = gaussians.log_prob(deviation).sum(1)
         entropy = gaussians.entropy().mean()
         self.optimizer.zero_grad()
-        (-(advantage * likelihood).mean() - self.config.entropy * entropy).backward()
+        (-(advantage * likelihood).mean()).backward()
         average_gradients(self.policy, self.fabric)
         self.optimizer.step()
         return Rollout(kept, cost, ratio, gain, {"entropy": entropy.detach()})
@@ -99,3 +86,6 @@ class _ReinforceTraining(Training):
 
     def parts(self) -> dict[str, Stateful]:
         return {"policy": self.policy, "optimizer": self.optimizer}
+
+
+_DEGREE = 3  # of the polynomial in the ratio

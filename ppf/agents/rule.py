@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 from ppf.agents.base import Agent, Candidates, Objective, Polish, Role, Run
 from ppf.pruning import Allocation
-from ppf.ranges import Count
 from ppf.space import project
 
 
@@ -13,14 +12,13 @@ class Rule(Agent):
 
     Args:
         allocation: the rule.
-        threads: see `Agent`.
         polish: not used.
     """
 
     role: ClassVar[Role] = Role(rounds=1, with_rules=False, decides=True)
 
-    def __init__(self, *, allocation: Allocation, threads: Count, polish: Polish | None) -> None:
-        super().__init__(threads=threads, polish=polish)
+    def __init__(self, *, allocation: Allocation, polish: Polish | None) -> None:
+        super().__init__(polish=polish)
         self.allocation = allocation
 
     def search(self, objective: Objective, run: Run) -> Candidates:

@@ -74,12 +74,10 @@ class PlainKeys:
     latency: bool
     tasks: list[str]
     limit: Count | None
-    name: str | None
     chat_template: str | None
     host: str
     port: Annotated[int, Field(ge=0, lt=2**16)]
-    api_key: str | int | None
-    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"]
+    api_key: str | None
 
 
 class Section(BaseModel):
@@ -182,18 +180,6 @@ class ElasticSection(Section):
     draws: Natural
 
 
-class LimitsSection(Section):
-    """What a server accepts from clients."""
-
-    body_mib: Positive
-    sequences: Count
-    context: Count
-    turn_seconds: Positive
-    queue: Natural
-    seconds: Positive
-    shutdown_seconds: NonNegative
-
-
 class SectionKeys:
     """The keys of all commands whose sections name no `_target_`.
 
@@ -213,7 +199,6 @@ class SectionKeys:
     speed: SpeedSection
     recovery: RecoverySection
     elastic: ElasticSection
-    limits: LimitsSection
 
 
 def check(cfg: DictConfig) -> None:

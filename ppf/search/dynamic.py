@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.agents import Objective, Polish, Run
+from ppf.agents.base import THREADS
 from ppf.agents.learner import Learner
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
@@ -85,9 +86,9 @@ class Dynamic:
             objective = self._objective(problem, trained, region)
             say(f"Training on ratios {low} to {high}, round {number + 1} of {self.rounds}.")
             run = problem.runs.next(number, trained, objective)
-            with clock("learning"), cpu_threads(learner.threads):
+            with clock("learning"), cpu_threads(THREADS):
                 proposal = _learnt(learner, objective, run, ratios)
-            with clock("improving the policies"), cpu_threads(learner.threads):
+            with clock("improving the policies"), cpu_threads(THREADS):
                 found.append(self._improved(problem, objective, ratios, [proposal, *found[-1:]]))
             own = measured_points(number, self.stride, self.points)
             chosen = new_policies(found[-1][own].cpu(), labels.kept.cpu())
@@ -103,7 +104,7 @@ class Dynamic:
             with clock("training the predictor"):
                 trained = problem.model.fit(labels)
         objective = self._objective(problem, trained, region)
-        with clock("improving the policies"), cpu_threads(learner.threads):
+        with clock("improving the policies"), cpu_threads(THREADS):
             last = self._improved(problem, objective, ratios, found[::-1])
         factor = problem.fabric.broadcast(widening(torch.cat(errors)))
         agent = _agent(objective, ratios, last, factor)

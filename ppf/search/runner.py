@@ -8,11 +8,11 @@ from lightning import Fabric
 from torch import Tensor
 
 from ppf.agents import Agent, Candidates, Objective, Run
+from ppf.agents.base import ELITES, THREADS
 from ppf.ranks import on_rank_0
 from ppf.space import SteppedSpace
 from ppf.threads import cpu_threads
 
-_GATHERED = 256  # best policies that each rank contributes
 _APART = 0.25  # share of the sites in which two chosen policies should differ
 _SLACK = 0.03  # cost above the best that a chosen policy may have, nats per token
 
@@ -39,7 +39,7 @@ def run_search(
         known: policies that are already measured and are not returned; None: there are none.
         apart: False: the best policies are chosen, however similar; for predictors without errors.
     """
-    with cpu_threads(agent.threads):
+    with cpu_threads(THREADS):
         found = _gather(agent.search(objective, run), run.fabric)
 
         # Two different steps of a `SteppedSpace` are far apart already.
@@ -84,7 +84,7 @@ def distinct(
 
 def _gather(found: Candidates, fabric: Fabric) -> Candidates:
     """The best candidates of all ranks."""
-    best = found.best(_GATHERED)
-    rows = torch.arange(_GATHERED, device=best.cost.device).clamp_max(len(best) - 1)
+    best = found.best(ELITES)
+    rows = torch.arange(ELITES, device=best.cost.device).clamp_max(len(best) - 1)
     kept, cost = fabric.all_gather((best.kept[rows], best.cost[rows]))
     return Candidates.merge(Candidates(kept.reshape(-1, best.kept.shape[1]), cost.reshape(-1)))

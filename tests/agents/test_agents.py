@@ -13,38 +13,25 @@ from ppf.space import Space, project
 from tests.agents.synthetic import Log, Quadratic, agent, layered, one_process, quadratic
 
 EVALUATIONS = 4096
-OFF_POLICY = {"episodes": 16, "iterations": 5, "warmup": 2, "updates": 4}
 SMALL = {
     "ppo": {"episodes": 128, "iterations": 30},
-    "sac": OFF_POLICY,
-    "ddpg": OFF_POLICY,
-    "td3": OFF_POLICY,
     "reinforce": {"samples": 64, "iterations": 60},
     "gradient": {"descents": 16, "iterations": 40},
     "evolution": {"generations": 32, "children": 128, "population": 32},
     "cmaes": {"generations": 60, "children": 32},
-    "random": {"evaluations": EVALUATIONS, "batch": 512},
-    "starts": {},
+    "random": {"evaluations": EVALUATIONS},
     "uniform": {},
 }
 FEW = {
     **SMALL,
     "ppo": {"episodes": 16, "iterations": 4},
-    "reinforce": {"samples": 16, "iterations": 5, "report_every": 1},
+    "reinforce": {"samples": 16, "iterations": 20},
     "gradient": {"descents": 16, "iterations": 5},
-    "evolution": {"generations": 5, "children": 32, "population": 16, "report_every": 1},
+    "evolution": {"generations": 20, "children": 32, "population": 16},
     "cmaes": {"generations": 5, "children": 32},
-    "random": {"evaluations": 256, "batch": 64},
+    "random": {"evaluations": 4096},
 }
-WITHOUT_CHANCE = ["uniform", "starts"]
-TRAINED = {"episodes": 64, "iterations": 10, "warmup": 3, "updates": 32, "batch": 128}
-LEARNERS = {
-    "ppo": SMALL["ppo"],
-    "sac": TRAINED,
-    "ddpg": TRAINED,
-    "td3": TRAINED,
-    "reinforce": SMALL["reinforce"],
-}
+LEARNERS = ["ppo", "reinforce"]
 
 
 def small(name: str) -> Agent:
@@ -84,7 +71,7 @@ def test_the_same_seed_finds_the_same_policies(name: str) -> None:
     objective = quadratic()
     runs = [few(name).search(objective, Run(one_process(), Log(), seed)) for seed in (3, 3, 4)]
     assert torch.equal(runs[0].kept, runs[1].kept) and torch.equal(runs[0].cost, runs[1].cost)
-    assert name in WITHOUT_CHANCE or not torch.equal(runs[0].kept, runs[2].kept)
+    assert name == "uniform" or not torch.equal(runs[0].kept, runs[2].kept)
     check_candidates(runs[0], objective)
 
 
@@ -109,8 +96,7 @@ def check_candidates(found: Candidates, objective: Objective) -> None:
     ("name", "curves"),
     [
         ("ppo", {"reward", "entropy", "predicted_best", "predicted_mean", "spread"}),
-        ("sac", {"reward", "entropy", "alpha", "violation", "perplexity_30_45"}),
-        ("reinforce", {"reward", "entropy", "violation"}),
+        ("reinforce", {"reward", "entropy", "violation", "perplexity_30_45"}),
         ("evolution", {"diversity", "predicted_best", "predicted_mean", "spread"}),
         ("random", {"predicted_best", "predicted_mean", "spread"}),
     ],
@@ -127,9 +113,8 @@ def test_reports_its_curves(name: str, curves: set[str]) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_learns_many_ratios_at_once(name: str) -> None:
-    layers = 4 if LEARNERS[name] is TRAINED else 10
-    log, objective = Log(), replace(quadratic(layered(layers)), interval=(0.1, 0.5))
-    training, elites = agent(name, **LEARNERS[name]).learn(objective, Run(one_process(), log, 0))
+    log, objective = Log(), replace(quadratic(), interval=(0.1, 0.5))
+    training, elites = agent(name, **SMALL[name]).learn(objective, Run(one_process(), log, 0))
     assert log[-1][1]["reward"] > 0.3 > 0.1 > log[0][1]["reward"]
     ratio = torch.tensor([0.2, 0.3, 0.4], dtype=torch.double)
     kept = objective.policy(training.deviations(ratio), ratio)
@@ -141,9 +126,9 @@ def test_learns_many_ratios_at_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_training_stops_early(name: str) -> None:
-    log, hurried = Log(), {"iterations": 100, "patience": 0, "report_every": 1}
+    log, hurried = Log(), {"iterations": 200, "patience": 0}
     agent(name, **FEW[name] | hurried).search(quadratic(layered(2)), Run(one_process(), log, 0))
-    assert len(log) < 100
+    assert len(log) < 40
     rewards = [metrics["reward"] for _, metrics in log]
     assert rewards[-1] <= max(rewards[:-1])
 
@@ -187,7 +172,7 @@ def test_searches_start_from_the_policies_of_the_rules() -> None:
     assert ((objective.starts() >= lower) & (objective.starts() <= upper)).all()
 
 
-@pytest.mark.parametrize("name", ["ppo", "reinforce", "td3"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_a_later_round_starts_from_the_networks_of_the_round_before(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,6 @@ from tests.agents.synthetic import Log, agent, one_process, quadratic
 
 SMALL = {
     "ppo": {"episodes": 16, "iterations": 8},
-    "sac": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "buffer_size": 4000},
-    "td3": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "buffer_size": 4000},
-    "ddpg": {"episodes": 8, "iterations": 8, "warmup": 2, "updates": 4, "buffer_size": 4000},
     "reinforce": {"samples": 16, "iterations": 8},
 }
 
@@ -50,7 +47,7 @@ class Stopping(Log):
 @pytest.mark.parametrize("name", SMALL)
 def test_resumes_where_it_was_stopped(name: str, tmp_path: Path) -> None:
     def searched(log: Log, checkpoint: Checkpoint | None) -> torch.Tensor:
-        learner = agent(name, report_every=1, **SMALL[name])
+        learner = agent(name, **SMALL[name])
         return learner.search(quadratic(), Run(one_process(), log, 0, checkpoint)).kept
 
     whole, second = Log(), Log()
@@ -72,7 +69,7 @@ def killed(path: Path) -> None:
         if step == 5:
             os._exit(9)
 
-    learner = agent("ppo", report_every=1, **SMALL["ppo"])
+    learner = agent("ppo", **SMALL["ppo"])
     learner.search(quadratic(), Run(one_process(), report, 0, Checkpoint(path, 2)))
 
 
@@ -83,7 +80,7 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     process.join()
     assert process.exitcode == 9
     checkpoint = Counting(path, 2)
-    learner = agent("ppo", report_every=1, **SMALL["ppo"])
+    learner = agent("ppo", **SMALL["ppo"])
     resumed = learner.search(quadratic(), Run(one_process(), Log(), 0, checkpoint))
     assert checkpoint.run == [5, 6, 7, 8]
     whole = learner.search(quadratic(), Run(one_process(), Log(), 0))

@@ -33,7 +33,7 @@ def test_sites_without_a_cost_stay_whole_between_the_steps() -> None:
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_no_descent_is_stuck_at_a_bound(ratio: float) -> None:
     log, objective = Log(), quadratic(layered(6), ratio, trust_region=1.0)
-    learner = agent("gradient", descents=8, iterations=121, report_every=1, polish=None)
+    learner = agent("gradient", descents=8, iterations=121, polish=None)
     learner.search(objective, Run(one_process(), log, 0))
     last = log[-1][1]
     assert last["predicted_mean"] - last["predicted_best"] < 0.003

@@ -104,13 +104,13 @@ def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_mode_dynamic_cannot_do_is_said(run: Run) -> None:
-    wrong = sentence(run, "search", "mode=dynamic", "agent=evolution", *TINY)
-    assert "give agent=ppo, sac, ddpg, td3 or reinforce, or mode=chain for other agents" in wrong
-    unread = sentence(run, "search", "mode=dynamic", "search.finalists=5", *TINY)
-    assert "mode=dynamic does not read search.finalists: leave it out, or give mode=st" in unread
-    outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", *TINY)
-    assert "ratios=[0.7] lie outside of dynamic.train" in outside
+def test_what_mode_dynamic_cannot_do_is_said(run: Run, text: str) -> None:
+    wrong = sentence(run, "search", "mode=dynamic", "agent=evolution", text, *TINY)
+    assert "give agent=ppo or agent=reinforce, or mode=chain for other agents" in wrong
+    outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", text, *TINY)
+    assert "ratios=[0.7] lie outside of search.range" in outside
+    unknown = sentence(run, "search", "mode=dynamic", "ratio=0.3", *TINY)
+    assert "ratio" in unknown
     assert "mode=other is unknown: give one of chain, dynamic, static." in sentence(
         run, "search", "mode=other", *TINY
     )

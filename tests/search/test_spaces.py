@@ -6,17 +6,12 @@ from ppf.space import Prunable, Space, build_space
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 
 POLISH = {"polish": {"generations": 3, "children": 32}}
-OFF_POLICY = {"episodes": 16, "iterations": 2, "warmup": 1, "updates": 2, **POLISH}
 SMALL = {
     "ppo": {"episodes": 16, "iterations": 2, **POLISH},
-    "sac": OFF_POLICY,
-    "ddpg": OFF_POLICY,
-    "td3": OFF_POLICY,
     "reinforce": {"samples": 16, "iterations": 2, **POLISH},
     "gradient": {"descents": 4, "iterations": 10, **POLISH},
     "cmaes": {"generations": 3, "children": 8, **POLISH},
     "obs_global": {},
-    "starts": POLISH,
     "evolution": {"generations": 5, "children": 32},
     "random": {"evaluations": 64},
     "uniform": {},

@@ -11,7 +11,6 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
-from ppf.planning.evaluations import reestimates
 from transformers import AutoModelForCausalLM
 
 from ppf.context import PruningContext, prepare
@@ -23,7 +22,7 @@ from ppf.policy_file import by_site, policy_record, read_policy
 from ppf.pruning.sequential import refit_sequentially
 from ppf.space import uniform
 from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
-from ppf.stages.prune import CompensationChoice, apply_policy, keep_better, prune
+from ppf.stages.prune import CompensationChoice, keep_better, prune
 from ppf.text.windows import evenly
 from tests.articles import write_articles
 from tests.records import examples
@@ -164,20 +163,6 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
     assert f" | {scores[exported['compensation']]:.4g} | " in row
     assert f"{exported['dense']['perplexity']:.4g} |" in dense
     assert "0.mlp" not in card, "sites are listed in policy.json"
-
-
-@pytest.mark.parametrize("sequential", [True, False])
-def test_the_memory_of_re_estimation_is_checked_before_the_work(
-    setting: Setting, context: PruningContext, sequential: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checked: list[bool] = []
-    monkeypatch.setattr(
-        "ppf.context.refuse_what_does_not_fit",
-        lambda cfg, *_: checked.append(reestimates(cfg)),
-    )
-    cfg = setting.config("prune", "policy=null", "out=unused", f"sequential={sequential}")
-    apply_policy(cfg, one_process(), record(context))
-    assert checked == [sequential]
 
 
 def test_speed_is_measured_for_the_card_on_request(
