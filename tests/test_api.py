@@ -15,7 +15,7 @@ from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
 from ppf.overrides import written
-from ppf.search import Found, Static
+from ppf.policy_search import Found, Static
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.records import examples

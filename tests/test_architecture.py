@@ -25,7 +25,7 @@ ORDER = [
     {"labels", "recovery"},
     {"predictor"},
     {"agents"},
-    {"search"},
+    {"policy_search"},
     {"export", "report"},
     {"plan"},
     {"context"},
@@ -132,7 +132,7 @@ def test_order_is_not_empty() -> None:
     ("source", "package", "expected"),
     [
         ("import ppf.cli.search", "ppf.space", {"ppf.cli.search"}),
-        ("from ppf import search", "ppf.space", {"ppf.search"}),
+        ("from ppf import policy_search", "ppf.space", {"ppf.policy_search"}),
         ("from ppf.text.parts import Text", "ppf.space", {"ppf.text.parts"}),
         ("from ..text import parts", "ppf.space", {"ppf.text.parts"}),
         ("def f():\n    from . import sites", "ppf.space", {"ppf.space.sites"}),

@@ -17,13 +17,13 @@ from ppf.context import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.overrides import quoted
 from ppf.policy_file import described, model_name, policy_record
+from ppf.policy_search import Found, FoundAgent
+from ppf.policy_search.pareto import front
+from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Trained, needs_labels
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.report.origin import carried_text, gguf_command, next_command, origin
 from ppf.report.scores import LogPerplexity, percent
-from ppf.search import Found, FoundAgent
-from ppf.search.pareto import front
-from ppf.search.verify import CANDIDATE
 from ppf.stages.budgets import saved
 
 SummaryRow = dict[str, Any]

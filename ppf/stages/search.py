@@ -15,10 +15,10 @@ from ppf.digests import with_code
 from ppf.labels.table import PROPOSED
 from ppf.plan import drawn_labels
 from ppf.policy_file import provenance
+from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel, selection_part
 from ppf.progress import Stopwatch
 from ppf.records.run import Outcome
 from ppf.report.search import publish_search, rows_of_run
-from ppf.search import AgentRuns, FoundAgent, Problem, RealModel, selection_part
 from ppf.stages.budgets import priced
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.collect import collect

@@ -15,15 +15,15 @@ from ppf.agents import Agent, Candidates, Objective
 from ppf.agents.rule import Rule
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
+from ppf.policy_search import AgentRuns, Found, Problem, RealModel, Static
+from ppf.policy_search.runner import run_search
+from ppf.policy_search.selection import Selection
+from ppf.policy_search.verify import Verification
 from ppf.predictor.base import Trained
 from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.pruning.allocation import Uniform
-from ppf.search import AgentRuns, Found, Problem, RealModel, Static
-from ppf.search.runner import run_search
-from ppf.search.selection import Selection
-from ppf.search.verify import Verification
 from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
 
 EVERY = torch.tensor([True, True])
@@ -102,7 +102,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Objective, Tensor, bool]]
         asked.append((objective, known, apart))
         return run_search(searcher, objective, run, top_k, known, apart=apart)
 
-    monkeypatch.setattr("ppf.search.static.run_search", spied)
+    monkeypatch.setattr("ppf.policy_search.static.run_search", spied)
     return asked
 
 
@@ -203,7 +203,7 @@ def test_proposals_alone_can_be_the_result(tmp_path: Path, monkeypatch: pytest.M
     def none(_: Agent, objective: Objective, *given: Any, **more: Any) -> Candidates:
         return objective.candidates(objective.uniform()).best(0)
 
-    monkeypatch.setattr("ppf.search.static.run_search", none)
+    monkeypatch.setattr("ppf.policy_search.static.run_search", none)
     with pytest.raises(PPFError, match="proposed no new policy"):
         searched(problem, rounds=1, proposals_only=True)
 
@@ -243,7 +243,7 @@ def test_a_search_starts_from_the_policy_in_a_file(
     problem, seen = problem_of(tmp_path, []), list[Any]()
     kept = {name: units // 2 for name, units in problem.space.units_by_name.items()}
     record = {"kept": kept, "units": problem.space.units_by_name}
-    monkeypatch.setattr("ppf.search.static.read", lambda *_: record)
+    monkeypatch.setattr("ppf.policy_search.static.read", lambda *_: record)
     monkeypatch.setattr(Static, "at", lambda *given, **more: seen.extend([*given, more]))
     labels, trained = started(problem)
     settings(start=tmp_path / "policy.json").search(problem, labels, trained, Stopwatch())

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppf.evaluation.perplexity import Piece, window_losses
 from ppf.labels.labelling import Labelling
+from ppf.policy_search.verify import Verification
 from ppf.progress import track
-from ppf.search.verify import Verification
 from ppf.text.windows import evenly
 
 _FINALISTS = 3  # policies of lowest loss on the labelling part

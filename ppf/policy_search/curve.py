@@ -11,9 +11,9 @@ from ppf.agents import Objective
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.problem import Problem
 from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch
-from ppf.search.problem import Problem
 from ppf.space import uniform
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.curve import FoundAgent, check_ratios, with_curve
+from ppf.policy_search.problem import Problem
+from ppf.policy_search.static import Found, Static
 from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch
 from ppf.ranges import Count, Natural, PositiveShare, RatioInterval, Several
-from ppf.search.curve import FoundAgent, check_ratios, with_curve
-from ppf.search.problem import Problem
-from ppf.search.static import Found, Static
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppf.search.trust_region import TrustRegion
-from ppf.search.verify import Verification
+from ppf.policy_search.trust_region import TrustRegion
+from ppf.policy_search.verify import Verification
 
 
 def verified(measured: Tensor) -> Verification:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from ppf.policy_search.verify import Verification
 from ppf.predictor.scores import NOMINAL
 from ppf.progress import say
-from ppf.search.verify import Verification
 
 _AGREEMENT = 0.8  # share of a round's measurements that must lie inside their 90 % intervals
 _GROWTH = 1.7  # factor of a step

@@ -13,15 +13,15 @@ from ppf.agents.learner import Learner
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.curve import FoundAgent, check_ratios, with_curve
+from ppf.policy_search.intervals import widening
+from ppf.policy_search.problem import Problem
+from ppf.policy_search.ratios import improve_along
+from ppf.policy_search.trust_region import TrustRegion
 from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch, say
 from ppf.ranges import Count, PositiveShare, RatioInterval, Several
 from ppf.ranks import on_rank_0
-from ppf.search.curve import FoundAgent, check_ratios, with_curve
-from ppf.search.intervals import widening
-from ppf.search.problem import Problem
-from ppf.search.ratios import improve_along
-from ppf.search.trust_region import TrustRegion
 from ppf.space import new_policies
 from ppf.threads import cpu_threads
 

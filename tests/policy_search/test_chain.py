@@ -9,11 +9,11 @@ import torch
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
+from ppf.policy_search import Found, FoundAgent, Static
 from ppf.progress import Stopwatch
 from ppf.pruning.allocation import ObsGlobal
-from ppf.search import Found, FoundAgent, Static
 from tests.agents.synthetic import layered
-from tests.search.test_static import problem_of, settings
+from tests.policy_search.test_static import problem_of, settings
 
 
 def chained(folder: Path) -> FoundAgent:

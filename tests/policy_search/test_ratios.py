@@ -3,8 +3,8 @@ from dataclasses import replace
 import torch
 
 from ppf.agents import Candidates
+from ppf.policy_search.ratios import _nearest, improve_along, moved
 from ppf.predictor.protocol import Prediction
-from ppf.search.ratios import _nearest, improve_along, moved
 from tests.agents.synthetic import agent, layered, quadratic
 
 KNOTS = torch.linspace(0.1, 0.5, 5, dtype=torch.double)

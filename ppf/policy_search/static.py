@@ -8,19 +8,19 @@ from torch import Tensor
 
 from ppf.agents import Candidates
 from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.intervals import calibrated
+from ppf.policy_search.problem import Problem
+from ppf.policy_search.ratios import moved
+from ppf.policy_search.runner import run_search
+from ppf.policy_search.selection import Selection, select
+from ppf.policy_search.trust_region import TrustRegion
+from ppf.policy_search.verify import Verification, verify
 from ppf.predictor.base import Trained, is_exact
 from ppf.progress import Stopwatch, say
 from ppf.ranges import Count, Natural, PositiveShare
 from ppf.ranks import on_rank_0
 from ppf.records import read
 from ppf.records.policy import PolicyRecord
-from ppf.search.intervals import calibrated
-from ppf.search.problem import Problem
-from ppf.search.ratios import moved
-from ppf.search.runner import run_search
-from ppf.search.selection import Selection, select
-from ppf.search.trust_region import TrustRegion
-from ppf.search.verify import Verification, verify
 from ppf.space import new_policies, project
 
 _STARTS = 16  # best measured policies from which a round's search starts

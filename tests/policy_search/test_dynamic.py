@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ppf.search.dynamic import _agent, measured_points
+from ppf.policy_search.dynamic import _agent, measured_points
 from ppf.space import uniform
 from tests.agents.synthetic import quadratic
 

@@ -14,10 +14,10 @@ from ppf.agents import Agent, Objective, Report, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.artefacts import signature
 from ppf.labels.table import Labels
+from ppf.policy_search.selection import MeasureWindows
+from ppf.policy_search.verify import Measure
 from ppf.predictor.base import Trained
 from ppf.pruning import Allocation, SiteFeatures
-from ppf.search.selection import MeasureWindows
-from ppf.search.verify import Measure
 from ppf.space import Space
 
 _CHECKPOINT_EVERY = 5  # iterations of an agent's training

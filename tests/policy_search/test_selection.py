@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppf.search.selection import Mean, Selection, select, selection_part
-from ppf.search.verify import Verification
+from ppf.policy_search.selection import Mean, Selection, select, selection_part
+from ppf.policy_search.verify import Verification
 from ppf.space import uniform
 from tests.searched import write_search
 
