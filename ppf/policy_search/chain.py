@@ -80,6 +80,7 @@ class Chain:
             self.trust_region,
             self.spread_penalty,
             proposals_only=False,
+            start=None,
         )
         found: list[Found] = []
         for ratio in self.ratios.flip(0).tolist():

@@ -98,7 +98,7 @@ class Static:
     trust_region: PositiveShare
     spread_penalty: float
     proposals_only: bool
-    start: str | None = None
+    start: str | None
 
     def evaluations(self, rules: int, reported: int) -> int:
         """Largest number of policies that a search measures, besides the labels before it.

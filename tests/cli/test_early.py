@@ -17,7 +17,7 @@ from ppf.conf import plain
 from ppf.errors import PPFError
 from ppf.llm.sources import byte_tokenizer
 from ppf.pruning.signatures import recorded, signatures
-from ppf.stages import evaluate, prune, search
+from ppf.stages import evaluate, prune
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.records import examples
@@ -63,30 +63,6 @@ def one_process() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        (["space=mlp", "budget=kv"], "no site of space=mlp has a cost under budget=kv"),
-        (
-            ["budget=bytes", "rules=bytes", "agent=evolution"],
-            "the row length of 0.attention is not a multiple",
-        ),
-        (["report_test=true", "text.windows.test=100000"], "lower text.windows.test"),
-    ],
-)
-def test_a_search(overrides: list[str], sentence: str, cache: str, tmp_path: Path) -> None:
-    with pytest.raises(PPFError, match=sentence):
-        search.main(searching(tmp_path, cache, *overrides), one_process())
-
-
-def test_a_search_that_starts_from_a_policy_of_another_space(cache: str, tmp_path: Path) -> None:
-    file = tmp_path / "policy.json"
-    file.write_text(json.dumps(examples.policy()))
-    cfg = searching(tmp_path, cache, f"search.start={file}", "space.channel_multiple=16")
-    with pytest.raises(PPFError, match="the policy does not fit space=width"):
-        search.main(cfg, one_process())
-
-
 @pytest.mark.parametrize("command", [collect, train])
 def test_a_sampler_of_policies_of_another_space(command: Any, cache: str, tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
@@ -98,12 +74,6 @@ def test_a_sampler_of_policies_of_another_space(command: Any, cache: str, tmp_pa
     cfg = config(name, tmp_path, cache, *given, "space.channel_multiple=16")
     with pytest.raises(PPFError, match="the policy does not fit space=width"):
         command.task(cfg, one_process())
-
-
-def test_a_search_for_bytes_in_another_family(opt: list[str], cache: str, tmp_path: Path) -> None:
-    cfg = searching(tmp_path, cache, *opt, "space=mlp", "budget=bytes", "rules=bytes")
-    with pytest.raises(PPFError, match="budget=bytes does not support opt"):
-        search.main(cfg, one_process())
 
 
 @pytest.mark.parametrize(
