@@ -82,9 +82,9 @@ def search(
     """
     named: dict[str, Any] = {"model": model}
     if isinstance(model, PreTrainedModel):
-        named = {"model": "local", "model.path": "${paths.run}/model"}
+        named = {"model.path": "${paths.run}/model"}
     elif (Path(model) / "config.json").is_file():
-        named = {"model": "local", "model.path": model}
+        named = {"model.path": model}
     cfg = _composed("search", named | ({} if ratio is None else {"ratio": ratio}) | overrides)
     if isinstance(model, PreTrainedModel):
         model.save_pretrained(cfg.model.path)

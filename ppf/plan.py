@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
-from ppf.llm.loading import dtype_name, model_name, place_of_layers, resolve_dtype
+from ppf.llm.loading import dtype_name, place_of_layers, resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.processes import processes_here
@@ -25,7 +25,7 @@ from ppf.pruning.costs import Bytes
 from ppf.pruning.observed import reads_spectra
 from ppf.pruning.signatures import signatures
 from ppf.report.scores import duration
-from ppf.report.tables import Cell, Column, Table, print_table
+from ppf.report.tables import Cell, Table, print_table
 from ppf.space import Space
 
 GIB = 2**30
@@ -275,19 +275,24 @@ def show(cfg: DictConfig) -> None:
     plan = Plan(cfg, device, processes)
     found = plan.needs(_measured_speeds(dtype, device))
     say(
-        f"Plan for model={model_name(cfg.model)}: {plan.parameters / 1e9:.2f} billion parameters,"
+        f"Plan for model={cfg.model.name}: {plan.parameters / 1e9:.2f} billion parameters,"
         f" {plan.weights:.1f} GiB in {dtype_name(dtype)} on the {device.type}. Memory and disk are"
         f" those of {processes} process{'es' * (processes > 1)} on this machine, times those of one"
         " process that does all of the work."
     )
-    gib = "{:.1f}".format
-    columns = [Column("stage"), Column("memory, GiB", gib), Column("host memory, GiB", gib)]
-    columns += [Column("disk, GiB", gib), Column("time", duration)]
-    free = _free(cfg, device)
-    whole = [max(need[1] for need in found), max(need[2] for need in found)]
-    whole += [sum(need.disk for need in found), sum(need.seconds for need in found)]
-    rows: list[list[Cell]] = [list(need) for need in found]
-    print_table(Table(columns, [*rows, ["whole run", *whole], ["free here", *free, None]]))
+    names = ("memory of a GPU, GiB", "memory, GiB", "disk, GiB", "time")
+    on_cpu = device.type == "cpu"
+
+    def row(stage: str, memory: float, *others: float | None) -> dict[str, Cell]:
+        return {
+            "stage": stage,
+            **dict(zip(names, (None if on_cpu else memory, *others), strict=True)),
+        }
+
+    most, sums = [[f(c) for c in zip(*(n[1:] for n in found), strict=True)] for f in (max, sum)]
+    rows = [row(*need) for need in found]
+    rows += [row("whole run", *most[:2], *sums[2:]), row("free here", *_free(cfg, device), None)]
+    print_table(Table(rows, dict.fromkeys(names[:3], "{:.1f}".format) | {"time": duration}))
     say(
         "Agents and predictors add some minutes for any model; the measurements on the selection"
         " and test parts, and those of an agent with predictor=oracle, are not counted."
@@ -299,7 +304,7 @@ def show(cfg: DictConfig) -> None:
 def _too_large(plan: Plan, found: list[Need]) -> str | None:
     """One sentence on what does not fit; None: all fits."""
     memory, host, disk = _free(plan.cfg, plan.device)
-    name = f"model={model_name(plan.cfg.model)}"
+    name = f"model={plan.cfg.model.name}"
     if (written := sum(need.disk for need in found)) > disk:
         return (
             f"{name} needs {written:.1f} GiB of disk, but {disk:.1f} GiB are free in"
