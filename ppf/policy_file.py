@@ -12,7 +12,6 @@ from ppf.commands import invocation
 from ppf.conf import name_by_paths, plain
 from ppf.context import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
-from ppf.llm.loading import model_name
 from ppf.pruning.live import Types
 from ppf.pruning.signatures import signatures
 from ppf.records import read

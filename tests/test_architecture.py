@@ -46,7 +46,7 @@ LINES = {
     "labels": 1215,
     "llm": 1945,
     "modules": 2000,
-    "planning": 785,
+    "plan": 370,
     "policy_search": 1260,
     "predictor": 2800,
     "pruning": 3860,
