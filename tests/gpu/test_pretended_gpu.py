@@ -29,13 +29,13 @@ TEXT = ("text.window=32", "text.windows={calibration:4,labelling:2,test:2}")
 MODEL = ("model=tiny", "space.channel_multiple=16", *TEXT)
 STATIC = (
     *("search.rounds=2", "search.top_k=2", "search.selection_windows=2", "predictor.windows=2"),
-    *("agent.iterations=4", "agent.round_every=2", "agent.descents=2", "predictor.steps=2"),
+    *("agent.iterations=10", "agent.descents=2", "predictor.steps=2"),
     *("agent.polish.generations=1", "agent.polish.children=8", "predictor.fewest=6"),
 )
 DYNAMIC = (
     *("mode=dynamic", "agent.episodes=8", "agent.iterations=2", "search.rounds=1"),
     *("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=1", "labels.count=12"),
-    *("predictor.members=2", "predictor.max_epochs=2", "predictor.residual.steps=2"),
+    *("predictor.members=2", "predictor.max_epochs=2"),
 )
 REFIT = "refit_windows=2"
 RECOVERY = (
