@@ -14,6 +14,7 @@ from ppf.runtime import DynamicModel
 from ppf.server.app import create_app
 from ppf.server.scheduler import Limits, Scheduler
 from tests.articles import write_articles
+from tests.cli.conftest import HASTY
 from tests.pretended_gpu import pretended_gpus
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
@@ -35,7 +36,7 @@ STATIC = (
 DYNAMIC = (
     *("mode=dynamic", "agent.episodes=8", "agent.iterations=2", "search.rounds=1"),
     *("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=1", "labels.count=12"),
-    *("predictor.members=2", "predictor.max_epochs=2"),
+    *HASTY,
 )
 REFIT = "refit_windows=2"
 RECOVERY = (
