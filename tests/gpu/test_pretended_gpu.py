@@ -7,12 +7,13 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 
 from ppf.cli.app import run
 from ppf.conf import read_option, without_others
 from ppf.runtime import DynamicModel
 from ppf.server.app import create_app
-from ppf.server.scheduler import Limits, Scheduler
+from ppf.server.scheduler import Scheduler
 from tests.articles import write_articles
 from tests.cli.conftest import HASTY
 from tests.pretended_gpu import pretended_gpus
@@ -111,7 +112,7 @@ def test_a_chain_of_searches_its_recovery_and_its_server(commands: Commands) -> 
 def generate(commands: Commands, searched: Path) -> None:
     """The server answers at two ratios."""
     model = DynamicModel.from_search(searched, *commands.paths)
-    scheduler = Scheduler(model, Limits(**read_option("", "serve").limits))
+    scheduler = Scheduler(model, instantiate(read_option("", "serve").limits))
     app = create_app("tiny", scheduler, hosts=["localhost"], api_key=None, template=None)
     with TestClient(app, "http://localhost") as client:
         for ratio in (0.0, 0.3):
