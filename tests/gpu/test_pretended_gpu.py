@@ -26,7 +26,7 @@ PLACES = [  # overrides that place the layers' weights; without any, they lie on
     pytest.param(("model.offload=disk",), id="offload-disk", marks=SLOW),
     pytest.param(("model.device_map=auto",), id="two-gpus", marks=SLOW),
 ]
-TUNES = ["lora", pytest.param("full", marks=SLOW), pytest.param("blockwise", marks=SLOW)]
+TUNES = ["lora", pytest.param("full", marks=SLOW)]
 TEXT = ("text.window=32", "text.windows={calibration:4,labelling:2,test:2}")
 MODEL = ("model=tiny", "space.channel_multiple=16", *TEXT)
 STATIC = (
@@ -113,7 +113,7 @@ def generate(commands: Commands, searched: Path) -> None:
     """The server answers at two ratios."""
     model = DynamicModel.from_search(searched, *commands.paths)
     scheduler = Scheduler(model, instantiate(read_option("", "serve").limits))
-    app = create_app("tiny", scheduler, hosts=["localhost"], api_key=None, template=None)
+    app = create_app("tiny", scheduler, hosts=["localhost"], api_key=None)
     with TestClient(app, "http://localhost") as client:
         for ratio in (0.0, 0.3):
             asked = {"model": "tiny", "prompt": "Some text", "max_tokens": 4}
