@@ -64,7 +64,6 @@ def test_a_wrong_override_is_named(
 @pytest.mark.slow
 def test_a_wrong_config_leaves_neither_a_wandb_run_nor_a_folder(run: Run, tmp_path: Path) -> None:
     sentence(run, "search", "model=tiny", "labels.count=-1")
-    sentence(run, "search", "model=tiny", "space.channel_multiple=1000000", "logger=[wandb,csv]")
     sentence(run, "evaluate", "path=/nowhere")
     sentence(run, "prune", "policy=/nowhere", f"out={tmp_path / 'outputs' / 'out'}")
     assert not (tmp_path / "outputs" / "out").exists()
