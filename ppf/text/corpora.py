@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 from unittest.mock import patch
 
 import datasets
@@ -69,7 +69,7 @@ class DataSet(TypedDict):
     data_files: dict[str, str] | None
     column: str
     limit: Count
-    revision: NotRequired[str | None]
+    revision: str | None
 
 
 def hub(
