@@ -23,6 +23,7 @@ from ppf.predictor.module import load_predictor
 from ppf.runtime.search_folder import read_search
 from ppf.stages import evaluate, prune
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
+from tests.export.conftest import export_folder
 from tests.predictor.synthetic import DENSE_NLL, made_up_features, made_up_space, predictor_config
 from tests.records import examples
 from tests.records.examples import places, spoilt
