@@ -18,7 +18,6 @@ from ppf.digests import with_code
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.llm import load
-from ppf.llm.sources import model_identity
 from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.records import check
 from ppf.records.policy import ConfigRecord
@@ -220,13 +219,6 @@ def of_recovery(key: str) -> bool:
     return key.startswith(RECOVERY) and not key.startswith(WITHOUT_EFFECT)
 
 
-def test_a_further_part_leaves_the_others_valid(config: DictConfig) -> None:
-    cfg = config.copy()
-    cfg.text.splits.all = {"calibration": 0.25, "labelling": 0.25, "training": 0.3, "test": 0.2}
-    cfg.text.windows.training = 64
-    assert names(cfg) == names(config)
-
-
 def tiny_folder(cache: str, folder: Path) -> DictConfig:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("search", ["model=tiny", "paths.run=x"])
@@ -242,15 +234,14 @@ def test_models_that_differ_in_one_tensor_have_other_names(cache: str, tmp_path:
     weights = load_file(file)
     weights["model.layers.2.mlp.up_proj.weight"].zero_()
     save_file(weights, file, metadata={"format": "pt"})
-    assert signatures(cfg).statistics != before.statistics
-
-
-def test_tokenizers_tell_models_apart(cache: str, tmp_path: Path) -> None:
-    cfg = tiny_folder(cache, tmp_path / "model")
-    before = signatures(cfg)
-    file = tmp_path / "model" / "tokenizer.json"
-    file.write_text(file.read_text(encoding="utf-8").replace("ByteLevel", "ByteLeveL"))
-    assert signatures(cfg).labels != before.labels
+    changed_weights = signatures(cfg)
+    assert changed_weights.statistics != before.statistics
+    tokenizer = tmp_path / "model" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text("utf-8").replace("ByteLevel", "ByteLeveL"))
+    other = signatures(cfg)
+    assert other.labels != changed_weights.labels
+    shutil.copytree(tmp_path / "model", tmp_path / "model" / "pruned")
+    assert signatures(cfg) == other, "folders in the folder do not count"
 
 
 def test_commits_of_a_repository_tell_models_apart(
@@ -272,13 +263,6 @@ def test_commits_of_a_repository_tell_models_apart(
     shutil.rmtree(tmp_path / "hub")
     assert signatures(cfg) == before, "a commit that is not here yet"
     check(plain(found), ConfigRecord, "the policy", "give another")
-
-
-def test_sources_without_a_commit_keep_their_names(config: DictConfig) -> None:
-    assert model_identity(config.model, Path(config.paths.cache)) == {
-        "source": plain(config.model.source)
-    }
-    assert recorded(config).model.source == config.model.source
 
 
 @pytest.mark.parametrize(
@@ -324,25 +308,6 @@ def test_the_same_file_at_another_path_is_told(
     assert "its perplexity may be too low" in capsys.readouterr().out
 
 
-def test_a_test_part_with_a_split_of_its_own_shares_nothing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        given = ["paths.run=x", "text=wikitext2"]
-        found, other = (compose("search", [*given, f"text.seed={seed}"]) for seed in (0, 1))
-    warn_of_shared_documents(other, found)
-    assert not capsys.readouterr().out
-
-
-def test_files_beside_a_model_in_a_folder_of_their_own_do_not_count(
-    cache: str, tmp_path: Path
-) -> None:
-    cfg = tiny_folder(cache, tmp_path / "model")
-    before = signatures(cfg)
-    shutil.copytree(tmp_path / "model", tmp_path / "model" / "pruned")
-    assert signatures(cfg) == before
-
-
 def test_texts_with_different_middles_have_other_names(config: DictConfig, tmp_path: Path) -> None:
     cfg, file = config.copy(), tmp_path / "text.txt"
     cfg.text.path, cfg.paths.cache = str(file), str(tmp_path)
@@ -353,17 +318,7 @@ def test_texts_with_different_middles_have_other_names(config: DictConfig, tmp_p
     assert len(found) == 2
 
 
-def test_files_of_another_type_have_other_names(config: DictConfig, tmp_path: Path) -> None:
-    cfg, found = config.copy(), set()
-    cfg.paths.cache = str(tmp_path)
-    for name in ("text.txt", "text.jsonl"):
-        (tmp_path / name).write_text('{"text": "One."}')
-        cfg.text.path = str(tmp_path / name)
-        found.add(signatures(cfg).statistics)
-    assert len(found) == 2
-
-
-@pytest.mark.parametrize("name", ["text.jsonl", ["text.jsonl"], "te?t.*", "**/*.jsonl"])
+@pytest.mark.parametrize("name", [["text.jsonl"], "**/*.jsonl"])
 def test_data_files_count_by_their_content(
     config: DictConfig, tmp_path: Path, name: str | list[str]
 ) -> None:
