@@ -46,7 +46,7 @@ _COSTS = ("micro_batch", "gradient_checkpointing")  # change the result only by 
 def machine_of(cfg: DictConfig, fabric: Fabric) -> Machine:
     """Fabric's processes and devices, for Lightning's Trainer."""
     devices = plain(cfg.fabric)
-    where = {k: devices[k] for k in ("accelerator", "devices", "num_nodes", "strategy")}
+    where = {k: devices[k] for k in ("accelerator", "devices", "num_nodes")}
     loggers = [logger for logger in fabric.loggers if isinstance(logger, Logger)]
     trainer = plain(cfg.trainer) | where
     return Machine(fabric, trainer, loggers)
