@@ -32,7 +32,7 @@ def policy_record(
     """
     return {
         "format": FORMAT,
-        "model": model_name(context.config.model),
+        "model": context.config.model.name,
         "space": context.config.space.name,
         "text": context.text.name,
         **described(context, kept),
@@ -40,11 +40,6 @@ def policy_record(
         **numbers,
         **provenance(context, predictor=predictor),
     }
-
-
-def model_name(config: DictConfig) -> str:
-    """The name of a `model=` config; that of the folder if it has a `path`."""
-    return Path(config.path).absolute().name if config.path else str(config.name)
 
 
 def provenance(context: PruningContext, **more: str) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from ppf.report.recovery import publish_recovery
 from ppf.stages.lineage import log_made, log_used
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
-from ppf.text.parts import text_name
 from ppf.text.training import training_name
 
 _TRAINER = (
@@ -206,7 +205,7 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
     about = {
         **origin("recover"),
         "title": f"Recovery of {cfg.policy or cfg.path or cfg.search}",
-        "text": text_name(cfg.text),
+        "text": cfg.text.name,
         "results": [score.record() for score in found.scores],
         "curve": found.curve,
         "settings": {

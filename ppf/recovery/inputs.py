@@ -35,7 +35,7 @@ from ppf.text.identity import (
     text_identity,
     warn_of_shared_documents,
 )
-from ppf.text.parts import PartName, Text, build_text, text_name
+from ppf.text.parts import PartName, Text, build_text
 from ppf.text.training import build_training_text, training_text
 
 T = TypeVar("T")
@@ -128,7 +128,7 @@ class RecoveryText:
         windows = [text.tokens(part, lm.tokenizer) for part in _PARTS]
         if len(windows[0]) < cfg.recovery.batch:
             raise PPFError(
-                f"the training part of text={text_name(cfg.text)} has {len(windows[0])} windows,"
+                f"the training part of text={cfg.text.name} has {len(windows[0])} windows,"
                 f" fewer than recovery.batch={cfg.recovery.batch}: lower recovery.batch, or give a"
                 " longer text."
             )

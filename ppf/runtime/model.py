@@ -18,7 +18,6 @@ from torch import Tensor
 from ppf.conf import without_others
 from ppf.evaluation.perplexity import pieces_nll, sliding
 from ppf.overrides import quoted
-from ppf.policy_file import model_name
 from ppf.pruning import LivePruner
 from ppf.runtime.caches import CacheGuard
 from ppf.runtime.decoding import decode_fast
@@ -94,7 +93,7 @@ class DynamicModel:
     def from_config(cls, cfg: DictConfig, fabric: Fabric) -> "DynamicModel":
         """Loads the model of the search `cfg.search`, with a launched Fabric."""
         context, policies, ratios = read_search(cfg, fabric)
-        name, window = model_name(context.config.model), context.text.window
+        name, window = context.config.model.name, context.text.window
         return cls(context.model.pruner, policies, ratios=ratios, window=window, name=name)
 
     @property

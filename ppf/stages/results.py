@@ -15,7 +15,7 @@ from ppf.commands import python_command
 from ppf.context import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.overrides import quoted
-from ppf.policy_file import described, model_name, policy_record
+from ppf.policy_file import described, policy_record
 from ppf.predictor.base import needs_labels
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.report.origin import carried_text, gguf_command, next_command, origin
@@ -82,7 +82,7 @@ def static_summary(
     asked = "with {} fewer bytes" if context.model.space.budget == "bytes" else "at ratio {}"
     own = {found.best: ["PPF"]}
     return {
-        "title": f"{model_name(cfg.model)} {asked.format(percent(cfg.ratio))}",
+        "title": f"{cfg.model.name} {asked.format(percent(cfg.ratio))}",
         "results": [
             _dense(context, labels),
             *(row(place, *known) for place, known in enumerate(names) if known),
@@ -117,7 +117,7 @@ def agent_summary(
     """
     labels = result.labels
     return {
-        "title": f"{model_name(cfg.model)} at every pruning ratio",
+        "title": f"{cfg.model.name} at every pruning ratio",
         "results": [_dense(context, labels), *_curve(context, result, inputs)],
         "candidates": [],
         "proposals": {},
@@ -231,11 +231,11 @@ def _run(cfg: DictConfig, context: PruningContext, seconds: Mapping[str, float])
         **origin("search"),
         "mode": cfg.mode,
         "method": agent if "allocation" in cfg.agent else f"PPF ({agent})",  # a rule is not PPF
-        "model": model_name(cfg.model),
+        "model": cfg.model.name,
         "part": "labelling",
         "asked": asked,
         "settings": {
-            "model": f"{model_name(cfg.model)}, {str(model.lm.dtype).removeprefix('torch.')}",
+            "model": f"{cfg.model.name}, {str(model.lm.dtype).removeprefix('torch.')}",
             "space": f"{model.space.name}, {len(model.space)} sites",
             "importance": _name(cfg, "importance"),
             "compensation": _name(cfg, "compensation"),
