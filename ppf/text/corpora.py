@@ -58,7 +58,9 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[
         parquet.write_table(pa.table({"text": articles}), draft)
 
     store = Path(cache) / f"wikipedia_sample-{shortest_line}.parquet"
-    return get_or_make(store, read=_column, make=clean)
+    return get_or_make(
+        store, read=lambda file: parquet.read_table(file)["text"].to_pylist(), make=clean
+    )
 
 
 class DataSet(TypedDict):
@@ -167,10 +169,6 @@ def sentences(split: str, *, per_document: Count, **source: Unpack[DataSet]) -> 
     """
     rows = hub(split, **source)
     return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]
-
-
-def _column(file: Path) -> list[str]:
-    return parquet.read_table(file)["text"].to_pylist()
 
 
 def _dump() -> Path:
