@@ -23,7 +23,7 @@ from ppf.report.page import Page, ReportSection
 from ppf.report.plots import scatter
 from ppf.report.publish import log_artifact, publish
 from ppf.report.style import save_png
-from ppf.report.tables import accuracy_table, print_table
+from ppf.report.tables import accuracy_table
 from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import check_sampler, collect
 from ppf.stages.score import Scored, held_out, no_held_out, score
@@ -78,17 +78,14 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     write_json(scores, row)
     table, warning = accuracy_table(row, bands), coverage_warning(row, bands, "held-out policies")
     sections = [
-        ReportSection("Predicted against measured", name="predictions", figure=figure),
         ReportSection("Accuracy", name="accuracy", table=table),
+        ReportSection("Predicted against measured", name="predictions", figure=figure),
     ]
     page = Page("Accuracy of the predictor", command_line("train"), warning, sections)
-    publish(fabric.loggers, page, found.metrics, Path(cfg.paths.run))
+    publish(Path(cfg.paths.run), fabric.loggers, page, found.metrics)
     if needs_labels(predictor):
         name = f"{cfg.model.name}-predictor"
         log_artifact(fabric.loggers, [trained.folder], name, "predictor")
-    print_table(table)
-    if warning:
-        say(warning)
     if needs_labels(predictor):  # others are not stored
         say(f"Predictor: {trained.folder}")
     say(f"Picture:   {picture}\nScores:    {scores}")

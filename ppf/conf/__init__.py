@@ -33,7 +33,7 @@ def without_others() -> Iterator[None]:
     try:
         yield
     finally:
-        program.hydra, config.cfg = before
+        GlobalHydra.instance().hydra, config.cfg = before  # Hydra may have replaced the instance
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     model.set_ratio(0.37)
     assert model.compensation == "least_squares"
     _, context = write_search(tmp_path, cache, f"paths.artefacts={searched}/artefacts")
-    with context.model.pruner.at(model.kept):
+    with context.model.pruner.at(model.pruner.kept):
         nll = context.labelling.present_nll()
     assert record["measured"]["nll"] == pytest.approx(nll, rel=1e-5)
     measured, choice = (record["exported"][key] for key in ("measured", "choice"))
