@@ -25,7 +25,7 @@ from ppf.recovery.inputs import RecoveryText, run_of
 from ppf.recovery.settings import Machine, RecoverySettings
 from ppf.stages.search_inputs import training_identity
 from ppf.stages.train import predictor_signature
-from ppf.text.identity import text_identity, warn_of_shared_documents
+from ppf.text.identity import warn_of_shared_documents
 from tests.agents.synthetic import one_process
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
@@ -202,19 +202,6 @@ def test_added_documents_and_the_test_part_start_another_recovery(tmp_path: Path
     assert name("One text.", "text.splits.all.test=0.4") != first
 
 
-def test_another_test_part_of_the_policy_starts_another_recovery(config: DictConfig) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("recover", ["paths.run=x"])
-    machine, settings = Machine(one_process(), {}, []), RecoverySettings(**cfg.recovery)
-    other = config.copy()
-    other.text.seed = 1
-    found = [
-        run_of(RecoveryText(cfg, given), machine, settings, "weights").folder
-        for given in (config, other)
-    ]
-    assert found[0] != found[1]
-
-
 def of_recovery(key: str) -> bool:
     return key.startswith(RECOVERY) and not key.startswith(WITHOUT_EFFECT)
 
@@ -308,16 +295,6 @@ def test_the_same_file_at_another_path_is_told(
     assert "its perplexity may be too low" in capsys.readouterr().out
 
 
-def test_texts_with_different_middles_have_other_names(config: DictConfig, tmp_path: Path) -> None:
-    cfg, file = config.copy(), tmp_path / "text.txt"
-    cfg.text.path, cfg.paths.cache = str(file), str(tmp_path)
-    found = set()
-    for middle in ("a", "b"):
-        file.write_text("x" * (2 << 20) + middle + "x" * (2 << 20))
-        found.add(signatures(cfg).statistics)
-    assert len(found) == 2
-
-
 @pytest.mark.parametrize("name", [["text.jsonl"], "**/*.jsonl"])
 def test_data_files_count_by_their_content(
     config: DictConfig, tmp_path: Path, name: str | list[str]
@@ -331,19 +308,6 @@ def test_data_files_count_by_their_content(
         file.write_text(words)
         found.add(signatures(cfg).statistics)
     assert len(found) == 2
-
-
-def test_only_texts_that_may_have_equal_documents_say_that_they_are_read_once(
-    config: DictConfig, tmp_path: Path
-) -> None:
-    """The names of what was made of the Wikipedia sample stay."""
-    cfg, file = config.copy(), tmp_path / "text.jsonl"
-    assert "duplicates" not in text_identity(cfg, "test")
-    file.write_text("One.")
-    cfg.text.path, cfg.paths.cache = str(file), str(tmp_path)
-    assert "duplicates" in text_identity(cfg, "test")
-    cfg.text = OmegaConf.merge(config.text, {"source": read_option("text", "c4").source})
-    assert "duplicates" in text_identity(cfg, "test")
 
 
 def test_objects_of_a_users_own_count_by_the_file_that_holds_them(
