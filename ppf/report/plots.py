@@ -78,15 +78,14 @@ def scatter(
 
 def _searched(axes: Axes, rows: PolicyRows) -> None:
     """The policies that a search measured, with their standard deviations."""
-    own = [row["policy"] == "PPF" or row["policy"].startswith(CANDIDATE) for row in rows]
     for proposed, marker, name, colour in (
         (True, "o", "proposed by the search", INK),
         (False, "s", "uniform and rules", ORANGE),
     ):
         both = [
             (row["measured"]["nll"], row["predicted"]["nll"], row["predicted"]["std"])
-            for row, found in zip(rows, own, strict=True)
-            if found == proposed
+            for row in rows
+            if row["policy"].startswith(("PPF", CANDIDATE)) == proposed
         ]
         if both:
             x, y, bars = np.array(both, dtype=float).T

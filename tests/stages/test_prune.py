@@ -181,15 +181,14 @@ def test_the_memory_of_re_estimation_is_checked_before_the_work(
     assert checked == [sequential]
 
 
-def test_speed_is_measured_for_the_card_on_request(
+def test_speed_is_measured_on_request(
     setting: Setting, context: PruningContext, tmp_path: Path
 ) -> None:
     speed = "speed={batches:[1],prompt:8,new_tokens:2,repeats:1}"
     record = pruned(setting, context, tmp_path, "sequential=false", "latency=true", speed)
-    card = (tmp_path / "README.md").read_text()
     for name in ("dense", "pruned"):
         (found,) = record["exported"]["speed"][name]
-        assert f"| {name} | 1 | {found['prefill']:,.1f} | {found['decode']:,.1f} |" in card
+        assert found["batch"] == 1 and found["prefill"] > 0 and found["decode"] > 0
 
 
 def test_without_re_estimation_the_card_tells_the_one_shot_score(
