@@ -29,14 +29,10 @@ from ppf.ranges import (
     Natural,
     NonNegative,
     Positive,
-    PositiveShare,
     Ratio,
-    RatioInterval,
     Ratios,
     Seed,
     Several,
-    Share,
-    Tokens,
 )
 
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
@@ -148,37 +144,6 @@ class BudgetSection(Section):
     cost: Component
 
 
-class RoundsSection(Section):
-    """`search` of `search.yaml`."""
-
-    top_k: Count
-    neighbours: Natural
-    rounds: Count
-    label_budget: Count
-    finalists: Count
-    selection_windows: Natural
-    trust_region: PositiveShare
-    widen: Annotated[float, Field(ge=1)]
-    agreement: Share
-    gain: NonNegative
-    tolerance: NonNegative
-    spread_penalty: float
-    start: str | None
-    proposals_only: bool
-    warm_start: bool
-    checkpoint_every: Count
-
-
-class DynamicSection(Section):
-    """`dynamic` of `search.yaml`."""
-
-    train: RatioInterval
-    knots: Several
-    stride: Count
-    tolerance: NonNegative
-    polish: Component
-
-
 class SpeedSection(Section):
     """How prefill and decode are timed."""
 
@@ -186,29 +151,6 @@ class SpeedSection(Section):
     prompt: Count
     new_tokens: Count
     repeats: Count
-
-
-class RecoverySection(Section):
-    """`recovery` of `recover.yaml`."""
-
-    tokens: Tokens
-    batch: Count
-    micro_batch: Count
-    warmup: Share
-    weight_decay: NonNegative
-    validate_every: Count
-    patience: Count | None
-    ema: Annotated[float, Field(ge=0, lt=1)]
-    gradient_checkpointing: bool
-
-
-class ElasticSection(Section):
-    """`elastic` of `recover.yaml`."""
-
-    lr: Positive
-    rank: Count
-    alpha: Count
-    draws: Natural
 
 
 class SectionKeys:
@@ -222,17 +164,12 @@ class SectionKeys:
     logger: dict[str, Component]
     rules: dict[str, Component]
     loss: Annotated[dict[str, Component], Field(min_length=1)]
-    tune: Annotated[dict[str, Component], Field(min_length=1)]
+    tune: Annotated[dict[str, Component], Field(min_length=1, max_length=1)]
     model: ModelSection
     text: TextSection
     labels: LabelsSection
     budget: BudgetSection
-    pareto: dict[Literal["x", "y"], BudgetSection]
-    search: RoundsSection
-    dynamic: DynamicSection
     speed: SpeedSection
-    recovery: RecoverySection
-    elastic: ElasticSection
 
 
 def check(cfg: DictConfig) -> None:

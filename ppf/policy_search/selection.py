@@ -1,0 +1,118 @@
+"""The selection part: measures the best policies of a search on windows that it did not use."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ppf.evaluation.perplexity import Piece, window_losses
+from ppf.labels.labelling import Labelling
+from ppf.policy_search.verify import Verification
+from ppf.progress import track
+from ppf.text.windows import evenly
+
+_FINALISTS = 3  # policies of lowest loss on the labelling part
+_Losses = tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]
+MeasureWindows = Callable[[Int[Tensor, "n sites"]], _Losses]
+"""Returns the policies' losses in each window of the labelling and of the selection part."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over windows and its standard error (NaN for one window), nats per token."""
+
+    nll: float
+    std_error: float
+
+    @classmethod
+    def of(cls, losses: Float[Tensor, " windows"]) -> "Mean":
+        """The mean of windows of equal length."""
+        variance = losses.var(correction=0) / (len(losses) - 1 or math.nan)
+        return cls(float(losses.mean()), float(variance.sqrt()))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Losses of the best policies of a search in each window of labelling and selection part.
+
+    The loss of the best of many policies on the labelling part is a minimum, and biased downwards.
+    On the selection part only these few policies are compared, so it is nearly unbiased.
+
+    Args:
+        rows: rows of the search's `Verification`; the first one is uniform pruning.
+        finalists: those that can be the result.
+        used: loss of each policy in each window of the labelling part, nats per token.
+        new: the same for the selection part.
+    """
+
+    rows: Sequence[int]
+    finalists: Sequence[int]
+    used: Float[Tensor, "rows used"]
+    new: Float[Tensor, "rows new"]
+
+    @property
+    def best(self) -> int:
+        """The finalist of lowest mean loss over all windows of both parts."""
+        joint = torch.cat([self.used, self.new], 1).mean(1).nan_to_num(torch.inf, torch.inf)
+        losses = dict(zip(self.rows, joint.tolist(), strict=True))
+        return min(self.finalists, key=losses.__getitem__)
+
+    def labelling(self, row: int) -> Mean:
+        """The mean over the labelling part."""
+        return Mean.of(self.used[self.rows.index(row)])
+
+    def selection(self, row: int) -> Mean:
+        """The mean over the selection part."""
+        return Mean.of(self.new[self.rows.index(row)])
+
+    def against_uniform(self, row: int) -> Mean:
+        """The mean difference from uniform pruning over the selection part.
+
+        Its standard error is that of paired windows, and much smaller than that of either mean.
+        """
+        return Mean.of(self.new[self.rows.index(row)] - self.new[0])
+
+
+def select(
+    measured: Verification, eligible: Bool[Tensor, " n"], by_window: MeasureWindows
+) -> Selection:
+    """Measures uniform pruning and the eligible policies of lowest measured loss on both parts.
+
+    Args:
+        measured: policies of the search, uniform pruning first.
+        eligible: which of them can be the result; one at least.
+        by_window: measures policies in each window of both parts.
+    """
+    queue = measured.measured.nan_to_num(torch.inf).argsort()
+    best = queue[eligible.to(queue.device)[queue]][:_FINALISTS].tolist()
+    rows = list(dict.fromkeys([0, *best]))
+    return Selection(rows, [row for row in rows if eligible[row]], *by_window(measured.kept[rows]))
+
+
+def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
+    """Measures policies on windows of the labelling part's documents that no label reads.
+
+    Args:
+        labelling: of the search.
+        count: number of these windows.
+
+    Returns:
+        None: there are no such windows.
+    """
+    new, used = evenly(labelling.others, count), labelling.windows
+    pieces = [Piece(windows, labelling.settings.context) for windows in (used, new)]
+
+    def by_window(kept: Int[Tensor, "n sites"]) -> _Losses:
+        before = labelling.passes.get("selection", 0)  # of other ratios
+        labelling.passes["selection"] = before + len(kept) * (used.numel() + new.numel())
+        rows = []
+        for policy in track(kept.tolist(), "Measuring the best policies on the selection part"):
+            with labelling.model.at(policy) as model:
+                rows.append(window_losses(model, pieces, batch=labelling.settings.batch))
+        found = torch.stack(rows)
+        return found[:, : len(used)], found[:, len(used) :]
+
+    return by_window if len(new) else None

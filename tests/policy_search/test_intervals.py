@@ -1,0 +1,51 @@
+"""Intervals are calibrated on what earlier rounds proposed."""
+
+import pytest
+import torch
+
+from ppf.policy_search.intervals import calibrated, widening
+from ppf.policy_search.verify import Verification
+
+
+def verified(error: torch.Tensor, std: float = 0.1) -> Verification:
+    names = (("uniform",), *[("candidate",)] * (len(error) - 1))
+    mean = torch.full_like(error, 3.0)
+    kept = torch.arange(len(error))[:, None]
+    return Verification(names, kept, mean, torch.full_like(error, std), mean + error)
+
+
+def test_the_first_round_has_the_predictors_own_intervals() -> None:
+    (only,) = calibrated([verified(torch.tensor([0.0, 0.9, 0.9]))])
+    assert torch.equal(only.std, torch.full((3,), 0.1))
+
+
+def test_wide_errors_of_earlier_rounds_widen_and_small_ones_narrow() -> None:
+    wide, small = torch.tensor([9.0, 0.3, -0.3]), torch.zeros(15)  # uniform does not count
+    rounds = calibrated([verified(wide), verified(small), verified(small)])
+    assert float(rounds[1].std[0]) == pytest.approx(0.1 * 3 / 1.645, rel=1e-3)
+    # Of 16 errors and the four of the predictor, the 19th smallest counts: 3.
+    assert float(rounds[2].std[0]) == pytest.approx(0.1 * 3 / 1.645, rel=1e-3)
+    rounds = calibrated([verified(small), verified(small), verified(small)])
+    assert [float(r.std[0]) for r in rounds] == pytest.approx([0.1, 0.1, 0.05], rel=1e-3)
+    assert torch.equal(rounds[1].measured, verified(small).measured)
+
+
+def test_one_broken_policy_does_not_widen_without_bound() -> None:
+    broken = torch.tensor([torch.nan, torch.inf, 0.0, 0.0])
+    assert widening(broken) == pytest.approx(5 / 1.645, rel=1e-3)
+
+
+def test_predictions_without_intervals_do_not_count() -> None:
+    rounds = calibrated([verified(torch.tensor([0.0, 1.0]), std=0.0), verified(torch.zeros(2))])
+    assert torch.equal(rounds[1].std, torch.full((2,), 0.1))
+
+
+def test_intervals_hold_on_later_proposals() -> None:
+    generator = torch.Generator().manual_seed(0)
+    held = []
+    for _ in range(200):
+        rounds = [verified(0.25 * torch.randn(21, generator=generator)) for _ in range(3)]
+        last = calibrated(rounds)[-1]
+        error = (last.measured - last.mean).abs()
+        held.append((error <= 1.645 * last.std)[1:].double().mean())
+    assert 0.85 <= float(torch.stack(held).mean()) <= 0.95

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import torch
+
+from ppf.agents import Candidates
+from ppf.policy_search.ratios import _nearest, improve_along, moved
+from ppf.predictor.protocol import Prediction
+from tests.agents.synthetic import agent, layered, quadratic
+
+KNOTS = torch.linspace(0.1, 0.5, 5, dtype=torch.double)
+
+
+class Moving:
+    """At every ratio, attention should stay whole and the later of two MLPs lose twice as much."""
+
+    def __init__(self) -> None:
+        self.space = layered(4)
+        self.weight = torch.ones(len(self.space))
+        self.weight[::2], self.weight[3::4] = 20.0, 0.5
+
+    def predict(self, kept: torch.Tensor) -> Prediction:
+        lost = 1 - kept / self.space.units
+        mean = 3 + (self.weight * lost.square()).sum(1)
+        return Prediction(mean, torch.full_like(mean, 0.01))
+
+
+def test_a_policy_is_moved_by_scaling_what_it_removes() -> None:
+    objective = quadratic(layered(4), ratio=0.2)
+    units = objective.space.units.double()
+    kept = objective.space.dense.clone()
+    kept[1], kept[3] = 0, units[3] // 2
+    scale = 0.2 / objective.space.saved(kept)
+    expected = units - (units - kept) * scale
+    torch.testing.assert_close(moved(objective, kept), expected[None])
+    assert (moved(objective, objective.space.dense) == units).all()
+
+
+def test_experts_are_good_and_alike_along_the_ratio() -> None:
+    objective = replace(quadratic(layered(4)), predictor=Moving())
+    start = torch.stack([objective.at(float(r)).uniform()[0] for r in KNOTS])
+    polish = agent("evolution", generations=20, children=128)
+    generator = torch.Generator().manual_seed(0)
+    experts = improve_along(objective, KNOTS, start[None], polish, generator)
+
+    over = objective.space.saved(experts) - KNOTS
+    assert (over > -1e-9).all() and (over < 0.01).all()
+    gain = objective.gain(objective.cost(experts), KNOTS)
+    assert gain[0] > -0.01 and (gain[1:] > 1).all()  # uniform hardly prunes attention at 10 %
+    assert (experts.diff(dim=0) <= 1).all()  # more is kept at lower ratios, up to rounding
+    assert (experts[:, ::2] >= start[:, ::2]).all()
+
+
+def test_the_most_similar_policy_within_the_tolerance_is_chosen() -> None:
+    kept = torch.tensor([[0, 5], [4, 5], [5, 5]])
+    found = Candidates(kept, torch.tensor([3.0, 3.001, 3.1]))
+    assert _nearest(found, torch.tensor([5, 5])).tolist() == [4, 5]
+
+
+def test_the_same_generator_gives_the_same_experts() -> None:
+    objective = replace(quadratic(layered(4)), predictor=Moving())
+    start = torch.stack([objective.at(float(r)).uniform()[0] for r in KNOTS])
+    polish = agent("evolution", generations=3, children=32)
+    first, second = (
+        improve_along(objective, KNOTS, start[None], polish, torch.Generator().manual_seed(1))
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)

@@ -1,0 +1,83 @@
+"""The best policies of a search on windows that it did not use."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppf.policy_search.selection import Mean, Selection, select, selection_part
+from ppf.policy_search.verify import Verification
+from ppf.space import uniform
+from tests.searched import write_search
+
+USED = torch.tensor([[3.0, 3.4], [2.8, 3.0], [2.9, 3.1]])
+NEW = torch.tensor([[4.0, 4.2, 3.8], [4.0, 4.1, 3.9], [3.8, 4.0, 3.6]])
+
+
+def test_the_policy_with_the_least_loss_on_both_parts_is_the_best() -> None:
+    rows = [0, 5, 2]
+    assert Selection(rows, rows, USED, NEW).best == 2  # 5 was lucky on the labelling part
+    spoilt = NEW * torch.tensor([[1.0], [1.0], [torch.nan]])
+    assert Selection(rows, rows, USED, spoilt).best == 5
+
+
+def test_a_mean_has_the_standard_error_of_its_windows() -> None:
+    found = Selection([0, 5, 2], [0, 5, 2], USED, NEW)
+    assert found.labelling(5) == Mean(pytest.approx(2.9), pytest.approx(0.1))
+    assert found.selection(5).std_error == pytest.approx(0.1 / 3**0.5, rel=1e-5)
+    assert math.isnan(Mean.of(torch.ones(1)).std_error)
+
+
+def test_differences_are_those_of_paired_windows() -> None:
+    found = Selection([0, 5, 2], [0, 5, 2], USED, NEW)
+    gain = found.against_uniform(2)
+    assert gain.nll == pytest.approx(-0.2)
+    assert gain.std_error == pytest.approx(0, abs=1e-6)
+    assert found.against_uniform(0) == Mean(0, 0)
+
+
+def test_uniform_and_the_finalists_are_measured_once() -> None:
+    asked = []
+
+    def windows(kept: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(kept[:, 0].tolist())
+        return kept.float(), kept.float()
+
+    measured = torch.tensor([3.5, 3.6, torch.nan, 3.4, 3.7])
+    zeros = torch.zeros(5)
+    names = (("uniform",), *[("candidate",)] * 4)
+    found = Verification(names, torch.arange(5)[:, None], zeros, zeros, measured)
+    every = torch.tensor([True] * 5)
+    assert select(found, every, windows).rows == [0, 3, 1]
+    assert asked == [[0, 3, 1]]
+
+
+def test_only_eligible_policies_are_finalists() -> None:
+    names = (("uniform",), ("rule",), *[("candidate",)] * 2)
+    measured = torch.tensor([3.0, 3.1, 3.4, 3.3])
+    found = Verification(names, torch.arange(4)[:, None], *[torch.zeros(4)] * 2, measured)
+    eligible = torch.tensor([False, False, True, True])
+    chosen = select(found, eligible, lambda kept: (measured[kept], measured[kept]))
+    assert (chosen.rows, chosen.finalists, chosen.best) == ([0, 3, 2], [3, 2], 3)
+
+
+def test_the_selection_part_has_windows_that_no_label_reads(tmp_path: Path, cache: str) -> None:
+    _, context = write_search(tmp_path, cache)
+    labelling = context.labelling
+    kept = uniform(context.model.space, torch.tensor([0.3, 0.4]))
+    measure = selection_part(labelling, 4)
+    assert measure
+    before = labelling.token_passes
+    used, new = measure(kept)
+    assert new.shape == (2, 4)
+    for losses, policy in zip(used, kept, strict=True):
+        score = labelling.labeller.score(policy.tolist())
+        assert float(losses.mean()) == pytest.approx(score.nll, rel=1e-5)
+    read = set(map(tuple, labelling.windows.tolist()))
+    assert not read & set(map(tuple, labelling.others.tolist()))
+    once = labelling.token_passes - before
+    measure(kept)  # as in a chain, at another ratio
+    assert labelling.token_passes == before + 2 * once > before
+    assert selection_part(labelling, 0) is None
