@@ -13,8 +13,7 @@ from ppf.cli.app import command
 from ppf.cli.checks import changed, lies_in
 from ppf.context import prepare
 from ppf.labels.table import Labels
-from ppf.planning.evaluations import drawn_labels
-from ppf.policy_file import model_name
+from ppf.plan import drawn_labels
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.scores import coverage_warning, endings
 from ppf.progress import say
@@ -85,7 +84,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     page = Page("Accuracy of the predictor", command_line("train"), warning, sections)
     publish(Path(cfg.paths.run), fabric.loggers, page, found.metrics)
     if needs_labels(predictor):
-        name = f"{model_name(cfg.model)}-predictor"
+        name = f"{cfg.model.name}-predictor"
         log_artifact(fabric.loggers, [trained.folder], name, "predictor")
     if needs_labels(predictor):  # others are not stored
         say(f"Predictor: {trained.folder}")
