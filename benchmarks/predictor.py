@@ -21,7 +21,7 @@ from torch import Tensor
 from ppf.conf import plain
 from ppf.context import PruningContext, prepare
 from ppf.evaluation.perplexity import mean_nll
-from ppf.planning.evaluations import drawn_labels
+from ppf.plan import drawn_labels
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
 from ppf.stages.acquire import acquire

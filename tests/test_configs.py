@@ -39,7 +39,8 @@ STUDIES = {
 }
 
 KEYS = 370  # in all groups and commands, except those of CHANGING
-CHANGING = ("debug", "experiment", "hparams_search", "rules")
+# Options of these groups change others, or need the default agent.
+CHANGING = ("agent/every", "debug", "experiment", "hparams_search", "polish", "rules")
 
 Choices = Mapping[str, str]  # group (with its package, where it is not the group's own) → option
 

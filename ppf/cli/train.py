@@ -13,7 +13,7 @@ from ppf.cli.app import command
 from ppf.cli.checks import changed, lies_in
 from ppf.context import prepare
 from ppf.labels.table import Labels
-from ppf.planning.evaluations import drawn_labels
+from ppf.plan import drawn_labels
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.scores import coverage_warning, endings
 from ppf.progress import say

@@ -11,6 +11,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ppf.policy_search.verify import CANDIDATE
 from ppf.report.style import (
     BLUE,
     GREY,
@@ -27,7 +28,6 @@ from ppf.report.style import (
     plain,
     styled,
 )
-from ppf.search.verify import CANDIDATE
 
 PolicyRows = Sequence[Mapping[str, Any]]
 """Policies with their scores, as in summary.json."""

@@ -1,7 +1,6 @@
 """train: fits a predictor to labelled policies, or reads the stored one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from ppf.labels.groups import too_few
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
-from ppf.planning.evaluations import drawn_labels
+from ppf.plan import drawn_labels
 from ppf.predictor.base import (
     Changes,
     Predictor,
     PredictorInputs,
     StoredPredictor,
+    Trained,
     needs_labels,
     unfitted,
 )
@@ -35,16 +35,6 @@ from ppf.predictor.protocol import Prediction
 from ppf.processes import trainer_identity
 from ppf.progress import console, say
 from ppf.pruning.prunable import PrunableModel
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A fitted predictor, with the folder and the signature of its artefact."""
-
-    predictor: Predictor
-    folder: Path
-    signature: str
-
 
 Train = Callable[[Labels], Trained]
 """Fits a predictor to labels: `train` whose other arguments are given."""

@@ -38,7 +38,7 @@ PASSES = {
     **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "KL.top_k": [0],
-    "spread_penalty": [-1, 0],
+    **dict.fromkeys(("Static.spread_penalty", "Chain.spread_penalty"), [-1, 0]),
     **dict.fromkeys(("ExpectedLoss.weight", "ExpectedLoss.windows"), [0]),
     **dict.fromkeys(("ExpectedLoss.noise", "scales.smooth"), []),
     "num_sanity_val_steps": [-1, 0, None, 10**12],
@@ -185,42 +185,6 @@ def test_what_is_wrong_is_named(
     with pytest.raises(PPFError) as error:
         check_values(given)
     assert sentence in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        (
-            ["predictor=oracle"],
-            "agent=gradient, the default agent, needs a differentiable predictor",
-        ),
-        (["mode=dynamic", "dynamic.train=[0.3,0.3]", "ratios=[0.3]"], "give two different ones"),
-        (
-            ["predictor=residual", "labels.count=3"],
-            r"3 labels of 3 groups .* are too few for 8 folds",
-        ),
-        (["mode=chain", "ratios=[0.01,0.3]"], r"widen it, as in dynamic.train=\[0.01,0.55\]"),
-        (["+trainer.enable_progress_bar=false"], "trainer.enable_progress_bar cannot be set"),
-        (["+trainer.limit_val_batches=0"], "limit_val_batches=0 leaves out the validation"),
-        (
-            [
-                "budget=bytes",
-                "rules=bytes",
-                "agent=evolution",
-                "budget.cost.prune=false",
-                "ratio=0.9",
-            ],
-            r"ratio=0.9 of the bytes cannot be saved .*: give ratio=0.718 or less",
-        ),
-    ],
-)
-def test_what_a_search_cannot_do_is_refused_before_the_work(
-    overrides: list[str], sentence: str
-) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", [*overrides, "paths.run=."])
-    with pytest.raises(PPFError, match=sentence):
-        refused("search", cfg)
 
 
 def test_a_training_may_read_more_tokens_than_32_bits_count(

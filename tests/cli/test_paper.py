@@ -50,9 +50,9 @@ def test_one_agent_fills_all_ratios_with_the_published_predictor(
         "labels.count=24",
         "agent=reinforce",
         "agent.iterations=5",
-        "dynamic.knots=4",
-        "dynamic.stride=2",
-        "dynamic.polish.generations=2",
+        "search.points=4",
+        "search.stride=2",
+        "search.polish.generations=2",
         "ratios=[0.2,0.3,0.4,0.5]",
     )
     run("search", "-m", "experiment=paper/llama3_8b_dynamic", *QUICK, *given)

@@ -121,8 +121,8 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
 def test_two_processes_train_one_agent_for_every_ratio(
     cache: str, text: str, tmp_path: Path
 ) -> None:
-    quick = ("mode=dynamic", "ratios=[0.2,0.37]", "dynamic.knots=4", "dynamic.stride=2")
-    more = ("dynamic.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
+    quick = ("mode=dynamic", "ratios=[0.2,0.37]", "search.points=4", "search.stride=2")
+    more = ("search.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
     tiny = [given for given in TINY if "polish" not in given]
     said = on_two_ranks("search", [*tiny, *HASTY, text, *quick, *more], tmp_path)
     assert "".join(said).count("Perplexity on the labelling part") == 1
