@@ -1,6 +1,6 @@
 """policy.json: the policy that a search found, and everything needed to apply it again."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +14,10 @@ from ppf.context import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.pruning.live import Types
 from ppf.pruning.signatures import signatures
-from ppf.records import read
-from ppf.records.policy import FORMAT, PolicyRecord
+from ppf.records.policy import FORMAT, read_policy
 from ppf.space import Space
 
+__all__ = ["read_policy"]
 T = TypeVar("T")
 
 
@@ -65,15 +65,6 @@ def types_of(space: Space, record: Mapping[str, Any]) -> Types:
     """The number formats of a policy; None: it has none."""
     types = record.get("types")
     return types and [types[site.name] for site in space.sites]
-
-
-def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
-    """Reads a policy.json, which may come from a stranger.
-
-    Args:
-        trusted: `trust_targets`: classes of the user's own that it may name.
-    """
-    return read(path, PolicyRecord, "give the policy.json of a search", trusted)
 
 
 def refuse_types(record: Mapping[str, Any], what: str) -> None:

@@ -16,6 +16,7 @@ from ppf.cli.train import main as train
 from ppf.conf import plain
 from ppf.errors import PPFError
 from ppf.llm.sources import byte_tokenizer
+from ppf.pruning.observed import Observed
 from ppf.pruning.signatures import recorded, signatures
 from ppf.stages import evaluate, prune
 from tests.articles import write_articles
@@ -29,7 +30,7 @@ def _no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def observe(*arguments: object) -> None:
         raise AssertionError("the long work has begun")
 
-    monkeypatch.setattr(stage.Observed, "make", observe)
+    monkeypatch.setattr(Observed, "make", observe)
 
 
 @pytest.fixture
