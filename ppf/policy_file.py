@@ -95,7 +95,6 @@ def prepared(
         PPFError: the model, the text or the dtype has changed, or the machine is too small.
     """
     config = checked_config(record, cfg)
-    config.sequential, config.refit_windows = cfg.sequential, cfg.refit_windows  # it takes memory
     return prepare(config, fabric, dtype=cfg.dtype, check=check)
 
 

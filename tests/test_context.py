@@ -10,8 +10,8 @@ from omegaconf.errors import ReadonlyConfigError
 from ppf import context as stage
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel
-from ppf.pruning.observed import Observed
 from ppf.policy_file import checked_config, provenance
+from ppf.pruning.observed import Observed
 from ppf.text import Text
 from ppf.text.windows import evenly
 from tests.articles import write_articles
