@@ -7,10 +7,9 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 from lightning import Fabric
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ppf.artefacts import Artefacts
-from ppf.conf import plain
 from ppf.evaluation.size import parameters
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
@@ -26,10 +25,9 @@ from ppf.pruning import (
     retained_importance,
 )
 from ppf.pruning.calibration import Calibration, UnitSites
-from ppf.pruning.observed import PARTS, EarlyCheck, observe
+from ppf.pruning.observed import EarlyCheck, observe
 from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.signatures import Signatures, recorded, signatures
-from ppf.pruning.statistics import FIRST_TOKENS
 from ppf.space import Space
 from ppf.text import Text
 
@@ -88,7 +86,7 @@ def prepare(
     text, observed = observe(cfg, fabric, check)
     lm, scores = observed.lm, observed.scores()
     if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
-        model = OmegaConf.create({**plain(config.model), "dtype": dtype})
+        model = DictConfig({**config.model, "dtype": dtype})
         del lm, observed.lm  # two models need not be in memory at once
         gc.collect()  # hooks of offloaded and divided layers refer to the layers
         lm = observed.lm = load(model, cfg.paths.cache, device=fabric.device)
@@ -107,14 +105,11 @@ def prepare(
     pruner, artefacts = LivePruner(lm, space, bank), Artefacts(Path(cfg.paths.artefacts), fabric)
     prunable = PrunableModel(space, pruner, compensation, parameters(lm.model))
     passes = dict[Hashable, int]()
-    windows = {part: text.tokens(part, lm.tokenizer) for part in PARTS}
-    others = {part: text.others(part, lm.tokenizer) for part in PARTS}
-    first = text.first_tokens("calibration", lm.tokenizer, FIRST_TOKENS)
     calibration = Calibration(
         pruner,
-        windows["calibration"],
-        others["calibration"],
-        first,
+        observed.windows,
+        text.others("calibration", lm.tokenizer),
+        observed.first,
         names.bank,
         artefacts,
         passes,
@@ -126,8 +121,8 @@ def prepare(
         UnitSites(calibration, retained_importance(lm, space, scores), observed.traits()),
         Labelling(
             prunable,
-            windows["labelling"],
-            others["labelling"],
+            text.tokens("labelling", lm.tokenizer),
+            text.others("labelling", lm.tokenizer),
             config.labels,
             names.labels,
             artefacts,

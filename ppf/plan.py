@@ -28,7 +28,6 @@ from ppf.pruning.signatures import signatures
 from ppf.ranks import on_rank_0
 from ppf.report.scores import duration
 from ppf.report.tables import Cell, Table, print_table
-from ppf.space import Space
 
 GIB = 2**30
 _ALL = 1024  # windows that are assumed where a text gives all it has
@@ -120,7 +119,7 @@ class Plan:
         """Size of the least-squares bank; None: no weights are refitted."""
         if not instantiate(self.cfg.compensation).refits:
             return None
-        space: Space = instantiate(self.cfg.space, [c.prunable for c in self._couplings])
+        space = instantiate(self.cfg.space, [c.prunable for c in self._couplings])
         shapes = {c.name: shape for c, shape in zip(self._couplings, self._consumers, strict=True)}
         of_sites = [shapes[site.name] for site in space.sites]
         devices = [self.device]

@@ -26,12 +26,11 @@ from ppf.pruning.signatures import recorded, signatures
 from ppf.pruning.statistics import FIRST_TOKENS, TokenWeights, layer_moments
 from ppf.pruning.traits import layer_exponent, layer_traits
 from ppf.ranks import on_rank_0, own_first
-from ppf.text import PartName, Text, build_text
+from ppf.text import Text, build_text
 from ppf.threads import cpu_threads
 
 EarlyCheck = Callable[[Text, LanguageModel], object]
 """Raises a PPFError if text or model cannot be used later."""
-PARTS: tuple[PartName, ...] = ("calibration", "labelling")  # that stages up to the search read
 _STRIDE = 4  # traits are means over every fourth calibration window
 _WIDE = 4096  # if no consumer has that many inputs, layers are processed in parallel on a CPU
 
@@ -71,7 +70,7 @@ class Observed:
     ) -> None:
         self._spectra = spectra
         self.lm, self._importance, self._ranks = lm, importance, artefacts.ranks
-        self._windows, self._first = windows, first
+        self.windows, self.first = windows, first
         self._weights = TokenWeights.of(windows, first)
         self._streams = dict[str, LayerStream]()
         self._layers = range(len(lm.adapter.layers(lm.model)))
@@ -116,7 +115,7 @@ class Observed:
 
     def _make_layers(self) -> None:
         if self._moments.missing(self._layers) or self._traits.missing(self._layers):
-            tokens = self._windows.numel() + len(self._first)
+            tokens = self.windows.numel() + len(self.first)
             say(f"Running the dense model on {tokens} tokens, layer by layer.")
         if self._importance.observes:
             on_rank_0(self._ranks, self._score_all)
@@ -150,7 +149,7 @@ class Observed:
 
     @cached_property
     def _scorer(self) -> Importance:
-        self._importance.observe(self.lm, self._windows)
+        self._importance.observe(self.lm, self.windows)
         return self._importance
 
     def _observe(self, layer: int) -> None:
@@ -172,13 +171,13 @@ class Observed:
             self._scores.ensure(layer)
 
     def _make_moments(self, layer: int) -> dict[str, Tensor]:
-        streams = [self._stream("windows", self._windows)]
-        if len(self._first):
-            streams.append(self._stream("first", self._first))
+        streams = [self._stream("windows", self.windows)]
+        if len(self.first):
+            streams.append(self._stream("first", self.first))
         return layer_moments(self.lm, streams, self._weights, layer)
 
     def _make_traits(self, layer: int) -> dict[str, Tensor]:
-        return layer_traits(self.lm, self._stream("some", self._windows[::_STRIDE]), layer)
+        return layer_traits(self.lm, self._stream("some", self.windows[::_STRIDE]), layer)
 
     def _make_exponent(self, layer: int) -> dict[str, Tensor]:
         return {"exponents": layer_exponent(self.lm, layer)}
@@ -222,7 +221,7 @@ def observe(
     if config.text.path:
         _ = text.parts  # damaged files are refused before the model is loaded
     lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
-    windows, _ = (text.tokens(part, lm.tokenizer) for part in PARTS)
+    windows, _ = (text.tokens(part, lm.tokenizer) for part in ("calibration", "labelling"))
     first = text.first_tokens("calibration", lm.tokenizer, FIRST_TOKENS)
     if check:
         check(text, lm)
