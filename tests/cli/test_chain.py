@@ -121,30 +121,6 @@ def nll(table: str, row: str) -> float:
 
 
 @pytest.mark.slow
-def test_a_multirun_leaves_distinct_folders(run: Run, text: str, tmp_path: Path) -> None:
-    quick = ("predictor=sensitivity", "search.rounds=1", "logger=csv", text, *QUICK)
-    run("search", "-m", "model=tiny", "agent=uniform", "ratio=0.2,0.4", *quick)
-    policies = [json.loads(p.read_text()) for p in tmp_path.rglob("policy.json")]
-    assert sorted(p["ratio"]["asked"] for p in policies) == [0.2, 0.4]
-    assert len(list(tmp_path.rglob("report.html"))) == 2 + 1  # and one of the multirun
-
-
-@pytest.mark.slow
-def test_train_draws_and_scores(run: Run, text: str, tmp_path: Path) -> None:
-    said = run(
-        "train",
-        "predictor=cnn",
-        "predictor.max_epochs=3",
-        "model=tiny",
-        "logger=none",
-        text,
-        *QUICK,
-    ).stdout
-    assert "Kendall" in said and "15–30 %" in said
-    assert only(tmp_path / "outputs", "predicted_measured.png").stat().st_size > 1000
-
-
-@pytest.mark.slow
 def test_a_predictor_asks_for_labels(run: Run, text: str, tmp_path: Path) -> None:
     own = partial(run, artefacts=str(tmp_path / "artefacts"))
     given = ("model=tiny", text, "logger=none", *QUICK, *HASTY, "labels.acquired=6",
@@ -160,9 +136,3 @@ def test_a_predictor_asks_for_labels(run: Run, text: str, tmp_path: Path) -> Non
     given = (*given, "labels.acquired=0", "predictor.patience=7", "upstream=require")
     untrained = own("search", *given, ok=False).stderr
     assert "this config has no predictor yet: run `python train.py` with the same" in untrained
-
-
-@pytest.mark.slow
-def test_the_config_of_a_large_model_composes_without_it(run: Run) -> None:
-    said = run("search", "--cfg", "job", "agent=ppo", "model=llama2_7b").stdout
-    assert "meta-llama/Llama-2-7b-hf" in said

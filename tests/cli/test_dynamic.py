@@ -7,7 +7,6 @@ import pytest
 
 import ppf
 from tests.cli.conftest import HASTY, Run
-from tests.cli.test_errors import sentence
 
 TINY = (
     "model=tiny",
@@ -101,22 +100,3 @@ def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
     assert "Pareto front" in page and "kv saved" in page
     path = only(tmp_path / "outputs", "policy.json")
     assert "uniform" in run("evaluate", f"policy={path}", "logger=csv").stdout
-
-
-@pytest.mark.slow
-def test_what_mode_dynamic_cannot_do_is_said(run: Run, text: str) -> None:
-    wrong = sentence(run, "search", "mode=dynamic", "agent=evolution", text, *TINY)
-    assert "give agent=ppo or agent=reinforce, or mode=chain for other agents" in wrong
-    outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", text, *TINY)
-    assert "ratios=[0.7] lie outside of search.range" in outside
-    unknown = sentence(run, "search", "mode=dynamic", "ratio=0.3", *TINY)
-    assert "ratio" in unknown
-    assert "mode=other is unknown: give one of chain, dynamic, static." in sentence(
-        run, "search", "mode=other", *TINY
-    )
-
-
-@pytest.mark.slow
-def test_a_multirun_starts_no_processes_of_its_own(run: Run) -> None:
-    wrong = sentence(run, "search", "-m", "fabric.devices=2", *TINY)
-    assert "a multirun cannot start 2 processes a job" in wrong

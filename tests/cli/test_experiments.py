@@ -105,14 +105,3 @@ def test_predictors_are_compared_on_another_draw(
     assert all(row["nmse"] > 0 for row in found.values())
     (scores,) = tmp_path.rglob("*predictor-ridge*/scores.json")
     assert json.loads(scores.read_text())["kendall"] == found["ridge"]["kendall"]
-
-
-@pytest.mark.slow
-def test_a_predictor_without_labels_is_scored_on_test_policies_alone(
-    run: Run, quick: tuple[str, ...], tmp_path: Path
-) -> None:
-    done = run("train", *quick, "predictor=sensitivity", "test_policies=16", "labels.count=null")
-    assert "Scores: " in done.stdout and "Predictor: " not in done.stdout  # it is not stored
-    (scores,) = tmp_path.rglob("scores.json")
-    found = json.loads(scores.read_text())
-    assert found["labels"] == 1 and found["policies"] > 8

@@ -10,7 +10,6 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from ppf.cli.checks import check_construction
 from ppf.cli.launch import check_processes
 from ppf.errors import PPFError
 from ppf.processes import is_alone, kind_of_device
@@ -134,10 +133,3 @@ def test_apples_devices_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """They have no float64."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kind_of_device("auto") == "cpu"
-
-
-def test_what_fabric_refuses_is_one_line() -> None:
-    cfg = composed().copy()
-    cfg.fabric.accelerator = "tpu"
-    with pytest.raises(PPFError, match=r"^fabric does not work with these settings \("):
-        check_construction(cfg.fabric)

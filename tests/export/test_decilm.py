@@ -19,7 +19,10 @@ from ppf.pruning.compensation import Bias
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY
 
-FORMS = ("llama-groups-of-3-tied", "llama-biases", "llama-wide-heads", "mistral-sliding-window")
+FORMS = (
+    *("llama-groups-of-3-tied", "llama-biases", "llama-wide-heads", "mistral-sliding-window"),
+    "qwen2-groups-of-7-local-layers-tied",
+)
 
 
 class NoAttention(nn.Module):
@@ -69,14 +72,6 @@ def test_logits_are_ours(pruner: LivePruner, tmp_path: Path) -> None:
     exporter.check(Pruned.of(pruner))
     model = as_vllm_builds_it(exporter.write(Pruned.of(pruner), tmp_path, POLICY))
     ids = random_windows()[:, :8]  # within the sliding window
-    torch.testing.assert_close(model(ids).logits, pruner.lm.model(ids).logits, atol=1e-4, rtol=0)
-
-
-def test_qwen2_keeps_its_biases(tmp_path: Path) -> None:
-    pruner = pruner_of(random_model(CHECKPOINTS["qwen2-groups-of-7-local-layers-tied"]))
-    pruner.apply([2, 1, 0, 2, 2, 3])
-    model = as_vllm_builds_it(DeciLM().write(Pruned.of(pruner), tmp_path, POLICY))
-    ids = random_windows()[:, :8]
     torch.testing.assert_close(model(ids).logits, pruner.lm.model(ids).logits, atol=1e-4, rtol=0)
 
 

@@ -203,11 +203,7 @@ WHOLE = "some layers of this policy keep all units, so the file would not shrink
     ("form", "biased", "part"),
     [
         ("opt-32-heads-tied", False, "export=gguf supports llama, mistral, .* not opt"),
-        (
-            "qwen3-groups-of-2-tied",
-            True,
-            "least_squares_without_bias, or give export=hugg",
-        ),
+        ("qwen3-groups-of-2-tied", True, "least_squares_without_bias, or give export=hugg"),
         ("qwen3-32-heads-untied", False, WHOLE),
         ("gemma3-one-kv-head-tied", False, WHOLE),
     ],
@@ -259,14 +255,6 @@ SPLITS = {
 }
 
 
-def test_all_chat_templates_are_written(pruner: LivePruner, tmp_path: Path) -> None:
-    pruner.lm.tokenizer = with_split(WORDS)
-    pruner.lm.tokenizer.chat_template = {"default": "one", "tool_use": "two"}
-    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
-    assert value(reader, "tokenizer.chat_template") == "one"
-    assert value(reader, "tokenizer.chat_template.tool_use") == "two"
-
-
 @pytest.mark.parametrize("name", SPLITS)
 def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(SPLITS[name])
@@ -300,7 +288,6 @@ def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) 
     ("step", "prepends"),
     [
         (normalizers.Prepend("▁"), True),
-        (pre_tokenizers.Metaspace("▁", "first"), True),
         (pre_tokenizers.Metaspace("▁", "always"), True),
         (pre_tokenizers.Metaspace("▁", "never"), False),
     ],

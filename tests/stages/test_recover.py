@@ -154,18 +154,6 @@ def test_rotary_frequencies_are_not_rounded(config: Any, start: Path) -> None:
     assert run(cfg)["pruned"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_search_with_offloaded_weights_is_recovered(
-    config: Any, start: Path, tmp_path: Path
-) -> None:
-    offloaded = tmp_path / "offloaded"
-    shutil.copytree(start, offloaded)
-    record = json.loads((start / "policy.json").read_text())
-    record["config"]["model"]["offload"] = "disk"
-    (offloaded / "policy.json").write_text(json.dumps(record))
-    found = run(config(f"path={offloaded}", "recovery.tokens=32"))
-    assert found == run(config("recovery.tokens=32", f"paths.artefacts={tmp_path}/others"))
-
-
 def test_a_policy_is_pruned_once_and_then_recovered(
     config: Any, searched: Path, start: Path, capsys: pytest.CaptureFixture
 ) -> None:
