@@ -87,10 +87,6 @@ def test_the_folder(pruner: LivePruner, tmp_path: Path) -> None:
         "ffn": {"intermediate_size": 32, "no_op": False, "replace_with_linear": False},
     }
     assert json.loads((tmp_path / "policy.json").read_text()) == POLICY
-    card = (tmp_path / "README.md").read_text()
-    assert "vllm serve" in card and "base_model" not in card
-    assert "library_name: vllm" in card and "pruned by 30.0%" in card
-    assert (tmp_path / "tokenizer.json").is_file()
     with pytest.raises(PPFError, match="give the folder that export=huggingface writes"):
         load_folder(tmp_path, torch.float32, trust_remote_code=True)
 

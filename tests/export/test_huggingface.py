@@ -210,8 +210,7 @@ def test_large_weights_are_divided_and_replace_earlier_ones(
 def test_policy_and_card(pruner: LivePruner, folder: Path) -> None:
     assert json.loads((folder / "policy.json").read_text()) == POLICY
     card = (folder / "README.md").read_text()
-    assert "# a model, pruned by 30.0%" in card and "pipeline_tag: text-generation" in card
-    assert "from_pretrained(" in card and "It was not measured." in card
+    assert "# a model, pruned by 30.0%" in card and "It was not measured." in card
     with pruner.at(pruner.space.dense.tolist()) as dense:
         before = parameters(dense)
     assert f"{parameters(pruner.lm.model):,} parameters instead of {before:,}." in card

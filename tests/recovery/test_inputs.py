@@ -79,17 +79,6 @@ def test_added_documents_share_nothing_with_test_and_validation(
     assert own[:100] in read and tested not in read and validated not in read
 
 
-def test_the_test_part_is_read_on_request_only(
-    lm: LanguageModel, cache: str, tmp_path: Path
-) -> None:
-    write_articles(tmp_path)
-    cfg = composed(*quick(tmp_path, cache), "text.windows.test=3")
-    assert RecoveryText(cfg, cfg).test(lm) == []
-    cfg.report_test = True
-    (windows,) = RecoveryText(cfg, cfg).test(lm)
-    assert windows.shape == (3, 32)
-
-
 def leaves(node: DictConfig, prefix: str = "") -> list[str]:
     keys = []
     for key in node:
