@@ -1,6 +1,5 @@
 """collect → train → search → prune → evaluate, by the commands that a user types."""
 
-import csv
 import json
 import re
 from functools import partial
@@ -72,16 +71,6 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(
     assert both[0] <= both[1] + 1e-3
     assert policy["selection"]["part"] == "selection" and policy["selection"]["std_error"] > 0
 
-    page = policy_file.with_name("report.html").read_text()
-    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
-    lines = (policy_file.parent / "csv" / "metrics.csv").read_text().splitlines()
-    rows = list(csv.DictReader(lines))
-    assert any(row.get("search/predicted_best") for row in rows)
-    lines = (policy_file.parent / "csv" / "candidates.csv").read_text().splitlines()
-    perplexity = pytest.approx(policy["selection"]["perplexity"])
-    chosen = [r for r in csv.DictReader(lines) if float(r["selection part"] or 0) == perplexity]
-    assert chosen and not any(row["policy"].startswith("candidate") for row in chosen)
-    assert json.loads(policy_file.with_name("summary.json").read_text())["part"] == "labelling"
     assert list((policy_file.parent / "wandb").glob("offline-run-*"))
 
     again = run("search", *model, *HASTY, "agent=uniform", "search.rounds=1", "logger=none").stdout

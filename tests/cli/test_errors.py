@@ -109,9 +109,3 @@ def test_no_command_runs_what_a_file_names(run: Run, tmp_path: Path) -> None:
         said = sentence(run, script, "logger=csv", override)
         assert "config.compensation names a class that is neither PPF's own" in said
     assert not ran.exists()
-
-
-def test_a_reader_that_leaves_early_sees_no_traceback(root: Path) -> None:
-    shown = f"{sys.executable} search.py --help | true"
-    done = subprocess.run(shown, shell=True, cwd=root, capture_output=True, text=True)
-    assert done.stderr == ""

@@ -53,15 +53,6 @@ def test_an_experiment_fills_its_table_and_goes_on(
     assert "Already finished" not in run(*given, "agent=owl").stdout
     assert "Already finished" in run(*given, "agent=owl").stdout
 
-    policy = owl / "policy.json"
-    run("evaluate", f"policy={policy}", "sequential=false", "baselines=false", "dtype=float32")
-    (evaluation,) = tmp_path.rglob("evaluation.json")
-    (measured,) = json.loads(evaluation.read_text())["results"]
-    assert measured["asked"] == 0.4 <= measured["ratio"]
-    (figures,) = json.loads(evaluation.with_name("run.json").read_text())["figures"]
-    assert figures["ratio"] == 0.4
-    assert measured["perplexity"] == pytest.approx(first["owl"]["test_ppl"], rel=1e-5)
-
 
 @pytest.mark.slow
 def test_the_other_jobs_run_when_one_fails(

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -152,27 +151,6 @@ def test_another_dtype_and_gradients(pruner: LivePruner, folder: Path) -> None:
 
 def test_accelerate_places_the_model(pruner: LivePruner, folder: Path) -> None:
     assert_same_logits(loaded(folder, device_map="auto"), pruner.lm.model)
-
-
-@pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)  # peft
-def test_low_rank_adapters_are_trained_on_top(folder: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    ids = random_windows()
-    wanted = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(loaded(folder), wanted)
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
-    before = model(input_ids=ids, labels=ids).loss
-    before.backward()
-    optimizer.step()
-    with torch.inference_mode():
-        after = model(input_ids=ids, labels=ids).loss
-    assert after < before
-
-    merged = model.merge_and_unload().eval()
-    merged.save_pretrained(tmp_path / "merged")
-    assert_same_logits(loaded(tmp_path / "merged"), merged)
 
 
 def test_tokenizer_and_generation_config_are_exported(pruner: LivePruner, folder: Path) -> None:

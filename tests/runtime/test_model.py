@@ -80,16 +80,6 @@ def test_a_kv_cache_goes_on_at_its_own_ratio(model: DynamicModel) -> None:
     assert torch.equal(model.generate(ids, **{CACHE: cache}, **more), expected)
 
 
-def test_a_kv_cache_of_a_forward_pass_is_marked_too(model: DynamicModel) -> None:
-    cache = model.lm.model(PROMPT, use_cache=True)[CACHE]
-    other = model.lm.model(PROMPT, use_cache=True, return_dict=False)[1]
-    model.lm.model(PROMPT, **{CACHE: cache})
-    model.set_ratio(0.3)
-    for filled in (cache, other):
-        with pytest.raises(PPFError, match="KV cache"):
-            model.lm.model(PROMPT, **{CACHE: filled})
-
-
 def test_threads_never_see_a_foreign_ratio(model: DynamicModel) -> None:
     ratios = (0.0, 0.2, 0.4, 0.6)
     expected = {}
