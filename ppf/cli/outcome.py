@@ -39,7 +39,6 @@ _NAMED = (
     "text.path",
     "text.training.more.path",
     "model.path",
-    "predictor.init_from",
     "sampler.of.paths",
     "sampler.of.agent.path",
     *_WHOLE,

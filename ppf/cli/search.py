@@ -32,7 +32,6 @@ from ppf.report.search import SearchReport, search_metrics, search_page
 from ppf.report.summary import summary_rows
 from ppf.report.tables import print_summary
 from ppf.space import Space
-from ppf.stages.acquire import acquire
 from ppf.stages.budgets import check_budget, check_cost, priced
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.chain import chain
@@ -104,7 +103,7 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
     if not cfg.report_test:
         refuse_unread("search without report_test=true", given, ["sequential", "refit_windows"])
     if drawn_labels(cfg) == 1:  # the dense model's
-        refuse_unread("search without labels.count=", given, ["sampler", "labels.pool"])
+        refuse_unread("search without labels.count=", given, ["sampler"])
 
 
 @command(_check)
@@ -136,9 +135,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
             *(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed),
             folds=folds(cfg.predictor),
             may_label=may_make,
-        )
-        labels = acquire(
-            *parts, labels, first, cfg.labels, cfg.sampler, cfg.seed, may_label=may_make
         )
     with clock("training the predictor"):
         trained = first(labels)

@@ -23,16 +23,13 @@ from ppf.report.plots import scatter
 from ppf.report.publish import Artifact, Published, log_artifact, publish
 from ppf.report.style import save_png
 from ppf.report.tables import accuracy_table, print_table
-from ppf.stages.acquire import acquire, check_acquired
 from ppf.stages.collect import check_sampler, collect
 from ppf.stages.score import Scored, held_out, no_held_out, score
-from ppf.stages.train import check_members, check_start, check_trainer, folds, train
+from ppf.stages.train import check_members, check_trainer, folds, train
 
 
 def check_fit(cfg: DictConfig, given: Sequence[str]) -> None:
     """Raises PPFError if the predictor cannot be fitted; names overrides that it does not read."""
-    check_acquired(cfg)
-    check_start(cfg.predictor)
     check_trainer(cfg.trainer)
     check_members(cfg)
     unread = [key for key in changed(given) if lies_in(key, ["trainer"])]
@@ -59,7 +56,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         folds=folds(cfg.predictor),
         may_label=may_label,
     )
-    labels = acquire(*parts, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
     trained = fit(labels)
     predictor, bands = trained.predictor, cfg.predictor.get("bands", [])
     if count := cfg.test_policies:
@@ -94,7 +90,7 @@ def _row(found: Scored, labels: Labels) -> dict[str, float]:
     """All scores, and the numbers of policies behind them."""
     scores = {name.removeprefix("test/"): value for name, value in found.metrics.items()}
     scores = {"nmse": scores.pop("nmse", math.nan), **scores}  # what sweeps rank by
-    return {**scores, "labels": len(labels), "acquired": int(labels.acquired.sum())}
+    return {**scores, "labels": len(labels)}
 
 
 def _brief(row: Mapping[str, float], bands: Sequence[float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ def evaluations(cfg: DictConfig) -> int:
 
     Policies that are measured on fewer windows (`Oracle.screening`) count as a share of one.
     """
-    before = drawn_labels(cfg) + cfg.labels.get("acquired", 0)
+    before = drawn_labels(cfg)
     if not isinstance(cfg.get("search"), DictConfig):  # in other commands the key names a folder
         return before + cfg.get("test_policies", 0)
     if cfg.mode == "dynamic":

@@ -17,8 +17,6 @@ from ppf.pruning import SiteFeatures
 
 Changes = Callable[[Sequence[int], int, int, float], Float[Tensor, "sites levels"]]
 """Estimates changes of a policy's loss; see `PredictorInputs.changes`."""
-Select = Callable[[Int[Tensor, "pool sites"], int], Int[Tensor, " chosen"]]
-"""Returns the rows of a pool of policies, as many as the number says."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,6 @@ class Predictor(Protocol):
       common, so a search measures its best ones, however similar.
     - `held_out` (`HeldOut`) and `metrics`: policies that `fit` did not learn from, and scores on
       them by name, as in "test/kendall". Without them `train.py` needs `test_policies`.
-    - `select` (`Select`): chooses the policies to label for `labels.acquired`; None: it cannot.
     - `to(device)`: moves the predictor to a device.
     """
 

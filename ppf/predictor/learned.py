@@ -13,8 +13,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from ppf.labels.table import Labels
-from ppf.predictor.acquisition import select_by_integrated_variance
-from ppf.predictor.base import PredictorInputs, Select
+from ppf.predictor.base import PredictorInputs
 from ppf.predictor.fit import CHECKPOINT, fit_predictor
 from ppf.predictor.module import PredictorModule, load_predictor
 from ppf.predictor.protocol import Prediction
@@ -82,21 +81,6 @@ class LearnedPredictor:
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """Log-perplexity between whole units, nats per token, differentiable in `kept`."""
         return self.module.relaxed(kept)
-
-    @property
-    def select(self) -> Select | None:
-        """Chooses the rows of a pool whose labels would lower the integrated variance most.
-
-        None: the predictor has no Gaussian process.
-        """
-        if not self.config["residual"]:
-            return None
-
-        def chosen(pool: Int[Tensor, "pool sites"], count: int) -> Int[Tensor, " count"]:
-            assert self.module.residual is not None
-            return select_by_integrated_variance(self.module.residual, pool, count)
-
-        return chosen
 
     def save(self, folder: Path) -> None:
         assert self.held_out is not None

@@ -130,13 +130,6 @@ def train(
     return Trained(found, folder, name)
 
 
-def check_start(predictor: DictConfig) -> None:
-    """Raises PPFError if `init_from`, from which the training starts, cannot be read."""
-    found = unfitted(predictor)
-    if isinstance(found, LearnedPredictor) and (file := found.config["init_from"]):
-        load_predictor(file, found.config).check_same(found.config)
-
-
 def check_trainer(trainer: DictConfig) -> None:
     """Raises PPFError if the config sets arguments of the Trainer that are not the user's."""
     if fixed := [key for key in trainer if key in FIXED]:
@@ -193,11 +186,7 @@ def predictor_signature(
         label_signature: of the labels' store.
         cache: folder that remembers digests of files.
     """
-    config = plain(predictor)
-    if file := config.get("init_from"):
-        config["init_from"] = file_digest(file, "predictor.init_from", cache)
-    config = with_code(config, cache)
-    config.pop("threads", None)  # changes time only
-    policies = (labels.kept.tolist(), labels.proposed.tolist(), labels.acquired.tolist())
+    config = with_code(plain(predictor), cache)
+    policies = (labels.kept.tolist(), labels.proposed.tolist())
     training = trainer_identity(trainer)
     return signature("predictor", label_signature, policies, config, training, seed)
