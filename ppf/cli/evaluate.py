@@ -1,16 +1,17 @@
 """ppf-evaluate: test perplexity, size, speed and tasks, of a policy or of folders."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.checks import refuse_unread
-from ppf.cli.lineage import folders, used
 from ppf.errors import PPFError
-from ppf.evaluation.results import Evaluation
 from ppf.export.loading import check_format
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.sources import local_folder
@@ -18,17 +19,10 @@ from ppf.overrides import quoted
 from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say
 from ppf.records.run import Outcome
-from ppf.report.evaluation import evaluation_metrics, evaluation_page, print_evaluation
-from ppf.report.html import write_page
-from ppf.report.origin import (
-    command_line,
-    command_with,
-    gguf_command,
-    machine,
-    next_command,
-)
-from ppf.report.publish import Published, log_artifact, publish
-from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy, write_results
+from ppf.report.evaluation import publish_evaluation
+from ppf.report.origin import gguf_command, next_command, origin
+from ppf.stages.evaluate import Procedure, evaluate_folders, evaluate_policy
+from ppf.stages.lineage import folders, log_used
 
 _UNREAD = {"policy": ["trust_remote_code"], "path": ["sequential", "refit_windows", "baselines"]}
 """Keys that are not read with `policy=` or `path=`."""
@@ -81,10 +75,10 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
             )
     else:
         found = evaluate_folders(cfg, fabric, procedure, folders(cfg))
-    path = write_results(Path(cfg.paths.run), found)
-    print_evaluation(found)
-    _report(cfg, fabric, found, path.with_name("report.html"))
-    say(f"Results: {path}\nReport:  {path.with_name('report.html')}")
+    folder = Path(cfg.paths.run)
+    write_json(folder / "evaluation.json", asdict(found) | _about(cfg, fabric))
+    log_used(cfg, fabric.loggers)
+    publish_evaluation(folder, fabric.loggers)
     figures = [
         {
             "ratio": r.ratio if r.asked is None else r.asked,  # a sweep compares models by it
@@ -97,41 +91,23 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     return Outcome(found.results[-1].nll, figures)
 
 
-def _report(cfg: DictConfig, fabric: Fabric, found: Evaluation, file: Path) -> None:
-    """Writes the page and gives everything to the loggers."""
-    names = ", ".join(result.name for result in found.results)
+def _about(cfg: DictConfig, fabric: Fabric) -> dict[str, Any]:
+    """What the report says about the evaluation beside its results."""
     own = ("sequential", "refit_windows") if cfg.policy else ()
-    settings = (*own, "window", "stride", "seed")
-    model = read_policy(cfg.policy, cfg.trust_targets)["model"] if cfg.policy else names
-    dtype = dtype_name(resolve_dtype(cfg.dtype, fabric.device))
-    page = evaluation_page(
-        found,
-        title=f"Evaluation of {names}",
-        command=command_line("evaluate"),
-        settings={"model": model, "dtype": dtype}
-        | {name: str(cfg[name]) for name in settings if cfg[name] is not None},
-        machine=machine(),
-        next_commands=_next_commands(cfg),
-    )
-    write_page(file, page)
-    for artifact in used(cfg):
-        log_artifact(fabric.loggers, artifact)
-    publish(fabric.loggers, Published.of(page, file, evaluation_metrics(found)))
+    names = (*own, "window", "stride", "seed")
+    settings = {name: cfg[name] for name in names if cfg[name] is not None}
+    settings["dtype"] = dtype_name(resolve_dtype(cfg.dtype, fabric.device))
+    return {**origin("evaluate"), "settings": settings, "next_commands": _next_commands(cfg)}
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
-    measure_more = command_with(
-        "evaluate", {"tasks": "[arc_easy]"} if cfg.latency else {"latency": "true"}
-    )
     if cfg.policy:
         given = f"policy={quoted(cfg.policy)}"
         if read_policy(cfg.policy, cfg.trust_targets).get("types"):
-            smaller = gguf_command(given)
-        else:
-            smaller = {"Write the smaller model": next_command("prune", given, "out=pruned")}
-        return smaller | {"Measure more": measure_more}
+            return gguf_command(given)
+        return {"Write the smaller model": next_command("prune", given, "out=pruned")}
     last = folders(cfg)[-1]
     if not (Path(last) / "policy.json").is_file():  # not one of PPF's folders
-        return {"Measure more": measure_more}
+        return {}
     load = f"AutoModelForCausalLM.from_pretrained({str(last)!r}, trust_remote_code=True)"
-    return {"Measure more": measure_more, "Load it": load}
+    return {"Load it": load}

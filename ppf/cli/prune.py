@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import load_agent
 from ppf.cli.app import command
 from ppf.cli.checks import refuse_unread
-from ppf.cli.lineage import made, used
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
@@ -18,7 +17,7 @@ from ppf.policy_file import read_policy, refuse_recovered
 from ppf.progress import say
 from ppf.pruning.elastic import ADAPTERS
 from ppf.records.agent import agent_folder
-from ppf.report.publish import Published, log_artifact, publish
+from ppf.stages.lineage import log_made, log_used
 from ppf.stages.prune import convert, prune
 from ppf.stages.prune_at import prune_at
 
@@ -68,9 +67,9 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     else:
         path, policy = prune(cfg, fabric, read_policy(cfg.policy, cfg.trust_targets))
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
-    for artifact in (*used(cfg), made(path, policy["ratio"])):
-        log_artifact(fabric.loggers, artifact)
-    publish(fabric.loggers, Published(_metrics(policy, size)))
+    log_used(cfg, fabric.loggers)
+    log_made(path, fabric.loggers, policy["ratio"])
+    fabric.log_dict(_metrics(policy, size))
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
 
 

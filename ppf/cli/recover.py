@@ -1,5 +1,6 @@
 """ppf-recover: trains a pruned model, by default by distillation from the dense model."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,9 +11,9 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
+from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.checks import refuse_unread
-from ppf.cli.lineage import made, used
 from ppf.commands import python_command
 from ppf.errors import PPFError
 from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
@@ -23,19 +24,10 @@ from ppf.progress import say
 from ppf.records.agent import agent_folder
 from ppf.records.run import Outcome
 from ppf.recovery.inputs import loss_names
-from ppf.recovery.results import Recovered, RecoveryScore
-from ppf.report.html import write_page
-from ppf.report.origin import (
-    carried,
-    command_line,
-    command_with,
-    machine,
-    next_command,
-    task_overrides,
-)
-from ppf.report.publish import Published, log_artifact, publish
-from ppf.report.recovery import recovery_metrics, recovery_page
-from ppf.report.scores import LogPerplexity
+from ppf.recovery.results import Recovered
+from ppf.report.origin import carried, next_command, origin, task_overrides
+from ppf.report.recovery import publish_recovery
+from ppf.stages.lineage import log_made, log_used
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
 from ppf.text.parts import text_name, training_name
@@ -159,10 +151,6 @@ def check_read(cfg: DictConfig, given: Iterable[str]) -> None:
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Recovers a model; the metric is nats per token on the validation part, mean over ratios."""
     found = recover_dynamic(cfg, fabric) if cfg.search else recover(cfg, fabric)
-    for score in found.scores:
-        say(_line(score, "validation"))
-    for score in found.test:
-        say(_line(score, "test"))
     if any(score.recovered > score.pruned for score in found.scores):
         say(
             "Warning: The training raised the loss on the validation part: give a lower learning"
@@ -172,16 +160,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         _report(cfg, fabric, found)
     say(f"Written to {cfg.out}")
     return Outcome(fmean(score.recovered for score in found.scores), _rows(cfg, found))
-
-
-def _line(score: RecoveryScore, part: str) -> str:
-    won = score.won_back
-    shares = "" if won is None else f"; {won:.1%} of the lost nats recovered"
-    dense, pruned, recovered = map(LogPerplexity, (score.dense, score.pruned, score.recovered))
-    return (
-        f"Ratio {score.ratio:.3f}, perplexity on the {part} part: dense {dense}, pruned {pruned},"
-        f" recovered {recovered}{shares}."
-    )
 
 
 def _rows(cfg: DictConfig, found: Recovered) -> list[dict[str, Any]]:
@@ -224,39 +202,33 @@ def _file(cfg: DictConfig) -> str:
 
 def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
     """Writes the page and gives everything to the loggers."""
-    file = Path(cfg.paths.run) / "report.html"
-    measured_on = (
-        f"Measured on the validation part of {text_name(cfg.text)}, in windows of {cfg.text.window}"
-        " tokens."
-    )
-    page = recovery_page(
-        found,
-        title=f"Recovery of {cfg.policy or cfg.path or cfg.search}",
-        command=command_line("recover"),
-        measured_on=measured_on,
-        settings={
-            "Trained": "adapters of all ratios" if cfg.search else ", ".join(cfg.tune),
-            "Loss": " + ".join(loss_names(cfg)) or "distance from the dense residual stream",
-            "Tokens": f"{found.tokens:,}",
-            "Computed in": cfg.trainer.precision,
-            "Exported in": "float32" if cfg.search else cfg.dtype,
-            "Minutes": f"{found.minutes:.1f}",
-            "Seed": str(cfg.seed),
+    folder = Path(cfg.paths.run)
+    written = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    about = {
+        **origin("recover"),
+        "title": f"Recovery of {cfg.policy or cfg.path or cfg.search}",
+        "text": text_name(cfg.text),
+        "results": [score.record() for score in found.scores],
+        "curve": found.curve,
+        "settings": {
+            "trained": "adapters of all ratios" if cfg.search else ", ".join(cfg.tune),
+            "loss": " + ".join(loss_names(cfg)) or "distance from the dense residual stream",
+            "tokens": f"{found.tokens:,}",
+            "computed in": cfg.trainer.precision,
+            "exported in": "float32" if cfg.search else cfg.dtype,
+            "minutes": f"{found.minutes:.1f}",
+            "validated on": f"windows of {cfg.text.window} tokens",
+            "seed": cfg.seed,
         },
-        machine=machine(),
-        next_commands=_next_commands(cfg),
-    )
-    write_page(file, page)
-    for artifact in (*used(cfg), made(Path(cfg.out))):
-        log_artifact(fabric.loggers, artifact)
-    metrics = recovery_metrics(found.scores) | recovery_metrics(found.test, "test")
-    publish(fabric.loggers, Published.of(page, file, metrics))
-    say(f"Report: {file}")
+        "next_commands": _next_commands(cfg),
+    }
+    write_json(folder / "summary.json", written | about)
+    log_used(cfg, fabric.loggers)
+    log_made(Path(cfg.out), fabric.loggers, {})
+    publish_recovery(folder, fabric.loggers)
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
-    tokens = str(5 * cfg.recovery.tokens)
-    longer = command_with("recover", {"out": None, "recovery.tokens": tokens})
     if cfg.search:
         ratio = cfg.ratios[len(cfg.ratios) // 2]
         given = ", ".join(map(repr, [str(cfg.out), *carried(task_overrides())]))
@@ -264,11 +236,9 @@ def _next_commands(cfg: DictConfig) -> dict[str, str]:
         return {
             "Serve the model at any ratio": next_command("serve", f"search={quoted(cfg.out)}"),
             "Load it at one ratio": python_command(ask),
-            "Train longer": longer,
         }
     path, load = f"path={quoted(cfg.out)}", "AutoModelForCausalLM.from_pretrained"
     return {
         "Measure it on the test part": next_command("evaluate", path, "latency=true"),
-        "Train longer": longer,
         "Load it": f"{load}({str(cfg.out)!r}, trust_remote_code=True)",
     }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.agents.gradient import Gradient, differentiable
-from ppf.cli import curve, results
+from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.checks import changed, lies_in, refuse_unread
 from ppf.cli.train import check_fit
@@ -22,25 +22,22 @@ from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.llm import LanguageModel
 from ppf.planning.evaluations import drawn_labels
-from ppf.policy_file import model_name, provenance, read_policy, warn_if_unreadable
-from ppf.predictor.base import needs_labels, unfitted
+from ppf.policy_file import provenance, read_policy, warn_if_unreadable
+from ppf.predictor.base import unfitted
 from ppf.progress import Stopwatch, say
 from ppf.records.run import Outcome
-from ppf.report.html import write_page
-from ppf.report.publish import Artifact, Published, log_artifact, publish
-from ppf.report.search import SearchReport, search_metrics, search_page
-from ppf.report.summary import summary_rows
-from ppf.report.tables import print_summary
+from ppf.report.search import publish_search, rows_of_run
 from ppf.space import Space
 from ppf.stages.budgets import check_budget, check_cost, priced
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.chain import chain
 from ppf.stages.collect import check_sampler, collect
 from ppf.stages.dynamic import FoundAgent, check_dynamic, check_ratios, dynamic
+from ppf.stages.results import agent_summary, policy_contents, static_summary
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
-from ppf.stages.tested import Named, with_test
+from ppf.stages.tested import add_test
 from ppf.stages.train import Trained, folds, train
 from ppf.text import Text
 
@@ -196,16 +193,12 @@ def _static(begun: _Begun) -> Outcome:
     searched = search(inputs, labels, trained, cfg.ratio, clock, start=start, measure_start=True)
     found = _chosen(begun, searched)
     context.labelling.add_other_ranks()
-    report = results.write(cfg, context, labels, found, clock.seconds, Path(cfg.paths.run))
+    summary = static_summary(cfg, context, labels, found, clock.seconds)
+    policy = policy_contents(cfg, context, found)
     if not inputs.fabric.is_global_zero:
         return Outcome(found.nll)
-    uniform = found.measured.kept[0].tolist()
-    policies = [
-        ("dense", context.model.space.dense.tolist()),
-        ("uniform", uniform),
-        ("PPF", found.kept),
-    ]
-    return _report(begun, report, policies, found.trained, found.nll, "policy")
+    write_json(Path(cfg.paths.run) / "policy.json", policy)
+    return _report(begun, summary, found.nll)
 
 
 def _dynamic(begun: _Begun) -> Outcome:
@@ -237,72 +230,20 @@ def _for_every_ratio(begun: _Begun, result: FoundAgent) -> Outcome:
     context.labelling.add_other_ranks()
     if not inputs.fabric.is_global_zero:
         return Outcome(metric)
-    report = curve.write(cfg, context, result, inputs, clock.seconds, Path(cfg.paths.run))
-    pairs = zip(result.curve.uniform.tolist(), result.curve.kept.tolist(), strict=True)
-    policies = [named for even, kept in pairs for named in (("uniform", even), ("PPF", kept))]
-    return _report(begun, report, policies, result.course.trained, metric, "agent")
+    result.agent.save(Path(cfg.paths.run))
+    summary = agent_summary(cfg, context, result, inputs, clock.seconds)
+    return _report(begun, summary, metric)
 
 
-def _report(
-    begun: _Begun,
-    report: SearchReport,
-    policies: Sequence[Named],
-    trained: Trained,
-    metric: float,
-    kind: str,
-) -> Outcome:
-    """Writes the page, gives everything to the loggers, and prints the table.
-
-    Args:
-        policies: those to measure on the test part, if `report_test` asks for it.
-        trained: the last predictor.
-        metric: of the outcome.
-        kind: of the main result, "policy" or "agent".
-    """
-    cfg, context, inputs = begun.cfg, begun.context, begun.inputs
+def _report(begun: _Begun, summary: dict[str, Any], metric: float) -> Outcome:
+    """Writes summary.json and the page, gives everything to the loggers, and prints the table."""
+    cfg, folder = begun.cfg, Path(begun.cfg.paths.run)
     if cfg.report_test:
         with begun.clock("measuring on the test part"):
-            report = with_test(cfg, context, report, policies)
-    loggers, folder, model = inputs.fabric.loggers, Path(cfg.paths.run), model_name(cfg.model)
-    page, shown, metrics = folder / "report.html", search_page(report), search_metrics(report)
-    write_page(page, shown)
-    if needs_labels(trained.predictor):
-        used = Artifact([trained.folder], f"{model}-predictor", "predictor", used=True)
-        log_artifact(loggers, used)
-    publish(loggers, Published.of(shown, page, metrics))
-    files = sorted(folder.glob(f"{kind}.*"))
-    log_artifact(loggers, Artifact(files, f"{model}-{kind}", kind, metadata=metrics))
-    paths = {**report.paths, "report": page}
-    print_summary(report.printed, report.measured_on, report.seconds, paths, report.next_commands)
-    return _outcome(cfg, context, metric, report)
-
-
-def _outcome(
-    cfg: DictConfig, context: PruningContext, metric: float, report: SearchReport
-) -> Outcome:
-    """The metric, and the rows of a sweep's table."""
-    more: dict[str, float | str | None] = {
-        "method": f"{report.settings['Agent']}, {report.settings['Predictor']}",
-        "seed": cfg.seed,
-        "evaluations": len(context.labelling.used),
-        "token_passes": context.labelling.token_passes,
-    }
-    if cfg.mode == "static":
-        more["ratio"] = cfg.ratio  # the requested one: a sweep compares jobs by it
-    summary = Path(report.paths["summary"])
-    rows = [{**row, **_size(context, row["ratio"]), **more} for row in summary_rows(summary)]
-    return Outcome(metric, rows)
-
-
-def _size(context: PruningContext, saved: float | None) -> dict[str, float]:
-    """Size of the prunable matrices, if the budget counts bytes.
-
-    Args:
-        saved: share of the bytes that the policy saves.
-    """
-    if context.model.space.budget != "bytes" or saved is None:
-        return {}
-    return {"matrices_mib": (1 - saved) * context.model.space.total / 2**20}
+            add_test(cfg, begun.context, summary)
+    write_json(folder / "summary.json", summary)
+    publish_search(folder, begun.inputs.fabric.loggers)
+    return Outcome(metric, rows_of_run(summary))
 
 
 _MODES = {"static": _static, "dynamic": _dynamic, "chain": _chain}

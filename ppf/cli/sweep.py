@@ -67,12 +67,14 @@ class SweepReport(Callback):
         """
         from ppf.errors import PPFError, reason
         from ppf.progress import say
-        from ppf.records.run import RUN
-        from ppf.report.sweep import finished_jobs, jobs_of
+        from ppf.records.run import BEGUN_BY, RUN
+        from ppf.report.sweep import begun_by, finished_jobs
         from ppf.report.sweep_page import write_sweep
 
         folder = Path(config.hydra.sweep.dir)
-        left = [job for job in jobs_of(self.multirun, folder) if not (job / RUN).is_file()]
+        jobs = [mark.parent.parent for mark in sorted(folder.rglob(BEGUN_BY))]
+        own = [job for job in jobs if begun_by(job) == self.multirun]
+        left = [job for job in own if not (job / RUN).is_file()]
         failed = bool(left)
         try:
             if finished_jobs(folder):

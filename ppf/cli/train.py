@@ -19,8 +19,10 @@ from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.scores import coverage_warning, endings
 from ppf.progress import say
 from ppf.records.run import Outcome
+from ppf.report.origin import command_line
+from ppf.report.page import Page, ReportSection
 from ppf.report.plots import scatter
-from ppf.report.publish import Artifact, Published, log_artifact, publish
+from ppf.report.publish import log_artifact, publish
 from ppf.report.style import save_png
 from ppf.report.tables import accuracy_table, print_table
 from ppf.stages.collect import check_sampler, collect
@@ -72,11 +74,15 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     save_png(figure, picture)
     write_json(scores, row)
     table, warning = accuracy_table(row, bands), coverage_warning(row, bands, "held-out policies")
-    shown = {"predictions": figure}, {"accuracy": table}
-    publish(fabric.loggers, Published(dict(found.metrics), *shown))
+    sections = [
+        ReportSection("Predicted against measured", name="predictions", figure=figure),
+        ReportSection("Accuracy", name="accuracy", table=table),
+    ]
+    page = Page("Accuracy of the predictor", command_line("train"), warning, sections)
+    publish(fabric.loggers, page, found.metrics, Path(cfg.paths.run))
     if needs_labels(predictor):
-        made = Artifact([trained.folder], f"{model_name(cfg.model)}-predictor", "predictor")
-        log_artifact(fabric.loggers, made)
+        name = f"{model_name(cfg.model)}-predictor"
+        log_artifact(fabric.loggers, [trained.folder], name, "predictor")
     print_table(table)
     if warning:
         say(warning)

@@ -1,118 +1,104 @@
-"""The report of an evaluation: tables for the console, the page, and metrics for loggers."""
+"""The report of an evaluation: everything is read from its evaluation.json."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from lightning.fabric.loggers import Logger
 
-from ppf.evaluation.results import Evaluation, ModelResult, Speed
-from ppf.progress import console
-from ppf.report.headline import evaluation_headline
-from ppf.report.page import Page, ReportSection, Tile
+from ppf.report.page import Page, ReportSection
+from ppf.report.publish import publish
 from ppf.report.scores import decimal, mebibytes, percent
 from ppf.report.tables import Cell, Column, Table, error, print_line, print_table
 
-
-def evaluation_tables(evaluation: Evaluation) -> dict[str, Table]:
-    """The tables by name: perplexity and size, then speed and tasks if they were measured."""
-    tables = {"evaluation": _scores(evaluation)}
-    if any(found.speed for found in evaluation.results):
-        tables["speed"] = _speed(evaluation)
-    if any(found.tasks for found in evaluation.results):
-        tables["tasks"] = _tasks(evaluation)
-    return tables
+Results = Mapping[str, Any]
+"""The contents of an evaluation.json: an `Evaluation`, and where it comes from."""
 
 
-def measured_on(evaluation: Evaluation) -> str:
-    """A sentence about the text and the windows that the perplexities were measured on."""
-    overlap = f", {evaluation.stride} apart" if evaluation.stride < evaluation.window else ""
-    return (
-        f"Measured on the test part of {evaluation.text}:"
-        f" {evaluation.windows} windows of {evaluation.window} tokens{overlap}."
+def publish_evaluation(folder: Path, loggers: Sequence[Logger]) -> None:
+    """Writes report.html beside an evaluation.json, gives all to the loggers, and prints it."""
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    shown = page(found)
+    publish(loggers, shown, metrics(found), folder)
+    for table in shown.tables.values():
+        print_table(table)
+    print_line(shown.sections[0].note)
+    for file in ("evaluation.json", "report.html"):
+        print_line(str(folder / file))
+
+
+def page(found: Results) -> Page:
+    """The page of an evaluation."""
+    rows = found["results"]
+    note = (
+        f"Measured on the test part of {found['text']}: {found['windows']} windows of"
+        f" {found['window']} tokens, {found['stride']} apart. ± is one standard error over the"
+        " windows."
+    )
+    texts = [f"{row['name']} {_perplexity(row)}" for row in rows]
+    scores = ReportSection("Perplexity and size", note, name="evaluation", table=_scores(found))
+    sections = [scores]
+    if any(row["speed"] for row in rows):
+        note = "Medians of several runs, with prompts of random tokens."
+        sections.append(ReportSection("Speed", note, name="speed", table=_speed(rows)))
+    if any(row["tasks"] for row in rows):
+        note = "Zero-shot tasks of lm-evaluation-harness."
+        sections.append(ReportSection("Tasks", note, name="tasks", table=_tasks(rows)))
+    return Page(
+        title=f"Evaluation of {', '.join(row['name'] for row in rows)}",
+        command=found["command"],
+        headline=f"Perplexity on the test part: {', '.join(texts)}.",
+        sections=[
+            *sections,
+            ReportSection("Settings", facts=found["settings"]),
+            ReportSection("Machine", facts=found["machine"]),
+        ],
+        next_commands=found["next_commands"],
     )
 
 
-def print_evaluation(evaluation: Evaluation, *, target: Console = console) -> None:
-    """Prints the tables, and the text and windows that they were measured on."""
-    for table in evaluation_tables(evaluation).values():
-        print_table(table, target=target)
-    print_line(measured_on(evaluation), target=target)
-
-
-def evaluation_page(
-    evaluation: Evaluation,
-    *,
-    title: str,
-    command: str,
-    settings: Mapping[str, str],
-    machine: Mapping[str, str],
-    next_commands: Mapping[str, str],
-) -> Page:
-    """The page of an evaluation; see `Page` for the arguments."""
-    known = any(found.std_error is not None for found in evaluation.results)
-    errors = " ± is one standard error over the windows." if known else ""
-    notes = {
-        "evaluation": f"{measured_on(evaluation)}{errors}",
-        "speed": "Medians of several runs, with prompts of random tokens.",
-        "tasks": "Zero-shot tasks of lm-evaluation-harness.",
-    }
-    titles = {"evaluation": "Perplexity and size", "speed": "Speed", "tasks": "Tasks"}
-    sections = [
-        ReportSection(titles[name], notes[name], name=name, table=table, wide=True)
-        for name, table in evaluation_tables(evaluation).items()
-    ]
-    tiles = [
-        Tile(found.name, decimal(found.perplexity), "perplexity on the test part")
-        for found in evaluation.results
-    ]
-    ending = [ReportSection("Settings", facts=settings), ReportSection("Machine", facts=machine)]
-    headline = [*evaluation_headline(evaluation), measured_on(evaluation)]
-    return Page(title, command, headline, tiles, [*sections, *ending], next_commands)
-
-
-def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
+def metrics(found: Results) -> dict[str, float]:
     """The metrics of an evaluation for loggers, by name, as in "PPF/test_perplexity"."""
-    metrics: dict[str, float] = {}
-    for found in evaluation.results:
-        metrics |= {
-            f"{found.name}/test_perplexity": found.perplexity,
-            f"{found.name}/parameters": found.parameters,
-            f"{found.name}/bytes": found.bytes,
-        }
-        for speed in found.speed:
-            metrics[f"{found.name}/prefill_tokens_per_second/batch_{speed.batch}"] = speed.prefill
-            metrics[f"{found.name}/decode_tokens_per_second/batch_{speed.batch}"] = speed.decode
-        for task, scores in found.tasks.items():
-            metrics |= {f"{found.name}/{task}/{name}": score for name, score in scores.items()}
-    return metrics
+    numbers: dict[str, float] = {}
+    for row in found["results"]:
+        name = row["name"]
+        if row["perplexity"] is not None:
+            numbers[f"{name}/test_perplexity"] = row["perplexity"]
+        numbers |= {f"{name}/{key}": row[key] for key in ("parameters", "bytes")}
+        for speed in row["speed"]:
+            for phase in ("prefill", "decode"):
+                numbers[f"{name}/{phase}_tokens_per_second/batch_{speed['batch']}"] = speed[phase]
+        for task, scores in row["tasks"].items():
+            numbers |= {f"{name}/{task}/{score}": value for score, value in scores.items()}
+    return numbers
 
 
-def _scores(evaluation: Evaluation) -> Table:
+def _perplexity(row: Results) -> str:
+    return "inf" if row["perplexity"] is None else decimal(row["perplexity"])
+
+
+def _scores(found: Results) -> Table:
     columns = [
         Column("model"),
-        Column("bytes saved" if evaluation.rounded else "parameters removed", percent),
+        Column("bytes saved" if found["rounded"] else "parameters removed", percent),
         Column("test perplexity", decimal),
         error("± standard error"),
         Column("nats per token", "{:.4f}".format),
         Column("parameters", "{:,}".format),
         Column("weights", mebibytes),
     ]
-    return Table(columns, [_score(x) for x in evaluation.results]).without_empty_columns()
+    rows: list[list[Cell]] = []
+    for row in found["results"]:
+        known = row["std_error"] is not None and row["perplexity"] is not None
+        std_error = row["perplexity"] * row["std_error"] if known else None
+        keys = ("nll", "parameters", "bytes")
+        cells = [row["name"], row["ratio"], row["perplexity"], std_error]
+        rows.append([*cells, *(row[key] for key in keys)])
+    return Table(columns, rows).without_empty_columns()
 
 
-def _score(found: ModelResult) -> list[Cell]:
-    std_error = None if found.std_error is None else found.perplexity * found.std_error
-    return [
-        found.name,
-        found.ratio,
-        found.perplexity,
-        std_error,
-        found.nll,
-        found.parameters,
-        found.bytes,
-    ]
-
-
-def _speed(evaluation: Evaluation) -> Table:
+def _speed(rows: Sequence[Results]) -> Table:
     rate = "{:,.1f}".format
     columns = [
         Column("model"),
@@ -121,21 +107,16 @@ def _speed(evaluation: Evaluation) -> Table:
         Column("decode, tokens/s", rate),
         Column("peak memory", mebibytes),
     ]
-    rows = [[x.name, *_rates(speed)] for x in evaluation.results for speed in x.speed]
-    return Table(columns, rows)
+    keys = ("batch", "prefill", "decode", "peak_bytes")
+    timed = [(row["name"], speed) for row in rows for speed in row["speed"]]
+    return Table(columns, [[name, *(speed[key] for key in keys)] for name, speed in timed])
 
 
-def _rates(speed: Speed) -> list[Cell]:
-    return [speed.batch, speed.prefill, speed.decode, speed.peak_bytes]
-
-
-def _tasks(evaluation: Evaluation) -> Table:
+def _tasks(rows: Sequence[Results]) -> Table:
     """One row for each metric, one column for each model."""
-    models = evaluation.results
-    rows: list[list[Cell]] = [
-        [task, metric, *(found.tasks[task][metric] for found in models)]
-        for task, metrics in models[0].tasks.items()
-        for metric in metrics
+    columns = [Column(row["name"], "{:.4f}".format) for row in rows]
+    names = [(task, metric) for task, scores in rows[0]["tasks"].items() for metric in scores]
+    cells: list[list[Cell]] = [
+        [task, metric, *(row["tasks"][task][metric] for row in rows)] for task, metric in names
     ]
-    heads = [Column(found.name, "{:.4f}".format) for found in models]
-    return Table([Column("task"), Column("metric"), *heads], rows)
+    return Table([Column("task"), Column("metric"), *columns], cells)

@@ -1,10 +1,9 @@
-"""Where a report comes from: the command, the program and the machine."""
+"""Where a report comes from: the command, the program and the machine; and what to do next."""
 
 import os
 import platform
-import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,58 +11,36 @@ from typing import Any
 import torch
 import transformers
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 
 import ppf
 from ppf.commands import invocation
-from ppf.conf import DEFAULT_TEXT, OF_SOURCES, options, read_option
-from ppf.overrides import written
+from ppf.conf import DEFAULT_TEXT
+
+_CARRIED = ("paths.outputs=", "paths.artefacts=", "paths.cache=", "trust_targets=", "bank.max_gib=")
 
 
-def command_line(name: str) -> str:
-    """The command that repeats this run: one job of a multirun, or a call from Python.
+def origin(name: str) -> dict[str, Any]:
+    """Command, program and machine of this run, as every summary.json has them.
 
     Args:
         name: of the command, as in "search".
     """
+    return {"command": command_line(name), "version": version(), "machine": machine()}
+
+
+def task_overrides() -> list[str]:
+    """Overrides of the command line; none if Python code started the run."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def command_line(name: str) -> str:
+    """The command that repeats this run: one job of a multirun, or a call from Python."""
     if not HydraConfig.initialized():
         return f"ppf.{name}(...), called from Python"
-    return invocation(name, *_config_folders(), *map(_of_this_job, task_overrides()))
-
-
-def _of_this_job(word: str) -> str:
-    """An override in which Hydra's own values, such as ${hydra:job.num}, are those of this job."""
-    config: Any = HydraConfig.get()
-    named = r"\$\\?\{hydra\\?:([\w.]+)\\?\}"
-    return re.sub(named, lambda found: str(OmegaConf.select(config, found[1])), word)
-
-
-def command_with(name: str, changed: Mapping[str, str | None]) -> str:
-    """The command of this run with other options.
-
-    Args:
-        name: of the command.
-        changed: option or section → value, as in {"ratio": "0.3"}; None: without it. A section
-            stands for all that begins with it, as "predictor" for predictor.steps and
-            predictor/encoder.
-    """
-    given = [f"{option}={value}" for option, value in changed.items() if value is not None]
-    if not HydraConfig.initialized():
-        return f"ppf.{name}(...), called from Python with {' '.join(given)}"
-    options = [word.lstrip("+~").partition("=")[0] for word in task_overrides()]
-    kept = [
-        word
-        for word, option in zip(task_overrides(), options, strict=True)
-        if option not in changed and re.split(r"[./]", option)[0] not in changed
-    ]
-    return invocation(name, *_config_folders(), *kept, *given)
-
-
-def _config_folders() -> list[str]:
-    """The flags of the command line that name folders of configs."""
     sources = HydraConfig.get().runtime.config_sources
     paths = [source.path for source in sources if source.provider == "command-line"]
-    return [word for path in paths for word in ("--config-dir", path)]
+    folders = [word for path in paths for word in ("--config-dir", path)]
+    return invocation(name, *folders, *task_overrides())
 
 
 def next_command(name: str, *options: str, overrides: Sequence[str] | None = None) -> str:
@@ -76,59 +53,29 @@ def next_command(name: str, *options: str, overrides: Sequence[str] | None = Non
     return invocation(name, *options, *carried(given))
 
 
+def carried(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a run that every command needs that reads its results."""
+    return [word for word in overrides if word.startswith(_CARRIED)]
+
+
+def carried_text() -> list[str]:
+    """The overrides that give recovery the text of this run, without its numbers of windows."""
+    if not HydraConfig.initialized():
+        return []
+    choice = HydraConfig.get().runtime.choices.get("text", DEFAULT_TEXT)
+    own = [] if choice == DEFAULT_TEXT else [f"text={choice}"]
+    words = [word for word in task_overrides() if word.lstrip("+~").startswith("text.")]
+    return own + [word for word in words if not word.startswith("text.windows")]
+
+
 def gguf_command(policy: str) -> dict[str, str]:
-    """The next command for a policy that rounds weights.
+    """The next command for a policy that quantises weights.
 
     Args:
         policy: the override that names its file.
     """
     given = (policy, "out=gguf", "export=gguf", "export.type=q8_0")
     return {"Write a file for llama.cpp": next_command("prune", *given)}
-
-
-def carried(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a run that every command needs that reads its results."""
-    return [word for word in overrides if word.startswith(_CARRIED)]
-
-
-def carried_text(text: DictConfig) -> list[str]:
-    """The overrides that give recovery the text of this run, without its numbers of windows.
-
-    They are compared with the option's file, since a config of the user's own may have set them,
-    such as an experiment. An option of the user's own is written out, compared with the default.
-    """
-    if not HydraConfig.initialized():
-        return []
-    choice = HydraConfig.get().runtime.choices.get("text")
-    if choice not in options("text"):
-        choice = DEFAULT_TEXT
-    given = [] if choice == DEFAULT_TEXT else [f"text={choice}"]
-    option = read_option("text", choice)
-    known = [*written(option, "text.")]
-    keys = {word.partition("=")[0] for word in known}
-    unread = ("text.windows.", *(OF_SOURCES if text.path else ()))
-    for word in written(text, "text."):
-        if word not in known and not word.startswith(unread):
-            given.append(word if word.partition("=")[0] in keys else f"+{word}")
-    missing = _missing(option, text, "text.")
-    return given + [f"~{key}" for key in missing if not f"{key}.".startswith(unread)]
-
-
-def _missing(known: Mapping[Any, Any], given: Mapping[Any, Any], prefix: str) -> Iterator[str]:
-    """Keys and sections of `known` that `given` lacks."""
-    for key, value in known.items():
-        if key not in given:
-            yield f"{prefix}{key}"
-        elif isinstance(value, Mapping) and isinstance(given[key], Mapping):
-            yield from _missing(value, given[key], f"{prefix}{key}.")
-
-
-_CARRIED = ("paths.outputs=", "paths.artefacts=", "paths.cache=", "trust_targets=", "bank.max_gib=")
-
-
-def task_overrides() -> list[str]:
-    """Overrides of the command line; none if Python code started the run."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def machine() -> dict[str, str]:

@@ -1,26 +1,19 @@
-"""The page that describes results: a headline, then sections of figures and tables."""
+"""The page of a run: one sentence, then sections of figures, tables and facts, in one HTML file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ppf.artefacts import draft
+from ppf.report.style import FAINT, INK, PAPER, svg
 from ppf.report.tables import Table
 
-
-@dataclass(frozen=True)
-class Tile:
-    """A number at the top of the page.
-
-    Args:
-        label: what it is.
-        value: the number as text.
-        note: how it was determined, as in "measured perplexity".
-    """
-
-    label: str
-    value: str
-    note: str
+_LONG = 12  # rows above which a table is folded
+_WIDE = (5, 4)  # inches of a figure, and columns of a table, above which a section is wide
 
 
 @dataclass(frozen=True)
@@ -34,10 +27,6 @@ class ReportSection:
         figure: None: there is none.
         table: None: there is none.
         facts: names and values; empty: there are none.
-        code: facts are shown as code.
-        warning: shown before the numbers; empty: none.
-        folded: the table is hidden until a reader unfolds it.
-        wide: the section takes the whole width of the page.
     """
 
     title: str
@@ -46,10 +35,18 @@ class ReportSection:
     figure: Figure | None = None
     table: Table | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
-    code: bool = False
-    warning: str = ""
-    folded: bool = False
-    wide: bool = False
+
+    @property
+    def folded(self) -> bool:
+        """Whether the table is hidden until a reader unfolds it."""
+        return self.table is not None and bool(self.figure or len(self.table.rows) > _LONG)
+
+    @property
+    def wide(self) -> bool:
+        """Whether the section takes the whole width of the page."""
+        if self.figure:
+            return self.figure.get_figwidth() > _WIDE[0]
+        return self.table is not None and len(self.table.shown.columns) > _WIDE[1]
 
 
 @dataclass(frozen=True)
@@ -59,18 +56,16 @@ class Page:
     Args:
         title: heading of the page.
         command: the command that repeats the run.
-        headline: the result in sentences; the first one is emphasised.
-        tiles: the most important numbers.
+        headline: the result in one sentence.
         sections: in the order in which they are read.
         next_commands: useful next commands: purpose → command.
     """
 
     title: str
     command: str
-    headline: Sequence[str]
-    tiles: Sequence[Tile]
+    headline: str
     sections: Sequence[ReportSection]
-    next_commands: Mapping[str, str]
+    next_commands: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -81,3 +76,27 @@ class Page:
     def tables(self) -> dict[str, Table]:
         """The tables that loggers get, by name."""
         return {s.name: s.table for s in self.sections if s.name and s.table}
+
+
+def write_page(path: str | Path, page: Page) -> None:
+    """Writes the page to `path` as a file that needs no network; a link there is replaced."""
+    environment = Environment(
+        loader=PackageLoader("ppf.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["inline"] = _inline
+    text = environment.get_template("report.html.j2").render(page=page)
+    with draft(Path(path)) as made:
+        made.write_text(text, encoding="utf-8")
+
+
+def _inline(figure: Figure) -> Markup:
+    """The figure as SVG that uses the colours of the page, with its width as a CSS variable."""
+    text = svg(figure)
+    for colour, name in ((INK, "ink"), (FAINT, "line"), (PAPER, "paper")):
+        text = text.replace(colour, f"var(--{name})")
+    width = round(figure.get_figwidth() * 96)
+    return Markup(text.replace("<svg ", f'<svg style="--width:{width}px" role="img" ', 1))

@@ -1,8 +1,9 @@
-"""Plots of a search. Each function takes plain numbers and returns a figure, without a display."""
+"""Plots of runs. Each function takes plain numbers and returns a figure, without a display."""
 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +11,6 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ppf.report.scores import Entry
 from ppf.report.style import (
     BLUE,
     GREY,
@@ -28,15 +28,15 @@ from ppf.report.style import (
     styled,
 )
 from ppf.search.verify import CANDIDATE
-from ppf.space import Space
 
-HistoryRow = Mapping[str, float | None]
-"""Metric → value; None: not reported at this step."""
+PolicyRows = Sequence[Mapping[str, Any]]
+"""Policies with their scores, as in summary.json."""
+Style = dict[str, Any]
 _STRIP = 32  # most layers in one row of a heatmap
 _CLOCKS = ("step", "epoch", "time", "round")
 _PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
-_NAMED = 4  # rounds whose names fit above a small plot
 _FEW = 25  # curves with fewer points show each point
+_COLOURS = {"dense": GREY, "pruned": ORANGE, "recovered": BLUE}
 
 
 def scatter(
@@ -44,93 +44,80 @@ def scatter(
     std: Sequence[float],
     measured: Sequence[float],
     ratio: Sequence[float],
-    searched: Sequence[Entry] = (),
+    searched: PolicyRows = (),
 ) -> Figure:
     """Predicted against measured log-perplexity (nats per token), one point for each policy.
 
-    Policies with a value that is not finite are left out; the title gives their number. If there
-    are no held-out policies, only those of a search are shown.
+    Policies with a value that is not finite are left out.
 
     Args:
         std: standard deviations of the predictions, drawn as thin bars.
         ratio: pruning ratios, drawn as colour.
-        searched: policies that a search measured.
+        searched: policies that a search measured. Rings are its own proposals; squares are uniform
+            pruning and the allocation rules.
     """
     points = np.array([measured, predicted, std, ratio], dtype=float).reshape(4, -1)
-    finite = np.isfinite(points[:2]).all(0)
-    x, y, bars, shades = points[:, finite]
+    x, y, bars, shades = points[:, np.isfinite(points[:2]).all(0)]
     with styled():
         figure = Figure(figsize=(4.9, 4.4), layout="constrained")
         axes = figure.add_subplot()
         axes.errorbar(x, y, bars, fmt="none", ecolor=GREY, elinewidth=0.6, alpha=0.7, zorder=2)
         dots = axes.scatter(x, y, 22, shades, cmap=RATIO, linewidths=0, alpha=0.9, zorder=3)
         _searched(axes, searched)
-        _identity(axes)
+        low = min(axes.get_xlim()[0], axes.get_ylim()[0])
+        high = max(axes.get_xlim()[1], axes.get_ylim()[1])
+        axes.plot([low, high], [low, high], color=GREY, lw=1, ls="--", zorder=1)
+        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.set(xlabel="measured, nats per token", ylabel="predicted, nats per token")
-        if not len(finite):
-            return figure
-        left_out = np.count_nonzero(~finite)
-        note = f", {left_out} not finite" if left_out else ""
-        axes.set_title(f"{len(x)} held-out policies{note}", loc="left")
-        bar = figure.colorbar(dots, ax=axes, label="pruning ratio", pad=0.02, aspect=30)
-        bar.outline.set_visible(False)
-        bar.formatter = percents(100)
+        if len(x):
+            axes.set_title(f"{len(x)} held-out policies", loc="left")
+            bar = figure.colorbar(dots, ax=axes, label="pruning ratio", pad=0.02, aspect=30)
+            bar.outline.set_visible(False)
+            bar.formatter = percents(100)
     return figure
 
 
-def _searched(axes: Axes, entries: Sequence[Entry]) -> None:
-    """The policies that a search measured, with their standard deviations.
-
-    Rings are its own proposals; squares are uniform pruning and the allocation rules.
-    """
-    proposed = [e.policy == "PPF" or e.policy.startswith(CANDIDATE) for e in entries]
-    for own, marker, name in _MARKS:
+def _searched(axes: Axes, rows: PolicyRows) -> None:
+    """The policies that a search measured, with their standard deviations."""
+    own = [row["policy"] == "PPF" or row["policy"].startswith(CANDIDATE) for row in rows]
+    for proposed, marker, name, colour in (
+        (True, "o", "proposed by the search", INK),
+        (False, "s", "uniform and rules", ORANGE),
+    ):
         both = [
-            (entry.measured.nll, entry.predicted.nll, entry.predicted.std)
-            for entry, found in zip(entries, proposed, strict=True)
-            if found == own and entry.measured and entry.predicted
+            (row["measured"]["nll"], row["predicted"]["nll"], row["predicted"]["std"])
+            for row, found in zip(rows, own, strict=True)
+            if found == proposed
         ]
-        if not both:
-            continue
-        x, y, bars = np.array(both, dtype=float).T
-        colour = INK if own else ORANGE
-        axes.errorbar(x, y, bars, fmt="none", ecolor=colour, elinewidth=0.7, zorder=4)
-        axes.scatter(
-            x, y, 44, marker=marker, facecolors="none", edgecolors=colour, zorder=4, label=name
-        )
-    if axes.get_legend_handles_labels()[0]:
+        if both:
+            x, y, bars = np.array(both, dtype=float).T
+            style: Style = {"facecolors": "none", "edgecolors": colour, "zorder": 4}
+            axes.errorbar(x, y, bars, fmt="none", ecolor=colour, elinewidth=0.7, zorder=4)
+            axes.scatter(x, y, 44, marker=marker, label=name, **style)
+    if rows:
         legend_above(axes)
 
 
-_MARKS = ((True, "o", "proposed by the search"), (False, "s", "uniform and rules"))
-
-
-def _identity(axes: Axes) -> None:
-    """Draws the line where predicted equals measured, and makes both axes equal."""
-    low = min(axes.get_xlim()[0], axes.get_ylim()[0])
-    high = max(axes.get_xlim()[1], axes.get_ylim()[1])
-    axes.plot([low, high], [low, high], color=GREY, lw=1, ls="--", zorder=1)
-    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-
-
-def policy_heatmap(space: Space, policies: Mapping[str, Sequence[int]]) -> Figure:
-    """Share of the units that each site keeps, in per cent.
+def policy_heatmap(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Share of its units that each site keeps, in per cent.
 
     Columns are layers. Rows are blocks; the policies are drawn below each other. Models of more
     than 32 layers are drawn in several strips of equal length.
 
     Args:
-        space: sites and their units.
-        policies: name → units kept at each site.
+        shares: policy → site, as in "0.attention" → share.
     """
-    share = np.full((len(space.blocks) * len(policies), space.layers), np.nan)
-    for place, kept in enumerate(policies.values()):
-        for site, count in zip(space.sites, kept, strict=True):
-            row = space.blocks.index(site.block) * len(policies) + place
-            share[row, site.layer] = count / site.units
-    rows = [f"{block}, {name}" if name else block for block in space.blocks for name in policies]
-    strips = math.ceil(space.layers / _STRIP)
-    length = math.ceil(space.layers / strips)
+    places = {site: site.partition(".") for site in next(iter(shares.values()))}
+    blocks = list(dict.fromkeys(block for _, _, block in places.values()))
+    layers = 1 + max(int(layer) for layer, _, _ in places.values())
+    share = np.full((len(blocks) * len(shares), layers), np.nan)
+    for place, kept in enumerate(shares.values()):
+        for site, value in kept.items():
+            layer, _, block = places[site]
+            share[blocks.index(block) * len(shares) + place, int(layer)] = value
+    rows = [f"{block}, {name}" for block in blocks for name in shares]
+    strips = math.ceil(layers / _STRIP)
+    length = math.ceil(layers / strips)
     with styled():
         height = 0.75 + strips * (0.3 * len(rows) + 0.38)
         figure = Figure(figsize=(max(3.4, 2.3 + 0.33 * length), height), layout="constrained")
@@ -151,12 +138,11 @@ def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
     """Draws the layers from `first` on; a short last strip leaves room up to `length`."""
     rows, layers = share.shape
     mesh = axes.pcolormesh(share, cmap=KEPT, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.2)
+    text: Style = {"ha": "center", "va": "center", "size": 7.5}
     for row, layer in zip(*np.nonzero(np.isfinite(share)), strict=True):
         value = share[row, layer]
-        axes.text(
-            layer + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", size=7.5,
-            color="white" if value < 0.5 else "#1b2a4a",
-        )  # fmt: skip
+        colour = "white" if value < 0.5 else "#1b2a4a"
+        axes.text(layer + 0.5, row + 0.5, f"{100 * value:.0f}", color=colour, **text)
     axes.set_xticks(np.arange(layers) + 0.5, [str(first + layer) for layer in range(layers)])
     axes.set(xlim=(0, length), ylim=(rows, 0))
     axes.grid(False)
@@ -165,14 +151,17 @@ def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
     return mesh
 
 
-def curves(rows: Sequence[HistoryRow]) -> Figure:
+def curves(rows: PolicyRows) -> Figure:
     """Training curves: one small plot for each metric over the rows' `step`.
 
-    A dotted line marks where a new `round` begins. Without `step`, the row's index is used. Rows
-    may omit metrics.
+    A dotted line marks where a new `round` begins. PolicyRows may omit metrics.
     """
     names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in _CLOCKS]
-    series = {name: points for name in names if len(points := _series(rows, name))}
+    series = {}
+    for name in names:
+        points = np.array([(row["step"], row.get(name)) for row in rows], dtype=float)
+        series[name] = points[np.isfinite(points).all(1)]
+    starts = [b["step"] for a, b in pairwise(rows) if b.get("round") != a.get("round")]
     columns = min(3, len(series)) or 1
     lines = math.ceil(len(series) / columns) or 1
     with styled():
@@ -181,8 +170,9 @@ def curves(rows: Sequence[HistoryRow]) -> Figure:
             axes = figure.add_subplot(lines, columns, place)
             marker = "o" if len(points) < _FEW else ""
             axes.plot(points[:, 0], points[:, 1], color=BLUE, lw=1.4, marker=marker, ms=3)
-            _rounds(axes, rows)
-            axes.set_title(in_words(name), loc="left", pad=14)
+            for start in starts:
+                axes.axvline(start, color=GREY, lw=0.8, ls=":", zorder=1)
+            axes.set_title(name.replace("_", " "), loc="left")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
@@ -191,55 +181,10 @@ def curves(rows: Sequence[HistoryRow]) -> Figure:
     return figure
 
 
-def _rounds(axes: Axes, rows: Sequence[HistoryRow]) -> None:
-    """Marks the first iteration of each round, if there are several; names at most four."""
-    numbered = [row for row in rows if row.get("round") is not None]
-    changes = [now for before, now in pairwise(numbered) if now["round"] != before["round"]]
-    firsts = [*numbered[:1], *changes] if changes else []
-    for place, row in enumerate(firsts):
-        start = row.get("step") or 0
-        axes.axvline(start, color=GREY, lw=0.8, ls=":", zorder=1)
-        if place % math.ceil(len(firsts) / _NAMED):
-            continue
-        axes.annotate(
-            f"round {row['round']:g}", (start, 1), xycoords=("data", "axes fraction"),
-            xytext=(1, 2), textcoords="offset points", size=7, color=GREY,
-        )  # fmt: skip
-
-
-def in_words(metric: str) -> str:
-    """A readable name for a metric of an agent, for example "perplexity_15_30"."""
-    if metric in _METRICS:
-        return _METRICS[metric]
-    name, _, band = metric.partition("_")
-    if name == "perplexity" and band:
-        return f"perplexity of sampled policies, {band.replace('_', '–')} %"
-    return metric.replace("_", " ")
-
-
-_METRICS = {
-    "reward": "gain over uniform pruning, nats",
-    "predicted_best": "best prediction, nats per token",
-    "predicted_mean": "mean prediction, nats per token",
-    "spread": "standard deviation, nats",
-    "violation": "largest miss of the budget",
-    "entropy": "entropy of the actions",
-    "alpha": "weight of the entropy",
-    "diversity": "diversity, units",
-}
-
-
-def _series(rows: Sequence[HistoryRow], name: str) -> np.ndarray:
-    """Finite points (step, value) of one metric, [points, 2]."""
-    points = [(row.get("step", i), row.get(name)) for i, row in enumerate(rows)]
-    values = np.array(points, dtype=float).reshape(-1, 2)
-    return values[np.isfinite(values).all(1)]
-
-
 def pareto_front(
-    costs: tuple[str, str],
-    saved: Sequence[tuple[float, float]],
-    nll: Sequence[float],
+    costs: Sequence[str],
+    saved: Sequence[Sequence[float]],
+    nll: Sequence[float | None],
     front: Sequence[bool],
 ) -> Figure:
     """Savings of two costs, with perplexity as colour and rings around the Pareto front.
@@ -252,20 +197,16 @@ def pareto_front(
         nll: measured log-perplexity of each policy, nats per token.
         front: whether a policy is on the Pareto front.
     """
-    columns = np.array([*zip(*saved, strict=True), nll, front], dtype=float).reshape(4, -1)
+    columns = np.array([*zip(*saved, strict=True), nll, front], dtype=float)
     x, y, shades, chosen = columns[:, np.isfinite(columns[2])]
     best = chosen > 0
+    limits: Style = {"vmin": shades.min(), "vmax": shades.max(), "cmap": RATIO}
+    ring: Style = {"edgecolors": INK, "linewidths": 0.7, "label": "Pareto front"}
     with styled():
         figure = Figure(figsize=_PAIR, layout="constrained")
         axes = figure.add_subplot()
-        axes.scatter(x[~best], y[~best], 14, shades[~best], cmap=RATIO, alpha=0.35, linewidths=0)
-        limits = (shades.min(initial=np.inf), shades.max(initial=-np.inf)) if len(x) else (0, 1)
-        dots = axes.scatter(
-            x[best], y[best], 34, shades[best], cmap=RATIO, edgecolors=INK, linewidths=0.7,
-            label="Pareto front",
-        )  # fmt: skip
-        for collection in axes.collections:
-            collection.set_clim(*limits)
+        axes.scatter(x[~best], y[~best], 14, shades[~best], alpha=0.35, linewidths=0, **limits)
+        dots = axes.scatter(x[best], y[best], 34, shades[best], **limits, **ring)
         axes.xaxis.set_major_formatter(percents(100))
         axes.yaxis.set_major_formatter(percents(100))
         axes.set(xlabel=f"{costs[0]} saved", ylabel=f"{costs[1]} saved")
@@ -276,35 +217,37 @@ def pareto_front(
 
 
 def ratio_curve(
-    entries: Sequence[Entry],
-    labels: Sequence[tuple[float, float]] = (),
-    axis: str = "pruning ratio",
+    rows: PolicyRows, names: Mapping[str, str], labels: Sequence[Sequence[float | None]], axis: str
 ) -> Figure:
     """Perplexity against pruning ratio, with one colour for each name of a policy.
 
-    Filled marks are measured, with bars of two standard errors where these are known. Open marks
-    are predicted, with their 95 % interval.
+    Filled marks are measured; open marks are predicted, with their 95 % interval.
 
     Args:
-        entries: policies.
-        labels: ratio and log-perplexity of labelled policies, drawn as grey points if they are not
-            far above the entries.
+        names: what the legend shows in place of a policy's name.
+        labels: ratio and log-perplexity of all measured policies, drawn as grey points if their
+            perplexity is at most twice the largest one of the rows.
         axis: name of the horizontal axis.
     """
-    names = {entry.policy: entry.title for entry in entries}
-    others = iter(OTHERS * len(names))
-    known = [score.known for entry in entries for score in entry.scores]
+    others = iter(OTHERS * len(rows))
     with styled():
         figure = Figure(figsize=_PAIR, layout="constrained")
         axes = figure.add_subplot()
-        _cloud(axes, labels, [score.nll for entry in entries for score in entry.scores])
-        for name, title in names.items():
+        top = max((row["measured"]["nll"] or 0.0 for row in rows if "measured" in row), default=0.0)
+        near = [
+            (100 * ratio, math.exp(nll))
+            for ratio, nll in labels
+            if ratio is not None and nll is not None and nll <= top + math.log(2)
+        ]
+        if near:
+            x, y = zip(*near, strict=True)
+            style: Style = {"color": GREY, "alpha": 0.45, "linewidths": 0, "zorder": 1}
+            axes.scatter(x, y, 9, label="all measured policies", **style)
+        for name in dict.fromkeys(row["policy"] for row in rows):
             colour = NAMED.get(name) or next(others)
-            _points(axes, [e for e in entries if e.policy == name], colour)
-            axes.plot([], [], color=colour, lw=2, label=title)
-        if "predicted" in known:
-            axes.plot([], [], "o", color=INK, ms=5, label="measured")
-            axes.plot([], [], "o", color=INK, ms=5, mfc="none", label="predicted, 95 %")
+            _of_policy(axes, [row for row in rows if row["policy"] == name], colour)
+            axes.plot([], [], color=colour, lw=2, label=names.get(name, name))
+        axes.plot([], [], "o", color=INK, ms=5, mfc="none", label="predicted, 95 %")
         log_scale(axes)
         axes.xaxis.set_major_formatter(percents(1))
         axes.set(xlabel=axis, ylabel="perplexity")
@@ -312,31 +255,56 @@ def ratio_curve(
     return figure
 
 
-def _cloud(axes: Axes, labels: Sequence[tuple[float, float]], shown: Sequence[float]) -> None:
-    """Labelled policies as grey points, up to twice the largest perplexity that is shown."""
-    top = max(filter(math.isfinite, shown), default=0.0) + math.log(2)
-    near = [(100 * ratio, math.exp(nll)) for ratio, nll in labels if nll <= top]
-    if near:
-        x, y = zip(*near, strict=True)
-        axes.scatter(x, y, 9, color=GREY, alpha=0.45, linewidths=0, zorder=1, label="labelled")
-
-
-def _points(axes: Axes, entries: Sequence[Entry], colour: str) -> None:
-    """Draws the log-perplexities of one name, joined over the ratios."""
-    for known, fill, line in (("measured", colour, "-"), ("predicted", "none", ":")):
-        pairs = [(100 * e.ratio, s) for e in entries for s in e.scores if s.known == known]
-        pairs = sorted((p for p in pairs if math.isfinite(p[1].perplexity)), key=lambda p: p[0])
-        if not pairs:
-            continue
-        x, y = [ratio for ratio, _ in pairs], [score.perplexity for _, score in pairs]
+def _of_policy(axes: Axes, rows: PolicyRows, colour: str) -> None:
+    """Draws the perplexities of one name, joined over the ratios."""
+    for kind, fill, line in (("measured", colour, "-"), ("predicted", "none", ":")):
+        known = sorted((r for r in rows if r.get(kind, {}).get("perplexity")), key=_ratio)
+        if kind == "predicted":
+            known = [r for r in known if r["policy"] == "PPF" or "measured" not in r]
+        x, y = [100 * r["ratio"] for r in known], [r[kind]["perplexity"] for r in known]
         axes.plot(x, y, "o" + line, color=colour, mfc=fill, ms=5, lw=1.2)
-        errors = [2 * (score.error or 0) for _, score in pairs]
-        if any(errors):
-            axes.errorbar(x, y, errors, fmt="none", ecolor=colour, elinewidth=1)
-        ends = np.array([score.interval for _, score in pairs if score.interval]).reshape(-1, 2)
-        if colour not in NAMED.values():
-            continue  # bands of the rules would cover each other
-        if len(ends) == 1:
+        ends = np.array([r[kind]["interval_95"] for r in known if "interval_95" in r[kind]], float)
+        if len(ends) and colour in NAMED.values():  # intervals of the rules would cover each other
             axes.vlines(x, ends[:, 0], ends[:, 1], colors=colour, alpha=0.5)
-        elif len(ends):
-            axes.fill_between(x, ends[:, 0], ends[:, 1], color=colour, alpha=0.13, lw=0)
+
+
+def _ratio(row: Mapping[str, Any]) -> float:
+    return float(row["ratio"])
+
+
+def loss_curve(curve: Sequence[Sequence[float]], dense: float, pruned: float) -> Figure:
+    """Loss of a recovery training against tokens read.
+
+    Args:
+        curve: tokens, and nats per token.
+        dense: nats per token of the dense model.
+        pruned: nats per token of the pruned model, before the training.
+    """
+    with styled():
+        figure = Figure(figsize=_PAIR, layout="constrained")
+        axes = figure.add_subplot()
+        tokens, values = zip((0, pruned), *curve, strict=True)
+        axes.plot(tokens, values, color=BLUE, lw=1.4, marker="o", ms=3, label="in training")
+        for name, value in (("pruned", pruned), ("dense", dense)):
+            axes.axhline(value, color=_COLOURS[name], lw=1, ls="--", label=name)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
+        axes.set(xlabel="tokens read, millions", ylabel="nats per token")
+        legend_above(axes)
+    return figure
+
+
+def recovery_by_ratio(ratios: Sequence[float], nlls: Mapping[str, Sequence[float]]) -> Figure:
+    """Losses against the pruning ratio.
+
+    Args:
+        nlls: dense, pruned and recovered → nats per token at each ratio.
+    """
+    with styled():
+        figure = Figure(figsize=_PAIR, layout="constrained")
+        axes = figure.add_subplot()
+        for name, values in nlls.items():
+            axes.plot(ratios, values, color=_COLOURS[name], lw=1.4, marker="o", ms=4, label=name)
+        axes.set(xlabel="pruning ratio", ylabel="nats per token")
+        axes.xaxis.set_major_formatter(percents(100))
+        legend_above(axes)
+    return figure

@@ -1,379 +1,278 @@
-"""The report of a search, for one ratio or for all."""
+"""The report of a search, at one ratio or at all: everything is read from its summary.json."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import isclose
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers import Logger
 
 from ppf.predictor.scores import coverage_warning
-from ppf.report.headline import baseline, curve_headline, search_headline, signed_with_error
-from ppf.report.page import Page, ReportSection, Tile
-from ppf.report.plots import HistoryRow, curves, pareto_front, policy_heatmap, ratio_curve, scatter
-from ppf.report.scores import Entry, LogPerplexity, decimal, gain, mebibytes, percent
+from ppf.report.page import Page, ReportSection
+from ppf.report.plots import curves, pareto_front, policy_heatmap, ratio_curve, scatter
+from ppf.report.publish import log_artifact, publish
+from ppf.report.scores import change, decimal, mebibytes, percent, signed_percent
 from ppf.report.tables import (
     Cell,
     Column,
     Table,
     accuracy_table,
-    printed_scores,
-    score_table,
-    selection_table,
+    error,
+    print_line,
+    print_table,
     times_table,
 )
-from ppf.space import Space
 
-_LONG = 12  # rows above which a table of results is folded
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A predictor on policies that it was not fitted to.
-
-    Args:
-        predicted: predictions, nats per token.
-        std: standard deviations of the predictions, nats per token.
-        measured: measurements on the real model, nats per token.
-        ratio: pruning ratios of the policies.
-        metrics: scores of the predictor on these policies, by name.
-        bands: edges of the ratio bands of the scores.
-    """
-
-    predicted: Sequence[float]
-    std: Sequence[float]
-    measured: Sequence[float]
-    ratio: Sequence[float]
-    metrics: Mapping[str, float]
-    bands: Sequence[float]
+SearchSummary = Mapping[str, Any]
+"""The contents of a search's summary.json; see `ppf.stages.results`."""
+PolicyRow = Mapping[str, Any]
+_DRAWN = 6  # most ratios in the heatmap
+_PREDICTED = {
+    "static": "Predictions are those of the round that measured the policy.",
+    "chain": "The agent's predictions interpolate between the losses measured in its searches.",
+    "dynamic": "Rows without a perplexity on the labelling part are predicted by the last round.",
+}
+_POINTS = ("predicted", "std", "measured", "ratio")
+_SCORES = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
 
 
-@dataclass(frozen=True)
-class Pareto:
-    """Measured policies, their savings of two costs, and the Pareto front among them.
-
-    Args:
-        costs: names of the two costs.
-        saved: shares of the two costs that each policy saves.
-        nll: measured log-perplexity of each policy, nats per token.
-        front: whether a policy is on the Pareto front of perplexity and both costs.
-    """
-
-    costs: tuple[str, str]
-    saved: Sequence[tuple[float, float]]
-    nll: Sequence[float]
-    front: Sequence[bool]
-
-    @property
-    def table(self) -> Table:
-        """The policies on the front, sorted by the first saving."""
-        points = zip(self.saved, self.nll, self.front, strict=True)
-        rows: list[list[Cell]] = sorted(
-            [x, y, LogPerplexity(nll).perplexity, nll] for (x, y), nll, chosen in points if chosen
-        )
-        heads = [Column(f"{cost} saved", percent) for cost in self.costs]
-        nats = Column("nats per token", "{:.4f}".format)
-        return Table([*heads, Column("perplexity", decimal), nats], rows)
+def publish_search(folder: Path, loggers: Sequence[Logger]) -> None:
+    """Writes report.html beside a summary.json, gives everything to the loggers, and prints it."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    shown, numbers = page(summary), metrics(summary)
+    if used := summary["predictor_folder"]:
+        name = f"{summary['model']}-predictor"
+        log_artifact(loggers, [Path(used)], name, "predictor", used=True)
+    publish(loggers, shown, numbers, folder)
+    kind = "policy" if summary["mode"] == "static" else "agent"
+    files = sorted(folder.glob(f"{kind}.*"))
+    log_artifact(loggers, files, f"{summary['model']}-{kind}", kind, metadata=numbers)
+    measured = [row for row in summary["results"] if "measured" in row]
+    print_table(scores_table(measured, summary["method"]))
+    print_line(shown.sections[0].note)
+    print_table(times_table(summary["seconds"]))
+    for file in (*files, folder / "summary.json", folder / "report.html"):
+        print_line(f"{file.stem:<8} {file}")
+    for purpose, command in summary["next_commands"].items():
+        print_line(f"{purpose}: {command}")
 
 
-@dataclass(frozen=True)
-class SearchReport:
-    """What the page of a search shows.
-
-    Args:
-        title: heading of the page.
-        command: the command that repeats this search.
-        measured_on: a sentence about the text and the windows of every measured perplexity.
-        agent: name of the agent.
-        dynamic: whether the search was for all ratios.
-        settings: of the search: name → value.
-        space: sites of the policies.
-        policies: name → units kept at each site; drawn below each other.
-        words: name → what each site keeps, in words, if the policies also round weights.
-        entries: dense, uniform, rules and "PPF", at each ratio.
-        candidates: all policies measured at the ratio, best first; empty: a dynamic search.
-        labels: ratio and log-perplexity of the labelled policies.
-        history: metrics of the agent, one row for each report; empty: there are none.
-        accuracy: of the predictor on random policies; None: it was not fitted to any.
-        proposals: scores of the predictions of proposals, by name; empty: fewer than three were
-            measured.
-        pareto: all measured policies; None: not drawn.
-        seconds: duration of each stage.
-        evaluations: number of policies measured on the real model.
-        paths: written files, by their purpose.
-        signatures: signatures of the artefacts, by the kind of artefact.
-        machine: versions and hardware: name → value.
-        next_commands: purpose → command.
-    """
-
-    title: str
-    command: str
-    measured_on: str
-    agent: str
-    dynamic: bool
-    settings: Mapping[str, str]
-    space: Space
-    policies: Mapping[str, Sequence[int]]
-    entries: Sequence[Entry]
-    candidates: Sequence[Entry]
-    labels: Sequence[tuple[float, float]]
-    history: Sequence[HistoryRow]
-    accuracy: Accuracy | None
-    proposals: Mapping[str, float]
-    pareto: Pareto | None
-    seconds: Mapping[str, float]
-    evaluations: int
-    paths: Mapping[str, str | Path]
-    signatures: Mapping[str, str]
-    machine: Mapping[str, str]
-    next_commands: Mapping[str, str]
-    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    @property
-    def names(self) -> dict[str, str]:
-        """What tables show in place of a policy's name: PPF's row names the agent."""
-        return {"PPF": f"PPF ({self.agent})"}
-
-    @property
-    def printed(self) -> Table:
-        """The table of all measured entries for the console."""
-        return printed_scores([entry for entry in self.entries if entry.measured], self.names)
-
-
-def search_page(report: SearchReport) -> Page:
+def page(summary: SearchSummary) -> Page:
     """The page of a search."""
-    headline = curve_headline if report.dynamic else search_headline
+    settings, cost = summary["settings"], f"{summary['evaluations']} models were measured"
     return Page(
-        title=report.title,
-        command=report.command,
-        headline=[*headline(report.entries), report.measured_on],
-        tiles=[] if report.dynamic else _tiles(report),
+        title=summary["title"],
+        command=summary["command"],
+        headline=_headline(summary),
         sections=[
-            *_results(report),
-            *_predictions(report),
-            *_policies(report),
-            *_accuracy(report),
-            *_training(report),
-            *_measured(report),
-            *_run(report),
+            *_results(summary),
+            *_predictions(summary),
+            *_training(summary),
+            *_measured(summary),
+            ReportSection("Settings", facts=settings),
+            ReportSection(
+                "Cost",
+                f"{cost}; measurements and gradients read {summary['token_passes']:,} tokens.",
+                table=times_table(summary["seconds"]),
+            ),
+            ReportSection("Machine", facts=summary["machine"]),
+            ReportSection("Signatures of the artefacts", facts=summary["signatures"]),
         ],
-        next_commands=report.next_commands,
+        next_commands=summary["next_commands"],
     )
 
 
-def search_metrics(report: SearchReport) -> dict[str, float]:
-    """The metrics of a search for loggers, by name; "PPF/perplexity/0.3" in a dynamic search.
+def metrics(summary: SearchSummary) -> dict[str, float]:
+    """The metrics of a search for loggers, by name; "PPF/perplexity/0.3" for all ratios."""
+    found: dict[str, float] = {}
+    kinds = {"measured": "", "selection": "selection_", "test": "test_", "predicted": "predicted_"}
+    for row in summary["results"]:
+        at = "" if summary["mode"] == "static" else f"/{row['ratio']:g}"
+        for policy in (row["policy"], *row.get("also", [])):
+            for kind, prefix in kinds.items():
+                if (value := row.get(kind, {}).get("perplexity")) is not None:
+                    found[f"{policy}/{prefix}perplexity{at}"] = value
+            found[f"{policy}/parameters{at}"] = row["parameters"]
+            found[f"{policy}/ratio{at}"] = row["ratio"]
+    found |= {f"proposals/{name}": score for name, score in summary["proposals"].items()}
+    found |= {f"seconds/{name}": spent for name, spent in summary["seconds"].items()}
+    found["seconds/total"] = sum(summary["seconds"].values())
+    return found | {key: summary[key] for key in ("evaluations", "token_passes")}
 
-    Ratios of policies other than PPF are close to PPF's, and left out.
+
+def rows_of_run(summary: SearchSummary) -> list[dict[str, Any]]:
+    """The rows of a search in the table of a multirun: one for each ratio of PPF."""
+    kinds = {"test": "test", "measured": "labelling", "selection": "selection"}
+    kinds |= {"predicted": "predicted"}
+    rows, uniform, static = list[dict[str, Any]](), dict[str, Any](), summary["mode"] == "static"
+    for row in summary["results"]:
+        found = {f"{kinds[k]}_ppl": row[k]["perplexity"] for k in kinds if k in row}
+        if row["policy"] == "uniform":
+            uniform = {f"uniform_{name}": value for name, value in list(found.items())[:1]}
+        elif row["policy"] == "PPF":
+            # A sweep compares jobs by the requested ratio.
+            found |= {"ratio": summary["asked"][0] if static else row["ratio"]}
+            found["predicted_std"] = row["predicted"]["std"]  # nats per token
+            if "bytes" in row:
+                found["matrices_mib"] = row["bytes"] / 2**20
+            rows.append(found | uniform)
+    keys = ("method", "evaluations", "token_passes")
+    same = {key: summary[key] for key in keys} | {"seed": summary["settings"]["seed"]}
+    scores = summary["proposals"]
+    same |= {f"proposals_{name}": scores[name] for name in _SCORES if name in scores}
+    named = (r for r in summary["results"] if r["policy"] not in ("dense", "uniform", "PPF"))
+    rules = [r for r in summary["results"] if "also" in r] + list(named)
+    losses = [r["measured"]["perplexity"] for r in rules if "measured" in r]
+    if static and (known := [loss for loss in losses if loss is not None]):
+        same["best_rule_labelling_ppl"] = min(known)
+    return [row | same for row in rows]
+
+
+def scores_table(rows: Sequence[PolicyRow], method: str) -> Table:
+    """One row for each policy: its perplexities on each part, and its prediction.
+
+    Args:
+        method: the name of PPF's rows, as in "PPF (gradient)".
     """
-    metrics: dict[str, float] = {}
-    for entry in report.entries:
-        at = f"/{entry.ratio:g}" if report.dynamic else ""
-        known = {
-            "perplexity": entry.measured,
-            "selection_perplexity": entry.selection,
-            "test_perplexity": entry.test,
-            "predicted_perplexity": entry.predicted,
-        }
-        own: dict[str, float] = {}
-        for name, score in known.items():
-            if score:
-                own[name] = score.perplexity
-            if score and score.error is not None:
-                own[f"{name}_error"] = score.error
-        if entry.parameters:
-            own["parameters"] = entry.parameters
-        if entry.bytes is not None:
-            own["matrices_mib"] = entry.bytes / 2**20
-        for policy in (entry.policy, *entry.also):
-            metrics |= {f"{policy}/{name}{at}": value for name, value in own.items()}
-        if entry.policy == "PPF" and not report.dynamic:
-            metrics["PPF/ratio"] = entry.ratio
-    metrics |= {f"proposals/{name}": score for name, score in report.proposals.items()}
-    metrics |= {f"seconds/{name}": spent for name, spent in report.seconds.items()}
-    return metrics | {
-        "seconds/total": sum(report.seconds.values()),
-        "evaluations": report.evaluations,
+    sized = any("bytes" in row for row in rows)
+    size = Column("matrices", mebibytes) if sized else Column("ratio", percent)
+    columns = [
+        Column("policy"),
+        size,
+        Column("labelling part", decimal),
+        Column("selection part", decimal),
+        error("± standard error, selection part"),
+        Column("against uniform", signed_percent),
+        Column("test part", decimal),
+        Column("predicted", decimal),
+    ]
+    # The search did not choose by the selection part.
+    kind = "selection" if any("selection" in row for row in rows) else "measured"
+    cells = [_scores(row, rows, kind, method) for row in rows]
+    return Table(columns, cells).without_empty_columns()
+
+
+def _scores(row: PolicyRow, rows: Sequence[PolicyRow], kind: str, method: str) -> list[Cell]:
+    """The cells of a row.
+
+    Args:
+        kind: of the score that is compared with that of uniform pruning at the nearest ratio.
+    """
+    names = [method if row["policy"] == "PPF" else row["policy"], *row.get("also", [])]
+    selection, predicted = row.get("selection", {}), row.get("predicted", {})
+    std_error = selection.get("std_error")
+    even = [r for r in rows if r["policy"] == "uniform" and kind in r]
+    near = min(even, key=lambda r: abs(r["ratio"] - row["ratio"]), default={})
+    gained = change(row.get(kind, {}).get("perplexity"), near.get(kind, {}).get("perplexity"))
+    return [
+        " = ".join(names),
+        row.get("bytes", row["ratio"]),
+        row.get("measured", {}).get("perplexity"),
+        selection.get("perplexity"),
+        None if std_error is None else std_error * selection["perplexity"],
+        None if row["policy"] in ("dense", "uniform") else gained,
+        row.get("test", {}).get("perplexity"),
+        predicted.get("perplexity"),
+    ]
+
+
+def _headline(summary: SearchSummary) -> str:
+    """Perplexities of dense model, uniform pruning and PPF at the middle one of the ratios."""
+    rows = [row for row in summary["results"] if "measured" in row]
+    own = [row for row in rows if row["policy"] == "PPF"]
+    ratio = own[len(own) // 2]["ratio"]
+    names = {"dense": "dense", "uniform": "uniform", "PPF": summary["method"]}
+    shown = {
+        names[row["policy"]]: row["measured"]["perplexity"]
+        for row in sorted(rows, key=lambda row: -abs(row["ratio"] - ratio))
+        if row["policy"] in names
     }
+    texts = [f"{n} {'inf' if shown[n] is None else decimal(shown[n])}" for n in names.values()]
+    return f"Perplexity on the labelling part at {percent(ratio)}: {', '.join(texts)}."
 
 
-def _tiles(report: SearchReport) -> list[Tile]:
-    known = {entry.policy: entry for entry in report.entries}
-    chosen = [known[name] for name in ("dense", "uniform", "PPF") if name in known]
-    tiles = [
-        Tile(
-            f"{entry.policy} · {_size(entry)}", str(entry.measured),
-            "perplexity on the labelling part",
-        )
-        for entry in chosen
-    ]  # fmt: skip
-    if gained := gain(known["PPF"]):
-        value, note = signed_with_error(*gained), "perplexity on the selection part"
-        tiles.insert(0, Tile(f"PPF against {baseline(known['PPF'])}", value, note))
-    return tiles
-
-
-def _size(entry: Entry) -> str:
-    return f"ratio {percent(entry.ratio)}" if entry.bytes is None else mebibytes(entry.bytes)
-
-
-def _results(report: SearchReport) -> list[ReportSection]:
-    drawn = [
-        replace(entry, predicted=None) if entry.measured and entry.policy != "PPF" else entry
-        for entry in report.entries
-    ]
-    predictions = "Predictions were made before the policy was measured."
-    pairs = [(e.predicted, e.measured) for e in report.entries if e.predicted and e.measured]
-    if all(isclose(predicted.nll, measured.nll, rel_tol=1e-6) for predicted, measured in pairs):
-        predictions = "The search measured policies; it made no predictions."
-    if report.dynamic and all(entry.measured for entry in report.entries):
-        predictions = "The agent's predictions lie between the losses measured in its searches."
-    elif report.dynamic:
-        predictions = (
-            "Policies without a perplexity on the labelling part are only predicted, by the last"
-            " predictor."
-        )
-    note = f"{predictions} The choice does not depend on the test part of the text."
-    return [
-        ReportSection(
-            "Results", f"{report.measured_on} {note}", name="results",
-            table=score_table(report.entries, report.names), wide=True,
-            folded=len(report.entries) > _LONG,
-        ),
-        *_selection(report),
-        ReportSection(
-            f"Perplexity against {_axis(report)}", report.measured_on, name="curve",
-            figure=ratio_curve(drawn, report.labels, _axis(report)),
-        ),
-    ]  # fmt: skip
-
-
-def _axis(report: SearchReport) -> str:
-    sized = any(entry.bytes is not None for entry in report.entries)
-    return "share of bytes saved" if sized else "pruning ratio"
-
-
-def _selection(report: SearchReport) -> list[ReportSection]:
-    table = selection_table(report.candidates or report.entries, report.names)
-    if not table.rows:
-        return []
+def _results(summary: SearchSummary) -> Iterator[ReportSection]:
+    rows, settings, names = summary["results"], summary["settings"], {"PPF": summary["method"]}
     note = (
-        "The policies of lowest perplexity on the labelling part. The search did not use the"
-        " selection part. ± is one standard error over the windows; that of a change is over paired"
-        " windows."
+        f"Labelling part of {settings['text']}: {settings['labelling part']}. Selection part:"
+        f" {settings['selection part']}. {_PREDICTED[summary['mode']]}"
     )
-    return [ReportSection("Selection part", note, name="selection", table=table, wide=True)]
+    table = scores_table(rows, summary["method"])
+    yield ReportSection("Results", note, name="results", table=table)
+    axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
+    figure = ratio_curve(rows, names, summary["labels"], axis)
+    yield ReportSection(f"Perplexity against {axis}", name="curve", figure=figure)
 
 
-def _policies(report: SearchReport) -> list[ReportSection]:
-    sites, counted = report.space.sites, "bytes" if report.words else "units"
-    even = " Uniform is an equal share of bytes at every site." if report.words else ""
-    columns: dict[str, Sequence[Cell]] = {"site": [site.name for site in sites]}
-    if not report.words:
-        columns["units"] = [site.units for site in sites]
-    for name, kept in (report.words or report.policies).items():
-        columns[f"kept, {name}" if name else "kept"] = kept
-    rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    shown = [Column(n, None if isinstance(c[0], str) else str) for n, c in columns.items()]
-    return [
-        ReportSection(
-            f"The {'policies' if report.dynamic else 'policy'}, and uniform below",
-            f"Share of the {counted} that each site keeps, in per cent.{even}",
-            name="policy",
-            figure=policy_heatmap(report.space, report.policies),
-            table=Table(shown, rows),
-            folded=True,
-            wide=True,
+def _policies(summary: SearchSummary) -> dict[str, PolicyRow]:
+    """PPF and uniform pruning by name; at some of the ratios, if there are many."""
+    rows = [row for row in summary["results"] if row["policy"] in ("uniform", "PPF")]
+    if summary["mode"] == "static":
+        return {row["policy"]: row for row in reversed(rows)}
+    ratios = sorted({row["ratio"] for row in rows})
+    drawn = ratios[:: -(-len(ratios) // _DRAWN)]
+    found = {f"{percent(r['ratio'])}, {r['policy']}": r for r in rows if r["ratio"] in drawn}
+    return dict(sorted(found.items(), key=lambda item: item[1]["ratio"]))
+
+
+def _sites(summary: SearchSummary, policies: Mapping[str, PolicyRow]) -> Table:
+    """One row for each site: how many of its units each policy keeps."""
+    columns = [Column("site"), *(Column(f"kept, {name}") for name in policies)]
+    rows: list[list[Cell]] = []
+    for site, units in summary["units"].items():
+        kept = [f"{row['kept'][site]} of {units}" for row in policies.values()]
+        types = [row.get("types", {}).get(site) for row in policies.values()]
+        cells = zip(kept, types, strict=True)
+        rows.append([site, *(f"{k}, {type}" if type else k for k, type in cells)])
+    return Table(columns, rows)
+
+
+def _predictions(summary: SearchSummary) -> Iterator[ReportSection]:
+    policies, found = _policies(summary), summary["predictor"] or {}
+    if found or summary["candidates"]:
+        note = (
+            "Policies that the predictor was not fitted to when it predicted them. Bars are one"
+            " standard deviation."
         )
-    ]
+        predicted, std, measured, ratio = (found.get(name, []) for name in _POINTS)
+        figure = scatter(predicted, std, measured, ratio, summary["candidates"])
+        yield ReportSection("Predicted against measured", note, name="predictions", figure=figure)
+    figure = policy_heatmap({name: row["share"] for name, row in policies.items()})
+    note = "Share that each site keeps, in per cent: of its units, or of its bytes (budget=bytes)."
+    table = _sites(summary, policies)
+    yield ReportSection("The policy", note, name="policy", figure=figure, table=table)
+    for title, name, scores, bands in (
+        ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"], []),
+        ("Accuracy on random policies", "accuracy", found.get("scores"), found.get("bands", [])),
+    ):
+        if scores:
+            note = coverage_warning(scores, bands, "policies")
+            table = accuracy_table(scores, bands)
+            yield ReportSection(title, note, name=name, table=table)
 
 
-def _predictions(report: SearchReport) -> list[ReportSection]:
-    if not report.accuracy and not report.candidates:
-        return []
-    known = report.accuracy or Accuracy([], [], [], [], {}, [])
-    columns = (known.predicted, known.std, known.measured, known.ratio)
-    figure = scatter(*columns, searched=report.candidates)
-    note = (
-        "Policies that the predictor was not fitted to when it predicted them. Bars are one"
-        " standard deviation."
-    )
-    return [ReportSection("Predicted against measured", note, name="predictions", figure=figure)]
+def _training(summary: SearchSummary) -> Iterator[ReportSection]:
+    if summary["history"]:
+        note = "Metrics of the agent on the predictor. Dotted lines mark where a round begins."
+        figure = curves(summary["history"])
+        yield ReportSection("Training of the agent", note, name="training", figure=figure)
 
 
-def _accuracy(report: SearchReport) -> list[ReportSection]:
-    parts = []
-    if report.proposals:
-        note = "Policies that the search proposed. Predictions were made before the measurement."
-        parts.append(
-            ReportSection(
-                "Accuracy on proposals", note, name="accuracy_on_proposals",
-                table=accuracy_table(report.proposals, []),
-                warning=coverage_warning(report.proposals, [], "proposals"), wide=True,
-            )
-        )  # fmt: skip
-    found = report.accuracy
-    if found and found.metrics:
-        note = "On random policies outside the fit, for all ratios."
-        parts.append(
-            ReportSection(
-                "Accuracy on random policies", note, name="accuracy",
-                table=accuracy_table(found.metrics, []),
-                warning=coverage_warning(found.metrics, found.bands, "random policies"),
-                wide=True,
-            )
-        )  # fmt: skip
-        if found.bands:
-            parts.append(
-                ReportSection(
-                    "Accuracy by ratio", "The same for ranges of ratios.", name="accuracy_by_ratio",
-                    table=accuracy_table(found.metrics, found.bands), folded=True, wide=True,
-                )
-            )  # fmt: skip
-    return parts
-
-
-def _training(report: SearchReport) -> list[ReportSection]:
-    if not report.history:
-        return []
-    note = f"Metrics of {report.agent} on the predictor. Dotted lines mark where a round begins."
-    figure = curves(report.history)
-    return [ReportSection("Training of the agent", note, name="training", figure=figure, wide=True)]
-
-
-def _measured(report: SearchReport) -> list[ReportSection]:
+def _measured(summary: SearchSummary) -> Iterator[ReportSection]:
     """All measured policies, and the Pareto front among them."""
-    found = []
-    if report.candidates:
-        even = baseline(report.entries[-1]).capitalize()
-        note = f"{even}, the allocation rules, and the proposals of all rounds; best first."
-        table = score_table(report.candidates)
-        found.append(
-            ReportSection(
-                "All policies measured at this ratio", note, name="candidates", table=table,
-                folded=True, wide=True,
-            )
-        )  # fmt: skip
-    if report.pareto:
+    if summary["candidates"]:
+        note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
+        table = scores_table(summary["candidates"], summary["method"])
+        title = "All policies measured at this ratio"
+        yield ReportSection(title, note, name="candidates", table=table)
+    if found := summary["pareto"]:
         note = (
             "All measured policies, and the shares of two costs that they save. No policy is"
             " better than one on the front in perplexity and both costs."
         )
-        found.append(
-            ReportSection(
-                "Pareto front", note, name="pareto", table=report.pareto.table, folded=True,
-                figure=pareto_front(*vars(report.pareto).values()),
-            )
-        )  # fmt: skip
-    return found
-
-
-def _run(report: SearchReport) -> list[ReportSection]:
-    return [
-        ReportSection("Settings", facts=report.settings),
-        ReportSection(
-            "Time", f"{report.evaluations} policies were measured on the real model.",
-            table=times_table(report.seconds),
-        ),
-        ReportSection("Machine", facts=report.machine),
-        ReportSection("Files", facts=report.paths, code=True),
-        ReportSection("Signatures of the artefacts", facts=report.signatures, code=True),
-    ]  # fmt: skip
+        points = zip(found["saved"], found["nll"], found["front"], strict=True)
+        rows: list[list[Cell]] = sorted([x, y, nll] for (x, y), nll, best in points if best)
+        heads = [Column(f"{cost} saved", percent) for cost in found["costs"]]
+        table = Table([*heads, Column("nats per token", "{:.4f}".format)], rows)
+        figure = pareto_front(**found)
+        yield ReportSection("Pareto front", note, name="pareto", figure=figure, table=table)

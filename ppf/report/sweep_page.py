@@ -1,37 +1,42 @@
 """The files of a multirun: rows, the table, a plot, and a page with both."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ppf.artefacts import draft, write_json
-from ppf.commands import invocation
 from ppf.errors import PPFError
-from ppf.overrides import quoted
 from ppf.progress import warning
 from ppf.records.run import RUN
-from ppf.report.agreement import agreement
-from ppf.report.headline import even_pruning
-from ppf.report.html import write_page
-from ppf.report.origin import machine, next_command
-from ppf.report.page import Page, ReportSection, Tile
-from ppf.report.scores import duration, percent
-from ppf.report.style import save_png
-from ppf.report.sweep import (
-    REPEATED,
-    Group,
-    Sweep,
-    multirun,
-    read_job,
-    read_rows,
-    read_sweep,
-    sweep_table,
-    words,
+from ppf.report.origin import machine
+from ppf.report.page import Page, ReportSection, write_page
+from ppf.report.scores import percent
+from ppf.report.style import (
+    GREY,
+    NAMED,
+    OTHERS,
+    legend_above,
+    log_scale,
+    percents,
+    save_png,
+    styled,
 )
-from ppf.report.sweep_plots import BASELINES, SIZE, sweep_figure
+from ppf.report.sweep import Group, Sweep, read_rows, read_sweep, value_text, words
 from ppf.report.tables import print_table
 
-_NOTHING = "Finished jobs: {}. None of them reports a number to compare."
+SIZE = "matrices_mib"
+"""The figure of searches whose budget counts bytes."""
+BASELINES = {"uniform": "uniform pruning", "best_rule": "the best allocation rule"}
+"""Prefix of the figures of policies that a search compares with → name of the policy."""
+_NO_OPTIONS = ("true", "false", "null")
+_MOST = 40  # jobs in a ranking
+# Ratio of highest to lowest perplexity of equal policies that several machines have measured.
+_EQUAL = 1.01
+_WIDE = 3  # ratio of highest to lowest value above which the axis is logarithmic
 
 
 def write_sweep(folder: Path) -> dict[str, Path]:
@@ -50,13 +55,12 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     paths = {purpose: folder / name for purpose, name in names.items()}
     paths["report"] = folder / "report.html"
     page = sweep_page(sweep, folder)
-    content = {key: value for key, value in vars(sweep).items() if key != "commands"}
-    write_json(paths["rows"], content)
+    write_json(paths["rows"], vars(sweep))
     with draft(paths["table"]) as made:
-        made.write_text(page.tables["jobs"].shown.markdown, encoding="utf-8")
+        made.write_text(sweep.table.shown.markdown, encoding="utf-8")
     save_png(page.figures["sweep"], paths["plot"])
     write_page(paths["report"], page)
-    print_table(page.tables["jobs"])
+    print_table(sweep.table)
     if len(sweep.versions) > 1:
         warning(f"these jobs are from several versions: {'; '.join(sweep.versions)}.")
     return paths
@@ -71,99 +75,148 @@ def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
     Raises:
         PPFError: the file is damaged, or there is no line of a name.
     """
-    sweep, path = read_rows(file), file.with_suffix(".png")
-    save_png(sweep_figure(sweep.with_numbers, sweep.figures[0], names), path)
+    path = file.with_suffix(".png")
+    save_png(sweep_figure(read_rows(file), names), path)
     return path
 
 
 def sweep_page(sweep: Sweep, folder: Path) -> Page:
     """The page of a multirun."""
-    again = shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])
-    first = sweep.figures[0]
-    command, overrides = multirun(folder) or ("", [])
-    found = sweep.with_numbers
-    best, figure = _best(found, first), sweep_figure(found, first)
-    seconds = sum({row["job"]: row["seconds"] for row in sweep.rows}.values())
+    jobs = len({row["job"] for row in sweep.rows})
     note = "Means over seeds ± half their range, best first; intervals in brackets."
+    again = shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])
     return Page(
-        title=f"{sweep.jobs} jobs of {' and '.join(sweep.commands)}",
-        command=invocation(command, "-m", *overrides) if command else again,
-        headline=[*(_headline(best, first) or [_NOTHING.format(sweep.jobs)]), *_orders(sweep)],
-        tiles=[Tile("jobs", str(sweep.jobs), f"{duration(seconds)} one after another")],
+        title=f"Multirun {folder.name}",
+        command=again,
+        headline=f"{jobs} finished jobs; at each ratio the best one comes first.",
         sections=[
-            ReportSection("Results", note, name="sweep", figure=figure, wide=True),
-            ReportSection("All jobs", note, name="jobs", table=sweep_table(sweep), wide=True),
+            ReportSection("Results", note, name="sweep", figure=sweep_figure(sweep)),
+            ReportSection("All jobs", note, name="jobs", table=sweep.table),
             ReportSection("Machine", "That made this page.", facts=machine()),
         ],
-        next_commands={
-            **_next_commands(best, first, folder),
-            "Make this page again, with the jobs that have finished since": again,
-        },
     )
 
 
-def _best(found: Sequence[Group], first: str) -> dict[object, list[Group]]:
-    """The best groups of each ratio; several if they are equal."""
-    best: dict[object, list[Group]] = {}
+def sweep_figure(sweep: Sweep, names: Mapping[str, str] | None = None) -> Figure:
+    """The first figure of the jobs against the pruning ratio, or a ranking of the jobs.
+
+    Args:
+        names: names of the lines to draw, and what to call them; None: all lines.
+
+    Raises:
+        PPFError: there is no line of a name.
+    """
+    first = sweep.figures[0]
+    found = [group for group in sweep.groups if group.finite(first)]
+    with styled():
+        figure = Figure(figsize=(6.6, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        if found and all(isinstance(group.ratio, float) for group in found):
+            _against_ratio(axes, found, first, names)
+        else:
+            if names:
+                raise PPFError("only plots against the pruning ratio have lines: leave out --line.")
+            _ranked(axes, found, first)
+            figure.set_figheight(1.2 + 0.22 * min(len(found), _MOST))
+    return figure
+
+
+def _against_ratio(
+    axes: Axes, found: Sequence[Group], first: str, names: Mapping[str, str] | None
+) -> None:
+    """A line for each combination of the other overrides; against size, where it is known."""
+    sized = all(group.values(SIZE) for group in found)
+    lines = _lines(found)
+    for name in names or ():
+        if name not in lines:
+            known = ", ".join(map(repr, lines))
+            raise PPFError(f"there is no line {name!r}: give one of {known}.")
+    for place, (line, name) in enumerate((names or {name: name for name in lines}).items()):
+        same = sorted(lines[line], key=lambda group: group.ratio)
+        places = [fmean(g.values(SIZE)) if sized else 100 * g.ratio for g in same]
+        means = [fmean(group.values(first)) for group in same]
+        colour, style = OTHERS[place % len(OTHERS)], "-o" if place < len(OTHERS) else "--s"
+        bars = axes.errorbar(places, means, _spread(same, first), fmt=style, color=colour, ms=4)
+        bars.set_label(name)
+    if not sized:
+        _baselines(axes, found, first)
+        axes.xaxis.set_major_formatter(percents(1))
+    label = "MiB of prunable matrices in the file" if sized else "pruning ratio"
+    axes.set(xlabel=label, ylabel=_label(first, found))
+    low, high = axes.dataLim.intervaly
+    if low > 0 and high > _WIDE * low:
+        log_scale(axes)
+    legend_above(axes, columns=2)
+
+
+def _lines(found: Sequence[Group]) -> dict[str, list[Group]]:
+    """The groups of each line, by a short name if no other line has the same one."""
+    named: dict[str, list[Group]] = {}
     for group in found:
-        groups = best.setdefault(group.key.get("ratio"), [])
-        if not groups or group.mean(first) == groups[0].mean(first):
-            groups.append(group)
-    return best
+        named.setdefault(_name(group), []).append(group)
+    short = [", ".join(map(_word, *_given(g[0]))) or "default" for g in named.values()]
+    unique = len(set(short)) == len(short)
+    return dict(zip(short if unique else named, named.values(), strict=True))
 
 
-def _headline(best: Mapping[object, Sequence[Group]], first: str) -> list[str]:
-    """The best groups of each ratio, compared with uniform pruning and the best rule."""
-    sentences = []
-    for ratio, groups in best.items():
-        who = " and ".join(group.name for group in groups)
-        equal = ", equally good," if len(groups) > 1 else ""
-        start = f"Best{_at(ratio)}: {who}{equal} with" if who else f"Found{_at(ratio)}:"
-        found = _named(first, groups[0].text(first))
-        sentences.append(f"{start} {found}{_compared(groups[0], first)}.")
-    return sentences
+def _given(group: Group) -> tuple[list[str], list[str]]:
+    """The job's overrides except for the ratio: keys, and values as text."""
+    texts = {key: value_text(key, value) for key, value in group.key.items() if key != "ratio"}
+    given = {key: text for key, text in texts.items() if text}
+    return [*given], [*given.values()]
 
 
-def _at(ratio: object) -> str:
-    return f" at ratio {percent(ratio)}" if isinstance(ratio, float) else ""
+def _name(group: Group) -> str:
+    """The job's overrides, as in "agent=ppo labels.count=256"."""
+    return " ".join(map("{}={}".format, *_given(group))) or "default"
 
 
-def _named(figure: str, text: str) -> str:
-    """For example "a perplexity of 29.00 on the test part"."""
-    part, ending, _ = figure.partition("_ppl")
-    return f"a perplexity of {text} on the {part} part" if ending else f"{words(figure)} {text}"
+def _word(key: str, text: str) -> str:
+    """The option of a config group, or the last part of the key with its value."""
+    is_option = "." not in key and text[:1].isalpha() and text.lower() not in _NO_OPTIONS
+    return text.rpartition("/")[2] if is_option else f"{key.rpartition('.')[2]}={text}"
 
 
-def _compared(group: Group, first: str) -> str:
-    """For example ", better than uniform pruning (31.20)", as far as the baselines are known."""
-    names = BASELINES | {"uniform": even_pruning(bool(group.values(SIZE)))}
-    said, own = [], group.mean(first)
-    for prefix, name in names.items():
-        other = group.mean(f"{prefix}_{first}")
-        if own is None or other is None:
-            continue
-        verdict = "equal to" if other == own else f"{'better' if own < other else 'worse'} than"
-        said.append(f"{verdict} {name} ({group.text(f'{prefix}_{first}')})")
-    return f", {' and '.join(said)}" if said else ""
+def _baselines(axes: Axes, found: Sequence[Group], first: str) -> None:
+    """The policies that searches compare with, where all jobs of a ratio have the same ones."""
+    for prefix, name in BASELINES.items():
+        values: dict[float, list[float]] = {}
+        for group in found:
+            values.setdefault(group.ratio, []).extend(group.values(f"{prefix}_{first}"))
+        known = sorted(
+            (100 * ratio, fmean(each))
+            for ratio, each in values.items()
+            if each and max(each) <= _EQUAL * min(each)  # otherwise the jobs prune several models
+        )
+        if known:
+            colour = NAMED.get(prefix, GREY)
+            axes.plot(*zip(*known, strict=True), "--", color=colour, lw=1.3, label=name, zorder=1)
 
 
-def _next_commands(
-    best: Mapping[object, Sequence[Group]], first: str, folder: Path
-) -> dict[str, str]:
-    """What to do with the policy of the best job of each ratio."""
-    found = {}
-    for ratio, groups in best.items():
-        rows = [row for row in groups[0].rows if isinstance(row.get(first), int | float)]
-        job = folder / min(rows, key=lambda row: row[first])["job"]
-        if (file := job / "policy.json").is_file():
-            found[f"Measure the best policy{_at(ratio)} on the test part"] = next_command(
-                "evaluate", f"policy={quoted(file)}", overrides=read_job(job / RUN)["overrides"]
-            )
-    return found
+def _ranked(axes: Axes, found: Sequence[Group], first: str) -> None:
+    """One row for each job, the best one on top; only the best ones, if there are many."""
+    best = sorted(found, key=lambda group: fmean(group.values(first)))[:_MOST]
+    places, means = range(len(best)), [fmean(group.values(first)) for group in best]
+    axes.errorbar(means, places, xerr=_spread(best, first), fmt="o", color=OTHERS[0], ms=5, lw=1.2)
+    ratios = [f", {percent(g.ratio)}" if isinstance(g.ratio, float) else "" for g in best]
+    axes.set_yticks(places, [f"{_name(group)}{at}" for group, at in zip(best, ratios, strict=True)])
+    axes.invert_yaxis()
+    cut = f"\n(the best {len(best)} of {len(found)})" if len(best) < len(found) else ""
+    axes.set_xlabel(f"{_label(first, best)}{cut}")
 
 
-def _orders(sweep: Sweep) -> Iterator[str]:
-    """For recoveries of many policies: whether training changes their order."""
-    one_training = {*sweep.axes} <= {"policy", "path", "ratio", "model", REPEATED}
-    if one_training and (compared := agreement(sweep.rows)):
-        yield str(compared)
+def _label(figure: str, found: Sequence[Group]) -> str:
+    """The figure's name, and what the error bars are."""
+    repeated = any(len(group.rows) > 1 for group in found)
+    return f"{words(figure)}\n(mean and range over seeds)" if repeated else words(figure)
+
+
+def _spread(groups: Sequence[Group], figure: str) -> list[list[float]]:
+    """How far each error bar reaches below and above: the interval, or the range of seeds."""
+    below, above = [], []
+    for group in groups:
+        values = group.values(figure)
+        low, high = group.ends(figure)
+        below.append(max(fmean(values) - (min(values) if low is None else low), 0.0))
+        above.append(max((max(values) if high is None else high) - fmean(values), 0.0))
+    return [below, above]

@@ -1,7 +1,7 @@
 """evaluate: measures models on the test part, their size and their speed."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ppf.artefacts import write_json
 from ppf.errors import PPFError
 from ppf.evaluation.latency import check_prompts, speeds
 from ppf.evaluation.perplexity import Piece, pieces_loss, sliding
@@ -199,13 +198,6 @@ def names_of(paths: Sequence[str]) -> list[str]:
     """The names of folders; their paths if two folders have the same name."""
     names = [Path(path).resolve().name for path in paths]
     return names if len(set(names)) == len(names) else list(paths)
-
-
-def write_results(folder: Path, evaluation: Evaluation) -> Path:
-    """Writes evaluation.json: the results and the text that they were measured on."""
-    path = folder / "evaluation.json"
-    write_json(path, asdict(evaluation))
-    return path
 
 
 def _text(cfg: DictConfig, found_with: Mapping[str, DictConfig]) -> Text:

@@ -74,12 +74,12 @@ def test_the_whole_chain_on_a_model_of_llama2s_form(
 
     page = policy_file.with_name("report.html").read_text()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
-    lines = (policy_file.parent / "csv" / "search.csv").read_text().splitlines()
+    lines = (policy_file.parent / "csv" / "metrics.csv").read_text().splitlines()
     rows = list(csv.DictReader(lines))
-    assert any(row.get("predicted_best") for row in rows)
-    lines = (policy_file.parent / "csv" / "selection.csv").read_text().splitlines()
+    assert any(row.get("search/predicted_best") for row in rows)
+    lines = (policy_file.parent / "csv" / "candidates.csv").read_text().splitlines()
     perplexity = pytest.approx(policy["selection"]["perplexity"])
-    chosen = [r for r in csv.DictReader(lines) if float(r["selection part"]) == perplexity]
+    chosen = [r for r in csv.DictReader(lines) if float(r["selection part"] or 0) == perplexity]
     assert chosen and not any(row["policy"].startswith("candidate") for row in chosen)
     assert json.loads(policy_file.with_name("summary.json").read_text())["part"] == "labelling"
     assert list((policy_file.parent / "wandb").glob("offline-run-*"))

@@ -19,9 +19,9 @@ def test_overfit_fits_the_labels_without_other_logs(run: Run, text: str, tmp_pat
         "trainer.max_epochs=25",
     )
     run(*given, "predictor=mlp")
-    (metrics,) = (tmp_path / "outputs").rglob("train.csv")
+    (metrics,) = (tmp_path / "outputs").rglob("metrics.csv")
     with metrics.open() as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert len(losses) > 20 and losses[-1] < 1e-3 * losses[0]
     assert not list(tmp_path.rglob("wandb*"))
     assert "Traceback" in run(*given, "labels.batch=-1", ok=False).stderr

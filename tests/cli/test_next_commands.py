@@ -2,16 +2,16 @@
 
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ppf.cli import curve, recover, results
+from ppf.cli import recover
+from ppf.stages import results
 
 CARRIED = ["bank.max_gib=8", "trust_targets=[my.Agent]", "paths.outputs=a"]
 TEXT = ["text=c4", "text.window=64"]
@@ -44,16 +44,14 @@ def test_a_search_hands_on_its_text_bank_and_classes(
 ) -> None:
     cfg = composed("search", monkeypatch, f"mode={mode}", *SEARCH)
     if mode == "static":
-        told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
+        told = results._after_policy(cfg, rounded=False)
     else:
-        told = curve._next_commands(cfg, Path("F"))
-        assert "\"import ppf; print(ppf.load_agent('F', ['my.Agent']).policy(" in " ".join(
+        told = results._after_agent(cfg)
+        assert "\"import ppf; print(ppf.load_agent('R', ['my.Agent']).policy(" in " ".join(
             told.values()
         )
     words = {
-        line.split()[0]: shlex.split(line)[1:]
-        for line in told.values()
-        if line.startswith("ppf-") and "mode=static" not in line
+        line.split()[0]: shlex.split(line)[1:] for line in told.values() if line.startswith("ppf-")
     }
     assert words.keys() >= {"ppf-recover", "ppf-serve"}
     assert all({*CARRIED} <= {*given} for given in words.values())
@@ -64,72 +62,21 @@ def test_a_search_hands_on_its_text_bank_and_classes(
         compose(name.removeprefix("ppf-"), given)
 
 
-@pytest.mark.parametrize("own", [["agent.descents=8"], ["agent=evolution", "agent.generations=3"]])
-def test_the_search_after_a_chain_has_options_of_its_agent(
-    own: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cfg = composed("search", monkeypatch, "mode=chain", *own, *SEARCH)
-    told = shlex.split(curve._next_commands(cfg, Path("F"))["Search longer at one ratio"])
-    assert {*own} <= {*told}
-    monkeypatch.undo()
-    assert compose("search", told[1:]).mode == "static"
-
-
 def test_a_text_that_an_experiment_chose_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = composed("search", monkeypatch, "experiment=paper/llama2_7b", "text.window=1024")
-    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
+    told = results._after_policy(cfg, rounded=False)
     (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
     assert "text=wikitext2_raw text.window=1024" in recover
     cfg = composed("search", monkeypatch, "model=tiny")
-    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
+    told = results._after_policy(cfg, rounded=False)
     assert not any("text=" in line for line in told.values())
-
-
-@pytest.mark.parametrize(
-    ("path", "handed_on"),
-    [("my texts.txt", ['text.path="my texts.txt"']), (None, ["+text.source.limit=5"])],
-)
-def test_a_text_that_a_config_of_the_users_own_sets_is_handed_on(
-    path: str | None, handed_on: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cfg = composed("search", monkeypatch, "model=tiny")
-    OmegaConf.set_struct(cfg, False)
-    own = {"path": path, "windows": {"labelling": 9}, "source": {"limit": 5}}
-    cfg.text = OmegaConf.merge(cfg.text, own)  # as an experiment would
-    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
-    (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
-    given = [word for word in shlex.split(recover) if "text." in word]
-    assert given == handed_on
-    compose("recover", given)
-
-
-def test_a_text_option_of_the_users_own_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = composed("search", monkeypatch, "model=tiny")
-    OmegaConf.set_struct(cfg, False)
-    cfg.text.name = "mine"
-    cfg.text.splits = {"train": {"calibration": 1, "labelling": 1}, "test": {"test": 1}}
-    cfg.text.source = {"_target_": "ppf.text.corpora.hub", "repository": "me/mine"}
-    HydraConfig.get().runtime.choices["text"] = "mine"
-    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
-    (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
-    text = compose("recover", [word for word in shlex.split(recover) if "text." in word]).text
-    assert text.splits == cfg.text.splits and text.source == cfg.text.source
-
-
-def test_commands_are_told_inside_another_programs_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It composes no config of PPF's, and has no option for the text."""
-    cfg = composed("search", monkeypatch, "model=tiny", "text.window=64")
-    GlobalHydra.instance().clear()
-    HydraConfig.get().runtime.choices.clear()
-    told = results._next_commands(cfg, Path("F/policy.json"), rounded=False)
-    (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
-    assert recover.endswith("out=recovered text.window=64")
 
 
 @pytest.mark.parametrize("folder", ["it's mine", "$(touch ran)", 'a "b" c'])
 def test_python_code_is_quoted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = composed("search", monkeypatch, "mode=dynamic", *SEARCH)
-    told = curve._next_commands(cfg, Path(folder))["Ask the agent for a policy"]
+    cfg.paths.run = folder
+    told = results._after_agent(cfg)["Ask the agent for a policy"]
     cfg = composed("recover", monkeypatch, "search=F", *CARRIED)
     cfg.out = folder
     loaded = recover._next_commands(cfg)["Load it at one ratio"]

@@ -99,7 +99,7 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
         assert len(re.findall(line, done.stdout)) == 1, done.stdout
     policy = json.loads(only(two, "policy.json").read_text())
     assert policy["measured"]["nll"] <= policy["uniform"]["measured"]["nll"]
-    for file in ("search.csv", "report.html", "offline-run-*"):
+    for file in ("metrics.csv", "report.html", "offline-run-*"):
         only(two, file)
     assert len(list(two.glob("search/*/*"))) == 1
 

@@ -1,66 +1,56 @@
-import re
-from io import StringIO
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+import pytest
 
 from ppf.evaluation.results import Evaluation, ModelResult, Speed
-from ppf.report.evaluation import (
-    evaluation_metrics,
-    evaluation_page,
-    evaluation_tables,
-    print_evaluation,
-)
+from ppf.report.evaluation import metrics, page, publish_evaluation
+
+ABOUT: dict[str, Any] = {"command": "c", "settings": {}, "machine": {}, "next_commands": {}}
 
 
-def measured(name: str, **more: object) -> ModelResult:
+def measured(name: str, **more: Any) -> ModelResult:
     return ModelResult(name, 0.3, 3.0, 20.09, 1000, 2**21, **more)
 
 
-def printed(evaluation: Evaluation) -> str:
-    target = StringIO()
-    print_evaluation(evaluation, target=Console(file=target))
-    return target.getvalue()
+def content(*results: ModelResult, **more: Any) -> dict[str, Any]:
+    """An evaluation.json."""
+    return asdict(Evaluation("a text", 9, 128, 64, results, **more)) | ABOUT
 
 
 def test_without_requests_there_is_one_table() -> None:
-    found = Evaluation("a text", 4, 128, 128, [measured("dense")])
-    assert evaluation_tables(found).keys() == {"evaluation"}
-    said = printed(found)
-    assert re.search("dense +30.0 %", said) and "2.0 MiB" in said
-    assert evaluation_tables(found)["evaluation"].names[1] == "parameters removed"
-    assert "4 windows of 128 tokens." in said
+    shown = page(content(measured("dense"), measured("PPF", std_error=0.01)))
+    table = shown.tables["evaluation"].shown
+    assert shown.tables.keys() == {"evaluation"} and table.names[1] == "parameters removed"
+    assert table.rows[0][:3] == ["dense", "30.0 %", "20.09"] and "2.0 MiB" in table.rows[0]
+    assert table.rows[1][2] == "20.09 ± 0.20"
+    assert shown.headline == "Perplexity on the test part: dense 20.09, PPF 20.09."
+    assert "9 windows of 128 tokens, 64 apart" in shown.sections[0].note
+    assert page(content(measured("a"), rounded=True)).tables["evaluation"].names[1] == "bytes saved"
 
 
 def test_speed_and_tasks_get_tables_of_their_own() -> None:
     speeds = [Speed(1, 64, 1234.5, 20.25, 2**20), Speed(8, 64, 5000, 80, None)]
     tasks = {"letters": {"acc": 0.5, "acc_stderr": 0.125}}
-    models = [measured(name, speed=speeds, tasks=tasks) for name in ("dense", "PPF")]
-    found = Evaluation("a text", 9, 128, 64, models)
-    table = evaluation_tables(found)["tasks"]
-    assert table.names == ["task", "metric", "dense", "PPF"]
-    assert table.texts == [
+    found = content(*(measured(name, speed=speeds, tasks=tasks) for name in ("dense", "PPF")))
+    tables = page(found).tables
+    assert tables["tasks"].names == ["task", "metric", "dense", "PPF"]
+    assert tables["tasks"].texts == [
         ["letters", "acc", "0.5000", "0.5000"],
         ["letters", "acc_stderr", "0.1250", "0.1250"],
     ]
-    speed = evaluation_tables(found)["speed"].texts
-    assert speed[2] == ["PPF", "1", "1,234.5", "20.2", "1.0 MiB"]
-    assert "windows of 128 tokens, 64 apart." in printed(found)
+    assert tables["speed"].texts[2] == ["PPF", "1", "1,234.5", "20.2", "1.0 MiB"]
+    numbers = metrics(found)
+    assert numbers["PPF/test_perplexity"] == 20.09 and numbers["PPF/letters/acc"] == 0.5
+    assert numbers["PPF/decode_tokens_per_second/batch_1"] == 20.25
 
 
-def test_standard_errors_are_shown_where_they_are_known() -> None:
-    found = Evaluation("a text", 4, 128, 128, [measured("dense", std_error=0.01)])
-    assert "20.09 ± 0.20" in printed(found)
-    assert "±" not in printed(Evaluation("a text", 4, 128, 128, [measured("dense")]))
-
-
-def test_the_page_says_what_was_measured_on_what() -> None:
-    models = [measured(name, speed=[Speed(1, 64, 10, 20, None)]) for name in ("dense", "PPF")]
-    found = Evaluation("a text", 9, 128, 128, models)
-    page = evaluation_page(
-        found, title="t", command="c", settings={}, machine={}, next_commands={"Next": "d"}
-    )
-    assert page.tables.keys() == {"evaluation", "speed"}
-    assert page.headline[-1] == "Measured on the test part of a text: 9 windows of 128 tokens."
-    metrics = evaluation_metrics(found)
-    assert metrics["PPF/test_perplexity"] == 20.09
-    assert metrics["PPF/decode_tokens_per_second/batch_1"] == 20
+def test_a_report_is_made_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = content(measured("dense"))
+    found["results"][0]["perplexity"] = None
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    publish_evaluation(tmp_path, [])
+    assert "dense inf" in (tmp_path / "report.html").read_text()
+    assert str(tmp_path / "evaluation.json") in capsys.readouterr().out

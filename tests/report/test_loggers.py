@@ -1,4 +1,3 @@
-import csv
 import os
 import pty
 import select
@@ -10,16 +9,12 @@ import pytest
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from ppf.conf import run_tags
-from ppf.errors import PPFError
-from ppf.report import loggers as module
-from ppf.report.csv_files import CSVFiles
-from ppf.report.loggers import build_loggers, finish, open_loggers
+from ppf.report.loggers import open_loggers
 
 CONFIG = {"seed": 0, "model": {"name": "tiny", "layers": [1, 2]}}
 
@@ -66,97 +61,32 @@ def test_loggers_compose_one_or_several(composed, override: str, names: list[str
     assert list(composed(override)) == names
 
 
-def read(file: Path) -> list[dict[str, str]]:
-    with file.open() as stream:
-        return list(csv.DictReader(stream))
-
-
-def test_csv_files_have_no_empty_columns(composed, tmp_path: Path) -> None:
-    loggers = build_loggers(composed("logger=csv"), tmp_path, CONFIG)
-    assert [type(logger) for logger in loggers] == [CSVFiles]
-    loggers[0].log_metrics({"train/loss": 0.5, "epoch": 0}, step=7)
-    loggers[0].log_metrics({"search/reward": 1.0}, step=9)
-    loggers[0].log_metrics({"search/reward": 2.0, "search/a/b": 3.0}, step=10)
-    loggers[0].log_metrics({"alone": 4.0}, step=11)
-    finish(loggers, failed=False)
-    files = tmp_path / "csv"
-    assert read(files / "train.csv") == [{"step": "7", "epoch": "0.0", "loss": "0.5"}]
-    assert [row["reward"] for row in read(files / "search.csv")] == ["1.0", "2.0"]
-    assert read(files / "search_a.csv") == [{"step": "10", "b": "3.0"}]
-    assert read(files / "metrics.csv") == [{"step": "11", "alone": "4.0"}]
-    assert "name: tiny" in (files / "config.yaml").read_text()
-
-
-def test_a_new_column_does_not_lose_earlier_rows(tmp_path: Path) -> None:
-    logger = CSVFiles(str(tmp_path), folder="csv")
-    logger.log_metrics({"x/a": 1.0}, step=0)
-    logger.log_metrics({"x/a": 2.0, "x/b": 3.0}, step=1)
-    assert read(tmp_path / "csv" / "x.csv") == [
-        {"step": "0", "a": "1.0", "b": ""},
-        {"step": "1", "a": "2.0", "b": "3.0"},
-    ]
-
-
-def test_a_resumed_run_keeps_earlier_rows_and_a_repeated_one_replaces_them(tmp_path: Path) -> None:
-    def rows(*steps: int) -> list[str]:
-        logger = CSVFiles(str(tmp_path), folder="csv")
-        for step in steps:
-            logger.log_metrics({"x/a": 1.0, "x/b": 2.0} if step < 5 else {"x/c": 4.0}, step)
-        return [row["step"] for row in read(tmp_path / "csv" / "x.csv")]
-
-    file = tmp_path / "csv" / "x.csv"
-    assert rows(0, 1, 2, 3) == ["0", "1", "2", "3"]
-    file.write_text(file.read_text()[:-5])  # the run was killed while it wrote its last row
-    assert rows(2, 6) == ["0", "1", "2", "6"], "resumed at a checkpoint"
-    assert [row["c"] for row in read(file)] == ["", "", "", "4.0"]
-    assert rows(0, 1) == ["0", "1"], "begun again"
-
-
 def test_offline_runs_are_distinct_and_in_their_own_folders(
     composed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ids = set()
     for job in ("0", "1"):
-        loggers = build_loggers(composed(), tmp_path / job, CONFIG)
-        wandb = loggers[0]
-        assert isinstance(wandb, WandbLogger)
-        ids.add(wandb.experiment.id)
-        assert wandb.experiment.config["model"] == CONFIG["model"]
-        assert wandb.experiment.offline
-        for logger in loggers:
-            logger.log_metrics({"reward": 1.0}, step=5)
-        finish(loggers, failed=False)
+        with open_loggers(composed(), tmp_path / job, CONFIG) as loggers:
+            wandb = loggers[0]
+            assert isinstance(wandb, WandbLogger)
+            ids.add(wandb.experiment.id)
+            assert wandb.experiment.config["model"] == CONFIG["model"]
+            assert wandb.experiment.offline
+            for logger in loggers:
+                logger.log_metrics({"reward": 1.0}, step=5)
         assert list(tmp_path.glob(f"{job}/wandb/offline-run-*/*.wandb"))
         assert (tmp_path / job / "csv" / "metrics.csv").is_file()
     assert len(ids) == 2
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("logged", [False, True])
-def test_a_run_that_fails_before_its_first_metric_leaves_no_files(
-    composed, tmp_path: Path, logged: bool
-) -> None:
-    (tmp_path / "csv").mkdir()
-    (tmp_path / "csv" / "earlier.csv").touch()
-    with pytest.raises(PPFError), open_loggers(composed(), tmp_path, CONFIG) as loggers:
-        for logger in loggers if logged else []:
-            logger.log_metrics({"reward": 1.0}, step=5)
-        raise PPFError("the model is too small")
-    assert bool(list(tmp_path.glob("wandb/offline-run-*"))) == logged
-    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} - {"wandb"}
-    assert logged or left <= {"conf/main.yaml", "csv/earlier.csv"}
-
-
-def test_loggers_end_and_leave_no_files_if_the_next_one_cannot_start(
-    composed, tmp_path: Path
-) -> None:
+def test_loggers_end_if_the_next_one_cannot_start(composed, tmp_path: Path) -> None:
     import wandb
 
     cfg = {**composed("logger=[csv,wandb]"), "other": {"_target_": "builtins.int"}}
     with pytest.raises(Exception, match="save_dir"), open_loggers(cfg, tmp_path / "run", CONFIG):
         pass
     assert wandb.run is None
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "conf" not in path.parts]
 
 
 @pytest.fixture
@@ -194,36 +124,16 @@ def test_jobs_of_a_multirun_and_seeds_of_a_run_are_a_group_with_tags(composed, w
 
 
 @pytest.mark.slow
-def test_tensorboard_and_mlflow_write_local_files(
-    composed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_tensorboard_and_mlflow_write_local_files(composed, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     pytest.importorskip("mlflow")
     cfg = composed("logger=[tensorboard,mlflow]", f"+paths.outputs={tmp_path}")
-    loggers = build_loggers(cfg, tmp_path / "run", CONFIG)
-    assert [type(logger) for logger in loggers] == [TensorBoardLogger, MLFlowLogger]
-    for logger in loggers:
-        logger.log_metrics({"reward": 1.0}, step=5)
-    finish(loggers, failed=False)
+    with open_loggers(cfg, tmp_path / "run", CONFIG) as loggers:
+        assert [type(logger) for logger in loggers] == [TensorBoardLogger, MLFlowLogger]
+        for logger in loggers:
+            logger.log_metrics({"reward": 1.0}, step=5)
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     assert (tmp_path / "mlflow.db").is_file()
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("package", ["tensorboard", "mlflow"])
-def test_a_missing_package_is_named_with_its_extra(
-    package: str, composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(*args: object, **kwargs: object) -> None:
-        raise ModuleNotFoundError(package)
-
-    for name in ("TensorBoardLogger", "MLFlowLogger"):
-        monkeypatch.setattr(module, name, missing)
-    cfg = composed(f"logger={package}", f"+paths.outputs={tmp_path}")
-    with pytest.raises(InstantiationException) as caught:
-        build_loggers(cfg, tmp_path, CONFIG)
-    assert isinstance(caught.value.__cause__, PPFError)
-    assert f"pip install 'ppf-llm[{package}]'" in str(caught.value.__cause__)
 
 
 def test_the_environment_or_an_override_sets_the_mode(composed, keyless: Path, monkeypatch) -> None:
@@ -241,11 +151,12 @@ def test_without_a_key_runs_are_offline_and_online_is_refused_without_a_question
     code = (
         "import ppf.conf\n"
         "from omegaconf import OmegaConf as O\n"
-        "from ppf.report.loggers import build_loggers, finish, open_loggers\n"
+        "from pathlib import Path\n"
+        "from ppf.report.loggers import open_loggers\n"
         "cfg = O.load('ppf/conf/logger/wandb.yaml')\n"
-        f"finish(build_loggers(cfg, {str(tmp_path / 'run')!r}, {{}}), failed=False)\n"
+        f"with open_loggers(cfg, Path({str(tmp_path / 'run')!r}), {{}}): pass\n"
         "cfg.wandb.mode = 'online'\n"
-        f"build_loggers(cfg, {str(tmp_path / 'online')!r}, {{}})\n"
+        f"with open_loggers(cfg, Path({str(tmp_path / 'online')!r}), {{}}): pass\n"
     )
     ours, terminal = pty.openpty()
     started = subprocess.Popen(
@@ -267,7 +178,6 @@ def test_without_a_key_runs_are_offline_and_online_is_refused_without_a_question
 
 def test_disabled_wandb_writes_nothing(composed, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    loggers = build_loggers(composed("logger=wandb"), tmp_path / "run", CONFIG)
-    loggers[0].log_metrics({"reward": 1.0}, step=5)
-    finish(loggers, failed=True)
+    with open_loggers(composed("logger=wandb"), tmp_path / "run", CONFIG) as loggers:
+        loggers[0].log_metrics({"reward": 1.0}, step=5)
     assert list((tmp_path / "run").rglob("*.wandb")) == []

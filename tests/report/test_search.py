@@ -1,106 +1,178 @@
+import json
 import math
-from dataclasses import replace
-from types import SimpleNamespace
+import re
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
-from ppf.report import origin
-from ppf.report.origin import command_line, command_with, next_command
-from ppf.report.scores import Entry, LogPerplexity
-from ppf.report.search import search_metrics, search_page
-from tests.report.test_html import report  # noqa: F401  (a fixture)
+from ppf.report.page import Page, ReportSection, write_page
+from ppf.report.search import metrics, page, publish_search, rows_of_run, scores_table
+from ppf.report.tables import Column, Table
+from tests.report.summaries import row, summary
 
-
-def test_scores_on_proposals_stand_before_those_on_random_policies(report: Any) -> None:  # noqa: F811
-    scores = {"equal_ratio": 0.6, "coverage": 0.5, "policies": 40, "intervals": 40}
-    sections = {part.name: part for part in search_page(replace(report, proposals=scores)).sections}
-    names = list(sections)
-    assert names.index("accuracy_on_proposals") < names.index("accuracy")
-    assert "50 % of 40 proposals" in sections["accuracy_on_proposals"].warning
-    assert "accuracy_on_proposals" not in {part.name for part in search_page(report).sections}
+VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
-def test_loggers_get_every_policys_perplexities(report: Any) -> None:  # noqa: F811
-    metrics = search_metrics(report)
-    assert metrics["dense/perplexity"] == pytest.approx(math.exp(2.5))
-    assert metrics["PPF/perplexity"] == pytest.approx(math.exp(3.0))
-    assert metrics["PPF/predicted_perplexity"] == pytest.approx(math.exp(3.1))
-    assert metrics["PPF/ratio"] == 0.375
-    assert metrics["seconds/total"] == 68
-    assert metrics["evaluations"] == 12
-    same = search_metrics(replace(report, entries=[replace(report.entries[0], also=["owl"])]))
-    assert same["owl/perplexity"] == same["dense/perplexity"]
-    sized = [replace(entry, bytes=2**20) for entry in report.entries]
-    assert search_metrics(replace(report, entries=sized))["PPF/matrices_mib"] == 1.0
-    more = search_metrics(replace(report, proposals={"equal_ratio": 0.6}))
-    assert more["proposals/equal_ratio"] == 0.6
+class Parsed(HTMLParser):
+    """Checks that tags are balanced, and gathers tags, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        links = ("src", "href", "xlink:href", "action", "data", "srcset")
+        self.links += [value or "" for name, value in attrs if name in links]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
 
 
-def test_next_commands_keep_what_the_run_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = ["agent.lr=1", "predictor/encoder=masks", "predictor.steps=3"]
-    given = ["model=tiny", "mode=dynamic", "ratios=[0.2]", *own, "paths.outputs=a b"]
-    folders = [SimpleNamespace(path="my/conf", provider="command-line")]
-    folders.append(SimpleNamespace(path="ppf.conf", provider="main"))
-    hydra = SimpleNamespace(
-        overrides=SimpleNamespace(task=given), runtime=SimpleNamespace(config_sources=folders)
-    )
-    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    assert next_command("serve", "search=F") == "ppf-serve search=F 'paths.outputs=a b'"
-    trusted = ["trust_targets=[my.Agent]", "agent=own"]
-    assert next_command("serve", overrides=trusted) == "ppf-serve 'trust_targets=[my.Agent]'"
-    changed = {"ratios": None, "agent": None, "predictor": None, "mode": "static", "ratio": "0.3"}
-    assert command_with("search", changed) == (
-        "ppf-search --config-dir my/conf model=tiny 'paths.outputs=a b' mode=static ratio=0.3"
-    )
+def written(found: Page, folder: Path) -> str:
+    write_page(folder / "report.html", found)
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_command_of_a_job_has_the_values_that_hydra_gave_it(
-    monkeypatch: pytest.MonkeyPatch,
+def words(text: str) -> str:
+    return re.sub(r"\s+", " ", Parsed(text).text)
+
+
+def test_a_page_needs_no_network_and_takes_the_colours_of_the_browser(tmp_path: Path) -> None:
+    text = written(page(summary()), tmp_path)
+    parsed = Parsed(text)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(parsed.tags)
+    assert all(link.startswith(("#", "data:")) for link in parsed.links)
+    assert "@import" not in text and re.findall(r"url\((?!#)", text) == []
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.S))
+    assert "var(--ink)" in drawn and "#24292f" not in drawn
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_the_page_of_a_search_shows_its_summary(tmp_path: Path) -> None:
+    text = written(page(summary()), tmp_path)
+    assert Parsed(text).tags.count("svg") == 5
+    for said in (
+        *("tiny <at> ratio 0.3", "python search.py model=tiny", "least_squares", "1 min 05 s"),
+        *("0123456789ab", "proposed by the search", "params saved", "8 windows of 64 tokens"),
+        "12 models were measured; measurements and gradients read 6,144 tokens",
+        "python evaluate.py policy=outputs/run/policy.json",
+        "Perplexity on the labelling part at 37.5 %: dense 12.18, uniform 24.53, PPF (ppo) 20.09.",
+        "PPF (ppo) 37.5 % 20.09 −18.1 % 22.20",
+        "1.mlp 2 of 4 2 of 4",
+    ):
+        assert said in words(text), said
+
+
+def test_text_of_others_cannot_break_a_page(tmp_path: Path) -> None:
+    table = Table([Column("a < b"), Column("n", str)], [["<script>", 1]])
+    sections = [ReportSection("T & T", "note", facts={"x": "<b>"}, table=table)]
+    text = written(Page("<title>", "cmd", "<i>one</i>", sections), tmp_path)
+    assert not any(tag in text for tag in ("<script>", "<b>", "<i>"))
+    assert "T & T" in words(text)
+
+
+def test_the_row_of_a_rule_is_named_by_the_rule() -> None:
+    (*_, last) = page(summary(method="owl")).tables["results"].texts
+    assert last[0] == "owl"
+    (found,) = rows_of_run(summary(method="owl"))
+    assert (found["method"], found["ratio"], found["token_passes"]) == ("owl", 0.3, 6144)
+
+
+def test_loggers_get_every_policys_perplexities() -> None:
+    found = summary(proposals={"equal_ratio": 0.6})
+    found["results"][0]["also"] = ["owl"]
+    numbers = metrics(found)
+    assert numbers["dense/perplexity"] == numbers["owl/perplexity"] == pytest.approx(math.exp(2.5))
+    assert numbers["PPF/predicted_perplexity"] == pytest.approx(math.exp(3.1))
+    assert numbers["PPF/ratio"] == 0.375 and numbers["PPF/parameters"] == 9
+    assert numbers["seconds/total"] == 68 and numbers["token_passes"] == 6144
+    assert numbers["proposals/equal_ratio"] == 0.6
+    rows = [row("PPF", ratio, 1.0) for ratio in (0.2, 0.35)]
+    numbers = metrics(summary(mode="dynamic", results=rows))
+    assert numbers["PPF/perplexity/0.2"] == numbers["PPF/perplexity/0.35"] == pytest.approx(math.e)
+
+
+def test_the_selection_part_is_compared_if_it_was_measured() -> None:
+    selection = {"selection": {"nll": 3.5, "perplexity": 40.0, "std_error": 0.02}}
+    rows = [row("uniform", 0.3, 3.5, **selection), row("flap", 0.3, 3.6)]
+    selection = {"selection": {"nll": 3.4, "perplexity": 30.0, "std_error": 0.01}}
+    table = scores_table([*rows, row("PPF", 0.3, 3.4, **selection)], "PPF (ppo)").shown
+    assert table.names == ["policy", "ratio", "labelling part", "selection part", "against uniform"]
+    assert [line[3:] for line in table.texts] == [
+        ["40.00 ± 0.80", ""],
+        ["", ""],
+        ["30.00 ± 0.30", "−25.0 %"],
+    ]
+
+
+@pytest.mark.parametrize("broken", ["flap", "uniform"])
+def test_a_broken_policy_has_no_change(broken: str) -> None:
+    losses = {"uniform": 3.5, "flap": 3.6} | {broken: math.inf}
+    table = scores_table([row(name, 0.3, loss) for name, loss in losses.items()], "PPF")
+    assert "against uniform" not in table.names, "no row has a finite change"
+
+
+def test_policies_of_a_budget_of_bytes_have_sizes_and_formats(tmp_path: Path) -> None:
+    found = summary()
+    for each in found["results"][1:]:
+        each |= {"bytes": 3 * 2**20, "types": {"0.mlp": "q4_0", "1.mlp": "f16"}}
+    found["results"][0]["bytes"] = 6 * 2**20
+    text = words(written(page(found), tmp_path))
+    assert "PPF (ppo) 3.0 MiB" in text and "3 of 4, q4_0" in text
+    assert rows_of_run(found)[0]["matrices_mib"] == 3.0
+
+
+def test_an_agents_page_has_each_ratio_and_draws_some(tmp_path: Path) -> None:
+    ratios = [n / 20 for n in range(1, 9)]
+    rows = [
+        row(name, ratio, 3 + ratio, predicted=(3.1, 0.1))
+        for ratio in ratios
+        for name in ("uniform", "PPF")
+    ]
+    rows.append(row("flap", 0.2, None, predicted=(1.1, 0.1)))
+    found = summary(mode="dynamic", results=[row("dense", 0.0, 2.5), *rows], candidates=[])
+    shown = page(found | {"pareto": None, "predictor": None, "history": []})
+    assert shown.figures.keys() == {"curve", "policy"}
+    assert ["flap", "20.0 %", "", "", "3.00"] in shown.tables["results"].texts
+    assert len(shown.tables["policy"].columns) == 1 + 2 * 4
+    assert [each["ratio"] for each in rows_of_run(found)] == ratios
+    assert "at 25.0 %" in shown.headline
+
+
+def test_a_rule_of_infinite_loss_is_not_the_best_one() -> None:
+    losses = {"uniform": 3.7, "owl": math.inf, "flap": 3.5, "PPF": 3.4}
+    rows = [row(name, 0.3, loss, predicted=(3.0, 0.1)) for name, loss in losses.items()]
+    (found,) = rows_of_run(summary(results=rows))
+    assert found["best_rule_labelling_ppl"] == pytest.approx(math.exp(3.5))
+    assert found["uniform_labelling_ppl"] == pytest.approx(math.exp(3.7))
+
+
+def test_a_summary_is_all_that_a_report_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hydra = OmegaConf.create(
-        {
-            "overrides": {"task": [r"out=models/$\{hydra\:job.num\}"]},
-            "runtime": {"config_sources": []},
-            "job": {"num": 3},
-        }
-    )
-    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    monkeypatch.setattr(origin, "task_overrides", lambda: [r"out=models/$\{hydra\:job.num\}"])
-    assert command_line("recover") == "ppf-recover out=models/3"
-
-
-def test_rules_of_a_dynamic_search_are_drawn_as_predicted(report: Any) -> None:  # noqa: F811
-    rows = [
-        Entry("uniform", 0.2, LogPerplexity(1.2), LogPerplexity(1.3, 0.1)),
-        Entry("flap", 0.2, predicted=LogPerplexity(1.1, 0.1)),
-        Entry("PPF", 0.2, LogPerplexity(1.0), LogPerplexity(1.0, 0.1)),
-    ]
-    found = replace(report, dynamic=True, entries=rows)
-    (part,) = (part for part in search_page(found).sections if part.name == "results")
-    assert part.table is not None and "only predicted" in part.note and "±" not in part.note
-    assert part.table.shown.rows[1] == ["flap", "20.0 %", "", "", "3.00 (2.47 – 3.65)"]
-    assert [row[0] for row in found.printed.rows] == ["uniform", "PPF (PPO)"]
-
-
-def test_a_dynamic_search_has_them_at_each_ratio(report: Any) -> None:  # noqa: F811
-    rows = [
-        Entry(
-            "PPF",
-            ratio,
-            LogPerplexity(1.0),
-            selection=LogPerplexity(2.0, std_error=0.1),
-            parameters=9,
-        )  # fmt: skip
-        for ratio in (0.2, 0.35)
-    ]
-    metrics = search_metrics(replace(report, dynamic=True, entries=rows))
-    assert metrics["PPF/perplexity/0.2"] == metrics["PPF/perplexity/0.35"] == pytest.approx(math.e)
-    assert metrics["PPF/selection_perplexity/0.35"] == pytest.approx(math.e**2)
-    assert metrics["PPF/selection_perplexity_error/0.2"] == pytest.approx(0.1 * math.e**2)
-    assert "PPF/perplexity_error/0.2" not in metrics
-    assert metrics["PPF/parameters/0.2"] == 9
+    found: Any = summary()
+    found["results"][1]["measured"] = {"nll": None, "perplexity": None}
+    (tmp_path / "summary.json").write_text(json.dumps(found))
+    publish_search(tmp_path, [])
+    assert "PPF (ppo)" in (tmp_path / "report.html").read_text()
+    said = capsys.readouterr().out
+    assert "uniform inf" not in said and str(tmp_path / "report.html") in said
+    assert said.splitlines()[-1] == f"Measure it: {found['next_commands']['Measure it']}"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ppf.cli.results import _entry
 from ppf.search import Verification
 from ppf.space import uniform
+from ppf.stages.results import _measured
 from ppf.stages.search import Found
 from ppf.stages.selection import with_selection
 from tests.searched import write_search
@@ -39,10 +39,8 @@ def test_the_best_are_measured_on_both_parts(
     assert labelling.token_passes == before + 2 * once > before
 
     one = OmegaConf.create({"selection_windows": 1, "finalists": 1})
-    chosen, shares = with_selection(labelling, found, one), torch.tensor([0.3, 0.3])
-    alone = _entry(context.model, chosen, shares, 0, "uniform")
-    assert alone.measured and alone.selection
-    assert alone.measured.std_error is alone.selection.std_error is None, "of one window"
+    row = _measured(context, with_selection(labelling, found, one), 0, 0.3, "uniform")
+    assert "std_error" not in row["measured"] | row["selection"], "of one window"
 
     none = OmegaConf.create({"selection_windows": 0, "finalists": 1})
     assert with_selection(labelling, found, none) is found

@@ -1,0 +1,43 @@
+"""The files that commands read and write, for W&B's lineage."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from ppf.agents.ratio_agent import load_agent
+from ppf.policy_file import model_name, read_policy
+from ppf.records.agent import AGENT, WEIGHTS, agent_folder
+from ppf.report.publish import log_artifact
+
+
+def log_used(cfg: DictConfig, loggers: Sequence[Logger]) -> None:
+    """Logs what `policy=`, `search=` or `path=` names, as the command that made it has named it."""
+    if cfg.policy:
+        model = read_policy(cfg.policy, cfg.trust_targets)["model"]
+        log_artifact(loggers, [Path(cfg.policy)], f"{model}-policy", "policy", used=True)
+    elif cfg.get("search"):
+        config = load_agent(cfg.search, cfg.trust_targets).record["config"]
+        name = f"{model_name(OmegaConf.create(config['model']))}-agent"
+        files = [agent_folder(cfg.search) / file for file in (AGENT, WEIGHTS)]
+        log_artifact(loggers, files, name, "agent", used=True)
+    else:
+        for path in folders(cfg):
+            _log_model(loggers, Path(path), used=True)
+
+
+def log_made(path: Path, loggers: Sequence[Logger], metadata: Mapping[str, Any]) -> None:
+    """Logs a model that a command has written: a Hugging Face folder or a GGUF file."""
+    _log_model(loggers, path, metadata=metadata)
+
+
+def folders(cfg: DictConfig) -> list[str]:
+    """The folders of `path=`, which names one or several."""
+    paths = cfg.path or []
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
+def _log_model(loggers: Sequence[Logger], path: Path, **more: Any) -> None:
+    log_artifact(loggers, [path], path.resolve().name, "model", by_reference=True, **more)

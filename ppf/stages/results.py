@@ -1,0 +1,348 @@
+"""The results of a search as plain values: the contents of policy.json and of summary.json.
+
+summary.json holds everything that the report shows (see `ppf.report.search`).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from ppf.commands import python_command
+from ppf.context import PruningContext
+from ppf.labels.table import PROPOSED, Labels
+from ppf.overrides import quoted
+from ppf.policy_file import described, model_name, policy_record
+from ppf.predictor.base import needs_labels
+from ppf.predictor.scores import HeldOut, with_intervals
+from ppf.report.origin import carried_text, gguf_command, next_command, origin
+from ppf.report.scores import LogPerplexity, percent
+from ppf.search.pareto import front
+from ppf.search.verify import CANDIDATE
+from ppf.stages.budgets import saved
+
+if TYPE_CHECKING:
+    from ppf.stages.dynamic import FoundAgent
+    from ppf.stages.search import Found
+    from ppf.stages.search_inputs import SearchInputs
+    from ppf.stages.train import Trained
+
+SummaryRow = dict[str, Any]
+"""One policy in summary.json: its name, ratio, scores and size."""
+
+
+def policy_contents(cfg: DictConfig, context: PruningContext, found: "Found") -> dict[str, Any]:
+    """The contents of policy.json. All ranks must call this, since they measure costs together."""
+    kept = found.measured.kept[[found.best, 0]].cpu()
+    shares = saved(context, cfg.budget, kept).tolist()
+    best = _measured(context, found, found.best, shares[0], "PPF")
+    numbers = {
+        "ratio": {
+            "asked": cfg.ratio,
+            "achieved": float(context.model.space.ratio(kept[0])),
+            "of_all_parameters": 1 - best["parameters"] / context.model.parameters,
+        },
+        "budget": {"name": cfg.budget.name, "saved": shares[0]},
+        "predicted": best["predicted"],
+        **_by_part(best),
+        "uniform": {
+            **described(context, kept[1].tolist()),
+            **_by_part(_measured(context, found, 0, shares[1], "uniform")),
+        },
+    }
+    return policy_record(context, found.kept, numbers, predictor=found.trained.signature)
+
+
+def static_summary(
+    cfg: DictConfig,
+    context: PruningContext,
+    labels: Labels,
+    found: "Found",
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The contents of summary.json after a search at one ratio.
+
+    All ranks must call this, since they measure costs together.
+
+    Args:
+        labels: policies that were measured before the search, the dense one first.
+        seconds: duration of each part of the search.
+    """
+    measured = found.measured
+    every = labels.with_rows(measured.kept.cpu(), measured.measured.cpu(), PROPOSED)
+    shares = saved(context, cfg.budget, measured.kept.cpu())
+    names = [[name for name in known if name != CANDIDATE] for known in measured.names]
+
+    def row(place: int, *own: str) -> SummaryRow:
+        return _measured(context, found, place, float(shares[place]), *own)
+
+    asked = "with {} fewer bytes" if context.model.space.budget == "bytes" else "at ratio {}"
+    own = {found.best: ["PPF"]}
+    return {
+        "title": f"{model_name(cfg.model)} {asked.format(percent(cfg.ratio))}",
+        "results": [
+            _dense(context, labels),
+            *(row(place, *known) for place, known in enumerate(names) if known),
+            row(found.best, "PPF"),
+        ],
+        "candidates": [
+            row(place, *names[place] or own.get(place, [f"{CANDIDATE} {place}"]))
+            for place in measured.measured.nan_to_num(torch.inf).argsort().tolist()
+        ],
+        "proposals": _proposals(labels, found, shares.tolist()),
+        "pareto": _pareto(cfg, context, every),
+        "history": found.history,
+        "labels": _pairs(saved(context, cfg.budget, every.kept).tolist(), every),
+        "next_commands": _after_policy(cfg, rounded="types" in described(context, found.kept)),
+        **_run(cfg, context, seconds),
+        **_predictor(cfg, found.trained),
+    }
+
+
+def agent_summary(
+    cfg: DictConfig,
+    context: PruningContext,
+    result: "FoundAgent",
+    inputs: "SearchInputs",
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The contents of summary.json after a search for all ratios.
+
+    Args:
+        inputs: of the search; their rules are predicted.
+        seconds: duration of each part of the search.
+    """
+    labels = result.labels
+    return {
+        "title": f"{model_name(cfg.model)} at every pruning ratio",
+        "results": [_dense(context, labels), *_curve(context, result, inputs)],
+        "candidates": [],
+        "proposals": {},
+        "pareto": None,
+        "history": result.course.history,
+        "labels": _pairs(inputs.space.saved(labels.kept).tolist(), labels),
+        "next_commands": _after_agent(cfg),
+        **_run(cfg, context, seconds),
+        **_predictor(cfg, result.course.trained),
+    }
+
+
+def _measured(
+    context: PruningContext, found: "Found", place: int, share: float, *own: str
+) -> SummaryRow:
+    """A policy that a search has measured.
+
+    Args:
+        place: its row in the search's `Verification`.
+        share: of the budget that it saves.
+        own: its names.
+    """
+    measured, parts = found.measured, found.selection
+    nll, *predicted = (float(x[place]) for x in (measured.measured, measured.mean, measured.std))
+    scores = {"measured": LogPerplexity(nll), "predicted": LogPerplexity(*predicted)}
+    row = _row(context, share, measured.kept[place].tolist(), *own)
+    if parts and place in parts.rows:
+        error = parts.labelling(place).std_error
+        scores["measured"] = LogPerplexity(nll, std_error=_known(error))
+        mean = parts.selection(place)
+        scores["selection"] = LogPerplexity(mean.nll, std_error=_known(mean.std_error))
+        if place:
+            mean = parts.against_uniform(place)
+            row["against_uniform"] = {"nats": mean.nll, "std_error": _known(mean.std_error)}
+    return row | {name: score.record() for name, score in scores.items()}
+
+
+def _known(std_error: float) -> float | None:
+    """None for NaN, the standard error of one window."""
+    return std_error if math.isfinite(std_error) else None
+
+
+def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) -> SummaryRow:
+    """A policy without its scores. That of PPF and the baselines also say what each site keeps."""
+    model, (name, *also) = context.model, own
+    space, (units, _) = model.space, model.decode(kept)
+    row: SummaryRow = {"policy": name, "ratio": share, "parameters": model.pruner.parameters(units)}
+    if also:
+        row["also"] = also
+    if space.budget == "bytes":
+        row["bytes"] = space.total - int(space.removed(torch.tensor(kept)))
+    if name in ("dense", "uniform", "PPF"):
+        shares = zip(space.sites, kept, strict=True)
+        row["share"] = {site.name: round(k / site.units, 4) for site, k in shares}
+        row |= described(context, list(kept))
+    return row
+
+
+def _dense(context: PruningContext, labels: Labels) -> SummaryRow:
+    kept = context.model.space.dense.tolist()
+    measured = LogPerplexity(float(labels.nll[0]))
+    return _row(context, 0.0, kept, "dense") | {"measured": measured.record()}
+
+
+def _by_part(row: SummaryRow) -> dict[str, Any]:
+    """Scores on the labelling and on the selection part, in the form of policy.json."""
+    parts = {"measured": "labelling", "selection": "selection"}
+    return {key: row[key] | {"part": part} for key, part in parts.items() if key in row}
+
+
+def _curve(
+    context: PruningContext, result: "FoundAgent", inputs: "SearchInputs"
+) -> Iterator[SummaryRow]:
+    """At each ratio uniform pruning, the allocation rules and the agent.
+
+    The last predictor predicts the rules; they are left out if it is not valid at all ratios. Their
+    measured values appear only where a label exists, because measuring all of them at all ratios
+    would cost more than the search. A prediction of `predictor=oracle` counts as a measurement.
+    """
+    curve, labels, course = result.curve, result.labels, result.course
+    known = dict(zip(map(tuple, labels.kept.tolist()), labels.nll.tolist(), strict=True))
+    for place, ratio in enumerate(curve.ratios):
+        found: dict[str, tuple[list[int], list[float]]]
+        found = {"uniform": (curve.uniform[place].tolist(), [])}
+        if course.everywhere:
+            region = inputs.settings.trust_region
+            objective = inputs.objective(course.trained, region, ratio, ratio)
+            baselines = objective.baselines()
+            scores = torch.stack(objective.predictor.predict(baselines), 1).tolist()
+            pairs = zip(baselines.tolist(), scores, strict=True)
+            # The rules may contain uniform pruning again.
+            found = dict(zip(["uniform", *inputs.rules], pairs, strict=True))
+        found["PPF"] = curve.kept[place].tolist(), curve.predicted[place].tolist()
+        for name, (kept, predicted) in found.items():
+            row = _row(context, ratio, kept, name)
+            if (nll := known.get(tuple(kept))) is not None:
+                row["measured"] = LogPerplexity(nll).record()
+            if predicted:
+                row["predicted"] = LogPerplexity(*predicted).record()
+            yield row
+
+
+def _run(cfg: DictConfig, context: PruningContext, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What was searched with which settings, and its cost."""
+    model, labelling = context.model, context.labelling
+    (windows, window), others = labelling.windows.shape, len(labelling.others)
+    agent, predictor = _name(cfg, "agent"), _name(cfg, "predictor")
+    asked = [cfg.ratio] if cfg.mode == "static" else list(cfg.ratios)
+    selection = 0 if cfg.mode == "dynamic" else min(cfg.search.selection_windows, others)
+    return {
+        **origin("search"),
+        "mode": cfg.mode,
+        "method": agent if "allocation" in cfg.agent else f"PPF ({agent})",  # a rule is not PPF
+        "model": model_name(cfg.model),
+        "part": "labelling",
+        "asked": asked,
+        "settings": {
+            "model": f"{model_name(cfg.model)}, {str(model.lm.dtype).removeprefix('torch.')}",
+            "space": f"{model.space.name}, {len(model.space)} sites",
+            "importance": _name(cfg, "importance"),
+            "compensation": _name(cfg, "compensation"),
+            "text": context.text.name,
+            "labelling part": f"{windows} windows of {window} tokens",
+            "selection part": f"{selection} other windows of the same documents",
+            "predictor": predictor,
+            "agent": agent,
+            "requested ratio": f"{', '.join(map(percent, asked))} of {cfg.budget.name}",
+            "seed": cfg.seed,
+        },
+        "units": model.pruner.space.units_by_name,
+        "seconds": seconds,
+        "evaluations": len(labelling.used),
+        "token_passes": labelling.token_passes,
+        "signatures": vars(context.signatures),
+    }
+
+
+def _pairs(ratios: Sequence[float], labels: Labels) -> list[list[float]]:
+    """Ratio and loss of every measured policy."""
+    return [[*pair] for pair in zip(ratios, labels.nll.tolist(), strict=True)]
+
+
+def _name(cfg: DictConfig, group: str) -> str:
+    """The chosen option of a config group; the name of its class if Python code made the config."""
+    chosen = HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
+    return str(chosen or cfg[group]._target_.rpartition(".")[2])
+
+
+def _predictor(cfg: DictConfig, trained: "Trained") -> dict[str, Any]:
+    """The folder of the predictor, and its predictions of policies that it was not fitted to.
+
+    None for predictors that are not stored, and for those without such predictions.
+    """
+    predictor = trained.predictor
+    folder = str(trained.folder) if needs_labels(predictor) else None
+    if (rows := getattr(predictor, "held_out", None)) is None:
+        return {"predictor": None, "predictor_folder": folder}
+    columns = ("predicted", "std", "measured", "ratio")
+    found: dict[str, Any] = {name: getattr(rows, name).tolist() for name in columns}
+    scores = getattr(predictor, "metrics", {})
+    found["scores"] = {name.removeprefix("test/"): score for name, score in scores.items()}
+    found["bands"] = list(cfg.predictor.get("bands", []))
+    return {"predictor": found, "predictor_folder": folder}
+
+
+def _proposals(labels: Labels, found: "Found", shares: Sequence[float]) -> dict[str, float]:
+    """Scores of the predictions of all proposals, by name.
+
+    Empty: there are too few, or `predictor=oracle` has measured instead of predicting.
+    """
+    measured = found.measured
+    known = (measured.proposed & measured.measured.isfinite().cpu()).nonzero()[:, 0]
+    mean, std, nll = (x.cpu()[known] for x in (measured.mean, measured.std, measured.measured))
+    if torch.equal(mean.float(), nll.float()):
+        return {}
+    rows = HeldOut(mean, std, nll, torch.tensor(shares)[known], torch.arange(len(known)))
+    return with_intervals(rows, [], float(labels.nll[0]))
+
+
+def _pareto(cfg: DictConfig, context: PruningContext, every: Labels) -> dict[str, Any]:
+    """All policies that were labelled or measured, and the Pareto front of loss and two costs."""
+    budgets = (cfg.pareto.x, cfg.pareto.y)
+    share = torch.stack([saved(context, budget, every.kept) for budget in budgets], 1)
+    nll = every.nll.double().nan_to_num(torch.inf, torch.inf)
+    chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()
+    return {
+        "costs": [str(budget.name) for budget in budgets],
+        "saved": share.tolist(),
+        "nll": nll.tolist(),
+        "front": chosen.tolist(),
+    }
+
+
+def _after_policy(cfg: DictConfig, *, rounded: bool) -> dict[str, str]:
+    """Next commands, by their purpose.
+
+    Args:
+        rounded: whether the policy also quantises weights.
+    """
+    given = f"policy={quoted(f'{cfg.paths.run}/policy.json')}"
+    found = {"Measure the policy on the test part": next_command("evaluate", given)}
+    if rounded:
+        return found | gguf_command(given)
+    return found | {
+        "Write the smaller model": next_command("prune", given, "out=pruned"),
+        "Train the smaller model, with the dense model as its teacher": (
+            next_command("recover", given, "out=recovered", *carried_text())
+        ),
+        "Try it in a browser": next_command("serve", f"search={quoted(cfg.paths.run)}"),
+    }
+
+
+def _after_agent(cfg: DictConfig) -> dict[str, str]:
+    """Next commands, by their purpose."""
+    folder, middle = str(cfg.paths.run), cfg.ratios[len(cfg.ratios) // 2]
+    given, trusted = f"search={quoted(folder)}", list(cfg.trust_targets)
+    loaded = ", ".join(map(repr, [folder, trusted] if trusted else [folder]))
+    # The default of recover.py is up to 0.5.
+    ratios = [] if max(cfg.dynamic.train) >= 0.5 else [f"ratios={list(cfg.ratios)}"]
+    return {
+        "Serve the model at any ratio": next_command("serve", given),
+        "Train adapters for all ratios, with the dense model as their teacher": (
+            next_command("recover", given, "out=recovered", *ratios, *carried_text())
+        ),
+        "Ask the agent for a policy": python_command(
+            f"import ppf; print(ppf.load_agent({loaded}).policy(ratio={middle}))"
+        ),
+    }

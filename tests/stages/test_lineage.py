@@ -1,0 +1,50 @@
+"""Commands name what they read as the command that made it has named it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from ppf.stages import lineage
+from tests.agents.test_ratio_agent import ratio_agent
+from tests.records import examples
+
+
+def config(**given: object) -> DictConfig:
+    return OmegaConf.create({"policy": None, "path": None, "trust_targets": []} | given)
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is logged: files, name, kind, and whether it is used."""
+    found = []
+
+    def log(_: Any, files: Any, name: str, kind: str, *, used: bool = False, **more: Any) -> None:
+        found.append(([path.name for path in files], name, kind, used))
+
+    monkeypatch.setattr(lineage, "log_artifact", log)
+    return found
+
+
+def test_a_policy_and_an_agent_are_named_after_their_model(
+    tmp_path: Path, logged: list[Any]
+) -> None:
+    policy, agent = tmp_path / "policy.json", ratio_agent().save(tmp_path)
+    policy.write_text(json.dumps(examples.policy()))
+    lineage.log_used(config(policy=str(policy)), [])
+    assert logged == [(["policy.json"], "tiny-policy", "policy", True)]
+    for search in (tmp_path, agent):  # a file may be given in place of its folder
+        lineage.log_used(config(search=str(search)), [])
+        assert logged[-1] == (["agent.json", "agent.safetensors"], "tiny-agent", "agent", True)
+
+
+def test_a_model_is_made_under_the_name_that_it_is_read_by(
+    tmp_path: Path, logged: list[Any]
+) -> None:
+    lineage.log_made(tmp_path / "pruned", [], {"achieved": 0.3})
+    lineage.log_used(config(path=str(tmp_path / "pruned")), [])
+    lineage.log_used(config(path=["a/dense", "b/pruned"]), [])
+    assert [name for _, name, _, _ in logged] == ["pruned", "pruned", "dense", "pruned"]
+    assert [used for *_, used in logged] == [False, True, True, True]
