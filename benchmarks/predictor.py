@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
+from ppf.stages.acquire import acquire
 from torch import Tensor
 
 from ppf.conf import plain
@@ -24,9 +25,7 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.planning.evaluations import drawn_labels
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
-from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
-from ppf.stages.train import train
 from ppf.threads import cpu_threads
 
 BATCHES = (1, 64, 4096)

@@ -16,7 +16,6 @@ from ppf.agents.gradient import Gradient, differentiable
 from ppf.artefacts import write_json
 from ppf.cli.app import command
 from ppf.cli.checks import changed, lies_in, refuse_unread
-from ppf.cli.train import check_fit
 from ppf.context import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
@@ -31,14 +30,14 @@ from ppf.space import Space
 from ppf.stages.budgets import check_budget, check_cost, priced
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.chain import chain
-from ppf.stages.collect import check_sampler, collect
+from ppf.stages.collect import collect
 from ppf.stages.dynamic import FoundAgent, check_dynamic, check_ratios, dynamic
+from ppf.stages.fit import Trained, fitted
 from ppf.stages.results import agent_summary, policy_contents, static_summary
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
 from ppf.stages.selection import with_selection
 from ppf.stages.tested import add_test
-from ppf.stages.train import Trained, folds, train
 from ppf.text import Text
 
 _OF_ONE_RATIO = ("ratio", "search.start", "pareto", "budget@pareto.x", "budget@pareto.y")
@@ -73,7 +72,6 @@ UNREAD = {
 
 def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     check_read(cfg, overrides)
-    check_fit(cfg, overrides)
     check_bytes(cfg)
     if isinstance(instantiate(cfg.agent), Gradient):
         differentiable(unfitted(cfg.predictor))
@@ -118,7 +116,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     changes = clock("gradients of the best policies")(context.calibration.changes)
     without = cfg.mode == "dynamic" or context.model.space.budget == "bytes"
     fit = partial(
-        train,
+        fitted,
         *parts,
         None if without else changes,
         cfg.predictor,
@@ -130,7 +128,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     with clock("labelling"):
         labels = collect(
             *(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed),
-            folds=folds(cfg.predictor),
             may_label=may_make,
         )
     with clock("training the predictor"):
@@ -144,8 +141,6 @@ def _check_model(cfg: DictConfig, text: Text, lm: LanguageModel) -> None:
     """Raises PPFError if model or text do not fit the search; see `EarlyCheck`."""
     space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
     check_budget(cfg.budget, lm, space)
-    if drawn_labels(cfg) > 1:
-        check_sampler(cfg, text, lm)
     if cfg.mode == "static":
         for budget in cfg.pareto.values():
             check_cost(budget, lm)

@@ -12,14 +12,12 @@ from ppf.errors import PPFError, out_of_memory
 from ppf.llm import (
     LanguageModel,
     LayerCalls,
-    OutputHead,
     fast_attention,
     output_head,
     summed_nll,
 )
 from ppf.progress import say
 from ppf.space import Space
-
 
 
 class Prunes(Protocol):
@@ -161,4 +159,3 @@ class Labeller:
                 assert batch.calls
                 call = batch.calls.keywords[index]
                 batch.states.append(layer(batch.states[-1], **call))
-

@@ -143,7 +143,9 @@ class LabelStore:
         self._shard = self.folder / f"{uuid.uuid4().hex}.parquet"
 
     def _write(self, rows: Sequence[LabelRow], path: Path) -> None:
-        table = pa.Table.from_pylist([{**vars(row), "kl": None} for row in rows], schema=self._schema)
+        table = pa.Table.from_pylist(
+            [{**vars(row), "kl": None} for row in rows], schema=self._schema
+        )
         metadata = {**self._identity, "sha256": _checksum(table)}
         parquet.write_table(table.replace_schema_metadata(metadata), path)
 

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.protocol import Prediction
 from ppf.pruning import SiteFeatures
@@ -107,16 +106,6 @@ def is_exact(predictor: object) -> bool:
 
 
 def unfitted(config: Mapping[str, Any]) -> Predictor:
-    """The predictor of a config.
-
-    Raises:
-        PPFError: its class lacks a method of predictors.
-    """
+    """The predictor of a config."""
     made: Predictor = instantiate(config)
-    methods = ("fit", "predict", "save", "load") if needs_labels(made) else ("fit", "predict")
-    if lacking := [x for x in methods if not callable(getattr(made, x, None))]:
-        raise PPFError(
-            f"{type(made).__name__} is not a predictor:"
-            f" it has no method {' and no '.join(lacking)}."
-        )
     return made

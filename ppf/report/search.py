@@ -241,13 +241,13 @@ def _predictions(summary: SearchSummary) -> Iterator[ReportSection]:
     note = "Share that each site keeps, in per cent: of its units, or of its bytes (budget=bytes)."
     table = _sites(summary, policies)
     yield ReportSection("The policy", note, name="policy", figure=figure, table=table)
-    for title, name, scores, bands in (
-        ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"], []),
-        ("Accuracy on random policies", "accuracy", found.get("scores"), found.get("bands", [])),
+    for title, name, scores in (
+        ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"]),
+        ("Accuracy on random policies", "accuracy", found.get("scores")),
     ):
         if scores:
-            note = coverage_warning(scores, bands, "policies")
-            table = accuracy_table(scores, bands)
+            note = coverage_warning(scores, "policies")
+            table = accuracy_table(scores)
             yield ReportSection(title, note, name=name, table=table)
 
 

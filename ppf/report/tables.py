@@ -118,16 +118,15 @@ def times_table(seconds: Mapping[str, float]) -> Table:
     return Table([Column("part of the run"), Column("time", duration)], rows)
 
 
-def accuracy_table(metrics: Mapping[str, float], bands: Sequence[float]) -> Table:
+def accuracy_table(metrics: Mapping[str, float]) -> Table:
     """A predictor's scores with their intervals, over all ratios and for each band.
 
     Args:
         metrics: scores by name, as `ppf.predictor.scores.with_intervals` returns them.
-        bands: edges of the bands, ascending pruning ratios.
     """
     columns = [Column("score on policies outside the fit")]
     rows: list[list[Cell]] = [[words] for words in SCORES.values()]
-    for part, ending in {"all ratios": "", **dict(endings(bands))}.items():
+    for part, ending in {"all ratios": "", **dict(endings())}.items():
         columns += [Column(part, _digits), *interval(part, _digits)]
         for row, name in zip(rows, SCORES, strict=True):
             row += [metrics.get(f"{name}{ending}{end}") for end in ("", "_low", "_high")]

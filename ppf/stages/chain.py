@@ -14,9 +14,9 @@ from ppf.labels.table import PROPOSED, Labels
 from ppf.progress import Stopwatch
 from ppf.search.experts import searched_ratios
 from ppf.stages.dynamic import Course, FoundAgent, with_curve
+from ppf.stages.fit import Trained
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
-from ppf.stages.train import Trained
 
 
 def chain(

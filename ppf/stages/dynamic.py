@@ -21,8 +21,8 @@ from ppf.ranks import on_rank_0
 from ppf.search.experts import improve_along, measured_experts
 from ppf.search.intervals import widening
 from ppf.space import new_policies, uniform
+from ppf.stages.fit import Trained
 from ppf.stages.search_inputs import SearchInputs
-from ppf.stages.train import Trained
 from ppf.threads import cpu_threads
 
 

@@ -26,9 +26,9 @@ from ppf.stages.budgets import saved
 
 if TYPE_CHECKING:
     from ppf.stages.dynamic import FoundAgent
+    from ppf.stages.fit import Trained
     from ppf.stages.search import Found
     from ppf.stages.search_inputs import SearchInputs
-    from ppf.stages.train import Trained
 
 SummaryRow = dict[str, Any]
 """One policy in summary.json: its name, ratio, scores and size."""
@@ -279,7 +279,6 @@ def _predictor(cfg: DictConfig, trained: "Trained") -> dict[str, Any]:
     found: dict[str, Any] = {name: getattr(rows, name).tolist() for name in columns}
     scores = getattr(predictor, "metrics", {})
     found["scores"] = {name.removeprefix("test/"): score for name, score in scores.items()}
-    found["bands"] = list(cfg.predictor.get("bands", []))
     return {"predictor": found, "predictor_folder": folder}
 
 
@@ -294,7 +293,7 @@ def _proposals(labels: Labels, found: "Found", shares: Sequence[float]) -> dict[
     if torch.equal(mean.float(), nll.float()):
         return {}
     rows = HeldOut(mean, std, nll, torch.tensor(shares)[known], torch.arange(len(known)))
-    return with_intervals(rows, [], float(labels.nll[0]))
+    return with_intervals(rows, float(labels.nll[0]), ())
 
 
 def _pareto(cfg: DictConfig, context: PruningContext, every: Labels) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from ppf.search.intervals import calibrated
 from ppf.search.selection import Selection
 from ppf.search.verify import CANDIDATE
 from ppf.space import new_policies, project
+from ppf.stages.fit import Trained
 from ppf.stages.search_inputs import SearchInputs
-from ppf.stages.train import Trained
 
 
 @dataclass(frozen=True)

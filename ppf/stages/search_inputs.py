@@ -23,7 +23,7 @@ from ppf.pruning import Allocation, SiteFeatures
 from ppf.search import TrustRegion
 from ppf.search.verify import Measure
 from ppf.space import Space
-from ppf.stages.train import Train, Trained
+from ppf.stages.fit import Train, Trained
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from ppf.stages.acquire import acquire
 from pyarrow import parquet
 
 from ppf.context import prepare
 from ppf.predictor.module import load_predictor
-from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
 from ppf.stages.train import train
 from tests.articles import write_articles

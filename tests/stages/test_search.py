@@ -21,9 +21,9 @@ from ppf.pruning import Allocation, SiteFeatures
 from ppf.pruning.allocation import Uniform
 from ppf.search import Verification, run_search
 from ppf.search.selection import Selection
+from ppf.stages.fit import Trained
 from ppf.stages.search import Found, search
 from ppf.stages.search_inputs import SearchInputs
-from ppf.stages.train import Trained
 from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
 
 EVERY = torch.tensor([True, True])
