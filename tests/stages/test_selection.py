@@ -20,7 +20,7 @@ def test_the_best_are_measured_on_both_parts(
     _, context = write_search(tmp_path, cache)
     labelling = context.labelling
     kept = uniform(context.model.space, torch.tensor([0.3, 0.4]))
-    scores = [labelling.labeller.score(policy.tolist()).nll for policy in kept]
+    scores = [labelling.labeller.score(policy.tolist()) for policy in kept]
     zeros, names = torch.zeros(2), (("uniform",), ("candidate",))
     measured = Verification(names, kept, zeros, zeros, torch.tensor(scores))
     found = Found(None, measured, [], torch.tensor([True, True]))  # type: ignore[arg-type]
