@@ -23,23 +23,16 @@ from llama_cpp import LlamaCpp
 from transformers import PreTrainedModel
 
 from ppf.evaluation.perplexity import mean_nll
+from ppf.export import Pruned, load_folder, read_pruned
 from ppf.export.gguf import GGUF
 from ppf.export.gguf_tensors import tensor_type
-from ppf.export.loading import load_folder, read_pruned
-from ppf.export.pruned import Pruned
-from ppf.llm import LanguageModel, load
+from ppf.llm import load
 from ppf.policy_file import policy_config, read_policy
 from ppf.text.parts import build_text
 from ppf.text.windows import evenly
 
 TYPES = ("f16", "q8_0", "q5_0", "q4_0")
 NAMES = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}
-
-
-def whole(lm: LanguageModel) -> Pruned:
-    """A dense model as the exporter reads it."""
-    blocks = [getattr(coupling.parent, coupling.attribute) for coupling in lm.couplings]
-    return Pruned(lm, lm.couplings, blocks, [coupling.atoms for coupling in lm.couplings])
 
 
 @torch.no_grad()
@@ -60,9 +53,12 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
     dense, run = load(config.model, cfg.paths.cache), LlamaCpp(Path(cfg.paths.cache))
     text = build_text(config.text, cfg.paths.cache)
     windows = evenly(text.tokens("test", dense.tokenizer), count)
-    for name, parts in (("dense", whole(dense)), ("pruned", read_pruned(folder, torch.float32))):
+    for name, parts in (
+        ("dense", Pruned.planned(dense, {}, {}, biases=False)),
+        ("pruned", read_pruned(folder, torch.float32)),
+    ):
         for kind in TYPES:
-            file = GGUF(kind).write_file(parts, out, record)
+            file = GGUF(kind).write(parts, out, record)
             (found,) = run([{"file": str(file), "windows": windows.tolist()}])
             if name == "dense":
                 model = load(config.model, cfg.paths.cache).model

@@ -24,8 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import TensorDataset
 
 from ppf.evaluation.memory import peak_bytes
-from ppf.export.huggingface import write_without_card
-from ppf.export.loading import load_folder
+from ppf.export import Pruned, load_folder
+from ppf.export.huggingface import HuggingFace
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.pruning import Bank, LivePruner
 from ppf.pruning.compensation import Levels
@@ -69,7 +69,8 @@ class Setting:
             cfg = compose("collect", [f"paths.run={folder}", *overrides])
         pruner = pruner_of(cfg)
         pruner.apply(uniform(pruner.space, torch.tensor([ratio]))[0].tolist())
-        write_without_card(pruner, folder / "pruned", {"model": cfg.model.name})
+        policy = {"model": cfg.model.name, "ratio": {"achieved": ratio}}
+        HuggingFace().write(Pruned.of(pruner), folder / "pruned", policy)
         model = OmegaConf.merge(cfg.model, {"dtype": "bfloat16"})
         self.teacher = load(model, cfg.paths.cache)
         text = build_text(training_text(cfg.text), cfg.paths.cache)

@@ -36,8 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ppf.context import prepare
 from ppf.evaluation.latency import prefill_seconds
+from ppf.export import Pruned
 from ppf.export.gguf import GGUF
-from ppf.export.pruned import Pruned
 from ppf.runtime import DecodingBatch, DynamicModel, UniformPolicies
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -122,9 +122,9 @@ def llama_cpp_rates(model: DynamicModel, cache: Path) -> dict[str, dict[str, flo
             wanted: list[dict[str, Any]] = []
             for ratio in GGUF_RATIOS:
                 with model.at(ratio):
-                    policy = {"model": f"{kind}-{ratio}"}
-                    parts = Pruned.of(model.pruner)
-                    file = GGUF(kind).write_file(parts, Path(folder) / policy["model"], policy)
+                    name = f"{kind}-{ratio}"
+                    policy = {"model": name, "ratio": {"achieved": ratio}}
+                    file = GGUF(kind).write(Pruned.of(model.pruner), Path(folder) / name, policy)
                 wanted.append({"file": str(file), "prompt": "The " * 512, "steps": 4 * NEW_TOKENS})
             _, *found = run([wanted[0], *wanted])  # the first one warms up
             answers = zip(GGUF_RATIOS, found, strict=True)

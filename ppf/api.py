@@ -15,8 +15,7 @@ from omegaconf import DictConfig
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.cli.app import run
-from ppf.cli.explain import explain_config
-from ppf.cli.studies import check_studies
+from ppf.cli.explain import sentence
 from ppf.conf import plain, without_others
 from ppf.errors import PPFError
 from ppf.export.files import write_generation_config
@@ -191,13 +190,12 @@ def _written(given: Mapping[str, Any]) -> list[str]:
 def _composed(command: str, overrides: Iterable[str]) -> DictConfig:
     """A command's config, with a new run folder in the place where the command creates its own."""
     given, folder = list(overrides), f"{command}/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
-    check_studies(command, given)
     try:
         with initialize_config_module("ppf.conf", version_base="1.3"):
             return compose(command, [f"paths.run=${{paths.outputs}}/{folder}", *given])
     except Exception as error:
-        if sentence := explain_config(command, given)(error):
-            raise PPFError(sentence) from error
+        if told := sentence(error, command, given):
+            raise PPFError(told) from error
         raise
 
 

@@ -5,22 +5,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.commands import invocation
 from ppf.conf import plain
-from ppf.context import PruningContext
+from ppf.context import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
-from ppf.progress import say
 from ppf.pruning.live import Types
-from ppf.pruning.signatures import recorded, signatures
-from ppf.records import check, read
-from ppf.records.policy import FORMAT, ConfigRecord, PolicyRecord
+from ppf.pruning.signatures import signatures
+from ppf.records import read
+from ppf.records.policy import FORMAT, PolicyRecord
 from ppf.space import Space
 
 T = TypeVar("T")
-_REFUSAL = "prune, evaluate and serve will refuse this search's policy"
-_REMEDY = "use only classes and keys of PPF's own, or give trust_targets to those commands"
 
 
 def policy_record(
@@ -91,11 +89,7 @@ def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
 
 
 def refuse_types(record: Mapping[str, Any], what: str) -> None:
-    """Raises PPFError if the policy quantises weights.
-
-    Args:
-        what: what does not support it, as in "recovery training".
-    """
+    """Raises PPFError if the policy quantises weights, which something does not support."""
     if record.get("types"):
         raise PPFError(
             f"the policy quantises weights, which {what} does not support: write a file for"
@@ -103,27 +97,31 @@ def refuse_types(record: Mapping[str, Any], what: str) -> None:
         )
 
 
-def refuse_recovered(record: Mapping[str, Any], path: str | Path, more: str = "") -> None:
-    """Raises PPFError if the policy belongs to a recovered model, whose weights it lacks.
-
-    Args:
-        path: of the policy.json.
-        more: overrides that the command needs beside `path=`, as in " export=gguf".
-    """
+def refuse_recovered(record: Mapping[str, Any], path: str | Path) -> None:
+    """Raises PPFError if a policy.json belongs to a recovered model, whose weights it lacks."""
     adapted = (record.get("exported") or {}).get("compensation") == "adapters"
     if adapted or record.get("recovered"):
         raise PPFError(
             f"{path} belongs to a recovered model, and pruning the dense model again would lose its"
-            f" weights: give path={Path(path).parent}{more}."
+            f" weights: give path={Path(path).parent}."
         )
 
 
-def warn_if_unreadable(cfg: DictConfig) -> None:
-    """Warns before a search if other commands will refuse to read its policy."""
-    try:
-        check(plain(recorded(cfg)), ConfigRecord, _REFUSAL, _REMEDY)
-    except PPFError as error:
-        say(f"Warning: {error}")
+def prepared(
+    cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any], check: EarlyCheck | None = None
+) -> PruningContext:
+    """The dense model of a policy.json or agent.json in `cfg.dtype`, ready for pruning.
+
+    Args:
+        cfg: of a command with the keys `sequential` and `refit_windows`.
+        check: as for `prepare`.
+
+    Raises:
+        PPFError: the model, the text or the dtype has changed, or the machine is too small.
+    """
+    config = checked_config(record, cfg)
+    config.sequential, config.refit_windows = cfg.sequential, cfg.refit_windows  # it takes memory
+    return prepare(config, fabric, dtype=cfg.dtype, check=check)
 
 
 def checked_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
@@ -143,14 +141,10 @@ def checked_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
 
 
 def policy_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
-    """The config for preparing a policy's model: the policy's groups, this command's machine.
-
-    It has a key `dtype` if that key of the command says in which number format the weights are
-    loaded. The key of recover is the format of the export only.
-    """
+    """The config for preparing a policy's model: the policy's groups, this command's machine."""
     machine = {name: plain(cfg[name]) for name in ("paths", "bank")}
     config = OmegaConf.create({**record["config"], **machine})
-    if "dtype" in cfg and "recovery" not in cfg:
+    if "dtype" in cfg and "recovery" not in cfg:  # the `dtype` of recover is of its export only
         config.dtype = cfg.dtype
     on_cpu = OmegaConf.select(cfg, "fabric.accelerator") == "cpu"
     if config.model.get("device_map") and (on_cpu or torch.cuda.device_count() < 2):

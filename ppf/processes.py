@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Fabric
@@ -21,7 +21,13 @@ _WATCH_EVERY = 5.0  # seconds
 _DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 
 
-def build_fabric(*, timeout_hours: Positive, num_nodes: Count, **arguments: Any) -> Fabric:
+def build_fabric(
+    *,
+    timeout_hours: Positive,
+    num_nodes: Count,
+    strategy: Literal["auto", "ddp"],
+    **arguments: Any,
+) -> Fabric:
     """Lightning's Fabric, with a longer timeout than its default of 30 minutes.
 
     Rank 0 makes most artefacts alone, which takes hours for large models.
@@ -29,15 +35,14 @@ def build_fabric(*, timeout_hours: Positive, num_nodes: Count, **arguments: Any)
     Args:
         timeout_hours: that a rank waits for the others; then it fails.
         num_nodes: number of machines.
+        strategy: how processes are connected; each of them holds the whole model.
         arguments: of Fabric.
     """
-    arguments["num_nodes"] = num_nodes
     arguments["accelerator"] = kind_of_device(arguments["accelerator"])
-    if process_count(arguments) == 1:  # even under a launcher, whose environment does not count
-        return Fabric(**arguments, plugins=LightningEnvironment())
-    if arguments["strategy"] in ("auto", "ddp"):
-        arguments["strategy"] = DDPStrategy(timeout=timedelta(hours=timeout_hours))
-    return Fabric(**arguments)
+    given = {**arguments, "num_nodes": num_nodes, "strategy": strategy}
+    if process_count(given) == 1:  # even under a launcher, whose environment does not count
+        return Fabric(**given, plugins=LightningEnvironment())
+    return Fabric(**{**given, "strategy": DDPStrategy(timeout=timedelta(hours=timeout_hours))})
 
 
 def kind_of_device(accelerator: str) -> str:

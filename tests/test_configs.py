@@ -1,6 +1,5 @@
 """Every YAML composes under a stage that can choose it, and fits what it instantiates."""
 
-import importlib
 import inspect
 import re
 import tomllib
@@ -36,7 +35,7 @@ SEVERAL = {group for group, count in Counter(group for group, _ in OPTIONS).item
 STUDIES = {
     (group, option): command
     for group, option in OPTIONS
-    if (command := command_of(group, option)) is not None
+    if (command := command_of(options(group)[option])) is not None
 }
 
 CHANGING = ("debug", "experiment", "hparams_search", "rules")
@@ -162,29 +161,18 @@ def test_options_are_read_with_what_they_inherit_as_hydra_composes_them() -> Non
             assert read_option(group, name) == cfg[group]
 
 
-def test_help_lists_the_groups_that_a_command_takes() -> None:
+def test_help_lists_the_options_that_a_command_takes() -> None:
     for stage in STAGES:
-        cfg = composed(stage, {})
-        shown = set(re.findall(r"^(\S+): ", cfg.hydra.help.template, re.M))
-        taken = {key for key in (*cfg.hydra.runtime.choices, "logger") if "@" not in key}
-        own = SEVERAL - {"debug/search"}  # which debug= chooses
-        shown.discard("Example")
-        assert shown == {group for group in taken & own if len(offered(group, stage)) > 1}, stage
-        listed = set(re.findall(r"^  (\S+)  ", cfg.hydra.help.template, re.M))
-        assert listed == {option for group in shown for option in offered(group, stage)}
-
-
-def offered(group: str, stage: str) -> list[str]:
-    """The options of a group that a command takes."""
-    one_process = importlib.import_module(f"ppf.cli.{stage}").main.one_process
-    refused = ["ddp", "multi_node", "slurm"] if one_process else []
-    studied = [] if stage in ("train", "search", "recover") else ["experiment"]
-    without = {"fabric": refused, "hydra": studied}.get(group, [])
-    return [
-        option
-        for option in options(group)
-        if STUDIES.get((group, option), stage) == stage and option not in without
-    ]
+        cfg, group = composed(stage, {}), ""
+        shown: set[tuple[str, str]] = set()
+        for line in cfg.hydra.help.template.splitlines():
+            if found := re.fullmatch(r"(\S+):", line):
+                group = found[1]
+            elif found := re.match(r"  (\S+)  ", line):
+                shown.add((group, found[1]))
+        taken = {*cfg.hydra.runtime.choices, *({"logger", "loss", "tune"} & set(cfg))} & SEVERAL
+        own = {case for case in OPTIONS if case[0] in taken and "/" not in case[0]}
+        assert shown == {case for case in own if STUDIES.get(case, stage) == stage}, stage
 
 
 def test_every_study_names_its_command() -> None:

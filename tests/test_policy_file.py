@@ -11,7 +11,6 @@ from ppf.policy_file import (
     model_name,
     policy_config,
     refuse_recovered,
-    warn_if_unreadable,
 )
 from ppf.pruning.signatures import recorded
 
@@ -19,15 +18,6 @@ from ppf.pruning.signatures import recorded
 def config(*overrides: str) -> Any:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         return compose("search", [*overrides])
-
-
-def test_a_search_says_at_once_what_others_will_refuse(capsys: pytest.CaptureFixture[str]) -> None:
-    warn_if_unreadable(config())
-    assert not capsys.readouterr().out
-    warn_if_unreadable(config("compensation._target_=mine.Own"))
-    said = capsys.readouterr().out
-    assert said.startswith("Warning: prune, evaluate and serve will refuse")
-    assert "compensation names a class" in said
 
 
 def test_a_local_model_has_the_name_of_its_folder_or_link(

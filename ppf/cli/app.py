@@ -1,4 +1,4 @@
-"""What all commands share: config checks, seeds, and the removal of a failed run's folder."""
+"""What surrounds every command: checks of the config, seeds, Fabric, loggers, and run.json."""
 
 import importlib
 import importlib.util
@@ -11,25 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.artefacts import locked
-from ppf.cli.checks import check, check_unread
-from ppf.cli.launch import check_launch
-from ppf.cli.outcome import Job, is_multirun, set_aside
+from ppf.cli.checks import check
+from ppf.cli.launch import check_processes
+from ppf.cli.outcome import finished, is_multirun, job_signature, set_aside, write
 from ppf.cli.plan import show_plan
 from ppf.conf import SECRET, plain
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.sources import check_source
-from ppf.processes import launch, process_count
+from ppf.processes import kind_of_device, launch, process_count
 from ppf.progress import say
 from ppf.ranks import Ranks
-from ppf.records.run import Outcome
+from ppf.records.run import RUN, Outcome
 from ppf.report.loggers import open_loggers
-from ppf.report.origin import task_overrides, version
+from ppf.report.origin import task_overrides
 
 CommandTask = Callable[[DictConfig, Fabric], Outcome | None]
 """Does a command's work on the resolved config; None: there is nothing to tell."""
@@ -59,13 +58,9 @@ def command(
 
 
 def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> float | None:
-    """Runs a command on its composed config.
+    """Runs a command on its composed config: `main` of `ppf.stages.<name>`.
 
     A job of a multirun that has finished before, in the same folder, is not repeated.
-
-    Args:
-        name: of the module in `ppf.cli`, and of the config.
-        overrides: that the config has; None: those of the command line.
 
     Returns:
         The metric that sweeps minimise: log-perplexity in nats per token for `search`, `evaluate`
@@ -75,29 +70,39 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
     Raises:
         PPFError: the config is wrong, or the work fails for a reason that a user can fix.
     """
-    found = find(name)
-    plan = cfg.get("plan")
+    folder, several = Path(cfg.paths.run), is_multirun()
     with _tidied(cfg):
-        _check(cfg, found, task_overrides() if overrides is None else overrides)
-        if plan:
+        _check(name, cfg, overrides)
+        if cfg.get("plan"):
             show_plan(cfg)
-    if plan:
-        discard(Path(cfg.paths.run))
+    if cfg.get("plan"):
+        discard(folder)
         return None
-    folder = Path(cfg.paths.run)
-    if not is_multirun():
-        return _work(found, cfg, Job(name, cfg))
     # The jobs of a multirun that was killed may go on while the same command runs again.
     alone = process_count(cfg.fabric) == 1
-    with locked(folder) if alone else nullcontext():
-        job = Job(name, cfg)
-        if done := job.finished():
-            made_by = done.get("version") or "unknown"
-            other = "" if made_by == version() else f" (version: {made_by})"
-            say(f"Already finished: {folder}{other}")
+    with locked(folder) if several and alone else nullcontext():
+        config = job_signature(name, cfg)
+        if several and (done := finished(folder, config)):
+            say(f"Already finished: {folder}")
             return done["metric"]
-        set_aside(folder)
-        return _work(found, cfg, job)
+        (folder / RUN).unlink(missing_ok=True)  # its other files will be overwritten
+        return _work(name, cfg, config)
+
+
+def _check(name: str, cfg: DictConfig, overrides: Sequence[str] | None) -> None:
+    """Checks everything that can be checked before the work starts."""
+    for group in ("fabric", "trainer"):
+        if "accelerator" in cfg.get(group, {}):
+            cfg[group].accelerator = kind_of_device(cfg[group].accelerator)
+    found = find(name)
+    check(cfg)
+    if found.check_relations:
+        found.check_relations(cfg, task_overrides() if overrides is None else overrides)
+    if cfg.get("plan"):
+        return
+    if "model" in cfg:
+        check_source(cfg.model)
+    check_processes(cfg, one_process=found.one_process)
 
 
 def find(name: str) -> Command:
@@ -113,22 +118,21 @@ def find(name: str) -> Command:
     return Command(stage.main, relations, getattr(stage, "ONE_PROCESS", False))
 
 
-def _work(found: Command, cfg: DictConfig, job: Job) -> float | None:
+def _work(name: str, cfg: DictConfig, config: str) -> float | None:
     """Does a command's work and writes its run.json; returns the metric of `run`."""
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, verbose=False)
     fabric = instantiate(cfg.fabric)
     # Fabric has set the rank by now: only rank 0's loggers write.
-    folder = Path(cfg.paths.run)
     logged = {key: value for key, value in plain(cfg).items() if key not in SECRET}
-    with _tidied(cfg), open_loggers(cfg.logger, folder, logged) as loggers:
+    with _tidied(cfg), open_loggers(cfg.logger, Path(cfg.paths.run), logged) as loggers:
         fabric.loggers.extend(loggers)
         launch(fabric)
         share_run_folder(cfg, fabric)
         share_dtype(cfg, fabric)
-        outcome = found.task(cfg, fabric) or Outcome()
+        outcome = find(name).task(cfg, fabric) or Outcome()
     if fabric.is_global_zero:
-        job.write(outcome, time.perf_counter() - start)
+        write(Path(cfg.paths.run), name, config, outcome, time.perf_counter() - start)
     fabric.barrier()  # what follows in a user's script finds the results written
     metric = outcome.metric
     return metric if metric is not None and math.isfinite(metric) else None
@@ -136,29 +140,17 @@ def _work(found: Command, cfg: DictConfig, job: Job) -> float | None:
 
 @contextmanager
 def _tidied(cfg: DictConfig) -> Iterator[None]:
-    """A context that removes the run's folders after an error, if they hold no results."""
+    """Removes the run's folders after an error, if they hold no results."""
     try:
         yield
     except Exception:
-        if not is_multirun():
-            discard(Path(cfg.paths.run))
-            if "out" in cfg:
-                with suppress(OSError):  # there is none, or it is not empty
-                    Path(cfg.out).rmdir()
-        elif not cfg.get("plan"):  # the multirun's report counts the jobs without results
+        if is_multirun() and not cfg.get("plan"):
             set_aside(Path(cfg.paths.run))
+        elif not is_multirun():
+            discard(Path(cfg.paths.run))
+            with suppress(OSError):  # there is none, or it is not empty
+                Path(cfg.get("out") or cfg.paths.run).rmdir()
         raise
-
-
-def _check(cfg: DictConfig, found: Command, overrides: Sequence[str]) -> None:
-    """Checks everything that can be checked before the work starts."""
-    check(cfg)
-    check_unread(cfg, overrides)
-    if found.check_relations:
-        found.check_relations(cfg, overrides)
-    if "model" in cfg and not cfg.get("plan"):
-        check_source(cfg.model)
-    check_launch(cfg, one_process=found.one_process)
 
 
 def share_run_folder(cfg: DictConfig, ranks: Ranks) -> None:
@@ -178,17 +170,9 @@ def share_dtype(cfg: DictConfig, ranks: Fabric) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a run folder that holds only Hydra's files, and its parent folder if it is empty.
-
-    A run that Python code has started leaves an empty folder, which is removed too.
-    """
+    """Removes a run folder without results, and its parent folder if that is empty then."""
     hydra = folder / ".hydra"
-    if not hydra.is_dir():
-        if not HydraConfig.initialized():
-            with suppress(OSError):  # it is not empty
-                folder.rmdir()
-                folder.parent.rmdir()
-    elif not any(path.is_file() and path.parent != hydra for path in folder.rglob("*")):
+    if not any(path.is_file() and path.parent != hydra for path in folder.rglob("*")):
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # other runs of that day are in it
             folder.parent.rmdir()

@@ -15,7 +15,6 @@ from pydantic import BaseModel, Field
 from ppf.arguments import (
     TARGET,
     Component,
-    Keys,
     check_component,
     check_value,
     components,
@@ -23,7 +22,6 @@ from ppf.arguments import (
 )
 from ppf.artefacts import writing
 from ppf.cli.explain import refusal
-from ppf.conf import OF_SOURCES
 from ppf.errors import PPFError
 from ppf.ranges import (
     STRICT,
@@ -76,12 +74,10 @@ class PlainKeys:
     latency: bool
     tasks: list[str]
     limit: Count | None
-    name: str | None
     chat_template: str | None
     host: str
     port: Annotated[int, Field(ge=0, lt=2**16)]
-    api_key: str | int | None
-    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"]
+    api_key: str | None
 
 
 class Section(BaseModel):
@@ -211,18 +207,6 @@ class ElasticSection(Section):
     draws: Natural
 
 
-class LimitsSection(Section):
-    """What a server accepts from clients."""
-
-    body_mib: Positive
-    sequences: Count
-    context: Count
-    turn_seconds: Positive
-    queue: Natural
-    seconds: Positive
-    shutdown_seconds: NonNegative
-
-
 class SectionKeys:
     """The keys of all commands whose sections name no `_target_`.
 
@@ -245,7 +229,6 @@ class SectionKeys:
     speed: SpeedSection
     recovery: RecoverySection
     elastic: ElasticSection
-    limits: LimitsSection
 
 
 def check(cfg: DictConfig) -> None:
@@ -257,9 +240,9 @@ def check(cfg: DictConfig) -> None:
     """
     given = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_values(given)
-    for keys, component in components(given):
-        if keys[0] not in ("fabric", "trainer"):  # see check_launch
-            check_construction(keys, component)
+    for keys, _ in components(given):
+        if keys != ("trainer",):
+            check_construction(OmegaConf.select(cfg, ".".join(keys)))
     for key in _FOLDERS:
         if folder := OmegaConf.select(cfg, key):
             check_folder(Path(folder), key)
@@ -284,21 +267,21 @@ def check_values(given: Any) -> None:
         check_component(keys, component)
 
 
-def check_construction(keys: Keys, component: Component) -> None:
+def check_construction(component: DictConfig) -> None:
     """Constructs the component once, if the config has all of its arguments.
 
     Raises:
         PPFError: its constructor refuses them.
     """
-    arguments = {name: value for name, value in component.items() if not name.startswith("_")}
+    names = [str(name) for name in component if not str(name).startswith("_")]
     try:
-        inspect.signature(resolve_name(component[TARGET])).bind(**arguments)
+        inspect.signature(resolve_name(component[TARGET])).bind(**dict.fromkeys(names))
     except TypeError:  # the rest comes later, such as a model
         return
     try:
         instantiate(component)
     except InstantiationException as error:
-        raise PPFError(refusal(error, ".".join(keys))) from error
+        raise PPFError(refusal(error)) from error
 
 
 def check_folder(folder: Path, key: str) -> None:
@@ -324,23 +307,6 @@ def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -
     for key in changed(given):
         if lies_in(key, unread):
             raise PPFError(f"{command} does not read {key}: leave it out.")
-
-
-def check_unread(cfg: DictConfig, given: Iterable[str]) -> None:
-    """Raises PPFError if an override changes a key that no command reads beside the other values.
-
-    That is what a path replaces, what belongs to a path that is missing, and what belongs to a step
-    that is left out.
-    """
-    if cfg.get("sequential") is False:
-        refuse_unread("a command with sequential=false", given, ["refit_windows"])
-    if OmegaConf.select(cfg, "model.path"):
-        refuse_unread("model.path=FOLDER", given, ["model.source"])
-    if OmegaConf.select(cfg, "text.path"):
-        refuse_unread("text.path=FILE", given, OF_SOURCES)
-    for place in ("text", "text.training.more"):
-        if not OmegaConf.select(cfg, f"{place}.path"):
-            refuse_unread(f"a command without {place}.path=FILE", given, [f"{place}.column"])
 
 
 def changed(overrides: Iterable[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from ppf.cli.app import command
 from ppf.cli.checks import refuse_unread
 from ppf.commands import python_command
 from ppf.errors import PPFError
-from ppf.export.files import refuse_foreign, refuse_overwriting, refuse_overwriting_dense
+from ppf.export import check_out
 from ppf.llm.sources import local_folder
 from ppf.overrides import quoted
 from ppf.policy_file import read_policy, refuse_recovered
@@ -81,8 +81,6 @@ def _check(cfg: DictConfig, overrides: Sequence[str]) -> None:
         if (value := cfg.trainer.get(key)) is not None and value not in known:
             raise PPFError(f"trainer.{key}={value} is not supported: give {' or '.join(known)}.")
     check_read(cfg, overrides)
-    refuse_foreign(cfg.out)
-    refuse_overwriting(cfg.out, _start(cfg))
     if cfg.search:
         _check_adapters(cfg)
     else:
@@ -109,7 +107,7 @@ def _check_adapters(cfg: DictConfig) -> None:
             f"ratios={list(cfg.ratios)} are too high: the agent of search={cfg.search} ends at"
             f" {highest:.3g}. Give ratios=[…] up to it."
         )
-    refuse_overwriting_dense(cfg.out, agent.record)
+    check_out(cfg.out, agent.record, _start(cfg))
 
 
 def _check_weights(cfg: DictConfig) -> None:
@@ -120,7 +118,7 @@ def _check_weights(cfg: DictConfig) -> None:
             " trainer.precision=bf16-mixed or trainer.precision=32-true."
         )
     record = read_policy(_file(cfg), cfg.trust_targets)
-    refuse_overwriting_dense(cfg.out, record)
+    check_out(cfg.out, record, _start(cfg))
     if record.get("recovered"):
         raise PPFError(
             f"{cfg.policy or cfg.path} is already a recovered model: give the folder that prune"

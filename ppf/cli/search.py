@@ -21,7 +21,7 @@ from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.llm import LanguageModel
 from ppf.planning.evaluations import drawn_labels
-from ppf.policy_file import provenance, read_policy, warn_if_unreadable
+from ppf.policy_file import provenance, read_policy
 from ppf.predictor.base import unfitted
 from ppf.progress import Stopwatch, say
 from ppf.records.run import Outcome
@@ -104,7 +104,6 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
 @command(_check)
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Labels and trains what is missing, searches, measures and reports."""
-    warn_if_unreadable(cfg)
     _warn_of_selection(cfg)
     clock, may_make = Stopwatch(), cfg.upstream == "make"
     with clock("preparing the model"):

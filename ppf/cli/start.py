@@ -7,21 +7,21 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
-from ppf.cli.studies import check_studies
-
 
 def _entry(name: str) -> Callable[[], None]:
-    """The Hydra application of the command `name`, whose code is `ppf.cli.<name>`."""
+    """The Hydra application of the command `name`, whose code is `ppf.stages.<name>`."""
 
     def job(cfg: DictConfig) -> float | None:
-        _answer(name)
+        others = (os.environ.get(key, "0") for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+        if "torch" not in sys.modules and all(rank == "0" for rank in others):
+            print(f"{name}: loading PyTorch and transformers.", flush=True)  # takes seconds
         from ppf.cli.app import run
-        from ppf.cli.explain import errors_explained, explain_run
+        from ppf.cli.explain import errors_told
         from ppf.cli.outcome import is_multirun
         from ppf.processes import is_alone
 
         try:
-            with errors_explained(explain_run(name), with_traceback=cfg.traceback):
+            with errors_told(name, with_traceback=cfg.traceback):
                 return run(name, cfg)
         except SystemExit:
             # The error has been printed; the other jobs go on, but other ranks must not wait.
@@ -30,31 +30,16 @@ def _entry(name: str) -> Callable[[], None]:
             raise
 
     job.__module__ = f"ppf.cli.{name}"  # Hydra names the job after it
-    application = hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")(
-        job
-    )
+    start = hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")(job)
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
-        try:
-            check_studies(name, sys.argv[1:])
-            application()
-        except Exception:
-            from ppf.cli.explain import errors_explained, explain_config
+        from ppf.cli.explain import errors_told
 
-            with errors_explained(
-                explain_config(name, sys.argv[1:]), with_traceback="traceback=true" in sys.argv
-            ):
-                raise
+        with errors_told(name, sys.argv[1:], with_traceback="traceback=true" in sys.argv):
+            start()
 
     return main
-
-
-def _answer(name: str) -> None:
-    """Prints a line within a second, because the imports that follow take several."""
-    others = (os.environ.get(key, "0") for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    if "torch" not in sys.modules and all(rank == "0" for rank in others):
-        print(f"{name}: loading PyTorch and transformers.", flush=True)
 
 
 collect = _entry("collect")

@@ -16,43 +16,12 @@ from ppf.commands import invocation
 
 _FOLDER = Path(__file__).parent
 DEFAULT_TEXT = "wikipedia_sample"
-OF_SOURCES = ("text.source", "text.splits", "text.training.source", "text.training.splits")
-"""Keys and sections that `text.path` replaces."""
-GROUPS = {
-    "model": "language model to prune",
-    "text": "text for calibration, labels and evaluation",
-    "space": "which parts of the model are pruned, and in which units",
-    "importance": "order in which the units of a site are removed",
-    "compensation": "correction of the weights that stay",
-    "sampler": "policies to label",
-    "predictor": "predicts the perplexity of a policy",
-    "predictor/encoder": "input of the predictor",
-    "predictor/optimizer": "optimizer of the predictor",
-    "mode": "the best policy for one ratio, or an agent for every ratio",
-    "agent": "searches for the best policy",
-    "rules": "allocation rules that a search measures too; not mode=dynamic",
-    "budget": "cost that the ratio is a share of",
-    "loss": "losses of recovery; several, which are added: loss=[kl,hidden]",
-    "tune": "weights that recovery trains; one after another: tune=[blockwise,lora]",
-    "export": "format of the pruned model",
-    "fabric": "processes and devices",
-    "trainer": "arguments of Lightning's Trainer, which trains the predictor",
-    "logger": "experiment loggers; several: logger=[wandb,csv]",
-    "experiment": "settings of a study, most of them for a multirun (-m)",
-    "hparams_search": "search of hyper-parameters with Optuna (-m)",
-    "hydra": "folders of runs",
-    "debug": "small runs that show what goes wrong",
-}
-"""Option group → its purpose."""
-_SHARING = ("collect", "train", "search", "recover")  # several processes share their work
-_PROCESSES = ("ddp", "multi_node", "slurm")  # options of fabric with several processes
 _SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
 SECRET = ("api_key",)
 """Keys of the config that no logger gets."""
 _UNGROUPED = ("seed=", "paths.", "traceback=", *(f"{key}=" for key in SECRET))
 _LONGEST = 128  # characters of a group's name in W&B
 _LONGEST_FOLDER = 200  # bytes of a job's name; file systems allow 255
-_TAGGED = ("experiment", "hparams_search", "debug")
 
 
 @contextmanager
@@ -65,6 +34,20 @@ def without_others() -> Iterator[None]:
         yield
     finally:
         program.hydra, config.cfg = before
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A resolved config as plain dicts and lists."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def options(group: str) -> dict[str, Path]:
+    """The options of a group and their files; those of experiments may lie in sub-folders."""
+    folder = _FOLDER / group
+    files = sorted(folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def read_option(group: str | Path, name: str) -> DictConfig:
@@ -81,64 +64,53 @@ def read_option(group: str | Path, name: str) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(*inherited, own))
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """A resolved config as plain dicts and lists."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+def comment(file: Path) -> str:
+    """The first comment of a YAML file that is not a directive of Hydra."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
 
 
-def option_groups(*, _root_: DictConfig) -> str:
-    """Lists the option groups of the composed config that offer a choice, and their options.
-
-    The first comment in an option's file describes the option. Options for other commands are left
-    out.
-    """
-    command, taken = _root_.hydra.job.config_name, taken_groups(_root_)
-    refused = set() if command in _SHARING else {("fabric", name) for name in _PROCESSES}
-    if "experiment" not in taken:
-        refused.add(("hydra", "experiment"))
-    found = dict[str, dict[str, str]]()
-    for group in taken:
-        known = {option: _comment(file) for option, file in options(group).items()}
-        found[group] = {
-            option: text
-            for option, text in known.items()
-            if _command(text) in (None, command) and (group, option) not in refused
-        }
-    return "\n".join(_group(group, known) for group, known in found.items() if len(known) > 1)
-
-
-def command_of(group: str, option: str) -> str | None:
-    """The only command that an experiment or a search of hyper-parameters is for, if it names one.
+def command_of(file: Path) -> str | None:
+    """The only command that an option is for; None: any command.
 
     Its first comment names the command, as in "# search.py -m: every agent at four ratios.".
     """
-    file = options(group).get(option)
-    return _command(_comment(file)) if file else None
+    found = re.match(r"(\w+)\.py -m: ", comment(file))
+    return found and found[1]
 
 
 def taken_groups(cfg: DictConfig) -> list[str]:
     """The option groups of a config that was composed with Hydra's own part."""
-    several = [name for name in _SEVERAL if name in cfg]
-    return [name for name in GROUPS if name in (*cfg.hydra.runtime.choices, *several)]
+    taken = [*cfg.hydra.runtime.choices, *(name for name in _SEVERAL if name in cfg)]
+    own = {name for name in taken if not {"@", "/"} & set(name)}
+    return sorted(name for name in own if len(options(name)) > 1)
+
+
+def option_groups(*, _root_: DictConfig) -> str:
+    """Lists the options among which a command's config chooses, each with its first comment."""
+    lines = []
+    for group in taken_groups(_root_):
+        lines += ["", f"{group}:"]
+        for option, file in options(group).items():
+            if command_of(file) in (None, _root_.hydra.job.config_name):
+                lines.append(f"  {option:<18}  {comment(file)}")
+    return "\n".join([*lines, ""])
 
 
 def run_name() -> str | None:
     """The command and its overrides, as in "search agent=ppo ratio=0.4"; None: called by code."""
     if not HydraConfig.initialized():
         return None
-    config = HydraConfig.get()
-    unnamed = {*config.job.config.override_dirname.exclude_keys, *SECRET}
-    given = [word for word in config.overrides.task if word.partition("=")[0] not in unnamed]
-    return " ".join([config.job.name, *given])
+    job, given = HydraConfig.get().job, HydraConfig.get().overrides.task
+    unnamed = {*job.config.override_dirname.exclude_keys, *SECRET}
+    return " ".join([job.name, *(word for word in given if word.split("=")[0] not in unnamed)])
 
 
 def run_group() -> str | None:
-    """The multirun that a job belongs to, as in "search 2026-01-31/12-00-00".
+    """The multirun that a job belongs to, as in "search 2026-01-31/12-00-00"; None: called by code.
 
     For a single run, the command and its overrides without the seed: runs that differ in the seed
-    are a group. None: called by code.
+    are a group.
     """
     if not HydraConfig.initialized():
         return None
@@ -153,14 +125,9 @@ def run_tags() -> list[str]:
     """The command, and its options of experiment, hparams_search and debug."""
     if not HydraConfig.initialized():
         return []
-    config = HydraConfig.get()
-    chosen = [config.runtime.choices.get(group) for group in _TAGGED]
-    return [config.job.name, *(name for name in chosen if name not in (None, "none"))]
-
-
-def home() -> str:
-    """The user's home folder, from the password database if `HOME` is not set."""
-    return Path("~").expanduser().as_posix()
+    job, choices = HydraConfig.get().job, HydraConfig.get().runtime.choices
+    chosen = [choices.get(group) for group in ("experiment", "hparams_search", "debug")]
+    return [job.name, *(name for name in chosen if name not in (None, "none"))]
 
 
 def job_folder(name: str) -> str:
@@ -169,10 +136,9 @@ def job_folder(name: str) -> str:
     Paths would create sub-folders, so "/" becomes "-", and a hash keeps "a/b" apart from "a-b". A
     job without overrides is "default".
     """
-    plain = name.replace("/", "-") or "default"
     if "/" in name:
-        plain = f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return shortened(plain, _LONGEST_FOLDER)
+        name = f"{name.replace('/', '-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return shortened(name or "default", _LONGEST_FOLDER)
 
 
 def shortened(name: str, most: int) -> str:
@@ -184,33 +150,6 @@ def shortened(name: str, most: int) -> str:
     return f"{data[: most - 17].decode(errors='ignore')}-{digest}"
 
 
-def options(group: str) -> dict[str, Path]:
-    """The options of a group and their files; those of experiments may lie in sub-folders."""
-    folder = _FOLDER / group
-    files = sorted(folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml"))
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
-
-
-def _group(name: str, known: dict[str, str]) -> str:
-    width = max(map(len, known))
-    lines = [f"  {option:<{width}}  {text}" for option, text in known.items()]
-    return "\n".join([f"{name}: {GROUPS[name]}", *lines, ""])
-
-
-def _comment(file: Path) -> str:
-    """The first comment that is not a directive of Hydra."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
-
-
-def _command(comment: str) -> str | None:
-    found = re.match(r"(\w+)\.py -m: ", comment)
-    return found and found[1]
-
-
-OmegaConf.register_new_resolver("home", home, replace=True)
-OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
-OmegaConf.register_new_resolver("invocation", invocation, replace=True)
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver("run_group", run_group, replace=True)
+for _resolver in (option_groups, invocation, job_folder, run_name, run_group, run_tags):
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
+OmegaConf.register_new_resolver("home", lambda: str(Path.home()), replace=True)

@@ -1,12 +1,14 @@
 """Speed of a model: prefill (reading prompts) and decode (generating tokens)."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Int
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, StoppingCriteria
 
@@ -14,51 +16,51 @@ from ppf.evaluation.memory import peak_bytes
 from ppf.evaluation.results import Speed
 from ppf.llm.loading import check_window
 from ppf.progress import track
+from ppf.ranges import Count
 
 
-def speeds(model: PreTrainedModel, settings: Mapping[str, Any]) -> list[Speed]:
-    """The speed at each batch size of `speed=`.
-
-    Raises:
-        PPFError: the model has too few positions for prompt and new tokens.
-    """
-    check_prompts(settings, model.config)
-    rest = dict(settings)
-    return [speed(model, batch=batch, **rest) for batch in rest.pop("batches")]
-
-
-def check_prompts(settings: Mapping[str, Any], config: PreTrainedConfig) -> None:
-    """Raises PPFError if a model has too few positions for the prompt and new tokens of `speed=`.
+@dataclass(frozen=True)
+class SpeedTest:
+    """Measures the speed of prefill and decode at several batch sizes.
 
     Args:
-        config: of the model.
-    """
-    positions = settings["prompt"] + settings["new_tokens"] + 1
-    check_window(positions, config, "speed.prompt + speed.new_tokens")
-
-
-def speed(
-    model: PreTrainedModel, *, batch: int, prompt: int, new_tokens: int, repeats: int
-) -> Speed:
-    """Median speed over `repeats` runs.
-
-    An additional first run warms up, and measures the peak memory.
-
-    Args:
-        batch: number of prompts.
+        batches: numbers of prompts.
         prompt: tokens in each prompt, drawn at random.
         new_tokens: tokens that are generated after each prompt.
+        repeats: timed runs, of which the median is reported; a run before them warms up.
     """
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (batch, prompt), device=model.device)
-    with peak_bytes(model) as peak:
-        prefill_seconds(model, ids)
-        decode_seconds(model, ids, new_tokens)
-    prefills, steps = [], []
-    for _ in track(range(repeats), f"Timing {batch} × {prompt} tokens"):
-        prefills.append(prefill_seconds(model, ids))
-        steps.append(decode_seconds(model, ids, new_tokens))
-    return Speed(batch, prompt, ids.numel() / median(prefills), batch / median(steps), peak.bytes)
+
+    batches: Annotated[Sequence[Count], Field(min_length=1)]
+    prompt: Count
+    new_tokens: Count
+    repeats: Count
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """Raises PPFError if a model has too few positions for the prompt and the new tokens."""
+        positions = self.prompt + self.new_tokens + 1
+        check_window(positions, config, "speed.prompt + speed.new_tokens")
+
+    def run(self, model: PreTrainedModel) -> list[Speed]:
+        """The speed at each batch size; the first run of each also measures the peak memory.
+
+        Raises:
+            PPFError: the model has too few positions.
+        """
+        self.check(model.config)
+        return [self._run(model, batch) for batch in self.batches]
+
+    def _run(self, model: PreTrainedModel, batch: int) -> Speed:
+        vocabulary = model.config.get_text_config().vocab_size
+        ids = torch.randint(vocabulary, (batch, self.prompt), device=model.device)
+        with peak_bytes(model) as peak:
+            prefill_seconds(model, ids)
+            decode_seconds(model, ids, self.new_tokens)
+        prefills, steps = [], []
+        for _ in track(range(self.repeats), f"Timing {batch} × {self.prompt} tokens"):
+            prefills.append(prefill_seconds(model, ids))
+            steps.append(decode_seconds(model, ids, self.new_tokens))
+        prefill, decode = ids.numel() / median(prefills), batch / median(steps)
+        return Speed(batch, self.prompt, prefill, decode, peak.bytes)
 
 
 @torch.inference_mode()

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.errors import PPFError, out_of_memory
 from ppf.llm import fast_attention, output_head, window_nll
 from ppf.llm.loading import check_window
 from ppf.progress import say, track
+from ppf.text import Text
 from ppf.text.windows import begin_with
 
 
@@ -38,6 +39,11 @@ class MeanLoss(NamedTuple):
 
     nll: float
     std_error: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll); infinite if it overflows."""
+        return float(torch.tensor(self.nll, dtype=torch.double).exp())
 
 
 def mean_nll(
@@ -163,6 +169,32 @@ def sliding(
     later = max(window - stride, first)
     pieces = [Piece(whole[:1], first), Piece(whole[1:], later), Piece(rest, later)]
     return [piece for piece in pieces if piece.scored]
+
+
+def scored_pieces(
+    text: Text, tokenizer: PreTrainedTokenizerBase, window: int | None, stride: int | None
+) -> list[Piece]:
+    """Windows of a text's test part: those of the text itself, or cuts of the whole part.
+
+    Args:
+        window: tokens in a window; None: as the text has it.
+        stride: as for `sliding`; None: windows do not overlap, and what is left over is not scored.
+
+    Raises:
+        PPFError: the part has no window of this length.
+    """
+    if stride:
+        tokens, leading = text.stream("test", tokenizer), text.leading(tokenizer)
+        return sliding(tokens, window=window or text.window, stride=stride, leading=leading)
+    if not window:
+        return [Piece(text.tokens("test", tokenizer), 1)]
+    windows = text.every_window("test", tokenizer, window)
+    if not len(windows):
+        raise PPFError(
+            f"the test part of text={text.name} is shorter than window={window}: give a"
+            " smaller window, or a longer text."
+        )
+    return [Piece(windows, 1)]
 
 
 def _window_nll(model: PreTrainedModel, part: Piece) -> Float[Tensor, " windows"]:

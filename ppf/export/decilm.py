@@ -4,7 +4,6 @@ In this format every layer has an FFN of its own width, or none, and the dense m
 none. vLLM computes it with `vllm/model_executor/models/nemotron_nas.py`.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,78 +12,50 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from ppf.errors import PPFError
-from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export import configuration_decilm
-from ppf.export.base import Converter, tell_rounding
-from ppf.export.card import Form, write_card
+from ppf.export.base import Exporter
+from ppf.export.card import write_card
 from ppf.export.configuration_decilm import DeciLMConfig
-from ppf.export.files import (
-    write_generation_config,
-    write_policy,
-    write_tokenizer,
-    write_weights,
-)
+from ppf.export.files import write_folder
 from ppf.export.pruned import Pruned
-from ppf.llm import LanguageModel
 from ppf.llm.loading import dtype_name
 
 _FAMILIES = ("llama", "mistral", "qwen2")
 _CODE = Path(configuration_decilm.__file__)
-_USE = """\
-`vllm serve FOLDER --trust-remote-code` runs `configuration_decilm.py` of this folder. FFNs have
-fewer channels, and some layers lack their attention. `policy.json` lists what each layer keeps."""
+_USE = "`vllm serve FOLDER --trust-remote-code` runs `configuration_decilm.py` of this folder."
 
 
-class DeciLM(Converter):
+class DeciLM(Exporter):
     """Writes a folder for vLLM."""
 
-    def check_family(self, lm: LanguageModel, *, biases: bool) -> None:
-        super().check_family(lm, biases=biases)
-        _check_family(lm)
-
-    def check_policy(self, kept: Mapping[str, int], whole: Mapping[str, int]) -> None:
-        for name, number in kept.items():
-            if name.endswith(".attention") and 0 < number < whole[name]:
+    def check(self, model: Pruned) -> None:
+        super().check(model)
+        family = model.lm.model.config.model_type
+        if family not in _FAMILIES:
+            raise PPFError(
+                f"export=decilm supports {', '.join(_FAMILIES)}, not {family}: give"
+                " export=huggingface."
+            )
+        for coupling, atoms, whole in zip(model.couplings, model.atoms, model.whole, strict=True):
+            if coupling.kind == "attention" and 0 < atoms < whole:
                 raise PPFError(
                     "export=decilm keeps or removes whole attention blocks, but"
-                    f" {name} keeps {number} of {whole[name]} KV groups: search with space=mlp or"
+                    f" {coupling.name} keeps {atoms} of {whole} KV groups: search with space=mlp or"
                     " space=depth, or give export=huggingface."
                 )
-        if kept.get("0.attention") == 0:
-            raise PPFError(
-                "export=decilm needs the attention of the first layer, which this policy removes:"
-                " give export=huggingface."
-            )
+            if coupling.name == "0.attention" and not atoms:
+                raise PPFError(
+                    "export=decilm needs the attention of the first layer, which this policy"
+                    " removes: give export=huggingface."
+                )
 
-    def check_model(self, model: Pruned) -> None:
-        _check_family(model.lm)
-        names = [coupling.name for coupling in model.couplings]
-        self.check_policy(
-            dict(zip(names, model.atoms, strict=True)), dict(zip(names, model.whole, strict=True))
-        )
-
-    def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
-        self.check_model(model)
-        tell_rounding(policy)
-        write_policy(folder, policy)
-        weights = _weights(model)
-        write_weights(weights, folder)
-        _config(model, set(weights)).save_pretrained(folder)
-        write_generation_config(model.lm.model, folder)
-        write_tokenizer(model.lm.tokenizer, folder)
-        shutil.copy(_CODE, folder)
-        count, itemsize = parameters(model.lm.model), model.lm.dtype.itemsize
-        form = Form("vllm", _USE, weight_bytes(folder), itemsize, count)
-        write_card(folder, model, policy, form)
+    def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
+        self.check(model)
+        tensors = _tensors(model)
+        code = {_CODE.name: _CODE.read_text(encoding="utf-8")}
+        write_folder(folder, model, policy, _config(model, set(tensors)), tensors, code)
+        write_card(folder, model, policy, library="vllm", use=_USE)
         return folder
-
-
-def _check_family(lm: LanguageModel) -> None:
-    family = lm.model.config.model_type
-    if family not in _FAMILIES:
-        raise PPFError(
-            f"export=decilm supports {', '.join(_FAMILIES)}, not {family}: give export=huggingface."
-        )
 
 
 def _config(model: Pruned, names: set[str]) -> DeciLMConfig:
@@ -119,7 +90,7 @@ def _block_configs(model: Pruned) -> list[dict[str, Any]]:
     return layers
 
 
-def _weights(model: Pruned) -> dict[str, Tensor]:
+def _tensors(model: Pruned) -> dict[str, Tensor]:
     """All tensors by name; if one projection of a kind of block has a bias, all have."""
     tensors = dict(model.tensors(model.atoms)) | _consumer_biases(model)
     for kind in ("self_attn", "mlp"):

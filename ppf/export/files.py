@@ -1,4 +1,4 @@
-"""Files of a folder that transformers reads."""
+"""Files of exported models, and what they may replace."""
 
 import json
 from collections.abc import Mapping
@@ -9,9 +9,11 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.errors import PPFError
+from ppf.export.pruned import Pruned
+from ppf.progress import say
 
 _TOKENIZER = (
     "*token*.json",
@@ -22,12 +24,59 @@ _TOKENIZER = (
     "merges.txt",
     "spiece.model",
 )
-
-
-REPLACED = (*_TOKENIZER, "generation_config.json", "README.md")
-"""Files of a folder that an export writes or deletes, beside the model's own."""
-_OF_MODELS = ("config.json", "*.safetensors")
+_REPLACED = ("*.gguf", "*.safetensors", "config.json", *_TOKENIZER, "generation_config.json")
+"""Files that an export writes or deletes, beside README.md."""
 _OWN = ("policy.json", "agent.json")  # an export writes one of these first
+
+
+def check_out(out: str | Path, record: Mapping[str, Any], folder: str | Path | None = None) -> None:
+    """Raises PPFError if an export would lose a model; says so if it replaces one that PPF wrote.
+
+    Args:
+        out: folder of the export.
+        record: policy.json or agent.json, whose dense model may be a local folder.
+        folder: that the command reads.
+    """
+    here, dense = Path(out), record["config"]["model"].get("path")
+    for what, place in (("that is read", folder), ("of the dense model", dense)):
+        if place and here.resolve() == Path(place).resolve():
+            raise PPFError(f"out={out} is the folder {what}: give another out=FOLDER.")
+    present = [file.name for name in (*_REPLACED, "README.md") for file in here.glob(name)]
+    if not present:
+        return
+    if not any((here / name).exists() for name in _OWN):
+        raise PPFError(
+            f"an export would replace {present[0]} in out={out}, which is not a folder that PPF"
+            " wrote: give another folder."
+        )
+    say(f"out={out} has {present[0]} already: files of the same names will be replaced.")
+
+
+def write_folder(
+    folder: Path,
+    model: Pruned,
+    policy: Mapping[str, Any],
+    config: PreTrainedConfig,
+    tensors: Mapping[str, Tensor],
+    code: Mapping[str, str],
+) -> None:
+    """Writes a folder that transformers or vLLM reads, without its model card.
+
+    Args:
+        code: name of a file → Python code.
+    """
+    if policy.get("types"):
+        say(
+            "The policy quantises weights. Only export=gguf stores them in fewer bits; this folder"
+            " stores the rounded values in the number format that dtype= names."
+        )
+    write_policy(folder, policy)
+    write_weights(tensors, folder)
+    config.save_pretrained(folder)
+    write_generation_config(model.lm.model, folder)
+    write_tokenizer(model.lm.tokenizer, folder)
+    for name, text in code.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
@@ -36,23 +85,18 @@ def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
 
 
-def write_weights(
-    tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype | None = None
-) -> None:
+def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Writes tensors in place of the folder's present weights, as safetensors of at most 5 GB.
 
     Only one file's tensors are copied at a time: they may be parts of larger ones.
-
-    Args:
-        dtype: of the files; None: as the tensors are.
     """
-    shapes = {n: torch.empty_like(t, dtype=dtype, device="meta") for n, t in tensors.items()}
+    shapes = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
     shards = split_torch_state_dict_into_shards(shapes)
     for earlier in folder.glob("model*.safetensors*"):
         earlier.unlink()
     for file, names in shards.filename_to_tensors.items():
         parts = {
-            name: tensors[name].to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+            name: tensors[name].to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name in names
         }
         save_file(parts, folder / file, {"format": "pt"})
@@ -77,31 +121,3 @@ def write_generation_config(model: PreTrainedModel, folder: Path) -> None:
     as a temperature without `do_sample`.
     """
     model.generation_config.to_json_file(folder / "generation_config.json")
-
-
-def refuse_overwriting(out: str | Path, folder: str | Path, what: str = "that is read") -> None:
-    """Raises PPFError if a command would write into a folder that must stay as it is.
-
-    Args:
-        what: says which folder it is, for the message.
-    """
-    if Path(out).resolve() == Path(folder).resolve():
-        raise PPFError(f"out={out} is the folder {what}: give another out=FOLDER.")
-
-
-def refuse_foreign(out: str | Path) -> None:
-    """Raises PPFError if an export would replace files in `out` that PPF has not written."""
-    here = Path(out)
-    replaced = [file.name for name in (*_OF_MODELS, *REPLACED) for file in here.glob(name)]
-    of_gguf = replaced == ["README.md"] and any(here.glob("*.gguf"))  # what a GGUF export writes
-    if replaced and not of_gguf and not any((here / name).exists() for name in _OWN):
-        raise PPFError(
-            f"an export would replace {replaced[0]} in out={out}, which is not a folder that PPF"
-            " wrote: give another folder."
-        )
-
-
-def refuse_overwriting_dense(out: str | Path, record: Mapping[str, Any]) -> None:
-    """Raises PPFError if a command would overwrite the dense model of a policy or an agent."""
-    if dense := record["config"]["model"].get("path"):
-        refuse_overwriting(out, dense, "of the dense model")

@@ -18,20 +18,19 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from ppf.artefacts import draft
-from ppf.evaluation.size import parameters
-from ppf.export.base import Converter
-from ppf.export.card import Form, write_card
-from ppf.export.gguf_architectures import Architecture, architecture_of, reader_of, rope_of
+from ppf.export.base import Exporter
+from ppf.export.card import write_card
+from ppf.export.files import write_policy
+from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
 from ppf.export.gguf_tensors import site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
 from ppf.export.pruned import Pruned
-from ppf.llm import LanguageModel
 from ppf.progress import say
 from ppf.records.values import NumberFormat
 
 
 @dataclass(frozen=True)
-class GGUF(Converter):
+class GGUF(Exporter):
     """Writes one GGUF file.
 
     Args:
@@ -41,32 +40,26 @@ class GGUF(Converter):
 
     type: NumberFormat
 
-    def check_family(self, lm: LanguageModel, *, biases: bool) -> None:
-        super().check_family(lm, biases=biases)
-        self._check(reader_of(lm.model.config, biases=biases), lm)
+    def check(self, model: Pruned) -> None:
+        super().check(model)
+        nowhere = gguf.GGUFWriter(None, architecture_of(model).name)
+        write_vocabulary(nowhere, model.lm.tokenizer, model.lm.model.config.vocab_size)
 
-    def check_model(self, model: Pruned) -> None:
-        self._check(architecture_of(model), model.lm)
-
-    def _check(self, reader: Architecture, lm: LanguageModel) -> None:
-        """Raises PPFError if llama.cpp lacks the tokenizer."""
-        nowhere = gguf.GGUFWriter(None, reader.name)
-        write_vocabulary(nowhere, lm.tokenizer, lm.model.config.vocab_size)
-
-    def write_model(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
-        path = self.write_file(model, folder, policy)
-        write_card(folder, model, policy, self._form(path, parameters(model.lm.model)))
-        return path
-
-    def write_file(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
-        """The file alone. It also stores the policy, under the key `ppf.policy`."""
+    def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
+        """Writes the file, which also stores the policy, under the key `ppf.policy`."""
         reader = architecture_of(model)
         _say_padding(model, reader)
         name = policy.get("model", "model")
         file_name = re.sub(r"[^\w.-]", "_", name)  # a hub id has a slash
         path = folder / f"{file_name}-{self.type}.gguf"
+        write_policy(folder, policy)
         with draft(path) as file, closing(gguf.GGUFWriter(file, reader.name)) as writer:
             self._write(writer, model, reader, name, policy)
+        use = (
+            f"`llama-cli -m {path.name}` runs it; llama.cpp needs no change. The perplexities below"
+            f" are those before the conversion to {self.type}."
+        )
+        write_card(folder, model, policy, library="gguf", use=use)
         return path
 
     def _write(
@@ -96,14 +89,6 @@ class GGUF(Converter):
         for kind, (_, tensor) in zip(kinds, tensors(model, reader), strict=True):
             data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
             writer.write_tensor_data(data)  # one by one: all of them may not fit into memory
-
-    def _form(self, file: Path, count: int) -> Form:
-        use = (
-            f"`llama-cli -m {file.name}` runs it; llama.cpp needs no change. The file's key"
-            " `ppf.policy` lists what each layer keeps."
-        )
-        remark = f"The perplexities are those before the conversion to {self.type}."
-        return Form("gguf", use, file.stat().st_size, None, count, remark)
 
 
 def _say_padding(model: Pruned, reader: Architecture) -> None:

@@ -93,7 +93,7 @@ def architecture_of(model: Pruned) -> Architecture:
         PPFError: llama.cpp has none that computes this model.
     """
     config = model.lm.model.config
-    reader, family = reader_of(config, biases=_biased(model)), config.model_type
+    reader, family = reader_of(config, biases=model.biased), config.model_type
     written = reader.atoms(model)
     if not reader.uneven and written == model.whole and model.atoms != model.whole:
         raise PPFError(
@@ -150,9 +150,3 @@ def _unsupported(config: Any, reader: Architecture) -> Iterator[str]:
             yield "cap of the attention scores (attn_logit_softcapping)"
         if rope_of(config, "sliding_attention")["rope_type"] != "default":
             yield "position encoding of local layers"
-
-
-def _biased(model: Pruned) -> bool:
-    return any(
-        linear.bias is not None for coupling in model.couplings for linear in coupling.linears
-    )

@@ -52,12 +52,11 @@ def load_folder(
 
     Args:
         trust_remote_code: run the Python code in the folder. Otherwise PPF's own code builds the
-            models that `export_folder` wrote, and a folder that needs other code is refused.
+            models that `export=huggingface` wrote, and a folder that needs other code is refused.
 
     Raises:
         PPFError: the folder cannot be loaded, or it contains code and is not trusted.
     """
-    check_format(folder)
     if trust_remote_code:
         return _trusted(folder, dtype)
     config, tokenizer = read_description(folder)
@@ -72,6 +71,7 @@ def read_description(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenize
     Raises:
         PPFError: one of them or the weights are missing or damaged, or the folder needs its code.
     """
+    _refuse_decilm(folder)
     config = read_config(str(folder), "path")
     if hasattr(config, "auto_map") and not hasattr(config, "pruned_blocks"):
         raise PPFError(
@@ -81,18 +81,8 @@ def read_description(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenize
     return config, read_tokenizer(str(folder), config, "path")
 
 
-def check_format(folder: Path) -> None:
-    """Raises PPFError if the folder is an export for vLLM, which transformers cannot load."""
-    file = folder / "config.json"
-    if file.is_file() and '"block_configs"' in file.read_text(encoding="utf-8", errors="replace"):
-        raise PPFError(
-            f"path={folder} is a model for vLLM (export=decilm), which transformers cannot load:"
-            " give the folder that export=huggingface writes of the same policy."
-        )
-
-
 def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
-    """The pruned model in a folder that `export_folder` or `export_recovered` wrote.
+    """The pruned model in a folder that `export=huggingface` or recovery wrote.
 
     Raises:
         PPFError: the folder cannot be loaded, or holds no pruned model.
@@ -144,7 +134,17 @@ def _empty(coupling: Coupling, bias: nn.Parameter | None) -> None:
                 setattr(module, name, nn.Parameter(torch.ones(parameter.shape)))
 
 
+def _refuse_decilm(folder: Path) -> None:
+    file = folder / "config.json"
+    if file.is_file() and '"block_configs"' in file.read_text(encoding="utf-8", errors="replace"):
+        raise PPFError(
+            f"path={folder} is a model for vLLM (export=decilm), which transformers cannot load:"
+            " give the folder that export=huggingface writes of the same policy."
+        )
+
+
 def _trusted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    _refuse_decilm(folder)
     for name in ("config.json", "tokenizer_config.json", "adapter_config.json"):
         file = folder / name
         if file.is_file() and _names_foreign_code(file):

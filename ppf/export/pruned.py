@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ppf.evaluation.size import parameters
 from ppf.llm import Coupling, LanguageModel
 from ppf.pruning import LivePruner
 
@@ -18,24 +17,41 @@ _NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model: live-pruned, or read from an exported folder.
+    """A pruned model: live-pruned, read from an exported folder, or still to be pruned.
 
     Args:
         lm: its config has the dense model's widths.
         couplings: the prunable blocks; their projections have the widths of the policy.
         blocks: the original block of each coupling, also where an `EmptyBlock` replaces it.
         atoms: number of atoms that each coupling keeps.
+        adds_biases: whether the pruning that is still to come adds biases.
     """
 
     lm: LanguageModel
     couplings: list[Coupling]
     blocks: list[nn.Module]
     atoms: list[int]
+    adds_biases: bool = False
 
     @classmethod
     def of(cls, pruner: LivePruner) -> "Pruned":
         """The pruner's model at its present policy."""
         return cls(pruner.lm, pruner.lm.couplings, pruner.blocks, pruner.atoms)
+
+    @classmethod
+    def planned(
+        cls, lm: LanguageModel, kept: Mapping[str, int], units: Mapping[str, int], *, biases: bool
+    ) -> "Pruned":
+        """What a policy will make of a dense model.
+
+        Args:
+            kept: units that each site keeps, by the site's name; other sites stay whole.
+            units: the same of the dense model.
+            biases: whether the compensation adds biases.
+        """
+        blocks = [getattr(coupling.parent, coupling.attribute) for coupling in lm.couplings]
+        atoms = [c.atoms * kept.get(c.name, 1) // units.get(c.name, 1) for c in lm.couplings]
+        return cls(lm, lm.couplings, blocks, atoms, biases)
 
     @cached_property
     def dense(self) -> PreTrainedModel:
@@ -43,34 +59,11 @@ class Pruned:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(self.lm.model.config, trust_remote_code=False)
 
-    def unit_parameters(self, units: Mapping[str, int]) -> dict[str, int]:
-        """Parameters of one unit of each site.
-
-        Args:
-            units: number of units of each site, by the site's name.
-        """
-        dense = self.lm.adapter.couplings(self.dense)
-        return {
-            c.name: c.prunable.params * c.atoms // units[c.name] for c in dense if c.name in units
-        }
-
-    def parameters(self, units: Mapping[str, int], kept: Mapping[str, int]) -> int:
-        """Number of parameters under another policy with the same kind of compensation.
-
-        Args:
-            units: as in `unit_parameters`.
-            kept: units that each site keeps.
-        """
-        dense = self.lm.adapter.couplings(self.dense)
-        added = any(
-            mine.consumer.bias is not None and other.consumer.bias is None
-            for mine, other in zip(self.couplings, dense, strict=True)
-        )
-        removed = self.unit_parameters(units)
-        pruned = [name for name in removed if kept[name] < units[name]]
-        biases = {c.name: c.consumer.out_features * added for c in dense}
-        change = sum(biases[n] - (units[n] - kept[n]) * removed[n] for n in pruned)
-        return parameters(self.dense) + change
+    @property
+    def biased(self) -> bool:
+        """Whether any prunable projection has a bias, or will have one."""
+        linears = (linear for coupling in self.couplings for linear in coupling.linears)
+        return self.adds_biases or any(linear.bias is not None for linear in linears)
 
     @property
     def whole(self) -> list[int]:
@@ -85,6 +78,13 @@ class Pruned:
         config: Any = self.lm.model.config
         given = getattr(config, "head_dim", None)
         return given or config.hidden_size // config.num_attention_heads
+
+    def has_policy(self, kept: Mapping[str, int], units: Mapping[str, int]) -> bool:
+        """Whether the blocks have the widths of a policy; arguments as for `planned`."""
+        found = zip(self.couplings, self.atoms, self.whole, strict=True)
+        return all(
+            atoms * units.get(c.name, 1) == whole * kept.get(c.name, 1) for c, atoms, whole in found
+        )
 
     def tensors(self, atoms: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
         """All parameters by their names in transformers, of a family with Llama's names.

@@ -1,4 +1,4 @@
-"""Schema of the keys that `export_folder` adds to config.json."""
+"""Schema of the keys that `export=huggingface` adds to config.json."""
 
 from typing import Annotated, Literal
 

@@ -4,39 +4,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import torch
 from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from jaxtyping import Int
 from lightning import Fabric
-from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ValidationError
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.conf import without_others
-from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll, sliding
 from ppf.overrides import quoted
 from ppf.policy_file import model_name
 from ppf.pruning import LivePruner
-from ppf.ranges import NonNegative
 from ppf.runtime.caches import CacheGuard
 from ppf.runtime.decoding import decode_fast
 from ppf.runtime.policies import Policies
 from ppf.runtime.search_folder import read_search
 from ppf.space import check_ratio
-from ppf.text.windows import check_embedded, leading_tokens
-
-
-class _Given(BaseModel):
-    """The keys of `conf/runtime.yaml` that the model's memory depends on."""
-
-    bank: dict[Literal["max_gib"], NonNegative]
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None
+from ppf.text.windows import leading_tokens
 
 
 class DynamicModel:
@@ -75,7 +64,7 @@ class DynamicModel:
     ) -> None:
         self.pruner, self.lm, self.space = pruner, pruner.lm, pruner.space
         self.policies, self.ratios, self.window, self.name = policies, ratios, window, name
-        self._lock, self._running = RLock(), False
+        self._lock = RLock()
         if self.lm.offloaded is None:
             decode_fast(self.lm.model)
             pruner.make_contiguous()
@@ -91,26 +80,12 @@ class DynamicModel:
             overrides: strings that override `conf/runtime.yaml`, for example "bank.max_gib=8".
 
         Raises:
-            PPFError: an override is wrong, the folder contains no search, the model has
-                changed since the search, or the policy quantises weights or belongs to a recovered
-                model.
+            PPFError: the folder contains no search, the model has changed since the search, or the
+                policy quantises weights or belongs to a recovered model.
         """
         given = [f"search={quoted(folder)}", f"paths.run={quoted(folder)}", *overrides]
-        try:
-            with without_others(), initialize_config_module("ppf.conf", version_base="1.3"):
-                cfg = compose("from_search", given)
-        except HydraException as error:
-            sentence = str(error).split("\n")[0].rstrip(".")
-            raise PPFError(
-                f"{sentence}: give keys of conf/runtime.yaml, as in bank.max_gib=8."
-            ) from error
-        try:
-            read = OmegaConf.masked_copy(cfg, [*_Given.model_fields])
-            _Given.model_validate(OmegaConf.to_container(read, resolve=True), strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise PPFError(f"{key}={first['input']} is wrong: {first['msg']}.") from None
+        with without_others(), initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose("from_search", given)
         fabric = instantiate(cfg.fabric)
         fabric.launch()
         return cls.from_config(cfg, fabric)
@@ -118,7 +93,7 @@ class DynamicModel:
     @classmethod
     def from_config(cls, cfg: DictConfig, fabric: Fabric) -> "DynamicModel":
         """Loads the model of the search `cfg.search`, with a launched Fabric."""
-        context, (policies, ratios) = read_search(cfg, fabric)
+        context, policies, ratios = read_search(cfg, fabric)
         name, window = model_name(context.config.model), context.text.window
         return cls(context.model.pruner, policies, ratios=ratios, window=window, name=name)
 
@@ -156,11 +131,10 @@ class DynamicModel:
         """Prunes the model to `ratio`; 0 makes it dense.
 
         Raises:
-            PPFError: there is no policy for the ratio, or the call comes from inside a generation.
+            PPFError: there is no policy for the ratio.
         """
         kept = self.policy(ratio)
         with self._lock:
-            self._refuse_while_running()
             self.pruner.apply(kept)
 
     @contextmanager
@@ -168,13 +142,11 @@ class DynamicModel:
         """Prunes the model to `ratio` within a block, and restores its policy afterwards.
 
         Raises:
-            PPFError: there is no policy for the ratio, or the call comes from inside a generation.
+            PPFError: there is no policy for the ratio.
         """
         kept = self.policy(ratio)
-        with self._lock:
-            self._refuse_while_running()
-            with self.pruner.at(kept):
-                yield self
+        with self._lock, self.pruner.at(kept):
+            yield self
 
     def generate(self, input_ids: Int[Tensor, "batch tokens"], **options: Any) -> Any:
         """Calls `generate` of transformers (`GenerationMixin`) at the present ratio.
@@ -183,13 +155,11 @@ class DynamicModel:
             options: arguments of that method.
 
         Raises:
-            PPFError: a KV cache among the options was filled at another ratio, or the call comes
-                from inside a generation.
+            PPFError: a KV cache among the options was filled at another ratio.
         """
-        with self._in_use() as model:
-            here = {
-                k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in options.items()
-            }
+        model: Any = self.lm.model
+        here = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in options.items()}
+        with self._lock, torch.inference_mode():
             return model.generate(input_ids.to(model.device), **here)
 
     def complete(self, prompt: str, **options: Any) -> str:
@@ -197,21 +167,13 @@ class DynamicModel:
 
         Args:
             options: arguments of `generate`, for example `max_new_tokens`.
-
-        Raises:
-            PPFError: as for `generate`, or the prompt has no tokens, or one that the model does not
-                embed.
         """
         tokens = self.lm.tokenizer(prompt, return_tensors="pt")
-        if not tokens["input_ids"].numel():
-            raise PPFError("the prompt has no tokens: give some text.")
-        check_embedded(tokens["input_ids"], self.lm.tokenizer, "the prompt")
         output = self.generate(**tokens, **options)[0]
-        length = tokens["input_ids"].shape[1]
         # Some tokenizers drop the first space of what they decode.
         before, whole = (
             str(self.lm.tokenizer.decode(part, skip_special_tokens=True))
-            for part in (output[:length], output)
+            for part in (output[: tokens["input_ids"].shape[1]], output)
         )
         return whole[len(before) :]
 
@@ -228,32 +190,13 @@ class DynamicModel:
             batch: windows scored at a time.
 
         Raises:
-            PPFError: the text is too short or has a token that the model does not embed, window or
-                stride do not fit, or the call comes from inside a generation.
+            PPFError: the text is too short, or window or stride do not fit.
         """
         window, tokenizer = self.window if window is None else window, self.lm.tokenizer
         stride = window if stride is None else stride
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         tokens, leading = torch.tensor(ids, dtype=torch.long), leading_tokens(tokenizer)
-        check_embedded(tokens, tokenizer, "the text")
         pieces = sliding(tokens, window=window, stride=stride, leading=leading)
-        with self._in_use() as model:
-            nll = pieces_nll(model, pieces, batch=batch)
+        with self._lock:
+            nll = pieces_nll(self.lm.model, pieces, batch=batch)
         return float(torch.tensor(nll, dtype=torch.double).exp())
-
-    @contextmanager
-    def _in_use(self) -> Iterator[Any]:
-        with self._lock, torch.inference_mode():
-            self._refuse_while_running()
-            self._running = True
-            try:
-                yield self.lm.model
-            finally:
-                self._running = False
-
-    def _refuse_while_running(self) -> None:
-        """Refuses calls from inside a generation, whose thread already holds the lock."""
-        if self._running:
-            raise PPFError(
-                "a text is being generated: wait until it ends, then change the ratio or generate."
-            )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -15,8 +16,10 @@ from ppf.progress import say
 from ppf.pruning import Compensation
 from ppf.pruning.bank import ready_gib
 from ppf.pruning.compensation import Bias, NoCompensation
-from ppf.pruning.elastic import ADAPTERS, Adapters, trained_with
+from ppf.pruning.elastic import ADAPTERS, TRAINING, Adapters, trained_with
+from ppf.records import read
 from ppf.records.agent import agent_folder
+from ppf.records.policy import AdaptersRecord
 from ppf.space import Space
 
 
@@ -47,10 +50,29 @@ def resident(
         wanted = cheap  # adapters are trained in float32, in which the bank needs more memory
     choose = partial(_affordable, cfg.bank.max_gib, wanted)
     context = prepare(config, fabric, dtype=cfg.dtype, choose=choose, check=check)
-    folder = agent_folder(cfg.search)
-    if adapted and (folder / ADAPTERS).is_file():
-        Adapters.load(folder, context.model.pruner, origin(context))
+    if adapted and has_adapters(cfg.search):
+        adapters_of(cfg.search, context)
     return context
+
+
+def has_adapters(search: str | Path) -> bool:
+    """Whether a recovery at all ratios has left adapters in the folder of a search."""
+    return (agent_folder(search) / ADAPTERS).is_file()
+
+
+def adapters_of(
+    search: str | Path, context: PruningContext
+) -> tuple[Adapters, dict[str, Any] | None]:
+    """The adapters in the folder of a search, attached to its model, and how they were trained.
+
+    Raises:
+        PPFError: they do not fit the model.
+    """
+    folder = agent_folder(search)
+    adapters = Adapters.load(folder, context.model.pruner, origin(context))
+    file = folder / TRAINING
+    trained = read(file, AdaptersRecord, "train the adapters again") if file.is_file() else None
+    return adapters, trained
 
 
 def origin(context: PruningContext) -> dict[str, str]:

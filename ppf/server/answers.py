@@ -1,105 +1,32 @@
 """OpenAI's two formats of answers, completions and chats, whole or streamed."""
 
+import time
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from ppf.server.completion import Completion, Delta
+from ppf.server.requests import ChatRequest
 from ppf.server.sampler import TokenScore
-from ppf.server.text import token_bytes, token_text
-
-
-class Format(Protocol):
-    """How one route writes its answers.
-
-    Attributes:
-        prefix: of the answer's id.
-        whole, part: values of "object" in whole answers, and in the events of a stream.
-    """
-
-    prefix: str
-    whole: str
-    part: str
-
-    def content(self, text: str) -> dict[str, Any]:
-        """The fields of a choice of a whole answer that carry the text."""
-
-    def delta(self, text: str, first: bool) -> dict[str, Any]:
-        """The fields of a choice in a stream that carry a piece.
-
-        Args:
-            first: whether it is the first piece of the choice.
-        """
-
-    def logprobs(
-        self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase
-    ) -> dict[str, Any]:
-        """The log-probabilities of tokens."""
-
-
-class TextFormat:
-    """Answers of /v1/completions."""
-
-    prefix, whole, part = "cmpl", "text_completion", "text_completion"
-
-    def content(self, text: str) -> dict[str, Any]:
-        return {"text": text}
-
-    def delta(self, text: str, first: bool) -> dict[str, Any]:
-        return {"text": text}
-
-    def logprobs(
-        self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase
-    ) -> dict[str, Any]:
-        likeliest: list[dict[str, float]] = []
-        for scored in tokens:
-            likeliest.append({})
-            for token, logprob in scored.likeliest:  # of two with one text, the likelier one counts
-                likeliest[-1].setdefault(token_text(tokenizer, token), logprob)
-        return {
-            "tokens": [token_text(tokenizer, scored.token) for scored in tokens],
-            "token_logprobs": [scored.logprob for scored in tokens],
-            "top_logprobs": likeliest,
-        }
-
-
-class ChatFormat:
-    """Answers of /v1/chat/completions."""
-
-    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
-
-    def content(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text}}
-
-    def delta(self, text: str, first: bool) -> dict[str, Any]:
-        return {"delta": ({"role": "assistant"} if first else {}) | {"content": text}}
-
-    def logprobs(
-        self, tokens: list[TokenScore], tokenizer: PreTrainedTokenizerBase
-    ) -> dict[str, Any]:
-        def entry(token: int, logprob: float) -> dict[str, Any]:
-            text, content = token_text(tokenizer, token), list(token_bytes(tokenizer, token))
-            return {"token": text, "logprob": logprob, "bytes": content}
-
-        content = [
-            entry(scored.token, scored.logprob)
-            | {"top_logprobs": [entry(*pair) for pair in scored.likeliest]}
-            for scored in tokens
-        ]
-        return {"content": content}
 
 
 class Answer:
     """Writes the answer to one request.
 
     Args:
-        head: the fields that all parts of the answer begin with, besides "object".
+        name: name of the model for clients.
     """
 
-    def __init__(self, written: Format, completion: Completion, head: dict[str, Any]) -> None:
-        self._format, self._completion, self._head = written, completion, head
+    def __init__(self, completion: Completion, name: str) -> None:
+        self._completion, self._chat = completion, isinstance(completion.request, ChatRequest)
+        self._head = {
+            "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": "chat.completion" if self._chat else "text_completion",
+            "created": int(time.time()),
+            "model": name,
+        }
+        self._event = self._head | ({"object": "chat.completion.chunk"} if self._chat else {})
         self._begun: set[int] = set()
 
     def whole(self, pieces: Iterable[Delta]) -> dict[str, Any]:
@@ -109,30 +36,65 @@ class Answer:
             by_choice[piece.choice].append(piece)
         choices = []
         for number, parts in sorted(by_choice.items()):
-            text = self._format.content("".join(part.text for part in parts))
+            text = "".join(part.text for part in parts)
             tokens = [token for part in parts for token in part.tokens]
-            choices.append(self._choice(number, text, tokens, parts[-1].finish_reason))
-        head = {"object": self._format.whole} | self._head
-        return head | {"choices": choices} | self._counts()
+            content: dict[str, Any] = {"text": text}
+            if self._chat:
+                content = {"message": {"role": "assistant", "content": text}}
+            choices.append(self._choice(number, content, tokens, parts[-1].finish_reason))
+        return self._head | {"choices": choices} | self._counts()
 
     def part(self, piece: Delta) -> dict[str, Any]:
         """The event of a stream that carries a piece."""
-        delta = self._format.delta(piece.text, piece.choice not in self._begun)
+        content: dict[str, Any] = {"text": piece.text}
+        if self._chat:
+            role = {} if piece.choice in self._begun else {"role": "assistant"}
+            content = {"delta": role | {"content": piece.text}}
         self._begun.add(piece.choice)
-        choice = self._choice(piece.choice, delta, piece.tokens, piece.finish_reason)
-        return {"object": self._format.part} | self._head | {"choices": [choice]}
+        choice = self._choice(piece.choice, content, piece.tokens, piece.finish_reason)
+        return self._event | {"choices": [choice]}
 
     def last(self) -> dict[str, Any]:
         """The event with the counts, which ends a stream."""
-        return {"object": self._format.part} | self._head | {"choices": []} | self._counts()
+        return self._event | {"choices": []} | self._counts()
 
     def _choice(
-        self, number: int, text: dict[str, Any], tokens: list[TokenScore], finish_reason: str | None
+        self,
+        number: int,
+        content: dict[str, Any],
+        tokens: list[TokenScore],
+        finish_reason: str | None,
     ) -> dict[str, Any]:
         logprobs = None
         if self._completion.request.alternatives is not None:
-            logprobs = self._format.logprobs(tokens, self._completion.model.lm.tokenizer)
-        return {"index": number} | text | {"logprobs": logprobs, "finish_reason": finish_reason}
+            logprobs = self._chat_logprobs(tokens) if self._chat else self._logprobs(tokens)
+        return {"index": number} | content | {"logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _logprobs(self, tokens: list[TokenScore]) -> dict[str, Any]:
+        return {
+            "tokens": [self._text(scored.token) for scored in tokens],
+            "token_logprobs": [scored.logprob for scored in tokens],
+            # Of two tokens with one text, the likelier one counts.
+            "top_logprobs": [
+                {self._text(token): logprob for token, logprob in reversed(scored.likeliest)}
+                for scored in tokens
+            ],
+        }
+
+    def _chat_logprobs(self, tokens: list[TokenScore]) -> dict[str, Any]:
+        def entry(token: int, logprob: float) -> dict[str, Any]:
+            text = self._text(token)
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        content = [
+            entry(scored.token, scored.logprob)
+            | {"top_logprobs": [entry(*pair) for pair in scored.likeliest]}
+            for scored in tokens
+        ]
+        return {"content": content}
+
+    def _text(self, token: int) -> str:
+        return str(self._completion.model.lm.tokenizer.decode([token]))
 
     def _counts(self) -> dict[str, Any]:
         completion = self._completion

@@ -1,39 +1,37 @@
 """The routes: OpenAI's chats, completions and models, health, policies, and the web page."""
 
+import asyncio
 import json
+import math
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
+from hmac import compare_digest
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from ppf.evaluation.size import parameters
-from ppf.report.scores import LogPerplexity
 from ppf.runtime import DynamicModel
-from ppf.server.answers import Answer, ChatFormat, Format, TextFormat
-from ppf.server.completion import Delta, Position
+from ppf.server.answers import Answer
+from ppf.server.completion import Delta
 from ppf.server.errors import FAILURE, add_handlers, content
-from ppf.server.guard import Guard
-from ppf.server.prompts import chat_tokens, has_template, text_tokens
 from ppf.server.requests import ChatRequest, CompletionRequest, GenerationRequest
-from ppf.server.scheduler import Generation, Scheduler
+from ppf.server.scheduler import Scheduler
+
+_TWO_SIDED_95 = 1.96  # standard deviations
+Reply = StreamingResponse | dict[str, Any]
 
 
 def create_app(
-    name: str,
-    scheduler: Scheduler,
-    *,
-    hosts: Sequence[str],
-    api_key: str | None,
-    template: str | None,
+    name: str, scheduler: Scheduler, *, hosts: Sequence[str], api_key: str | None
 ) -> FastAPI:
     """Creates the application that serves one model.
 
@@ -44,15 +42,15 @@ def create_app(
         scheduler: generates the completions.
         hosts: allowed values of the Host header; "*" allows any.
         api_key: the key that requests to /v1 must send; None: no key is needed.
-        template: a chat template; None: the tokenizer's.
     """
     # Its page /docs needs no internet.
     app = FastAPIOffline(title="PPF", summary="One model at any pruning ratio.", redoc_url=None)
     add_handlers(app)
-    app.add_middleware(Guard, api_key=api_key, body_mib=scheduler.limits.body_mib)
+    most_bytes = int(scheduler.limits.body_mib * 2**20)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=most_bytes)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
-    model, tokenizer = scheduler.model, scheduler.model.lm.tokenizer
-    prunable = model.space.total / parameters(model.lm.model)
+    v1 = APIRouter(prefix="/v1", dependencies=[_needs(api_key)] if api_key else [])
+    model = scheduler.model
     page = (files("ppf.server") / "templates" / "page.html").read_text(encoding="utf-8")
     entry = {
         "id": name,
@@ -61,7 +59,7 @@ def create_app(
         "owned_by": "ppf",
         "pruning_ratios": model.ratios,
         "compensation": model.compensation,
-        "chat": has_template(tokenizer, template),
+        "chat": model.lm.tokenizer.chat_template is not None,
     }
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -72,72 +70,76 @@ def create_app(
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/v1/models")
+    @v1.get("/models")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [entry]}
 
-    @app.get("/v1/models/{model_name:path}")
+    @v1.get("/models/{model_name:path}")
     async def one_model(model_name: str) -> dict[str, Any]:
         check_name(model_name)
         return entry
 
-    @app.get("/v1/policies")
+    @v1.get("/policies")
     async def policy(pruning_ratio: float) -> dict[str, Any]:
-        return await run_in_threadpool(_policy, model, pruning_ratio, prunable)
+        return await run_in_threadpool(_policy, model, pruning_ratio)
 
-    @app.post("/v1/completions", response_model=None)
-    async def complete(
-        asked: CompletionRequest, request: Request
-    ) -> StreamingResponse | dict[str, Any]:
-        read = partial(text_tokens, tokenizer, asked.prompt)
-        return await answer(asked, read, TextFormat(), request)
+    @v1.post("/completions", response_model=None)
+    async def complete(asked: CompletionRequest, request: Request) -> Reply:
+        return await answer(asked, request)
 
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(asked: ChatRequest, request: Request) -> StreamingResponse | dict[str, Any]:
-        read = partial(chat_tokens, tokenizer, asked, template)
-        return await answer(asked, read, ChatFormat(), request)
+    @v1.post("/chat/completions", response_model=None)
+    async def chat(asked: ChatRequest, request: Request) -> Reply:
+        return await answer(asked, request)
 
-    async def answer(
-        asked: GenerationRequest,
-        read: Callable[[], list[int]],
-        written: Format,
-        request: Request,
-    ) -> StreamingResponse | dict[str, Any]:
+    async def answer(asked: GenerationRequest, request: Request) -> Reply:
         check_name(asked.model or name)
-        head = {
-            "id": f"{written.prefix}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": name,
-        }
-        generation = scheduler.start(asked, read, request)
-        answer = Answer(written, generation.completion, head)
-        # Waits for the first piece: until the answer starts, an error can still set its status.
-        first = await anext(generation)
-        if asked.stream:
-            events = _events(answer, first, generation, asked.stream_options.include_usage)
-            return StreamingResponse(events, media_type="text/event-stream")
-        found = [first, *[piece async for piece in generation]]
-        return answer.whole(piece for piece in found if isinstance(piece, Delta))
+        completion, pieces = scheduler.start(asked, request)
+        written = Answer(completion, name)
+        try:
+            # Waits for the first piece: until the answer starts, an error can still set its status.
+            first = await anext(pieces)
+            if not asked.stream:
+                return written.whole([first, *[piece async for piece in pieces]])
+        except asyncio.CancelledError:  # by uvicorn, of what is open some seconds after a signal
+            raise HTTPException(503, "the server stops.") from None
+        events = _events(written, first, pieces, asked.stream_options.include_usage)
+        return StreamingResponse(events, media_type="text/event-stream")
 
     def check_name(asked: str) -> None:
         if asked != name:
             raise HTTPException(404, f"this server has no model '{asked}': give model='{name}'.")
 
+    app.include_router(v1)
     return app
 
 
-def _policy(model: DynamicModel, ratio: float, prunable: float) -> dict[str, Any]:
-    """The answer of /v1/policies.
+def _needs(api_key: str) -> Any:
+    """A dependency of routes, which refuses requests without the key."""
 
-    Args:
-        prunable: prunable parameters as a share of all.
-    """
+    async def check(
+        sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    ) -> None:
+        key = sent.credentials.encode("latin-1") if sent else b""
+        if not compare_digest(key, api_key.encode()):
+            sentence = "this server needs an API key: send the header `Authorization: Bearer KEY`."
+            raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
+
+    return Depends(check)
+
+
+def _policy(model: DynamicModel, ratio: float) -> dict[str, Any]:
+    """The answer of /v1/policies: the units of each site, and the perplexity if it is predicted."""
     kept = model.policy(ratio)
     achieved = float(model.space.ratio(torch.tensor(kept)))
+    predicted = None
+    if prediction := model.policies.predicted(ratio):
+        nll, reach = prediction[0], _TWO_SIDED_95 * prediction[1]
+        interval = [math.exp(nll - reach), math.exp(nll + reach)]
+        predicted = {"mean": math.exp(nll), "interval_95": interval}
     return {
         "pruning_ratio": achieved,
-        "of_all_parameters": achieved * prunable,
-        "predicted_perplexity": _perplexity(model.policies.predicted(ratio)),
+        "of_all_parameters": achieved * model.space.total / parameters(model.lm.model),
+        "predicted_perplexity": predicted,
         "sites": [
             {"layer": s.layer, "block": s.block, "kept": k, "units": s.units}
             for s, k in zip(model.space.sites, kept, strict=True)
@@ -146,22 +148,13 @@ def _policy(model: DynamicModel, ratio: float, prunable: float) -> dict[str, Any
 
 
 async def _events(
-    answer: Answer, first: Position | Delta, rest: Generation, counts: bool
+    answer: Answer, first: Delta, rest: AsyncIterator[Delta], counts: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events: pieces of text, then OpenAI's end mark, or else an error.
-
-    A place in the queue is a comment line, which OpenAI's clients ignore.
-    """
-
-    def line(piece: Position | Delta) -> str:
-        if isinstance(piece, Position):
-            return f": place in the queue: {piece.place}\n\n"
-        return _event(answer.part(piece))
-
+    """Server-sent events: pieces of text, then OpenAI's end mark, or else an error."""
     try:
-        yield line(first)
+        yield _event(answer.part(first))
         async for piece in rest:
-            yield line(piece)
+            yield _event(answer.part(piece))
     except HTTPException as error:
         yield _event(content(error.status_code, error.detail))
     except Exception:
@@ -175,11 +168,3 @@ async def _events(
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
-
-
-def _perplexity(prediction: tuple[float, float] | None) -> dict[str, Any] | None:
-    """Predicted perplexity with its 95 % interval; None without a prediction."""
-    if prediction is None:
-        return None
-    score = LogPerplexity(*prediction)
-    return {"mean": score.perplexity, "interval_95": score.interval}

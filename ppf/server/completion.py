@@ -1,6 +1,7 @@
 """The work on one request: its prompt, and the texts that are generated for it."""
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -25,13 +26,6 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True)
-class Position:
-    """A request waits; `place` is its place in the queue, from 1."""
-
-    place: int
-
-
-@dataclass(frozen=True)
 class Delta:
     """The addition of some tokens to one text.
 
@@ -48,7 +42,7 @@ class Delta:
     finish_reason: str | None
 
 
-Emit = Callable[[Position | Delta], object]
+Emit = Callable[[Delta], object]
 _BEFORE = 5  # tokens of the prompt that show whether a new token begins with a space
 
 
@@ -95,6 +89,10 @@ class Choice:
 class Completion:
     """The completion of one request. Call `prepare` before an `Engine` generates it.
 
+    Args:
+        emit: gets the pieces of the texts, in the thread that generates them.
+        longest: largest number of tokens of the prompt and a text together.
+
     Attributes:
         ids: the prompt's tokens.
         choices: the texts.
@@ -108,60 +106,33 @@ class Completion:
     """
 
     def __init__(
-        self,
-        model: DynamicModel,
-        request: GenerationRequest,
-        read: Callable[[], list[int]],
-        emit: Emit,
-        *,
-        longest: int,
+        self, model: DynamicModel, request: GenerationRequest, emit: Emit, *, longest: int
     ) -> None:
-        """Creates a completion.
-
-        Args:
-            read: returns the prompt's tokens; raises PPFError if there are none.
-            emit: is called with each piece, and with positions in the queue before the first one.
-            longest: most tokens of the prompt and a text.
-        """
-        self.model, self.request, self._read, self.emit = model, request, read, emit
-        self._longest = longest
-        self.ids = torch.empty(0, dtype=torch.long)
-        self.choices: list[Choice] = []
-        self.most_tokens = self.new_tokens = 0
-        self.ratio = self.prefill = self.seconds = self._start = 0.0
+        config = model.lm.model.config
+        self.model, self.request, self.emit = model, request, emit
+        self._longest = min(longest, config.max_position_embeddings)
         self.end_tokens = _end_tokens(model)
-        self.done: Future[None] = Future()
-        self.done.set_running_or_notify_cancel()
-        self._stopped, self._place = Event(), 0
+        self.new_tokens, self.ratio, self.prefill, self.seconds = 0, 0.0, 0.0, 0.0
+        self.done, self._stopped = Future[None](), Event()
 
     def prepare(self) -> None:
-        """Tokenises the prompt and checks the request against the model.
+        """Tokenises the prompt.
 
         Raises:
-            PPFError: the prompt has no tokens, or one that is not embedded; the model has too few
-                positions; or there is no policy for the ratio.
+            PPFError: there is no policy for the ratio, a token of the prompt is not embedded, or
+                the prompt and its answer are too long.
         """
         self.model.policy(self.request.pruning_ratio)
-        self.ids = torch.tensor(self._read(), dtype=torch.long)
-        if not len(self.ids):
-            raise PPFError("the prompt has no tokens: send some text.")
-        check_embedded(self.ids, self.model.lm.tokenizer, "the prompt")
-        positions = self.model.lm.model.config.max_position_embeddings
-        longest, asked = min(positions, self._longest), self.request.most_tokens
-        most = asked or max(1, longest - len(self.ids))
-        if len(self.ids) + most > longest:
-            own = longest == positions
-            bound = f"the model's {positions} positions" if own else f"limits.context={longest}"
-            if not asked:
-                raise PPFError(
-                    f"the prompt has {len(self.ids)} tokens, which leaves none of {bound} for an"
-                    " answer: shorten the prompt."
-                )
+        tokenizer = self.model.lm.tokenizer
+        self.ids = torch.tensor(self.request.tokens(tokenizer), dtype=torch.long)
+        check_embedded(self.ids, tokenizer, "the prompt")
+        length = len(self.ids)
+        self.most_tokens = self.request.most_tokens or max(1, self._longest - length)
+        if not 0 < length <= self._longest - self.most_tokens:
             raise PPFError(
-                f"the prompt has {len(self.ids)} tokens, and max_tokens={most}: together more than"
-                f" {bound}: shorten the prompt or lower max_tokens."
+                f"the prompt has {length} tokens and its answer may have {self.most_tokens}, but"
+                f" together at most {self._longest}: change the prompt or lower max_tokens."
             )
-        self.most_tokens = most
         self.choices = [Choice(self, number) for number in range(self.request.n)]
 
     def stop(self) -> None:
@@ -178,12 +149,6 @@ class Completion:
         later = self.new_tokens - len(self.choices)
         return later / self.seconds if self.seconds and later else None
 
-    def wait(self, place: int) -> None:
-        """Emits the place in the queue if it has changed."""
-        if place != self._place:
-            self._place = place
-            self.emit(Position(place))
-
     def begin(self) -> None:
         """Starts the clock, and notes the ratio."""
         self.ratio, self._start = self.model.ratio, time.perf_counter()
@@ -198,6 +163,9 @@ class Completion:
 
     def end(self, error: Exception | None = None) -> None:
         """Sets `done`, if it is not set yet."""
+        if error is not None:
+            # The frames of a failed prefill hold its KV cache.
+            traceback.clear_frames(error.__traceback__)
         if self.done.done():
             return
         if error is None:
@@ -212,15 +180,16 @@ class Completion:
         Raises:
             StoppedError: `stop` was called.
         """
+
+        def check(*_: Any) -> None:
+            if self.stopped:
+                raise StoppedError
+
         lm = self.model.lm
         with ExitStack() as hooks:
             for layer in lm.adapter.layers(lm.model):
-                hooks.enter_context(layer.register_forward_pre_hook(self._check))
+                hooks.enter_context(layer.register_forward_pre_hook(check))
             yield
-
-    def _check(self, *_: Any) -> None:
-        if self.stopped:
-            raise StoppedError
 
 
 def _end_tokens(model: DynamicModel) -> set[int]:

@@ -1,7 +1,6 @@
 """Generates completions: those at one ratio share a batch, and the ratios take turns."""
 
 import time
-import traceback
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
@@ -14,7 +13,7 @@ from ppf.server.completion import Choice, Completion, StoppedError
 
 
 class Engine:
-    """Generates completions in one thread.
+    """Generates completions in one thread, which nothing else may use the model beside.
 
     Completions start in the order of arrival. Those that have started at one ratio share a batch,
     which any of them may join or leave between two tokens. Batches at other ratios take turns.
@@ -41,7 +40,7 @@ class Engine:
         return completion.done
 
     def _admit(self) -> None:
-        """Starts waiting completions while there is room, and tells the others their places."""
+        """Starts waiting completions while there is room."""
         self._waiting = deque(c for c in self._waiting if not c.stopped)
         used = sum(group.sequences for group in self._groups.values())
         while self._waiting and used + self._waiting[0].request.n <= self._sequences:
@@ -49,23 +48,14 @@ class Engine:
             used += completion.request.n
             ratio = completion.request.pruning_ratio
             self._groups.setdefault(ratio, _Group(self._model)).joining.append(completion)
-        for place, completion in enumerate(self._waiting, 1):
-            completion.wait(place)
 
     def _run(self) -> None:
-        try:
-            with self._model.at(0.0):  # restores the model's own policy when there is no more work
-                self._take_turns()
-        except Exception as error:
-            self._fail(error)
-
-    def _take_turns(self) -> None:
         while (ratio := self._next()) is not None:
             group = self._groups[ratio]
             try:
-                self._turn(ratio, group)
+                self._model.set_ratio(ratio)
+                self._turn(group)
             except Exception as error:
-                _release(error)
                 group.fail(error)
             with self._lock:
                 del self._groups[ratio]
@@ -73,25 +63,14 @@ class Engine:
                     self._groups[ratio] = group
                 self._admit()
 
-    def _fail(self, error: Exception) -> None:
-        """Ends all completions with an error; the next one starts the thread again."""
-        with self._lock:
-            groups, waiting = self._groups, self._waiting
-            self._groups, self._waiting, self._running = {}, deque(), False
-        for group in groups.values():
-            group.fail(error)
-        for completion in waiting:
-            completion.end(error)
-
     def _next(self) -> float | None:
         """The ratio whose turn it is; None: there is no work, and the thread ends."""
         with self._lock:
             self._running = bool(self._groups)
             return next(iter(self._groups), None)
 
-    def _turn(self, ratio: float, group: "_Group") -> None:
+    def _turn(self, group: "_Group") -> None:
         """Generates at one ratio until its texts have ended, or its time is over."""
-        self._model.set_ratio(ratio)
         end = time.monotonic() + self._turn_seconds
         while group.sequences:
             group.advance()
@@ -132,10 +111,9 @@ class _Group:
 
     def fail(self, error: Exception) -> None:
         """Ends all completions with an error."""
-        while self.joining:
-            self.joining.popleft().end(error)
-        for row in self._rows:
-            row.completion.end(error)
+        for completion in (*self.joining, *(row.completion for row in self._rows)):
+            completion.end(error)
+        self.joining.clear()
         self._rows = []
         self._batch.keep([])
 
@@ -145,7 +123,6 @@ class _Group:
             with completion.stoppable():
                 logits = self._batch.join(completion.ids, len(completion.choices))
         except Exception as error:
-            _release(error)
             completion.end(error)
             return
         self._rows += completion.choices
@@ -167,11 +144,6 @@ class _Group:
         if len(rows) < len(self._rows):
             self._batch.keep(rows)
             self._rows = [self._rows[i] for i in rows]
-
-
-def _release(error: Exception) -> None:
-    """Frees what the frames of an error's traceback hold, such as the KV cache of a prompt."""
-    traceback.clear_frames(error.__traceback__)
 
 
 def _take(row: Choice, logits: Float[Tensor, " vocabulary"]) -> None:

@@ -1,6 +1,5 @@
 """Error answers in OpenAI's format: one sentence in JSON, with an HTTP status."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,13 +15,8 @@ FAILURE = "the server failed: its log shows the cause."
 def content(status: int, sentence: str) -> dict[str, Any]:
     """The JSON body of an error answer."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"error": {"message": sentence, "type": kind}}
-
-
-def refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer to a refused request."""
     printable = sentence.encode(errors="backslashreplace").decode()
-    return JSONResponse(content(status, printable), status, headers)
+    return {"error": {"message": printable, "type": kind}}
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -30,20 +24,21 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(PPFError)
     async def refuse(request: Request, error: PPFError) -> JSONResponse:
-        return refusal(400, str(error))
+        return JSONResponse(content(400, str(error)), 400)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_request(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         path = faulty_part(first["loc"][1:], error.body, missing=first["type"] == "missing")
         place = ".".join(str(key) for key, _ in path) or "the request"
-        sentence = first["msg"].removeprefix("Value error, ")
-        return refusal(400, f"{place[:80]}: {sentence}.")
+        return JSONResponse(content(400, f"{place[:80]}: {first['msg']}."), 400)
 
     @app.exception_handler(HTTPException)
     async def answer(request: Request, error: HTTPException) -> JSONResponse:
-        return refusal(error.status_code, error.detail, error.headers)
+        return JSONResponse(
+            content(error.status_code, error.detail), error.status_code, error.headers
+        )
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
-        return refusal(500, FAILURE)
+        return JSONResponse(content(500, FAILURE), 500)

@@ -2,68 +2,20 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from transformers import PreTrainedTokenizerBase
 
+from ppf.errors import PPFError, reason
 from ppf.ranges import STRICT
-
-_LEAST_TEMPERATURE = 1e-6  # below it, logits divided by the temperature could overflow float32
-_MOST_CHOICES = 16
-_MOST_PARTS = 1024  # of a message
-_IGNORED = {
-    "metadata",
-    "parallel_tool_calls",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-    "verbosity",
-}
-"""Fields of OpenAI's requests that change no text here."""
-_NEUTRAL: dict[str, list[Any]] = {
-    "audio": [],
-    "best_of": [1],
-    "echo": [False],
-    "frequency_penalty": [0],
-    "function_call": ["none", "auto"],
-    "functions": [[]],
-    "logit_bias": [{}],
-    "modalities": [["text"]],
-    "presence_penalty": [0],
-    "response_format": [{"type": "text"}],
-    "suffix": [""],
-    "tool_choice": ["none", "auto"],
-    "tools": [[]],
-}
-"""Fields that are accepted with these values only, which change nothing."""
-
-
-def _finite_logits(temperature: float) -> float:
-    if 0 < temperature < _LEAST_TEMPERATURE:
-        raise ValueError(f"Input should be 0 or at least {_LEAST_TEMPERATURE:g}")
-    return temperature
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _only_one(value: Any) -> Any:
-    if not isinstance(value, list):
-        return value
-    if len(value) != 1 or not isinstance(value[0], str):
-        raise ValueError("this server takes one prompt, as text: send a request for each")
-    return value[0]
-
-
-Stops = Annotated[
-    list[Annotated[str, Field(min_length=1)]], Field(max_length=4), BeforeValidator(_as_list)
-]
-
 
 Characters = Annotated[str, Field(min_length=0)]
 """Any text. pydantic refuses half a surrogate pair only in strings that have a constraint."""
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(max_length=4),
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+]
+Nothing = Annotated[list[Any] | dict[str, Any], Field(max_length=0)]
 
 
 class Schema(BaseModel):
@@ -89,34 +41,39 @@ class StreamOptions(Schema):
 class GenerationRequest(Schema):
     """The fields that completions and chats share: OpenAI's, and `pruning_ratio`.
 
-    At temperature 0, the most likely token is chosen instead of sampling. A field that is null has
-    its default. Fields that change no text are accepted.
+    At temperature 0, the most likely token is chosen instead of sampling.
 
     Attributes:
         continues: whether the answer continues the prompt's text.
     """
 
-    continues: ClassVar[bool] = False
+    continues: ClassVar[bool]
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
-    temperature: Annotated[float, AfterValidator(_finite_logits)] = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    n: int = Field(1, ge=1, le=_MOST_CHOICES)
+    n: int = Field(1, ge=1)
     stop: Stops = Field(default_factory=list)
     seed: int | None = Field(None, ge=0, lt=2**64)
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
     pruning_ratio: float = Field(0.0, ge=0, lt=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_harmless(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        for name in given.keys() & _NEUTRAL.keys():
-            if given[name] is not None and given[name] not in _NEUTRAL[name]:
-                raise ValueError(f"this server does not support {name}: leave it out")
-        return {k: v for k, v in given.items() if k not in _IGNORED | _NEUTRAL.keys()}
+    # Fields of OpenAI's clients that change no text here.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    parallel_tool_calls: Any = None
+    # Fields that are accepted with the values that change nothing.
+    best_of: Literal[1] = 1
+    echo: Literal[False] = False
+    frequency_penalty: Literal[0] = 0
+    presence_penalty: Literal[0] = 0
+    logit_bias: Nothing = Field(default_factory=dict)
+    suffix: Literal[""] = ""
+    response_format: dict[Literal["type"], Literal["text"]] = Field(default_factory=dict)
+    tools: Nothing = Field(default_factory=list)
+    tool_choice: Literal["none", "auto"] = "none"
 
     @property
     def most_tokens(self) -> int | None:
@@ -128,18 +85,30 @@ class GenerationRequest(Schema):
         """Number of likely tokens to report with each token; None: no log-probabilities."""
         raise NotImplementedError
 
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The tokens that the answer follows."""
+        raise NotImplementedError
+
+
+def _only_one(given: Any) -> Any:
+    """The prompt in a list of one prompt, as some clients send it."""
+    return given[0] if isinstance(given, list) and len(given) == 1 else given
+
 
 class CompletionRequest(GenerationRequest):
     """The request of /v1/completions."""
 
     continues: ClassVar[bool] = True
-    prompt: Annotated[str, BeforeValidator(_only_one)] = Field(min_length=1)
+    prompt: Annotated[str, Field(min_length=1), BeforeValidator(_only_one)]
     max_tokens: int = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return list(tokenizer(self.prompt, verbose=False)["input_ids"])
 
 
 class TextPart(Schema):
@@ -153,7 +122,7 @@ class Message(Schema):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Characters | Annotated[list[TextPart], Field(max_length=_MOST_PARTS)]
+    content: Characters | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
@@ -166,16 +135,11 @@ class Message(Schema):
 class ChatRequest(GenerationRequest):
     """The request of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)  # one error is told
+    continues: ClassVar[bool] = False
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
-
-    @model_validator(mode="after")
-    def _logprobs_are_wanted(self) -> "ChatRequest":
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
-        return self
 
     @property
     def most_tokens(self) -> int | None:
@@ -184,3 +148,21 @@ class ChatRequest(GenerationRequest):
     @property
     def alternatives(self) -> int | None:
         return self.top_logprobs if self.logprobs else None
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The chat in the model's template, up to where the answer begins.
+
+        Raises:
+            PPFError: there is no template, or it refuses the messages.
+        """
+        messages = [message.plain() for message in self.messages]
+        try:
+            found: Any = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True
+            )
+        except Exception as error:  # a template can compute anything
+            raise PPFError(
+                f"the chat template refuses the messages ({reason(error)}): change them, send a"
+                " prompt to /v1/completions, or restart the server with chat_template=FILE."
+            ) from error
+        return list(found["input_ids"])

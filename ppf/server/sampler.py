@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
+_GREEDY = 1e-5  # at lower temperatures, the divided logits could overflow
+
 
 @dataclass(frozen=True)
 class TokenScore:
@@ -36,8 +38,7 @@ class TokenSampler:
     def __init__(
         self, temperature: float, top_p: float, seed: int | None, device: torch.device
     ) -> None:
-        self._temperature = temperature
-        self._warper = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self._temperature, self._warper = temperature, TopPLogitsWarper(top_p)
         self._generator = torch.Generator(device)
         if seed is None:
             self._generator.seed()
@@ -46,10 +47,10 @@ class TokenSampler:
 
     def __call__(self, logits: Float[Tensor, " vocabulary"]) -> int:
         """The next token."""
-        if not self._temperature:
+        if self._temperature < _GREEDY:
             return int(logits.argmax())
         scores = logits.float()[None] / self._temperature
-        if self._warper is not None:
+        if self._warper.top_p < 1:
             scores = self._warper(scores, scores)
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
 

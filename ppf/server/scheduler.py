@@ -1,58 +1,20 @@
 """Admits completions: a bounded queue, time limits, and cancellation."""
 
 import asyncio
-import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
 
 from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
-from ppf.server.completion import Completion, Delta, Position
+from ppf.server.completion import Completion, Delta
 from ppf.server.engine import Engine
+from ppf.server.limits import Limits
 from ppf.server.requests import GenerationRequest
 
-
-@dataclass(frozen=True)
-class Limits:
-    """The section `limits` of conf/serve.yaml, which explains its keys."""
-
-    body_mib: float
-    sequences: int
-    context: int
-    turn_seconds: float
-    queue: int
-    seconds: float
-    shutdown_seconds: float
-
-
-class Generation:
-    """Asynchronous iterator over places in the queue, and then the pieces of the texts.
-
-    Attributes:
-        completion: the work on the request; its numbers are complete when the iterator ends.
-
-    Raises:
-        HTTPException: the request exceeded its time limit or was cancelled (503).
-        PPFError: the model cannot serve the request.
-    """
-
-    completion: Completion
-
-    def __init__(self) -> None:
-        self._pieces: asyncio.Queue[Position | Delta | Exception] = asyncio.Queue()
-        self.put: Callable[[Position | Delta | Exception], object] = self._pieces.put_nowait
-
-    def __aiter__(self) -> "Generation":
-        return self
-
-    async def __anext__(self) -> Position | Delta:
-        piece = await self._pieces.get()
-        if isinstance(piece, Exception):
-            raise piece
-        return piece
+Arrival = Delta | Exception | None
+"""A piece of a text, or the error that ends it; None: all texts are complete."""
 
 
 class Scheduler:
@@ -63,77 +25,77 @@ class Scheduler:
 
     def __init__(self, model: DynamicModel, limits: Limits) -> None:
         self.model, self.limits = model, limits
-        self._preparer = ThreadPoolExecutor(1)
+        self._tokeniser = ThreadPoolExecutor(1)
         self._engine = Engine(model, sequences=limits.sequences, turn_seconds=limits.turn_seconds)
         self._open: set[asyncio.Task[None]] = set()
-        self._last_seconds = 1.0
 
     def start(
-        self, asked: GenerationRequest, read: Callable[[], list[int]], request: Request
-    ) -> Generation:
+        self, asked: GenerationRequest, request: Request
+    ) -> tuple[Completion, AsyncIterator[Delta]]:
         """Queues a request. If its client disconnects, it is cancelled.
 
-        Args:
-            read: as for `Completion`.
+        Returns:
+            The completion, whose numbers are complete when the iterator ends, and an iterator over
+            the pieces of its texts. The iterator raises PPFError if the model cannot serve the
+            request, and HTTPException (503) after the time limit or a cancellation.
 
         Raises:
             HTTPException: the queue is full (429).
             PPFError: the request wants more texts than the server generates at a time.
         """
-        if asked.n > self.limits.sequences:
+        limits = self.limits
+        if asked.n > limits.sequences:
             raise PPFError(
-                f"n={asked.n} is more than limits.sequences={self.limits.sequences}: lower n, or"
+                f"n={asked.n} is more than limits.sequences={limits.sequences}: lower n, or"
                 " restart the server with a larger limits.sequences."
             )
-        if len(self._open) >= self.limits.sequences + self.limits.queue:
+        if len(self._open) >= limits.sequences + limits.queue:
             raise HTTPException(
                 429,
-                f"{self.limits.queue} requests wait already: try again later, or restart the"
-                " server with a larger limits.queue.",
-                {"Retry-After": str(math.ceil(self._last_seconds))},
+                f"{limits.queue} requests wait already: try again later, or restart the server"
+                " with a larger limits.queue.",
             )
-        generation, loop = Generation(), asyncio.get_running_loop()
+        pieces, loop = asyncio.Queue[Arrival](), asyncio.get_running_loop()
 
-        def emit(piece: Position | Delta) -> None:
-            loop.call_soon_threadsafe(generation.put, piece)
+        def emit(piece: Delta) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        longest = self.limits.context
-        generation.completion = Completion(self.model, asked, read, emit, longest=longest)
-        work = asyncio.create_task(self._work(generation))
+        completion = Completion(self.model, asked, emit, longest=limits.context)
+        work = asyncio.create_task(self._work(completion, pieces.put_nowait))
         watch = asyncio.create_task(_disconnected(request))
         watch.add_done_callback(lambda _: work.cancel())
         work.add_done_callback(lambda _: watch.cancel())
         self._open.add(work)
         work.add_done_callback(self._open.discard)
-        return generation
+        return completion, _until_the_end(pieces)
 
-    def stop(self) -> None:
-        """Cancels every request, waiting or running."""
-        for work in self._open:
-            work.cancel()
-
-    async def _work(self, generation: Generation) -> None:
-        completion, seconds = generation.completion, self.limits.seconds
-        loop = asyncio.get_running_loop()
+    async def _work(self, completion: Completion, put: Callable[[Arrival], None]) -> None:
+        seconds, loop = self.limits.seconds, asyncio.get_running_loop()
         try:
             async with asyncio.timeout(seconds):
-                await loop.run_in_executor(self._preparer, completion.prepare)
+                await loop.run_in_executor(self._tokeniser, completion.prepare)
                 await asyncio.wrap_future(self._engine.submit(completion))
-            self._last_seconds = completion.prefill + completion.seconds
-            generation.put(StopAsyncIteration())
+            put(None)
         except TimeoutError:
             sentence = (
                 f"the request took longer than {seconds:g} s, including its waiting time: lower"
                 " max_tokens, or restart the server with a larger limits.seconds."
             )
-            generation.put(HTTPException(503, sentence))
+            put(HTTPException(503, sentence))
         except asyncio.CancelledError:
-            generation.put(HTTPException(503, "the request was cancelled: the server stops."))
+            put(HTTPException(503, "the request was cancelled."))
             raise
         except Exception as error:
-            generation.put(error)
+            put(error)
         finally:
             completion.stop()
+
+
+async def _until_the_end(pieces: asyncio.Queue[Arrival]) -> AsyncIterator[Delta]:
+    while (piece := await pieces.get()) is not None:
+        if isinstance(piece, Exception):
+            raise piece
+        yield piece
 
 
 async def _disconnected(request: Request) -> None:

@@ -1,36 +1,10 @@
 """Turns tokens into text, piece by piece, up to a stop sequence."""
 
-import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # stands for the first bytes of a character
-_BYTES = {char: byte for byte, char in bytes_to_unicode().items()}  # of byte-level tokenizers
-_SPACE = "▁"  # in SentencePiece's tokens
-_BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token of SentencePiece for one byte
-
-
-def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
-    """The bytes of a token, which may be a part of a character."""
-    text, name = str(tokenizer.decode([token])), str(tokenizer.convert_ids_to_tokens(token))
-    if name.startswith(_SPACE):  # decoders drop the space before the first token
-        return name.replace(_SPACE, " ").encode()
-    if _INCOMPLETE not in text:
-        return text.encode()
-    if byte := _BYTE.fullmatch(name):
-        return bytes.fromhex(byte[1])
-    return bytes(_BYTES[char] for char in name) if _BYTES.keys() >= {*name} else text.encode()
-
-
-def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    r"""The text of a token; OpenAI's notation "bytes:\xe2\x82" for parts of characters."""
-    found = token_bytes(tokenizer, token)
-    try:
-        return found.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
 
 
 class TextPieces:
@@ -61,15 +35,11 @@ class TextPieces:
         """Appends a token, and returns the text that can no longer change."""
         self._tokens.append(token)
         text = self._new()
-        if text.endswith(_INCOMPLETE):
-            return ""
-        return self._certain(text)
+        return "" if text.endswith(_INCOMPLETE) else self._certain(text)
 
     def end(self) -> str:
         """The text that was held back; call this once, after the last token."""
-        text = "" if self.stopped else self._certain(self._new()) + self._held
-        self._held = ""
-        return text
+        return "" if self.stopped else self._certain(self._new()) + self._held
 
     def _new(self) -> str:
         """The text of the tokens that are not out yet.

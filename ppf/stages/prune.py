@@ -1,306 +1,263 @@
-"""prune: writes the model of a policy, with smaller tensors."""
+"""prune: writes the model of a policy, with smaller tensors.
 
-from collections.abc import Iterator, Mapping, Sequence
+`policy=` names the policy of a search. `search=` with `ratio=` takes that of an agent, and merges
+the adapters of a recovery. `path=` names a folder that prune or recover wrote, and writes its model
+in another format.
+"""
+
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
-from math import isfinite
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
-from transformers import PreTrainedModel
 
-from ppf.context import EarlyCheck, PruningContext, prepare
+from ppf.agents.ratio_agent import RatioAgent, load_agent
+from ppf.context import EarlyCheck, PruningContext
 from ppf.errors import PPFError
-from ppf.evaluation.latency import check_prompts, speeds
-from ppf.export.base import Converter, Exporter
-from ppf.export.loading import read_pruned
-from ppf.export.pruned import Pruned
-from ppf.labels.labelling import Labelling
+from ppf.evaluation.size import weight_bytes
+from ppf.export import Exporter, Pruned, check_out, read_pruned
+from ppf.labels.compensating import keep_better
 from ppf.llm import LanguageModel
 from ppf.llm.loading import dtype_name, resolve_dtype
-from ppf.policy_file import checked_config, read_policy, types_of
+from ppf.llm.sources import local_folder
+from ppf.policy_file import (
+    by_site,
+    policy_record,
+    prepared,
+    read_policy,
+    refuse_recovered,
+    types_of,
+)
 from ppf.progress import say
-from ppf.pruning.calibration import Calibration
-from ppf.pruning.compensation import NoCompensation
-from ppf.pruning.live import Types
-from ppf.pruning.prunable import PrunableModel
-from ppf.pruning.sequential import refit_sequentially
 from ppf.report.scores import LogPerplexity
+from ppf.runtime.resident import adapters_of, has_adapters, resident
+from ppf.space import uniform
+from ppf.stages.lineage import log_made, log_used
 from ppf.text import Text
-from ppf.text.windows import evenly
 
-_DECIDING = 16
-"""Windows of the selection part that choose between two compensations, as in search.yaml."""
-
-
-@dataclass(frozen=True)
-class CompensationChoice:
-    """Losses of one policy under two compensations, nats per token; the lower one is kept.
-
-    Args:
-        one_shot: with the level bank's compensation.
-        sequential: with compensation re-estimated front to back.
-        part: of the text, on which both were measured.
-        windows: number of windows of the measurement.
-    """
-
-    one_shot: float
-    sequential: float
-    part: Literal["labelling", "selection"]
-    windows: int
-
-    @property
-    def kept(self) -> str:
-        """The name of the better one; "one_shot" if the loss of the other is not finite."""
-        better = isfinite(self.sequential) and not self.sequential >= self.one_shot
-        return "sequential" if better else "one_shot"
-
-    def record(self) -> dict[str, Any]:
-        """The entry `choice` of `exported` in policy.json."""
-        nlls = {"one_shot": self.one_shot, "sequential": self.sequential}
-        scores = {name: LogPerplexity(nll).record() for name, nll in nlls.items()}
-        return scores | {"part": self.part, "windows": self.windows}
+ONE_PROCESS = True
+Exported = tuple[Pruned, dict[str, Any]]
+"""A pruned model, and the contents of its policy.json."""
 
 
-def prune(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Exports the policy's model to the folder `cfg.out`.
+def check(cfg: DictConfig) -> None:
+    """Refuses what cannot be pruned, and a folder `out` whose model would be lost."""
+    given = sum(bool(cfg[key]) for key in ("policy", "path", "search"))
+    if given != 1 or bool(cfg.search) != (cfg.ratio is not None):
+        raise PPFError(
+            "give one of policy=FILE (a policy.json), path=FOLDER (of prune or recover), and"
+            " search=FOLDER (of a search with mode=dynamic|chain) with ratio=R, as in"
+            " ratio=0.3."
+        )
+    if cfg.search:
+        agent = load_agent(cfg.search, cfg.trust_targets)
+        agent.policy(cfg.ratio)
+        check_out(cfg.out, agent.record)
+    elif cfg.path:
+        file = f"{local_folder(cfg.path, 'path')}/policy.json"
+        check_out(cfg.out, read_policy(file, cfg.trust_targets), cfg.path)
+    else:
+        record = read_policy(cfg.policy, cfg.trust_targets)
+        refuse_recovered(record, cfg.policy)
+        check_out(cfg.out, record)
 
-    With `cfg.sequential`, the better of one-shot and re-estimated compensation is exported. The
-    entry `exported` of the record beside the weights has their perplexity in `cfg.dtype`.
 
-    Returns:
-        What `cfg.export` wrote, and the record.
-    """
+def main(cfg: DictConfig, fabric: Fabric) -> None:
+    """Writes the pruned model into the folder `cfg.out`, with its policy and a model card."""
     exporter: Exporter = instantiate(cfg.export)
-    exporter.check_policy(record["kept"], record["units"])
-    timed = cfg.speed if cfg.latency else None
-    biases = record["kept"] != record["units"] and adds_biases(checked_config(record, cfg))
-    check = partial(check_export, exporter, timed, biases)
-    context, record = compensated(cfg, fabric, record, exporter, timed, check)
-    return exporter.write(context.model.pruner, Path(cfg.out), record), record
-
-
-def adds_biases(config: DictConfig) -> bool:
-    """Whether a config's compensation is known to add biases to pruned models."""
-    return instantiate(config.compensation).biases
-
-
-def check_export(
-    exporter: Exporter, timed: DictConfig | None, biases: bool, text: Text, lm: LanguageModel
-) -> None:
-    """Raises PPFError if the format or the timed prompts do not fit the model; see `EarlyCheck`."""
-    exporter.check_family(lm, biases=biases)
-    if timed:
-        check_prompts(timed, lm.model.config)
-
-
-def convert(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
-    """Writes the exported or recovered model in `cfg.path` again, in the format `cfg.export`.
-
-    Returns:
-        What `cfg.export` wrote, and the record of the policy.
-
-    Raises:
-        PPFError: the folder holds no pruned model, or the format cannot hold it.
-    """
-    folder, exporter = Path(cfg.path), instantiate(cfg.export)
-    if not isinstance(exporter, Converter):
-        raise PPFError(
-            "path= is a Hugging Face folder already: give export=gguf or export=decilm with it."
-        )
-    record = read_policy(folder / "policy.json", cfg.trust_targets)
-    model = read_pruned(folder, resolve_dtype(cfg.dtype))
-    if not _describes(record, model):
-        raise PPFError(
-            f"{folder}/policy.json does not describe the weights beside it: export it again."
-        )
-    exporter.check_model(model)
-    return exporter.write_model(model, Path(cfg.out), record), record
-
-
-def _describes(record: Mapping[str, Any], model: Pruned) -> bool:
-    """Whether a model has the widths that a policy names; sites without a name are whole."""
-    kept, units = record["kept"], record["units"]
-    found = zip(model.couplings, model.atoms, model.whole, strict=True)
-    return all(
-        atoms * units.get(c.name, 1) == whole * kept.get(c.name, 1) for c, atoms, whole in found
-    )
-
-
-def compensated(
-    cfg: DictConfig,
-    fabric: Fabric,
-    record: dict[str, Any],
-    exporter: Exporter,
-    timed: DictConfig | None = None,
-    check: EarlyCheck | None = None,
-) -> tuple[PruningContext, dict[str, Any]]:
-    """The policy's model, ready for an export, and the record with the entry `exported`.
-
-    Args:
-        timed: how speed is measured; None: it is not measured.
-        check: as for `prepare`.
-    """
-    context = apply_policy(cfg, fabric, record, check)
-    exporter.check(context.model.pruner)
-    labelling = context.labelling
-    known = known_before(labelling, timed)  # before the refit: applying another policy undoes it
-    scores = {"one_shot": labelling.present_nll()}
-    choice = chosen(context, exporter, cfg.refit_windows) if cfg.sequential else None
-    return context, record | {"exported": exported(labelling, scores, choice) | known}
-
-
-def chosen(
-    context: PruningContext, exporter: Exporter, windows: int | None
-) -> CompensationChoice | None:
-    """Leaves the better compensation in the model; None: only one-shot compensation is possible.
-
-    Re-estimation is undone if the export does not support it: it adds biases to all sites.
-
-    Args:
-        windows: number of windows that re-estimation reads; None: all of the calibration part.
-    """
-    if not can_refit(context.model):
-        return None
-    choice = keep_better(context.labelling, context.calibration, windows)
-    try:
-        exporter.check(context.model.pruner)
-    except PPFError as error:
-        if choice.kept == "one_shot":
-            raise
-        say(f"One-shot weights are kept, since this export cannot store the others: {error}")
-        context.model.pruner.reset()
-        return None
-    return choice
-
-
-def known_before(labelling: Labelling, timed: DictConfig | None) -> dict[str, Any]:
-    """The dense model's perplexity, and the speed of both models if it is wanted."""
-    prunable, model = labelling.model, labelling.model.lm.model
-    pruned = [asdict(found) for found in speeds(model, timed)] if timed else []
-    with prunable.at(prunable.space.dense.tolist()):
-        dense = {"dense": LogPerplexity(labelling.present_nll()).record()}
-        if not timed:
-            return dense
-        return dense | {
-            "speed": {"dense": [asdict(x) for x in speeds(model, timed)], "pruned": pruned}
-        }
+    if cfg.path:
+        source = _of_folder(cfg, exporter)
+    elif cfg.search:
+        source = _of_search(cfg, fabric, exporter)
+    else:
+        source = _of_policy(cfg, fabric, exporter)
+    with source as (model, record):
+        path = exporter.write(model, Path(cfg.out), record)
+    size = weight_bytes(path) if path.is_dir() else path.stat().st_size
+    log_used(cfg, fabric.loggers)
+    log_made(path, fabric.loggers, record["ratio"])
+    fabric.log_dict(_metrics(record, size))
+    say(f"{size / 2**20:.1f} MiB of weights in {path}")
 
 
 @contextmanager
-def pruned_to(
-    labelling: Labelling,
-    calibration: Calibration,
-    kept: Sequence[int],
-    types: Types = None,
-    *,
-    sequential: bool,
-    windows: int | None,
-) -> Iterator[PreTrainedModel]:
-    """The model at a policy.
+def _of_folder(cfg: DictConfig, exporter: Exporter) -> Iterator[Exported]:
+    """The model of the folder `cfg.path`."""
+    folder = Path(cfg.path)
+    record = read_policy(folder / "policy.json", cfg.trust_targets)
+    model = read_pruned(folder, resolve_dtype(cfg.dtype))
+    if not model.has_policy(record["kept"], record["units"]):
+        raise PPFError(
+            f"{folder}/policy.json does not describe the weights beside it: export it again."
+        )
+    exporter.check(model)
+    yield model, record
+
+
+@contextmanager
+def _of_policy(cfg: DictConfig, fabric: Fabric, exporter: Exporter) -> Iterator[Exported]:
+    """The model of the policy in the file `cfg.policy`."""
+    record = read_policy(cfg.policy, cfg.trust_targets)
+    early = _early_check(cfg, exporter, record, record["kept"], record["units"])
+    context, record = compensated(cfg, fabric, record, early)
+    yield Pruned.of(context.model.pruner), record
+
+
+@contextmanager
+def _of_search(cfg: DictConfig, fabric: Fabric, exporter: Exporter) -> Iterator[Exported]:
+    """The model of the agent in `cfg.search` at `cfg.ratio`, with its adapters merged."""
+    agent = load_agent(cfg.search, cfg.trust_targets)
+    kept = by_site(agent.space, agent.policy(cfg.ratio))
+    early = _early_check(cfg, exporter, agent.record, kept, agent.space.units_by_name)
+    adapted = has_adapters(cfg.search)
+    if adapted:  # they fit only the compensation that they were trained with
+        context = resident(cfg, fabric, agent.record, adapted=False, check=early)
+    else:
+        context = prepared(cfg, fabric, agent.record, early)
+    pruner, labelling = context.model.pruner, context.labelling
+    agent.check_sites(pruner.space)
+    record = _record(context, agent, cfg.ratio)
+    record["exported"] = _measured(cfg, context, sequential=cfg.sequential and not adapted)
+    if not adapted:
+        yield Pruned.of(pruner), record
+        return
+    adapters, trained = adapters_of(cfg.search, context)
+    score = LogPerplexity(labelling.present_nll()).record()
+    record["exported"]["compensation"] = "adapters"
+    record["exported"]["measured"]["adapters"] = score
+    record["exported"]["adapters"] = trained
+    with adapters.merged():
+        yield Pruned.of(pruner), record
+
+
+def _early_check(
+    cfg: DictConfig,
+    exporter: Exporter,
+    record: Mapping[str, Any],
+    kept: Mapping[str, int],
+    units: Mapping[str, int],
+) -> EarlyCheck:
+    """Refuses what the export or the timing cannot do with a model, before the long work.
 
     Args:
-        kept: units that each site keeps.
-        types: number formats of the sites; None: no site is rounded.
-        sequential: re-estimate its compensation, if that lowers the perplexity.
-        windows: number of windows that re-estimation reads; None: all of the calibration part.
+        record: policy.json or agent.json.
+        kept: units that each site keeps, by the site's name.
+        units: the same of the dense model.
     """
-    with labelling.model.pruner.at(kept, types) as model:
-        if sequential and can_refit(labelling.model):
-            keep_better(labelling, calibration, windows)
-        yield model
+    changed = kept != units or (record.get("types") and cfg.sequential)
+    biases = bool(changed) and instantiate(record["config"]["compensation"]).biases
+
+    def check(_: Text, lm: LanguageModel) -> None:
+        exporter.check(Pruned.planned(lm, kept, units, biases=biases))
+        if cfg.latency:
+            instantiate(cfg.speed).check(lm.model.config)
+
+    return check
 
 
-def keep_better(
-    labelling: Labelling, calibration: Calibration, count: int | None
-) -> CompensationChoice:
-    """Re-estimates the present policy's blocks, and undoes it if the perplexity is not lower.
-
-    The selection part decides. On the labelling part, the search chose the policy for its loss
-    with one-shot compensation, so that loss is too low there. If labels read all windows, the
-    labelling part decides.
-
-    Args:
-        count: number of windows that re-estimation reads; None: all of the calibration part.
-    """
-    new, model = evenly(labelling.others, _DECIDING), labelling.model
-    windows = new if len(new) else labelling.windows
-    before = labelling.present_nll(windows)
-    read = calibration.refit_windows(count)
-    refit_sequentially(model.pruner, read, calibration.first, model.compensation)
-    after = labelling.present_nll(windows)
-    part: Literal["labelling", "selection"] = "selection" if len(new) else "labelling"
-    choice = CompensationChoice(before, after, part, len(windows))
-    if choice.kept == "one_shot":
-        model.pruner.reset()
-    kept = "one-shot" if choice.kept == "one_shot" else "re-estimated"
-    say(
-        f"Sequential re-estimation: perplexity {LogPerplexity(before)} before,"
-        f" {LogPerplexity(after)} after, measured on {len(windows)} windows of the"
-        f" {part} part. Kept the {kept} weights."
-    )
-    return choice
-
-
-def apply_policy(
+def compensated(
     cfg: DictConfig, fabric: Fabric, record: dict[str, Any], check: EarlyCheck | None = None
-) -> PruningContext:
-    """The policy's model, loaded and pruned in place, in `cfg.dtype`.
+) -> tuple[PruningContext, dict[str, Any]]:
+    """The policy's model, with the better of one-shot and sequential compensation.
 
     Args:
+        cfg: of prune or recover.
         check: as for `prepare`.
+
+    Returns:
+        The pruned model, and the record with the entry `exported`.
     """
-    config = checked_config(record, cfg)
-    config.sequential, config.refit_windows = cfg.sequential, cfg.refit_windows  # it takes memory
-    context = prepare(config, fabric, dtype=cfg.dtype, check=check)
+    context = prepared(cfg, fabric, record, check)
     space = context.model.space
     context.model.pruner.apply(space.policy(record["kept"]), types_of(space, record))
-    return context
+    return context, record | {"exported": _measured(cfg, context, sequential=cfg.sequential)}
 
 
-def can_refit(model: PrunableModel) -> bool:
-    """Whether the present policy's consumers can be re-estimated.
-
-    If they cannot, prints why, unless the policy is dense.
-    """
-    config, pruner = model.lm.model.config, model.pruner
-    if pruner.kept == pruner.space.dense.tolist() and not any(pruner.types):
-        return False
-    if isinstance(model.compensation, NoCompensation):
-        say("No sequential re-estimation: compensation=none has nothing to re-estimate.")
-        return False
-    if not model.lm.adapter.adds_to_stream(config):
-        say(
-            f"No sequential re-estimation: blocks of the family '{config.model_type}' end in norms."
-        )
-        return False
-    return True
-
-
-def exported(
-    labelling: Labelling, scores: Mapping[str, float], choice: CompensationChoice | None = None
-) -> dict[str, Any]:
-    """The entry `exported` of policy.json; re-estimated weights are measured.
+def _measured(cfg: DictConfig, context: PruningContext, *, sequential: bool) -> dict[str, Any]:
+    """Measures the present policy on the labelling part, and leaves it with better compensation.
 
     Args:
-        scores: losses on the labelling part by compensation, nats per token. The last one is that
-            of the weights in the folder, unless re-estimated weights were chosen.
-        choice: between one-shot and re-estimated weights; None: there was none.
+        sequential: also re-estimate the compensation, and keep it if it is better.
+
+    Returns:
+        The entry `exported` of policy.json.
     """
-    piece = labelling.piece
+    labelling, model = context.labelling, context.model
+    piece, lm = labelling.piece, model.lm
+    nlls, speed = {"one_shot": labelling.present_nll()}, dict[str, Any]()
+    # Before the re-estimation, which another policy would undo.
+    test = instantiate(cfg.speed) if cfg.get("latency") else None
+    if test:
+        speed["pruned"] = [asdict(found) for found in test.run(lm.model)]
+    with model.at(model.space.dense.tolist()):
+        dense = labelling.present_nll()
+        if test:
+            speed["dense"] = [asdict(found) for found in test.run(lm.model)]
+    choice = None
+    if sequential:
+        choice = keep_better(labelling, context.calibration, cfg.refit_windows)
     if choice and choice.kept == "sequential":
-        scores = {**scores, "sequential": labelling.present_nll()}
+        nlls["sequential"] = labelling.present_nll()
+    decided = choice and {
+        "one_shot": LogPerplexity(choice.one_shot).record(),
+        "sequential": LogPerplexity(choice.sequential).record(),
+        "part": choice.part,
+        "windows": choice.windows,
+    }
     return {
-        "compensation": list(scores)[-1],
-        "measured": {name: LogPerplexity(nll).record() for name, nll in scores.items()},
-        "choice": choice.record() if choice else None,
+        "compensation": list(nlls)[-1],
+        "measured": {name: LogPerplexity(nll).record() for name, nll in nlls.items()},
+        "choice": decided,
         "part": "labelling",
         "windows": len(piece.windows),
         "window": piece.windows.shape[1],
         "context": piece.first,
-        "dtype": dtype_name(labelling.model.lm.dtype),
+        "dtype": dtype_name(lm.dtype),
+        "dense": LogPerplexity(dense).record(),
+    } | ({"speed": speed} if speed else {})
+
+
+def _record(context: PruningContext, agent: RatioAgent, ratio: float) -> dict[str, Any]:
+    """The contents of policy.json; the model is left at the agent's policy."""
+    model, labelling, space = context.model, context.labelling, context.model.space
+    even = uniform(agent.space, torch.tensor([ratio], dtype=torch.double))[0].tolist()
+    with model.pruner.at(even):
+        baseline = LogPerplexity(labelling.present_nll()).record() | {"part": "labelling"}
+    kept = agent.policy(ratio)
+    model.pruner.apply(kept)
+    numbers = {
+        "ratio": {
+            "asked": ratio,
+            "achieved": float(space.ratio(torch.tensor(kept))),
+            "of_all_parameters": 1 - model.pruner.parameters(kept) / model.parameters,
+        },
+        "budget": {
+            "name": agent.space.budget,
+            "saved": float(agent.space.saved(torch.tensor(kept))),
+        },
+        "predicted": LogPerplexity(*agent.predicted(ratio)).record(),
+        "measured": LogPerplexity(labelling.present_nll()).record() | {"part": "labelling"},
+        "uniform": {"kept": by_site(space, even), "measured": baseline},
     }
+    record = policy_record(context, kept, numbers, predictor="")
+    return record | {"signatures": agent.record["signatures"]}
+
+
+def _metrics(record: Mapping[str, Any], size: int) -> dict[str, float]:
+    """For loggers, as in "one_shot/perplexity" and "pruned/decode_tokens_per_second/batch_1"."""
+    exported = record.get("exported") or {}
+    scores = {"dense": exported.get("dense")} | exported.get("measured", {})
+    found = {"ratio": record["ratio"]["achieved"], "bytes": size}
+    for name, score in scores.items():
+        if score and score["perplexity"] is not None:
+            found[f"{name}/perplexity"] = score["perplexity"]
+    for name, speeds in (exported.get("speed") or {}).items():
+        for speed in speeds:
+            for phase in ("prefill", "decode"):
+                found[f"{name}/{phase}_tokens_per_second/batch_{speed['batch']}"] = speed[phase]
+    return found

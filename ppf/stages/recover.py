@@ -18,8 +18,9 @@ from ppf.artefacts import get_or_make, read_if_whole, signature, write_json
 from ppf.conf import plain
 from ppf.digests import digest, with_code
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
-from ppf.export.huggingface import HuggingFace, export_recovered
-from ppf.export.loading import as_pruned, load_folder, read_description
+from ppf.export import Pruned, load_folder, read_description
+from ppf.export.huggingface import HuggingFace
+from ppf.export.loading import as_pruned
 from ppf.llm import LanguageModel, adapter_for, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import dtype_name, resolve_dtype
@@ -82,8 +83,9 @@ def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
             record["exported"] = work.exported()
         # The stored folder may have another chat template than the dense model has today.
         tokenizer = (work.teacher if cfg.policy else work.student).tokenizer
-        model = as_pruned(work.student.model, tokenizer)
-        export_recovered(model, resolve_dtype(cfg.dtype), start, Path(cfg.out), record)
+        student: Any = work.student.model
+        model = as_pruned(student.to(resolve_dtype(cfg.dtype)), tokenizer)
+        HuggingFace().write(model, Path(cfg.out), record)
         test = [score.record() for score in found.test]
         write_json(Path(cfg.paths.run) / "summary.json", record["recovered"] | {"test": test})
     return found
@@ -103,11 +105,10 @@ def _pruned(cfg: DictConfig, fabric: Fabric, record: dict[str, Any], text: Recov
     if fabric.broadcast(fabric.is_global_zero and read_if_whole(folder, read)):
         say(f"Reusing the pruned model in {folder}.")
         return folder
-    exporter = HuggingFace()
-    context, record = compensated(in_float32(cfg), fabric, record, exporter, check=text.check)
+    context, record = compensated(in_float32(cfg), fabric, record, text.check)
 
     def make(draft: Path) -> None:
-        exporter.write(context.model.pruner, draft, record)
+        HuggingFace().write(Pruned.of(context.model.pruner), draft, record)
 
     return get_or_make(folder, read=read, make=make, ranks=fabric)
 

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from ppf.artefacts import get_or_make, signature
 from ppf.context import PruningContext
 from ppf.evaluation.perplexity import mean_nll
+from ppf.labels.compensating import keep_better
 from ppf.report.scores import LogPerplexity
-from ppf.stages.prune import pruned_to
 from ppf.text.identity import text_identity
 
 
@@ -26,17 +26,17 @@ def add_test(cfg: DictConfig, context: PruningContext, summary: dict[str, Any]) 
         summary: contents of summary.json; rows that say what each site keeps get a key `test`.
     """
     windows = context.text.tokens("test", context.model.lm.tokenizer)
-    how = {"sequential": cfg.sequential, "windows": cfg.refit_windows}
     refitted = cfg.sequential and {"windows": cfg.refit_windows}
     given = context.signatures.labels, text_identity(cfg, "test"), refitted
-    parts = context.labelling, context.calibration
     for row in summary["results"]:
         if "kept" not in row:
             continue
         units, types = [*row["kept"].values()], [*row.get("types", {}).values()] or None
 
         def make(draft: Path, units: Any = units, types: Any = types) -> None:
-            with pruned_to(*parts, units, types, **how) as model:
+            with context.model.pruner.at(units, types) as model:
+                if cfg.sequential:
+                    keep_better(context.labelling, context.calibration, cfg.refit_windows)
                 nll = mean_nll(model, windows, batch=cfg.labels.batch)
             draft.write_text(json.dumps(nll), encoding="utf-8")
 

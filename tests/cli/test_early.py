@@ -6,20 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
+from ppf import context as stage
 from ppf.cli.search import main as search
 from ppf.conf import plain
-from ppf.context import prepare as stage
 from ppf.errors import PPFError
 from ppf.llm.sources import byte_tokenizer
 from ppf.pruning.signatures import recorded, signatures
-from ppf.stages.evaluate import Procedure, evaluate_policy
-from ppf.stages.prune import prune
-from ppf.stages.prune_at import prune_at
+from ppf.stages import evaluate, prune
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.records import examples
@@ -113,65 +110,51 @@ def test_a_search_for_bytes_in_another_family(opt: list[str], cache: str, tmp_pa
     ],
 )
 def test_an_evaluation(overrides: list[str], sentence: str, cache: str, tmp_path: Path) -> None:
-    policy = record(searching(tmp_path, cache))
-    cfg = config("evaluate", tmp_path, cache, "policy=p", *overrides)
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps(record(searching(tmp_path, cache))))
+    cfg = config("evaluate", tmp_path, cache, f"policy={policy}", *overrides)
     if cfg.get("text"):
         OmegaConf.update(cfg, "text.path", str(tmp_path / "text.txt"))
     with pytest.raises(PPFError, match=sentence):
-        evaluate_policy(cfg, one_process(), Procedure.of(cfg), policy)
+        evaluate.main(cfg, one_process())
+
+
+@pytest.fixture(params=["policy", "search"])
+def pruning(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Prunes to a policy, which a file or an agent names."""
+
+    def prune_to(found: dict[str, Any], cache: str, *overrides: str) -> None:
+        file, (names, kept) = tmp_path / "policy.json", zip(*found["kept"].items(), strict=True)
+        file.write_text(json.dumps(found))
+        sites = [SimpleNamespace(name=name) for name in names]
+        space = SimpleNamespace(units_by_name=found["units"], sites=sites)
+        agent = SimpleNamespace(record=found, space=space, policy=lambda ratio: list(kept))
+        monkeypatch.setattr(prune, "load_agent", lambda *given: agent)
+        source = f"{request.param}={file}"
+        cfg = config("prune", tmp_path, cache, source, "ratio=0.3", *overrides)
+        prune.main(cfg, one_process())
+
+    return prune_to
 
 
 @pytest.mark.parametrize("export", ["gguf", "decilm"])
-@pytest.mark.parametrize("source", ["policy", "search"])
 def test_an_export_of_another_family(
-    export: str,
-    source: str,
-    opt: list[str],
-    cache: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    export: str, pruning: Any, opt: list[str], cache: str, tmp_path: Path
 ) -> None:
     found = record(searching(tmp_path, cache, *opt))
-    found["kept"] = dict.fromkeys(found["units"], 0) | {
-        "0.attention": found["units"]["0.attention"]
-    }
-    given = [f"{source}={tmp_path}", f"export={export}", "ratio=0.3"]
-    cfg = config("prune", tmp_path, cache, *given)
     with pytest.raises(PPFError, match=f"export={export} supports .*, not opt"):
-        if source == "policy":
-            prune(cfg, one_process(), found)
-        else:
-            space = SimpleNamespace(dense=torch.tensor([2]), sites=[SimpleNamespace(name="0.mlp")])
-            agent = SimpleNamespace(record=found, space=space, policy=lambda ratio: [1])
-            monkeypatch.setattr("ppf.stages.prune_at.load_agent", lambda *given: agent)
-            prune_at(cfg, one_process())
+        pruning(found, cache, f"export={export}")
 
 
-@pytest.mark.parametrize("source", ["policy", "search"])
-def test_a_format_that_cannot_hold_the_policy(
-    source: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_format_that_cannot_hold_the_policy(pruning: Any, cache: str, tmp_path: Path) -> None:
     found = record(searching(tmp_path, cache))
-    found |= {"kept": {"0.attention": 1}, "units": {"0.attention": 2}}
-    cfg = config("prune", tmp_path, cache, f"{source}=p", "export=decilm", "ratio=0.3")
-    sites = [SimpleNamespace(name="0.attention")]
-    space = SimpleNamespace(dense=torch.tensor([2]), sites=sites)
-    agent = SimpleNamespace(record=found, space=space, policy=lambda ratio: [1])
-    monkeypatch.setattr("ppf.stages.prune_at.load_agent", lambda *given: agent)
-    with pytest.raises(PPFError, match=r"0\.attention keeps 1 of 2 KV groups"):
-        prune(cfg, one_process(), found) if source == "policy" else prune_at(cfg, one_process())
+    with pytest.raises(PPFError, match=r"0\.attention keeps \d of \d KV groups"):
+        pruning(found, cache, "export=decilm")
 
 
-@pytest.mark.parametrize("source", ["policy", "search"])
 def test_the_memory_check_knows_of_the_re_estimation(
-    source: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pruning: Any, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = record(searching(tmp_path, cache))
-    cfg = config("prune", tmp_path, cache, f"{source}=p", "refit_windows=64", "ratio=0.3")
-    sites = [SimpleNamespace(name=name) for name in found["kept"]]
-    space = SimpleNamespace(dense=torch.tensor([2] * len(sites)), sites=sites)
-    agent = SimpleNamespace(record=found, space=space, policy=lambda ratio: [1] * len(sites))
-    monkeypatch.setattr("ppf.stages.prune_at.load_agent", lambda *given: agent)
     asked = list[DictConfig]()
 
     def refuse(of_model: DictConfig, *given: object) -> None:
@@ -180,12 +163,11 @@ def test_the_memory_check_knows_of_the_re_estimation(
 
     monkeypatch.setattr(stage, "refuse_what_does_not_fit", refuse)
     with pytest.raises(PPFError, match="too little memory"):
-        prune(cfg, one_process(), found) if source == "policy" else prune_at(cfg, one_process())
+        pruning(record(searching(tmp_path, cache)), cache, "refit_windows=64")
     assert asked[0].sequential and asked[0].refit_windows == 64
 
 
-def test_an_export_with_prompts_that_are_too_long(cache: str, tmp_path: Path) -> None:
+def test_an_export_with_prompts_that_are_too_long(pruning: Any, cache: str, tmp_path: Path) -> None:
     found = record(searching(tmp_path, cache))
-    cfg = config("prune", tmp_path, cache, "policy=p", "latency=true", "speed.prompt=100000")
     with pytest.raises(PPFError, match=r"speed.prompt \+ speed.new_tokens=.* exceeds the model's"):
-        prune(cfg, one_process(), found)
+        pruning(found, cache, "latency=true", "speed.prompt=100000")

@@ -4,28 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from lightning import Fabric
 
-from ppf.cli.evaluate import _report
-from ppf.evaluation.results import Evaluation, ModelResult
 from tests.cli.conftest import Run
 from tests.evaluation.conftest import task_file  # noqa: F401  (a fixture)
-from tests.records import examples
-
-
-@pytest.mark.parametrize("source", ["policy", "path"])
-def test_the_page_names_re_estimation_only_where_it_is_tried(source: str, tmp_path: Path) -> None:
-    file = tmp_path / "policy.json"
-    file.write_text(json.dumps(examples.policy()))
-    place = file if source == "policy" else tmp_path
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("evaluate", [f"{source}={place}", f"paths.run={tmp_path}"])
-    results = [ModelResult("dense", 0.0, 3.0, 20.09, 1000, 2**21)]
-    found, page = Evaluation("a text", 4, 128, 128, results), tmp_path / "report.html"
-    _report(cfg, Fabric(accelerator="cpu", devices=1), found, page)
-    assert ("<dt>sequential</dt>" in page.read_text()) == (source == "policy")
-
 
 TEXT = ("text.windows.labelling=2", "text.windows.calibration=4", "text.window=64")
 
@@ -55,7 +36,6 @@ def test_sliding_windows_speed_and_tasks_dense_beside_pruned(
 
     (written,) = tmp_path.rglob("evaluation.json")
     page = written.with_name("report.html").read_text()
-    assert "<dt>model</dt><dd>tiny</dd>" in page
     assert "<dt>dtype</dt><dd>auto</dd>" not in page, "the resolved number format"
     results = {x["name"]: x for x in json.loads(written.read_text())["results"]}
     assert results.keys() == {"dense", "uniform", "PPF"}

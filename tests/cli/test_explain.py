@@ -1,7 +1,6 @@
-"""Each error that a user can mend becomes one sentence; all others keep their traceback."""
+"""Errors that a user can fix are one line; all others keep their traceback."""
 
 import errno
-import re
 import sys
 
 import pytest
@@ -11,49 +10,35 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ppf.cli.explain import errors_explained, explain_config, explain_run
+from ppf.cli.explain import errors_told, sentence
 from ppf.errors import PPFError
-from tests.test_configs import STAGES
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sentence"),
+    ("overrides", "told"),
     [
-        (["logger=foo"], "logger=foo is unknown: give one of csv,"),
-        (["model=a/b"], "model=a/b is unknown: give one of gemma3_1b,"),
-        (["model=/data/a"], "tiny; for a Hugging Face folder give model=local model.path=FOLDER."),
-        (["model=~/a"], "as in seed=1; for a Hugging Face folder give model=local model.path=F"),
-        (["text=my/a.txt"], "wikitext2_raw; for a file give text.path=FILE."),
+        (["agent=foo"], "agent=foo is unknown: give one of alphapruning, block_influence"),
+        (["model=my/model"], "model=my/model is unknown: give one of gemma3_1b"),
         (["hydra/sweeper=foo"], "hydra/sweeper=foo is unknown: give one of basic"),
-        (["experiment=search/agentz"], "experiment=search/agentz is unknown: give one of bytes/"),
-        (["experiment=agents"], "search/agents, search/candidates"),
+        (["experiment=agents"], "experiment=agents is unknown: give one of bytes/prune"),
         (["labels.cuont=3"], "there is no key labels.cuont: do you mean labels.count?"),
         (["rato=0.3"], "there is no key rato: do you mean ratio?"),
         (["agent=evolution", "agent.childen=3"], "do you mean agent.children?"),
         (["labels.count.foo=3"], "there is no key labels.count.foo: --cfg job lists all keys."),
-        (["agent=3"], "Config group override must be a string or a list."),
         (["agent=[ppo,sac]"], "appears more than once in the final defaults list."),
-        (["foo=["], "foo=[ is not an override: give KEY=VALUE, as in seed=1."),
-        (["ratio", "0.3"], "ratio is not an override: give KEY=VALUE, as in seed=1."),
-        (["ratio=0.2,0.3"], "ratio has several values: give -m for one job each, or ratio=[...]"),
-        (["export=gguf"], "search has no option group export: --help lists those that it has."),
+        (["foo=["], "no viable alternative at input '['"),
+        (["ratio", "0.3"], "Error parsing override 'ratio'"),
+        (["ratio=0.2,0.3"], "add --multirun to your command line."),
+        (["export=gguf"], "Could not override 'export'. No match in the defaults list."),
         (["~foo"], "Could not delete from config. 'foo' does not exist."),
     ],
 )
-def test_what_hydra_refuses(overrides: list[str], sentence: str) -> None:
+def test_what_hydra_refuses(overrides: list[str], told: str) -> None:
     hydra = initialize_config_module("ppf.conf", version_base="1.3")
     with hydra, pytest.raises(Exception) as error:
         compose("search", overrides)
-    told = explain_config("search", overrides)(error.value)
-    assert told is not None and sentence in told and "\n" not in told
-
-
-def test_evaluate_needs_a_text_for_its_keys() -> None:
-    hydra = initialize_config_module("ppf.conf", version_base="1.3")
-    with hydra, pytest.raises(Exception) as error:
-        compose("evaluate", ["path=x", "text.path=FILE"])
-    told = explain_config("evaluate", ["path=x", "text.path=FILE"])(error.value)
-    assert told is not None and "give text=wikipedia_sample" in told
+    line = sentence(error.value, "search", overrides)
+    assert line is not None and told in line and "\n" not in line
 
 
 def refused() -> InstantiationException:
@@ -68,8 +53,14 @@ def interpolated() -> Exception:
     return error.value
 
 
+def allocated() -> Exception:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    return error.value
+
+
 @pytest.mark.parametrize(
-    ("error", "sentence"),
+    ("error", "told"),
     [
         (PPFError("as it is."), "as it is."),
         (refused(), "a does not work with these settings ("),
@@ -77,57 +68,36 @@ def interpolated() -> Exception:
         (OSError(errno.ENOSPC, "No space left on device", "x.pt"), "cannot write x.pt (No space"),
         (OSError(errno.EACCES, "Permission denied", "x.pt"), "cannot read or write x.pt"),
         (RuntimeError("I/O error: File too large (os error 27)"), "cannot write a file (I/O error"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "give a smaller labels.batch"),
-        (MemoryError(), "give a smaller labels.batch"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: lower labels.batch"),
+        (MemoryError(), "out of memory"),
+        (allocated(), "out of memory"),
+        (ValueError("bug"), "None"),
+        (FileNotFoundError(2, "bug", "x"), "None"),
     ],
 )
-def test_what_goes_wrong_at_work(error: Exception, sentence: str) -> None:
-    assert sentence in str(explain_run("search")(error))
-
-
-def test_a_full_allocator_is_told() -> None:
-    with pytest.raises(RuntimeError) as error:
-        torch.empty(2**50)
-    assert "give a smaller labels.batch" in str(explain_run("search")(error.value))
-
-
-@pytest.mark.parametrize("command", STAGES)
-def test_memory_is_saved_with_keys_of_the_command(command: str) -> None:
-    told = explain_run(command)(MemoryError())
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(command, ["tune=blockwise"] if command == "recover" else [])
-    named = re.findall(r"(?:smaller|shorter) ([a-z_.]+[a-z])|([a-z_.]+)=", told or "")
-    for key in map("".join, named):
-        section, _, name = key.rpartition(".")
-        assert name in (OmegaConf.select(cfg, section) if section else cfg), told
-    assert len(named) >= 3
+def test_what_goes_wrong_at_work(error: Exception, told: str) -> None:
+    assert str(sentence(error, "search")).startswith(told)
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("bug"), FileNotFoundError(2, "bug", "x"), BrokenPipeError("of a worker")]
+    ("error", "with_traceback", "shown"),
+    [
+        (PPFError("wrong."), False, "Error: wrong.\n"),
+        (PPFError("wrong."), True, "Traceback"),
+        (ValueError("bug"), False, "Traceback"),
+        (BrokenPipeError("of a worker"), False, "Traceback"),
+    ],
 )
-def test_a_bug_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end, errors_explained(explain_run("search")):
-        raise error
-    assert end.value.code == 1 and "Traceback" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("with_traceback", "shown"), [(False, "Error: wrong.\n"), (True, "Traceback")]
-)
-def test_an_error_is_shown_with_its_traceback_on_request(
-    capsys: pytest.CaptureFixture[str], with_traceback: bool, shown: str
+def test_the_exit_code_is_1_and_bugs_keep_their_traceback(
+    capsys: pytest.CaptureFixture[str], error: Exception, with_traceback: bool, shown: str
 ) -> None:
-    with (
-        pytest.raises(SystemExit),
-        errors_explained(explain_run("search"), with_traceback=with_traceback),
-    ):
-        raise PPFError("wrong.")
-    assert capsys.readouterr().err.startswith(shown)
+    with pytest.raises(SystemExit) as end, errors_told("search", with_traceback=with_traceback):
+        raise error
+    assert end.value.code == 1 and capsys.readouterr().err.startswith(shown)
 
 
 def test_an_interrupt_during_lightnings_training_stays_one() -> None:
-    with pytest.raises(KeyboardInterrupt), errors_explained(explain_run("search")):
+    with pytest.raises(KeyboardInterrupt), errors_told("search"):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -145,6 +115,6 @@ def test_a_rank_that_fails_does_not_wait_for_others(
 
     monkeypatch.setattr("ppf.processes.is_alone", lambda: alone)
     monkeypatch.setattr("os._exit", leave)
-    with pytest.raises(SystemExit) as ended, errors_explained(explain_run("search")):
+    with pytest.raises(SystemExit) as ended, errors_told("search"):
         raise PPFError("broken")
     assert ended.value.code == code

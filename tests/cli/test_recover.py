@@ -4,7 +4,6 @@ import gc
 import json
 import weakref
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
 
-from ppf.cli import evaluate, prune
 from ppf.cli import recover as recover_command
 from ppf.cli.recover import _rows, main
 from ppf.errors import PPFError
@@ -21,6 +19,7 @@ from ppf.export.loading import load_folder
 from ppf.recovery.inputs import with_enough_memory
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import RecoverySettings
+from ppf.stages import evaluate, prune
 from ppf.stages.recover import recover
 from tests.commands import on_two_ranks
 from tests.records import examples
@@ -132,28 +131,6 @@ def test_losses_that_no_tuner_reads_are_refused(losses: bool) -> None:
         recover_command.check_read(cfg, ["loss=ce"])
 
 
-@pytest.mark.parametrize("command", [prune, evaluate])
-def test_options_of_speed_need_latency(command: Any) -> None:
-    name = command.__name__.rpartition(".")[2]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(name, ["policy=a", "paths.run=x"])
-    with pytest.raises(PPFError, match="without latency=true does not read speed.prompt"):
-        command.check_read(cfg, ["speed.prompt=64"])
-    cfg.latency = True
-    command.check_read(cfg, ["speed.prompt=64"])
-
-
-@pytest.mark.parametrize("source", ["path", "search"])
-def test_prune_refuses_to_re_estimate_what_it_cannot(source: str, tmp_path: Path) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("prune", [f"{source}={tmp_path}", "ratio=0.3", "paths.run=x"])
-    if source == "search":
-        prune.check_read(cfg, ["sequential=true"])
-        (tmp_path / "adapters.safetensors").touch()
-    with pytest.raises(PPFError, match=" does not read sequential: leave it out"):
-        prune.check_read(cfg, ["sequential=true"])
-
-
 @pytest.mark.parametrize("given", [[], ["policy=a", "path=b"], ["search=a", "path=b"]])
 def test_one_thing_is_recovered(given: list[str], tmp_path: Path) -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
@@ -171,49 +148,24 @@ def test_what_is_read_is_not_overwritten_and_recovered_weights_are_not_lost(tmp_
     file.write_text(json.dumps(examples.policy() | {"recovered": made | how | scores}))
     (tmp_path / "config.json").write_text("{}")
     checks = [
-        ("recover", [f"path={tmp_path}", f"out={tmp_path}/../{tmp_path.name}"], "that is read"),
-        ("recover", ["search=a", _CHECKPOINTED], "search= has no gradient checkpointing"),
-        ("recover", ["search=a", "dtype=bfloat16"], "adapters are written in float32"),
-        ("recover", [f"path={tmp_path}", _TRUE], "bf16-true would round rotary frequencies"),
-        ("recover", [f"path={tmp_path}"], "already a recovered model: give the folder"),
-        ("recover", [f"policy={file}"], "already a recovered model: give the folder"),
-        ("evaluate", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
-        ("prune", [f"path={tmp_path}", "latency=true"], "latency=true needs policy= or search="),
-        ("prune", [f"policy={file}"], f"a recovered model, .* give path={tmp_path}"),
+        ([f"path={tmp_path}", f"out={tmp_path}/../{tmp_path.name}"], "that is read"),
+        (["search=a", _CHECKPOINTED], "search= has no gradient checkpointing"),
+        (["search=a", "dtype=bfloat16"], "adapters are written in float32"),
+        ([f"path={tmp_path}", _TRUE], "bf16-true would round rotary frequencies"),
+        ([f"path={tmp_path}"], "already a recovered model: give the folder"),
+        ([f"policy={file}"], "already a recovered model: give the folder"),
     ]
-    for name, given, sentence in checks:
+    assert main.check_relations is not None
+    for given, sentence in checks:
         with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose(name, [*given, f"paths.run={tmp_path}/run"])
-        command = import_module(f"ppf.cli.{name}").main
+            cfg = compose("recover", [*given, f"paths.run={tmp_path}/run"])
         with pytest.raises(PPFError, match=sentence):
-            command.check_relations(cfg, [])
-
-
-@pytest.mark.parametrize("command", [prune, recover_command])
-def test_a_folder_of_other_files_is_not_written_to(command: Any, tmp_path: Path) -> None:
-    name = command.__name__.rpartition(".")[2]
-    file, out = tmp_path / "policy.json", tmp_path / "my project"
-    file.write_text(json.dumps(examples.policy()))
-    out.mkdir()
-    (out / "README.md").write_text("mine")
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(name, [f"policy={file}", f"out='{out}'", f"paths.run={tmp_path}/run"])
-    with pytest.raises(PPFError, match="an export would replace README.md in out="):
-        command.main.check_relations(cfg, [])
-    (out / "policy.json").touch()
-    command.main.check_relations(cfg, [])
-    (out / "policy.json").rename(out / "config.json")  # a model that PPF did not write
-    with pytest.raises(PPFError, match=r"replace config.json in out=.*which is not a folder that"):
-        command.main.check_relations(cfg, [])
-    (out / "model-f16.gguf").touch()
-    with pytest.raises(PPFError, match="an export would replace config.json in out="):
-        command.main.check_relations(cfg, [])
-    (out / "config.json").unlink()  # what is left is what an export as a GGUF file writes
-    command.main.check_relations(cfg, [])
-    for file in out.iterdir():
-        file.unlink()
-    (out / ".tmpDrafT").touch()  # of a killed export
-    command.main.check_relations(cfg, [])
+            main.check_relations(cfg, [])
+    for stage, name in ((prune, "prune"), (evaluate, "evaluate")):
+        with initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose(name, [f"policy={file}", f"paths.run={tmp_path}/run"])
+        with pytest.raises(PPFError, match=f"a recovered model, .* give path={tmp_path}"):
+            stage.check(cfg)
 
 
 def test_an_attempt_that_ran_out_of_memory_is_freed_before_the_next() -> None:

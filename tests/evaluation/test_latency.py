@@ -5,7 +5,7 @@ import torch
 
 from ppf.errors import PPFError
 from ppf.evaluation import latency, memory
-from ppf.evaluation.latency import decode_seconds, prefill_seconds, speed, speeds
+from ppf.evaluation.latency import SpeedTest, decode_seconds, prefill_seconds
 from ppf.evaluation.memory import peak_bytes
 from ppf.pruning.compensation import NoCompensation
 from tests.tiny import TinySetup
@@ -14,14 +14,14 @@ from tests.tiny import TinySetup
 def test_speeds_are_summed_over_the_batch(tiny: TinySetup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "prefill_seconds", lambda model, ids: 0.5)
     monkeypatch.setattr(latency, "decode_seconds", lambda model, ids, new: 0.25)
-    found = speed(tiny.lm.model, batch=3, prompt=16, new_tokens=4, repeats=2)
+    (found,) = SpeedTest(batches=[3], prompt=16, new_tokens=4, repeats=2).run(tiny.lm.model)
     assert (found.batch, found.prompt, found.prefill, found.decode) == (3, 16, 96, 12)
 
 
 def test_too_few_positions_are_refused(tiny: TinySetup) -> None:
-    settings = {"batches": [1], "prompt": 1024, "new_tokens": 1, "repeats": 1}
+    test = SpeedTest(batches=[1], prompt=1024, new_tokens=1, repeats=1)
     with pytest.raises(PPFError, match=r"speed\.prompt \+ speed\.new_tokens"):
-        speeds(tiny.lm.model, settings)
+        test.run(tiny.lm.model)
 
 
 def test_a_narrower_model_is_timed_too(tiny: TinySetup) -> None:

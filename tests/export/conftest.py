@@ -9,8 +9,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.llama_cpp import LlamaCpp, UnavailableError
+from ppf.export import Pruned
 from ppf.export.gguf import GGUF
-from ppf.export.huggingface import export_folder
+from ppf.export.huggingface import HuggingFace
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model, random_windows
@@ -43,9 +44,13 @@ FORMS = (
 
 
 def export_gguf(pruner: LivePruner, folder: Path, policy: dict[str, Any], *, type: str) -> Path:
-    exporter = GGUF(type)
-    exporter.check(pruner)
-    return exporter.write(pruner, folder, policy)
+    exporter, model = GGUF(type), Pruned.of(pruner)
+    exporter.check(model)
+    return exporter.write(model, folder, policy)
+
+
+def export_folder(pruner: LivePruner, folder: Path, policy: dict[str, Any]) -> Path:
+    return HuggingFace().write(Pruned.of(pruner), folder, policy)
 
 
 @pytest.fixture(params=FORMS)

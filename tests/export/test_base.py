@@ -1,7 +1,7 @@
 import pytest
 
 from ppf.errors import PPFError
-from ppf.export.base import Exporter
+from ppf.export import Exporter, Pruned
 from ppf.export.decilm import DeciLM
 from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
@@ -11,4 +11,4 @@ from tests.checkpoints import pruner_of, two_ffns
 @pytest.mark.parametrize("exporter", [HuggingFace(), GGUF("f16"), DeciLM()])
 def test_several_blocks_of_one_kind_in_a_layer_are_refused(exporter: Exporter) -> None:
     with pytest.raises(PPFError, match="no export format supports .* 0.mlp.1: use serve"):
-        exporter.check(pruner_of(two_ffns()))
+        exporter.check(Pruned.of(pruner_of(two_ffns())))

@@ -12,8 +12,8 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP
 
 from ppf.errors import PPFError
+from ppf.export import Pruned, load_folder
 from ppf.export.decilm import DeciLM
-from ppf.export.loading import load_folder
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
@@ -66,8 +66,8 @@ def pruner(request: pytest.FixtureRequest) -> LivePruner:
 @torch.inference_mode()
 def test_logits_are_ours(pruner: LivePruner, tmp_path: Path) -> None:
     exporter = DeciLM()
-    exporter.check(pruner)
-    model = as_vllm_builds_it(exporter.write(pruner, tmp_path, POLICY))
+    exporter.check(Pruned.of(pruner))
+    model = as_vllm_builds_it(exporter.write(Pruned.of(pruner), tmp_path, POLICY))
     ids = random_windows()[:, :8]  # within the sliding window
     torch.testing.assert_close(model(ids).logits, pruner.lm.model(ids).logits, atol=1e-4, rtol=0)
 
@@ -75,14 +75,14 @@ def test_logits_are_ours(pruner: LivePruner, tmp_path: Path) -> None:
 def test_qwen2_keeps_its_biases(tmp_path: Path) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["qwen2-groups-of-7-local-layers-tied"]))
     pruner.apply([2, 1, 0, 2, 2, 3])
-    model = as_vllm_builds_it(DeciLM().write(pruner, tmp_path, POLICY))
+    model = as_vllm_builds_it(DeciLM().write(Pruned.of(pruner), tmp_path, POLICY))
     ids = random_windows()[:, :8]
     torch.testing.assert_close(model(ids).logits, pruner.lm.model(ids).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("pruner", ["mistral-sliding-window"], indirect=True)
 def test_the_folder(pruner: LivePruner, tmp_path: Path) -> None:
-    DeciLM().write(pruner, tmp_path, POLICY)
+    DeciLM().write(Pruned.of(pruner), tmp_path, POLICY)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "nemotron-nas"
     assert config["architectures"] == ["DeciLMForCausalLM"]
@@ -94,7 +94,7 @@ def test_the_folder(pruner: LivePruner, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "policy.json").read_text()) == POLICY
     card = (tmp_path / "README.md").read_text()
     assert "vllm serve" in card and "base_model" not in card
-    assert "library_name: vllm" in card and "| in this folder | 30.0% |" in card
+    assert "library_name: vllm" in card and "pruned by 30.0%" in card
     assert (tmp_path / "tokenizer.json").is_file()
     with pytest.raises(PPFError, match="give the folder that export=huggingface writes"):
         load_folder(tmp_path, torch.float32, trust_remote_code=True)
@@ -112,4 +112,4 @@ def test_what_the_format_cannot_hold_is_refused(form: str, first: int, message: 
     pruner = pruner_of(random_model(CHECKPOINTS[form]))
     pruner.apply([first, *pruner.space.dense.tolist()[1:]])
     with pytest.raises(PPFError, match=message):
-        DeciLM().check(pruner)
+        DeciLM().check(Pruned.of(pruner))

@@ -1,6 +1,5 @@
 import errno
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 from ppf.errors import PPFError
+from ppf.export import Pruned
 from ppf.export.gguf import GGUF
 from ppf.export.gguf_vocabulary import _LLAMA3, _QWEN2
 from ppf.pruning import LivePruner
@@ -214,11 +214,14 @@ WHOLE = "some layers of this policy keep all units, so the file would not shrink
 )
 def test_what_llama_cpp_does_not_support_is_refused(form: str, biased: bool, part: str) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS[form]), Bias() if biased else None)
-    pruner.apply([*pruner.space.dense.tolist()[:-1], 1])
+    kept = [*pruner.space.dense.tolist()[:-1], 1]
+    named = dict(zip(pruner.space.units_by_name, kept, strict=True))
+    planned = Pruned.planned(pruner.lm, named, pruner.space.units_by_name, biases=biased)
     with pytest.raises(PPFError, match=part):
-        GGUF("f16").check(pruner)
-    with nullcontext() if part is WHOLE else pytest.raises(PPFError, match=part):
-        GGUF("f16").check_family(pruner.lm, biases=biased)  # WHOLE depends on the policy
+        GGUF("f16").check(planned)
+    pruner.apply(kept)
+    with pytest.raises(PPFError, match=part):
+        GGUF("f16").check(Pruned.of(pruner))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +240,7 @@ def test_a_gemma3_that_llama_cpp_would_compute_wrongly_is_refused(
     for key, given in change.items():
         setattr(pruner.lm.model.config, key, given)
     with pytest.raises(PPFError, match=part):
-        GGUF("f16").check(pruner)
+        GGUF("f16").check(Pruned.of(pruner))
 
 
 def with_split(split: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
@@ -328,6 +331,6 @@ def test_a_special_token_without_a_row_is_left_out(pruner: LivePruner, tmp_path:
 def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
-        GGUF("f16").check(pruner)
+        GGUF("f16").check(Pruned.of(pruner))
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
         GGUF("f16").check_family(pruner.lm, biases=False)

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ppf.errors import PPFError
-from ppf.export.huggingface import export_folder, export_recovered
+from ppf.export.huggingface import HuggingFace
 from ppf.export.loading import load_folder, read_pruned
 from ppf.export.pruned import Pruned
 from ppf.llm.sources import byte_tokenizer
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
-from tests.export.conftest import POLICY
+from tests.export.conftest import POLICY, export_folder
 
 
 def loaded(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -83,7 +83,7 @@ class TestOneFamily:
         foreign = config["auto_map"] | {"AutoConfig": "other.Config"}
         changed(folder, auto_map=foreign, attn_implementation="stranger/kernel")
         model, out = read_pruned(folder, torch.float32), tmp_path / "recovered"
-        export_recovered(model, torch.float32, folder, out, POLICY)
+        HuggingFace().write(model, out, POLICY)
         assert not (out / "notes.txt").exists()
         written = json.loads((out / "config.json").read_text())
         assert written["auto_map"] == config["auto_map"] and "attn_implementation" not in written

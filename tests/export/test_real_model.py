@@ -16,12 +16,11 @@ from omegaconf import OmegaConf
 from benchmarks.llama_cpp import LlamaCpp
 from ppf.conf import read_option
 from ppf.evaluation.size import parameters, weight_bytes
-from ppf.export.huggingface import export_folder
 from ppf.llm import load
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
 from tests.checkpoints import pruner_of
-from tests.export.conftest import POLICY, assert_same_logits, export_gguf, loaded
+from tests.export.conftest import POLICY, assert_same_logits, export_folder, export_gguf, loaded
 
 pytestmark = pytest.mark.slow
 

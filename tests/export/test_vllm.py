@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ppf.export import Pruned
 from ppf.export.decilm import DeciLM
 from ppf.pruning import LivePruner
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
@@ -54,6 +55,6 @@ def test_every_layer_has_the_policys_shapes(pruner: LivePruner, folder: Path) ->
 def test_a_decilm_folder(tmp_path: Path) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["llama-groups-of-3-tied"]))
     pruner.apply([2, 1, 0, 2, 2, 0])
-    found = read(DeciLM().write(pruner, tmp_path, POLICY))
+    found = read(DeciLM().write(Pruned.of(pruner), tmp_path, POLICY))
     assert found.architectures == ["DeciLMForCausalLM"]
     assert (found.total_num_attention_heads, found.total_num_kv_heads) == (6, 2)

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 
 from ppf.errors import PPFError
-from ppf.export.huggingface import export_folder
 from ppf.llm import adapter_for
 from ppf.space import build_space
 from tests.checkpoints import (
@@ -21,7 +20,7 @@ from tests.checkpoints import (
     random_windows,
     width_space,
 )
-from tests.export.conftest import POLICY
+from tests.export.conftest import POLICY, export_folder
 
 TOLERANCE = 1e-4
 

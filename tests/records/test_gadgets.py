@@ -15,12 +15,10 @@ from lightning import Fabric
 
 import ppf
 from ppf.errors import PPFError
-from ppf.export.huggingface import export_folder
 from ppf.export.loading import load_folder
 from ppf.policy_file import read_policy
 from ppf.runtime.search_folder import read_search
-from ppf.stages.evaluate import Procedure, evaluate_folders
-from ppf.stages.prune import prune
+from ppf.stages import evaluate, prune
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.records import examples
 from tests.records.examples import places, spoilt
@@ -95,12 +93,11 @@ def test_prune_serve_and_evaluate_run_none(
     serving = search_config(tmp_path, "runtime", f"search={tmp_path}")
     pruning = search_config(tmp_path, "prune", f"policy={file}", f"out={tmp_path}/out")
     evaluating = search_config(tmp_path, "evaluate", f"path={tmp_path}")
-    procedure = Procedure.of(evaluating)
     for gadget in armed[0].values():
         file.write_text(json.dumps(spoilt(examples.policy(), at, gadget)))
-        refuses(lambda: prune(pruning, FABRIC, read_policy(file, pruning.trust_targets)), marker)
+        refuses(lambda: prune.main(pruning, FABRIC), marker)
         refuses(lambda: read_search(serving, FABRIC), marker)
-        refuses(lambda: evaluate_folders(evaluating, FABRIC, procedure, [str(tmp_path)]), marker)
+        refuses(lambda: evaluate.main(evaluating, FABRIC), marker)
     file.unlink()
     for gadget in armed[0].values():
         (tmp_path / "agent.json").write_text(json.dumps(spoilt(examples.agent(), at, gadget)))

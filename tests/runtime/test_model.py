@@ -80,11 +80,6 @@ def test_complete_returns_what_was_added(model: DynamicModel) -> None:
     assert model.complete("Hello", **GREEDY) == model.lm.tokenizer.decode(whole[5:])
 
 
-def test_a_prompt_without_tokens_is_refused(model: DynamicModel) -> None:
-    with pytest.raises(PPFError, match="the prompt has no tokens"):
-        model.complete("")
-
-
 def test_what_was_added_keeps_its_first_space(
     model: DynamicModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,23 +100,6 @@ def test_perplexity_is_that_of_the_pruned_model(model: DynamicModel) -> None:
         nll = torch.tensor(pieces_nll(model.lm.model, overlapping, batch=3))
         found = model.perplexity(text, window=16, stride=8)
         assert found == pytest.approx(float(nll.exp()), rel=1e-5)
-
-
-@pytest.mark.parametrize("given", [{"window": 0}, {"stride": 0}])
-def test_a_window_or_stride_of_0_is_not_the_default(
-    model: DynamicModel, given: dict[str, int]
-) -> None:
-    with pytest.raises(PPFError):
-        model.perplexity("what a text " * 8, **given)
-
-
-def test_a_token_that_the_model_does_not_embed_is_refused(
-    model: DynamicModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model.lm.tokenizer, "embedded", 100, raising=False)  # "z" is token 122
-    for call in (model.complete, model.perplexity):
-        with pytest.raises(PPFError, match="has the token .*, which the model does not embed"):
-            call("zebra " * 20)
 
 
 def test_perplexity_begins_every_window_with_the_tokenizers_bos(model: DynamicModel) -> None:
@@ -219,16 +197,6 @@ def test_set_ratio_waits_for_a_generation_of_another_thread(model: DynamicModel)
     generating.join()
     setting.join()
     assert texts == [dense] and model.ratio >= 0.5
-
-
-def test_a_generation_cannot_change_its_own_ratio(model: DynamicModel) -> None:
-    def meddle(ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
-        model.set_ratio(0.5)
-        raise AssertionError
-
-    with pytest.raises(PPFError, match="a text is being generated"):
-        greedy(model, stopping_criteria=[meddle])
-    model.set_ratio(0.5)
 
 
 def test_bias_terms_cost_little_memory(model: DynamicModel) -> None:

@@ -3,19 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.context import PruningContext
 from ppf.errors import PPFError
-from ppf.overrides import quoted
 from ppf.policy_file import provenance
 from ppf.pruning.bank import ready_gib
 from ppf.pruning.compensation import LeastSquaresWithoutBias, NoCompensation
 from ppf.runtime import DynamicModel
 from ppf.runtime.resident import _affordable
-from ppf.runtime.search_folder import check_search
 from ppf.space import uniform
 from tests.searched import write_search
 
@@ -119,28 +116,8 @@ def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
         assert model.policies.predicted(ratio)[0] == pytest.approx(3 + ratio / 0.507, rel=1e-5)
     with pytest.raises(PPFError, match="give 0 ≤ ratio ≤ 0.507"):
         model.set_ratio(0.6)
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        given = [*paths, f"paths.run={tmp_path}", f"search={quoted(folder / 'agent.json')}"]
-        cfg = compose("serve", given)
-    check_search(cfg)
     named = DynamicModel.from_search(folder / "agent.json", *paths)
     assert named.policy(0.37) == model.policy(0.37)
-
-
-def test_an_override_that_hydra_refuses_is_an_error_in_one_sentence(tmp_path: Path) -> None:
-    for override, part in (
-        ("bank.max_gb=8", r"Could not override 'bank.max_gb': give keys of conf/runtime.yaml"),
-        ("fabric=none", "give keys of conf/runtime.yaml"),
-        ("bank.max_gib", "give keys of conf/runtime.yaml"),
-    ):
-        with pytest.raises(PPFError, match=part):
-            DynamicModel.from_search(tmp_path, override)
-
-
-@pytest.mark.parametrize("override", ["bank.max_gib=8GB", "bank.max_gib=-1", "dtype=bf16"])
-def test_a_wrong_value_is_refused_before_the_search_is_read(override: str, tmp_path: Path) -> None:
-    with pytest.raises(PPFError, match=f"{override} is wrong"):
-        DynamicModel.from_search(tmp_path, override)
 
 
 def test_the_number_format_of_the_weights_can_be_chosen(config: DictConfig) -> None:

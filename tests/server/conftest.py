@@ -7,12 +7,14 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ppf.pruning.compensation import Bias
 from ppf.runtime import DynamicModel, UniformPolicies
 from ppf.server.app import create_app
-from ppf.server.scheduler import Limits, Scheduler
+from ppf.server.limits import Limits
+from ppf.server.scheduler import Scheduler
 from tests.tiny import TinySetup
 
 TEMPLATE = (
@@ -30,7 +32,14 @@ class Told(UniformPolicies):
 
 
 @pytest.fixture
-def model(tiny: TinySetup) -> DynamicModel:
+def template() -> str | None:
+    """A chat template; a test may parametrise this fixture."""
+    return TEMPLATE
+
+
+@pytest.fixture
+def model(tiny: TinySetup, template: str | None) -> DynamicModel:
+    tiny.lm.tokenizer.chat_template = template
     ratios = [0.0, 0.2, 0.4]
     return DynamicModel(tiny.pruner(Bias()), Told(tiny.space), ratios=ratios, window=32)
 
@@ -38,7 +47,7 @@ def model(tiny: TinySetup) -> DynamicModel:
 @pytest.fixture
 def limits(root: Path) -> Limits:
     """The defaults; a test may parametrise this fixture."""
-    return Limits(**OmegaConf.load(root / "conf" / "serve.yaml").limits)
+    return instantiate(OmegaConf.load(root / "conf" / "serve.yaml").limits)
 
 
 @pytest.fixture
@@ -48,15 +57,9 @@ def api_key() -> str | None:
 
 
 @pytest.fixture
-def template() -> str | None:
-    """A chat template; a test may parametrise this fixture."""
-    return TEMPLATE
-
-
-@pytest.fixture
-def app(model: DynamicModel, limits: Limits, api_key: str | None, template: str | None) -> FastAPI:
+def app(model: DynamicModel, limits: Limits, api_key: str | None) -> FastAPI:
     hosts, scheduler = ["localhost", "127.0.0.1", "[::1]"], Scheduler(model, limits)
-    return create_app("tiny", scheduler, hosts=hosts, api_key=api_key, template=template)
+    return create_app("org/tiny", scheduler, hosts=hosts, api_key=api_key)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Which completions are generated together, in which order, and what the others are told."""
+"""Which completions are generated together, in which order, and how they end."""
 
 import gc
 import time
@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from ppf.errors import PPFError
 from ppf.runtime import DecodingBatch, DynamicModel
-from ppf.server.completion import Completion, Delta, Position
+from ppf.server.completion import Completion, Delta, StoppedError
 from ppf.server.engine import Engine
 from ppf.server.requests import CompletionRequest
 
@@ -18,34 +19,30 @@ SECONDS = 120
 
 
 class Log:
-    """All pieces and places of all completions, in the order in which they came."""
+    """All pieces of all completions, in the order in which they came."""
 
     def __init__(self, model: DynamicModel) -> None:
-        self.model, self.entries = model, list[tuple[str, Any]]()
+        self.model, self.entries = model, list[tuple[str, Delta]]()
 
-    def completion(self, name: str, ratio: float = 0.0, **asked: Any) -> Completion:
+    def completion(
+        self, name: str, ratio: float = 0.0, longest: int = 8192, **asked: Any
+    ) -> Completion:
         request = {"prompt": name, "max_tokens": 12, "temperature": 0, "pruning_ratio": ratio}
         checked = CompletionRequest.model_validate(request | asked)
         made = Completion(
             self.model,
             checked,
-            lambda: self.model.lm.tokenizer(name)["input_ids"],
             lambda piece: self.entries.append((name, piece)),
-            longest=8192,
+            longest=longest,
         )
         made.prepare()
         return made
 
     def text(self, name: str) -> str:
-        return "".join(x.text for n, x in self.entries if n == name and isinstance(x, Delta))
-
-    def places(self, name: str) -> list[int]:
-        return [x.place for n, x in self.entries if n == name and isinstance(x, Position)]
+        return "".join(delta.text for n, delta in self.entries if n == name)
 
     def first(self, name: str) -> int:
-        return next(
-            i for i, (n, x) in enumerate(self.entries) if n == name and isinstance(x, Delta)
-        )
+        return next(i for i, (n, _) in enumerate(self.entries) if n == name)
 
     def last(self, name: str) -> int:
         return max(i for i, (n, _) in enumerate(self.entries) if n == name)
@@ -133,38 +130,13 @@ def test_ratios_take_turns(log: Log, model: DynamicModel) -> None:
         future.result(SECONDS)
     owners = [name for name, _ in log.entries if name != "short"]
     changes = sum(a != b for a, b in zip(owners[:-1], owners[1:], strict=True))
-    with model.at(0.1):  # waits until the engine has left the model
-        pass
-    assert changes > 4 and model.ratio == 0
+    assert changes > 4
 
 
-def test_between_two_ratios_the_model_is_not_made_dense(
-    log: Log, model: DynamicModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    applied, apply = list[list[int]](), model.pruner.apply
-
-    def noted(kept: list[int], *more: Any) -> None:
-        applied.append(list(kept))
-        apply(kept, *more)
-
-    monkeypatch.setattr(model.pruner, "apply", noted)
-    engine = Engine(model, sequences=4, turn_seconds=0.01)
-    run(engine, *(log.completion(f"a{r}", r, max_tokens=30) for r in (0.2, 0.4)))
-    with model.at(0.1):  # waits until the engine has left the model
-        pass
-    served = [i for i, kept in enumerate(applied) if kept in (model.policy(0.2), model.policy(0.4))]
-    between = applied[served[0] : served[-1] + 1]
-    assert len(between) > 4 and model.policy(0.0) not in between
-
-
-def test_completions_beyond_the_limit_wait_in_order_and_learn_their_places(
-    log: Log, model: DynamicModel
-) -> None:
+def test_completions_beyond_the_limit_wait_in_order(log: Log, model: DynamicModel) -> None:
     engine = Engine(model, sequences=2, turn_seconds=1)
     names = ["a", "b", "c", "d"]
     run(engine, *(log.completion(n, r) for n, r in zip(names, (0, 0, 0.4, 0), strict=True)))
-    assert log.places("a") == log.places("b") == []
-    assert log.places("c") == [1] and log.places("d") in ([2], [2, 1])
     assert min(log.last("a"), log.last("b")) < min(log.first("c"), log.first("d"))
 
 
@@ -175,23 +147,6 @@ def test_a_waiting_completion_that_stops_makes_room(log: Log, model: DynamicMode
     gone.stop()
     futures[2].result(SECONDS)
     assert not log.text("b") and log.text("a") and log.text("c")
-
-
-def test_an_error_before_the_first_turn_ends_all_completions_and_no_later_one(
-    log: Log, model: DynamicModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(ratio: float) -> None:
-        raise MemoryError(ratio)
-
-    engine = Engine(model, sequences=1, turn_seconds=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "at", broken)
-        futures = [engine.submit(log.completion(name)) for name in ("a", "b")]
-        for future in futures:
-            with pytest.raises(MemoryError):
-                future.result(SECONDS)
-    run(engine, log.completion("c"))
-    assert log.text("c")
 
 
 def test_an_error_of_one_completion_ends_no_other(log: Log, model: DynamicModel) -> None:
@@ -208,3 +163,43 @@ def test_an_error_of_one_completion_ends_no_other(log: Log, model: DynamicModel)
         failed.result(SECONDS)
     options = {"max_new_tokens": 12, "do_sample": False}
     assert log.text("whole") == model.complete("whole", **options)
+
+
+def test_a_stopped_completion_writes_no_further_and_frees_the_model(
+    log: Log, model: DynamicModel
+) -> None:
+    engine, stopped = Engine(model, sequences=4, turn_seconds=0.1), log.completion("a")
+    seen = list[object]()
+
+    def emit(piece: object) -> None:
+        seen.append(piece)
+        stopped.stop()
+
+    stopped.emit = emit
+    with pytest.raises(StoppedError):
+        engine.submit(stopped).result(SECONDS)
+    assert len(seen) == 1 and stopped.new_tokens < 3
+    run(engine, log.completion("b", max_tokens=1))
+    assert not model.lm.adapter.layers(model.lm.model)[0]._forward_pre_hooks
+
+
+def test_a_prefill_stops_before_the_next_layer(log: Log, model: DynamicModel) -> None:
+    stopped, seen = log.completion("a"), list[int]()
+    layers = model.lm.adapter.layers(model.lm.model)
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, number=number: seen.append(number))
+    layers[1].register_forward_hook(lambda *_: stopped.stop())
+    with pytest.raises(StoppedError):
+        Engine(model, sequences=4, turn_seconds=0.1).submit(stopped).result(SECONDS)
+    assert seen == [0, 1]
+
+
+def test_a_prompt_that_the_model_cannot_continue_is_refused(log: Log, model: DynamicModel) -> None:
+    with pytest.raises(PPFError, match="together at most 1024: change the prompt or lower max_tok"):
+        log.completion("Hello", max_tokens=1020)
+    with pytest.raises(PPFError, match="5 tokens and its answer may have 60, but together at most"):
+        log.completion("Hello", longest=64, max_tokens=60)
+    assert log.completion("Hello", longest=64, max_tokens=59).most_tokens == 59
+    model.lm.tokenizer.embedded = 50
+    with pytest.raises(PPFError, match="the prompt has the token ., which the model does not"):
+        log.completion("Hello")

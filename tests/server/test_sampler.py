@@ -13,7 +13,8 @@ def shares(sampler: TokenSampler, draws: int = 4000) -> torch.Tensor:
 
 
 def test_temperature_zero_takes_the_likeliest_token() -> None:
-    assert TokenSampler(0, 1.0, None, CPU)(LOGITS) == 0
+    for temperature in (0.0, 1e-300):
+        assert TokenSampler(temperature, 1.0, None, CPU)(LOGITS) == 0
 
 
 def test_samples_have_the_models_probabilities_at_a_temperature() -> None:

@@ -3,9 +3,7 @@ import random
 from tokenizers import normalizers
 
 from ppf.llm.sources import byte_tokenizer
-from ppf.server.answers import TextFormat
-from ppf.server.sampler import TokenScore
-from ppf.server.text import TextPieces, token_bytes, token_text
+from ppf.server.text import TextPieces
 from tests.sentencepiece import sentencepiece_form
 
 TEXT = "Grüße, 世界! ab abc abcd 🙂"
@@ -35,30 +33,11 @@ def test_bytes_that_are_no_text_are_not_lost() -> None:
     assert "".join(pieces(cut, [])[0]) == byte_tokenizer().decode(cut)
 
 
-def test_parts_of_a_character_have_their_own_bytes_and_distinct_names() -> None:
-    tokenizer = byte_tokenizer()
-    parts = tokens("a世")
-    assert b"".join(token_bytes(tokenizer, token) for token in parts) == "a世".encode()
-    names = [token_text(tokenizer, token) for token in parts]
-    assert names == ["a", r"bytes:\xe4", r"bytes:\xb8", r"bytes:\x96"]
-
-
 def test_a_text_that_goes_on_keeps_its_first_space() -> None:
     tokenizer = sentencepiece_form(normalizers.Prepend("▁"))
     prompt, (the,) = tokenizer("cat").input_ids, tokenizer("the").input_ids
     assert TextPieces(tokenizer, [], prompt).add(the) == " the"
     assert TextPieces(tokenizer, []).add(the) == "the"
-    assert token_bytes(tokenizer, the) == b" the"
-    assert token_text(tokenizer, tokenizer.convert_tokens_to_ids("the")) == "the"
-
-
-def test_of_two_tokens_with_one_text_the_likelier_one_is_named() -> None:
-    tokenizer = sentencepiece_form()
-    letter, byte = tokenizer.convert_tokens_to_ids(["a", "<0x61>"])
-    other = tokenizer.convert_tokens_to_ids("b")
-    scored = TokenScore(letter, -0.1, [(letter, -0.1), (byte, -5.0), (other, -6.0)])
-    (found,) = TextFormat().logprobs([scored], tokenizer)["top_logprobs"]
-    assert list(found.items()) == [("a", -0.1), ("b", -6.0)]
 
 
 def test_a_text_ends_before_the_first_stop_sequence() -> None:

@@ -2,23 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
-import ppf.stages.evaluate
 from ppf.errors import PPFError
-from ppf.evaluation.perplexity import Piece
+from ppf.evaluation.perplexity import Piece, scored_pieces
 from ppf.llm.sources import byte_tokenizer
-from ppf.stages.evaluate import Procedure, evaluate_folders, names_of
+from ppf.stages.evaluate import main, names_of
 from ppf.text import Text
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
-from tests.tiny import TinySetup
+from tests.records import examples
 
 TOKENS = 100
 
@@ -35,8 +35,7 @@ def pieces(
         seed=0,
         bos=bos,
     )
-    settings = OmegaConf.create({"window": None, "stride": None} | cfg)
-    return Procedure(settings, None).pieces(text, tokenizer)
+    return scored_pieces(text, tokenizer, cfg.get("window"), cfg.get("stride"))
 
 
 def test_the_texts_own_windows_unless_told() -> None:
@@ -80,19 +79,9 @@ def test_a_text_is_read_once() -> None:
         return ["a" * TOKENS]
 
     text = Text("a", {"all": {"test": 1}}, documents, window=10, windows={"test": 2}, seed=0)
-    procedure = Procedure(OmegaConf.create({"window": 13, "stride": None}), None)
     for _ in range(2):
-        procedure.pieces(text, bos_tokenizer())
+        scored_pieces(text, bos_tokenizer(), 13, None)
     assert read == ["all"]
-
-
-def test_prompts_beyond_the_models_positions_are_refused(tiny: TinySetup) -> None:
-    speed = {"batches": [1], "prompt": 1000, "new_tokens": 24, "repeats": 1}
-    procedure = Procedure(OmegaConf.create({"latency": True, "speed": speed, "batch": 1}), None)
-    with pytest.raises(PPFError, match="1025 exceeds the model's 1024 positions"):
-        procedure.measure(
-            "dense", tiny.lm.model, tiny.lm.tokenizer, [], ratio=None, asked=None, size=0
-        )
 
 
 def test_folders_of_the_same_name_are_told_apart_by_their_paths() -> None:
@@ -113,6 +102,13 @@ def folders_config(tmp_path: Path) -> DictConfig:
         return compose("evaluate", ["text=wikipedia_sample", "dtype=float32", *text, *paths])
 
 
+def evaluated(cfg: DictConfig, folder: Path, *names: str) -> dict[str, Any]:
+    """Evaluates folders below another; the contents of evaluation.json."""
+    cfg.path = [str(folder / name) for name in names]
+    main(cfg, Fabric(accelerator="cpu", devices=1))
+    return json.loads((folder / "evaluation.json").read_text())
+
+
 @pytest.mark.parametrize("missing", ["tokenizer.json", "model.safetensors", None])
 def test_a_folder_that_cannot_be_measured_is_refused_before_the_first_one_is(
     folders_config: DictConfig,
@@ -120,7 +116,6 @@ def test_a_folder_that_cannot_be_measured_is_refused_before_the_first_one_is(
     missing: str | None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cfg, fabric = folders_config, Fabric(accelerator="cpu", devices=1)
     if missing:
         (tmp_path / "bos" / missing).unlink()
     else:
@@ -128,33 +123,27 @@ def test_a_folder_that_cannot_be_measured_is_refused_before_the_first_one_is(
         written = json.dumps(config | {"max_position_embeddings": 16})
         (tmp_path / "bos" / "config.json").write_text(written)
     with pytest.raises(PPFError, match=r"bos|window=32 exceeds the model's 16 positions"):
-        evaluate_folders(cfg, fabric, Procedure.of(cfg), [f"{tmp_path}/plain", f"{tmp_path}/bos"])
+        evaluated(folders_config, tmp_path, "plain", "bos")
     assert "Measuring" not in capsys.readouterr().out
 
 
 def test_folders_with_different_tokenizers_are_told(
     folders_config: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = folders_config
-    fabric, first = Fabric(accelerator="cpu", devices=1), str(tmp_path / "plain")
-    for second, told in ((first, False), (str(tmp_path / "bos"), True)):
-        found = evaluate_folders(cfg, fabric, Procedure.of(cfg), [first, second])
+    for second, told in (("plain", False), ("bos", True)):
+        first, other = evaluated(folders_config, tmp_path, "plain", second)["results"]
         assert ("different tokenizers" in capsys.readouterr().out) == told
-        assert (found.results[0].nll == found.results[1].nll) != told
+        assert (first["nll"] == other["nll"]) != told
 
 
 def test_shares_of_bytes_do_not_stand_among_removed_parameters(
-    folders_config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders_config: DictConfig, tmp_path: Path
 ) -> None:
-    records = {name: {"ratio": {"achieved": 0.2, "asked": 0.2}} for name in ("plain", "bos")}
-    records["bos"]["types"] = {"0.mlp": "q4_0"}
-    stage, text = "ppf.stages.evaluate", ppf.stages.evaluate._text(folders_config, {})
-    monkeypatch.setattr(f"{stage}._record", lambda folder, trusted: records[folder.name])
-    monkeypatch.setattr(f"{stage}.policy_config", lambda record, cfg: None)
-    monkeypatch.setattr(f"{stage}._text", lambda cfg, known: text)
-    cfg, fabric = folders_config, Fabric(accelerator="cpu", devices=1)
-    for names, ratios in ((["plain", "bos"], [0.2, None]), (["bos"], [0.2])):
-        paths = [str(tmp_path / name) for name in names]
-        found = evaluate_folders(cfg, fabric, Procedure.of(cfg), paths)
-        assert [result.ratio for result in found.results] == ratios
-        assert found.rounded == (names == ["bos"])
+    policies = {"plain": examples.policy(), "bos": examples.policy()}
+    policies["bos"]["types"] = dict.fromkeys(policies["bos"]["kept"], "q4_0")
+    for name, policy in policies.items():
+        (tmp_path / name / "policy.json").write_text(json.dumps(policy))
+    for names, ratios in ((["plain", "bos"], [0.31, None]), (["bos"], [0.31])):
+        found = evaluated(folders_config, tmp_path, *names)
+        assert [result["ratio"] for result in found["results"]] == ratios
+        assert found["rounded"] == (names == ["bos"])

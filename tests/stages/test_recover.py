@@ -22,7 +22,6 @@ from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ppf.cli.checks import check
-from ppf.cli.prune import main as command
 from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
@@ -37,7 +36,7 @@ from ppf.recovery.losses import KL, distance
 from ppf.recovery.module import BlockModule, RecoveryModule, TunedModule
 from ppf.recovery.results import RecoveryScore
 from ppf.recovery.settings import TrainingRun
-from ppf.stages.prune import convert, prune
+from ppf.stages import prune
 from ppf.stages.recover import recover
 from ppf.text.parts import build_text, training_text
 from ppf.threads import cpu_threads
@@ -65,7 +64,8 @@ def start(searched: Path, cache: str) -> Path:
     paths = [f"paths.{name}={searched}/{name}" for name in ("run", "artefacts")]
     given = [f"policy={searched}/policy.json", f"paths.cache={cache}", *paths]
     cfg = compose_prune(*given, f"out={searched}/pruned")
-    return prune(cfg, Fabric(accelerator="cpu", devices=1), read_policy(cfg.policy, []))[0]
+    prune.main(cfg, Fabric(accelerator="cpu", devices=1))
+    return Path(cfg.out)
 
 
 def configured(searched: Path, start: Path, cache: str, folder: Path, *given: str) -> DictConfig:
@@ -144,9 +144,9 @@ def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path
     given = (f"path={cfg.out}", f"paths.run={tmp_path}/run", f"out={tmp_path}/gguf")
     wanted = compose_prune(*given, "export=gguf")
     check(wanted)
-    with pytest.raises(PPFError, match="give export=gguf or export=decilm"):
-        convert(compose_prune(*given))
-    file, record = convert(wanted)
+    prune.main(wanted, Fabric(accelerator="cpu", devices=1))
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
+    record = read_policy(tmp_path / "gguf" / "policy.json", ())
     reader = GGUFReader(file)
     tensors = {t.name: torch.tensor(t.data) for t in reader.tensors}
     for name, own in {
@@ -161,10 +161,10 @@ def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path
     false["kept"] = {name: max(kept - 1, 0) for name, kept in false["kept"].items()}
     policy.write_text(json.dumps(false))
     with pytest.raises(PPFError, match=r"policy\.json does not describe the weights beside it"):
-        convert(wanted)
+        prune.main(wanted, Fabric(accelerator="cpu", devices=1))
     again = compose_prune(f"policy={policy}", f"paths.run={tmp_path}/run")
-    with pytest.raises(PPFError, match=f"give path={cfg.out} and export=gguf"):
-        command.check_relations(again, [])
+    with pytest.raises(PPFError, match=f"give path={cfg.out}"):
+        prune.check(again)
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])

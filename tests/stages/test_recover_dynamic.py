@@ -28,7 +28,7 @@ from ppf.recovery import elastic
 from ppf.recovery.elastic import ElasticModule
 from ppf.recovery.results import RecoveryScore
 from ppf.runtime import DynamicModel
-from ppf.stages.prune_at import prune_at
+from ppf.stages import prune
 from ppf.stages.recover_dynamic import recover_dynamic
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_agent, write_search
@@ -111,7 +111,8 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
         given = [f"search={cfg.out}/agent.json", "ratio=0.37", f"out={tmp_path}/at", *paths]
         pruning = compose("prune", given)
     check(pruning)
-    out, record = prune_at(pruning, Fabric(accelerator="cpu", devices=1))
+    prune.main(pruning, Fabric(accelerator="cpu", devices=1))
+    out, record = tmp_path / "at", read_policy(tmp_path / "at" / "policy.json", ())
     live, ids = resident(cfg.out, cfg), torch.arange(64)[None]
     live.set_ratio(0.37)
     model = load_folder(out, torch.float32, trust_remote_code=False)[0].eval()
@@ -119,7 +120,6 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
         torch.testing.assert_close(
             model(ids).logits, live.lm.model(ids).logits, atol=1e-4, rtol=1e-3
         )
-    assert read_policy(out / "policy.json", ()) == record
     scores = record["exported"]["measured"]
     assert record["exported"]["compensation"] == "adapters"
     assert scores["adapters"]["nll"] != scores["one_shot"]["nll"] == record["measured"]["nll"]
@@ -128,7 +128,8 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     assert "with the adapters of a recovery" in card and "trained on 768 tokens" in card
 
     pruning.export, pruning.out = read_option("export", "gguf"), f"{tmp_path}/gguf"
-    file, _ = prune_at(pruning, Fabric(accelerator="cpu", devices=1))
+    prune.main(pruning, Fabric(accelerator="cpu", devices=1))
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
     tensors = {t.name: torch.tensor(t.data) for t in GGUFReader(file).tensors}
     merged = model.state_dict()["model.layers.1.mlp.down_proj.weight"].half()
     assert torch.equal(tensors["blk.1.ffn_down.weight"], merged)
@@ -142,7 +143,7 @@ def test_a_loss_that_is_not_finite_is_recorded_as_none(
     given = [f"search={searched}", "ratio=0.37", "refit_windows=4", f"paths.run={tmp_path}"]
     with initialize_config_module("ppf.conf", version_base="1.3"):
         pruning = compose("prune", [*given, f"out={tmp_path}/at", *paths])
-    prune_at(pruning, Fabric(accelerator="cpu", devices=1))
+    prune.main(pruning, Fabric(accelerator="cpu", devices=1))
     record = read_policy(tmp_path / "at" / "policy.json", ())
     assert record["exported"]["compensation"] == "one_shot"
     for scores in (record["measured"], record["exported"]["measured"]["one_shot"]):
@@ -157,7 +158,8 @@ def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     given = [f"search={searched}", "ratio=0.37", f"paths.run={tmp_path}", "bank.max_gib=0.0"]
     with initialize_config_module("ppf.conf", version_base="1.3"):
         pruning = compose("prune", [*given, f"out={tmp_path}/at", *paths])
-    _, record = prune_at(pruning, Fabric(accelerator="cpu", devices=1))
+    prune.main(pruning, Fabric(accelerator="cpu", devices=1))
+    record = read_policy(tmp_path / "at" / "policy.json", ())
     assert record["config"]["compensation"]["_target_"].endswith("LeastSquares")
     model = DynamicModel.from_search(searched, *paths)
     model.set_ratio(0.37)
