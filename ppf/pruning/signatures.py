@@ -36,7 +36,7 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
     importance, compensation, space = (
         with_code(plain(cfg[group]), cache) for group in ("importance", "compensation", "space")
     )
-    del space["name"]
+    space.pop("name", None)
     statistics = signature("statistics", model_identity(cfg.model, cache), dtype, calibration)
     order = signature("importance", statistics, importance)
     bank = signature("bank", order, space, compensation)

@@ -25,7 +25,8 @@ from ppf.stages.score import accuracy_page, score
 
 def check(cfg: DictConfig) -> None:
     """Raises PPFError if there will be nothing to score the predictor on."""
-    if not (cfg.test_policies or needs_labels(unfitted(cfg.predictor))):
+    predictor = unfitted(cfg.predictor)
+    if not (cfg.test_policies or needs_labels(predictor) or hasattr(predictor, "held_out")):
         raise PPFError(
             "a predictor without labels has no out-of-fold predictions to score: give"
             " test_policies=256, which labels further policies for the scores."

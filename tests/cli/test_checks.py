@@ -27,7 +27,7 @@ WRONG_FOR = {
 # What passes all the same, by the end of the key: 0 stands for "none", null for "all".
 ZERO = (
     "acquired agreement bound draws ema entropy epsilon gain kl_top_k low_loss"
-    " max_gib neighbours per_feature port queue seed selection_windows"
+    " max_gib neighbours port queue residual_steps seed selection_windows"
     " shortest_line smooth spread"
     " test_policies tolerance warmup weight_decay"
 )
@@ -35,7 +35,7 @@ PASSES = {
     **dict.fromkeys(ZERO.split(), [0]),
     **{f"windows.{part}": [None] for part in ("calibration", "labelling", "test", "validation")},
     **dict.fromkeys(("count", "ratio", "refit_windows"), [None]),  # in some command
-    **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
+    **{f"list of {key}": [[]] for key in ("channels", "depths")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "KL.top_k": [0],
     "spread_penalty": [-1, 0],
@@ -195,13 +195,7 @@ def test_what_is_wrong_is_named(
             "agent=gradient, the default agent, needs a differentiable predictor",
         ),
         (["mode=dynamic", "dynamic.train=[0.3,0.3]", "ratios=[0.3]"], "give two different ones"),
-        (
-            ["predictor=residual", "labels.count=3"],
-            r"3 labels of 3 groups .* are too few for 8 folds",
-        ),
         (["mode=chain", "ratios=[0.01,0.3]"], r"widen it, as in dynamic.train=\[0.01,0.55\]"),
-        (["+trainer.enable_progress_bar=false"], "trainer.enable_progress_bar cannot be set"),
-        (["+trainer.limit_val_batches=0"], "limit_val_batches=0 leaves out the validation"),
         (
             [
                 "budget=bytes",
@@ -254,10 +248,6 @@ def test_the_scales_of_a_process_are_checked(
     [
         ({"_target_": "lightning.Fabric", "accelerator": "cpu", "devices": 0}, "fabric does not"),
         ({"_target_": "lightning.Trainer", "accelerator": "tpu"}, "fabric does not work with"),
-        (
-            {"_target_": "ppf.labels.samplers.FromFiles", "paths": [], "trusted": []},
-            "the sampler has no files: give sampler.of.paths=[POLICY.json,...].",
-        ),
         (
             {"_target_": "ppf.labels.samplers.Mixture", "parts": {}, "shares": {"rough": 1.0}},
             "does not fit its parts",
