@@ -21,7 +21,7 @@ from benchmarks.scale import shapes
 from ppf.evaluation.size import parameters
 from ppf.report.scores import duration
 from ppf.report.style import OTHERS, log_scale, save_png, styled
-from ppf.report.tables import Column, Table, print_table
+from ppf.report.tables import Table, print_table
 
 Run = dict[str, Any]
 SHOWN = {"cpu_seconds": "CPU seconds", "peak_gib": "peak memory, GiB"}
@@ -52,16 +52,17 @@ def common(runs: list[Run]) -> list[str]:
 def show(runs: list[Run]) -> dict[str, dict[str, float]]:
     """Prints the table; the exponents by stage."""
     names = [f"{run['shape']} ({run['parameters'] / 1e9:.2f} B)" for run in runs]
-    columns = [Column("stage"), *(Column(name, duration) for name in names), Column("exponent")]
-    columns += [*(Column(f"{name}, GiB", "{:.2f}".format) for name in names), Column("exponent ")]
     found = {s: {figure: exponent(runs, s, figure) for figure in SHOWN} for s in common(runs)}
-    rows: list[list[str | float | None]] = []
+    rows: list[dict[str, str | float | None]] = []
     for stage, powers in found.items():
-        row: list[str | float | None] = [stage]
+        row: dict[str, str | float | None] = {"stage": stage}
         for figure, power in powers.items():
-            row += [*(run["stages"][stage][figure] for run in runs), f"{power:.2f}"]
+            words = SHOWN[figure]
+            taken = zip(names, runs, strict=True)
+            row |= {f"{name}, {words}": run["stages"][stage][figure] for name, run in taken}
+            row[f"exponent of {words}"] = power
         rows.append(row)
-    print_table(Table(columns, rows))
+    print_table(Table(rows, {name: duration for name in rows[0] if name.endswith(", CPU seconds")}))
     return found
 
 

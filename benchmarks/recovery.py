@@ -36,7 +36,8 @@ from ppf.recovery.module import RecoveryModule
 from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
 from ppf.recovery.tuners import Full, TuningTask, without_dropout
 from ppf.space import uniform
-from ppf.text.parts import build_text, training_text
+from ppf.text.parts import build_text
+from ppf.text.training import training_text
 
 LR, TURNS, BATCH, VALIDATION, GIB = 3e-4, 2, 4, 4, 2**30
 TRAINER = {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accelerator": "cpu", "devices": 1}

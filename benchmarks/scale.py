@@ -37,7 +37,7 @@ from ppf.llm.sources import byte_tokenizer
 from ppf.progress import say
 from ppf.report.origin import version
 from ppf.report.scores import duration
-from ppf.report.tables import Column, Table, print_table
+from ppf.report.tables import Table, print_table
 
 ROOT, GIB = Path(__file__).parents[1], 2**30
 # Little text and few labels, so that a large shape takes hours on a CPU, not days.
@@ -227,10 +227,12 @@ def _bytes(folder: Path) -> int:
 
 def report(found: dict[str, Any]) -> None:
     """Prints a table and, last, one line of JSON."""
-    columns = [Column("stage"), Column("time", duration), Column("CPU time", duration)]
-    columns += [Column(name, "{:.2f}".format) for name in ("peak memory, GiB", "disk, GiB")]
-    rows = [[name, *taken.values()] for name, taken in found["stages"].items()]
-    print_table(Table(columns, rows))
+    names = ("time", "CPU time", "peak memory, GiB", "disk, GiB")
+    rows: list[dict[str, Any]] = [
+        {"stage": name, **dict(zip(names, taken.values(), strict=True))}
+        for name, taken in found["stages"].items()
+    ]
+    print_table(Table(rows, dict.fromkeys(names[:2], duration)))
     print(json.dumps(found))
 
 
@@ -255,7 +257,7 @@ def main() -> None:
     out = (arguments.out / arguments.shape).resolve()
     checkpoint = out / "checkpoint"
     write = [sys.executable, __file__, "--stage", "checkpoint", arguments.shape, str(checkpoint)]
-    given = ["model=local", f"model.path={checkpoint}", f"model.name={arguments.shape}", *FEW]
+    given = [f"model.path={checkpoint}", *FEW]
     commands = {"checkpoint": write, **stages(out, [*given, *overrides])}
     names = list(commands)
     if arguments.until not in (None, *names):

@@ -1,29 +1,24 @@
 """The commands as function calls: what `import ppf` offers."""
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+import ppf.search
 from ppf.cli.app import run
 from ppf.cli.explain import sentence
-from ppf.conf import plain, without_others
+from ppf.conf import without_others
 from ppf.errors import PPFError
-from ppf.export.files import write_generation_config
-from ppf.overrides import text, written
+from ppf.overrides import written
 from ppf.policy_file import read_policy
-from ppf.pruning.signatures import recorded
-
-Model = str | Path | PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -63,9 +58,12 @@ class SearchResult:
         return self.record["measured"]["perplexity"]
 
 
+Policy = SearchResult | str | Path | None
+
+
 @without_others()
 def search(
-    model: Model = "smollm2_135m",
+    model: str | Path | PreTrainedModel = "smollm2_135m",
     ratio: float | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -83,161 +81,81 @@ def search(
     Raises:
         PPFError: an override is wrong, or the model or the text cannot be read.
     """
-    given = _written(({} if ratio is None else {"ratio": ratio}) | overrides)
-    cfg = _composed("search", [*_named(model), *given])
-    saved = Path(cfg.model.path) if isinstance(model, PreTrainedModel) else None
-    try:
-        if isinstance(model, PreTrainedModel):
-            _save(model, tokenizer, cfg.model.path)
-        run("search", cfg, given)
-    except Exception:
-        if saved and not any(Path(cfg.paths.run).glob("*.json")):  # no result names the copy
-            shutil.rmtree(saved, ignore_errors=True)
-        raise
-    if saved and Path(cfg.model.path) != saved:  # this rank uses the copy of rank 0
-        shutil.rmtree(saved.parent, ignore_errors=True)
-    return SearchResult(Path(cfg.paths.run), _own_targets(plain(recorded(cfg))))
+    named: dict[str, Any] = {"model": model}
+    if isinstance(model, PreTrainedModel):
+        named = {"model.path": "${paths.run}/model"}
+    elif (Path(model) / "config.json").is_file():
+        named = {"model.path": model}
+    cfg = _composed("search", named | ({} if ratio is None else {"ratio": ratio}) | overrides)
+    if isinstance(model, PreTrainedModel):
+        model.save_pretrained(cfg.model.path)
+        known = tokenizer or AutoTokenizer.from_pretrained(model.name_or_path)
+        known.save_pretrained(cfg.model.path)
+    run("search", cfg)
+    return SearchResult(Path(cfg.paths.run), list(cfg.trust_targets))
 
 
 @without_others()
-def prune(
-    policy: SearchResult | str | Path | None = None,
-    out: str | Path = "pruned",
-    *,
-    path: str | Path | None = None,
-    search: SearchResult | str | Path | None = None,
-    ratio: float | None = None,
-    **overrides: Any,
-) -> Path:
-    """Writes the smaller model, as `prune.py` does.
+def prune(policy: Policy = None, out: str | Path = "pruned", **overrides: Any) -> Path:
+    """Writes the smaller model into the folder `out`, as `prune.py` does, and returns `out`.
 
     Args:
         policy: a search's result, or a policy.json.
-        out: folder to write.
-        path: in place of a policy: a folder that `prune` or `recover` wrote, to convert.
-        search: in place of a policy: the folder or result of a search for all ratios.
-        ratio: share of the budget to save, with `search`.
-        overrides: keys of `prune.py`, as in `export="gguf"`.
-
-    Returns:
-        `out`.
+        overrides: keys of `prune.py`, as in `export="gguf"`. In place of a policy, `path=` is a
+            folder to convert; `search=` is a search for all ratios, with `ratio=`.
     """
-    sources = {**_sources(policy, path, search), "ratio": ratio, "out": out}
-    given = _written({**sources, **overrides})
-    cfg = _composed("prune", given)
-    run("prune", cfg, given)
+    run("prune", _composed("prune", {"out": out, **overrides}, policy))
     return Path(out)
 
 
 @without_others()
-def recover(
-    policy: SearchResult | str | Path | None = None,
-    out: str | Path = "recovered",
-    *,
-    path: str | Path | None = None,
-    search: SearchResult | str | Path | None = None,
-    **overrides: Any,
-) -> Path:
-    """Trains a pruned model, by default by distillation from the dense model, as `recover.py` does.
+def recover(policy: Policy = None, out: str | Path = "recovered", **overrides: Any) -> Path:
+    """Trains a pruned model as `recover.py` does, writes it to `out`, and returns `out`.
 
     Args:
         policy: a search's result, or a policy.json, whose model is pruned first.
-        out: folder to write.
-        path: in place of a policy: a folder that `prune` wrote.
-        search: in place of a policy: the folder or result of a search for all ratios.
-        overrides: keys of `recover.py`, as in `tune="lora"`.
-
-    Returns:
-        `out`.
+        overrides: keys of `recover.py`, as in `tune="lora"`. In place of a policy, `path=` is a
+            folder that `prune` wrote; `search=` is a search for all ratios.
     """
-    given = _written({**_sources(policy, path, search), "out": out, **overrides})
-    cfg = _composed("recover", given)
-    run("recover", cfg, given)
+    run("recover", _composed("recover", {"out": out, **overrides}, policy))
     return Path(out)
 
 
 @without_others()
-def evaluate(
-    policy: SearchResult | str | Path | None = None,
-    *,
-    path: str | Path | Sequence[str | Path] | None = None,
-    **overrides: Any,
-) -> dict[str, Any]:
+def evaluate(policy: Policy = None, **overrides: Any) -> dict[str, Any]:
     """Measures a policy or Hugging Face folders on the test part, as `evaluate.py` does.
 
     Args:
         policy: a search's result, or a policy.json.
-        path: a folder, or several.
-        overrides: keys of `evaluate.py`, as in `latency=True`.
+        overrides: keys of `evaluate.py`, as in `latency=True`. In place of a policy, `path=` is a
+            folder, or a list of several.
 
     Returns:
         The contents of evaluation.json: `results` has one entry per model, with nats per token
         and perplexity.
     """
-    given = _written({**_sources(policy, path), **overrides})
-    cfg = _composed("evaluate", given)
-    run("evaluate", cfg, given)
+    cfg = _composed("evaluate", overrides, policy)
+    run("evaluate", cfg)
     return json.loads((Path(cfg.paths.run) / "evaluation.json").read_text(encoding="utf-8"))
 
 
-def _written(given: Mapping[str, Any]) -> list[str]:
-    try:
-        return [*written(given)]
-    except TypeError as error:
-        raise PPFError(f"{error}: give one as the value of a key.") from error
-
-
-def _composed(command: str, overrides: Iterable[str]) -> DictConfig:
+def _composed(command: str, given: Mapping[str, Any], policy: Policy = None) -> DictConfig:
     """A command's config, with a new run folder in the place where the command creates its own."""
-    given, folder = list(overrides), f"{command}/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
+    folder = f"${{paths.outputs}}/{command}/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
+    values = {"paths.run": folder, **given} | ({} if policy is None else {"policy": policy})
+    for key, found in list(values.items()):
+        if isinstance(found, SearchResult):
+            values[key] = found.folder if key == "search" else found.folder / "policy.json"
+            values["trust_targets"] = list(found.trusted)
+    overrides = list(written(values))
     try:
         with initialize_config_module("ppf.conf", version_base="1.3"):
-            return compose(command, [f"paths.run=${{paths.outputs}}/{folder}", *given])
+            return compose(command, overrides)
     except Exception as error:
-        if told := sentence(error, command, given):
+        if told := sentence(error, command, overrides):
             raise PPFError(told) from error
         raise
 
 
-def _named(model: Model) -> Iterator[str]:
-    """The overrides that name a model; a loaded one is saved in the run's folder."""
-    if isinstance(model, PreTrainedModel):
-        yield from ("model=local", "model.path=${paths.run}/model")
-    elif (Path(model) / "config.json").is_file():
-        yield from ("model=local", f"model.path={text(model)}")
-    else:
-        yield f"model={model}"
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str) -> None:
-    """Saves a model and its tokenizer."""
-    with patch.object(model, "generation_config", GenerationConfig()):
-        model.save_pretrained(folder)
-    write_generation_config(model, Path(folder))
-    (tokenizer or AutoTokenizer.from_pretrained(model.name_or_path)).save_pretrained(folder)
-
-
-def _sources(
-    policy: SearchResult | str | Path | None,
-    path: str | Path | Sequence[str | Path] | None,
-    search: SearchResult | str | Path | None = None,
-) -> dict[str, Any]:
-    """The overrides that name what a command reads."""
-    given: dict[str, Any] = {"policy": policy, "path": path, "search": search}
-    trusted = [x.trusted for x in (policy, search) if isinstance(x, SearchResult) and x.trusted]
-    if isinstance(policy, SearchResult):
-        given["policy"] = policy.folder / "policy.json"
-    if isinstance(search, SearchResult):
-        given["search"] = search.folder
-    named = {key: value for key, value in given.items() if value is not None}
-    return named | ({"trust_targets": trusted[0]} if trusted else {})
-
-
-def _own_targets(config: Any) -> list[str]:
-    """The classes that a plain config names at any depth, without those of PPF."""
-    if isinstance(config, Mapping):
-        target = config.get("_target_", "ppf.")
-        own = [] if target.startswith("ppf.") else [target]
-        return own + [name for value in config.values() for name in _own_targets(value)]
-    parts = config if isinstance(config, list) else []
-    return [name for part in parts for name in _own_targets(part)]
+# The import of the package `ppf.search` has made it an attribute of `ppf`, which `search` replaces.
+vars(ppf)["search"] = search

@@ -219,41 +219,24 @@ def disk_failure(
         path: what was being written; None: what the error names.
         override: the config keys that choose its folder.
     """
-    if (reason := _disk_reason(error, path)) is None:
-        return None
-    named = path or getattr(error, "filename", None) or "a file"
-    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
-        done = "read or write" if path is None else "write"
-        return (
-            f"cannot {done} {named} ({reason}): change its permissions, or choose another folder"
-            f" with {override}."
-        )
-    other = isinstance(error, OSError) and error.errno is not None and error.errno not in _FULL
-    remedy = "" if other else "free some space, or "
-    return f"cannot write {named} ({reason}): {remedy}choose another folder with {override}."
-
-
-def _disk_reason(error: BaseException, path: Path | None) -> str | None:
-    if isinstance(error, OSError) and error.errno is not None:
-        certain = error.errno in _FULL or (path is None and error.errno in _FORBIDDEN)
-        return error.strerror if certain or (path and _concerns(error.filename, path)) else None
+    text = str(error).split("\n")[0]
+    named, number = getattr(error, "filename", None), getattr(error, "errno", None)
+    if isinstance(error, OSError) and number is not None:
+        folder = path and isinstance(named, str) and path.is_relative_to(named)
+        if number not in _DISK and not folder:
+            return None
+        text = str(error.strerror)
     # safetensors and torch wrap the system's error in types of their own.
-    text = str(error)
-    wrapped = (f"os error {number})" in text for number in (*_FULL, *_FORBIDDEN))
-    if any(wrapped) or "PytorchStreamWriter failed writing" in text:
-        return text.split("\n")[0]
-    return None
+    elif not any(f"(os error {n})" in text for n in _DISK) and "StreamWriter failed" not in text:
+        return None
+    forbidden = path is None and number in (errno.EACCES, errno.EPERM)
+    return (
+        f"cannot {'read or write' if forbidden else 'write'} {path or named or 'a file'} ({text}):"
+        f" free some space, change the permissions, or choose another folder with {override}."
+    )
 
 
-def _concerns(name: Any, path: Path) -> bool:
-    """Whether a system error's file is `path`, one of its folders, or a draft of it."""
-    if not isinstance(name, str):
-        return False
-    return path.is_relative_to(name) or Path(name).is_relative_to(path.parent)
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _remove(path: Path) -> None:

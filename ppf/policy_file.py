@@ -9,7 +9,7 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.commands import invocation
-from ppf.conf import plain
+from ppf.conf import name_by_paths, plain
 from ppf.context import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.pruning.live import Types
@@ -144,6 +144,7 @@ def policy_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     """The config for preparing a policy's model: the policy's groups, this command's machine."""
     machine = {name: plain(cfg[name]) for name in ("paths", "bank")}
     config = OmegaConf.create({**record["config"], **machine})
+    name_by_paths(config)
     if "dtype" in cfg and "recovery" not in cfg:  # the `dtype` of recover is of its export only
         config.dtype = cfg.dtype
     on_cpu = OmegaConf.select(cfg, "fabric.accelerator") == "cpu"

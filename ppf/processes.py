@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from threading import Thread
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import Fabric
@@ -15,34 +15,26 @@ from omegaconf import DictConfig
 
 from ppf.conf import plain
 from ppf.progress import console
-from ppf.ranges import Count, Positive
+from ppf.ranges import Count
 
 _WATCH_EVERY = 5.0  # seconds
+_PATIENCE = timedelta(hours=48)  # rank 0 makes most artefacts alone, which takes hours
 _DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 
 
-def build_fabric(
-    *,
-    timeout_hours: Positive,
-    num_nodes: Count,
-    strategy: Literal["auto", "ddp"],
-    **arguments: Any,
-) -> Fabric:
-    """Lightning's Fabric, with a longer timeout than its default of 30 minutes.
-
-    Rank 0 makes most artefacts alone, which takes hours for large models.
+def build_fabric(*, accelerator: str, devices: int | str, num_nodes: Count) -> Fabric:
+    """Lightning's Fabric, whose ranks wait longer for each other than the default of 30 minutes.
 
     Args:
-        timeout_hours: that a rank waits for the others; then it fails.
+        accelerator: type of device.
+        devices: processes on each machine.
         num_nodes: number of machines.
-        strategy: how processes are connected; each of them holds the whole model.
-        arguments: of Fabric.
     """
-    arguments["accelerator"] = kind_of_device(arguments["accelerator"])
-    given = {**arguments, "num_nodes": num_nodes, "strategy": strategy}
-    if process_count(given) == 1:  # even under a launcher, whose environment does not count
-        return Fabric(**given, plugins=LightningEnvironment())
-    return Fabric(**{**given, "strategy": DDPStrategy(timeout=timedelta(hours=timeout_hours))})
+    placed: dict[str, Any] = {"accelerator": kind_of_device(accelerator), "devices": devices}
+    placed["num_nodes"] = num_nodes
+    if process_count(placed) == 1:  # even under a launcher, whose environment does not count
+        return Fabric(**placed, plugins=LightningEnvironment())
+    return Fabric(**placed, strategy=DDPStrategy(timeout=_PATIENCE))
 
 
 def kind_of_device(accelerator: str) -> str:
@@ -59,7 +51,7 @@ def process_count(arguments: Mapping[str, Any]) -> int:
     """How many processes Lightning would use.
 
     Args:
-        arguments: of Fabric or Trainer; all but devices, nodes and strategy are ignored.
+        arguments: of Fabric or Trainer; only those on devices and nodes count.
     """
     asked = {name: arguments[name] for name in _DEVICES if name in arguments}
     return Fabric(**asked, plugins=LightningEnvironment()).world_size

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from ppf.llm.sources import byte_tokenizer
-from ppf.text.parts import build_text, default_text, training_text
+from ppf.text.parts import build_text, default_text
+from ppf.text.training import training_text
 
 WINDOW, BATCH, STEPS = 256, 4, 1000
 _EVERY = {

@@ -20,7 +20,7 @@ from ppf.cli.checks import check
 from ppf.cli.launch import check_processes
 from ppf.cli.outcome import finished, is_multirun, job_signature, set_aside, write
 from ppf.cli.plan import show_plan
-from ppf.conf import SECRET, plain
+from ppf.conf import SECRET, name_by_paths, plain
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.sources import check_source
 from ppf.processes import kind_of_device, launch, process_count
@@ -70,6 +70,7 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
     Raises:
         PPFError: the config is wrong, or the work fails for a reason that a user can fix.
     """
+    name_by_paths(cfg)
     folder, several = Path(cfg.paths.run), is_multirun()
     with _tidied(cfg):
         _check(name, cfg, overrides)

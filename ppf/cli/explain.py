@@ -68,6 +68,9 @@ def _reader_left() -> bool:
     return False
 
 
+_OWN_PATH = {"model": ", or model.path=FOLDER", "text": ", or text.path=FILE"}
+
+
 def sentence(error: BaseException, command: str, overrides: Sequence[str] = ()) -> str | None:
     """One line on an error that a user can mend; None: it is a bug."""
     if isinstance(error, InstantiationException):
@@ -76,7 +79,8 @@ def sentence(error: BaseException, command: str, overrides: Sequence[str] = ()) 
         missing = str(error.missing_cfg_file)
         given = next((word for word in overrides if word.replace("=", "/", 1) == missing), missing)
         known = options("experiment") if missing.startswith("experiment/") else error.options
-        return f"{given} is unknown: give one of {', '.join(known)}."
+        own = _OWN_PATH.get(missing.partition("/")[0], "")
+        return f"{given} is unknown: give one of {', '.join(known)}{own}."
     if isinstance(error, ConfigCompositionException) and error.__cause__:
         keys = _key(error.__cause__).split(".")
         near = _keys_beside(keys, command, overrides)

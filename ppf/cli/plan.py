@@ -13,7 +13,7 @@ from ppf.planning.plan import Need, level_flops, measured_speeds
 from ppf.processes import processes_here
 from ppf.progress import say
 from ppf.report.scores import duration
-from ppf.report.tables import Cell, Column, Table, print_table
+from ppf.report.tables import Cell, Table, print_table
 
 
 def show_plan(cfg: DictConfig) -> None:
@@ -58,30 +58,27 @@ def show_plan(cfg: DictConfig) -> None:
 def _table(found: Comparison) -> Table:
     """A row for each stage, for existing files, for the whole run, and for what is free."""
     cpu, free, elsewhere = found.sizes.on_cpu, found.free, found.free.cache is not None
-    columns = [
-        Column("stage"),
-        Column("memory of each GPU, GiB", "{:.1f}".format),
-        Column("memory, GiB" if cpu else "host memory, GiB", "{:.1f}".format),
-        Column("disk, GiB", "{:.1f}".format),
-        Column("paths.cache, GiB", "{:.1f}".format),
-        Column("time", duration),
-    ]
+    memory = "memory, GiB" if cpu else "host memory, GiB"
+    names = ("memory of each GPU, GiB", memory, "disk, GiB", "paths.cache, GiB")
 
-    def row(name: str, needs: Sequence[Need], written: float) -> list[Cell]:
+    def row(name: str, needs: Sequence[Need], written: float) -> dict[str, Cell]:
         """The peaks and sums of some stages."""
         offloaded = sum(need.offloaded for need in needs)
         memory = None if cpu else max(need.memory for need in needs)
         cache = offloaded if elsewhere and found.offloaded else None
-        host, seconds = max(need.host for need in needs), sum(need.seconds for need in needs)
-        return [name, memory, host, written, cache, seconds]
+        sizes = memory, max(need.host for need in needs), written, cache
+        return cells(name, *sizes) | {"time": sum(need.seconds for need in needs)}
+
+    def cells(name: str, *sizes: float | None) -> dict[str, Cell]:
+        return {"stage": name, **dict(zip(names, sizes, strict=True)), "time": None}
 
     def disk(need: Need) -> float:
         return need.disk + (0.0 if elsewhere else need.offloaded)
 
     rows = [row(need.stage, [need], disk(need)) for need in found.needs]
     if found.made:
-        rows.append(["files that exist", None, None, -found.made, None, None])
+        rows.append(cells("files that exist", None, None, -found.made, None))
     rows.append(row("whole run", found.needs, found.disk))
     cache = free.cache if found.offloaded else None
-    rows.append(["free here", None if cpu else free.memory, free.host, free.disk, cache, None])
-    return Table(columns, rows).without_empty_columns()
+    rows.append(cells("free here", None if cpu else free.memory, free.host, free.disk, cache))
+    return Table(rows, dict.fromkeys(names, "{:.1f}".format) | {"time": duration})

@@ -25,12 +25,13 @@ from ppf.records.agent import agent_folder
 from ppf.records.run import Outcome
 from ppf.recovery.inputs import loss_names
 from ppf.recovery.results import Recovered
-from ppf.report.origin import carried, next_command, origin, task_overrides
+from ppf.report.origin import carried, next_command, origin
 from ppf.report.recovery import publish_recovery
 from ppf.stages.lineage import log_made, log_used
 from ppf.stages.recover import recover
 from ppf.stages.recover_dynamic import recover_dynamic
-from ppf.text.parts import text_name, training_name
+from ppf.text.parts import text_name
+from ppf.text.training import training_name
 
 _TRAINER = (
     "precision",
@@ -222,14 +223,14 @@ def _report(cfg: DictConfig, fabric: Fabric, found: Recovered) -> None:
     }
     write_json(folder / "summary.json", written | about)
     log_used(cfg, fabric.loggers)
-    log_made(Path(cfg.out), fabric.loggers, {})
+    log_made(Path(cfg.out), fabric.loggers)
     publish_recovery(folder, fabric.loggers)
 
 
 def _next_commands(cfg: DictConfig) -> dict[str, str]:
     if cfg.search:
         ratio = cfg.ratios[len(cfg.ratios) // 2]
-        given = ", ".join(map(repr, [str(cfg.out), *carried(task_overrides())]))
+        given = ", ".join(map(repr, [str(cfg.out), *carried()]))
         ask = f"import ppf; ppf.DynamicModel.from_search({given}).set_ratio({ratio})"
         return {
             "Serve the model at any ratio": next_command("serve", f"search={quoted(cfg.out)}"),

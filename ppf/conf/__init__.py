@@ -64,6 +64,19 @@ def read_option(group: str | Path, name: str) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(*inherited, own))
 
 
+def name_by_paths(cfg: DictConfig) -> None:
+    """Names a local model by its folder and a local text by its file, in all that follows.
+
+    A model's folder also replaces what its YAML file says of another model: source and card.
+    """
+    for group in ("model", "text"):
+        section = cfg.get(group)
+        if section and section.path:
+            section.name = Path(str(section.path)).absolute().name
+    if OmegaConf.select(cfg, "model.path"):
+        cfg.model.source = cfg.model.card = None
+
+
 def comment(file: Path) -> str:
     """The first comment of a YAML file that is not a directive of Hydra."""
     lines = file.read_text(encoding="utf-8").splitlines()

@@ -81,7 +81,8 @@ def _measured(policy: Mapping[str, Any]) -> Iterator[str]:
     if trained := recovered or exported.get("adapters"):
         yield (
             f"After pruning, the weights were trained on {trained['tokens']:,} tokens of"
-            f" {trained['text']} in {trained['minutes']:.1f} minutes."
+            f" {trained['text']} in {trained['minutes']:.1f} minutes, perhaps of documents of the"
+            " labelling part too."
         )
     if speeds := exported.get("speed"):
         yield _table(

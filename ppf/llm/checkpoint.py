@@ -78,29 +78,27 @@ def read_tokenizer(
         given = {"revision": revision, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
         tokenizer.init_kwargs.pop("auto_map", None)  # exports must not name code of others
-    # Gemma 3's token for images has no embedding in text models.
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
-    embedded = config.get_text_config().vocab_size
-    if largest >= embedded:
-        raise PPFError(
-            f"the tokenizer of {source} makes ids up to {largest}, but the model embeds"
-            f" {embedded} tokens: give a folder with matching files, as in"
-            f" {override}=FOLDER."
-        )
-    tokenizer.embedded = embedded
+        # Gemma 3's token for images has no embedding in text models.
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
+        tokenizer.embedded = config.get_text_config().vocab_size
+        if largest >= tokenizer.embedded:
+            raise ValueError(
+                f"the tokenizer makes ids up to {largest}, but the model embeds"
+                f" {tokenizer.embedded} tokens"
+            )
     return tokenizer
 
 
 def _refuse_foreign_files(source: str, revision: str | None) -> None:
-    """Raises PPFError if a tokenizer would read files elsewhere on this machine.
+    """Raises ValueError if a tokenizer would read files elsewhere on this machine.
 
     Exports and the server would then publish what they contain.
     """
     folder = Path(source)
     for file in (*folder.glob("*"), *folder.glob(f"{CHAT_TEMPLATE_DIR}/*")):
         if file.suffix not in _WEIGHTS and _is_foreign(file, folder):
-            raise PPFError(f"{file} is a link to a file elsewhere: replace it by a copy")
+            raise ValueError(f"{file} is a link to a file elsewhere: replace it by a copy")
     given: Any = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     # transformers passes all entries of both files to the tokenizer's class.
     for name in (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE):
@@ -108,14 +106,14 @@ def _refuse_foreign_files(source: str, revision: str | None) -> None:
         entries = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
         for key in entries:
             if name == SPECIAL_TOKENS_MAP_FILE and not key.endswith(("_token", "_tokens")):
-                raise PPFError(f"{name} has the entry {key}, which is no token: remove it")
+                raise ValueError(f"{name} has the entry {key}, which is no token: remove it")
             if key.endswith("_file") and isinstance(entries[key], int):  # an open file's number
-                raise PPFError(f"{name} has the entry {key}={entries[key]}: remove it")
+                raise ValueError(f"{name} has the entry {key}={entries[key]}: remove it")
         for value in strings(entries):
             if len(value) >= _LONGEST or "\0" in value:
                 continue
             if any(_is_foreign(path, folder) for path in (Path(value), folder / value)):
-                raise PPFError(f"{name} names the file {value} of this machine: remove the entry")
+                raise ValueError(f"{name} names the file {value} of this machine: remove the entry")
 
 
 def _is_foreign(file: Path, folder: Path) -> bool:
@@ -164,25 +162,19 @@ def read_model(
         PPFError: a file is damaged; a tensor is missing, unknown, quantised, not finite or has a
             wrong shape; or the checkpoint needs its own code.
     """
-    own_code = getattr(config, "auto_map", None) or {}
-    if architecture is AutoModelForCausalLM and "AutoModelForCausalLM" in own_code:
-        raise PPFError(
-            f"{source} needs its own modelling code, which PPF does not run: give a folder of a"
-            f" model that transformers knows with {override}=FOLDER."
-        )
-    if getattr(config, "quantization_config", None):
-        raise PPFError(
-            f"{source} has quantised weights, which PPF does not read: give the model's original"
-            f" weights with {override}=FOLDER."
-        )
-    check_files(source, override)
     with _reading(source, override), quiet():
+        own_code = getattr(config, "auto_map", None) or {}
+        if architecture is AutoModelForCausalLM and "AutoModelForCausalLM" in own_code:
+            raise ValueError("it needs its own modelling code, which PPF does not run")
+        if getattr(config, "quantization_config", None):
+            raise ValueError("it has quantised weights, which PPF does not read")
         # transformers would attach the adapter.
         if find_adapter_config_file(source, revision=revision):
-            raise PPFError(
-                "it has an adapter (adapter_config.json), which PPF does not load: remove it, or"
-                " merge it with PEFT's `merge_and_unload`"
+            raise ValueError(
+                "it has an adapter (adapter_config.json), which PPF does not load: merge it with"
+                " PEFT's `merge_and_unload`"
             )
+        check_files(source, override)
         model, found = architecture.from_pretrained(
             source,
             config=config,
@@ -193,8 +185,8 @@ def read_model(
             ignore_mismatched_sizes=True,  # `weights_fault` reports them by name
             output_loading_info=True,
         )
-    if fault := weights_fault(model, found, dtype):
-        raise PPFError(f"{source} {fault}: give a complete checkpoint with {override}=FOLDER.")
+        if fault := weights_fault(model, found, dtype):
+            raise ValueError(f"it {fault}")
     correct_ties(model)
     return model
 
@@ -222,13 +214,11 @@ def check_files(source: str, override: str = "model.path") -> None:
     folder = Path(source)
     if not folder.is_dir():
         return
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise PPFError(
-            f"{source} has no safetensors: convert its weights with transformers'"
-            f" `save_pretrained`, or give another folder with {override}=FOLDER."
-        )
     with _reading(source, override):
+        if not (files := sorted(folder.glob("*.safetensors"))):
+            raise ValueError(
+                "it has no safetensors: convert its weights with transformers' `save_pretrained`"
+            )
         index, whole = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFE_WEIGHTS_NAME
         if index.is_file() and not whole.is_file():
             named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -280,6 +270,8 @@ def _reading(what: str, override: str) -> Iterator[None]:
     """Turns every error inside the context into a PPFError."""
     try:
         yield
+    except PPFError:
+        raise
     except Exception as error:  # transformers raises many types on damaged files
         raise PPFError(
             f"cannot load '{what}' ({reason(error)}): give a local folder with {override}=FOLDER."

@@ -24,23 +24,11 @@ def check_division(config: DictConfig, device: torch.device, processes: int = 1)
         PPFError: the layers are offloaded too, the process computes on the CPU, or several
             processes would divide the model over the same GPUs.
     """
-    divided, place = config.get("device_map"), config.get("offload")
-    if not divided:
-        return
-    if place:
+    several = processes > 1 or config.get("offload")
+    if config.get("device_map") and (several or device.type != "cuda"):
         raise PPFError(
-            f"model.device_map={divided} keeps all layers on GPUs, and model.offload={place} keeps"
-            " none there: give only one of them."
-        )
-    if processes > 1:
-        raise PPFError(
-            f"model.device_map={divided} gives all GPUs of a machine to one process, and there are"
-            f" {processes}: give fabric.devices=1, or model.device_map=null."
-        )
-    if device.type != "cuda":
-        raise PPFError(
-            f"model.device_map={divided} divides a model over GPUs, but this process computes on"
-            f" the {device.type}: give model.device_map=null, or fabric=gpu."
+            "model.device_map=auto divides a model over the GPUs of one process, without"
+            " model.offload: give model.device_map=null, or fabric=gpu fabric.devices=1."
         )
 
 

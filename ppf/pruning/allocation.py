@@ -2,16 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
-from ppf.errors import PPFError
 from ppf.pruning.features import SiteFeatures
 from ppf.pruning.traits import MULTIPLES, Traits
-from ppf.ranges import Count, Positive, Share
+from ppf.ranges import Positive, Share
 from ppf.space import Space
 
 _Point = tuple[int, float]
@@ -71,15 +72,10 @@ class OWL(LayerRule):
         m: integer multiple of the mean score above which a score is an outlier.
         bound: λ.
 
-    Raises:
-        PPFError: the traits do not count outliers for this `m`.
-
     Source: OWL (arXiv 2310.05175), section 3.2, as its code maps D to ratios.
     """
 
-    def __init__(self, m: Count, bound: Share) -> None:
-        if not 1 <= m < MULTIPLES:
-            raise PPFError(f"OWL's m={m} is out of range: give 1 ≤ m < {MULTIPLES}.")
+    def __init__(self, m: Annotated[int, Field(ge=1, lt=MULTIPLES)], bound: Share) -> None:
         self.m, self.bound = m, bound
 
     def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
@@ -96,9 +92,6 @@ class AlphaPruning(LayerRule):
     Args:
         epsilon: ε.
 
-    Raises:
-        PPFError: the exponents were not computed.
-
     Source: AlphaPruning (arXiv 2410.10912), eq. 2, with exponents averaged over the matrices of a
         layer.
     """
@@ -108,11 +101,7 @@ class AlphaPruning(LayerRule):
 
     def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         exponents = _traits(features).exponents
-        if exponents is None:
-            raise PPFError(
-                "AlphaPruning reads weight spectra, and none were computed, because no part of the"
-                " config names ppf.pruning.allocation.AlphaPruning: give rules=all."
-            )
+        assert exponents is not None, "no part of the config names AlphaPruning"
         exponents = _unit_range(exponents.to(ratio))
         share = 1 - self.epsilon + 2 * self.epsilon * exponents
         return ratio[:, None] * share / (share * _layer_cost(features.space).to(ratio)).sum()

@@ -93,14 +93,12 @@ class Adapters(nn.Module):
             PPFError: the file is damaged, or was trained for another model or compensation.
         """
         file, metadata, tensors = folder / ADAPTERS, *_read(folder / ADAPTERS)
-        wrong = [key for key, value in origin.items() if metadata.get(key) != value]
-        if wrong:
-            if wrong != ["compensation"] or "compensation" not in metadata:
-                raise PPFError(f"{file} was trained for another model, text or space: {_REMEDY}.")
-            raise PPFError(
-                f"{file} was trained with the compensation {metadata['compensation']}, not"
-                f" {origin['compensation']}: give the bank.max_gib that its training used."
-            )
+        for key, value in origin.items():
+            if metadata.get(key) != value:
+                raise PPFError(
+                    f"{file} was trained with another {key} ({metadata.get(key)}, not {value}):"
+                    f" {_REMEDY}, and the bank.max_gib that its training used."
+                )
         rank = next((len(t) for name, t in tensors.items() if name.endswith(".down") and t.ndim), 1)
         with pruner.at(pruner.space.dense.tolist()):
             sizes = {name: linear.weight.shape for name, linear in projections(pruner).items()}

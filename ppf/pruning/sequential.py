@@ -109,8 +109,7 @@ def _refit_layer(
                 lacking = streams.moments(block, consumer, [consumer], streams.dense, _after)
             pruner.refit(site, *compensation.refit(lacking))
             if whole:  # the layer's attention does not change any more
-                device = pruner.lm.device_of(index)
-                finished.enter_context(_replayed(block, behind, device))
+                finished.enter_context(_replayed(pruner.lm, block, behind))
         streams.pass_pruned(index)
 
 
@@ -240,16 +239,16 @@ class _Streams:
 
 
 @contextmanager
-def _replayed(block: Coupling, states: list[Tensor], device: torch.device) -> Iterator[None]:
+def _replayed(lm: LanguageModel, block: Coupling, states: list[Tensor]) -> Iterator[None]:
     """The block returns its outputs for all batches in turn, without being computed again.
 
     Args:
         states: inputs of its consumer; replaced by the outputs.
-        device: of the layer.
     """
-    module, consumer = getattr(block.parent, block.attribute), block.consumer
-    for number, x in enumerate(states):
-        states[number] = consumer(x.to(consumer.weight.device)).to(device)
+    module, device = getattr(block.parent, block.attribute), lm.device_of(block.layer)
+    with lm.resident(block.layer):
+        for number, x in enumerate(states):
+            states[number] = block.consumer(x.to(device))
     outputs = cycle(states)
     with forward_replaced(module, lambda *arguments, **named: (next(outputs), None)):
         yield

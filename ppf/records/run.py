@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from ppf.records.values import Number, Record, Word
 
@@ -73,29 +73,3 @@ class RowsRecord(Record):
     axes: list[Word]
     figures: list[Word] = []
     rows: Annotated[list[dict[Word, Figure]], Field(min_length=1)]
-
-
-class _Job(Record):
-    model_config = ConfigDict(extra="ignore")
-
-    name: Word
-
-
-class _Overrides(Record):
-    hydra: list[str] = []
-    task: list[str]
-
-
-class _Hydra(Record):
-    model_config = ConfigDict(extra="ignore")
-
-    job: _Job
-    overrides: _Overrides
-
-
-class MultirunRecord(Record):
-    """The keys of a multirun.yaml that reports read. Hydra writes many others."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    hydra: _Hydra

@@ -35,7 +35,8 @@ from ppf.text.identity import (
     text_identity,
     warn_of_shared_documents,
 )
-from ppf.text.parts import PartName, Text, build_text, build_training_text, text_name, training_text
+from ppf.text.parts import PartName, Text, build_text, text_name
+from ppf.text.training import build_training_text, training_text
 
 T = TypeVar("T")
 _PARTS: tuple[PartName, ...] = ("training", "validation")
@@ -45,7 +46,7 @@ _COSTS = ("micro_batch", "gradient_checkpointing")  # change the result only by 
 def machine_of(cfg: DictConfig, fabric: Fabric) -> Machine:
     """Fabric's processes and devices, for Lightning's Trainer."""
     devices = plain(cfg.fabric)
-    where = {k: devices[k] for k in ("accelerator", "devices", "num_nodes", "strategy")}
+    where = {k: devices[k] for k in ("accelerator", "devices", "num_nodes")}
     loggers = [logger for logger in fabric.loggers if isinstance(logger, Logger)]
     trainer = plain(cfg.trainer) | where
     return Machine(fabric, trainer, loggers)

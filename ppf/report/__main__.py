@@ -13,24 +13,19 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m ppf.report")
     reports = parser.add_subparsers(required=True, dest="report")
     sweep = reports.add_parser("sweep", help="table, plot and page of a multirun")
-    sweep.add_argument("folder", type=Path, help="folder of the multirun, or one above several")
+    sweep.add_argument("place", type=Path, help="folder of the multirun, or one above several")
     plot = reports.add_parser("plot", help="results.png from the results.json beside it")
-    plot.add_argument("file", type=Path, help="results.json of a multirun")
-    plot.add_argument(
-        "--line",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "LABEL"),
-        help="draw this line under another name, and only lines that are given so",
-    )
+    plot.add_argument("place", type=Path, help="results.json of a multirun")
+    about = "draw this line under another name, and only lines that are given so"
+    names = ("NAME", "LABEL")
+    plot.add_argument("--line", nargs=2, action="append", default=[], metavar=names, help=about)
     given = parser.parse_args()
     try:
         if given.report == "plot":
-            say(str(plot_rows(given.file, dict(given.line))))
-            return
-        for name, path in write_sweep(given.folder).items():
-            say(f"{name:<6}  {path}")
+            say(str(plot_rows(given.place, dict(given.line))))
+        else:
+            for name, path in write_sweep(given.place).items():
+                say(f"{name:<6}  {path}")
     except PPFError as error:
         raise SystemExit(f"Error: {error}") from None
 

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,19 +43,14 @@ def command_line(name: str) -> str:
     return invocation(name, *folders, *task_overrides())
 
 
-def next_command(name: str, *options: str, overrides: Sequence[str] | None = None) -> str:
-    """A command that reads a run's results, with the overrides that it needs too.
-
-    Args:
-        overrides: of the run; None: of this one.
-    """
-    given = task_overrides() if overrides is None else overrides
-    return invocation(name, *options, *carried(given))
+def next_command(name: str, *options: str) -> str:
+    """A command that reads this run's results, with the overrides that it needs too."""
+    return invocation(name, *options, *carried())
 
 
-def carried(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a run that every command needs that reads its results."""
-    return [word for word in overrides if word.startswith(_CARRIED)]
+def carried() -> list[str]:
+    """The overrides of this run that every command needs that reads its results."""
+    return [word for word in task_overrides() if word.startswith(_CARRIED)]
 
 
 def carried_text() -> list[str]:
@@ -69,24 +64,23 @@ def carried_text() -> list[str]:
 
 
 def gguf_command(policy: str) -> dict[str, str]:
-    """The next command for a policy that quantises weights.
-
-    Args:
-        policy: the override that names its file.
-    """
+    """The next command for the file of a policy that quantises weights."""
     given = (policy, "out=gguf", "export=gguf", "export.type=q8_0")
     return {"Write a file for llama.cpp": next_command("prune", *given)}
 
 
 def machine() -> dict[str, str]:
     """Versions and hardware, by name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    named = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     found = {
         "PPF": version(),
         "Python": platform.python_version(),
         "PyTorch": torch.__version__,
         "transformers": transformers.__version__,
         "System": platform.platform(terse=True),
-        "Processor": _processor(),
+        "Processor": named[0] if named else platform.processor(),
         "Cores": f"{os.cpu_count()}; PyTorch uses {torch.get_num_threads()}",
     }
     if torch.cuda.is_initialized():  # this process has used it
@@ -98,16 +92,8 @@ def machine() -> dict[str, str]:
 def version() -> str:
     """PPF's version, and the last commit of its code if that lies in a repository."""
     command = ["git", "-C", str(Path(ppf.__file__).parent), "log", "-1", "--format=%h", "--", "."]
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ppf.__version__
-    commit = done.stdout.strip()
-    return f"{ppf.__version__}, commit {commit}" if commit else ppf.__version__
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    named = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+        if commit := done.stdout.strip():
+            return f"{ppf.__version__}, commit {commit}"
+    return ppf.__version__

@@ -46,7 +46,7 @@ class ReportSection:
         """Whether the section takes the whole width of the page."""
         if self.figure:
             return self.figure.get_figwidth() > _WIDE[0]
-        return self.table is not None and len(self.table.shown.columns) > _WIDE[1]
+        return self.table is not None and len(self.table.heads) > _WIDE[1]
 
 
 @dataclass(frozen=True)

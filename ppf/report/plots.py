@@ -36,7 +36,6 @@ _STRIP = 32  # most layers in one row of a heatmap
 _CLOCKS = ("step", "epoch", "time", "round")
 _PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
 _FEW = 25  # curves with fewer points show each point
-_COLOURS = {"dense": GREY, "pruned": ORANGE, "recovered": BLUE}
 
 
 def scatter(
@@ -270,41 +269,3 @@ def _of_policy(axes: Axes, rows: PolicyRows, colour: str) -> None:
 
 def _ratio(row: Mapping[str, Any]) -> float:
     return float(row["ratio"])
-
-
-def loss_curve(curve: Sequence[Sequence[float]], dense: float, pruned: float) -> Figure:
-    """Loss of a recovery training against tokens read.
-
-    Args:
-        curve: tokens, and nats per token.
-        dense: nats per token of the dense model.
-        pruned: nats per token of the pruned model, before the training.
-    """
-    with styled():
-        figure = Figure(figsize=_PAIR, layout="constrained")
-        axes = figure.add_subplot()
-        tokens, values = zip((0, pruned), *curve, strict=True)
-        axes.plot(tokens, values, color=BLUE, lw=1.4, marker="o", ms=3, label="in training")
-        for name, value in (("pruned", pruned), ("dense", dense)):
-            axes.axhline(value, color=_COLOURS[name], lw=1, ls="--", label=name)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
-        axes.set(xlabel="tokens read, millions", ylabel="nats per token")
-        legend_above(axes)
-    return figure
-
-
-def recovery_by_ratio(ratios: Sequence[float], nlls: Mapping[str, Sequence[float]]) -> Figure:
-    """Losses against the pruning ratio.
-
-    Args:
-        nlls: dense, pruned and recovered → nats per token at each ratio.
-    """
-    with styled():
-        figure = Figure(figsize=_PAIR, layout="constrained")
-        axes = figure.add_subplot()
-        for name, values in nlls.items():
-            axes.plot(ratios, values, color=_COLOURS[name], lw=1.4, marker="o", ms=4, label=name)
-        axes.set(xlabel="pruning ratio", ylabel="nats per token")
-        axes.xaxis.set_major_formatter(percents(100))
-        legend_above(axes)
-    return figure

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,35 +10,43 @@ from typing import Any
 from lightning.fabric.loggers import Logger
 
 from ppf.report.page import Page, ReportSection
-from ppf.report.plots import loss_curve, recovery_by_ratio
+from ppf.report.plots import curves
 from ppf.report.publish import publish
-from ppf.report.scores import LogPerplexity, decimal, percent, signed_percent
-from ppf.report.tables import Cell, Column, Table, print_line, print_table
+from ppf.report.scores import LogPerplexity, percent, signed_percent
+from ppf.report.tables import Table
 
 RecoverySummary = Mapping[str, Any]
 """The contents of a recovery's summary.json: title, command, text, results (for each ratio the
 losses of the models dense, pruned and recovered in nats per token), test (the same on the test
 part), curve, settings, machine, next_commands."""
 _MODELS = ("dense", "pruned", "recovered")
+_CHANGE, _SHARE = "change by training", "share of lost nats recovered"
 
 
 def publish_recovery(folder: Path, loggers: Sequence[Logger]) -> None:
-    """Writes report.html beside a summary.json, gives everything to the loggers, and prints it."""
+    """Makes the report from a summary.json."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    shown = page(summary)
-    publish(loggers, shown, metrics(summary), folder)
-    for table in shown.tables.values():
-        print_table(table)
-    print_line(shown.headline)
-    print_line(f"Report: {folder / 'report.html'}")
-    for purpose, command in summary["next_commands"].items():
-        print_line(f"{purpose}: {command}")
+    publish(folder, loggers, page(summary), metrics(summary))
 
 
 def page(summary: RecoverySummary) -> Page:
     """The page of a recovery."""
-    results = summary["results"]
-    gained = math.expm1(fmean(row["recovered"] - row["pruned"] for row in results))
+    gained = math.expm1(fmean(row["recovered"] - row["pruned"] for row in summary["results"]))
+    sections = []
+    for part, key in (("validation", "results"), ("test", "test")):
+        rows = [
+            {"ratio": row["ratio"]}
+            | {name: LogPerplexity(row[name]).perplexity for name in _MODELS}
+            | {_CHANGE: math.expm1(row["recovered"] - row["pruned"]), _SHARE: row["won_back"]}
+            for row in summary[key]
+        ]
+        table = Table(rows, {"ratio": percent, _CHANGE: signed_percent, _SHARE: percent})
+        note = f"Measured on the {part} part of {summary['text']}."
+        sections += [ReportSection("Perplexity", note, name=part, table=table)] if rows else []
+    if summary["curve"]:
+        curve = [{"step": tokens, "nats per token": nll} for tokens, nll in summary["curve"]]
+        note = "Loss on the validation part against tokens read; mean over pruning ratios."
+        sections.append(ReportSection("Loss", note, name="curve", figure=curves(curve)))
     return Page(
         title=summary["title"],
         command=summary["command"],
@@ -47,8 +55,7 @@ def page(summary: RecoverySummary) -> Page:
             " (geometric mean over pruning ratios)."
         ),
         sections=[
-            *_tables(summary),
-            *_figures(summary),
+            *sections,
             ReportSection("Training", facts=summary["settings"]),
             ReportSection("Machine", facts=summary["machine"]),
         ],
@@ -71,42 +78,3 @@ def metrics(summary: RecoverySummary) -> dict[str, float]:
             if part == "validation" and row["won_back"] is not None:
                 found[f"won_back{at}"] = row["won_back"]
     return found
-
-
-def _tables(summary: RecoverySummary) -> Iterator[ReportSection]:
-    columns = [
-        Column("ratio", percent),
-        *(Column(name, decimal) for name in _MODELS),
-        Column("change by training", signed_percent),
-        Column("share of lost nats recovered", percent),
-    ]
-    for part, name in (("results", "recovery"), ("test", "test")):
-        rows: list[list[Cell]] = [
-            [
-                row["ratio"],
-                *(LogPerplexity(row[model]).perplexity for model in _MODELS),
-                math.expm1(row["recovered"] - row["pruned"]),
-                row["won_back"],
-            ]
-            for row in summary[part]
-        ]
-        if rows:
-            words = "validation" if part == "results" else "test"
-            note = f"Measured on the {words} part of {summary['text']}."
-            title = f"Perplexity on the {words} part"
-            yield ReportSection(title, note, name=name, table=Table(columns, rows))
-
-
-def _figures(summary: RecoverySummary) -> Iterator[ReportSection]:
-    """The loss against tokens, and the loss against the ratio if there are several ratios."""
-    results = summary["results"]
-    if summary["curve"]:
-        dense, pruned = (fmean(row[name] for row in results) for name in ("dense", "pruned"))
-        note = "Loss on the validation part, mean over pruning ratios."
-        figure = loss_curve(summary["curve"], dense, pruned)
-        yield ReportSection("Loss", note, name="curve", figure=figure)
-    if len(results) > 1:
-        lines = {name: [row[name] for row in results] for name in _MODELS}
-        figure = recovery_by_ratio([row["ratio"] for row in results], lines)
-        note = "Before and after the training, on the validation part."
-        yield ReportSection("Every ratio", note, name="ratios", figure=figure)

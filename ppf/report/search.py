@@ -12,16 +12,7 @@ from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves, pareto_front, policy_heatmap, ratio_curve, scatter
 from ppf.report.publish import log_artifact, publish
 from ppf.report.scores import change, decimal, mebibytes, percent, signed_percent
-from ppf.report.tables import (
-    Cell,
-    Column,
-    Table,
-    accuracy_table,
-    error,
-    print_line,
-    print_table,
-    times_table,
-)
+from ppf.report.tables import Cell, Table, accuracy_table, times_table
 
 SearchSummary = Mapping[str, Any]
 """The contents of a search's summary.json; see `ppf.stages.results`."""
@@ -37,44 +28,41 @@ _SCORES = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "co
 
 
 def publish_search(folder: Path, loggers: Sequence[Logger]) -> None:
-    """Writes report.html beside a summary.json, gives everything to the loggers, and prints it."""
+    """Makes the report from a summary.json, and logs the predictor, and the policy or agent."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    shown, numbers = page(summary), metrics(summary)
+    model, kind = summary["model"], "policy" if summary["mode"] == "static" else "agent"
     if used := summary["predictor_folder"]:
-        name = f"{summary['model']}-predictor"
-        log_artifact(loggers, [Path(used)], name, "predictor", used=True)
-    publish(loggers, shown, numbers, folder)
-    kind = "policy" if summary["mode"] == "static" else "agent"
-    files = sorted(folder.glob(f"{kind}.*"))
-    log_artifact(loggers, files, f"{summary['model']}-{kind}", kind, metadata=numbers)
-    measured = [row for row in summary["results"] if "measured" in row]
-    print_table(scores_table(measured, summary["method"]))
-    print_line(shown.sections[0].note)
-    print_table(times_table(summary["seconds"]))
-    for file in (*files, folder / "summary.json", folder / "report.html"):
-        print_line(f"{file.stem:<8} {file}")
-    for purpose, command in summary["next_commands"].items():
-        print_line(f"{purpose}: {command}")
+        log_artifact(loggers, [Path(used)], f"{model}-predictor", "predictor", used=True)
+    log_artifact(loggers, sorted(folder.glob(f"{kind}.*")), f"{model}-{kind}", kind)
+    publish(folder, loggers, page(summary), metrics(summary))
 
 
 def page(summary: SearchSummary) -> Page:
     """The page of a search."""
-    settings, cost = summary["settings"], f"{summary['evaluations']} models were measured"
+    rows, settings = summary["results"], summary["settings"]
+    note = (
+        f"Labelling part of {settings['text']}: {settings['labelling part']}. Selection part:"
+        f" {settings['selection part']}. {_PREDICTED[summary['mode']]}"
+    )
+    cost = (
+        f"{summary['evaluations']} models were measured; measurements and gradients read"
+        f" {summary['token_passes']:,} tokens."
+    )
+    axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
+    curve = ratio_curve(rows, {"PPF": summary["method"]}, summary["labels"], axis)
     return Page(
         title=summary["title"],
         command=summary["command"],
         headline=_headline(summary),
         sections=[
-            *_results(summary),
+            ReportSection("Results", note, "results", table=scores_table(summary, rows)),
+            ReportSection("Cost", cost, table=times_table(summary["seconds"])),
+            ReportSection(f"Perplexity against {axis}", name="curve", figure=curve),
             *_predictions(summary),
+            _policies(summary),
             *_training(summary),
             *_measured(summary),
             ReportSection("Settings", facts=settings),
-            ReportSection(
-                "Cost",
-                f"{cost}; measurements and gradients read {summary['token_passes']:,} tokens.",
-                table=times_table(summary["seconds"]),
-            ),
             ReportSection("Machine", facts=summary["machine"]),
             ReportSection("Signatures of the artefacts", facts=summary["signatures"]),
         ],
@@ -128,52 +116,39 @@ def rows_of_run(summary: SearchSummary) -> list[dict[str, Any]]:
     return [row | same for row in rows]
 
 
-def scores_table(rows: Sequence[PolicyRow], method: str) -> Table:
-    """One row for each policy: its perplexities on each part, and its prediction.
-
-    Args:
-        method: the name of PPF's rows, as in "PPF (gradient)".
-    """
-    sized = any("bytes" in row for row in rows)
-    size = Column("matrices", mebibytes) if sized else Column("ratio", percent)
-    columns = [
-        Column("policy"),
-        size,
-        Column("labelling part", decimal),
-        Column("selection part", decimal),
-        error("± standard error, selection part"),
-        Column("against uniform", signed_percent),
-        Column("test part", decimal),
-        Column("predicted", decimal),
-    ]
+def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
+    """One row for each policy: its perplexities on each part, and its prediction."""
     # The search did not choose by the selection part.
     kind = "selection" if any("selection" in row for row in rows) else "measured"
-    cells = [_scores(row, rows, kind, method) for row in rows]
-    return Table(columns, cells).without_empty_columns()
+    size, show = ("matrices", mebibytes) if any("bytes" in r for r in rows) else ("ratio", percent)
+    found: list[dict[str, Cell]] = []
+    for row in rows:
+        method = summary["method"] if row["policy"] == "PPF" else row["policy"]
+        even = [r for r in rows if r["policy"] == "uniform" and kind in r]
+        near = min(even, key=lambda r: abs(r["ratio"] - row["ratio"]), default={})
+        own, known = row["policy"] in ("dense", "uniform"), row.get("selection", {})
+        error = known.get("std_error")
+        found.append(
+            {
+                "policy": " = ".join([method, *row.get("also", [])]),
+                size: row.get("bytes", row["ratio"]),
+                "labelling part": _perplexity(row, "measured"),
+                "selection part": _perplexity(row, "selection"),
+                "± selection part": None if error is None else error * known["perplexity"],
+                "against uniform": (
+                    None if own else change(_perplexity(row, kind), _perplexity(near, kind))
+                ),
+                "test part": _perplexity(row, "test"),
+                "predicted": _perplexity(row, "predicted"),
+            }
+        )
+    return Table(found, {size: show, "against uniform": signed_percent})
 
 
-def _scores(row: PolicyRow, rows: Sequence[PolicyRow], kind: str, method: str) -> list[Cell]:
-    """The cells of a row.
-
-    Args:
-        kind: of the score that is compared with that of uniform pruning at the nearest ratio.
-    """
-    names = [method if row["policy"] == "PPF" else row["policy"], *row.get("also", [])]
-    selection, predicted = row.get("selection", {}), row.get("predicted", {})
-    std_error = selection.get("std_error")
-    even = [r for r in rows if r["policy"] == "uniform" and kind in r]
-    near = min(even, key=lambda r: abs(r["ratio"] - row["ratio"]), default={})
-    gained = change(row.get(kind, {}).get("perplexity"), near.get(kind, {}).get("perplexity"))
-    return [
-        " = ".join(names),
-        row.get("bytes", row["ratio"]),
-        row.get("measured", {}).get("perplexity"),
-        selection.get("perplexity"),
-        None if std_error is None else std_error * selection["perplexity"],
-        None if row["policy"] in ("dense", "uniform") else gained,
-        row.get("test", {}).get("perplexity"),
-        predicted.get("perplexity"),
-    ]
+def _perplexity(row: PolicyRow, kind: str) -> float | None:
+    """None: not known, or not finite."""
+    value: float | None = row.get(kind, {}).get("perplexity")
+    return value
 
 
 def _headline(summary: SearchSummary) -> str:
@@ -191,88 +166,56 @@ def _headline(summary: SearchSummary) -> str:
     return f"Perplexity on the labelling part at {percent(ratio)}: {', '.join(texts)}."
 
 
-def _results(summary: SearchSummary) -> Iterator[ReportSection]:
-    rows, settings, names = summary["results"], summary["settings"], {"PPF": summary["method"]}
-    note = (
-        f"Labelling part of {settings['text']}: {settings['labelling part']}. Selection part:"
-        f" {settings['selection part']}. {_PREDICTED[summary['mode']]}"
-    )
-    table = scores_table(rows, summary["method"])
-    yield ReportSection("Results", note, name="results", table=table)
-    axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
-    figure = ratio_curve(rows, names, summary["labels"], axis)
-    yield ReportSection(f"Perplexity against {axis}", name="curve", figure=figure)
-
-
-def _policies(summary: SearchSummary) -> dict[str, PolicyRow]:
-    """PPF and uniform pruning by name; at some of the ratios, if there are many."""
+def _policies(summary: SearchSummary) -> ReportSection:
+    """What PPF and uniform pruning keep; at some of the ratios, if there are many."""
     rows = [row for row in summary["results"] if row["policy"] in ("uniform", "PPF")]
-    if summary["mode"] == "static":
-        return {row["policy"]: row for row in reversed(rows)}
     ratios = sorted({row["ratio"] for row in rows})
     drawn = ratios[:: -(-len(ratios) // _DRAWN)]
-    found = {f"{percent(r['ratio'])}, {r['policy']}": r for r in rows if r["ratio"] in drawn}
-    return dict(sorted(found.items(), key=lambda item: item[1]["ratio"]))
-
-
-def _sites(summary: SearchSummary, policies: Mapping[str, PolicyRow]) -> Table:
-    """One row for each site: how many of its units each policy keeps."""
-    columns = [Column("site"), *(Column(f"kept, {name}") for name in policies)]
-    rows: list[list[Cell]] = []
+    found = {f"{r['policy']}, {percent(r['ratio'])}": r for r in rows if r["ratio"] in drawn}
+    sites: list[dict[str, Cell]] = []
     for site, units in summary["units"].items():
-        kept = [f"{row['kept'][site]} of {units}" for row in policies.values()]
-        types = [row.get("types", {}).get(site) for row in policies.values()]
-        cells = zip(kept, types, strict=True)
-        rows.append([site, *(f"{k}, {type}" if type else k for k, type in cells)])
-    return Table(columns, rows)
+        kept = {name: f"{row['kept'][site]} of {units}" for name, row in found.items()}
+        types = {name: row.get("types", {}).get(site) for name, row in found.items()}
+        texts = {n: f"{text}, {types[n]}" if types[n] else text for n, text in kept.items()}
+        sites.append({"site": site, **texts})
+    note = "Share that each site keeps, in per cent: of its units, or of its bytes (budget=bytes)."
+    figure = policy_heatmap({name: row["share"] for name, row in found.items()})
+    return ReportSection("The policy", note, "policy", figure, Table(sites))
 
 
 def _predictions(summary: SearchSummary) -> Iterator[ReportSection]:
-    policies, found = _policies(summary), summary["predictor"] or {}
-    if found or summary["candidates"]:
-        note = (
-            "Policies that the predictor was not fitted to when it predicted them. Bars are one"
-            " standard deviation."
-        )
+    found, candidates = summary["predictor"] or {}, summary["candidates"]
+    if found or candidates:
+        note = "Predictions made before the measurement. Bars are one standard deviation."
         predicted, std, measured, ratio = (found.get(name, []) for name in _POINTS)
-        figure = scatter(predicted, std, measured, ratio, summary["candidates"])
-        yield ReportSection("Predicted against measured", note, name="predictions", figure=figure)
-    figure = policy_heatmap({name: row["share"] for name, row in policies.items()})
-    note = "Share that each site keeps, in per cent: of its units, or of its bytes (budget=bytes)."
-    table = _sites(summary, policies)
-    yield ReportSection("The policy", note, name="policy", figure=figure, table=table)
+        figure = scatter(predicted, std, measured, ratio, candidates)
+        yield ReportSection("Predicted against measured", note, "predictions", figure)
     for title, name, scores in (
         ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"]),
         ("Accuracy on random policies", "accuracy", found.get("scores")),
     ):
         if scores:
             note = coverage_warning(scores, "policies")
-            table = accuracy_table(scores)
-            yield ReportSection(title, note, name=name, table=table)
+            yield ReportSection(title, note, name, table=accuracy_table(scores))
 
 
 def _training(summary: SearchSummary) -> Iterator[ReportSection]:
     if summary["history"]:
         note = "Metrics of the agent on the predictor. Dotted lines mark where a round begins."
-        figure = curves(summary["history"])
-        yield ReportSection("Training of the agent", note, name="training", figure=figure)
+        yield ReportSection("Training of the agent", note, "training", curves(summary["history"]))
 
 
 def _measured(summary: SearchSummary) -> Iterator[ReportSection]:
     """All measured policies, and the Pareto front among them."""
     if summary["candidates"]:
         note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
-        table = scores_table(summary["candidates"], summary["method"])
-        title = "All policies measured at this ratio"
-        yield ReportSection(title, note, name="candidates", table=table)
+        table = scores_table(summary, summary["candidates"])
+        yield ReportSection("All policies measured at this ratio", note, "candidates", table=table)
     if found := summary["pareto"]:
-        note = (
-            "All measured policies, and the shares of two costs that they save. No policy is"
-            " better than one on the front in perplexity and both costs."
-        )
+        note = "No policy is better than one on the front in perplexity and both costs."
+        names = [f"{cost} saved" for cost in found["costs"]]
         points = zip(found["saved"], found["nll"], found["front"], strict=True)
-        rows: list[list[Cell]] = sorted([x, y, nll] for (x, y), nll, best in points if best)
-        heads = [Column(f"{cost} saved", percent) for cost in found["costs"]]
-        table = Table([*heads, Column("nats per token", "{:.4f}".format)], rows)
-        figure = pareto_front(**found)
-        yield ReportSection("Pareto front", note, name="pareto", figure=figure, table=table)
+        best = sorted((*saved, nll) for saved, nll, chosen in points if chosen)
+        rows = [dict(zip([*names, "nats per token"], point, strict=True)) for point in best]
+        table = Table(rows, dict.fromkeys(names, percent))
+        yield ReportSection("Pareto front", note, "pareto", pareto_front(**found), table)

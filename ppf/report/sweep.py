@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,13 +12,11 @@ from ppf.errors import PPFError
 from ppf.records import read
 from ppf.records.run import BEGUN_BY, RUN, RowsRecord, RunRecord
 from ppf.report.scores import decimal, duration
-from ppf.report.tables import Cell, Column, Table, error, interval
+from ppf.report.tables import Cell, Table
 
 JobRow = Mapping[str, Any]
-REPEATED = "seed"
-"""The override over whose values tables and plots average."""
+_REPEATED = "seed"  # the override over whose values tables and plots average
 _POINT = re.compile(r"[+-]?(\.\d+|\d+\.)")  # a number for Hydra, but not for JSON
-_ENDS = ("low", "high")  # of a figure's interval
 
 
 @dataclass(frozen=True)
@@ -26,35 +24,37 @@ class Group:
     """Rows whose overrides are equal except for the seed.
 
     Args:
-        key: override → value.
+        key: override → value as text; that of an override can be repeated.
+        ratio: None: it has none, or all groups have the same.
         rows: the rows.
     """
 
-    key: Mapping[str, Any]
+    key: Mapping[str, str]
+    ratio: Any
     rows: Sequence[JobRow]
-
-    @property
-    def ratio(self) -> Any:
-        """The pruning ratio; None: it has none, or all groups have the same."""
-        return self.key.get("ratio")
 
     def values(self, figure: str) -> list[float]:
         """The figure's numbers that are known."""
         found = [row.get(figure) for row in self.rows]
         return [value for value in found if isinstance(value, int | float)]
 
-    def mean(self, figure: str) -> float | None:
-        """The mean of the numbers; None: none is known."""
+    def mean(self, figure: str, *, whole: bool = False) -> float | None:
+        """The mean of the numbers; None: none is known, or with `whole`, one is missing."""
         values = self.values(figure)
-        return fmean(values) if values else None
+        if not values or (whole and len(values) < len(self.rows)):
+            return None
+        return fmean(values)
 
-    def ends(self, figure: str) -> list[float | None]:
-        """The means of the lower and of the upper ends of the figure's intervals."""
-        return [self.mean(f"{figure}_{end}") for end in _ENDS]
-
-    def finite(self, figure: str) -> bool:
-        """Whether all runs have a number there."""
-        return len(self.values(figure)) == len(self.rows)
+    def cells(self, figures: Sequence[str]) -> dict[str, Cell]:
+        """Mean and half the range of each figure; texts that are no numbers."""
+        found: dict[str, Cell] = {}
+        for figure in figures:
+            name, values = words(figure), self.values(figure)
+            texts = dict.fromkeys(str(row[figure]) for row in self.rows if row.get(figure))
+            found[name] = fmean(values) if values else ", ".join(texts) or None
+            if not figure.endswith(("_low", "_high")):
+                found[f"± {name}"] = (max(values) - min(values)) / 2 or None if values else None
+        return found
 
 
 @dataclass(frozen=True)
@@ -77,36 +77,32 @@ class Sweep:
     @property
     def groups(self) -> list[Group]:
         """Rows grouped over seeds, sorted by ratio, then by the mean of the first figure."""
-        axes, first = [axis for axis in self.axes if axis != REPEATED], self.figures[0]
+        axes = [axis for axis in self.axes if axis != _REPEATED]
         found: dict[tuple[Any, ...], list[JobRow]] = {}
         for row in self.rows:
             found.setdefault(tuple(row.get(axis) for axis in axes), []).append(row)
-        groups = [Group(dict(zip(axes, key, strict=True)), rows) for key, rows in found.items()]
-
-        def rank(group: Group) -> tuple[Any, Any]:
-            # A mean that leaves out a run without a finite number would be too low.
-            mean = group.mean(first) if group.finite(first) else None
-            return _rank(group.ratio), _rank(mean)
-
-        return sorted(groups, key=rank)
+        groups = []
+        for key, rows in found.items():
+            values = dict(zip(axes, key, strict=True))
+            ratio = values.pop("ratio", None)
+            texts = {axis: "" if value is None else str(value) for axis, value in values.items()}
+            groups.append(Group(texts, ratio, rows))
+        first = self.figures[0]
+        # A mean that leaves out a run without a finite number would be too low.
+        return sorted(groups, key=lambda g: (_rank(g.ratio), _rank(g.mean(first, whole=True))))
 
     @property
     def table(self) -> Table:
         """One row for each group."""
-        groups, filled = self.groups, list[tuple[Column, list[Cell]]]()
-        for axis in groups[0].key:
-            filled.append((Column(axis), [value_text(axis, group.key[axis]) for group in groups]))
-        if REPEATED in self.axes:
-            first = self.figures[0]
-            counts = [(len(group.values(first)), len(group.rows)) for group in groups]
-            texts = [f"{n} of {all}" if 0 < n < all else str(all) for n, all in counts]
-            filled.append((Column("runs", str), list(texts)))
-        ends = {f"{name}_{end}" for name in self.figures for end in _ENDS}
-        for figure in self.figures:
-            if figure not in ends:
-                filled += _cells(groups, figure)
-        columns, cells = zip(*filled, strict=True)
-        return Table(columns, [*zip(*cells, strict=True)]).without_empty_columns()
+        first, repeated = self.figures[0], _REPEATED in self.axes
+        rows: list[dict[str, Cell]] = []
+        for group in self.groups:
+            known, every = len(group.values(first)), len(group.rows)
+            key = {"ratio": None if group.ratio is None else f"{group.ratio:.6g}", **group.key}
+            count = f"{known} of {every}" if 0 < known < every else str(every)
+            runs = count if repeated else None
+            rows.append({**key, "runs": runs, **group.cells(self.figures)})
+        return Table(rows, {words(figure): _shown(figure) for figure in self.figures})
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -115,25 +111,20 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         PPFError: no job has finished, or a run.json is damaged.
     """
-    files = sorted(finished_jobs(folder), key=lambda file: file.stat().st_mtime)
-    if not files:
-        raise PPFError(f"{folder} has no finished job (no run.json): give a multirun's folder.")
     newest = {}
-    for file in files:
+    for file in sorted(finished_jobs(folder), key=lambda file: file.stat().st_mtime):
         job = read(file, RunRecord, "delete it and run its job again")
-        # One of the same overrides that ran again in another folder counts once; Python code has
-        # no overrides.
+        # Jobs of the same overrides count once; Python code has no overrides.
         newest[job["command"], *(sorted(job["overrides"]) or [job["config"]])] = file, job
-    jobs = dict(sorted(newest.values(), key=lambda pair: pair[0]))
-    given = {
-        file: dict(word.partition("=")[::2] for word in job["overrides"])
-        for file, job in jobs.items()
-    }
-    keys = dict.fromkeys(key for overrides in given.values() for key in overrides)
-    axes = [key for key in keys if len({each.get(key) for each in given.values()}) > 1]
+    if not newest:
+        raise PPFError(f"{folder} has no finished job (no run.json): give a multirun's folder.")
+    jobs = sorted(newest.values(), key=lambda pair: pair[0])
+    given = [dict(word.partition("=")[::2] for word in job["overrides"]) for _, job in jobs]
+    keys = dict.fromkeys(key for overrides in given for key in overrides)
+    axes = [key for key in keys if len({overrides.get(key) for overrides in given}) > 1]
     rows = []
-    for file, job in jobs.items():
-        own = {key: _value(given[file][key]) for key in axes if key in given[file]}
+    for (file, job), overrides in zip(jobs, given, strict=True):
+        own = {key: _value(overrides[key]) for key in axes if key in overrides}
         own |= {"job": file.parent.relative_to(folder).as_posix(), "seconds": job["seconds"]}
         missing = dict.fromkeys(axes, "")
         rows += [missing | found | own for found in job["figures"] or [{"metric": job["metric"]}]]
@@ -143,7 +134,7 @@ def read_sweep(folder: Path) -> Sweep:
     figures = _figures(rows, axes)
     first = "ratio" if "ratio" in axes else figures[0]
     rows.sort(key=lambda row: (_rank(row.get(first)), _rank(row.get(figures[0]))))
-    versions = sorted({job.get("version") or "unknown" for job in jobs.values()})
+    versions = sorted({job.get("version") or "unknown" for _, job in jobs})
     return Sweep(versions, axes, figures, rows)
 
 
@@ -187,36 +178,11 @@ def words(figure: str) -> str:
     return figure.replace("_ppl", "_perplexity").replace("_", " ")
 
 
-def value_text(axis: str, value: Any) -> str:
-    """The value of an axis; that of an override can be repeated."""
-    if value is None:  # the ratio of a dense model
-        return ""
-    return f"{value:.6g}" if axis == "ratio" and isinstance(value, float) else str(value)
-
-
-def _cells(groups: Sequence[Group], figure: str) -> list[tuple[Column, list[Cell]]]:
-    """A figure's columns with a cell for each group: mean, half the range, and interval."""
-    name, values = words(figure), [group.values(figure) for group in groups]
-    if not any(values):
-        texts = [dict.fromkeys(str(row.get(figure) or "") for row in g.rows) for g in groups]
-        return [(Column(name), [", ".join(filter(None, text)) or None for text in texts])]
-    show = decimal if figure.endswith("_ppl") else _SHOWN.get(figure.partition("_")[0], _number)
-    low, high = interval(name, show)
-    halves = [(max(each) - min(each)) / 2 or None if each else None for each in values]
-    ends = [group.ends(figure) for group in groups]
-    return [
-        (Column(name, show), [group.mean(figure) for group in groups]),
-        (error(f"± half the range, {name}", show), list(halves)),
-        (low, [end for end, _ in ends]),
-        (high, [end for _, end in ends]),
-    ]
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-_SHOWN = {"seconds": duration, "nll": "{:.4f}".format}
+def _shown(figure: str) -> Callable[[Any], str]:
+    """The function that makes text of a figure's numbers."""
+    known = {"seconds": duration, "nll": "{:.4f}".format}
+    other = decimal if figure.endswith("_ppl") else "{:,.4g}".format
+    return known.get(figure.partition("_")[0], other)
 
 
 def _figures(rows: Sequence[JobRow], axes: Sequence[str]) -> list[str]:

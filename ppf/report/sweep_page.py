@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,17 +26,13 @@ from ppf.report.style import (
     save_png,
     styled,
 )
-from ppf.report.sweep import Group, Sweep, read_rows, read_sweep, value_text, words
+from ppf.report.sweep import Group, Sweep, read_rows, read_sweep, words
 from ppf.report.tables import print_table
 
-SIZE = "matrices_mib"
-"""The figure of searches whose budget counts bytes."""
-BASELINES = {"uniform": "uniform pruning", "best_rule": "the best allocation rule"}
-"""Prefix of the figures of policies that a search compares with → name of the policy."""
-_NO_OPTIONS = ("true", "false", "null")
+_SIZE = "matrices_mib"  # figure of searches whose budget counts bytes
+_BASELINES = {"uniform": "uniform pruning", "best_rule": "the best allocation rule"}
 _MOST = 40  # jobs in a ranking
-# Ratio of highest to lowest perplexity of equal policies that several machines have measured.
-_EQUAL = 1.01
+_EQUAL = 1.01  # ratio of perplexities of one policy on several machines
 _WIDE = 3  # ratio of highest to lowest value above which the axis is logarithmic
 
 
@@ -51,19 +48,18 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     if (folder / RUN).is_file():
         raise PPFError(f"{folder} has the results of one run: give a folder of several runs.")
     sweep = read_sweep(folder)
-    names = {"rows": "results.json", "table": "results.md", "plot": "results.png"}
-    paths = {purpose: folder / name for purpose, name in names.items()}
-    paths["report"] = folder / "report.html"
+    names = ("results.json", "results.md", "results.png", "report.html")
+    rows, table, plot, report = (folder / name for name in names)
     page = sweep_page(sweep, folder)
-    write_json(paths["rows"], vars(sweep))
-    with draft(paths["table"]) as made:
-        made.write_text(sweep.table.shown.markdown, encoding="utf-8")
-    save_png(page.figures["sweep"], paths["plot"])
-    write_page(paths["report"], page)
+    write_json(rows, vars(sweep))
+    with draft(table) as made:
+        made.write_text(sweep.table.markdown, encoding="utf-8")
+    save_png(page.figures["sweep"], plot)
+    write_page(report, page)
     print_table(sweep.table)
     if len(sweep.versions) > 1:
         warning(f"these jobs are from several versions: {'; '.join(sweep.versions)}.")
-    return paths
+    return {"rows": rows, "table": table, "plot": plot, "report": report}
 
 
 def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
@@ -83,11 +79,10 @@ def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
 def sweep_page(sweep: Sweep, folder: Path) -> Page:
     """The page of a multirun."""
     jobs = len({row["job"] for row in sweep.rows})
-    note = "Means over seeds ± half their range, best first; intervals in brackets."
-    again = shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])
+    note = "Means over seeds ± half their range, best first."
     return Page(
         title=f"Multirun {folder.name}",
-        command=again,
+        command=shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)]),
         headline=f"{jobs} finished jobs; at each ratio the best one comes first.",
         sections=[
             ReportSection("Results", note, name="sweep", figure=sweep_figure(sweep)),
@@ -107,16 +102,19 @@ def sweep_figure(sweep: Sweep, names: Mapping[str, str] | None = None) -> Figure
         PPFError: there is no line of a name.
     """
     first = sweep.figures[0]
-    found = [group for group in sweep.groups if group.finite(first)]
+    found = [group for group in sweep.groups if group.mean(first, whole=True) is not None]
+    label = words(first)
+    if any(len(group.rows) > 1 for group in found):
+        label = f"{label}\n(mean and range over seeds)"
     with styled():
         figure = Figure(figsize=(6.6, 4.4), layout="constrained")
         axes = figure.add_subplot()
         if found and all(isinstance(group.ratio, float) for group in found):
             _against_ratio(axes, found, first, names)
+            axes.set_ylabel(label)
         else:
-            if names:
-                raise PPFError("only plots against the pruning ratio have lines: leave out --line.")
             _ranked(axes, found, first)
+            axes.set_xlabel(label)
             figure.set_figheight(1.2 + 0.22 * min(len(found), _MOST))
     return figure
 
@@ -125,24 +123,22 @@ def _against_ratio(
     axes: Axes, found: Sequence[Group], first: str, names: Mapping[str, str] | None
 ) -> None:
     """A line for each combination of the other overrides; against size, where it is known."""
-    sized = all(group.values(SIZE) for group in found)
+    sized = all(group.values(_SIZE) for group in found)
     lines = _lines(found)
-    for name in names or ():
-        if name not in lines:
-            known = ", ".join(map(repr, lines))
-            raise PPFError(f"there is no line {name!r}: give one of {known}.")
     for place, (line, name) in enumerate((names or {name: name for name in lines}).items()):
+        if line not in lines:
+            known = ", ".join(map(repr, lines))
+            raise PPFError(f"there is no line {line!r}: give one of {known}.")
         same = sorted(lines[line], key=lambda group: group.ratio)
-        places = [fmean(g.values(SIZE)) if sized else 100 * g.ratio for g in same]
+        places = [fmean(g.values(_SIZE)) if sized else 100 * g.ratio for g in same]
         means = [fmean(group.values(first)) for group in same]
-        colour, style = OTHERS[place % len(OTHERS)], "-o" if place < len(OTHERS) else "--s"
-        bars = axes.errorbar(places, means, _spread(same, first), fmt=style, color=colour, ms=4)
-        bars.set_label(name)
+        style: dict[str, Any] = {"color": OTHERS[place % len(OTHERS)], "ms": 4, "capsize": 2.5}
+        style["fmt"] = "-o" if place < len(OTHERS) else "--s"
+        axes.errorbar(places, means, _spread(same, first), label=name, lw=1.3, **style)
+    axes.set_xlabel("MiB of prunable matrices in the file" if sized else "pruning ratio")
     if not sized:
         _baselines(axes, found, first)
         axes.xaxis.set_major_formatter(percents(1))
-    label = "MiB of prunable matrices in the file" if sized else "pruning ratio"
-    axes.set(xlabel=label, ylabel=_label(first, found))
     low, high = axes.dataLim.intervaly
     if low > 0 and high > _WIDE * low:
         log_scale(axes)
@@ -150,36 +146,27 @@ def _against_ratio(
 
 
 def _lines(found: Sequence[Group]) -> dict[str, list[Group]]:
-    """The groups of each line, by a short name if no other line has the same one."""
+    """The groups of each line, by the overrides; by their values where these are unique."""
     named: dict[str, list[Group]] = {}
+    short: dict[str, str] = {}
     for group in found:
-        named.setdefault(_name(group), []).append(group)
-    short = [", ".join(map(_word, *_given(g[0]))) or "default" for g in named.values()]
-    unique = len(set(short)) == len(short)
-    return dict(zip(short if unique else named, named.values(), strict=True))
-
-
-def _given(group: Group) -> tuple[list[str], list[str]]:
-    """The job's overrides except for the ratio: keys, and values as text."""
-    texts = {key: value_text(key, value) for key, value in group.key.items() if key != "ratio"}
-    given = {key: text for key, text in texts.items() if text}
-    return [*given], [*given.values()]
-
-
-def _name(group: Group) -> str:
-    """The job's overrides, as in "agent=ppo labels.count=256"."""
-    return " ".join(map("{}={}".format, *_given(group))) or "default"
+        given = {key: text for key, text in group.key.items() if text}
+        name = " ".join(f"{key}={text}" for key, text in given.items()) or "default"
+        named.setdefault(name, []).append(group)
+        short[name] = ", ".join(_word(*pair) for pair in given.items()) or "default"
+    unique = len({*short.values()}) == len(short)
+    return {short[name] if unique else name: groups for name, groups in named.items()}
 
 
 def _word(key: str, text: str) -> str:
     """The option of a config group, or the last part of the key with its value."""
-    is_option = "." not in key and text[:1].isalpha() and text.lower() not in _NO_OPTIONS
+    is_option = "." not in key and text[:1].isalpha() and text.lower() not in ("true", "false")
     return text.rpartition("/")[2] if is_option else f"{key.rpartition('.')[2]}={text}"
 
 
 def _baselines(axes: Axes, found: Sequence[Group], first: str) -> None:
     """The policies that searches compare with, where all jobs of a ratio have the same ones."""
-    for prefix, name in BASELINES.items():
+    for prefix, name in _BASELINES.items():
         values: dict[float, list[float]] = {}
         for group in found:
             values.setdefault(group.ratio, []).extend(group.values(f"{prefix}_{first}"))
@@ -196,27 +183,21 @@ def _baselines(axes: Axes, found: Sequence[Group], first: str) -> None:
 def _ranked(axes: Axes, found: Sequence[Group], first: str) -> None:
     """One row for each job, the best one on top; only the best ones, if there are many."""
     best = sorted(found, key=lambda group: fmean(group.values(first)))[:_MOST]
-    places, means = range(len(best)), [fmean(group.values(first)) for group in best]
-    axes.errorbar(means, places, xerr=_spread(best, first), fmt="o", color=OTHERS[0], ms=5, lw=1.2)
+    names = {id(group): name for name, groups in _lines(found).items() for group in groups}
     ratios = [f", {percent(g.ratio)}" if isinstance(g.ratio, float) else "" for g in best]
-    axes.set_yticks(places, [f"{_name(group)}{at}" for group, at in zip(best, ratios, strict=True)])
+    means = [fmean(group.values(first)) for group in best]
+    places = range(len(best))
+    axes.errorbar(means, places, xerr=_spread(best, first), fmt="o", color=OTHERS[0], ms=5, lw=1.2)
+    axes.set_yticks(places, [names[id(g)] + at for g, at in zip(best, ratios, strict=True)])
     axes.invert_yaxis()
-    cut = f"\n(the best {len(best)} of {len(found)})" if len(best) < len(found) else ""
-    axes.set_xlabel(f"{_label(first, best)}{cut}")
-
-
-def _label(figure: str, found: Sequence[Group]) -> str:
-    """The figure's name, and what the error bars are."""
-    repeated = any(len(group.rows) > 1 for group in found)
-    return f"{words(figure)}\n(mean and range over seeds)" if repeated else words(figure)
 
 
 def _spread(groups: Sequence[Group], figure: str) -> list[list[float]]:
     """How far each error bar reaches below and above: the interval, or the range of seeds."""
     below, above = [], []
     for group in groups:
-        values = group.values(figure)
-        low, high = group.ends(figure)
-        below.append(max(fmean(values) - (min(values) if low is None else low), 0.0))
-        above.append(max((max(values) if high is None else high) - fmean(values), 0.0))
+        values, mean = group.values(figure), fmean(group.values(figure))
+        low, high = (group.mean(f"{figure}_{end}") for end in ("low", "high"))
+        below.append(max(mean - (min(values) if low is None else low), 0.0))
+        above.append(max((max(values) if high is None else high) - mean, 0.0))
     return [below, above]

@@ -1,8 +1,7 @@
 """The files that commands read and write, for W&B's lineage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -25,19 +24,15 @@ def log_used(cfg: DictConfig, loggers: Sequence[Logger]) -> None:
         log_artifact(loggers, files, name, "agent", used=True)
     else:
         for path in folders(cfg):
-            _log_model(loggers, Path(path), used=True)
+            log_artifact(loggers, [Path(path)], Path(path).resolve().name, "model", used=True)
 
 
-def log_made(path: Path, loggers: Sequence[Logger], metadata: Mapping[str, Any]) -> None:
+def log_made(path: Path, loggers: Sequence[Logger]) -> None:
     """Logs a model that a command has written: a Hugging Face folder or a GGUF file."""
-    _log_model(loggers, path, metadata=metadata)
+    log_artifact(loggers, [path], path.resolve().name, "model")
 
 
 def folders(cfg: DictConfig) -> list[str]:
     """The folders of `path=`, which names one or several."""
     paths = cfg.path or []
     return [paths] if isinstance(paths, str) else list(paths)
-
-
-def _log_model(loggers: Sequence[Logger], path: Path, **more: Any) -> None:
-    log_artifact(loggers, [path], path.resolve().name, "model", by_reference=True, **more)

@@ -80,7 +80,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         path = exporter.write(model, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
-    log_made(path, fabric.loggers, record["ratio"])
+    log_made(path, fabric.loggers)
     fabric.log_dict(_metrics(record, size))
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
 

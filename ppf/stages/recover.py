@@ -48,7 +48,8 @@ from ppf.recovery.settings import RecoverySettings, computed_in
 from ppf.recovery.tuners import TuningTask
 from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import compensated
-from ppf.text.parts import build_text, training_name
+from ppf.text.parts import build_text
+from ppf.text.training import training_name
 
 
 def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:

@@ -34,7 +34,7 @@ from ppf.recovery.inputs import (
 from ppf.recovery.results import Recovered, RecoveryScore
 from ppf.recovery.settings import RecoverySettings
 from ppf.runtime.resident import origin, resident
-from ppf.text.parts import training_name
+from ppf.text.training import training_name
 
 
 def recover_dynamic(cfg: DictConfig, fabric: Fabric) -> Recovered:

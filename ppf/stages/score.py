@@ -53,8 +53,8 @@ def accuracy_page(scores: Mapping[str, float], rows: HeldOut) -> Page:
     """The report: predicted against measured, and the scores by name."""
     figure = scatter(*(column.tolist() for column in rows[:4]))
     sections = [
-        ReportSection("Predicted against measured", name="predictions", figure=figure),
         ReportSection("Accuracy", name="accuracy", table=accuracy_table(scores)),
+        ReportSection("Predicted against measured", name="predictions", figure=figure),
     ]
     warning = coverage_warning(scores, "held-out policies")
     return Page("Accuracy of the predictor", command_line("train"), warning, sections)

@@ -17,7 +17,6 @@ from ppf.predictor.scores import endings
 from ppf.progress import say
 from ppf.records.run import Outcome
 from ppf.report.publish import log_artifact, publish
-from ppf.report.tables import print_table
 from ppf.stages.collect import collect
 from ppf.stages.fit import fitted
 from ppf.stages.score import accuracy_page, score
@@ -55,10 +54,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     folder = Path(cfg.paths.run)
     write_json(folder / "scores.json", row)
     page = accuracy_page(row, held_out)
-    publish(fabric.loggers, page, metrics, folder)
-    print_table(page.tables["accuracy"])
-    if page.headline:
-        say(page.headline)
+    publish(folder, fabric.loggers, page, metrics)
     if needs_labels(trained.predictor):  # others are not stored
         name = f"{model_name(cfg.model)}-predictor"
         log_artifact(fabric.loggers, [trained.folder], name, "predictor")

@@ -97,24 +97,23 @@ def hub(
         PPFError: the data set cannot be reached, is damaged, is a pickle, names files on a file
             system that can run code of what it reads, or has no such column of text.
     """
-    if path == "pandas":  # a loader of `datasets` for pickles, which can run code
-        raise PPFError(
-            "text.source.path=pandas reads pickles, which can run code: give text.path=FILE."
-        )
     try:
+        if path == "pandas":  # a loader of `datasets`
+            raise ValueError("it reads pickles, which can run code")
         with _file_systems():
             stream = datasets.load_dataset(
                 path, name, split=split, data_files=data_files, revision=revision, streaming=True
             )
             if stream.features:  # pictures and the like are decoded by other programs
                 stream = stream.decode(False)
-            rows = [row[column] for row in stream.select_columns(column).take(limit)]
+            return strings(
+                (row[column] for row in stream.select_columns(column).take(limit)), column
+            )
     except Exception as error:  # `datasets` passes on any error of its readers
         raise PPFError(
             f"cannot read the data set '{path}' ({reason(error)}): give a local copy with"
-            " text.source.path=FOLDER, or any file with text.path=FILE."
+            " text.source.path=FOLDER, another text.source.column, or any file with text.path=FILE."
         ) from error
-    return strings(rows, f"column '{column}' of '{path}'", "text.source.column")
 
 
 @contextmanager

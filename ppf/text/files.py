@@ -28,53 +28,36 @@ def read_file(path: str, column: str, section: str = "text") -> list[str]:
             or does not hold text.
     """
     file, readers = Path(path), {".txt": _paragraphs, ".jsonl": _json, ".parquet": _parquet}
-    if not file.is_file():
-        raise PPFError(f"{section}.path={path} does not exist: give another file.")
-    if file.suffix not in readers:
-        raise PPFError(
-            f"{section}.path={path} has an unknown type: give a .txt, .jsonl or .parquet file."
-        )
     try:
+        if not file.is_file():
+            raise FileNotFoundError("there is no such file")
+        if file.suffix not in readers:
+            raise ValueError(f"its type is none of {', '.join(readers)}")
         names, values = readers[file.suffix](file, column)
+        if names and column not in names:
+            raise ValueError(f"{section}.column={column} is none of {list(names)}")
+        documents = strings(values, column)
+        if not any(document.strip() for document in documents):
+            raise ValueError("it contains no text")
     except Exception as error:  # each reader raises its own types
         raise PPFError(
             f"{section}.path={path} cannot be read ({reason(error)}): give a .txt or .jsonl file in"
             " UTF-8, or a .parquet file."
         ) from error
-    if names and column not in names:
-        raise PPFError(
-            f"{section}.path={path} has no column '{column}': give {section}.column, one of"
-            f" {list(names)}."
-        )
-    documents = strings(values, f"column '{column}' of {section}.path={path}", f"{section}.column")
-    if not any(document.strip() for document in documents):
-        raise PPFError(f"{section}.path={path} contains no text: give another file.")
     return documents
 
 
-def strings(values: Iterable[Any], what: str, override: str) -> list[str]:
+def strings(values: Iterable[Any], column: str) -> list[str]:
     """The values of a column, without nulls.
 
-    Args:
-        values: the values.
-        what: describes the column in error messages.
-        override: the override that names another column, for error messages.
-
     Raises:
-        PPFError: a value is not a string.
+        ValueError: a value is not a string, or has half of a character (a lone surrogate).
     """
     found = [value for value in values if value is not None]
     for value in found:
         if not isinstance(value, str):
-            kind = type(value).__name__
-            raise PPFError(f"{what} contains {kind}, not text: give another {override}.")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise PPFError(
-                f"{what} contains half of a character (a lone surrogate): remove it, or give"
-                " another text."
-            ) from error
+            raise ValueError(f"column '{column}' contains {type(value).__name__}, not text")
+        value.encode()
     return found
 
 

@@ -51,7 +51,7 @@ FOREIGN = {
     "gradient_clip_val",
     "history_size",
     "log_every_n_steps",
-    "max_iter",
+    "max_epochs",
     "num_sanity_val_steps",
 }
 

@@ -50,6 +50,7 @@ def test_an_experiment_fills_its_table_and_goes_on(
     assert "Jobs that did not finish: 1" in failed
     assert rows(folder / "results.json").keys() == {"uniform", "flap"}
     articles.write_text(whole)
+    assert "Already finished" not in run(*given, "agent=owl").stdout
     assert "Already finished" in run(*given, "agent=owl").stdout
 
     policy = owl / "policy.json"

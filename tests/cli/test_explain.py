@@ -19,6 +19,8 @@ from ppf.errors import PPFError
     [
         (["agent=foo"], "agent=foo is unknown: give one of alphapruning, block_influence"),
         (["model=my/model"], "model=my/model is unknown: give one of gemma3_1b"),
+        (["model=/data/model"], "smollm2_135m, tiny, or model.path=FOLDER."),
+        (["text=my/words.txt"], "wikitext2_raw, or text.path=FILE."),
         (["hydra/sweeper=foo"], "hydra/sweeper=foo is unknown: give one of basic"),
         (["experiment=agents"], "experiment=agents is unknown: give one of bytes/prune"),
         (["labels.cuont=3"], "there is no key labels.cuont: do you mean labels.count?"),

@@ -10,7 +10,6 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from ppf.arguments import check_component
 from ppf.cli.checks import check_construction
 from ppf.cli.launch import check_processes
 from ppf.errors import PPFError
@@ -142,5 +141,3 @@ def test_what_fabric_refuses_is_one_line() -> None:
     cfg.fabric.accelerator = "tpu"
     with pytest.raises(PPFError, match=r"^fabric does not work with these settings \("):
         check_construction(cfg.fabric)
-    with pytest.raises(PPFError, match="fabric.strategy=fsdp should be 'auto' or 'ddp'"):
-        check_component(("fabric",), {**cfg.fabric, "strategy": "fsdp"})

@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
-from ppf.context import capacity
+from ppf.planning import capacity
 from tests.cli.conftest import Run
 
 
@@ -47,6 +48,12 @@ def test_a_plan_needs_no_weights(run: Run, tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "artefacts").rglob("*") if path.is_file()]
 
 
+def test_a_plan_of_a_local_model_names_its_folder(run: Run, tmp_path: Path) -> None:
+    LlamaConfig(hidden_size=64, num_hidden_layers=1).save_pretrained(tmp_path / "mine")
+    told = run("search", "plan=true", f"model.path={tmp_path}/mine", "logger=none").stdout
+    assert "Plan for model=mine: 0.01 billion parameters" in told
+
+
 def test_a_plan_leaves_no_run_folder(run: Run, tmp_path: Path) -> None:
     run("search", "plan=true", "model=tiny", "logger=none", "fabric=cpu")
     run("search", "-m", "plan=true", "model=tiny", "ratio=0.2,0.3", "logger=none", "fabric=cpu")
@@ -60,7 +67,7 @@ def test_a_multirun_of_plans_fails_if_one_of_them_does(run: Run) -> None:
 
 
 def test_a_model_without_a_known_structure_is_one_sentence(run: Run) -> None:
-    told = run("search", "plan=true", "model=local", "logger=none", ok=False)
+    told = run("search", "plan=true", "model.source=null", "logger=none", ok=False)
     assert "give a local folder with model.path=FOLDER" in told.stdout + told.stderr
 
 

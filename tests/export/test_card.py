@@ -113,6 +113,6 @@ def test_a_recovered_models_card_says_how_it_was_trained(
         "| model | measured on | perplexity | nats per token |",
         "| pruned | validation part, 4 windows of 512 tokens | 2 | 4 |",
         "| recovered | validation part, 4 windows of 512 tokens | 2 | not finite |",
-        "After pruning, the weights were trained on 51,200 tokens of faq in 14.0 minutes.",
     ):
         assert line in card.splitlines()
+    assert "the weights were trained on 51,200 tokens of faq in 14.0 minutes" in card

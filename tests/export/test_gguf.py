@@ -332,5 +332,3 @@ def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
         GGUF("f16").check(Pruned.of(pruner))
-    with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
-        GGUF("f16").check_family(pruner.lm, biases=False)

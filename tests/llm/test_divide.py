@@ -7,7 +7,7 @@ from torch import nn
 
 from ppf.errors import PPFError
 from ppf.labels.labeller import Labeller
-from ppf.llm import LanguageModel, load
+from ppf.llm import LanguageModel
 from ppf.llm.divide import check_division, divide, over_gpus
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.tiny import TinySetup
@@ -50,20 +50,12 @@ def test_what_does_not_fit_is_refused(lm: LanguageModel, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "keys, sentence",
-    [({"offload": "disk"}, "give only one of them"), ({}, r"fabric=gpu")],
+    ("device", "processes", "keys"), [("cpu", 1, {}), ("cuda", 2, {}), ("cuda", 1, {"offload": 1})]
 )
-def test_combinations_without_sense_are_refused(keys: dict[str, str], sentence: str, cache) -> None:
-    from ppf.conf import read_option
-
-    config = OmegaConf.merge(read_option("model", "tiny"), {"device_map": "auto", **keys})
-    with pytest.raises(PPFError, match=sentence):
-        load(config, cache)
-
-
-def test_one_process_has_all_gpus() -> None:
+def test_a_model_is_divided_by_one_process_with_gpus(device: str, processes: int, keys) -> None:
+    config = OmegaConf.create({"device_map": "auto", **keys})
     with pytest.raises(PPFError, match=r"fabric\.devices=1"):
-        check_division(OmegaConf.create({"device_map": "auto"}), CUDA, 2)
+        check_division(config, torch.device(device), processes)
 
 
 def test_a_divided_model_gives_the_same_labels(tiny: TinySetup) -> None:

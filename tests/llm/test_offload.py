@@ -1,6 +1,5 @@
 """Offloaded weights: the same model, whose layers visit the device one by one."""
 
-import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,11 +72,6 @@ def test_embeddings_are_scaled_as_without_offload(tmp_path: Path) -> None:
         assert torch.equal(whole(random_windows()).logits, mapped(random_windows()).logits)
 
 
-def test_weights_are_not_offloaded_from_a_cpu_to_itself(tmp_path: Path) -> None:
-    saved(tmp_path)
-    assert half(tmp_path, "cpu").offloaded is None
-
-
 def half(folder: Path, offload: str | None) -> LanguageModel:
     """The model of a folder in float16."""
     given = {"path": str(folder), "source": None, "dtype": "float16", "offload": offload}
@@ -131,27 +125,3 @@ def test_weights_are_on_the_device_only_while_the_layer_runs(
     assert torch.equal(lm.model(ids).logits, expected)
     assert visiting == [[coupling.layer] for coupling in lm.couplings]
     assert {p: p.data_ptr() for p in layers.parameters()} == home
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system has no smaps")
-def test_weights_on_disk_take_no_memory_between_runs(tmp_path: Path) -> None:
-    layers = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(2))
-    Offloaded(layers, "disk", torch.device("cpu"), tmp_path, torch.float32)
-    weights = [parameter.data_ptr() for parameter in layers.parameters()]
-    assert [in_memory(tmp_path, weight) for weight in weights] == [0, 0]
-    for layer in layers:
-        layer.requires_grad_(requires_grad=False)(torch.ones(1, 2048))
-    assert [in_memory(tmp_path, weight) for weight in weights] == [0, 0]
-    assert layers[0].weight.sum().isfinite()  # read without a run of the layer
-    assert in_memory(tmp_path, weights[0]) == layers[0].weight.nbytes
-
-
-def in_memory(folder: Path, address: int) -> int:
-    """Resident bytes of the file in a folder that an address is mapped to."""
-    found = []
-    for region in re.split(r"\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text()):
-        start, end = (int(edge, 16) for edge in region.split(maxsplit=1)[0].split("-"))
-        if start <= address < end and str(folder) in region.splitlines()[0]:
-            found.append(1024 * int(re.search(r"^Rss: +(\d+) kB", region, re.M)[1]))
-    (size,) = found
-    return size

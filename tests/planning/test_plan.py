@@ -20,7 +20,7 @@ from tests.test_configs import CONF
 
 CPU = torch.device("cpu")
 SPEEDS = Speeds(1e12, 1e12, 1e12)
-MODELS = sorted({f.stem for f in (CONF / "model").glob("*.yaml")} - {"local", "tiny"})
+MODELS = sorted({f.stem for f in (CONF / "model").glob("*.yaml")} - {"tiny"})
 BILLIONS = {
     "gemma3_1b": 1.000,
     "llama2_7b": 6.738,
@@ -61,7 +61,7 @@ def test_every_named_model_is_planned_without_its_weights(name: str) -> None:
 
 def test_the_structure_of_an_unknown_model_is_asked_for() -> None:
     with pytest.raises(PPFError, match="model.path=FOLDER"):
-        skeleton(config("model=local").model)
+        skeleton(config("model.source=null").model)
 
 
 def test_a_named_model_of_another_repository_has_a_structure_of_its_own(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_families_that_transformers_would_not_build_are_refused_in_one_sentence(
 ) -> None:
     T5Config().save_pretrained(tmp_path)
     with pytest.raises(PPFError, match="model family 't5' is not supported"):
-        skeleton(config("model=local", f"model.path={tmp_path}").model)
+        skeleton(config(f"model.path={tmp_path}").model)
 
 
 def test_on_a_cpu_layers_cannot_be_offloaded_to_the_cpu() -> None:

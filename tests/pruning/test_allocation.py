@@ -7,7 +7,6 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from torch import Tensor
 
-from ppf.errors import PPFError
 from ppf.pruning import Allocation, SiteFeatures, Traits
 from ppf.pruning.allocation import (
     FLAP,
@@ -77,17 +76,6 @@ def test_the_more_important_layer_keeps_more(rule: Allocation) -> None:
     share = rule.wanted(known, RATIO[2:]) / known.space.units
     layers = share.view(2, 4, 2).mean(2)
     assert (layers.diff(dim=1) <= 1e-9).all() and (layers[:, 0] > layers[:, -1]).all()
-
-
-def test_owl_ratios_are_within_the_bound() -> None:
-    lost = OWL(5, 0.08).removed(features([0.9, 0.5, 0.3, 0.1]), RATIO[2:])
-    torch.testing.assert_close(lost.mean(1), RATIO[2:])
-    torch.testing.assert_close(lost.amax(1) - lost.amin(1), torch.full((2,), 0.16).double())
-
-
-def test_owl_refuses_multiples_that_are_not_counted() -> None:
-    with pytest.raises(PPFError, match="m=99"):
-        OWL(99, 0.08)
 
 
 def test_alphapruning_maps_exponents_linearly() -> None:

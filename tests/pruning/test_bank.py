@@ -5,8 +5,7 @@ import torch
 
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner
-from ppf.pruning import bank as bank_module
-from ppf.pruning.bank import BankSize, bank_size
+from ppf.pruning.bank import bank_size
 from ppf.pruning.compensation import (
     Bias,
     Compensation,
@@ -96,11 +95,6 @@ def test_a_stored_bank_is_read_and_gives_the_same_models_to_the_bit(
         assert torch.equal(before, after)
 
 
-def test_banks_of_two_compensations_do_not_mix(lm: LanguageModel, tmp_path: Path) -> None:
-    bank(lm, tmp_path, 1.0)
-    assert bank(lm, tmp_path, 1.0, Bias()).levels[0].weights is None
-
-
 @FORMS
 def test_a_damaged_file_is_made_again(
     lm: LanguageModel,
@@ -133,14 +127,6 @@ def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) 
         assert (level.errors.diff() <= 0).all()
 
 
-def test_a_bank_without_a_folder_writes_no_files(
-    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    bank(lm, None, 1.0)
-    assert not list(tmp_path.iterdir())
-
-
 def test_factors_that_fit_are_read_once(lm: LanguageModel, tmp_path: Path) -> None:
     prunables = lm.adapter.prunables(lm.model)
     kinds = ["attention", "mlp"]
@@ -157,32 +143,6 @@ def test_factors_that_fit_are_read_once(lm: LanguageModel, tmp_path: Path) -> No
         for level in made.levels:
             assert isinstance(level.weights, Factors)
             assert isinstance(level.weights.inverse, torch.Tensor) == in_memory
-
-
-def test_no_site_is_solved_beside_the_factors_of_others(
-    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-
-    class Noted(LeastSquares):
-        def levels(self, *arguments, **named) -> Levels:
-            events.append("solved")
-            return super().levels(*arguments, **named)
-
-    def noted(*arguments, resident: bool = False, **named) -> Levels:
-        if resident:
-            events.append("brought")
-        return cast(*arguments, resident=resident, **named)
-
-    cast = bank_module._cast
-    monkeypatch.setattr(bank_module, "_cast", noted)
-    monkeypatch.setattr(
-        bank_module, "bank_size", lambda *given: BankSize(True, True, gib=0.0, disk=0.0)
-    )
-    made = bank(lm, tmp_path, 0.0, Noted(damping=0.01, refit_damping=0.1))
-    count = len(made.levels)
-    assert events == ["solved"] * count + ["brought"] * count
-    assert all(isinstance(level.weights.inverse, torch.Tensor) for level in made.levels)
 
 
 def test_files_of_ready_levels_have_their_factors_too(lm: LanguageModel, tmp_path: Path) -> None:

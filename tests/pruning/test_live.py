@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, StaticCache
 
-from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner, Statistics
@@ -158,16 +157,6 @@ def test_narrowing_copies_no_weights(lm: LanguageModel, type: NumberFormat | Non
     assert {p.untyped_storage().data_ptr() for p in lm.model.parameters()} == dense
 
 
-def test_at_restores_the_policy_from_before(lm: LanguageModel) -> None:
-    pruner = pruner_of(lm)
-    drawn = policies(pruner.space)
-    pruner.apply(drawn["random"])
-    with pytest.raises(RuntimeError), pruner.at(drawn["no mlp"]):
-        assert pruner.kept == drawn["no mlp"]
-        raise RuntimeError
-    assert pruner.kept == drawn["random"]
-
-
 @form
 @compensated
 def test_a_padded_model_equals_the_narrowed_one(config: PreTrainedConfig, name: str) -> None:
@@ -182,18 +171,6 @@ def test_a_padded_model_equals_the_narrowed_one(config: PreTrainedConfig, name: 
         for number, coupling in enumerate(lm.couplings):
             assert coupling.consumer.weight.shape == pruner.dense_weight(number).shape
     assert torch.equal(lm.model(ids).logits, dense)
-
-
-def test_a_policy_of_another_space_is_refused(lm: LanguageModel) -> None:
-    pruner = pruner_of(lm)
-    with pytest.raises(PPFError, match="does not fit space=width"):
-        pruner.apply([*pruner.space.dense.tolist()[:-1], 10**6])
-
-
-def test_atoms_counts_the_kept_atoms(lm: LanguageModel) -> None:
-    pruner = pruner_of(lm)
-    pruner.apply([2, 1, 0, 5, 3, 0])
-    assert pruner.atoms == [2, 16, 0, 80, 3, 0]
 
 
 @form

@@ -47,18 +47,6 @@ def test_each_step_is_the_best_option_that_its_bytes_pay_for(
         assert steps[-1] == min(cost for cost, loss in every if loss == least)
 
 
-def test_the_highest_level_changes_nothing() -> None:
-    for found in (options(), options(("q4_0",))):
-        assert found.policy(found.space.dense.tolist()) == ([3, 6], ["f16", "f16"])
-    assert options().space.total == 3 * 1280 + 6 * 640
-
-
-def test_sites_that_are_only_rounded_keep_all_units() -> None:
-    found = options(prune=False)
-    assert found.steps[1] == (54, 66, 102, 192)
-    assert found.policy([27, 54]) == ([3, 6], ["q4_0", "q4_0"])
-
-
 def test_features_are_those_of_the_chosen_options() -> None:
     found, noise = options(), NOISE.repeat(2, 1)
     errors = (1 - torch.arange(7) / SPACE.units[:, None]).clamp(min=0)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from ppf.errors import PPFError
-from ppf.pruning.statistics import TokenWeights, damped
+from ppf.pruning.statistics import damped
 from ppf.pruning.tensor_files import read_tensors, write_tensors
 from tests.observing import collect_statistics
 from tests.tiny import TinySetup
@@ -74,18 +74,6 @@ def test_inputs_without_a_window_dimension(tiny: TinySetup, times: int) -> None:
     for handle in handles:
         handle.remove()
     torch.testing.assert_close(found, weighted if times == 1 else equal)
-
-
-@pytest.mark.parametrize("first", [0, 1, 1000])
-@pytest.mark.parametrize("shape", [(3, 1), (3, 8), (4, 512)])
-def test_weights_of_tokens_sum_to_1(shape: tuple[int, int], first: int) -> None:
-    windows = torch.zeros(shape, dtype=torch.long)
-    alone = torch.zeros(first, 1, dtype=torch.long)
-    weights = TokenWeights.of(windows, alone)
-    parts = [*weights.split(torch.ones(*shape, 1)), *weights.split(torch.ones(first, 1, 1))]
-    assert sum(weight * len(tokens) for tokens, weight in parts) == pytest.approx(1)
-    assert weights.each * windows.numel() == pytest.approx(1)
-    assert weights.first * (len(windows) + first) >= 0.05 * bool(first)
 
 
 def test_one_large_column_does_not_set_the_ridge_of_the_others() -> None:

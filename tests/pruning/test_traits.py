@@ -1,9 +1,6 @@
-from typing import Any
-
 import pytest
 import torch
 
-from ppf.pruning import Traits
 from ppf.pruning.traits import _exponent
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 from tests.observing import collect_traits
@@ -28,44 +25,10 @@ def test_influence_is_the_cosine_distance_across_a_layer(tiny: TinySetup) -> Non
     assert traits.influence.shape == (4,) and (traits.influence > 0).all()
 
 
-def test_experts_read_some_of_the_tokens(tiny: TinySetup) -> None:
-    block, coupling = tiny.lm.model.model.layers[0].mlp, tiny.lm.couplings[1]
-    usual = collect_traits(tiny.lm, tiny.windows).energy[coupling.name]
-
-    def fewer(module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (given[0].flatten(0, 1)[:9],)
-
-    def every(module: torch.nn.Module, given: tuple[torch.Tensor], output: Any) -> torch.Tensor:
-        return output[:1].expand(given[0].shape)
-
-    handles = [
-        coupling.consumer.register_forward_pre_hook(fewer),
-        block.register_forward_hook(every),
-    ]
-    found = collect_traits(tiny.lm, tiny.windows).energy[coupling.name]
-    for handle in handles:
-        handle.remove()
-    assert 0 < found < usual
-
-
-def test_outliers_decrease_with_the_multiple(tiny: TinySetup) -> None:
-    outliers = collect_traits(tiny.lm, tiny.windows).outliers
-    assert (outliers.diff(dim=1) <= 0).all()
-    assert (outliers[:, 0] > 0.99).all() and (outliers[:, -1] < 0.1).all()
-
-
 def test_the_exponent_of_a_known_spectrum_is_found() -> None:
     spectrum = torch.linspace(0.001, 0.999, 500) ** (-1 / 1.5)
     weight = torch.diag(spectrum.sqrt())  # eigenvalues with density λ^-2.5 above 1
     assert abs(_exponent(weight) - 2.5) < 0.1
-
-
-def test_traits_are_restored_from_a_file(tiny: TinySetup) -> None:
-    traits = collect_traits(tiny.lm, tiny.windows)
-    again = Traits.from_tensors(traits.tensors())
-    assert torch.equal(again.outliers, traits.outliers)
-    assert again.energy == traits.energy
-    assert list(again.fluctuation) == [f"{i}.{k}" for i in range(4) for k in ("attention", "mlp")]
 
 
 @pytest.mark.parametrize("gemma", [False, True])

@@ -20,6 +20,7 @@ from ppf.policy_file import read_policy
 from ppf.runtime.search_folder import read_search
 from ppf.stages import evaluate, prune
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
+from tests.export.conftest import export_folder
 from tests.records import examples
 from tests.records.examples import places, spoilt
 

@@ -87,7 +87,3 @@ def test_interpolations_in_a_file_are_not_resolved(tmp_path: Path) -> None:
         assert text in GOOD
         file.write_text(GOOD.replace(text, hidden))
         assert os.environ["HOME"] not in refused(file)
-
-
-def test_control_characters_of_an_error_are_not_printed() -> None:
-    assert str(PPFError("a\x1b[2Jb\nc")) == "a?[2Jb?c"

@@ -22,11 +22,11 @@ def content(*results: ModelResult, **more: Any) -> dict[str, Any]:
 
 def test_without_requests_there_is_one_table() -> None:
     shown = page(content(measured("dense"), measured("PPF", std_error=0.01)))
-    table = shown.tables["evaluation"].shown
+    table = shown.tables["evaluation"]
     assert shown.tables.keys() == {"evaluation"} and table.names[1] == "parameters removed"
-    assert table.rows[0][:3] == ["dense", "30.0 %", "20.09"] and "2.0 MiB" in table.rows[0]
-    assert table.rows[1][2] == "20.09 ± 0.20"
-    assert shown.headline == "Perplexity on the test part: dense 20.09, PPF 20.09."
+    assert table.texts[0][:3] == ["dense", "30.0 %", "20.09"] and "2.0 MiB" in table.texts[0]
+    assert table.texts[1][2] == "20.09 ± 0.20"
+    assert shown.headline.endswith("of the test part: dense 20.09, PPF 20.09.")
     assert "9 windows of 128 tokens, 64 apart" in shown.sections[0].note
     assert page(content(measured("a"), rounded=True)).tables["evaluation"].names[1] == "bytes saved"
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 
-from ppf.report.loggers import _finish, wandb_logger
+from ppf.report.loggers import _finish
 from ppf.report.page import Page, ReportSection
 from ppf.report.publish import log_artifact, publish
-from ppf.report.tables import Column, Table
+from ppf.report.tables import Table
 
 METRICS = {"PPF/perplexity/0.3": 31.0}
 
@@ -22,7 +22,7 @@ METRICS = {"PPF/perplexity/0.3": 31.0}
 def found() -> Page:
     figure = Figure()
     figure.add_subplot().plot([1, 2])
-    table = Table([Column("policy"), Column("nll", "{:.1f}".format)], [["a", 3.44], ["b", None]])
+    table = Table([{"policy": "a", "nll": 3.44}, {"policy": "b", "nll": None}])
     sections = [
         ReportSection("Curve", name="curve", figure=figure),
         ReportSection("Results", name="results", table=table),
@@ -32,7 +32,7 @@ def found() -> Page:
 
 def wandb(folder: Path) -> Any:
     folder.mkdir()
-    return wandb_logger(str(folder), mode="offline", init_timeout=30, tags=None, project="ppf")
+    return WandbLogger(save_dir=folder, mode="offline", project="ppf")
 
 
 def records(folder: Path) -> list[Any]:
@@ -69,7 +69,7 @@ _BLOCK, _WHOLE, _LAST = 1 << 15, 1, 4
 
 def test_wandb_keeps_summary_media_and_tables(found: Page, tmp_path: Path) -> None:
     logger = wandb(tmp_path / "run")
-    publish([logger], found, METRICS, tmp_path)
+    publish(tmp_path, [logger], found, METRICS)
     assert logger.experiment.summary["PPF/perplexity/0.3"] == 31.0
     _finish([logger], failed=False)
     media = tmp_path / "run"
@@ -88,13 +88,11 @@ def test_offline_runs_carry_their_lineage(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_text("weights")
     logger = wandb(tmp_path / "run")
     log_artifact([logger], [policy], "tiny größe", "policy", used=True)
-    about = {"asked": 0.3}
-    log_artifact([logger], [folder], "pruned", "model", metadata=about, by_reference=True)
+    log_artifact([logger], [folder], "pruned", "model")
     _finish([logger], failed=False)
     read, written = (r.artifact for r in records(tmp_path / "run") if r.HasField("artifact"))
     assert (read.name, read.type, read.use_after_commit) == ("tiny_gr__e", "policy", True)
     assert (written.name, written.type, written.use_after_commit) == ("pruned", "model", False)
-    assert json.loads(written.metadata) == {"asked": 0.3}
     (entry,) = written.manifest.contents
     assert entry.ref.endswith("pruned/model.safetensors"), "weights are not uploaded"
 
@@ -103,7 +101,7 @@ def test_long_names_of_artifacts_are_shortened(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     logger = wandb(tmp_path / "run")
     for name in ("m" * 128, "m" * 200, "m" * 201):
-        log_artifact([logger], [tmp_path / "file"], name, "model")
+        log_artifact([logger], [tmp_path / "file"], name, "policy")
     _finish([logger], failed=False)
     names = {r.artifact.name for r in records(tmp_path / "run") if r.HasField("artifact")}
     assert len(names) == 3 and all(len(name) == 128 for name in names)
@@ -125,7 +123,7 @@ def test_equal_files_are_one_version_whichever_run_has_them(tmp_path: Path) -> N
 
 
 def test_csv_keeps_tables(found: Page, tmp_path: Path) -> None:
-    publish([CSVLogger(tmp_path, "csv", "")], found, METRICS)
+    publish(tmp_path, [CSVLogger(tmp_path, "csv", "")], found, METRICS)
     with (tmp_path / "csv" / "results.csv").open() as stream:
         assert list(csv.reader(stream)) == [["policy", "nll"], ["a", "3.44"], ["b", ""]]
 
@@ -135,7 +133,7 @@ def test_tensorboard_keeps_scalars_and_images(found: Page, tmp_path: Path) -> No
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path, "board", "")
-    publish([logger], found, METRICS)
+    publish(tmp_path, [logger], found, METRICS)
     _finish([logger], failed=False)
     read = EventAccumulator(str(tmp_path / "board"))
     read.Reload()
@@ -146,16 +144,13 @@ def test_tensorboard_keeps_scalars_and_images(found: Page, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_mlflow_keeps_metrics_and_files(found: Page, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
-    policy, files = tmp_path / "policy.json", tmp_path / "files"
-    policy.write_text("{}")
+    files = tmp_path / "files"
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     logger = MLFlowLogger("ppf", "a run", uri, artifact_location=files.as_uri())
-    publish([logger], found, METRICS | {"a (2)/b,c": 1.0}, tmp_path)
-    log_artifact([logger], [policy], "policy", "policy")
-    log_artifact([logger], [policy], "policy", "used", used=True)
+    publish(tmp_path, [logger], found, METRICS | {"a (2)/b,c": 1.0})
     _finish([logger], failed=False)
     run = logger.experiment.get_run(logger.run_id)
     assert run.data.metrics == {"PPF/perplexity/0.3": 31.0, "a _2_/b_c": 1.0}
     assert run.info.run_name == "a run" and run.info.status == "FINISHED"
     names = {file.name for file in files.rglob("*") if file.is_file()}
-    assert names == {"report.html", "policy.json"}
+    assert names == {"report.html"}

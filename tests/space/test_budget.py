@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from ppf.errors import PPFError
 from ppf.space import Prunable, Site, Space, build_space, project, uniform
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -59,20 +58,6 @@ def test_the_excess_is_below_one_cheapest_unit(space: Space, wild: float) -> Non
     assert (excess(space, kept)[possible] < space.params.min()).all()
 
 
-@pytest.mark.parametrize("wild", [0.0, 0.3, 1e6])
-def test_a_policy_does_not_depend_on_the_batch(wild: float) -> None:
-    wanted = wanted_widths(WIDTH, wild)
-    together = project(WIDTH, wanted, RATIOS)
-    for i in range(0, len(RATIOS), 12):
-        alone = project(WIDTH, wanted[i : i + 1], RATIOS[i : i + 1])
-        assert torch.equal(alone, together[i : i + 1])
-    assert project(WIDTH, wanted[:0], RATIOS[:0]).shape == (0, len(WIDTH))
-
-
-def test_ratio_zero_is_dense() -> None:
-    assert torch.equal(project(WIDTH, wanted_widths(WIDTH, 3.0), RATIOS)[0], WIDTH.dense)
-
-
 @pytest.mark.parametrize("space", [*SPACES[1:], UNEVEN], ids=["mlp", "attention", "uneven"])
 def test_removes_the_units_farthest_above_the_wanted_width(space: Space) -> None:
     wanted = wanted_widths(space, 0.5)
@@ -85,11 +70,6 @@ def test_removes_the_units_farthest_above_the_wanted_width(space: Space) -> None
 def test_uniform_policies_are_nested(space: Space) -> None:
     ratios = RATIOS.sort().values
     assert (uniform(space, ratios).diff(dim=0) <= 0).all()
-
-
-def test_higher_ratios_remove_more() -> None:
-    removed = WIDTH.removed(uniform(WIDTH, RATIOS.sort().values))
-    assert (removed.diff() >= 0).all()
 
 
 def test_uniform_is_nearly_uniform() -> None:
@@ -152,8 +132,3 @@ def test_sites_without_cost_keep_all_units() -> None:
         over = space.saved(kept) - RATIOS
         assert (over > -1e-9).all() and (over < 1 / space.units[~free].sum()).all()
     assert (uniform(space, RATIOS)[:, free] == space.units[free]).all()
-
-
-def test_a_budget_without_any_cost_is_refused() -> None:
-    with pytest.raises(PPFError, match="has a cost under budget=kv"):
-        layered(["mlp"]).priced("kv", [0] * 12)

@@ -44,10 +44,6 @@ def test_sites_without_small_steps_keep_their_smallest() -> None:
     assert (space.saved(kept) >= 0.7).all()
 
 
-def test_agents_move_about_one_step_at_a_time() -> None:
-    assert set(SPACE.smooth.stride.tolist()) == {2} and set(SPACE.stride.tolist()) == {320 // 52}
-
-
 @pytest.mark.parametrize("ratio", [0.3, 0.6])
 def test_uniform_policies_differ_by_little_more_than_a_step(ratio: float) -> None:
     kept = uniform(SPACE, torch.tensor([ratio]).double())[0]

@@ -21,7 +21,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is logged: files, name, kind, and whether it is used."""
     found = []
 
-    def log(_: Any, files: Any, name: str, kind: str, *, used: bool = False, **more: Any) -> None:
+    def log(_: Any, files: Any, name: str, kind: str, *, used: bool = False) -> None:
         found.append(([path.name for path in files], name, kind, used))
 
     monkeypatch.setattr(lineage, "log_artifact", log)
@@ -43,7 +43,7 @@ def test_a_policy_and_an_agent_are_named_after_their_model(
 def test_a_model_is_made_under_the_name_that_it_is_read_by(
     tmp_path: Path, logged: list[Any]
 ) -> None:
-    lineage.log_made(tmp_path / "pruned", [], {"achieved": 0.3})
+    lineage.log_made(tmp_path / "pruned", [])
     lineage.log_used(config(path=str(tmp_path / "pruned")), [])
     lineage.log_used(config(path=["a/dense", "b/pruned"]), [])
     assert [name for _, name, _, _ in logged] == ["pruned", "pruned", "dense", "pruned"]

@@ -1,0 +1,124 @@
+"""The commands on pretended GPUs: no operation mixes devices, wherever the layers' weights lie."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from hydra import compose, initialize_config_module
+
+from ppf.cli.app import run
+from ppf.conf import read_option, without_others
+from ppf.runtime import DynamicModel
+from ppf.server.app import create_app
+from ppf.server.scheduler import Limits, Scheduler
+from tests.articles import write_articles
+from tests.pretended_gpu import pretended_gpus
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
+SLOW = pytest.mark.slow
+PLACES = [  # overrides that place the layers' weights; without any, they lie on the GPU
+    pytest.param((), id="gpu"),
+    pytest.param(("model.offload=cpu",), id="offload-cpu"),
+    pytest.param(("model.offload=disk",), id="offload-disk", marks=SLOW),
+    pytest.param(("model.device_map=auto",), id="two-gpus", marks=SLOW),
+]
+TUNES = ["lora", pytest.param("full", marks=SLOW), pytest.param("blockwise", marks=SLOW)]
+TEXT = ("text.window=32", "text.windows={calibration:4,labelling:2,test:2}")
+MODEL = ("model=tiny", "space.channel_multiple=16", *TEXT)
+STATIC = (
+    *("search.rounds=2", "search.top_k=2", "search.selection_windows=2", "predictor.windows=2"),
+    *("agent.iterations=4", "agent.round_every=2", "agent.descents=2", "predictor.steps=2"),
+    *("agent.polish.generations=1", "agent.polish.children=8", "predictor.fewest=6"),
+)
+DYNAMIC = (
+    *("mode=dynamic", "agent.episodes=8", "agent.iterations=2", "search.rounds=1"),
+    *("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=1", "labels.count=12"),
+    *("predictor.members=2", "predictor.max_epochs=2", "predictor.residual.steps=2"),
+)
+REFIT = "refit_windows=2"
+RECOVERY = (
+    *("text.training.windows.validation=4", "recovery.batch=4", "recovery.micro_batch=2"),
+    *("recovery.tokens=256", "recovery.validate_every=2", "text.window=32"),
+)
+
+
+class Commands:
+    """Commands on pretended GPUs, in one folder."""
+
+    def __init__(self, folder: Path, cache: str, place: tuple[str, ...]) -> None:
+        self.folder, self.place = folder, place
+        self.paths = (f"paths.artefacts={folder}/artefacts", f"paths.cache={cache}")
+        self.text = f"text.path={write_articles(folder)}"
+
+    def __call__(self, name: str, *given: str, run_in: str | None = None) -> Path:
+        """Runs a command; returns its folder."""
+        folder = self.folder / (run_in or name)
+        overrides = ["logger=none", *self.paths, f"paths.run={folder}", *given]
+        with without_others(), initialize_config_module("ppf.conf", version_base="1.3"):
+            cfg = compose(name, overrides)
+        run(name, cfg, overrides)
+        return folder
+
+    def search(self, *given: str, run_in: str = "search") -> Path:
+        return self("search", self.text, *MODEL, *self.place, *given, run_in=run_in)
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def commands(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: str
+) -> Iterator[Commands]:
+    with pretended_gpus(2):
+        yield Commands(tmp_path_factory.mktemp("commands"), cache, request.param)
+
+
+@pytest.fixture(scope="module")
+def policy(commands: Commands) -> str:
+    """The override that names the policy of a search."""
+    return f"policy={commands.search(*STATIC)}/policy.json"
+
+
+def test_evaluate(commands: Commands, policy: str) -> None:
+    commands("evaluate", policy, REFIT)
+
+
+def test_prune(commands: Commands, policy: str) -> None:
+    commands("prune", policy, REFIT, f"out={commands.folder}/pruned")
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_recover(commands: Commands, policy: str, tune: str) -> None:
+    given = (policy, f"tune={tune}", REFIT, *RECOVERY)
+    commands("recover", commands.text, *given, run_in=f"recover-{tune}")
+
+
+@SLOW
+def test_a_chain_of_searches_its_recovery_and_its_server(commands: Commands) -> None:
+    tested = ("report_test=true", "sequential=true", REFIT)
+    chain = ("mode=chain", "dynamic.knots=2", "ratios=[0.3]", *tested)
+    folders = [commands.search(*STATIC, *chain, run_in="chain")]
+    if "offload" not in str(commands.place):  # recover.py refuses it
+        given = (f"search={folders[0]}", "ratios=[0.3]", f"out={commands.folder}/agent")
+        commands("recover", commands.text, *given, *RECOVERY, run_in="recover-chain")
+        folders.append(commands.folder / "agent")
+    for number, folder in enumerate(folders):
+        commands("prune", f"search={folder}", "ratio=0.3", run_in=f"prune-chain-{number}")
+        generate(commands, folder)
+
+
+def generate(commands: Commands, searched: Path) -> None:
+    """The server answers at two ratios."""
+    model = DynamicModel.from_search(searched, *commands.paths)
+    scheduler = Scheduler(model, Limits(**read_option("", "serve").limits))
+    app = create_app("tiny", scheduler, hosts=["localhost"], api_key=None, template=None)
+    with TestClient(app, "http://localhost") as client:
+        for ratio in (0.0, 0.3):
+            asked = {"model": "tiny", "prompt": "Some text", "max_tokens": 4}
+            answer = client.post("/v1/completions", json=asked | {"pruning_ratio": ratio})
+            assert answer.status_code == 200, answer.text
+
+
+@SLOW
+def test_a_search_for_all_ratios_that_trains_an_agent(commands: Commands) -> None:
+    commands.search(*DYNAMIC, "ratios=[0.3]", run_in="dynamic")
