@@ -1,4 +1,4 @@
-"""Recovery: tokens a second against a plain Hugging Face loop, and the peak memory of two tuners.
+"""Recovery: tokens a second against a plain Hugging Face loop, and the peak memory.
 
     python benchmarks/recovery.py [--ratio 0.3] [--steps 6] [HYDRA OVERRIDES, as for collect.py]
 
@@ -21,26 +21,25 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import TensorDataset
+from transformers import PreTrainedModel
 
 from ppf.evaluation.memory import peak_bytes
 from ppf.export import Pruned, load_folder
 from ppf.export.huggingface import HuggingFace
-from ppf.llm import LanguageModel, adapter_for, load
+from ppf.llm import load
 from ppf.pruning import Bank, LivePruner
 from ppf.pruning.compensation import Levels
-from ppf.recovery.blockwise import Blockwise
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import KL
 from ppf.recovery.module import RecoveryModule
-from ppf.recovery.settings import Machine, RecoverySettings, TrainingRun
-from ppf.recovery.tuners import Full, TuningTask, without_dropout
+from ppf.recovery.training import RecoverySettings, TrainerSettings, TrainingRun, Windows
+from ppf.recovery.tuners import Full, without_dropout
 from ppf.space import uniform
 from ppf.text.parts import build_text
 from ppf.text.training import training_text
 
 LR, TURNS, BATCH, VALIDATION, GIB = 3e-4, 2, 4, 4, 2**30
-TRAINER = {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accelerator": "cpu", "devices": 1}
+DEVICES = {"accelerator": "cpu", "devices": 1}
 
 
 class Clocked(RecoveryModule):
@@ -75,42 +74,36 @@ class Setting:
         model = OmegaConf.merge(cfg.model, {"dtype": "bfloat16"})
         self.teacher = load(model, cfg.paths.cache)
         text = build_text(training_text(cfg.text), cfg.paths.cache)
-        self.training = text.tokens("training", self.teacher.tokenizer)
-        self.validation = text.tokens("validation", self.teacher.tokenizer)[:VALIDATION]
-        self.tokens = steps * BATCH * text.window
+        training = text.tokens("training", self.teacher.tokenizer)
+        validation = text.tokens("validation", self.teacher.tokenizer)[:VALIDATION]
+        self.windows, self.tokens = Windows(training, validation), steps * BATCH * text.window
 
-    def task(self) -> TuningTask:
+    def student(self) -> PreTrainedModel:
         """A fresh student."""
-        model, tokenizer = load_folder(
-            self.folder / "pruned", torch.float32, trust_remote_code=False
-        )
-        student = LanguageModel(model, tokenizer, adapter_for(model.config))
-        return TuningTask(student, self.teacher, {"kl": KL(1.0, 0)}, self.training, self.validation)
+        return load_folder(self.folder / "pruned", torch.float32, trust_remote_code=False)[0]
 
     def run(self) -> TrainingRun:
         """A run with a new folder."""
-        window = self.training.shape[1]
-        settings = RecoverySettings(self.tokens, BATCH, BATCH, 0.0, 0.0, 10**6, 1, 0.0, False)
-        machine = Machine(self.fabric, TRAINER, [])
-        return TrainingRun(settings, machine, Path(tempfile.mkdtemp(dir=self.folder)), window, 0)
+        settings = RecoverySettings(self.tokens, BATCH, BATCH, validate_every=10**6)
+        trainer = TrainerSettings("bf16-mixed", gradient_clip_val=1.0, log_every_n_steps=1)
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        return TrainingRun(settings, trainer, self.fabric, DEVICES, folder, self.windows, seed=0)
 
 
 def ours(setting: Setting) -> list[float]:
     """Seconds of each step of a recovery."""
-    task, run = setting.task(), setting.run()
-    student = task.student.model.requires_grad_(True)
+    student, run = setting.student().requires_grad_(True), setting.run()
     without_dropout(student)
-    module = Clocked(student, task.teacher.model, task.losses, run.optimization(LR))
-    fit(module, TensorDataset(task.training), TensorDataset(task.validation), run)
+    module = Clocked(student, setting.teacher.model, {"kl": KL(1.0)}, LR, run.steps)
+    fit(module, run)
     return [b - a for a, b in zip(module.times, module.times[1:], strict=False)]
 
 
 def plain_loop(setting: Setting) -> list[float]:
     """Seconds of each step of a loop as one writes it with Hugging Face's models."""
-    task = setting.task()
-    student, teacher = task.student.model.train().requires_grad_(True), task.teacher.model
-    optimizer, times = torch.optim.AdamW(student.parameters(), LR), []
-    for ids in task.training[: setting.tokens // task.training.shape[1]].split(BATCH):
+    student, teacher = setting.student().train().requires_grad_(True), setting.teacher.model
+    optimizer, times, windows = torch.optim.AdamW(student.parameters(), LR), [], setting.windows[0]
+    for ids in windows[: setting.tokens // windows.shape[1]].split(BATCH):
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
@@ -125,11 +118,11 @@ def plain_loop(setting: Setting) -> list[float]:
     return times
 
 
-def peak_gib(setting: Setting, tuner: Full | Blockwise) -> float:
+def peak_gib(setting: Setting) -> float:
     """The student's weights and the largest further memory of its training."""
-    task, run = setting.task(), setting.run()
-    with peak_bytes(task.student.model) as peak:
-        tuner.tune(task, run)
+    student, run = setting.student(), setting.run()
+    with peak_bytes(student) as peak:
+        Full(LR, embeddings=True).tune(student, setting.teacher.model, {"kl": KL(1.0)}, run)
     return (peak.bytes or 0) / GIB
 
 
@@ -152,10 +145,7 @@ def main() -> None:
         each = setting.tokens / given.steps
         rates = {name: each / median(times) for name, times in seconds.items()}
         setting.tokens = 2 * int(each)
-        peaks = {
-            "full": peak_gib(setting, Full(LR, True)),
-            "blockwise": peak_gib(setting, Blockwise(LR, 1, 2 * BATCH)),
-        }
+        peaks = {"full": peak_gib(setting)}
     for name, rate in rates.items():
         print(f"{name:<10} {rate:8.0f} tokens per second")
     for name, peak in peaks.items():

@@ -21,6 +21,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,11 +39,25 @@ from ppf.context import prepare
 from ppf.evaluation.latency import prefill_seconds
 from ppf.export import Pruned
 from ppf.export.gguf import GGUF
-from ppf.runtime import DecodingBatch, DynamicModel, UniformPolicies
+from ppf.runtime import DecodingBatch, DynamicModel
+from ppf.space import Space, uniform
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 REPEATS, BATCH, PROMPT, NEW_TOKENS, SWITCHES = 7, 4, 512, 24, 20
 GGUF_TYPES, GGUF_RATIOS = ("f16", "q8_0"), (0.0, 0.3, 0.5)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform pruning: the same share of every site. It needs no search."""
+
+    space: Space
+
+    def policy(self, ratio: float) -> list[int]:
+        return uniform(self.space, torch.tensor([ratio], dtype=torch.double))[0].tolist()
+
+    def predicted(self, ratio: float) -> None:
+        return None
 
 
 def resident_model(overrides: list[str]) -> DynamicModel:
@@ -58,8 +73,8 @@ def resident_model(overrides: list[str]) -> DynamicModel:
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("collect", ["compensation=bias", "space=width", run, *overrides])
     context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
-    policies = UniformPolicies(context.model.space)
-    return DynamicModel(context.model.pruner, policies, ratios=RATIOS, window=context.text.window)
+    policies = Uniform(context.model.space)
+    return DynamicModel(context.model.pruner, policies, ratios=RATIOS)
 
 
 def tensor_bytes() -> int:

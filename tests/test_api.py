@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 
 import ppf
 from ppf import api
@@ -16,7 +17,7 @@ from ppf.llm import load
 from ppf.overrides import written
 from tests.articles import write_articles
 from tests.records import examples
-from tests.searched import write_agent, write_search
+from tests.searched import write_search
 
 TEXT = {"window": 64, "windows": {"calibration": 4, "labelling": 2, "test": 2}}
 QUICK = {
@@ -42,29 +43,17 @@ def test_arguments_are_written_as_overrides() -> None:
     assert cfg.predictor.screening == [{"windows": 1, "keep": 4}]
     cfg = api._composed("evaluate", {"path": "a folder/b", "latency": True})
     assert cfg.path == "a folder/b" and cfg.latency is True and cfg.policy is None
+    cfg = api._composed("prune", {"paths": {"outputs": "my outputs"}})
+    assert cfg.paths.run.startswith("my outputs/prune/")
+    assert api._composed("prune", {"paths": {"run": "mine"}}).paths.run == "mine"
 
 
-def test_another_programs_hydra_is_set_aside(tmp_path: Path) -> None:
-    """A function of PPF runs inside a Hydra application, which keeps its config and overrides."""
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "own.yaml").write_text("ratios: [1]")
-    (tmp_path / "own.py").write_text(
-        "import hydra, ppf\n"
-        "from ppf.errors import PPFError\n"
-        "from hydra.core.hydra_config import HydraConfig\n"
-        "@hydra.main(config_path='conf', config_name='own', version_base=None)\n"
-        "def main(cfg):\n"
-        "    try:\n"
-        "        ppf.search('gone')\n"
-        "    except PPFError as error:\n"
-        "        print(error)\n"
-        "    print(HydraConfig.get().overrides.task, cfg.ratios)\n"
-        "main()\n"
-    )
-    command = [sys.executable, tmp_path / "own.py", "ratios=[0.1,0.2]"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    told, kept = done.stdout.splitlines()
-    assert told.startswith("model=gone is unknown") and kept == "['ratios=[0.1,0.2]'] [0.1, 0.2]"
+def test_another_programs_hydra_is_set_aside() -> None:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        own = GlobalHydra.instance().hydra
+        with pytest.raises(PPFError, match="model=gone is unknown"):
+            ppf.search("gone")
+        assert own is not None and GlobalHydra.instance().hydra is own
 
 
 def test_ctrl_c_in_code_that_calls_ppf_is_its_own() -> None:
@@ -98,53 +87,6 @@ def test_a_wrong_override_is_an_error_and_leaves_no_folder(
     assert not folders
 
 
-@pytest.mark.parametrize("command", ["search", "prune", "recover", "evaluate"])
-def test_a_run_folder_lies_where_the_overrides_say(command: str, tmp_path: Path) -> None:
-    outputs = tmp_path / "my outputs"
-    cfg = api._composed(command, {"paths": {"outputs": outputs}})
-    folder = Path(cfg.paths.run)
-    assert folder.is_relative_to(outputs / command) and len(folder.parts[len(outputs.parts) :]) == 3
-    own = api._composed(command, {"paths": {"run": tmp_path}})
-    assert own.paths.run == str(tmp_path)
-
-
-def test_recover_takes_a_policy(
-    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_search(tmp_path, cache)
-    folder = ppf.recover(
-        tmp_path / "policy.json",
-        tmp_path / "recovered",
-        text={
-            "path": tmp_path / "text.txt",
-            "window": 32,
-            "training": {"windows": {"validation": 2}},
-        },
-        recovery={"tokens": 256},
-        paths={"artefacts": tmp_path / "artefacts"},
-        tune="lora",
-        logger="none",
-    )
-    record = json.loads((folder / "policy.json").read_text())["recovered"]
-    assert record["tune"] == ["lora"] and record["tokens"] == 256
-
-
-def test_prune_takes_the_search_of_an_agent(
-    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    _, context = write_search(tmp_path, cache)
-    write_agent(tmp_path, context)
-    places = {"cache": cache, "artefacts": tmp_path / "artefacts"}
-    found = api.SearchResult(tmp_path)
-    folder = ppf.prune(search=found, ratio=0.2, out="small", paths=places, logger="none")
-    record = json.loads((folder / "policy.json").read_text())
-    assert record["ratio"]["asked"] == 0.2 and (folder / "model.safetensors").is_file()
-    converted = ppf.prune(path=folder, out="small.gguf", export="gguf", logger="none")
-    assert converted.stat().st_size > 1000
-
-
 def test_a_result_trusts_the_classes_that_its_search_trusted(tmp_path: Path, cache: str) -> None:
     write_search(tmp_path, cache)
     file = tmp_path / "policy.json"
@@ -156,6 +98,7 @@ def test_a_result_trusts_the_classes_that_its_search_trusted(tmp_path: Path, cac
     assert trusting.kept
     cfg = api._composed("evaluate", {}, trusting)
     assert cfg.policy == str(file) and cfg.trust_targets == [named]
+    assert api._composed("prune", {"search": trusting}).search == str(tmp_path)
 
 
 @pytest.mark.slow

@@ -22,12 +22,9 @@ from ppf.llm.sources import model_identity
 from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.records import check
 from ppf.records.policy import ConfigRecord
-from ppf.recovery.inputs import RecoveryText, run_of
-from ppf.recovery.settings import Machine, RecoverySettings
 from ppf.stages.fit import predictor_signature
 from ppf.stages.search_inputs import training_identity
 from ppf.text.identity import text_identity, warn_of_shared_documents
-from tests.agents.synthetic import one_process
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 ALL = ("statistics", "order", "bank", "labels", "predictor", "training")
@@ -65,22 +62,6 @@ INVALIDATES = {
     "mode": ("training",),
     "ratio": ("training",),
 }
-RECOVERY = (
-    "text",
-    "loss",
-    "recovery",
-    "trainer",
-    "seed",
-)
-WITHOUT_EFFECT = (
-    "text.name",
-    "text.column",
-    "text.windows",
-    "text.training.more.column",
-    "recovery.micro_batch",
-    "recovery.gradient_checkpointing",
-    "trainer.log_every_n_steps",
-)
 
 
 @pytest.fixture(scope="module")
@@ -153,65 +134,6 @@ def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
         if different != expected(key):
             wrong[key] = different
     assert not wrong
-
-
-def test_keys_of_text_loss_and_training_start_another_recovery() -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        config = compose("recover", ["paths.run=x"])
-    OmegaConf.set_struct(config, False)
-
-    def name(cfg: DictConfig) -> str:
-        machine = Machine(one_process(), {}, [])
-        return run_of(
-            RecoveryText(cfg, cfg), machine, RecoverySettings(**cfg.recovery), "weights"
-        ).folder.name
-
-    found = {}
-    for key in leaves(config):
-        if OmegaConf.select(config, key) is None:
-            continue
-        cfg = config.copy()
-        OmegaConf.update(cfg, key, changed(OmegaConf.select(config, key)))
-        found[key] = name(cfg) != name(config)
-    wrong = {key for key, new in found.items() if new != of_recovery(key)}
-    assert not wrong
-
-
-def test_added_documents_and_the_test_part_start_another_recovery(tmp_path: Path) -> None:
-    file, jsonl = tmp_path / "more.txt", tmp_path / "more.jsonl"
-    jsonl.write_text("One text.")
-
-    def name(words: str, *overrides: str) -> str:
-        file.write_text(words)
-        given = ["paths.run=x", f"paths.cache={tmp_path}", f"text.training.more.path={file}"]
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose("recover", [*given, *overrides])
-        machine, settings = Machine(one_process(), {}, []), RecoverySettings(**cfg.recovery)
-        return run_of(RecoveryText(cfg, cfg), machine, settings, "weights").folder.name
-
-    first = name("One text.")
-    assert name("One text.", "text.windows.test=3") == first
-    assert name("Another text.") != first
-    assert name("One text.", f"text.training.more.path={jsonl}") != first
-    # Documents like those of the test part are left out.
-    assert name("One text.", "text.splits.all.test=0.4") != first
-
-
-def test_another_test_part_of_the_policy_starts_another_recovery(config: DictConfig) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("recover", ["paths.run=x"])
-    machine, settings = Machine(one_process(), {}, []), RecoverySettings(**cfg.recovery)
-    other = config.copy()
-    other.text.seed = 1
-    found = [
-        run_of(RecoveryText(cfg, given), machine, settings, "weights").folder
-        for given in (config, other)
-    ]
-    assert found[0] != found[1]
-
-
-def of_recovery(key: str) -> bool:
-    return key.startswith(RECOVERY) and not key.startswith(WITHOUT_EFFECT)
 
 
 def test_a_further_part_leaves_the_others_valid(config: DictConfig) -> None:

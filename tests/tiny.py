@@ -12,8 +12,21 @@ from ppf.conf import read_option
 from ppf.llm import LanguageModel, load
 from ppf.pruning import Bank, Compensation, LivePruner, SiteFeatures, Statistics, sensitivity
 from ppf.pruning.compensation import LeastSquares
-from ppf.space import Space
+from ppf.space import Space, uniform
 from tests.observing import collect_statistics, collect_traits
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform policies, which need no search."""
+
+    space: Space
+
+    def policy(self, ratio: float) -> list[int]:
+        return uniform(self.space, torch.tensor([ratio], dtype=torch.double))[0].tolist()
+
+    def predicted(self, ratio: float) -> tuple[float, float] | None:
+        return None
 
 
 @dataclass

@@ -36,7 +36,6 @@ from ppf.ranges import (
     Seed,
     Several,
     Share,
-    Tokens,
 )
 
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
@@ -184,29 +183,6 @@ class SpeedSection(Section):
     repeats: Count
 
 
-class RecoverySection(Section):
-    """`recovery` of `recover.yaml`."""
-
-    tokens: Tokens
-    batch: Count
-    micro_batch: Count
-    warmup: Share
-    weight_decay: NonNegative
-    validate_every: Count
-    patience: Count | None
-    ema: Annotated[float, Field(ge=0, lt=1)]
-    gradient_checkpointing: bool
-
-
-class ElasticSection(Section):
-    """`elastic` of `recover.yaml`."""
-
-    lr: Positive
-    rank: Count
-    alpha: Count
-    draws: Natural
-
-
 class SectionKeys:
     """The keys of all commands whose sections name no `_target_`.
 
@@ -218,7 +194,7 @@ class SectionKeys:
     logger: dict[str, Component]
     rules: dict[str, Component]
     loss: Annotated[dict[str, Component], Field(min_length=1)]
-    tune: Annotated[dict[str, Component], Field(min_length=1)]
+    tune: Annotated[dict[str, Component], Field(min_length=1, max_length=1)]
     model: ModelSection
     text: TextSection
     labels: LabelsSection
@@ -227,8 +203,6 @@ class SectionKeys:
     search: RoundsSection
     dynamic: DynamicSection
     speed: SpeedSection
-    recovery: RecoverySection
-    elastic: ElasticSection
 
 
 def check(cfg: DictConfig) -> None:

@@ -16,7 +16,7 @@ from ppf.commands import invocation
 
 _FOLDER = Path(__file__).parent
 DEFAULT_TEXT = "wikipedia_sample"
-_SEVERAL = ("logger", "loss", "tune")  # lists of their options are not among Hydra's choices
+_SEVERAL = ("logger", "loss")  # lists of their options are not among Hydra's choices
 SECRET = ("api_key",)
 """Keys of the config that no logger gets."""
 _UNGROUPED = ("seed=", "paths.", "traceback=", *(f"{key}=" for key in SECRET))
@@ -33,7 +33,7 @@ def without_others() -> Iterator[None]:
     try:
         yield
     finally:
-        program.hydra, config.cfg = before
+        GlobalHydra.instance().hydra, config.cfg = before  # Hydra may have replaced the instance
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -23,14 +23,11 @@ def call_rounded(module: PreTrainedModel, *given: Any, **named: Any) -> Any:
     Gradients reach the parameters through the copies. Autocast alone would keep the residual
     stream in float32 and convert it in front of each projection, which is slow on a CPU.
     """
-    parameters = dict(module.named_parameters())
-    device = next(iter(parameters.values())).device.type
-    # Checkpointed layers run again later, when the copies are gone.
-    twice = any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
-    if twice or device != "cpu" or not torch.is_autocast_enabled(device):
+    device = module.device.type
+    if device != "cpu" or not torch.is_autocast_enabled(device):
         return module(*given, **named)
     dtype = torch.get_autocast_dtype(device)
-    copies = {name: parameter.to(dtype) for name, parameter in parameters.items()}
+    copies = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
     with torch.autocast(device, enabled=False), fast_attention(module, dtype):
         return functional_call(module, copies, given, named)
 

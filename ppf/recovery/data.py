@@ -17,34 +17,26 @@ class WindowSampler(Sampler[int]):
 
     Args:
         windows: number of windows in the text.
-        batch: windows in a step, over all devices.
-        steps: in an epoch.
-        first: steps of the sequence that are left out.
+        size: windows in an epoch, over all devices.
         seed: of the permutations.
         rank: number of this device.
         ranks: number of devices.
     """
 
-    def __init__(
-        self, windows: int, *, batch: int, steps: int, first: int, seed: int, rank: int, ranks: int
-    ) -> None:
-        self.windows, self.batch, self.steps, self.seed = windows, batch, steps, seed
-        self.first = first
-        self.rank, self.ranks = rank, ranks
-        self.epoch = 0
+    def __init__(self, windows: int, size: int, *, seed: int, rank: int, ranks: int) -> None:
+        self.windows, self.size, self.seed = windows, size, seed
+        self.rank, self.ranks, self.epoch = rank, ranks, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.steps * self.batch // self.ranks
+        return self.size // self.ranks
 
     def __iter__(self) -> Iterator[int]:
-        size = self.steps * self.batch
-        start = self.first * self.batch + self.epoch * size
-        drawn = -1
-        for place in range(start + self.rank, start + size, self.ranks):
+        start, drawn = self.epoch * self.size, -1
+        for place in range(start + self.rank, start + self.size, self.ranks):
             if place // self.windows != drawn:
                 drawn = place // self.windows
                 generator = numbered(self.seed, drawn)

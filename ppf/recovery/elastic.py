@@ -1,7 +1,8 @@
 """Recovery at every pruning ratio at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,25 +11,60 @@ from torch import Tensor
 from ppf.pruning import LivePruner
 from ppf.pruning.elastic import Adapters
 from ppf.pruning.unseen import Unseen
-from ppf.recovery.losses import Forward, RecoveryLoss, need_stream, weighted_sum
-from ppf.recovery.module import NLL, TunedModule
-from ppf.recovery.settings import Optimization
+from ppf.ranges import Count, Positive
+from ppf.recovery.fit import fit
+from ppf.recovery.losses import Forward, TokenLoss, weighted_sum
+from ppf.recovery.module import TunedModule
+from ppf.recovery.training import Point, TrainingRun
 from ppf.seeds import numbered
 
+_DRAWS = 2  # random ratios in a training step, besides the highest one
+_LOWEST = 0.01  # ratio; the adapters are off only under the dense policy
 
-class _Differentiated(torch.autograd.Function):
-    """A value whose gradients were computed before."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, gradients: Sequence[Tensor], *parameters: Tensor
-    ) -> Tensor:
-        ctx.gradients = gradients
-        return value.clone()
+@dataclass(frozen=True)
+class Elastic:
+    """Trains low-rank adapters that all ratios share; the section `elastic`.
 
-    @staticmethod
-    def backward(ctx: Any, *of_output: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(of_output[0] * gradient for gradient in ctx.gradients)
+    Args:
+        lr: largest learning rate.
+        rank: of each adapter.
+        alpha: an adapter's output is scaled by alpha / rank.
+    """
+
+    lr: Positive
+    rank: Count
+    alpha: Count
+
+    def attach(self, pruner: LivePruner, seed: int) -> Adapters:
+        """Adapters at the pruner's model, which change nothing yet."""
+        torch.manual_seed(seed)
+        return Adapters(pruner, self.rank, self.alpha / self.rank)
+
+    def tune(
+        self,
+        adapters: Adapters,
+        pruner: LivePruner,
+        policy: Callable[[float], list[int]],
+        highest: float,
+        validated: Sequence[float],
+        losses: Mapping[str, TokenLoss],
+        run: TrainingRun,
+    ) -> list[Point]:
+        """Trains adapters in place; returns the loss curve, whose values are means over ratios.
+
+        Args:
+            policy: gives the policy for a ratio.
+            highest: ratio.
+            validated: ratios of the validation.
+            losses: by name; their weighted sum is minimised.
+        """
+        given = losses, self.lr, run.steps, (min(_LOWEST, highest), highest), validated, run.seed
+        return fit(ElasticModule(adapters, pruner, policy, *given), run)
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the adapters."""
+        return asdict(self) | {"draws": _DRAWS}
 
 
 class ElasticModule(TunedModule):
@@ -41,35 +77,29 @@ class ElasticModule(TunedModule):
         adapters: attached to the pruner's model.
         pruner: applies policies.
         policy: gives the policy for a ratio.
-        losses: by name; their weighted sum is minimised, as a mean over the ratios.
+        losses, lr, steps: as for `TunedModule`; the losses are means over the ratios of a step.
         ratios: lowest and highest.
         validated: ratios of the validation.
-        draws: random ratios in a step, one from each of as many equal parts of the interval.
         seed: of the random ratios.
-        optimization: as for `TunedModule`.
 
     Source: Yu & Huang, Universally Slimmable Networks (arXiv 1903.05134).
     """
-
-    monitor: ClassVar[str] = NLL
 
     def __init__(
         self,
         adapters: Adapters,
         pruner: LivePruner,
         policy: Callable[[float], list[int]],
-        losses: Mapping[str, RecoveryLoss],
-        *,
+        losses: Mapping[str, TokenLoss],
+        lr: float,
+        steps: int,
         ratios: tuple[float, float],
         validated: Sequence[float],
-        draws: int,
         seed: int,
-        optimization: Optimization,
     ) -> None:
-        super().__init__(optimization)
+        super().__init__(losses, lr, steps)
         self.adapters, self.pruner, self.policy = adapters, Unseen(pruner), Unseen(policy)
-        self.losses, self.ratios, self.draws, self.seed = dict(losses), ratios, draws, seed
-        self.validated = list(validated)
+        self.ratios, self.validated, self.seed = ratios, list(validated), seed
 
     def training_step(
         self, batch: Sequence[Int[Tensor, "windows window"]], _: int
@@ -81,7 +111,7 @@ class ElasticModule(TunedModule):
         (ids,) = batch
         with torch.no_grad():
             teacher = self._forward(0.0, ids)
-        ratios = self.drawn(self.global_step)
+        ratios = drawn(self.ratios, self.seed, self.global_step)
         trained = [p for p in self.parameters() if p.requires_grad]
         gradients = [torch.zeros_like(p) for p in trained]
         mean, means = torch.zeros((), device=ids.device), dict[str, Tensor]()
@@ -97,24 +127,36 @@ class ElasticModule(TunedModule):
         self.log_training(means)
         return self.finite(_Differentiated.apply(mean, gradients, *trained))
 
-    def drawn(self, step: int) -> list[float]:
-        """The ratios of a step; they depend on the seed and the step only."""
-        low, high = self.ratios
-        drawn = torch.rand(self.draws, generator=numbered(self.seed, step)).double()
-        shares = (torch.arange(self.draws) + drawn) / self.draws
-        return [*(low + (high - low) * shares).tolist(), high]
-
-    def _forward(self, ratio: float, ids: Int[Tensor, "windows window"]) -> Forward:
-        self._set_ratio(ratio)
-        model = self.pruner.value.lm.model
-        return Forward.of(model, ids, stream=need_stream(self.losses))
-
-    def _set_ratio(self, ratio: float) -> None:
-        pruner = self.pruner.value
-        pruner.apply(self.policy.value(ratio) if ratio else pruner.space.dense.tolist())
-
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood over the ratios, nats per token."""
         (ids,) = batch
         nlls = torch.stack([self._forward(ratio, ids).nll(ids) for ratio in self.validated])
         self.log_validation(nlls.mean(), len(ids))
+
+    def _forward(self, ratio: float, ids: Int[Tensor, "windows window"]) -> Forward:
+        pruner = self.pruner.value
+        pruner.apply(self.policy.value(ratio) if ratio else pruner.space.dense.tolist())
+        return Forward.of(pruner.lm.model, ids)
+
+
+def drawn(limits: tuple[float, float], seed: int, step: int) -> list[float]:
+    """The ratios of a training step: one from each of `_DRAWS` equal parts, and the highest."""
+    low, high = limits
+    shares = torch.rand(_DRAWS, generator=numbered(seed, step)).double()
+    shares = (torch.arange(_DRAWS) + shares) / _DRAWS
+    return [*(low + (high - low) * shares).tolist(), high]
+
+
+class _Differentiated(torch.autograd.Function):
+    """A value whose gradients were computed before."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, gradients: Sequence[Tensor], *parameters: Tensor
+    ) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *of_output: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(of_output[0] * gradient for gradient in ctx.gradients)

@@ -1,6 +1,7 @@
-"""Runs Lightning's Trainer: checkpoints, early stop, resumption."""
+"""Runs Lightning's Trainer: checkpoints, the loss curve, resumption."""
 
 import gc
+import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,47 +11,40 @@ import torch
 from lightning import Callback, Fabric, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    ModelCheckpoint,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppf.artefacts import draft, locked, read_if_whole, remove_drafts
+from ppf.artefacts import draft, locked, read_if_whole, remove_drafts, write_json
 from ppf.progress import console, quiet_trainer, say, training_bar
 from ppf.recovery.computing import reusing_memory
-from ppf.recovery.curve import Point, Trace, add_point, read_curve, read_points
 from ppf.recovery.data import WindowSampler
 from ppf.recovery.module import NLL, TunedModule
-from ppf.recovery.settings import TrainingRun
+from ppf.recovery.training import Point, TrainingRun
 
 _BEST, _CURVE, _LAST = "best.ckpt", "curve.json", "last.ckpt"
 
 
-def fit(
-    module: TunedModule, training: TensorDataset, validation: TensorDataset, run: TrainingRun
-) -> Trace:
-    """Trains a module, from its last checkpoint if there is one.
+def fit(module: TunedModule, run: TrainingRun) -> list[Point]:
+    """Trains a module, from its last checkpoint if there is one; returns its loss curve.
 
     It ends with the weights that were best in validation. Of several runs with the same folder, one
     trains and the others wait for its result. Damaged files count as missing.
 
     Raises:
-        PPFError: the loss is not finite.
+        PPFError: the loss is not finite, or the batch cannot be shared among the processes.
         torch.OutOfMemoryError: the micro-batch is too large.
     """
-    finished = run.folder / "finished.ckpt"
-    ranks, device = run.machine.ranks, next(module.parameters()).device
+    finished, ranks = run.folder / "finished.ckpt", run.fabric
+    device = next(module.parameters()).device
     with locked(finished) if ranks.is_global_zero else nullcontext():
         if ranks.is_global_zero:
             for name in (_LAST, _BEST, _CURVE):
                 remove_drafts(run.folder / name)
         found = read_if_whole(finished, _result) if ranks.is_global_zero else None
         if ranks.broadcast(found is None):
-            _train(module, _loaders(training, validation, run), run)
+            _train(module, run)
             gc.collect()  # the Trainer and the optimizer refer to each other
             if ranks.is_global_zero:
                 (run.folder / _BEST).rename(finished)
@@ -59,90 +53,63 @@ def fit(
     weights, curve = found or _result(finished)
     module.load_state_dict(weights)
     module.to(device)  # the Trainer leaves it on the CPU
-    return Trace(curve[-1].tokens, curve[-1].seconds, curve if module.monitor == NLL else [])
+    return curve
 
 
 def _result(finished: Path) -> tuple[dict[str, Tensor], list[Point]]:
     """The weights and the loss curve of a finished training."""
-    return _checkpoint(finished)["state_dict"], read_points(finished.with_name(_CURVE))
+    return _checkpoint(finished)["state_dict"], _points(finished.with_name(_CURVE))
 
 
 def _checkpoint(file: Path) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _train(module: TunedModule, loaders: tuple[DataLoader, DataLoader], run: TrainingRun) -> None:
-    last, ranks = run.folder / _LAST, run.machine.ranks
+def _points(file: Path) -> list[Point]:
+    return [Point(*row) for row in json.loads(file.read_text(encoding="utf-8"))["points"]]
+
+
+def _train(module: TunedModule, run: TrainingRun) -> None:
+    last, ranks = run.folder / _LAST, run.fabric
     both = last, run.folder / _BEST
     whole = ranks.is_global_zero and all(read_if_whole(x, _checkpoint) is not None for x in both)
     resumed = last if ranks.broadcast(whole) else None
-    with quiet_trainer(), reusing_memory():
-        _trainer(module, run).fit(module, *loaders, ckpt_path=resumed, weights_only=True)
-
-
-def _loaders(
-    training: TensorDataset, validation: TensorDataset, run: TrainingRun
-) -> tuple[DataLoader, DataLoader]:
-    settings, machine = run.settings, run.machine
+    size, (training, validation) = run.settings.micro_batch, map(TensorDataset, run.windows)
     sampler = WindowSampler(
         len(training),
-        batch=settings.batch,
-        steps=settings.epoch(run.window),
-        first=run.first,
+        run.epoch * run.settings.batch,
         seed=run.seed,
-        rank=machine.ranks.global_rank,
-        ranks=machine.ranks.world_size,
+        rank=ranks.global_rank,
+        ranks=ranks.world_size,
     )
-    size = settings.micro_batch
-    return DataLoader(training, size, sampler=sampler), DataLoader(validation, size)
+    loaders = DataLoader(training, size, sampler=sampler), DataLoader(validation, size)
+    with quiet_trainer(), reusing_memory():
+        _trainer(run).fit(module, *loaders, ckpt_path=resumed, weights_only=True)
 
 
-def _trainer(module: TunedModule, run: TrainingRun) -> Trainer:
-    settings, machine, ranks = run.settings, run.machine, run.machine.ranks
-    at_once = settings.micro_batch * ranks.world_size
-    own: dict[str, Any] = {
-        "plugins": [
-            _Running(ranks) if ranks.world_size > 1 else LightningEnvironment(),
-            _Drafted(),
-        ],
-        "max_epochs": settings.epochs(run.window),
-        "accumulate_grad_batches": settings.batch // at_once,
-        "logger": list(machine.loggers),
-        "callbacks": _callbacks(module, run),
-        "enable_progress_bar": _bar(),
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-        "check_val_every_n_epoch": 1,
-        "default_root_dir": run.folder,
-    }
-    # Norms of blocks that pruning has emptied have no gradients. One process needs no DDP.
-    own["strategy"] = "ddp_find_unused_parameters_true" if ranks.world_size > 1 else "auto"
-    return Trainer(**{**machine.trainer, **own})
-
-
-def _callbacks(module: TunedModule, run: TrainingRun) -> list[Callback]:
-    """Checkpoints come last, because they store the states of the other callbacks."""
-    settings, folder, monitor = run.settings, run.folder, module.monitor
-    # Lightning leaves averages out of checkpoints without optimizer states.
-    lean = not settings.ema
-    best = _Best(folder, "best", monitor, save_weights_only=lean, enable_version_counter=False)
-    last = ModelCheckpoint(
-        folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
+def _trainer(run: TrainingRun) -> Trainer:
+    several = run.fabric.world_size > 1
+    own: dict[str, Any] = {"dirpath": run.folder, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor=NLL, save_weights_only=True, **own)
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **own)
+    bar = console.is_terminal and not console.quiet
+    return Trainer(
+        **run.devices,
+        # Norms of blocks that pruning has emptied have no gradients. One process needs no DDP.
+        strategy="ddp_find_unused_parameters_true" if several else "auto",
+        plugins=[_Running(run.fabric) if several else LightningEnvironment(), _Drafted()],
+        **vars(run.trainer),
+        max_epochs=run.epochs,
+        accumulate_grad_batches=run.settings.accumulated(run.fabric.world_size),
+        logger=[logger for logger in run.fabric.loggers if isinstance(logger, Logger)],
+        # Checkpoints come last, because they store the states of the other callbacks.
+        callbacks=[*([training_bar()] if bar else []), _Progress(run), best, last],
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=run.folder,
     )
-    # This average leaves weights that are not trained exactly as they are; that of Lightning's
-    # `EMAWeightAveraging` rounds them.
-    mean = get_ema_multi_avg_fn(settings.ema)
-    where = next(module.parameters()).device
-    average = [WeightAveraging(where, False, multi_avg_fn=mean)] if settings.ema else []
-    bar = [training_bar()] if _bar() else []
-    patience = settings.patience
-    stop = [] if patience is None else [EarlyStopping(monitor, patience=patience)]
-    return [*average, *bar, _Progress(monitor, run), *stop, best, last]
-
-
-def _bar() -> bool:
-    return console.is_terminal and not console.quiet
 
 
 class _Drafted(TorchCheckpointIO):
@@ -159,33 +126,29 @@ class _Drafted(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-class _Best(ModelCheckpoint):
-    """Remembers the best score also if the folder was moved before a run was resumed."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict | {"dirpath": self.dirpath})
-
-
 class _Progress(Callback):
-    """Prints a line after each validation and adds it to the curve."""
+    """Prints a line after each validation and adds it to the curve.
 
-    def __init__(self, monitor: str, run: TrainingRun) -> None:
-        self.monitor, self.run, self.began = monitor, run, 0.0
+    A resumed run drops the points after its checkpoint.
+    """
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run, self.file = run, run.folder / _CURVE
+        self.points, self.began = list[Point](), 0.0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        known = read_if_whole(self.file, _points) or []
         done = trainer.global_step * self.run.step
-        points = [p for p in read_curve(self.run.folder / _CURVE) if p.tokens <= done]
-        self.began = time.monotonic() - (points[-1].seconds if points else 0)
-        # A run may be killed after its early stop, which Lightning does not store.
-        for stop in trainer.early_stopping_callbacks:
-            trainer.should_stop |= stop.wait_count >= stop.patience
+        self.points = [point for point in known if point.tokens <= done]
+        self.began = time.monotonic() - (self.points[-1].seconds if self.points else 0)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        value, step = float(trainer.callback_metrics[self.monitor]), trainer.global_step
-        say(f"Step {step} of {self.run.steps}: {self.monitor} {value:.4f}")
+        nll, step = float(trainer.callback_metrics[NLL]), trainer.global_step
+        say(f"Step {step} of {self.run.steps}: {NLL} {nll:.4f}")
+        seconds = time.monotonic() - self.began
+        self.points.append(Point(step * self.run.step, nll, seconds))
         if trainer.is_global_zero:
-            seconds = time.monotonic() - self.began
-            add_point(self.run.folder / _CURVE, Point(step * self.run.step, value, seconds))
+            write_json(self.file, {"points": self.points})
 
 
 class _Running(LightningEnvironment):

@@ -1,19 +1,24 @@
-"""Losses of recovery training, the options of `loss=`."""
+"""Losses of recovery training, the options of `loss=`, without all logits in memory at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ppf.llm import OutputHead, output_head, summed_nll
-from ppf.ranges import Natural, Positive
+from ppf.ranges import Positive
 from ppf.recovery.computing import call_rounded
-from ppf.recovery.likeliest import Likeliest, top_divergence
-from ppf.recovery.token_losses import Rows, TokenLoss, mean_token_losses
+
+Distributions = Float[Tensor, "rows tokens"]
+"""Log-probabilities of next tokens, or a gradient with respect to their logits."""
+_ROWS = 512  # positions whose logits are in memory at once
+_CACHED_ROWS = 16  # of them, positions whose float32 logits fit the CPU cache
+_BLOCK = 2048  # rows of the head's gradient that are added at once
 
 
 class Forward(NamedTuple):
@@ -21,27 +26,22 @@ class Forward(NamedTuple):
 
     Args:
         hidden: last hidden states.
-        stream: hidden states before each layer, and the last ones after the model's final norm;
-            empty: not requested.
-        head: computes logits from `hidden`.
+        head: computes logits from them.
     """
 
     hidden: Float[Tensor, "windows window width"]
-    stream: Sequence[Float[Tensor, "windows window width"]]
     head: OutputHead
 
     @classmethod
-    def of(
-        cls, model: PreTrainedModel, ids: Int[Tensor, "windows window"], *, stream: bool
-    ) -> "Forward":
+    def of(cls, model: PreTrainedModel, ids: Int[Tensor, "windows window"]) -> "Forward":
         """Runs a model, without its head."""
-        done = call_rounded(model.get_decoder(), ids, use_cache=False, output_hidden_states=stream)
-        return cls(done.last_hidden_state, done.hidden_states or (), output_head(model))
+        done = call_rounded(model.get_decoder(), ids, use_cache=False)
+        return cls(done.last_hidden_state, output_head(model))
 
     @property
-    def predicting(self) -> Rows:
-        """The positions that predict a next token, of all windows."""
-        return Rows(self.hidden[:, :-1].flatten(0, 1), self.head)
+    def predicting(self) -> Float[Tensor, "rows width"]:
+        """The hidden states of all positions that predict a next token."""
+        return self.hidden[:, :-1].flatten(0, 1)
 
     def nll(self, ids: Int[Tensor, "windows window"]) -> Float[Tensor, ""]:
         """Mean negative log-likelihood of the windows, nats per token, on the model's device."""
@@ -49,32 +49,42 @@ class Forward(NamedTuple):
         return (summed / ids[:, 1:].numel()).float().to(ids.device)
 
 
-class KL(TokenLoss):
-    """Forward KL divergence from the dense model's next-token distribution, nats per token.
+class TokenLoss(ABC):
+    """A loss of next-token distributions.
 
     Args:
-        weight: as for `TokenLoss`.
-        top_k: most probable tokens of the dense model that are compared; all others together count
-            as one more token. 0: all tokens are compared.
+        weight: factor in the weighted sum.
+
+    Attributes:
+        reads_teacher: whether the loss compares with the dense model.
     """
+
+    reads_teacher: ClassVar[bool]
+
+    def __init__(self, weight: Positive) -> None:
+        self.weight = weight
+
+    @abstractmethod
+    def of_rows(
+        self, student: Distributions, teacher: Distributions | None, targets: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, ""], Distributions]:
+        """The loss, summed over the rows, and its gradient with respect to the student's logits.
+
+        Args:
+            teacher: of the dense model; None unless a loss reads them.
+            targets: tokens that follow in the text.
+        """
+
+
+class KL(TokenLoss):
+    """Forward KL divergence from the dense model's next-token distribution, nats per token."""
 
     reads_teacher: ClassVar[bool] = True
 
-    def __init__(self, weight: Positive, top_k: Natural) -> None:
-        super().__init__(weight)
-        self.top_k = top_k
-
     def of_rows(
-        self,
-        student: Float[Tensor, "rows tokens"],
-        teacher: Float[Tensor, "rows tokens"] | Likeliest | None,
-        targets: Int[Tensor, " rows"],
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
+        self, student: Distributions, teacher: Distributions | None, targets: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, ""], Distributions]:
         assert teacher is not None
-        if isinstance(teacher, Likeliest):
-            return top_divergence(student, teacher)
-        if self.top_k:
-            return top_divergence(student, Likeliest.of(teacher, self.top_k))
         probabilities = teacher.exp()
         divergence = torch.linalg.vecdot(probabilities, teacher - student).sum()
         return divergence, student.exp().sub_(probabilities)
@@ -86,90 +96,134 @@ class CrossEntropy(TokenLoss):
     reads_teacher: ClassVar[bool] = False
 
     def of_rows(
-        self,
-        student: Float[Tensor, "rows tokens"],
-        teacher: Float[Tensor, "rows tokens"] | Likeliest | None,
-        targets: Int[Tensor, " rows"],
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
+        self, student: Distributions, teacher: Distributions | None, targets: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, ""], Distributions]:
         chosen = targets[:, None]
         gradient = student.exp()
         gradient.scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=gradient.dtype))
         return -student.gather(1, chosen).sum(), gradient
 
 
-class StreamLoss(ABC):
-    """A loss of residual streams.
-
-    Args:
-        weight: factor in the weighted sum.
-    """
-
-    reads_teacher: ClassVar[bool] = True
-
-    def __init__(self, weight: Positive) -> None:
-        self.weight = weight
-
-    @abstractmethod
-    def of_streams(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:
-        """The loss between the hidden states of two models, as in `Forward.stream`."""
-
-
-class HiddenStates(StreamLoss):
-    """The `distance` of the hidden states, mean over all inputs of layers and the final states."""
-
-    def of_streams(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:
-        return torch.stack([distance(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
-
-
-RecoveryLoss = TokenLoss | StreamLoss
-
-
-def distance(
-    student: Float[Tensor, "windows window width"], teacher: Float[Tensor, "windows window width"]
-) -> Float[Tensor, ""]:
-    """Relative squared distance from the dense model's states, mean over tokens."""
-    goal = teacher.float()
-    squares = (student.float() - goal).square().sum(-1)
-    return (squares / goal.square().sum(-1)).mean()
-
-
-def need_teacher(losses: Mapping[str, RecoveryLoss]) -> bool:
-    """Whether a loss compares with the dense model."""
-    return any(loss.reads_teacher for loss in losses.values())
-
-
-def likeliest_needed(losses: Mapping[str, RecoveryLoss]) -> int:
-    """How many of the dense model's most probable tokens the losses need, if they need only these.
-
-    0 if no loss compares with the dense model, or if a loss needs the model itself.
-    """
-    readers = [x for x in losses.values() if x.reads_teacher]
-    return readers[0].top_k if len(readers) == 1 and isinstance(readers[0], KL) else 0
-
-
-def need_stream(losses: Mapping[str, RecoveryLoss]) -> bool:
-    """Whether a loss compares residual streams."""
-    return any(isinstance(loss, StreamLoss) for loss in losses.values())
-
-
 def weighted_sum(
-    losses: Mapping[str, RecoveryLoss],
+    losses: Mapping[str, TokenLoss],
     student: Forward,
-    teacher: Forward | Likeliest | None,
+    teacher: Forward | None,
     ids: Int[Tensor, "windows window"],
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The weighted sum of the losses, with gradients, and each loss alone, without gradients.
+    """The weighted sum of the losses, with gradients, and each loss alone, in nats per token.
+
+    The logits are computed for a few rows at a time, and their gradients in the same pass. So the
+    backward pass neither stores nor recomputes logits.
 
     Args:
-        teacher: None if no loss needs it.
+        teacher: None if no loss reads it.
     """
-    of_tokens = {n: loss for n, loss in losses.items() if isinstance(loss, TokenLoss)}
-    of_streams = {n: loss for n, loss in losses.items() if isinstance(loss, StreamLoss)}
-    rows = teacher.predicting if isinstance(teacher, Forward) else teacher
-    targets = ids[:, 1:].flatten()
-    total, each = mean_token_losses(of_tokens, student.predicting, rows, targets)
-    for name, loss in of_streams.items():
-        assert isinstance(teacher, Forward)
-        value = loss.of_streams(student.stream, teacher.stream)
-        total, each[name] = total + loss.weight * value, value.detach()
-    return total, each
+    head, targets = student.head, ids[:, 1:].flatten()
+    total, each = _WeightedSum.apply(
+        student.predicting, head.linear.weight, head.linear.bias, head, teacher, targets, losses
+    )
+    return total, dict(zip(losses, each.unbind(), strict=True))
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: OutputHead,
+        teacher: Forward | None,
+        targets: Tensor,
+        losses: Mapping[str, TokenLoss],
+    ) -> tuple[Tensor, Tensor]:
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+        matrix, vector = weight.to(dtype), None if bias is None else bias.to(dtype)
+        gradients = [
+            torch.zeros_like(of) if of is not None and needed else None
+            for of, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        ]
+        values = hidden.new_zeros(len(losses), dtype=torch.float32)
+        goals = teacher and _logits(teacher)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(hidden), _ROWS):
+                part = slice(start, start + _ROWS)
+                states = hidden[part].to(dtype)
+                logits = F.linear(states, matrix, vector)
+                goal = goals(part) if goals else None
+                values += _to_slopes(logits, goal, targets[part], head, losses)
+                if gradients[0] is not None:
+                    _add(gradients, part, logits, states, matrix)
+        ctx.gradients = gradients
+        values /= len(hidden)
+        weights = values.new_tensor([loss.weight for loss in losses.values()])
+        ctx.mark_non_differentiable(values)
+        return (values * weights).sum(), values  # a product of matrices would be in 16 bits
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place: it runs once
+        rows = len(gradients[0])
+        scaled = [g if g is None else g.mul_((slope / rows).to(g.dtype)) for g in gradients]
+        return (*scaled, None, None, None, None)
+
+
+def _logits(model: Forward) -> Callable[[slice], Float[Tensor, "some tokens"]]:
+    """A function that computes the logits of some rows, in the number format of `hidden`."""
+    rows, linear = model.predicting, model.head.linear
+    weight = linear.weight.to(rows.dtype)
+    bias = None if linear.bias is None else linear.bias.to(rows.dtype)
+    return lambda part: model.head.capped(F.linear(rows[part], weight, bias))
+
+
+def _to_slopes(
+    logits: Float[Tensor, "rows tokens"],
+    teacher: Float[Tensor, "rows tokens"] | None,
+    targets: Int[Tensor, " rows"],
+    head: OutputHead,
+    losses: Mapping[str, TokenLoss],
+) -> Float[Tensor, " losses"]:
+    """Replaces logits by the gradient of the weighted sum with respect to them.
+
+    Args:
+        logits: of the student, before the head's cap.
+        teacher: logits of the dense model.
+
+    Returns:
+        Each loss, summed over the rows.
+    """
+    values = torch.zeros(len(losses), device=logits.device)
+    step = _CACHED_ROWS if logits.device.type == "cpu" else _ROWS
+    for start in range(0, len(logits), step):
+        few = slice(start, start + step)
+        capped = head.capped(logits[few].float())
+        student = capped.log_softmax(-1)
+        goal = None if teacher is None else teacher[few].float().log_softmax(-1)
+        slopes = []
+        for i, loss in enumerate(losses.values()):
+            value, slope = loss.of_rows(student, goal, targets[few])
+            values[i] += value
+            slopes.append(slope.mul_(loss.weight))
+        total = sum(slopes[1:], slopes[0])
+        if head.cap is not None:
+            total.mul_(1 - (capped / head.cap).square())
+        logits[few] = total
+    return values
+
+
+def _add(
+    gradients: list[Tensor | None], part: slice, slope: Tensor, states: Tensor, matrix: Tensor
+) -> None:
+    """Adds what some rows contribute to the gradients of hidden states, weight and bias."""
+    of_hidden, of_weight, of_bias = gradients
+    assert of_hidden is not None
+    of_hidden[part] = slope @ matrix
+    if of_weight is not None:
+        product = slope.T @ states
+        # The conversion to float32 takes place in the CPU cache.
+        for rows, more in zip(of_weight.split(_BLOCK), product.split(_BLOCK), strict=True):
+            rows += more.to(rows.dtype)
+    if of_bias is not None:
+        of_bias += slope.sum(0)

@@ -1,9 +1,9 @@
-"""The LightningModules of recovery training: a whole model, or some of its layers."""
+"""The LightningModule of recovery training at one pruning ratio, and what it shares with all."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,60 +15,46 @@ from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
 from ppf.pruning.unseen import Unseen
-from ppf.recovery.likeliest import Likeliest
-from ppf.recovery.losses import (
-    Forward,
-    RecoveryLoss,
-    distance,
-    need_stream,
-    need_teacher,
-    weighted_sum,
-)
-from ppf.recovery.settings import Optimization
+from ppf.recovery.losses import Forward, TokenLoss, weighted_sum
 
 NLL = "validation/nll"
 """Mean negative log-likelihood on the validation part, nats per token."""
+_WARMUP = 0.05  # share of the steps in which the learning rate rises
 
 
 class TunedModule(LightningModule):
     """AdamW with warm-up and cosine decay; checkpoints hold only what is trained.
 
-    Args:
-        optimization: learning rate, weight decay and steps.
-        name: as for `TrainingRun`.
+    Subclasses log `NLL` in validation; the weights with the lowest value are kept.
 
-    Attributes:
-        monitor: the metric that validation logs and that decides which weights are kept.
+    Args:
+        losses: by name; their weighted sum is minimised.
+        lr: largest learning rate.
+        steps: of the whole training; at its end the learning rate is 0.
     """
 
-    monitor: ClassVar[str]
-
-    def __init__(self, optimization: Optimization, name: str = "") -> None:
+    def __init__(self, losses: Mapping[str, TokenLoss], lr: float, steps: int) -> None:
         super().__init__()
-        self.optimization, self.name = optimization, name
+        self.losses, self.lr, self.steps = dict(losses), lr, steps
         self.strict_loading = False
         self.register_state_dict_post_hook(_keep_trained)
         self.register_load_state_dict_post_hook(_allow_missing)
 
     def configure_optimizers(self) -> Any:
-        given = self.optimization
         trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = AdamW(trained, given.lr, weight_decay=given.weight_decay, fused=True)
+        optimizer = AdamW(trained, self.lr, weight_decay=0.0, fused=True)
         # Lightning scales and clips the gradients itself.
         optimizer._step_supports_amp_scaling = False
-        schedule = LambdaLR(optimizer, partial(warmup_and_cosine, given.warmup, given.steps))
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        rate = partial(warmup_and_cosine, round(_WARMUP * self.steps), self.steps)
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, rate), "interval": "step"}]
 
     def log_training(self, values: Mapping[str, Tensor]) -> None:
         """Logs values of a training step, as "training/kl"."""
-        self.log_dict({f"{self.name}training/{name}": value for name, value in values.items()})
+        self.log_dict({f"training/{name}": value for name, value in values.items()})
 
-    def log_validation(self, value: Float[Tensor, ""], windows: int) -> None:
-        """Logs the metric `monitor`, as a mean over all windows."""
-        mean: dict[str, Any] = {"batch_size": windows, "sync_dist": True}
-        self.log(self.monitor, self.finite(value), logger=not self.name, **mean)
-        if self.name:  # the callbacks read `monitor`
-            self.log(f"{self.name}{self.monitor}", value, **mean)
+    def log_validation(self, nll: Float[Tensor, ""], windows: int) -> None:
+        """Logs `NLL`, as a mean over all windows."""
+        self.log(NLL, self.finite(nll), batch_size=windows, sync_dist=True)
 
     def finite(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Returns the loss.
@@ -98,39 +84,30 @@ class RecoveryModule(TunedModule):
     Args:
         student: the pruned model; its trained parameters require gradients.
         teacher: the dense model.
-        losses: by name; their weighted sum is minimised.
-        optimization, name: as for `TunedModule`.
+        losses, lr, steps: as for `TunedModule`.
     """
-
-    monitor: ClassVar[str] = NLL
 
     def __init__(
         self,
         student: PreTrainedModel,
         teacher: PreTrainedModel,
-        losses: Mapping[str, RecoveryLoss],
-        optimization: Optimization,
-        name: str = "",
+        losses: Mapping[str, TokenLoss],
+        lr: float,
+        steps: int,
     ) -> None:
-        super().__init__(optimization, name)
-        self.student, self.losses = student, dict(losses)
+        super().__init__(losses, lr, steps)
+        self.student = student
         self.teacher = Unseen(teacher.eval().requires_grad_(False))
 
-    def training_step(self, batch: Sequence[Tensor], _: int) -> Float[Tensor, ""]:
-        """The weighted sum of the losses.
-
-        Args:
-            batch: windows of tokens; then, if they are stored, both tensors of `Likeliest`.
-        """
-        ids, *stored = batch
-        stream = need_stream(self.losses)
-        student = Forward.of(self.student, ids, stream=stream)
-        teacher: Forward | Likeliest | None = None
-        if stored:
-            teacher = Likeliest(*(part.flatten(0, 1) for part in stored))
-        elif need_teacher(self.losses):
+    def training_step(
+        self, batch: Sequence[Int[Tensor, "windows window"]], _: int
+    ) -> Float[Tensor, ""]:
+        """The weighted sum of the losses."""
+        (ids,) = batch
+        student, teacher = Forward.of(self.student, ids), None
+        if any(loss.reads_teacher for loss in self.losses.values()):
             with torch.no_grad():
-                teacher = Forward.of(self.teacher.value, ids, stream=stream)
+                teacher = Forward.of(self.teacher.value, ids)
         total, each = weighted_sum(self.losses, student, teacher, ids)
         self.log_training(each)
         return self.finite(total)
@@ -138,51 +115,7 @@ class RecoveryModule(TunedModule):
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood, nats per token."""
         (ids,) = batch
-        self.log_validation(Forward.of(self.student, ids, stream=False).nll(ids), len(ids))
-
-
-class BlockModule(TunedModule):
-    """Trains some consecutive layers to reproduce the dense model's residual stream after them.
-
-    Args:
-        layers: of the pruned model.
-        keywords: of each layer, for one window; they hold for all windows.
-        optimization, name: as for `TunedModule`.
-    """
-
-    monitor: ClassVar[str] = "validation/distance"
-
-    def __init__(
-        self,
-        layers: Sequence[nn.Module],
-        keywords: Sequence[dict[str, Any]],
-        optimization: Optimization,
-        name: str = "",
-    ) -> None:
-        super().__init__(optimization, name)
-        self.layers, self.keywords = nn.ModuleList(layers), keywords
-
-    def forward(
-        self, stream: Float[Tensor, "windows window width"]
-    ) -> Float[Tensor, "windows window width"]:
-        """The stream after the layers."""
-        for layer, keywords in zip(self.layers, self.keywords, strict=True):
-            stream = layer(stream, **keywords)
-        return stream
-
-    def training_step(self, batch: Sequence[Tensor], _: int) -> Float[Tensor, ""]:
-        """The distance from the dense stream.
-
-        Args:
-            batch: the pruned model's stream before the layers, and the dense model's after them.
-        """
-        loss = distance(self(batch[0]), batch[1])
-        self.log_training({"distance": loss.detach()})
-        return self.finite(loss)
-
-    def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
-        """Logs the distance."""
-        self.log_validation(distance(self(batch[0]), batch[1]), len(batch[0]))
+        self.log_validation(Forward.of(self.student, ids).nll(ids), len(ids))
 
 
 def _frozen(module: nn.Module) -> Iterator[str]:

@@ -2,73 +2,27 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import nn
 from transformers import PreTrainedModel
 
-from ppf.llm import LanguageModel
 from ppf.ranges import Count, Positive
-from ppf.recovery.curve import Trace
 from ppf.recovery.fit import fit
-from ppf.recovery.likeliest import Likeliest
-from ppf.recovery.losses import RecoveryLoss
+from ppf.recovery.losses import TokenLoss
 from ppf.recovery.module import RecoveryModule
-from ppf.recovery.settings import TrainingRun
-
-
-@dataclass(frozen=True)
-class TuningTask:
-    """What a tuner works on.
-
-    Args:
-        student: the pruned model.
-        teacher: the dense model, in the number format of the computation.
-        losses: by name; their weighted sum is minimised.
-        training: windows to train on.
-        validation: windows that decide which weights are kept.
-        likeliest: the dense model's most probable tokens in `training`; None: they are not stored.
-    """
-
-    student: LanguageModel
-    teacher: LanguageModel
-    losses: Mapping[str, RecoveryLoss]
-    training: Int[Tensor, "windows window"]
-    validation: Int[Tensor, "few window"]
-    likeliest: Likeliest | None = None
+from ppf.recovery.training import Point, TrainingRun
 
 
 class Tuner(ABC):
-    """Trains a pruned model.
+    """Trains some weights of a pruned model.
 
     Args:
         lr: largest learning rate.
-
-    Attributes:
-        reads_losses: whether the losses of the task are minimised.
     """
-
-    reads_losses: ClassVar[bool] = True
 
     def __init__(self, lr: Positive) -> None:
         self.lr = lr
-
-    @abstractmethod
-    def tune(self, task: TuningTask, run: TrainingRun) -> Trace:
-        """Trains `task.student` in place.
-
-        Raises:
-            PPFError: the loss is not finite.
-            torch.OutOfMemoryError: the micro-batch is too large.
-        """
-
-
-class EndToEnd(Tuner):
-    """Trains some weights of the whole model under the losses of the task."""
 
     @abstractmethod
     def start(self, model: PreTrainedModel) -> None:
@@ -78,26 +32,33 @@ class EndToEnd(Tuner):
         """Removes what `start` added to the model, and keeps the trained weights."""
         model.requires_grad_(False)
 
-    def tune(self, task: TuningTask, run: TrainingRun) -> Trace:
-        student = task.student.model
+    def tune(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        losses: Mapping[str, TokenLoss],
+        run: TrainingRun,
+    ) -> list[Point]:
+        """Trains the pruned model in place; returns the loss curve.
+
+        Args:
+            teacher: the dense model, in the number format of the computation.
+            losses: by name; their weighted sum is minimised.
+
+        Raises:
+            PPFError: the loss is not finite.
+            torch.OutOfMemoryError: the micro-batch is too large.
+        """
         without_dropout(student)
         torch.manual_seed(run.seed)  # of what `start` draws
         self.start(student)
-        if run.settings.gradient_checkpointing:
-            # The first is the name since transformers 5.24.
-            enable = getattr(student, "activation_checkpointing_enable", None)
-            (enable or student.gradient_checkpointing_enable)({"use_reentrant": False})
-        module = RecoveryModule(
-            student, task.teacher.model, task.losses, run.optimization(self.lr), run.name
-        )
-        training = TensorDataset(task.training, *(task.likeliest or ()))
-        fitted = fit(module, training, TensorDataset(task.validation), run)
+        curve = fit(RecoveryModule(student, teacher, losses, self.lr, run.steps), run)
         student.eval()
         self.finish(student)
-        return fitted
+        return curve
 
 
-class Full(EndToEnd):
+class Full(Tuner):
     """Trains all weights except the embeddings.
 
     Args:
@@ -117,7 +78,7 @@ class Full(EndToEnd):
                     module.requires_grad_(False)
 
 
-class NormsAndBiases(EndToEnd):
+class NormsAndBiases(Tuner):
     """Trains all vectors: the weights of norms, and biases."""
 
     def start(self, model: PreTrainedModel) -> None:
@@ -125,7 +86,7 @@ class NormsAndBiases(EndToEnd):
             parameter.requires_grad_(parameter.ndim == 1)
 
 
-class LoRA(EndToEnd):
+class LoRA(Tuner):
     """Trains low-rank adapters at all projections; `finish` merges them into the weights.
 
     Args:

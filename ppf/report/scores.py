@@ -16,7 +16,8 @@ class LogPerplexity:
     Args:
         nll: mean negative log-likelihood, nats per token.
         std: standard deviation of a prediction, nats per token; None: measured on the real model.
-        std_error: standard error of a measurement over the windows, nats per token; None: unknown.
+        std_error: standard error of a measurement over the windows, nats per token; None: unknown;
+            NaN: of one window.
     """
 
     nll: float
@@ -41,8 +42,8 @@ class LogPerplexity:
         known: dict[str, Any] = {"nll": _finite(self.nll), "perplexity": _finite(self.perplexity)}
         if self.interval:
             known |= {"std": self.std, "interval_95": [_finite(end) for end in self.interval]}
-        if self.std_error is not None:
-            known["std_error"] = _finite(self.std_error)
+        if self.std_error is not None and math.isfinite(self.std_error):
+            known["std_error"] = self.std_error
         return known
 
     def __str__(self) -> str:

@@ -37,7 +37,7 @@ _WIDE = 3  # ratio of highest to lowest value above which the axis is logarithmi
 
 
 def write_sweep(folder: Path) -> dict[str, Path]:
-    """Writes results.json, results.md, results.png and report.html, and prints the table.
+    """Writes results.json, results.csv, results.png and report.html, and prints the table.
 
     Returns:
         The files, by their purpose.
@@ -48,13 +48,24 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     if (folder / RUN).is_file():
         raise PPFError(f"{folder} has the results of one run: give a folder of several runs.")
     sweep = read_sweep(folder)
-    names = ("results.json", "results.md", "results.png", "report.html")
+    names = ("results.json", "results.csv", "results.png", "report.html")
     rows, table, plot, report = (folder / name for name in names)
-    page = sweep_page(sweep, folder)
+    jobs = len({row["job"] for row in sweep.rows})
+    note, figure = "Means over seeds ± half their range, best first.", sweep_figure(sweep)
+    page = Page(
+        title=f"Multirun {folder.name}",
+        command=shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)]),
+        headline=f"{jobs} finished jobs; at each ratio the best one comes first.",
+        sections=[
+            ReportSection("Results", note, figure=figure),
+            ReportSection("All jobs", note, table=sweep.table),
+            ReportSection("Machine", "That made this page.", facts=machine()),
+        ],
+    )
     write_json(rows, vars(sweep))
     with draft(table) as made:
-        made.write_text(sweep.table.markdown, encoding="utf-8")
-    save_png(page.figures["sweep"], plot)
+        made.write_text(sweep.table.csv, encoding="utf-8")
+    save_png(figure, plot)
     write_page(report, page)
     print_table(sweep.table)
     if len(sweep.versions) > 1:
@@ -74,22 +85,6 @@ def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
     path = file.with_suffix(".png")
     save_png(sweep_figure(read_rows(file), names), path)
     return path
-
-
-def sweep_page(sweep: Sweep, folder: Path) -> Page:
-    """The page of a multirun."""
-    jobs = len({row["job"] for row in sweep.rows})
-    note = "Means over seeds ± half their range, best first."
-    return Page(
-        title=f"Multirun {folder.name}",
-        command=shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)]),
-        headline=f"{jobs} finished jobs; at each ratio the best one comes first.",
-        sections=[
-            ReportSection("Results", note, name="sweep", figure=sweep_figure(sweep)),
-            ReportSection("All jobs", note, name="jobs", table=sweep.table),
-            ReportSection("Machine", "That made this page.", facts=machine()),
-        ],
-    )
 
 
 def sweep_figure(sweep: Sweep, names: Mapping[str, str] | None = None) -> Figure:

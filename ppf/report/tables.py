@@ -55,13 +55,6 @@ class Table:
         return [[self._text(row, name) for name in self.heads] for row in self.rows]
 
     @property
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        lines = [[*self.heads], ["---"] * len(self.heads), *self.texts]
-        cells = [[printable(text).replace("|", "\\|") for text in line] for line in lines]
-        return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-    @property
     def csv(self) -> str:
         """The plain values, separated by commas, with the names in the first line."""
         target = StringIO()

@@ -2,6 +2,6 @@
 
 from ppf.runtime.batch import DecodingBatch
 from ppf.runtime.model import DynamicModel
-from ppf.runtime.policies import FoundPolicy, Policies, UniformPolicies
+from ppf.runtime.policies import Policies
 
-__all__ = ["DecodingBatch", "DynamicModel", "FoundPolicy", "Policies", "UniformPolicies"]
+__all__ = ["DecodingBatch", "DynamicModel", "Policies"]

@@ -28,9 +28,6 @@ class DecodingBatch:
         self._cache: Cache | None = None
         self._mask = torch.ones(0, 0, dtype=torch.long, device=model.device)
 
-    def __len__(self) -> int:
-        return len(self._mask)
-
     @torch.inference_mode()
     def join(self, ids: Int[Tensor, " tokens"], copies: int) -> Float[Tensor, " vocabulary"]:
         """Adds `copies` sequences that begin with a prompt, as the last rows.

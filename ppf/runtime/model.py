@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.conf import without_others
-from ppf.evaluation.perplexity import pieces_nll, sliding
 from ppf.overrides import quoted
 from ppf.policy_file import model_name
 from ppf.pruning import LivePruner
@@ -25,7 +24,6 @@ from ppf.runtime.decoding import decode_fast
 from ppf.runtime.policies import Policies
 from ppf.runtime.search_folder import read_search
 from ppf.space import check_ratio
-from ppf.text.windows import leading_tokens
 
 
 class DynamicModel:
@@ -40,7 +38,7 @@ class DynamicModel:
         model.set_ratio(0.3)
         print(model.complete("The capital of France is", max_new_tokens=20))
         with model.at(0.5):
-            print(model.perplexity(text))
+            print(model.complete("The capital of France is", max_new_tokens=20))
 
     Several threads may use one model. Each call holds a lock, and `at` holds it for its whole
     block, so that the ratio cannot change during another thread's generation. Direct use of
@@ -49,7 +47,6 @@ class DynamicModel:
     Attributes:
         policies: gives the policy for a ratio.
         ratios: ascending ratios to offer to users; an agent also has policies between them.
-        window: default number of tokens in a window of `perplexity`.
         name: the model's name for users; empty: none.
     """
 
@@ -59,11 +56,10 @@ class DynamicModel:
         policies: Policies,
         *,
         ratios: Sequence[float],
-        window: int,
         name: str = "",
     ) -> None:
         self.pruner, self.lm, self.space = pruner, pruner.lm, pruner.space
-        self.policies, self.ratios, self.window, self.name = policies, ratios, window, name
+        self.policies, self.ratios, self.name = policies, ratios, name
         self._lock = RLock()
         if self.lm.offloaded is None:
             decode_fast(self.lm.model)
@@ -94,8 +90,8 @@ class DynamicModel:
     def from_config(cls, cfg: DictConfig, fabric: Fabric) -> "DynamicModel":
         """Loads the model of the search `cfg.search`, with a launched Fabric."""
         context, policies, ratios = read_search(cfg, fabric)
-        name, window = model_name(context.config.model), context.text.window
-        return cls(context.model.pruner, policies, ratios=ratios, window=window, name=name)
+        name = model_name(context.config.model)
+        return cls(context.model.pruner, policies, ratios=ratios, name=name)
 
     @property
     def ratio(self) -> float:
@@ -113,11 +109,6 @@ class DynamicModel:
             return "least_squares" + ("_without_bias" if levels.biases is None else "")
         return "none" if levels.biases is None else "bias"
 
-    @property
-    def kept(self) -> list[int]:
-        """Units that each site keeps."""
-        return self.pruner.kept
-
     def policy(self, ratio: float) -> list[int]:
         """Units that each site keeps at `ratio`; the model itself does not change.
 
@@ -128,22 +119,14 @@ class DynamicModel:
         return self.policies.policy(ratio) if ratio else self.space.dense.tolist()
 
     def set_ratio(self, ratio: float) -> None:
-        """Prunes the model to `ratio`; 0 makes it dense.
-
-        Raises:
-            PPFError: there is no policy for the ratio.
-        """
+        """Prunes the model to `ratio`; 0 makes it dense. Raises PPFError as `policy`."""
         kept = self.policy(ratio)
         with self._lock:
             self.pruner.apply(kept)
 
     @contextmanager
     def at(self, ratio: float) -> Iterator["DynamicModel"]:
-        """Prunes the model to `ratio` within a block, and restores its policy afterwards.
-
-        Raises:
-            PPFError: there is no policy for the ratio.
-        """
+        """Prunes the model to `ratio` within a block, and restores its policy afterwards."""
         kept = self.policy(ratio)
         with self._lock, self.pruner.at(kept):
             yield self
@@ -176,27 +159,3 @@ class DynamicModel:
             for part in (output[: tokens["input_ids"].shape[1]], output)
         )
         return whole[len(before) :]
-
-    def perplexity(
-        self, text: str, *, window: int | None = None, stride: int | None = None, batch: int = 4
-    ) -> float:
-        """Perplexity of a text at the present ratio.
-
-        Every window begins with BOS if the tokenizer adds it to a text.
-
-        Args:
-            window: tokens in a window, including BOS; None: the window of the search.
-            stride: tokens between the starts of two windows; None: windows do not overlap.
-            batch: windows scored at a time.
-
-        Raises:
-            PPFError: the text is too short, or window or stride do not fit.
-        """
-        window, tokenizer = self.window if window is None else window, self.lm.tokenizer
-        stride = window if stride is None else stride
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        tokens, leading = torch.tensor(ids, dtype=torch.long), leading_tokens(tokenizer)
-        pieces = sliding(tokens, window=window, stride=stride, leading=leading)
-        with self._lock:
-            nll = pieces_nll(self.lm.model, pieces, batch=batch)
-        return float(torch.tensor(nll, dtype=torch.double).exp())

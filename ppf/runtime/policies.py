@@ -4,11 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from ppf.commands import invocation
 from ppf.errors import PPFError
-from ppf.space import Space, uniform
 
 
 class Policies(Protocol):
@@ -43,16 +40,3 @@ class FoundPolicy:
 
     def predicted(self, ratio: float) -> tuple[float, float] | None:
         return self.prediction if math.isclose(ratio, self.ratio) else None
-
-
-@dataclass(frozen=True)
-class UniformPolicies:
-    """Uniform pruning: the same share of every site. It needs no search."""
-
-    space: Space
-
-    def policy(self, ratio: float) -> list[int]:
-        return uniform(self.space, torch.tensor([ratio], dtype=torch.double))[0].tolist()
-
-    def predicted(self, ratio: float) -> tuple[float, float] | None:
-        return None

@@ -1,5 +1,6 @@
 """The model of a search, with the adapters of its recovery if there are any."""
 
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.artefacts import write_json
 from ppf.context import EarlyCheck, PruningContext, prepare
 from ppf.llm import LanguageModel
 from ppf.policy_file import checked_config
@@ -18,7 +20,7 @@ from ppf.pruning.bank import ready_gib
 from ppf.pruning.compensation import Bias, NoCompensation
 from ppf.pruning.elastic import ADAPTERS, TRAINING, Adapters, trained_with
 from ppf.records import read
-from ppf.records.agent import agent_folder
+from ppf.records.agent import AGENT, WEIGHTS, agent_folder
 from ppf.records.policy import AdaptersRecord
 from ppf.space import Space
 
@@ -81,6 +83,22 @@ def origin(context: PruningContext) -> dict[str, str]:
     return {"compensation": compensation, "labels": context.signatures.labels}
 
 
+def save_adapters(
+    cfg: DictConfig, adapters: Adapters, context: PruningContext, training: Mapping[str, Any]
+) -> None:
+    """Writes the agent of `cfg.search` and its adapters to `cfg.out`, which can replace the search.
+
+    Args:
+        training: how the adapters were trained.
+    """
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (AGENT, WEIGHTS):
+        shutil.copy(agent_folder(cfg.search) / name, out)
+    adapters.save(out, origin(context))
+    write_json(out / TRAINING, {key: training[key] for key in AdaptersRecord.model_fields})
+
+
 def _without_refit(wanted: Compensation) -> Compensation:
     """A compensation that needs no bank, and adds biases only if `wanted` does."""
     return Bias() if wanted.biases else NoCompensation()
@@ -93,12 +111,9 @@ def _affordable(
     if not wanted.refits:
         return wanted
     needed = ready_gib(lm, space)
-    if needed > limit:
-        how = "bias compensation" if wanted.biases else "no compensation"
-        say(
-            f"The least-squares bank needs {needed:.2f} GiB, more than bank.max_gib={limit}:"
-            f" using {how} instead."
-        )
-        return _without_refit(wanted)
-    say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
-    return wanted
+    if needed <= limit:
+        say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
+        return wanted
+    how = "bias compensation" if wanted.biases else "no compensation"
+    say(f"The bank needs {needed:.2f} GiB, more than bank.max_gib={limit}: using {how}.")
+    return _without_refit(wanted)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ppf.server.completion import Completion, Delta
 from ppf.server.requests import ChatRequest
-from ppf.server.sampler import TokenScore
+from ppf.server.sampler import TokenScores
 
 
 class Answer:
@@ -62,7 +62,7 @@ class Answer:
         self,
         number: int,
         content: dict[str, Any],
-        tokens: list[TokenScore],
+        tokens: list[TokenScores],
         finish_reason: str | None,
     ) -> dict[str, Any]:
         logprobs = None
@@ -70,26 +70,25 @@ class Answer:
             logprobs = self._chat_logprobs(tokens) if self._chat else self._logprobs(tokens)
         return {"index": number} | content | {"logprobs": logprobs, "finish_reason": finish_reason}
 
-    def _logprobs(self, tokens: list[TokenScore]) -> dict[str, Any]:
+    def _logprobs(self, tokens: list[TokenScores]) -> dict[str, Any]:
         return {
-            "tokens": [self._text(scored.token) for scored in tokens],
-            "token_logprobs": [scored.logprob for scored in tokens],
+            "tokens": [self._text(chosen[0]) for chosen, *_ in tokens],
+            "token_logprobs": [chosen[1] for chosen, *_ in tokens],
             # Of two tokens with one text, the likelier one counts.
             "top_logprobs": [
-                {self._text(token): logprob for token, logprob in reversed(scored.likeliest)}
-                for scored in tokens
+                {self._text(token): logprob for token, logprob in reversed(likeliest)}
+                for _, *likeliest in tokens
             ],
         }
 
-    def _chat_logprobs(self, tokens: list[TokenScore]) -> dict[str, Any]:
+    def _chat_logprobs(self, tokens: list[TokenScores]) -> dict[str, Any]:
         def entry(token: int, logprob: float) -> dict[str, Any]:
             text = self._text(token)
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
         content = [
-            entry(scored.token, scored.logprob)
-            | {"top_logprobs": [entry(*pair) for pair in scored.likeliest]}
-            for scored in tokens
+            entry(*chosen) | {"top_logprobs": [entry(*pair) for pair in likeliest]}
+            for chosen, *likeliest in tokens
         ]
         return {"content": content}
 

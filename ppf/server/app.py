@@ -23,7 +23,7 @@ from ppf.runtime import DynamicModel
 from ppf.server.answers import Answer
 from ppf.server.completion import Delta
 from ppf.server.errors import FAILURE, add_handlers, content
-from ppf.server.requests import ChatRequest, CompletionRequest, GenerationRequest
+from ppf.server.requests import AnyRequest, ChatRequest, CompletionRequest
 from ppf.server.scheduler import Scheduler
 
 _TWO_SIDED_95 = 1.96  # standard deviations
@@ -91,7 +91,7 @@ def create_app(
     async def chat(asked: ChatRequest, request: Request) -> Reply:
         return await answer(asked, request)
 
-    async def answer(asked: GenerationRequest, request: Request) -> Reply:
+    async def answer(asked: AnyRequest, request: Request) -> Reply:
         check_name(asked.model or name)
         completion, pieces = scheduler.start(asked, request)
         written = Answer(completion, name)

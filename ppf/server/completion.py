@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
-from ppf.server.requests import GenerationRequest
-from ppf.server.sampler import TokenSampler, TokenScore, scored
+from ppf.server.requests import AnyRequest, CompletionRequest
+from ppf.server.sampler import TokenSampler, TokenScores, scored
 from ppf.server.text import TextPieces
 from ppf.text.windows import check_embedded
 
@@ -38,7 +38,7 @@ class Delta:
 
     choice: int
     text: str
-    tokens: list[TokenScore]
+    tokens: list[TokenScores]
     finish_reason: str | None
 
 
@@ -60,9 +60,10 @@ class Choice:
         seed = None if asked.seed is None else (asked.seed + number) % 2**64
         self.completion, self._number = completion, number
         self._sampler = TokenSampler(asked.temperature, asked.top_p, seed, lm.device)
-        before = completion.ids[-_BEFORE:].tolist() if asked.continues else []
+        continued = isinstance(asked, CompletionRequest)
+        before = completion.ids[-_BEFORE:].tolist() if continued else []
         self._text = TextPieces(lm.tokenizer, asked.stop, before)
-        self._scored = list[TokenScore]()
+        self._scored = list[TokenScores]()
         self.last, self.count, self.finished = 0, 0, False
 
     def take(self, logits: Float[Tensor, " vocabulary"]) -> None:
@@ -106,12 +107,13 @@ class Completion:
     """
 
     def __init__(
-        self, model: DynamicModel, request: GenerationRequest, emit: Emit, *, longest: int
+        self, model: DynamicModel, request: AnyRequest, emit: Emit, *, longest: int
     ) -> None:
         config = model.lm.model.config
         self.model, self.request, self.emit = model, request, emit
         self._longest = min(longest, config.max_position_embeddings)
-        self.end_tokens = _end_tokens(model)
+        ends = model.lm.model.generation_config.eos_token_id
+        self.end_tokens = ends if isinstance(ends, list) else [ends]
         self.new_tokens, self.ratio, self.prefill, self.seconds = 0, 0.0, 0.0, 0.0
         self.done, self._stopped = Future[None](), Event()
 
@@ -127,7 +129,7 @@ class Completion:
         self.ids = torch.tensor(self.request.tokens(tokenizer), dtype=torch.long)
         check_embedded(self.ids, tokenizer, "the prompt")
         length = len(self.ids)
-        self.most_tokens = self.request.most_tokens or max(1, self._longest - length)
+        self.most_tokens = self.request.max_tokens or max(1, self._longest - length)
         if not 0 < length <= self._longest - self.most_tokens:
             raise PPFError(
                 f"the prompt has {length} tokens and its answer may have {self.most_tokens}, but"
@@ -190,8 +192,3 @@ class Completion:
             for layer in lm.adapter.layers(lm.model):
                 hooks.enter_context(layer.register_forward_pre_hook(check))
             yield
-
-
-def _end_tokens(model: DynamicModel) -> set[int]:
-    found = model.lm.model.generation_config.eos_token_id
-    return set(found if isinstance(found, list) else [] if found is None else [found])

@@ -1,8 +1,8 @@
 """Schemas of the requests that clients send."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from ppf.errors import PPFError, reason
@@ -32,24 +32,18 @@ class Schema(BaseModel):
 
 
 class StreamOptions(Schema):
-    """`include_usage` adds a last event with the counts; `include_obfuscation` has no effect."""
+    """`include_usage` adds a last event with the counts."""
 
     include_usage: bool = False
-    include_obfuscation: bool = False
 
 
 class GenerationRequest(Schema):
     """The fields that completions and chats share: OpenAI's, and `pruning_ratio`.
 
     At temperature 0, the most likely token is chosen instead of sampling.
-
-    Attributes:
-        continues: whether the answer continues the prompt's text.
     """
 
-    continues: ClassVar[bool]
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1)
@@ -75,20 +69,6 @@ class GenerationRequest(Schema):
     tools: Nothing = Field(default_factory=list)
     tool_choice: Literal["none", "auto"] = "none"
 
-    @property
-    def most_tokens(self) -> int | None:
-        """Largest number of new tokens; None: as many as the model has positions for."""
-        return self.max_tokens
-
-    @property
-    def alternatives(self) -> int | None:
-        """Number of likely tokens to report with each token; None: no log-probabilities."""
-        raise NotImplementedError
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The tokens that the answer follows."""
-        raise NotImplementedError
-
 
 def _only_one(given: Any) -> Any:
     """The prompt in a list of one prompt, as some clients send it."""
@@ -98,16 +78,17 @@ def _only_one(given: Any) -> Any:
 class CompletionRequest(GenerationRequest):
     """The request of /v1/completions."""
 
-    continues: ClassVar[bool] = True
     prompt: Annotated[str, Field(min_length=1), BeforeValidator(_only_one)]
     max_tokens: int = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
     def alternatives(self) -> int | None:
+        """Number of likely tokens to report with each token; None: no log-probabilities."""
         return self.logprobs
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The tokens of the prompt."""
         return list(tokenizer(self.prompt, verbose=False)["input_ids"])
 
 
@@ -135,18 +116,16 @@ class Message(Schema):
 class ChatRequest(GenerationRequest):
     """The request of /v1/chat/completions."""
 
-    continues: ClassVar[bool] = False
     messages: list[Message] = Field(min_length=1, fail_fast=True)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(
+        None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
+    )
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
 
     @property
-    def most_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
     def alternatives(self) -> int | None:
+        """Number of likely tokens to report with each token; None: no log-probabilities."""
         return self.top_logprobs if self.logprobs else None
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -166,3 +145,6 @@ class ChatRequest(GenerationRequest):
                 " prompt to /v1/completions, or restart the server with chat_template=FILE."
             ) from error
         return list(found["input_ids"])
+
+
+AnyRequest = CompletionRequest | ChatRequest

@@ -1,7 +1,5 @@
 """Chooses the tokens of one sequence."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,19 +8,8 @@ from transformers import TopPLogitsWarper
 _GREEDY = 1e-5  # at lower temperatures, the divided logits could overflow
 
 
-@dataclass(frozen=True)
-class TokenScore:
-    """A token's log-probability under the model, and those of the most probable tokens.
-
-    Args:
-        token: the chosen token.
-        logprob: its log-probability.
-        likeliest: pairs of a token and its log-probability, in descending order.
-    """
-
-    token: int
-    logprob: float
-    likeliest: list[tuple[int, float]]
+TokenScores = list[tuple[int, float]]
+"""A chosen token, and then the most probable ones, each with its log-probability in nats."""
 
 
 class TokenSampler:
@@ -55,9 +42,9 @@ class TokenSampler:
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
 
 
-def scored(logits: Float[Tensor, " vocabulary"], token: int, likeliest: int) -> TokenScore:
-    """The log-probabilities of a chosen token and of the `likeliest` ones."""
+def scored(logits: Float[Tensor, " vocabulary"], token: int, likeliest: int) -> TokenScores:
+    """The log-probabilities of a chosen token and of the `likeliest` ones, in descending order."""
     logprobs = logits.float().log_softmax(-1)
     values, tokens = logprobs.topk(min(likeliest, len(logprobs)))
     pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-    return TokenScore(token, float(logprobs[token]), list(pairs))
+    return [(token, float(logprobs[token])), *pairs]

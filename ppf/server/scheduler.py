@@ -11,7 +11,7 @@ from ppf.runtime import DynamicModel
 from ppf.server.completion import Completion, Delta
 from ppf.server.engine import Engine
 from ppf.server.limits import Limits
-from ppf.server.requests import GenerationRequest
+from ppf.server.requests import AnyRequest
 
 Arrival = Delta | Exception | None
 """A piece of a text, or the error that ends it; None: all texts are complete."""
@@ -29,9 +29,7 @@ class Scheduler:
         self._engine = Engine(model, sequences=limits.sequences, turn_seconds=limits.turn_seconds)
         self._open: set[asyncio.Task[None]] = set()
 
-    def start(
-        self, asked: GenerationRequest, request: Request
-    ) -> tuple[Completion, AsyncIterator[Delta]]:
+    def start(self, asked: AnyRequest, request: Request) -> tuple[Completion, AsyncIterator[Delta]]:
         """Queues a request. If its client disconnects, it is cancelled.
 
         Returns:

@@ -1,263 +1,258 @@
-"""recover: trains a pruned model, by default by distillation from the dense model."""
+"""recover: trains a pruned model, by default by distillation from the dense model.
+
+`policy=` and `path=` name a model of one pruning ratio; its weights are trained. `search=` names a
+search for all ratios; one set of low-rank adapters is trained for them. A killed run resumes with
+the same command: its checkpoints lie below `paths.artefacts`, under a hash of all that determines
+the training.
+"""
 
 import copy
 import gc
-import hashlib
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import cached_property, reduce
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from lightning import Fabric
-from omegaconf import DictConfig
-from torch import nn
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel
 
-from ppf.artefacts import get_or_make, read_if_whole, signature, write_json
-from ppf.conf import plain
-from ppf.digests import digest, with_code
-from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
-from ppf.export import Pruned, load_folder, read_description
-from ppf.export.huggingface import HuggingFace
-from ppf.export.loading import as_pruned
-from ppf.llm import LanguageModel, adapter_for, load
-from ppf.llm.divide import check_division
-from ppf.llm.loading import dtype_name, resolve_dtype
-from ppf.llm.sources import model_identity
-from ppf.policy_file import checked_config, policy_config, read_policy, refuse_types
+from ppf.agents.ratio_agent import load_agent
+from ppf.artefacts import write_json
+from ppf.errors import PPFError
+from ppf.export import check_out
+from ppf.overrides import quoted
+from ppf.policy_file import (
+    checked_config,
+    policy_config,
+    read_policy,
+    refuse_recovered,
+    refuse_types,
+)
 from ppf.progress import say
-from ppf.recovery.curve import Trace
+from ppf.records.run import Outcome
 from ppf.recovery.inputs import (
     RecoveryText,
-    check_batch,
-    in_float32,
-    loss_names,
-    losses_of,
-    machine_of,
-    recovered_of,
-    run_of,
-    test_windows,
-    tuner_of,
+    mean_nlls,
+    training_run,
+    weights_identity,
     with_enough_memory,
 )
-from ppf.recovery.likeliest import Likeliest, read_likeliest, write_likeliest
-from ppf.recovery.losses import RecoveryLoss, likeliest_needed
-from ppf.recovery.results import Recovered, RecoveryScore
-from ppf.recovery.settings import RecoverySettings, computed_in
-from ppf.recovery.tuners import TuningTask
-from ppf.report.scores import LogPerplexity
-from ppf.stages.prune import compensated
-from ppf.text.parts import build_text
-from ppf.text.training import training_name
+from ppf.recovery.training import Point, RecoverySettings
+from ppf.report.origin import next_command
+from ppf.report.origin import origin as origin_of_run
+from ppf.report.recovery import publish_recovery
+from ppf.runtime.resident import origin, resident, save_adapters
+from ppf.stages.distillation import load_student, load_teacher, pruned_folder, write_recovered
+from ppf.stages.lineage import log_made, log_used
+
+_MODELS = ("dense", "pruned", "recovered")
 
 
-def recover(cfg: DictConfig, fabric: Fabric) -> Recovered:
-    """Trains the model of `cfg.policy` or `cfg.path`, and writes it to the folder `cfg.out`.
-
-    A killed run resumes with the same command: checkpoints lie below `paths.artefacts`, under a
-    hash of everything that determines the training.
-
-    Raises:
-        PPFError: the policy, folder or text cannot be used, or the loss is not finite.
-    """
-    check_batch(cfg, fabric)
-    record = read_policy(cfg.policy or Path(cfg.path) / "policy.json", cfg.trust_targets)
-    refuse_types(record, "recovery training")
-    text = RecoveryText(cfg, policy_config(record, cfg))
-    start = Path(cfg.path) if cfg.path else _pruned(cfg, fabric, record, text)
-    gc.collect()  # the dense model that was pruned is part of a reference cycle
-    if cfg.policy:  # the folder may have been made for another policy.json with the same policy
-        exported = read_policy(start / "policy.json", cfg.trust_targets)["exported"]
-        record |= {"exported": exported}
-    work = _Recovery(cfg, fabric, start, record, text)
-    before = work.scores(work.teacher), work.scores(work.student)
-    fitted = work.run()
-    ratio = record["budget"]["saved"]
-    scores = [
-        RecoveryScore(ratio, *each) for each in zip(*before, work.scores(work.student), strict=True)
-    ]
-    found = recovered_of(fitted, scores[:1], scores[1:])
-    if fabric.is_global_zero:
-        record["recovered"] = work.record(found)
-        if record.get("exported"):
-            record["exported"] = work.exported()
-        # The stored folder may have another chat template than the dense model has today.
-        tokenizer = (work.teacher if cfg.policy else work.student).tokenizer
-        student: Any = work.student.model
-        model = as_pruned(student.to(resolve_dtype(cfg.dtype)), tokenizer)
-        HuggingFace().write(model, Path(cfg.out), record)
-        test = [score.record() for score in found.test]
-        write_json(Path(cfg.paths.run) / "summary.json", record["recovered"] | {"test": test})
-    return found
-
-
-def _pruned(cfg: DictConfig, fabric: Fabric, record: dict[str, Any], text: RecoveryText) -> Path:
-    """The folder that prune.py would write for `cfg.policy`, in float32; made once."""
-    refitted = cfg.sequential and {"windows": cfg.refit_windows}
-    name = signature("pruned", record["signatures"]["labels"], record["kept"], refitted)
-    folder = Path(cfg.paths.artefacts) / "pruned" / name
-
-    def read(path: Path) -> Path:
-        read_policy(path / "policy.json", cfg.trust_targets)
-        read_description(path)
-        return path
-
-    if fabric.broadcast(fabric.is_global_zero and read_if_whole(folder, read)):
-        say(f"Reusing the pruned model in {folder}.")
-        return folder
-    context, record = compensated(in_float32(cfg), fabric, record, text.check)
-
-    def make(draft: Path) -> None:
-        HuggingFace().write(Pruned.of(context.model.pruner), draft, record)
-
-    return get_or_make(folder, read=read, make=make, ranks=fabric)
-
-
-class _Recovery:
-    """The models and windows of one recovery.
-
-    Args:
-        start: the pruned model's folder.
-        record: its policy.json.
-        text: what it reads.
-    """
-
-    def __init__(
-        self,
-        cfg: DictConfig,
-        fabric: Fabric,
-        start: Path,
-        record: dict[str, Any],
-        text: RecoveryText,
-    ) -> None:
-        self.cfg, self.fabric, self.start, self._record = cfg, fabric, start, record
-        self.text = text
-        self.machine = machine_of(cfg, fabric)
-        self.config = checked_config(record, cfg)
-        self.student = self._load()
-        self.training, self.validation = text.windows(self.student)
-        self.test = test_windows(cfg, self.student)
-        dtype = dtype_name(computed_in(self.machine.precision))
-        dense = DictConfig({**self.config.model, "dtype": dtype})
-        check_division(dense, fabric.device, fabric.world_size)
-        self.teacher = load(dense, cfg.paths.cache, device=fabric.device)
-
-    def _load(self) -> LanguageModel:
-        model, tokenizer = load_folder(self.start, torch.float32, trust_remote_code=False)
-        self.fabric.to_device(model)
-        return LanguageModel(model, tokenizer, adapter_for(model.config))
-
-    def scores(self, lm: LanguageModel) -> list[float]:
-        """Mean negative log-likelihoods on validation and, if requested, test; nats per token.
-
-        All models are measured in the number format of the computation.
-        """
-        parts, batch = [self.validation, *self.test], self.cfg.recovery.micro_batch
-        # Only parameters are rounded: rotary frequencies are buffers and stay in float32.
-        dtype = self.teacher.dtype
-        model = lm.model
-        if lm.dtype != dtype:
-            rounded = {id(p): nn.Parameter(p.to(dtype), False) for p in model.parameters()}
-            model = copy.deepcopy(model, rounded)
-        return [mean_nll(model, part, batch=batch) for part in parts]
-
-    def run(self) -> Trace:
-        """Trains the student."""
-
-        def train(settings: RecoverySettings) -> Trace:
-            if settings.micro_batch < self.cfg.recovery.micro_batch:
-                del self.student  # before it is loaded again
-                self.student = self._load()
-            names = list(self.cfg.tune)
-            shared = replace(settings, tokens=settings.tokens // len(names))
-            traces = [self._tune(name, shared) for name in names]
-            self._warn_of_later(dict(zip(names, traces, strict=True)))
-            return reduce(Trace.then, traces)
-
-        return with_enough_memory(self.cfg, self.fabric, train)
-
-    def _warn_of_later(self, traces: Mapping[str, Trace]) -> None:
-        """Warns if the last tuner leaves a higher loss than one before."""
-        lows = {n: min(point.value for point in t.curve) for n, t in traces.items() if t.curve}
-        best, last = min(lows, key=lambda name: lows[name], default=""), [*traces][-1]
-        if last in lows and lows[last] > lows[best]:
-            say(
-                f"Warning: tune={last} ends with a higher loss than tune={best} before it: leave"
-                " it out, or give it a lower learning rate."
-            )
-
-    def _tune(self, name: str, settings: RecoverySettings) -> Trace:
-        cfg, tuner = self.cfg, tuner_of(self.cfg, name)
-        losses = losses_of(cfg) if tuner.reads_losses else {}
-        minimised = f" and loss={'+'.join(losses)}" if losses else ""
-        say(f"Recovering with tune={name}{minimised}.")
-        names, tuners = list(cfg.tune), with_code(plain(cfg.tune), Path(cfg.paths.cache))
-        place = names.index(name)
-        chain = [(n, tuners[n]) for n in names[: place + 1]]
-        reads_losses = any(tuner_of(cfg, n).reads_losses for n, _ in chain)
-        trained = self._weights, chain, *([place] if place else [])
-        run = run_of(self.text, self.machine, settings, *trained, reads_losses=reads_losses)
-        if len(names) > 1:
-            run = replace(run, name=f"{name}/", first=place * run.steps)
-        windows = self.training, self.validation
-        likeliest = self._likeliest(losses, settings.micro_batch)
-        task = TuningTask(self.student, self.teacher, losses, *windows, likeliest)
-        return tuner.tune(task, run)
-
-    def _likeliest(self, losses: Mapping[str, RecoveryLoss], batch: int) -> Likeliest | None:
-        """The dense model's most probable tokens, if the losses need nothing else of it."""
-        if not (count := likeliest_needed(losses)):
-            return None
-        model = (
-            model_identity(self.config.model, Path(self.config.paths.cache)),
-            str(self.teacher.dtype),
+def check(cfg: DictConfig) -> None:
+    """Refuses what cannot be recovered, and a folder `out` whose model would be lost."""
+    if sum(bool(cfg[key]) for key in ("policy", "path", "search")) != 1:
+        raise PPFError(
+            "give one of policy=FILE (a policy.json), path=FOLDER (a folder that prune wrote)"
+            " and search=FOLDER (of a search with mode=dynamic|chain)."
         )
-        windows = hashlib.sha256(self.training.numpy().tobytes()).hexdigest()
-        name = signature("likeliest", *model, list(self.training.shape), windows, count)
+    if cfg.search:
+        agent = load_agent(cfg.search, cfg.trust_targets)
+        for ratio in cfg.ratios:
+            agent.policy(ratio)
+        record, start = agent.record, cfg.search
+    else:
+        record = read_policy(_policy_file(cfg), cfg.trust_targets)
+        start = _policy_file(cfg).parent
+        refuse_types(record, "recovery training")
+        if cfg.policy:
+            refuse_recovered(record, cfg.policy)
+        if record.get("recovered"):
+            raise PPFError(
+                f"{start} is already a recovered model: give the folder that prune wrote, and a"
+                " larger recovery.tokens."
+            )
+    check_out(cfg.out, record, start)
 
-        def make(file: Path) -> None:
-            say(f"Storing the dense model's {count} most probable tokens at every position.")
-            write_likeliest(file, self.teacher.model, self.training, count, batch)
 
-        file = Path(self.cfg.paths.artefacts) / "likeliest" / f"{name}.safetensors"
-        return get_or_make(file, read=read_likeliest, make=make, ranks=self.fabric)
-
-    @cached_property
-    def _weights(self) -> list[str]:
-        """Digests of the pruned model's weights."""
-        files = sorted(self.start.glob("*.safetensors"))
-        return [digest(file, Path(self.cfg.paths.cache)) for file in files]
-
-    def exported(self) -> dict[str, Any]:
-        """The entry `exported` of policy.json, with the trained model's loss (labelling part)."""
-        known, labels = dict(self._record["exported"]), self.config.labels
-        text = build_text(self.config.text, self.cfg.paths.cache)
-        piece = Piece(text.tokens("labelling", self.student.tokenizer), labels.context)
-        # In the dtype in which the pruning command measured the other values of the model card.
-        dtype, model = getattr(torch, known["dtype"]), self.student.model
-        if dtype != model.dtype:
-            model, _ = load_folder(self.start, dtype, trust_remote_code=False)
-            model.load_state_dict(self.student.model.state_dict())
-            self.fabric.to_device(model)
-        nll = pieces_nll(model, [piece], batch=labels.batch)
-        measured = known["measured"] | {"recovered": LogPerplexity(nll).record()}
-        return known | {"compensation": "recovered", "measured": measured}
-
-    def record(self, found: Recovered) -> dict[str, Any]:
-        """The entry `recovered` of policy.json."""
-        (score,), (windows, window) = found.scores, self.validation.shape
-        nlls = {name: getattr(score, name) for name in ("dense", "pruned", "recovered")}
-        return {
-            "tune": list(self.cfg.tune),
-            "loss": loss_names(self.cfg),
-            "tokens": found.tokens,
-            "minutes": round(found.minutes, 2),
-            "text": training_name(self.cfg.text),
-            "windows": windows,
-            "window": window,
-            "precision": self.machine.precision,
-            "seed": self.cfg.seed,
-            **{name: LogPerplexity(nll).record() for name, nll in nlls.items()},
-            "won_back": score.won_back,
+def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
+    """Recovers a model; the metric is nats per token on the validation part, mean over ratios."""
+    job = _AllRatios(cfg, fabric) if cfg.search else _OneRatio(cfg, fabric)
+    before = job.measured()
+    curve = with_enough_memory(instantiate(cfg.recovery), fabric, job.train)
+    after = job.measured()
+    validated, *tested = (
+        [
+            _row(ratio, job.dense[part], old[part], new[part])
+            for ratio, old, new in zip(job.ratios, before, after, strict=True)
+        ]
+        for part in range(len(job.parts))
+    )
+    test = tested[0] if tested else []
+    training = {
+        "tune": ["adapters"] if cfg.search else [*cfg.tune],
+        "loss": [*cfg.loss],
+        "tokens": curve[-1].tokens,
+        "minutes": round(curve[-1].seconds / 60, 2),
+        "text": job.text.training_name,
+        "windows": len(job.parts[0]),
+        "window": cfg.text.window,
+        "precision": cfg.trainer.precision,
+        "seed": cfg.seed,
+    }
+    named = {key: "+".join(training[key]) for key in ("tune", "loss")}
+    if fabric.is_global_zero:
+        job.write(training, validated)
+        summary = {
+            **origin_of_run("recover"),
+            "title": f"Recovery of {cfg.policy or cfg.path or cfg.search}",
+            "text": job.text.name,
+            "results": validated,
+            "test": test,
+            "curve": [(point.tokens, point.nll) for point in curve],
+            "settings": training | named,
+            "next_commands": _next_commands(cfg),
         }
+        folder = Path(cfg.paths.run)
+        write_json(folder / "summary.json", summary)
+        log_used(cfg, fabric.loggers)
+        log_made(Path(cfg.out), fabric.loggers)
+        publish_recovery(folder, fabric.loggers)
+    say(f"Written to {cfg.out}")
+    about = {
+        "method": job.method,
+        "mode": "dynamic" if cfg.search else "static",
+        "part": "test" if test else "validation",
+        **named,
+        **{key: training[key] for key in ("tokens", "minutes", "text", "seed")},
+    }
+    rows = [
+        {"ratio": asked, **{f"nll_{name}": row[name] for name in _MODELS}}
+        | {"won_back": row["won_back"], **about}
+        for asked, row in zip(job.asked, test or validated, strict=True)
+    ]
+    return Outcome(fmean(row["recovered"] for row in validated), rows)
+
+
+class _OneRatio:
+    """The model of `policy=` or `path=`; its weights are trained."""
+
+    def __init__(self, cfg: DictConfig, fabric: Fabric) -> None:
+        self.cfg, self.fabric = cfg, fabric
+        self.record = record = read_policy(_policy_file(cfg), cfg.trust_targets)
+        self.text = RecoveryText(cfg, policy_config(record, cfg))
+        self.start = Path(cfg.path or pruned_folder(cfg, fabric, record, self.text.check))
+        gc.collect()  # the dense model that was pruned is part of a reference cycle
+        if cfg.policy:  # the folder may have been made for another file with the same policy
+            stored = read_policy(self.start / "policy.json", cfg.trust_targets)
+            record["exported"] = stored["exported"]
+        self.config = checked_config(record, cfg)
+        self.student = load_student(self.start, fabric)
+        self.teacher = load_teacher(self.config, instantiate(cfg.trainer).dtype, fabric)
+        self.windows = self.text.windows(self.student.lm)
+        self.parts = [self.windows.validation, *self.text.test(self.student.lm)]
+        self.ratios, self.asked = [record["budget"]["saved"]], [record["ratio"]["asked"]]
+        self.method = "uniform" if record["kept"] == record["uniform"]["kept"] else "PPF"
+        self.dense = self._nlls(self.teacher.model)
+
+    def measured(self) -> list[list[float]]:
+        """Mean negative log-likelihood at each ratio, on each part of the text; nats per token."""
+        return [self._nlls(self.student.lm.model)]
+
+    def _nlls(self, model: PreTrainedModel) -> list[float]:
+        return mean_nlls(model, self.parts, self.teacher.dtype, self.cfg.recovery.micro_batch)
+
+    def train(self, settings: RecoverySettings) -> list[Point]:
+        """Trains the pruned model; returns the loss curve."""
+        cfg = self.cfg
+        if settings.micro_batch < cfg.recovery.micro_batch:  # an attempt before ran out of memory
+            del self.student
+            self.student = load_student(self.start, self.fabric)
+        ((name, tuner),) = instantiate(cfg.tune).items()
+        say(f"Recovering with tune={name} and loss={'+'.join(cfg.loss)}.")
+        trained = weights_identity(self.start, cfg)
+        run = training_run(self.text, self.fabric, settings, self.windows, trained)
+        student, teacher = self.student.lm.model, self.teacher.model
+        return tuner.tune(student, teacher, instantiate(cfg.loss), run)
+
+    def write(self, training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the trained model, with its policy and a model card, to `out`."""
+        if self.cfg.policy:  # the stored folder may have another chat template than the dense model
+            self.student.lm.tokenizer = self.teacher.tokenizer
+        write_recovered(self.cfg, self.student, self.record, self.config, training, rows[0])
+
+
+class _AllRatios:
+    """Adapters for all ratios of the search in `search=`."""
+
+    def __init__(self, cfg: DictConfig, fabric: Fabric) -> None:
+        self.cfg, self.fabric = cfg, fabric
+        self.agent = agent = load_agent(cfg.search, cfg.trust_targets)
+        if fabric.device.type != "cpu" and agent.record["config"]["model"].get("offload"):
+            raise PPFError("recovery with search= cannot train offloaded weights: give fabric=cpu.")
+        self.text = RecoveryText(cfg, policy_config(agent.record, cfg))
+        given = OmegaConf.create({**cfg, "dtype": "float32"})
+        self.context = resident(
+            given, fabric, agent.record, adapted=False, as_trained=False, check=self.text.check
+        )
+        self.model = self.context.model
+        agent.check_sites(self.model.space)
+        self.windows = self.text.windows(self.model.lm)
+        self.parts = [self.windows.validation, *self.text.test(self.model.lm)]
+        self.dense = self._nlls(self.model.space.dense.tolist())
+        self.elastic = instantiate(cfg.elastic)
+        self.adapters = self.elastic.attach(self.model.pruner, cfg.seed)
+        self.untrained = copy.deepcopy(self.adapters.state_dict())
+        self.ratios = self.asked = list(cfg.ratios)
+        self.method = "PPF"
+
+    def measured(self) -> list[list[float]]:
+        """Mean negative log-likelihood at each ratio, on each part of the text; nats per token."""
+        return [self._nlls(self.agent.policy(ratio)) for ratio in self.ratios]
+
+    def _nlls(self, kept: list[int]) -> list[float]:
+        dtype = instantiate(self.cfg.trainer).dtype
+        autocast = torch.autocast(self.fabric.device.type, dtype, enabled=dtype != torch.float32)
+        with self.model.pruner.at(kept) as model, autocast:
+            return mean_nlls(model, self.parts, model.dtype, self.cfg.recovery.micro_batch)
+
+    def train(self, settings: RecoverySettings) -> list[Point]:
+        """Trains the adapters; returns the loss curve, whose values are means over the ratios."""
+        agent, model, labels = self.agent, self.model, self.context.signatures.labels
+        # An attempt before may have run out of memory.
+        self.adapters.to(model.lm.device).load_state_dict(self.untrained)
+        trained = [
+            "elastic",
+            [labels, origin(self.context), agent.record["ratios"], self.ratios],
+            [agent.knots.tolist(), agent.widths.tolist(), agent.space.prices],
+            self.elastic.identity(),
+        ]
+        run = training_run(self.text, self.fabric, settings, self.windows, trained)
+        losses, highest = instantiate(self.cfg.loss), float(agent.knots[-1])
+        policies = agent.policy, highest, self.ratios
+        return self.elastic.tune(self.adapters, model.pruner, *policies, losses, run)
+
+    def write(self, training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the agent and its adapters to `out`, which can replace the search's folder."""
+        save_adapters(self.cfg, self.adapters, self.context, training)
+
+
+def _next_commands(cfg: DictConfig) -> dict[str, str]:
+    """Useful next commands: purpose → command."""
+    out = quoted(cfg.out)
+    if cfg.search:
+        return {"Serve the model at any ratio": next_command("serve", f"search={out}")}
+    return {"Measure it on the test part": next_command("evaluate", f"path={out}", "latency=true")}
+
+
+def _policy_file(cfg: DictConfig) -> Path:
+    return Path(cfg.path, "policy.json") if cfg.path else Path(cfg.policy)
+
+
+def _row(ratio: float, dense: float, pruned: float, recovered: float) -> dict[str, Any]:
+    """Losses at one ratio, nats per token, and the share of the lost nats that is won back."""
+    lost, won = pruned - dense, pruned - recovered
+    losses = dict(zip(_MODELS, (dense, pruned, recovered), strict=True))
+    return {"ratio": ratio, **losses, "won_back": won / lost if lost > 0 else None}

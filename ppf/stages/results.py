@@ -3,7 +3,6 @@
 summary.json holds everything that the report shows (see `ppf.report.search`).
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -145,19 +144,13 @@ def _measured(
     scores = {"measured": LogPerplexity(nll), "predicted": LogPerplexity(*predicted)}
     row = _row(context, share, measured.kept[place].tolist(), *own)
     if parts and place in parts.rows:
-        error = parts.labelling(place).std_error
-        scores["measured"] = LogPerplexity(nll, std_error=_known(error))
         mean = parts.selection(place)
-        scores["selection"] = LogPerplexity(mean.nll, std_error=_known(mean.std_error))
+        scores["measured"] = LogPerplexity(nll, std_error=parts.labelling(place).std_error)
+        scores["selection"] = LogPerplexity(mean.nll, std_error=mean.std_error)
         if place:
             mean = parts.against_uniform(place)
-            row["against_uniform"] = {"nats": mean.nll, "std_error": _known(mean.std_error)}
+            row["against_uniform"] = {"nats": mean.nll, "std_error": mean.std_error}
     return row | {name: score.record() for name, score in scores.items()}
-
-
-def _known(std_error: float) -> float | None:
-    """None for NaN, the standard error of one window."""
-    return std_error if math.isfinite(std_error) else None
 
 
 def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) -> SummaryRow:

@@ -52,7 +52,7 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
     others = {row["policy"]: row for row in summary["results"] if row["ratio"] < 0.3}
     assert set(names) <= others.keys() and "predicted" in others["flap"], "rules are predicted"
     page = path.with_name("report.html").read_text()
-    assert "20.0 %, uniform" in page and "at every pruning ratio" in page
+    assert "uniform, 20.0 %" in page and "at every pruning ratio" in page
     assert f"python serve.py search={path.parent}" in page
     assert path.with_name("csv").joinpath("results.csv").is_file()
     assert set(agent.record["signatures"]) == {"statistics", "order", "bank", "labels"}

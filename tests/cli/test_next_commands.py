@@ -10,8 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ppf.cli import recover
-from ppf.stages import results
+from ppf.stages import recover, results
 
 CARRIED = ["bank.max_gib=8", "trust_targets=[my.Agent]", "paths.outputs=a"]
 TEXT = ["text=c4", "text.window=64"]
@@ -77,14 +76,10 @@ def test_python_code_is_quoted(folder: str, monkeypatch: pytest.MonkeyPatch) -> 
     cfg = composed("search", monkeypatch, "mode=dynamic", *SEARCH)
     cfg.paths.run = folder
     told = results._after_agent(cfg)["Ask the agent for a policy"]
-    cfg = composed("recover", monkeypatch, "search=F", *CARRIED)
-    cfg.out = folder
-    loaded = recover._next_commands(cfg)["Load it at one ratio"]
-    for command in (told, loaded):
-        _, _, code = shlex.split(command)
-        assert repr(folder) in code
-        compile(code, "command", "exec")
-        assert "$(" not in command or command.startswith("python -c '")
+    _, _, code = shlex.split(told)
+    assert repr(folder) in code
+    compile(code, "command", "exec")
+    assert "$(" not in told or told.startswith("python -c '")
 
 
 def test_adapters_are_served_with_the_bank_of_their_training(
@@ -94,5 +89,3 @@ def test_adapters_are_served_with_the_bank_of_their_training(
     told = recover._next_commands(cfg)
     serve = told["Serve the model at any ratio"]
     assert shlex.split(serve) == ["ppf-serve", "search=recovered", *CARRIED]
-    given = ", ".join(map(repr, ["recovered", *CARRIED]))
-    assert f"DynamicModel.from_search({given})" in told["Load it at one ratio"]

@@ -145,7 +145,7 @@ def test_two_processes_train_one_agent_for_every_ratio(
     more = ("dynamic.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
     tiny = [given for given in TINY if "polish" not in given]
     said = on_two_ranks("search", [*tiny, *HASTY, text, *quick, *more], tmp_path)
-    assert "".join(said).count("Measured on") == 1
+    assert "".join(said).count("Perplexity on the labelling part") == 1
     summary = json.loads(only(tmp_path, "summary.json").read_text())
     # The dense model; at both ratios uniform pruning, six rules and the agent.
     assert len(summary["results"]) == 1 + 2 * 8

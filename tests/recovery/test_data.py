@@ -4,16 +4,10 @@ from ppf.recovery.data import WindowSampler
 
 
 def read(
-    *,
-    epoch: int = 0,
-    steps: int = 4,
-    first: int = 0,
-    seed: int = 0,
-    rank: int = 0,
-    ranks: int = 1,
+    *, epoch: int = 0, size: int = 16, seed: int = 0, rank: int = 0, ranks: int = 1
 ) -> list[int]:
-    """The windows of an epoch, of 8 windows in batches of 4."""
-    order = WindowSampler(8, batch=4, steps=steps, first=first, seed=seed, rank=rank, ranks=ranks)
+    """The windows of an epoch, of 8 windows in all."""
+    order = WindowSampler(8, size, seed=seed, rank=rank, ranks=ranks)
     order.set_epoch(epoch)
     windows = list(order)
     assert len(windows) == len(order)
@@ -28,9 +22,7 @@ def test_every_pass_reads_all_windows_in_another_order() -> None:
 
 
 def test_epochs_and_ranks_share_one_sequence() -> None:
-    assert read(steps=2, epoch=0) + read(steps=2, epoch=1) == read()
-    assert read(steps=3, epoch=1)[:4] == read()[12:]  # an epoch may end within a pass
-    assert read(steps=2, first=2) == read()[8:]  # a later training reads on
-    assert read(steps=1, first=1, epoch=2) == read()[12:]
+    assert read(size=8, epoch=0) + read(size=8, epoch=1) == read()
+    assert read(size=12, epoch=1)[:4] == read()[12:]  # an epoch may end within a pass
     shared = [read(rank=rank, ranks=2) for rank in range(2)]
     assert [window for pair in zip(*shared, strict=True) for window in pair] == read()

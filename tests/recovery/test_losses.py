@@ -1,28 +1,115 @@
-"""Losses of residual streams, alone and beside those of tokens."""
+"""The chunked losses and their gradients against autograd on all logits."""
 
+from typing import Any
+
+import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ppf.llm import OutputHead
-from ppf.recovery.losses import CrossEntropy, Forward, HiddenStates, weighted_sum
+from ppf.recovery import losses
+from ppf.recovery.losses import KL, CrossEntropy, Forward, weighted_sum
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+
+WIDTH, TOKENS = 12, 33
 
 
-def test_hidden_states_add_their_weighted_mean_distance() -> None:
-    head, ids = OutputHead(nn.Linear(2, 3, bias=False), None), torch.tensor([[0, 1]])
+def forward(count: int, seed: int, *, bias: bool = False, cap: float | None = None) -> Forward:
+    """One window, in which `count` positions predict a next token."""
+    torch.manual_seed(seed)
+    linear = nn.Linear(WIDTH, TOKENS, bias)
+    linear.weight.data.normal_()
+    hidden = torch.randn(1, count + 1, WIDTH, requires_grad=True)
+    return Forward(hidden, OutputHead(linear, cap))
 
-    def forward(*stream: list[list[float]]) -> Forward:
-        states = [torch.tensor([tokens], requires_grad=True) for tokens in stream]
-        return Forward(states[-1], states, head)
 
-    first = [[3.0, 4.0], [0.0, 2.0]]
-    teacher = forward(first, [[1.0, 0.0], [0.0, 2.0]])
-    student = forward(first, [[1.0, 0.0], [0.0, 0.0]])  # one of four states is off, by its length
-    tokens, hidden = {"ce": CrossEntropy(1.0)}, {"hidden": HiddenStates(2.0)}
-    without, _ = weighted_sum(tokens, student, None, ids)
-    total, each = weighted_sum(tokens | hidden, student, teacher, ids)
-    assert each.keys() == {"ce", "hidden"} and float(each["hidden"]) == 0.25
-    torch.testing.assert_close(total, without + 2 * 0.25)
-    alone, _ = weighted_sum(hidden, student, teacher, ids)
-    alone.backward()
-    assert alone.item() == 0.5
-    assert student.stream[-1].grad is not None and student.stream[-1].grad.any()
+def ids(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(TOKENS, (1, count + 1), generator=generator)
+
+
+def reference(student: Forward, teacher: Forward, read: Tensor) -> tuple[Tensor, Tensor]:
+    """KL and cross-entropy by their definitions, with all logits at once."""
+    log_q = student.head(student.hidden[0, :-1]).log_softmax(-1)
+    p = teacher.head(teacher.hidden[0, :-1]).softmax(-1).detach()
+    return (p * (p.log() - log_q)).sum(-1).mean(), F.nll_loss(log_q, read[0, 1:])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("count", [1, 8, 19])
+def test_values_and_gradients_equal_the_definitions(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, cap: float | None, count: int
+) -> None:
+    for name, size in (("_ROWS", 8), ("_CACHED_ROWS", 3), ("_BLOCK", 7)):
+        monkeypatch.setattr(losses, name, size)
+    student, teacher = (forward(count, seed, bias=bias, cap=cap) for seed in (0, 1))
+    trained = [student.hidden, *student.head.linear.parameters()]
+    kl, ce = reference(student, teacher, ids(count))
+    expected = torch.autograd.grad(3 * (2 * kl + 0.5 * ce), trained)
+
+    both = {"kl": KL(2.0), "ce": CrossEntropy(0.5)}
+    total, each = weighted_sum(both, student, teacher, ids(count))
+    torch.testing.assert_close(total, 2 * kl + 0.5 * ce)
+    torch.testing.assert_close(torch.stack([each["kl"], each["ce"]]), torch.stack([kl, ce]))
+    for found, wanted in zip(torch.autograd.grad(3 * total, trained), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("form", ["llama-biases", "opt-32-heads-tied"])
+def test_a_models_own_cross_entropy_and_its_gradients(form: str) -> None:
+    """transformers computes the same loss and the same gradients of all weights."""
+    model, read = random_model(CHECKPOINTS[form]).model.requires_grad_(True), random_windows()
+    wanted = model(read, labels=read, use_cache=False).loss
+    expected = torch.autograd.grad(wanted, [*model.parameters()], allow_unused=True)
+    student = Forward.of(model, read)
+    total, _ = weighted_sum({"ce": CrossEntropy(1.0)}, student, None, read)
+    torch.testing.assert_close(total, wanted)
+    torch.testing.assert_close(student.nll(read), wanted)
+    found = torch.autograd.grad(total, [*model.parameters()], allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_ROWS", 8)
+    student, teacher = forward(64, 0), forward(64, 1)
+    with _Shapes() as shapes:
+        total, _ = weighted_sum({"kl": KL(1.0)}, student, teacher, ids(64))
+        total.backward()
+    assert (8, TOKENS) in shapes.seen and (64, TOKENS) not in shapes.seen
+
+
+class _Shapes(TorchDispatchMode):
+    """Notes the shapes of all tensors that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = list[tuple[int, ...]]()
+
+    def __torch_dispatch__(self, function: Any, _: Any, given: Any = (), named: Any = None) -> Any:
+        found = function(*given, **(named or {}))
+        self.seen += [tuple(x.shape) for x in tree_leaves(found) if isinstance(x, Tensor)]
+        return found
+
+
+def test_frozen_weights_get_no_gradient() -> None:
+    student, teacher = forward(9, 0, bias=True), forward(9, 1)
+    student.head.linear.requires_grad_(False)
+    total, _ = weighted_sum({"kl": KL(1.0)}, student, teacher, ids(9))
+    total.backward()
+    assert student.hidden.grad is not None and student.head.linear.weight.grad is None
+
+
+def test_a_model_that_equals_its_teacher_has_no_divergence_and_no_gradient() -> None:
+    student = forward(9, 0)
+    same = Forward(student.hidden.detach(), student.head)
+    total, _ = weighted_sum({"kl": KL(1.0)}, student, same, ids(9))
+    total.backward()
+    assert float(total.detach()) == pytest.approx(0, abs=1e-6)
+    assert student.hidden.grad is not None and float(student.hidden.grad.abs().max()) < 1e-6

@@ -1,9 +1,55 @@
-"""Which weights a tuner trains."""
+"""Which weights a tuner trains, and what it leaves of the model."""
+
+from pathlib import Path
 
 import pytest
+import torch
+from lightning import Fabric
+from transformers import PreTrainedModel
 
-from ppf.recovery.tuners import Full, without_dropout
-from tests.checkpoints import CHECKPOINTS, random_model
+from ppf.recovery.losses import CrossEntropy
+from ppf.recovery.training import RecoverySettings, TrainerSettings, TrainingRun, Windows
+from ppf.recovery.tuners import Full, LoRA, NormsAndBiases, Tuner, without_dropout
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+
+TUNERS = [Full(3e-3, embeddings=False), LoRA(1e-2, rank=4, alpha=8), NormsAndBiases(1e-2)]
+
+
+def tuned(model: PreTrainedModel, tuner: Tuner, folder: Path) -> None:
+    """Trains for two steps."""
+    windows = random_windows()
+    run = TrainingRun(
+        RecoverySettings(2 * windows.numel(), len(windows), 1, 1),
+        TrainerSettings("bf16-mixed", 1.0, 1),
+        Fabric(accelerator="cpu", devices=1),
+        {"accelerator": "cpu", "devices": 1},
+        folder,
+        Windows(windows, windows),
+        seed=0,
+    )
+    teacher = random_model(CHECKPOINTS["llama-biases"]).model
+    assert len(tuner.tune(model, teacher, {"ce": CrossEntropy(1.0)}, run)) == 2
+
+
+@pytest.mark.parametrize("tuner", TUNERS, ids=["full", "lora", "norms_and_biases"])
+def test_a_tuner_changes_its_own_weights_and_nothing_else(tuner: Tuner, tmp_path: Path) -> None:
+    model = random_model(CHECKPOINTS["llama-biases"]).model
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    tuned(model, tuner, tmp_path)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert (
+        changed
+        == {
+            Full: {name for name in before if "embed" not in name and "lm_head" not in name},
+            LoRA: {name for name in before if "proj" in name and before[name].ndim == 2},
+            NormsAndBiases: {name for name in before if before[name].ndim == 1},
+        }[type(tuner)]
+    )
+    # The computation is in bfloat16, but the weights that it changes are kept in float32.
+    assert not any(torch.equal(after[n], after[n].bfloat16().float()) for n in changed)
 
 
 @pytest.mark.parametrize("form", ["opt-no-biases-untied", "opt-32-heads-tied"])

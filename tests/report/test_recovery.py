@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ppf.recovery.results import RecoveryScore
+
 from ppf.report.recovery import metrics, page, publish_recovery
 
 

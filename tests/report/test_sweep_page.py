@@ -8,7 +8,7 @@ from ppf.errors import PPFError
 from ppf.records.run import BEGUN_BY
 from ppf.report.__main__ import main
 from ppf.report.sweep import read_rows, read_sweep
-from ppf.report.sweep_page import sweep_page, write_sweep
+from ppf.report.sweep_page import sweep_figure, write_sweep
 from tests.report.test_search import Parsed
 from tests.report.test_sweep import job, searches
 
@@ -21,8 +21,8 @@ def test_all_files_are_written_and_the_table_is_printed(
     assert {"agent": "cmaes", "ratio": 0.2, "seed": 0}.items() <= rows[0].items()
     assert (tmp_path / rows[0]["job"] / "run.json").is_file()
     lines = paths["table"].read_text().splitlines()
-    assert len(lines) == 5 and lines[1].startswith("| --- |")
-    assert "31.00 ± 1.00" in lines[3] and "31.00 ± 1.00" in capsys.readouterr().out
+    assert len(lines) == 4 and lines[0].startswith("ratio,agent,runs,test perplexity,± test")
+    assert "31.0,1.0" in lines[2] and "31.00 ± 1.00" in capsys.readouterr().out
     assert paths["plot"].stat().st_size > 1000
     page = Parsed(paths["report"].read_text())
     assert "31.00 ± 1.00" in page.text and "svg" in page.tags
@@ -31,7 +31,7 @@ def test_all_files_are_written_and_the_table_is_printed(
 def test_links_in_the_folder_are_replaced_and_not_followed(tmp_path: Path) -> None:
     folder, other = searches(tmp_path / "runs"), tmp_path / "other"
     other.write_text("kept")
-    for name in ("results.json", "results.md", "results.png", "report.html"):
+    for name in ("results.json", "results.csv", "results.png", "report.html"):
         (folder / name).symlink_to(other)
     assert all(not path.is_symlink() for path in write_sweep(folder).values())
     assert other.read_text() == "kept"
@@ -59,14 +59,14 @@ def test_values_in_brackets_are_printed(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_ratios_between_two_per_cents_are_written_as_such(tmp_path: Path) -> None:
-    (axes,) = sweep_page(read_sweep(searches(tmp_path)), tmp_path).figures["sweep"].axes
+    (axes,) = sweep_figure(read_sweep(searches(tmp_path))).axes
     axes.set_xticks([20, 22.5])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20 %", "22.5 %"]
 
 
 def plotted(folder: Path) -> dict[str, list[float]]:
     """The lines of the plot: name in the legend → values."""
-    (axes,) = sweep_page(read_sweep(folder), folder).figures["sweep"].axes
+    (axes,) = sweep_figure(read_sweep(folder)).axes
     handles, names = axes.get_legend_handles_labels()
     lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
     return {
@@ -117,7 +117,7 @@ def test_error_bars_reach_over_all_seeds_and_wide_plots_are_logarithmic(tmp_path
     for seed, found in enumerate((20.0, 21.0, 28.0)):
         job(tmp_path, [f"seed={seed}", "ratio=0.2"], {"ratio": 0.2, "test_ppl": found})
     job(tmp_path, ["seed=0", "ratio=0.4"], {"ratio": 0.4, "test_ppl": 90.0})
-    (axes,) = sweep_page(read_sweep(tmp_path), tmp_path).figures["sweep"].axes
+    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
     (bars,) = axes.containers
     ends = bars.lines[2][0].get_segments()[0][:, 1].tolist()
     assert ends == [20.0, 28.0] and bars.lines[0].get_ydata()[0] == 23.0
@@ -151,7 +151,7 @@ def test_searches_with_a_budget_of_bytes_are_drawn_against_size(tmp_path: Path) 
     for ratio, size in [(0.5, 100.0), (0.7, 60.0)]:
         figures = {"test_ppl": 20.0, "ratio": ratio, "matrices_mib": size}
         job(tmp_path, [f"ratio={ratio}"], figures)
-    (axes,) = sweep_page(read_sweep(tmp_path), tmp_path).figures["sweep"].axes
+    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
     assert axes.lines[0].get_xdata().tolist() == [100.0, 60.0]
     assert axes.get_xlabel() == "MiB of prunable matrices in the file"
 
@@ -159,7 +159,7 @@ def test_searches_with_a_budget_of_bytes_are_drawn_against_size(tmp_path: Path) 
 def test_without_ratios_jobs_are_ranked(tmp_path: Path) -> None:
     for decay, error in [("0.1", 0.4), ("0.01", 0.2), ("1.0", None)]:
         job(tmp_path, [f"predictor.weight_decay={decay}"], {"nmse": error, "labels": 24})
-    (axes,) = sweep_page(read_sweep(tmp_path), tmp_path).figures["sweep"].axes
+    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["weight_decay=0.01", "weight_decay=0.1"]
 
@@ -169,7 +169,7 @@ def test_jobs_of_several_ratios_are_ranked_by_their_results(tmp_path: Path) -> N
         job(tmp_path, [f"path={name}"], {"ratio": ratio, "test_ppl": ppl})
     for number in range(50):
         job(tmp_path, [f"path={number}"], {"ratio": 0.1, "test_ppl": 60.0 + number})
-    (axes,) = sweep_page(read_sweep(tmp_path), tmp_path).figures["sweep"].axes
+    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names[:4] == ["dense", "b, 50.0 %", "a, 30.0 %", "path=0, 10.0 %"]
     assert len(names) == 40, "the best ones"
@@ -185,14 +185,14 @@ def test_rows_are_drawn_as_their_multirun_was(tmp_path: Path) -> None:
 def test_jobs_far_apart_keep_their_names_when_one_has_no_ratio(tmp_path: Path) -> None:
     for name, ratio, ppl in [("dense", None, 20.0), ("a", 0.3, 40.0), ("b", 0.5, 900.0)]:
         job(tmp_path, [f"path={name}"], {"ratio": ratio, "test_ppl": ppl})
-    (axes,) = sweep_page(read_sweep(tmp_path), tmp_path).figures["sweep"].axes
+    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
     assert axes.get_yscale() == "linear"
     assert len(axes.get_yticklabels()) == 3
 
 
 def test_jobs_without_numbers_have_a_page(tmp_path: Path) -> None:
     job(tmp_path, ["seed=0"])
-    assert "1 finished jobs" in sweep_page(read_sweep(tmp_path), tmp_path).headline
+    assert "1 finished jobs" in write_sweep(tmp_path)["report"].read_text()
 
 
 def test_the_report_of_one_run_is_kept(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import re
 from io import StringIO
 from typing import Any
 
@@ -48,12 +47,6 @@ def test_columns_without_values_are_left_out() -> None:
     table = Table([{"a": "x", "b": None}, {"a": None, "b": None}])
     assert table.names == ["a"] and table.texts == [["x"], [""]]
     assert Table([]).texts == []
-
-
-def test_cells_in_markdown_stay_in_their_columns() -> None:
-    text = Table([{"a|b": "x|y\nz", "c": 1.0}]).markdown
-    assert text.count("\n") == 3
-    assert [len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines()] == [4, 4, 4]
 
 
 def test_accuracy_has_columns_for_each_band_with_the_ends_of_intervals() -> None:

@@ -10,7 +10,7 @@ from ppf.pruning.compensation import Bias
 from ppf.pruning.elastic import Adapters
 from ppf.pruning.live import LivePruner
 from ppf.runtime import DecodingBatch
-from ppf.runtime.decoding import _without_onednn, decode_fast
+from ppf.runtime.decoding import decode_fast
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
 
 PROMPTS = [torch.tensor(ids) for ids in ([5], [3, 2, 1, 9, 8, 7, 6], [6, 7, 8, 9])]
@@ -59,15 +59,6 @@ def test_16_bits_are_as_close_to_32_as_those_of_transformers(dtype: torch.dtype)
         logits = [torch.stack([batch.step([t])[0] for t in range(9)]) for batch in batches]
         errors.append(float((logits[0].float() - logits[1]).square().mean().sqrt()))
     assert errors[1] < 1.2 * errors[0] < 0.1
-    assert mkldnn.enabled
-
-
-def test_onednn_is_on_again_after_threads_have_left_in_any_order() -> None:
-    _without_onednn.__enter__()  # of one thread
-    _without_onednn.__enter__()  # of another
-    _without_onednn.__exit__()
-    assert not mkldnn.enabled
-    _without_onednn.__exit__()
     assert mkldnn.enabled
 
 

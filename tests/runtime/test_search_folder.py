@@ -50,7 +50,7 @@ def test_a_static_search_answers_its_own_ratio(
     assert model.ratios == [0.0, 0.3]
     assert model.policies.predicted(0.3) == (5.0, 0.1)
     assert model.policies.predicted(0.2) is None
-    with searched.model.pruner.at(model.kept) as same:
+    with searched.model.pruner.at(model.pruner.kept) as same:
         torch.testing.assert_close(model.lm.model(ids).logits, same(ids).logits)
     with pytest.raises(PPFError, match=r"for ratio=0\.3, and none for 0\.4.*mode=chain"):
         model.set_ratio(0.4)

@@ -11,11 +11,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ppf.pruning.compensation import Bias
-from ppf.runtime import DynamicModel, UniformPolicies
+from ppf.runtime import DynamicModel
 from ppf.server.app import create_app
 from ppf.server.limits import Limits
 from ppf.server.scheduler import Scheduler
-from tests.tiny import TinySetup
+from tests.tiny import TinySetup, Uniform
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -24,7 +24,7 @@ TEMPLATE = (
 )
 
 
-class Told(UniformPolicies):
+class Told(Uniform):
     """Uniform policies with a prediction, as an agent has one."""
 
     def predicted(self, ratio: float) -> tuple[float, float]:
@@ -41,7 +41,7 @@ def template() -> str | None:
 def model(tiny: TinySetup, template: str | None) -> DynamicModel:
     tiny.lm.tokenizer.chat_template = template
     ratios = [0.0, 0.2, 0.4]
-    return DynamicModel(tiny.pruner(Bias()), Told(tiny.space), ratios=ratios, window=32)
+    return DynamicModel(tiny.pruner(Bias()), Told(tiny.space), ratios=ratios)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import json
 import math
 from collections.abc import Iterator
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ ASKED: dict[str, Any] = {"prompt": "Hello", "max_tokens": 6, "temperature": 0}
 OWN = ["localhost", "LOCALHOST:9", "127.0.0.1:8000", "[::1]", "[::1]:9"]
 FOREIGN = ["evil.com", "localhost.evil.com", "127.0.0.1.evil.com", "evil.com:80", "[::2]", ""]
 NO_KEY = ["", "sesame", "Bearer", "Bearer ", "Bearer Sesame", "Basic sesame", b"Bearer \xff"]
-with_key = pytest.mark.parametrize("api_key", ["sesame"])
 
 
 def post(client: TestClient, **changes: Any) -> Any:
@@ -58,17 +56,6 @@ def test_a_completion_is_the_pruned_models(
     assert found["choices"][0]["finish_reason"] == "length"
     assert found["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
     assert found["tokens_per_second"] > 0 and found["prefill_seconds"] > 0
-
-
-def test_a_stream_carries_the_same_text(client: TestClient) -> None:
-    whole = post(client, pruning_ratio=0.2).json()
-    *parts, last = events(client, pruning_ratio=0.2, stream_options={"include_usage": True})
-    assert "".join(x["choices"][0]["text"] for x in parts) == whole["choices"][0]["text"]
-    reason = whole["choices"][0]["finish_reason"]
-    assert [x["choices"][0]["finish_reason"] for x in parts[-2:]] == [None, reason]
-    assert last["choices"] == [] and last["usage"] == whole["usage"]
-    assert last["pruning_ratio"] == whole["pruning_ratio"]
-    assert not any("usage" in event for event in events(client))
 
 
 def test_a_text_ends_before_the_models_end_token(client: TestClient, model: DynamicModel) -> None:
@@ -155,21 +142,6 @@ def test_a_policy_has_kept_units_and_a_prediction(client: TestClient, model: Dyn
         assert response.status_code == 400 and response.json()["error"]["message"], ratio
 
 
-def test_requests_at_different_ratios_do_not_mix(client: TestClient) -> None:
-    expected = {r: post(client, pruning_ratio=r).json()["choices"] for r in (0.0, 0.2, 0.4)}
-    found: list[tuple[float, Any]] = []
-
-    def ask(ratio: float) -> None:
-        found.append((ratio, post(client, pruning_ratio=ratio).json()["choices"]))
-
-    threads = [Thread(target=ask, args=(ratio,)) for ratio in 2 * [*expected]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 6 and all(choices == expected[ratio] for ratio, choices in found)
-
-
 def breaking(batch: DecodingBatch, *inputs: Any) -> None:
     raise ArithmeticError("broken")
 
@@ -205,7 +177,7 @@ def test_only_the_machines_own_names_are_answered(client: TestClient) -> None:
                 assert client.get(path, headers={"host": host}).status_code == status, host
 
 
-@with_key
+@pytest.mark.parametrize("api_key", ["sesame"])
 def test_without_the_key_v1_is_closed(client: TestClient) -> None:
     for headers in ({}, *({"authorization": value} for value in NO_KEY)):
         for path in ("/v1/models", "/v1/models/org/tiny", "/v1/policies?pruning_ratio=0"):
@@ -215,13 +187,8 @@ def test_without_the_key_v1_is_closed(client: TestClient) -> None:
             assert "Authorization: Bearer KEY" in response.json()["error"]["message"]
         for path in ("/v1/completions", "/v1/chat/completions"):
             assert client.post(path, json=ASKED, headers=headers).status_code == 401
-
-
-@with_key
-def test_the_key_opens_v1_and_the_rest_needs_none(client: TestClient) -> None:
-    headers = {"authorization": "bearer sesame"}
-    assert client.get("/v1/models", headers=headers).status_code == 200
-    assert client.post("/v1/completions", json=ASKED, headers=headers).status_code == 200
+    key = {"authorization": "bearer sesame"}
+    assert client.post("/v1/completions", json=ASKED, headers=key).status_code == 200
     assert client.get("/").status_code == client.get("/health").status_code == 200
 
 

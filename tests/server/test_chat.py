@@ -62,6 +62,7 @@ def test_a_streamed_chat_has_the_same_text_and_its_counts(openai_client: OpenAI)
     assert text == whole.choices[0].message.content
     assert parts[-1].choices[0].finish_reason == "length"
     assert last.choices == [] and last.usage == whole.usage
+    assert last.pruning_ratio == whole.pruning_ratio
 
 
 def test_n_stop_seed_and_logprobs_reach_the_chat(openai_client: OpenAI) -> None:

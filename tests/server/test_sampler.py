@@ -39,9 +39,9 @@ def test_seeds_repeat_samples_and_no_seed_does_not() -> None:
 
 
 def test_scores_are_log_probabilities() -> None:
-    found = scored(LOGITS, 2, 2)
     expected = LOGITS.log_softmax(0)
-    assert found.token == 2 and found.logprob == pytest.approx(float(expected[2]))
-    assert [token for token, _ in found.likeliest] == [0, 1]
-    assert [p for _, p in found.likeliest] == pytest.approx(expected[:2].tolist())
-    assert scored(LOGITS, 0, 0).likeliest == [] and len(scored(LOGITS, 0, 9).likeliest) == 4
+    chosen, *likeliest = scored(LOGITS, 2, 2)
+    assert chosen == (2, pytest.approx(float(expected[2])))
+    assert [token for token, _ in likeliest] == [0, 1]
+    assert [logprob for _, logprob in likeliest] == pytest.approx(expected[:2].tolist())
+    assert len(scored(LOGITS, 0, 0)) == 1 and len(scored(LOGITS, 0, 9)) == 5

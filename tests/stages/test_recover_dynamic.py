@@ -1,10 +1,9 @@
 """Recovery of all ratios at once: the adapters, the model that uses them, resumption."""
 
+import json
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,12 +23,9 @@ from ppf.labels.labelling import Labelling
 from ppf.policy_file import read_policy
 from ppf.pruning.elastic import ADAPTERS, trained_with
 from ppf.pruning.observed import Observed
-from ppf.recovery import elastic
 from ppf.recovery.elastic import ElasticModule
-from ppf.recovery.results import RecoveryScore
 from ppf.runtime import DynamicModel
-from ppf.stages import prune
-from ppf.stages.recover_dynamic import recover_dynamic
+from ppf.stages import prune, recover
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_agent, write_search
 
@@ -51,8 +47,11 @@ def config(searched: Path, cache: str, tmp_path: Path) -> Any:
     return partial(recovery_config, searched, cache, tmp_path, *given)
 
 
-def run(cfg: DictConfig) -> Sequence[RecoveryScore]:
-    return recover_dynamic(cfg, Fabric(accelerator="cpu", devices=1)).scores
+def run(cfg: DictConfig, device: str = "cpu") -> list[dict[str, Any]]:
+    """The losses at each ratio."""
+    recover.main(cfg, Fabric(accelerator=device, devices=1))
+    found: dict[str, Any] = json.loads(Path(cfg.paths.run, "summary.json").read_text())
+    return found["results"]
 
 
 def resident(folder: str | Path, cfg: DictConfig) -> DynamicModel:
@@ -73,14 +72,13 @@ def test_too_little_training_text_is_refused_before_the_work(
 
 def test_16_bit_training_wins_nats_back(config: Any) -> None:
     scores = run(config("trainer.precision=bf16-mixed"))
-    assert all(score.recovered < score.pruned - 1e-3 for score in scores), scores
+    assert all(score["recovered"] < score["pruned"] - 1e-3 for score in scores), scores
 
 
 @pytest.mark.gpu
 def test_a_gpu_trains_and_measures(config: Any) -> None:
-    cfg = config("fabric.accelerator=gpu", "trainer.precision=bf16-mixed")
-    scores = recover_dynamic(cfg, Fabric(accelerator="gpu", devices=1)).scores
-    assert all(score.recovered != score.pruned for score in scores)
+    scores = run(config("fabric.accelerator=gpu", "trainer.precision=bf16-mixed"), "gpu")
+    assert all(score["recovered"] != score["pruned"] for score in scores)
 
 
 def test_one_set_of_adapters_serves_every_ratio_and_leaves_the_dense_model(
@@ -88,8 +86,8 @@ def test_one_set_of_adapters_serves_every_ratio_and_leaves_the_dense_model(
 ) -> None:
     cfg = config()
     scores = run(cfg)
-    assert [score.ratio for score in scores] == [0.2, 0.5]
-    assert scores[1].recovered < scores[1].pruned
+    assert [score["ratio"] for score in scores] == [0.2, 0.5]
+    assert scores[1]["recovered"] < scores[1]["pruned"]
     before, after = resident(searched, cfg), resident(cfg.out, cfg)
     ids = torch.arange(64)[None]
     dense = before.lm.model(ids).logits
@@ -165,7 +163,7 @@ def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     model.set_ratio(0.37)
     assert model.compensation == "least_squares"
     _, context = write_search(tmp_path, cache, f"paths.artefacts={searched}/artefacts")
-    with context.model.pruner.at(model.kept):
+    with context.model.pruner.at(model.pruner.kept):
         nll = context.labelling.present_nll()
     assert record["measured"]["nll"] == pytest.approx(nll, rel=1e-5)
     measured, choice = (record["exported"][key] for key in ("measured", "choice"))
@@ -177,10 +175,17 @@ def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     assert found == pytest.approx(measured[better]["nll"], rel=1e-4)
 
 
-def test_the_loss_curve_has_the_ratios_of_the_table(config: Any) -> None:
-    found = recover_dynamic(config(), Fabric(accelerator="cpu", devices=1))
-    mean = sum(score.recovered for score in found.scores) / len(found.scores)
-    assert min(value for _, value in found.curve) == pytest.approx(mean, rel=1e-4)
+def test_the_loss_curve_has_the_ratios_of_the_table(config: Any, tmp_path: Path) -> None:
+    scores = run(config())
+    mean = sum(score["recovered"] for score in scores) / len(scores)
+    curve = json.loads((tmp_path / "summary.json").read_text())["curve"]
+    assert min(value for _, value in curve) == pytest.approx(mean, rel=1e-4)
+
+
+def test_ratios_that_the_search_has_not_reached_are_refused(config: Any) -> None:
+    recover.check(config("ratios=[0.1,0.55]"))
+    with pytest.raises(PPFError, match="not trained for ratio=0.56"):
+        recover.check(config("ratios=[0.1,0.56]"))
 
 
 def test_adapters_are_used_with_the_compensation_of_their_training(
@@ -200,52 +205,14 @@ def test_adapters_are_used_with_the_compensation_of_their_training(
 def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
     config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cfg = config("recovery.ema=0.5")
+    cfg = config()
     run(cfg)
     whole = load_file(Path(cfg.out) / ADAPTERS)
     taken = kill(monkeypatch, ElasticModule, 7)
-    cfg = config("recovery.ema=0.5", f"paths.artefacts={tmp_path}/broken")
+    cfg = config(f"paths.artefacts={tmp_path}/broken")
     with pytest.raises(KilledError):
         run(cfg)
     run(cfg)
     assert len(taken) == 7 + 12 - 4
     resumed = load_file(Path(cfg.out) / ADAPTERS)
     assert all(torch.equal(whole[name], found) for name, found in resumed.items())
-
-
-def test_each_step_takes_the_highest_ratio_and_its_own_random_ones(config: Any) -> None:
-    drawn = [ElasticModule.drawn(_Drawing(), step) for step in (0, 1, 0)]
-    assert drawn[0] == drawn[2] != drawn[1]
-    for low, high, highest in drawn:
-        assert 0.1 <= low <= 0.3 <= high <= 0.5 == highest
-
-
-def test_a_step_has_the_mean_loss_of_its_ratios_and_its_gradients(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    weight, unused = (torch.nn.Parameter(torch.tensor(value)) for value in (3.0, 1.0))
-
-    def of_ratio(losses: Any, ratio: float, *given: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        return ratio * weight**2, {"kl": torch.tensor(ratio)}
-
-    logged: dict[str, float] = {}
-    step = SimpleNamespace(
-        losses={"kl": None},
-        global_step=0,
-        parameters=lambda: [weight, unused],
-        drawn=lambda number: [0.1, 0.5],
-        _forward=lambda ratio, ids: ratio,
-        finite=lambda loss: loss,
-        log_training=logged.update,
-    )
-    monkeypatch.setattr(elastic, "weighted_sum", of_ratio)
-    loss = ElasticModule.training_step(step, [torch.zeros(1, 8).long()], 0)  # type: ignore[arg-type]
-    (loss / 2).backward()
-    assert loss.item() == pytest.approx(0.3 * 9)
-    assert float(weight.grad) == pytest.approx(0.3 * 2 * 3 / 2)  # type: ignore[arg-type]
-    assert float(unused.grad) == 0  # type: ignore[arg-type]
-    assert logged == {"kl": pytest.approx(0.3)}
-
-
-class _Drawing:
-    ratios, draws, seed = (0.1, 0.5), 2, 7

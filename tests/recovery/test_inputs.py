@@ -1,0 +1,207 @@
+"""What a recovery reads, and what starts another training."""
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Fabric
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ppf.conf import read_option
+from ppf.errors import PPFError
+from ppf.llm import LanguageModel, load
+from ppf.recovery.inputs import RecoveryText, training_folder, weights_identity, with_enough_memory
+from ppf.recovery.training import RecoverySettings
+from ppf.text.parts import build_text
+from ppf.text.training import build_training_text
+from tests.articles import write_articles
+from tests.recoveries import quick
+
+RECOVERY = ("text", "loss", "recovery", "trainer", "seed")
+WITHOUT_EFFECT = (
+    "text.name",
+    "text.column",
+    "text.windows",
+    "text.training.more.column",
+    "recovery._target_",
+    "recovery.micro_batch",
+    "trainer._target_",
+    "trainer.log_every_n_steps",
+)
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("recover", ["paths.run=x", *overrides])
+
+
+@pytest.fixture(scope="module")
+def lm(cache: str) -> LanguageModel:
+    return load(read_option("model", "tiny"), cache)
+
+
+def test_no_window_has_a_document_of_a_test_part(
+    lm: LanguageModel, cache: str, tmp_path: Path
+) -> None:
+    """Neither of the recovery's text, nor of the one that the policy was found with."""
+    write_articles(tmp_path)
+    cfg, found_with = (composed(*quick(tmp_path, cache), f"text.seed={s}") for s in (0, 1))
+    tested = [
+        document
+        for given in (cfg, found_with)
+        for document in build_text(given.text, cache).part("test")
+    ]
+
+    def read(found_with: DictConfig) -> str:
+        windows = RecoveryText(cfg, found_with).windows(lm)
+        return "".join(lm.tokenizer.decode(part.flatten()) for part in windows)
+
+    assert not [document for document in tested if document in read(found_with)]
+    assert [document for document in tested if document in read(cfg)]  # of the other text
+
+
+def test_added_documents_share_nothing_with_test_and_validation(
+    lm: LanguageModel, cache: str, tmp_path: Path
+) -> None:
+    write_articles(tmp_path)
+    text = composed(*quick(tmp_path, cache)).text
+    tested = build_text(text, cache).part("test")[0]
+    validated = build_training_text(text, cache, ()).part("validation")[0]
+    own = " ".join(f"word{number}" for number in range(40))
+    (tmp_path / "more.txt").write_text("\n\n".join([f"Before. {tested}", validated, own]))
+    cfg = composed(*quick(tmp_path, cache), f"text.training.more.path={tmp_path}/more.txt")
+    read = lm.tokenizer.decode(RecoveryText(cfg, cfg).windows(lm).training.flatten())
+    assert own[:100] in read and tested not in read and validated not in read
+
+
+def test_the_test_part_is_read_on_request_only(
+    lm: LanguageModel, cache: str, tmp_path: Path
+) -> None:
+    write_articles(tmp_path)
+    cfg = composed(*quick(tmp_path, cache), "text.windows.test=3")
+    assert RecoveryText(cfg, cfg).test(lm) == []
+    cfg.report_test = True
+    (windows,) = RecoveryText(cfg, cfg).test(lm)
+    assert windows.shape == (3, 32)
+
+
+def leaves(node: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in node:
+        value, name = OmegaConf.select(node, str(key)), f"{prefix}{key}"
+        keys += leaves(value, f"{name}.") if isinstance(value, DictConfig) else [name]
+    return keys
+
+
+def changed(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return [*value, "other"] if isinstance(value, ListConfig) else "other"
+
+
+def name(cfg: DictConfig, found_with: DictConfig | None = None) -> str:
+    return training_folder(RecoveryText(cfg, found_with or cfg), ["weights"]).name
+
+
+def test_keys_of_text_loss_and_training_start_another_training() -> None:
+    config, found = composed(), {}
+    OmegaConf.set_struct(config, False)
+    for key in leaves(config):
+        if OmegaConf.select(config, key) is not None:
+            cfg = config.copy()
+            OmegaConf.update(cfg, key, changed(OmegaConf.select(config, key)))
+            found[key] = name(cfg) != name(config)
+    expected = {k: k.startswith(RECOVERY) and not k.startswith(WITHOUT_EFFECT) for k in found}
+    assert found == expected
+
+
+def test_a_training_of_an_earlier_version_is_found_again(tmp_path: Path) -> None:
+    """With `loss=kl` and the default text, as version cd91afe named it."""
+    assert name(composed(f"paths.cache={tmp_path}")) == "43c59080bd51"
+
+
+def test_added_documents_and_the_test_part_start_another_training(tmp_path: Path) -> None:
+    file, jsonl = tmp_path / "more.txt", tmp_path / "more.jsonl"
+    jsonl.write_text("One text.")
+
+    def with_words(words: str, *overrides: str) -> str:
+        file.write_text(words)
+        return name(composed(f"paths.cache={tmp_path}", f"{more}={file}", *overrides))
+
+    more = "text.training.more.path"
+    first = with_words("One text.")
+    assert with_words("One text.", "text.windows.test=3") == first
+    assert with_words("Another text.") != first
+    assert with_words("One text.", f"{more}={jsonl}") != first
+    # Documents like those of the test part are left out.
+    assert with_words("One text.", "text.splits.all.test=0.4") != first
+    cfg, found_with = composed(), composed("text.seed=1")
+    assert name(cfg, found_with) != name(cfg)
+
+
+def test_weights_the_tuner_and_its_code_start_another_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights, code = tmp_path / "model.safetensors", tmp_path / "tuner_of_a_user.py"
+    weights.write_bytes(b"0")
+    code.write_text("from ppf.recovery.tuners import LoRA\n\nclass Own(LoRA): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def identity(*overrides: str) -> list[Any]:
+        cfg = composed(f"paths.cache={tmp_path}", "tune=lora", *overrides)
+        return weights_identity(tmp_path, cfg)
+
+    own = "tune.lora._target_=tuner_of_a_user.Own"
+    found = [identity(), identity("tune.lora.rank=3"), identity(own)]
+    code.write_text(code.read_text() + "# changed\n")
+    found.append(identity(own))
+    weights.write_bytes(b"01")
+    found.append(identity(own))
+    assert found[-1] == identity(own)
+    assert all(one != other for i, one in enumerate(found) for other in found[:i])
+
+
+ON_A_CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+SETTINGS = RecoverySettings(1, 10, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [(torch.OutOfMemoryError, ""), (RuntimeError, ON_A_CPU), (MemoryError, "")],
+)
+def test_an_attempt_that_ran_out_of_memory_is_freed_before_the_next(
+    error: type[Exception], sentence: str
+) -> None:
+    class Held: ...
+
+    held: list[weakref.ref[Held]] = []
+
+    def work(settings: RecoverySettings) -> tuple[int, bool]:
+        if not held:
+            trainer: Any = Held()
+            trainer.itself = trainer  # as Lightning's Trainer and its module
+            held.append(weakref.ref(trainer))
+            raise error(sentence)
+        return settings.micro_batch, held[0]() is None
+
+    gc.disable()  # the collector would also free it, but later
+    try:
+        found = with_enough_memory(SETTINGS, Fabric(accelerator="cpu", devices=1), work)
+    finally:
+        gc.enable()
+    assert found == (2, True)
+
+
+def test_several_processes_name_a_micro_batch_that_divides_the_batch() -> None:
+    work = Mock(side_effect=MemoryError)
+    with pytest.raises(PPFError, match=r"ran out of memory: give recovery\.micro_batch=1\."):
+        with_enough_memory(SETTINGS, Mock(spec=Fabric, world_size=2), work)
+    with pytest.raises(MemoryError):
+        with_enough_memory(RecoverySettings(1, 10, 1, 1), Mock(spec=Fabric, world_size=1), work)

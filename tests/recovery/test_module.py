@@ -1,0 +1,83 @@
+"""The LightningModules: schedule, checkpoints, and a step at several ratios."""
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ppf.errors import PPFError
+from ppf.recovery import elastic
+from ppf.recovery.elastic import ElasticModule, drawn
+from ppf.recovery.losses import KL
+from ppf.recovery.module import RecoveryModule, warmup_and_cosine
+from ppf.recovery.tuners import NormsAndBiases
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+
+
+def test_the_learning_rate_rises_from_the_first_step_and_falls_to_zero() -> None:
+    factors = [warmup_and_cosine(3, 13, step) for step in range(14)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[8] == pytest.approx(0.5)
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors[3:]))
+    assert factors[-1] == pytest.approx(0)
+    assert warmup_and_cosine(0, 1, 0) == 1.0
+
+
+def test_checkpoints_hold_what_is_trained_and_nothing_else() -> None:
+    student, teacher = (random_model(CHECKPOINTS["llama-biases"]).model for _ in range(2))
+    NormsAndBiases(1e-3).start(student)
+    module = RecoveryModule(student, teacher, {"kl": KL(1.0)}, lr=1e-3, steps=10)
+    stored = module.state_dict()
+    assert stored and all(tensor.ndim == 1 for tensor in stored.values())
+    frozen = {name: p.clone() for name, p in student.named_parameters() if p.ndim > 1}
+    module.load_state_dict({name: torch.full_like(t, 0.5) for name, t in stored.items()})
+    for name, parameter in student.named_parameters():
+        expected = frozen.get(name, torch.full_like(parameter, 0.5))
+        assert torch.equal(parameter, expected)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training() -> None:
+    student, teacher = (random_model(CHECKPOINTS["llama-biases"]).model for _ in range(2))
+    student.get_decoder().norm.weight.data.fill_(torch.nan)
+    module = RecoveryModule(student, teacher, {"kl": KL(1.0)}, lr=1e-3, steps=10)
+    module.log_training = lambda values: None  # type: ignore[method-assign]
+    with pytest.raises(PPFError, match="not finite at step 0: give a lower learning rate"):
+        module.training_step([random_windows()], 0)
+
+
+def test_each_step_takes_the_highest_ratio_and_its_own_random_ones() -> None:
+    steps = [drawn((0.1, 0.5), 7, step) for step in (0, 1, 0)]
+    assert steps[0] == steps[2] != steps[1]
+    for low, high, highest in steps:
+        assert 0.1 <= low <= 0.3 <= high <= 0.5 == highest
+
+
+def test_a_step_has_the_mean_loss_of_its_ratios_and_its_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, unused = (torch.nn.Parameter(torch.tensor(value)) for value in (3.0, 1.0))
+
+    def of_ratio(losses: Any, ratio: float, *given: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        return ratio * weight**2, {"kl": torch.tensor(ratio)}
+
+    logged: dict[str, float] = {}
+    step = SimpleNamespace(
+        losses={"kl": None},
+        ratios=(0.0, 0.5),
+        seed=0,
+        global_step=0,
+        parameters=lambda: [weight, unused],
+        _forward=lambda ratio, ids: ratio,
+        finite=lambda loss: loss,
+        log_training=logged.update,
+    )
+    monkeypatch.setattr(elastic, "weighted_sum", of_ratio)
+    monkeypatch.setattr(elastic, "drawn", lambda *given: [0.1, 0.5])
+    loss = ElasticModule.training_step(step, [torch.zeros(1, 8).long()], 0)  # type: ignore[arg-type]
+    (loss / 2).backward()
+    assert loss.item() == pytest.approx(0.3 * 9)
+    assert float(weight.grad) == pytest.approx(0.3 * 2 * 3 / 2)  # type: ignore[arg-type]
+    assert float(unused.grad) == 0  # type: ignore[arg-type]
+    assert logged == {"kl": pytest.approx(0.3)}
