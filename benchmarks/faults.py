@@ -59,8 +59,8 @@ DYNAMIC = (
     "mode=dynamic",
     "agent=reinforce",
     "agent.iterations=8",
-    "dynamic.knots=4",
-    "dynamic.stride=2",
+    "search.points=4",
+    "search.stride=2",
     "ratios=[0.2,0.4]",
 )
 UNITS = [3, 24, 3, 24]

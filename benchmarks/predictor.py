@@ -2,7 +2,7 @@
 
 A real evaluation is a label, which the predictor replaces in a search, or the whole test part.
 Everything is timed in one run, on all threads that torch takes for the real evaluation and on
-`predictor.threads` for the predictor, as in a search. More labels make a Gaussian process slower:
+one thread for the predictor, as in a search. More labels make a Gaussian process slower:
 
     python benchmarks/predictor.py [HYDRA OVERRIDES, as for train.py]
 """
@@ -16,13 +16,12 @@ from functools import partial
 import torch
 from hydra import compose, initialize_config_module
 from lightning import Fabric
-from ppf.stages.acquire import acquire
 from torch import Tensor
 
 from ppf.conf import plain
 from ppf.context import PruningContext, prepare
 from ppf.evaluation.perplexity import mean_nll
-from ppf.planning.evaluations import drawn_labels
+from ppf.plan import drawn_labels
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
 from ppf.stages.collect import collect
@@ -67,7 +66,6 @@ def main() -> None:
     fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, ())
     space, config = context.model.space, plain(cfg.predictor)
     labels = collect(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed)
-    labels = acquire(*parts, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
     predictor = fit(labels).predictor
 
     seconds = real_evaluations(context)

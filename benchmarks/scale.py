@@ -50,7 +50,6 @@ FEW = [
     "agent=evolution",
     "search.rounds=1",
     "search.top_k=2",
-    "search.neighbours=0",
 ]
 FINISHED = "scale.json"
 

@@ -12,7 +12,6 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-import ppf.search
 from ppf.cli.app import run
 from ppf.cli.explain import sentence
 from ppf.conf import without_others
@@ -155,7 +154,3 @@ def _composed(command: str, given: Mapping[str, Any], policy: Policy = None) -> 
         if told := sentence(error, command, overrides):
             raise PPFError(told) from error
         raise
-
-
-# The import of the package `ppf.search` has made it an attribute of `ppf`, which `search` replaces.
-vars(ppf)["search"] = search

@@ -18,7 +18,7 @@ from ppf.labels.samplers import SamplingContext
 from ppf.llm import LanguageModel, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
-from ppf.planning.capacity import refuse_what_does_not_fit
+from ppf.plan import check_capacity
 from ppf.processes import processes_here
 from ppf.pruning import (
     Bank,
@@ -96,7 +96,7 @@ def prepare(
         # Rank 0 compares for all, before another rank takes memory.
         on_rank_0(
             fabric,
-            lambda: refuse_what_does_not_fit(cfg, fabric.device, processes_here(fabric), dtype),
+            lambda: check_capacity(cfg, fabric.device, processes_here(fabric), dtype),
         )
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
     text, observed = observe(cfg, fabric, check)

@@ -32,7 +32,7 @@ def policy_record(
     """
     return {
         "format": FORMAT,
-        "model": model_name(context.config.model),
+        "model": context.config.model.name,
         "space": context.config.space.name,
         "text": context.text.name,
         **described(context, kept),
@@ -42,17 +42,8 @@ def policy_record(
     }
 
 
-def model_name(config: DictConfig) -> str:
-    """The name of a `model=` config; that of the folder if it has a `path`."""
-    return Path(config.path).absolute().name if config.path else str(config.name)
-
-
 def provenance(context: PruningContext, **more: str) -> dict[str, Any]:
-    """The part of a record from which its model can be prepared again, or refused.
-
-    Args:
-        more: signatures beyond the model's.
-    """
+    """The part of a record from which its model can be prepared again; `more` are signatures."""
     return {"signatures": vars(context.signatures) | more, "config": plain(context.config)}
 
 
@@ -81,9 +72,6 @@ def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
 
     Args:
         trusted: `trust_targets`: classes of the user's own that it may name.
-
-    Raises:
-        PPFError: it cannot be read, or it does not fit its schema.
     """
     return read(path, PolicyRecord, "give the policy.json of a search", trusted)
 
@@ -111,10 +99,6 @@ def prepared(
     cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any], check: EarlyCheck | None = None
 ) -> PruningContext:
     """The dense model of a policy.json or agent.json in `cfg.dtype`, ready for pruning.
-
-    Args:
-        cfg: of a command with the keys `sequential` and `refit_windows`.
-        check: as for `prepare`.
 
     Raises:
         PPFError: the model, the text or the dtype has changed, or the machine is too small.

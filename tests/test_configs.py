@@ -38,16 +38,22 @@ STUDIES = {
     if (command := command_of(options(group)[option])) is not None
 }
 
-CHANGING = ("debug", "experiment", "hparams_search", "rules")
+KEYS = 370  # in all groups and commands, except those of CHANGING
+# Options of these groups change others, or need the default agent.
+CHANGING = ("agent/every", "debug", "experiment", "hparams_search", "polish", "rules")
 
 Choices = Mapping[str, str]  # group (with its package, where it is not the group's own) → option
 
 
 def composed(stage: str, choices: Choices) -> DictConfig:
     """A stage's config with Hydra's own part."""
-    overrides = [f"{group}={option}" for group, option in choices.items()]
+    return _composed(stage, tuple(f"{group}={option}" for group, option in choices.items())).copy()
+
+
+@cache
+def _composed(stage: str, overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose(stage, overrides, return_hydra_config=True)
+        return compose(stage, list(overrides), return_hydra_config=True)
 
 
 def inside(group: str) -> set[tuple[str, str]]:
@@ -253,6 +259,26 @@ def test_defaults_live_once() -> None:
             if both := {n for n, p in parameters.items() if n in node and p.default is not p.empty}:
                 twice[name] = both
     assert not twice
+
+
+def keys_of(node: dict[str, Any], above: str = "") -> Iterator[str]:
+    """The keys of a config file that hold a value, without `_target_` and its kind."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from keys_of(value, f"{above}{key}.")
+        elif not str(key).startswith("_") and key != "defaults":
+            yield f"{above}{key}"
+
+
+def test_keys_do_not_grow_unnoticed() -> None:
+    """An option needs somebody who chooses it: whoever adds one raises KEYS."""
+    found = set[tuple[str, str]]()
+    for file in FILES:
+        group = file.relative_to(CONF).parent.as_posix()
+        if group.split("/")[0] not in ("debug", "experiment", "hparams_search"):
+            content: Any = OmegaConf.to_container(OmegaConf.load(file))
+            found |= {(file.stem if group == "." else group, key) for key in keys_of(content)}
+    assert len(found) <= KEYS
 
 
 def test_root_links_to_the_packaged_configs() -> None:

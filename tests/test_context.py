@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf.errors import ReadonlyConfigError
 
-from ppf.context import prepare as stage
+from ppf import context as stage
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel
 from ppf.policy_file import checked_config, provenance
@@ -56,7 +56,7 @@ def test_rank_0_compares_memory_for_all(monkeypatch: pytest.MonkeyPatch) -> None
     def compare(*arguments: object) -> None:
         raise AssertionError("rank 0 may have taken memory by now")
 
-    monkeypatch.setattr(stage, "refuse_what_does_not_fit", compare)
+    monkeypatch.setattr(stage, "check_capacity", compare)
     told = (None, "the model does not fit")
     rank_1 = SimpleNamespace(
         device=torch.device("cpu"),

@@ -12,7 +12,6 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
-from ppf.artefacts import signature
 from ppf.conf import plain, read_option
 from ppf.digests import with_code
 from ppf.errors import PPFError
@@ -23,13 +22,11 @@ from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.records import check
 from ppf.records.policy import ConfigRecord
 from ppf.stages.fit import predictor_signature
-from ppf.stages.search_inputs import training_identity
 from ppf.text.identity import text_identity, warn_of_shared_documents
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
-ALL = ("statistics", "order", "bank", "labels", "predictor", "training")
-# The longest prefix of a key tells what changes with it; all other keys invalidate nothing. A
-# training of an agent changes with each of the others.
+ALL = ("statistics", "order", "bank", "labels", "predictor")
+# The longest prefix of a key tells what changes with it; all other keys invalidate nothing.
 INVALIDATES = {
     "model.dtype": ALL,
     "model.source": ALL,
@@ -49,18 +46,6 @@ INVALIDATES = {
     "trainer": ("predictor",),
     "trainer.accelerator": (),
     "seed": ("predictor",),
-    "agent": ("training",),
-    "budget": ("training",),
-    "rules": ("training",),
-    "search": ("training",),
-    "search.checkpoint_every": (),
-    "search.finalists": (),
-    "search.proposals_only": (),
-    "search.selection_windows": (),
-    "search.start": (),  # its policy counts, not its path
-    "dynamic": ("training",),
-    "mode": ("training",),
-    "ratio": ("training",),
 }
 
 
@@ -78,8 +63,7 @@ def names(cfg: DictConfig) -> dict[str, str]:
     labels = Labels(kept, torch.tensor([3.0, 3.5], dtype=torch.double), ["sampler"] * 2)
     given = cfg.predictor, cfg.trainer, cfg.seed, Path(cfg.paths.cache)
     predictor = predictor_signature(found.labels, labels, *given)
-    training = signature("training", predictor, *training_identity(cfg))
-    return vars(found) | {"predictor": predictor, "training": training}
+    return vars(found) | {"predictor": predictor}
 
 
 def leaves(node: DictConfig, prefix: str = "") -> list[str]:
@@ -104,8 +88,7 @@ def changed(value: object) -> object:
 def expected(key: str) -> tuple[str, ...]:
     parts = key.split(".")
     prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-    found = next((INVALIDATES[prefix] for prefix in prefixes if prefix in INVALIDATES), ())
-    return found if "training" in found or not found else (*found, "training")
+    return next((INVALIDATES[prefix] for prefix in prefixes if prefix in INVALIDATES), ())
 
 
 def test_names_of_artefacts_are_those_of_earlier_versions(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from ppf.conf import name_by_paths, plain
+from ppf.conf import plain
 from ppf.errors import PPFError
 from ppf.policy_file import (
     policy_config,
@@ -17,24 +16,6 @@ from ppf.pruning.signatures import recorded
 def config(*overrides: str) -> Any:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         return compose("search", [*overrides])
-
-
-def test_a_local_model_has_the_name_of_its_folder_or_link(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "3f9c").mkdir()
-    (tmp_path / "llama").symlink_to(tmp_path / "3f9c")
-    linked, here = config(f"model.path={tmp_path}/llama"), config("model.path=.")
-    monkeypatch.chdir(tmp_path / "3f9c")
-    for cfg, name in ((linked, "llama"), (here, "3f9c")):
-        name_by_paths(cfg)
-        assert cfg.model.name == name and cfg.model.source is cfg.model.card is None
-
-
-def test_policies_of_earlier_versions_have_the_name_of_the_folder_too(tmp_path: Path) -> None:
-    searched = config(f"model.path={tmp_path}", "text.path=words.txt", "paths.run=x")
-    found = policy_config({"config": plain(recorded(searched))}, searched)
-    assert found.model.name == tmp_path.name and found.text.name == "words.txt"
 
 
 def test_a_policy_whose_weights_were_trained_is_refused() -> None:

@@ -1,7 +1,7 @@
 """An agent for all ratios, which gives a policy in milliseconds without predictor or model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class RatioAgent:
         mean: predicted or measured log-perplexity at the knots, nats per token.
         std: standard deviation of the prediction at the knots (before a measurement), nats per
             token.
-        record: contents of agent.json, with config and signatures.
+        record: contents of agent.json, with config and signatures; empty before it is written.
     """
 
     space: Space
@@ -37,7 +37,7 @@ class RatioAgent:
     widths: Float[Tensor, "knots sites"]
     mean: Float[Tensor, " knots"]
     std: Float[Tensor, " knots"]
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def policy(self, ratio: float) -> list[int]:
         """Units that each site keeps, in the order of the space.

@@ -19,10 +19,10 @@ from ppf.artefacts import locked
 from ppf.cli.checks import check
 from ppf.cli.launch import check_processes
 from ppf.cli.outcome import finished, is_multirun, job_signature, set_aside, write
-from ppf.cli.plan import show_plan
 from ppf.conf import SECRET, name_by_paths, plain
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.sources import check_source
+from ppf.plan import show
 from ppf.processes import kind_of_device, launch, process_count
 from ppf.progress import say
 from ppf.ranks import Ranks
@@ -75,7 +75,7 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
     with _tidied(cfg):
         _check(name, cfg, overrides)
         if cfg.get("plan"):
-            show_plan(cfg)
+            show(cfg)
     if cfg.get("plan"):
         discard(folder)
         return None

@@ -29,13 +29,10 @@ from ppf.ranges import (
     Natural,
     NonNegative,
     Positive,
-    PositiveShare,
     Ratio,
-    RatioInterval,
     Ratios,
     Seed,
     Several,
-    Share,
 )
 
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
@@ -143,37 +140,6 @@ class BudgetSection(Section):
     cost: Component
 
 
-class RoundsSection(Section):
-    """`search` of `search.yaml`."""
-
-    top_k: Count
-    neighbours: Natural
-    rounds: Count
-    label_budget: Count
-    finalists: Count
-    selection_windows: Natural
-    trust_region: PositiveShare
-    widen: Annotated[float, Field(ge=1)]
-    agreement: Share
-    gain: NonNegative
-    tolerance: NonNegative
-    spread_penalty: float
-    start: str | None
-    proposals_only: bool
-    warm_start: bool
-    checkpoint_every: Count
-
-
-class DynamicSection(Section):
-    """`dynamic` of `search.yaml`."""
-
-    train: RatioInterval
-    knots: Several
-    stride: Count
-    tolerance: NonNegative
-    polish: Component
-
-
 class SpeedSection(Section):
     """How prefill and decode are timed."""
 
@@ -199,9 +165,6 @@ class SectionKeys:
     text: TextSection
     labels: LabelsSection
     budget: BudgetSection
-    pareto: dict[Literal["x", "y"], BudgetSection]
-    search: RoundsSection
-    dynamic: DynamicSection
     speed: SpeedSection
 
 

@@ -49,7 +49,12 @@ class MeanLoss(NamedTuple):
 def mean_nll(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int
 ) -> float:
-    """Mean negative log-likelihood of all tokens but each window's first, nats per token.
+    """As `pieces_nll`, of all tokens but each window's first."""
+    return pieces_nll(model, [Piece(windows, 1)], batch=batch)
+
+
+def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> float:
+    """Mean negative log-likelihood of the scored tokens of all pieces, nats per token.
 
     Its exponential is the perplexity. It may be infinite or NaN.
 
@@ -59,37 +64,24 @@ def mean_nll(
     Raises:
         PPFError: a window has more tokens than the model has positions.
     """
-    return pieces_nll(model, [Piece(windows, 1)], batch=batch)
-
-
-def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> float:
-    """The mean of `pieces_loss`."""
     return pieces_loss(model, pieces, batch=batch).nll
 
 
 def pieces_loss(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> MeanLoss:
-    """Mean negative log-likelihood of the scored tokens of all pieces.
+    """As `pieces_nll`, with the standard error of a ratio of sums over windows.
 
-    Args:
-        batch: windows scored at a time; halved if memory runs out.
-
-    Raises:
-        PPFError: a window has more tokens than the model has positions.
+    Source: Cochran, "Sampling Techniques" (1977), chapter 6.
     """
-    return _mean(*_sums(model, pieces, batch=batch))
+    sums, tokens = _sums(model, pieces, batch=batch)
+    mean, windows = sums.sum() / tokens.sum(), len(sums)
+    variance = (sums - mean * tokens).square().sum() * windows / (windows - 1 or math.nan)
+    return MeanLoss(float(mean), float(variance.sqrt() / tokens.sum()))
 
 
 def window_losses(
     model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int
 ) -> Float[Tensor, " windows"]:
-    """Mean negative log-likelihood of the scored tokens of each window, nats per token.
-
-    Args:
-        batch: windows scored at a time; halved if memory runs out.
-
-    Raises:
-        PPFError: a window has more tokens than the model has positions.
-    """
+    """As `pieces_nll`, for each window."""
     sums, tokens = _sums(model, pieces, batch=batch)
     return sums / tokens
 
@@ -105,28 +97,14 @@ def _sums(
     label = f"Scoring {count} windows of {pieces[0].windows.shape[1]}"
     try:
         sums = torch.cat([_window_nll(model, part) for part in track(batches, label)])
-        return sums, torch.tensor([n for part in batches for n in _tokens(part)])
+        tokens = [torch.full((len(p.windows),), p.windows.shape[1] - p.first) for p in batches]
+        return sums, torch.cat(tokens)
     except Exception as error:
         if batch == 1 or not out_of_memory(error):
             raise
     say(f"Out of memory: starting again with {batch // 2} windows at a time.")
     torch.cuda.empty_cache()
     return _sums(model, pieces, batch=batch // 2)
-
-
-def _tokens(piece: Piece) -> list[int]:
-    """Number of scored tokens of each window."""
-    return [piece.windows.shape[1] - piece.first] * len(piece.windows)
-
-
-def _mean(sums: Float[Tensor, " windows"], tokens: Int[Tensor, " windows"]) -> MeanLoss:
-    """The mean over all tokens, with the standard error of a ratio of sums over windows.
-
-    Source: Cochran, "Sampling Techniques" (1977), chapter 6.
-    """
-    mean, windows = sums.sum() / tokens.sum(), len(sums)
-    variance = (sums - mean * tokens).square().sum() * windows / (windows - 1 or math.nan)
-    return MeanLoss(float(mean), float(variance.sqrt() / tokens.sum()))
 
 
 def sliding(

@@ -66,19 +66,19 @@ def _load(wanted: Sequence[str]) -> tuple[list[Any], Any]:
             f"tasks= needs the package {error.name}: run `pip install 'ppf-llm[tasks]'`."
         ) from error
     folders = [name for name in wanted if Path(name).is_dir()]
+    names = [name for name in wanted if name not in folders]
     for folder in folders:
-        if not TaskManager(include_path=[folder], include_defaults=False).all_subtasks:
+        names += (own := TaskManager(include_path=[folder], include_defaults=False).all_subtasks)
+        if not own:
             raise PPFError(
                 f"tasks: the folder {folder} has no task YAML files: give another one. If a task of"
                 " lm-evaluation-harness is meant, start the command in another folder."
             )
-    own = TaskManager(include_path=folders, include_defaults=False)
-    names = [name for name in wanted if name not in folders]
-    local = [name for name in names if Path(name).is_file()]
-    manager = own if len(local) == len(names) else TaskManager()
+    # The harness's own tasks are thousands of files.
+    local = all(name in folders or Path(name).is_file() for name in wanted)
+    manager = TaskManager(include_path=folders, include_defaults=not local)
     try:
-        loaded = [*manager.load(names)["tasks"].values()] if names else []
-        return loaded + [*own.load(own.all_subtasks)["tasks"].values()], manager
+        return [*manager.load(names)["tasks"].values()], manager
     except Exception as error:  # the harness, `datasets` and task files can raise any error
         raise PPFError(
             f"tasks={list(wanted)} cannot be loaded ({reason(error)}): give names of"

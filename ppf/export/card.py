@@ -1,6 +1,6 @@
 """The model card of an exported model."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +61,18 @@ def write_card(
 
 
 def _measured(policy: Mapping[str, Any]) -> Iterator[str]:
-    """Tables of perplexities and speeds, and a sentence on how they were measured."""
+    """A table of perplexities, and how they were measured."""
     exported, recovered = policy.get("exported") or {}, policy.get("recovered")
     rows = list(_scores(exported, policy.get("uniform")))
     if recovered:
         part = f"validation part, {recovered['windows']} windows of {recovered['window']} tokens"
         rows += [(name, part, recovered[name]) for name in ("dense", "pruned", "recovered")]
     if rows:
-        cells = [
-            (name, part, *map(_decimal, (x["perplexity"], x["nll"]))) for name, part, x in rows
-        ]
-        yield _table(("model", "measured on", "perplexity", "nats per token"), cells)
+        lines = ["| model | measured on | perplexity | nats per token |", "|---|---|---|---|"]
+        for name, on, score in rows:
+            perplexity, nll = _decimal(score["perplexity"]), _decimal(score["nll"])
+            lines.append(f"| {name} | {on} | {perplexity} | {nll} |")
+        yield "\n".join(lines)
     if exported:
         yield (
             f"In this folder: {_NAMES[exported['compensation']]}. Measured in {exported['dtype']}"
@@ -83,15 +84,6 @@ def _measured(policy: Mapping[str, Any]) -> Iterator[str]:
             f"After pruning, the weights were trained on {trained['tokens']:,} tokens of"
             f" {trained['text']} in {trained['minutes']:.1f} minutes, perhaps of documents of the"
             " labelling part too."
-        )
-    if speeds := exported.get("speed"):
-        yield _table(
-            ("model", "batch", "prefill, tokens/s", "decode, tokens/s"),
-            (
-                (name, x["batch"], *(f"{x[phase]:,.1f}" for phase in ("prefill", "decode")))
-                for name, found in speeds.items()
-                for x in found
-            ),
         )
 
 
@@ -112,12 +104,6 @@ def _scores(
         for name in ("one_shot", "sequential"):
             part = f"{choice['part']} part, {choice['windows']} windows"
             yield _NAMES[name], part, choice[name]
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    heads = list(heads)
-    lines = [heads, ["---"] * len(heads), *(map(str, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _decimal(value: float | None) -> str:

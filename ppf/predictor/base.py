@@ -95,6 +95,19 @@ class StoredPredictor(Predictor, Protocol):
         """Restores what `save` wrote; raises any exception if a file is damaged."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A fitted predictor, with the folder and the signature of its artefact.
+
+    Args:
+        predictor: a `Predictor`.
+    """
+
+    predictor: Any
+    folder: Path
+    signature: str
+
+
 def needs_labels(predictor: object) -> bool:
     """Whether a predictor is fitted to labels of random policies."""
     return bool(getattr(predictor, "needs_labels", True))

@@ -11,6 +11,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ppf.policy_search.verify import CANDIDATE
 from ppf.report.style import (
     BLUE,
     GREY,
@@ -27,7 +28,6 @@ from ppf.report.style import (
     plain,
     styled,
 )
-from ppf.search.verify import CANDIDATE
 
 PolicyRows = Sequence[Mapping[str, Any]]
 """Policies with their scores, as in summary.json."""
@@ -78,15 +78,14 @@ def scatter(
 
 def _searched(axes: Axes, rows: PolicyRows) -> None:
     """The policies that a search measured, with their standard deviations."""
-    own = [row["policy"] == "PPF" or row["policy"].startswith(CANDIDATE) for row in rows]
     for proposed, marker, name, colour in (
         (True, "o", "proposed by the search", INK),
         (False, "s", "uniform and rules", ORANGE),
     ):
         both = [
             (row["measured"]["nll"], row["predicted"]["nll"], row["predicted"]["std"])
-            for row, found in zip(rows, own, strict=True)
-            if found == proposed
+            for row in rows
+            if row["policy"].startswith(("PPF", CANDIDATE)) == proposed
         ]
         if both:
             x, y, bars = np.array(both, dtype=float).T

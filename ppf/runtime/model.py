@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ppf.conf import without_others
 from ppf.overrides import quoted
-from ppf.policy_file import model_name
 from ppf.pruning import LivePruner
 from ppf.runtime.caches import CacheGuard
 from ppf.runtime.decoding import decode_fast
@@ -90,7 +89,7 @@ class DynamicModel:
     def from_config(cls, cfg: DictConfig, fabric: Fabric) -> "DynamicModel":
         """Loads the model of the search `cfg.search`, with a launched Fabric."""
         context, policies, ratios = read_search(cfg, fabric)
-        name = model_name(context.config.model)
+        name = context.config.model.name
         return cls(context.model.pruner, policies, ratios=ratios, name=name)
 
     @property

@@ -17,40 +17,10 @@ from ppf.artefacts import signature
 from ppf.conf import plain
 from ppf.context import PruningContext
 from ppf.digests import with_code
-from ppf.llm import LanguageModel
-from ppf.llm.loading import check_window
-from ppf.planning.evaluations import counts_bytes
 from ppf.progress import say
-from ppf.pruning.costs import Bytes, Cost, KVCache, Latency
+from ppf.pruning.costs import Cost
 from ppf.ranks import on_rank_0
 from ppf.space import Space, SteppedSpace
-from ppf.stages.byte_budget import check_blocks
-
-
-def check_budget(budget: DictConfig, lm: LanguageModel, space: Space) -> None:
-    """Checks, before prices can be computed, that a budget fits a model and a space.
-
-    Raises:
-        PPFError: no site has a cost, the model's matrices have no whole blocks to quantise, or
-            time would be measured on more tokens than the model has positions.
-    """
-    check_cost(budget, lm)
-    cost = instantiate(budget.cost)
-    if isinstance(cost, KVCache):
-        space.priced(budget.name, [int(site.kind == "attention") for site in space.sites])
-    elif isinstance(cost, Bytes):
-        check_blocks(lm, space)
-
-
-def check_cost(budget: DictConfig, lm: LanguageModel) -> None:
-    """Checks, before prices can be computed, that policies of a model have a cost.
-
-    Raises:
-        PPFError: time would be measured on more tokens than the model has positions.
-    """
-    cost = instantiate(budget.cost)
-    if isinstance(cost, Latency):
-        check_window(cost.window, lm.model.config, f"the {budget.name} budget's cost.window")
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
@@ -69,7 +39,7 @@ def saved(
 ) -> Float[Tensor, " n"]:
     """The share of a cost that policies save; 0 if no site of the space has this cost."""
     model = context.model
-    if isinstance(model.space, SteppedSpace) and counts_bytes(budget):
+    if isinstance(model.space, SteppedSpace) and model.space.budget == budget.name:
         return model.space.saved(kept)
     space = replace(model.pruner.space, prices=tuple(prices(context, budget)))
     return space.saved(model.units(kept))

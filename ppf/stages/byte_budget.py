@@ -15,19 +15,16 @@ from ppf.agents.gradient import Gradient
 from ppf.artefacts import signature
 from ppf.context import PruningContext
 from ppf.errors import PPFError
-from ppf.export.gguf_architectures import reader_of
 from ppf.labels.labelling import Labelling
 from ppf.llm import LanguageModel
-from ppf.planning.evaluations import counts_bytes
 from ppf.predictor.base import needs_labels, unfitted
-from ppf.progress import say
 from ppf.pruning import SiteFeatures
 from ppf.pruning.allocation import FLAP, LeastExpectedLoss, ObsGlobal
 from ppf.pruning.costs import Bytes
 from ppf.pruning.live import Types
 from ppf.pruning.options import Options
 from ppf.pruning.prunable import PrunableModel
-from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
+from ppf.pruning.rounding import BLOCK
 from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
 from ppf.records.values import NumberFormat
 from ppf.space import Space, project
@@ -37,41 +34,18 @@ _ROUNDED = _TYPES[1:]
 
 
 def check_bytes(cfg: DictConfig) -> None:
-    """Checks the options of a search with budget=bytes.
-
-    Raises:
-        PPFError: one of them does not support this budget.
-    """
-    if not counts_bytes(cfg.budget):
+    """Raises PPFError if a search with budget=bytes would count units instead of bytes."""
+    if not isinstance(instantiate(cfg.budget.cost), Bytes):
         return
-    if cfg.mode != "static":
-        raise PPFError("budget=bytes finds a policy for one ratio: give mode=static.")
-    if not cfg.budget.cost.prune:
-        smallest = min(BLOCK_BYTES[type] for type in cfg.budget.cost.types)
-        _check_ratio(cfg.ratio, 1 - smallest / BLOCK_BYTES["f16"])
-    if cfg.search.start:
-        raise PPFError("budget=bytes cannot start from a given policy: leave search.start out.")
-    if needs_labels(unfitted(cfg.predictor)):
+    rules = instantiate(cfg.rules).values()
+    counts_units = any(isinstance(rule, FLAP | ObsGlobal) for rule in rules)
+    learns = needs_labels(unfitted(cfg.predictor))
+    uses_gradients = get_class(cfg.agent._target_) is Gradient
+    if cfg.mode != "static" or learns or counts_units or uses_gradients:
         raise PPFError(
-            "budget=bytes needs a predictor that starts without labels: give predictor=expected"
-            " or predictor=sensitivity."
-        )
-    if cfg.labels.count not in (None, 1):
-        raise PPFError("budget=bytes draws no labels: leave labels.count out.")
-    if issubclass(get_class(cfg.agent._target_), Gradient):
-        raise PPFError(
-            "agent=gradient, the default agent, needs losses that change with every unit, and"
-            " budget=bytes allows few sizes of a site: give agent=evolution."
-        )
-    if instantiate(cfg.agent).role.decides:
-        raise PPFError(
-            "budget=bytes cannot have a rule as its agent: give agent=evolution rules=bytes, which"
-            " also measures uniform pruning and a rule for bytes."
-        )
-    if any(isinstance(rule, FLAP | ObsGlobal) for rule in instantiate(cfg.rules).values()):
-        raise PPFError(
-            "rules such as flap and obs_global count units, and budget=bytes counts bytes: give"
-            " rules=bytes."
+            "budget=bytes finds a policy for one ratio, by an agent that does not need gradients,"
+            " from rules that count bytes: give agent=evolution rules=bytes, mode=static and"
+            " predictor=expected (or sensitivity)."
         )
 
 
@@ -79,41 +53,29 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
     """The context of a search with budget=bytes. With any other budget, returns the given one.
 
     Raises:
-        PPFError: no policy saves `cfg.ratio`.
+        PPFError: a row of a matrix has no whole blocks to quantise, or no policy saves `cfg.ratio`.
     """
     cost = instantiate(cfg.budget.cost)
     if not isinstance(cost, Bytes):
         return context
     units = context.model
-    _warn_of_export(units, biases=cost.prune and units.compensation.biases)
+    check_blocks(units.lm, units.space)
     rounding, prices = _rounding(context), cost.prices(units.pruner)
     options = Options.of(
         units.space, prices, rounding.losses, _TYPES, allowed=cost.types, prune=cost.prune
     )
-    least = torch.tensor([steps[0] for steps in options.steps])
-    _check_ratio(cfg.ratio, float(options.space.saved(least)))
+    most = float(options.space.saved(torch.tensor([steps[0] for steps in options.steps])))
+    if cfg.ratio > most:
+        raise PPFError(
+            f"ratio={cfg.ratio} of the bytes cannot be saved with these budget.cost.types: give"
+            f" ratio={math.floor(1000 * most) / 1000} or less, or budget.cost.prune=true."
+        )
     model = ByteModel(options.space, units.pruner, units.compensation, units.parameters, options)
     parts = options.steps, options.kept, options.choice
     name = signature("bytes", context.labelling.name, *parts)
     sites = ByteSites(options.space, options.features(context.sites.features, rounding))
     labelling = replace(context.labelling, model=model, name=name)
     return replace(context, model=model, sites=sites, labelling=labelling)
-
-
-def _check_ratio(ratio: float, most: float) -> None:
-    if ratio > most:
-        raise PPFError(
-            f"ratio={ratio} of the bytes cannot be saved with these budget.cost.types: give"
-            f" ratio={math.floor(1000 * most) / 1000} or less, or budget.cost.prune=true."
-        )
-
-
-def _warn_of_export(units: PrunableModel, *, biases: bool) -> None:
-    """Says so if no GGUF file, the only format with these number formats, can hold the result."""
-    try:
-        reader_of(units.lm.model.config, biases=biases)
-    except PPFError as error:
-        say(f"Warning: no GGUF file can hold the result, unless it only quantises. {error}")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Fits a predictor to labelled policies, or reads the stored one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,16 @@ from ppf.digests import with_code
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
-from ppf.predictor.base import Changes, PredictorInputs, StoredPredictor, needs_labels, unfitted
+from ppf.predictor.base import (
+    Changes,
+    PredictorInputs,
+    StoredPredictor,
+    Trained,
+    needs_labels,
+    unfitted,
+)
 from ppf.processes import trainer_identity
 from ppf.progress import console, say
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A fitted predictor, with the folder and the signature of its artefact."""
-
-    predictor: Any
-    folder: Path
-    signature: str
-
 
 Train = Callable[[Labels], Trained]
 """Fits a predictor to labels: `fitted` whose other arguments are given."""

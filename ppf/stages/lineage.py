@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.fabric.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
-from ppf.policy_file import model_name, read_policy
+from ppf.policy_file import read_policy
 from ppf.records.agent import AGENT, WEIGHTS, agent_folder
 from ppf.report.publish import log_artifact
 
@@ -19,7 +19,7 @@ def log_used(cfg: DictConfig, loggers: Sequence[Logger]) -> None:
         log_artifact(loggers, [Path(cfg.policy)], f"{model}-policy", "policy", used=True)
     elif cfg.get("search"):
         config = load_agent(cfg.search, cfg.trust_targets).record["config"]
-        name = f"{model_name(OmegaConf.create(config['model']))}-agent"
+        name = f"{config['model']['name']}-agent"
         files = [agent_folder(cfg.search) / file for file in (AGENT, WEIGHTS)]
         log_artifact(loggers, files, name, "agent", used=True)
     else:

@@ -4,36 +4,32 @@ summary.json holds everything that the report shows (see `ppf.report.search`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ppf.commands import python_command
+from ppf.conf import read_option
 from ppf.context import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.overrides import quoted
-from ppf.policy_file import described, model_name, policy_record
-from ppf.predictor.base import needs_labels
+from ppf.policy_file import described, policy_record
+from ppf.policy_search import Found, FoundAgent
+from ppf.policy_search.pareto import front
+from ppf.policy_search.verify import CANDIDATE
+from ppf.predictor.base import Trained, needs_labels
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.report.origin import carried_text, gguf_command, next_command, origin
 from ppf.report.scores import LogPerplexity, percent
-from ppf.search.pareto import front
-from ppf.search.verify import CANDIDATE
 from ppf.stages.budgets import saved
-
-if TYPE_CHECKING:
-    from ppf.stages.dynamic import FoundAgent
-    from ppf.stages.fit import Trained
-    from ppf.stages.search import Found
-    from ppf.stages.search_inputs import SearchInputs
 
 SummaryRow = dict[str, Any]
 """One policy in summary.json: its name, ratio, scores and size."""
 
 
-def policy_contents(cfg: DictConfig, context: PruningContext, found: "Found") -> dict[str, Any]:
+def policy_contents(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
     """The contents of policy.json. All ranks must call this, since they measure costs together."""
     kept = found.measured.kept[[found.best, 0]].cpu()
     shares = saved(context, cfg.budget, kept).tolist()
@@ -59,7 +55,7 @@ def static_summary(
     cfg: DictConfig,
     context: PruningContext,
     labels: Labels,
-    found: "Found",
+    found: Found,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The contents of summary.json after a search at one ratio.
@@ -81,7 +77,7 @@ def static_summary(
     asked = "with {} fewer bytes" if context.model.space.budget == "bytes" else "at ratio {}"
     own = {found.best: ["PPF"]}
     return {
-        "title": f"{model_name(cfg.model)} {asked.format(percent(cfg.ratio))}",
+        "title": f"{cfg.model.name} {asked.format(percent(cfg.ratio))}",
         "results": [
             _dense(context, labels),
             *(row(place, *known) for place, known in enumerate(names) if known),
@@ -92,7 +88,7 @@ def static_summary(
             for place in measured.measured.nan_to_num(torch.inf).argsort().tolist()
         ],
         "proposals": _proposals(labels, found, shares.tolist()),
-        "pareto": _pareto(cfg, context, every),
+        "pareto": _pareto(context, every),
         "history": found.history,
         "labels": _pairs(saved(context, cfg.budget, every.kept).tolist(), every),
         "next_commands": _after_policy(cfg, rounded="types" in described(context, found.kept)),
@@ -104,33 +100,31 @@ def static_summary(
 def agent_summary(
     cfg: DictConfig,
     context: PruningContext,
-    result: "FoundAgent",
-    inputs: "SearchInputs",
+    found: FoundAgent,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The contents of summary.json after a search for all ratios.
 
     Args:
-        inputs: of the search; their rules are predicted.
         seconds: duration of each part of the search.
     """
-    labels = result.labels
+    labels = found.labels
     return {
-        "title": f"{model_name(cfg.model)} at every pruning ratio",
-        "results": [_dense(context, labels), *_curve(context, result, inputs)],
+        "title": f"{cfg.model.name} at every pruning ratio",
+        "results": [_dense(context, labels), *_curve(context, found)],
         "candidates": [],
         "proposals": {},
         "pareto": None,
-        "history": result.course.history,
-        "labels": _pairs(inputs.space.saved(labels.kept).tolist(), labels),
+        "history": found.history,
+        "labels": _pairs(found.agent.space.saved(labels.kept).tolist(), labels),
         "next_commands": _after_agent(cfg),
         **_run(cfg, context, seconds),
-        **_predictor(cfg, result.course.trained),
+        **_predictor(cfg, found.trained),
     }
 
 
 def _measured(
-    context: PruningContext, found: "Found", place: int, share: float, *own: str
+    context: PruningContext, found: Found, place: int, share: float, *own: str
 ) -> SummaryRow:
     """A policy that a search has measured.
 
@@ -181,28 +175,25 @@ def _by_part(row: SummaryRow) -> dict[str, Any]:
     return {key: row[key] | {"part": part} for key, part in parts.items() if key in row}
 
 
-def _curve(
-    context: PruningContext, result: "FoundAgent", inputs: "SearchInputs"
-) -> Iterator[SummaryRow]:
+def _curve(context: PruningContext, result: FoundAgent) -> Iterator[SummaryRow]:
     """At each ratio uniform pruning, the allocation rules and the agent.
 
     The last predictor predicts the rules; they are left out if it is not valid at all ratios. Their
     measured values appear only where a label exists, because measuring all of them at all ratios
     would cost more than the search. A prediction of `predictor=oracle` counts as a measurement.
     """
-    curve, labels, course = result.curve, result.labels, result.course
+    curve, labels = result.curve, result.labels
     known = dict(zip(map(tuple, labels.kept.tolist()), labels.nll.tolist(), strict=True))
     for place, ratio in enumerate(curve.ratios):
         found: dict[str, tuple[list[int], list[float]]]
         found = {"uniform": (curve.uniform[place].tolist(), [])}
-        if course.everywhere:
-            region = inputs.settings.trust_region
-            objective = inputs.objective(course.trained, region, ratio, ratio)
+        if result.objective:
+            objective = result.objective.at(ratio)
             baselines = objective.baselines()
             scores = torch.stack(objective.predictor.predict(baselines), 1).tolist()
             pairs = zip(baselines.tolist(), scores, strict=True)
             # The rules may contain uniform pruning again.
-            found = dict(zip(["uniform", *inputs.rules], pairs, strict=True))
+            found = dict(zip(["uniform", *objective.rules], pairs, strict=True))
         found["PPF"] = curve.kept[place].tolist(), curve.predicted[place].tolist()
         for name, (kept, predicted) in found.items():
             row = _row(context, ratio, kept, name)
@@ -224,11 +215,11 @@ def _run(cfg: DictConfig, context: PruningContext, seconds: Mapping[str, float])
         **origin("search"),
         "mode": cfg.mode,
         "method": agent if "allocation" in cfg.agent else f"PPF ({agent})",  # a rule is not PPF
-        "model": model_name(cfg.model),
+        "model": cfg.model.name,
         "part": "labelling",
         "asked": asked,
         "settings": {
-            "model": f"{model_name(cfg.model)}, {str(model.lm.dtype).removeprefix('torch.')}",
+            "model": f"{cfg.model.name}, {str(model.lm.dtype).removeprefix('torch.')}",
             "space": f"{model.space.name}, {len(model.space)} sites",
             "importance": _name(cfg, "importance"),
             "compensation": _name(cfg, "compensation"),
@@ -259,7 +250,7 @@ def _name(cfg: DictConfig, group: str) -> str:
     return str(chosen or cfg[group]._target_.rpartition(".")[2])
 
 
-def _predictor(cfg: DictConfig, trained: "Trained") -> dict[str, Any]:
+def _predictor(cfg: DictConfig, trained: Trained) -> dict[str, Any]:
     """The folder of the predictor, and its predictions of policies that it was not fitted to.
 
     None for predictors that are not stored, and for those without such predictions.
@@ -275,7 +266,7 @@ def _predictor(cfg: DictConfig, trained: "Trained") -> dict[str, Any]:
     return {"predictor": found, "predictor_folder": folder}
 
 
-def _proposals(labels: Labels, found: "Found", shares: Sequence[float]) -> dict[str, float]:
+def _proposals(labels: Labels, found: Found, shares: Sequence[float]) -> dict[str, float]:
     """Scores of the predictions of all proposals, by name.
 
     Empty: there are too few, or `predictor=oracle` has measured instead of predicting.
@@ -289,9 +280,9 @@ def _proposals(labels: Labels, found: "Found", shares: Sequence[float]) -> dict[
     return with_intervals(rows, float(labels.nll[0]), ())
 
 
-def _pareto(cfg: DictConfig, context: PruningContext, every: Labels) -> dict[str, Any]:
+def _pareto(context: PruningContext, every: Labels) -> dict[str, Any]:
     """All policies that were labelled or measured, and the Pareto front of loss and two costs."""
-    budgets = (cfg.pareto.x, cfg.pareto.y)
+    budgets = [read_option("budget", name) for name in ("params", "kv")]
     share = torch.stack([saved(context, budget, every.kept) for budget in budgets], 1)
     nll = every.nll.double().nan_to_num(torch.inf, torch.inf)
     chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()
@@ -328,7 +319,7 @@ def _after_agent(cfg: DictConfig) -> dict[str, str]:
     given, trusted = f"search={quoted(folder)}", list(cfg.trust_targets)
     loaded = ", ".join(map(repr, [folder, trusted] if trusted else [folder]))
     # The default of recover.py is up to 0.5.
-    ratios = [] if max(cfg.dynamic.train) >= 0.5 else [f"ratios={list(cfg.ratios)}"]
+    ratios = [] if max(cfg.search.range) >= 0.5 else [f"ratios={list(cfg.ratios)}"]
     return {
         "Serve the model at any ratio": next_command("serve", given),
         "Train adapters for all ratios, with the dense model as their teacher": (

@@ -10,13 +10,13 @@ from ppf.labels.groups import groups
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
+from ppf.predictor.base import Trained
 from ppf.predictor.scores import HeldOut, coverage_warning, with_intervals
 from ppf.report.origin import command_line
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import scatter
 from ppf.report.tables import accuracy_table
 from ppf.space import new_policies
-from ppf.stages.fit import Trained
 
 _STREAM = 4111  # added to the sampler's seed, so that scored policies differ from those of the fit
 

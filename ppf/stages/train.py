@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 from ppf.artefacts import write_json
 from ppf.context import prepare
 from ppf.errors import PPFError
-from ppf.planning.evaluations import drawn_labels
-from ppf.policy_file import model_name
+from ppf.plan import drawn_labels
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.scores import endings
 from ppf.progress import say
@@ -56,7 +55,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     page = accuracy_page(row, held_out)
     publish(folder, fabric.loggers, page, metrics)
     if needs_labels(trained.predictor):  # others are not stored
-        name = f"{model_name(cfg.model)}-predictor"
+        name = f"{cfg.model.name}-predictor"
         log_artifact(fabric.loggers, [trained.folder], name, "predictor")
         say(f"Predictor: {trained.folder}")
     say(f"Report:    {folder / 'report.html'}\nScores:    {folder / 'scores.json'}")

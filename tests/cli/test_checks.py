@@ -26,7 +26,7 @@ WRONG_FOR = {
 }
 # What passes all the same, by the end of the key: 0 stands for "none", null for "all".
 ZERO = (
-    "acquired agreement bound draws ema entropy epsilon gain kl_top_k low_loss"
+    "agreement bound draws ema entropy epsilon gain"
     " max_gib neighbours port queue residual_steps seed selection_windows"
     " shortest_line smooth spread"
     " test_policies tolerance warmup weight_decay"
@@ -38,7 +38,7 @@ PASSES = {
     **{f"list of {key}": [[]] for key in ("channels", "depths")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "KL.top_k": [0],
-    "spread_penalty": [-1, 0],
+    **dict.fromkeys(("Static.spread_penalty", "Chain.spread_penalty"), [-1, 0]),
     **dict.fromkeys(("ExpectedLoss.weight", "ExpectedLoss.windows"), [0]),
     **dict.fromkeys(("ExpectedLoss.noise", "scales.smooth"), []),
     "num_sanity_val_steps": [-1, 0, None, 10**12],
@@ -185,36 +185,6 @@ def test_what_is_wrong_is_named(
     with pytest.raises(PPFError) as error:
         check_values(given)
     assert sentence in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        (
-            ["predictor=oracle"],
-            "agent=gradient, the default agent, needs a differentiable predictor",
-        ),
-        (["mode=dynamic", "dynamic.train=[0.3,0.3]", "ratios=[0.3]"], "give two different ones"),
-        (["mode=chain", "ratios=[0.01,0.3]"], r"widen it, as in dynamic.train=\[0.01,0.55\]"),
-        (
-            [
-                "budget=bytes",
-                "rules=bytes",
-                "agent=evolution",
-                "budget.cost.prune=false",
-                "ratio=0.9",
-            ],
-            r"ratio=0.9 of the bytes cannot be saved .*: give ratio=0.718 or less",
-        ),
-    ],
-)
-def test_what_a_search_cannot_do_is_refused_before_the_work(
-    overrides: list[str], sentence: str
-) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", [*overrides, "paths.run=."])
-    with pytest.raises(PPFError, match=sentence):
-        refused("search", cfg)
 
 
 def test_a_training_may_read_more_tokens_than_32_bits_count(

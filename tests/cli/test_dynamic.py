@@ -29,7 +29,7 @@ def only(folder: Path, name: str) -> Path:
 
 @pytest.mark.slow
 def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
-    quick = ("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=2")
+    quick = ("search.points=4", "search.stride=2", "search.polish.generations=2")
     asked = ("mode=dynamic", "ratios=[0.2,0.37]", "report_test=true")
     planned = run("search", "plan=true", *asked, *quick, text, *TINY, *PPO).stdout
     said = run("search", *asked, *quick, text, *TINY, *PPO).stdout
@@ -62,7 +62,7 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
 def test_a_chain_of_searches_gives_one_agent_for_every_ratio(
     run: Run, text: str, tmp_path: Path
 ) -> None:
-    quick = ("search.label_budget=4", "search.top_k=2", "dynamic.knots=3", "predictor.windows=1")
+    quick = ("search.label_budget=4", "search.top_k=2", "search.points=3", "predictor.windows=1")
     others = ("predictor", "rounds", "labels.count")
     small = (*(word for word in TINY if not any(key in word for key in others)), text)
     own = ("agent=evolution", "agent.generations=4")
@@ -90,7 +90,7 @@ def test_a_chain_of_searches_gives_one_agent_for_every_ratio(
 
 @pytest.mark.slow
 def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
-    run("search", "budget=kv", "ratio=0.5", "budget@pareto.y=flops", text, *TINY, *PPO)
+    run("search", "budget=kv", "ratio=0.5", text, *TINY, *PPO)
     policy = json.loads(only(tmp_path / "outputs", "policy.json").read_text())
     assert policy["budget"] == {"name": "kv", "saved": 0.5}
     whole = {name: policy["units"][name] for name in policy["units"] if name.endswith("mlp")}
@@ -98,19 +98,19 @@ def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
     summary = json.loads(only(tmp_path / "outputs", "summary.json").read_text())
     assert {row["ratio"] for row in summary["results"]} == {0.0, 0.5}, "of the budget"
     page = only(tmp_path / "outputs", "report.html").read_text()
-    assert "Pareto front" in page and "flops saved" in page
+    assert "Pareto front" in page and "kv saved" in page
     path = only(tmp_path / "outputs", "policy.json")
     assert "uniform" in run("evaluate", f"policy={path}", "logger=csv").stdout
 
 
 @pytest.mark.slow
-def test_what_mode_dynamic_cannot_do_is_said(run: Run) -> None:
-    wrong = sentence(run, "search", "mode=dynamic", "agent=evolution", *TINY)
-    assert "give agent=ppo, sac, ddpg, td3 or reinforce, or mode=chain for other agents" in wrong
-    unread = sentence(run, "search", "mode=dynamic", "search.finalists=5", *TINY)
-    assert "mode=dynamic does not read search.finalists: leave it out, or give mode=st" in unread
-    outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", *TINY)
-    assert "ratios=[0.7] lie outside of dynamic.train" in outside
+def test_what_mode_dynamic_cannot_do_is_said(run: Run, text: str) -> None:
+    wrong = sentence(run, "search", "mode=dynamic", "agent=evolution", text, *TINY)
+    assert "give agent=ppo or agent=reinforce, or mode=chain for other agents" in wrong
+    outside = sentence(run, "search", "mode=dynamic", "ratios=[0.7]", text, *TINY)
+    assert "ratios=[0.7] lie outside of search.range" in outside
+    unknown = sentence(run, "search", "mode=dynamic", "ratio=0.3", *TINY)
+    assert "ratio" in unknown
     assert "mode=other is unknown: give one of chain, dynamic, static." in sentence(
         run, "search", "mode=other", *TINY
     )

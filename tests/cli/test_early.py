@@ -11,7 +11,6 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from ppf import context as stage
-from ppf.cli.search import main as search
 from ppf.conf import plain
 from ppf.errors import PPFError
 from ppf.llm.sources import byte_tokenizer
@@ -60,44 +59,6 @@ def record(cfg: DictConfig) -> dict[str, Any]:
 
 def one_process() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        (["space=mlp", "budget=kv"], "no site of space=mlp has a cost under budget=kv"),
-        (
-            ["budget=bytes", "rules=bytes", "agent=evolution"],
-            "the row length of 0.attention is not a multiple",
-        ),
-        (["report_test=true", "text.windows.test=100000"], "lower text.windows.test"),
-        (
-            ["budget=latency", "budget.cost.window=4096"],
-            "the latency budget's cost.window=4096 exceeds the model's 1024 positions",
-        ),
-        (
-            ["budget@pareto.y=latency", "pareto.y.cost.window=4096"],
-            "the latency budget's cost.window=4096 exceeds the model's 1024 positions",
-        ),
-    ],
-)
-def test_a_search(overrides: list[str], sentence: str, cache: str, tmp_path: Path) -> None:
-    with pytest.raises(PPFError, match=sentence):
-        search.task(searching(tmp_path, cache, *overrides), one_process())
-
-
-def test_a_search_that_starts_from_a_policy_of_another_space(cache: str, tmp_path: Path) -> None:
-    file = tmp_path / "policy.json"
-    file.write_text(json.dumps(examples.policy()))
-    cfg = searching(tmp_path, cache, f"search.start={file}", "space.channel_multiple=16")
-    with pytest.raises(PPFError, match="the policy does not fit space=width"):
-        search.task(cfg, one_process())
-
-
-def test_a_search_for_bytes_in_another_family(opt: list[str], cache: str, tmp_path: Path) -> None:
-    cfg = searching(tmp_path, cache, *opt, "space=mlp", "budget=bytes", "rules=bytes")
-    with pytest.raises(PPFError, match="budget=bytes does not support opt"):
-        search.task(cfg, one_process())
 
 
 @pytest.mark.parametrize(
@@ -161,7 +122,7 @@ def test_the_memory_check_knows_of_the_re_estimation(
         asked.append(of_model)
         raise PPFError("too little memory")
 
-    monkeypatch.setattr(stage, "refuse_what_does_not_fit", refuse)
+    monkeypatch.setattr(stage, "check_capacity", refuse)
     with pytest.raises(PPFError, match="too little memory"):
         pruning(record(searching(tmp_path, cache)), cache, "refit_windows=64")
     assert asked[0].sequential and asked[0].refit_windows == 64

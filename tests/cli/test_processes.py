@@ -23,7 +23,7 @@ from pyarrow import parquet
 from ppf.context import prepare
 from ppf.stages.collect import collect
 from tests.articles import write_articles
-from tests.cli.conftest import HASTY, Run
+from tests.cli.conftest import HASTY
 from tests.commands import exit_code, on_two_ranks
 from tests.ranks import free_port
 
@@ -112,37 +112,12 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
     assert policy["measured"]["nll"] <= own["measured"]["nll"] + 0.03
 
 
-SBATCH = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("chosen", "variables", "sentence"),
-    [
-        ("multi_node", {}, "start the command on each machine with torchrun --nnodes=2"),
-        ("slurm", SBATCH, "or start the command with srun --ntasks-per-node=2."),
-    ],
-)
-def test_a_start_that_would_wait_for_other_ranks_is_refused(
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    chosen: str,
-    variables: dict[str, str],
-    sentence: str,
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    devices = ["fabric.devices=1"] if chosen == "multi_node" else []
-    own = ("model=tiny", f"fabric={chosen}", "fabric.accelerator=cpu", *devices)
-    assert sentence in run("search", *own, ok=False).stderr
-
-
 @pytest.mark.slow
 def test_two_processes_train_one_agent_for_every_ratio(
     cache: str, text: str, tmp_path: Path
 ) -> None:
-    quick = ("mode=dynamic", "ratios=[0.2,0.37]", "dynamic.knots=4", "dynamic.stride=2")
-    more = ("dynamic.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
+    quick = ("mode=dynamic", "ratios=[0.2,0.37]", "search.points=4", "search.stride=2")
+    more = ("search.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
     tiny = [given for given in TINY if "polish" not in given]
     said = on_two_ranks("search", [*tiny, *HASTY, text, *quick, *more], tmp_path)
     assert "".join(said).count("Perplexity on the labelling part") == 1

@@ -7,13 +7,15 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 
 from ppf.cli.app import run
 from ppf.conf import read_option, without_others
 from ppf.runtime import DynamicModel
 from ppf.server.app import create_app
-from ppf.server.scheduler import Limits, Scheduler
+from ppf.server.scheduler import Scheduler
 from tests.articles import write_articles
+from tests.cli.conftest import HASTY
 from tests.pretended_gpu import pretended_gpus
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
@@ -24,18 +26,18 @@ PLACES = [  # overrides that place the layers' weights; without any, they lie on
     pytest.param(("model.offload=disk",), id="offload-disk", marks=SLOW),
     pytest.param(("model.device_map=auto",), id="two-gpus", marks=SLOW),
 ]
-TUNES = ["lora", pytest.param("full", marks=SLOW), pytest.param("blockwise", marks=SLOW)]
+TUNES = ["lora", pytest.param("full", marks=SLOW)]
 TEXT = ("text.window=32", "text.windows={calibration:4,labelling:2,test:2}")
 MODEL = ("model=tiny", "space.channel_multiple=16", *TEXT)
 STATIC = (
     *("search.rounds=2", "search.top_k=2", "search.selection_windows=2", "predictor.windows=2"),
-    *("agent.iterations=4", "agent.round_every=2", "agent.descents=2", "predictor.steps=2"),
+    *("agent.iterations=10", "agent.descents=2", "predictor.steps=2"),
     *("agent.polish.generations=1", "agent.polish.children=8", "predictor.fewest=6"),
 )
 DYNAMIC = (
     *("mode=dynamic", "agent.episodes=8", "agent.iterations=2", "search.rounds=1"),
     *("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=1", "labels.count=12"),
-    *("predictor.members=2", "predictor.max_epochs=2", "predictor.residual.steps=2"),
+    *HASTY,
 )
 REFIT = "refit_windows=2"
 RECOVERY = (
@@ -110,8 +112,8 @@ def test_a_chain_of_searches_its_recovery_and_its_server(commands: Commands) -> 
 def generate(commands: Commands, searched: Path) -> None:
     """The server answers at two ratios."""
     model = DynamicModel.from_search(searched, *commands.paths)
-    scheduler = Scheduler(model, Limits(**read_option("", "serve").limits))
-    app = create_app("tiny", scheduler, hosts=["localhost"], api_key=None, template=None)
+    scheduler = Scheduler(model, instantiate(read_option("", "serve").limits))
+    app = create_app("tiny", scheduler, hosts=["localhost"], api_key=None)
     with TestClient(app, "http://localhost") as client:
         for ratio in (0.0, 0.3):
             asked = {"model": "tiny", "prompt": "Some text", "max_tokens": 4}

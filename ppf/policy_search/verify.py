@@ -54,6 +54,17 @@ class Verification:
         """Whether only the agent proposed the policy, neither uniform pruning nor a rule."""
         return torch.tensor([first == CANDIDATE for first, *_ in self.names])
 
+    def eligible(self, only_proposals: bool) -> Bool[Tensor, " n"]:
+        """Whether each policy can be the result of a search.
+
+        Raises:
+            PPFError: only proposals can be, and there are none.
+        """
+        own = torch.tensor([CANDIDATE in names for names in self.names])
+        if only_proposals and not own.any():
+            raise PPFError("the agent proposed no new policy: give search.proposals_only=false.")
+        return own if only_proposals else torch.ones_like(own)
+
     @classmethod
     def merge(cls, rounds: Sequence["Verification"]) -> "Verification":
         """All policies of the rounds, each once, with its prediction before it was measured."""
@@ -89,8 +100,7 @@ def verify(
     if not measured.isfinite().any():
         raise PPFError(
             f"none of {len(kept)} measured policies has a finite perplexity at"
-            f" ratio={objective.ratio}: give a smaller ratio, or with mode=chain a lower"
-            " dynamic.train."
+            f" ratio={objective.ratio}: give a smaller ratio."
         )
     return Verification(names, kept, mean, std, measured)
 

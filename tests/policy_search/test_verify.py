@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ppf.agents import Candidates
 from ppf.errors import PPFError
+from ppf.policy_search.verify import Verification, verify
 from ppf.pruning.allocation import ObsGlobal, Uniform
-from ppf.search import Verification, verify
 from tests.agents.synthetic import Quadratic, quadratic
 from tests.ranks import FakeRanks
 

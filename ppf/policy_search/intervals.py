@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppf.policy_search.verify import Verification
 from ppf.predictor.scores import NOMINAL, interval_factor
-from ppf.search.verify import Verification
 
 _PRIOR = 4  # weight of the predictor's own calibration, as a number of errors
 _LARGEST = 5.0  # error in standard deviations; larger ones count as this

@@ -8,8 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppf.search.verify import Verification
+from ppf.evaluation.perplexity import Piece, window_losses
+from ppf.labels.labelling import Labelling
+from ppf.policy_search.verify import Verification
+from ppf.progress import track
+from ppf.text.windows import evenly
 
+_FINALISTS = 3  # policies of lowest loss on the labelling part
 _Losses = tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]
 MeasureWindows = Callable[[Int[Tensor, "n sites"]], _Losses]
 """Returns the policies' losses in each window of the labelling and of the selection part."""
@@ -72,17 +77,42 @@ class Selection:
 
 
 def select(
-    measured: Verification, eligible: Bool[Tensor, " n"], finalists: int, windows: MeasureWindows
+    measured: Verification, eligible: Bool[Tensor, " n"], by_window: MeasureWindows
 ) -> Selection:
     """Measures uniform pruning and the eligible policies of lowest measured loss on both parts.
 
     Args:
         measured: policies of the search, uniform pruning first.
         eligible: which of them can be the result; one at least.
-        finalists: number of policies of lowest loss.
-        windows: measures policies in each window of both parts.
+        by_window: measures policies in each window of both parts.
     """
     queue = measured.measured.nan_to_num(torch.inf).argsort()
-    best = queue[eligible.to(queue.device)[queue]][:finalists].tolist()
+    best = queue[eligible.to(queue.device)[queue]][:_FINALISTS].tolist()
     rows = list(dict.fromkeys([0, *best]))
-    return Selection(rows, [row for row in rows if eligible[row]], *windows(measured.kept[rows]))
+    return Selection(rows, [row for row in rows if eligible[row]], *by_window(measured.kept[rows]))
+
+
+def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
+    """Measures policies on windows of the labelling part's documents that no label reads.
+
+    Args:
+        labelling: of the search.
+        count: number of these windows.
+
+    Returns:
+        None: there are no such windows.
+    """
+    new, used = evenly(labelling.others, count), labelling.windows
+    pieces = [Piece(windows, labelling.settings.context) for windows in (used, new)]
+
+    def by_window(kept: Int[Tensor, "n sites"]) -> _Losses:
+        before = labelling.passes.get("selection", 0)  # of other ratios
+        labelling.passes["selection"] = before + len(kept) * (used.numel() + new.numel())
+        rows = []
+        for policy in track(kept.tolist(), "Measuring the best policies on the selection part"):
+            with labelling.model.at(policy) as model:
+                rows.append(window_losses(model, pieces, batch=labelling.settings.batch))
+        found = torch.stack(rows)
+        return found[:, : len(used)], found[:, len(used) :]
+
+    return by_window if len(new) else None

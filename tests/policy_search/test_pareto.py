@@ -1,6 +1,6 @@
 import torch
 
-from ppf.search.pareto import front
+from ppf.policy_search.pareto import front
 
 
 def test_keeps_points_that_no_point_dominates() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from ppf.agents import Run
-from ppf.search import run_search
+from ppf.policy_search.runner import run_search
 from ppf.space import Prunable, Space, build_space
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 

@@ -8,9 +8,8 @@ from lightning import Fabric
 from ppf.agents import Candidates, Run
 from ppf.agents.base import per_rank
 from ppf.agents.learner import average_gradients
+from ppf.policy_search.runner import distinct, run_search
 from ppf.pruning.allocation import ObsGlobal
-from ppf.search import run_search
-from ppf.search.runner import distinct
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 from tests.ranks import run_two
 

@@ -1,13 +1,16 @@
 """The best policies of a search on windows that it did not use."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from ppf.search import Verification
-from ppf.search.selection import Mean, Selection, select
+from ppf.policy_search.selection import Mean, Selection, select, selection_part
+from ppf.policy_search.verify import Verification
+from ppf.space import uniform
+from tests.searched import write_search
 
 USED = torch.tensor([[3.0, 3.4], [2.8, 3.0], [2.9, 3.1]])
 NEW = torch.tensor([[4.0, 4.2, 3.8], [4.0, 4.1, 3.9], [3.8, 4.0, 3.6]])
@@ -47,9 +50,8 @@ def test_uniform_and_the_finalists_are_measured_once() -> None:
     names = (("uniform",), *[("candidate",)] * 4)
     found = Verification(names, torch.arange(5)[:, None], zeros, zeros, measured)
     every = torch.tensor([True] * 5)
-    assert select(found, every, 3, windows).rows == [0, 3, 1]
+    assert select(found, every, windows).rows == [0, 3, 1]
     assert asked == [[0, 3, 1]]
-    assert select(found, every, 1, windows).rows == [0, 3]
 
 
 def test_only_eligible_policies_are_finalists() -> None:
@@ -57,5 +59,25 @@ def test_only_eligible_policies_are_finalists() -> None:
     measured = torch.tensor([3.0, 3.1, 3.4, 3.3])
     found = Verification(names, torch.arange(4)[:, None], *[torch.zeros(4)] * 2, measured)
     eligible = torch.tensor([False, False, True, True])
-    chosen = select(found, eligible, 1, lambda kept: (measured[kept], measured[kept]))
-    assert (chosen.rows, chosen.finalists, chosen.best) == ([0, 3], [3], 3)
+    chosen = select(found, eligible, lambda kept: (measured[kept], measured[kept]))
+    assert (chosen.rows, chosen.finalists, chosen.best) == ([0, 3, 2], [3, 2], 3)
+
+
+def test_the_selection_part_has_windows_that_no_label_reads(tmp_path: Path, cache: str) -> None:
+    _, context = write_search(tmp_path, cache)
+    labelling = context.labelling
+    kept = uniform(context.model.space, torch.tensor([0.3, 0.4]))
+    measure = selection_part(labelling, 4)
+    assert measure
+    before = labelling.token_passes
+    used, new = measure(kept)
+    assert new.shape == (2, 4)
+    for losses, policy in zip(used, kept, strict=True):
+        score = labelling.labeller.score(policy.tolist())
+        assert float(losses.mean()) == pytest.approx(score.nll, rel=1e-5)
+    read = set(map(tuple, labelling.windows.tolist()))
+    assert not read & set(map(tuple, labelling.others.tolist()))
+    once = labelling.token_passes - before
+    measure(kept)  # as in a chain, at another ratio
+    assert labelling.token_passes == before + 2 * once > before
+    assert selection_part(labelling, 0) is None

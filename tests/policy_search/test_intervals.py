@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ppf.search import Verification
-from ppf.search.intervals import calibrated, widening
+from ppf.policy_search.intervals import calibrated, widening
+from ppf.policy_search.verify import Verification
 
 
 def verified(error: torch.Tensor, std: float = 0.1) -> Verification:

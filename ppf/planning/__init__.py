@@ -1,1 +1,0 @@
-"""What a command will need on this machine."""

@@ -1,0 +1,20 @@
+"""The modes of a search (`Static`, `Chain`, `Dynamic`), and what they work with."""
+
+from ppf.policy_search.chain import Chain
+from ppf.policy_search.curve import FoundAgent
+from ppf.policy_search.dynamic import Dynamic
+from ppf.policy_search.problem import AgentRuns, Problem, RealModel
+from ppf.policy_search.selection import selection_part
+from ppf.policy_search.static import Found, Static
+
+__all__ = [
+    "AgentRuns",
+    "Chain",
+    "Dynamic",
+    "Found",
+    "FoundAgent",
+    "Problem",
+    "RealModel",
+    "Static",
+    "selection_part",
+]

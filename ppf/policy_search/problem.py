@@ -1,0 +1,154 @@
+"""What every mode of a search works with: the problem, the real model, and the agent's runs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from lightning import Fabric
+from torch import Tensor
+
+from ppf.agents import Agent, Objective, Report, Run
+from ppf.agents.checkpoint import Checkpoint
+from ppf.artefacts import signature
+from ppf.labels.table import Labels
+from ppf.policy_search.selection import MeasureWindows
+from ppf.policy_search.verify import Measure
+from ppf.predictor.base import Trained
+from ppf.pruning import Allocation, SiteFeatures
+from ppf.space import Space
+
+_CHECKPOINT_EVERY = 5  # iterations of an agent's training
+
+
+class AgentRuns:
+    """Seeds, logs and checkpoints of an agent's runs, over all rounds of a search.
+
+    Args:
+        fabric: the processes that share the search.
+        seed: of the first round of a search at one ratio.
+        folder: of the checkpoints.
+        config: everything that determines a training, except its predictor, seed and starts.
+
+    Attributes:
+        history: rows of the agent's metrics, over all rounds.
+    """
+
+    def __init__(self, fabric: Fabric, seed: int, folder: Path, config: Any) -> None:
+        self.fabric, self.seed, self.history = fabric, seed, list[dict[str, float]]()
+        self._folder, self._config = folder, config
+        self._learnt: dict[str, dict[str, Any]] = {}  # networks of the round before
+        self._rounds = 0
+
+    def next(self, number: int, trained: Trained, objective: Objective) -> Run:
+        """The run of the next round.
+
+        Args:
+            number: of the round in its search, from 0.
+            trained: the predictor of this round.
+            objective: of this round.
+        """
+        self._rounds += 1
+        seed, starts = self.seed + number, objective.measured
+        parts = (
+            trained.signature,
+            self._config,
+            objective.space.prices,  # each machine measures those of a latency
+            seed,
+            self.fabric.world_size,
+            self.fabric.device.type,  # which a checkpoint cannot change
+            None if starts is None else starts.tolist(),
+            [version(package) for package in ("torch", "torchrl")],  # which name the states
+        )
+        folder = self._folder / signature("training", *parts)
+        checkpoint = Checkpoint(folder, _CHECKPOINT_EVERY)
+        return Run(self.fabric, self._report(), seed, checkpoint, self._learnt)
+
+    def _report(self) -> Report:
+        """Logs the metrics of a round; step numbers continue from round to round."""
+        first = int(self.history[-1]["step"]) + 1 if self.history else 0
+        number = self._rounds
+
+        def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
+            row = {name: float(value) for name, value in metrics.items()} | {"round": number}
+            logged = {f"search/{name}": value for name, value in row.items()}
+            self.fabric.log_dict(logged, first + step)
+            self.history.append({"step": first + step, **row})
+
+        return report
+
+
+@dataclass(frozen=True)
+class RealModel:
+    """What a search asks of the real model.
+
+    Args:
+        measure: log-perplexity of policies on the labelling part, nats per token.
+        by_window: losses of policies in each window of labelling and selection part; None: the
+            search has no selection part.
+        fit: fits a predictor to labels.
+    """
+
+    measure: Measure
+    by_window: MeasureWindows | None
+    fit: Callable[[Labels], Trained]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched.
+
+    Args:
+        agent: searches on the predictor.
+        space: of the policies, with the prices of the search's budget.
+        features: of the sites.
+        rules: allocation rules by name; the first round measures and starts from their policies.
+        ratios: that were asked for; one in mode=static.
+        model: the real model.
+        runs: of the agent.
+    """
+
+    agent: Agent
+    space: Space
+    features: SiteFeatures
+    rules: Mapping[str, Allocation]
+    ratios: Sequence[float]
+    model: RealModel
+    runs: AgentRuns
+
+    @property
+    def fabric(self) -> Fabric:
+        """The processes that share the search."""
+        return self.runs.fabric
+
+    def objective(
+        self,
+        trained: Trained,
+        interval: tuple[float, float],
+        radius: float,
+        spread_penalty: float,
+        measured: Int[Tensor, "measured sites"] | None = None,
+    ) -> Objective:
+        """The objective of a round; its `ratio` is the middle of the interval.
+
+        Args:
+            trained: the predictor of this round.
+            interval: of ratios, on the whole of which learners train.
+            radius: of the trust region.
+            spread_penalty: see `Objective`.
+            measured: policies from which the search also starts; see `Objective`.
+        """
+        return Objective(
+            space=self.space,
+            predictor=trained.predictor,
+            ratio=sum(interval) / 2,
+            interval=interval,
+            spread_penalty=spread_penalty,
+            trust_region=radius,
+            features=self.features,
+            rules=self.rules,
+            device=self.fabric.device,
+            measured=measured,
+        )

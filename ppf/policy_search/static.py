@@ -1,0 +1,202 @@
+"""mode=static: the policy of lowest perplexity at one ratio, found in rounds."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ppf.agents import Candidates
+from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.intervals import calibrated
+from ppf.policy_search.problem import Problem
+from ppf.policy_search.ratios import moved
+from ppf.policy_search.runner import run_search
+from ppf.policy_search.selection import Selection, select
+from ppf.policy_search.trust_region import TrustRegion
+from ppf.policy_search.verify import Verification, verify
+from ppf.predictor.base import Trained, is_exact
+from ppf.progress import Stopwatch, say
+from ppf.ranges import Count, Natural, PositiveShare
+from ppf.ranks import on_rank_0
+from ppf.records import read
+from ppf.records.policy import PolicyRecord
+from ppf.space import new_policies, project
+
+_STARTS = 16  # best measured policies from which a round's search starts
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a search at one ratio.
+
+    Args:
+        trained: the last round's predictor.
+        measured: policies measured at this ratio in all rounds, uniform first; each prediction
+            was made before the policy was measured.
+        history: rows of the agent's metrics, over all rounds.
+        eligible: whether each policy can be the result.
+        selection: the best policies on both parts; None: not measured on the selection part.
+    """
+
+    trained: Trained
+    measured: Verification
+    history: list[dict[str, float]]
+    eligible: Bool[Tensor, " n"]
+    selection: Selection | None = None
+
+    @property
+    def best(self) -> int:
+        """Row of the eligible policy with the lowest loss on labelling and selection part together.
+
+        The labelling part alone has few windows, so its minimum is often due to chance. Choosing
+        among a few policies biases the loss on the selection part by far less than its standard
+        error.
+        """
+        if self.selection:
+            return self.selection.best
+        losses = self.measured.measured.nan_to_num(torch.inf).tolist()
+        return min(self.eligible.nonzero()[:, 0].tolist(), key=losses.__getitem__)
+
+    @property
+    def kept(self) -> list[int]:
+        """The policy that was found."""
+        return self.measured.kept[self.best].tolist()
+
+    @property
+    def nll(self) -> float:
+        """Its measured log-perplexity on the labelling part, nats per token."""
+        return float(self.measured.measured[self.best])
+
+
+@dataclass(frozen=True)
+class Static:
+    """Rounds of searching on the predictor, measuring the best policies, and fitting it again.
+
+    The measured policies of a round join the labels that the next predictor is fitted to. Intervals
+    are calibrated on the proposals of earlier rounds. The trust region around uniform pruning grows
+    after a round with enough measurements inside their intervals.
+
+    Args:
+        rounds: largest number of rounds.
+        top_k: policies that a round measures.
+        label_budget: largest number of proposed policies that all rounds measure; `top_k` of them
+            are reserved for the last round. Uniform pruning and the rules do not count.
+        selection_windows: windows of the selection part; 0: there is none.
+        trust_region: largest relative deviation of a site from its uniform share in the first
+            round; 1: the whole space.
+        spread_penalty: see `Objective`.
+        proposals_only: the result is a policy that the search proposed, even if uniform pruning or
+            a rule is better.
+        start: path of a policy.json from which the first round also starts; None: there is none.
+    """
+
+    rounds: Count
+    top_k: Count
+    label_budget: Count
+    selection_windows: Natural
+    trust_region: PositiveShare
+    spread_penalty: float
+    proposals_only: bool
+    start: str | None
+
+    def evaluations(self, rules: int, reported: int) -> int:
+        """Largest number of policies that a search measures, besides the labels before it.
+
+        Args:
+            rules: number of allocation rules besides uniform pruning.
+            reported: number of ratios at which an agent is measured in the end; not read.
+        """
+        return 1 + rules + min(self.label_budget, self.rounds * self.top_k)
+
+    def search(self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch) -> Found:
+        """Searches at the problem's ratio.
+
+        Args:
+            labels: measured policies, the dense one first.
+            trained: predictor that is fitted to them.
+            clock: measures the time of each part.
+
+        Raises:
+            PPFError: `start` is of another space, no measured loss is finite, or the agent proposed
+                no policy that was new.
+        """
+        (ratio,) = problem.ratios
+        if not self.start:
+            return self.at(ratio, problem, labels, trained, clock)
+        record = read(self.start, PolicyRecord, "give the policy.json of a search")
+        start = torch.tensor(problem.space.policy(record["kept"], record["units"]))
+        return self.at(ratio, problem, labels, trained, clock, start, measure_start=True)
+
+    def at(
+        self,
+        ratio: float,
+        problem: Problem,
+        labels: Labels,
+        trained: Trained,
+        clock: Stopwatch,
+        start: Int[Tensor, " sites"] | None = None,
+        *,
+        measure_start: bool = False,
+    ) -> Found:
+        """Searches at one ratio; further arguments as for `search`.
+
+        Args:
+            ratio: share of the budget's cost to save.
+            start: a policy from which the first round also starts, scaled to the ratio.
+            measure_start: the first round also measures it; it counts as a proposal.
+        """
+        agent, region = problem.agent, TrustRegion(self.trust_region)
+        count = min(self.rounds, agent.role.rounds)
+        done: list[Verification] = []
+        for number in range(count):
+            left = self.label_budget - sum(int(one.proposed.sum()) for one in done)
+            last = number + 1 == count or left <= self.top_k
+            room = left if last else left - self.top_k
+            say(
+                f"Searching at ratio {ratio} with {type(agent).__name__},"
+                f" round {number + 1} of at most {count}."
+            )
+            with clock("searching on the predictor"):
+                objective = problem.objective(
+                    trained, (ratio, ratio), region.radius, self.spread_penalty
+                )
+                known, given = objective.baselines(), None  # they are measured in any case
+                if done:
+                    known = Verification.merge(done).by_loss()
+                    objective = replace(objective, measured=known[:_STARTS])
+                elif start is not None:
+                    wanted, ratios = moved(objective, start), objective.ratios(1)
+                    objective = replace(objective, measured=objective.project(wanted, ratios))
+                    given = project(objective.space, wanted, ratios)  # maybe outside of the region
+                run = problem.runs.next(number, trained, objective)
+                apart = not is_exact(trained.predictor)
+                found = run_search(agent, objective, run, self.top_k, known, apart=apart)
+                if given is not None and measure_start:
+                    new = objective.candidates(new_policies(given, known))
+                    found = Candidates.merge(found.best(room - 1), new)
+            with clock("measuring the best"):
+                found, measure = found.best(room), problem.model.measure
+                done.append(verify(found, objective, measure, problem.fabric))
+            if last:
+                break
+            region.update(calibrated(done)[-1])
+            labels = labels.with_rows(done[-1].kept.cpu(), done[-1].measured.cpu(), PROPOSED)
+            with clock("training the predictor"):
+                trained = problem.model.fit(labels)
+        measured = Verification.merge(calibrated(done))
+        only_proposals = self.proposals_only or agent.role.decides
+        eligible = measured.eligible(only_proposals)
+        result = Found(trained, measured, problem.runs.history, eligible)
+        with clock("measuring the best on the selection part"):
+            return self._selected(result, problem)
+
+    def _selected(self, found: Found, problem: Problem) -> Found:
+        """The result, with its best policies measured on the selection part by rank 0."""
+        if not (by_window := problem.model.by_window):
+            say("The best policies are not measured on a selection part: it has no windows.")
+            return found
+        selection = on_rank_0(
+            problem.fabric, lambda: select(found.measured, found.eligible, by_window)
+        )
+        return replace(found, selection=selection)

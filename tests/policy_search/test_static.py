@@ -1,0 +1,251 @@
+"""How a search at one ratio spends its labels, and what it calls its result."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppf.agents import Agent, Candidates, Objective
+from ppf.agents.rule import Rule
+from ppf.errors import PPFError
+from ppf.labels.table import Labels
+from ppf.policy_search import AgentRuns, Found, Problem, RealModel, Static
+from ppf.policy_search.runner import run_search
+from ppf.policy_search.selection import Selection
+from ppf.policy_search.verify import Verification
+from ppf.predictor.base import Trained
+from ppf.predictor.oracle import Oracle
+from ppf.progress import Stopwatch
+from ppf.pruning import Allocation, SiteFeatures
+from ppf.pruning.allocation import Uniform
+from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
+
+EVERY = torch.tensor([True, True])
+
+
+def settings(mode: str = "static", **given: object) -> Any:
+    """The mode of a config."""
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        chosen = [f"search.{key}={value}" for key, value in given.items()]
+        return instantiate(compose("search", [f"mode={mode}", *chosen]).search)
+
+
+def problem_of(folder: Path, measured: list[int], **changed: Any) -> Problem:
+    """Of a random search; `measured` gets the number of policies of each measurement."""
+    space = layered()
+    predictor = Quadratic(space, 0.3)
+
+    def fit(labels: Labels) -> Trained:
+        return Trained(predictor, folder, "made up")
+
+    def measure(kept: Int[Tensor, "n sites"]) -> Float[Tensor, " n"]:
+        measured.append(len(kept) - 1)  # without uniform pruning
+        return predictor.relaxed(kept.float()) + 0.5
+
+    found = Problem(
+        agent("random", evaluations=64, polish=None),
+        space,
+        features(space),
+        {},
+        [0.3],
+        RealModel(measure, None, fit),
+        AgentRuns(one_process(), 0, folder, []),
+    )
+    return replace(found, **changed)
+
+
+def started(problem: Problem) -> tuple[Labels, Trained]:
+    """The dense model's label, and a predictor."""
+    labels = Labels(problem.space.dense[None], torch.zeros(1), ["sampler"])
+    return labels, problem.model.fit(labels)
+
+
+def searched(problem: Problem, start: Tensor | None = None, **given: object) -> Found:
+    """What a search finds; the policy `start` is measured too."""
+    static: Static = settings(**given)
+    return static.at(
+        0.3, problem, *started(problem), Stopwatch(), start, measure_start=start is not None
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "rounds", "expected"),
+    [
+        (10, 9, [4, 2, 4]),
+        (20, 2, [4, 4]),
+        (3, 9, [3]),
+    ],
+)
+def test_the_last_round_has_its_top_k(
+    tmp_path: Path, budget: int, rounds: int, expected: list[int]
+) -> None:
+    measured: list[int] = []
+    given = {"label_budget": budget, "rounds": rounds, "top_k": 4}
+    searched(problem_of(tmp_path, measured), **given)
+    assert measured == expected
+    assert sum(measured) <= settings(**given).evaluations(0, 0) - 1
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Objective, Tensor, bool]]:
+    """Objective, known policies and `apart` of each run that follows."""
+    asked: list[tuple[Objective, Tensor, bool]] = []
+
+    def spied(
+        searcher: Agent, objective: Objective, run: Any, top_k: int, known: Tensor, *, apart: bool
+    ) -> Candidates:
+        asked.append((objective, known, apart))
+        return run_search(searcher, objective, run, top_k, known, apart=apart)
+
+    monkeypatch.setattr("ppf.policy_search.static.run_search", spied)
+    return asked
+
+
+def test_a_round_starts_from_what_was_measured_and_does_not_propose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = spy(monkeypatch)
+    found = searched(problem_of(tmp_path, []), rounds=2, top_k=4).measured
+    (first, baselines, _), (second, known, _) = asked
+    assert first.measured is None and torch.equal(baselines, first.baselines())
+    assert torch.equal(second.measured, known) and len(known) == 5  # uniform pruning too
+    losses = {
+        tuple(k): float(nll) for k, nll in zip(found.kept.tolist(), found.measured, strict=True)
+    }
+    ranked = [losses[tuple(k)] for k in known.tolist()]
+    assert ranked == sorted(ranked)
+
+
+def test_the_first_round_starts_from_a_policy_of_another_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, space = spy(monkeypatch), layered()
+    start = space.units.clone()
+    start[1::2] = torch.arange(len(start) // 2) % 2 * 24
+    found = searched(problem_of(tmp_path, []), start, rounds=1, top_k=4)
+    ((objective, _, _),) = asked
+    assert objective.measured is not None and len(objective.measured) == 1
+    assert space.saved(objective.measured)[0] == pytest.approx(0.3, abs=0.01)
+    scaled = objective.measured[0, 1::2]
+    assert scaled[1::2].min() > scaled[::2].max()
+    assert objective.measured[0].tolist() in found.measured.kept.tolist()
+
+
+def test_what_determines_a_training_names_its_checkpoint(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path, [])
+    _, trained = started(problem)
+    objective = problem.objective(trained, (0.3, 0.3), 1.0, 0.0)
+
+    def checkpoint(config: object, number: int = 0) -> Path:
+        runs = AgentRuns(one_process(), 0, tmp_path, config)
+        return runs.next(number, trained, objective).checkpoint.path
+
+    assert checkpoint([1]) == checkpoint([1])
+    assert len({checkpoint([1]), checkpoint([2]), checkpoint([1], number=1)}) == 3
+
+
+def test_the_result_is_the_best_on_both_parts() -> None:
+    policies, zeros = torch.tensor([[4, 4], [2, 6]]), torch.zeros(2)
+    measured = Verification(
+        (("uniform",), ("candidate",)), policies, zeros, zeros, torch.tensor([3.0, 3.1])
+    )
+    losses = torch.tensor([[3.0], [3.1]]), torch.tensor([[3.5, 3.5], [3.3, 3.3]])
+    found = Found(None, measured, [], EVERY)  # type: ignore[arg-type]
+    assert found.kept == [4, 4]
+    found = replace(found, selection=Selection([0, 1], [0, 1], *losses))
+    assert (found.kept, found.nll) == ([2, 6], pytest.approx(3.1))
+
+
+@pytest.mark.parametrize("nll", [3.5, torch.nan])
+def test_the_result_is_eligible_even_where_uniform_pruning_is_better(nll: float) -> None:
+    zeros, losses = torch.zeros(2), torch.tensor([3.0, nll])
+    names = (("uniform",), ("candidate",))
+    measured = Verification(names, torch.tensor([[4, 4], [2, 6]]), zeros, zeros, losses)
+    found = Found(None, measured, [], torch.tensor([False, True]))  # type: ignore[arg-type]
+    assert found.best == 1
+
+
+class Wrong(Allocation):
+    """Prunes what `Quadratic` would keep."""
+
+    def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        space = layered()
+        target, share = Quadratic(space, 0.3).target * space.units, space.shares(ratio)
+        return 2 * share - target
+
+
+def test_a_rule_that_is_predicted_worse_than_uniform_is_measured_and_the_result(
+    tmp_path: Path,
+) -> None:
+    wrong = Rule(allocation=Wrong(), threads=1, polish=None)
+    found = searched(problem_of(tmp_path, [], agent=wrong), top_k=1)
+    assert len(found.measured.kept) == 2 and found.best == 1
+    assert found.nll > float(found.measured.measured[0])
+
+
+def test_a_rule_that_is_uniform_pruning_is_the_result(tmp_path: Path) -> None:
+    rule = Rule(allocation=Uniform(), threads=1, polish=None)
+    found = searched(problem_of(tmp_path, [], agent=rule), top_k=1)
+    assert found.measured.names == (("uniform", "candidate"),) and found.best == 0
+
+
+def test_proposals_alone_can_be_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, given = problem_of(tmp_path, []), {"rounds": 1, "top_k": 2, "trust_region": 0.01}
+    assert searched(problem, **given).eligible.tolist() == [True, True, True]
+    own = searched(problem, **given, proposals_only=True)
+    assert own.eligible.tolist() == [False, True, True]
+
+    def none(_: Agent, objective: Objective, *given: Any, **more: Any) -> Candidates:
+        return objective.candidates(objective.uniform()).best(0)
+
+    monkeypatch.setattr("ppf.policy_search.static.run_search", none)
+    with pytest.raises(PPFError, match="proposed no new policy"):
+        searched(problem, rounds=1, proposals_only=True)
+
+
+def test_the_real_model_chooses_the_best_policies_however_similar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, problem = spy(monkeypatch), problem_of(tmp_path, [])
+    labels, trained = started(problem)
+
+    class Exact(Oracle):
+        predict = Quadratic(problem.space, 0.3).predict
+
+    for predictor in (Exact(screening=[]), trained.predictor):
+        own = Trained(predictor, tmp_path, "made up")
+        settings(rounds=1).at(0.3, problem, labels, own, Stopwatch())
+    assert [apart for *_, apart in asked] == [False, True]
+
+
+def test_the_best_are_measured_on_the_selection_part(tmp_path: Path) -> None:
+    asked: list[Tensor] = []
+
+    def by_window(kept: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(kept)
+        return kept.float(), -kept.float()
+
+    problem = problem_of(tmp_path, [])
+    model = replace(problem.model, by_window=by_window)
+    found = searched(replace(problem, model=model), rounds=1)
+    assert found.selection and found.selection.rows[0] == 0
+    assert torch.equal(asked[0], found.measured.kept[list(found.selection.rows)])
+
+
+def test_a_search_starts_from_the_policy_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, seen = problem_of(tmp_path, []), list[Any]()
+    kept = {name: units // 2 for name, units in problem.space.units_by_name.items()}
+    record = {"kept": kept, "units": problem.space.units_by_name}
+    monkeypatch.setattr("ppf.policy_search.static.read", lambda *_: record)
+    monkeypatch.setattr(Static, "at", lambda *given, **more: seen.extend([*given, more]))
+    labels, trained = started(problem)
+    settings(start=tmp_path / "policy.json").search(problem, labels, trained, Stopwatch())
+    *_, start, more = seen
+    assert start.tolist() == list(kept.values()) and more == {"measure_start": True}

@@ -1,0 +1,191 @@
+"""What a config needs is known before it starts."""
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+from transformers import LlamaConfig, T5Config
+
+from ppf import plan as module
+from ppf.errors import PPFError
+from ppf.llm.shapes import known_shapes, skeleton
+from ppf.plan import GIB, Need, Plan, Speeds, check_capacity, drawn_labels, show
+from ppf.pruning.compensation import Factors, LeastSquares
+from tests.memory import peak_bytes
+from tests.test_configs import CONF
+
+CPU, SPEEDS = torch.device("cpu"), Speeds(1e12, 1e12, 1e12)
+MODELS = sorted({f.stem for f in (CONF / "model").glob("*.yaml")} - {"local", "tiny"})
+BILLIONS = {
+    "gemma3_1b": 1.000,
+    "llama2_7b": 6.738,
+    "llama3_8b": 8.030,
+    "llama3_70b": 70.55,
+    "opt_1_3b": 1.316,
+    "pythia_1_4b": 1.415,
+    "qwen2_5_0_5b": 0.494,
+    "qwen3_0_6b": 0.596,
+    "qwen3_4b": 4.022,
+    "smollm2_135m": 0.1345,
+}
+BANK = "building the bank"
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose("search", ["model.dtype=bfloat16", "fabric=cpu", *overrides])
+
+
+def planned(*overrides: str, device: torch.device = CPU, processes: int = 1) -> dict[str, Need]:
+    return {n.stage: n for n in Plan(config(*overrides), device, processes).needs(SPEEDS)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_named_model_is_planned_without_its_weights(name: str) -> None:
+    assert name in known_shapes()
+    plan = Plan(config(f"model={name}", "space.channel_multiple=1"), CPU)
+    assert plan.parameters / 1e9 == pytest.approx(BILLIONS[name], rel=2e-3)
+    assert all(need.memory > plan.weights for need in plan.needs(SPEEDS))
+
+
+def test_a_model_of_an_unknown_structure_is_not_planned(tmp_path: Path) -> None:
+    LlamaConfig(hidden_size=64, num_hidden_layers=1).save_pretrained(tmp_path)
+    other = config("model=llama3_8b", f"model.source.repository={tmp_path}")
+    assert skeleton(other.model).model.config.hidden_size == 64
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(PPFError, match="model family 't5' is not supported"):
+        Plan(config(f"model.path={tmp_path}"), CPU)
+
+
+def test_offloaded_layers_take_no_memory() -> None:
+    resident = planned("model=llama2_7b")
+    assert planned("model=llama2_7b", "model.offload=cpu") == resident  # the device is the CPU
+    for stage, need in planned("model=llama2_7b", "model.offload=disk").items():
+        assert resident[stage].memory - need.memory == pytest.approx(11.7, abs=0.3)
+
+
+def test_a_bank_that_fits_is_in_memory_and_not_on_disk() -> None:
+    small, large = planned("model=llama2_7b"), planned("model=llama2_7b", "bank.max_gib=14.0")
+    assert small[BANK].disk == pytest.approx(large[BANK].disk) == pytest.approx(11.9, abs=0.5)
+    assert large["gradients"].memory - small["gradients"].memory == pytest.approx(small[BANK].disk)
+    assert planned("model=llama2_7b", "compensation=none")[BANK].disk == 0
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(384, 1344), (768, 768)])
+def test_no_solution_takes_more_memory_than_planned(
+    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, gram = torch.randn(rows, columns), torch.eye(columns)
+    method, widths = LeastSquares(damping=0.01, refit_damping=0.1), range(0, columns + 1, 64)
+
+    def solve() -> None:
+        moments = gram.flip(0).flip(1)  # as `Bank.build`, which brings and permutes the moments
+        method.levels(weight.clone(), moments, gram[0], widths, factored=True)
+
+    peak = peak_bytes(solve) + gram.nbytes
+    monkeypatch.setattr(Plan, "_consumers", [(rows, columns)])
+    allowed = GIB * Plan(config("model=tiny"), CPU)._solving
+    assert 0.6 * allowed < peak <= allowed
+
+
+def test_every_process_on_a_machine_counts() -> None:
+    one, two = planned("model=llama2_7b"), planned("model=llama2_7b", processes=2)
+    for stage in ("observing the dense model", BANK, "48 labels"):
+        assert two[stage].memory == two[stage].host == pytest.approx(2 * one[stage].memory)
+        assert two[stage].disk == one[stage].disk  # artefacts are shared
+    states = two["gradients"].memory  # only rank 0 has their hidden states
+    assert one["gradients"].memory + 12 < states < 2 * one["gradients"].memory
+
+
+def test_rounded_matrices_of_a_policy_count() -> None:
+    given = ("model=llama2_7b", "space=mlp", "compensation=none")
+    rounded = planned(*given, "budget=bytes", "rules=bytes", "agent=evolution")
+    plain = planned(*given)["48 labels"].memory
+    (need,) = (need for stage, need in rounded.items() if stage.endswith(" labels"))
+    assert need.memory - plain > 2 * 32 * 3 * 4096 * 11008 / GIB - 0.1
+
+
+class Counting:
+    """A matrix that counts the numbers that are read from it."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix, self.read = matrix, 0
+
+    def __getitem__(self, part: Any) -> torch.Tensor:
+        found = self.matrix[part]
+        self.read += found.numel()
+        return found
+
+
+def test_a_level_reads_what_is_planned() -> None:
+    rows, columns, kept = 80, 320, 224  # 70 % of the columns
+    projected, inverse = (Counting(torch.zeros(n, columns)) for n in (rows, columns))
+    Factors(projected, inverse, [kept])[0]
+    assert projected.read == 0.7 * rows * columns
+    assert inverse.read == pytest.approx(module._LEVEL * columns**2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn", "count"),
+    [
+        ((), 1, 1 + 40 + 7),
+        (("labels.count=64",), 64, 64 + 40 + 7),
+        (("predictor=residual",), 128, 128 + 40 + 7),
+        (("search.rounds=3",), 1, 1 + 12 + 7),
+        (("mode=chain",), 1, 1 + 6 * (1 + 19) + 6 + 2 * 11),
+        (("mode=dynamic",), 128, 128 + 5 * 12 + 2 * 11),
+    ],
+)
+def test_the_policies_of_a_search_are_counted(
+    given: tuple[str, ...], drawn: int, count: int
+) -> None:
+    cfg = config("model=tiny", *given)
+    assert drawn_labels(cfg) == drawn
+    assert Plan(cfg, CPU).labels == count
+
+
+def has(monkeypatch: pytest.MonkeyPatch, memory: float, disk: float) -> None:
+    monkeypatch.setattr(module, "_free", lambda *_: (memory, memory, disk))
+
+
+def test_what_does_not_fit_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config("model=llama2_7b")
+    has(monkeypatch, 24, 40)
+    check_capacity(cfg, CPU, 1)
+    has(monkeypatch, 12, 40)
+    with pytest.raises(PPFError, match="of memory .* but 12.0 GiB .* give model.dtype=bfloat16"):
+        check_capacity(cfg, CPU, 1)
+    has(monkeypatch, 24, 20)  # each stage alone would fit
+    with pytest.raises(PPFError, match=r"needs 28\.\d GiB of disk, but 20.0 GiB are free"):
+        check_capacity(cfg, CPU, 1)
+
+
+def test_a_plan_is_a_table_and_a_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has(monkeypatch, 24, 40)
+    show(config("model=llama2_7b", f"paths.artefacts={tmp_path}", f"paths.cache={tmp_path}"))
+    told = capsys.readouterr().out
+    assert "6.74 billion parameters" in told and told.rstrip().endswith("It fits.")
+    whole = next(line for line in told.splitlines() if line.strip().startswith("whole run"))
+    assert re.findall(r"\d+\.\d", whole)[1] == "28.4"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_files_that_exist_need_no_further_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config("model=tiny", f"paths.artefacts={tmp_path}", f"paths.cache={tmp_path}")
+    free = partial(module._free, cfg, CPU)
+    names = module.signatures(cfg, CPU)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("", (), {"free": GIB})())
+    assert free()[2] == 1
+    for file in (f"statistics/{names.statistics}/0", f"bank/{names.bank}/torch.bfloat16/0"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_bytes(bytes(2**20))
+    assert free()[2] == pytest.approx(1 + 2 * 2**20 / GIB)
