@@ -118,7 +118,9 @@ def read_search(search: Path) -> dict[str, Any]:
 
 def dense_folder(model: dict[str, Any], cache: Path) -> str:
     """The Hugging Face folder of a dense model, from its config."""
-    return model["path"] or instantiate(model["source"], _partial_=True)(str(cache))
+    if model["path"]:
+        return str(model["path"])
+    return instantiate(model["source"], _partial_=True, _convert_="all")(str(cache))
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ Keyword arguments are the overrides of the commands: `labels={"count": 256}` sta
 
 import importlib
 import os
-from importlib.metadata import version
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 # cuBLAS reads this at its first use; with it, the training of a predictor can be deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-__version__ = version("ppf-llm")
 __all__ = ["DynamicModel", "SearchResult", "evaluate", "load_agent", "prune", "recover", "search"]
 
 _PLACES = {
@@ -51,8 +51,23 @@ _PLACES = {
 }
 
 
+class _Package(ModuleType):
+    """`ppf.search` is the function, also after an import of the package of this name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _PLACES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: `import ppf` itself is quick."""
+    if name == "__version__":
+        from importlib.metadata import version  # slow to import
+
+        return version("ppf-llm")
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'ppf' has no attribute '{name}'")

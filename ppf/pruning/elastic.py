@@ -36,7 +36,7 @@ class Adapters(nn.Module):
 
     def __init__(self, pruner: LivePruner, rank: int, scale: float) -> None:
         super().__init__()
-        self._pruner = Unseen(pruner)  # the model is no submodule, and weight averaging copies none
+        self._pruner = Unseen(pruner)  # the model is no submodule
         self.scale = scale
         with pruner.at(pruner.space.dense.tolist()):
             linears = projections(pruner)

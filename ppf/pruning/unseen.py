@@ -6,7 +6,7 @@ T = TypeVar("T")
 
 
 class Unseen(Generic[T]):
-    """Holds objects that checkpoints, weight averaging and DDP must not see."""
+    """Holds objects that checkpoints and DDP must not see."""
 
     def __init__(self, value: T) -> None:
         self.value = value

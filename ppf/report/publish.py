@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ppf.conf import shortened
+from ppf.progress import say
 from ppf.report.page import Page, write_page
 from ppf.report.style import png
-from ppf.report.tables import print_line, print_table
+from ppf.report.tables import print_table
 
 _LONGEST_NAME = 128  # characters of the name of a W&B artifact
 
@@ -56,11 +57,11 @@ def publish(
     for section in takewhile(lambda section: not section.figure, page.sections):
         if section.table:
             print_table(section.table)
-    print_line(page.headline)
+    say(page.headline)
     for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".html")):
-        print_line(str(file))
+        say(str(file))
     for purpose, command in page.next_commands.items():
-        print_line(f"{purpose}: {command}")
+        say(f"{purpose}: {command}")
 
 
 def _to_wandb(run: Any, page: Page, file: Path) -> None:

@@ -11,8 +11,8 @@ from ppf.predictor.scores import coverage_warning
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves, pareto_front, policy_heatmap, ratio_curve, scatter
 from ppf.report.publish import log_artifact, publish
-from ppf.report.scores import change, decimal, mebibytes, percent, signed_percent
-from ppf.report.tables import Cell, Table, accuracy_table, times_table
+from ppf.report.scores import change, decimal, duration, mebibytes, percent, signed_percent
+from ppf.report.tables import Cell, Table, accuracy_table
 
 SearchSummary = Mapping[str, Any]
 """The contents of a search's summary.json; see `ppf.stages.results`."""
@@ -48,6 +48,8 @@ def page(summary: SearchSummary) -> Page:
         f"{summary['evaluations']} models were measured; measurements and gradients read"
         f" {summary['token_passes']:,} tokens."
     )
+    seconds = summary["seconds"] | {"total": sum(summary["seconds"].values())}
+    parts = [{"part": part, "time": spent} for part, spent in seconds.items()]
     axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
     curve = ratio_curve(rows, {"PPF": summary["method"]}, summary["labels"], axis)
     return Page(
@@ -56,7 +58,7 @@ def page(summary: SearchSummary) -> Page:
         headline=_headline(summary),
         sections=[
             ReportSection("Results", note, "results", table=scores_table(summary, rows)),
-            ReportSection("Cost", cost, table=times_table(summary["seconds"])),
+            ReportSection("Cost", cost, table=Table(parts, {"time": duration})),
             ReportSection(f"Perplexity against {axis}", name="curve", figure=curve),
             *_predictions(summary),
             _policies(summary),

@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from ppf.errors import printable
 from ppf.predictor.scores import endings
 from ppf.progress import console
-from ppf.report.scores import decimal, duration
+from ppf.report.scores import decimal
 
 Cell = str | float | None
 """A value of a table; None: not known."""
@@ -73,14 +73,6 @@ class Table:
         return show(value) if error is None else f"{show(value)} ± {show(error)}"
 
 
-def times_table(seconds: Mapping[str, float]) -> Table:
-    """The duration of each part of a run, and the total."""
-    parts = {**seconds, "total": sum(seconds.values())}
-    return Table(
-        [{"part": part, "time": spent} for part, spent in parts.items()], {"time": duration}
-    )
-
-
 def accuracy_table(metrics: Mapping[str, float]) -> Table:
     """A predictor's scores with their 90 % intervals, over all ratios and for each band.
 
@@ -127,8 +119,3 @@ def print_table(table: Table, *, target: Console = console) -> None:
         whole = target.options.update(max_width=10_000)
         drawn.width = Measurement.get(target, whole, drawn).maximum
     target.print(drawn, crop=target.is_terminal)
-
-
-def print_line(text: str, *, target: Console = console) -> None:
-    """Prints one line as it is, at any width."""
-    target.print(text, markup=False, highlight=False, soft_wrap=True)

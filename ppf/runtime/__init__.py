@@ -2,6 +2,6 @@
 
 from ppf.runtime.batch import DecodingBatch
 from ppf.runtime.model import DynamicModel
-from ppf.runtime.policies import Policies
+from ppf.runtime.search_folder import Policies
 
 __all__ = ["DecodingBatch", "DynamicModel", "Policies"]

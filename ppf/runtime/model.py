@@ -20,8 +20,7 @@ from ppf.overrides import quoted
 from ppf.pruning import LivePruner
 from ppf.runtime.caches import CacheGuard
 from ppf.runtime.decoding import decode_fast
-from ppf.runtime.policies import Policies
-from ppf.runtime.search_folder import read_search
+from ppf.runtime.search_folder import Policies, read_search
 from ppf.space import check_ratio
 
 

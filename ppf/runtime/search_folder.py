@@ -1,19 +1,55 @@
-"""Reads the folder of a search: agent.json of a dynamic search, policy.json of a static one."""
+"""The policies of a search: an agent.json has one for any ratio, a policy.json has one in all."""
 
 import math
+from dataclasses import dataclass
+from typing import Protocol
 
 from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import load_agent
+from ppf.commands import invocation
 from ppf.context import PruningContext
 from ppf.errors import PPFError
 from ppf.policy_file import read_policy, refuse_recovered, refuse_types
 from ppf.records.agent import AGENT, agent_folder
-from ppf.runtime.policies import FoundPolicy, Policies
 from ppf.runtime.resident import resident
 
 _ROUNDING = 1e-9  # of a percentage
+
+
+class Policies(Protocol):
+    """Gives policies within milliseconds, without the predictor or the model."""
+
+    def policy(self, ratio: float) -> list[int]:
+        """Units that each site keeps.
+
+        Raises:
+            PPFError: there is no policy for the ratio.
+        """
+
+    def predicted(self, ratio: float) -> tuple[float, float] | None:
+        """Predicted log-perplexity and its standard deviation, nats per token; None: unknown."""
+
+
+@dataclass(frozen=True)
+class FoundPolicy:
+    """The one policy of a static search."""
+
+    ratio: float
+    kept: list[int]
+    prediction: tuple[float, float] | None
+
+    def policy(self, ratio: float) -> list[int]:
+        if not math.isclose(ratio, self.ratio):
+            raise PPFError(
+                f"the search found one policy, for ratio={self.ratio}, and none for {ratio}:"
+                f" run `{invocation('search', 'mode=chain')}` to get an agent for all ratios."
+            )
+        return self.kept
+
+    def predicted(self, ratio: float) -> tuple[float, float] | None:
+        return self.prediction if math.isclose(ratio, self.ratio) else None
 
 
 def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Policies, list[float]]:

@@ -24,7 +24,6 @@ from ppf.export import Exporter, Pruned, check_out, read_pruned
 from ppf.labels.compensating import keep_better
 from ppf.llm import LanguageModel
 from ppf.llm.loading import dtype_name, resolve_dtype
-from ppf.llm.sources import local_folder
 from ppf.policy_file import (
     by_site,
     policy_record,
@@ -59,8 +58,8 @@ def check(cfg: DictConfig) -> None:
         agent.policy(cfg.ratio)
         check_out(cfg.out, agent.record)
     elif cfg.path:
-        file = f"{local_folder(cfg.path, 'path')}/policy.json"
-        check_out(cfg.out, read_policy(file, cfg.trust_targets), cfg.path)
+        record = read_policy(f"{cfg.path}/policy.json", cfg.trust_targets)
+        check_out(cfg.out, record, cfg.path)
     else:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy)

@@ -129,7 +129,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         **{key: training[key] for key in ("tokens", "minutes", "text", "seed")},
     }
     rows = [
-        {"ratio": asked, **{f"nll_{name}": row[name] for name in _MODELS}}
+        {"ratio": asked, **{f"nll_{name}": row[name] for name in reversed(_MODELS)}}
         | {"won_back": row["won_back"], **about}
         for asked, row in zip(job.asked, test or validated, strict=True)
     ]

@@ -33,6 +33,7 @@ def folder(cache: str, tmp_path: Path) -> Path:
 def serve(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     started: list[BaseProcess] = []
     monkeypatch.chdir(root)
+    monkeypatch.setattr("ppf.stages.serve._SHUTDOWN_SECONDS", 1)
 
     def start(*overrides: str) -> tuple[BaseProcess, str, Path]:
         paths = [f"paths.artefacts={folder}/artefacts", f"paths.outputs={folder}/outputs"]

@@ -302,6 +302,7 @@ def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
     assert (row["ratio"], row["method"], row["mode"]) == (0.3, "uniform", "static")
     assert (row["tune"], row["loss"], row["part"]) == ("full", "kl+ce", "validation")
     assert (row["nll_pruned"], row["nll_recovered"]) == (found["pruned"], found["recovered"])
+    assert list(row)[:2] == ["ratio", "nll_recovered"]  # a sweep ranks its rows by it
 
 
 def test_the_test_part_is_measured_on_request(
