@@ -36,7 +36,7 @@ STATIC = (
 )
 DYNAMIC = (
     *("mode=dynamic", "agent.episodes=8", "agent.iterations=2", "search.rounds=1"),
-    *("dynamic.knots=4", "dynamic.stride=2", "dynamic.polish.generations=1", "labels.count=12"),
+    *("search.points=4", "search.stride=2", "search.polish.generations=1", "labels.count=12"),
     *HASTY,
 )
 REFIT = "refit_windows=2"
@@ -98,7 +98,7 @@ def test_recover(commands: Commands, policy: str, tune: str) -> None:
 @SLOW
 def test_a_chain_of_searches_its_recovery_and_its_server(commands: Commands) -> None:
     tested = ("report_test=true", "sequential=true", REFIT)
-    chain = ("mode=chain", "dynamic.knots=2", "ratios=[0.3]", *tested)
+    chain = ("mode=chain", "search.points=2", "ratios=[0.3]", *tested)
     folders = [commands.search(*STATIC, *chain, run_in="chain")]
     if "offload" not in str(commands.place):  # recover.py refuses it
         given = (f"search={folders[0]}", "ratios=[0.3]", f"out={commands.folder}/agent")
