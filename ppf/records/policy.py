@@ -1,11 +1,14 @@
 """Schema of policy.json, and of the config sections that agent.json has too."""
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from ppf.ranges import Count, Share
 from ppf.records.packaged import packaged
+from ppf.records.reading import read
 from ppf.records.values import Natural64, Number, NumberFormat, Record, SiteName, Word
 
 FORMAT = 1
@@ -243,3 +246,12 @@ class PolicyRecord(Record):
             if types and types.keys() != self.units.keys():
                 raise ValueError(f"{name} should name the same sites as units")
         return self
+
+
+def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
+    """Reads a policy.json, which may come from a stranger.
+
+    Args:
+        trusted: `trust_targets`: classes of the user's own that it may name.
+    """
+    return read(path, PolicyRecord, "give the policy.json of a search", trusted)
