@@ -39,7 +39,7 @@ ORDER = [
 # Largest number of lines of each package; "modules" are those of no package.
 LINES = {
     "agents": 1460,
-    "cli": 1680,
+    "cli": 1005,
     "conf": 170,
     "evaluation": 600,
     "export": 1630,
@@ -62,7 +62,7 @@ LINES = {
 # Modules that import more than 15 of ours, and how many at most.
 MANY = {
     "ppf/stages/byte_budget.py": 20,
-    "ppf/stages/evaluate.py": 16,
+    "ppf/stages/evaluate.py": 17,
     "ppf/stages/prune.py": 16,
     "ppf/stages/results.py": 16,
     "ppf/stages/search.py": 17,
