@@ -27,7 +27,7 @@ from ppf.errors import PPFError
         (["rato=0.3"], "there is no key rato: do you mean ratio?"),
         (["agent=evolution", "agent.childen=3"], "do you mean agent.children?"),
         (["labels.count.foo=3"], "there is no key labels.count.foo: --cfg job lists all keys."),
-        (["agent=[ppo,sac]"], "appears more than once in the final defaults list."),
+        (["agent=[ppo,cmaes]"], "appears more than once in the final defaults list."),
         (["foo=["], "no viable alternative at input '['"),
         (["ratio", "0.3"], "Error parsing override 'ratio'"),
         (["ratio=0.2,0.3"], "add --multirun to your command line."),
