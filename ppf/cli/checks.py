@@ -131,10 +131,6 @@ class LabelsSection(Section):
     count: Count | None
     batch: Count
     context: Count
-    catastrophic: Positive
-    kl_top_k: Natural
-    acquired: Natural = 0
-    pool: Count = 1
 
 
 class SectionKeys:

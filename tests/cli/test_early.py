@@ -10,8 +10,6 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
-from ppf.cli.collect import main as collect
-from ppf.cli.train import main as train
 from ppf.conf import plain
 from ppf.errors import PPFError
 from ppf.llm.sources import byte_tokenizer
@@ -61,19 +59,6 @@ def record(cfg: DictConfig) -> dict[str, Any]:
 
 def one_process() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
-
-
-@pytest.mark.parametrize("command", [collect, train])
-def test_a_sampler_of_policies_of_another_space(command: Any, cache: str, tmp_path: Path) -> None:
-    file = tmp_path / "policy.json"
-    file.write_text(json.dumps(examples.policy()))
-    given = ["sampler=neighbours", f"sampler.of.paths=[{file}]", "labels.count=8"]
-    name = command.task.__module__.rpartition(".")[2]
-    windows = ("text.window=64", "text.windows.calibration=2", "text.windows.labelling=2")
-    given += ["model=tiny", f"text.path={write_articles(tmp_path)}", *windows]
-    cfg = config(name, tmp_path, cache, *given, "space.channel_multiple=16")
-    with pytest.raises(PPFError, match="the policy does not fit space=width"):
-        command.task(cfg, one_process())
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_policies_are_measured_rounded_and_described_by_units(
     assert {"f16"} != set(types) and kept != units.model.space.dense.tolist()
     with units.model.pruner.at(kept, types):
         expected = units.labelling.present_nll()
-    measured = context.labelling.labeller.score(levels).nll
+    measured = context.labelling.labeller.score(levels)
     assert measured == pytest.approx(expected, rel=1e-5)
     with units.model.pruner.at(kept):
         assert abs(units.labelling.present_nll() - expected) > 1e-4
