@@ -48,8 +48,8 @@ LINES = {
     "modules": 2000,
     "plan": 370,
     "policy_search": 1260,
-    "predictor": 2420,
-    "pruning": 3901,
+    "predictor": 2800,
+    "pruning": 3916,
     "records": 697,
     "recovery": 1300,
     "report": 1825,
@@ -61,7 +61,7 @@ LINES = {
 }
 # Modules that import more than 15 of ours, and how many at most.
 MANY = {
-    "ppf/stages/byte_budget.py": 20,
+    "ppf/cli/train.py": 21,
     "ppf/stages/evaluate.py": 17,
     "ppf/stages/prune.py": 16,
     "ppf/stages/results.py": 16,
