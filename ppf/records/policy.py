@@ -63,15 +63,15 @@ class TextRecord(Record):
 
 
 class LabelsRecord(Record):
-    """Section `labels`, as in `conf/base.yaml` and `conf/train.yaml`."""
+    """Section `labels`, as in `conf/base.yaml`; the last four are of earlier versions."""
 
     count: Natural64 | None
     batch: Count
     context: Count
-    catastrophic: Number
-    kl_top_k: Natural64
-    acquired: Natural64
-    pool: Natural64
+    catastrophic: Number = 4.0
+    kl_top_k: Natural64 = 0
+    acquired: Natural64 = 0
+    pool: Natural64 = 0
 
 
 class ConfigRecord(Record):

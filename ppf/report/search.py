@@ -192,13 +192,13 @@ def _predictions(summary: SearchSummary) -> Iterator[ReportSection]:
         predicted, std, measured, ratio = (found.get(name, []) for name in _POINTS)
         figure = scatter(predicted, std, measured, ratio, candidates)
         yield ReportSection("Predicted against measured", note, "predictions", figure)
-    for title, name, scores, bands in (
-        ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"], []),
-        ("Accuracy on random policies", "accuracy", found.get("scores"), found.get("bands", [])),
+    for title, name, scores in (
+        ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"]),
+        ("Accuracy on random policies", "accuracy", found.get("scores")),
     ):
         if scores:
-            note = coverage_warning(scores, bands, "policies")
-            yield ReportSection(title, note, name, table=accuracy_table(scores, bands))
+            note = coverage_warning(scores, "policies")
+            yield ReportSection(title, note, name, table=accuracy_table(scores))
 
 
 def _training(summary: SearchSummary) -> Iterator[ReportSection]:
