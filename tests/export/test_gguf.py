@@ -21,6 +21,8 @@ from ppf.space import uniform
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
 from tests.export.conftest import POLICY, export_gguf
 
+ONE_FAMILY = pytest.mark.parametrize("pruner", ["llama-groups-of-3-tied"], indirect=True)
+
 
 @pytest.fixture(params=["llama-groups-of-3-tied", "llama-biases", "mistral-sliding-window"])
 def pruner(request: pytest.FixtureRequest) -> LivePruner:
@@ -38,6 +40,7 @@ def values(reader: GGUFReader) -> dict[str, torch.Tensor]:
     }
 
 
+@ONE_FAMILY
 def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) -> None:
     kept = policies(pruner.space)["random"]
     pruner.apply([0, kept[1], kept[2], 0, 0, *kept[5:]])
@@ -60,6 +63,7 @@ def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) 
     assert json.loads(value(reader, "ppf.policy")) == POLICY
 
 
+@ONE_FAMILY
 def test_a_name_with_a_slash_is_no_path(pruner: LivePruner, tmp_path: Path) -> None:
     policy = POLICY | {"model": "../someone/model"}
     path = export_gguf(pruner, tmp_path / "out", policy, type="f16")
@@ -249,6 +253,8 @@ SPLITS = {
 }
 
 
+@ONE_FAMILY
+@ONE_FAMILY
 @pytest.mark.parametrize("name", SPLITS)
 def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(SPLITS[name])
@@ -277,6 +283,8 @@ def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) 
     assert value(reader, "tokenizer.ggml.add_space_prefix") is False
 
 
+@ONE_FAMILY
+@ONE_FAMILY
 @pytest.mark.parametrize(
     ("step", "prepends"),
     [
@@ -296,6 +304,7 @@ def test_a_space_before_every_text_is_written_in_each_form(
     assert value(reader, "tokenizer.ggml.add_space_prefix") is prepends
 
 
+@ONE_FAMILY
 def test_a_special_token_without_a_row_is_left_out(pruner: LivePruner, tmp_path: Path) -> None:
     """As Gemma 3's token for images."""
     vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}
