@@ -40,7 +40,6 @@ def values(reader: GGUFReader) -> dict[str, torch.Tensor]:
     }
 
 
-@ONE_FAMILY
 def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) -> None:
     kept = policies(pruner.space)["random"]
     pruner.apply([0, kept[1], kept[2], 0, 0, *kept[5:]])
@@ -71,6 +70,7 @@ def test_a_name_with_a_slash_is_no_path(pruner: LivePruner, tmp_path: Path) -> N
     assert value(GGUFReader(path), "general.name") == "../someone/model"
 
 
+@ONE_FAMILY
 def test_an_export_that_fails_leaves_the_earlier_file(
     pruner: LivePruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +254,6 @@ SPLITS = {
 
 
 @ONE_FAMILY
-@ONE_FAMILY
 @pytest.mark.parametrize("name", SPLITS)
 def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(SPLITS[name])
@@ -269,6 +268,7 @@ def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -
     assert value(reader, "tokenizer.ggml.add_bos_token") is False
 
 
+@ONE_FAMILY
 def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) -> None:
     vocabulary = {"<unk>": 0, "<0x41>": 1, "a": 2, "▁": 3}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
@@ -283,7 +283,6 @@ def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) 
     assert value(reader, "tokenizer.ggml.add_space_prefix") is False
 
 
-@ONE_FAMILY
 @ONE_FAMILY
 @pytest.mark.parametrize(
     ("step", "prepends"),
@@ -317,6 +316,7 @@ def test_a_special_token_without_a_row_is_left_out(pruner: LivePruner, tmp_path:
     assert len(tokens) == 257 and "<image>" not in tokens
 
 
+@ONE_FAMILY
 def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
