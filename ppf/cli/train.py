@@ -81,7 +81,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         ReportSection("Accuracy", name="accuracy", table=table),
         ReportSection("Predicted against measured", name="predictions", figure=figure),
     ]
-    page = Page("Accuracy of the predictor", command_line("train"), warning, sections)
+    page = Page("Accuracy of the predictor", warning, sections, {"command": command_line("train")})
     publish(Path(cfg.paths.run), fabric.loggers, page, found.metrics)
     if needs_labels(predictor):
         name = f"{cfg.model.name}-predictor"
