@@ -49,7 +49,7 @@ TINY = (
     "text.windows={calibration:4,labelling:2,test:2}",
     "predictor=additive",
     "predictor.members=2",
-    "predictor.max_epochs=3",
+    "trainer.max_epochs=3",
     "search.rounds=1",
     "logger=none",
 )
@@ -266,7 +266,7 @@ def fuzz(tries: int) -> dict[str, int]:
         folder = Path(root) / "labels"
         store = LabelStore(folder, "a", UNITS)
         for i in range(8):
-            store.add(LabelRow((3, 24 - i, i % 4, 20), 0.1 * i, 3 + i / 7, None, "sampler", 0.5))
+            store.add(LabelRow((3, 24 - i, i % 4, 20), 0.1 * i, 3 + i / 7, "sampler", 0.5))
         truth, shard = dict(store._rows), next(folder.glob("*.parquet"))
         whole = shard.read_bytes()
         for _ in track(range(tries), "Fuzzing shards"):

@@ -93,7 +93,7 @@ class Clocked(Labeller):
 
     def nll(self, kept: list[int]) -> float:
         self._clock("set-up", self.pruner.apply, kept)
-        return self.score(kept).nll
+        return self.score(kept)
 
 
 def timed(nll: Callable[[list[int]], float], policies: Tensor) -> tuple[list[float], float]:

@@ -2,7 +2,7 @@
 
 A real evaluation is a label, which the predictor replaces in a search, or the whole test part.
 Everything is timed in one run, on all threads that torch takes for the real evaluation and on
-`predictor.threads` for the predictor, as in a search. More labels make a Gaussian process slower:
+one thread for the predictor, as in a search. More labels make a Gaussian process slower:
 
     python benchmarks/predictor.py [HYDRA OVERRIDES, as for train.py]
 """
@@ -24,9 +24,7 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.plan import drawn_labels
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
-from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
-from ppf.stages.train import train
 from ppf.threads import cpu_threads
 
 BATCHES = (1, 64, 4096)
@@ -68,7 +66,6 @@ def main() -> None:
     fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, ())
     space, config = context.model.space, plain(cfg.predictor)
     labels = collect(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed)
-    labels = acquire(*parts, labels, fit, cfg.labels, cfg.sampler, cfg.seed)
     predictor = fit(labels).predictor
 
     seconds = real_evaluations(context)

@@ -22,8 +22,6 @@ Keyword arguments are the overrides of the commands: `labels={"count": 256}` sta
 
 import importlib
 import os
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,17 +47,6 @@ _PLACES = {
     "recover": "ppf.api",
     "search": "ppf.api",
 }
-
-
-class _Package(ModuleType):
-    """`ppf.search` is the function, also after an import of the package of this name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in _PLACES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

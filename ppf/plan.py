@@ -10,6 +10,7 @@ from typing import NamedTuple
 import psutil
 import torch
 from hydra.utils import instantiate
+from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.errors import PPFError
@@ -24,9 +25,9 @@ from ppf.pruning.bank import BankSize, bank_size
 from ppf.pruning.costs import Bytes
 from ppf.pruning.observed import reads_spectra
 from ppf.pruning.signatures import signatures
+from ppf.ranks import on_rank_0
 from ppf.report.scores import duration
 from ppf.report.tables import Cell, Table, print_table
-from ppf.space import Space
 
 GIB = 2**30
 _ALL = 1024  # windows that are assumed where a text gives all it has
@@ -118,7 +119,7 @@ class Plan:
         """Size of the least-squares bank; None: no weights are refitted."""
         if not instantiate(self.cfg.compensation).refits:
             return None
-        space: Space = instantiate(self.cfg.space, [c.prunable for c in self._couplings])
+        space = instantiate(self.cfg.space, [c.prunable for c in self._couplings])
         shapes = {c.name: shape for c, shape in zip(self._couplings, self._consumers, strict=True)}
         of_sites = [shapes[site.name] for site in space.sites]
         devices = [self.device]
@@ -249,22 +250,28 @@ def drawn_labels(cfg: DictConfig) -> int:
     return _DRAWN if predictor and needs_labels(unfitted(predictor)) else 1
 
 
-def check_capacity(
-    cfg: DictConfig, device: torch.device, processes: int, dtype: str | None = None
-) -> None:
-    """Compares a config with this machine before any work starts; arguments as for `Plan`.
+def check_capacity(cfg: DictConfig, fabric: Fabric, dtype: str | None = None) -> None:
+    """Compares a config with this machine before any work starts.
 
-    A model whose config is not available before its weights are loaded is not checked.
+    Rank 0 compares for all, before another rank takes memory. A model whose config is not available
+    before its weights are loaded is not checked.
+
+    Args:
+        cfg, dtype: as for `Plan`.
 
     Raises:
         PPFError: memory or disk do not suffice.
     """
-    try:
-        plan = Plan(cfg, device, processes, dtype)
-    except PPFError:
-        return
-    if sentence := _too_large(plan, plan.needs(Speeds())):
-        raise PPFError(sentence)
+
+    def compare() -> None:
+        try:
+            plan = Plan(cfg, fabric.device, processes_here(fabric), dtype)
+        except PPFError:
+            return
+        if sentence := _too_large(plan, plan.needs(Speeds())):
+            raise PPFError(sentence)
+
+    on_rank_0(fabric, compare)
 
 
 def show(cfg: DictConfig) -> None:

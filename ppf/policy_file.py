@@ -1,6 +1,6 @@
 """policy.json: the policy that a search found, and everything needed to apply it again."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +14,10 @@ from ppf.context import EarlyCheck, PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.pruning.live import Types
 from ppf.pruning.signatures import signatures
-from ppf.records import read
-from ppf.records.policy import FORMAT, PolicyRecord
+from ppf.records.policy import FORMAT, read_policy
 from ppf.space import Space
 
+__all__ = ["read_policy"]
 T = TypeVar("T")
 
 
@@ -67,15 +67,6 @@ def types_of(space: Space, record: Mapping[str, Any]) -> Types:
     return types and [types[site.name] for site in space.sites]
 
 
-def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
-    """Reads a policy.json, which may come from a stranger.
-
-    Args:
-        trusted: `trust_targets`: classes of the user's own that it may name.
-    """
-    return read(path, PolicyRecord, "give the policy.json of a search", trusted)
-
-
 def refuse_types(record: Mapping[str, Any], what: str) -> None:
     """Raises PPFError if the policy quantises weights, which something does not support."""
     if record.get("types"):
@@ -104,7 +95,6 @@ def prepared(
         PPFError: the model, the text or the dtype has changed, or the machine is too small.
     """
     config = checked_config(record, cfg)
-    config.sequential, config.refit_windows = cfg.sequential, cfg.refit_windows  # it takes memory
     return prepare(config, fabric, dtype=cfg.dtype, check=check)
 
 

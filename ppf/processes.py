@@ -54,6 +54,8 @@ def process_count(arguments: Mapping[str, Any]) -> int:
         arguments: of Fabric or Trainer; only those on devices and nodes count.
     """
     asked = {name: arguments[name] for name in _DEVICES if name in arguments}
+    for name in [name for name in os.environ if name.startswith("LT_")]:
+        del os.environ[name]  # options of `fabric run`: the config alone counts
     return Fabric(**asked, plugins=LightningEnvironment()).world_size
 
 

@@ -38,6 +38,14 @@ def collect_traits(lm: LanguageModel, windows: Windows) -> Traits:
     )
 
 
+def by_name(traits: Traits) -> dict[str, Tensor]:
+    """The tensors of all traits."""
+    found = {name: value for name, value in vars(traits).items() if isinstance(value, Tensor)}
+    for name in ("energy", "fluctuation"):
+        found |= {f"{name}.{site}": value for site, value in getattr(traits, name).items()}
+    return found
+
+
 def score_atoms(
     lm: LanguageModel, importance: Importance, statistics: Statistics, windows: Windows
 ) -> list[Float[Tensor, " _"]]:

@@ -11,6 +11,7 @@ from ppf import context as stage
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel
 from ppf.policy_file import checked_config, provenance
+from ppf.pruning.observed import Observed
 from ppf.text import Text
 from ppf.text.windows import evenly
 from tests.articles import write_articles
@@ -23,7 +24,7 @@ def test_too_little_text_to_label_is_refused_before_calibration(
     def calibrate(*arguments: object) -> None:
         raise AssertionError("the long work has begun")
 
-    monkeypatch.setattr(stage.Observed, "make", calibrate)
+    monkeypatch.setattr(Observed, "make", calibrate)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"Article {i} says nothing." * 8 for i in range(64)))
     given = [f"text.path={text}", f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]
@@ -39,7 +40,7 @@ def test_a_later_need_of_text_is_checked_before_the_work(
     def calibrate(observed: object) -> None:
         raise AssertionError("the long work has begun")
 
-    monkeypatch.setattr(stage.Observed, "make", calibrate)
+    monkeypatch.setattr(Observed, "make", calibrate)
 
     def read_test_part(text: Text, lm: LanguageModel) -> None:
         text.tokens("test", lm.tokenizer)
@@ -56,7 +57,7 @@ def test_rank_0_compares_memory_for_all(monkeypatch: pytest.MonkeyPatch) -> None
     def compare(*arguments: object) -> None:
         raise AssertionError("rank 0 may have taken memory by now")
 
-    monkeypatch.setattr(stage, "check_capacity", compare)
+    monkeypatch.setattr("ppf.plan.Plan", compare)
     told = (None, "the model does not fit")
     rank_1 = SimpleNamespace(
         device=torch.device("cpu"),
@@ -74,13 +75,13 @@ def test_order_and_compensation_read_further_first_tokens_of_the_calibration_par
     cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = list[torch.Tensor]()
-    make = stage.Observed.make
+    make = Observed.make
 
-    def record(observed: stage.Observed) -> None:
-        read.append(observed._first)
+    def record(observed: Observed) -> None:
+        read.append(observed.first)
         make(observed)
 
-    monkeypatch.setattr(stage.Observed, "make", record)
+    monkeypatch.setattr(Observed, "make", record)
     _, context = write_search(tmp_path, cache)
     stream = context.text.stream("calibration", context.model.lm.tokenizer)
     assert len(stream) > 100

@@ -16,6 +16,7 @@ from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
 from ppf.plan import GIB, Need, Plan, Speeds, check_capacity, drawn_labels, show
 from ppf.pruning.compensation import Factors, LeastSquares
+from tests.agents.synthetic import one_process
 from tests.memory import peak_bytes
 from tests.test_configs import CONF
 
@@ -156,13 +157,13 @@ def has(monkeypatch: pytest.MonkeyPatch, memory: float, disk: float) -> None:
 def test_what_does_not_fit_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config("model=llama2_7b")
     has(monkeypatch, 24, 40)
-    check_capacity(cfg, CPU, 1)
+    check_capacity(cfg, one_process())
     has(monkeypatch, 12, 40)
     with pytest.raises(PPFError, match="of memory .* but 12.0 GiB .* give model.dtype=bfloat16"):
-        check_capacity(cfg, CPU, 1)
+        check_capacity(cfg, one_process())
     has(monkeypatch, 24, 20)  # each stage alone would fit
     with pytest.raises(PPFError, match=r"needs 28\.\d GiB of disk, but 20.0 GiB are free"):
-        check_capacity(cfg, CPU, 1)
+        check_capacity(cfg, one_process())
 
 
 def test_a_plan_is_a_table_and_a_verdict(

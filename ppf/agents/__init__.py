@@ -1,5 +1,6 @@
 """Agents: algorithms that search for the best policy at a pruning ratio, one in each file."""
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Report, Run
+from ppf.agents.base import THREADS, Agent, Candidates, Objective, Polish, Report, Run
+from ppf.agents.learner import Learner
 
-__all__ = ["Agent", "Candidates", "Objective", "Polish", "Report", "Run"]
+__all__ = ["THREADS", "Agent", "Candidates", "Learner", "Objective", "Polish", "Report", "Run"]

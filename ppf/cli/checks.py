@@ -1,7 +1,7 @@
 """Checks of a composed config before any work starts: every key, every value, every folder."""
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryFile
@@ -131,26 +131,6 @@ class LabelsSection(Section):
     count: Count | None
     batch: Count
     context: Count
-    catastrophic: Positive
-    kl_top_k: Natural
-    acquired: Natural = 0
-    pool: Count = 1
-
-
-class BudgetSection(Section):
-    """`budget/*.yaml`."""
-
-    name: str
-    cost: Component
-
-
-class SpeedSection(Section):
-    """How prefill and decode are timed."""
-
-    batches: Annotated[list[Count], Field(min_length=1)]
-    prompt: Count
-    new_tokens: Count
-    repeats: Count
 
 
 class SectionKeys:
@@ -168,8 +148,7 @@ class SectionKeys:
     model: ModelSection
     text: TextSection
     labels: LabelsSection
-    budget: BudgetSection
-    speed: SpeedSection
+    budget: dict[str, str | Component]
 
 
 def check(cfg: DictConfig) -> None:
@@ -235,19 +214,6 @@ def check_folder(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
             file.write(b"0")
-
-
-def refuse_unread(command: str, given: Iterable[str], unread: Collection[str]) -> None:
-    """Raises PPFError if an override changes a key that the command does not read.
-
-    Args:
-        command: for the message.
-        given: overrides.
-        unread: keys and sections.
-    """
-    for key in changed(given):
-        if lies_in(key, unread):
-            raise PPFError(f"{command} does not read {key}: leave it out.")
 
 
 def changed(overrides: Iterable[str]) -> Iterator[str]:

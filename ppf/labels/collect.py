@@ -83,6 +83,6 @@ def label(
 
 def _label_one(store: LabelStore, labeller: Labeller, kept: tuple[int, ...], source: str) -> None:
     start = time.perf_counter()
-    score = labeller.score(kept)
+    nll = labeller.score(kept)
     ratio = float(labeller.pruner.space.ratio(torch.tensor(kept)))
-    store.add(LabelRow(kept, ratio, score.nll, score.kl, source, time.perf_counter() - start))
+    store.add(LabelRow(kept, ratio, nll, source, time.perf_counter() - start))

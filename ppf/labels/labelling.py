@@ -75,10 +75,7 @@ class Labelling:
 
     def _labeller(self, windows: Int[Tensor, "windows window"]) -> Labeller:
         s = self.settings
-        batch, top = s.batch, s.kl_top_k
-        return Labeller(
-            self.model.lm, self.model, windows, batch=batch, context=s.context, kl_top_k=top
-        )
+        return Labeller(self.model.lm, self.model, windows, batch=s.batch, context=s.context)
 
     @cached_property
     def store(self) -> LabelStore:
@@ -134,7 +131,7 @@ class Labelling:
         size = labeller.windows.numel()
         self.passes.update({("screening", first, count, kept): size for kept in rows})
         with cpu_threads(self.threads):
-            found = {kept: labeller.score(kept).nll for kept in track(sorted(rows), "Screening")}
+            found = {kept: labeller.score(kept) for kept in track(sorted(rows), "Screening")}
         return torch.tensor([found[kept] for kept in rows])
 
     def present_nll(self, windows: Int[Tensor, "windows window"] | None = None) -> float:

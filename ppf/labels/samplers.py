@@ -12,8 +12,6 @@ from ppf.errors import PPFError
 from ppf.labels.groups import MOST, SHARED
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.ranges import Interval, NonNegative, RatioInterval, Share
-from ppf.records import read
-from ppf.records.policy import PolicyRecord
 from ppf.space import Space, project
 
 
@@ -28,24 +26,8 @@ class SamplingContext(Protocol):
     def features(self) -> SiteFeatures: ...
 
 
-@runtime_checkable
-class RatioPolicy(Protocol):
-    """Gives a policy for any pruning ratio, as a dynamic agent does."""
-
-    def policy(self, ratio: float) -> list[int]:
-        """Number of units that each site keeps."""
-        ...
-
-
 class Sampler(ABC):
     """Draws policies; the same generator state gives the same draw."""
-
-    def check(self, space: Space) -> None:  # noqa: B027 - most draw from no files
-        """Called before the model's statistics are made.
-
-        Raises:
-            PPFError: what it draws from has policies of another space.
-        """
 
     @abstractmethod
     def draw(
@@ -57,8 +39,8 @@ class Sampler(ABC):
             context: the space and its features.
             count: number of policies.
             generator: source of randomness.
-            turn: number of earlier draws of this size. Samplers that go through a list (files,
-                rules, sites) continue after these.
+            turn: number of earlier draws of this size. Samplers that go through a list (rules,
+                sites) continue after these.
         """
 
 
@@ -129,10 +111,6 @@ class FromRules(Sampler):
     def __init__(self, rules: Mapping[str, Allocation], ratio: RatioInterval) -> None:
         self.rules, self.ratio = list(rules.values()), ratio
 
-    def check(self, space: Space) -> None:
-        if not self.rules:
-            raise PPFError("there are no rules to draw policies from: give sampler=smooth.")
-
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
@@ -144,92 +122,6 @@ class FromRules(Sampler):
             if number < count:
                 wanted[rows] = rule.wanted(context.features, ratio[rows])
         return project(context.space, wanted, ratio)
-
-
-class FromFiles(Sampler):
-    """Policies of earlier searches, one after another.
-
-    Args:
-        paths: policy.json files for the same space.
-        trusted: your own classes that these files may name.
-
-    Raises:
-        PPFError: `paths` is empty, a file is missing or damaged, or its policy quantises weights.
-    """
-
-    def __init__(self, paths: Sequence[str], trusted: Sequence[str]) -> None:
-        if not paths:
-            raise PPFError("the sampler has no files: give sampler.of.paths=[POLICY.json,...].")
-        remedy = "give sampler.of.paths=[POLICY.json,...] of searches"
-        self.records = [read(path, PolicyRecord, remedy, trusted) for path in paths]
-        for path, record in zip(paths, self.records, strict=True):
-            if record.get("types"):
-                raise PPFError(f"the policy of {path} quantises weights: {remedy} without it.")
-
-    def draw(
-        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
-    ) -> Tensor:
-        policies = torch.tensor(self._policies(context.space))
-        return policies[(turn * count + torch.arange(count)) % len(policies)]
-
-    def check(self, space: Space) -> None:
-        self._policies(space)
-
-    def _policies(self, space: Space) -> list[list[int]]:
-        return [space.policy(record["kept"], record["units"]) for record in self.records]
-
-
-class FromAgent(Sampler):
-    """Policies of a trained dynamic agent, stratified over the ratio.
-
-    Args:
-        agent: the agent.
-        ratio: [lowest, highest] pruning ratio.
-
-    """
-
-    def __init__(self, agent: RatioPolicy, ratio: RatioInterval) -> None:
-        self.agent, self.ratio = agent, ratio
-
-    def draw(
-        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
-    ) -> Tensor:
-        ratios = _stratified(self.ratio, count, generator).tolist()
-        policies = self._policies(context.space, ratios)
-        return torch.tensor(policies, dtype=torch.long).view(count, len(context.space))
-
-    def check(self, space: Space) -> None:
-        self._policies(space, self.ratio)
-
-    def _policies(self, space: Space, ratios: Sequence[float]) -> list[list[int]]:
-        own = getattr(self.agent, "space", space)
-        names, units = [site.name for site in own.sites], own.units_by_name
-        policies = (self.agent.policy(ratio) for ratio in ratios)
-        return [space.policy(dict(zip(names, kept, strict=True)), units) for kept in policies]
-
-
-class Neighbours(Sampler):
-    """Random neighbours of another sampler's policies, at the same pruning ratio.
-
-    Args:
-        of: the other sampler.
-        spread: standard deviation of the change of a site, as a share of its units. It is at least
-            one unit.
-    """
-
-    def __init__(self, of: Sampler, spread: NonNegative) -> None:
-        self.of, self.spread = of, spread
-
-    def check(self, space: Space) -> None:
-        self.of.check(space)
-
-    def draw(
-        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
-    ) -> Tensor:
-        kept = self.of.draw(context, count, generator, turn)
-        std = (self.spread * context.space.units).clamp_min(1)
-        wanted = kept + std * torch.randn(kept.shape, generator=generator)
-        return project(context.space, wanted, context.space.ratio(kept))
 
 
 class SharedPrefix(Sampler):
@@ -261,9 +153,6 @@ class SharedPrefix(Sampler):
             )
         self.of, self.depths = of, [0.0, *depths]
 
-    def check(self, space: Space) -> None:
-        self.of.check(space)
-
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
@@ -291,10 +180,6 @@ class Mixture(Sampler):
                 " give each a share, and one of them more than 0."
             )
         self.parts, self.shares = parts, shares
-
-    def check(self, space: Space) -> None:
-        for part in self.parts.values():
-            part.check(space)
 
     def draw(
         self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0

@@ -31,7 +31,6 @@ class LabelRow:
         kept: number of units that each site keeps.
         ratio: pruning ratio of the policy.
         nll: mean negative log-likelihood, nats per token.
-        kl: mean KL divergence from the dense model, nats per token; None: not measured.
         source: name of the sampler or search that the policy is from.
         seconds: time that the measurement took.
     """
@@ -39,7 +38,6 @@ class LabelRow:
     kept: tuple[int, ...]
     ratio: float
     nll: float
-    kl: float | None
     source: str
     seconds: float
 
@@ -145,7 +143,9 @@ class LabelStore:
         self._shard = self.folder / f"{uuid.uuid4().hex}.parquet"
 
     def _write(self, rows: Sequence[LabelRow], path: Path) -> None:
-        table = pa.Table.from_pylist([vars(row) for row in rows], schema=self._schema)
+        table = pa.Table.from_pylist(
+            [{**vars(row), "kl": None} for row in rows], schema=self._schema
+        )
         metadata = {**self._identity, "sha256": _checksum(table)}
         parquet.write_table(table.replace_schema_metadata(metadata), path)
 
@@ -163,7 +163,8 @@ class LabelStore:
             return self._skip(path, "belongs to other labels or another version")
         if metadata.get("sha256") != checksum or not table.schema.equals(self._schema):
             return self._skip(path, "is corrupt")
-        rows = [LabelRow(**{**row, "kept": tuple(row["kept"])}) for row in table.to_pylist()]
+        columns = table.drop_columns("kl").to_pylist()
+        rows = [LabelRow(**{**row, "kept": tuple(row["kept"])}) for row in columns]
         if not all(self._fits(row.kept) for row in rows):
             return self._skip(path, "has policies of another space")
         return rows
@@ -189,7 +190,7 @@ def _schema(units: Sequence[int]) -> pa.Schema:
             pa.field("kept", pa.list_(pa.field("element", number, nullable=False)), nullable=False),
             pa.field("ratio", pa.float64(), nullable=False),
             pa.field("nll", pa.float64(), nullable=False),
-            pa.field("kl", pa.float64()),
+            pa.field("kl", pa.float64()),  # null: only earlier versions measured a divergence
             pa.field("source", pa.string(), nullable=False),
             pa.field("seconds", pa.float64(), nullable=False),
         ]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 PROPOSED = "search"
 """Source of the policies that a search measured, with uniform pruning and the rules' policies."""
-ACQUIRED = "acquired"
-"""Source of policies that a predictor selected by active learning."""
+CATASTROPHIC = 4.0
+"""Increase over the dense loss, nats per token, above which all policies are equally bad."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Labels:
     Args:
         kept: number of units that each site keeps, one row per policy.
         nll: mean negative log-likelihood on the labelling text, nats per token; may be inf or nan.
-        source: for each policy, the name of its sampler, `PROPOSED` or `ACQUIRED`.
+        source: for each policy, the name of its sampler, or `PROPOSED`.
     """
 
     kept: Int[Tensor, "rows sites"]
@@ -29,24 +29,18 @@ class Labels:
     def __len__(self) -> int:
         return len(self.source)
 
-    def catastrophic(self, dense_nll: float, limit: float) -> Bool[Tensor, " rows"]:
+    def catastrophic(self, dense_nll: float) -> Bool[Tensor, " rows"]:
         """Marks policies that are useless because their loss is too large or not finite.
 
         Args:
             dense_nll: loss of the dense model, nats per token.
-            limit: largest allowed increase over `dense_nll`, nats per token.
         """
-        return ~(self.nll <= dense_nll + limit)
+        return ~(self.nll <= dense_nll + CATASTROPHIC)
 
     @property
     def proposed(self) -> Bool[Tensor, " rows"]:
         """Marks policies that a search measured: proposals, uniform pruning and rules."""
-        return self._from(PROPOSED)
-
-    @property
-    def acquired(self) -> Bool[Tensor, " rows"]:
-        """Marks policies that a predictor selected."""
-        return self._from(ACQUIRED)
+        return torch.tensor([source == PROPOSED for source in self.source], dtype=torch.bool)
 
     def with_rows(
         self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"], source: str
@@ -66,6 +60,3 @@ class Labels:
             torch.cat([self.nll, nll[new]]),
             self.source + [source] * len(new),
         )
-
-    def _from(self, name: str) -> Bool[Tensor, " rows"]:
-        return torch.tensor([source == name for source in self.source], dtype=torch.bool)

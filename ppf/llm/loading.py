@@ -189,11 +189,8 @@ def _fast_bfloat16(device: str) -> bool:
     if device != "cpu":
         return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if platform.machine() in ("x86_64", "AMD64"):
-        vectors = torch.cpu._is_avx512_bf16_supported() and _is_amd()
+        info = Path("/proc/cpuinfo")
+        amd = info.is_file() and "AuthenticAMD" in info.read_text()
+        vectors = amd and torch.cpu._is_avx512_bf16_supported()
         return vectors or torch.cpu._is_amx_tile_supported()
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _is_amd() -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and "AuthenticAMD" in info.read_text()

@@ -89,7 +89,8 @@ class Offloaded:
 def _to_disk(layer: nn.Module, folder: Path, dtype: torch.dtype) -> mmap.mmap:
     """Moves a layer's weights to a mapped file without a name."""
     parameters = [parameter for parameter in layer.parameters() if parameter.numel()]
-    sizes = [_aligned(parameter.numel() * dtype.itemsize) for parameter in parameters]
+    # Each parameter begins at a multiple of 64 bytes.
+    sizes = [-(-parameter.numel() * dtype.itemsize // 64) * 64 for parameter in parameters]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
@@ -108,11 +109,3 @@ def _to_disk(layer: nn.Module, folder: Path, dtype: torch.dtype) -> mmap.mmap:
         parameter.data = view.copy_(parameter.data)
         start += size
     return mapped
-
-
-def _aligned(size: int) -> int:
-    """Bytes of a parameter, rounded up so that the next one begins at an aligned address."""
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-_ALIGNMENT = 64

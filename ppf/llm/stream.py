@@ -55,7 +55,7 @@ class LayerStream:
             stored = sorted(load_file(self._file(layer)).items())
             self._next, self._states = layer, [state.to(self.lm.device) for _, state in stored]
         elif layer < self._next:
-            self._restart()
+            self._next, self._states = 0, [call.inputs for call in self._calls]
         while self._next < layer:
             self._step()
 
@@ -66,9 +66,6 @@ class LayerStream:
             self._states = [layer(states, **call) for states, call in pairs]
         self._next += 1
         return self._states
-
-    def _restart(self) -> None:
-        self._next, self._states = 0, [call.inputs for call in self._calls]
 
     def _file(self, layer: int) -> Path:
         assert self._folder

@@ -7,9 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.agents import Objective, Polish, Run
-from ppf.agents.base import THREADS
-from ppf.agents.learner import Learner
+from ppf.agents import THREADS, Learner, Objective, Polish, Run
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels

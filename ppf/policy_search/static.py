@@ -19,8 +19,7 @@ from ppf.predictor.base import Trained, is_exact
 from ppf.progress import Stopwatch, say
 from ppf.ranges import Count, Natural, PositiveShare
 from ppf.ranks import on_rank_0
-from ppf.records import read
-from ppf.records.policy import PolicyRecord
+from ppf.records.policy import read_policy
 from ppf.space import new_policies, project
 
 _STARTS = 16  # best measured policies from which a round's search starts
@@ -124,7 +123,7 @@ class Static:
         (ratio,) = problem.ratios
         if not self.start:
             return self.at(ratio, problem, labels, trained, clock)
-        record = read(self.start, PolicyRecord, "give the policy.json of a search")
+        record = read_policy(self.start, ())
         start = torch.tensor(problem.space.policy(record["kept"], record["units"]))
         return self.at(ratio, problem, labels, trained, clock, start, measure_start=True)
 

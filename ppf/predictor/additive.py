@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ppf.predictor.encoders import Encoder
 from ppf.predictor.network import Network
-from ppf.ranges import NonNegative, Positive, Positives
+from ppf.ranges import NonNegative
 
 
 class Additive(Network):
@@ -25,13 +25,7 @@ class Additive(Network):
     zero, all weights are equal.
 
     Args:
-        powers: exponents p of the link.
         smooth: standard deviation of the log-weights' smooth part.
-        length: its correlation length, in layers.
-        rough: standard deviation of the log-weights' part that is independent for each row.
-        per_feature: standard deviation of a row's deviations by feature, relative to the one that
-            its features share.
-        spread: standard deviation of the initial deviations, so that ensemble members differ.
     """
 
     dense: Float[Tensor, "..."]
@@ -41,42 +35,31 @@ class Additive(Network):
     energy: Float[Tensor, " rows"]
     powers: Float[Tensor, " powers"]
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        powers: Positives,
-        smooth: NonNegative,
-        length: Positive,
-        rough: Positive,
-        per_feature: NonNegative,
-        spread: NonNegative,
-    ) -> None:
+    def __init__(self, encoder: Encoder, *, smooth: NonNegative) -> None:
         super().__init__()
         lost = (encoder.empty - encoder.dense).abs().flatten(0, -2)
         rows, features = len(encoder.kinds), int(lost.any(0).nonzero().max()) + 1
         same_kind = encoder.kinds[:, None] == encoder.kinds
         distance = (encoder.layers[:, None] - encoder.layers).abs()
-        covariance = same_kind * smooth**2 * torch.exp(-distance / length)
-        root = torch.linalg.cholesky(covariance + (rough**2 + _JITTER) * torch.eye(rows))
+        covariance = same_kind * smooth**2 * torch.exp(-distance / _LENGTH)
+        root = torch.linalg.cholesky(covariance + (_ROUGH**2 + _JITTER) * torch.eye(rows))
         self.features = features  # those that come after them are constant
         self.register_buffer("dense", encoder.dense[..., :features])
         self.register_buffer("whole", lost.sum())
         self.register_buffer("kinds", encoder.kinds)
         self.register_buffer("energy", _standardised(encoder.energy, encoder.kinds))
         self.register_buffer("covariance_root", root)
-        self.register_buffer("powers", torch.tensor(list(powers)))
-        self.per_feature = per_feature
+        self.register_buffer("powers", torch.tensor(_POWERS))
         self.levels = nn.Parameter(torch.zeros(int(encoder.kinds.max()) + 1, features))
         self.slopes = nn.Parameter(torch.zeros(len(self.levels)))
-        self.deviations = nn.Parameter(spread * torch.randn(rows))
-        self.feature_deviations = nn.Parameter(spread * torch.randn(rows, features))
-        self.link = nn.Parameter(torch.zeros(len(powers)))
+        self.deviations = nn.Parameter(_SPREAD * torch.randn(rows))
+        self.feature_deviations = nn.Parameter(_SPREAD * torch.randn(rows, features))
+        self.link = nn.Parameter(torch.zeros(len(_POWERS)))
 
     @property
     def weights(self) -> Float[Tensor, "rows features"]:
         """The weight of each feature of each row."""
-        whitened = self.deviations[:, None] + self.per_feature * self.feature_deviations
+        whitened = self.deviations[:, None] + _PER_FEATURE * self.feature_deviations
         from_energy = self.slopes[self.kinds] * self.energy
         logs = self.levels[self.kinds] + from_energy[:, None] + self.covariance_root @ whitened
         return logs.clamp(max=_LARGEST).exp()
@@ -100,6 +83,11 @@ def _standardised(
     return logs
 
 
+_POWERS = (1.0, 2.0)  # exponents p of the link
+_LENGTH = 4.0  # correlation length of the log-weights' smooth part, in layers
+_ROUGH = 0.5  # standard deviation of the log-weights' part that is independent for each row
+_PER_FEATURE = 1.0  # that of a row's deviations by feature, relative to the one they share
+_SPREAD = 0.1  # that of the initial deviations, so that ensemble members differ
 _JITTER = 1e-9  # keeps the root and the powers' gradients finite
 _LARGEST = 10.0  # log-weight; keeps a line search that goes astray finite
 _SCALE = 5.0  # brings the output near the targets before training

@@ -10,15 +10,12 @@ from jaxtyping import Float, Int
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from ppf.errors import PPFError
 from ppf.labels.table import Labels
 from ppf.predictor.protocol import Prediction
 from ppf.pruning import SiteFeatures
 
 Changes = Callable[[Sequence[int], int, int, float], Float[Tensor, "sites levels"]]
 """Estimates changes of a policy's loss; see `PredictorInputs.changes`."""
-Select = Callable[[Int[Tensor, "pool sites"], int], Int[Tensor, " chosen"]]
-"""Returns the rows of a pool of policies, as many as the number says."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,6 @@ class Predictor(Protocol):
       common, so a search measures its best ones, however similar.
     - `held_out` (`HeldOut`) and `metrics`: policies that `fit` did not learn from, and scores on
       them by name, as in "test/kendall". Without them `train.py` needs `test_policies`.
-    - `select` (`Select`): chooses the policies to label for `labels.acquired`; None: it cannot.
     - `to(device)`: moves the predictor to a device.
     """
 
@@ -123,16 +119,6 @@ def is_exact(predictor: object) -> bool:
 
 
 def unfitted(config: Mapping[str, Any]) -> Predictor:
-    """The predictor of a config.
-
-    Raises:
-        PPFError: its class lacks a method of predictors.
-    """
+    """The predictor of a config."""
     made: Predictor = instantiate(config)
-    methods = ("fit", "predict", "save", "load") if needs_labels(made) else ("fit", "predict")
-    if lacking := [x for x in methods if not callable(getattr(made, x, None))]:
-        raise PPFError(
-            f"{type(made).__name__} is not a predictor:"
-            f" it has no method {' and no '.join(lacking)}."
-        )
     return made

@@ -1,6 +1,7 @@
 """The labelled policies as a DataModule. Folds contain whole groups, stratified by ratio."""
 
 from collections.abc import Iterator
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,6 @@ from jaxtyping import Float, Int
 from lightning import LightningDataModule
 from torch import Tensor
 
-from ppf.errors import PPFError
 from ppf.labels.groups import groups, too_few
 from ppf.labels.table import Labels
 from ppf.progress import say
@@ -32,37 +32,17 @@ class Batch(NamedTuple):
     weights: Float[Tensor, "rows members"]
 
 
-class Batches:
-    """A loader over rows in memory, which are shuffled before each epoch and after the last row.
+class Repeated:
+    """A loader that gives the same rows in every step of an epoch."""
 
-    Args:
-        rows: all rows.
-        size: rows in a batch. If there are not more rows than that, every batch has all rows.
-        steps: batches in an epoch.
-        generator: random generator of the shuffles; None: the rows keep their order.
-    """
-
-    def __init__(
-        self, rows: Batch, size: int, steps: int, generator: torch.Generator | None
-    ) -> None:
-        self.rows, self.size, self.steps, self.generator = rows, size, steps, generator
+    def __init__(self, rows: Batch, steps: int) -> None:
+        self.rows, self.steps = rows, steps
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        queue = self._order()
-        for _ in range(self.steps):
-            if len(queue) == 0:
-                queue = self._order()
-            chosen, queue = queue[: self.size], queue[self.size :]
-            yield take(self.rows, chosen)
-
-    def _order(self) -> Int[Tensor, " rows"]:
-        count = len(self.rows.nll)
-        if self.generator is None or count <= self.size:
-            return torch.arange(count)
-        return torch.randperm(count, generator=self.generator)
+        return repeat(self.rows, self.steps)
 
 
 class LabelsDataModule(LightningDataModule):
@@ -70,19 +50,15 @@ class LabelsDataModule(LightningDataModule):
 
     A member trains on all folds but its own, on which it is validated. Every row therefore has an
     out-of-fold prediction. A group of policies, which share their first layers, is in one fold.
-    Rows without a finite label are dropped, and their number is printed.
+    Policies of low loss count up to twice as much as others of their stratum, since a search looks
+    for them. Rows without a finite label are dropped, and their number is printed.
 
     Args:
         labels: the labelled set.
         space: the space of its policies.
-        strata: number of bins by ratio, with equally many policies. Each bin is split alike.
         members: number of ensemble members, and of folds.
-        proposals: weight of a policy that a search measured, relative to a sampled one.
-        low_loss: extra weight of the policy of lowest loss in its bin. It falls to 0 for the policy
-            of largest loss.
-        batch_size: rows in a training batch.
-        steps: training batches in an epoch.
-        seed: seed of the split and of the shuffles.
+        steps: optimizer steps of an epoch, each on all rows.
+        seed: seed of the split.
 
     Attributes:
         rows: all rows.
@@ -101,64 +77,54 @@ class LabelsDataModule(LightningDataModule):
         labels: Labels,
         space: Space,
         *,
-        strata: int,
         members: int,
-        proposals: float,
-        low_loss: float,
-        batch_size: int,
         steps: int,
         seed: int,
     ) -> None:
         super().__init__()
-        if members < 2:
-            raise PPFError(
-                f"predictor.members={members} leaves no out-of-fold predictions: give at least 2."
-            )
-        self.batch_size, self.steps, self.strata = batch_size, steps, strata
-        self.generator = torch.Generator().manual_seed(seed)
+        self.steps, self.generator = steps, torch.Generator().manual_seed(seed)
         finite = labels.nll.isfinite()
         if not finite.all():
             say(f"{int((~finite).sum())} of {len(labels)} labels are not finite and are left out.")
         kept, nll, proposed = labels.kept[finite], labels.nll[finite], labels.proposed[finite]
         ratio, pruned = space.ratio(kept), (kept != space.units).any(1)
-        self.drawn = pruned & ~(proposed | labels.acquired[finite])
+        self.drawn = pruned & ~proposed
         self.group = groups(space, kept)
         fold = self._deal(self.group, ratio, members)
         if len(fold.unique()) < members:
             raise too_few(len(nll), len(self.group.unique()), members)
         weights = (fold[:, None] != torch.arange(members)).float()
-        counts = (1 + low_loss * self._standing(ratio, nll)) * torch.where(proposed, proposals, 1)
+        counts = (1 + _standing(ratio, nll)) * torch.where(proposed, _PROPOSED, 1)
         weights = weights * counts[:, None].float()
         self.rows = Batch(kept, nll.float(), ratio.float(), weights / weights.mean(0))
 
-    def train_dataloader(self) -> Batches:
-        return Batches(self.rows, self.batch_size, self.steps, self.generator)
+    def train_dataloader(self) -> Repeated:
+        return Repeated(self.rows, self.steps)
 
-    def val_dataloader(self) -> Batches:
-        batches = -(-len(self.rows.nll) // self.batch_size)
-        return Batches(self.rows, self.batch_size, batches, None)
+    def val_dataloader(self) -> Repeated:
+        return Repeated(self.rows, 1)
 
     def _deal(self, group: Tensor, ratio: Tensor, folds: int) -> Int[Tensor, " rows"]:
         """The fold of each row; groups are shuffled within their stratum and dealt in turn."""
         count = len(group.unique())
         ratios = ratio.new_zeros(count).scatter_reduce_(0, group, ratio, "mean", include_self=False)
-        stratum = ratios.argsort().argsort() * self.strata // max(count, 1)
+        stratum = ratios.argsort().argsort() * _STRATA // max(count, 1)
         queue = (stratum + torch.rand(count, generator=self.generator)).argsort()
         fold = torch.empty_like(queue)
         fold[queue] = torch.arange(count) % folds
         return fold[group]
 
-    def _standing(self, ratio: Tensor, nll: Tensor) -> Float[Tensor, " rows"]:
-        """1 for the row of lowest loss in its stratum, falling to 0 for the row of largest loss."""
-        stratum = ratio.argsort().argsort() * self.strata // max(len(ratio), 1)
-        standing = torch.zeros(len(ratio))
-        for number in range(self.strata):
-            inside = stratum == number
-            ranks = nll[inside].argsort().argsort()
-            standing[inside] = 1 - ranks / (inside.sum() - 1).clamp(min=1)
-        return standing
+
+def _standing(ratio: Tensor, nll: Tensor) -> Float[Tensor, " rows"]:
+    """1 for the row of lowest loss in its stratum, falling to 0 for the row of largest loss."""
+    stratum = ratio.argsort().argsort() * _STRATA // max(len(ratio), 1)
+    standing = torch.zeros(len(ratio))
+    for number in range(_STRATA):
+        inside = stratum == number
+        ranks = nll[inside].argsort().argsort()
+        standing[inside] = 1 - ranks / (inside.sum() - 1).clamp(min=1)
+    return standing
 
 
-def take(rows: Batch, index: Tensor) -> Batch:
-    """The chosen rows (by number, or by a mask)."""
-    return Batch(*(field[index] for field in rows))
+_STRATA = 8  # bins by ratio, with equally many policies; folds are alike in each
+_PROPOSED = 2.0  # weight of a policy that a search measured, relative to a drawn one

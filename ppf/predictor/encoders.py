@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.pruning import SiteFeatures
-from ppf.ranges import Count, Positives
+from ppf.ranges import Count
 from ppf.space import Space
 
 
@@ -106,30 +106,19 @@ class Masks(Encoder):
 
 
 class Sites(Encoder):
-    """Features of each site: removed share and importance, powers of error and loss, and constants.
+    """Features of each site: removed share and importance, error, powers of the loss, constants.
 
     The constants are cost, depth, energy and kind.
 
     Errors and losses are first replaced by their running maximum from the dense end, so that they
     are monotone in the kept units. Losses are divided by the mean loss of an empty site.
-
-    Args:
-        powers: exponents of the error, one feature each.
-        loss_powers: exponents of the expected loss, one feature each.
     """
 
     site: Int[Tensor, " sites"]
     levels: Float[Tensor, "sites levels features"]
     constant: Float[Tensor, "sites constants"]
 
-    def __init__(
-        self,
-        space: Space,
-        known: SiteFeatures,
-        *,
-        powers: Positives,
-        loss_powers: Positives,
-    ) -> None:
+    def __init__(self, space: Space, known: SiteFeatures) -> None:
         super().__init__(space)
         errors, losses = _monotone(known.errors), _monotone(known.losses)
         losses = losses / losses[:, 0].mean().clamp(min=_SMALLEST)
@@ -138,8 +127,7 @@ class Sites(Encoder):
         per_site = torch.stack(
             [cost * len(space), space.layer / space.layers, known.energy.float()], 1
         )
-        effects = [*(errors**p for p in powers), *(losses**p for p in loss_powers)]
-        levels = [1 - known.retained.float(), *effects]
+        levels = [1 - known.retained.float(), errors, *(losses**p for p in _LOSS_POWERS)]
         self.register_buffer("levels", torch.stack(levels, -1))
         self.register_buffer("constant", torch.cat([per_site, nn.functional.one_hot(kinds)], 1))
         self.register_buffer("site", torch.arange(len(space)))
@@ -166,4 +154,5 @@ def _monotone(levels: Float[Tensor, "sites levels"]) -> Float[Tensor, "sites lev
     return levels.float().flip(1).cummax(1).values.flip(1)
 
 
+_LOSS_POWERS = (0.5, 1.0, 1.5)  # exponents of the expected loss, one feature each
 _SMALLEST = 1e-12  # nats; avoids a division by zero

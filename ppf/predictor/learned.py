@@ -1,80 +1,123 @@
 """Predictors that Lightning trains: an ensemble of networks, with or without a Gaussian process."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
-import lightning
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, with_config
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from pydantic import Field
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from ppf.labels.table import Labels
-from ppf.predictor.acquisition import select_by_integrated_variance
-from ppf.predictor.base import PredictorInputs, Select
-from ppf.predictor.fit import CHECKPOINT, fit_predictor
-from ppf.predictor.module import PredictorModule, load_predictor
+from ppf.predictor.base import PredictorInputs
+from ppf.predictor.datamodule import LabelsDataModule
+from ppf.predictor.module import PredictorModule
 from ppf.predictor.protocol import Prediction
-from ppf.predictor.scores import HeldOut
-from ppf.ranges import STRICT, Count, Edges, NonNegative, Positive, Several
+from ppf.predictor.scores import HeldOut, with_intervals
+from ppf.progress import quiet_trainer, training_bar
+from ppf.ranges import Count, Natural, NonNegative, Positive, Several
+from ppf.threads import cpu_threads
 
-_SCORES = "held_out.json"
-
-
-@with_config(STRICT)
-class Data(TypedDict):
-    """How labels are split, weighted and batched; see `LabelsDataModule`."""
-
-    strata: Count
-    proposals: Positive
-    low_loss: NonNegative
-    batch_size: Count
-    steps: Count
-
-
-@with_config(STRICT)
-class Residual(TypedDict):
-    """Arguments of the Gaussian process on the ensemble's residuals."""
-
-    effects: Annotated[list[NonNegative], Field(min_length=1)]
-    shares: Annotated[list[NonNegative], Field(min_length=1)]
-    rows: Count
-    steps: Count
-
-
-class Settings(TypedDict):
-    """The keys of `conf/predictor/fit/default.yaml`, and the network's own."""
-
-    encoder: dict[str, Any]
-    network: dict[str, Any]
-    optimizer: dict[str, Any]
-    residual: Residual | None
-    data: Data
-    init_from: str | None
-    members: Annotated[Several, Field(le=64)]
-    max_epochs: Count
-    patience: Count
-    threads: Count
-    weight_decay: NonNegative
-    knee: Positive
-    huber: Positive
-    catastrophic: Positive
-    bands: Edges
+CHECKPOINT = "predictor.ckpt"
 
 
 class LearnedPredictor:
-    """An ensemble of networks over encoded policies, trained by Lightning."""
+    """An ensemble of networks over encoded policies, trained by Lightning.
 
-    def __init__(self, **config: Unpack[Settings]) -> None:
-        self.config: Mapping[str, Any] = dict(config)
-        self.module: PredictorModule
+    Args:
+        encoder: `_target_`, an `Encoder`, and its arguments.
+        network: `_target_`, a `Network`, and its arguments.
+        optimizer: `_target_`, a torch optimizer, and its arguments.
+        residual_steps: optimizer steps of the Gaussian process on the ensemble's residuals; 0: the
+            predictor has no such process.
+        members: networks in the ensemble, and folds; each is trained without one fold.
+        steps: optimizer steps of one epoch, each on all labels.
+        patience: epochs without a better validation loss before training stops.
+        weight_decay: see `PredictorModule`.
+        huber: see `PredictorModule`.
+
+    Attributes:
+        held_out: out-of-fold predictions of the policies that a sampler drew. Each is made by the
+            member that was not trained on its fold, so the predictor itself, the mean of all
+            members, is a little better.
+        metrics: scores on them, as in "test/mae".
+    """
+
+    metrics: dict[str, float]
+    held_out: HeldOut
+    module: PredictorModule
+
+    def __init__(
+        self,
+        *,
+        encoder: dict[str, Any],
+        network: dict[str, Any],
+        optimizer: dict[str, Any],
+        residual_steps: Natural,
+        members: Annotated[Several, Field(le=64)],
+        steps: Count,
+        patience: Count,
+        weight_decay: NonNegative,
+        huber: Positive,
+    ) -> None:
+        self.members, self.steps, self.patience = members, steps, patience
+        self.parts: dict[str, Any] = {"encoder": encoder, "network": network}
+        self.numbers: dict[str, Any] = {"weight_decay": weight_decay, "huber": huber}
+        self.optimizer, self.residual_steps = optimizer, residual_steps
+
+    def untrained(self, inputs: PredictorInputs) -> PredictorModule:
+        """The module with random initial weights."""
+        return PredictorModule(
+            inputs.features,
+            inputs.dense_nll,
+            optimizer=self.optimizer,
+            residual_steps=self.residual_steps,
+            members=self.members,
+            **self.parts,
+            **self.numbers,
+        )
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
-        fitted = fit_predictor(labels, inputs, self.config)
-        self.module, self.metrics, self.held_out = fitted
+        """Trains, calibrates the intervals, and scores the out-of-fold predictions."""
+        space, seed = inputs.features.space, inputs.seed
+        data = LabelsDataModule(labels, space, members=self.members, steps=self.steps, seed=seed)
+        threads = cpu_threads(1)  # the tensors are too small to gain from more
+        with quiet_trainer(), _determinism_restored(), threads, TemporaryDirectory() as folder:
+            seed_everything(seed, verbose=False)
+            module = self.untrained(inputs)
+            best = ModelCheckpoint(
+                folder, "best", _MONITOR, save_weights_only=True, enable_version_counter=False
+            )
+            callbacks: list[Callback] = [best, EarlyStopping(_MONITOR, patience=self.patience)]
+            if inputs.progress:
+                callbacks.append(training_bar())
+            engine = Trainer(
+                **_TRAINER | dict(inputs.trainer),
+                logger=list(inputs.loggers),
+                callbacks=callbacks,
+                enable_progress_bar=inputs.progress,
+                enable_model_summary=False,
+                default_root_dir=folder,
+            )
+            engine.fit(module, data)
+            if best.best_model_path:  # a fast_dev_run keeps none
+                _restore(module, Path(best.best_model_path))
+            rows = data.rows
+            unseen = module.calibrate(rows, module.correct(rows))
+        columns = (*unseen, rows.nll, rows.ratio, data.group)
+        self.held_out = HeldOut(*(column.cpu()[data.drawn] for column in columns))
+        found = with_intervals(self.held_out, inputs.dense_nll)
+        self.metrics = {f"test/{name}": score for name, score in found.items()}
+        for logger in inputs.loggers:
+            logger.log_metrics(self.metrics)
+            logger.save()
+        self.module = module.cpu().eval()
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
         return self.module.predict(kept)
@@ -83,38 +126,49 @@ class LearnedPredictor:
         """Log-perplexity between whole units, nats per token, differentiable in `kept`."""
         return self.module.relaxed(kept)
 
-    @property
-    def select(self) -> Select | None:
-        """Chooses the rows of a pool whose labels would lower the integrated variance most.
-
-        None: the predictor has no Gaussian process.
-        """
-        if not self.config["residual"]:
-            return None
-
-        def chosen(pool: Int[Tensor, "pool sites"], count: int) -> Int[Tensor, " count"]:
-            assert self.module.residual is not None
-            return select_by_integrated_variance(self.module.residual, pool, count)
-
-        return chosen
-
     def save(self, folder: Path) -> None:
-        assert self.held_out is not None
-        checkpoint = {
-            "pytorch-lightning_version": lightning.__version__,
-            "hyper_parameters": dict(self.module.hparams),
-            "state_dict": self.module.state_dict(),
-        }
-        torch.save(checkpoint, folder / CHECKPOINT)
+        torch.save(self.module.state_dict(), folder / CHECKPOINT)
         columns = {name: values.tolist() for name, values in self.held_out._asdict().items()}
-        scores = {"metrics": dict(self.metrics), "held_out": columns}
+        scores = {"metrics": self.metrics, "held_out": columns}
         (folder / _SCORES).write_text(json.dumps(scores), encoding="utf-8")
 
     def load(self, folder: Path, inputs: PredictorInputs) -> None:
         scores = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
         columns = {name: torch.tensor(column) for name, column in scores["held_out"].items()}
         self.metrics, self.held_out = scores["metrics"], HeldOut(**columns)
-        self.module = load_predictor(folder / CHECKPOINT, self.config)
+        self.module = self.untrained(inputs).eval()
+        self.module.load_state_dict(
+            torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+        )
 
     def to(self, device: torch.device) -> None:
         self.module.to(device)
+
+
+def _restore(module: PredictorModule, checkpoint: Path) -> None:
+    state = torch.load(checkpoint, map_location=module.device, weights_only=True)["state_dict"]
+    module.load_state_dict(state)
+    checkpoint.unlink()
+
+
+@contextmanager
+def _determinism_restored() -> Iterator[None]:
+    """Undoes what Lightning's `deterministic` sets for the whole process.
+
+    A search on a GPU uses operations that have no deterministic form there, such as cumsum.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+_MONITOR = "validation/loss"
+_SCORES = "held_out.json"
+_TRAINER: dict[str, Any] = {  # one device, since the networks are too small to gain from several
+    "devices": 1,
+    "deterministic": True,  # equal seeds give equal predictors
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+}

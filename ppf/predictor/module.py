@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor
 
-from ppf.commands import invocation
 from ppf.errors import PPFError
+from ppf.labels.table import CATASTROPHIC
 from ppf.predictor.datamodule import Batch
 from ppf.predictor.encoders import Encoder
 from ppf.predictor.ensemble import Ensemble
@@ -23,16 +22,14 @@ from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import GaussianProcess, Posterior
 from ppf.predictor.scores import HeldOut, interval_factor, scores
 from ppf.pruning import SiteFeatures
-from ppf.records import check
-from ppf.records.predictor import PredictorRecord
-from ppf.space import Space
 
 
 class PredictorModule(LightningModule):
     """An ensemble of networks over encoded policies; it predicts without the language model.
 
     The excess of a policy is its log-perplexity minus that of the dense model. Networks predict
-    the transformed excess, asinh(excess / knee), under a Huber loss. Catastrophic policies are
+    the transformed excess, asinh(excess / knee), under a Huber loss. The transform is about linear
+    below the knee of 1 nat per token, and about logarithmic above. Catastrophic policies are
     censored: their prediction only has to be as high as the limit. The prediction is the members'
     mean, transformed back to nats per token, so it is exact for the dense policy.
 
@@ -40,23 +37,18 @@ class PredictorModule(LightningModule):
     out-of-fold predictions: the mean of the members that have not been trained on a row. After
     training, `correct` and `calibrate` are called, in this order.
 
-    All arguments are plain values, so that checkpoints load with `weights_only=True`.
-
     Args:
-        space: what `Space.describe` returns.
-        features: what `SiteFeatures.plain` returns.
+        features: of the sites.
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
         encoder: `_target_`, an Encoder, and its arguments.
         network: `_target_`, a Network, and its arguments.
-        residual: arguments of the Gaussian process on the members' residuals; None for no process.
         optimizer: `_target_`, a torch optimizer, and its arguments.
+        residual_steps: optimizer steps of the Gaussian process on the members' residuals; 0: there
+            is no such process.
         members: number of networks in the ensemble.
         weight_decay: precision of the Gaussian prior on all parameters, relative to one mean loss.
-            The prior's mean is zero, or the parameters of the predictor given to `start_from`.
-        knee: excess in nats per token above which the transformed scale is about logarithmic.
+            The prior's mean is zero.
         huber: transformed error above which the loss is linear.
-        catastrophic: excess in nats per token above which policies are censored.
-        bands: ascending edges of the ratio bands of the scores.
     """
 
     noise: Float[Tensor, ""]
@@ -65,37 +57,27 @@ class PredictorModule(LightningModule):
 
     def __init__(
         self,
-        *,
-        space: dict[str, Any],
-        features: dict[str, Any],
+        features: SiteFeatures,
         dense_nll: float,
-        encoder: dict[str, Any],
-        network: dict[str, Any],
-        residual: dict[str, Any] | None,
-        optimizer: dict[str, Any],
+        *,
+        encoder: Mapping[str, Any],
+        network: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        residual_steps: int,
         members: int,
         weight_decay: float,
-        knee: float,
         huber: float,
-        catastrophic: float,
-        bands: list[float],
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
         self.dense_nll, self.optimizer = dense_nll, optimizer
-        self.weight_decay, self.knee, self.huber = weight_decay, knee, huber
-        self.limit = math.asinh(catastrophic / knee)
-        self.largest = max(_LARGEST, self.limit + 1)
-        sites = Space.restore(space)
-        self.encoder = _build(encoder, Encoder, sites, SiteFeatures.restore(sites, features))
+        self.weight_decay, self.huber = weight_decay, huber
+        space, steps = features.space, residual_steps
+        self.encoder = _build(encoder, Encoder, space, features)
         self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
-        self.residual = GaussianProcess(sites, **residual, huber=huber) if residual else None
-        self.register_buffer("dense", sites.dense[None])
+        self.residual = GaussianProcess(space, steps=steps, huber=huber) if steps else None
+        self.register_buffer("dense", space.dense[None])
         self.register_buffer("noise", torch.tensor(0.0))
         self.register_buffer("widening", torch.tensor(1.0))
-        self.centre: list[Tensor] = [torch.zeros(()) for _ in self.ensemble.stacked]
-        self.bands = bands
-        self._validated: list[tuple[Tensor, ...]] = []
 
     def forward(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, "members batch"]:
         """Each member's prediction of the transformed excess."""
@@ -108,31 +90,6 @@ class PredictorModule(LightningModule):
         if variance is None:
             variance = self._jackknife_variance(answers)
         return self._in_nats(answers.mean(0), variance, self.widening)
-
-    def check_same(self, predictor: Mapping[str, Any]) -> None:
-        """Raises PPFError if a predictor of this config cannot start from this one."""
-        if any(self.hparams[name] != predictor[name] for name in _SAME):
-            raise _other()
-
-    def start_from(self, other: "PredictorModule") -> None:
-        """Starts from another predictor's parameters, and centres the prior on them.
-
-        The same holds for the hyper-parameters of the Gaussian process.
-
-        Raises:
-            PPFError: the other predictor has another encoder, network, process or space.
-        """
-        mine, theirs = self.ensemble.stacked, other.ensemble.stacked
-        shapes = [[p.shape[1:] for p in parameters] for parameters in (mine, theirs)]
-        if shapes[0] != shapes[1]:
-            raise _other()
-        other.check_same(self.hparams)
-        if self.residual is not None and other.residual is not None:
-            self.residual.prior_centre = dict(other.residual.named_parameters())
-        for parameter, start in zip(mine, theirs, strict=True):
-            member = torch.arange(len(parameter)) % len(start)
-            parameter.data.copy_(start.detach()[member])
-        self.centre = [parameter.detach().clone() for parameter in mine]
 
     @torch.no_grad()
     def correct(self, batch: Batch) -> Posterior | None:
@@ -147,8 +104,8 @@ class PredictorModule(LightningModule):
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
-        mean = self._corrected(kept, self.encoder.relaxed)[0].mean(0).clamp(max=self.largest)
-        return self.dense_nll + self.knee * torch.sinh(mean)
+        mean = self._corrected(kept, self.encoder.relaxed)[0].mean(0).clamp(max=_LARGEST)
+        return self.dense_nll + _KNEE * torch.sinh(mean)
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, posterior: Posterior | None = None) -> Prediction:
@@ -169,7 +126,7 @@ class PredictorModule(LightningModule):
         """
         answers = self._members(batch.kept, self.encoder)
         mean, target = self._out_of_fold_mean(answers, batch), self._transformed(batch.nll)
-        usual = (target < self.limit) | (target >= self.limit).all()
+        usual = (target < _LIMIT) | (target >= _LIMIT).all()
         if posterior is None:
             error = (mean - target)[usual].abs()
             self.noise.copy_((_MAD * error.median()).clamp(min=_SMALLEST))
@@ -191,10 +148,7 @@ class PredictorModule(LightningModule):
         answers = self(batch.kept)
         losses = self._loss(answers, self._transformed(batch.nll).expand_as(answers))
         fit = (losses * batch.weights.T).mean(1).sum()
-        prior = sum(
-            (p - centre.to(p)).square().sum()
-            for p, centre in zip(self.ensemble.stacked, self.centre, strict=True)
-        )
+        prior = sum(parameter.square().sum() for parameter in self.ensemble.stacked)
         self.log(
             "train/loss", fit / len(answers), on_step=False, on_epoch=True, batch_size=len(losses.T)
         )
@@ -204,16 +158,11 @@ class PredictorModule(LightningModule):
         answers = self(batch.kept)
         mean = self._out_of_fold_mean(answers, batch)
         loss = self._loss(mean, self._transformed(batch.nll)).mean()
-        self.log("validation/loss", loss, batch_size=len(batch.nll))
         prediction = self._in_nats(mean, self._jackknife_variance(answers), self.widening)
-        self._validated.append((*prediction, batch.nll, batch.ratio))
-
-    def on_validation_epoch_end(self) -> None:
-        mean, std, nll, ratio = (torch.cat(x) for x in zip(*self._validated, strict=True))
-        self._validated.clear()
-        rows = HeldOut(mean, std, nll, ratio, torch.arange(len(nll)))
-        found = scores(rows, self.bands, self.dense_nll)
-        self.log_dict({f"validation/{name}": score for name, score in found.items()})
+        rows = HeldOut(*prediction, batch.nll, batch.ratio, torch.arange(len(batch.nll)))
+        found: dict[str, Tensor | float] = {"loss": loss, **scores(rows, self.dense_nll)}
+        logged = {f"validation/{name}": value for name, value in found.items()}
+        self.log_dict(logged, batch_size=len(batch.nll))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return _build(self.optimizer, torch.optim.Optimizer, self.ensemble.parameters())
@@ -245,8 +194,8 @@ class PredictorModule(LightningModule):
 
     def _error(self, answer: Tensor, target: Tensor) -> Tensor:
         """Target minus prediction; zero where both are catastrophic."""
-        capped = torch.where(target < self.limit, answer, answer.clamp(max=self.limit))
-        return target.clamp(max=self.limit) - capped
+        capped = torch.where(target < _LIMIT, answer, answer.clamp(max=_LIMIT))
+        return target.clamp(max=_LIMIT) - capped
 
     def _out_of_fold_mean(
         self, answers: Float[Tensor, "members batch"], batch: Batch
@@ -264,11 +213,11 @@ class PredictorModule(LightningModule):
     def _in_nats(
         self, mean: Float[Tensor, " batch"], variance: Tensor, widening: Tensor
     ) -> Prediction:
-        mean = mean.clamp(max=self.largest)
+        mean = mean.clamp(max=_LARGEST)
         std = variance.clamp(min=_SMALLEST**2).sqrt()
         return Prediction(
-            self.dense_nll + self.knee * torch.sinh(mean),
-            widening * std * self.knee * torch.cosh(mean),
+            self.dense_nll + _KNEE * torch.sinh(mean),
+            widening * std * _KNEE * torch.cosh(mean),
         )
 
     def _single_cuts(self) -> Float[Tensor, "sites levels"]:
@@ -280,51 +229,13 @@ class PredictorModule(LightningModule):
         return self._members(kept.flatten(0, 1), self.encoder).mean(0).view(sites, levels)
 
     def _transformed(self, nll: Tensor) -> Tensor:
-        return torch.asinh((nll - self.dense_nll) / self.knee)
+        return torch.asinh((nll - self.dense_nll) / _KNEE)
 
     def _loss(self, answer: Tensor, target: Tensor) -> Tensor:
         """Huber loss divided by `huber`; zero where prediction and target are both catastrophic."""
         error = self._error(answer, target)
         no_error = torch.zeros_like(error)
         return F.huber_loss(error, no_error, reduction="none", delta=self.huber) / self.huber
-
-
-def load_predictor(path: Path | str, config: Mapping[str, Any] | None = None) -> PredictorModule:
-    """Loads a predictor from its checkpoint onto the CPU, in evaluation mode.
-
-    The checkpoint may come from a stranger. It holds plain values and tensors only, and names no
-    classes but those of the packaged configs and of `config`.
-
-    Args:
-        config: the run's `predictor`, as plain values.
-
-    Raises:
-        PPFError: the file does not exist, or it is not a predictor of this version.
-    """
-    remedy = f"train it again with `{invocation('train')}`"
-    parts = [part for part in (config or {}).values() if isinstance(part, dict)]
-    trusted = [part["_target_"] for part in parts if "_target_" in part]
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        parameters = check(checkpoint["hyper_parameters"], PredictorRecord, path, remedy, trusted)
-        module = PredictorModule(**parameters)
-        module.load_state_dict(checkpoint["state_dict"])
-    except PPFError:
-        raise
-    except FileNotFoundError as error:
-        raise PPFError(
-            f"there is no predictor at {path}: train one with `{invocation('train')}`."
-        ) from error
-    except Exception as error:  # torch.load documents none for damaged files
-        raise PPFError(f"{path} is not a predictor of this version: {remedy}.") from error
-    return module.eval()
-
-
-def _other() -> PPFError:
-    return PPFError(
-        "the predictor of predictor.init_from has another encoder, network or space: give one"
-        " that was trained with this predictor= and space=."
-    )
 
 
 def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
@@ -338,7 +249,8 @@ def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
     return made(*inputs, **arguments)
 
 
-_SAME = ("encoder", "network", "residual")
-_LARGEST = 5.0  # transformed excess; keeps sinh finite, unless the catastrophic limit is higher
+_KNEE = 1.0  # nats per token
+_LIMIT = math.asinh(CATASTROPHIC / _KNEE)  # transformed excess of catastrophic policies
+_LARGEST = 5.0  # transformed excess; keeps sinh finite
 _SMALLEST = 1e-6  # transformed error; keeps intervals wider than zero where a fit is exact
 _MAD = 1.4826  # standard deviation over median absolute error of a Gaussian

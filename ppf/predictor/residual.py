@@ -1,6 +1,6 @@
 """A Gaussian process on the residuals of an ensemble, for interactions between sites."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -33,10 +33,7 @@ class GaussianProcess(GP):
 
     Args:
         space: the space of the policies.
-        effects: which sums of effects policies are compared by, as in `PolicyFeatures`.
-        shares: the same for removed shares.
-        rows: largest number of rows that hyper-parameters are fitted to.
-        steps: optimizer steps of that fit.
+        steps: optimizer steps of the fit of the hyper-parameters.
         huber: residual above which a row counts less: its weight is multiplied by
             huber / |residual|.
 
@@ -44,8 +41,6 @@ class GaussianProcess(GP):
         points: features of the rows that the process is conditioned on.
         inverse_cholesky: L⁻¹, where L Lᵀ is the covariance of these rows, noise included.
         coefficients: (L Lᵀ)⁻¹ times their residuals.
-        prior_centre: hyper-parameters that the fit starts from and the priors are centred on; None
-            to derive them from the rows.
 
     Source: Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), chapters 2, 5.
     """
@@ -54,25 +49,15 @@ class GaussianProcess(GP):
     inverse_cholesky: Float[Tensor, "rows rows"]
     coefficients: Float[Tensor, " rows"]
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        effects: Sequence[float],
-        shares: Sequence[float],
-        rows: int,
-        steps: int,
-        huber: float,
-    ) -> None:
+    def __init__(self, space: Space, *, steps: int, huber: float) -> None:
         super().__init__()
-        self.rows, self.steps, self.huber = rows, steps, huber
+        self.steps, self.huber = steps, huber
         self.load_strict_shapes(False)  # of the buffers: a checkpoint has any number of rows
-        self.features = PolicyFeatures(space, effects=effects, shares=shares)
+        self.features = PolicyFeatures(space, effects=_EFFECTS, shares=_SHARES)
         self.kernel = policy_kernel(self.features.columns)
         self.noise = GrowingNoise(self.features.columns[ROOTS])
         for name in ("points", "inverse_cholesky", "coefficients"):
             self.register_buffer(name, torch.empty(0))
-        self.prior_centre: dict[str, Tensor] | None = None
         self.requires_grad_(False)
 
     @property
@@ -146,15 +131,11 @@ class GaussianProcess(GP):
         return Posterior(covariance @ self.coefficients, variance)
 
     def _fit_hyperparameters(self, kept: Tensor, residuals: Tensor, weights: Tensor) -> None:
-        some = torch.linspace(0, len(kept) - 1, min(self.rows, len(kept))).long()
+        some = torch.linspace(0, len(kept) - 1, min(_ROWS, len(kept))).long()
         with _double(self):
             x, y = self.features(kept[some]), residuals[some].double()
             weights = self._robust(weights[some], y)
-            if self.prior_centre is None:
-                initialise(self, x, y)
-            else:
-                for name, value in self.prior_centre.items():
-                    self.get_parameter(name).copy_(value)
+            initialise(self, x, y)
             maximise_likelihood(self, x, y, weights, self.steps)
 
     def _robust(
@@ -181,4 +162,7 @@ def _double(process: GaussianProcess) -> Iterator[None]:
         process.float()
 
 
+_EFFECTS = (0.0, 0.2, 1.0)  # groups of layers, as shares of all, whose effects are summed
+_SHARES = (0.0, 0.1)  # the same for removed shares
+_ROWS = 1024  # largest number of rows that hyper-parameters are fitted to
 _IN_CACHE = 1 << 17  # covariances that a CPU works on at a time

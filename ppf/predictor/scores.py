@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+BANDS = (0.0, 0.15, 0.3, 0.45, 0.6)
+"""Edges of the ratio bands that scores are reported for."""
 USUAL = math.log(10)  # nats above the dense model; policies below it count in nmse
 NOMINAL = 1.6449  # standard deviations of a 90 % interval
 _FEWEST = 3  # rows that a score needs
@@ -40,7 +42,7 @@ class HeldOut(NamedTuple):
     group: Int[Tensor, " rows"]
 
 
-def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str, float]:
+def scores(rows: HeldOut, dense_nll: float, bands: Sequence[float] = BANDS) -> dict[str, float]:
     """Scores of a predictor on policies that it was not fitted to.
 
     Each score has the name given here, and "name_15_30" within a ratio band:
@@ -61,8 +63,8 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
     - intervals: number of rows that the coverage counts.
 
     Args:
-        bands: ascending edges of the ratio bands.
         dense_nll: log-perplexity of the dense model, nats per token.
+        bands: ascending edges of the ratio bands.
     """
     found: dict[str, float] = {}
     for ending, part in _parts(rows, bands):
@@ -74,7 +76,9 @@ def scores(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str,
     return found
 
 
-def with_intervals(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> dict[str, float]:
+def with_intervals(
+    rows: HeldOut, dense_nll: float, bands: Sequence[float] = BANDS
+) -> dict[str, float]:
     """The scores, and the ends of their 90 % bootstrap intervals as "name_low" and "name_high".
 
     Groups are resampled, because policies that share layers have similar errors. A part of the
@@ -82,7 +86,7 @@ def with_intervals(rows: HeldOut, bands: Sequence[float], dense_nll: float) -> d
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13.
     """
-    found = scores(rows, bands, dense_nll)
+    found = scores(rows, dense_nll, bands)
     for ending, part in _parts(rows, bands):
         if len(part.group.unique()) < 2:
             continue
@@ -99,7 +103,7 @@ def too_narrow(coverage: float, count: int) -> bool:
     return coverage < 0.9 - NOMINAL * (0.9 * 0.1 / max(count, 1)) ** 0.5
 
 
-def coverage_warning(metrics: Mapping[str, float], bands: Sequence[float], what: str) -> str:
+def coverage_warning(metrics: Mapping[str, float], what: str) -> str:
     """A sentence on intervals that are too narrow, overall or in a band; empty: there are none.
 
     Args:
@@ -107,7 +111,7 @@ def coverage_warning(metrics: Mapping[str, float], bands: Sequence[float], what:
         what: the policies, as in "held-out policies".
     """
     said = []
-    for words, ending in {"": "", **{f" at {name}": end for name, end in endings(bands)}}.items():
+    for words, ending in {"": "", **{f" at {name}": end for name, end in endings()}}.items():
         coverage, count = metrics.get(f"coverage{ending}"), metrics.get(f"intervals{ending}", 0)
         if coverage is not None and too_narrow(coverage, int(count)):
             said.append(f"{100 * coverage:.0f} % of {count:.0f} {what}{words}")
@@ -119,7 +123,7 @@ def coverage_warning(metrics: Mapping[str, float], bands: Sequence[float], what:
     )
 
 
-def endings(bands: Sequence[float]) -> list[tuple[str, str]]:
+def endings(bands: Sequence[float] = BANDS) -> list[tuple[str, str]]:
     """The words for each band, as in "15–30 %", and the ending of its scores, as in "_15_30"."""
     edges = [(f"{100 * low:.0f}", f"{100 * high:.0f}") for low, high in pairwise(bands)]
     return [(f"{low}–{high} %", f"_{low}_{high}") for low, high in edges]

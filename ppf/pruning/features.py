@@ -1,7 +1,6 @@
 """Features of sites, computed from the dense model before any policy is measured."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +9,6 @@ from torch import Tensor
 from ppf.pruning.traits import Traits
 from ppf.space import Space
 
-_FIELDS = ("errors", "retained", "energy", "losses")
 _SHARES = (0.25, 0.5, 0.75)  # kept shares whose errors are columns of `table`
 
 
@@ -34,16 +32,6 @@ class SiteFeatures:
     energy: Float[Tensor, " sites"]
     losses: Float[Tensor, "sites levels"]
     traits: Traits | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """The features as lists, for a checkpoint; without the traits."""
-        return {name: getattr(self, name).tolist() for name in _FIELDS}
-
-    @classmethod
-    def restore(cls, space: Space, plain: dict[str, Any]) -> "SiteFeatures":
-        """The inverse of `plain`."""
-        errors, retained, energy, losses = (torch.tensor(plain[name]) for name in _FIELDS)
-        return cls(space, errors, retained, energy, losses)
 
     def table(self, space: Space, device: torch.device) -> Float[Tensor, "sites features"]:
         """One row per site, for agents.

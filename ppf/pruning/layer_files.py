@@ -35,7 +35,7 @@ class LayerFiles:
 
     def ensure(self, layer: int) -> None:
         """Makes a layer's file if it is missing; waits while another process makes it."""
-        self._get(layer, _exists)
+        self._get(layer, lambda path: path)
 
     def read(self, layer: int) -> dict[str, Tensor]:
         """The tensors of a layer, made if they are missing or damaged.
@@ -78,7 +78,3 @@ class StoredTensors(Sequence[Tensor]):
             raise IndexError(index)
         name = self._name.format(index % len(self))
         return self._files.read(self._layers[index])[name]
-
-
-def _exists(path: Path) -> Path:
-    return path

@@ -1,28 +1,36 @@
 """Moments, importance scores and traits of the dense model, computed layer by layer."""
 
+import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
+from pathlib import Path
 
 import torch
+from hydra.utils import instantiate
 from jaxtyping import Float, Int
+from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ppf.artefacts import Artefacts
-from ppf.llm import LanguageModel, LayerStream
+from ppf.artefacts import Artefacts, signature
+from ppf.llm import LanguageModel, LayerStream, load
 from ppf.progress import say, track
 from ppf.pruning import Importance, Statistics, Traits
 from ppf.pruning.allocation import AlphaPruning
 from ppf.pruning.importance import score_coupling
 from ppf.pruning.layer_files import LayerFiles, StoredTensors
-from ppf.pruning.statistics import TokenWeights, layer_moments
+from ppf.pruning.signatures import recorded, signatures
+from ppf.pruning.statistics import FIRST_TOKENS, TokenWeights, layer_moments
 from ppf.pruning.traits import layer_exponent, layer_traits
 from ppf.ranks import on_rank_0, own_first
+from ppf.text import Text, build_text
 from ppf.threads import cpu_threads
 
+EarlyCheck = Callable[[Text, LanguageModel], object]
+"""Raises a PPFError if text or model cannot be used later."""
 _STRIDE = 4  # traits are means over every fourth calibration window
 _WIDE = 4096  # if no consumer has that many inputs, layers are processed in parallel on a CPU
 
@@ -62,7 +70,7 @@ class Observed:
     ) -> None:
         self._spectra = spectra
         self.lm, self._importance, self._ranks = lm, importance, artefacts.ranks
-        self._windows, self._first = windows, first
+        self.windows, self.first = windows, first
         self._weights = TokenWeights.of(windows, first)
         self._streams = dict[str, LayerStream]()
         self._layers = range(len(lm.adapter.layers(lm.model)))
@@ -107,7 +115,7 @@ class Observed:
 
     def _make_layers(self) -> None:
         if self._moments.missing(self._layers) or self._traits.missing(self._layers):
-            tokens = self._windows.numel() + len(self._first)
+            tokens = self.windows.numel() + len(self.first)
             say(f"Running the dense model on {tokens} tokens, layer by layer.")
         if self._importance.observes:
             on_rank_0(self._ranks, self._score_all)
@@ -141,7 +149,7 @@ class Observed:
 
     @cached_property
     def _scorer(self) -> Importance:
-        self._importance.observe(self.lm, self._windows)
+        self._importance.observe(self.lm, self.windows)
         return self._importance
 
     def _observe(self, layer: int) -> None:
@@ -163,13 +171,13 @@ class Observed:
             self._scores.ensure(layer)
 
     def _make_moments(self, layer: int) -> dict[str, Tensor]:
-        streams = [self._stream("windows", self._windows)]
-        if len(self._first):
-            streams.append(self._stream("first", self._first))
+        streams = [self._stream("windows", self.windows)]
+        if len(self.first):
+            streams.append(self._stream("first", self.first))
         return layer_moments(self.lm, streams, self._weights, layer)
 
     def _make_traits(self, layer: int) -> dict[str, Tensor]:
-        return layer_traits(self.lm, self._stream("some", self._windows[::_STRIDE]), layer)
+        return layer_traits(self.lm, self._stream("some", self.windows[::_STRIDE]), layer)
 
     def _make_exponent(self, layer: int) -> dict[str, Tensor]:
         return {"exponents": layer_exponent(self.lm, layer)}
@@ -194,3 +202,40 @@ def reads_spectra(cfg: DictConfig) -> bool:
 
 
 _MOMENTS = ("gram", "mean")
+
+
+def observe(
+    cfg: DictConfig, fabric: Fabric, check: EarlyCheck | None = None
+) -> tuple[Text, Observed]:
+    """Loads text and model, and makes missing moments, importance scores and traits.
+
+    Args:
+        cfg: with model, text, importance and paths.
+        check: called with the text and the dense model before the long work; None: there is none.
+
+    Raises:
+        PPFError: the model is missing or damaged, or the text is too short.
+    """
+    config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
+    text = build_text(config.text, cfg.paths.cache)
+    if config.text.path:
+        _ = text.parts  # damaged files are refused before the model is loaded
+    lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
+    windows, _ = (text.tokens(part, lm.tokenizer) for part in ("calibration", "labelling"))
+    first = text.first_tokens("calibration", lm.tokenizer, FIRST_TOKENS)
+    if check:
+        check(text, lm)
+    fields = [field.name for field in dataclasses.fields(Traits)]
+    observed = Observed(
+        lm,
+        windows,
+        first,
+        instantiate(config.importance),
+        Artefacts(Path(cfg.paths.artefacts), fabric),
+        statistics=names.statistics,
+        order=names.order,
+        traits=signature("traits", names.statistics, fields),
+        spectra=reads_spectra(cfg),
+    )
+    observed.make()
+    return text, observed

@@ -40,7 +40,7 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
     statistics = signature("statistics", model_identity(cfg.model, cache), dtype, calibration)
     order = signature("importance", statistics, importance)
     bank = signature("bank", order, space, compensation)
-    labels = signature("labels", bank, labelling, cfg.labels.context, cfg.labels.kl_top_k)
+    labels = signature("labels", bank, labelling, cfg.labels.context, 0)
     return Signatures(statistics, order, bank, labels)
 
 

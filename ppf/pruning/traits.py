@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -39,35 +38,17 @@ class Traits:
     energy: dict[str, Float[Tensor, ""]]
     fluctuation: dict[str, Float[Tensor, " _"]]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The traits by name, for a safetensors file."""
-        named = {"influence": self.influence, "outliers": self.outliers}
-        if self.exponents is not None:
-            named["exponents"] = self.exponents
-        for name in _BY_SITE:
-            named |= {f"{name}.{site}": tensor for site, tensor in getattr(self, name).items()}
-        return named
-
-    @classmethod
-    def from_tensors(cls, named: dict[str, Tensor]) -> "Traits":
-        """The inverse of `tensors`."""
-        by_site: dict[str, dict[str, Tensor]] = {name: {} for name in _BY_SITE}
-        layers: dict[str, Any] = {"exponents": None}
-        for key, tensor in named.items():
-            name, _, site = key.partition(".")
-            if site:
-                by_site[name][site] = tensor
-            else:
-                layers[name] = tensor
-        return cls(**layers, energy=by_site["energy"], fluctuation=by_site["fluctuation"])
-
     @classmethod
     def of_layers(cls, layers: Sequence[Mapping[str, Tensor]]) -> "Traits":
         """Joins the results of `layer_traits`, and of `layer_exponent` if any, over the layers."""
-        named = {key: tensor for found in layers for key, tensor in found.items() if "." in key}
-        for name in layers[0].keys() & {"influence", "outliers", "exponents"}:
-            named[name] = torch.stack([found[name] for found in layers])
-        return cls.from_tensors(named)
+        by_site: dict[str, dict[str, Tensor]] = {"energy": {}, "fluctuation": {}}
+        for key, tensor in (item for found in layers for item in found.items()):
+            name, _, site = key.partition(".")
+            if site:
+                by_site[name][site] = tensor
+        names = [key for key in layers[0] if "." not in key]
+        stacked = {name: torch.stack([found[name] for found in layers]) for name in names}
+        return cls(stacked["influence"], stacked["outliers"], stacked.get("exponents"), **by_site)
 
 
 @torch.inference_mode()
@@ -194,5 +175,4 @@ def _fluctuation(
     return by_atom(coupling, standard) / coupling.columns
 
 
-_BY_SITE = ("energy", "fluctuation")
 _SMALLEST = 1e-12

@@ -1,11 +1,14 @@
 """Schema of policy.json, and of the config sections that agent.json has too."""
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from ppf.ranges import Count, Share
 from ppf.records.packaged import packaged
+from ppf.records.reading import read
 from ppf.records.values import Natural64, Number, NumberFormat, Record, SiteName, Word
 
 FORMAT = 1
@@ -60,15 +63,15 @@ class TextRecord(Record):
 
 
 class LabelsRecord(Record):
-    """Section `labels`, as in `conf/base.yaml` and `conf/train.yaml`."""
+    """Section `labels`, as in `conf/base.yaml`; the last four are of earlier versions."""
 
     count: Natural64 | None
     batch: Count
     context: Count
-    catastrophic: Number
-    kl_top_k: Natural64
-    acquired: Natural64
-    pool: Natural64
+    catastrophic: Number = 4.0
+    kl_top_k: Natural64 = 0
+    acquired: Natural64 = 0
+    pool: Natural64 = 0
 
 
 class ConfigRecord(Record):
@@ -243,3 +246,12 @@ class PolicyRecord(Record):
             if types and types.keys() != self.units.keys():
                 raise ValueError(f"{name} should name the same sites as units")
         return self
+
+
+def read_policy(path: str | Path, trusted: Collection[str]) -> dict[str, Any]:
+    """Reads a policy.json, which may come from a stranger.
+
+    Args:
+        trusted: `trust_targets`: classes of the user's own that it may name.
+    """
+    return read(path, PolicyRecord, "give the policy.json of a search", trusted)

@@ -29,7 +29,7 @@ from ppf.text.identity import (
     text_identity,
     warn_of_shared_documents,
 )
-from ppf.text.parts import PartName, Text, build_text, text_name
+from ppf.text.parts import PartName, Text, build_text
 from ppf.text.training import build_training_text, training_name, training_text
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class RecoveryText:
         self.cfg, self._windows = cfg, list[Windows]()
         if cfg.report_test:
             warn_of_shared_documents(cfg, found_with)
-        self.name, self.training_name = text_name(cfg.text), training_name(cfg.text)
+        self.name, self.training_name = cfg.text.name, training_name(cfg.text)
         own, other = (documents_identity(given, "test") for given in (cfg, found_with))
         self._tested = [cfg] if own == other else [cfg, found_with]
 

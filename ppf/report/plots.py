@@ -1,4 +1,4 @@
-"""Plots of runs. Each function takes style.plain numbers and returns a figure, without a display."""
+"""Plots of runs. Each function takes plain numbers and returns a figure, without a display."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,6 @@ from ppf.report import style
 
 PolicyRows = Sequence[Mapping[str, Any]]
 """Policies with their scores, as in summary.json."""
-Style = dict[str, Any]
 _CLOCKS = ("step", "epoch", "time", "round")
 _PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
 _FEW = 25  # curves with fewer points show each point
@@ -44,9 +43,8 @@ def scatter(
     with style.styled():
         figure = Figure(figsize=(4.9, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        axes.errorbar(
-            x, y, bars, fmt="none", ecolor=style.GREY, elinewidth=0.6, alpha=0.7, zorder=2
-        )
+        thin: style.Look = {"fmt": "none", "elinewidth": 0.6, "alpha": 0.7, "zorder": 2}
+        axes.errorbar(x, y, bars, ecolor=style.GREY, **thin)
         dots = axes.scatter(x, y, 22, shades, cmap=style.RATIO, linewidths=0, alpha=0.9, zorder=3)
         _searched(axes, searched)
         low = min(axes.get_xlim()[0], axes.get_ylim()[0])
@@ -56,9 +54,7 @@ def scatter(
         axes.set(xlabel="measured, nats per token", ylabel="predicted, nats per token")
         if len(x):
             axes.set_title(f"{len(x)} held-out policies", loc="left")
-            bar = figure.colorbar(dots, ax=axes, label="pruning ratio", pad=0.02, aspect=30)
-            bar.outline.set_visible(False)
-            bar.formatter = style.percents(100)
+            style.colour_bar(axes, dots, "pruning ratio").formatter = style.percents(100)
     return figure
 
 
@@ -75,7 +71,7 @@ def _searched(axes: Axes, rows: PolicyRows) -> None:
         ]
         if both:
             x, y, bars = np.array(both, dtype=float).T
-            look: Style = {"facecolors": "none", "edgecolors": colour, "zorder": 4}
+            look: style.Look = {"facecolors": "none", "edgecolors": colour, "zorder": 4}
             axes.errorbar(x, y, bars, fmt="none", ecolor=colour, elinewidth=0.7, zorder=4)
             axes.scatter(x, y, 44, marker=marker, label=name, **look)
     if rows:
@@ -99,14 +95,13 @@ def policy_heatmap(shares: Mapping[str, Mapping[str, float]]) -> Figure:
         for site, value in kept.items():
             layer, _, block = places[site]
             share[rows.index((block, name)), int(layer)] = value
-    text: Style = {"ha": "center", "va": "center", "size": 7.5}
+    text: style.Look = {"ha": "center", "va": "center", "size": 7.5}
     with style.styled():
         size = max(3.4, 2.3 + 0.33 * layers), 1.13 + 0.3 * len(rows)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        mesh = axes.pcolormesh(
-            share, cmap=style.KEPT, vmin=0, vmax=1, edgecolors=style.PAPER, linewidth=1.2
-        )
+        cells: style.Look = {"cmap": style.KEPT, "edgecolors": style.PAPER, "linewidth": 1.2}
+        mesh = axes.pcolormesh(share, vmin=0, vmax=1, **cells)
         for row, layer in zip(*np.nonzero(np.isfinite(share)), strict=True):
             value = share[row, layer]
             colour = "white" if value < 0.5 else "#1b2a4a"
@@ -117,8 +112,7 @@ def policy_heatmap(shares: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.grid(False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        bar = figure.colorbar(mesh, ax=axes, label="kept", pad=0.01, fraction=0.03, aspect=12)
-        bar.outline.set_visible(False)
+        bar = style.colour_bar(axes, mesh, "kept", pad=0.01, fraction=0.03, aspect=12)
         bar.formatter = style.percents(100)
         bar.locator = MaxNLocator(2)
     return figure
@@ -171,8 +165,8 @@ def pareto_front(
     columns = np.array([*zip(*saved, strict=True), nll, front], dtype=float)
     x, y, shades, chosen = columns[:, np.isfinite(columns[2])]
     best = chosen > 0
-    limits: Style = {"vmin": shades.min(), "vmax": shades.max(), "cmap": style.RATIO}
-    ring: Style = {"edgecolors": style.INK, "linewidths": 0.7, "label": "Pareto front"}
+    limits: style.Look = {"vmin": shades.min(), "vmax": shades.max(), "cmap": style.RATIO}
+    ring: style.Look = {"edgecolors": style.INK, "linewidths": 0.7, "label": "Pareto front"}
     with style.styled():
         figure = Figure(figsize=_PAIR, layout="constrained")
         axes = figure.add_subplot()
@@ -182,20 +176,19 @@ def pareto_front(
         axes.yaxis.set_major_formatter(style.percents(100))
         axes.set(xlabel=f"{costs[0]} saved", ylabel=f"{costs[1]} saved")
         style.legend_above(axes)
-        bar = figure.colorbar(dots, ax=axes, label="nats per token", pad=0.02, aspect=30)
-        bar.outline.set_visible(False)
+        style.colour_bar(axes, dots, "nats per token")
     return figure
 
 
 def ratio_curve(
-    rows: PolicyRows, names: Mapping[str, str], labels: Sequence[Sequence[float | None]], axis: str
+    rows: PolicyRows, method: str, labels: Sequence[Sequence[float | None]], axis: str
 ) -> Figure:
     """Perplexity against pruning ratio, with one colour for each name of a policy.
 
     Filled marks are measured; open marks are predicted, with their 95 % interval.
 
     Args:
-        names: what the legend shows in place of a policy's name.
+        method: what the legend shows in place of "PPF".
         labels: ratio and log-perplexity of all measured policies, drawn as grey points if their
             perplexity is at most twice the largest one of the rows.
         axis: name of the horizontal axis.
@@ -205,14 +198,14 @@ def ratio_curve(
         figure = Figure(figsize=_PAIR, layout="constrained")
         axes = figure.add_subplot()
         top = max((row["measured"]["nll"] or 0.0 for row in rows if "measured" in row), default=0.0)
-        known = [pair for pair in labels if None not in pair]
-        if near := [(100 * x, math.exp(y)) for x, y in known if y <= top + math.log(2)]:
-            look: Style = {"color": style.GREY, "alpha": 0.45, "linewidths": 0, "zorder": 1}
-            axes.scatter(*zip(*near, strict=True), 9, label="all measured policies", **look)
+        x, y = np.array(labels, dtype=float).reshape(-1, 2).T
+        near = y <= top + math.log(2)  # false for NaN
+        look: style.Look = {"color": style.GREY, "alpha": 0.45, "linewidths": 0, "zorder": 1}
+        axes.scatter(100 * x[near], np.exp(y[near]), 9, label="all measured policies", **look)
         for name in dict.fromkeys(row["policy"] for row in rows):
             colour = style.NAMED.get(name) or next(others)
             _of_policy(axes, [row for row in rows if row["policy"] == name], colour)
-            axes.plot([], [], color=colour, lw=2, label=names.get(name, name))
+            axes.plot([], [], color=colour, lw=2, label=method if name == "PPF" else name)
         axes.plot([], [], "o", color=style.INK, ms=5, mfc="none", label="predicted, 95 %")
         style.log_scale(axes)
         axes.xaxis.set_major_formatter(style.percents(1))
@@ -224,15 +217,13 @@ def ratio_curve(
 def _of_policy(axes: Axes, rows: PolicyRows, colour: str) -> None:
     """Draws the perplexities of one name, joined over the ratios."""
     for kind, fill, line in (("measured", colour, "-"), ("predicted", "none", ":")):
-        known = sorted(
-            (r for r in rows if r.get(kind, {}).get("perplexity")), key=itemgetter("ratio")
-        )
+        known = [row for row in rows if row.get(kind, {}).get("perplexity")]
+        known.sort(key=itemgetter("ratio"))
         if kind == "predicted":
             known = [r for r in known if r["policy"] == "PPF" or "measured" not in r]
         x, y = [100 * r["ratio"] for r in known], [r[kind]["perplexity"] for r in known]
         axes.plot(x, y, "o" + line, color=colour, mfc=fill, ms=5, lw=1.2)
-        if (
-            kind == "predicted" and colour in style.NAMED.values()
-        ):  # those of rules would hide each other
+        # The intervals of the rules would hide each other.
+        if kind == "predicted" and colour in style.NAMED.values():
             low, high = np.array([r[kind]["interval_95"] for r in known], float).reshape(-1, 2).T
             axes.vlines(x, low, high, colors=colour, alpha=0.5)

@@ -47,7 +47,7 @@ def page(summary: SearchSummary) -> Page:
     seconds = summary["seconds"] | {"total": sum(summary["seconds"].values())}
     parts = [{"part": part, "time": spent} for part, spent in seconds.items()]
     axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
-    curve = ratio_curve(rows, {"PPF": summary["method"]}, summary["labels"], axis)
+    curve = ratio_curve(rows, summary["method"], summary["labels"], axis)
     sections = [
         ReportSection("Results", note, "results", table=scores_table(summary, rows)),
         ReportSection("Cost", cost, table=Table(parts, {"time": duration})),
@@ -115,7 +115,7 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
         method = summary["method"] if row["policy"] == "PPF" else row["policy"]
         near = min(uniform, key=lambda r: abs(r["ratio"] - row["ratio"]), default={})
         own, other = _perplexity(row, kind), _perplexity(near, kind)
-        compared = row["policy"] not in ("dense", "uniform") and None not in (own, other)
+        compared = row["policy"] not in ("dense", "uniform")
         error, selection = row.get("selection", {}).get("std_error"), _perplexity(row, "selection")
         found.append(
             {
@@ -124,7 +124,7 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
                 "labelling part": _perplexity(row, "measured"),
                 "selection part": selection,
                 "± selection part": selection * error if selection and error else None,
-                "against uniform": own / other - 1 if compared else None,
+                "against uniform": own / other - 1 if compared and own and other else None,
                 "test part": _perplexity(row, "test"),
                 "predicted": _perplexity(row, "predicted"),
             }
@@ -173,13 +173,13 @@ def _predictions(summary: SearchSummary) -> Iterator[ReportSection]:
         predicted, std, measured, ratio = (found.get(name, []) for name in _POINTS)
         figure = scatter(predicted, std, measured, ratio, candidates)
         yield ReportSection("Predicted against measured", note, "predictions", figure)
-    for title, name, scores, bands in (
-        ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"], []),
-        ("Accuracy on random policies", "accuracy", found.get("scores"), found.get("bands", [])),
+    for title, name, scores in (
+        ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"]),
+        ("Accuracy on random policies", "accuracy", found.get("scores")),
     ):
         if scores:
-            note = coverage_warning(scores, bands, "policies")
-            yield ReportSection(title, note, name, table=accuracy_table(scores, bands))
+            note = coverage_warning(scores, "policies")
+            yield ReportSection(title, note, name, table=accuracy_table(scores))
 
 
 def _measured(summary: SearchSummary) -> Iterator[ReportSection]:

@@ -106,12 +106,10 @@ def sweep_figure(sweep: Sweep, names: Mapping[str, str] | None = None) -> Figure
             means = [fmean(each) for each in values]
             below = [mean - min(each) for mean, each in zip(means, values, strict=True)]
             above = [max(each) - mean for mean, each in zip(means, values, strict=True)]
-            colour = style.OTHERS[place % len(style.OTHERS)]
-            axes.errorbar(
-                *(places, means, [below, above]),
-                fmt="-o" if place < len(style.OTHERS) else "--s",
-                **{"label": name, "color": colour, "lw": 1.3, "ms": 4, "capsize": 2.5},
-            )
+            look: style.Look = {"lw": 1.3, "ms": 4, "capsize": 2.5}
+            look["fmt"] = "-o" if place < len(style.OTHERS) else "--s"
+            look["color"] = style.OTHERS[place % len(style.OTHERS)]
+            axes.errorbar(places, means, [below, above], label=name, **look)
         several = any(len(group.rows) > 1 for group in found)
         axes.set_ylabel(words(first) + "\n(mean and range over seeds)" * several)
         axes.set_xlabel("MiB of prunable matrices in the file" if sized else "pruning ratio")

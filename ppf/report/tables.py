@@ -73,16 +73,15 @@ class Table:
         return show(value) if error is None else f"{show(value)} ± {show(error)}"
 
 
-def accuracy_table(metrics: Mapping[str, float], bands: Sequence[float]) -> Table:
+def accuracy_table(metrics: Mapping[str, float]) -> Table:
     """A predictor's scores with their 90 % intervals, over all ratios and for each band.
 
     Args:
         metrics: scores by name, as `ppf.predictor.scores.with_intervals` returns them.
-        bands: edges of the bands, ascending pruning ratios.
     """
     columns = {
         f"{part}{words}": f"{ending}{end}"
-        for part, ending in {"all ratios": "", **dict(endings(bands))}.items()
+        for part, ending in {"all ratios": "", **dict(endings())}.items()
         for words, end in {"": "", ", low": "_low", ", high": "_high"}.items()
     }
     rows = [

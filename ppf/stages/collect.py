@@ -1,23 +1,30 @@
-"""collect: labels for the policies that the sampler draws."""
+"""collect: labels policies that a sampler draws, the training data of predictors."""
 
 from hydra.utils import instantiate
+from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.commands import invocation
+from ppf.context import prepare
 from ppf.labels.collect import draw
-from ppf.labels.groups import groups, too_few
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
-from ppf.labels.table import Labels
-from ppf.llm import LanguageModel
-from ppf.space import Space
-from ppf.text import Text
+from ppf.labels.table import CATASTROPHIC, Labels
+from ppf.progress import say
 
 
-def check_sampler(cfg: DictConfig, text: Text, lm: LanguageModel) -> None:
-    """Raises PPFError if the sampler has policies of another space; see `EarlyCheck`."""
-    space: Space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
-    instantiate(cfg.sampler).check(space)
+def main(cfg: DictConfig, fabric: Fabric) -> None:
+    """Labels the policies that the sampler draws, and says where the labels are."""
+    context = prepare(cfg, fabric)
+    labels = collect(context.labelling, context.sites, cfg.sampler, cfg.labels.count, cfg.seed)
+    say(f"{len(labels)} labels in {context.labelling.store.folder}")
+    if wrecked := int(labels.catastrophic(float(labels.nll[0])).sum()):
+        say(
+            f"{wrecked} of them are catastrophic: their loss is more than {CATASTROPHIC} nats per"
+            " token above the dense model, or not finite. Predictors that are fitted to random"
+            " policies treat the finite ones as equally bad. Labels that are not finite are left"
+            " out."
+        )
 
 
 def collect(
@@ -27,7 +34,6 @@ def collect(
     count: int,
     seed: int,
     *,
-    folds: int = 0,
     may_label: bool = True,
 ) -> Labels:
     """Labels the policies that the sampler draws, the dense one first.
@@ -38,15 +44,11 @@ def collect(
         sampler: config of the sampler.
         count: of policies.
         seed: of the sampler.
-        folds: that a predictor will split the labels into; 0: it will not split them.
 
     Raises:
-        PPFError: a label is missing, and `may_label` is false; or there are fewer groups of
-            policies than folds.
+        PPFError: a label is missing, and `may_label` is false.
     """
     drawn = draw(sites, instantiate(sampler), count, seed)
-    if (number := len(groups(sites.space, drawn).unique())) < folds:
-        raise too_few(len(drawn), number, folds)
     policies = labelling.artefacts.ranks.broadcast(drawn)
     return labelling.stored_or_measured(
         policies, "sampler", invocation("collect", f"labels.count={count}"), may_label=may_label

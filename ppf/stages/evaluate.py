@@ -27,6 +27,7 @@ from ppf.export import load_folder, read_description
 from ppf.labels.compensating import keep_better
 from ppf.llm import LanguageModel, check_head
 from ppf.llm.loading import check_window, dtype_name, resolve_dtype
+from ppf.llm.sources import local_folder
 from ppf.overrides import quoted
 from ppf.policy_file import policy_config, prepared, read_policy, refuse_recovered, types_of
 from ppf.progress import say
@@ -46,6 +47,8 @@ def check(cfg: DictConfig) -> None:
         raise PPFError(
             "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
         )
+    for folder in folders(cfg):
+        local_folder(folder, "path")
     if cfg.policy:
         refuse_recovered(read_policy(cfg.policy, cfg.trust_targets), cfg.policy)
 

@@ -263,7 +263,6 @@ def _predictor(cfg: DictConfig, trained: Trained) -> dict[str, Any]:
     found: dict[str, Any] = {name: getattr(rows, name).tolist() for name in columns}
     scores = getattr(predictor, "metrics", {})
     found["scores"] = {name.removeprefix("test/"): score for name, score in scores.items()}
-    found["bands"] = list(cfg.predictor.get("bands", []))
     return {"predictor": found, "predictor_folder": folder}
 
 
@@ -278,7 +277,7 @@ def _proposals(labels: Labels, found: Found, shares: Sequence[float]) -> dict[st
     if torch.equal(mean.float(), nll.float()):
         return {}
     rows = HeldOut(mean, std, nll, torch.tensor(shares)[known], torch.arange(len(known)))
-    return with_intervals(rows, [], float(labels.nll[0]))
+    return with_intervals(rows, float(labels.nll[0]), ())
 
 
 def _pareto(context: PruningContext, every: Labels) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from ppf.report.search import publish_search, rows_of_run
 from ppf.stages.budgets import priced
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.collect import collect
+from ppf.stages.fit import Train, fitted
 from ppf.stages.results import agent_summary, policy_contents, static_summary
 from ppf.stages.tested import add_test
-from ppf.stages.train import Train, folds, train
 
 
 def check(cfg: DictConfig) -> None:
@@ -46,15 +46,11 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     labelling, sites = context.labelling, context.sites
     with clock("labelling"):
         count, seed = drawn_labels(cfg), cfg.seed
-        labels = collect(
-            *(labelling, sites, cfg.sampler, count, seed),
-            folds=folds(cfg.predictor),
-            may_label=may_make,
-        )
+        labels = collect(labelling, sites, cfg.sampler, count, seed, may_label=may_make)
     with_changes = cfg.mode != "dynamic" and context.model.space.budget != "bytes"
     changes = clock("gradients of the best policies")(context.calibration.changes)
     fit = partial(
-        train,
+        fitted,
         labelling,
         sites,
         changes if with_changes else None,

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 from unittest.mock import patch
 
 import datasets
@@ -58,7 +58,9 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[
         parquet.write_table(pa.table({"text": articles}), draft)
 
     store = Path(cache) / f"wikipedia_sample-{shortest_line}.parquet"
-    return get_or_make(store, read=_column, make=clean)
+    return get_or_make(
+        store, read=lambda file: parquet.read_table(file)["text"].to_pylist(), make=clean
+    )
 
 
 class DataSet(TypedDict):
@@ -69,7 +71,7 @@ class DataSet(TypedDict):
     data_files: dict[str, str] | None
     column: str
     limit: Count
-    revision: NotRequired[str | None]
+    revision: str | None
 
 
 def hub(
@@ -167,10 +169,6 @@ def sentences(split: str, *, per_document: Count, **source: Unpack[DataSet]) -> 
     """
     rows = hub(split, **source)
     return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]
-
-
-def _column(file: Path) -> list[str]:
-    return parquet.read_table(file)["text"].to_pylist()
 
 
 def _dump() -> Path:

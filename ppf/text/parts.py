@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -185,11 +184,6 @@ def default_text() -> DictConfig:
     return read_option("text", DEFAULT_TEXT)
 
 
-def text_name(config: DictConfig) -> str:
-    """The name of a `text=` config; that of the file if it has a `path`."""
-    return Path(config.path).name if config.path else str(config.name)
-
-
 def build_text(config: DictConfig, cache: str) -> Text:
     """The text of a `text=` config.
 
@@ -202,7 +196,7 @@ def build_text(config: DictConfig, cache: str) -> Text:
     path, source, column = given.pop("path"), given.pop("source"), given.pop("column")
     given.pop("training", None)  # see `training_text`
     if path:
-        given |= {"name": text_name(config), "splits": local_splits(given["splits"])}
+        given["splits"] = local_splits(given["splits"])
         return Text(**given, documents=lambda split: read_file(path, column))
     if source["_target_"] == "ppf.text.corpora.wikipedia_sample":
         source["cache"] = cache

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.conf import plain
 from ppf.progress import say
 from ppf.text.files import read_file
-from ppf.text.parts import Text, build_text, text_name
+from ppf.text.parts import Text, build_text
 
 _RUN = 13  # words that two documents may not share
 
@@ -95,4 +95,4 @@ def _runs(document: str) -> Int[np.ndarray, " runs"]:
 def training_name(config: DictConfig) -> str:
     """The name of the training text of a `text=` config."""
     more = config.training.more.path
-    return f"{text_name(config)} + {Path(more).name}" if more else text_name(config)
+    return f"{config.name} + {Path(more).name}" if more else config.name

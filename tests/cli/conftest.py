@@ -10,7 +10,7 @@ from tests.commands import exit_code
 Run = Callable[..., subprocess.CompletedProcess[str]]
 HASTY = (
     *("predictor=residual", "predictor.members=2"),
-    *("predictor.max_epochs=5", "predictor.residual.steps=10"),
+    *("trainer.max_epochs=5", "predictor.residual_steps=10"),
 )
 """The default predictor of train.py, trained for a second only."""
 

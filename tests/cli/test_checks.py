@@ -26,8 +26,8 @@ WRONG_FOR = {
 }
 # What passes all the same, by the end of the key: 0 stands for "none", null for "all".
 ZERO = (
-    "acquired agreement bound draws ema entropy epsilon gain kl_top_k low_loss"
-    " max_gib neighbours per_feature port queue seed selection_windows"
+    "agreement bound draws ema entropy epsilon gain"
+    " max_gib neighbours port queue residual_steps seed selection_windows"
     " shortest_line smooth spread"
     " test_policies tolerance warmup weight_decay"
 )
@@ -35,7 +35,7 @@ PASSES = {
     **dict.fromkeys(ZERO.split(), [0]),
     **{f"windows.{part}": [None] for part in ("calibration", "labelling", "test", "validation")},
     **dict.fromkeys(("count", "ratio", "refit_windows"), [None]),  # in some command
-    **{f"list of {key}": [[]] for key in ("channels", "depths", "hidden")},
+    **{f"list of {key}": [[]] for key in ("channels", "depths")},
     **{f"shares.{part}": [0] for part in ("rough", "rules", "sensitivities")},
     "KL.top_k": [0],
     **dict.fromkeys(("Static.spread_penalty", "Chain.spread_penalty"), [-1, 0]),
@@ -51,7 +51,7 @@ FOREIGN = {
     "gradient_clip_val",
     "history_size",
     "log_every_n_steps",
-    "max_iter",
+    "max_epochs",
     "num_sanity_val_steps",
 }
 
@@ -218,10 +218,6 @@ def test_the_scales_of_a_process_are_checked(
     [
         ({"_target_": "lightning.Fabric", "accelerator": "cpu", "devices": 0}, "fabric does not"),
         ({"_target_": "lightning.Trainer", "accelerator": "tpu"}, "fabric does not work with"),
-        (
-            {"_target_": "ppf.labels.samplers.FromFiles", "paths": [], "trusted": []},
-            "the sampler has no files: give sampler.of.paths=[POLICY.json,...].",
-        ),
         (
             {"_target_": "ppf.labels.samplers.Mixture", "parts": {}, "shares": {"rough": 1.0}},
             "does not fit its parts",

@@ -18,7 +18,7 @@ def test_overfit_fits_the_labels_without_other_logs(run: Run, text: str, tmp_pat
         "predictor.members=2",
         "trainer.max_epochs=25",
     )
-    run(*given, "predictor=mlp")
+    run(*given, "predictor=cnn")
     (metrics,) = (tmp_path / "outputs").rglob("metrics.csv")
     with metrics.open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]

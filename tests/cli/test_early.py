@@ -10,12 +10,10 @@ from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
-from ppf import context as stage
-from ppf.cli.collect import main as collect
-from ppf.cli.train import main as train
 from ppf.conf import plain
 from ppf.errors import PPFError
 from ppf.llm.sources import byte_tokenizer
+from ppf.pruning.observed import Observed
 from ppf.pruning.signatures import recorded, signatures
 from ppf.stages import evaluate, prune
 from tests.articles import write_articles
@@ -29,7 +27,7 @@ def _no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def observe(*arguments: object) -> None:
         raise AssertionError("the long work has begun")
 
-    monkeypatch.setattr(stage.Observed, "make", observe)
+    monkeypatch.setattr(Observed, "make", observe)
 
 
 @pytest.fixture
@@ -61,19 +59,6 @@ def record(cfg: DictConfig) -> dict[str, Any]:
 
 def one_process() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
-
-
-@pytest.mark.parametrize("command", [collect, train])
-def test_a_sampler_of_policies_of_another_space(command: Any, cache: str, tmp_path: Path) -> None:
-    file = tmp_path / "policy.json"
-    file.write_text(json.dumps(examples.policy()))
-    given = ["sampler=neighbours", f"sampler.of.paths=[{file}]", "labels.count=8"]
-    name = command.task.__module__.rpartition(".")[2]
-    windows = ("text.window=64", "text.windows.calibration=2", "text.windows.labelling=2")
-    given += ["model=tiny", f"text.path={write_articles(tmp_path)}", *windows]
-    cfg = config(name, tmp_path, cache, *given, "space.channel_multiple=16")
-    with pytest.raises(PPFError, match="the policy does not fit space=width"):
-        command.task(cfg, one_process())
 
 
 @pytest.mark.parametrize(
@@ -126,21 +111,6 @@ def test_a_format_that_cannot_hold_the_policy(pruning: Any, cache: str, tmp_path
     found = record(searching(tmp_path, cache))
     with pytest.raises(PPFError, match=r"0\.attention keeps \d of \d KV groups"):
         pruning(found, cache, "export=decilm")
-
-
-def test_the_memory_check_knows_of_the_re_estimation(
-    pruning: Any, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = list[DictConfig]()
-
-    def refuse(of_model: DictConfig, *given: object) -> None:
-        asked.append(of_model)
-        raise PPFError("too little memory")
-
-    monkeypatch.setattr(stage, "check_capacity", refuse)
-    with pytest.raises(PPFError, match="too little memory"):
-        pruning(record(searching(tmp_path, cache)), cache, "refit_windows=64")
-    assert asked[0].sequential and asked[0].refit_windows == 64
 
 
 def test_an_export_with_prompts_that_are_too_long(pruning: Any, cache: str, tmp_path: Path) -> None:

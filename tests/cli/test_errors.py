@@ -41,7 +41,6 @@ def sentence(run: Run, script: str, *overrides: str, **more: str) -> str:
         ("search", "mode=dynamic agent=cmaes", "mode=dynamic needs an agent that learns"),
         ("search", "agent=foo", "agent=foo is unknown: give one of alphapruning, block_influence"),
         ("search", "labels.cuont=3", "there is no key labels.cuont: do you mean labels.count?"),
-        ("search", "hydra.run.dir=/proc/x", "cannot write /proc/x (No such file or directory)"),
         ("search", "fabric.accelerator=tpu", "fabric does not work with these settings ("),
         ("search", "space.channel_multiple=7", "space.channel_multiple=7 does not divide"),
         ("search", "model=llama2_7b", "give a local copy with model.path=FOLDER"),
@@ -65,7 +64,6 @@ def test_a_wrong_override_is_named(
 @pytest.mark.slow
 def test_a_wrong_config_leaves_neither_a_wandb_run_nor_a_folder(run: Run, tmp_path: Path) -> None:
     sentence(run, "search", "model=tiny", "labels.count=-1")
-    sentence(run, "search", "model=tiny", "space.channel_multiple=1000000", "logger=[wandb,csv]")
     sentence(run, "evaluate", "path=/nowhere")
     sentence(run, "prune", "policy=/nowhere", f"out={tmp_path / 'outputs' / 'out'}")
     assert not (tmp_path / "outputs" / "out").exists()

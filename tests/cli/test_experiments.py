@@ -96,15 +96,15 @@ def test_two_multiruns_of_one_experiment_run_each_job_once(
 def test_predictors_are_compared_on_another_draw(
     run: Run, quick: tuple[str, ...], tmp_path: Path
 ) -> None:
-    run("train", "-m", "experiment=predictor/compare", *quick, "predictor=ridge,sensitivity",
+    run("train", "-m", "experiment=predictor/compare", *quick, "predictor=additive,sensitivity",
         "labels.count=24", "test_policies=16")  # fmt: skip
     (results,) = tmp_path.rglob("results.json")
     found = {row["predictor"]: row for row in json.loads(results.read_text())["rows"]}
-    assert found.keys() == {"ridge", "sensitivity"}
-    assert found["ridge"]["policies"] == found["sensitivity"]["policies"] > 8
+    assert found.keys() == {"additive", "sensitivity"}
+    assert found["additive"]["policies"] == found["sensitivity"]["policies"] > 8
     assert all(row["nmse"] > 0 for row in found.values())
-    (scores,) = tmp_path.rglob("*predictor-ridge*/scores.json")
-    assert json.loads(scores.read_text())["kendall"] == found["ridge"]["kendall"]
+    (scores,) = tmp_path.rglob("*predictor-additive*/scores.json")
+    assert json.loads(scores.read_text())["kendall"] == found["additive"]["kendall"]
 
 
 @pytest.mark.slow

@@ -21,10 +21,7 @@ from hydra.utils import instantiate
 from pyarrow import parquet
 
 from ppf.context import prepare
-from ppf.predictor.module import load_predictor
-from ppf.stages.acquire import acquire
 from ppf.stages.collect import collect
-from ppf.stages.train import train
 from tests.articles import write_articles
 from tests.cli.conftest import HASTY
 from tests.commands import exit_code, on_two_ranks
@@ -42,7 +39,6 @@ TINY = (
     "agent.iterations=3",
     "agent.polish.generations=3",
 )
-ACQUIRED = (*HASTY, "labels.acquired=4", "labels.pool=64")
 WITHIN = 60  # seconds
 
 
@@ -66,9 +62,9 @@ def alone(folder: Path, *overrides: str) -> Path:
     fabric.launch()
     context = prepare(cfg, fabric)
     parts = context.labelling, context.sites
-    fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
+    fit = partial(fitted, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
     labels = collect(*parts, cfg.sampler, cfg.labels.count, cfg.seed)
-    return fit(acquire(*parts, labels, fit, cfg.labels, cfg.sampler, cfg.seed)).folder
+    return fit(labels).folder
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -82,7 +78,7 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
 ) -> None:
     # Ranks draw other episodes than one process, so the best of several policies are compared.
     best = ["search.top_k=8", "search.selection_windows=0", "agent.polish.generations=20"]
-    given = [*TINY, *ACQUIRED, text, *best, "budget@pareto.y=latency"]
+    given = [*TINY, *HASTY, text, *best, "budget@pareto.y=latency"]
     two, one = tmp_path / "two", tmp_path / "one"
     fabric = [str(Path(sys.executable).with_name("fabric")), "run", "--accelerator=cpu"]
     started = [*fabric, "--devices=2", f"--main-port={free_port()}", "search.py"]  # by torchrun
@@ -105,10 +101,9 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
 
     predictor = alone(one, *given)
     labels, expected = labels_in(two), labels_in(one)
-    for source in ("sampler", "acquired"):
-        assert labels[source] == pytest.approx(expected[source])
+    assert labels["sampler"] == pytest.approx(expected["sampler"])
     same = two / "artefacts" / "predictor" / predictor.name / "predictor.ckpt"
-    states = [load_predictor(file).state_dict() for file in (same, predictor / "predictor.ckpt")]
+    states = [torch.load(file, weights_only=True) for file in (same, predictor / "predictor.ckpt")]
     torch.testing.assert_close(*states)
 
     assert exit_code("search", [*given, "logger=none", f"paths.outputs={one}"]) == 0

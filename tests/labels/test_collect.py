@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppf.labels.collect import label
-from ppf.labels.labeller import Labeller, LabelScores
+from ppf.labels.labeller import Labeller
 from ppf.labels.store import LabelRow, LabelStore
 from ppf.labels.table import Labels
 from tests.ranks import FakeRanks
@@ -18,7 +18,7 @@ def _hold(folder: Path, held, done) -> None:
         assert mine
         held.set()
         done.wait()
-        store.add(LabelRow((1,), 0.3, 3.0, None, "other", 0.1))
+        store.add(LabelRow((1,), 0.3, 3.0, "other", 0.1))
 
 
 def test_policies_claimed_by_others_are_waited_for(tmp_path: Path, processes: ForkContext) -> None:
@@ -51,7 +51,7 @@ def test_a_killed_process_leaves_no_claim(tmp_path: Path, processes: ForkContext
 
 def test_labels_have_the_source_of_the_call(tmp_path: Path) -> None:
     store = LabelStore(tmp_path, "a", [2])
-    store.add(LabelRow((1,), 0.3, 3.0, None, "search", 0.1))
+    store.add(LabelRow((1,), 0.3, 3.0, "search", 0.1))
     labels = label(store, create_autospec(Labeller), torch.tensor([[1]]), "sampler")
     assert labels.source == ["sampler"] and labels.nll.tolist() == [3.0]
 
@@ -68,7 +68,7 @@ def test_only_new_rows_are_added() -> None:
 def test_catastrophic_and_non_finite_labels_are_marked() -> None:
     nll = torch.tensor([3.0, 6.9, 7.1, torch.inf, torch.nan], dtype=torch.double)
     labels = Labels(torch.arange(5)[:, None], nll, ["sampler"] * 5)
-    assert labels.catastrophic(3.0, 4.0).tolist() == [False, False, True, True, True]
+    assert labels.catastrophic(3.0).tolist() == [False, False, True, True, True]
 
 
 def test_ranks_start_at_different_places_and_label_neighbours(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_ranks_start_at_different_places_and_label_neighbours(tmp_path: Path) ->
     for rank, expected in ((0, [1, 2, 3, 4, 5, 6]), (1, [4, 5, 6, 1, 2, 3])):
         labeller, scored = create_autospec(Labeller), list[int]()
 
-        def score(kept: tuple[int, ...], scored=scored) -> LabelScores:
+        def score(kept: tuple[int, ...], scored=scored) -> float:
             scored.append(kept[0])
-            return LabelScores(3.0, None)
+            return 3.0
 
         labeller.score.side_effect, labeller.pruner = score, Mock()
         labeller.pruner.space.ratio.return_value = torch.tensor(0.3)
@@ -91,7 +91,7 @@ def test_a_policy_that_is_given_twice_is_no_label_yet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labeller = Mock()
-    labeller.score.return_value = LabelScores(3.0, None)
+    labeller.score.return_value = 3.0
     labeller.pruner.space.ratio.return_value = 0.3
     label(LabelStore(tmp_path, "a", [2]), labeller, torch.tensor([[1], [1], [0]]), "sampler")
     assert "Labelling 2 policies.\n" in capsys.readouterr().out

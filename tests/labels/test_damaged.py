@@ -12,10 +12,7 @@ from pyarrow import parquet
 from ppf.labels.store import LabelRow, LabelStore
 
 UNITS = [3, 24, 3, 24]
-ROWS = [
-    LabelRow((3, 24 - i, i % 4, 20), 0.1 * i, 3.0 + i / 7, None if i % 2 else i / 9, "sampler", 0.5)
-    for i in range(6)
-]
+ROWS = [LabelRow((3, 24 - i, i % 4, 20), 0.1 * i, 3.0 + i / 7, "sampler", 0.5) for i in range(6)]
 TRIES = 120  # of each kind of damage
 
 

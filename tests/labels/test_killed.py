@@ -113,7 +113,7 @@ def claim_all(folder: Path, ready, start) -> None:
     for number in range(POLICIES // 2):
         with store.claim((number,)) as mine:
             if mine:
-                store.add(LabelRow((number,), 0.3, 3.0, None, "sampler", 0.1))
+                store.add(LabelRow((number,), 0.3, 3.0, "sampler", 0.1))
 
 
 @pytest.mark.slow

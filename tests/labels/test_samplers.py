@@ -1,24 +1,16 @@
-import json
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels import samplers
 from ppf.labels.collect import draw
 from ppf.labels.samplers import (
-    FromAgent,
-    FromFiles,
     FromRules,
     Mixture,
-    Neighbours,
     Profiles,
     Sampler,
     SharedPrefix,
@@ -27,7 +19,6 @@ from ppf.labels.samplers import (
 from ppf.pruning.allocation import FLAP, Uniform
 from ppf.space import uniform
 from tests.agents.synthetic import layered
-from tests.records import examples
 from tests.tiny import TinySetup
 
 
@@ -81,8 +72,6 @@ def test_rules_continue_after_the_last_draw(tiny: TinySetup) -> None:
 def test_a_search_that_draws_nothing_needs_no_rules(tiny: TinySetup) -> None:
     nothing = FromRules({}, ratio=[0.2, 0.4])
     assert draw(tiny, nothing, 1, seed=0).tolist() == [tiny.space.dense.tolist()]
-    with pytest.raises(PPFError, match="no rules to draw policies from: give sampler=smooth"):
-        nothing.check(tiny.space)
 
 
 def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
@@ -119,86 +108,6 @@ def test_policies_that_share_layers_are_pruned_evenly_at_every_ratio_and_depth()
     removed = (1 - kept / deep.space.units)[:, 1::2].unflatten(1, (4, -1)).mean(2)  # of the MLPs
     for member in range(4):
         assert removed[member::4].mean(0).std() < 0.02
-
-
-def test_neighbours_keep_the_ratio_and_differ_little(tiny: TinySetup, tmp_path: Path) -> None:
-    policy = uniform(tiny.space, torch.tensor([0.3]))[0]
-    names = [site.name for site in tiny.space.sites]
-    file = tmp_path / "policy.json"
-    kept = dict(zip(names, policy.tolist(), strict=True))
-    file.write_text(json.dumps(examples.policy(kept, units=tiny.space.units_by_name)))
-    kept = drawn(Neighbours(FromFiles([str(file)], ()), spread=0.05), tiny, 16)
-    block = tiny.space.params.min() / tiny.space.total
-    assert (tiny.space.ratio(kept) - tiny.space.ratio(policy)).abs().max() < block
-    assert (kept != policy).any(1).sum() > 12
-    assert (kept - policy).abs().max() <= 4
-    still = drawn(Neighbours(FromFiles([str(file)], ()), spread=0.0), tiny, 16)
-    assert (still != policy).any(1).sum() > 12  # by a unit or so
-
-
-def test_a_policy_that_quantises_weights_is_not_drawn(tmp_path: Path) -> None:
-    file = tmp_path / "policy.json"
-    types = dict.fromkeys(examples.policy()["kept"], "q4_0")
-    file.write_text(json.dumps(examples.policy(types=types)))
-    with pytest.raises(PPFError, match="policy.json quantises weights"):
-        FromFiles([str(file)], ())
-
-
-def test_files_must_be_given_and_fit_the_space(tiny: TinySetup, tmp_path: Path) -> None:
-    with pytest.raises(PPFError, match=r"sampler\.of\.paths"):
-        FromFiles([], ())
-    file = tmp_path / "policy.json"
-    doubled = {name: 2 * units for name, units in tiny.space.units_by_name.items()}
-    for units in ({"0.mlp": 1}, doubled):
-        file.write_text(json.dumps(examples.policy(dict.fromkeys(units, 1), units=units)))
-        with pytest.raises(PPFError, match="does not fit"):
-            drawn(FromFiles([str(file)], ()), tiny, 1)
-
-
-@pytest.mark.parametrize("name", ["neighbours", "proposals"])
-def test_files_may_name_the_classes_that_the_user_trusts(
-    tiny: TinySetup, tmp_path: Path, name: str
-) -> None:
-    own = examples.config(compensation={"_target_": "mine.Compensation", "rank": 3})
-    kept = {site.name: 1 for site in tiny.space.sites}
-    units = {site.name: site.units for site in tiny.space.sites}
-    policy = tmp_path / "policy.json"
-    policy.write_text(json.dumps(examples.policy(kept, units=units, config=own)))
-    record = {"signatures": examples.SIGNATURES, "config": own}
-    widths = torch.stack([tiny.space.dense, uniform(tiny.space, torch.tensor([0.6]))[0]]).double()
-    knots = torch.tensor([0.0, 0.6])
-    RatioAgent(tiny.space, knots, widths, torch.ones(2), torch.zeros(2), record).save(tmp_path)
-
-    given = {"neighbours": f"of.paths=[{policy}]", "proposals": f"of.agent.path={tmp_path}"}
-    overrides = [f"sampler={name}", f"sampler.{given[name]}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        trusting = compose("collect", [*overrides, "trust_targets=[mine.Compensation]"])
-        plain = compose("collect", overrides)
-    assert len(drawn(instantiate(trusting.sampler), tiny, 3)) == 3
-    with pytest.raises(InstantiationException, match="neither PPF's own nor in trust_targets"):
-        instantiate(plain.sampler)
-
-
-def test_proposals_are_the_agents_policies(tiny: TinySetup) -> None:
-    class Half:
-        def policy(self, ratio: float) -> list[int]:
-            return uniform(tiny.space, torch.tensor([ratio]))[0].tolist()
-
-    kept = drawn(FromAgent(Half(), ratio=[0.1, 0.5]), tiny, 8)
-    assert torch.equal(kept, uniform(tiny.space, tiny.space.ratio(kept)))
-    assert tiny.space.ratio(kept).unique().numel() > 5
-    assert drawn(FromAgent(Half(), ratio=[0.1, 0.5]), tiny, 0).shape == (0, len(tiny.space))
-
-
-def test_an_agent_of_another_space_is_refused(tiny: TinySetup) -> None:
-    class Other:
-        space = replace(tiny.space, sites=tuple(replace(s, units=1) for s in tiny.space.sites))
-
-        def policy(self, ratio: float) -> list[int]:
-            return [1] * len(self.space)
-
-    with pytest.raises(PPFError, match="does not fit"):
-        drawn(FromAgent(Other(), ratio=[0.1, 0.5]), tiny, 8)
 
 
 def test_groups_that_folds_would_not_recognise_are_refused() -> None:

@@ -3,14 +3,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
-from ppf.labels.store import LabelRow, LabelStore
+from ppf.labels.store import LabelRow, LabelStore, _checksum
 
 
 def row(*kept: int, nll: float = 3.0) -> LabelRow:
-    return LabelRow(kept, 0.3, nll, None, "sampler", 0.1)
+    return LabelRow(kept, 0.3, nll, "sampler", 0.1)
 
 
 def one_site(folder: Path, signature: str = "a") -> LabelStore:
@@ -67,9 +69,20 @@ def test_rows_of_another_process_are_read(tmp_path: Path) -> None:
     store.add(row(1))
     code = (
         "import sys; from pathlib import Path; from ppf.labels.store import LabelRow, LabelStore;"
-        "LabelStore(Path(sys.argv[1]), 'a', [2]).add(LabelRow((2,), 0.3, 3.0, None, 'a', 0.1))"
+        "LabelStore(Path(sys.argv[1]), 'a', [2]).add(LabelRow((2,), 0.3, 3.0, 'a', 0.1))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ)
     assert (2,) not in store
     store.refresh()
     assert (2,) in store and (1,) in store
+
+
+def test_shards_with_divergences_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    store = one_site(tmp_path)
+    store.add(row(1))
+    (shard,) = tmp_path.glob("*.parquet")
+    table = parquet.read_table(shard)
+    table = table.set_column(table.column_names.index("kl"), "kl", pa.array([0.25]))
+    metadata = {**table.schema.metadata, b"sha256": _checksum(table).encode()}
+    parquet.write_table(table.replace_schema_metadata(metadata), shard)
+    assert one_site(tmp_path)[(1,)] == row(1)

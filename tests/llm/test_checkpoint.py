@@ -105,11 +105,6 @@ def test_a_head_of_its_own_is_not_taken_for_a_tied_one(
         assert torch.equal(read.lm_head.weight, model.lm_head.weight)
 
 
-def test_a_config_that_asks_for_tuples_changes_nothing(tmp_path: Path) -> None:
-    configure(saved(tmp_path, "llama-groups-of-3-tied"), return_dict=False)
-    assert loaded(tmp_path).model(torch.arange(8)[None]).logits.shape[:2] == (1, 8)
-
-
 @pytest.mark.parametrize("key", ["vocab", "init_inputs", "deep"])
 def test_a_tokenizer_that_reads_a_file_elsewhere_is_refused(tmp_path: Path, key: str) -> None:
     """Each line would become a token, which exports contain and the server prints."""

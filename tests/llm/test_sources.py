@@ -47,18 +47,6 @@ def test_a_hub_without_access_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
         assert part in str(caught.value)
 
 
-def test_the_hub_is_not_asked_for_what_is_here(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sources, "get_hf_file_metadata", None)
-    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *given: "a/config.json")
-    name = "meta-llama/Llama-2-7b-hf"
-    assert sources.hub("", repository=name, revision=None) == name
-    monkeypatch.setattr(sources, "try_to_load_from_cache", None)
-    check_source(OmegaConf.merge(llama(), {"path": str(tmp_path)}))
-    check_source(OmegaConf.create({"path": None, "source": None}))
-
-
 def test_model_and_tokenizer_are_those_of_the_revision(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: str
 ) -> None:
@@ -95,17 +83,3 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     }
     with pytest.raises(PPFError, match="pip install --no-deps not-installed==1"):
         check_source(OmegaConf.create({"path": None, "source": source}))
-
-
-def test_files_of_one_name_are_converted_to_folders_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sources, "wheel_folder", lambda **given: tmp_path)
-    monkeypatch.setattr(sources, "_cached", lambda folder, make: str(folder))
-
-    def place(package: str, content: str) -> str:
-        (tmp_path / "a.gguf").write_text(content)
-        return sources.wheel("cache", package=package, file="a.gguf", requirement="one==1")
-
-    assert place("one", "old") == place("one", "old")
-    assert len({place("one", "old"), place("one", "newer"), place("other", "old")}) == 3

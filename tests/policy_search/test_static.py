@@ -243,7 +243,7 @@ def test_a_search_starts_from_the_policy_in_a_file(
     problem, seen = problem_of(tmp_path, []), list[Any]()
     kept = {name: units // 2 for name, units in problem.space.units_by_name.items()}
     record = {"kept": kept, "units": problem.space.units_by_name}
-    monkeypatch.setattr("ppf.policy_search.static.read", lambda *_: record)
+    monkeypatch.setattr("ppf.policy_search.static.read_policy", lambda *_: record)
     monkeypatch.setattr(Static, "at", lambda *given, **more: seen.extend([*given, more]))
     labels, trained = started(problem)
     settings(start=tmp_path / "policy.json").search(problem, labels, trained, Stopwatch())

@@ -33,5 +33,5 @@ def fitted(
 ) -> LearnedPredictor:
     """The additive predictor."""
     folder = tmp_path_factory.mktemp("predictor")
-    chosen = "predictor=additive", "predictor.max_epochs=10"
+    chosen = "predictor=additive", "trainer.max_epochs=10"
     return fitted_with(labels, known, folder, *chosen)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppf.labels.table import Labels
 from ppf.predictor.base import PredictorInputs
 from ppf.predictor.learned import LearnedPredictor
+from ppf.predictor.module import PredictorModule
 from ppf.pruning import SiteFeatures
 from ppf.space import Site, Space, project
 
@@ -83,6 +84,12 @@ def inputs(features: SiteFeatures, trainer: dict[str, Any], seed: int = 0) -> Pr
 
 def _refuse(*_: object) -> Tensor:
     raise AssertionError("there is no real model")
+
+
+def untrained(features: SiteFeatures, *overrides: str) -> PredictorModule:
+    """The module with its initial weights."""
+    config = predictor_config(*overrides)
+    return LearnedPredictor(**config["predictor"]).untrained(inputs(features, config["trainer"]))
 
 
 def fitted_with(

@@ -49,24 +49,24 @@ def test_masks_pool_by_area(space: Space, known: SiteFeatures, labels: Labels) -
     assert torch.allclose(Masks(space, known, width=8)(labels.kept)[:, 1], pooled, atol=1e-5)
 
 
-def test_sites_hold_powers_of_error_and_loss(
+def test_sites_hold_error_and_powers_of_the_loss(
     space: Space, known: SiteFeatures, labels: Labels
 ) -> None:
-    features = Sites(space, known, powers=[0.5, 1.0], loss_powers=[2.0])(labels.kept)
+    features = Sites(space, known)(labels.kept)
     here = (torch.arange(len(space)), labels.kept)
     error, loss = known.errors[here], known.losses[here] / known.losses[:, 0].mean()
-    assert features.shape == (len(labels), len(space), 2 + 3 + 3 + 2)
+    assert features.shape == (len(labels), len(space), 2 + 4 + 3 + 2)
     assert torch.allclose(features[..., 0], 1 - labels.kept / space.units)
     retained = known.retained[torch.arange(len(space)), labels.kept]
     assert torch.allclose(features[..., 1], 1 - retained)
-    assert torch.allclose(features[..., 2:5], torch.stack([error**0.5, error, loss**2], -1))
-    assert torch.allclose(features[..., 5].mean(1), torch.ones(len(labels)))  # cost
+    assert torch.allclose(features[..., 2:6], torch.stack([error, loss**0.5, loss, loss**1.5], -1))
+    assert torch.allclose(features[..., 6].mean(1), torch.ones(len(labels)))  # cost
 
 
 def test_sites_make_errors_monotone(space: Space, known: SiteFeatures) -> None:
     bumpy = known.errors.clone()
     bumpy[1, 5] = 0.0
-    features = Sites(space, replace(known, errors=bumpy), powers=[1.0], loss_powers=[])
+    features = Sites(space, replace(known, errors=bumpy))
     kept = space.dense.repeat(2, 1)
     kept[0, 1], kept[1, 1] = 5, 6
     assert torch.equal(features(kept)[0, 1, 2], features(kept)[1, 1, 2])
@@ -76,7 +76,7 @@ def test_sites_make_errors_monotone(space: Space, known: SiteFeatures) -> None:
 def test_rows_know_their_place(space: Space, known: SiteFeatures, kind: str) -> None:
     made = {
         "masks": Masks(space, known, width=4),
-        "sites": Sites(space, known, powers=[1.0], loss_powers=[]),
+        "sites": Sites(space, known),
     }
     encoder = made[kind]
     site = 5  # the MLP of layer 2

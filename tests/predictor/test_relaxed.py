@@ -15,7 +15,7 @@ from ppf.space import Space
 def encoder(request: pytest.FixtureRequest, space: Space, known: SiteFeatures) -> Encoder:
     if request.param == "masks":
         return Masks(space, known, width=8)
-    return Sites(space, known, powers=[0.5, 1.0], loss_powers=[])
+    return Sites(space, known)
 
 
 def test_whole_units_have_their_own_features(encoder: Encoder, labels: Labels) -> None:
@@ -30,7 +30,7 @@ def test_features_are_linear_between_units(encoder: Encoder, space: Space) -> No
 
 
 def test_each_row_belongs_to_its_site(space: Space, known: SiteFeatures) -> None:
-    owners = Sites(space, known, powers=[1.0], loss_powers=[]).owners
+    owners = Sites(space, known).owners
     assert owners.tolist() == list(range(len(space)))
 
 

@@ -1,4 +1,4 @@
-"""Interactions that no additive predictor can know, and transfer between texts."""
+"""Interactions that no additive predictor can know."""
 
 from pathlib import Path
 
@@ -7,27 +7,21 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP
-from hydra import compose, initialize_config_module
 from torch import Tensor
 
-from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.predictor.fit import CHECKPOINT
 from ppf.predictor.residual import GaussianProcess
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
-from ppf.stages.train import check_start
 from tests.predictor.synthetic import DENSE_NLL, fitted_with, made_up_labels
 
 STRONG = 3.0  # interaction
-QUICK = ("predictor.max_epochs=10", "predictor.members=4")
-SOME_STEPS, FEW_STEPS = "predictor.residual.steps=30", "predictor.residual.steps=10"
+QUICK = ("trainer.max_epochs=10", "predictor.members=4")
+SOME_STEPS, FEW_STEPS = "predictor.residual_steps=30", "predictor.residual_steps=10"
 
 
 def new_process(space: Space, steps: int = 30) -> GaussianProcess:
-    return GaussianProcess(
-        space, effects=[0.0, 1.0], shares=[0.0], rows=200, steps=steps, huber=10.0
-    )
+    return GaussianProcess(space, steps=steps, huber=10.0)
 
 
 def policies_of(space: Space, count: int) -> tuple[Tensor, Tensor]:
@@ -207,20 +201,6 @@ def test_noise_is_not_corrected(space: Space) -> None:
     assert variance.mean() == pytest.approx(1, rel=0.3)
 
 
-def test_the_fit_starts_from_the_prior_centre(space: Space) -> None:
-    kept, effects, residuals = with_interactions(space, 80)
-    first, second = new_process(space), new_process(space, steps=0)
-    first.fit(effects, kept, residuals.repeat(2, 1), halves(80))
-    centre = {name: value.clone() for name, value in first.named_parameters()}
-    second.prior_centre = dict(first.named_parameters())
-    second.fit(effects, kept, -residuals.repeat(2, 1), halves(80))
-    torch.testing.assert_close(dict(second.named_parameters()), centre)
-    second.steps = 5
-    second.fit(effects, kept, -residuals.repeat(2, 1), halves(80))
-    assert not torch.equal(second.noise.log_constant, centre["noise.log_constant"])
-    torch.testing.assert_close(dict(first.named_parameters()), centre)
-
-
 @pytest.mark.slow
 def test_residual_knows_interactions(space: Space, known: SiteFeatures, tmp_path: Path) -> None:
     labels = made_up_labels(space, known, 200, STRONG)
@@ -232,47 +212,10 @@ def test_residual_knows_interactions(space: Space, known: SiteFeatures, tmp_path
     assert error["residual"] < 0.95 * error["additive"]
 
 
-@pytest.mark.slow
-def test_fewer_labels_are_needed_from_another_texts_predictor(
-    space: Space, known: SiteFeatures, tmp_path: Path
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    fitted_with(made_up_labels(space, known, 160), known, first, *QUICK, SOME_STEPS)
-    fresh = made_up_labels(space, known, 500, other=0.2)
-
-    def error(count: int, *overrides: str) -> float:
-        labels = made_up_labels(space, known, count, other=0.2)
-        fitted = fitted_with(labels, known, second, *QUICK, SOME_STEPS, *overrides)
-        return float((fitted.predict(fresh.kept).mean - fresh.nll).abs().median())
-
-    assert error(50, f"predictor.init_from={first / CHECKPOINT}") < error(80)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        ["predictor=ridge"],
-        ["predictor.residual.shares=[0.0]", FEW_STEPS],
-        ["predictor.encoder.loss_powers=[0.5,1.0,2.0]"],
-    ],
-)
-def test_another_network_is_no_start(
-    other: list[str], labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path
-) -> None:
-    start = f"predictor.init_from={tmp_path / CHECKPOINT}"
-    fitted_with(labels, known, tmp_path, *other, "predictor.max_epochs=1")
-    with pytest.raises(PPFError, match="init_from has another encoder, network or space"):
-        fitted_with(labels, known, tmp_path, start)
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        predictor = compose("train", ["predictor=residual", start, "paths.run=."]).predictor
-    with pytest.raises(PPFError, match="init_from has another encoder, network or space"):
-        check_start(predictor)  # before any label
-
-
 def test_relaxed_widths_agree_with_whole_ones(
     labels: Labels, known: SiteFeatures, tmp_path: Path
 ) -> None:
-    predictor = fitted_with(labels, known, tmp_path, "predictor.max_epochs=3", FEW_STEPS)
+    predictor = fitted_with(labels, known, tmp_path, "trainer.max_epochs=3", FEW_STEPS)
     kept = labels.kept[100:104].double().requires_grad_()
     relaxed = predictor.relaxed(kept)
     assert torch.allclose(relaxed, predictor.predict(labels.kept[100:104]).mean, atol=1e-4)

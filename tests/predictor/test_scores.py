@@ -18,7 +18,7 @@ def held_out(predicted: Tensor, std: float = 0.1) -> HeldOut:
 
 
 def scored(predicted: Tensor) -> dict[str, float]:
-    return scores(held_out(predicted), BANDS, dense_nll=3.0)
+    return scores(held_out(predicted), 3.0, BANDS)
 
 
 def random_rows(count: int = 60, groups: int = 60) -> HeldOut:
@@ -35,7 +35,7 @@ def random_rows(count: int = 60, groups: int = 60) -> HeldOut:
 def test_the_median_of_an_even_number_of_errors_is_the_lower_one() -> None:
     every = held_out(MEASURED + torch.tensor([0.4, 0.1, 0.2, 0.3, 0.0]))
     rows = HeldOut(*(column[:4] for column in every))
-    assert scores(rows, BANDS, dense_nll=3.0)["median"] == pytest.approx(0.2)
+    assert scores(rows, 3.0, BANDS)["median"] == pytest.approx(0.2)
 
 
 def test_errors_are_in_nats() -> None:
@@ -54,7 +54,7 @@ def test_nmse_leaves_catastrophic_policies_out() -> None:
 
 def test_ranks_are_those_of_torchmetrics() -> None:
     rows = random_rows()
-    found = scores(rows._replace(measured=rows.measured.double()), [], dense_nll=3.0)
+    found = scores(rows._replace(measured=rows.measured.double()), 3.0, [])
     predicted, measured = rows.predicted, rows.measured
     assert len(measured.unique()) < len(measured), "ties count too"
     assert found["kendall"] == pytest.approx(
@@ -79,7 +79,7 @@ def test_the_ratio_does_not_help_at_equal_ratio() -> None:
     measured = torch.tensor([3.0, 3.1, 4.0, 4.1])
     swapped = torch.tensor([3.1, 3.0, 4.1, 4.0])
     rows = HeldOut(swapped, ratio, measured, ratio, torch.arange(4))
-    found = scores(rows, [], dense_nll=3.0)
+    found = scores(rows, 3.0, [])
     assert found["equal_ratio"] == -1
     assert found["kendall"] > 0
 
@@ -97,9 +97,9 @@ def test_coverage_counts_the_ninety_percent_interval() -> None:
 
 
 def test_predictors_without_intervals_have_no_coverage() -> None:
-    found = scores(held_out(MEASURED, std=0.0), BANDS, dense_nll=3.0)
+    found = scores(held_out(MEASURED, std=0.0), 3.0, BANDS)
     assert "coverage" not in found and "nmse" in found
-    assert not coverage_warning(found, [], "held-out policies")
+    assert not coverage_warning(found, "held-out policies")
 
 
 def test_bands_with_too_few_rows_are_left_out() -> None:
@@ -108,12 +108,12 @@ def test_bands_with_too_few_rows_are_left_out() -> None:
 
 def test_equal_measurements_have_no_rank() -> None:
     same = torch.full((5,), 3.0)
-    found = scores(HeldOut(same, same, same, RATIO, torch.arange(5)), [], dense_nll=3.0)
+    found = scores(HeldOut(same, same, same, RATIO, torch.arange(5)), 3.0, [])
     assert "kendall" not in found and found["mae"] == 0
 
 
 def test_every_score_has_an_interval_around_it() -> None:
-    found = with_intervals(random_rows(), [0.0, 0.3], dense_nll=3.0)
+    found = with_intervals(random_rows(), 3.0, [0.0, 0.3])
     for name in ("kendall", "nmse", "mae", "coverage", "equal_ratio", "kendall_0_30"):
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
     assert "policies_low" not in found
@@ -121,13 +121,13 @@ def test_every_score_has_an_interval_around_it() -> None:
 
 def test_one_group_has_no_interval() -> None:
     rows = random_rows(4, 4)
-    found = with_intervals(rows._replace(group=torch.zeros(4, dtype=torch.long)), [], 3.0)
+    found = with_intervals(rows._replace(group=torch.zeros(4, dtype=torch.long)), 3.0, [])
     assert "mae" in found and "mae_low" not in found
 
 
 def test_a_mean_has_the_interval_of_its_standard_error() -> None:
     rows = random_rows(400, 400)
-    found = with_intervals(rows, [], dense_nll=3.0)
+    found = with_intervals(rows, 3.0, [])
     error = (rows.predicted - rows.measured).abs()
     width = 2 * 1.645 * float(error.std()) / 400**0.5
     assert found["mae_high"] - found["mae_low"] == pytest.approx(width, rel=0.15)
@@ -135,11 +135,11 @@ def test_a_mean_has_the_interval_of_its_standard_error() -> None:
 
 def test_families_are_resampled_as_a_whole() -> None:
     rows = random_rows(15, 15)
-    once = with_intervals(rows, [], dense_nll=3.0)
+    once = with_intervals(rows, 3.0, [])
     repeated = HeldOut(*(column.repeat(4) for column in rows))
-    assert with_intervals(repeated, [], 3.0)["mae_high"] == pytest.approx(once["mae_high"])
+    assert with_intervals(repeated, 3.0, [])["mae_high"] == pytest.approx(once["mae_high"])
     alone = repeated._replace(group=torch.arange(60))
-    assert with_intervals(alone, [], 3.0)["mae_high"] < once["mae_high"]
+    assert with_intervals(alone, 3.0, [])["mae_high"] < once["mae_high"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_families_are_resampled_as_a_whole() -> None:
 def test_a_coverage_that_chance_does_not_explain_is_flagged(
     coverage: float, count: int, flagged: bool
 ) -> None:
-    said = coverage_warning({"coverage": coverage, "intervals": count}, [], "held-out policies")
+    said = coverage_warning({"coverage": coverage, "intervals": count}, "held-out policies")
     assert bool(said) == flagged
     if flagged:
         assert f"only {100 * coverage:.0f} % of {count} held-out policies" in said
@@ -157,6 +157,6 @@ def test_a_coverage_that_chance_does_not_explain_is_flagged(
 
 def test_the_band_whose_intervals_are_too_narrow_is_named() -> None:
     metrics = {"coverage": 0.9, "intervals": 100, "coverage_15_30": 0.6, "intervals_15_30": 30}
-    said = coverage_warning(metrics, BANDS, "proposals")
+    said = coverage_warning(metrics, "proposals")
     assert "only 60 % of 30 proposals at 15–30 %." in said
-    assert coverage_warning({}, BANDS, "proposals") == ""
+    assert coverage_warning({}, "proposals") == ""

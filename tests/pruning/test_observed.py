@@ -13,7 +13,7 @@ from ppf.pruning.allocation import OWL, AlphaPruning
 from ppf.pruning.importance import OBS, Importance, Taylor
 from ppf.pruning.observed import Observed, reads_spectra
 from ppf.threads import cpu_threads
-from tests.observing import collect_statistics, collect_traits, score_atoms
+from tests.observing import by_name, collect_statistics, collect_traits, score_atoms
 from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
 
@@ -59,13 +59,13 @@ def test_layer_by_layer_finds_what_the_whole_model_shows(tiny: TinySetup, tmp_pa
     found.make()
     statistics = collect_statistics(tiny.lm, tiny.windows, FIRST)
     scores = score_atoms(tiny.lm, OBS(0.01, 4), statistics, tiny.windows)
-    traits = collect_traits(tiny.lm, tiny.windows[::4]).tensors()
+    traits = by_name(collect_traits(tiny.lm, tiny.windows[::4]))
     for own, whole in zip(found.statistics.gram, statistics.gram, strict=True):
         assert torch.equal(own, whole)
     for own, whole in zip(found.scores(), scores, strict=True):
         torch.testing.assert_close(own, whole)
-    assert found.traits().tensors().keys() == traits.keys()
-    for name, own in found.traits().tensors().items():
+    assert by_name(found.traits()).keys() == traits.keys()
+    for name, own in by_name(found.traits()).items():
         torch.testing.assert_close(own, traits[name])
 
 
@@ -167,7 +167,7 @@ def test_spectra_are_computed_only_for_the_rule_that_reads_them(
     found = observed(tiny, tmp_path, one(), spectra=False)
     found.make()
     traits = found.traits()
-    assert traits.exponents is None and "exponents" not in traits.tensors()
+    assert traits.exponents is None
     features = replace(tiny.features, traits=traits)
     OWL(5, 0.08).wanted(features, torch.tensor([0.3]))
     with pytest.raises(AssertionError, match="AlphaPruning"):

@@ -122,11 +122,3 @@ def test_a_site_in_front_of_a_norm_is_emptied_and_restored(empty: bool, tmp_path
 
     assert changes[present] == 0
     assert float(changes[other]) == pytest.approx(loss(other) - loss(present), rel=0.05)
-
-
-def test_no_token_changes_the_loss_by_more_than_the_cap_allows(tmp_path: Path) -> None:
-    lm, windows = random_model(CHECKPOINTS["llama-groups-of-3-tied"]), random_windows()
-    pruner = pruner_with(lm, LEAST_SQUARES, tmp_path)
-    kept = [max(site.units // 2, 1) for site in pruner.space.sites]
-    changes = loss_changes(pruner, kept, windows, cap=1e-3)
-    assert (changes >= -0.25e-3).all() and (changes <= 0.75e-3).all() and (changes != 0).any()

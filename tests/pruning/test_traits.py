@@ -3,14 +3,14 @@ import torch
 
 from ppf.pruning.traits import _exponent
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
-from tests.observing import collect_traits
+from tests.observing import by_name, collect_traits
 from tests.tiny import TinySetup
 
 
 def test_traits_do_not_depend_on_the_order_of_atoms(tiny: TinySetup) -> None:
-    before = collect_traits(tiny.lm, tiny.windows).tensors()
+    before = by_name(collect_traits(tiny.lm, tiny.windows))
     tiny.pruner()  # permutes the weights
-    after = collect_traits(tiny.lm, tiny.windows).tensors()
+    after = by_name(collect_traits(tiny.lm, tiny.windows))
     for name in before:
         torch.testing.assert_close(
             before[name].sort().values, after[name].sort().values, rtol=1e-3, atol=1e-4

@@ -16,15 +16,11 @@ from lightning import Fabric
 import ppf
 from ppf.errors import PPFError
 from ppf.export.loading import load_folder
-from ppf.labels.samplers import FromFiles
 from ppf.policy_file import read_policy
-from ppf.predictor.fit import untrained
-from ppf.predictor.module import load_predictor
 from ppf.runtime.search_folder import read_search
 from ppf.stages import evaluate, prune
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.export.conftest import export_folder
-from tests.predictor.synthetic import DENSE_NLL, made_up_features, made_up_space, predictor_config
 from tests.records import examples
 from tests.records.examples import places, spoilt
 
@@ -35,7 +31,7 @@ SECTIONS = ["model.source", "text.source", "space", "importance", "compensation"
 
 def refuses(read: Callable[[], Any], marker: Path) -> None:
     """The schema refuses what is read; errors of a later step have other sentences."""
-    with pytest.raises(PPFError, match=r"(policy\.json|agent\.json|bad\.ckpt): "):
+    with pytest.raises(PPFError, match=r"(policy\.json|agent\.json): "):
         read()
     assert not marker.exists()
 
@@ -55,7 +51,6 @@ def test_gadgets_are_refused_everywhere_in_a_policy(
     for place, gadget in product(places(good), armed[0].values()):
         file.write_text(json.dumps(spoilt(good, place, gadget)))
         refuses(lambda: read_policy(file, ()), marker)
-    refuses(lambda: FromFiles([str(file)], ()), marker)
 
 
 def test_gadgets_are_refused_everywhere_in_an_agent(
@@ -65,23 +60,6 @@ def test_gadgets_are_refused_everywhere_in_an_agent(
     for place, gadget in product(places(good), armed[0].values()):
         (tmp_path / "agent.json").write_text(json.dumps(spoilt(good, place, gadget)))
         refuses(lambda: ppf.load_agent(tmp_path), marker)
-
-
-def test_gadgets_are_refused_everywhere_in_a_predictor(
-    armed: Armed, marker: Path, tmp_path: Path
-) -> None:
-    space = made_up_space()
-    config = predictor_config()["predictor"]
-    module = untrained(made_up_features(space), DENSE_NLL, config)
-    parameters, state = dict(module.hparams), module.state_dict()
-    torch.save({"hyper_parameters": parameters, "state_dict": state}, tmp_path / "good.ckpt")
-    load_predictor(tmp_path / "good.ckpt")
-    at = places({**parameters, "features": {}, "space": {}})
-    for place, gadget in product(at, armed[0].values()):
-        spoiled = spoilt(parameters, place, gadget)
-        torch.save({"hyper_parameters": spoiled, "state_dict": {}}, tmp_path / "bad.ckpt")
-        refuses(lambda: load_predictor(tmp_path / "bad.ckpt"), marker)
-        refuses(lambda: load_predictor(tmp_path / "bad.ckpt", config), marker)
 
 
 def test_nowhere_in_the_config_of_an_exported_folder(

@@ -44,7 +44,7 @@ def test_every_packaged_option_can_be_recorded(group: str, name: str) -> None:
         ("space.channel_multiple", 32),
         ("space.kinds", ["mlp"]),
         ("model.dtype", "bfloat16"),
-        ("labels.kl_top_k", 64),
+        ("labels.kl_top_k", 64),  # of an earlier version
     ],
 )
 def test_what_users_override_can_be_recorded(place: str, value: Any) -> None:

@@ -52,7 +52,6 @@ def summary(**more: Any) -> dict[str, Any]:
             "measured": [3.1, 3.4],
             "ratio": [0.1, 0.5],
             "scores": scores,
-            "bands": [],
         },
         "predictor_folder": None,
         "proposals": {},

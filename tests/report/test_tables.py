@@ -51,7 +51,7 @@ def test_columns_without_values_are_left_out() -> None:
 
 def test_accuracy_has_columns_for_each_band_with_the_ends_of_intervals() -> None:
     metrics = {"mae": 0.01, "mae_15_30": 0.02, "kendall": 0.9, "policies": 1024}
-    table = accuracy_table(metrics | {"kendall_low": 0.85, "kendall_high": 0.95}, [0.0, 0.15, 0.3])
+    table = accuracy_table(metrics | {"kendall_low": 0.85, "kendall_high": 0.95})
     assert table.names[1:] == ["all ratios", "all ratios, low", "all ratios, high", "15–30 %"]
     texts = {row[0]: row[1:] for row in table.texts}
     assert texts["mean absolute error, nats"] == ["0.01", "", "", "0.02"]

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import torch
 
 from ppf.errors import PPFError
 from ppf.space import Prunable, Space, build_space
@@ -29,11 +28,6 @@ def test_a_unit_has_the_parameters_of_its_atoms() -> None:
     space = mixture(1)
     assert [(site.units, site.params) for site in space.sites] == [(2, 50), (2, 120)]
     assert space.total == 2 * 50 + 8 * 30
-
-
-def test_uniform_shares_leave_free_sites_whole() -> None:
-    space = mixture(1).priced("kv", [4, 0])
-    assert space.shares(torch.tensor([0.25])).tolist() == [[1.5, 2.0]]
 
 
 def test_a_description_restores_the_experts() -> None:

@@ -16,10 +16,8 @@ def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed
     parts = context.labelling, context.sites
     with pytest.raises(PPFError, match="no labels yet: run `ppf-collect labels.count=3` with"):
         collect(*parts, cfg.sampler, 3, seed=0, may_label=False)
-    with pytest.raises(PPFError, match="3 labels of 3 groups .* are too few for 4 folds"):
-        collect(*parts, cfg.sampler, 3, seed=0, folds=4)
     assert not context.labelling.used
-    labels = collect(*parts, cfg.sampler, 3, seed=0, folds=3)
+    labels = collect(*parts, cfg.sampler, 3, seed=0)
     assert context.labelling.used == set(map(tuple, labels.kept.tolist()))
     assert len(context.labelling.used) == 3
     capsys.readouterr()

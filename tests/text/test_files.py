@@ -67,11 +67,6 @@ def test_rows_with_null_are_skipped(tmp_path: Path) -> None:
         assert [document[:3] for document in documents] == ["one", "two"]
 
 
-def test_json_strings_may_contain_unusual_line_separators(tmp_path: Path) -> None:
-    content = '{"text": "one\u2028two"}\n'.encode()
-    assert read_file(written(tmp_path, "t.jsonl", content), "text") == ["one\u2028two"]
-
-
 @pytest.mark.parametrize("name", ["marked.txt", "marked.jsonl"])
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
     content = rows("one") if name.endswith("jsonl") else b"one"

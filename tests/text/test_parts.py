@@ -215,16 +215,6 @@ def test_raw_wikitext_has_the_published_windows(raw: Path, make, split: str, par
     assert torch.equal(read.tokens(part, tokenizer), torch.cat(expected))
 
 
-def test_raw_wikitext_trains_on_articles(raw: Path) -> None:
-    own = {"splits": {"train": {"training": 0.75, "validation": 0.25}}}
-    source = {"path": str(raw), "name": None}
-    config = OmegaConf.merge(
-        read_option("text", "wikitext2_raw"), {"source": source, "training": own}
-    )
-    parts = build_text(training_text(config), "unused").parts
-    assert [len(parts[part]) for part in NEW] == [7, 2]
-
-
 def test_ptb_sentences_become_documents(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         (tmp_path / "penn_treebank" / split).mkdir(parents=True)
@@ -325,10 +315,6 @@ def test_first_tokens_are_evenly_spaced_tokens_of_the_part(path: Path) -> None:
     assert torch.equal(found[:, 0], stream[places])
     everything = own.first_tokens("calibration", tokenizer, 10**6)
     assert torch.equal(everything[:, 0], stream)
-
-
-def test_windows_that_begin_with_the_same_token_need_no_further_first_tokens(path: Path) -> None:
-    assert not len(text(path=str(path)).first_tokens("calibration", bos_tokenizer(), 8))
 
 
 def test_other_windows_are_those_that_no_label_reads(path: Path) -> None:
