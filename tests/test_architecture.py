@@ -52,7 +52,7 @@ LINES = {
     "pruning": 3916,
     "records": 697,
     "recovery": 1300,
-    "report": 1825,
+    "report": 1625,
     "runtime": 830,
     "server": 1105,
     "space": 540,

@@ -88,8 +88,8 @@ def legend_above(axes: Axes, columns: int = 3) -> None:
 
 def colour_bar(axes: Axes, drawn: ScalarMappable, label: str, **look: Any) -> Colorbar:
     """The scale of the colours of what was drawn, beside the axes."""
-    look = {"pad": 0.02, "aspect": 30} | look
-    bar = axes.get_figure(root=True).colorbar(drawn, ax=axes, label=label, **look)
+    figure: Any = axes.figure
+    bar = figure.colorbar(drawn, ax=axes, label=label, **{"pad": 0.02, "aspect": 30} | look)
     bar.outline.set_visible(False)
     return bar
 
