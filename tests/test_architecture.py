@@ -51,7 +51,7 @@ LINES = {
     "pruning": 3910,
     "records": 650,
     "recovery": 1280,
-    "report": 1800,
+    "report": 1625,
     "runtime": 770,
     "server": 1060,
     "space": 540,
