@@ -21,7 +21,7 @@ from ppf.policy_search.pareto import front
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Trained, needs_labels
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.report.origin import carried_text, gguf_command, next_command, origin
+from ppf.report.origin import carried_text, next_command, origin
 from ppf.report.scores import LogPerplexity, percent
 from ppf.stages.budgets import saved
 
@@ -303,7 +303,8 @@ def _after_policy(cfg: DictConfig, *, rounded: bool) -> dict[str, str]:
     given = f"policy={quoted(f'{cfg.paths.run}/policy.json')}"
     found = {"Measure the policy on the test part": next_command("evaluate", given)}
     if rounded:
-        return found | gguf_command(given)
+        words = (given, "out=gguf", "export=gguf", "export.type=q8_0")
+        return found | {"Write a file for llama.cpp": next_command("prune", *words)}
     return found | {
         "Write the smaller model": next_command("prune", given, "out=pruned"),
         "Train the smaller model, with the dense model as its teacher": (
