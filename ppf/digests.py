@@ -102,9 +102,6 @@ def with_code(config: dict[str, Any], cache: Path) -> dict[str, Any]:
 
     A part of the config whose `_target_` is such a class gets the digest of the source file under
     the key `_code_`.
-
-    Args:
-        cache: folder that remembers digests of files.
     """
     found = {key: _with_code(value, cache) for key, value in config.items()}
     if file := _own_file(config.get("_target_")):

@@ -33,6 +33,7 @@ from ppf.ranges import (
     Seed,
     Several,
 )
+from ppf.records.policy import ModelRecord
 
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
 SearchPart = Literal["calibration", "labelling", "test"]
@@ -81,15 +82,9 @@ class Section(BaseModel):
     model_config = STRICT
 
 
-class ModelSection(Section):
-    """`model/*.yaml`."""
+class ModelSection(ModelRecord):
+    """`model/*.yaml`; its source may be any class."""
 
-    name: str
-    path: str | None
-    dtype: Dtype
-    offload: Literal["cpu", "disk"] | None = None
-    device_map: Literal["auto"] | None = None
-    card: dict[str, str | list[str] | None] | None = None
     source: Component | None
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ppf.evaluation.size import parameters
 from ppf.export.pruned import Pruned
-from ppf.llm.sources import cached_file
+from ppf.llm.sources import small_file
 
 _CARD = """\
 ---
@@ -139,10 +139,11 @@ def metadata(model: PreTrainedModel, config: Mapping[str, Any], library: str) ->
 def _own_card(source: str, revision: str | None) -> dict[str, Any]:
     """The metadata of the README.md in a folder or a hub repository; empty if it has none."""
     folder = Path(source)
-    file = folder / "README.md" if folder.is_dir() else cached_file(source, "README.md", revision)
     try:
-        return (metadata_load(file) if file and file.is_file() else None) or {}
-    except Exception:  # any text may stand at the top of a README
+        local = folder.is_dir()
+        file = folder / "README.md" if local else small_file(source, "README.md", revision)
+        return (metadata_load(file) if file.is_file() else None) or {}
+    except Exception:  # the hub cannot be reached, or any text stands at the top of the README
         return {}
 
 

@@ -34,8 +34,6 @@ def differentiate(
     weights of one layer. Hooks then see each layer twice, the first time without gradients.
 
     Args:
-        lm: the dense model.
-        windows: the windows.
         loss: called once for each window, in their order.
         label: of the progress bar.
         hooks: hooks that watch the passes; they are removed at the end.
@@ -87,15 +85,11 @@ def _checkpointed(lm: LanguageModel, windows: Tensor, loss: LossFunction, label:
                 states[number].pop()
         if step == count - 1:
             last = [kept.pop().to(lm.device) for kept in states]
-            gradients = [_head(lm, *pair, loss) for pair in zip(last, windows, strict=True)]
-
-
-def _head(lm: LanguageModel, state: Tensor, window: Tensor, loss: LossFunction) -> Tensor:
-    """The gradient with respect to the states that leave the last layer."""
-    leaf = state.detach().requires_grad_()
-    _loss(lm, leaf, window.to(lm.device), loss).backward()
-    assert leaf.grad is not None
-    return leaf.grad
+            for state, window in zip(last, windows, strict=True):
+                leaf = state.detach().requires_grad_()
+                _loss(lm, leaf, window.to(lm.device), loss).backward()
+                assert leaf.grad is not None
+                gradients.append(leaf.grad)
 
 
 def _loss(lm: LanguageModel, state: Tensor, window: Tensor, loss: LossFunction) -> Tensor:

@@ -149,12 +149,10 @@ def read_model(
     """The model of a folder or of a hub repository, on the CPU.
 
     Args:
-        source: the folder or the id of the repository.
+        source, override, revision: as for `read_config`.
         config: the result of `read_config`.
         dtype: dtype that the weights will be used in.
-        override: the override that names another checkpoint, for error messages.
         architecture: class that builds the model; by default transformers chooses it by the config.
-        revision: that the config was read from.
         as_stored: leave the weights in the checkpoint's dtype. Then they are mapped from its files,
             and the system can drop them from memory.
 
@@ -204,9 +202,7 @@ def correct_ties(model: PreTrainedModel) -> None:
 def check_files(source: str, override: str = "model.path") -> None:
     """Checks that all weight files of a folder can be opened; does nothing for a hub repository.
 
-    Args:
-        source: the folder or the id of the repository.
-        override: the override that names another checkpoint, for error messages.
+    Its arguments are those of `read_config`.
 
     Raises:
         PPFError: the folder has no safetensors file, or one is missing, empty or truncated.

@@ -62,10 +62,6 @@ def divide(layers: nn.ModuleList, devices: Sequence[torch.device]) -> None:
     """Moves each layer to its device. Inputs are moved there too, and outputs are moved back.
 
     So everything outside the layers is on one device. Hooks inside a layer see that layer's device.
-
-    Args:
-        layers: the decoder layers.
-        devices: one for each layer.
     """
     for layer, device in zip(layers, devices, strict=True):
         add_hook_to_module(layer.to(device), AlignDevicesHook(device, io_same_device=True))

@@ -62,7 +62,6 @@ def check_head(model: PreTrainedModel, ids: Int[Tensor, "windows window"]) -> No
     Some families, such as Granite and Cohere, scale them.
 
     Args:
-        model: the model.
         ids: a few tokens to compare on.
 
     Raises:

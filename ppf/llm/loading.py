@@ -74,11 +74,7 @@ def model_name(config: DictConfig) -> str:
 
 
 def place_of_layers(config: DictConfig, device: torch.device) -> Place | None:
-    """Where the layers' weights lie until they are used; None: on the device that uses them.
-
-    Args:
-        config: section `model` of the config.
-    """
+    """Where the layers' weights lie until they are used; None: on the device that uses them."""
     place = config.get("offload")
     return None if place == device.type else place
 
@@ -148,8 +144,6 @@ def check_window(window: int, config: PreTrainedConfig, override: str = "text.wi
     """Checks that a model has enough positions for a window.
 
     Args:
-        window: number of tokens in a window.
-        config: the model's config.
         override: the override that sets the window, for error messages.
 
     Raises:

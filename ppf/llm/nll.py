@@ -40,15 +40,10 @@ def window_nll(
     losses = []
     rows, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     for some, target in zip(rows.split(_ROWS), targets.split(_ROWS), strict=True):
-        sums = [
-            _log_sum_exp(head(some, slice(start, start + step)).float())
-            for start in range(0, head.tokens, step)
-        ]
+        sums = []
+        for start in range(0, head.tokens, step):
+            logits = head(some, slice(start, start + step)).float()
+            largest = logits.amax(1, keepdim=True)
+            sums.append(logits.sub_(largest).exp_().sum(1).log() + largest[:, 0])
         losses.append((torch.stack(sums).logsumexp(0) - head.of(some, target)).double())
     return torch.cat(losses).view(len(ids), -1).sum(1).cpu()
-
-
-def _log_sum_exp(logits: Float[Tensor, "rows tokens"]) -> Float[Tensor, " rows"]:
-    """The logarithm of the summed exponentials of each row; overwrites the logits."""
-    largest = logits.amax(1, keepdim=True)
-    return logits.sub_(largest).exp_().sum(1).log() + largest[:, 0]

@@ -107,8 +107,11 @@ def check_source(config: DictConfig) -> None:
     """
     if config.source and not config.path:
         source = plain(config.source)
-        if check := _CHECKS.get(source.pop("_target_", "")):
-            check(**source)
+        target = source.pop("_target_", None)
+        if target == _HUB:
+            check_hub(**source)
+        elif target == "ppf.llm.sources.wheel":
+            wheel_folder(**source)
 
 
 def revision_of(config: DictConfig) -> str | None:
@@ -148,7 +151,7 @@ def check_hub(repository: str, revision: str | None = None) -> None:
         PPFError: it cannot be downloaded.
     """
     try:
-        _small_file(repository, "config.json", revision)
+        small_file(repository, "config.json", revision)
     except Exception as error:  # the network or the hub fails, or the id is invalid
         at = f" (revision {revision})" if revision else ""
         raise PPFError(
@@ -166,19 +169,8 @@ def commit(repository: str, revision: str | None) -> str | None:
     return None
 
 
-def cached_file(repository: str, name: str, revision: str | None) -> Path | None:
-    """A small file of a hub repository, downloaded if it is not in the local cache.
-
-    Returns:
-        Its path; None: there is no such file, or the hub cannot be reached.
-    """
-    try:
-        return _small_file(repository, name, revision)
-    except Exception:  # the network or the hub fails, or the id is invalid
-        return None
-
-
-def _small_file(repository: str, name: str, revision: str | None) -> Path:
+def small_file(repository: str, name: str, revision: str | None) -> Path:
+    """A small file of a hub repository, downloaded if it is not in the local cache."""
     found = try_to_load_from_cache(repository, name, None, revision)
     if not isinstance(found, str):
         url = hf_hub_url(repository, name, revision=revision)
@@ -274,6 +266,19 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def _cached(folder: Path, make: MakeCheckpoint) -> str:
     """The path of a cached checkpoint, which `make` makes if it is missing or damaged."""
 
+    def checksums(folder: Path) -> dict[str, str]:
+        found = {}
+        for file in folder.iterdir():
+            with file.open("rb") as stream:
+                found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return found
+
+    def read(folder: Path) -> str:
+        written = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+        if not written.items() <= checksums(folder).items():
+            raise ValueError("a checksum is wrong")
+        return str(folder)
+
     def write(draft: Path) -> None:
         model, tokenizer = make()
         # `model.save_pretrained` would write nothing on ranks other than 0.
@@ -282,30 +287,6 @@ def _cached(folder: Path, make: MakeCheckpoint) -> str:
         model.generation_config.save_pretrained(draft)
         save_torch_model(model, draft, metadata={"format": "pt"})
         tokenizer.save_pretrained(draft)
-        (draft / _CHECKSUMS).write_text(json.dumps(_checksums(draft)), encoding="utf-8")
+        (draft / "checksums.json").write_text(json.dumps(checksums(draft)), encoding="utf-8")
 
-    return get_or_make(folder, read=_checked, make=write)
-
-
-def _checked(folder: Path) -> str:
-    """Returns the folder; raises ValueError if a file has changed since it was written."""
-    written = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
-    if not written.items() <= _checksums(folder).items():
-        raise ValueError("a checksum is wrong")
-    return str(folder)
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the folder's files by name."""
-    found = {}
-    for file in folder.iterdir():
-        with file.open("rb") as stream:
-            found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
-
-
-_CHECKSUMS = "checksums.json"
-_CHECKS: dict[str, Callable[..., object]] = {
-    _HUB: check_hub,
-    "ppf.llm.sources.wheel": wheel_folder,
-}
+    return get_or_make(folder, read=read, make=write)

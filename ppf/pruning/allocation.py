@@ -13,9 +13,6 @@ from torch import Tensor
 from ppf.pruning.features import SiteFeatures
 from ppf.pruning.traits import MULTIPLES, Traits
 from ppf.ranges import Positive, Share
-from ppf.space import Space
-
-_Point = tuple[int, float]
 
 
 class Allocation(ABC):
@@ -104,7 +101,10 @@ class AlphaPruning(LayerRule):
         assert exponents is not None, "no part of the config names AlphaPruning"
         exponents = _unit_range(exponents.to(ratio))
         share = 1 - self.epsilon + 2 * self.epsilon * exponents
-        return ratio[:, None] * share / (share * _layer_cost(features.space).to(ratio)).sum()
+        space = features.space
+        of_site = (space.units * space.params).double() / space.total
+        of_layer = of_site.new_zeros(space.layers).index_add(0, space.layer, of_site)
+        return ratio[:, None] * share / (share * of_layer.to(ratio)).sum()
 
 
 class BlockInfluence(LayerRule):
@@ -205,31 +205,22 @@ class LeastExpectedLoss(GreedyRule):
 def _lower_hull(values: Float[Tensor, " levels"]) -> Float[Tensor, " levels"]:
     """The lower convex hull of the points (level, value), at every level."""
     hull: list[tuple[int, float]] = []
-    for point in enumerate(values.tolist()):
-        while len(hull) > 1 and _above(hull[-2], hull[-1], point):
+    for a, b in enumerate(values.tolist()):
+        while len(hull) > 1:
+            (x, y), (u, v) = hull[-2:]
+            if (v - y) * (a - x) < (b - y) * (u - x):  # (u, v) lies below the line
+                break
             hull.pop()
-        hull.append(point)
+        hull.append((a, b))
     levels, heights = zip(*hull, strict=True)
     every = np.interp(range(len(values)), levels, heights)
     return torch.from_numpy(every).to(values)
-
-
-def _above(first: _Point, middle: _Point, last: _Point) -> bool:
-    """Whether the middle point lies on or above the line through the other two."""
-    (x, y), (u, v), (a, b) = first, middle, last
-    return (v - y) * (a - x) >= (b - y) * (u - x)
 
 
 def _unit_range(values: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
     """Rescales linearly to [0, 1]; all zero if the values are equal."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low).clamp_min(torch.finfo(values.dtype).tiny)
-
-
-def _layer_cost(space: Space) -> Float[Tensor, " layers"]:
-    """Each layer's share of the space's parameters."""
-    cost = (space.units * space.params).double() / space.total
-    return cost.new_zeros(space.layers).index_add(0, space.layer, cost)
 
 
 def _cheapest(

@@ -86,8 +86,7 @@ class Levels:
 
         Args:
             direction: one vector for each token.
-            x: inputs of the dense consumer.
-            weight: weight of the dense consumer.
+            x, weight: inputs and weight of the dense consumer.
             widths: number of kept columns of each level, as in `Compensation.levels`.
         """
         whole = _prefix_sums((direction @ weight) * x)
@@ -123,11 +122,6 @@ class Levels:
 def _prefix_sums(terms: Float[Tensor, "tokens columns"]) -> Float[Tensor, "tokens sums"]:
     """Sums of the first 0, 1, … columns of each row, in float32."""
     return nn.functional.pad(terms.float().cumsum(1), (1, 0))
-
-
-def _suffix_sums(terms: Float[Tensor, " columns"]) -> Float[Tensor, " sums"]:
-    """Sums of all but the first 0, 1, … terms."""
-    return nn.functional.pad(terms.flip(0).cumsum(0), (1, 0)).flip(0)
 
 
 @dataclass(frozen=True)
@@ -286,7 +280,7 @@ class LeastSquares(Compensation):
         energy = ridged_energy - ridge * weight.square().sum() + output.square().sum()
         energy = energy * any_input  # without any input it is exactly 0
         solution = torch.zeros_like(weight)
-        beyond = _suffix_sums(weight.square().sum(0))
+        beyond = nn.functional.pad(weight.square().sum(0).flip(0).cumsum(0), (1, 0)).flip(0)
         explained = torch.zeros_like(energy)
         weights, biases, errors, start = [], [], [], 0
         for width in widths[:-1]:

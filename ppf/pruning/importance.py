@@ -37,7 +37,6 @@ class Importance(ABC):
         """The scores of a coupling's atoms.
 
         Args:
-            coupling: the coupling.
             gram: E[x xᵀ] of the consumer's inputs.
             mean: E[x].
         """
@@ -96,7 +95,11 @@ class Taylor(Importance):
         hooks = [
             c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in lm.couplings
         ]
-        differentiate(lm, windows, _next_token_loss, "Differentiating", hooks)
+
+        def loss(logits: Tensor, window: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(logits[:-1], window[1:])
+
+        differentiate(lm, windows, loss, "Differentiating", hooks)
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         return self._squared[coupling.name]
@@ -110,10 +113,6 @@ class Taylor(Importance):
 
         if x.requires_grad:
             x.register_hook(add)
-
-
-def _next_token_loss(logits: Tensor, window: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits[:-1], window[1:])
 
 
 class OBS(Importance):

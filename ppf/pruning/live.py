@@ -148,10 +148,6 @@ class LivePruner:
 
         On a GPU, the next layer's weights are computed, or read from disk, while a layer runs.
 
-        Args:
-            kept: number of units that each site keeps.
-            types: as in `apply`.
-
         Yields:
             Each layer, when its sites are set.
 
@@ -199,22 +195,17 @@ class LivePruner:
         pruned = [site for site, units in enumerate(dense) if kept[site] < units]
         try:
             for site in pruned:
-                self._pad(site, int(kept[site]))
+                self.narrow(site, int(kept[site]))
+                consumer = self.lm.couplings[self._coupling_indices[site]].consumer
+                narrow, bias = consumer.weight, consumer.bias
+                self.narrow(site, dense[site])
+                wide = torch.zeros_like(consumer.weight)
+                wide[:, : narrow.shape[1]] = narrow
+                _set(consumer, wide, bias)
             yield self.lm.model
         finally:
             for site in pruned:
                 self.narrow(site, dense[site])
-
-    @torch.no_grad()
-    def _pad(self, index: int, kept: int) -> None:
-        self.narrow(index, kept)
-        number = self._coupling_indices[index]
-        consumer = self.lm.couplings[number].consumer
-        narrow, bias = consumer.weight, consumer.bias
-        self.narrow(index, self.space.sites[index].units)
-        wide = torch.zeros_like(consumer.weight)
-        wide[:, : narrow.shape[1]] = narrow
-        _set(consumer, wide, bias)
 
     def dense_weight(self, coupling: int) -> Tensor:
         """The dense weight of a coupling's consumer, with columns in order of importance."""

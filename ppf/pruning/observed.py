@@ -80,7 +80,10 @@ class Observed:
         self._moments = LayerFiles(folder / "statistics" / statistics, self._make_moments)
         self._scores = LayerFiles(folder / "importance" / order, self._make_scores)
         self._traits = LayerFiles(folder / "traits" / traits, self._make_traits)
-        self._exponents = LayerFiles(folder / "traits" / f"{traits}-spectra", self._make_exponent)
+        self._exponents = LayerFiles(
+            folder / "traits" / f"{traits}-spectra",
+            lambda layer: {"exponents": layer_exponent(lm, layer)},
+        )
 
     @property
     def statistics(self) -> Statistics:
@@ -105,13 +108,10 @@ class Observed:
         Raises:
             PPFError: a file cannot be written.
         """
-        if on_rank_0(self._ranks, self._incomplete):
+        if on_rank_0(self._ranks, lambda: any(f.missing(self._layers) for f in self._files)):
             self._make_layers()
         if self._ranks.is_global_zero:  # by now every layer has all of its files
             shutil.rmtree(self._states, ignore_errors=True)
-
-    def _incomplete(self) -> bool:
-        return any(files.missing(self._layers) for files in self._files)
 
     def _make_layers(self) -> None:
         if self._moments.missing(self._layers) or self._traits.missing(self._layers):
@@ -158,17 +158,17 @@ class Observed:
             self._moments.ensure(earlier)
             self._traits.ensure(earlier)
 
+    def _score_all(self) -> None:
+        for layer in self._layers:
+            self._observe(layer)
+            self._scores.ensure(layer)
+
     def _solve(self, layers: Sequence[int]) -> None:
         """Makes scores and spectra of some layers; several are processed at once."""
         alone = len(layers) < 2
         with nullcontext() if alone else cpu_threads(1), ThreadPoolExecutor(self._at_once) as pool:
             for files in self._files[1:]:
                 list(pool.map(files.ensure, layers))
-
-    def _score_all(self) -> None:
-        for layer in self._layers:
-            self._observe(layer)
-            self._scores.ensure(layer)
 
     def _make_moments(self, layer: int) -> dict[str, Tensor]:
         streams = [self._stream("windows", self.windows)]
@@ -178,9 +178,6 @@ class Observed:
 
     def _make_traits(self, layer: int) -> dict[str, Tensor]:
         return layer_traits(self.lm, self._stream("some", self.windows[::_STRIDE]), layer)
-
-    def _make_exponent(self, layer: int) -> dict[str, Tensor]:
-        return {"exponents": layer_exponent(self.lm, layer)}
 
     def _make_scores(self, layer: int) -> dict[str, Tensor]:
         numbers = [i for i, owner in enumerate(self._layer_of) if owner == layer]

@@ -92,19 +92,17 @@ class _Site:
         if out.requires_grad or self.inputs:
             self.inputs.append(inputs[0].detach().flatten(0, -2))
 
-    def _after_block(self, *call: Any) -> None:
-        if torch.is_grad_enabled():
-            self._run_rounded(*call)
-
-    @torch.no_grad()
-    def _run_rounded(self, block: nn.Module, args: Any, keywords: Any, output: Any) -> None:
+    def _after_block(self, block: nn.Module, args: Any, keywords: Any, output: Any) -> None:
         """Runs the block again with rounded producers, for each type."""
+        if not torch.is_grad_enabled():
+            return
         linears = [producer.linear for producer in self.coupling.producers]
         weights = [linear.weight for linear in linears]
         for type in self.types:
             for linear, weight in zip(linears, weights, strict=True):
                 linear.weight = nn.Parameter(rounded(weight, type), requires_grad=False)
-            block.forward(*args, **keywords)
+            with torch.no_grad():
+                block.forward(*args, **keywords)
         for linear, weight in zip(linears, weights, strict=True):
             linear.weight = weight
 

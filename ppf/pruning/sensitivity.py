@@ -97,7 +97,8 @@ def sensitivity(
         2004.14340). Its use for whole levels is our own.
     """
     loss, dense = loss_of_sampled(pruner.lm.device, seed), pruner.space.dense.tolist()
-    return _summed(pruner, dense, windows, loss, _second_order, "Measuring sensitivities")
+    title = "Measuring sensitivities"
+    return _summed(pruner, dense, windows, loss, lambda a: a.square() / 2, title)
 
 
 def loss_of_sampled(device: torch.device, seed: int) -> LossFunction:
@@ -133,21 +134,15 @@ def loss_changes(
 
     Source: our own; the empirical Fisher information is in WoodFisher (arXiv 2004.14340).
     """
-    expand, title = partial(_capped, cap=cap), "Differentiating the best policy"
+
+    def loss(logits: Tensor, window: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits[:-1], window[1:], reduction="sum")
+
+    def expand(a: Tensor) -> Tensor:
+        return a.clamp(-cap / 4, cap / 4) + (a.square() / 2).clamp(max=cap / 2)
+
     with pruner.padded(kept):
-        return _summed(pruner, kept, windows, _loss_of_following, expand, title)
-
-
-def _loss_of_following(logits: Tensor, window: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits[:-1], window[1:], reduction="sum")
-
-
-def _second_order(a: Tensor) -> Tensor:
-    return a.square() / 2
-
-
-def _capped(a: Tensor, cap: float) -> Tensor:
-    return a.clamp(-cap / 4, cap / 4) + (a.square() / 2).clamp(max=cap / 2)
+        return _summed(pruner, kept, windows, loss, expand, "Differentiating the best policy")
 
 
 def _summed(

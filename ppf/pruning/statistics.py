@@ -72,10 +72,7 @@ def layer_moments(
     """The moments of one layer's couplings, by the names `gram.I` and `mean.I` of coupling I.
 
     Args:
-        lm: the dense model.
         streams: the windows of the calibration part, and if there are any, further first tokens.
-        weights: of the tokens.
-        layer: the layer.
 
     Raises:
         PPFError: a moment is not finite.

@@ -65,7 +65,10 @@ def layer_traits(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[str
     found = {"influence": influence}
     with lm.resident(layer):
         scores = [w.weight.float().abs() * square[w].sqrt() for w in _linears(couplings)]
-        found["outliers"] = _outliers(scores)
+        whole = torch.cat([score.flatten() for score in scores])
+        mean_score = whole.mean()
+        counts = [(whole > m * mean_score).count_nonzero() for m in range(MULTIPLES)]
+        found["outliers"] = torch.stack(counts) / whole.numel()
         for c in couplings:
             variance = square[c.consumer] - mean[c.consumer].square()
             found[f"fluctuation.{c.name}"] = _fluctuation(c, variance)
@@ -136,14 +139,6 @@ def _observe(
     for before, after in zip(entered, left, strict=True):
         influence += (1 - cosine_similarity(before, after.float(), dim=-1)).sum() / stream.tokens
     return mean, square, added, influence
-
-
-def _outliers(scores: list[Tensor]) -> Float[Tensor, " multiples"]:
-    whole = torch.cat([score.flatten() for score in scores])
-    mean = whole.mean()
-    return (
-        torch.stack([(whole > m * mean).count_nonzero() for m in range(MULTIPLES)]) / whole.numel()
-    )
 
 
 def _exponent(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:

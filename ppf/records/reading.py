@@ -29,8 +29,11 @@ def read(
     """
     try:
         content = _parse(Path(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PPFError(f"{path} cannot be read ({_reason(error)}): {remedy}.") from error
+    except RecursionError as error:
+        raise PPFError(f"{path} cannot be read (it is nested too deeply): {remedy}.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PPFError(f"{path} cannot be read ({reason}): {remedy}.") from error
     return check(content, schema, path, remedy, trusted)
 
 
@@ -75,12 +78,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not a number in JSON")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _sentence(error: ValidationError, content: Any) -> str:

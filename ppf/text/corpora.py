@@ -133,12 +133,7 @@ def _file_systems() -> Iterator[None]:
 
 
 def wikitext(split: str, **source: Unpack[DataSet]) -> list[str]:
-    """The articles of a WikiText data set, whose rows are lines.
-
-    Args:
-        split: name of the split.
-        source: the other arguments of `hub`.
-    """
+    """The articles of a WikiText data set, whose rows are lines; arguments as for `hub`."""
     articles: list[list[str]] = [[]]
     for line in hub(split, **source):
         if re.fullmatch(r" = [^=].* = \n?", line):  # the title of an article
@@ -150,11 +145,7 @@ def wikitext(split: str, **source: Unpack[DataSet]) -> list[str]:
 def one_stream(split: str, **source: Unpack[DataSet]) -> list[str]:
     """A split as one document: all rows in order, also empty ones, joined by empty lines.
 
-    Wanda, FLAP and SliceGPT read the test split of WikiText-2 in this way.
-
-    Args:
-        split: name of the split.
-        source: the other arguments of `hub`.
+    Wanda, FLAP and SliceGPT read the test split of WikiText-2 in this way. Arguments as for `hub`.
     """
     return ["\n\n".join(hub(split, **source))]
 
@@ -163,9 +154,8 @@ def sentences(split: str, *, per_document: Count, **source: Unpack[DataSet]) -> 
     """Documents of consecutive sentences, for a data set whose rows are single sentences.
 
     Args:
-        split: name of the split.
+        split, source: as for `hub`.
         per_document: number of sentences in a document.
-        source: the other arguments of `hub`.
     """
     rows = hub(split, **source)
     return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]

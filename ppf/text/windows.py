@@ -25,15 +25,7 @@ def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def begin_with(
     leading: list[int], windows: Int[Tensor, "windows text"]
 ) -> Int[Tensor, "windows window"]:
-    """Puts the ids `leading` before every window.
-
-    Args:
-        leading: ids.
-        windows: ids of the text.
-
-    Returns:
-        Windows that are longer by the number of leading ids.
-    """
+    """Puts the ids `leading` before every window."""
     first = torch.tensor(leading, dtype=windows.dtype).expand(len(windows), -1)
     return torch.cat([first, windows], 1)
 

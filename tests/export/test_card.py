@@ -47,10 +47,10 @@ def test_a_card_that_ppf_wrote_keeps_its_base(tmp_path: Path) -> None:
 
 def test_a_hub_model_is_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "README.md").write_text(CARD)
-    monkeypatch.setattr(module, "cached_file", lambda *given: tmp_path / "README.md")
+    monkeypatch.setattr(module, "small_file", lambda *given: tmp_path / "README.md")
     found = read("someone/a-model")
     assert found["base_model"] == "someone/a-model" and found["license"] == "mit"
-    monkeypatch.setattr(module, "cached_file", lambda *given: None)
+    monkeypatch.setattr(module, "small_file", lambda *given: None)
     assert read("someone/a-model")["base_model"] == "someone/a-model"
 
 
