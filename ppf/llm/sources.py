@@ -81,11 +81,7 @@ def model_identity(config: DictConfig, cache: Path) -> dict[str, Any]:
 
 
 def local_folder(path: str, override: str) -> str:
-    """Returns `path`.
-
-    Args:
-        path: the folder.
-        override: the override that gave the path, for error messages.
+    """Returns `path`, which `override` gave.
 
     Raises:
         PPFError: the folder has no config.json.

@@ -18,8 +18,6 @@ class LayerStream:
     Memory: the states in front of one layer, and the weights of one layer if they are offloaded.
 
     Args:
-        lm: the dense model.
-        windows: the windows.
         folder: where several processes exchange states, so that no layer is run twice; None: there
             is one process. What enters a layer is deleted when the next layer has run. So a layer
             must not run before all results of the one before it are stored.

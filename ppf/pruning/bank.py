@@ -57,8 +57,6 @@ class Bank:
         the model and the larger of two: one site's matrices, or all factors.
 
         Args:
-            lm: the dense model.
-            space: the space whose sites get levels.
             orders: as in `Bank`.
             statistics: second moments of the consumers' inputs.
             compensation: computes the levels of one site.
@@ -151,8 +149,6 @@ def bank_size(
 
     Args:
         shapes: of the consumer's weight of each site.
-        space: the space.
-        dtype: of the model.
         max_gib: most GiB of memory that the weights of all levels take. Factors on GPUs may take
             half of the free memory if that is more.
         devices: of the model's layers.

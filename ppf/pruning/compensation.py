@@ -35,8 +35,7 @@ class Factors:
         projected: V, [hidden, columns].
         inverse: M, [columns, columns], lower triangular.
         widths: number of columns of each level.
-        dtype: dtype of the weights that indexing returns.
-        device: device of the weights that indexing returns.
+        dtype, device: of the weights that indexing returns.
     """
 
     projected: Sliceable

@@ -2,9 +2,9 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -108,11 +108,7 @@ class Latency(Cost):
 
             def timed(kept: int) -> float:
                 pruner.apply([*dense[:position], kept, *dense[position + 1 :]])
-                _synchronise()
-                start = time.perf_counter()
-                run()
-                _synchronise()
-                return time.perf_counter() - start
+                return self._seconds(run)
 
             # All widths take turns, so that bursts of other work on the machine hit all alike.
             rounds = [[timed(k) for k in widths.int().tolist()] for _ in range(self.repeats)]
@@ -120,6 +116,13 @@ class Latency(Cost):
         centred = widths.double() - widths.double().mean()
         slope = (centred * seconds).sum() / centred.square().sum()
         return max(round(1e9 * float(slope)), 1)
+
+    def _seconds(self, run: Callable[[], Any]) -> float:
+        _synchronise()
+        start = time.perf_counter()
+        run()
+        _synchronise()
+        return time.perf_counter() - start
 
 
 def _synchronise() -> None:

@@ -17,7 +17,6 @@ class SiteFeatures:
     """Features of the sites of a space, for samplers, allocation rules, predictors and agents.
 
     Args:
-        space: the space.
         errors: relative reconstruction error of a site that keeps k units, [site, k].
         retained: share of a site's importance that its first k units have, [site, k].
         energy: share of a site's output in the squared norm of the hidden state (see `Traits`).

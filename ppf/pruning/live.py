@@ -275,8 +275,7 @@ class LivePruner:
 
         Args:
             index: position of the site in the space.
-            weight: change of the weight; None: no change.
-            bias: change of the bias; None: no change.
+            weight, bias: changes; None: no change.
         """
         number = self._coupling_indices[index]
         consumer = self.lm.couplings[number].consumer

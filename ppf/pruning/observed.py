@@ -47,7 +47,6 @@ class Observed:
         lm: the dense model, whose weights are in their original order.
         windows: windows of the calibration part.
         first: further first tokens of windows (see `TokenWeights`); there may be none.
-        importance: scores the atoms.
         artefacts: where the files lie, and the ranks that share them.
         statistics: signature of the moments.
         order: signature of the scores.

@@ -44,10 +44,8 @@ def rounding_sensitivity(
     matrices. The second one is a sum over atoms, of which only the kept ones count.
 
     Args:
-        pruner: a pruner with the dense policy applied.
-        windows: windows of the calibration part.
+        pruner, windows, seed: as for `sensitivity`.
         types: number formats of the matrices.
-        seed: seed of the sampled tokens.
     """
     indices = pruner.lm.coupling_indices(pruner.space.sites)
     sites = [_Site(pruner, number, index, types) for number, index in enumerate(indices)]

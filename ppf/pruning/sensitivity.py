@@ -87,7 +87,6 @@ def sensitivity(
 
     Args:
         pruner: a pruner with the dense policy applied.
-        windows: windows of the calibration part.
         seed: seed of the sampled tokens.
 
     Returns:
@@ -125,7 +124,6 @@ def loss_changes(
     Args:
         pruner: applies policies; the dense policy is applied on return.
         kept: units that each site of the pruned model keeps.
-        windows: windows of the calibration part.
         cap: see above, nats.
 
     Returns:

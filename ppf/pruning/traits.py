@@ -53,13 +53,7 @@ class Traits:
 
 @torch.inference_mode()
 def layer_traits(lm: LanguageModel, stream: LayerStream, layer: int) -> dict[str, Tensor]:
-    """The traits of one layer and its sites, except the exponent, by the names of `Traits`.
-
-    Args:
-        lm: the dense model.
-        stream: windows of the calibration part.
-        layer: the layer.
-    """
+    """The traits of one layer and its sites, except the exponent, by the names of `Traits`."""
     couplings = _couplings(lm, layer)
     mean, square, added, influence = _observe(lm, stream, layer)
     found = {"influence": influence}
