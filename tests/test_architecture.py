@@ -51,11 +51,11 @@ LINES = {
     "pruning": 3910,
     "records": 650,
     "recovery": 1280,
-    "report": 1800,
+    "report": 1625,
     "runtime": 770,
     "server": 1060,
     "space": 540,
-    "stages": 1980,
+    "stages": 1959,
     "text": 760,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
