@@ -58,7 +58,8 @@ class _PPOTraining(Training):
         episodes = per_rank(config.episodes, fabric)
         self.environment = PruningEnvironment(objective, episodes, objective.interval)
         self.actor = _actor(self.environment, config.std)
-        value = _critic(self.environment)
+        value = ValueOperator(_layers(self.environment, 1), in_keys=["observation"])
+        value.to(self.environment.device)
         self.loss = ClipPPOLoss(
             self.actor,
             value,
@@ -130,11 +131,6 @@ def _actor(environment: PruningEnvironment, std: float) -> ProbabilisticActor:
         default_interaction_type=ExplorationType.RANDOM,
         return_log_prob=True,
     ).to(environment.device)
-
-
-def _critic(environment: PruningEnvironment) -> ValueOperator:
-    """A critic that estimates the gain from an observation."""
-    return ValueOperator(_layers(environment, 1), in_keys=["observation"]).to(environment.device)
 
 
 def _layers(environment: PruningEnvironment, outputs: int) -> nn.Sequential:
