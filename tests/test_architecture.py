@@ -38,7 +38,7 @@ ORDER = [
 ]
 # Largest number of lines of each package; "modules" are those of no package.
 LINES = {
-    "agents": 1460,
+    "agents": 1405,
     "cli": 1005,
     "conf": 170,
     "evaluation": 600,
