@@ -78,7 +78,7 @@ def test_order_and_compensation_read_further_first_tokens_of_the_calibration_par
     make = Observed.make
 
     def record(observed: Observed) -> None:
-        read.append(observed._first)
+        read.append(observed.first)
         make(observed)
 
     monkeypatch.setattr(Observed, "make", record)

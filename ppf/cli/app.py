@@ -1,13 +1,11 @@
 """What surrounds every command: checks of the config, seeds, Fabric, loggers, and run.json."""
 
 import importlib
-import importlib.util
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
@@ -28,36 +26,9 @@ from ppf.progress import say
 from ppf.ranks import Ranks
 from ppf.records.run import RUN, Outcome
 from ppf.report.loggers import open_loggers
-from ppf.report.origin import task_overrides
-
-CommandTask = Callable[[DictConfig, Fabric], Outcome | None]
-"""Does a command's work on the resolved config; None: there is nothing to tell."""
-Check = Callable[[DictConfig, Sequence[str]], None]
-"""Raises PPFError for a config that cannot work, and for overrides that the command ignores."""
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command's work.
-
-    Args:
-        check_relations: checks keys against each other, after each key has been checked alone.
-        one_process: the task does not share its work between processes.
-    """
-
-    task: CommandTask
-    check_relations: Check | None
-    one_process: bool
-
-
-def command(
-    check_relations: Check | None = None, *, one_process: bool = False
-) -> Callable[[CommandTask], Command]:
-    """Turns a task into a command; arguments as for `Command`."""
-    return lambda task: Command(task, check_relations, one_process)
-
-
-def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> float | None:
+def run(name: str, cfg: DictConfig) -> float | None:
     """Runs a command on its composed config: `main` of `ppf.stages.<name>`.
 
     A job of a multirun that has finished before, in the same folder, is not repeated.
@@ -73,7 +44,7 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
     name_by_paths(cfg)
     folder, several = Path(cfg.paths.run), is_multirun()
     with _tidied(cfg):
-        _check(name, cfg, overrides)
+        _check(name, cfg)
         if cfg.get("plan"):
             show(cfg)
     if cfg.get("plan"):
@@ -90,33 +61,20 @@ def run(name: str, cfg: DictConfig, overrides: Sequence[str] | None = None) -> f
         return _work(name, cfg, config)
 
 
-def _check(name: str, cfg: DictConfig, overrides: Sequence[str] | None) -> None:
+def _check(name: str, cfg: DictConfig) -> None:
     """Checks everything that can be checked before the work starts."""
     for group in ("fabric", "trainer"):
         if "accelerator" in cfg.get(group, {}):
             cfg[group].accelerator = kind_of_device(cfg[group].accelerator)
-    found = find(name)
     check(cfg)
-    if found.check_relations:
-        found.check_relations(cfg, task_overrides() if overrides is None else overrides)
+    stage = importlib.import_module(f"ppf.stages.{name}")
+    if hasattr(stage, "check"):
+        stage.check(cfg)
     if cfg.get("plan"):
         return
     if "model" in cfg:
         check_source(cfg.model)
-    check_processes(cfg, one_process=found.one_process)
-
-
-def find(name: str) -> Command:
-    """The command `name`: the function `main` of its stage, with the stage's own check."""
-    stage = None
-    if importlib.util.find_spec(f"ppf.stages.{name}"):
-        stage = importlib.import_module(f"ppf.stages.{name}")
-    if stage is None or not hasattr(stage, "main"):
-        found: Command = importlib.import_module(f"ppf.cli.{name}").main
-        return found
-    check = getattr(stage, "check", None)
-    relations = (lambda cfg, _: check(cfg)) if check else None
-    return Command(stage.main, relations, getattr(stage, "ONE_PROCESS", False))
+    check_processes(cfg, one_process=getattr(stage, "ONE_PROCESS", False))
 
 
 def _work(name: str, cfg: DictConfig, config: str) -> float | None:
@@ -131,7 +89,8 @@ def _work(name: str, cfg: DictConfig, config: str) -> float | None:
         launch(fabric)
         share_run_folder(cfg, fabric)
         share_dtype(cfg, fabric)
-        outcome = find(name).task(cfg, fabric) or Outcome()
+        main = importlib.import_module(f"ppf.stages.{name}").main
+        outcome = main(cfg, fabric) or Outcome()
     if fabric.is_global_zero:
         write(Path(cfg.paths.run), name, config, outcome, time.perf_counter() - start)
     fabric.barrier()  # what follows in a user's script finds the results written

@@ -1,7 +1,6 @@
 """Checks of a composed config before any work starts: every key, every value, every folder."""
 
 import inspect
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryFile
@@ -94,20 +93,13 @@ class ModelSection(Section):
     source: Component | None
 
 
-class MoreTextSection(Section):
-    """`training.more` of `text/*.yaml`."""
-
-    path: str | None
-    column: str
-
-
 class TrainingTextSection(Section):
     """`training` of `text/*.yaml`."""
 
     splits: dict[str, dict[TrainingPart, Positive]]
     windows: dict[TrainingPart, Count | None]
     source: Component | None
-    more: MoreTextSection
+    more: dict[Literal["path", "column"], str | None]
 
 
 class TextSection(Section):
@@ -126,7 +118,7 @@ class TextSection(Section):
 
 
 class LabelsSection(Section):
-    """The section `labels` of base.yaml."""
+    """`labels` of `base.yaml`."""
 
     count: Count | None
     batch: Count
@@ -214,13 +206,3 @@ def check_folder(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
             file.write(b"0")
-
-
-def changed(overrides: Iterable[str]) -> Iterator[str]:
-    """The keys that overrides set, add or delete."""
-    return (word.lstrip("+~").partition("=")[0] for word in overrides)
-
-
-def lies_in(key: str, names: Iterable[str]) -> bool:
-    """Whether a key of a config is one of the names, or lies in a section of such a name."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -9,8 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppf.errors import PPFError
+from ppf.llm import LanguageModel
 from ppf.pruning.features import SiteFeatures
-from ppf.pruning.rounding import BLOCK_BYTES
+from ppf.pruning.live import Types
+from ppf.pruning.prunable import PrunableModel
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
 from ppf.pruning.rounding_sensitivity import RoundingLosses
 from ppf.records.values import NumberFormat
 from ppf.space import Site, Space, SteppedSpace
@@ -78,7 +82,7 @@ class Options:
     def space(self) -> SteppedSpace:
         """The space whose policies are levels: a level counts as a unit, a byte as a parameter."""
         sites = tuple(
-            Site(site.layer, site.kind, _WHOLE * site.units, 1, price, site.index)
+            Site(site.layer, site.kind, _WHOLE * site.units, 1, price)
             for site, price in zip(self.units.sites, self.prices, strict=True)
         )
         return SteppedSpace(sites, self.units.name, "bytes", steps=self.steps)
@@ -156,3 +160,39 @@ def _best(
             least = loss
     levels, units_left, choice = zip(*best, strict=True)
     return levels, units_left, choice
+
+
+@dataclass(frozen=True)
+class ByteModel(PrunableModel):
+    """A model whose policies are levels of bytes (see `Options`).
+
+    Args:
+        options: the kept units and format of each level.
+    """
+
+    options: Options
+
+    def decode(self, kept: Sequence[int]) -> tuple[Sequence[int], Types]:
+        return self.options.policy(kept)
+
+
+def check_blocks(lm: LanguageModel, space: Space) -> None:
+    """Raises PPFError if a policy could cut a row of a matrix inside a quantisation block.
+
+    It also refuses families whose FFN block is only the consumer, such as OPT: the block cannot be
+    run with other weights.
+    """
+    sites, couplings = space.sites, lm.couplings
+    if any(getattr(c.parent, c.attribute) is c.consumer for c in couplings):
+        family = lm.model.config.model_type
+        raise PPFError(f"budget=bytes does not support {family}: give another budget or model.")
+    for site, index in zip(sites, lm.coupling_indices(sites), strict=True):
+        coupling = couplings[index]
+        rows = [producer.linear.in_features for producer in coupling.producers]
+        rows.append(coupling.columns * site.atoms_per_unit)
+        if any(length % BLOCK for length in rows):
+            raise PPFError(
+                f"budget=bytes quantises blocks of {BLOCK} weights, but the row length of"
+                f" {site.name} is not a multiple of {BLOCK} at every width: give space=mlp and a"
+                f" space.channel_multiple that is a multiple of {BLOCK}."
+            )

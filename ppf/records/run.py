@@ -63,13 +63,9 @@ class RunRecord(Record):
 
 
 class RowsRecord(Record):
-    """The contents of a multirun's results.json; see `ppf.report.sweep.Sweep`.
-
-    Args:
-        figures: empty: the file is of an older version.
-    """
+    """The contents of a multirun's results.json; see `ppf.report.sweep.Sweep`."""
 
     versions: list[Word]
     axes: list[Word]
-    figures: list[Word] = []
+    figures: Annotated[list[Word], Field(min_length=1)]
     rows: Annotated[list[dict[Word, Figure]], Field(min_length=1)]

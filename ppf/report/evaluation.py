@@ -14,13 +14,7 @@ from ppf.report.tables import Cell, Table
 
 EvaluationRecord = Mapping[str, Any]
 """The contents of an evaluation.json: an `Evaluation`, and where it comes from."""
-_SHOWN = {
-    "bytes saved": percent,
-    "parameters removed": percent,
-    "nats per token": "{:.4f}".format,
-    "weights": mebibytes,
-}
-_RATES = {"prefill, tokens/s": "prefill", "decode, tokens/s": "decode"}
+_PHASES = ("prefill", "decode")
 
 
 def publish_evaluation(folder: Path, loggers: Sequence[Logger]) -> None:
@@ -32,42 +26,29 @@ def publish_evaluation(folder: Path, loggers: Sequence[Logger]) -> None:
 def page(found: EvaluationRecord) -> Page:
     """The page of an evaluation."""
     rows, test = found["results"], f"{found['windows']} windows of {found['window']} tokens"
-    texts = [
-        f"{row['name']} {'inf' if row['perplexity'] is None else decimal(row['perplexity'])}"
-        for row in rows
-    ]
-    scores = Table([_scores(row, rounded=found["rounded"]) for row in rows], _SHOWN)
-    speed: list[Mapping[str, Cell]] = [
+    texts = [f"{row['name']} {decimal(row['perplexity'])}" for row in rows]
+    note = f"Test part of {found['text']}: {test}, {found['stride']} apart. ± is a standard error."
+    sections = [ReportSection("Perplexity and size", note, "evaluation", table=_scores(found))]
+    if speed := [
         {"model": row["name"], "batch": timed["batch"]}
-        | {name: timed[phase] for name, phase in _RATES.items()}
+        | {f"{phase}, tokens/s": timed[phase] for phase in _PHASES}
         | {"peak memory": timed["peak_bytes"]}
         for row in rows
         for timed in row["speed"]
-    ]
-    tasks: list[Mapping[str, Cell]] = [
+    ]:
+        rates = dict.fromkeys((f"{phase}, tokens/s" for phase in _PHASES), "{:,.1f}".format)
+        table = Table(speed, {**rates, "peak memory": mebibytes})
+        sections.append(ReportSection("Speed", "Medians", "speed", table=table))
+    if tasks := [
         {"task": task, "metric": metric} | {row["name"]: row["tasks"][task][metric] for row in rows}
-        for task, metrics in rows[0]["tasks"].items()
-        for metric in metrics
-    ]
-    shown = dict.fromkeys(_RATES, "{:,.1f}".format) | {"peak memory": mebibytes}
-    four = {row["name"]: "{:.4f}".format for row in rows}
-    note = f"Test part of {found['text']}: {test}, {found['stride']} apart. ± is a standard error."
-    parts = {
-        "evaluation": ReportSection("Perplexity and size", note, "evaluation", table=scores),
-        "speed": ReportSection("Speed", "Medians", "speed", table=Table(speed, shown)),
-        "tasks": ReportSection("Tasks", "Zero-shot tasks", "tasks", table=Table(tasks, four)),
-    }
-    return Page(
-        title=f"Evaluation of {', '.join(row['name'] for row in rows)}",
-        command=found["command"],
-        headline=f"Perplexity on {test} of the test part: {', '.join(texts)}.",
-        sections=[
-            *(section for section in parts.values() if section.table and section.table.rows),
-            ReportSection("Settings", facts=found["settings"]),
-            ReportSection("Machine", facts=found["machine"]),
-        ],
-        next_commands=found["next_commands"],
-    )
+        for task, scores in rows[0]["tasks"].items()
+        for metric in scores
+    ]:
+        table = Table(tasks, {row["name"]: "{:.4f}".format for row in rows})
+        sections.append(ReportSection("Tasks", "Zero-shot tasks", "tasks", table=table))
+    title = f"Evaluation of {', '.join(row['name'] for row in rows)}"
+    headline = f"Perplexity on {test} of the test part: {', '.join(texts)}."
+    return Page(title, headline, sections, found)
 
 
 def metrics(found: EvaluationRecord) -> dict[str, float]:
@@ -79,21 +60,27 @@ def metrics(found: EvaluationRecord) -> dict[str, float]:
             numbers[f"{name}/test_perplexity"] = row["perplexity"]
         numbers |= {f"{name}/{key}": row[key] for key in ("parameters", "bytes")}
         for timed in row["speed"]:
-            for phase in _RATES.values():
+            for phase in _PHASES:
                 numbers[f"{name}/{phase}_tokens_per_second/batch_{timed['batch']}"] = timed[phase]
         for task, scores in row["tasks"].items():
             numbers |= {f"{name}/{task}/{score}": value for score, value in scores.items()}
     return numbers
 
 
-def _scores(row: EvaluationRecord, *, rounded: bool) -> dict[str, Cell]:
-    perplexity, error = row["perplexity"], row["std_error"]
-    return {
-        "model": row["name"],
-        "bytes saved" if rounded else "parameters removed": row["ratio"],
-        "test perplexity": perplexity,
-        "± test perplexity": None if None in (perplexity, error) else perplexity * error,
-        "nats per token": row["nll"],
-        "parameters": row["parameters"],
-        "weights": row["bytes"],
-    }
+def _scores(found: EvaluationRecord) -> Table:
+    """Perplexity and size of each model."""
+    saved = "bytes saved" if found["rounded"] else "parameters removed"
+    rows: list[dict[str, Cell]] = []
+    for row in found["results"]:
+        perplexity, error = row["perplexity"], row["std_error"]
+        rows.append(
+            {
+                "model": row["name"],
+                saved: row["ratio"],
+                "test perplexity": perplexity,
+                "± test perplexity": None if None in (perplexity, error) else perplexity * error,
+                "parameters": row["parameters"],
+                "weights": row["bytes"],
+            }
+        )
+    return Table(rows, {saved: percent, "weights": mebibytes})

@@ -20,11 +20,7 @@ _CARRIED = ("paths.outputs=", "paths.artefacts=", "paths.cache=", "trust_targets
 
 
 def origin(name: str) -> dict[str, Any]:
-    """Command, program and machine of this run, as every summary.json has them.
-
-    Args:
-        name: of the command, as in "search".
-    """
+    """Command, program and machine of a run of the command `name`, for its summary.json."""
     return {"command": command_line(name), "version": version(), "machine": machine()}
 
 
@@ -45,12 +41,7 @@ def command_line(name: str) -> str:
 
 def next_command(name: str, *options: str) -> str:
     """A command that reads this run's results, with the overrides that it needs too."""
-    return invocation(name, *options, *carried())
-
-
-def carried() -> list[str]:
-    """The overrides of this run that every command needs that reads its results."""
-    return [word for word in task_overrides() if word.startswith(_CARRIED)]
+    return invocation(name, *options, *(w for w in task_overrides() if w.startswith(_CARRIED)))
 
 
 def carried_text() -> list[str]:
@@ -61,12 +52,6 @@ def carried_text() -> list[str]:
     own = [] if choice == DEFAULT_TEXT else [f"text={choice}"]
     words = [word for word in task_overrides() if word.lstrip("+~").startswith("text.")]
     return own + [word for word in words if not word.startswith("text.windows")]
-
-
-def gguf_command(policy: str) -> dict[str, str]:
-    """The next command for the file of a policy that quantises weights."""
-    given = (policy, "out=gguf", "export=gguf", "export.type=q8_0")
-    return {"Write a file for llama.cpp": next_command("prune", *given)}
 
 
 def machine() -> dict[str, str]:

@@ -1,8 +1,9 @@
 """The page of a run: one sentence, then sections of figures, tables and facts, in one HTML file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -24,9 +25,6 @@ class ReportSection:
         title: its heading.
         note: what the figure or the table shows, and what it was measured on.
         name: what loggers call the figure and the table; empty: they do not get them.
-        figure: None: there is none.
-        table: None: there is none.
-        facts: names and values; empty: there are none.
     """
 
     title: str
@@ -34,7 +32,6 @@ class ReportSection:
     name: str = ""
     figure: Figure | None = None
     table: Table | None = None
-    facts: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def folded(self) -> bool:
@@ -55,17 +52,16 @@ class Page:
 
     Args:
         title: heading of the page.
-        command: the command that repeats the run.
         headline: the result in one sentence.
         sections: in the order in which they are read.
-        next_commands: useful next commands: purpose → command.
+        about: the command that repeats the run, and where they are known, its settings, its machine
+            and useful next commands (purpose → command), with the names of a summary.json.
     """
 
     title: str
-    command: str
     headline: str
     sections: Sequence[ReportSection]
-    next_commands: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any]
 
     @property
     def figures(self) -> dict[str, Figure]:

@@ -3,36 +3,19 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ppf.policy_search.verify import CANDIDATE
-from ppf.report.style import (
-    BLUE,
-    GREY,
-    INK,
-    KEPT,
-    NAMED,
-    ORANGE,
-    OTHERS,
-    PAPER,
-    RATIO,
-    legend_above,
-    log_scale,
-    percents,
-    plain,
-    styled,
-)
+from ppf.report import style
 
 PolicyRows = Sequence[Mapping[str, Any]]
 """Policies with their scores, as in summary.json."""
-Style = dict[str, Any]
-_STRIP = 32  # most layers in one row of a heatmap
 _CLOCKS = ("step", "epoch", "time", "round")
 _PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
 _FEW = 25  # curves with fewer points show each point
@@ -57,30 +40,29 @@ def scatter(
     """
     points = np.array([measured, predicted, std, ratio], dtype=float).reshape(4, -1)
     x, y, bars, shades = points[:, np.isfinite(points[:2]).all(0)]
-    with styled():
+    with style.styled():
         figure = Figure(figsize=(4.9, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        axes.errorbar(x, y, bars, fmt="none", ecolor=GREY, elinewidth=0.6, alpha=0.7, zorder=2)
-        dots = axes.scatter(x, y, 22, shades, cmap=RATIO, linewidths=0, alpha=0.9, zorder=3)
+        thin: style.Look = {"fmt": "none", "elinewidth": 0.6, "alpha": 0.7, "zorder": 2}
+        axes.errorbar(x, y, bars, ecolor=style.GREY, **thin)
+        dots = axes.scatter(x, y, 22, shades, cmap=style.RATIO, linewidths=0, alpha=0.9, zorder=3)
         _searched(axes, searched)
         low = min(axes.get_xlim()[0], axes.get_ylim()[0])
         high = max(axes.get_xlim()[1], axes.get_ylim()[1])
-        axes.plot([low, high], [low, high], color=GREY, lw=1, ls="--", zorder=1)
+        axes.plot([low, high], [low, high], color=style.GREY, lw=1, ls="--", zorder=1)
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.set(xlabel="measured, nats per token", ylabel="predicted, nats per token")
         if len(x):
             axes.set_title(f"{len(x)} held-out policies", loc="left")
-            bar = figure.colorbar(dots, ax=axes, label="pruning ratio", pad=0.02, aspect=30)
-            bar.outline.set_visible(False)
-            bar.formatter = percents(100)
+            style.colour_bar(axes, dots, "pruning ratio").formatter = style.percents(100)
     return figure
 
 
 def _searched(axes: Axes, rows: PolicyRows) -> None:
     """The policies that a search measured, with their standard deviations."""
     for proposed, marker, name, colour in (
-        (True, "o", "proposed by the search", INK),
-        (False, "s", "uniform and rules", ORANGE),
+        (True, "o", "proposed by the search", style.INK),
+        (False, "s", "uniform and rules", style.ORANGE),
     ):
         both = [
             (row["measured"]["nll"], row["predicted"]["nll"], row["predicted"]["std"])
@@ -89,18 +71,17 @@ def _searched(axes: Axes, rows: PolicyRows) -> None:
         ]
         if both:
             x, y, bars = np.array(both, dtype=float).T
-            style: Style = {"facecolors": "none", "edgecolors": colour, "zorder": 4}
+            look: style.Look = {"facecolors": "none", "edgecolors": colour, "zorder": 4}
             axes.errorbar(x, y, bars, fmt="none", ecolor=colour, elinewidth=0.7, zorder=4)
-            axes.scatter(x, y, 44, marker=marker, label=name, **style)
+            axes.scatter(x, y, 44, marker=marker, label=name, **look)
     if rows:
-        legend_above(axes)
+        style.legend_above(axes)
 
 
 def policy_heatmap(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     """Share of its units that each site keeps, in per cent.
 
-    Columns are layers. Rows are blocks; the policies are drawn below each other. Models of more
-    than 32 layers are drawn in several strips of equal length.
+    Columns are layers. Rows are blocks; the policies are drawn below each other.
 
     Args:
         shares: policy → site, as in "0.attention" → share.
@@ -108,73 +89,59 @@ def policy_heatmap(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     places = {site: site.partition(".") for site in next(iter(shares.values()))}
     blocks = list(dict.fromkeys(block for _, _, block in places.values()))
     layers = 1 + max(int(layer) for layer, _, _ in places.values())
-    share = np.full((len(blocks) * len(shares), layers), np.nan)
-    for place, kept in enumerate(shares.values()):
+    rows = [(block, name) for block in blocks for name in shares]
+    share = np.full((len(rows), layers), np.nan)
+    for name, kept in shares.items():
         for site, value in kept.items():
             layer, _, block = places[site]
-            share[blocks.index(block) * len(shares) + place, int(layer)] = value
-    rows = [f"{block}, {name}" for block in blocks for name in shares]
-    strips = math.ceil(layers / _STRIP)
-    length = math.ceil(layers / strips)
-    with styled():
-        height = 0.75 + strips * (0.3 * len(rows) + 0.38)
-        figure = Figure(figsize=(max(3.4, 2.3 + 0.33 * length), height), layout="constrained")
-        grid = figure.subplots(strips, 1, squeeze=False)[:, 0]
-        for strip, axes in enumerate(grid):
-            first = strip * length
-            mesh = _strip(axes, share[:, first : first + length], first, length)
-            axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
-        grid[-1].set_xlabel("layer")
-        bar = figure.colorbar(mesh, ax=list(grid), label="kept", pad=0.01, fraction=0.03, aspect=12)
-        bar.outline.set_visible(False)
-        bar.formatter = percents(100)
+            share[rows.index((block, name)), int(layer)] = value
+    text: style.Look = {"ha": "center", "va": "center", "size": 7.5}
+    with style.styled():
+        size = max(3.4, 2.3 + 0.33 * layers), 1.13 + 0.3 * len(rows)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        cells: style.Look = {"cmap": style.KEPT, "edgecolors": style.PAPER, "linewidth": 1.2}
+        mesh = axes.pcolormesh(share, vmin=0, vmax=1, **cells)
+        for row, layer in zip(*np.nonzero(np.isfinite(share)), strict=True):
+            value = share[row, layer]
+            colour = "white" if value < 0.5 else "#1b2a4a"
+            axes.text(layer + 0.5, row + 0.5, f"{100 * value:.0f}", color=colour, **text)
+        axes.set_xticks(np.arange(layers) + 0.5, [str(layer) for layer in range(layers)])
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [", ".join(row) for row in rows])
+        axes.set(xlim=(0, layers), ylim=(len(rows), 0), xlabel="layer")
+        axes.grid(False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        bar = style.colour_bar(axes, mesh, "kept", pad=0.01, fraction=0.03, aspect=12)
+        bar.formatter = style.percents(100)
         bar.locator = MaxNLocator(2)
     return figure
-
-
-def _strip(axes: Axes, share: np.ndarray, first: int, length: int) -> QuadMesh:
-    """Draws the layers from `first` on; a short last strip leaves room up to `length`."""
-    rows, layers = share.shape
-    mesh = axes.pcolormesh(share, cmap=KEPT, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.2)
-    text: Style = {"ha": "center", "va": "center", "size": 7.5}
-    for row, layer in zip(*np.nonzero(np.isfinite(share)), strict=True):
-        value = share[row, layer]
-        colour = "white" if value < 0.5 else "#1b2a4a"
-        axes.text(layer + 0.5, row + 0.5, f"{100 * value:.0f}", color=colour, **text)
-    axes.set_xticks(np.arange(layers) + 0.5, [str(first + layer) for layer in range(layers)])
-    axes.set(xlim=(0, length), ylim=(rows, 0))
-    axes.grid(False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return mesh
 
 
 def curves(rows: PolicyRows) -> Figure:
     """Training curves: one small plot for each metric over the rows' `step`.
 
-    A dotted line marks where a new `round` begins. PolicyRows may omit metrics.
+    A dotted line marks where a new `round` begins. Rows may omit metrics.
     """
     names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in _CLOCKS]
-    series = {}
-    for name in names:
-        points = np.array([(row["step"], row.get(name)) for row in rows], dtype=float)
-        series[name] = points[np.isfinite(points).all(1)]
     starts = [b["step"] for a, b in pairwise(rows) if b.get("round") != a.get("round")]
-    columns = min(3, len(series)) or 1
-    lines = math.ceil(len(series) / columns) or 1
-    with styled():
+    columns = min(3, len(names)) or 1
+    lines = math.ceil(len(names) / columns) or 1
+    with style.styled():
         figure = Figure(figsize=(3.4 * columns, 2.1 * lines), layout="constrained")
-        for place, (name, points) in enumerate(series.items(), 1):
+        for place, name in enumerate(names, 1):
+            points = np.array([(row["step"], row.get(name)) for row in rows], dtype=float)
+            points = points[np.isfinite(points).all(1)]
             axes = figure.add_subplot(lines, columns, place)
             marker = "o" if len(points) < _FEW else ""
-            axes.plot(points[:, 0], points[:, 1], color=BLUE, lw=1.4, marker=marker, ms=3)
+            axes.plot(points[:, 0], points[:, 1], color=style.BLUE, lw=1.4, marker=marker, ms=3)
             for start in starts:
-                axes.axvline(start, color=GREY, lw=0.8, ls=":", zorder=1)
+                axes.axvline(start, color=style.GREY, lw=0.8, ls=":", zorder=1)
             axes.set_title(name.replace("_", " "), loc="left")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
-            if place > len(series) - columns:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.plain(value)))
+            if place > len(names) - columns:
                 axes.set_xlabel("iteration")
     return figure
 
@@ -198,73 +165,65 @@ def pareto_front(
     columns = np.array([*zip(*saved, strict=True), nll, front], dtype=float)
     x, y, shades, chosen = columns[:, np.isfinite(columns[2])]
     best = chosen > 0
-    limits: Style = {"vmin": shades.min(), "vmax": shades.max(), "cmap": RATIO}
-    ring: Style = {"edgecolors": INK, "linewidths": 0.7, "label": "Pareto front"}
-    with styled():
+    limits: style.Look = {"vmin": shades.min(), "vmax": shades.max(), "cmap": style.RATIO}
+    ring: style.Look = {"edgecolors": style.INK, "linewidths": 0.7, "label": "Pareto front"}
+    with style.styled():
         figure = Figure(figsize=_PAIR, layout="constrained")
         axes = figure.add_subplot()
         axes.scatter(x[~best], y[~best], 14, shades[~best], alpha=0.35, linewidths=0, **limits)
         dots = axes.scatter(x[best], y[best], 34, shades[best], **limits, **ring)
-        axes.xaxis.set_major_formatter(percents(100))
-        axes.yaxis.set_major_formatter(percents(100))
+        axes.xaxis.set_major_formatter(style.percents(100))
+        axes.yaxis.set_major_formatter(style.percents(100))
         axes.set(xlabel=f"{costs[0]} saved", ylabel=f"{costs[1]} saved")
-        legend_above(axes)
-        bar = figure.colorbar(dots, ax=axes, label="nats per token", pad=0.02, aspect=30)
-        bar.outline.set_visible(False)
+        style.legend_above(axes)
+        style.colour_bar(axes, dots, "nats per token")
     return figure
 
 
 def ratio_curve(
-    rows: PolicyRows, names: Mapping[str, str], labels: Sequence[Sequence[float | None]], axis: str
+    rows: PolicyRows, method: str, labels: Sequence[Sequence[float | None]], axis: str
 ) -> Figure:
     """Perplexity against pruning ratio, with one colour for each name of a policy.
 
     Filled marks are measured; open marks are predicted, with their 95 % interval.
 
     Args:
-        names: what the legend shows in place of a policy's name.
+        method: what the legend shows in place of "PPF".
         labels: ratio and log-perplexity of all measured policies, drawn as grey points if their
             perplexity is at most twice the largest one of the rows.
         axis: name of the horizontal axis.
     """
-    others = iter(OTHERS * len(rows))
-    with styled():
+    others = iter(style.OTHERS * len(rows))
+    with style.styled():
         figure = Figure(figsize=_PAIR, layout="constrained")
         axes = figure.add_subplot()
         top = max((row["measured"]["nll"] or 0.0 for row in rows if "measured" in row), default=0.0)
-        near = [
-            (100 * ratio, math.exp(nll))
-            for ratio, nll in labels
-            if ratio is not None and nll is not None and nll <= top + math.log(2)
-        ]
-        if near:
-            x, y = zip(*near, strict=True)
-            style: Style = {"color": GREY, "alpha": 0.45, "linewidths": 0, "zorder": 1}
-            axes.scatter(x, y, 9, label="all measured policies", **style)
+        x, y = np.array(labels, dtype=float).reshape(-1, 2).T
+        near = y <= top + math.log(2)  # false for NaN
+        look: style.Look = {"color": style.GREY, "alpha": 0.45, "linewidths": 0, "zorder": 1}
+        axes.scatter(100 * x[near], np.exp(y[near]), 9, label="all measured policies", **look)
         for name in dict.fromkeys(row["policy"] for row in rows):
-            colour = NAMED.get(name) or next(others)
+            colour = style.NAMED.get(name) or next(others)
             _of_policy(axes, [row for row in rows if row["policy"] == name], colour)
-            axes.plot([], [], color=colour, lw=2, label=names.get(name, name))
-        axes.plot([], [], "o", color=INK, ms=5, mfc="none", label="predicted, 95 %")
-        log_scale(axes)
-        axes.xaxis.set_major_formatter(percents(1))
+            axes.plot([], [], color=colour, lw=2, label=method if name == "PPF" else name)
+        axes.plot([], [], "o", color=style.INK, ms=5, mfc="none", label="predicted, 95 %")
+        style.log_scale(axes)
+        axes.xaxis.set_major_formatter(style.percents(1))
         axes.set(xlabel=axis, ylabel="perplexity")
-        legend_above(axes)
+        style.legend_above(axes)
     return figure
 
 
 def _of_policy(axes: Axes, rows: PolicyRows, colour: str) -> None:
     """Draws the perplexities of one name, joined over the ratios."""
     for kind, fill, line in (("measured", colour, "-"), ("predicted", "none", ":")):
-        known = sorted((r for r in rows if r.get(kind, {}).get("perplexity")), key=_ratio)
+        known = [row for row in rows if row.get(kind, {}).get("perplexity")]
+        known.sort(key=itemgetter("ratio"))
         if kind == "predicted":
             known = [r for r in known if r["policy"] == "PPF" or "measured" not in r]
         x, y = [100 * r["ratio"] for r in known], [r[kind]["perplexity"] for r in known]
         axes.plot(x, y, "o" + line, color=colour, mfc=fill, ms=5, lw=1.2)
-        ends = np.array([r[kind]["interval_95"] for r in known if "interval_95" in r[kind]], float)
-        if len(ends) and colour in NAMED.values():  # intervals of the rules would cover each other
-            axes.vlines(x, ends[:, 0], ends[:, 1], colors=colour, alpha=0.5)
-
-
-def _ratio(row: Mapping[str, Any]) -> float:
-    return float(row["ratio"])
+        # The intervals of the rules would hide each other.
+        if kind == "predicted" and colour in style.NAMED.values():
+            low, high = np.array([r[kind]["interval_95"] for r in known], float).reshape(-1, 2).T
+            axes.vlines(x, low, high, colors=colour, alpha=0.5)

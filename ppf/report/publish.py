@@ -7,11 +7,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.fabric.loggers import Logger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from matplotlib.figure import Figure
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 
 from ppf.conf import shortened
@@ -44,38 +42,30 @@ def publish(
             Path(logger.log_dir).mkdir(parents=True, exist_ok=True)
             for name, table in page.tables.items():
                 Path(logger.log_dir, f"{name}.csv").write_text(table.csv, encoding="utf-8")
-        elif isinstance(logger, TensorBoardLogger):
-            logger.log_metrics(dict(metrics), step=0)
-            for name, figure in page.figures.items():
-                pixels = np.asarray(_picture(figure).convert("RGB"))
-                logger.experiment.add_image(name, pixels, dataformats="HWC")
-        elif isinstance(logger, MLFlowLogger):
-            # MLflow refuses most other characters.
+        else:  # MLflow refuses most other characters
             allowed = {re.sub(r"[^\w./ -]", "_", name): value for name, value in metrics.items()}
-            logger.log_metrics(allowed)
-            logger.experiment.log_artifact(logger.run_id, str(file))
+            logger.log_metrics(allowed, step=0)
     for section in takewhile(lambda section: not section.figure, page.sections):
         if section.table:
             print_table(section.table)
     say(page.headline)
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".html")):
-        say(str(file))
-    for purpose, command in page.next_commands.items():
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".html"):
+            say(str(path))
+    for purpose, command in page.about.get("next_commands", {}).items():
         say(f"{purpose}: {command}")
 
 
 def _to_wandb(run: Any, page: Page, file: Path) -> None:
     import wandb
 
-    media: dict[str, Any] = {n: wandb.Image(_picture(f)) for n, f in page.figures.items()}
+    media: dict[str, Any] = {}
+    for name, figure in page.figures.items():
+        media[name] = wandb.Image(Image.open(BytesIO(png(figure))))
     for name, table in page.tables.items():
         rows = [[row[column] for column in table.names] for row in table.rows]
         media[f"tables/{name}"] = wandb.Table([*table.names], rows)
     run.log(media | {"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
-
-
-def _picture(figure: Figure) -> Image.Image:
-    return Image.open(BytesIO(png(figure)))
 
 
 @rank_zero_only

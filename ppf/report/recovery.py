@@ -20,6 +20,7 @@ RecoverySummary = Mapping[str, Any]
 losses of the models dense, pruned and recovered in nats per token), test (the same on the test
 part), curve, settings, machine, next_commands."""
 _MODELS = ("dense", "pruned", "recovered")
+_PARTS = {"validation": "results", "test": "test"}
 _CHANGE, _SHARE = "change by training", "share of lost nats recovered"
 
 
@@ -31,9 +32,8 @@ def publish_recovery(folder: Path, loggers: Sequence[Logger]) -> None:
 
 def page(summary: RecoverySummary) -> Page:
     """The page of a recovery."""
-    gained = math.expm1(fmean(row["recovered"] - row["pruned"] for row in summary["results"]))
     sections = []
-    for part, key in (("validation", "results"), ("test", "test")):
+    for part, key in _PARTS.items():
         rows = [
             {"ratio": row["ratio"]}
             | {name: LogPerplexity(row[name]).perplexity for name in _MODELS}
@@ -47,20 +47,12 @@ def page(summary: RecoverySummary) -> Page:
         curve = [{"step": tokens, "nats per token": nll} for tokens, nll in summary["curve"]]
         note = "Loss on the validation part against tokens read; mean over pruning ratios."
         sections.append(ReportSection("Loss", note, name="curve", figure=curves(curve)))
-    return Page(
-        title=summary["title"],
-        command=summary["command"],
-        headline=(
-            f"Training changes the perplexity on the validation part by {signed_percent(gained)}"
-            " (geometric mean over pruning ratios)."
-        ),
-        sections=[
-            *sections,
-            ReportSection("Training", facts=summary["settings"]),
-            ReportSection("Machine", facts=summary["machine"]),
-        ],
-        next_commands=summary["next_commands"],
+    gained = math.expm1(fmean(row["recovered"] - row["pruned"] for row in summary["results"]))
+    headline = (
+        f"Training changes the perplexity on the validation part by {signed_percent(gained)}"
+        " (geometric mean over pruning ratios)."
     )
+    return Page(summary["title"], headline, sections, summary)
 
 
 def metrics(summary: RecoverySummary) -> dict[str, float]:
@@ -70,9 +62,9 @@ def metrics(summary: RecoverySummary) -> dict[str, float]:
     validation part.
     """
     found: dict[str, float] = {}
-    for part, rows in (("validation", summary["results"]), ("test", summary["test"])):
-        for row in rows:
-            at = f"/{row['ratio']:g}" if len(rows) > 1 else ""
+    for part, key in _PARTS.items():
+        for row in summary[key]:
+            at = f"/{row['ratio']:g}" if len(summary[key]) > 1 else ""
             for name in _MODELS:
                 found[f"{name}/{part}_perplexity{at}"] = LogPerplexity(row[name]).perplexity
             if part == "validation" and row["won_back"] is not None:

@@ -29,36 +29,23 @@ class LogPerplexity:
         """exp(nll); infinite if it overflows."""
         return _exp(self.nll)
 
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % interval of a predicted perplexity; None if it is measured."""
-        if self.std is None:
-            return None
-        reach = _TWO_SIDED_95 * self.std
-        return _exp(self.nll - reach), _exp(self.nll + reach)
-
     def record(self) -> dict[str, Any]:
         """The values for a JSON file; numbers that are not finite become null."""
         known: dict[str, Any] = {"nll": _finite(self.nll), "perplexity": _finite(self.perplexity)}
-        if self.interval:
-            known |= {"std": self.std, "interval_95": [_finite(end) for end in self.interval]}
+        if self.std is not None:
+            reach = _TWO_SIDED_95 * self.std
+            ends = _exp(self.nll - reach), _exp(self.nll + reach)
+            known |= {"std": self.std, "interval_95": [_finite(end) for end in ends]}
         if self.std_error is not None and math.isfinite(self.std_error):
             known["std_error"] = self.std_error
         return known
 
-    def __str__(self) -> str:
-        return decimal(self.perplexity)
 
-
-def change(now: float | None, before: float | None) -> float | None:
-    """The relative change of a perplexity; None if either is unknown."""
-    return None if now is None or before is None else now / before - 1
-
-
-def decimal(value: float) -> str:
-    """A perplexity with three to seven digits; from 10⁷ on with an exponent."""
-    size = abs(value)
-    if size < 100:
+def decimal(value: float | None) -> str:
+    """A perplexity with three to seven digits; from 10⁷ on with an exponent; None: infinite."""
+    if value is None:
+        return "inf"
+    if (size := abs(value)) < 100:
         return f"{value:.2f}"
     if size < 1000:
         return f"{value:.1f}"

@@ -11,18 +11,14 @@ from ppf.predictor.scores import coverage_warning
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves, pareto_front, policy_heatmap, ratio_curve, scatter
 from ppf.report.publish import log_artifact, publish
-from ppf.report.scores import change, decimal, duration, mebibytes, percent, signed_percent
+from ppf.report.scores import decimal, duration, mebibytes, percent, signed_percent
 from ppf.report.tables import Cell, Table, accuracy_table
 
 SearchSummary = Mapping[str, Any]
 """The contents of a search's summary.json; see `ppf.stages.results`."""
 PolicyRow = Mapping[str, Any]
+_NAMED = ("dense", "uniform", "PPF")
 _DRAWN = 6  # most ratios in the heatmap
-_PREDICTED = {
-    "static": "Predictions are those of the round that measured the policy.",
-    "chain": "The agent's predictions interpolate between the losses measured in its searches.",
-    "dynamic": "Rows without a perplexity on the labelling part are predicted by the last round.",
-}
 _POINTS = ("predicted", "std", "measured", "ratio")
 _SCORES = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
 
@@ -42,7 +38,7 @@ def page(summary: SearchSummary) -> Page:
     rows, settings = summary["results"], summary["settings"]
     note = (
         f"Labelling part of {settings['text']}: {settings['labelling part']}. Selection part:"
-        f" {settings['selection part']}. {_PREDICTED[summary['mode']]}"
+        f" {settings['selection part']}."
     )
     cost = (
         f"{summary['evaluations']} models were measured; measurements and gradients read"
@@ -51,25 +47,16 @@ def page(summary: SearchSummary) -> Page:
     seconds = summary["seconds"] | {"total": sum(summary["seconds"].values())}
     parts = [{"part": part, "time": spent} for part, spent in seconds.items()]
     axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
-    curve = ratio_curve(rows, {"PPF": summary["method"]}, summary["labels"], axis)
-    return Page(
-        title=summary["title"],
-        command=summary["command"],
-        headline=_headline(summary),
-        sections=[
-            ReportSection("Results", note, "results", table=scores_table(summary, rows)),
-            ReportSection("Cost", cost, table=Table(parts, {"time": duration})),
-            ReportSection(f"Perplexity against {axis}", name="curve", figure=curve),
-            *_predictions(summary),
-            _policies(summary),
-            *_training(summary),
-            *_measured(summary),
-            ReportSection("Settings", facts=settings),
-            ReportSection("Machine", facts=summary["machine"]),
-            ReportSection("Signatures of the artefacts", facts=summary["signatures"]),
-        ],
-        next_commands=summary["next_commands"],
-    )
+    curve = ratio_curve(rows, summary["method"], summary["labels"], axis)
+    sections = [
+        ReportSection("Results", note, "results", table=scores_table(summary, rows)),
+        ReportSection("Cost", cost, table=Table(parts, {"time": duration})),
+        ReportSection(f"Perplexity against {axis}", name="curve", figure=curve),
+        *_predictions(summary),
+        _policies(summary),
+        *_measured(summary),
+    ]
+    return Page(summary["title"], _headline(summary), sections, summary)
 
 
 def metrics(summary: SearchSummary) -> dict[str, float]:
@@ -94,7 +81,15 @@ def rows_of_run(summary: SearchSummary) -> list[dict[str, Any]]:
     """The rows of a search in the table of a multirun: one for each ratio of PPF."""
     kinds = {"test": "test", "measured": "labelling", "selection": "selection"}
     kinds |= {"predicted": "predicted"}
-    rows, uniform, static = list[dict[str, Any]](), dict[str, Any](), summary["mode"] == "static"
+    scores, static = summary["proposals"], summary["mode"] == "static"
+    same = {key: summary[key] for key in ("method", "evaluations", "token_passes")}
+    same["seed"] = summary["settings"]["seed"]
+    same |= {f"proposals_{name}": scores[name] for name in _SCORES if name in scores}
+    rules = [r for r in summary["results"] if "also" in r or r["policy"] not in _NAMED]
+    losses = [loss for rule in rules if (loss := _perplexity(rule, "measured")) is not None]
+    if static and losses:
+        same["best_rule_labelling_ppl"] = min(losses)
+    rows, uniform = list[dict[str, Any]](), dict[str, Any]()
     for row in summary["results"]:
         found = {f"{kinds[k]}_ppl": row[k]["perplexity"] for k in kinds if k in row}
         if row["policy"] == "uniform":
@@ -105,17 +100,8 @@ def rows_of_run(summary: SearchSummary) -> list[dict[str, Any]]:
             found["predicted_std"] = row["predicted"]["std"]  # nats per token
             if "bytes" in row:
                 found["matrices_mib"] = row["bytes"] / 2**20
-            rows.append(found | uniform)
-    keys = ("method", "evaluations", "token_passes")
-    same = {key: summary[key] for key in keys} | {"seed": summary["settings"]["seed"]}
-    scores = summary["proposals"]
-    same |= {f"proposals_{name}": scores[name] for name in _SCORES if name in scores}
-    named = (r for r in summary["results"] if r["policy"] not in ("dense", "uniform", "PPF"))
-    rules = [r for r in summary["results"] if "also" in r] + list(named)
-    losses = [r["measured"]["perplexity"] for r in rules if "measured" in r]
-    if static and (known := [loss for loss in losses if loss is not None]):
-        same["best_rule_labelling_ppl"] = min(known)
-    return [row | same for row in rows]
+            rows.append(found | uniform | same)
+    return rows
 
 
 def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
@@ -123,23 +109,22 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
     # The search did not choose by the selection part.
     kind = "selection" if any("selection" in row for row in rows) else "measured"
     size, show = ("matrices", mebibytes) if any("bytes" in r for r in rows) else ("ratio", percent)
+    uniform = [row for row in rows if row["policy"] == "uniform" and kind in row]
     found: list[dict[str, Cell]] = []
     for row in rows:
         method = summary["method"] if row["policy"] == "PPF" else row["policy"]
-        even = [r for r in rows if r["policy"] == "uniform" and kind in r]
-        near = min(even, key=lambda r: abs(r["ratio"] - row["ratio"]), default={})
-        own, known = row["policy"] in ("dense", "uniform"), row.get("selection", {})
-        error = known.get("std_error")
+        near = min(uniform, key=lambda r: abs(r["ratio"] - row["ratio"]), default={})
+        own, other = _perplexity(row, kind), _perplexity(near, kind)
+        compared = row["policy"] not in ("dense", "uniform")
+        error, selection = row.get("selection", {}).get("std_error"), _perplexity(row, "selection")
         found.append(
             {
                 "policy": " = ".join([method, *row.get("also", [])]),
                 size: row.get("bytes", row["ratio"]),
                 "labelling part": _perplexity(row, "measured"),
-                "selection part": _perplexity(row, "selection"),
-                "± selection part": None if error is None else error * known["perplexity"],
-                "against uniform": (
-                    None if own else change(_perplexity(row, kind), _perplexity(near, kind))
-                ),
+                "selection part": selection,
+                "± selection part": selection * error if selection and error else None,
+                "against uniform": own / other - 1 if compared and own and other else None,
                 "test part": _perplexity(row, "test"),
                 "predicted": _perplexity(row, "predicted"),
             }
@@ -158,13 +143,10 @@ def _headline(summary: SearchSummary) -> str:
     rows = [row for row in summary["results"] if "measured" in row]
     own = [row for row in rows if row["policy"] == "PPF"]
     ratio = own[len(own) // 2]["ratio"]
+    near = sorted(rows, key=lambda row: -abs(row["ratio"] - ratio))
+    shown = {row["policy"]: decimal(_perplexity(row, "measured")) for row in near}
     names = {"dense": "dense", "uniform": "uniform", "PPF": summary["method"]}
-    shown = {
-        names[row["policy"]]: row["measured"]["perplexity"]
-        for row in sorted(rows, key=lambda row: -abs(row["ratio"] - ratio))
-        if row["policy"] in names
-    }
-    texts = [f"{n} {'inf' if shown[n] is None else decimal(shown[n])}" for n in names.values()]
+    texts = [f"{name} {shown[policy]}" for policy, name in names.items()]
     return f"Perplexity on the labelling part at {percent(ratio)}: {', '.join(texts)}."
 
 
@@ -177,9 +159,8 @@ def _policies(summary: SearchSummary) -> ReportSection:
     sites: list[dict[str, Cell]] = []
     for site, units in summary["units"].items():
         kept = {name: f"{row['kept'][site]} of {units}" for name, row in found.items()}
-        types = {name: row.get("types", {}).get(site) for name, row in found.items()}
-        texts = {n: f"{text}, {types[n]}" if types[n] else text for n, text in kept.items()}
-        sites.append({"site": site, **texts})
+        kept |= {n: f"{kept[n]}, {r['types'][site]}" for n, r in found.items() if "types" in r}
+        sites.append({"site": site, **kept})
     note = "Share that each site keeps, in per cent: of its units, or of its bytes (budget=bytes)."
     figure = policy_heatmap({name: row["share"] for name, row in found.items()})
     return ReportSection("The policy", note, "policy", figure, Table(sites))
@@ -201,23 +182,15 @@ def _predictions(summary: SearchSummary) -> Iterator[ReportSection]:
             yield ReportSection(title, note, name, table=accuracy_table(scores))
 
 
-def _training(summary: SearchSummary) -> Iterator[ReportSection]:
+def _measured(summary: SearchSummary) -> Iterator[ReportSection]:
+    """The agent's training, all measured policies, and the Pareto front among them."""
     if summary["history"]:
         note = "Metrics of the agent on the predictor. Dotted lines mark where a round begins."
         yield ReportSection("Training of the agent", note, "training", curves(summary["history"]))
-
-
-def _measured(summary: SearchSummary) -> Iterator[ReportSection]:
-    """All measured policies, and the Pareto front among them."""
     if summary["candidates"]:
         note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
         table = scores_table(summary, summary["candidates"])
         yield ReportSection("All policies measured at this ratio", note, "candidates", table=table)
-    if found := summary["pareto"]:
+    if summary["pareto"]:
         note = "No policy is better than one on the front in perplexity and both costs."
-        names = [f"{cost} saved" for cost in found["costs"]]
-        points = zip(found["saved"], found["nll"], found["front"], strict=True)
-        best = sorted((*saved, nll) for saved, nll, chosen in points if chosen)
-        rows = [dict(zip([*names, "nats per token"], point, strict=True)) for point in best]
-        table = Table(rows, dict.fromkeys(names, percent))
-        yield ReportSection("Pareto front", note, "pareto", pareto_front(**found), table)
+        yield ReportSection("Pareto front", note, "pareto", pareto_front(**summary["pareto"]))

@@ -9,6 +9,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -21,6 +23,8 @@ NAMED = {"dense": GREY, "uniform": ORANGE, "PPF": BLUE}
 OTHERS = ["#3d9a6b", "#a565c0", "#c9992b", "#4aa3b5", "#c95a7d", "#8a9a35", "#9a6b4f"]
 RATIO = LinearSegmentedColormap.from_list("ratio", [BLUE, "#9a63bd", ORANGE])
 KEPT = LinearSegmentedColormap.from_list("kept", ["#2b2f77", "#3f74d1", "#9cc3ee", "#eef4fb"])
+Look = dict[str, Any]
+"""Keyword arguments of what draws."""
 _DPI = 150
 _NARROW = 12  # ratio of highest to lowest value below which the ticks of a log axis are closer
 _EVEN = 3  # ratio below which they are even
@@ -80,6 +84,14 @@ def legend_above(axes: Axes, columns: int = 3) -> None:
     """A legend above the axes, where it hides no point."""
     handles, names = axes.get_legend_handles_labels()
     axes.figure.legend(handles, names, loc="outside upper left", ncols=columns, borderpad=0)
+
+
+def colour_bar(axes: Axes, drawn: ScalarMappable, label: str, **look: Any) -> Colorbar:
+    """The scale of the colours of what was drawn, beside the axes."""
+    figure: Any = axes.figure
+    bar = figure.colorbar(drawn, ax=axes, label=label, **{"pad": 0.02, "aspect": 30} | look)
+    bar.outline.set_visible(False)
+    return bar
 
 
 def png(figure: Figure) -> bytes:

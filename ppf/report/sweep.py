@@ -1,8 +1,7 @@
 """The results of a multirun: read from the run.json of each job, as rows and as a table."""
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +15,6 @@ from ppf.report.tables import Cell, Table
 
 JobRow = Mapping[str, Any]
 _REPEATED = "seed"  # the override over whose values tables and plots average
-_POINT = re.compile(r"[+-]?(\.\d+|\d+\.)")  # a number for Hydra, but not for JSON
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,10 @@ class Group:
         found = [row.get(figure) for row in self.rows]
         return [value for value in found if isinstance(value, int | float)]
 
-    def mean(self, figure: str, *, whole: bool = False) -> float | None:
-        """The mean of the numbers; None: none is known, or with `whole`, one is missing."""
+    def mean(self, figure: str) -> float | None:
+        """None: a row has no finite number, and the mean of the others would be too low."""
         values = self.values(figure)
-        if not values or (whole and len(values) < len(self.rows)):
-            return None
-        return fmean(values)
+        return fmean(values) if len(values) == len(self.rows) else None
 
     def cells(self, figures: Sequence[str]) -> dict[str, Cell]:
         """Mean and half the range of each figure; texts that are no numbers."""
@@ -88,8 +84,7 @@ class Sweep:
             texts = {axis: "" if value is None else str(value) for axis, value in values.items()}
             groups.append(Group(texts, ratio, rows))
         first = self.figures[0]
-        # A mean that leaves out a run without a finite number would be too low.
-        return sorted(groups, key=lambda g: (_rank(g.ratio), _rank(g.mean(first, whole=True))))
+        return sorted(groups, key=lambda g: (_rank(g.ratio), _rank(g.mean(first))))
 
     @property
     def table(self) -> Table:
@@ -131,9 +126,8 @@ def read_sweep(folder: Path) -> Sweep:
     for axis in ("model", "ratio"):
         if axis not in axes and len({row.get(axis) for row in rows}) > 1:
             axes = [axis, *axes]
-    figures = _figures(rows, axes)
-    first = "ratio" if "ratio" in axes else figures[0]
-    rows.sort(key=lambda row: (_rank(row.get(first)), _rank(row.get(figures[0]))))
+    names = dict.fromkeys(name for row in rows for name in row)
+    figures = [name for name in names if name not in ("ratio", "job", *axes)]
     versions = sorted({job.get("version") or "unknown" for _, job in jobs})
     return Sweep(versions, axes, figures, rows)
 
@@ -145,11 +139,7 @@ def read_rows(file: Path) -> Sweep:
         PPFError: it is damaged.
     """
     found = read(file, RowsRecord, "make it again with `python -m ppf.report sweep FOLDER`")
-    axes = found["axes"]
-    rows = [dict.fromkeys(axes, "") | row for row in found["rows"]]
-    if not (figures := found.get("figures") or _figures(rows, axes)):
-        raise PPFError(f"{file} has no numbers to plot: give another file.")
-    return Sweep(found["versions"], axes, figures, rows)
+    return Sweep(found["versions"], found["axes"], found["figures"], found["rows"])
 
 
 def finished_jobs(folder: Path) -> list[Path]:
@@ -185,18 +175,12 @@ def _shown(figure: str) -> Callable[[Any], str]:
     return known.get(figure.partition("_")[0], other)
 
 
-def _figures(rows: Sequence[JobRow], axes: Sequence[str]) -> list[str]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [name for name in names if name not in ("ratio", "job", "version", *axes)]
-
-
 def _value(text: str) -> Any:
     """A number where the text is one."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return float(text) if _POINT.fullmatch(text) else text
-    return value if type(value) in (int, float) else text
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:

@@ -1,7 +1,6 @@
 """budget=bytes: a search that removes units and quantises the others, under a budget of bytes."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -16,15 +15,11 @@ from ppf.artefacts import signature
 from ppf.context import PruningContext
 from ppf.errors import PPFError
 from ppf.labels.labelling import Labelling
-from ppf.llm import LanguageModel
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning import SiteFeatures
 from ppf.pruning.allocation import FLAP, LeastExpectedLoss, ObsGlobal
 from ppf.pruning.costs import Bytes
-from ppf.pruning.live import Types
-from ppf.pruning.options import Options
-from ppf.pruning.prunable import PrunableModel
-from ppf.pruning.rounding import BLOCK
+from ppf.pruning.options import ByteModel, Options, check_blocks
 from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
 from ppf.records.values import NumberFormat
 from ppf.space import Space, project
@@ -84,42 +79,6 @@ class ByteSites:
 
     space: Space
     features: SiteFeatures
-
-
-@dataclass(frozen=True)
-class ByteModel(PrunableModel):
-    """A model whose policies are levels of bytes (see `Options`).
-
-    Args:
-        options: the kept units and format of each level.
-    """
-
-    options: Options
-
-    def decode(self, kept: Sequence[int]) -> tuple[Sequence[int], Types]:
-        return self.options.policy(kept)
-
-
-def check_blocks(lm: LanguageModel, space: Space) -> None:
-    """Raises PPFError if a policy could cut a row of a matrix inside a quantisation block.
-
-    It also refuses families whose FFN block is only the consumer, such as OPT: the block cannot be
-    run with other weights.
-    """
-    sites, couplings = space.sites, lm.couplings
-    if any(getattr(c.parent, c.attribute) is c.consumer for c in couplings):
-        family = lm.model.config.model_type
-        raise PPFError(f"budget=bytes does not support {family}: give another budget or model.")
-    for site, index in zip(sites, lm.coupling_indices(sites), strict=True):
-        coupling = couplings[index]
-        rows = [producer.linear.in_features for producer in coupling.producers]
-        rows.append(coupling.columns * site.atoms_per_unit)
-        if any(length % BLOCK for length in rows):
-            raise PPFError(
-                f"budget=bytes quantises blocks of {BLOCK} weights, but the row length of"
-                f" {site.name} is not a multiple of {BLOCK} at every width: give space=mlp and a"
-                f" space.channel_multiple that is a multiple of {BLOCK}."
-            )
 
 
 def _rounding(context: PruningContext) -> RoundingLosses:

@@ -57,4 +57,4 @@ def accuracy_page(scores: Mapping[str, float], rows: HeldOut) -> Page:
         ReportSection("Predicted against measured", name="predictions", figure=figure),
     ]
     warning = coverage_warning(scores, "held-out policies")
-    return Page("Accuracy of the predictor", command_line("train"), warning, sections)
+    return Page("Accuracy of the predictor", warning, sections, {"command": command_line("train")})

@@ -86,15 +86,3 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     assert checkpoint.run == [5, 6, 7, 8]
     whole = learner.search(quadratic(), Run(one_process(), Log(), 0))
     assert torch.equal(resumed.kept, whole.kept)
-
-
-@pytest.mark.gpu
-def test_the_devices_generator_goes_on(tmp_path: Path) -> None:
-    fabric, checkpoint = Fabric(accelerator="gpu", devices=1), Checkpoint(tmp_path / "training", 1)
-    fabric.launch()
-    torch.manual_seed(1)
-    checkpoint.save(fabric, {}, 1)
-    expected = [torch.rand(3), torch.rand(3, device=fabric.device)]
-    assert checkpoint.load(fabric, {}) == 1
-    again = [torch.rand(3), torch.rand(3, device=fabric.device)]
-    assert all(torch.equal(*pair) for pair in zip(expected, again, strict=True))

@@ -64,9 +64,3 @@ def test_the_state_shows_what_must_still_be_removed() -> None:
     assert excess[1].abs().max() < 1e-6
     assert last[:, 1:].tolist() == [[1.0] * (sites - 1), [0.0] * (sites - 1)]
     assert observed.abs().max() <= 1.0 + 1e-6
-
-
-def test_ratios_are_drawn_from_the_range() -> None:
-    environment = PruningEnvironment(replace(quadratic(), interval=(0.2, 0.5)), 200)
-    environment.reset()
-    assert 0.2 <= environment.ratio.min() < 0.25 and 0.45 < environment.ratio.max() <= 0.5

@@ -53,15 +53,6 @@ def test_an_experiment_fills_its_table_and_goes_on(
     assert "Already finished" not in run(*given, "agent=owl").stdout
     assert "Already finished" in run(*given, "agent=owl").stdout
 
-    policy = owl / "policy.json"
-    run("evaluate", f"policy={policy}", "sequential=false", "baselines=false", "dtype=float32")
-    (evaluation,) = tmp_path.rglob("evaluation.json")
-    (measured,) = json.loads(evaluation.read_text())["results"]
-    assert measured["asked"] == 0.4 <= measured["ratio"]
-    (figures,) = json.loads(evaluation.with_name("run.json").read_text())["figures"]
-    assert figures["ratio"] == 0.4
-    assert measured["perplexity"] == pytest.approx(first["owl"]["test_ppl"], rel=1e-5)
-
 
 @pytest.mark.slow
 def test_the_other_jobs_run_when_one_fails(
@@ -105,14 +96,3 @@ def test_predictors_are_compared_on_another_draw(
     assert all(row["nmse"] > 0 for row in found.values())
     (scores,) = tmp_path.rglob("*predictor-additive*/scores.json")
     assert json.loads(scores.read_text())["kendall"] == found["additive"]["kendall"]
-
-
-@pytest.mark.slow
-def test_a_predictor_without_labels_is_scored_on_test_policies_alone(
-    run: Run, quick: tuple[str, ...], tmp_path: Path
-) -> None:
-    done = run("train", *quick, "predictor=sensitivity", "test_policies=16", "labels.count=null")
-    assert "Scores: " in done.stdout and "Predictor: " not in done.stdout  # it is not stored
-    (scores,) = tmp_path.rglob("scores.json")
-    found = json.loads(scores.read_text())
-    assert found["labels"] == 1 and found["policies"] > 8

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ppf.stages import recover, results
+from ppf.stages import results
 
 CARRIED = ["bank.max_gib=8", "trust_targets=[my.Agent]", "paths.outputs=a"]
 TEXT = ["text=c4", "text.window=64"]
@@ -61,16 +61,6 @@ def test_a_search_hands_on_its_text_bank_and_classes(
         compose(name.removeprefix("ppf-"), given)
 
 
-def test_a_text_that_an_experiment_chose_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = composed("search", monkeypatch, "experiment=paper/llama2_7b", "text.window=1024")
-    told = results._after_policy(cfg, rounded=False)
-    (recover,) = (line for line in told.values() if line.startswith("ppf-recover"))
-    assert "text=wikitext2_raw text.window=1024" in recover
-    cfg = composed("search", monkeypatch, "model=tiny")
-    told = results._after_policy(cfg, rounded=False)
-    assert not any("text=" in line for line in told.values())
-
-
 @pytest.mark.parametrize("folder", ["it's mine", "$(touch ran)", 'a "b" c'])
 def test_python_code_is_quoted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = composed("search", monkeypatch, "mode=dynamic", *SEARCH)
@@ -80,12 +70,3 @@ def test_python_code_is_quoted(folder: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert repr(folder) in code
     compile(code, "command", "exec")
     assert "$(" not in told or told.startswith("python -c '")
-
-
-def test_adapters_are_served_with_the_bank_of_their_training(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cfg = composed("recover", monkeypatch, "search=F", "out=recovered", *CARRIED)
-    told = recover._next_commands(cfg)
-    serve = told["Serve the model at any ratio"]
-    assert shlex.split(serve) == ["ppf-serve", "search=recovered", *CARRIED]

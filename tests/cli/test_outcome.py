@@ -65,13 +65,10 @@ def test_a_job_that_is_refused_hides_its_record_until_it_starts_again(done: Path
     ("override", "same"),
     [
         ("ratio=0.4", False),
-        ("labels.count=64", False),
         ("predictor.noise=0.1", False),
         ("seed=1", False),
-        ("fabric.accelerator=cpu", True),
         ("logger=none", True),
         ("paths.artefacts=elsewhere", True),
-        ("traceback=true", True),
     ],
 )
 def test_only_what_changes_the_result_counts(done: Path, override: str, same: bool) -> None:
@@ -82,10 +79,8 @@ def test_only_what_changes_the_result_counts(done: Path, override: str, same: bo
     "override",
     [
         "text.path={}/file.parquet",
-        "text.training.more.path={}/file.parquet",
         "search.start={}/file.parquet",
         "model.path={}",
-        "+text.source.path={}",
         "+text.source.data_files={{train: '{}/*.parquet'}}",
         "+text.training.source={{data_files: {{training: [{}/file.parquet]}}}}",
         "+tasks=[arc_easy,{}]",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from tests.cli.conftest import HASTY, Run
-from tests.commands import on_two_ranks, start
+from tests.cli.conftest import Run
+from tests.commands import on_two_ranks
 
 TINY = (
     "model=tiny",
@@ -35,19 +35,3 @@ def test_two_processes_and_the_jobs_of_a_sweep_label_each_policy_once(
     shards = [parquet.read_table(path) for path in folder.glob("*.parquet")]
     rows = Counter(tuple(kept) for shard in shards for kept in shard["kept"].to_pylist())
     assert set(rows.values()) == {1} and len(rows) > 40
-
-
-@pytest.mark.slow
-def test_two_commands_side_by_side_train_one_predictor(text: str, tmp_path: Path) -> None:
-    given = [*TINY, *HASTY, text, "labels.count=48", f"paths.artefacts={tmp_path}"]
-    outputs = [tmp_path / "first.txt", tmp_path / "second.txt"]
-    both = [
-        start("train", [*given, f"paths.outputs={tmp_path}/outputs"], output) for output in outputs
-    ]
-    for process in both:
-        process.join(300)
-        assert process.exitcode == 0
-    said = "".join(output.read_text() for output in outputs)
-    assert said.count("Training the predictor on") == 1
-    (folder,) = (tmp_path / "predictor").glob("[!.]*")  # beside its lock
-    assert {"predictor.ckpt", "held_out.json"} <= {path.name for path in folder.iterdir()}

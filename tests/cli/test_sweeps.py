@@ -52,22 +52,6 @@ def test_optuna_goes_on_after_a_failed_trial(run: Run, quick: tuple[str, ...]) -
 
 
 @pytest.mark.slow
-def test_a_grid_has_one_page(run: Run, quick: tuple[str, ...], tmp_path: Path) -> None:
-    predictors, counts = ("ridge", "sensitivity"), (24, 32)
-    grid = (f"predictor={','.join(predictors)}", f"labels.count={','.join(map(str, counts))}")
-    said = run("train", "-m", *grid, *quick, "test_policies=16", "trainer.max_epochs=2").stdout
-    assert [f"Job {number}:" in said for number in range(5)] == [True] * 4 + [False]
-    found = rows(tmp_path)
-    assert {(row["predictor"], row["labels.count"]) for row in found} == {
-        (predictor, count) for predictor in predictors for count in counts
-    }
-    assert [row["nmse"] for row in found] == sorted(row["nmse"] for row in found)
-    (multirun,) = tmp_path.rglob("multirun.yaml")
-    assert multirun.with_name("report.html").is_file()
-    assert multirun.with_name("results.png").is_file()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_run_in_processes_of_their_own(
     run: Run, quick: tuple[str, ...], tmp_path: Path, launcher: str

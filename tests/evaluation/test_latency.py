@@ -3,8 +3,7 @@ import copy
 import pytest
 import torch
 
-from ppf.errors import PPFError
-from ppf.evaluation import latency, memory
+from ppf.evaluation import latency
 from ppf.evaluation.latency import SpeedTest, decode_seconds, prefill_seconds
 from ppf.evaluation.memory import peak_bytes
 from ppf.pruning.compensation import NoCompensation
@@ -16,12 +15,6 @@ def test_speeds_are_summed_over_the_batch(tiny: TinySetup, monkeypatch: pytest.M
     monkeypatch.setattr(latency, "decode_seconds", lambda model, ids, new: 0.25)
     (found,) = SpeedTest(batches=[3], prompt=16, new_tokens=4, repeats=2).run(tiny.lm.model)
     assert (found.batch, found.prompt, found.prefill, found.decode) == (3, 16, 96, 12)
-
-
-def test_too_few_positions_are_refused(tiny: TinySetup) -> None:
-    test = SpeedTest(batches=[1], prompt=1024, new_tokens=1, repeats=1)
-    with pytest.raises(PPFError, match=r"speed\.prompt \+ speed\.new_tokens"):
-        test.run(tiny.lm.model)
 
 
 def test_a_narrower_model_is_timed_too(tiny: TinySetup) -> None:
@@ -51,15 +44,3 @@ def test_peak_memory_counts_weights_and_what_is_allocated(tiny: TinySetup) -> No
         pytest.skip("this system does not tell a process's peak memory")
     assert weights <= idle.bytes < weights + 2**24
     assert 0.9 < (busy.bytes - weights) / 2**26 < 1.25
-
-
-def test_a_pruned_models_weights_count_as_narrow_as_they_are(
-    tiny: TinySetup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "_resident", lambda name: 0)
-    pruner, peaks = tiny.pruner(NoCompensation()), []
-    for kept in (tiny.space.dense.tolist(), [0] * len(tiny.space)):
-        with pruner.at(kept) as model, peak_bytes(model) as peak:
-            peaks.append(sum(p.nbytes for p in model.parameters()))
-        assert peak.bytes in (None, peaks[-1])
-    assert peaks[1] < peaks[0]

@@ -42,16 +42,10 @@ def test_few_windows_are_taken_at_even_distances() -> None:
     assert torch.equal(evenly(windows, 20), windows)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 9])
+@pytest.mark.parametrize("batch", [3, 9])
 def test_does_not_depend_on_the_batch(lm: LanguageModel, batch: int) -> None:
     expected = mean_nll(lm.model, random_windows(), batch=4)
     assert mean_nll(lm.model, random_windows(), batch=batch) == pytest.approx(expected, abs=1e-5)
-
-
-def test_an_untrained_model_with_equal_logits_scores_the_vocabulary(lm: LanguageModel) -> None:
-    lm.model.get_output_embeddings().weight.zero_()
-    nats = float(torch.tensor(257.0).log())
-    assert mean_nll(lm.model, random_windows(), batch=2) == pytest.approx(nats, abs=1e-5)
 
 
 def test_bfloat16_logits_are_summed_in_float32(lm: LanguageModel) -> None:
@@ -104,9 +98,7 @@ def guide(model: torch.nn.Module, tokens: torch.Tensor, window: int, stride: int
     return sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
 
 
-@pytest.mark.parametrize(
-    ("window", "stride"), [(24, 8), (24, 24), (20, 7), (32, 1), (95, 5), (96, 96), (200, 50)]
-)
+@pytest.mark.parametrize(("window", "stride"), [(24, 8), (24, 24), (95, 5), (200, 50)])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_sliding_windows_score_as_hugging_faces_guide(
     lm: LanguageModel, window: int, stride: int, batch: int
@@ -115,16 +107,6 @@ def test_sliding_windows_score_as_hugging_faces_guide(
     pieces = sliding(tokens, window=window, stride=stride)
     expected = guide(lm.model, tokens, window, stride)
     assert pieces_nll(lm.model, pieces, batch=batch) == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.parametrize("tokens", [2, 24, 25, 90])
-@pytest.mark.parametrize(("window", "stride"), [(24, 8), (24, 23), (10, 3)])
-def test_overlapping_windows_score_every_token_but_the_first_once(
-    tokens: int, window: int, stride: int
-) -> None:
-    pieces = sliding(torch.arange(tokens), window=window, stride=stride)
-    scored = torch.cat([piece.windows[:, piece.first :].flatten() for piece in pieces])
-    assert scored.sort().values.tolist() == list(range(1, tokens))
 
 
 @pytest.mark.parametrize("tokens", [1, 23, 24, 90])

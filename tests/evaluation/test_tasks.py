@@ -1,11 +1,10 @@
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ppf.errors import PPFError
-from ppf.evaluation.tasks import Tasks, _without_script_folder
+from ppf.evaluation.tasks import Tasks
 from ppf.llm.sources import byte_tokenizer
 from tests.checkpoints import bos_tokenizer
 from tests.evaluation.conftest import QUESTIONS
@@ -44,19 +43,3 @@ def test_prompts_begin_with_bos_if_the_tokenizer_adds_it(tiny: TinySetup, task_f
 def test_an_unknown_task_is_named_before_the_work_starts() -> None:
     with pytest.raises(PPFError, match="cannot be loaded .*'nonsense'"):
         Tasks(["nonsense"], limit=None, batch=1)
-
-
-def test_a_folder_without_tasks_is_told_before_the_work_starts(
-    tmp_path: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "piqa").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(PPFError, match="the folder piqa has no task YAML files"):
-        Tasks([str(task_file.parent), "piqa"], limit=None, batch=1)
-
-
-def test_lm_eval_imports_the_package_evaluate_and_not_the_command(root: Path) -> None:
-    sys.path.insert(0, str(root))
-    with _without_script_folder():
-        assert str(root) not in sys.path
-    assert sys.path.pop(0) == str(root)

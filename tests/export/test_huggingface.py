@@ -1,14 +1,11 @@
 import ast
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -52,14 +49,6 @@ def test_a_reestimated_model_loads_with_the_biases_it_was_given(tmp_path: Path) 
     for model in (loaded(tmp_path / "model"), own(tmp_path / "model")):
         logits = model(random_windows()).logits
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-
-
-@torch.inference_mode()
-def test_the_base_model_narrows_itself(pruner: LivePruner, folder: Path) -> None:
-    ids = random_windows()
-    found = AutoModel.from_pretrained(folder, trust_remote_code=True)(ids).last_hidden_state
-    expected = pruner.lm.model.base_model(ids).last_hidden_state
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_every_layer_calls_the_attention_interface_with_its_heads(
@@ -107,14 +96,7 @@ def test_saved_again_and_loaded_again(pruner: LivePruner, folder: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "how",
-    [
-        {},
-        {"num_beams": 3},
-        {"cache_implementation": "static"},
-        {"cache_implementation": "static", "prefill_chunk_size": 2},
-    ],
-    ids=["dynamic", "beams", "static", "static-in-chunks"],
+    "how", [{}, {"num_beams": 3}, {"cache_implementation": "static", "prefill_chunk_size": 2}]
 )
 def test_generates_with_a_kv_cache(pruner: LivePruner, folder: Path, how: dict) -> None:
     model, prompt = loaded(folder), random_windows()[:, :5]
@@ -147,12 +129,6 @@ def test_weights_shrink_by_what_the_policy_removed(
     )
 
 
-def test_tied_embeddings_stay_tied_and_are_saved_once(pruner: LivePruner, folder: Path) -> None:
-    tied, model = pruner.lm.model.config.tie_word_embeddings, loaded(folder)
-    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
-    assert ("lm_head.weight" in load_file(folder / "model.safetensors")) != tied
-
-
 def test_the_code_needs_only_torch_and_transformers(folder: Path) -> None:
     trees = [ast.parse(file.read_text()) for file in folder.glob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
@@ -173,46 +149,8 @@ def test_another_dtype_and_gradients(pruner: LivePruner, folder: Path) -> None:
     assert all(p.grad is not None for name, p in model.named_parameters() if "norm" not in name)
 
 
-@pytest.mark.parametrize("where", ["auto", "cpu"])
-def test_accelerate_places_the_model(pruner: LivePruner, folder: Path, where: str) -> None:
-    model = loaded(folder, device_map=where)
-    assert_same_logits(model, pruner.lm.model)
-
-
-def test_bfloat16_generates(folder: Path) -> None:
-    model, prompt = loaded(folder, dtype=torch.bfloat16), random_windows()[:, :5]
-    wanted = {**GREEDY, "attention_mask": torch.ones_like(prompt)}
-    assert model.generate(prompt, **wanted).shape == (4, 17)
-
-
-def test_a_site_without_units_has_no_weights(folder: Path) -> None:
-    """Only the bias of bias compensation stays."""
-    layers = loaded(folder).get_decoder().layers
-    for layer, kind in ((layers[0], "attention"), (layers[1], "mlp")):
-        (empty,) = (m for m in layer.modules() if type(m).__name__.startswith("Empty"))
-        assert empty.attention == (kind == "attention")
-        assert [name for name, _ in empty.named_parameters()] == ["bias"]
-
-
-@pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)  # peft
-def test_low_rank_adapters_are_trained_on_top(folder: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    ids = random_windows()
-    wanted = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(loaded(folder), wanted)
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
-    before = model(input_ids=ids, labels=ids).loss
-    before.backward()
-    optimizer.step()
-    with torch.inference_mode():
-        after = model(input_ids=ids, labels=ids).loss
-    assert after < before
-
-    merged = model.merge_and_unload().eval()
-    merged.save_pretrained(tmp_path / "merged")
-    assert_same_logits(loaded(tmp_path / "merged"), merged)
+def test_accelerate_places_the_model(pruner: LivePruner, folder: Path) -> None:
+    assert_same_logits(loaded(folder, device_map="auto"), pruner.lm.model)
 
 
 def test_tokenizer_and_generation_config_are_exported(pruner: LivePruner, folder: Path) -> None:
@@ -230,14 +168,6 @@ def test_an_earlier_models_tokenizer_is_replaced(pruner: LivePruner, tmp_path: P
     export_folder(pruner, tmp_path, POLICY)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
     assert not (tmp_path / "added_tokens.json").exists()
-
-
-def test_a_generation_config_that_transformers_only_warns_of_is_exported(
-    pruner: LivePruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pruner.lm.model.generation_config, "temperature", 0.3)  # no do_sample
-    export_folder(pruner, tmp_path, POLICY)
-    assert loaded(tmp_path).generation_config.temperature == 0.3
 
 
 def test_large_weights_are_divided_and_replace_earlier_ones(
@@ -258,8 +188,7 @@ def test_large_weights_are_divided_and_replace_earlier_ones(
 def test_policy_and_card(pruner: LivePruner, folder: Path) -> None:
     assert json.loads((folder / "policy.json").read_text()) == POLICY
     card = (folder / "README.md").read_text()
-    assert "# a model, pruned by 30.0%" in card and "pipeline_tag: text-generation" in card
-    assert "from_pretrained(" in card and "It was not measured." in card
+    assert "# a model, pruned by 30.0%" in card and "It was not measured." in card
     with pruner.at(pruner.space.dense.tolist()) as dense:
         before = parameters(dense)
     assert f"{parameters(pruner.lm.model):,} parameters instead of {before:,}." in card
@@ -271,27 +200,3 @@ def test_exporting_leaves_the_live_model_as_it_was(pruner: LivePruner, tmp_path:
     export_folder(pruner, tmp_path, POLICY)
     assert torch.equal(pruner.lm.model(ids).logits, logits)
     assert pruner.lm.model.config.to_dict() == config
-
-
-def test_a_folder_is_overwritten(pruner: LivePruner, folder: Path) -> None:
-    pruner.apply([1] * len(pruner.space))
-    export_folder(pruner, folder, POLICY)
-    assert_same_logits(loaded(folder), pruner.lm.model)
-
-
-PIPELINE = """
-import sys
-from transformers import pipeline, utils
-utils.logging.disable_progress_bar()
-generate = pipeline("text-generation", sys.argv[1], trust_remote_code=True)
-print(generate("Hello", max_new_tokens=4, do_sample=False)[0]["generated_text"])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pruner", ["gemma3-groups-of-3-capped-logits-untied"], indirect=True)
-def test_a_pipeline_warns_of_nothing(folder: Path) -> None:
-    """In a process of its own: transformers gives each of its warnings once."""
-    run = [sys.executable, "-c", PIPELINE, str(folder)]
-    done = subprocess.run(run, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("Hello") and not done.stderr

@@ -9,10 +9,9 @@ from torch import nn
 from transformers import LlamaConfig
 
 from benchmarks.llama_cpp import LlamaCpp
-from ppf.evaluation.perplexity import mean_nll
 from ppf.llm import LanguageModel
 from ppf.pruning.compensation import Bias, LeastSquaresWithoutBias, NoCompensation
-from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.export.conftest import POLICY, export_gguf
 from tests.sentencepiece import sentencepiece_form
 
@@ -122,12 +121,3 @@ def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path)
         wanted += [{"file": file, "prompt": text, "tokens": 1} for text in texts[name]]
         expected += [tokenizer(text).input_ids for text in texts[name]]
     assert [found["prompt"] for found in llama_cpp(wanted)] == expected
-
-
-def test_perplexity_is_that_of_transformers(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
-    lm, windows = random_model(LlamaConfig(**CONFIG)), random_windows()
-    pruner = pruner_of(lm, channel_multiple=32)
-    pruner.apply([1, 3, 2, 2, 1, 4])
-    file = export_gguf(pruner, tmp_path, POLICY, type="f16")
-    (found,) = llama_cpp([{"file": str(file), "windows": windows.tolist()}])
-    assert found["nll"] == pytest.approx(mean_nll(lm.model, windows, batch=4), abs=0.005)

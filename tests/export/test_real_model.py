@@ -6,11 +6,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
-from gguf.quants import dequantize
 from omegaconf import OmegaConf
 
 from benchmarks.llama_cpp import LlamaCpp
@@ -103,23 +100,3 @@ def test_llama_cpp_continues_a_text_as_the_live_model_does(
         assert len(found["tokens"]) == TOKENS and found["text"].strip()
     sizes = [file.stat().st_size for file in files]
     assert all(size < 0.9 * before for before, size in pairwise(sizes))
-
-
-def test_a_gguf_file_has_a_format_for_each_site(shared: LivePruner, tmp_path: Path) -> None:
-    sizes, files, names = list[int](), list[Path](), [site.name for site in shared.space.sites]
-    for kept, own in (([3, 24], ["q8_0", "q8_0"]), ([2, 20], ["q5_0", "q4_0"])):
-        types = ["f16"] * 24 + own + ["f16"] * 34  # rounding takes seconds for all layers
-        shared.apply(kept * 30, types)
-        vectors = sum(p.numel() for p in shared.lm.model.parameters() if p.ndim == 1)  # float32
-        sizes.append((parameters(shared.lm.model) + vectors) * 2 - shared.bytes_of_rounding)
-        policy = POLICY | {"types": dict(zip(names, types, strict=True))}
-        files.append(export_gguf(shared, tmp_path / own[1], policy, type="f16"))
-    written = [file.stat().st_size for file in files]
-    assert written[0] - written[1] == pytest.approx(sizes[0] - sizes[1], rel=1e-4)
-    reader = GGUFReader(files[1])
-    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-    assert kinds["token_embd.weight"] == "F16" and kinds["output_norm.weight"] == "F32"
-    assert kinds["blk.12.attn_k.weight"] == "Q5_0" and kinds["blk.12.ffn_down.weight"] == "Q4_0"
-    stored = next(tensor for tensor in reader.tensors if tensor.name == "blk.12.ffn_up.weight")
-    live = shared.lm.model.model.layers[12].mlp.up_proj.weight
-    assert np.array_equal(dequantize(stored.data, stored.tensor_type), live.numpy())

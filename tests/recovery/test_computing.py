@@ -1,14 +1,11 @@
 """Number format and memory of training on a CPU."""
 
-import platform
-import resource
 from functools import partial
 
-import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ppf.recovery.computing import call_rounded, reusing_memory
+from ppf.recovery.computing import call_rounded
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 
@@ -34,18 +31,3 @@ def test_without_autocast_a_module_is_called_as_it_is() -> None:
     model, ids = decoder(), random_windows()
     states = (run(ids).last_hidden_state for run in (partial(call_rounded, model), model))
     assert torch.equal(*states)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="options of glibc's malloc")
-def test_freed_memory_is_reused_only_inside_the_context() -> None:
-    with reusing_memory():
-        _faults()
-        reused = _faults()
-    assert 10 * reused < _faults()
-
-
-def _faults() -> int:
-    """Page faults that a tensor of 64 MiB causes."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

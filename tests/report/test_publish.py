@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from matplotlib.figure import Figure
 
 from ppf.report.loggers import _finish
@@ -27,7 +28,7 @@ def found() -> Page:
         ReportSection("Curve", name="curve", figure=figure),
         ReportSection("Results", name="results", table=table),
     ]
-    return Page("found", "command", "A sentence.", sections)
+    return Page("found", "A sentence.", sections, {"command": "command"})
 
 
 def wandb(folder: Path) -> Any:
@@ -82,44 +83,26 @@ def test_wandb_keeps_summary_media_and_tables(found: Page, tmp_path: Path) -> No
 
 
 def test_offline_runs_carry_their_lineage(tmp_path: Path) -> None:
-    policy, folder = tmp_path / "policy.json", tmp_path / "pruned"
-    policy.write_text("{}")
-    folder.mkdir()
-    (folder / "model.safetensors").write_text("weights")
-    logger = wandb(tmp_path / "run")
-    log_artifact([logger], [policy], "tiny größe", "policy", used=True)
-    log_artifact([logger], [folder], "pruned", "model")
-    _finish([logger], failed=False)
-    read, written = (r.artifact for r in records(tmp_path / "run") if r.HasField("artifact"))
-    assert (read.name, read.type, read.use_after_commit) == ("tiny_gr__e", "policy", True)
-    assert (written.name, written.type, written.use_after_commit) == ("pruned", "model", False)
-    (entry,) = written.manifest.contents
-    assert entry.ref.endswith("pruned/model.safetensors"), "weights are not uploaded"
-
-
-def test_long_names_of_artifacts_are_shortened(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    logger = wandb(tmp_path / "run")
-    for name in ("m" * 128, "m" * 200, "m" * 201):
-        log_artifact([logger], [tmp_path / "file"], name, "policy")
-    _finish([logger], failed=False)
-    names = {r.artifact.name for r in records(tmp_path / "run") if r.HasField("artifact")}
-    assert len(names) == 3 and all(len(name) == 128 for name in names)
-
-
-def test_equal_files_are_one_version_whichever_run_has_them(tmp_path: Path) -> None:
-    """This is what joins the run that makes a policy to the run that prunes by it."""
-    digests = []
+    """Equal files are one version, which joins the run that makes a policy to its users."""
+    made = {}
     for job in ("makes", "uses"):
         (tmp_path / job).mkdir()
-        policy = tmp_path / job / "policy.json"
+        policy, folder = tmp_path / job / "policy.json", tmp_path / job / "pruned"
         policy.write_text("{}")
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("weights")
         logger = wandb(tmp_path / job / "run")
-        log_artifact([logger], [policy], "policy", "policy", used=job == "uses")
+        log_artifact([logger], [policy], "tiny größe", "policy", used=job == "uses")
+        log_artifact([logger], [folder], "m" * 200, "model")
         _finish([logger], failed=False)
-        (artifact,) = (r.artifact for r in records(tmp_path / job) if r.HasField("artifact"))
-        digests.append(artifact.digest)
-    assert digests[0] == digests[1]
+        found = records(tmp_path / job / "run")
+        made[job], model = (record.artifact for record in found if record.HasField("artifact"))
+        assert (made[job].name, made[job].type) == ("tiny_gr__e", "policy")
+        assert (len(model.name), model.type, model.use_after_commit) == (128, "model", False)
+        (entry,) = model.manifest.contents
+        assert entry.ref.endswith("pruned/model.safetensors"), "weights are not uploaded"
+    assert made["makes"].digest == made["uses"].digest
+    assert (made["makes"].use_after_commit, made["uses"].use_after_commit) == (False, True)
 
 
 def test_csv_keeps_tables(found: Page, tmp_path: Path) -> None:
@@ -128,29 +111,12 @@ def test_csv_keeps_tables(found: Page, tmp_path: Path) -> None:
         assert list(csv.reader(stream)) == [["policy", "nll"], ["a", "3.44"], ["b", ""]]
 
 
-def test_tensorboard_keeps_scalars_and_images(found: Page, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_other_loggers_get_metrics_by_names_that_mlflow_takes(found: Page, tmp_path: Path) -> None:
+    logged: dict[str, float] = {}
 
-    logger = TensorBoardLogger(tmp_path, "board", "")
-    publish(tmp_path, [logger], found, METRICS)
-    _finish([logger], failed=False)
-    read = EventAccumulator(str(tmp_path / "board"))
-    read.Reload()
-    assert read.Scalars("PPF/perplexity/0.3")[0].value == 31.0
-    assert "curve" in read.Tags()["images"]
+    class Other(DummyLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            logged.update(metrics)
 
-
-@pytest.mark.slow
-def test_mlflow_keeps_metrics_and_files(found: Page, tmp_path: Path) -> None:
-    pytest.importorskip("mlflow")
-    files = tmp_path / "files"
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    logger = MLFlowLogger("ppf", "a run", uri, artifact_location=files.as_uri())
-    publish(tmp_path, [logger], found, METRICS | {"a (2)/b,c": 1.0})
-    _finish([logger], failed=False)
-    run = logger.experiment.get_run(logger.run_id)
-    assert run.data.metrics == {"PPF/perplexity/0.3": 31.0, "a _2_/b_c": 1.0}
-    assert run.info.run_name == "a run" and run.info.status == "FINISHED"
-    names = {file.name for file in files.rglob("*") if file.is_file()}
-    assert names == {"report.html"}
+    publish(tmp_path, [Other()], found, METRICS | {"a (2)/b,c": 1.0})
+    assert logged == {"PPF/perplexity/0.3": 31.0, "a _2_/b_c": 1.0}

@@ -71,7 +71,7 @@ def test_the_page_of_a_search_shows_its_summary(tmp_path: Path) -> None:
     assert Parsed(text).tags.count("svg") == 5
     for said in (
         *("tiny <at> ratio 0.3", "python search.py model=tiny", "least_squares", "1 min 05 s"),
-        *("0123456789ab", "proposed by the search", "params saved", "8 windows of 64 tokens"),
+        *("proposed by the search", "params saved", "8 windows of 64 tokens"),
         "12 models were measured; measurements and gradients read 6,144 tokens",
         "python evaluate.py policy=outputs/run/policy.json",
         "Perplexity on the labelling part at 37.5 %: dense 12.18, uniform 24.53, PPF (ppo) 20.09.",
@@ -83,8 +83,10 @@ def test_the_page_of_a_search_shows_its_summary(tmp_path: Path) -> None:
 
 def test_text_of_others_cannot_break_a_page(tmp_path: Path) -> None:
     table = Table([{"a < b": "<script>", "n": 1}])
-    sections = [ReportSection("T & T", "note", facts={"x": "<b>"}, table=table)]
-    text = written(Page("<title>", "cmd", "<i>one</i>", sections), tmp_path)
+    sections = [ReportSection("T & T", "note", table=table)]
+    text = written(
+        Page("<title>", "<i>one</i>", sections, {"command": "c", "machine": {"x": "<b>"}}), tmp_path
+    )
     assert not any(tag in text for tag in ("<script>", "<b>", "<i>"))
     assert "T & T" in words(text)
 

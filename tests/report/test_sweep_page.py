@@ -3,11 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ppf.errors import PPFError
-from ppf.records.run import BEGUN_BY
 from ppf.report.__main__ import main
-from ppf.report.sweep import read_rows, read_sweep
+from ppf.report.sweep import read_sweep
 from ppf.report.sweep_page import sweep_figure, write_sweep
 from tests.report.test_search import Parsed
 from tests.report.test_sweep import job, searches
@@ -50,23 +50,15 @@ def test_jobs_of_several_versions_are_told(
     assert versions == sorted({"0.1.0, commit a", second or "unknown"})
 
 
-def test_values_in_brackets_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for types in ("[f16]", "[q8_0,q4_0]"):
-        job(tmp_path, [f"budget.cost.types={types}"], {"test_ppl": 20.0})
-    write_sweep(tmp_path)
-    printed = capsys.readouterr().out
-    assert "[f16]" in printed and "[q8_0,q4_0]" in printed
-
-
-def test_ratios_between_two_per_cents_are_written_as_such(tmp_path: Path) -> None:
-    (axes,) = sweep_figure(read_sweep(searches(tmp_path))).axes
-    axes.set_xticks([20, 22.5])
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20 %", "22.5 %"]
+def drawn(folder: Path) -> Figure:
+    figure = sweep_figure(read_sweep(folder))
+    assert figure
+    return figure
 
 
 def plotted(folder: Path) -> dict[str, list[float]]:
     """The lines of the plot: name in the legend → values."""
-    (axes,) = sweep_figure(read_sweep(folder)).axes
+    (axes,) = drawn(folder).axes
     handles, names = axes.get_legend_handles_labels()
     lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
     return {
@@ -101,23 +93,11 @@ def test_uniform_pruning_is_left_out_where_the_jobs_prune_several_models(tmp_pat
     assert plotted(tmp_path).keys() == {"a", "b"}
 
 
-def test_dollar_signs_of_overrides_are_no_formulas(tmp_path: Path) -> None:
-    for name in (r"$\frac$", "$x$"):
-        job(tmp_path / name.replace("\\", ""), [f"a={name}"], {"test_ppl": 30.0})
-    write_sweep(tmp_path)
-
-
-def test_names_are_whole_where_short_ones_would_be_equal(tmp_path: Path) -> None:
-    for agent, ratio in [("a/ppo", 0.2), ("b/ppo", 0.4)]:
-        job(tmp_path, [f"agent={agent}", f"ratio={ratio}"], {"ratio": ratio, "test_ppl": 30.0})
-    assert [*plotted(tmp_path)] == ["agent=a/ppo", "agent=b/ppo"]
-
-
 def test_error_bars_reach_over_all_seeds_and_wide_plots_are_logarithmic(tmp_path: Path) -> None:
     for seed, found in enumerate((20.0, 21.0, 28.0)):
         job(tmp_path, [f"seed={seed}", "ratio=0.2"], {"ratio": 0.2, "test_ppl": found})
     job(tmp_path, ["seed=0", "ratio=0.4"], {"ratio": 0.4, "test_ppl": 90.0})
-    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
+    (axes,) = drawn(tmp_path).axes
     (bars,) = axes.containers
     ends = bars.lines[2][0].get_segments()[0][:, 1].tolist()
     assert ends == [20.0, 28.0] and bars.lines[0].get_ydata()[0] == 23.0
@@ -151,48 +131,9 @@ def test_searches_with_a_budget_of_bytes_are_drawn_against_size(tmp_path: Path) 
     for ratio, size in [(0.5, 100.0), (0.7, 60.0)]:
         figures = {"test_ppl": 20.0, "ratio": ratio, "matrices_mib": size}
         job(tmp_path, [f"ratio={ratio}"], figures)
-    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
+    (axes,) = drawn(tmp_path).axes
     assert axes.lines[0].get_xdata().tolist() == [100.0, 60.0]
     assert axes.get_xlabel() == "MiB of prunable matrices in the file"
-
-
-def test_without_ratios_jobs_are_ranked(tmp_path: Path) -> None:
-    for decay, error in [("0.1", 0.4), ("0.01", 0.2), ("1.0", None)]:
-        job(tmp_path, [f"predictor.weight_decay={decay}"], {"nmse": error, "labels": 24})
-    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ["weight_decay=0.01", "weight_decay=0.1"]
-
-
-def test_jobs_of_several_ratios_are_ranked_by_their_results(tmp_path: Path) -> None:
-    for name, ratio, ppl in [("dense", None, 20.0), ("a", 0.3, 50.0), ("b", 0.5, 40.0)]:
-        job(tmp_path, [f"path={name}"], {"ratio": ratio, "test_ppl": ppl})
-    for number in range(50):
-        job(tmp_path, [f"path={number}"], {"ratio": 0.1, "test_ppl": 60.0 + number})
-    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names[:4] == ["dense", "b, 50.0 %", "a, 30.0 %", "path=0, 10.0 %"]
-    assert len(names) == 40, "the best ones"
-
-
-def test_rows_are_drawn_as_their_multirun_was(tmp_path: Path) -> None:
-    job(tmp_path, ["a=1"], {"ratio": 0.3, "labelling_ppl": 40.0, "test_ppl": 41.0})
-    job(tmp_path, ["a=2"], {"ratio": 0.2, "test_ppl": 30.0, "labelling_ppl": 31.0})
-    rows = write_sweep(tmp_path)["rows"]
-    assert read_rows(rows).figures == read_sweep(tmp_path).figures
-
-
-def test_jobs_far_apart_keep_their_names_when_one_has_no_ratio(tmp_path: Path) -> None:
-    for name, ratio, ppl in [("dense", None, 20.0), ("a", 0.3, 40.0), ("b", 0.5, 900.0)]:
-        job(tmp_path, [f"path={name}"], {"ratio": ratio, "test_ppl": ppl})
-    (axes,) = sweep_figure(read_sweep(tmp_path)).axes
-    assert axes.get_yscale() == "linear"
-    assert len(axes.get_yticklabels()) == 3
-
-
-def test_jobs_without_numbers_have_a_page(tmp_path: Path) -> None:
-    job(tmp_path, ["seed=0"])
-    assert "1 finished jobs" in write_sweep(tmp_path)["report"].read_text()
 
 
 def test_the_report_of_one_run_is_kept(tmp_path: Path) -> None:
@@ -204,29 +145,25 @@ def test_the_report_of_one_run_is_kept(tmp_path: Path) -> None:
     assert report.read_text() == "of the search"
 
 
-def test_a_foreign_mark_of_a_multirun_is_no_other_error(tmp_path: Path) -> None:
-    job(tmp_path, ["seed=0"], {"test_ppl": 20.0})
-    (tmp_path / "seed=0").rename(tmp_path / "0")
-    mark = tmp_path / "0" / BEGUN_BY
-    mark.parent.mkdir()
-    mark.write_bytes(b"\xff")
-    assert len(read_sweep(tmp_path).rows) == 1
+def test_names_are_whole_where_short_ones_would_be_equal(tmp_path: Path) -> None:
+    for agent, ratio in [("a/ppo", 0.2), (r"a$\frac$/ppo", 0.4)]:
+        job(
+            tmp_path / "x", [f"agent={agent}"], {"ratio": ratio, "test_ppl": 30.0}, place=str(ratio)
+        )
+    assert [*plotted(tmp_path)] == ["agent=a/ppo", r"agent=a$\frac$/ppo"]
+    write_sweep(tmp_path)  # dollar signs are no formulas
 
 
-def test_the_command_names_the_files_or_what_is_wrong(
+def test_jobs_without_ratios_have_a_table_and_no_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["ppf.report", "sweep", str(tmp_path)])
     with pytest.raises(SystemExit, match="Error: .* has no finished job"):
         main()
-    searches(tmp_path)
+    for types in ("[f16]", "[q8_0,q4_0]"):
+        job(tmp_path, [f"types={types}"], {"nmse": 0.5})
     main()
-    assert str(tmp_path / "report.html") in capsys.readouterr().out
-
-
-def test_rows_without_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tmp_path / "results.json"
-    rows.write_text(json.dumps({"versions": [], "axes": [], "rows": [{"ratio": 0.3}]}))
-    monkeypatch.setattr("sys.argv", ["ppf.report", "plot", str(rows)])
-    with pytest.raises(SystemExit, match="results.json has no numbers to plot: give another file"):
-        main()
+    printed = capsys.readouterr().out
+    assert "[f16]" in printed and str(tmp_path / "report.html") in printed
+    assert "2 finished jobs" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "results.png").exists()

@@ -82,20 +82,3 @@ def test_the_batch_stays_whole_if_a_prompt_does_not_fit_into_memory(
     for _ in range(3):
         row.append(int(batch.step([row[-1]])[0].argmax()))
     assert row == expected
-
-
-def test_sequences_that_left_hold_no_memory(model: DynamicModel) -> None:
-    batch = DecodingBatch(model.lm.model)
-    greedy(batch, [torch.arange(1, 40)] * 4, 2)
-    batch.keep([0])
-    assert held(batch) <= 40
-    batch.join(torch.tensor([5]), 2)
-    assert held(batch) <= 3 * 40
-
-
-def held(batch: DecodingBatch) -> float:
-    """Tokens that the tensors of the first layer have room for."""
-    layer = batch._cache.layers[0]
-    tensors = [layer.keys, layer.values, *layer._rooms, *layer._filled]
-    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
-    return sum(storages.values()) / (2 * layer.keys[0, :, 0].numel() * layer.keys.itemsize)

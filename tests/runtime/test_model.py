@@ -5,14 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import normalizers
 from transformers import LlamaForCausalLM
 
 from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
 from ppf.space import uniform
-from tests.sentencepiece import sentencepiece_form
-from tests.tiny import TinySetup, Uniform
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 PROMPT = torch.tensor([[5, 6, 7, 8]])
@@ -66,16 +63,6 @@ def test_complete_returns_what_was_added(model: DynamicModel) -> None:
     assert model.complete("Hello", **GREEDY) == model.lm.tokenizer.decode(whole[5:])
 
 
-def test_what_was_added_keeps_its_first_space(
-    model: DynamicModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = sentencepiece_form(normalizers.Prepend("▁"))
-    model.lm.tokenizer = tokenizer
-    both = torch.tensor([tokenizer("cat the").input_ids])
-    monkeypatch.setattr(model, "generate", lambda **given: both)
-    assert model.complete("cat") == " the"
-
-
 def test_a_kv_cache_goes_on_at_its_own_ratio(model: DynamicModel) -> None:
     model.set_ratio(0.4)
     first = model.generate(
@@ -91,24 +78,6 @@ def test_a_kv_cache_goes_on_at_its_own_ratio(model: DynamicModel) -> None:
         model.generate(ids, **{CACHE: copy.deepcopy(cache)}, **more)
     model.set_ratio(0.4)
     assert torch.equal(model.generate(ids, **{CACHE: cache}, **more), expected)
-
-
-def test_a_kv_cache_of_a_forward_pass_is_marked_too(model: DynamicModel) -> None:
-    cache = model.lm.model(PROMPT, use_cache=True)[CACHE]
-    other = model.lm.model(PROMPT, use_cache=True, return_dict=False)[1]
-    model.lm.model(PROMPT, **{CACHE: cache})
-    model.set_ratio(0.3)
-    for filled in (cache, other):
-        with pytest.raises(PPFError, match="KV cache"):
-            model.lm.model(PROMPT, **{CACHE: filled})
-
-
-def test_a_kv_cache_of_another_model_is_refused(tiny: TinySetup) -> None:
-    cache = tiny.lm.model(PROMPT, use_cache=True)[CACHE]
-    policies = Uniform(tiny.space)
-    model = DynamicModel(tiny.pruner(), policies, ratios=[0.0])
-    with pytest.raises(PPFError, match="by another model"):
-        model.lm.model(PROMPT, **{CACHE: cache})
 
 
 def test_threads_never_see_a_foreign_ratio(model: DynamicModel) -> None:

@@ -9,10 +9,7 @@ from ppf.agents.ratio_agent import RatioAgent
 from ppf.context import PruningContext
 from ppf.errors import PPFError
 from ppf.policy_file import provenance
-from ppf.pruning.bank import ready_gib
-from ppf.pruning.compensation import LeastSquaresWithoutBias, NoCompensation
 from ppf.runtime import DynamicModel
-from ppf.runtime.resident import _affordable
 from ppf.space import uniform
 from tests.searched import write_search
 
@@ -65,22 +62,6 @@ def test_bias_compensation_replaces_a_bank_that_is_too_large(
     assert "more than bank.max_gib=0.0: using bias compensation" in capsys.readouterr().out
 
 
-def test_a_search_without_biases_gets_none_where_its_bank_is_too_large(
-    searched: PruningContext,
-) -> None:
-    wanted = LeastSquaresWithoutBias(damping=0.1, refit_damping=0.1)
-    model = searched.model
-    assert isinstance(_affordable(0.0, wanted, model.lm, model.space), NoCompensation)
-    assert _affordable(9.0, wanted, model.lm, model.space) is wanted
-
-
-def test_the_banks_size_is_known_before_it_is_built(searched: PruningContext) -> None:
-    weights = (w for level in searched.model.pruner.bank.levels for w in level.weights)
-    assert ready_gib(searched.model.lm, searched.model.space) * 2**30 == sum(
-        w.nbytes for w in weights
-    )
-
-
 def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match="contains neither agent.json nor policy.json"):
         DynamicModel.from_search(tmp_path)
@@ -118,8 +99,3 @@ def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
         model.set_ratio(0.6)
     named = DynamicModel.from_search(folder / "agent.json", *paths)
     assert named.policy(0.37) == model.policy(0.37)
-
-
-def test_the_number_format_of_the_weights_can_be_chosen(config: DictConfig) -> None:
-    assert load(config).lm.dtype == torch.float32
-    assert load(config, "dtype=bfloat16").lm.dtype == torch.bfloat16

@@ -30,24 +30,15 @@ BODIES = [
 ]
 WRONG = [
     ("prompt", "", "prompt: String should have at least 1 character."),
-    ("prompt", ["a", "b"], "prompt: Input should be a valid string."),
     ("seed", -1, "seed: Input should be greater than or equal to 0."),
-    ("seed", True, "seed: Input should be a valid integer."),
     ("temperature", float("nan"), "temperature: Input should be a finite number."),
-    ("max_tokens", 0, "max_tokens: Input should be greater than or equal to 1."),
     ("max_tokens", 10**30, "together at most 1024"),
-    ("max_tokens", 1.5, "max_tokens: Input should be a valid integer."),
-    ("pruning_ratio", 1.2, "pruning_ratio: Input should be less than 1."),
     ("best_of", 3, "best_of: Input should be 1."),
-    ("frequency_penalty", 0.5, "frequency_penalty: Input should be 0."),
     ("beams", 3, "beams: Extra inputs are not permitted."),
     ("n", 17, "n=17 is more than limits.sequences=16"),
     ("stop", ["a", ""], "stop.1: String should have at least 1 character."),
 ]
 WRONG_CHATS = [
-    ({"messages": []}, "messages: List should have at least 1 item"),
-    ({"messages": [{"role": "user"}]}, "messages.0.content: Field required"),
-    ({"messages": [{"role": "user", "content": {"a": 1}}]}, "messages.0.content: Input should be"),
     ({"messages": [{"role": "user", "content": "x\ud83d"}]}, "messages.0.content"),
     ({"tools": [{"type": "function"}]}, "tools: Value should have at most 0 items"),
     ({"response_format": {"type": "json_object"}}, "response_format.type: Input should be 'text'"),
@@ -85,13 +76,9 @@ def test_what_clients_send_without_effect_is_accepted() -> None:
         "messages": [answer],
         "stream_options": {"include_usage": None},
         "max_tokens": None,
-        "user": "me",
         "metadata": {"a": "b"},
         "presence_penalty": 0.0,
-        "logit_bias": {},
-        "tools": [],
         "response_format": {"type": "text"},
-        "service_tier": "auto",
     }
     request = ChatRequest.model_validate(given)
     assert request.messages[0].plain() == {"role": "assistant", "content": "Hi."}
@@ -102,7 +89,7 @@ def test_random_requests_are_served_or_refused(client: TestClient) -> None:
     generator = random.Random(0)
     names = [*CompletionRequest.model_fields, "beams", "\ud800"]
     statuses = []
-    for _ in range(300):
+    for _ in range(200):
         changed = {name: generator.choice(STRANGE) for name in generator.sample(names, 2)}
         status, answer = post(client, json.dumps(VALID | changed).encode())
         assert status in (200, 400, 404), changed

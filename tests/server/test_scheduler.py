@@ -66,14 +66,6 @@ def test_other_routes_answer_at_once_under_load(address: str) -> None:
             assert time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize("limits", [{"sequences": 2}], indirect=True)
-def test_more_texts_than_the_server_generates_at_a_time_are_refused(address: str) -> None:
-    with closing(send(address, SHORT, n=3)) as refused:
-        answer = refused.getresponse()
-        assert answer.status == 400
-        assert "n=3 is more than limits.sequences=2" in error(answer.read())
-
-
 @pytest.mark.parametrize("limits", [{"sequences": 1, "queue": 1}], indirect=True)
 def test_a_full_queue_refuses(address: str) -> None:
     with closing(send(address, LONG, stream=True)) as first, closing(send(address, LONG)):

@@ -40,24 +40,6 @@ def test_a_text_that_goes_on_keeps_its_first_space() -> None:
     assert TextPieces(tokenizer, []).add(the) == "the"
 
 
-def test_a_text_ends_before_the_first_stop_sequence() -> None:
-    for stops, expected in (
-        (["abc"], TEXT[: TEXT.index("abc")]),
-        (["zz", "abcd", "🙂"], TEXT[: TEXT.index("abcd")]),
-        (["! ab a", "界"], TEXT[: TEXT.index("界")]),
-        (["G"], ""),
-        ([TEXT[-1]], TEXT[:-1]),
-    ):
-        found, stopped = pieces(tokens(TEXT), stops)
-        assert "".join(found) == expected and stopped, stops
-
-
-def test_a_part_of_a_stop_sequence_is_text_if_the_rest_does_not_come() -> None:
-    found, stopped = pieces(tokens("ab abx abcde"), ["abcdef", "xx"])
-    assert "".join(found) == "ab abx abcde" and not stopped
-    assert found[-1] == "abcde"
-
-
 def test_random_texts_are_cut_as_the_whole_would_be() -> None:
     generator = random.Random(0)
     for _ in range(200):

@@ -15,9 +15,10 @@ from ppf.errors import PPFError
 from ppf.labels.labelling import Labelling
 from ppf.llm.shapes import skeleton
 from ppf.policy_file import described, refuse_types
+from ppf.pruning.options import check_blocks
 from ppf.space import uniform
 from ppf.stages.budgets import priced, saved
-from ppf.stages.byte_budget import _weight, check_blocks, check_bytes, in_bytes
+from ppf.stages.byte_budget import _weight, check_bytes, in_bytes
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 

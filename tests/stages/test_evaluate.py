@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import Piece, scored_pieces
 from ppf.llm.sources import byte_tokenizer
-from ppf.stages.evaluate import main, names_of
+from ppf.stages.evaluate import main
 from ppf.text import Text
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
@@ -49,13 +49,6 @@ def test_a_window_cuts_up_the_whole_part_and_leaves_out_the_rest() -> None:
     assert piece.windows.shape == (TOKENS // 12, 13)
 
 
-def test_a_window_that_is_longer_than_the_part_is_refused() -> None:
-    (piece,) = pieces(bos_tokenizer(), window=TOKENS + 1)
-    assert piece.windows.shape == (1, TOKENS + 1)
-    with pytest.raises(PPFError, match=f"shorter than window={TOKENS + 2}: give a smaller window"):
-        pieces(bos_tokenizer(), window=TOKENS + 2)
-
-
 def test_in_one_stream_bos_stands_once() -> None:
     (piece,) = pieces(bos_tokenizer(), bos="stream", window=13)
     assert piece.windows.shape == ((TOKENS + 1) // 13, 13)
@@ -69,24 +62,6 @@ def test_a_stride_scores_every_token_once(stride: int) -> None:
     assert sum(piece.scored for piece in found) == TOKENS
     together = torch.cat([piece.windows[:, piece.first :].flatten() for piece in found])
     assert (together != 0).all()
-
-
-def test_a_text_is_read_once() -> None:
-    read = []
-
-    def documents(split: str) -> list[str]:
-        read.append(split)
-        return ["a" * TOKENS]
-
-    text = Text("a", {"all": {"test": 1}}, documents, window=10, windows={"test": 2}, seed=0)
-    for _ in range(2):
-        scored_pieces(text, bos_tokenizer(), 13, None)
-    assert read == ["all"]
-
-
-def test_folders_of_the_same_name_are_told_apart_by_their_paths() -> None:
-    assert names_of(["runs/a", "runs/b/"]) == ["a", "b"]
-    assert names_of(["1/model", "2/model"]) == ["1/model", "2/model"]
 
 
 @pytest.fixture
@@ -109,20 +84,11 @@ def evaluated(cfg: DictConfig, folder: Path, *names: str) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-@pytest.mark.parametrize("missing", ["tokenizer.json", "model.safetensors", None])
 def test_a_folder_that_cannot_be_measured_is_refused_before_the_first_one_is(
-    folders_config: DictConfig,
-    tmp_path: Path,
-    missing: str | None,
-    capsys: pytest.CaptureFixture[str],
+    folders_config: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if missing:
-        (tmp_path / "bos" / missing).unlink()
-    else:
-        config = json.loads((tmp_path / "bos" / "config.json").read_text())
-        written = json.dumps(config | {"max_position_embeddings": 16})
-        (tmp_path / "bos" / "config.json").write_text(written)
-    with pytest.raises(PPFError, match=r"bos|window=32 exceeds the model's 16 positions"):
+    (tmp_path / "bos" / "model.safetensors").unlink()
+    with pytest.raises(PPFError, match="bos"):
         evaluated(folders_config, tmp_path, "plain", "bos")
     assert "Measuring" not in capsys.readouterr().out
 

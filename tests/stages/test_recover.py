@@ -154,18 +154,6 @@ def test_rotary_frequencies_are_not_rounded(config: Any, start: Path) -> None:
     assert run(cfg)["pruned"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_search_with_offloaded_weights_is_recovered(
-    config: Any, start: Path, tmp_path: Path
-) -> None:
-    offloaded = tmp_path / "offloaded"
-    shutil.copytree(start, offloaded)
-    record = json.loads((start / "policy.json").read_text())
-    record["config"]["model"]["offload"] = "disk"
-    (offloaded / "policy.json").write_text(json.dumps(record))
-    found = run(config(f"path={offloaded}", "recovery.tokens=32"))
-    assert found == run(config("recovery.tokens=32", f"paths.artefacts={tmp_path}/others"))
-
-
 def test_a_policy_is_pruned_once_and_then_recovered(
     config: Any, searched: Path, start: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -289,20 +277,14 @@ def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
     record = json.loads((out / "policy.json").read_text())["recovered"]
     assert (record["tune"], record["loss"], record["tokens"]) == (["full"], ["kl", "ce"], 1024)
     assert record["recovered"]["nll"] == found["recovered"] < found["pruned"]
-    scores = json.loads((out / "policy.json").read_text())["exported"]["measured"]
-    assert scores["recovered"]["nll"] < scores["one_shot"]["nll"]
     card = (out / "README.md").read_text()
     assert "In this folder: recovered." in card
-    for score in (scores["recovered"], record["recovered"]):
-        (line,) = (x for x in card.splitlines() if x.endswith(f"| {score['nll']:.4g} |"))
-        assert line.startswith("| recovered |")
-    model = load_folder(out, torch.bfloat16, trust_remote_code=False)[0]
-    assert model.dtype == torch.bfloat16
+    assert f"| {record['recovered']['nll']:.4g} |" in card
+    assert load_folder(out, torch.bfloat16, trust_remote_code=False)[0].dtype == torch.bfloat16
     (row,) = outcome.figures
     assert (row["ratio"], row["method"], row["mode"]) == (0.3, "uniform", "static")
     assert (row["tune"], row["loss"], row["part"]) == ("full", "kl+ce", "validation")
     assert (row["nll_pruned"], row["nll_recovered"]) == (found["pruned"], found["recovered"])
-    assert list(row)[:2] == ["ratio", "nll_recovered"]  # a sweep ranks its rows by it
 
 
 def test_the_test_part_is_measured_on_request(

@@ -1,7 +1,6 @@
 """Recovery of all ratios at once: the adapters, the model that uses them, resumption."""
 
 import json
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,8 @@ from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import pieces_nll
 from ppf.export.loading import load_folder
-from ppf.labels.labelling import Labelling
 from ppf.policy_file import read_policy
 from ppf.pruning.elastic import ADAPTERS, trained_with
-from ppf.pruning.observed import Observed
 from ppf.recovery.elastic import ElasticModule
 from ppf.runtime import DynamicModel
 from ppf.stages import prune, recover
@@ -57,17 +54,6 @@ def run(cfg: DictConfig, device: str = "cpu") -> list[dict[str, Any]]:
 def resident(folder: str | Path, cfg: DictConfig) -> DynamicModel:
     paths = (f"paths.artefacts={cfg.paths.artefacts}", f"paths.cache={cfg.paths.cache}")
     return DynamicModel.from_search(folder, *paths)
-
-
-def test_too_little_training_text_is_refused_before_the_work(
-    config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def calibrate(observed: object) -> None:
-        raise AssertionError("the long work has begun")
-
-    monkeypatch.setattr(Observed, "make", calibrate)
-    with pytest.raises(PPFError, match="the validation part of text=.* has"):
-        run(config("text.training.windows.validation=9999"))
 
 
 def test_16_bit_training_wins_nats_back(config: Any) -> None:
@@ -122,8 +108,6 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     assert record["exported"]["compensation"] == "adapters"
     assert scores["adapters"]["nll"] != scores["one_shot"]["nll"] == record["measured"]["nll"]
     assert record["exported"]["adapters"]["tokens"] == 768
-    card = (out / "README.md").read_text()
-    assert "with the adapters of a recovery" in card and "trained on 768 tokens" in card
 
     pruning.export, pruning.out = read_option("export", "gguf"), f"{tmp_path}/gguf"
     prune.main(pruning, Fabric(accelerator="cpu", devices=1))
@@ -131,21 +115,6 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     tensors = {t.name: torch.tensor(t.data) for t in GGUFReader(file).tensors}
     merged = model.state_dict()["model.layers.1.mlp.down_proj.weight"].half()
     assert torch.equal(tensors["blk.1.ffn_down.weight"], merged)
-
-
-def test_a_loss_that_is_not_finite_is_recorded_as_none(
-    searched: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Labelling, "present_nll", lambda labelling, windows=None: math.nan)
-    paths = [f"paths.artefacts={searched}/artefacts", f"paths.cache={cache}"]
-    given = [f"search={searched}", "ratio=0.37", "refit_windows=4", f"paths.run={tmp_path}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        pruning = compose("prune", [*given, f"out={tmp_path}/at", *paths])
-    prune.main(pruning, Fabric(accelerator="cpu", devices=1))
-    record = read_policy(tmp_path / "at" / "policy.json", ())
-    assert record["exported"]["compensation"] == "one_shot"
-    for scores in (record["measured"], record["exported"]["measured"]["one_shot"]):
-        assert scores["nll"] is scores["perplexity"] is None
 
 
 def test_without_adapters_prune_re_estimates_the_searchs_compensation(
@@ -173,13 +142,6 @@ def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     exported, _ = load_folder(tmp_path / "at", torch.float32, trust_remote_code=False)
     found = pieces_nll(exported.eval(), [context.labelling.piece], batch=2)
     assert found == pytest.approx(measured[better]["nll"], rel=1e-4)
-
-
-def test_the_loss_curve_has_the_ratios_of_the_table(config: Any, tmp_path: Path) -> None:
-    scores = run(config())
-    mean = sum(score["recovered"] for score in scores) / len(scores)
-    curve = json.loads((tmp_path / "summary.json").read_text())["curve"]
-    assert min(value for _, value in curve) == pytest.approx(mean, rel=1e-4)
 
 
 def test_ratios_that_the_search_has_not_reached_are_refused(config: Any) -> None:
