@@ -58,7 +58,7 @@ class _PPOTraining(Training):
         self.environment = PruningEnvironment(objective, episodes)
         self.actor = _actor(self.environment, config.std)
         value = ValueOperator(_layers(self.environment, 1), in_keys=["observation"])
-        value = value.to(objective.device)
+        value.to(objective.device)
         self.loss = ClipPPOLoss(
             self.actor,
             value,
