@@ -21,7 +21,6 @@ from torch import Tensor
 from ppf.conf import plain
 from ppf.context import PruningContext, prepare
 from ppf.evaluation.perplexity import mean_nll
-from ppf.plan import drawn_labels
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
 from ppf.stages.collect import collect
@@ -65,7 +64,7 @@ def main() -> None:
     parts = context.labelling, context.sites
     fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, ())
     space, config = context.model.space, plain(cfg.predictor)
-    labels = collect(*parts, cfg.sampler, drawn_labels(cfg), cfg.seed)
+    labels = collect(*parts, cfg)
     predictor = fit(labels).predictor
 
     seconds = real_evaluations(context)

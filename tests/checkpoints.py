@@ -19,9 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from ppf.llm import Coupling, LanguageModel, adapter_for
-from ppf.llm.adapter import Producer
-from ppf.llm.llama import LlamaAdapter
+from ppf.llm import LanguageModel, adapter_for
 from ppf.llm.sources import byte_tokenizer
 from ppf.pruning import Bank, Compensation, LivePruner, Statistics, order_atoms
 from ppf.pruning.bank import expand
@@ -177,45 +175,6 @@ def random_model(config: PreTrainedConfig) -> LanguageModel:
     for name, parameter in model.named_parameters():
         parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
     return LanguageModel(model, byte_tokenizer(), adapter_for(config))
-
-
-class TwoFFNs(nn.Module):
-    """Adds the outputs of two FFNs, of which the second reads every `stride`-th token."""
-
-    def __init__(self, first: nn.Module, second: nn.Module, stride: int) -> None:
-        super().__init__()
-        self.first, self.second, self.stride = first, second, stride
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        total = self.first(hidden).clone()
-        total[:, :: self.stride] += self.second(hidden[:, :: self.stride])
-        return total
-
-
-class TwoFFNsAdapter(LlamaAdapter):
-    """Llama layers whose FFN is a `TwoFFNs`: two sites of one kind in a layer."""
-
-    def couplings(self, model: PreTrainedModel) -> list[Coupling]:
-        found = []
-        for number, layer in enumerate(self.layers(model)):
-            found.append(self.attention(number, layer))
-            for index, name in enumerate(("first", "second")):
-                ffn = getattr(layer.mlp, name)
-                producers = (Producer(ffn.gate_proj, 1), Producer(ffn.up_proj, 1))
-                channels, parent = ffn.down_proj.in_features, layer.mlp
-                place = (number, "mlp", channels, producers, ffn.down_proj, 1, parent, name)
-                found.append(Coupling(*place, index=index))
-        return found
-
-
-def two_ffns(stride: int = 1) -> LanguageModel:
-    """A Llama of random weights with two FFNs in each layer."""
-    lm, other = (random_model(CHECKPOINTS["llama-biases"]) for _ in range(2))
-    for layer, copied in zip(lm.model.model.layers, other.model.model.layers, strict=True):
-        for parameter in copied.mlp.parameters():
-            parameter.mul_(-0.5)
-        layer.mlp = TwoFFNs(layer.mlp, copied.mlp, stride)
-    return LanguageModel(lm.model, lm.tokenizer, TwoFFNsAdapter())
 
 
 def bos_tokenizer() -> PreTrainedTokenizerFast:

@@ -16,7 +16,6 @@ from ppf.errors import PPFError
 from ppf.llm import load
 from ppf.overrides import written
 from tests.articles import write_articles
-from tests.records import examples
 from tests.searched import write_search
 
 TEXT = {"window": 64, "windows": {"calibration": 4, "labelling": 2, "test": 2}}
@@ -117,10 +116,3 @@ def test_search_prune_and_evaluate_a_loaded_model(
     folder = ppf.prune(found, tmp_path / "pruned", logger="none")
     measured = ppf.evaluate(path=folder, logger="none")["results"]
     assert [row["name"] for row in measured] == ["pruned"] and measured[0]["perplexity"] > 1
-
-
-def test_a_result_tells_what_its_policy_reaches(tmp_path: Path) -> None:
-    (tmp_path / "policy.json").write_text(json.dumps(examples.policy()))
-    found = api.SearchResult(tmp_path)
-    assert (found.ratio, found.perplexity) == (0.31, 190.5), "neither asked nor predicted"
-    assert found.kept == dict.fromkeys(examples.UNITS, 2)

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 # A package imports only from the lines above its own.
 ORDER = [
@@ -38,15 +36,15 @@ ORDER = [
 ]
 # Largest number of lines of each package; "modules" are those of no package.
 LINES = {
-    "agents": 1460,
+    "agents": 1405,
     "cli": 810,
     "conf": 170,
     "evaluation": 570,
-    "export": 1620,
+    "export": 1610,
     "labels": 1000,
     "llm": 1940,
-    "modules": 1930,
-    "policy_search": 1260,
+    "modules": 1900,
+    "policy_search": 1255,
     "predictor": 2410,
     "pruning": 3910,
     "records": 650,
@@ -55,13 +53,8 @@ LINES = {
     "runtime": 770,
     "server": 1060,
     "space": 540,
-    "stages": 1980,
+    "stages": 1950,
     "text": 760,
-}
-# Modules that import more than 15 of ours, and how many at most.
-MANY = {
-    "ppf/stages/evaluate.py": 17,
-    "ppf/stages/search.py": 17,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}
@@ -130,7 +123,7 @@ def test_the_table_lists_every_package_in_order() -> None:
 
 def test_no_module_imports_more_than_fifteen_of_ours() -> None:
     many = {file.as_posix(): len(modules_of(file)) for file in FILES}
-    assert {name: count for name, count in many.items() if count > MANY.get(name, 15)} == {}
+    assert {name: count for name, count in many.items() if count > 15} == {}
 
 
 def modules_of(file: Path) -> set[str]:
@@ -164,47 +157,6 @@ def type_names(source: str) -> Iterator[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = (target.id for target in targets if isinstance(target, ast.Name))
             yield from (name for name in names if CAMEL_CASE.fullmatch(name))
-
-
-def test_type_names_are_those_of_classes_and_aliases() -> None:
-    source = "class A: ...\nPart = str\n_Keys: type = tuple\nFILE = 'x'\nT = TypeVar('T')\nx = 1"
-    assert list(type_names(source)) == ["A", "Part", "_Keys"]
-
-
-def test_order_is_not_empty() -> None:
-    assert {"space", "llm", "pruning", "cli"} <= {p.parts[1] for p in IN_PACKAGES}
-    assert "ppf.space.Space" in imports_of(Path("ppf/pruning/bank.py"))
-
-
-@pytest.mark.parametrize(
-    ("source", "package", "expected"),
-    [
-        ("import ppf.cli.search", "ppf.space", {"ppf.cli.search"}),
-        ("from ppf import policy_search", "ppf.space", {"ppf.policy_search"}),
-        ("from ppf.text.parts import Text", "ppf.space", {"ppf.text.parts"}),
-        ("from ..text import parts", "ppf.space", {"ppf.text.parts"}),
-        ("def f():\n    from . import sites", "ppf.space", {"ppf.space.sites"}),
-        ("import torch, ppfx", "ppf.space", set()),
-    ],
-)
-def test_sees_every_form_of_import(source: str, package: str, expected: set[str]) -> None:
-    assert ours(set(imported(source, package))) == expected
-
-
-@pytest.mark.parametrize(
-    ("package", "module", "expected"),
-    [
-        ("space", "ppf.progress", False),
-        ("labels", "ppf.predictor.protocol", False),
-        ("agents", "ppf.predictor.protocol", True),
-        ("agents", "ppf.predictor.module", False),
-        ("report", "ppf.export.gguf", False),
-        ("stages", "ppf.report.page", True),
-        ("stages", "ppf.cli.search", False),
-    ],
-)
-def test_allows_what_the_order_says(package: str, module: str, expected: bool) -> None:
-    assert allowed(package, module) is expected
 
 
 def test_no_file_is_a_drawer_for_everything() -> None:

@@ -131,17 +131,6 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(folder: str) -> None:
         get_or_make(Path(folder) / "a.json", read=read, make=make)
 
 
-def test_a_digest_sees_the_middle_of_a_file(tmp_path: Path) -> None:
-    file, cache = tmp_path / "weights", tmp_path / "cache"
-    content = bytearray(3 << 20)
-    file.write_bytes(content)
-    first = digest(file, cache)
-    content[len(content) // 2] = 1
-    file.write_bytes(content)
-    os.utime(file, ns=(0, 1))
-    assert digest(file, cache) != first
-
-
 def test_digests_that_others_store_meanwhile_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

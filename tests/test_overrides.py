@@ -43,8 +43,3 @@ def test_numbers_of_numpy_and_pytorch_are_numbers() -> None:
 
 def test_an_empty_section_is_not_lost() -> None:
     assert list(written({"ratio": 0.3, "logger": {}})) == ["ratio=0.3", "logger={}"]
-
-
-def test_plain_paths_need_no_quotes() -> None:
-    for path in ("/scratch/me/policy.json", "outputs/search/2026-11-28/a_b-c+d", "./x", "wandb"):
-        assert quoted(path) == path

@@ -3,14 +3,12 @@ import subprocess
 import sys
 import time
 from io import StringIO
-from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
 from ppf import progress
-from ppf.progress import Stopwatch, quiet_trainer, track, training_bar
+from ppf.progress import Stopwatch, track
 
 
 @pytest.fixture(autouse=True)
@@ -47,28 +45,6 @@ def test_a_loop_inside_another_one_is_not_shown(monkeypatch: pytest.MonkeyPatch)
     assert "outer" in target.getvalue() and "inner" not in target.getvalue()
 
 
-def test_a_loop_that_was_left_hides_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = StringIO()
-    terminal = Console(file=target, force_terminal=True, width=80)
-    monkeypatch.setattr(progress, "console", terminal)
-    for _ in track([1, 2], "left"):
-        break
-    list(track([1, 2], "later"))
-    assert "later" in target.getvalue()
-
-
-def test_a_training_shows_no_number_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = {"v_num": "abc", "loss": 0.5}
-    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *given: dict(metrics))
-    assert training_bar().get_metrics(SimpleNamespace(), SimpleNamespace()) == {"loss": 0.5}
-
-
-def test_a_loop_without_items_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = StringIO()
-    monkeypatch.setattr(progress, "console", Console(file=target, force_terminal=True, width=80))
-    assert list(track([], "Labelling")) == [] and target.getvalue() == ""
-
-
 def test_the_time_of_an_inner_part_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 3.0, 4.0, 9.0, 10.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
@@ -78,14 +54,6 @@ def test_the_time_of_an_inner_part_is_not_counted_twice(monkeypatch: pytest.Monk
             with clock("inner"):
                 pass
     assert clock.seconds == {"outer": 3.0, "inner": 7.0}
-
-
-def test_sigterm_ends_a_training() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with quiet_trainer():
-        # Lightning keeps a handler that is there already.
-        assert callable(signal.getsignal(signal.SIGTERM))
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow

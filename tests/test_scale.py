@@ -36,18 +36,6 @@ def test_a_killed_checkpoint_goes_on(tmp_path: Path) -> None:
     assert files[0].stat().st_ino == kept and files[-1].read_bytes() == lost
 
 
-def test_stages_get_the_overrides_that_they_know(tmp_path: Path) -> None:
-    given = [*scale.FEW, "text.window=64", "search.rounds=2"]
-    commands = scale.stages(tmp_path, given)
-    assert {"text.window=64", "search.rounds=2", "agent=evolution"} <= set(commands["search"])
-    assert {"text.window=64", "labels.count=24"} <= set(commands["labels"])
-    for name in ("labels", "predictor"):
-        assert not {"search.rounds=2", "agent=evolution"} & set(commands[name])
-    assert (
-        "text.window=64" in commands["evaluate"] and "labels.count=24" not in commands["evaluate"]
-    )
-
-
 def quick(code: str) -> list[str]:
     return [sys.executable, "-S", "-c", code]
 
@@ -75,31 +63,3 @@ def test_finished_stages_are_not_repeated(
     told = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert told["label"] == {"seconds": 1.5, "bank_share": 0.2}
     assert list(told["stages"]) == ["bank", "label", "search"]
-
-
-def test_a_failed_stage_ends_the_benchmark(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="failed"):
-        scale.measure(tmp_path, {"bank": quick("raise SystemExit(1)")}, [])
-    assert not (tmp_path / scale.FINISHED).exists()
-
-
-def test_growth_has_an_exponent_for_each_finished_stage(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from benchmarks import growth
-
-    files = []
-    for shape, times, more in (("tiny", 1, {}), ("llama2_7b", 100, {"search": 1})):
-        stages = {"bank": 2.0 * times} | more
-        taken = {name: {"cpu_seconds": s, "peak_gib": 3.0} for name, s in stages.items()}
-        files.append(tmp_path / f"{shape}.json")
-        files[-1].write_text(json.dumps({"shape": shape, "stages": taken}))
-    png = tmp_path / "growth.png"
-    monkeypatch.setattr(sys, "argv", ["growth.py", *map(str, files[::-1]), "--png", str(png)])
-    growth.main()
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["shapes"] == ["tiny", "llama2_7b"]
-    assert list(told["exponents"]) == ["bank"]
-    assert told["exponents"]["bank"]["cpu_seconds"] == pytest.approx(0.4446, abs=0.001)
-    assert told["exponents"]["bank"]["peak_gib"] == 0
-    assert png.read_bytes()[:4] == b"\x89PNG"

@@ -5,21 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppf.errors import PPFError
 from ppf.export.pruned import Pruned
 
 
 class Exporter(ABC):
     """Writes pruned models in one format."""
 
-    def check(self, model: Pruned) -> None:
+    def check(self, model: Pruned) -> None:  # noqa: B027 - most formats hold every model
         """Raises PPFError if the format cannot hold a model, which may still be unpruned."""
-        for coupling in model.couplings:
-            if coupling.index:
-                raise PPFError(
-                    "no export format supports several blocks of one kind in a layer, such as"
-                    f" {coupling.name}: use serve, which keeps the model in memory."
-                )
 
     @abstractmethod
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:

@@ -29,7 +29,6 @@ class DeciLM(Exporter):
     """Writes a folder for vLLM."""
 
     def check(self, model: Pruned) -> None:
-        super().check(model)
         family = model.lm.model.config.model_type
         if family not in _FAMILIES:
             raise PPFError(

@@ -41,7 +41,6 @@ class GGUF(Exporter):
     type: NumberFormat
 
     def check(self, model: Pruned) -> None:
-        super().check(model)
         nowhere = gguf.GGUFWriter(None, architecture_of(model).name)
         write_vocabulary(nowhere, model.lm.tokenizer, model.lm.model.config.vocab_size)
 

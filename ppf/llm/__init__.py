@@ -6,8 +6,9 @@ from ppf.llm.backward import differentiate
 from ppf.llm.calls import LayerCalls
 from ppf.llm.families import adapter_for
 from ppf.llm.head import OutputHead, check_head, output_head
-from ppf.llm.loading import LanguageModel, load
+from ppf.llm.loading import LanguageModel, check_window, dtype_name, load, resolve_dtype
 from ppf.llm.nll import summed_nll, window_nll
+from ppf.llm.sources import local_folder
 from ppf.llm.stream import LayerStream
 
 __all__ = [
@@ -20,10 +21,14 @@ __all__ = [
     "Producer",
     "adapter_for",
     "check_head",
+    "check_window",
     "differentiate",
+    "dtype_name",
     "fast_attention",
     "load",
+    "local_folder",
     "output_head",
+    "resolve_dtype",
     "summed_nll",
     "window_nll",
 ]

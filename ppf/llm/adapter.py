@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ppf.space import Prunable, site_name
+from ppf.space import Prunable
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ class Coupling:
             If the block has no atoms left, identities replace them.
         heads: name of the block's attribute that counts its atoms; None if the family's code has
             none.
-        index: number of the block among the blocks of the same layer and kind, such as the number
-            of an expert in a mixture.
     """
 
     layer: int
@@ -64,12 +62,11 @@ class Coupling:
     attribute: str
     bypassed: tuple[str, ...] = ()
     heads: str | None = None
-    index: int = 0
 
     @property
     def name(self) -> str:
         """The name of the block's site, as in "3.mlp"."""
-        return site_name(self.layer, self.kind, self.index)
+        return f"{self.layer}.{self.kind}"
 
     @property
     def linears(self) -> list[nn.Linear]:
@@ -83,7 +80,7 @@ class Coupling:
             p.rows * (p.linear.in_features + (p.linear.bias is not None)) for p in self.producers
         )
         params = rows + self.columns * self.consumer.out_features
-        return Prunable(self.layer, self.kind, self.atoms, params, self.index)
+        return Prunable(self.layer, self.kind, self.atoms, params)
 
 
 class Adapter(ABC):

@@ -13,8 +13,9 @@ from torch import Tensor
 from ppf.agents import Agent, Objective, Report, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.artefacts import signature
-from ppf.labels.table import Labels
-from ppf.policy_search.selection import MeasureWindows
+from ppf.labels.labelling import Labelling
+from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.selection import MeasureWindows, selection_part
 from ppf.policy_search.verify import Measure
 from ppf.predictor.base import Trained
 from ppf.pruning import Allocation, SiteFeatures
@@ -94,6 +95,14 @@ class RealModel:
     measure: Measure
     by_window: MeasureWindows | None
     fit: Callable[[Labels], Trained]
+
+    @classmethod
+    def of(
+        cls, labelling: Labelling, windows: int, fit: Callable[[Labels], Trained]
+    ) -> "RealModel":
+        """The labelling's model, with `windows` windows in the selection part."""
+        part = selection_part(labelling, windows)
+        return cls(lambda kept: labelling.measure(kept, PROPOSED).nll, part, fit)
 
 
 @dataclass(frozen=True)

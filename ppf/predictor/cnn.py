@@ -14,7 +14,7 @@ class CNN(Network):
     """Convolutions over depth, then one linear layer that reads every channel of every layer.
 
     The convolutions run over the layers of the model. The input channels are the features of a
-    layer's rows, for all blocks. They are zero where the encoder has no row.
+    layer's rows, for all kinds. They are zero where the encoder has no row.
 
     Args:
         channels: output channels of the convolutions, in order.
@@ -29,11 +29,11 @@ class CNN(Network):
 
     def __init__(self, encoder: Encoder, *, channels: Sequence[Count], kernel: Count) -> None:
         super().__init__()
-        depth, blocks = int(encoder.layers.max()) + 1, int(encoder.blocks.max()) + 1
+        depth, kinds = int(encoder.layers.max()) + 1, int(encoder.kinds.max()) + 1
         self.register_buffer("dense", encoder.dense)
-        self.register_buffer("column", encoder.layers * blocks + encoder.blocks)
-        self.grid = (depth, blocks)
-        widths = [blocks * encoder.shape[-1], *channels]
+        self.register_buffer("column", encoder.layers * kinds + encoder.kinds)
+        self.grid = (depth, kinds)
+        widths = [kinds * encoder.shape[-1], *channels]
         convolutions: list[nn.Module] = []
         for inputs, outputs in zip(widths, widths[1:], strict=False):
             convolutions += [nn.Conv1d(inputs, outputs, kernel, padding="same"), nn.SiLU()]
@@ -41,7 +41,7 @@ class CNN(Network):
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         rows = (features - self.dense).flatten(1, -2)
-        depth, blocks = self.grid
-        columns = rows.new_zeros(len(rows), depth * blocks, rows.shape[-1])
+        depth, kinds = self.grid
+        columns = rows.new_zeros(len(rows), depth * kinds, rows.shape[-1])
         columns = columns.index_copy(1, self.column, rows).unflatten(1, self.grid)
         return self.body(columns.flatten(2).transpose(1, 2)).squeeze(-1)

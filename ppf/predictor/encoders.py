@@ -21,13 +21,11 @@ class Encoder(nn.Module, ABC):
     Attributes:
         shape: shape of one policy's features.
         kinds: the kind of each row, numbered as in `space.kinds`.
-        blocks: the block of each row, numbered as in `space.blocks`.
         layers: the layer of each row.
         energy: of each row's site, as in `SiteFeatures`; zero if the row belongs to no site.
     """
 
     kinds: Int[Tensor, " rows"]
-    blocks: Int[Tensor, " rows"]
     layers: Int[Tensor, " rows"]
     energy: Float[Tensor, " rows"]
     units: Int[Tensor, " sites"]
@@ -68,10 +66,10 @@ class Encoder(nn.Module, ABC):
 
 
 class Masks(Encoder):
-    """Mask matrices, layers × units, one channel per block, average-pooled to a common width.
+    """Mask matrices, layers × units, one channel per kind, average-pooled to a common width.
 
     A row of a mask is a run of ones, so its pooled cells follow from the kept share alone. Rows
-    of blocks that the space does not prune are zero.
+    of kinds that the space does not prune are zero.
 
     Args:
         width: cells that each mask row is pooled to.
@@ -84,21 +82,18 @@ class Masks(Encoder):
 
     def __init__(self, space: Space, known: SiteFeatures, *, width: Count) -> None:
         super().__init__(space)
-        blocks, kinds = _numbers(space)
-        kind_of = torch.zeros(len(space.blocks), dtype=torch.long).index_copy(0, blocks, kinds)
-        grid = torch.arange(len(space.blocks) * space.layers)
-        self.register_buffer("place", blocks * space.layers + space.layer)
+        grid = torch.arange(len(space.kinds) * space.layers)
+        self.register_buffer("place", _kinds(space) * space.layers + space.layer)
         self.register_buffer("cells", torch.arange(width))
-        self.register_buffer("blocks", grid // space.layers, persistent=False)
-        self.register_buffer("kinds", kind_of[self.blocks])
+        self.register_buffer("kinds", grid // space.layers)
         self.register_buffer("layers", grid % space.layers)
         energy = torch.zeros(len(grid)).index_copy(0, self.place, known.energy)
         self.register_buffer("energy", energy)
-        self.grid = (len(space.blocks), space.layers)
+        self.grid = (len(space.kinds), space.layers)
 
     def forward(
         self, kept: Int[Tensor, "batch sites"]
-    ) -> Float[Tensor, "batch blocks layers width"]:
+    ) -> Float[Tensor, "batch kinds layers width"]:
         share = kept.float() / self.units
         cells = (share[..., None] * len(self.cells) - self.cells).clamp(0, 1)
         out = cells.new_zeros(len(kept), len(self.kinds), len(self.cells))
@@ -122,7 +117,7 @@ class Sites(Encoder):
         super().__init__(space)
         errors, losses = _monotone(known.errors), _monotone(known.losses)
         losses = losses / losses[:, 0].mean().clamp(min=_SMALLEST)
-        blocks, kinds = _numbers(space)
+        kinds = _kinds(space)
         cost = (space.units * space.params).float() / space.total
         per_site = torch.stack(
             [cost * len(space), space.layer / space.layers, known.energy.float()], 1
@@ -131,7 +126,6 @@ class Sites(Encoder):
         self.register_buffer("levels", torch.stack(levels, -1))
         self.register_buffer("constant", torch.cat([per_site, nn.functional.one_hot(kinds)], 1))
         self.register_buffer("site", torch.arange(len(space)))
-        self.register_buffer("blocks", blocks, persistent=False)
         self.register_buffer("kinds", kinds)
         self.register_buffer("layers", space.layer)
         self.register_buffer("energy", known.energy.float())
@@ -142,11 +136,9 @@ class Sites(Encoder):
         return torch.cat([removed, self.levels[self.site, kept.long()], constant], -1)
 
 
-def _numbers(space: Space) -> tuple[Int[Tensor, " sites"], Int[Tensor, " sites"]]:
-    """The block and the kind of each site, numbered as in `space.blocks` and `space.kinds`."""
-    blocks = [space.blocks.index(site.block) for site in space.sites]
-    kinds = [space.kinds.index(site.kind) for site in space.sites]
-    return torch.tensor(blocks), torch.tensor(kinds)
+def _kinds(space: Space) -> Int[Tensor, " sites"]:
+    """The kind of each site, numbered as in `space.kinds`."""
+    return torch.tensor([space.kinds.index(site.kind) for site in space.sites])
 
 
 def _monotone(levels: Float[Tensor, "sites levels"]) -> Float[Tensor, "sites levels"]:

@@ -191,7 +191,7 @@ class RandomOrder(Importance):
         self.seed = seed
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
-        block = 2 * coupling.layer + (coupling.kind == "mlp") + 1_000_003 * coupling.index
+        block = 2 * coupling.layer + (coupling.kind == "mlp")
         generator = torch.Generator().manual_seed(self.seed * 100_003 + block)
         return torch.rand(coupling.atoms, generator=generator)
 

@@ -82,7 +82,7 @@ class Options:
     def space(self) -> SteppedSpace:
         """The space whose policies are levels: a level counts as a unit, a byte as a parameter."""
         sites = tuple(
-            Site(site.layer, site.kind, _WHOLE * site.units, 1, price, site.index)
+            Site(site.layer, site.kind, _WHOLE * site.units, 1, price)
             for site, price in zip(self.units.sites, self.prices, strict=True)
         )
         return SteppedSpace(sites, self.units.name, "bytes", steps=self.steps)

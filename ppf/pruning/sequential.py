@@ -40,8 +40,7 @@ def refit_sequentially(
     layer. If the compensation changes weights, the producers of each block first get an estimate of
     the dense model's inputs: the difference between the two models' inputs is regressed on the
     pruned model's. Then the block's consumer is refitted: the difference between the two residual
-    streams after the block is regressed on the consumer's inputs. Blocks of one kind in a layer
-    share their residual stream and are refitted one after another. The next policy undoes it.
+    streams after the block is regressed on the consumer's inputs. The next policy undoes it.
 
     Memory: the hidden states of all windows five times, and the moments of one consumer. The states
     are the pruned model's in front of a layer, and the dense model's behind its attention, behind
@@ -54,8 +53,7 @@ def refit_sequentially(
         compensation: computes the refit.
 
     Raises:
-        PPFError: the family has norms between its consumers and the residual stream, or a block
-            does not read every token.
+        PPFError: the family has norms between its consumers and the residual stream.
     """
     lm, space = pruner.lm, pruner.space
     kept, types = pruner.kept, pruner.types
@@ -86,29 +84,28 @@ def _refit_layer(
     """
     sites = {site.name: number for number, site in enumerate(pruner.space.sites)}
     blocks = [coupling for coupling in pruner.lm.couplings if coupling.layer == index]
-    mixers = [block.consumer for block in blocks if block.kind == "attention"]
+    mixer = next(block.consumer for block in blocks if block.kind == "attention")
     refitted = {block: sites[block.name] for block in blocks if block.name in sites}
     readers = {
         block: block.producers[0].linear
         for block, site in refitted.items()
         if compensation.refits and kept[site]
     }
-    behind, inputs = streams.pass_dense(index, mixers, readers)
+    behind, inputs = streams.pass_dense(index, mixer, readers)
     with ExitStack() as finished:
         for block, site in refitted.items():
             pruner.narrow(site, kept[site], types[site])
             if reader := readers.get(block):
-                read = partial(_inputs, block, reader)
-                lacking = streams.moments(block, reader, [reader], inputs.pop(block), read)
+                read = partial(_inputs, reader)
+                lacking = streams.moments(index, reader, inputs.pop(block), read)
                 pruner.correct(site, compensation.correction(lacking))
-            consumer, whole = block.consumer, mixers == [block.consumer]
-            if block.kind == "attention":
-                reached = partial(_behind, mixers)
-                lacking = streams.moments(block, consumer, mixers, behind, reached, replace=whole)
+            if block.consumer is mixer:
+                reached = partial(_behind, mixer)
+                lacking = streams.moments(index, mixer, behind, reached, replace=True)
             else:
-                lacking = streams.moments(block, consumer, [consumer], streams.dense, _after)
+                lacking = streams.moments(index, block.consumer, streams.dense, _after)
             pruner.refit(site, *compensation.refit(lacking))
-            if whole:  # the layer's attention does not change any more
+            if block.consumer is mixer:  # the layer's attention does not change any more
                 finished.enter_context(_replayed(pruner.lm, block, behind))
         streams.pass_pruned(index)
 
@@ -154,24 +151,24 @@ class _Streams:
         return cls(lm, keywords, TokenWeights.of(windows, first), states, list(states))
 
     def pass_dense(
-        self, index: int, mixers: Sequence[nn.Linear], readers: Mapping[Coupling, nn.Linear]
+        self, index: int, mixer: nn.Linear, readers: Mapping[Coupling, nn.Linear]
     ) -> tuple[list[Tensor], dict[Coupling, list[Tensor]]]:
         """Passes a layer of the dense model.
 
         Args:
-            mixers: consumers of the layer's attention blocks.
+            mixer: consumer of the layer's attention.
             readers: a producer of each block whose inputs are wanted.
 
         Returns:
             The stream behind the attention, and the inputs of the readers.
         """
         behind, inputs = list[Tensor](), {block: list[Tensor]() for block in readers}
-        with _last_calls(self.lm.device, [*mixers, *readers.values()]) as calls:
+        with _last_calls(self.lm.device, [mixer, *readers.values()]) as calls:
             for number, after in enumerate(self._run(index, self.dense)):
                 before, self.dense[number] = self.dense[number], after
-                behind.append(_behind(mixers, calls, before))
+                behind.append(_behind(mixer, calls, before))
                 for block, reader in readers.items():
-                    inputs[block].append(_inputs(block, reader, calls, before))
+                    inputs[block].append(_inputs(reader, calls, before))
         return behind, inputs
 
     def pass_pruned(self, index: int) -> None:
@@ -181,9 +178,8 @@ class _Streams:
 
     def moments(
         self,
-        block: Coupling,
+        layer: int,
         linear: nn.Linear,
-        watched: Sequence[nn.Linear],
         targets: list[Tensor],
         found: _Found,
         *,
@@ -192,9 +188,8 @@ class _Streams:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
         Args:
-            block: of the projection.
+            layer: of the projection.
             linear: the projection.
-            watched: the projections whose calls `found` reads.
             targets: what the dense model has.
             found: what the pruned model has instead.
             replace: replace the targets by the projection's inputs.
@@ -203,12 +198,12 @@ class _Streams:
         shapes = (columns, columns), (rows, columns), (rows,), (columns,)
         sums = [torch.zeros(shape, device=self.lm.device) for shape in shapes]
         gram, cross, mean, input_mean = sums
-        until = None if found is _after else watched[-1]
-        with _last_calls(self.lm.device, watched) as calls:
-            runs = self._run(block.layer, self.pruned, until)
+        until = None if found is _after else linear
+        with _last_calls(self.lm.device, [linear]) as calls:
+            runs = self._run(layer, self.pruned, until)
             for number, (before, after) in enumerate(zip(self.pruned, runs, strict=True)):
                 residual = targets[number] - found(calls, before, after)
-                x = _inputs(block, linear, calls, before)
+                x = _inputs(linear, calls, before)
                 if replace:
                     targets[number] = x
                 parts = zip(
@@ -279,16 +274,12 @@ def _last_calls(device: torch.device, watched: Sequence[nn.Linear]) -> Iterator[
 
 
 def _behind(
-    consumers: Sequence[nn.Linear], calls: _Calls, before: Tensor, after: Tensor | None = None
+    consumer: nn.Linear, calls: _Calls, before: Tensor, after: Tensor | None = None
 ) -> Tensor:
-    """The residual stream behind the blocks of some consumers."""
-    state = before
-    for consumer in consumers:
-        if call := calls.get(consumer):
-            state = state + call.output.view_as(state)
-        elif consumer.bias is not None:
-            state = state + consumer.bias.to(state.device)
-    return state
+    """The residual stream behind the block of a consumer."""
+    if call := calls.get(consumer):
+        return before + call.output.view_as(before)
+    return before if consumer.bias is None else before + consumer.bias.to(before.device)
 
 
 def _after(calls: _Calls, before: Tensor, after: Tensor) -> Tensor:
@@ -297,14 +288,9 @@ def _after(calls: _Calls, before: Tensor, after: Tensor) -> Tensor:
 
 
 def _inputs(
-    block: Coupling, linear: nn.Linear, calls: _Calls, before: Tensor, after: Tensor | None = None
+    linear: nn.Linear, calls: _Calls, before: Tensor, after: Tensor | None = None
 ) -> Float[Tensor, "batch window width"]:
     """The inputs of a block's projection; they have no columns if the block is empty."""
-    tokens = before.shape[:-1]
-    x = call.inputs if (call := calls.get(linear)) else before.flatten(0, -2)[:, :0]
-    if len(x) != tokens.numel():
-        raise PPFError(
-            f"sequential re-estimation is not supported for {block.name}, which does not read"
-            " every token: give sequential=false."
-        )
-    return x.view(*tokens, -1)
+    if call := calls.get(linear):
+        return call.inputs.view(*before.shape[:-1], -1)
+    return before[..., :0]

@@ -39,12 +39,10 @@ class TokenWeights(NamedTuple):
     Args:
         first: of the first token of each window.
         other: of each other token.
-        each: of each token, where first tokens are not known.
     """
 
     first: float
     other: float
-    each: float
 
     @classmethod
     def of(
@@ -54,7 +52,7 @@ class TokenWeights(NamedTuple):
         count, length = windows.shape
         share = max(_FIRST_SHARE, 1 / length) if len(first) else 1 / length
         other = (1 - share) / (count * max(length - 1, 1))
-        return cls(share / (count + len(first)), other, 1 / windows.numel())
+        return cls(share / (count + len(first)), other)
 
     def split(
         self, x: Float[Tensor, "batch window width"]
@@ -76,8 +74,7 @@ def layer_moments(
     Args:
         lm: the dense model.
         streams: the windows of the calibration part, and if there are any, further first tokens.
-        weights: of the tokens. Experts of a mixture read tokens without their positions; there all
-            tokens of the windows have the same weight, and further first tokens have none.
+        weights: of the tokens.
         layer: the layer.
 
     Raises:
@@ -98,11 +95,8 @@ def layer_moments(
         mean = found[f"mean.{index}"] = torch.zeros(width, device=device)
 
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            if len(x) == shape.numel():  # OPT flattens the inputs of its FFN
-                x = x.view(*shape, -1)
-            each = weights.each if stream is streams[0] else 0.0
-            for part, weight in weights.split(x) if x.dim() > 2 else [(x, each)]:
+            x = inputs[0].view(*shape, -1)  # OPT flattens the inputs of its FFN
+            for part, weight in weights.split(x):
                 with _rounding_to(part.dtype):
                     part = part.float()
                     gram.addmm_(part.T, part, alpha=weight)

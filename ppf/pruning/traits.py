@@ -121,8 +121,6 @@ def _observe(
         own, state = (
             x.float().square().sum(-1).flatten() for x in (output, entered[-1].to(device))
         )
-        if len(own) != len(state):  # an expert, which reads some of the tokens
-            state = state.mean()
         share = own / (own + state).clamp_min(_SMALLEST)
         added[module].add_(share.sum(), alpha=1 / stream.tokens)
 

@@ -18,7 +18,7 @@ class SiteRecord(Record):
     units: Annotated[int, Field(ge=1, le=2**20)]
     atoms_per_unit: Count
     params: Annotated[int, Field(ge=1, lt=2**42)]
-    index: Annotated[int, Field(ge=0, lt=4096)] = 0
+    index: Literal[0] = 0  # of earlier versions
 
 
 class SpaceRecord(Record):
@@ -31,7 +31,7 @@ class SpaceRecord(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceRecord":
-        if len({(site.layer, site.kind, site.index) for site in self.sites}) < len(self.sites):
+        if len({(site.layer, site.kind) for site in self.sites}) < len(self.sites):
             raise ValueError("should name each site only once")
         costs = [site.params for site in self.sites] if self.prices is None else self.prices
         if len(costs) != len(self.sites) or not any(costs):

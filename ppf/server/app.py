@@ -141,7 +141,7 @@ def _policy(model: DynamicModel, ratio: float) -> dict[str, Any]:
         "of_all_parameters": achieved * model.space.total / parameters(model.lm.model),
         "predicted_perplexity": predicted,
         "sites": [
-            {"layer": s.layer, "block": s.block, "kept": k, "units": s.units}
+            {"layer": s.layer, "block": s.kind, "kept": k, "units": s.units}
             for s, k in zip(model.space.sites, kept, strict=True)
         ],
     }

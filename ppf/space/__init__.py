@@ -8,7 +8,6 @@ from ppf.space.sites import (
     build_space,
     check_ratio,
     new_policies,
-    site_name,
 )
 from ppf.space.steps import SteppedSpace
 
@@ -21,6 +20,5 @@ __all__ = [
     "check_ratio",
     "new_policies",
     "project",
-    "site_name",
     "uniform",
 ]

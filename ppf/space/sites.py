@@ -1,4 +1,4 @@
-"""Sites (layer, kind, index), and the space of all policies over them."""
+"""Sites (layer, kind), and the space of all policies over them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,14 +24,12 @@ class Prunable:
         kind: "attention" or "mlp".
         atoms: number of KV groups of an attention block, or of channels of an FFN.
         params: parameters that are removed with one atom, summed over all projections.
-        index: as in `Site`.
     """
 
     layer: int
     kind: str
     atoms: int
     params: int
-    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,6 @@ class Site:
         units: number of units, the smallest parts that a policy can remove.
         atoms_per_unit: number of atoms (KV groups or FFN channels) in one unit.
         params: parameters of one unit.
-        index: number of the site among the sites of the same layer and kind, such as the number
-            of an expert in a mixture.
     """
 
     layer: int
@@ -52,21 +48,11 @@ class Site:
     units: int
     atoms_per_unit: int
     params: int
-    index: int = 0
 
     @property
     def name(self) -> str:
-        return site_name(self.layer, self.kind, self.index)
-
-    @property
-    def block(self) -> str:
-        """The name of the site within its layer: "mlp", or "mlp.1" if its index is 1."""
-        return self.name.partition(".")[2]
-
-
-def site_name(layer: int, kind: str, index: int = 0) -> str:
-    """The name of a site in files: "3.mlp", or "3.mlp.1" if its index is 1."""
-    return f"{layer}.{kind}.{index}" if index else f"{layer}.{kind}"
+        """Its name in files, as in "3.mlp"."""
+        return f"{self.layer}.{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +85,10 @@ class Space:
     @classmethod
     def restore(cls, description: Mapping[str, Any]) -> "Space":
         """The inverse of `describe`. Lists may replace tuples, as they do after JSON."""
-        sites = tuple(Site(**site) for site in description["sites"])
+        sites = tuple(
+            Site(**{k: value for k, value in site.items() if k != "index"})  # of earlier versions
+            for site in description["sites"]
+        )
         prices = description["prices"] and tuple(description["prices"])
         return cls(sites, description["name"], description["budget"], prices)
 
@@ -173,11 +162,6 @@ class Space:
     def kinds(self) -> tuple[str, ...]:
         """The distinct kinds, in the order of the sites."""
         return tuple(dict.fromkeys(site.kind for site in self.sites))
-
-    @cached_property
-    def blocks(self) -> tuple[str, ...]:
-        """The distinct blocks of a layer, in the order of the sites."""
-        return tuple(dict.fromkeys(site.block for site in self.sites))
 
     @property
     def stride(self) -> Int[Tensor, " sites"]:
@@ -263,8 +247,7 @@ def build_space(
                 f"space.channel_multiple={channel_multiple} does not divide the FFN width"
                 f" {block.atoms} of layer {block.layer}: give a divisor."
             )
-        units, params = block.atoms // size, block.params * size
-        return Site(block.layer, block.kind, units, size, params, block.index)
+        return Site(block.layer, block.kind, block.atoms // size, size, block.params * size)
 
     return Space(tuple(site(block) for block in prunables if block.kind in kinds), name)
 

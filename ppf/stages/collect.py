@@ -10,13 +10,14 @@ from ppf.labels.collect import draw
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import CATASTROPHIC, Labels
+from ppf.plan import drawn_labels
 from ppf.progress import say
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels the policies that the sampler draws, and says where the labels are."""
     context = prepare(cfg, fabric)
-    labels = collect(context.labelling, context.sites, cfg.sampler, cfg.labels.count, cfg.seed)
+    labels = collect(context.labelling, context.sites, cfg)
     say(f"{len(labels)} labels in {context.labelling.store.folder}")
     if wrecked := int(labels.catastrophic(float(labels.nll[0])).sum()):
         say(
@@ -28,27 +29,20 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
 
 
 def collect(
-    labelling: Labelling,
-    sites: SamplingContext,
-    sampler: DictConfig,
-    count: int,
-    seed: int,
-    *,
-    may_label: bool = True,
+    labelling: Labelling, sites: SamplingContext, cfg: DictConfig, *, may_label: bool = True
 ) -> Labels:
     """Labels the policies that the sampler draws, the dense one first.
 
     Args:
         labelling: measures them.
         sites: of the space that is sampled.
-        sampler: config of the sampler.
-        count: of policies.
-        seed: of the sampler.
+        cfg: of a command, with sampler, labels and seed.
 
     Raises:
         PPFError: a label is missing, and `may_label` is false.
     """
-    drawn = draw(sites, instantiate(sampler), count, seed)
+    count = drawn_labels(cfg)
+    drawn = draw(sites, instantiate(cfg.sampler), count, cfg.seed)
     policies = labelling.artefacts.ranks.broadcast(drawn)
     return labelling.stored_or_measured(
         policies, "sampler", invocation("collect", f"labels.count={count}"), may_label=may_label

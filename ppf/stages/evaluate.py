@@ -25,9 +25,14 @@ from ppf.evaluation import (
 )
 from ppf.export import load_folder, read_description
 from ppf.labels.compensating import keep_better
-from ppf.llm import LanguageModel, check_head
-from ppf.llm.loading import check_window, dtype_name, resolve_dtype
-from ppf.llm.sources import local_folder
+from ppf.llm import (
+    LanguageModel,
+    check_head,
+    check_window,
+    dtype_name,
+    local_folder,
+    resolve_dtype,
+)
 from ppf.overrides import quoted
 from ppf.policy_file import policy_config, prepared, read_policy, refuse_recovered, types_of
 from ppf.progress import say

@@ -22,8 +22,7 @@ from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.export import Exporter, Pruned, check_out, read_pruned
 from ppf.labels.compensating import keep_better
-from ppf.llm import LanguageModel
-from ppf.llm.loading import dtype_name, resolve_dtype
+from ppf.llm import LanguageModel, dtype_name, resolve_dtype
 from ppf.policy_file import (
     by_site,
     policy_record,

@@ -27,6 +27,8 @@ from ppf.stages.budgets import saved
 
 SummaryRow = dict[str, Any]
 """One policy in summary.json: its name, ratio, scores and size."""
+Seconds = Mapping[str, float]
+"""Duration of each part of a search."""
 
 
 def policy_contents(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
@@ -52,11 +54,7 @@ def policy_contents(cfg: DictConfig, context: PruningContext, found: Found) -> d
 
 
 def static_summary(
-    cfg: DictConfig,
-    context: PruningContext,
-    labels: Labels,
-    found: Found,
-    seconds: Mapping[str, float],
+    cfg: DictConfig, context: PruningContext, labels: Labels, found: Found, seconds: Seconds
 ) -> dict[str, Any]:
     """The contents of summary.json after a search at one ratio.
 
@@ -64,7 +62,6 @@ def static_summary(
 
     Args:
         labels: policies that were measured before the search, the dense one first.
-        seconds: duration of each part of the search.
     """
     measured = found.measured
     every = labels.with_rows(measured.kept.cpu(), measured.measured.cpu(), PROPOSED)
@@ -98,16 +95,9 @@ def static_summary(
 
 
 def agent_summary(
-    cfg: DictConfig,
-    context: PruningContext,
-    found: FoundAgent,
-    seconds: Mapping[str, float],
+    cfg: DictConfig, context: PruningContext, found: FoundAgent, seconds: Seconds
 ) -> dict[str, Any]:
-    """The contents of summary.json after a search for all ratios.
-
-    Args:
-        seconds: duration of each part of the search.
-    """
+    """The contents of summary.json after a search for all ratios."""
     labels = found.labels
     return {
         "title": f"{cfg.model.name} at every pruning ratio",
@@ -164,9 +154,8 @@ def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) 
 
 
 def _dense(context: PruningContext, labels: Labels) -> SummaryRow:
-    kept = context.model.space.dense.tolist()
-    measured = LogPerplexity(float(labels.nll[0]))
-    return _row(context, 0.0, kept, "dense") | {"measured": measured.record()}
+    measured = {"measured": LogPerplexity(float(labels.nll[0])).record()}
+    return _row(context, 0.0, context.model.space.dense.tolist(), "dense") | measured
 
 
 def _by_part(row: SummaryRow) -> dict[str, Any]:
@@ -204,11 +193,11 @@ def _curve(context: PruningContext, result: FoundAgent) -> Iterator[SummaryRow]:
             yield row
 
 
-def _run(cfg: DictConfig, context: PruningContext, seconds: Mapping[str, float]) -> dict[str, Any]:
+def _run(cfg: DictConfig, context: PruningContext, seconds: Seconds) -> dict[str, Any]:
     """What was searched with which settings, and its cost."""
     model, labelling = context.model, context.labelling
     (windows, window), others = labelling.windows.shape, len(labelling.others)
-    agent, predictor = _name(cfg, "agent"), _name(cfg, "predictor")
+    agent = _name(cfg, "agent")
     asked = [cfg.ratio] if cfg.mode == "static" else list(cfg.ratios)
     selection = 0 if cfg.mode == "dynamic" else min(cfg.search.selection_windows, others)
     return {
@@ -226,7 +215,7 @@ def _run(cfg: DictConfig, context: PruningContext, seconds: Mapping[str, float])
             "text": context.text.name,
             "labelling part": f"{windows} windows of {window} tokens",
             "selection part": f"{selection} other windows of the same documents",
-            "predictor": predictor,
+            "predictor": _name(cfg, "predictor"),
             "agent": agent,
             "requested ratio": f"{', '.join(map(percent, asked))} of {cfg.budget.name}",
             "seed": cfg.seed,
@@ -261,8 +250,8 @@ def _predictor(cfg: DictConfig, trained: Trained) -> dict[str, Any]:
         return {"predictor": None, "predictor_folder": folder}
     columns = ("predicted", "std", "measured", "ratio")
     found: dict[str, Any] = {name: getattr(rows, name).tolist() for name in columns}
-    scores = getattr(predictor, "metrics", {})
-    found["scores"] = {name.removeprefix("test/"): score for name, score in scores.items()}
+    metrics = getattr(predictor, "metrics", {})
+    found["scores"] = {name.removeprefix("test/"): score for name, score in metrics.items()}
     return {"predictor": found, "predictor_folder": folder}
 
 
@@ -295,11 +284,7 @@ def _pareto(context: PruningContext, every: Labels) -> dict[str, Any]:
 
 
 def _after_policy(cfg: DictConfig, *, rounded: bool) -> dict[str, str]:
-    """Next commands, by their purpose.
-
-    Args:
-        rounded: whether the policy also quantises weights.
-    """
+    """Next commands, by their purpose; `rounded`: the policy also quantises weights."""
     given = f"policy={quoted(f'{cfg.paths.run}/policy.json')}"
     found = {"Measure the policy on the test part": next_command("evaluate", given)}
     if rounded:

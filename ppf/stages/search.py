@@ -12,10 +12,8 @@ from ppf.artefacts import write_json
 from ppf.conf import plain
 from ppf.context import PruningContext, prepare
 from ppf.digests import with_code
-from ppf.labels.table import PROPOSED
-from ppf.plan import drawn_labels
 from ppf.policy_file import provenance
-from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel, selection_part
+from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel
 from ppf.progress import Stopwatch
 from ppf.records.run import Outcome
 from ppf.report.search import publish_search, rows_of_run
@@ -45,8 +43,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         context.text.tokens("test", context.model.lm.tokenizer)
     labelling, sites = context.labelling, context.sites
     with clock("labelling"):
-        count, seed = drawn_labels(cfg), cfg.seed
-        labels = collect(labelling, sites, cfg.sampler, count, seed, may_label=may_make)
+        labels = collect(labelling, sites, cfg, may_label=may_make)
     with_changes = cfg.mode != "dynamic" and context.model.space.budget != "bytes"
     changes = clock("gradients of the best policies")(context.calibration.changes)
     fit = partial(
@@ -56,7 +53,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         changes if with_changes else None,
         cfg.predictor,
         cfg.trainer,
-        seed,
+        cfg.seed,
         fabric.loggers,
     )
     with clock("training the predictor"):
@@ -96,10 +93,6 @@ def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Trai
         context.sites.features,
         instantiate(cfg.rules) if agent.role.with_rules else {},
         ratios,
-        RealModel(
-            lambda kept: labelling.measure(kept, PROPOSED).nll,
-            selection_part(labelling, windows),
-            fit,
-        ),
+        RealModel.of(labelling, windows, fit),
         AgentRuns(fabric, cfg.seed, context.artefacts.folder / "training", [*identity, ratios]),
     )

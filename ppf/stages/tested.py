@@ -42,10 +42,7 @@ def add_test(cfg: DictConfig, context: PruningContext, summary: dict[str, Any]) 
 
         name = signature("tested", *given, units, types)
         file = context.artefacts.folder / "tested" / f"{name}.json"
-        row["test"] = LogPerplexity(get_or_make(file, read=_number, make=make)).record()
+        nll = get_or_make(file, read=lambda path: float(path.read_text()), make=make)
+        row["test"] = LogPerplexity(nll).record()
     count, window = windows.shape
     summary["test"] = {"windows": count, "window": window, "sequential": cfg.sequential}
-
-
-def _number(file: Path) -> float:
-    return float(json.loads(file.read_text(encoding="utf-8")))

@@ -1,7 +1,6 @@
 """train: fits a predictor (policy → log-perplexity) to labelled policies, and scores it."""
 
 import math
-from functools import partial
 from pathlib import Path
 
 from lightning import Fabric
@@ -10,7 +9,6 @@ from omegaconf import DictConfig
 from ppf.artefacts import write_json
 from ppf.context import prepare
 from ppf.errors import PPFError
-from ppf.plan import drawn_labels
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.scores import endings
 from ppf.progress import say
@@ -35,8 +33,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Labels policies, fits the predictor, scores it and plots predicted against measured."""
     context = prepare(cfg, fabric)
     labelling, sites = context.labelling, context.sites
-    draw = partial(collect, labelling, sites, cfg.sampler)
-    labels = draw(drawn_labels(cfg), cfg.seed, may_label=cfg.upstream == "make")
+    labels = collect(labelling, sites, cfg, may_label=cfg.upstream == "make")
     trained = fitted(
         labelling, sites, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers, labels
     )

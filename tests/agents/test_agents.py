@@ -60,12 +60,6 @@ def test_beats_uniform_and_random_at_equal_evaluations(name: str) -> None:
     assert gap < 0.02 < 0.1 < floor < 1
 
 
-def test_uniform_proposes_uniform_only() -> None:
-    objective = quadratic()
-    found = small("uniform").search(objective, Run(one_process(), Log(), 0))
-    assert torch.equal(found.kept, objective.uniform())
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_the_same_seed_finds_the_same_policies(name: str) -> None:
     objective = quadratic()
@@ -90,25 +84,6 @@ def check_candidates(found: Candidates, objective: Objective) -> None:
     assert len(found.kept.unique(dim=0)) == len(found)
     assert (found.cost.diff() >= 0).all()
     torch.testing.assert_close(found.cost, objective.cost(found.kept))
-
-
-@pytest.mark.parametrize(
-    ("name", "curves"),
-    [
-        ("ppo", {"reward", "entropy", "predicted_best", "predicted_mean", "spread"}),
-        ("reinforce", {"reward", "entropy", "violation", "perplexity_30_45"}),
-        ("evolution", {"diversity", "predicted_best", "predicted_mean", "spread"}),
-        ("random", {"predicted_best", "predicted_mean", "spread"}),
-    ],
-)
-def test_reports_its_curves(name: str, curves: set[str]) -> None:
-    log = Log()
-    few(name).search(quadratic(), Run(one_process(), log, 0))
-    steps = [step for step, _ in log]
-    assert len(steps) > 3 and steps == sorted(set(steps))
-    assert curves <= set(log[0][1])
-    assert log[-1][1]["predicted_best"] <= log[0][1]["predicted_best"]
-    assert all(metrics["violation"] == 0 for _, metrics in log)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -2,7 +2,6 @@ import torch
 
 from ppf.agents import Run
 from ppf.agents.evolution import exchange
-from ppf.space import project
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 
 
@@ -27,22 +26,7 @@ def test_every_site_can_gain_and_lose_units() -> None:
     assert shares.abs().max() < 0.05  # no site drifts by the rounding
 
 
-def test_jitter_alone_changes_nothing() -> None:
-    objective = quadratic()
-    kept = objective.policy(torch.randn(200, len(objective.space)), objective.ratios(200))
-    jitter = 0.49 * (2 * torch.rand(kept.shape) - 1)
-    assert torch.equal(project(objective.space, kept + jitter, objective.ratios(200)), kept)
-
-
 def test_leaders_of_earlier_generations_are_returned_too() -> None:
     searcher = agent("evolution", generations=8, children=32, population=4, polish=None)
     found = searcher.search(quadratic(), Run(one_process(), Log(), 0))
     assert len(found) > 12 and (found.cost.diff() >= 0).all()
-
-
-def test_more_than_the_survivors_of_a_generation_are_returned() -> None:
-    """With one survivor, as on the real model, where each child has cost a measurement."""
-    objective = quadratic()
-    searcher = agent("evolution", generations=1, children=32, population=1, polish=None)
-    found = searcher.search(objective, Run(one_process(), Log(), 0))
-    assert len(found) >= len(objective.starts()) + 3

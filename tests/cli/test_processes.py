@@ -64,7 +64,7 @@ def alone(folder: Path, *overrides: str) -> Path:
     context = prepare(cfg, fabric)
     parts = context.labelling, context.sites
     fit = partial(fitted, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
-    labels = collect(*parts, cfg.sampler, cfg.labels.count, cfg.seed)
+    labels = collect(*parts, cfg)
     return fit(labels).folder
 
 

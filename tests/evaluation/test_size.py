@@ -16,11 +16,3 @@ def test_tied_parameters_count_once(form: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert weight_bytes(tmp_path) == pytest.approx(4 * parameters(model), rel=0.02)
-
-
-def test_the_same_weights_in_another_form_do_not_count(tmp_path: Path) -> None:
-    (tmp_path / "model-00001-of-00001.safetensors").write_bytes(bytes(10))
-    (tmp_path / "consolidated.safetensors").write_bytes(bytes(11))
-    assert weight_bytes(tmp_path) == 10
-    (tmp_path / "model-00001-of-00001.safetensors").unlink()
-    assert weight_bytes(tmp_path) == 11

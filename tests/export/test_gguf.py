@@ -21,6 +21,8 @@ from ppf.space import uniform
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
 from tests.export.conftest import POLICY, export_gguf
 
+ONE_FAMILY = pytest.mark.parametrize("pruner", ["llama-groups-of-3-tied"], indirect=True)
+
 
 @pytest.fixture(params=["llama-groups-of-3-tied", "llama-biases", "mistral-sliding-window"])
 def pruner(request: pytest.FixtureRequest) -> LivePruner:
@@ -60,6 +62,7 @@ def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) 
     assert json.loads(value(reader, "ppf.policy")) == POLICY
 
 
+@ONE_FAMILY
 def test_a_name_with_a_slash_is_no_path(pruner: LivePruner, tmp_path: Path) -> None:
     policy = POLICY | {"model": "../someone/model"}
     path = export_gguf(pruner, tmp_path / "out", policy, type="f16")
@@ -67,6 +70,7 @@ def test_a_name_with_a_slash_is_no_path(pruner: LivePruner, tmp_path: Path) -> N
     assert value(GGUFReader(path), "general.name") == "../someone/model"
 
 
+@ONE_FAMILY
 def test_an_export_that_fails_leaves_the_earlier_file(
     pruner: LivePruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +253,7 @@ SPLITS = {
 }
 
 
+@ONE_FAMILY
 @pytest.mark.parametrize("name", SPLITS)
 def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(SPLITS[name])
@@ -263,6 +268,7 @@ def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -
     assert value(reader, "tokenizer.ggml.add_bos_token") is False
 
 
+@ONE_FAMILY
 def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) -> None:
     vocabulary = {"<unk>": 0, "<0x41>": 1, "a": 2, "▁": 3}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
@@ -277,6 +283,7 @@ def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) 
     assert value(reader, "tokenizer.ggml.add_space_prefix") is False
 
 
+@ONE_FAMILY
 @pytest.mark.parametrize(
     ("step", "prepends"),
     [
@@ -296,6 +303,7 @@ def test_a_space_before_every_text_is_written_in_each_form(
     assert value(reader, "tokenizer.ggml.add_space_prefix") is prepends
 
 
+@ONE_FAMILY
 def test_a_special_token_without_a_row_is_left_out(pruner: LivePruner, tmp_path: Path) -> None:
     """As Gemma 3's token for images."""
     vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}
@@ -308,6 +316,7 @@ def test_a_special_token_without_a_row_is_left_out(pruner: LivePruner, tmp_path:
     assert len(tokens) == 257 and "<image>" not in tokens
 
 
+@ONE_FAMILY
 def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):

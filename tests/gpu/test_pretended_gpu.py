@@ -21,12 +21,11 @@ from tests.pretended_gpu import pretended_gpus
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
 SLOW = pytest.mark.slow
 PLACES = [  # overrides that place the layers' weights; without any, they lie on the GPU
-    pytest.param((), id="gpu"),
+    pytest.param((), id="gpu", marks=SLOW),
     pytest.param(("model.offload=cpu",), id="offload-cpu"),
     pytest.param(("model.offload=disk",), id="offload-disk", marks=SLOW),
     pytest.param(("model.device_map=auto",), id="two-gpus", marks=SLOW),
 ]
-TUNES = ["lora", pytest.param("full", marks=SLOW)]
 TEXT = ("text.window=32", "text.windows={calibration:4,labelling:2,test:2}")
 MODEL = ("model=tiny", "space.channel_multiple=16", *TEXT)
 STATIC = (
@@ -60,7 +59,7 @@ class Commands:
         overrides = ["logger=none", *self.paths, f"paths.run={folder}", *given]
         with without_others(), initialize_config_module("ppf.conf", version_base="1.3"):
             cfg = compose(name, overrides)
-        run(name, cfg, overrides)
+        run(name, cfg)
         return folder
 
     def search(self, *given: str, run_in: str = "search") -> Path:
@@ -89,13 +88,13 @@ def test_prune(commands: Commands, policy: str) -> None:
     commands("prune", policy, REFIT, f"out={commands.folder}/pruned")
 
 
-@pytest.mark.parametrize("tune", TUNES)
-def test_recover(commands: Commands, policy: str, tune: str) -> None:
-    given = (policy, f"tune={tune}", REFIT, *RECOVERY)
-    commands("recover", commands.text, *given, run_in=f"recover-{tune}")
+def test_recover(commands: Commands, policy: str) -> None:
+    tune = "lora" if commands.place else "full"
+    commands("recover", commands.text, policy, f"tune={tune}", REFIT, *RECOVERY)
 
 
 @SLOW
+@pytest.mark.parametrize("commands", [PLACES[1], PLACES[3]], indirect=True, scope="module")
 def test_a_chain_of_searches_its_recovery_and_its_server(commands: Commands) -> None:
     tested = ("report_test=true", "sequential=true", REFIT)
     chain = ("mode=chain", "search.points=2", "ratios=[0.3]", *tested)
@@ -122,5 +121,6 @@ def generate(commands: Commands, searched: Path) -> None:
 
 
 @SLOW
+@pytest.mark.parametrize("commands", [PLACES[0], PLACES[1]], indirect=True, scope="module")
 def test_a_search_for_all_ratios_that_trains_an_agent(commands: Commands) -> None:
     commands.search(*DYNAMIC, "ratios=[0.3]", run_in="dynamic")

@@ -1,7 +1,6 @@
 """Masked, live-pruned and exported models of every family give the same logits."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 
 from ppf.errors import PPFError
 from ppf.llm import adapter_for
-from ppf.space import build_space
 from tests.checkpoints import (
     CHECKPOINTS,
     masked,
@@ -79,16 +77,3 @@ def test_widths_of_dense_blocks_equal_the_config(config: PreTrainedConfig) -> No
 def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(PPFError, match="'gpt2' is not supported: give a model of .*llama"):
         adapter_for(GPT2Config())
-
-
-def test_experts_are_found_by_their_index() -> None:
-    lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
-    lm.couplings = [replace(lm.couplings[1], index=index) for index in range(3)]
-    space = build_space(
-        [coupling.prunable for coupling in lm.couplings],
-        name="mlp",
-        kinds=["mlp"],
-        channel_multiple=1,
-        whole_sites=False,
-    )
-    assert lm.coupling_indices(reversed(space.sites)) == [2, 1, 0]

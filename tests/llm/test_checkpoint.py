@@ -185,13 +185,6 @@ def test_a_folder_in_the_cache_of_the_hub_is_read(tmp_path: Path) -> None:
     assert "vocab.txt is a link to a file elsewhere" in refusal(folder)
 
 
-def test_weights_may_be_links(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    file, place = folder / "model.safetensors", tmp_path_factory.mktemp("weights") / "weights"
-    file.rename(place)
-    file.symlink_to(place)
-    loaded(folder)
-
-
 def test_code_that_a_tokenizer_names_is_not_named_in_exports(tmp_path: Path) -> None:
     saved(tmp_path, "llama-groups-of-3-tied")
     file = tmp_path / "tokenizer_config.json"

@@ -35,13 +35,6 @@ def test_a_stream_leaves_each_layer_as_in_the_whole_model(name: str) -> None:
         assert torch.equal(torch.cat(stream.run(layer)), expected[layer + 1])
 
 
-def test_a_stream_goes_back_and_forth(lm: LanguageModel) -> None:
-    windows = random_windows()[:4]
-    stream, expected = LayerStream(lm, windows), entering_states(lm, windows)
-    for layer in (2, 0, 1):
-        assert torch.equal(torch.cat(stream.run(layer)), expected[layer + 1])
-
-
 def test_streams_that_share_a_folder_run_each_layer_once(lm: LanguageModel, tmp_path: Path) -> None:
     runs: list[int] = []
     for number, layer in enumerate(lm.adapter.layers(lm.model)):

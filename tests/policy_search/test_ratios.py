@@ -2,8 +2,7 @@ from dataclasses import replace
 
 import torch
 
-from ppf.agents import Candidates
-from ppf.policy_search.ratios import _nearest, improve_along, moved
+from ppf.policy_search.ratios import improve_along, moved
 from ppf.predictor.protocol import Prediction
 from tests.agents.synthetic import agent, layered, quadratic
 
@@ -48,20 +47,3 @@ def test_experts_are_good_and_alike_along_the_ratio() -> None:
     assert gain[0] > -0.01 and (gain[1:] > 1).all()  # uniform hardly prunes attention at 10 %
     assert (experts.diff(dim=0) <= 1).all()  # more is kept at lower ratios, up to rounding
     assert (experts[:, ::2] >= start[:, ::2]).all()
-
-
-def test_the_most_similar_policy_within_the_tolerance_is_chosen() -> None:
-    kept = torch.tensor([[0, 5], [4, 5], [5, 5]])
-    found = Candidates(kept, torch.tensor([3.0, 3.001, 3.1]))
-    assert _nearest(found, torch.tensor([5, 5])).tolist() == [4, 5]
-
-
-def test_the_same_generator_gives_the_same_experts() -> None:
-    objective = replace(quadratic(layered(4)), predictor=Moving())
-    start = torch.stack([objective.at(float(r)).uniform()[0] for r in KNOTS])
-    polish = agent("evolution", generations=3, children=32)
-    first, second = (
-        improve_along(objective, KNOTS, start[None], polish, torch.Generator().manual_seed(1))
-        for _ in range(2)
-    )
-    assert torch.equal(first, second)

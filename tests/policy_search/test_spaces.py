@@ -30,14 +30,13 @@ def space(kinds: list[str], whole_sites: bool) -> Space:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("ratio", [0.05, 0.6])
 @pytest.mark.parametrize(
-    "searched",
+    ("ratio", "searched"),
     [
-        space(["attention", "mlp"], False),
-        space(["attention"], False),
-        space(["mlp"], False),
-        space(["attention", "mlp"], True),
+        (0.05, space(["attention", "mlp"], False)),
+        (0.6, space(["attention"], False)),
+        (0.05, space(["mlp"], False)),
+        (0.6, space(["attention", "mlp"], True)),
     ],
     ids=["width", "attention", "mlp", "depth"],
 )

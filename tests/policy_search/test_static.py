@@ -23,7 +23,6 @@ from ppf.predictor.base import Trained
 from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch
 from ppf.pruning import Allocation, SiteFeatures
-from ppf.pruning.allocation import Uniform
 from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
 
 EVERY = torch.tensor([True, True])
@@ -182,16 +181,10 @@ class Wrong(Allocation):
 def test_a_rule_that_is_predicted_worse_than_uniform_is_measured_and_the_result(
     tmp_path: Path,
 ) -> None:
-    wrong = Rule(allocation=Wrong(), threads=1, polish=None)
+    wrong = Rule(allocation=Wrong(), polish=None)
     found = searched(problem_of(tmp_path, [], agent=wrong), top_k=1)
     assert len(found.measured.kept) == 2 and found.best == 1
     assert found.nll > float(found.measured.measured[0])
-
-
-def test_a_rule_that_is_uniform_pruning_is_the_result(tmp_path: Path) -> None:
-    rule = Rule(allocation=Uniform(), threads=1, polish=None)
-    found = searched(problem_of(tmp_path, [], agent=rule), top_k=1)
-    assert found.measured.names == (("uniform", "candidate"),) and found.best == 0
 
 
 def test_proposals_alone_can_be_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,20 +214,6 @@ def test_the_real_model_chooses_the_best_policies_however_similar(
         own = Trained(predictor, tmp_path, "made up")
         settings(rounds=1).at(0.3, problem, labels, own, Stopwatch())
     assert [apart for *_, apart in asked] == [False, True]
-
-
-def test_the_best_are_measured_on_the_selection_part(tmp_path: Path) -> None:
-    asked: list[Tensor] = []
-
-    def by_window(kept: Tensor) -> tuple[Tensor, Tensor]:
-        asked.append(kept)
-        return kept.float(), -kept.float()
-
-    problem = problem_of(tmp_path, [])
-    model = replace(problem.model, by_window=by_window)
-    found = searched(replace(problem, model=model), rounds=1)
-    assert found.selection and found.selection.rows[0] == 0
-    assert torch.equal(asked[0], found.measured.kept[list(found.selection.rows)])
 
 
 def test_a_search_starts_from_the_policy_in_a_file(

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -38,9 +36,3 @@ def test_a_round_without_a_new_policy_widens_the_region_up_to_the_whole_space() 
         region.update(verified(torch.tensor([3.5])))
         radii.append(region.radius)
     assert radii == pytest.approx([0.68, 1.0, 1.0])
-
-
-def test_predictions_without_an_interval_count_as_held() -> None:
-    region, measured = TrustRegion(0.4), torch.tensor([3.6, 4.5, 4.6, 4.7])
-    region.update(replace(verified(measured), std=torch.zeros(4)))
-    assert region.radius == pytest.approx(0.68)

@@ -34,19 +34,6 @@ def test_uniform_is_measured_first_and_once() -> None:
     assert torch.equal(verified.mean, expected.mean) and torch.equal(verified.std, expected.std)
 
 
-@pytest.mark.parametrize(
-    ("measured", "least"),
-    [
-        ([3.5, 3.6, 3.7, 3.8], 3.5),  # the predictor was wrong: uniform stands
-        ([3.5, 3.6, 3.4, 3.8], 3.4),
-        ([3.5, torch.nan, torch.inf, 3.4], 3.4),
-    ],
-)
-def test_the_least_loss_is_a_finite_one(measured: list[float], least: float) -> None:
-    verified = verify(candidates(), quadratic(), lambda kept: torch.tensor(measured))
-    assert verified.least == pytest.approx(least)
-
-
 def test_rules_are_measured_too_and_named() -> None:
     objective = replace(quadratic(), rules={"even": Uniform(), "obs_global": ObsGlobal()})
     verified = verify(candidates(), objective, lambda kept: torch.arange(len(kept)) + 1.0)

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from ppf.labels.table import Labels
-from ppf.predictor.cnn import CNN
 from ppf.predictor.encoders import Masks, Sites
 from ppf.pruning import SiteFeatures
-from ppf.space import Site, Space
+from ppf.space import Space
 from tests.predictor.synthetic import LAYERS
 
 
@@ -27,20 +26,6 @@ def test_masks_are_the_mask_matrices(space: Space, known: SiteFeatures, labels: 
     assert torch.equal(cells[:, 1], matrices["mlp"].float())
     blocks = torch.nn.functional.interpolate(matrices["attention"].float(), 24)
     assert torch.allclose(cells[:, 0], blocks, atol=1e-6)
-
-
-def test_two_sites_of_a_layer_and_kind_have_masks_of_their_own(known: SiteFeatures) -> None:
-    first = Site(0, "mlp", units=4, atoms_per_unit=1, params=1)
-    pair = Space((first, replace(first, index=1)))
-    rows = {name: getattr(known, name)[:2, :5] for name in ("errors", "retained", "losses")}
-    encoder = Masks(pair, replace(known, space=pair, energy=known.energy[:2], **rows), width=4)
-    kept = torch.tensor([[1, 3], [3, 1]])
-    cells = (torch.arange(4) < kept[..., None]).float()
-    assert torch.equal(encoder(kept), cells[:, :, None])
-    assert encoder.kinds.tolist() == [0, 0] and encoder.layers.tolist() == [0, 0]
-    cnn = CNN(encoder, channels=[2], kernel=1)
-    one, other = cnn(encoder(kept))
-    assert one != other
 
 
 def test_masks_pool_by_area(space: Space, known: SiteFeatures, labels: Labels) -> None:

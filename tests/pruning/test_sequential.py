@@ -27,7 +27,6 @@ from tests.checkpoints import (
     pruner_of,
     random_model,
     random_windows,
-    two_ffns,
 )
 from tests.memory import peak_bytes
 from tests.observing import NO_TOKENS
@@ -74,30 +73,6 @@ def test_the_error_of_the_residual_stream_decreases(
         refit_sequentially(pruner, ids, NO_TOKENS, REFITTED[name])
         assert pruner.kept == drawn[policy]
         assert distance(last_states(pruner, ids) - dense) < before
-
-
-def test_two_ffns_of_a_layer_are_both_refitted() -> None:
-    lm, ids = two_ffns(), random_windows()
-    compensation = REFITTED["least_squares"]
-    pruner = pruner_of(lm, compensation)
-    dense = last_states(pruner, ids)
-    kept = [max(units - 1, 1) for units in pruner.space.dense.tolist()]
-    pruner.apply(kept)
-    before = [coupling.consumer.weight.clone() for coupling in lm.couplings]
-    error = DISTANCES["least_squares"](last_states(pruner, ids) - dense)
-    refit_sequentially(pruner, ids, NO_TOKENS, compensation)
-    assert pruner.kept == kept
-    assert DISTANCES["least_squares"](last_states(pruner, ids) - dense) < error
-    for coupling, weight in zip(lm.couplings, before, strict=True):
-        assert not torch.equal(coupling.consumer.weight, weight), coupling.name
-
-
-@pytest.mark.parametrize("name", ["bias", "least_squares"])
-def test_an_ffn_that_reads_only_some_tokens_is_refused(name: str) -> None:
-    pruner = pruner_of(two_ffns(stride=2), REFITTED[name])
-    pruner.apply([max(units - 1, 1) for units in pruner.space.dense.tolist()])
-    with pytest.raises(PPFError, match="0.mlp.1, which does not read every"):
-        refit_sequentially(pruner, random_windows(), NO_TOKENS, REFITTED[name])
 
 
 @pytest.fixture

@@ -51,29 +51,24 @@ def test_first_tokens_have_a_twentieth_of_the_weight_in_moments(tiny: TinySetup)
     torch.testing.assert_close(found.gram[1].double(), gram, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_inputs_without_a_window_dimension(tiny: TinySetup, times: int) -> None:
-    """OPT flattens them; in a mixture of experts, their number is another than that of tokens.
-
-    There, positions are unknown: all tokens of windows count the same, and first tokens do not.
-    """
+def test_inputs_without_a_window_dimension(tiny: TinySetup) -> None:
+    """OPT flattens them."""
     consumer, shapes = tiny.lm.couplings[1].consumer, list[torch.Size]()
 
     def flatten(module: torch.nn.Module, given: tuple[torch.Tensor]) -> torch.Tensor:
         shapes.append(given[0].shape[:2])
-        return given[0].flatten(0, 1).repeat(times, 1)
+        return given[0].flatten(0, 1)
 
     def restore(module: torch.nn.Module, given: object, output: torch.Tensor) -> torch.Tensor:
-        return output[: len(output) // times].unflatten(0, shapes[-1])
+        return output.unflatten(0, shapes[-1])
 
     first = torch.arange(0, 200, 2)[:, None]
     weighted = collect_statistics(tiny.lm, tiny.windows, first).gram[1]
-    equal = 2 * collect_statistics(tiny.lm, tiny.windows).gram[1]
     handles = [consumer.register_forward_pre_hook(flatten), consumer.register_forward_hook(restore)]
     found = collect_statistics(tiny.lm, tiny.windows, first).gram[1]
     for handle in handles:
         handle.remove()
-    torch.testing.assert_close(found, weighted if times == 1 else equal)
+    torch.testing.assert_close(found, weighted)
 
 
 def test_one_large_column_does_not_set_the_ridge_of_the_others() -> None:

@@ -155,17 +155,6 @@ def test_agents_are_checked(change: dict[str, Any], said: str) -> None:
         fits(examples.agent(**change), AgentRecord)
 
 
-def test_experts_of_a_layer_are_sites_of_their_own() -> None:
-    space = copy.deepcopy(examples.agent()["space"])
-    space["sites"].append(space["sites"][1] | {"index": 1})
-    units = examples.UNITS | {"0.mlp.1": 3}
-    fits(examples.agent(space=space, units=units), AgentRecord)
-    kept = {"kept": units, "measured": examples.policy()["measured"]}
-    fits(examples.policy(kept=units, units=units, uniform=kept))
-    with pytest.raises(PPFError, match="0.mlp.0"):
-        fits(examples.agent(units=examples.UNITS | {"0.mlp.0": 3}), AgentRecord)
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -132,12 +132,6 @@ def test_a_smaller_micro_batch_gives_the_same_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, found[0])
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
-    sentence = "recovery.batch=5 is not a multiple of 2, which is .* give recovery.batch=6"
-    with pytest.raises(PPFError, match=sentence):
-        trained(training(tmp_path, batch=5))
-
-
 def test_weights_that_are_not_finite_replace_no_checkpoint(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

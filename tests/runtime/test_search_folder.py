@@ -62,11 +62,6 @@ def test_bias_compensation_replaces_a_bank_that_is_too_large(
     assert "more than bank.max_gib=0.0: using bias compensation" in capsys.readouterr().out
 
 
-def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PPFError, match="contains neither agent.json nor policy.json"):
-        DynamicModel.from_search(tmp_path)
-
-
 def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
     searched: PruningContext, config: DictConfig, tmp_path: Path
 ) -> None:

@@ -117,22 +117,6 @@ def test_a_waiting_completion_that_stops_makes_room(log: Log, model: DynamicMode
     assert not log.text("b") and log.text("a") and log.text("c")
 
 
-def test_an_error_of_one_completion_ends_no_other(log: Log, model: DynamicModel) -> None:
-    engine = Engine(model, sequences=4, turn_seconds=1)
-    broken, whole = log.completion("broken", n=2), log.completion("whole")
-
-    def emit(piece: object) -> None:
-        raise ArithmeticError
-
-    broken.emit = emit
-    failed = engine.submit(broken)
-    run(engine, whole)
-    with pytest.raises(ArithmeticError):
-        failed.result(SECONDS)
-    options = {"max_new_tokens": 12, "do_sample": False}
-    assert log.text("whole") == model.complete("whole", **options)
-
-
 def test_a_stopped_completion_writes_no_further_and_frees_the_model(
     log: Log, model: DynamicModel
 ) -> None:

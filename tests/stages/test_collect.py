@@ -13,15 +13,15 @@ def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed
     cache: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     cfg, context = write_search(tmp_path, cache)
-    parts = context.labelling, context.sites
+    parts, cfg.labels.count = (context.labelling, context.sites, cfg), 3
     with pytest.raises(PPFError, match="no labels yet: run `ppf-collect labels.count=3` with"):
-        collect(*parts, cfg.sampler, 3, seed=0, may_label=False)
+        collect(*parts, may_label=False)
     assert not context.labelling.used
-    labels = collect(*parts, cfg.sampler, 3, seed=0)
+    labels = collect(*parts)
     assert context.labelling.used == set(map(tuple, labels.kept.tolist()))
     assert len(context.labelling.used) == 3
     capsys.readouterr()
-    assert collect(*parts, cfg.sampler, 3, seed=0, may_label=False).nll.equal(labels.nll)
+    assert collect(*parts, may_label=False).nll.equal(labels.nll)
     assert capsys.readouterr().out.startswith("Reusing 3 labels in ")
 
 

@@ -16,10 +16,9 @@ from ppf.llm.checkpoint import read_tokenizer
 from ppf.llm.sources import byte_tokenizer
 from ppf.text import Text
 from ppf.text.corpora import hub
-from ppf.text.parts import build_text, spans
+from ppf.text.parts import build_text
 from ppf.text.training import build_training_text, training_text, without_overlap
 from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
-from tests.records.examples import CONF
 from tests.records.gadgets import Touch
 
 PARTS = ("calibration", "labelling", "test")
@@ -100,18 +99,6 @@ def test_training_and_validation_share_no_document_with_test_or_each_other(path:
     assert [len(parts[p]) for p in ("training", "validation", "test")] == [18, 2, 20]
     assert parts["test"] == own["test"]
     assert sorted(d for documents in parts.values() for d in documents) == sorted(documents())
-
-
-@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "text").glob("*.yaml")))
-def test_every_text_has_the_parts_of_recovery(name: str) -> None:
-    config = read_option("text", name)
-    splits, own = training_text(config).splits, config.splits
-    dealt = [(split, part) for split, shares in splits.items() for part in shares]
-    assert {"training", "validation"} <= {part for _, part in dealt}
-    read = {split for split, part in dealt if part in NEW}
-    if config.training.source is None:  # the same documents
-        for split in read:
-            assert spans(splits, "test").get(split) == spans(own, "test").get(split)
 
 
 def training_parts(path: Path, more: Path, column: str = "text") -> dict[str, list[str]]:
@@ -215,23 +202,6 @@ def test_raw_wikitext_has_the_published_windows(raw: Path, make, split: str, par
     assert torch.equal(read.tokens(part, tokenizer), torch.cat(expected))
 
 
-def test_ptb_sentences_become_documents(tmp_path: Path) -> None:
-    for split in ("train", "validation", "test"):
-        (tmp_path / "penn_treebank" / split).mkdir(parents=True)
-        Dataset.from_dict({"sentence": [f"s{i}" for i in range(90)]}).to_parquet(
-            tmp_path / "penn_treebank" / split / "0000.parquet"
-        )
-    parts = text("ptb", source={"path": str(tmp_path)}).parts
-    assert sorted(len(d.split()) for d in parts["calibration"]) == [10, 40, 40]
-
-
-def test_the_training_part_of_c4_is_read_from_the_same_copy() -> None:
-    changed = {"source": {"path": "a-copy", "column": "words"}}
-    own = training_text(OmegaConf.merge(read_option("text", "c4"), changed)).source
-    assert (own.path, own.column, own.limit) == ("a-copy", "words", 20000)
-    assert set(own.data_files) == {"training", "validation"}
-
-
 def test_c4_files_are_read_from_a_local_copy(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         rows = "\n".join(json.dumps({"text": f"{split} {i}"}) for i in range(20))
@@ -295,26 +265,6 @@ def test_other_columns_of_a_data_set_are_not_decoded(
     with pytest.raises(PPFError, match="contains dict, not text.* another text.source.column"):
         hub("train", column="picture", **given)
     assert not decoded
-
-
-def test_the_wikipedia_sample_has_no_markup(cache: str) -> None:
-    parts = text(cache=cache).parts
-    articles = [document for part in PARTS for document in parts[part]]
-    assert len(set(articles)) == len(articles) > 100
-    whole = "\n".join(articles)
-    assert not any(
-        mark in whole for mark in ("[[", "]]", "{{", "}}", "<ref", "Category:", "|thumb")
-    )
-
-
-def test_first_tokens_are_evenly_spaced_tokens_of_the_part(path: Path) -> None:
-    own, tokenizer = text(path=str(path)), byte_tokenizer()
-    stream = own.stream("calibration", tokenizer)
-    found = own.first_tokens("calibration", tokenizer, 3)
-    places = torch.linspace(0, len(stream) - 1, 3).round().long()
-    assert torch.equal(found[:, 0], stream[places])
-    everything = own.first_tokens("calibration", tokenizer, 10**6)
-    assert torch.equal(everything[:, 0], stream)
 
 
 def test_other_windows_are_those_that_no_label_reads(path: Path) -> None:

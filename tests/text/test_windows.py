@@ -5,7 +5,7 @@ from transformers import LlamaConfig
 from ppf.errors import PPFError
 from ppf.llm.loading import check_window
 from ppf.llm.sources import byte_tokenizer
-from ppf.text.windows import begin_with, even_places, leading_tokens
+from ppf.text.windows import begin_with, leading_tokens
 from tests.checkpoints import bos_tokenizer
 
 
@@ -20,11 +20,6 @@ def test_every_window_begins_with_the_leading_tokens() -> None:
     windows = torch.arange(1, 7).view(2, 3)
     assert begin_with([0], windows).tolist() == [[0, 1, 2, 3], [0, 4, 5, 6]]
     assert torch.equal(begin_with([], windows), windows)
-
-
-def test_places_of_a_large_text_lie_inside_it() -> None:
-    places = even_places(20_000_000, 1024)
-    assert places[0] == 0 and places[-1] == 19_999_999
 
 
 def test_a_window_longer_than_the_positions_is_refused() -> None:
