@@ -36,7 +36,7 @@ ORDER = [
 ]
 # Largest number of lines of each package; "modules" are those of no package.
 LINES = {
-    "agents": 1450,
+    "agents": 1405,
     "cli": 810,
     "conf": 170,
     "evaluation": 570,
