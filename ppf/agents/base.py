@@ -251,10 +251,9 @@ class Polish(Protocol):
 class Role:
     """What a search does with an agent, besides asking it for policies.
 
-    Agents that search have the defaults. An allocation rule (`ppf.agents.rule`) is a baseline: it
-    gives one policy for a ratio, whatever was measured before. A search with a rule therefore has
-    one round, measures this policy and uniform pruning, and reports this policy, even if uniform
-    pruning has a lower loss.
+    Agents that search have the defaults. An allocation rule is a baseline, whose policy depends on
+    the ratio alone: a search with it measures this policy and uniform pruning in one round, and
+    reports this policy, even if uniform pruning has a lower loss.
 
     Args:
         rounds: largest number of rounds, if `search.rounds` is not lower.

@@ -3,22 +3,12 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning import Fabric
-from torch import Tensor
 
 from ppf.artefacts import draft, read_if_whole
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """An object with a state: a module, optimizer, scheduler or buffer."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 class Checkpoint:
@@ -32,7 +22,7 @@ class Checkpoint:
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
 
-    def load(self, fabric: Fabric, parts: Mapping[str, Stateful]) -> int:
+    def load(self, fabric: Fabric, parts: Mapping[str, Any]) -> int:
         """Restores the parts and torch's random generators.
 
         Returns:
@@ -48,18 +38,20 @@ class Checkpoint:
             return 0
         for name, part in parts.items():
             part.load_state_dict(stored["parts"][name])
-        _restore_generators(stored["generators"], fabric.device)
+        torch.set_rng_state(stored["generators"]["cpu"].cpu())
+        if fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(stored["generators"]["cuda"].cpu(), fabric.device)
         return int(behind[0])
 
-    def save(self, fabric: Fabric, parts: Mapping[str, Stateful], iterations: int) -> None:
+    def save(self, fabric: Fabric, parts: Mapping[str, Any], iterations: int) -> None:
         """Replaces this rank's file at every `every`-th iteration."""
         if iterations % self.every:
             return
-        stored = {
-            "iterations": iterations,
-            "parts": {name: part.state_dict() for name, part in parts.items()},
-            "generators": _generators(fabric.device),
-        }
+        generators = {"cpu": torch.get_rng_state()}
+        if fabric.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(fabric.device)
+        states = {name: part.state_dict() for name, part in parts.items()}
+        stored = {"iterations": iterations, "parts": states, "generators": generators}
         with draft(self._file(fabric)) as file:
             torch.save(stored, file)
 
@@ -69,17 +61,3 @@ class Checkpoint:
 
     def _file(self, fabric: Fabric) -> Path:
         return self.path.with_suffix(f".{fabric.global_rank}.ckpt")
-
-
-def _generators(device: torch.device) -> dict[str, Tensor]:
-    """States of torch's random generators: the CPU's, and the GPU's if it is used."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)

@@ -22,8 +22,7 @@ class PruningEnvironment(EnvBase):
     Args:
         objective: space, predictor and trust region.
         episodes: number of parallel episodes.
-        ratios: interval from which the ratio of each episode is drawn uniformly.
-        given: ratio of each episode; None: they are drawn.
+        given: ratio of each episode; None: they are drawn uniformly from the objective's interval.
 
     Attributes:
         finished: policies and costs at the end of the last episodes, in the order of the episodes.
@@ -36,11 +35,10 @@ class PruningEnvironment(EnvBase):
         self,
         objective: Objective,
         episodes: int,
-        ratios: tuple[float, float],
         given: Float[Tensor, " episodes"] | None = None,
     ) -> None:
         super().__init__(device=objective.device, batch_size=torch.Size([episodes]))
-        self.objective, self.ratios, self.given = objective, ratios, given
+        self.objective, self.given = objective, given
         self.finished: Candidates
         self.table = objective.features.table(objective.space, objective.device)
         share = (objective.space.units * objective.space.cost).to(objective.device).double()
@@ -53,7 +51,7 @@ class PruningEnvironment(EnvBase):
         self.reward_spec = Unbounded(column, device=self.device)
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
-        low, high = self.ratios
+        low, high = self.objective.interval
         draw = torch.rand(self.batch_size, device=self.device, dtype=torch.double)
         self.ratio = low + (high - low) * draw if self.given is None else self.given
         self.region = self.objective.region(self.ratio)

@@ -48,26 +48,22 @@ class Evolution(Agent):
         generator = run.generator(objective.device)
         start = objective.candidates(objective.starts())
         children = per_rank(self.children, run.fabric)
-        return self._evolve(objective, start, children, generator, run.log)
+        return self.improve(objective, start, generator, children, run.log)
 
     def improve(
-        self, objective: Objective, start: Candidates, generator: torch.Generator
-    ) -> Candidates:
-        """Evolves the given policies on this rank, for use as a polish."""
-        return self._evolve(objective, start, self.children, generator, None)
-
-    def _evolve(
         self,
         objective: Objective,
         start: Candidates,
-        children: int,
         generator: torch.Generator,
-        report: Report | None,
+        children: int | None = None,
+        report: Report | None = None,
     ) -> Candidates:
-        """The last population and the best of each generation.
+        """Evolves the given policies on this rank; see `Polish`.
 
-        The policies of the last population alone are too similar to each other.
+        Returns the last population and the best of each generation. The policies of the last
+        population alone are too similar to each other.
         """
+        children = children or self.children
         population, leaders = start.best(self.population), [start]
         for generation in track(range(self.generations), "Evolving policies"):
             parents = torch.randint(

@@ -39,7 +39,12 @@ class Gradient(Agent):
         self.descents, self.iterations, self.lr, self.spread = descents, iterations, lr, spread
 
     def search(self, objective: Objective, run: Run) -> Candidates:
-        predictor = differentiable(objective.predictor)
+        predictor = objective.predictor
+        if not isinstance(predictor, Differentiable):
+            raise PPFError(
+                f"agent=gradient, the default agent, needs a differentiable predictor, and"
+                f" {type(predictor).__name__} is not differentiable: give agent=evolution."
+            )
         generator = run.generator(objective.device)
         shape, ratio = (self.descents, len(objective.space)), objective.ratios(self.descents)
         noise = torch.randn(shape, generator=generator, device=objective.device)
@@ -82,17 +87,3 @@ def within_budget(
 
 _ROUNDED = 10  # gradient steps between two roundings to whole units
 _CUTS = 8  # repetitions, after which the remaining excess is negligible
-
-
-def differentiable(predictor: object) -> Differentiable:
-    """Returns the predictor.
-
-    Raises:
-        PPFError: it gives no gradients.
-    """
-    if not isinstance(predictor, Differentiable):
-        raise PPFError(
-            f"agent=gradient, the default agent, needs a differentiable predictor, and"
-            f" {type(predictor).__name__} is not differentiable: give agent=evolution."
-        )
-    return predictor

@@ -12,7 +12,6 @@ from lightning import Fabric
 from torch import Tensor, nn
 
 from ppf.agents.base import ELITES, Agent, Candidates, Objective, Polish, Run, predictions
-from ppf.agents.checkpoint import Stateful
 from ppf.progress import track
 from ppf.ranges import Count
 
@@ -51,7 +50,7 @@ class Training(ABC):
         """
 
     @abstractmethod
-    def parts(self) -> dict[str, Stateful]:
+    def parts(self) -> dict[str, Any]:
         """The objects whose state a checkpoint must contain, by name."""
 
 
@@ -100,7 +99,9 @@ class Learner(Agent):
             run.log(*report)
         for iteration in track(range(first, self.iterations), "Training the agent"):
             rollout = training.step()
-            state.add(objective, rollout)
+            own = rollout.ratio == objective.ratio
+            drawn = Candidates(rollout.kept[own], rollout.cost[own])
+            state.elites = Candidates.merge(state.elites, drawn).best(ELITES)
             if iteration % self.reported == 0:
                 gain = fabric.all_reduce(rollout.gain.mean(), reduce_op="mean")
                 assert isinstance(gain, Tensor)
@@ -108,7 +109,9 @@ class Learner(Agent):
                 logged = {"reward": gain, **rollout.metrics, **metrics}
                 state.reports.append((iteration, {k: float(v) for k, v in logged.items()}))
                 run.log(*state.reports[-1])
-                if state.stale(iteration, float(gain)) > self.patience:
+                if gain > state.best[0]:
+                    state.best = [float(gain), iteration]
+                if iteration - state.best[1] > self.patience:
                     break
             if checkpoint:
                 checkpoint.save(fabric, parts, iteration + 1)
@@ -126,18 +129,6 @@ class _LearnerState:
     elites: Candidates
     best: list[float] = field(default_factory=lambda: [-torch.inf, 0])
     reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-
-    def add(self, objective: Objective, rollout: Rollout) -> None:
-        """Adds the policies at the objective's ratio, and keeps the best ones."""
-        own = rollout.ratio == objective.ratio
-        drawn = Candidates(rollout.kept[own], rollout.cost[own])
-        self.elites = Candidates.merge(self.elites, drawn).best(ELITES)
-
-    def stale(self, iteration: int, gain: float) -> int:
-        """Number of iterations since the best mean gain."""
-        if gain > self.best[0]:
-            self.best = [gain, iteration]
-        return iteration - int(self.best[1])
 
     def state_dict(self) -> dict[str, Any]:
         elites = {"kept": self.elites.kept, "cost": self.elites.cost}

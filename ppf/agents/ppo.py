@@ -16,7 +16,6 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from ppf.agents.base import Objective, per_rank
-from ppf.agents.checkpoint import Stateful
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.ranges import Count, NonNegative, Positive, PositiveShare
@@ -56,9 +55,10 @@ class _PPOTraining(Training):
     def __init__(self, config: PPO, objective: Objective, fabric: Fabric) -> None:
         self.fabric = fabric
         episodes = per_rank(config.episodes, fabric)
-        self.environment = PruningEnvironment(objective, episodes, objective.interval)
+        self.environment = PruningEnvironment(objective, episodes)
         self.actor = _actor(self.environment, config.std)
-        value = _critic(self.environment)
+        value = ValueOperator(_layers(self.environment, 1), in_keys=["observation"])
+        value.to(objective.device)
         self.loss = ClipPPOLoss(
             self.actor,
             value,
@@ -102,12 +102,11 @@ class _PPOTraining(Training):
         return losses.detach()
 
     def deviations(self, ratio: Tensor) -> Tensor:
-        own = self.environment
-        single = PruningEnvironment(own.objective, len(ratio), own.ratios, ratio)
+        single = PruningEnvironment(self.environment.objective, len(ratio), ratio)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             return self._play(single)["action"].squeeze(-1)
 
-    def parts(self) -> dict[str, Stateful]:
+    def parts(self) -> dict[str, Any]:
         return {"loss": self.loss, "optimizer": self.optimizer, "schedule": self.schedule}
 
 
@@ -130,11 +129,6 @@ def _actor(environment: PruningEnvironment, std: float) -> ProbabilisticActor:
         default_interaction_type=ExplorationType.RANDOM,
         return_log_prob=True,
     ).to(environment.device)
-
-
-def _critic(environment: PruningEnvironment) -> ValueOperator:
-    """A critic that estimates the gain from an observation."""
-    return ValueOperator(_layers(environment, 1), in_keys=["observation"]).to(environment.device)
 
 
 def _layers(environment: PruningEnvironment, outputs: int) -> nn.Sequential:

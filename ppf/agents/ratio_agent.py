@@ -22,6 +22,8 @@ from ppf.space import Space, project
 class RatioAgent:
     """Interpolates expert policies linearly over the ratio, and projects to the budget.
 
+    Ratios below 0 and above the highest knot are refused (PPFError).
+
     Args:
         space: sites, with the budget that every policy meets.
         knots: ratios of the experts, ascending from 0.
@@ -40,20 +42,12 @@ class RatioAgent:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def policy(self, ratio: float) -> list[int]:
-        """Units that each site keeps, in the order of the space.
-
-        Raises:
-            PPFError: the ratio is below 0 or above the highest trained one.
-        """
+        """Units that each site keeps, in the order of the space."""
         ratios = torch.tensor([self._checked(ratio)], dtype=torch.double)
         return project(self.space, self._interpolated(self.widths, ratio)[None], ratios)[0].tolist()
 
     def predicted(self, ratio: float) -> tuple[float, float]:
-        """Predicted log-perplexity and its standard deviation, nats per token.
-
-        Raises:
-            PPFError: the ratio is below 0 or above the highest trained one.
-        """
+        """Predicted log-perplexity and its standard deviation, nats per token."""
         self._checked(ratio)
         mean, std = (self._interpolated(values, ratio) for values in (self.mean, self.std))
         return float(mean), float(std)

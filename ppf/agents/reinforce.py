@@ -11,7 +11,6 @@ from torch.distributions import Normal
 from torch.optim import Adam
 
 from ppf.agents.base import Objective, per_rank
-from ppf.agents.checkpoint import Stateful
 from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.ranges import Positive, Several
 
@@ -84,7 +83,7 @@ class _ReinforceTraining(Training):
     def deviations(self, ratio: Tensor) -> Tensor:
         return self.policy(ratio).mean
 
-    def parts(self) -> dict[str, Stateful]:
+    def parts(self) -> dict[str, Any]:
         return {"policy": self.policy, "optimizer": self.optimizer}
 
 

@@ -1,6 +1,7 @@
 """mode=static: the policy of lowest perplexity at one ratio, found in rounds."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Int
@@ -188,14 +189,8 @@ class Static:
         eligible = measured.eligible(only_proposals)
         result = Found(trained, measured, problem.runs.history, eligible)
         with clock("measuring the best on the selection part"):
-            return self._selected(result, problem)
-
-    def _selected(self, found: Found, problem: Problem) -> Found:
-        """The result, with its best policies measured on the selection part by rank 0."""
-        if not (by_window := problem.model.by_window):
-            say("The best policies are not measured on a selection part: it has no windows.")
-            return found
-        selection = on_rank_0(
-            problem.fabric, lambda: select(found.measured, found.eligible, by_window)
-        )
-        return replace(found, selection=selection)
+            if not (by_window := problem.model.by_window):
+                say("The best policies are not measured on a selection part: it has no windows.")
+                return result
+            choose = partial(select, measured, eligible, by_window)
+            return replace(result, selection=on_rank_0(problem.fabric, choose))

@@ -4,13 +4,14 @@ import multiprocessing
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning import Fabric
 
 from ppf.agents import Run
-from ppf.agents.checkpoint import Checkpoint, Stateful
+from ppf.agents.checkpoint import Checkpoint
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 
 SMALL = {
@@ -30,7 +31,7 @@ class Counting(Checkpoint):
         super().__init__(path, every)
         self.run = list[int]()
 
-    def save(self, fabric: Fabric, parts: Mapping[str, Stateful], iterations: int) -> None:
+    def save(self, fabric: Fabric, parts: Mapping[str, Any], iterations: int) -> None:
         super().save(fabric, parts, iterations)
         self.run.append(iterations)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
@@ -20,12 +22,12 @@ def play(environment: PruningEnvironment, action: torch.Tensor):
 
 
 def test_keeps_torchrl_contract() -> None:
-    check_env_specs(PruningEnvironment(quadratic(), 8, (0.1, 0.5)), seed=0)
+    check_env_specs(PruningEnvironment(replace(quadratic(), interval=(0.1, 0.5)), 8), seed=0)
 
 
 def test_budget_is_exact_on_every_episode() -> None:
     objective, episodes = quadratic(), 256
-    environment = PruningEnvironment(objective, episodes, (0.05, 0.6))
+    environment = PruningEnvironment(replace(objective, interval=(0.05, 0.6)), episodes)
     torch.manual_seed(0)
     for wildness in (0.1, 1.0):
         play(environment, wildness * (2 * torch.rand(episodes, len(objective.space)) - 1))
@@ -36,7 +38,7 @@ def test_budget_is_exact_on_every_episode() -> None:
 
 def test_reward_comes_last_and_is_the_gain_over_uniform() -> None:
     objective = quadratic()
-    environment = PruningEnvironment(objective, 16, (0.2, 0.4))
+    environment = PruningEnvironment(replace(objective, interval=(0.2, 0.4)), 16)
     torch.manual_seed(0)
     action = 2 * torch.rand(16, len(objective.space)) - 1
     rollout = play(environment, action)
@@ -50,7 +52,7 @@ def test_reward_comes_last_and_is_the_gain_over_uniform() -> None:
 
 def test_the_state_shows_what_must_still_be_removed() -> None:
     objective = quadratic()
-    environment = PruningEnvironment(objective, 2, (0.3, 0.3))
+    environment = PruningEnvironment(replace(objective, interval=(0.3, 0.3)), 2)
     sites = len(objective.space)
     observed = play(environment, torch.tensor([[1.0] * sites, [0.0] * sites]))["observation"]
     assert torch.equal(

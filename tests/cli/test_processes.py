@@ -22,6 +22,7 @@ from pyarrow import parquet
 
 from ppf.context import prepare
 from ppf.stages.collect import collect
+from ppf.stages.fit import fitted
 from tests.articles import write_articles
 from tests.cli.conftest import HASTY
 from tests.commands import exit_code, on_two_ranks
@@ -78,7 +79,7 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
 ) -> None:
     # Ranks draw other episodes than one process, so the best of several policies are compared.
     best = ["search.top_k=8", "search.selection_windows=0", "agent.polish.generations=20"]
-    given = [*TINY, *HASTY, text, *best, "budget@pareto.y=latency"]
+    given = [*TINY, *HASTY, text, *best]
     two, one = tmp_path / "two", tmp_path / "one"
     fabric = [str(Path(sys.executable).with_name("fabric")), "run", "--accelerator=cpu"]
     started = [*fabric, "--devices=2", f"--main-port={free_port()}", "search.py"]  # by torchrun

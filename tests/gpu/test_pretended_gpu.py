@@ -59,7 +59,7 @@ class Commands:
         overrides = ["logger=none", *self.paths, f"paths.run={folder}", *given]
         with without_others(), initialize_config_module("ppf.conf", version_base="1.3"):
             cfg = compose(name, overrides)
-        run(name, cfg, overrides)
+        run(name, cfg)
         return folder
 
     def search(self, *given: str, run_in: str = "search") -> Path:

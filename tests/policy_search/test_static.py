@@ -181,7 +181,7 @@ class Wrong(Allocation):
 def test_a_rule_that_is_predicted_worse_than_uniform_is_measured_and_the_result(
     tmp_path: Path,
 ) -> None:
-    wrong = Rule(allocation=Wrong(), threads=1, polish=None)
+    wrong = Rule(allocation=Wrong(), polish=None)
     found = searched(problem_of(tmp_path, [], agent=wrong), top_k=1)
     assert len(found.measured.kept) == 2 and found.best == 1
     assert found.nll > float(found.measured.measured[0])
