@@ -104,10 +104,10 @@ def load_agent(path: str | Path, trusted: Sequence[str] = ()) -> RatioAgent:
     space, weights = Space.restore(record["space"]), file.with_name(WEIGHTS)
     try:
         tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise PPFError(f"{weights} cannot be read: {_REMEDY}.") from error
+    except (OSError, SafetensorError):
+        tensors = {}
     if not _sound(space, tensors):
-        raise PPFError(f"{weights} does not fit {file}: {_REMEDY}.")
+        raise PPFError(f"{weights} cannot be read, or does not fit {file}: {_REMEDY}.")
     return RatioAgent(space, **tensors, record=record)
 
 

@@ -67,17 +67,15 @@ def _load(wanted: Sequence[str]) -> tuple[list[Any], Any]:
         ) from error
     folders = [name for name in wanted if Path(name).is_dir()]
     names = [name for name in wanted if name not in folders]
-    for folder in folders:
-        names += (own := TaskManager(include_path=[folder], include_defaults=False).all_subtasks)
-        if not own:
-            raise PPFError(
-                f"tasks: the folder {folder} has no task YAML files: give another one. If a task of"
-                " lm-evaluation-harness is meant, start the command in another folder."
-            )
-    # The harness's own tasks are thousands of files.
-    local = all(name in folders or Path(name).is_file() for name in wanted)
-    manager = TaskManager(include_path=folders, include_defaults=not local)
     try:
+        for folder in folders:
+            own = TaskManager(include_path=[folder], include_defaults=False).all_subtasks
+            if not own:
+                raise ValueError(f"the folder {folder} has no task YAML files")
+            names += own
+        # The harness's own tasks are thousands of files.
+        local = all(name in folders or Path(name).is_file() for name in wanted)
+        manager = TaskManager(include_path=folders, include_defaults=not local)
         return [*manager.load(names)["tasks"].values()], manager
     except Exception as error:  # the harness, `datasets` and task files can raise any error
         raise PPFError(

@@ -141,15 +141,10 @@ class SharedPrefix(Sampler):
     """
 
     def __init__(self, of: Sampler, depths: Sequence[Share]) -> None:
-        if len(depths) >= MOST:
+        if len(depths) >= MOST or any(0 < depth < SHARED for depth in depths):
             raise PPFError(
-                f"sampler.depths has {len(depths)} entries: give at most {MOST - 1}, because folds"
-                " and bootstrap samples do not recognise larger groups."
-            )
-        if any(0 < depth < SHARED for depth in depths):
-            raise PPFError(
-                f"sampler.depths has values between 0 and {SHARED}: give 0 or at least {SHARED},"
-                " because folds and bootstrap samples do not recognise groups that share less."
+                f"sampler.depths={list(depths)} has groups that folds and bootstrap samples do not"
+                f" recognise: give at most {MOST - 1} values, each 0 or at least {SHARED}."
             )
         self.of, self.depths = of, [0.0, *depths]
 

@@ -111,9 +111,9 @@ def test_policies_that_share_layers_are_pruned_evenly_at_every_ratio_and_depth()
 
 
 def test_groups_that_folds_would_not_recognise_are_refused() -> None:
-    with pytest.raises(PPFError, match="sampler.depths has 8 entries: give at most 7"):
+    with pytest.raises(PPFError, match="give at most 7 values"):
         SharedPrefix(profiles(), depths=[0.5] * 8)
-    with pytest.raises(PPFError, match="give 0 or at least 0.25"):
+    with pytest.raises(PPFError, match="each 0 or at least 0.25"):
         SharedPrefix(profiles(), depths=[0.1])
 
 
