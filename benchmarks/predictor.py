@@ -24,6 +24,7 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
 from ppf.stages.collect import collect
+from ppf.stages.fit import fitted
 from ppf.threads import cpu_threads
 
 BATCHES = (1, 64, 4096)
@@ -62,7 +63,7 @@ def main() -> None:
         cfg = compose("train", [run, *sys.argv[1:]])
     context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
     parts = context.labelling, context.sites
-    fit = partial(train, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, ())
+    fit = partial(fitted, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, ())
     space, config = context.model.space, plain(cfg.predictor)
     labels = collect(*parts, cfg)
     predictor = fit(labels).predictor

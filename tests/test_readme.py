@@ -26,7 +26,12 @@ COMMANDS = sorted(
 TARGETS = sorted({line.split()[1] for line in LINES if line.startswith("make ")})
 
 
-CHANGING = {"experiment", "hparams_search", "debug"}  # groups whose options change other groups
+CHANGING = {
+    "experiment",
+    "hparams_search",
+    "debug",
+    "mode",
+}  # groups whose options change other groups
 Overrides = dict[str, str]  # by key
 
 

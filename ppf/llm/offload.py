@@ -65,13 +65,16 @@ class Offloaded:
         self._inside.add(layer)
         try:
             for parameter, data in home.items():
-                parameter.data = data.to(self._device, non_blocking=True)
+                parameter.data = self._bring(data)
             yield
         finally:
             self._inside.remove(layer)
             for parameter, data in home.items():
                 parameter.data = data
             self._release(layer)
+
+    def _bring(self, weight: Tensor) -> Tensor:
+        return weight.to(self._device, non_blocking=True)
 
     def _run(self, layer: nn.Module, forward: Any, *inputs: Any, **named: Any) -> Any:
         with self.resident(layer):

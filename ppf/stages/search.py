@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Fabric
@@ -44,13 +45,14 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     labelling, sites = context.labelling, context.sites
     with clock("labelling"):
         labels = collect(labelling, sites, cfg, may_label=may_make)
-    with_changes = cfg.mode != "dynamic" and context.model.space.budget != "bytes"
-    changes = clock("gradients of the best policies")(context.calibration.changes)
+    changes = None
+    if cfg.mode != "dynamic" and context.model.space.budget != "bytes":
+        changes = clock("gradients of the best policies")(context.calibration.changes)
     fit = partial(
         fitted,
         labelling,
         sites,
-        changes if with_changes else None,
+        changes,
         cfg.predictor,
         cfg.trainer,
         cfg.seed,
@@ -63,14 +65,13 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     labelling.add_other_ranks()
     if isinstance(found, FoundAgent):
         summary = agent_summary(cfg, context, found, clock.seconds)
-    else:  # all ranks measure costs together
-        policy = policy_contents(cfg, context, found)
+        write: partial[Any] = partial(replace(found.agent, record=provenance(context)).save, folder)
+    else:  # all ranks call these, since they measure costs together
         summary = static_summary(cfg, context, labels, found, clock.seconds)
+        policy = policy_contents(cfg, context, found)
+        write = partial(write_json, folder / "policy.json", policy)
     if fabric.is_global_zero:
-        if isinstance(found, FoundAgent):
-            replace(found.agent, record=provenance(context)).save(folder)
-        else:
-            write_json(folder / "policy.json", policy)
+        write()
         if cfg.report_test:
             with clock("measuring on the test part"):
                 add_test(cfg, context, summary)
