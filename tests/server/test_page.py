@@ -32,7 +32,7 @@ def test_two_ratios_answer_a_chat_side_by_side(page: Page, address: str) -> None
 
     page.goto(address)
     left, right = page.locator(".pane").nth(0), page.locator(".pane").nth(1)
-    expect(page.locator("#model")).to_have_text("tiny, compensation bias")
+    expect(page.locator("#model")).to_have_text("org/tiny, compensation bias")
     expect(left.locator(".map .cell")).to_have_count(8)
     ratio_is(left, "0.0 %", "20.1")
     ratio_is(right, "20.0 %", "24.5")
@@ -57,7 +57,7 @@ def test_two_ratios_answer_a_chat_side_by_side(page: Page, address: str) -> None
     page.locator("#tokens").fill("9999")
     page.locator("#prompt").fill("Hello")
     page.get_by_role("button", name="Send").click()
-    expect(left.locator(".error")).to_contain_text("1024 positions")
+    expect(left.locator(".error")).to_contain_text("at most 1024")
     expect(right.locator(".asked")).to_have_count(1)
 
 
@@ -70,7 +70,7 @@ def test_the_page_asks_for_the_key_and_offers_no_chat_without_a_template(
     expect(page.get_by_role("alert")).to_contain_text("needs an API key")
     page.get_by_label("API key").fill("sesame")
     page.get_by_label("API key").press("Enter")
-    expect(page.locator("#model")).to_have_text("tiny, compensation bias")
+    expect(page.locator("#model")).to_have_text("org/tiny, compensation bias")
     expect(page.get_by_role("alert")).to_be_empty()
     expect(page.locator("#mode")).to_have_value("text")
     page.locator("#tokens").fill("5")
