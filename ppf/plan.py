@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -287,9 +288,10 @@ def _verdict(needs: Sequence[Need], free: tuple[float, float, float]) -> str:
             f"It does not fit: it needs {written:.1f} GiB of disk, but {disk:.1f} GiB are free:"
             " give another disk's folder with paths.artefacts=FOLDER."
         )
-    worst = max(needs, key=lambda need: max(need.memory / memory, need.host / host))
-    if worst.memory <= memory and worst.host <= host:
+    wrong = [need for need in needs if need.memory > memory or need.host > host]
+    if not wrong:
         return _FITS
+    worst = max(wrong, key=lambda need: (need.memory, need.host))
     return (
         f"It does not fit: {worst.stage} needs {worst.memory:.1f} GiB of memory ({worst.host:.1f}"
         f" GiB of the host), but {memory:.1f} GiB ({host:.1f} GiB) are free: give"
@@ -303,7 +305,7 @@ def _free(cfg: DictConfig, device: torch.device) -> tuple[float, float, float]:
 
     What statistics and bank of this config take already counts as free.
     """
-    host = min(psutil.virtual_memory().available, _left_in_group()) / GIB
+    host = min(psutil.virtual_memory().available, left_by_groups()) / GIB
     memory = torch.cuda.mem_get_info(device)[0] / GIB if device.type == "cuda" else host
     artefacts = Path(cfg.paths.artefacts)
     there = next(x for x in (artefacts, *artefacts.absolute().parents) if x.exists())
@@ -316,16 +318,29 @@ def _free(cfg: DictConfig, device: torch.device) -> tuple[float, float, float]:
     return memory, host, (shutil.disk_usage(there).free + written) / GIB
 
 
-def _left_in_group() -> float:
-    """Bytes that this process's Linux control group, as of a container or Slurm job, may take."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        name = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("::/")[2].strip()
-        group = group / name if (group / name / "memory.max").is_file() else group
-        limit, used = (group / f"memory.{key}" for key in ("max", "current"))
-        return int(limit.read_text()) - int(used.read_text())
-    except (OSError, ValueError):  # no such groups, or no limit ("max")
-        return math.inf
+def left_by_groups(
+    membership: Path = Path("/proc/self/cgroup"), top: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Bytes that this process's Linux control group, as of a container or Slurm job, may take.
+
+    The groups above it may have lower limits. Page cache that was not used lately counts as free.
+
+    Args:
+        membership: the file that names the group.
+        top: folder of all groups.
+    """
+    left = [math.inf]
+    with suppress(OSError):
+        name = membership.read_text(encoding="utf-8").rpartition("::/")[2].strip()
+        for group in (top / name, *(top / name).parents):
+            with suppress(OSError, ValueError):  # no such group here, or no limit ("max")
+                limit, used, stat = (
+                    (group / f"memory.{key}").read_text(encoding="utf-8")
+                    for key in ("max", "current", "stat")
+                )
+                cache = dict(line.split() for line in stat.splitlines())["inactive_file"]
+                left.append(int(limit) - int(used) + int(cache))
+    return max(min(left), 0)
 
 
 def _measured_speeds(dtype: torch.dtype, device: torch.device) -> Speeds:

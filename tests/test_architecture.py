@@ -43,7 +43,7 @@ LINES = {
     "export": 1610,
     "labels": 1000,
     "llm": 1890,
-    "modules": 1900,
+    "modules": 1910,
     "policy_search": 1260,
     "predictor": 2400,
     "pruning": 3830,

@@ -1,5 +1,6 @@
 """What a config needs is known before it starts."""
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -144,6 +145,23 @@ def test_a_plan_is_a_table_and_a_verdict(
     whole = next(line for line in told.splitlines() if line.strip().startswith("whole run"))
     assert re.findall(r"\d+\.\d", whole)[1] == "28.4"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_limits_of_groups_count_and_page_cache_is_free(tmp_path: Path) -> None:
+    """A group may have no limit, and its parent one that page cache has almost reached."""
+    own = tmp_path / "jobs" / "mine"
+    own.mkdir(parents=True)
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/jobs/mine\n")
+    assert module.left_by_groups(membership, tmp_path) == math.inf
+    limits = {own: ("max", 5), own.parent: ("100", 90)}
+    for folder, (most, used) in limits.items():
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 60\n")
+    assert module.left_by_groups(membership, tmp_path) == 70
+    (own.parent / "memory.current").write_text("200\n")
+    assert module.left_by_groups(membership, tmp_path) == 0
 
 
 def test_files_that_exist_need_no_further_disk(

@@ -55,8 +55,21 @@ class Chain:
 
     def evaluations(self, rules: int, reported: int) -> int:
         """Largest number of policies that are measured; arguments as for `Static.evaluations`."""
-        each = min(self.label_budget, self.rounds * self.top_k)
-        return self.points * (1 + each) + rules + 2 * reported
+        return self.points * self._each.evaluations(0, 0) + rules + 2 * reported
+
+    @property
+    def _each(self) -> Static:
+        """The search at one ratio."""
+        return Static(
+            self.rounds,
+            self.top_k,
+            self.label_budget,
+            self.selection_windows,
+            self.trust_region,
+            self.spread_penalty,
+            proposals_only=False,
+            start=None,
+        )
 
     def search(
         self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch
@@ -72,16 +85,6 @@ class Chain:
             PPFError: a ratio is outside of the range, or no policy at a ratio has a finite loss.
         """
         check_ratios(problem.ratios, self.range)
-        rounds = Static(
-            self.rounds,
-            self.top_k,
-            self.label_budget,
-            self.selection_windows,
-            self.trust_region,
-            self.spread_penalty,
-            proposals_only=False,
-            start=None,
-        )
         found: list[Found] = []
         for ratio in self.ratios.flip(0).tolist():
             here, start = problem, None
@@ -89,7 +92,7 @@ class Chain:
                 here, start = replace(problem, rules={}), torch.tensor(found[-1].kept)
                 with clock("training the predictor"):
                     trained = problem.model.fit(labels)
-            latest = rounds.at(ratio, here, labels, trained, clock, start)
+            latest = self._each.at(ratio, here, labels, trained, clock, start)
             if not math.isfinite(latest.nll):
                 raise PPFError(f"no policy at ratio={ratio} has a finite loss: lower search.range.")
             known = latest.measured
