@@ -14,7 +14,7 @@ from ppf.report.style import FAINT, INK, PAPER, svg
 from ppf.report.tables import Table
 
 _LONG = 12  # rows above which a table is folded
-_WIDE = (5, 4)  # inches of a figure, and columns of a table, above which a section is wide
+_WIDE = (5, 3)  # inches of a figure, and columns of a table, above which a section is wide
 
 
 @dataclass(frozen=True)
