@@ -83,7 +83,7 @@ def test_n_stop_seed_and_logprobs_reach_the_chat(openai_client: OpenAI) -> None:
 def test_the_client_lists_the_model_and_completes_a_prompt(openai_client: OpenAI) -> None:
     (served,) = openai_client.models.list()
     completion = openai_client.completions.create(
-        model=served.id, prompt="Hello", max_tokens=3, logprobs=1
+        model=served.id, prompt="Hello", max_tokens=3, logprobs=1, temperature=0
     )
     assert completion.usage.completion_tokens == 3
     assert len(completion.choices[0].logprobs.tokens) == 3
