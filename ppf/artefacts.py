@@ -27,6 +27,7 @@ FORMATS = {
     "sensitivity": 1,
     "changes": 1,
     "rounding": 1,
+    "sequential": 1,
     "labels": 1,
     "bytes": 1,
     "tested": 4,
