@@ -132,6 +132,12 @@ def load(
     return LanguageModel(model, tokenizer, adapter, offloaded)
 
 
+def load_tokenizer(config: DictConfig, cache: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a `model=` config; arguments and errors as for `load`."""
+    source, revision = checkpoint_of(config, cache), revision_of(config)
+    return read_tokenizer(source, read_config(source, revision=revision), revision=revision)
+
+
 def _move_all_but(layers: nn.ModuleList, model: nn.Module, device: torch.device | str) -> None:
     """Moves a model to a device, except the parameters of its decoder layers."""
     stay = set(layers.parameters())

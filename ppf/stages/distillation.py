@@ -1,7 +1,4 @@
-"""Student and teacher of a recovery at one ratio: where they are from, and where the student goes.
-
-The student is the pruned model, the teacher is the dense one.
-"""
+"""The pruned model of a recovery at one ratio: where it is from, and where it goes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +9,9 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.artefacts import get_or_make, read_if_whole, signature
-from ppf.context import EarlyCheck
-from ppf.export import Pruned, read_description, read_pruned
+from ppf.export import Pruned, read_description
 from ppf.export.huggingface import HuggingFace
-from ppf.llm.loading import LanguageModel, dtype_name, load, resolve_dtype
+from ppf.llm.loading import resolve_dtype
 from ppf.policy_file import read_policy
 from ppf.progress import say
 from ppf.recovery.inputs import labelling_nll
@@ -23,14 +19,11 @@ from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import compensated
 
 
-def pruned_folder(
-    cfg: DictConfig, fabric: Fabric, record: dict[str, Any], check: EarlyCheck
-) -> Path:
+def pruned_folder(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     """The folder that prune writes for the policy of a record, in float32; made once.
 
     Args:
         cfg: of recover.
-        check: as for `prepare`.
     """
     refitted = cfg.sequential and {"windows": cfg.refit_windows}
     name = signature("pruned", record["signatures"]["labels"], record["kept"], refitted)
@@ -45,30 +38,12 @@ def pruned_folder(
         say(f"Reusing the pruned model in {folder}.")
         return folder
     in_float32 = OmegaConf.create({**cfg, "dtype": "float32"})
-    context, record = compensated(in_float32, fabric, record, check)
+    context, record = compensated(in_float32, fabric, record, HuggingFace())
 
     def make(draft: Path) -> None:
         HuggingFace().write(Pruned.of(context.model.pruner), draft, record)
 
     return get_or_make(folder, read=read, make=make, ranks=fabric)
-
-
-def load_student(folder: Path, fabric: Fabric) -> Pruned:
-    """The pruned model in a folder, in float32, in which its weights are trained."""
-    student = read_pruned(folder, torch.float32)
-    fabric.to_device(student.lm.model)
-    return student
-
-
-def load_teacher(config: DictConfig, dtype: torch.dtype, fabric: Fabric) -> LanguageModel:
-    """The dense model of a policy.
-
-    Args:
-        config: that the policy was found with.
-        dtype: number format of the computation.
-    """
-    model = DictConfig({**config.model, "dtype": dtype_name(dtype)})
-    return load(model, config.paths.cache, device=fabric.device)
 
 
 def write_recovered(
