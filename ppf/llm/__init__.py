@@ -11,7 +11,7 @@ from ppf.llm.loading import (
     check_window,
     dtype_name,
     load,
-    load_tokenizer,
+    load_description,
     resolve_dtype,
 )
 from ppf.llm.nll import summed_nll, window_nll
@@ -33,7 +33,7 @@ __all__ = [
     "dtype_name",
     "fast_attention",
     "load",
-    "load_tokenizer",
+    "load_description",
     "local_folder",
     "output_head",
     "resolve_dtype",

@@ -132,10 +132,13 @@ def load(
     return LanguageModel(model, tokenizer, adapter, offloaded)
 
 
-def load_tokenizer(config: DictConfig, cache: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a `model=` config; arguments and errors as for `load`."""
+def load_description(
+    config: DictConfig, cache: str
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """The model's own config and its tokenizer, without weights; arguments as for `load`."""
     source, revision = checkpoint_of(config, cache), revision_of(config)
-    return read_tokenizer(source, read_config(source, revision=revision), revision=revision)
+    found = read_config(source, revision=revision)
+    return found, read_tokenizer(source, found, revision=revision)
 
 
 def _move_all_but(layers: nn.ModuleList, model: nn.Module, device: torch.device | str) -> None:

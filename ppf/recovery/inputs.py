@@ -12,13 +12,13 @@ from jaxtyping import Int
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ppf.artefacts import signature
 from ppf.conf import plain
 from ppf.digests import digest, with_code
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
-from ppf.llm import LanguageModel
+from ppf.llm import LanguageModel, load_description
 from ppf.recovery.training import TrainingRun, Windows
 from ppf.text.identity import (
     documents_identity,
@@ -56,23 +56,24 @@ class RecoveryText:
         own, other = (documents_identity(given, "test") for given in (cfg, found_with))
         self._tested = [cfg] if own == other else [cfg, found_with]
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
-        """The windows of the parts training and validation.
+    def read(self, model: DictConfig) -> tuple[Windows, list[Int[Tensor, "_ window"]]]:
+        """What is trained on, and what is measured: validation, and test if `report_test` asks.
+
+        Args:
+            model: the section `model`, whose tokenizer matters.
 
         Raises:
             PPFError: the text is too short.
         """
         cfg = self.cfg
+        _, tokenizer = load_description(model, cfg.paths.cache)
         texts = [build_text(given.text, cfg.paths.cache) for given in self._tested]
         own, *others = [text.parts.get("test", []) for text in texts]
         foreign = list(chain.from_iterable(others))
         text = build_training_text(cfg.text, cfg.paths.cache, [*own, *foreign], foreign)
-        return Windows(*(text.tokens(part, tokenizer) for part in _PARTS))
-
-    def test(self, tokenizer: PreTrainedTokenizerBase) -> list[Int[Tensor, "windows window"]]:
-        """The windows of the test part; empty unless `report_test` asks for them."""
-        text = build_text(self.cfg.text, self.cfg.paths.cache)
-        return [text.tokens("test", tokenizer)] if self.cfg.report_test else []
+        windows = Windows(*(text.tokens(part, tokenizer) for part in _PARTS))
+        tested = [texts[0].tokens("test", tokenizer)] if cfg.report_test else []
+        return windows, [windows.validation, *tested]
 
     def identity(self) -> list[Any]:
         """What determines the windows of training and validation."""

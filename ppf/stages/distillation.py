@@ -1,4 +1,7 @@
-"""The pruned model of a recovery at one ratio: where it is from, and where it goes."""
+"""Student and teacher of a recovery at one ratio: where they are from, and where the student goes.
+
+The student is the pruned model, the teacher is the dense one.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppf.artefacts import get_or_make, read_if_whole, signature
 from ppf.export import Pruned, read_description
 from ppf.export.huggingface import HuggingFace
-from ppf.llm.loading import resolve_dtype
+from ppf.llm.loading import LanguageModel, dtype_name, load, resolve_dtype
 from ppf.policy_file import read_policy
 from ppf.progress import say
 from ppf.recovery.inputs import labelling_nll
@@ -44,6 +47,17 @@ def pruned_folder(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pa
         HuggingFace().write(Pruned.of(context.model.pruner), draft, record)
 
     return get_or_make(folder, read=read, make=make, ranks=fabric)
+
+
+def load_teacher(config: DictConfig, dtype: torch.dtype, fabric: Fabric) -> LanguageModel:
+    """The dense model of a policy.
+
+    Args:
+        config: that the policy was found with.
+        dtype: number format of the computation.
+    """
+    model = DictConfig({**config.model, "dtype": dtype_name(dtype)})
+    return load(model, config.paths.cache, device=fabric.device)
 
 
 def write_recovered(

@@ -23,10 +23,16 @@ from ppf.evaluation import (
     scored_pieces,
     weight_bytes,
 )
-from ppf.evaluation.perplexity import Piece
 from ppf.export import load_folder, read_description
 from ppf.labels.compensating import keep_better
-from ppf.llm import check_head, check_window, dtype_name, local_folder, resolve_dtype
+from ppf.llm import (
+    check_head,
+    check_window,
+    dtype_name,
+    load_description,
+    local_folder,
+    resolve_dtype,
+)
 from ppf.overrides import quoted
 from ppf.policy_file import policy_config, prepared, read_policy, refuse_recovered, types_of
 from ppf.progress import say
@@ -64,7 +70,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     text = _text(cfg, records)
     # Of policies that round weights, the ratio is a share of bytes. A table has one kind of ratio.
     rounded = bool(records) and all(record.get("types") for record in records.values())
-    results, windows = list[ModelResult](), list[list[Piece]]()
+    results, windows = list[ModelResult](), list[list[Any]]()
 
     def measure(name: str, model: Any, tokenizer: Any, size: int, *ratios: float | None) -> None:
         say(f"Measuring {name}.")
@@ -110,9 +116,10 @@ def _measure_policy(
 
     With `cfg.sequential`, both pruned models are re-estimated if that helps, as `prune` does.
     """
+    model = policy_config(record, cfg).model
+    _check_fit(cfg, text, *load_description(model, cfg.paths.cache))  # before the long work
     context = prepared(cfg, fabric, record)
     space, pruner, lm = context.model.space, context.model.pruner, context.model.lm
-    _check_fit(cfg, text, lm.model.config, lm.tokenizer)
     policies: dict[str, Mapping[str, Any]] = {"PPF": record}
     if cfg.baselines:
         dense = {"kept": space.units_by_name}

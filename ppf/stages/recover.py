@@ -23,7 +23,6 @@ from ppf.agents.ratio_agent import load_agent
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
 from ppf.export import check_out, read_pruned
-from ppf.llm import dtype_name, load, load_tokenizer
 from ppf.overrides import quoted
 from ppf.policy_file import (
     checked_config,
@@ -44,7 +43,7 @@ from ppf.report.origin import next_command
 from ppf.report.origin import origin as origin_of_run
 from ppf.report.recovery import publish_recovery
 from ppf.runtime.resident import origin, resident, save_adapters
-from ppf.stages.distillation import pruned_folder, write_recovered
+from ppf.stages.distillation import load_teacher, pruned_folder, write_recovered
 from ppf.stages.lineage import log_made, log_used
 
 _MODELS = ("dense", "pruned", "recovered")
@@ -155,10 +154,8 @@ class _Recovery(ABC):
         self.cfg, self.fabric, self.config = cfg, fabric, checked_config(record, cfg)
         self.dtype = instantiate(cfg.trainer).dtype
         self.text = RecoveryText(cfg, self.config)
-        tokenizer = load_tokenizer(self.config.model, cfg.paths.cache)
         # Too little text is refused here, before the long work.
-        self.windows = self.text.windows(tokenizer)
-        self.parts = [self.windows.validation, *self.text.test(tokenizer)]
+        self.windows, self.parts = self.text.read(self.config.model)
 
     @abstractmethod
     def measured(self) -> list[list[float]]:
@@ -190,8 +187,7 @@ class _OneRatio(_Recovery):
             record["exported"] = stored["exported"]
         self.student = read_pruned(self.start, torch.float32)
         fabric.to_device(self.student.lm.model)
-        model = DictConfig({**self.config.model, "dtype": dtype_name(self.dtype)})
-        self.teacher = load(model, cfg.paths.cache, device=fabric.device)
+        self.teacher = load_teacher(self.config, self.dtype, fabric)
         self.ratios, self.asked = [record["budget"]["saved"]], [record["ratio"]["asked"]]
         self.method = "uniform" if record["kept"] == record["uniform"]["kept"] else "PPF"
         self.dense = self._nlls(self.teacher.model)

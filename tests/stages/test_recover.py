@@ -246,30 +246,6 @@ def killed(cfg: DictConfig, artefacts: Path, seconds: float) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_weights(
-    config: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    tmp_path: Path,
-) -> None:
-    whole = config(f"paths.artefacts={tmp_path}/whole", f"out={tmp_path}/whole/model")
-    run(whole)
-    step = RecoveryModule.training_step
-
-    def too_large(self: RecoveryModule, windows: Any, batch: int) -> torch.Tensor:
-        if self.global_step == 5 and len(windows[0]) == 2:
-            raise torch.OutOfMemoryError
-        return step(self, windows, batch)
-
-    monkeypatch.setattr(RecoveryModule, "training_step", too_large)
-    cfg = config()
-    run(cfg)
-    assert "going on with 1 windows at a time" in capsys.readouterr().out
-    expected = weights(whole.out)
-    for name, weight in weights(cfg.out).items():
-        torch.testing.assert_close(weight, expected[name], atol=1e-4, rtol=1e-3)
-
-
 def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:
     out = tmp_path / "again"
     cfg = config(f"out={out}", "dtype=bfloat16", "loss=[kl,ce]", "loss.ce.weight=0.5")
