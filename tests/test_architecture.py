@@ -42,7 +42,7 @@ LINES = {
     "evaluation": 570,
     "export": 1610,
     "labels": 1000,
-    "llm": 1890,
+    "llm": 1899,
     "modules": 1910,
     "policy_search": 1260,
     "predictor": 2400,

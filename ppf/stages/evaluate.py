@@ -44,7 +44,7 @@ from ppf.text import Text, build_text, default_text
 from ppf.text.identity import warn_of_shared_documents
 
 ONE_PROCESS = True
-Measure = Callable[..., None]
+MeasureModel = Callable[..., None]
 """Measures a model: its name, model, tokenizer, size, and the ratios achieved and asked."""
 
 
@@ -110,7 +110,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 
 
 def _measure_policy(
-    cfg: DictConfig, fabric: Fabric, text: Text, record: Mapping[str, Any], measure: Measure
+    cfg: DictConfig, fabric: Fabric, text: Text, record: Mapping[str, Any], measure: MeasureModel
 ) -> None:
     """Measures the policy's model; with `cfg.baselines` also the dense and a uniformly pruned one.
 
@@ -143,7 +143,7 @@ def _measure_folders(
     text: Text,
     records: Mapping[Path, Mapping[str, Any]],
     rounded: bool,
-    measure: Measure,
+    measure: MeasureModel,
 ) -> None:
     """Measures the models of the folders `cfg.path`, one after another."""
     for given in folders(cfg):  # before the first one is measured
