@@ -175,10 +175,9 @@ def test_a_policy_is_pruned_once_and_then_recovered(
     assert "Reusing the pruned model" in capsys.readouterr().out
     assert not (Path(again.out) / "chat_template.jinja").exists()  # nor has the dense model one
     file = stored.with_name("model.safetensors")
-    for damage in (lambda: file.write_bytes(file.read_bytes()[:1000]), file.unlink):
-        damage()
-        assert run(config(*given, "recovery.tokens=32"))["pruned"] == found["pruned"]
-        assert "Reusing" not in capsys.readouterr().out
+    file.write_bytes(file.read_bytes()[:1000])
+    assert run(config(*given, "recovery.tokens=32"))["pruned"] == found["pruned"]
+    assert "Reusing" not in capsys.readouterr().out
 
 
 def test_too_little_training_text_is_refused_before_the_model_is_pruned(
@@ -211,16 +210,16 @@ def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
-def test_five_sigkills_at_random_moments_do_not_change_the_weights(
+def test_three_sigkills_at_random_moments_do_not_change_the_weights(
     config: Any, tmp_path: Path
 ) -> None:
-    given = ("recovery.tokens=5120", "recovery.validate_every=1")
+    given = ("recovery.tokens=2560", "recovery.validate_every=1")
     whole = config(*given, f"paths.artefacts={tmp_path}/whole", f"out={tmp_path}/whole/model")
     cfg = config(*given, f"paths.artefacts={tmp_path}/broken")
     moments = random.Random(0)
     with cpu_threads(1):  # a forked process cannot use the threads of its parent
         run(whole)
-        for _ in range(5):
+        for _ in range(3):
             killed(cfg, tmp_path / "broken", moments.uniform(0, 0.1))
         run(cfg)
     expected = weights(whole.out)
