@@ -40,7 +40,7 @@ LINES = {
     "cli": 800,
     "conf": 170,
     "evaluation": 570,
-    "export": 1470,
+    "export": 1450,
     "labels": 1000,
     "llm": 1899,
     "modules": 1910,
@@ -50,10 +50,10 @@ LINES = {
     "records": 640,
     "recovery": 1240,
     "report": 1630,
-    "runtime": 720,
+    "runtime": 700,
     "server": 1060,
     "space": 520,
-    "stages": 1880,
+    "stages": 1870,
     "text": 750,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
