@@ -22,12 +22,13 @@ def compose(config_name: str, overrides: list[str] | None = None, **named: Any) 
     """As `hydra.compose`."""
     given, loader = list(overrides or ()), GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create().parse_overrides(given)
-    values = [x for x in parsed if _is_value(x, loader.repository)]
-    if named or any(x.is_hydra_override() or x.is_sweep_override() for x in parsed):
+    searched = [part.path for part in loader.get_search_path().get_path()]
+    unusual = any(x.is_hydra_override() or x.is_sweep_override() for x in parsed)
+    if named or unusual or "pkg://ppf.conf" not in searched:
         return _whole(config_name, given, **named)
+    values = [x for x in parsed if _is_value(x, loader.repository)]
     options = tuple(x.input_line for x in parsed if x not in values)
-    # A folder's own config files count.
-    place = os.getcwd(), *(part.path for part in loader.get_search_path().get_path())
+    place = os.getcwd(), *searched  # a folder's own config files count
     cfg = copy.deepcopy(_composed(place, config_name, options))
     try:
         for value in values:

@@ -233,7 +233,6 @@ def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -
 def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) -> None:
     vocabulary = {"<unk>": 0, "<0x41>": 1, "a": 2, "▁": 3}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.add_tokens([AddedToken("▁▁", normalized=False, special=False)])
     pruner.lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))

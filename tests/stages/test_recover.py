@@ -107,15 +107,6 @@ def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     assert torch.equal(model(ids).logits, read_folder(folder)(ids).logits)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("tune", ["full", "lora"])
-def test_a_gpu_trains_and_measures(config: Any, tune: str) -> None:
-    cfg = config(f"tune={tune}", "fabric.accelerator=gpu", "trainer.precision=bf16-mixed")
-    recover.main(cfg, Fabric(accelerator="gpu", devices=1))
-    (row,) = json.loads(Path(cfg.paths.run, "summary.json").read_text())["results"]
-    assert row["recovered"] != row["pruned"]
-
-
 def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path) -> None:
     cfg = config("tune=norms_and_biases", "recovery.tokens=256")
     run(cfg)
@@ -276,14 +267,6 @@ def test_the_test_part_is_measured_on_request(
     (row,) = outcome.figures
     assert (row["ratio"], row["part"]) == (0.3, "test")  # a sweep compares jobs by what they ask
     assert row["nll_recovered"] == score["recovered"]
-
-
-def test_test_documents_that_the_search_has_read_are_told(
-    config: Any, capsys: pytest.CaptureFixture
-) -> None:
-    given = ("text.windows.test=4", "text.seed=5", "text.training.windows.validation=2")
-    run(config("report_test=true", "recovery.tokens=32", *given))
-    assert "found with documents that are now in the test part" in capsys.readouterr().out
 
 
 def test_what_would_be_lost_or_falsified_is_refused(tmp_path: Path) -> None:
