@@ -17,7 +17,7 @@ MORE = ("text.window=64", "text.windows={calibration:4,labelling:16,test:2}")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_articles")
+@pytest.mark.usefixtures("short_text")
 @pytest.mark.parametrize(
     ("name", "given", "figure"),
     [

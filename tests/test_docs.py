@@ -66,7 +66,7 @@ def write_files(page: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_articles")
+@pytest.mark.usefixtures("short_text")
 def test_the_python_page_runs(
     cache: str,
     tmp_path: Path,
@@ -74,6 +74,7 @@ def test_the_python_page_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     blocks = PYTHON.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
     names: dict[str, Any] = {}
     with warnings.catch_warnings(action="ignore"):
@@ -98,9 +99,8 @@ def test_the_command_of_a_page_runs(
     monkeypatch.syspath_prepend(str(tmp_path))  # what PYTHONPATH=FOLDER does
     monkeypatch.chdir(tmp_path)
     paths = [f"paths.outputs={tmp_path}/outputs", f"paths.artefacts={cache}/artefacts"]
-    # The agent's page runs on the default text, and with a learned predictor.
     small = [f"text.path={write_articles(tmp_path)}", "text.windows.calibration=8"]
-    more = HASTY if page == "agent" else small
+    more = [*small, *(HASTY if page == "agent" else ())]  # the agent's with a learned predictor
     given = [*shlex.split(arguments.replace("FOLDER", ".")), *paths, *QUICK, *more]
     code, said = exit_code(script, given), capsys.readouterr()
     assert code == 0, said.out + said.err

@@ -13,7 +13,7 @@ from ppf.artefacts import write_json
 from ppf.conf import plain
 from ppf.context import PruningContext, prepare
 from ppf.digests import with_code
-from ppf.policy_file import provenance
+from ppf.policy_file import provenance, read_policy
 from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel
 from ppf.progress import Stopwatch
 from ppf.records.run import Outcome
@@ -27,8 +27,10 @@ from ppf.stages.tested import add_test
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises PPFError if a search with budget=bytes would count units."""
+    """Raises PPFError if budget=bytes would count units, or `search.start` cannot be read."""
     check_bytes(cfg)
+    if start := cfg.search.get("start"):
+        read_policy(start, cfg.trust_targets)
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
@@ -96,4 +98,5 @@ def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Trai
         ratios,
         RealModel.of(labelling, windows, fit),
         AgentRuns(fabric, cfg.seed, context.artefacts.folder / "training", [*identity, ratios]),
+        cfg.trust_targets,
     )
