@@ -230,7 +230,7 @@ def rank(cfg: DictConfig) -> None:
     context.labelling.labeller.score(context.model.space.dense.tolist())
     fabric.barrier()
     begin = time.perf_counter()
-    labels = collect(context.labelling, context.sites, cfg)
+    labels = collect(cfg, context)
     fabric.barrier()
     seconds = time.perf_counter() - begin
     if fabric.is_global_zero:

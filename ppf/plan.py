@@ -243,25 +243,19 @@ def show(cfg: DictConfig) -> None:
 
 
 def _fault(needs: Sequence[Need], free: tuple[float, float]) -> str | None:
-    """What is too small, and which override helps; None: the machine suffices.
+    """What does not fit, and which overrides help; None: the machine suffices.
 
     Args:
         free: see `_free`.
     """
-    memory, disk = free
-    if (written := sum(need.disk for need in needs)) > disk:
-        return (
-            f"It does not fit: it needs {written:.1f} GiB of disk, but {disk:.1f} GiB are free:"
-            " give another disk's folder with paths.artefacts=FOLDER."
-        )
-    worst = max(needs, key=lambda need: need.memory)
-    if worst.memory > memory:
-        return (
-            f"It does not fit: {worst.stage} needs {worst.memory:.1f} GiB of memory, but"
-            f" {memory:.1f} GiB are free: give model.dtype=bfloat16, bank.max_gib=0.0, fewer"
-            " text.windows, or model.offload=disk, or use a larger machine."
-        )
-    return None
+    wanted = max(need.memory for need in needs), sum(need.disk for need in needs)
+    if all(need <= there for need, there in zip(wanted, free, strict=True)):
+        return None
+    return (
+        "It does not fit: it needs {:.1f} GiB of memory and {:.1f} GiB of disk, but {:.1f} and"
+        " {:.1f} GiB are free: give model.dtype=bfloat16, bank.max_gib=0.0, fewer text.windows,"
+        " model.offload=disk, or another disk's folder with paths.artefacts=FOLDER."
+    ).format(*wanted, *free)
 
 
 def _free(cfg: DictConfig, device: torch.device) -> tuple[float, float]:

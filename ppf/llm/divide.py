@@ -15,11 +15,6 @@ from ppf.errors import PPFError
 def check_division(config: DictConfig, device: torch.device, processes: int = 1) -> None:
     """Checks that the layers of a `model=` config may be divided, if it asks for that.
 
-    Args:
-        config: may have `device_map` and `offload`.
-        device: of this process.
-        processes: of this run.
-
     Raises:
         PPFError: the layers are offloaded too, the process computes on the CPU, or several
             processes would divide the model over the same GPUs.

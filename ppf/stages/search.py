@@ -44,27 +44,17 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         context = in_bytes(prepare(cfg, fabric), cfg)
     if cfg.report_test:  # a part that is too short is refused before the search
         context.text.tokens("test", context.model.lm.tokenizer)
-    labelling, sites = context.labelling, context.sites
     with clock("labelling"):
-        labels = collect(labelling, sites, cfg, may_label=may_make)
+        labels = collect(cfg, context, may_label=may_make)
     changes = None
     if cfg.mode != "dynamic" and context.model.space.budget != "bytes":
         changes = clock("gradients of the best policies")(context.calibration.changes)
-    fit = partial(
-        fitted,
-        labelling,
-        sites,
-        changes,
-        cfg.predictor,
-        cfg.trainer,
-        cfg.seed,
-        fabric.loggers,
-    )
+    fit = partial(fitted, cfg, fabric, context, changes)
     with clock("training the predictor"):
         trained = fit(labels, may_train=may_make)
     problem = _problem(cfg, fabric, context, fit)
     found = instantiate(cfg.search).search(problem, labels, trained, clock)
-    labelling.add_other_ranks()
+    context.labelling.add_other_ranks()
     if isinstance(found, FoundAgent):
         summary = agent_summary(cfg, context, found, clock.seconds)
         write: partial[Any] = partial(replace(found.agent, record=provenance(context)).save, folder)

@@ -38,23 +38,21 @@ def documents() -> list[str]:
     return [f"Document {i} says that " + " ".join(str(j * i) for j in range(60)) for i in range(40)]
 
 
-@pytest.fixture(params=["txt", "jsonl", "parquet"])
-def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    file = tmp_path / f"text.{request.param}"
-    if request.param == "txt":
-        file.write_text("\n\n".join(documents()))
-    elif request.param == "jsonl":
-        file.write_text("\n".join(json.dumps({"text": d}) for d in documents()))
-    else:
-        Dataset.from_dict({"text": documents()}).to_parquet(file)
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "text.jsonl"
+    file.write_text("\n".join(json.dumps({"text": d}) for d in documents()))
     return file
 
 
 def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
-    parts = text(path=str(path)).parts
-    dealt = [document for part in PARTS for document in parts[part]]
-    assert sorted(dealt) == sorted(documents())
-    assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
+    path.with_suffix(".txt").write_text("\n\n".join(documents()))
+    Dataset.from_dict({"text": documents()}).to_parquet(path.with_suffix(".parquet"))
+    for file in (path, path.with_suffix(".txt"), path.with_suffix(".parquet")):
+        parts = text(path=str(file)).parts
+        dealt = [document for part in PARTS for document in parts[part]]
+        assert sorted(dealt) == sorted(documents())
+        assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
 
 
 def test_equal_documents_are_read_once(path: Path, tmp_path: Path) -> None:
@@ -200,29 +198,6 @@ def test_raw_wikitext_has_the_published_windows(raw: Path, make, split: str, par
     every = {"windows": {name: None for name in PARTS}, "window": length}
     read = text("wikitext2_raw", source={"path": str(raw), "name": None}, **every)
     assert torch.equal(read.tokens(part, tokenizer), torch.cat(expected))
-
-
-def test_c4_files_are_read_from_a_local_copy(tmp_path: Path) -> None:
-    for split in ("train", "validation"):
-        rows = "\n".join(json.dumps({"text": f"{split} {i}"}) for i in range(20))
-        (tmp_path / f"{split}.json").write_text(rows)
-    files = {"train": "train.json", "validation": "validation.json"}
-    parts = text("c4", source={"path": str(tmp_path), "data_files": files}).parts
-    assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
-    assert all(d.startswith("validation") for d in parts["test"])
-
-
-def test_a_column_without_text_is_refused(tmp_path: Path) -> None:
-    Dataset.from_dict({"text": [1, 2]}).to_parquet(tmp_path / "train-0.parquet")
-    source = {"path": str(tmp_path), "name": None}
-    with pytest.raises(PPFError, match=r"contains int, not text.*another text\.source\.column"):
-        _ = text("wikitext2_raw", source=source, splits={"train": {"calibration": 1}}).parts
-
-
-@pytest.mark.parametrize("file", ["reference::http://host/a.json", "memory://a.json"])
-def test_other_file_systems_are_refused(file: str) -> None:
-    with pytest.raises(PPFError, match="Protocol not known"):
-        _ = text("c4", source={"path": "json", "data_files": {"train": [file]}}).parts
 
 
 def test_a_data_set_names_no_file_system_that_runs_code(
