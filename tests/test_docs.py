@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hydra import compose, initialize_config_module
-from transformers import OlmoConfig, OlmoForCausalLM
+from transformers import OlmoConfig
 
 import ppf
 from ppf.llm import families
@@ -107,36 +106,6 @@ def test_the_command_of_a_page_runs(
     assert "policy.json" in said.out
 
 
-def test_the_familys_adapter_couples_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_files("family", tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    from olmo import OlmoAdapter
-
-    config = OlmoConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-    )
-    model, adapter = OlmoForCausalLM(config), OlmoAdapter()
-    ids, before = torch.arange(16)[None], None
-    for coupling in adapter.couplings(model):
-        before = model(ids).logits
-        # Reordering a coupling's atoms in all its projections changes nothing.
-        order = torch.arange(coupling.atoms).flip(0)
-        for producer in coupling.producers:
-            producer.linear.weight.data = reordered(producer.linear.weight, order, producer.rows, 0)
-        weight = coupling.consumer.weight
-        coupling.consumer.weight.data = reordered(weight, order, coupling.columns, 1)
-        torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-5)
-    assert before is not None and adapter.final_norm(model) is model.model.norm
-
-
 def test_the_familys_config_passes_the_tests_of_adapters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,9 +120,3 @@ def test_the_familys_config_passes_the_tests_of_adapters(
     test_adapters.test_masked_and_live_pruned_logits_agree(config)
     test_adapters.test_live_pruned_and_exported_logits_agree(config, "random", tmp_path / "out")
     test_adapters.test_widths_of_dense_blocks_equal_the_config(config)
-
-
-def reordered(weight: torch.Tensor, order: torch.Tensor, size: int, dim: int) -> torch.Tensor:
-    """Moves runs of `size` rows or columns to another order."""
-    index = (order[:, None] * size + torch.arange(size)).flatten()
-    return weight.detach().index_select(dim, index)

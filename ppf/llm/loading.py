@@ -18,7 +18,7 @@ from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.llm.divide import check_division, divide, over_gpus
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded, Place
-from ppf.llm.sources import checkpoint_of, revision_of
+from ppf.llm.sources import checkpoint_of
 from ppf.space import Site
 
 
@@ -103,7 +103,7 @@ def load(
     dtype, device = resolve_dtype(config.dtype, device), torch.device(device)
     check_division(config, device)
     source = checkpoint_of(config, cache)
-    revision = revision_of(config)
+    revision = None if config.path else config.source.get("revision")
     model_config = read_config(source, revision=revision)
     adapter = adapter_for(model_config)
     if window:

@@ -110,11 +110,6 @@ def check_source(config: DictConfig) -> None:
             wheel_folder(**source)
 
 
-def revision_of(config: DictConfig) -> str | None:
-    """The revision of the hub repository that a `model=` config names; None: it names none."""
-    return None if config.path or not config.source else config.source.get("revision")
-
-
 def pinned(source: dict[str, Any]) -> dict[str, Any]:
     """A model's source; of a repository, with the commit that is in the hub's local cache."""
     if source.get("_target_") != _HUB:
