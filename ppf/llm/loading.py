@@ -68,11 +68,6 @@ class LanguageModel:
         return self.model.dtype
 
 
-def model_name(config: DictConfig) -> str:
-    """The name of a `model=` config; that of the folder if it has a `path`."""
-    return Path(config.path).absolute().name if config.path else str(config.name)
-
-
 def place_of_layers(config: DictConfig, device: torch.device) -> Place | None:
     """Where the layers' weights lie until they are used; None: on the device that uses them."""
     place = config.get("offload")
