@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
-from ppf.llm.divide import check_division, divide, over_gpus
+from ppf.llm.divide import check_division, divide
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded, Place
 from ppf.llm.sources import checkpoint_of
@@ -110,7 +110,8 @@ def load(
     model = read.eval().requires_grad_(False)
     layers = adapter.layers(model)
     if config.get("device_map"):
-        devices = over_gpus(model, layers, device)
+        gpus, count = torch.cuda.device_count(), len(layers)
+        devices = [torch.device("cuda", number * gpus // count) for number in range(count)]
         divide(layers, devices)
         _move_all_but(layers, model, device)
         return LanguageModel(model, tokenizer, adapter, devices=devices)

@@ -220,30 +220,16 @@ def test_weights_that_need_other_programs_are_refused(folder: Path) -> None:
     assert "has quantised weights, which PPF does not read" in refusal(folder)
 
 
-def test_a_tokenizer_of_a_larger_vocabulary_is_refused(folder: Path) -> None:
-    tokenizer = random_model(CHECKPOINTS[FORM]).tokenizer
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma 3's
-    tokenizer.save_pretrained(folder)
-    loaded(folder)
-    tokenizer.add_tokens(["word"])
-    tokenizer.save_pretrained(folder)
-    assert "makes ids up to 258, but the model embeds 257 tokens" in refusal(folder)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_truncated_weight_file_is_named(folder: Path, share: float) -> None:
+def test_a_truncated_weight_file_is_named(folder: Path) -> None:
     file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    file.write_bytes(file.read_bytes()[:-9])
     assert f"cannot load '{file}'" in refusal(folder)
 
 
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert (
-        "has no safetensors: convert its weights with transformers' `save_pretrained`"
-        in refusal(folder)
-    )
+    assert "no file named model.safetensors" in refusal(folder)
 
 
 @pytest.fixture
