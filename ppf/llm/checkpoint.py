@@ -174,18 +174,11 @@ def read_model(
         )
         if fault := weights_fault(model, found, dtype):
             raise ValueError(f"it {fault}")
-    correct_ties(model)
-    return model
-
-
-def correct_ties(model: PreTrainedModel) -> None:
-    """Lets the config say whether the head shares the embeddings' weight.
-
-    transformers leaves both apart if the checkpoint stores both, whatever its config says. Programs
-    that tie the weights by the config would then replace the head.
-    """
+    # transformers leaves head and embeddings apart if the checkpoint stores both, whatever its
+    # config says. Programs that tie the weights by the config would then replace the head.
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     model.config.tie_word_embeddings = head.weight is embedding.weight
+    return model
 
 
 def check_files(source: str, override: str = "model.path") -> None:

@@ -74,7 +74,7 @@ def test_nowhere_in_the_config_of_an_exported_folder(
         for gadget in (armed[0]["sympify"], armed[0]["transformers"]):
             file.write_text(json.dumps(spoilt(good, place, gadget)))
             with suppress(PPFError):
-                load_folder(tmp_path, torch.float32, trust_remote_code=False)
+                load_folder(tmp_path, torch.float32)
             assert not marker.exists()
 
 
