@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from fsspec.implementations.reference import ReferenceFileSystem
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ppf.conf import read_option
 from ppf.errors import PPFError
@@ -99,35 +99,25 @@ def test_training_and_validation_share_no_document_with_test_or_each_other(path:
     assert sorted(d for documents in parts.values() for d in documents) == sorted(documents())
 
 
-def training_parts(path: Path, more: Path, column: str = "text") -> dict[str, list[str]]:
-    config = OmegaConf.merge(
-        read_option("text", "c4"),
-        {"path": str(path), "training": {"more": {"path": str(more), "column": column}}},
-    )
-    tested = build_text(config, "unused").parts["test"]
-    return build_training_text(config, "unused", tested).parts
-
-
 def test_more_documents_are_added_to_the_training_part(path: Path, tmp_path: Path) -> None:
-    config = OmegaConf.merge(read_option("text", "c4"), {"path": str(path)})
+    more = tmp_path / "more.jsonl"
+    given = {"path": str(path), "training": {"more": {"path": str(more), "column": "words"}}}
+    config = OmegaConf.merge(read_option("text", "c4"), given)
     without = build_text(training_text(config), "unused").parts
     new = [f"Another text, number {i}, of fewer than thirteen words." for i in range(3)]
     rows = [*new, new[0], without["test"][0], without["validation"][0]]
-    more = tmp_path / "more.jsonl"
     more.write_text("\n".join(json.dumps({"words": row}) for row in rows))
-    assert training_parts(path, more, "words") == without | {"training": without["training"] + new}
+    found = build_training_text(config, "unused", without["test"]).parts
+    assert found == without | {"training": without["training"] + new}
 
 
 def test_documents_that_overlap_with_another_texts_test_part_are_left_out(path: Path) -> None:
     config = OmegaConf.merge(read_option("text", "c4"), {"path": str(path)})
     without = build_text(training_text(config), "unused").parts
-    longer = f"{without['training'][0]} And more."
-    assert training_documents(config, [longer]) == without["training"]
-    assert training_documents(config, [longer], [longer]) == without["training"][1:]
-
-
-def training_documents(config: DictConfig, *tested: list[str]) -> list[str]:
-    return build_training_text(config, "unused", *tested).parts["training"]
+    longer = [f"{without['training'][0]} And more."]
+    for foreign, left_out in (((), 0), (longer, 1)):
+        found = build_training_text(config, "unused", longer, foreign).parts
+        assert found["training"] == without["training"][left_out:]
 
 
 def test_documents_that_share_13_words_in_a_row_are_left_out() -> None:
