@@ -14,6 +14,7 @@ from ppf.conf import read_option
 from ppf.context import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.labels.labelling import Labelling
+from ppf.llm.shapes import skeleton
 from ppf.policy_file import described, refuse_types
 from ppf.pruning.options import check_blocks
 from ppf.space import uniform
@@ -119,10 +120,11 @@ def test_a_ratio_that_rounding_alone_cannot_reach_is_refused(
 def test_rows_that_do_not_divide_into_blocks_are_refused(
     prepared: tuple[DictConfig, PruningContext],
 ) -> None:
-    _, units = prepared
-    prunables = units.model.lm.adapter.prunables(units.model.lm.model)
+    cfg, units = prepared
+    model, adapter = skeleton(cfg.model)
+    width = instantiate(read_option("space", "width"), adapter.prunables(model))
     with pytest.raises(PPFError, match="row length of 0.attention"):
-        check_blocks(units.model.lm, instantiate(read_option("space", "width"), prunables))
+        check_blocks(units.model.lm, width)
 
 
 def test_a_family_whose_block_is_its_consumer_is_refused() -> None:
