@@ -71,7 +71,7 @@ def test_offloaded_layers_take_no_memory_and_a_bank_that_fits_no_disk() -> None:
     large = planned("model=llama2_7b", "bank.max_gib=14.0")
     assert small[BANK].disk == pytest.approx(large[BANK].disk) == pytest.approx(11.9, abs=0.5)
     assert large["gradients"].memory - small["gradients"].memory == pytest.approx(small[BANK].disk)
-    assert planned("model=llama2_7b", "compensation=none")[BANK].disk == 0
+    assert BANK not in planned("model=llama2_7b", "compensation=none")
     two = planned("model=llama2_7b", processes=2)
     for stage in ("observing the dense model", BANK, "48 labels"):
         assert two[stage].memory == pytest.approx(2 * small[stage].memory)
