@@ -58,7 +58,7 @@ def test_every_named_model_is_planned_without_its_weights() -> None:
 def test_a_model_of_an_unknown_structure_is_not_planned(tmp_path: Path) -> None:
     LlamaConfig(hidden_size=64, num_hidden_layers=1).save_pretrained(tmp_path)
     other = config("model=llama3_8b", f"model.source.repository={tmp_path}")
-    assert skeleton(other.model).model.config.hidden_size == 64
+    assert skeleton(other.model)[0].config.hidden_size == 64
     T5Config().save_pretrained(tmp_path)
     with pytest.raises(PPFError, match="model family 't5' is not supported"):
         Plan(config(f"model.path={tmp_path}"), CPU)
