@@ -68,8 +68,7 @@ class SweepReport(Callback):
         from ppf.errors import PPFError, reason
         from ppf.progress import say
         from ppf.records.run import BEGUN_BY, RUN
-        from ppf.report.sweep import begun_by, finished_jobs
-        from ppf.report.sweep_page import write_sweep
+        from ppf.report.sweep import begun_by, finished_jobs, write_sweep
 
         folder = Path(config.hydra.sweep.dir)
         jobs = [mark.parent.parent for mark in sorted(folder.rglob(BEGUN_BY))]

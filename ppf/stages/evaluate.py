@@ -1,7 +1,6 @@
 """evaluate: test perplexity, size, speed and tasks, of a policy or of folders."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
-from ppf.evaluation import (
-    Evaluation,
-    ModelResult,
-    Tasks,
-    parameters,
-    pieces_loss,
-    scored_pieces,
-    weight_bytes,
-)
+from ppf.evaluation import Tasks, parameters, pieces_loss, scored_pieces, weight_bytes
 from ppf.export import load_folder, read_description
 from ppf.labels.compensating import keep_better
 from ppf.llm import (
@@ -72,26 +63,26 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         models = _of_policy(cfg, fabric, text, *records.values())
     else:
         models = _of_folders(cfg, fabric, text, records, rounded)
-    results, windows = list[ModelResult](), []
+    results, windows = list[dict[str, Any]](), []
     for found in models:
         say(f"Measuring {found.name}.")
         timed = instantiate(cfg.speed).run(found.model) if cfg.latency else []
         pieces = scored_pieces(text, found.tokenizer, cfg.window, cfg.stride)
-        loss = pieces_loss(found.model, pieces, batch=cfg.batch)
+        nll, std_error = pieces_loss(found.model, pieces, batch=cfg.batch)
         windows.append(pieces)
         results.append(
-            ModelResult(
-                found.name,
-                found.ratio,
-                loss.nll,
-                loss.perplexity,
-                parameters(found.model),
-                found.size,
-                timed,
-                tasks.scores(found.model, found.tokenizer) if tasks else {},
-                loss.std_error if isfinite(loss.std_error) else None,
-                found.asked,
-            )
+            {
+                "name": found.name,
+                "ratio": found.ratio,
+                "nll": nll,  # per token
+                "perplexity": float(torch.tensor(nll, dtype=torch.double).exp()),
+                "parameters": parameters(found.model),
+                "bytes": found.size,
+                "speed": timed,
+                "tasks": tasks.scores(found.model, found.tokenizer) if tasks else {},
+                "std_error": std_error if isfinite(std_error) else None,  # of `nll`, over windows
+                "asked": found.asked,
+            }
         )
         del found  # before the next one is loaded
     first, *others = ([piece.windows.tolist() for piece in pieces] for pieces in windows)
@@ -99,25 +90,41 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         say("The folders have different tokenizers: their losses per token cannot be compared.")
     pieces = windows[-1]
     count, window = sum(len(x.windows) for x in pieces), pieces[0].windows.shape[1]
-    evaluation = Evaluation(text.name, count, window, cfg.stride or window, results, rounded)
+    evaluation = {
+        "text": text.name,
+        "windows": count,
+        "window": window,
+        "stride": cfg.stride or window,
+        "results": results,
+        "rounded": rounded,
+    }
     path = Path(cfg.paths.run) / "evaluation.json"
-    write_json(path, asdict(evaluation) | _origin(cfg, fabric, rounded))
+    write_json(path, evaluation | _origin(cfg, fabric, rounded))
     log_used(cfg, fabric.loggers)
     publish_evaluation(path.parent, fabric.loggers)
     rows = [
         {
-            "ratio": r.ratio if r.asked is None else r.asked,  # a sweep compares models by it
-            "test_ppl": r.perplexity,
-            "parameters": r.parameters,
-            "model": r.name,
+            # A sweep compares models by the ratio that was asked for.
+            "ratio": row["ratio"] if row["asked"] is None else row["asked"],
+            "test_ppl": row["perplexity"],
+            "parameters": row["parameters"],
+            "model": row["name"],
         }
-        for r in results
+        for row in results
     ]
-    return Outcome(results[-1].nll, rows)
+    return Outcome(results[-1]["nll"], rows)
 
 
 class Measured(NamedTuple):
-    """A loaded model that is to be measured; ratios and size as in `ModelResult`."""
+    """A loaded model that is to be measured.
+
+    Args:
+        ratio: share of the prunable parameters that is removed, or of their bytes that a GGUF file
+            saves if the policy rounds weights; None: unknown.
+        asked: ratio that the policy was found for; None: the model is dense, or no policy is known.
+        size: bytes of the weights: on disk for a folder, in memory for a policy; if the policy
+            rounds weights, in a file in which all other weights have 16 bits.
+    """
 
     name: str
     model: PreTrainedModel

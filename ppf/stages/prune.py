@@ -7,7 +7,6 @@ in another format.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +190,11 @@ def _measured(cfg: DictConfig, context: PruningContext, *, sequential: bool) -> 
     # Before the re-estimation, which another policy would undo.
     test = instantiate(cfg.speed) if cfg.get("latency") else None
     if test:
-        speed["pruned"] = [asdict(found) for found in test.run(lm.model)]
+        speed["pruned"] = test.run(lm.model)
     with model.at(model.space.dense.tolist()):
         dense = labelling.present_nll()
         if test:
-            speed["dense"] = [asdict(found) for found in test.run(lm.model)]
+            speed["dense"] = test.run(lm.model)
     choice = None
     if sequential:
         choice = keep_better(labelling, context.calibration, cfg.refit_windows)

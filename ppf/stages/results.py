@@ -11,13 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ppf.commands import python_command
-from ppf.conf import read_option
 from ppf.context import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.overrides import quoted
 from ppf.policy_file import described, policy_record
 from ppf.policy_search import Found, FoundAgent
-from ppf.policy_search.pareto import front
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Trained, needs_labels
 from ppf.predictor.scores import HeldOut, with_intervals
@@ -85,7 +83,6 @@ def static_summary(
             for place in measured.measured.nan_to_num(torch.inf).argsort().tolist()
         ],
         "proposals": _proposals(labels, found, shares.tolist()),
-        "pareto": _pareto(context, every),
         "history": found.history,
         "labels": _pairs(saved(context, cfg.budget, every.kept).tolist(), every),
         "next_commands": _after_policy(cfg, rounded="types" in described(context, found.kept)),
@@ -104,7 +101,6 @@ def agent_summary(
         "results": [_dense(context, labels), *_curve(context, found)],
         "candidates": [],
         "proposals": {},
-        "pareto": None,
         "history": found.history,
         "labels": _pairs(found.agent.space.saved(labels.kept).tolist(), labels),
         "next_commands": _after_agent(cfg),
@@ -267,20 +263,6 @@ def _proposals(labels: Labels, found: Found, shares: Sequence[float]) -> dict[st
         return {}
     rows = HeldOut(mean, std, nll, torch.tensor(shares)[known], torch.arange(len(known)))
     return with_intervals(rows, float(labels.nll[0]), ())
-
-
-def _pareto(context: PruningContext, every: Labels) -> dict[str, Any]:
-    """All policies that were labelled or measured, and the Pareto front of loss and two costs."""
-    budgets = [read_option("budget", name) for name in ("params", "kv")]
-    share = torch.stack([saved(context, budget, every.kept) for budget in budgets], 1)
-    nll = every.nll.double().nan_to_num(torch.inf, torch.inf)
-    chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()
-    return {
-        "costs": [str(budget.name) for budget in budgets],
-        "saved": share.tolist(),
-        "nll": nll.tolist(),
-        "front": chosen.tolist(),
-    }
 
 
 def _after_policy(cfg: DictConfig, *, rounded: bool) -> dict[str, str]:

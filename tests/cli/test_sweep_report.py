@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ppf.cli.sweep import SweepReport
 from ppf.records.run import BEGUN_BY
-from ppf.report.sweep_page import write_sweep
+from ppf.report.sweep import write_sweep
 from tests.cli.conftest import Run
 from tests.report.test_sweep import job
 
