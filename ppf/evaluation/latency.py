@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, StoppingCriteria
 
 from ppf.evaluation.memory import peak_bytes
 from ppf.llm.loading import check_window
@@ -80,17 +79,36 @@ def prefill_seconds(model: PreTrainedModel, ids: Int[Tensor, "batch prompt"]) ->
     return _now(model) - start
 
 
-@torch.inference_mode()
 def decode_seconds(
     model: PreTrainedModel, ids: Int[Tensor, "batch prompt"], new_tokens: int
 ) -> float:
-    """Median seconds from one generated token to the next, with a KV cache; greedy."""
-    found, times = model(ids, use_cache=True, logits_to_keep=1), [_now(model)]
-    for _ in range(new_tokens):
-        last = found.logits.argmax(-1)
-        found = model(last, past_key_values=found.past_key_values, use_cache=True)
-        times.append(_now(model))
-    return median(then - now for now, then in pairwise(times))
+    """Median seconds from one generated token to the next, with a KV cache."""
+    clock = _Clock(model)
+    options: dict[str, Any] = {
+        "attention_mask": torch.ones_like(ids),
+        "pad_token_id": 0,
+        "do_sample": False,
+        "use_cache": True,  # this and what follows may differ in the model's generation_config.json
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "prompt_lookup_num_tokens": None,
+        "stop_strings": None,
+        "min_new_tokens": new_tokens + 1,
+        "max_new_tokens": new_tokens + 1,
+    }
+    model.generate(ids, stopping_criteria=[clock], **options)  # type: ignore[operator]
+    return median(then - now for now, then in zip(clock.times[:-1], clock.times[1:], strict=True))
+
+
+class _Clock(StoppingCriteria):
+    """Records the time of each generated token; never stops the generation."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.times = model, list[float]()
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        self.times.append(_now(self.model))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _now(model: PreTrainedModel) -> float:

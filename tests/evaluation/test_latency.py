@@ -26,8 +26,10 @@ def test_a_narrower_model_is_timed_too(tiny: TinySetup) -> None:
             assert decode_seconds(model, ids, 3) > 0
 
 
-def test_each_step_reads_one_token_more(tiny: TinySetup) -> None:
+def test_a_models_own_generation_config_does_not_change_what_is_timed(tiny: TinySetup) -> None:
     model, shapes = copy.deepcopy(tiny.lm.model), []
+    own = {"use_cache": False, "num_beams": 4, "num_return_sequences": 2, "stop_strings": ["a"]}
+    model.generation_config.update(**own, prompt_lookup_num_tokens=3)
     model.get_decoder().layers[0].register_forward_pre_hook(lambda _, x: shapes.append(x[0].shape))
     decode_seconds(model, torch.arange(24).view(2, 12), 3)
     assert [tuple(shape[:2]) for shape in shapes] == [(2, 12), (2, 1), (2, 1), (2, 1)]
