@@ -122,11 +122,14 @@ def refused(command: str, cfg: DictConfig) -> None:
 
 def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) -> None:
     files = [options_file(file) for file in FILES]
-    ranged = set[str]()
+    ranged, judged = set[str](), list[dict[str, Any]]()
     for part in [*files, *(cfg for _, cfg in commands)]:
         for _, component in components(part):
             if not component["_target_"].startswith("ppf."):  # for other libraries to judge
                 continue
+            if component in judged:  # of another command
+                continue
+            judged.append(component)
             own = {key: value for key, value in component.items() if not any(components(value))}
             for keys, value in numbers(own):
                 passed = passing(
