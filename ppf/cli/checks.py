@@ -61,7 +61,6 @@ class PlainKeys:
     sequential: bool
     refit_windows: Count | None
     dtype: Dtype | None
-    trust_remote_code: bool
     batch: Count
     baselines: bool
     window: Several | None

@@ -132,6 +132,15 @@ def load(
     return LanguageModel(model, tokenizer, adapter, offloaded)
 
 
+def load_description(
+    config: DictConfig, cache: str
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """The model's own config and its tokenizer, without weights; arguments as for `load`."""
+    source, revision = checkpoint_of(config, cache), revision_of(config)
+    found = read_config(source, revision=revision)
+    return found, read_tokenizer(source, found, revision=revision)
+
+
 def _move_all_but(layers: nn.ModuleList, model: nn.Module, device: torch.device | str) -> None:
     """Moves a model to a device, except the parameters of its decoder layers."""
     stay = set(layers.parameters())

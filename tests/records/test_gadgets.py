@@ -75,7 +75,7 @@ def test_nowhere_in_the_config_of_an_exported_folder(
     for place in places(good):
         file.write_text(json.dumps(spoilt(good, place, next(each))))
         with suppress(PPFError):
-            load_folder(tmp_path, torch.float32, trust_remote_code=False)
+            load_folder(tmp_path, torch.float32)
         assert not marker.exists()
 
 
