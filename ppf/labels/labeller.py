@@ -14,7 +14,7 @@ from ppf.llm import (
     LayerCalls,
     fast_attention,
     output_head,
-    summed_nll,
+    window_nll,
 )
 from ppf.progress import say
 from ppf.space import Space
@@ -120,7 +120,7 @@ class Labeller:
         self._last = None  # after an interruption, the stored states belong to no policy
         self._forward(kept, first)
         losses = [
-            summed_nll(self._head, self._scored_states(batch), batch.scored)
+            window_nll(self._head, self._scored_states(batch), batch.scored).sum()
             for batch in self._batches
         ]
         self._last = kept

@@ -124,7 +124,12 @@ class Static:
         (ratio,) = problem.ratios
         if not self.start:
             return self.at(ratio, problem, labels, trained, clock)
-        record = read_policy(self.start, ())
+        record = read_policy(self.start, problem.trusted)
+        if record.get("selection"):
+            say(
+                "The policy of search.start was chosen with the help of a selection part. If it is"
+                " the result, its perplexity on that part may be too low."
+            )
         start = torch.tensor(problem.space.policy(record["kept"], record["units"]))
         return self.at(ratio, problem, labels, trained, clock, start, measure_start=True)
 
