@@ -217,16 +217,6 @@ def parts_of_files() -> Iterator[tuple[str, dict[str, Any]]]:
             yield file.relative_to(CONF).as_posix(), node
 
 
-def test_the_cache_is_found_without_a_home_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setenv("PPF_CACHE", "/cache")
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        assert compose("search").paths.cache == "/cache"
-        monkeypatch.delenv("PPF_CACHE")
-        cache = Path(compose("search").paths.cache)
-    assert cache.is_absolute() and cache.parts[-2:] == (".cache", "ppf")
-
-
 def test_long_names_of_jobs_fit_into_file_systems_and_stay_apart() -> None:
     assert job_folder("0-agent-ppo_ratio-0.3") == "0-agent-ppo_ratio-0.3"
     assert job_folder("policy-a-b.json") == "policy-a-b.json"
