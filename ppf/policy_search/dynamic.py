@@ -7,23 +7,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.agents import THREADS, Learner, Objective, Polish, Run
+from ppf.agents import THREADS, Candidates, Learner, Objective, Polish, Run
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.curve import FoundAgent, check_ratios, with_curve
 from ppf.policy_search.intervals import widening
 from ppf.policy_search.problem import Problem
-from ppf.policy_search.ratios import improve_along
 from ppf.policy_search.trust_region import TrustRegion
 from ppf.predictor.base import Trained
-from ppf.progress import Stopwatch, say
+from ppf.progress import Stopwatch, say, track
 from ppf.ranges import Count, PositiveShare, RatioInterval, Several
 from ppf.ranks import on_rank_0
 from ppf.space import new_policies
 from ppf.threads import cpu_threads
 
 _ACCURATE = 0.02  # largest median error after which the trust region grows, nats per token
+_TOLERANCE = 0.002  # largest predicted loss above the lowest at a ratio, nats per token
 
 
 @dataclass(frozen=True)
@@ -163,3 +163,39 @@ def _agent(
         mean.cpu(),
         factor * std.cpu(),
     )
+
+
+def improve_along(
+    objective: Objective,
+    ratios: Float[Tensor, " points"],
+    proposals: Int[Tensor, "proposals points sites"],
+    polish: Polish,
+    generator: torch.Generator,
+) -> Int[Tensor, "points sites"]:
+    """Finds one policy for each ratio, from the lowest ratio to the highest and back.
+
+    The local search at a ratio starts from its proposals, the allocation rules, and the policy of
+    the previous ratio. Of all policies within 0.002 nats of the best cost, the one that is most
+    similar to the previous policy is chosen. Interpolated policies then resemble both neighbours.
+
+    Args:
+        ratios: ascending.
+        proposals: starting policies, several for each ratio.
+        polish: local search on the predictor.
+    """
+    policies = proposals[0].clone()
+    there, before = list(range(len(ratios))), policies[0]
+    for place in track([*there, *there[::-1]], "Improving the policy of each ratio"):
+        here = objective.at(float(ratios[place]))
+        scaled = here.project(here.moved(before), here.ratios(1))
+        own = torch.cat([policies[place][None], proposals[:, place], scaled])
+        start = here.candidates(torch.cat([own, here.starts(), here.rule_policies()]))
+        found = polish.improve(here, start, generator)
+        policies[place] = before = _nearest(found, scaled[0])
+    return policies
+
+
+def _nearest(found: Candidates, reference: Int[Tensor, " sites"]) -> Int[Tensor, " sites"]:
+    """Of the policies within the tolerance, the most similar to the reference."""
+    good = found.kept[found.cost <= found.cost[0] + _TOLERANCE]
+    return good[(good - reference).abs().sum(1).argmin()]

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
 from lightning import Fabric
 from torch import Tensor
 
@@ -87,21 +87,19 @@ class RealModel:
 
     Args:
         measure: log-perplexity of policies on the labelling part, nats per token.
-        by_window: losses of policies in each window of labelling and selection part; None: the
-            search has no selection part.
+        selection: gives a function that measures policies in each window of the labelling and of a
+            selection part with so many windows; None: there are no such windows.
         fit: fits a predictor to labels.
     """
 
     measure: Measure
-    by_window: MeasureWindows | None
+    selection: Callable[[int], MeasureWindows | None]
     fit: Callable[[Labels], Trained]
 
     @classmethod
-    def of(
-        cls, labelling: Labelling, windows: int, fit: Callable[[Labels], Trained]
-    ) -> "RealModel":
-        """The labelling's model, with `windows` windows in the selection part."""
-        part = selection_part(labelling, windows)
+    def of(cls, labelling: Labelling, fit: Callable[[Labels], Trained]) -> "RealModel":
+        """The labelling's model."""
+        part = partial(selection_part, labelling)
         return cls(lambda kept: labelling.measure(kept, PROPOSED).nll, part, fit)
 
 
@@ -111,8 +109,7 @@ class Problem:
 
     Args:
         agent: searches on the predictor.
-        space: of the policies, with the prices of the search's budget.
-        features: of the sites.
+        features: of the sites; their space is that of the policies.
         rules: allocation rules by name; the first round measures and starts from their policies.
         ratios: that were asked for; one in mode=static.
         model: the real model.
@@ -120,7 +117,6 @@ class Problem:
     """
 
     agent: Agent
-    space: Space
     features: SiteFeatures
     rules: Mapping[str, Allocation]
     ratios: Sequence[float]
@@ -132,32 +128,25 @@ class Problem:
         """The processes that share the search."""
         return self.runs.fabric
 
+    @property
+    def space(self) -> Space:
+        """The sites, with the prices of the search's budget."""
+        return self.features.space
+
     def objective(
         self,
         trained: Trained,
         interval: tuple[float, float],
         radius: float,
         spread_penalty: float,
-        measured: Int[Tensor, "measured sites"] | None = None,
     ) -> Objective:
-        """The objective of a round; its `ratio` is the middle of the interval.
-
-        Args:
-            trained: the predictor of this round.
-            interval: of ratios, on the whole of which learners train.
-            radius: of the trust region.
-            spread_penalty: see `Objective`.
-            measured: policies from which the search also starts; see `Objective`.
-        """
+        """The objective of a round; the arguments are those of `Objective`."""
         return Objective(
-            space=self.space,
-            predictor=trained.predictor,
-            ratio=sum(interval) / 2,
-            interval=interval,
-            spread_penalty=spread_penalty,
-            trust_region=radius,
-            features=self.features,
-            rules=self.rules,
-            device=self.fabric.device,
-            measured=measured,
+            self.features,
+            self.rules,
+            trained.predictor,
+            interval,
+            spread_penalty,
+            radius,
+            self.fabric.device,
         )

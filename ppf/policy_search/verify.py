@@ -40,11 +40,6 @@ class Verification:
     std: Float[Tensor, " n"]
     measured: Float[Tensor, " n"]
 
-    @property
-    def least(self) -> float:
-        """Lowest measured log-perplexity, nats per token."""
-        return float(self.measured.nan_to_num(torch.inf).min())
-
     def by_loss(self) -> Int[Tensor, "n sites"]:
         """The policies, lowest measured log-perplexity first."""
         return self.kept[self.measured.nan_to_num(torch.inf).argsort()]
