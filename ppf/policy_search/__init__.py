@@ -4,6 +4,7 @@ from ppf.policy_search.chain import Chain
 from ppf.policy_search.curve import FoundAgent
 from ppf.policy_search.dynamic import Dynamic
 from ppf.policy_search.problem import AgentRuns, Problem, RealModel
+from ppf.policy_search.selection import selection_part
 from ppf.policy_search.static import Found, Static
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Problem",
     "RealModel",
     "Static",
+    "selection_part",
 ]

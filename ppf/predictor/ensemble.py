@@ -29,7 +29,10 @@ class Ensemble(nn.Module):
             torch.stack([member.get_parameter(name).detach() for member in made])
             for name in self.names
         )
-        self.skeleton = _without_parameters(made[0])
+        self.skeleton = made[0]
+        for module in self.skeleton.modules():
+            for name in list(module._parameters):
+                module.register_parameter(name, None)
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, "members batch"]:
         """The prediction of every member."""
@@ -38,10 +41,3 @@ class Ensemble(nn.Module):
 
     def _member(self, parameters: dict[str, Tensor], features: Tensor) -> Tensor:
         return functional_call(self.skeleton, parameters, (features,))
-
-
-def _without_parameters(network: Network) -> Network:
-    for module in network.modules():
-        for name in list(module._parameters):
-            module.register_parameter(name, None)
-    return network

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from ppf.threads import cpu_threads
 CHECKPOINT = "predictor.ckpt"
 
 
+@dataclass(kw_only=True)
 class LearnedPredictor:
     """An ensemble of networks over encoded policies, trained by Lightning.
 
@@ -49,27 +51,18 @@ class LearnedPredictor:
         metrics: scores on them, as in "test/mae".
     """
 
-    metrics: dict[str, float]
-    held_out: HeldOut
-    module: PredictorModule
-
-    def __init__(
-        self,
-        *,
-        encoder: dict[str, Any],
-        network: dict[str, Any],
-        optimizer: dict[str, Any],
-        residual_steps: Natural,
-        members: Annotated[Several, Field(le=64)],
-        steps: Count,
-        patience: Count,
-        weight_decay: NonNegative,
-        huber: Positive,
-    ) -> None:
-        self.members, self.steps, self.patience = members, steps, patience
-        self.parts: dict[str, Any] = {"encoder": encoder, "network": network}
-        self.numbers: dict[str, Any] = {"weight_decay": weight_decay, "huber": huber}
-        self.optimizer, self.residual_steps = optimizer, residual_steps
+    encoder: dict[str, Any]
+    network: dict[str, Any]
+    optimizer: dict[str, Any]
+    residual_steps: Natural
+    members: Annotated[Several, Field(le=64)]
+    steps: Count
+    patience: Count
+    weight_decay: NonNegative
+    huber: Positive
+    metrics: dict[str, float] = field(init=False)
+    held_out: HeldOut = field(init=False)
+    module: PredictorModule = field(init=False)
 
     def untrained(self, inputs: PredictorInputs) -> PredictorModule:
         """The module with random initial weights."""
@@ -79,8 +72,10 @@ class LearnedPredictor:
             optimizer=self.optimizer,
             residual_steps=self.residual_steps,
             members=self.members,
-            **self.parts,
-            **self.numbers,
+            encoder=self.encoder,
+            network=self.network,
+            weight_decay=self.weight_decay,
+            huber=self.huber,
         )
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
@@ -107,7 +102,8 @@ class LearnedPredictor:
             )
             engine.fit(module, data)
             if best.best_model_path:  # a fast_dev_run keeps none
-                _restore(module, Path(best.best_model_path))
+                kept = torch.load(best.best_model_path, module.device, weights_only=True)
+                module.load_state_dict(kept["state_dict"])
             rows = data.rows
             unseen = module.calibrate(rows, module.correct(rows))
         columns = (*unseen, rows.nll, rows.ratio, data.group)
@@ -143,12 +139,6 @@ class LearnedPredictor:
 
     def to(self, device: torch.device) -> None:
         self.module.to(device)
-
-
-def _restore(module: PredictorModule, checkpoint: Path) -> None:
-    state = torch.load(checkpoint, map_location=module.device, weights_only=True)["state_dict"]
-    module.load_state_dict(state)
-    checkpoint.unlink()
 
 
 @contextmanager

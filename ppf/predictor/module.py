@@ -12,12 +12,10 @@ from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor
 
-from ppf.errors import PPFError
 from ppf.labels.table import CATASTROPHIC
 from ppf.predictor.datamodule import Batch
 from ppf.predictor.encoders import Encoder
 from ppf.predictor.ensemble import Ensemble
-from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import GaussianProcess, Posterior
 from ppf.predictor.scores import HeldOut, interval_factor, scores
@@ -72,8 +70,8 @@ class PredictorModule(LightningModule):
         self.dense_nll, self.optimizer = dense_nll, optimizer
         self.weight_decay, self.huber = weight_decay, huber
         space, steps = features.space, residual_steps
-        self.encoder = _build(encoder, Encoder, space, features)
-        self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
+        self.encoder: Encoder = _build(encoder, space, features)
+        self.ensemble = Ensemble(partial(_build, network, self.encoder), members)
         self.residual = GaussianProcess(space, steps=steps, huber=huber) if steps else None
         self.register_buffer("dense", space.dense[None])
         self.register_buffer("noise", torch.tensor(0.0))
@@ -165,7 +163,8 @@ class PredictorModule(LightningModule):
         self.log_dict(logged, batch_size=len(batch.nll))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return _build(self.optimizer, torch.optim.Optimizer, self.ensemble.parameters())
+        found: torch.optim.Optimizer = _build(self.optimizer, self.ensemble.parameters())
+        return found
 
     def _corrected(
         self, kept: Tensor, encode: Callable[[Tensor], Tensor]
@@ -238,15 +237,10 @@ class PredictorModule(LightningModule):
         return F.huber_loss(error, no_error, reduction="none", delta=self.huber) / self.huber
 
 
-def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
-    """Instantiates `_target_`, a subclass of `base`."""
+def _build(config: Mapping[str, Any], *inputs: Any) -> Any:
+    """Instantiates `_target_`."""
     arguments = dict(config)
-    made = get_class(arguments.pop("_target_"))
-    if not issubclass(made, base):
-        raise PPFError(
-            f"{made.__name__} is not a subclass of {base.__name__}: correct the predictor's config."
-        )
-    return made(*inputs, **arguments)
+    return get_class(arguments.pop("_target_"))(*inputs, **arguments)
 
 
 _KNEE = 1.0  # nats per token

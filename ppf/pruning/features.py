@@ -42,8 +42,7 @@ class SiteFeatures:
         """
         space = self.space
         units, cost = space.units.to(device), space.cost.to(device)
-        kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites], device=device)
-        layers = space.layer.to(device)
+        kinds, layers = space.kind.to(device), space.layer.to(device)
         kept = torch.stack([(share * units).round().long() for share in _SHARES], 1)
         numbers = [
             layers / max(space.layers - 1, 1),

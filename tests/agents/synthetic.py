@@ -67,12 +67,10 @@ def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) 
     space = space or layered()
     settings = {"spread_penalty": 1.0, "trust_region": 0.5} | changes
     return Objective(
-        space=space,
-        predictor=Quadratic(space, ratio),
-        ratio=ratio,
-        interval=(ratio, ratio),
         features=features(space),
         rules={},
+        predictor=Quadratic(space, ratio),
+        interval=(ratio, ratio),
         device=torch.device("cpu"),
         **settings,
     )

@@ -55,9 +55,7 @@ def test_the_state_shows_what_must_still_be_removed() -> None:
     environment = PruningEnvironment(replace(objective, interval=(0.3, 0.3)), 2)
     sites = len(objective.space)
     observed = play(environment, torch.tensor([[1.0] * sites, [0.0] * sites]))["observation"]
-    assert torch.equal(
-        observed[0, :, :-4], objective.features.table(objective.space, observed.device)
-    )
+    assert torch.equal(observed[0, :, :-4], objective.features.table(observed.device))
     ratio, removed, excess, last = observed[..., -4:].unbind(-1)
     assert ratio == pytest.approx(torch.full((2, sites), 0.3).numpy())
     assert (removed[0, 1:] < removed[1, 1:]).all() and (excess[0, 1:] > 0).all()

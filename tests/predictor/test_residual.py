@@ -7,10 +7,11 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP
+from linear_operator import to_dense
 from torch import Tensor
 
 from ppf.labels.table import Labels
-from ppf.predictor.residual import GaussianProcess
+from ppf.predictor.residual import GaussianProcess, GrowingNoise
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, fitted_with, made_up_labels
@@ -221,3 +222,15 @@ def test_relaxed_widths_agree_with_whole_ones(
     assert torch.allclose(relaxed, predictor.predict(labels.kept[100:104]).mean, atol=1e-4)
     relaxed.sum().backward()
     assert kept.grad is not None and kept.grad.isfinite().all() and kept.grad.any()
+
+
+def test_the_noise_variance_follows_its_formula() -> None:
+    noise = GrowingNoise(slice(1, 3)).requires_grad_(False)
+    noise.log_constant.fill_(torch.tensor(0.5).log())
+    noise.log_growth.fill_(torch.tensor(0.1).log())
+    x = torch.tensor([[9.0, 1.0, 0.5], [9.0, 0.0, 0.0]])
+    expected = torch.tensor([0.5 + 0.1 * 1.25**8, 0.5])
+    torch.testing.assert_close(noise.variance(x), expected)
+    weights = torch.tensor([2.0, 0.25])
+    found = to_dense(noise(x, weights=weights, shape=x.shape[:1]))
+    torch.testing.assert_close(found, (expected / weights).diag())
