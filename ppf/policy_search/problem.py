@@ -9,7 +9,7 @@ from typing import Any
 from lightning import Fabric
 from torch import Tensor
 
-from ppf.agents import Agent, Objective, Report, Run
+from ppf.agents import Agent, Objective, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.artefacts import signature
 from ppf.labels.table import Labels
@@ -49,7 +49,15 @@ class AgentRuns:
             trained: the predictor of this round.
             objective: of this round.
         """
-        self._rounds += 1
+        first = int(self.history[-1]["step"]) + 1 if self.history else 0  # steps go on
+        self._rounds = counted = self._rounds + 1
+
+        def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
+            row = {name: float(value) for name, value in metrics.items()} | {"round": counted}
+            logged = {f"search/{name}": value for name, value in row.items()}
+            self.fabric.log_dict(logged, first + step)
+            self.history.append({"step": first + step, **row})
+
         seed, starts = self.seed + number, objective.measured
         parts = (
             trained.signature,
@@ -63,20 +71,7 @@ class AgentRuns:
         )
         folder = self._folder / signature("training", *parts)
         checkpoint = Checkpoint(folder, _CHECKPOINT_EVERY)
-        return Run(self.fabric, self._report(), seed, checkpoint, self._learnt)
-
-    def _report(self) -> Report:
-        """Logs the metrics of a round; step numbers continue from round to round."""
-        first = int(self.history[-1]["step"]) + 1 if self.history else 0
-        number = self._rounds
-
-        def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
-            row = {name: float(value) for name, value in metrics.items()} | {"round": number}
-            logged = {f"search/{name}": value for name, value in row.items()}
-            self.fabric.log_dict(logged, first + step)
-            self.history.append({"step": first + step, **row})
-
-        return report
+        return Run(self.fabric, report, seed, checkpoint, self._learnt)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ class Encoder(nn.Module, ABC):
     Networks rely on this layout.
 
     Attributes:
-        shape: shape of one policy's features.
         kinds: the kind of each row, numbered as in `space.kinds`.
         layers: the layer of each row.
         energy: of each row's site, as in `SiteFeatures`; zero if the row belongs to no site.
@@ -33,10 +32,6 @@ class Encoder(nn.Module, ABC):
     def __init__(self, space: Space) -> None:
         super().__init__()
         self.register_buffer("units", space.units)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.dense.shape)
 
     @property
     def dense(self) -> Float[Tensor, "..."]:

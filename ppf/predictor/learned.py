@@ -6,43 +6,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from pydantic import Field
 from torch import Tensor
 
 from ppf.labels.table import Labels
 from ppf.predictor.base import PredictorInputs
 from ppf.predictor.datamodule import LabelsDataModule
-from ppf.predictor.module import PredictorModule
+from ppf.predictor.module import Design, PredictorModule
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.progress import quiet_trainer, training_bar
-from ppf.ranges import Count, Natural, NonNegative, Positive, Several
+from ppf.ranges import Count
 from ppf.threads import cpu_threads
 
 CHECKPOINT = "predictor.ckpt"
 
 
 @dataclass(kw_only=True)
-class LearnedPredictor:
+class LearnedPredictor(Design):
     """An ensemble of networks over encoded policies, trained by Lightning.
 
+    Further arguments are those of `Design`.
+
     Args:
-        encoder: `_target_`, an `Encoder`, and its arguments.
-        network: `_target_`, a `Network`, and its arguments.
-        optimizer: `_target_`, a torch optimizer, and its arguments.
-        residual_steps: optimizer steps of the Gaussian process on the ensemble's residuals; 0: the
-            predictor has no such process.
-        members: networks in the ensemble, and folds; each is trained without one fold.
         steps: optimizer steps of one epoch, each on all labels.
         patience: epochs without a better validation loss before training stops.
-        weight_decay: see `PredictorModule`.
-        huber: see `PredictorModule`.
 
     Attributes:
         held_out: out-of-fold predictions of the policies that a sampler drew. Each is made by the
@@ -51,32 +44,15 @@ class LearnedPredictor:
         metrics: scores on them, as in "test/mae".
     """
 
-    encoder: dict[str, Any]
-    network: dict[str, Any]
-    optimizer: dict[str, Any]
-    residual_steps: Natural
-    members: Annotated[Several, Field(le=64)]
     steps: Count
     patience: Count
-    weight_decay: NonNegative
-    huber: Positive
     metrics: dict[str, float] = field(init=False)
     held_out: HeldOut = field(init=False)
     module: PredictorModule = field(init=False)
 
     def untrained(self, inputs: PredictorInputs) -> PredictorModule:
         """The module with random initial weights."""
-        return PredictorModule(
-            inputs.features,
-            inputs.dense_nll,
-            optimizer=self.optimizer,
-            residual_steps=self.residual_steps,
-            members=self.members,
-            encoder=self.encoder,
-            network=self.network,
-            weight_decay=self.weight_decay,
-            huber=self.huber,
-        )
+        return PredictorModule(inputs.features, inputs.dense_nll, self)
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
         """Trains, calibrates the intervals, and scores the out-of-fold predictions."""

@@ -75,7 +75,7 @@ def test_proposals_are_fitted_but_not_scored(
 def test_interval_covers_unseen_policies(
     fitted: LearnedPredictor, labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:
-    quick = "trainer.max_epochs=10", "predictor.residual_steps=30"
+    quick = "trainer.max_epochs=8", "predictor.residual_steps=15"
     residual = fitted_with(labels, known, tmp_path, *quick)
     fresh = made_up_labels(space, known, count=500)
     for predictor in (fitted, residual):
