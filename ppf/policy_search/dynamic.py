@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.agents import THREADS, Candidates, Learner, Objective, Polish, Run
+from ppf.agents import THREADS, Learner, Objective, Polish, Run
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
@@ -81,7 +81,7 @@ class Dynamic:
         found: list[Int[Tensor, "points sites"]] = []
         errors: list[Float[Tensor, " policies"]] = []
         for number in range(self.rounds):
-            objective = self._objective(problem, trained, region)
+            objective = problem.objective(trained, (low, high), region.radius, self.spread_penalty)
             say(f"Training on ratios {low} to {high}, round {number + 1} of {self.rounds}.")
             run = problem.runs.next(number, trained, objective)
             with clock("learning"), cpu_threads(THREADS):
@@ -101,16 +101,12 @@ class Dynamic:
                 region.grow()
             with clock("training the predictor"):
                 trained = problem.model.fit(labels)
-        objective = self._objective(problem, trained, region)
+        objective = problem.objective(trained, (low, high), region.radius, self.spread_penalty)
         with clock("improving the policies"), cpu_threads(THREADS):
             last = self._improved(problem, objective, ratios, found[::-1])
         factor = problem.fabric.broadcast(widening(torch.cat(errors)))
         agent = _agent(objective, ratios, last, factor)
         return with_curve(problem, agent, labels, trained, objective, clock)
-
-    def _objective(self, problem: Problem, trained: Trained, region: TrustRegion) -> Objective:
-        low, high = self.range
-        return problem.objective(trained, (low, high), region.radius, self.spread_penalty)
 
     def _improved(
         self,
@@ -191,11 +187,6 @@ def improve_along(
         own = torch.cat([policies[place][None], proposals[:, place], scaled])
         start = here.candidates(torch.cat([own, here.starts(), here.rule_policies()]))
         found = polish.improve(here, start, generator)
-        policies[place] = before = _nearest(found, scaled[0])
+        good = found.kept[found.cost <= found.cost[0] + _TOLERANCE]
+        policies[place] = before = good[(good - scaled).abs().sum(1).argmin()]
     return policies
-
-
-def _nearest(found: Candidates, reference: Int[Tensor, " sites"]) -> Int[Tensor, " sites"]:
-    """Of the policies within the tolerance, the most similar to the reference."""
-    good = found.kept[found.cost <= found.cost[0] + _TOLERANCE]
-    return good[(good - reference).abs().sum(1).argmin()]

@@ -74,13 +74,7 @@ class LabelsDataModule(LightningDataModule):
     """
 
     def __init__(
-        self,
-        labels: Labels,
-        space: Space,
-        *,
-        members: int,
-        steps: int,
-        seed: int,
+        self, labels: Labels, space: Space, *, members: int, steps: int, seed: int
     ) -> None:
         super().__init__()
         self.steps, self.generator = steps, torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ from ppf.space import Space, project
 from tests.agents.synthetic import Log, Quadratic, agent, layered, one_process, quadratic
 
 SMALL = {
-    "ppo": {"episodes": 128, "iterations": 15},
+    "ppo": {"episodes": 128, "iterations": 12},
     "reinforce": {"samples": 64, "iterations": 30},
     "gradient": {"descents": 16, "iterations": 40},
     "evolution": {"generations": 20, "children": 96, "population": 32},
@@ -99,7 +99,7 @@ def test_learns_many_ratios_at_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_training_stops_early(name: str) -> None:
-    log, hurried = Log(), {"iterations": 200, "patience": 0}
+    log, hurried = Log(), {"iterations": 100, "patience": 0}
     agent(name, **FEW[name] | hurried).search(quadratic(layered(2)), Run(one_process(), log, 0))
     assert len(log) < 40
     rewards = [metrics["reward"] for _, metrics in log]

@@ -56,7 +56,7 @@ def test_a_policy_is_moved_by_scaling_what_it_removes() -> None:
 def test_experts_are_good_and_alike_along_the_ratio() -> None:
     objective = replace(quadratic(layered(4)), predictor=Moving())
     start = torch.stack([objective.at(float(r)).uniform()[0] for r in KNOTS])
-    polish = agent("evolution", generations=15, children=64)
+    polish = agent("evolution", generations=12, children=64)
     generator = torch.Generator().manual_seed(0)
     experts = improve_along(objective, KNOTS, start[None], polish, generator)
 
