@@ -36,8 +36,9 @@ class Ensemble(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, "members batch"]:
         """The prediction of every member."""
-        member = vmap(self._member, in_dims=(0, None), randomness="different")
-        return member(dict(zip(self.names, self.stacked, strict=True)), features)
 
-    def _member(self, parameters: dict[str, Tensor], features: Tensor) -> Tensor:
-        return functional_call(self.skeleton, parameters, (features,))
+        def member(parameters: dict[str, Tensor]) -> Tensor:
+            return functional_call(self.skeleton, parameters, (features,))
+
+        stacked = dict(zip(self.names, self.stacked, strict=True))
+        return vmap(member, randomness="different")(stacked)

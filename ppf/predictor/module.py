@@ -105,8 +105,9 @@ class PredictorModule(LightningModule):
         """
         if self.residual is None:
             return None
-        residuals, weights = self._residuals(batch), batch.weights.T
-        return self.residual.fit(self._single_cuts(), batch.kept, residuals, weights)
+        answers = self._members(batch.kept, self.encoder)
+        residuals = self._error(answers, self._transformed(batch.nll).expand_as(answers))
+        return self.residual.fit(self._single_cuts(), batch.kept, residuals, batch.weights.T)
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
@@ -193,11 +194,6 @@ class PredictorModule(LightningModule):
         """Each member's own prediction, minus its prediction for the dense policy."""
         answers = self.ensemble(encode(torch.cat([self.dense.to(kept), kept])))
         return answers[:, 1:] - answers[:, :1]
-
-    def _residuals(self, batch: Batch) -> Float[Tensor, "members batch"]:
-        """Errors of each member's predictions."""
-        answers = self._members(batch.kept, self.encoder)
-        return self._error(answers, self._transformed(batch.nll).expand_as(answers))
 
     def _error(self, answer: Tensor, target: Tensor) -> Tensor:
         """Target minus prediction; zero where both are catastrophic."""
