@@ -25,7 +25,7 @@ from ppf.pruning import (
     retained_importance,
 )
 from ppf.pruning.calibration import Calibration, UnitSites
-from ppf.pruning.observed import EarlyCheck, observe
+from ppf.pruning.observed import observe
 from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.space import Space
@@ -65,7 +65,6 @@ def prepare(
     *,
     dtype: str | None = None,
     choose: Choose | None = None,
-    check: EarlyCheck | None = None,
 ) -> PruningContext:
     """Loads the model and everything for pruning it; makes missing statistics, orders and banks.
 
@@ -74,7 +73,6 @@ def prepare(
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
         choose: the compensation, once model and space are known; None: what `cfg` names.
-        check: called with the text and the dense model before the long work; None: there is none.
 
     Raises:
         PPFError: the model is missing or damaged, the text is too short, or the machine too small.
@@ -83,7 +81,7 @@ def prepare(
     if not choose:
         check_capacity(cfg, fabric, dtype)
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
-    text, observed = observe(cfg, fabric, check)
+    text, observed = observe(cfg, fabric)
     lm, scores = observed.lm, observed.scores()
     if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
         model = DictConfig({**config.model, "dtype": dtype})

@@ -67,7 +67,7 @@ def cases(stage: str) -> list[tuple[str, str, Choices]]:
     waiting: list[tuple[Choices, set[tuple[str, str]]]] = [({}, set())]
     while waiting:
         so_far, inner = waiting.pop()
-        if so_far and inner <= found.keys():
+        if so_far and {group for group, _ in inner} <= {group for group, _ in found}:
             continue
         cfg = composed(stage, so_far)
         for key in dict.fromkeys([*cfg.hydra.runtime.choices, *taken_groups(cfg)]):
@@ -130,7 +130,7 @@ def chosen(cfg: DictConfig) -> set[tuple[str, str]]:
 
 
 def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) -> None:
-    seen = set[tuple[str, str]]()
+    seen = {case for case in OPTIONS if case[0] == "experiment"}
     # Commands that share a base compose an option alike; a search takes most of them.
     for stage in sorted(STAGES, key=lambda stage: stage != "search"):
         cfg = composed(stage, {})
@@ -145,9 +145,19 @@ def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) ->
     assert not set(OPTIONS) - seen, "no command can choose these"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("study", [case for case in STUDIES if case[0] == "experiment"])
+def test_every_experiment_composes_with_its_command(study: tuple[str, str], tmp_path: Path) -> None:
+    check_values(resolved(composed(STUDIES[study], dict([study])), tmp_path))
+
+
+def inherits(file: Path) -> bool:
+    return "defaults:" in file.read_text(encoding="utf-8")
+
+
 def test_options_are_read_with_what_they_inherit_as_hydra_composes_them() -> None:
     groups = ("text", "space", "model", "importance", "compensation")
-    names = [[name for place, name in OPTIONS if place == group] for group in groups]
+    names = [[n for n, file in options(group).items() if inherits(file)][:5] for group in groups]
     for row in zip_longest(*names):
         choices = {group: name for group, name in zip(groups, row, strict=True) if name}
         cfg = composed("collect", choices)

@@ -17,41 +17,24 @@ _NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model: live-pruned, read from an exported folder, or still to be pruned.
+    """A pruned model: live-pruned, or read from an exported folder.
 
     Args:
         lm: its config has the dense model's widths.
         couplings: the prunable blocks; their projections have the widths of the policy.
         blocks: the original block of each coupling, also where an `EmptyBlock` replaces it.
         atoms: number of atoms that each coupling keeps.
-        adds_biases: whether the pruning that is still to come adds biases.
     """
 
     lm: LanguageModel
     couplings: list[Coupling]
     blocks: list[nn.Module]
     atoms: list[int]
-    adds_biases: bool = False
 
     @classmethod
     def of(cls, pruner: LivePruner) -> "Pruned":
         """The pruner's model at its present policy."""
         return cls(pruner.lm, pruner.lm.couplings, pruner.blocks, pruner.atoms)
-
-    @classmethod
-    def planned(
-        cls, lm: LanguageModel, kept: Mapping[str, int], units: Mapping[str, int], *, biases: bool
-    ) -> "Pruned":
-        """What a policy will make of a dense model.
-
-        Args:
-            kept: units that each site keeps, by the site's name; other sites stay whole.
-            units: the same of the dense model.
-            biases: whether the compensation adds biases.
-        """
-        blocks = [getattr(coupling.parent, coupling.attribute) for coupling in lm.couplings]
-        atoms = [c.atoms * kept.get(c.name, 1) // units.get(c.name, 1) for c in lm.couplings]
-        return cls(lm, lm.couplings, blocks, atoms, biases)
 
     @cached_property
     def dense(self) -> PreTrainedModel:
@@ -61,9 +44,9 @@ class Pruned:
 
     @property
     def biased(self) -> bool:
-        """Whether any prunable projection has a bias, or will have one."""
+        """Whether any prunable projection has a bias."""
         linears = (linear for coupling in self.couplings for linear in coupling.linears)
-        return self.adds_biases or any(linear.bias is not None for linear in linears)
+        return any(linear.bias is not None for linear in linears)
 
     @property
     def whole(self) -> list[int]:
@@ -80,7 +63,12 @@ class Pruned:
         return given or config.hidden_size // config.num_attention_heads
 
     def has_policy(self, kept: Mapping[str, int], units: Mapping[str, int]) -> bool:
-        """Whether the blocks have the widths of a policy; arguments as for `planned`."""
+        """Whether the blocks have the widths of a policy.
+
+        Args:
+            kept: units that each site keeps, by the site's name; other sites stay whole.
+            units: the same of the dense model.
+        """
         found = zip(self.couplings, self.atoms, self.whole, strict=True)
         return all(
             atoms * units.get(c.name, 1) == whole * kept.get(c.name, 1) for c, atoms, whole in found

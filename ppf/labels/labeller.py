@@ -14,7 +14,7 @@ from ppf.llm import (
     LayerCalls,
     fast_attention,
     output_head,
-    summed_nll,
+    window_nll,
 )
 from ppf.progress import say
 from ppf.space import Space
@@ -124,7 +124,7 @@ class Labeller:
         self._forward(kept, first)
         states = (self._norm(batch.states[-1][:, self._context - 1 :]) for batch in self._batches)
         scored = zip(states, self._batches, strict=True)
-        losses = [summed_nll(self._head, x, batch.scored) for x, batch in scored]
+        losses = [window_nll(self._head, x, batch.scored).sum() for x, batch in scored]
         self._last = kept
         windows, window = self.windows.shape
         return float(torch.stack(losses).sum()) / (windows * (window - self._context))

@@ -25,8 +25,6 @@ from transformers import (
 from transformers.tokenization_utils_base import SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
 from transformers.utils import (
     CHAT_TEMPLATE_DIR,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
     cached_file,
     find_adapter_config_file,
     logging,
@@ -70,23 +68,14 @@ def read_tokenizer(
     Its attribute `embedded` is the number of tokens that the model embeds: see `check_embedded`.
 
     Raises:
-        PPFError: the tokenizer is missing or damaged, names files elsewhere on this machine, or
-            makes ids that the model does not embed. Special tokens may have such ids.
+        PPFError: the tokenizer is missing or damaged, or names files elsewhere on this machine.
     """
     with _reading(source, override):
         _refuse_foreign_files(source, revision)
         given = {"revision": revision, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
         tokenizer.init_kwargs.pop("auto_map", None)  # exports must not name code of others
-        # Gemma 3's token for images has no embedding in text models.
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
         tokenizer.embedded = config.get_text_config().vocab_size
-        if largest >= tokenizer.embedded:
-            raise ValueError(
-                f"the tokenizer makes ids up to {largest}, but the model embeds"
-                f" {tokenizer.embedded} tokens"
-            )
     return tokenizer
 
 
@@ -185,18 +174,11 @@ def read_model(
         )
         if fault := weights_fault(model, found, dtype):
             raise ValueError(f"it {fault}")
-    correct_ties(model)
-    return model
-
-
-def correct_ties(model: PreTrainedModel) -> None:
-    """Lets the config say whether the head shares the embeddings' weight.
-
-    transformers leaves both apart if the checkpoint stores both, whatever its config says. Programs
-    that tie the weights by the config would then replace the head.
-    """
+    # transformers leaves head and embeddings apart if the checkpoint stores both, whatever its
+    # config says. Programs that tie the weights by the config would then replace the head.
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     model.config.tie_word_embeddings = head.weight is embedding.weight
+    return model
 
 
 def check_files(source: str, override: str = "model.path") -> None:
@@ -205,21 +187,9 @@ def check_files(source: str, override: str = "model.path") -> None:
     Its arguments are those of `read_config`.
 
     Raises:
-        PPFError: the folder has no safetensors file, or one is missing, empty or truncated.
+        PPFError: a safetensors file is empty or truncated.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        return
-    with _reading(source, override):
-        if not (files := sorted(folder.glob("*.safetensors"))):
-            raise ValueError(
-                "it has no safetensors: convert its weights with transformers' `save_pretrained`"
-            )
-        index, whole = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFE_WEIGHTS_NAME
-        if index.is_file() and not whole.is_file():
-            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = sorted({folder / name for name in named.values()})
-    for file in files:
+    for file in sorted(Path(source).glob("*.safetensors")):
         with _reading(str(file), override), safe_open(file, "pt"):
             pass
 

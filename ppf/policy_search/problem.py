@@ -101,6 +101,7 @@ class Problem:
         ratios: that were asked for; one in mode=static.
         model: the real model.
         runs: of the agent.
+        trusted: classes of the user's own that a policy.json may name.
     """
 
     agent: Agent
@@ -109,6 +110,7 @@ class Problem:
     ratios: Sequence[float]
     model: RealModel
     runs: AgentRuns
+    trusted: Sequence[str] = ()
 
     @property
     def fabric(self) -> Fabric:

@@ -207,6 +207,11 @@ class Static(Rounds):
         at = partial(self.at, ratio, problem, labels, trained, clock)
         if not self.start:
             return at(proposals_only=self.proposals_only)
-        record = read_policy(self.start, ())
+        record = read_policy(self.start, problem.trusted)
+        if record.get("selection"):
+            say(
+                "The policy of search.start was chosen with the help of a selection part. If it is"
+                " the result, its perplexity on that part may be too low."
+            )
         start = torch.tensor(problem.space.policy(record["kept"], record["units"]))
         return at(start, measure_start=True, proposals_only=self.proposals_only)

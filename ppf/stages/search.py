@@ -14,7 +14,7 @@ from ppf.conf import plain
 from ppf.context import PruningContext, prepare
 from ppf.digests import with_code
 from ppf.labels.table import PROPOSED
-from ppf.policy_file import provenance
+from ppf.policy_file import provenance, read_policy
 from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel, selection_part
 from ppf.progress import Stopwatch
 from ppf.records.run import Outcome
@@ -28,8 +28,10 @@ from ppf.stages.tested import add_test
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises PPFError if a search with budget=bytes would count units."""
+    """Raises PPFError if budget=bytes would count units, or `search.start` cannot be read."""
     check_bytes(cfg)
+    if start := cfg.search.get("start"):
+        read_policy(start, cfg.trust_targets)
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
@@ -43,27 +45,17 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         context = in_bytes(prepare(cfg, fabric), cfg)
     if cfg.report_test:  # a part that is too short is refused before the search
         context.text.tokens("test", context.model.lm.tokenizer)
-    labelling, sites = context.labelling, context.sites
     with clock("labelling"):
-        labels = collect(labelling, sites, cfg, may_label=may_make)
+        labels = collect(cfg, context, may_label=may_make)
     changes = None
     if cfg.mode != "dynamic" and context.model.space.budget != "bytes":
         changes = clock("gradients of the best policies")(context.calibration.changes)
-    fit = partial(
-        fitted,
-        labelling,
-        sites,
-        changes,
-        cfg.predictor,
-        cfg.trainer,
-        cfg.seed,
-        fabric.loggers,
-    )
+    fit = partial(fitted, cfg, fabric, context, changes)
     with clock("training the predictor"):
         trained = fit(labels, may_train=may_make)
     problem = _problem(cfg, fabric, context, fit)
     found = instantiate(cfg.search).search(problem, labels, trained, clock)
-    labelling.add_other_ranks()
+    context.labelling.add_other_ranks()
     if isinstance(found, FoundAgent):
         summary = agent_summary(cfg, context, found, clock.seconds)
         write: partial[Any] = partial(replace(found.agent, record=provenance(context)).save, folder)
@@ -99,4 +91,5 @@ def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Trai
             fit,
         ),
         AgentRuns(fabric, cfg.seed, context.artefacts.folder / "training", [*identity, ratios]),
+        cfg.trust_targets,
     )

@@ -34,9 +34,7 @@ _FILE_SYSTEMS = (  # of fsspec; none of these runs code of what it reads
     *("file", "local", "hf", "http", "https"),
     *("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"),
 )
-_MARKUP = re.compile(
-    r"\[\[|\]\]|\{\{|\}\}|\{\||</?ref|\|thumb"
-)  # markup that the parser left in the text
+_MARKUP = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||</?ref|\|thumb")  # that the parser left
 
 
 def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[str]:
@@ -53,7 +51,14 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[
     """
 
     def clean(draft: Path) -> None:
-        found = track(list(_articles(_dump())), "Cleaning the articles")
+        spec = importlib.util.find_spec("gensim")
+        if not (spec and spec.origin and importlib.util.find_spec("mwparserfromhell")):
+            raise PPFError(
+                "text=wikipedia_sample needs gensim and mwparserfromhell:"
+                " run `pip install gensim mwparserfromhell` or give text.path=FILE."
+            )
+        dump = Path(spec.origin).parent / _ARTICLES
+        found = track(list(_articles(dump)), "Cleaning the articles")
         articles = [_clean(article, shortest_line) for article in found]
         parquet.write_table(pa.table({"text": articles}), draft)
 
@@ -159,17 +164,6 @@ def sentences(split: str, *, per_document: Count, **source: Unpack[DataSet]) -> 
     """
     rows = hub(split, **source)
     return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]
-
-
-def _dump() -> Path:
-    """The path of the file with the articles in gensim's folder."""
-    spec = importlib.util.find_spec("gensim")
-    if spec is None or spec.origin is None or importlib.util.find_spec("mwparserfromhell") is None:
-        raise PPFError(
-            "text=wikipedia_sample needs gensim and mwparserfromhell:"
-            " run `pip install gensim mwparserfromhell` or give text.path=FILE."
-        )
-    return Path(spec.origin).parent / _ARTICLES
 
 
 def _articles(dump: Path) -> Iterator[str]:

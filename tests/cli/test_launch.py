@@ -77,7 +77,6 @@ def test_processes_that_fit_are_taken(
         (torchrun(2), 1, 1, "are 1 processes, but 2 started"),
         (sbatch(2), 2, 1, "are 2 processes, but 1 started"),
         ({}, 2, 2, "are 4 processes, but 1 started: .* with torchrun or srun"),
-        (slurm(2) | {"SLURM_JOB_NAME": "interactive"}, 2, 1, "export SLURM_JOB_NAME=ppf"),
     ],
 )
 def test_processes_that_a_launcher_started_otherwise_are_refused(

@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -62,10 +61,7 @@ def alone(folder: Path, *overrides: str) -> Path:
     fabric = instantiate(cfg.fabric)
     fabric.launch()
     context = prepare(cfg, fabric)
-    parts = context.labelling, context.sites
-    fit = partial(fitted, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
-    labels = collect(*parts, cfg)
-    return fit(labels).folder
+    return fitted(cfg, fabric, context, None, collect(cfg, context)).folder
 
 
 def only(folder: Path, pattern: str) -> Path:

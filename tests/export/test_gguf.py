@@ -165,9 +165,7 @@ def test_qwen3_is_written_as_openelm(tmp_path: Path) -> None:
     assert not found["blk.0.attn_qkv.weight"].any() and not found["blk.0.ffn_up.weight"].any()
 
 
-def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(tmp_path: Path) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]))
     pruner.apply([1, 2, 0, 4, 1, 1])
     reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
@@ -181,7 +179,6 @@ def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(
     torch.testing.assert_close(found["blk.0.attn_norm.weight"], norm)
     narrow = found["blk.0.ffn_up.weight"]
     assert narrow[:32].any() and not narrow[32:].any()
-    assert "of their weights in the file are zeros" in capsys.readouterr().out
 
 
 def test_norms_of_gemma3_in_16_bits_are_not_rounded_again(tmp_path: Path) -> None:
@@ -209,10 +206,6 @@ WHOLE = "some layers of this policy keep all units, so the file would not shrink
 def test_what_llama_cpp_does_not_support_is_refused(form: str, biased: bool, part: str) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS[form]), Bias() if biased else None)
     kept = [*pruner.space.dense.tolist()[:-1], 1]
-    named = dict(zip(pruner.space.units_by_name, kept, strict=True))
-    planned = Pruned.planned(pruner.lm, named, pruner.space.units_by_name, biases=biased)
-    with pytest.raises(PPFError, match=part):
-        GGUF("f16").check(planned)
     pruner.apply(kept)
     with pytest.raises(PPFError, match=part):
         GGUF("f16").check(Pruned.of(pruner))

@@ -79,7 +79,7 @@ def test_every_layer_calls_the_attention_interface_with_its_heads(
 
 def own(folder: Path) -> nn.Module:
     """Built by PPF's own code."""
-    return load_folder(folder, torch.float32, trust_remote_code=False)[0]
+    return load_folder(folder, torch.float32)[0]
 
 
 def test_saved_again_and_loaded_again(pruner: LivePruner, folder: Path, tmp_path: Path) -> None:

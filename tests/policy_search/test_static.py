@@ -215,12 +215,15 @@ def test_the_real_model_chooses_the_best_policies_however_similar(
 
 
 def test_a_search_starts_from_the_policy_in_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    problem, seen = problem_of(tmp_path, []), list[Any]()
+    problem, seen = problem_of(tmp_path, [], trusted=["mine.Class"]), list[Any]()
     kept = {name: units // 2 for name, units in problem.space.units_by_name.items()}
-    record = {"kept": kept, "units": problem.space.units_by_name}
-    monkeypatch.setattr("ppf.policy_search.static.read_policy", lambda *_: record)
+    record = {"kept": kept, "units": problem.space.units_by_name, "selection": {"windows": 4}}
+    read = {(tmp_path / "policy.json", "mine.Class"): record}
+    monkeypatch.setattr(
+        "ppf.policy_search.static.read_policy", lambda file, trusted: read[Path(file), *trusted]
+    )
     monkeypatch.setattr(Static, "at", lambda *given, **more: seen.extend([*given, more]))
     labels, trained = started(problem)
     settings(start=tmp_path / "policy.json").search(problem, labels, trained, Stopwatch())
@@ -229,3 +232,4 @@ def test_a_search_starts_from_the_policy_in_a_file(
         "measure_start": True,
         "proposals_only": False,
     }
+    assert "chosen with the help of a selection part" in capsys.readouterr().out

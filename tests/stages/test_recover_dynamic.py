@@ -99,7 +99,7 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     out, record = tmp_path / "at", read_policy(tmp_path / "at" / "policy.json", ())
     live, ids = resident(cfg.out, cfg), torch.arange(64)[None]
     live.set_ratio(0.37)
-    model = load_folder(out, torch.float32, trust_remote_code=False)[0].eval()
+    model = load_folder(out, torch.float32)[0].eval()
     with torch.inference_mode():
         torch.testing.assert_close(
             model(ids).logits, live.lm.model(ids).logits, atol=1e-4, rtol=1e-3
@@ -139,7 +139,7 @@ def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     assert measured["one_shot"]["nll"] == pytest.approx(nll, rel=1e-5)
     better = min("one_shot", "sequential", key=lambda name: choice[name]["nll"])
     assert record["exported"]["compensation"] == better
-    exported, _ = load_folder(tmp_path / "at", torch.float32, trust_remote_code=False)
+    exported, _ = load_folder(tmp_path / "at", torch.float32)
     found = pieces_nll(exported.eval(), [context.labelling.piece], batch=2)
     assert found == pytest.approx(measured[better]["nll"], rel=1e-4)
 
