@@ -4,7 +4,6 @@ from ppf.policy_search.chain import Chain
 from ppf.policy_search.curve import FoundAgent
 from ppf.policy_search.dynamic import Dynamic
 from ppf.policy_search.problem import AgentRuns, Problem, RealModel
-from ppf.policy_search.selection import selection_part
 from ppf.policy_search.static import Found, Static
 
 __all__ = [
@@ -16,5 +15,4 @@ __all__ = [
     "Problem",
     "RealModel",
     "Static",
-    "selection_part",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 from ppf.agents import Agent, Objective, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.artefacts import signature
-from ppf.labels.table import Labels
-from ppf.policy_search.selection import MeasureWindows
+from ppf.labels.labelling import Labelling
+from ppf.labels.table import PROPOSED, Labels
+from ppf.policy_search.selection import MeasureWindows, selection_part
 from ppf.policy_search.verify import Measure
 from ppf.predictor.base import Trained
 from ppf.pruning import Allocation, SiteFeatures
@@ -88,6 +90,12 @@ class RealModel:
     measure: Measure
     selection: Callable[[int], MeasureWindows | None]
     fit: Callable[[Labels], Trained]
+
+    @classmethod
+    def of(cls, labelling: Labelling, fit: Callable[[Labels], Trained]) -> "RealModel":
+        """The labelling's model."""
+        part = partial(selection_part, labelling)
+        return cls(lambda kept: labelling.measure(kept, PROPOSED).nll, part, fit)
 
 
 @dataclass(frozen=True)

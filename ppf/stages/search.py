@@ -13,9 +13,8 @@ from ppf.artefacts import write_json
 from ppf.conf import plain
 from ppf.context import PruningContext, prepare
 from ppf.digests import with_code
-from ppf.labels.table import PROPOSED
 from ppf.policy_file import provenance, read_policy
-from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel, selection_part
+from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel
 from ppf.progress import Stopwatch
 from ppf.records.run import Outcome
 from ppf.report.search import publish_search, rows_of_run
@@ -75,7 +74,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 
 def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Train) -> Problem:
     """What is searched, for every mode."""
-    agent, labelling = instantiate(cfg.agent), context.labelling
+    agent = instantiate(cfg.agent)
     cache = Path(cfg.paths.cache)
     groups = ("agent", "budget", "rules", "search")
     identity = [with_code(plain(cfg[group]), cache) for group in groups]
@@ -85,11 +84,7 @@ def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Trai
         replace(context.sites.features, space=priced(context, cfg.budget)),
         {} if agent.baseline else instantiate(cfg.rules),
         ratios,
-        RealModel(
-            lambda kept: labelling.measure(kept, PROPOSED).nll,
-            partial(selection_part, labelling),
-            fit,
-        ),
+        RealModel.of(context.labelling, fit),
         AgentRuns(fabric, cfg.seed, context.artefacts.folder / "training", [*identity, ratios]),
         cfg.trust_targets,
     )

@@ -175,7 +175,7 @@ def test_noise_grows_with_the_effects(space: Space) -> None:
     process = new_process(space, steps=40)
     process.fit(effects, kept[:160], residuals[:160].repeat(2, 1), halves(160))
     mean, variance = process(kept)
-    assert (mean - residuals)[160:].abs().mean() < 0.3 * residuals[160:].abs().mean()
+    assert (mean - residuals)[160:].abs().mean() < 0.4 * residuals[160:].abs().mean()
     assert variance[catastrophic].mean() > 20 * variance[160:].mean()
 
 
