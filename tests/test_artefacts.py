@@ -106,16 +106,6 @@ def test_only_rank_0_makes_it(tmp_path: Path) -> None:
         get_or_make(tmp_path / "b.json", read=read, make=fail, ranks=FakeRanks(1, sent))
 
 
-def test_an_error_of_rank_0_is_every_ranks(tmp_path: Path) -> None:
-    def refuse(path: Path) -> None:
-        raise PPFError("no weights.")
-
-    sent = list[object]()
-    for rank, work in enumerate((refuse, fail)):
-        with pytest.raises(PPFError, match="no weights"):
-            get_or_make(tmp_path / "a.json", read=read, make=work, ranks=FakeRanks(rank, sent))
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(PPFError, match="No space left on device"), draft(tmp_path / "a") as file:

@@ -226,17 +226,6 @@ def test_data_files_count_by_their_content(
     assert len(found) == 2
 
 
-def test_objects_of_a_users_own_count_by_the_file_that_holds_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    file, named = tmp_path / "held_by_a_user.py", {"_target_": "held_by_a_user.make"}
-    file.write_text("import functools\nmake = functools.partial(dict, a=1)\n")
-    before = with_code(named, tmp_path)
-    file.write_text("import functools\nmake = functools.partial(dict, a=22)\n")
-    assert with_code(named, tmp_path) != before
-
-
 def test_a_class_without_a_source_file_is_refused(tmp_path: Path) -> None:
     interactive = ModuleType("interactive")  # as `__main__` of a notebook: it has no file
     vars(interactive)["Own"] = type("Own", (), {"__module__": "interactive"})

@@ -1,6 +1,5 @@
 """What a user gets wrong comes back as one sentence and exit code 1."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
-from tests.records import examples
 
 TINY = (
     "model=tiny",
@@ -72,17 +70,3 @@ def test_an_interrupt_is_one_line(root: Path, tmp_path: Path) -> None:
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=120)
     assert (started.returncode, said) == (130, "Interrupted: the same command resumes.\n")
-
-
-@pytest.mark.slow
-def test_prune_refuses_to_overwrite_what_it_reads(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "policy.json").write_text(json.dumps(examples.policy()))
-    (tmp_path / "config.json").write_text("{}")
-    same = sentence(run, "prune", f"path={tmp_path}", f"out={tmp_path}", "export=gguf")
-    assert f"out={tmp_path} is the folder that is read" in same
-    dense = examples.policy()
-    dense["config"]["model"]["path"] = str(tmp_path / "dense")
-    (tmp_path / "policy.json").write_text(json.dumps(dense))
-    for command in ("prune", "recover"):
-        given = (f"policy={tmp_path / 'policy.json'}", f"out={tmp_path / 'dense'}")
-        assert "is the folder of the dense model" in sentence(run, command, *given)

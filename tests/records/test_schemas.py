@@ -33,34 +33,6 @@ def test_every_packaged_option_can_be_recorded() -> None:
         fits(examples.config(**{group: examples.option(group, name)}), ConfigRecord)
 
 
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        ("model.path", "/some folder/ü"),
-        ("text.path", "/text.txt"),
-        ("text.windows.test", None),
-        ("text.bos", "stream"),
-        ("compensation.damping", 1),
-        ("space.channel_multiple", 32),
-        ("space.kinds", ["mlp"]),
-        ("model.dtype", "bfloat16"),
-        ("labels.kl_top_k", 64),  # of an earlier version
-    ],
-)
-def test_what_users_override_can_be_recorded(place: str, value: Any) -> None:
-    fits(examples.config(**{place: value}), ConfigRecord)
-
-
-@pytest.mark.parametrize("name", ["c4", "wikitext2", "wikitext2_raw", "ptb"])
-def test_a_text_of_a_pinned_commit_can_be_recorded(name: str) -> None:
-    text = examples.option("text", name)
-    text["source"]["revision"] = "0123abcd"
-    fits(examples.config(text=text), ConfigRecord)
-    if name != "ptb":
-        del text["source"]["revision"]  # as in records of earlier commits
-        fits(examples.config(text=text), ConfigRecord)
-
-
 def test_exported_weights_have_a_number_format_of_torch() -> None:
     measured = {"one_shot": {"nll": 3.0, "perplexity": 20.0}}
     exported = {"compensation": "one_shot", "measured": measured, "part": "labelling"}
