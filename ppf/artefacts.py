@@ -7,7 +7,7 @@ import math
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ FORMATS = {
 }
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12
+_SHORT = 2.0  # seconds; shorter waits for another process are not mentioned
 _FOLDERS = "paths.outputs, paths.artefacts or paths.cache"
 
 
@@ -73,7 +74,6 @@ def get_or_make(
     read: Callable[[Path], T],
     make: Callable[[Path], None],
     ranks: Ranks | None = None,
-    announce: bool = True,
 ) -> T:
     """Reads an artefact; if it is missing or unreadable, one process makes it first.
 
@@ -84,13 +84,26 @@ def get_or_make(
         make: writes the file or folder at the path that it is given, which does not exist yet;
             must not wait for other ranks.
         ranks: processes that all call this function; only rank 0 makes the artefact.
-        announce: print one line before waiting for another process.
 
     Raises:
         PPFError: on every rank, if `make` raises it on rank 0, or if nothing can be written.
     """
     found: list[T] = []
-    on_rank_0(ranks, lambda: found.append(_read_or_make(path, read, make, announce)))
+
+    def work() -> None:
+        if (whole := read_if_whole(path, read)) is not None:
+            found.append(whole)
+            return
+        with locked(path):
+            with suppress(Exception):  # another process has made it
+                found.append(read(path))
+                return
+            remove_drafts(path)
+            with draft(path) as file:
+                make(file)
+        found.append(read(path))
+
+    on_rank_0(ranks, work)
     return found[0] if found else read(path)
 
 
@@ -148,32 +161,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_or_make(
-    path: Path, read: Callable[[Path], T], make: Callable[[Path], None], announce: bool
-) -> T:
-    if (found := read_if_whole(path, read, warn=False)) is not None:
-        return found
-    with locked(path, announce):
-        if (found := read_if_whole(path, read)) is not None:  # another process made it
-            return found
-        remove_drafts(path)
-        with draft(path) as file:
-            make(file)
-    return read(path)
-
-
 def remove_drafts(path: Path) -> None:
     """Removes drafts that killed processes have left; call it under the lock."""
     for stale in path.parent.glob(f".{path.name}.*.draft"):
         _remove(stale)
 
 
-def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -> T | None:
-    """The artefact; None if it is missing or damaged.
-
-    Args:
-        warn: print one line if it is damaged.
-    """
+def read_if_whole(path: Path, read: Callable[[Path], T]) -> T | None:
+    """The artefact; None if it is missing, or damaged, which is told."""
     if not path.exists():
         return None
     try:
@@ -181,27 +176,21 @@ def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -
     except Exception as error:
         if out_of_memory(error):
             raise
-        if warn:
-            reason = str(error).split("\n")[0] or type(error).__name__
-            warning(f"{path} cannot be read ({reason}): it is made again.")
+        reason = str(error).split("\n")[0] or type(error).__name__
+        warning(f"{path} cannot be read ({reason}): it is made again.")
         return None
 
 
 @contextmanager
-def locked(path: Path, announce: bool = True) -> Iterator[None]:
-    """Holds the lock of an artefact; waits for another process that holds it.
-
-    Args:
-        announce: print one line before waiting.
-    """
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of an artefact; waits for another process that holds it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=_SHORT)
         except Timeout:
-            if announce:
-                say(f"Another process is making {path}: waiting for it.")
+            say(f"Another process is making {path}: waiting for it.")
             lock.acquire()
     try:
         yield

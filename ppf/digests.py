@@ -26,7 +26,7 @@ def digest(path: Path, cache: Path) -> str:
     if (found := _known(store).get(key)) is None:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
-        with locked(store, announce=False), draft(store) as file:
+        with locked(store), draft(store) as file:
             file.write_text(json.dumps(_known(store) | {key: found}), encoding="utf-8")
     return found
 
@@ -83,7 +83,7 @@ def named_files(value: Any, cache: Path) -> Any:
     return [[match.name, digest(match, cache)] for match in matches if match.is_file()] or value
 
 
-def source_identity(source: dict[str, Any], cache: Path) -> dict[str, Any]:
+def source_identity(source: dict[str, Any], cache: Path) -> Any:
     """A plain section `source` of a model or a text; local files and folders count by content."""
     found = {
         key: contents(Path(value), cache)
@@ -97,22 +97,20 @@ def source_identity(source: dict[str, Any], cache: Path) -> dict[str, Any]:
     return with_code(found, cache)
 
 
-def with_code(config: dict[str, Any], cache: Path) -> dict[str, Any]:
+def with_code(config: Any, cache: Path) -> Any:
     """A copy of a plain config, in which each class of the user's own has its code's digest.
 
     A part of the config whose `_target_` is such a class gets the digest of the source file under
     the key `_code_`.
     """
-    found = {key: _with_code(value, cache) for key, value in config.items()}
+    if isinstance(config, list):
+        return [with_code(entry, cache) for entry in config]
+    if not isinstance(config, dict):
+        return config
+    found = {key: with_code(value, cache) for key, value in config.items()}
     if file := _own_file(config.get("_target_")):
         found["_code_"] = digest(file, cache)
     return found
-
-
-def _with_code(value: Any, cache: Path) -> Any:
-    if isinstance(value, list):
-        return [_with_code(entry, cache) for entry in value]
-    return with_code(value, cache) if isinstance(value, dict) else value
 
 
 def _own_file(target: str | None) -> Path | None:

@@ -33,10 +33,9 @@ from ppf.ranges import (
     Seed,
     Several,
 )
-from ppf.records.policy import ModelRecord
+from ppf.records.policy import ModelRecord, TextRecord
 
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
-SearchPart = Literal["calibration", "labelling", "test"]
 TrainingPart = Literal["training", "validation", "test"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -96,17 +95,9 @@ class TrainingTextSection(Section):
     more: dict[Literal["path", "column"], str | None]
 
 
-class TextSection(Section):
-    """`text/*.yaml`."""
+class TextSection(TextRecord):
+    """`text/*.yaml`; its source may be any class."""
 
-    name: str
-    path: str | None
-    column: str
-    window: Several
-    windows: dict[SearchPart, Count | None]
-    bos: Literal["window", "stream"] = "window"
-    seed: Seed
-    splits: dict[str, dict[SearchPart, Positive]]
     source: Component | None
     training: TrainingTextSection
 

@@ -14,7 +14,7 @@ from ppf.llm.loading import (
     load_description,
     resolve_dtype,
 )
-from ppf.llm.nll import summed_nll, window_nll
+from ppf.llm.nll import window_nll
 from ppf.llm.sources import local_folder
 from ppf.llm.stream import LayerStream
 
@@ -37,6 +37,5 @@ __all__ = [
     "local_folder",
     "output_head",
     "resolve_dtype",
-    "summed_nll",
     "window_nll",
 ]

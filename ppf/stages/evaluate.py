@@ -1,7 +1,6 @@
 """evaluate: test perplexity, size, speed and tasks, of a policy or of folders."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
-from ppf.evaluation import (
-    Evaluation,
-    ModelResult,
-    Tasks,
-    parameters,
-    pieces_loss,
-    scored_pieces,
-    weight_bytes,
-)
+from ppf.evaluation import Tasks, parameters, pieces_loss, scored_pieces, weight_bytes
 from ppf.export import load_folder, read_description
 from ppf.labels.compensating import keep_better
 from ppf.llm import (
@@ -70,18 +61,28 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     text = _text(cfg, records)
     # Of policies that round weights, the ratio is a share of bytes. A table has one kind of ratio.
     rounded = bool(records) and all(record.get("types") for record in records.values())
-    results, windows = list[ModelResult](), list[list[Any]]()
+    results, windows = list[dict[str, Any]](), list[list[Any]]()
 
     def measure(name: str, model: Any, tokenizer: Any, size: int, *ratios: float | None) -> None:
         say(f"Measuring {name}.")
         timed = instantiate(cfg.speed).run(model) if cfg.latency else []
         windows.append(scored_pieces(text, tokenizer, cfg.window, cfg.stride))
-        loss = pieces_loss(model, windows[-1], batch=cfg.batch)
-        std_error = loss.std_error if isfinite(loss.std_error) else None
-        scores = tasks.scores(model, tokenizer) if tasks else {}
-        found = loss.nll, loss.perplexity, parameters(model), size, timed, scores, std_error
+        nll, std_error = pieces_loss(model, windows[-1], batch=cfg.batch)
         achieved, asked = ratios
-        results.append(ModelResult(name, achieved, *found, asked))
+        results.append(
+            {
+                "name": name,
+                "ratio": achieved,
+                "nll": nll,  # per token
+                "perplexity": float(torch.tensor(nll, dtype=torch.double).exp()),
+                "parameters": parameters(model),
+                "bytes": size,
+                "speed": timed,
+                "tasks": tasks.scores(model, tokenizer) if tasks else {},
+                "std_error": std_error if isfinite(std_error) else None,  # of `nll`, over windows
+                "asked": asked,
+            }
+        )
 
     if cfg.policy:
         (record,) = records.values()
@@ -92,21 +93,29 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     if any(other != first for other in others):
         say("The folders have different tokenizers: their losses per token cannot be compared.")
     count, window = sum(len(x.windows) for x in windows[-1]), windows[-1][0].windows.shape[1]
-    evaluation = Evaluation(text.name, count, window, cfg.stride or window, results, rounded)
+    evaluation = {
+        "text": text.name,
+        "windows": count,
+        "window": window,
+        "stride": cfg.stride or window,
+        "results": results,
+        "rounded": rounded,
+    }
     path = Path(cfg.paths.run) / "evaluation.json"
-    write_json(path, asdict(evaluation) | _origin(cfg, fabric, rounded))
+    write_json(path, evaluation | _origin(cfg, fabric, rounded))
     log_used(cfg, fabric.loggers)
     publish_evaluation(path.parent, fabric.loggers)
     rows = [
         {
-            "ratio": r.ratio if r.asked is None else r.asked,  # a sweep compares models by it
-            "test_ppl": r.perplexity,
-            "parameters": r.parameters,
-            "model": r.name,
+            # A sweep compares models by the ratio that was asked for.
+            "ratio": row["ratio"] if row["asked"] is None else row["asked"],
+            "test_ppl": row["perplexity"],
+            "parameters": row["parameters"],
+            "model": row["name"],
         }
-        for r in results
+        for row in results
     ]
-    return Outcome(results[-1].nll, rows)
+    return Outcome(results[-1]["nll"], rows)
 
 
 def _measure_policy(
