@@ -43,7 +43,7 @@ LINES = {
     "export": 1470,
     "labels": 1000,
     "llm": 1800,
-    "modules": 1838,
+    "modules": 1825,
     "policy_search": 1260,
     "predictor": 2400,
     "pruning": 3830,
