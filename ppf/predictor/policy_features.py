@@ -85,9 +85,8 @@ def at_widths(
 def _pool(space: Space, span: float) -> Float[Tensor, "sites sums"]:
     """A matrix that sums over the sites of one kind in `span` of the layers."""
     layers = max(1, round(span * space.layers))
-    run = torch.tensor([site.layer // layers for site in space.sites])
-    kind = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
-    return F.one_hot(kind * (int(run.max()) + 1) + run).float()
+    run = space.layer // layers
+    return F.one_hot(space.kind * (int(run.max()) + 1) + run).float()
 
 
 _SMALLEST = 1e-6  # effect

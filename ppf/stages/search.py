@@ -74,19 +74,17 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 
 def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Train) -> Problem:
     """What is searched, for every mode."""
-    agent, labelling = instantiate(cfg.agent), context.labelling
-    windows = cfg.search.get("selection_windows", 0)
+    agent = instantiate(cfg.agent)
     cache = Path(cfg.paths.cache)
     groups = ("agent", "budget", "rules", "search")
     identity = [with_code(plain(cfg[group]), cache) for group in groups]
     ratios = list(cfg.ratios) if "ratios" in cfg else [cfg.ratio]
     return Problem(
         agent,
-        priced(context, cfg.budget),
-        context.sites.features,
-        instantiate(cfg.rules) if agent.role.with_rules else {},
+        replace(context.sites.features, space=priced(context, cfg.budget)),
+        {} if agent.baseline else instantiate(cfg.rules),
         ratios,
-        RealModel.of(labelling, windows, fit),
+        RealModel.of(context.labelling, fit),
         AgentRuns(fabric, cfg.seed, context.artefacts.folder / "training", [*identity, ratios]),
         cfg.trust_targets,
     )

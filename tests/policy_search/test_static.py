@@ -49,11 +49,10 @@ def problem_of(folder: Path, measured: list[int], **changed: Any) -> Problem:
 
     found = Problem(
         agent("random", evaluations=64, polish=None),
-        space,
         features(space),
         {},
         [0.3],
-        RealModel(measure, None, fit),
+        RealModel(measure, lambda windows: None, fit),
         AgentRuns(one_process(), 0, folder, []),
     )
     return replace(found, **changed)
@@ -68,9 +67,8 @@ def started(problem: Problem) -> tuple[Labels, Trained]:
 def searched(problem: Problem, start: Tensor | None = None, **given: object) -> Found:
     """What a search finds; the policy `start` is measured too."""
     static: Static = settings(**given)
-    return static.at(
-        0.3, problem, *started(problem), Stopwatch(), start, measure_start=start is not None
-    )
+    more = {"measure_start": start is not None, "proposals_only": static.proposals_only}
+    return static.at(0.3, problem, *started(problem), Stopwatch(), start, **more)
 
 
 @pytest.mark.parametrize(
@@ -230,5 +228,8 @@ def test_a_search_starts_from_the_policy_in_a_file(
     labels, trained = started(problem)
     settings(start=tmp_path / "policy.json").search(problem, labels, trained, Stopwatch())
     *_, start, more = seen
-    assert start.tolist() == list(kept.values()) and more == {"measure_start": True}
+    assert start.tolist() == list(kept.values()) and more == {
+        "measure_start": True,
+        "proposals_only": False,
+    }
     assert "chosen with the help of a selection part" in capsys.readouterr().out
