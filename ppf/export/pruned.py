@@ -86,13 +86,9 @@ def _block(coupling: Coupling, block: nn.Module, atoms: int) -> Iterator[tuple[s
     for place, module in block.named_modules():
         for name, tensor in module.named_parameters(recurse=False):
             if module in rows:
-                tensor = _filled(tensor, 0, atoms * rows[module])
+                missing = atoms * rows[module] - len(tensor)
+                tensor = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
             elif module is coupling.consumer and name == "weight":
-                tensor = _filled(tensor, 1, atoms * coupling.columns)
+                missing = atoms * coupling.columns - tensor.shape[1]
+                tensor = torch.cat([tensor, tensor.new_zeros(len(tensor), missing)], 1)
             yield f"{place}.{name}", tensor
-
-
-def _filled(tensor: Tensor, dimension: int, size: int) -> Tensor:
-    shape = list(tensor.shape)
-    shape[dimension] = size - shape[dimension]
-    return torch.cat([tensor, tensor.new_zeros(shape)], dimension)
