@@ -29,6 +29,7 @@ from ppf.report.scores import duration
 from ppf.report.tables import Table, print_table
 
 GIB = 2**30
+_AGAIN = 1.25  # every fourth calibration window is run twice
 _ALL = 1024  # windows that are assumed where a text gives all it has
 _DRAWN = 128  # policies that are labelled for a predictor that needs labels
 _EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
@@ -109,70 +110,52 @@ class Plan:
             speed: floating-point operations a second of a large product in the model's dtype.
             double: the same in float64.
         """
+        cfg, shapes, layers, bank = self.cfg, self._consumers, len(self._layers), self._bank
+        calibration, labelling = (
+            int(cfg.text.windows[part] or _ALL) * int(cfg.text.window)
+            for part in ("calibration", "labelling")
+        )
+        state = self._gib(self._hidden)  # of a token in front of one layer
         forward = 2 * self._in_layers / (speed * _EFFICIENCY)  # seconds of a token in all layers
         head = 2 * self._head / (speed * _EFFICIENCY)
-        return [
-            self._observing(forward, double),
-            self._building(double),
-            self._differentiating(4 * forward + 2 * head),  # a large model runs each layer again
-            self._labelling(forward + head, speed),
-        ]
 
-    def _observing(self, forward: float, double: float) -> Need:
-        """Moments, order (as `importance=obs` finds it) and features of the sites."""
-        tokens, again = self._tokens("calibration"), 1.25  # every fourth window is run twice
-        squares = sum(n**2 for _, n in self._consumers)
-        solved = sum(2 * n**3 + rows * n**2 for rows, n in self._consumers)
-        seconds = tokens * again * forward + (2 * tokens * squares + solved) / double
-        memory = 2 * again * self._states(tokens) + solving(self._consumers)
-        return self._need("observing the dense model", memory, 4 * squares / GIB, seconds)
+        # Moments, order (as `importance=obs` finds it) and features of the sites.
+        squares = sum(n**2 for _, n in shapes)
+        solved = sum(2 * n**3 + rows * n**2 for rows, n in shapes) + 2 * calibration * squares
+        memory = 2 * _AGAIN * calibration * state + solving(shapes)
+        seconds = _AGAIN * calibration * forward + solved / double
+        found = [self._need("observing the dense model", memory, 4 * squares / GIB, seconds)]
 
-    def _building(self, double: float) -> Need:
-        if not self._bank:
-            return self._need("building the bank", 0, 0, 0)
-        products = sum(4 / 3 * n**3 + 4 * rows * n**2 for rows, n in self._consumers)
-        memory = solving(self._consumers) + self._of_bank
-        return self._need("building the bank", memory, self._bank.disk, products / double)
+        if bank:
+            products = sum(4 / 3 * n**3 + 4 * rows * n**2 for rows, n in shapes)
+            memory = solving(shapes) + self._of_bank
+            found.append(self._need("building the bank", memory, bank.disk, products / double))
 
-    def _differentiating(self, token: float) -> Need:
-        """Expected losses, and gradients at the best policies; states lie in host memory."""
-        predictor = unfitted(self.cfg.predictor) if self.cfg.get("predictor") else None
-        windows = getattr(predictor, "windows", 0) if self.cfg.get("mode") != "dynamic" else 0
-        sets, dense = (
-            1 + self.labels // getattr(predictor, "renewal", 1),
-            self._tokens("calibration") // 4,
-        )
-        tokens = dense + sets * windows * self.cfg.text.window
-        kept = activations(self._layers, self.cfg.text.window, self._dtype)
-        if kept > SMALL or self._offload:
-            kept //= len(self._layers)
-        states = (len(self._layers) + 1) * self._states(dense)
-        return self._need("gradients", self._of_bank + kept / GIB, 0, tokens * token, states)
+        # Expected losses, and gradients at the best policies; a large model runs each layer again.
+        predictor = unfitted(cfg.predictor) if cfg.get("predictor") else None
+        windows = getattr(predictor, "windows", 0) if cfg.get("mode") != "dynamic" else 0
+        sets, dense = 1 + self.labels // getattr(predictor, "renewal", 1), calibration // 4
+        kept = activations(self._layers, cfg.text.window, self._dtype) / GIB
+        memory = self._of_bank + (kept / layers if self._offload or kept > SMALL / GIB else kept)
+        seconds = (dense + sets * windows * cfg.text.window) * (4 * forward + 2 * head)
+        states = (layers + 1) * dense * state  # in the memory of the host
+        found.append(self._need("gradients", memory, 0, seconds, states))
 
-    def _labelling(self, token: float, speed: float) -> Need:
-        tokens, copied = self._tokens("labelling"), 0.0  # GiB of weights that a policy computes
-        each = tokens * token
-        if self._bank and self._bank.factored:
-            each += 2 * _LEVEL * sum(rows * n**2 for rows, n in self._consumers) / speed
-            copied = self._gib(sum(rows * n for rows, n in self._consumers))
-        elif "budget" in self.cfg and self.cfg.budget.name == "bytes":
+        each, copied = labelling * (forward + head), 0.0  # GiB of weights that a policy computes
+        if bank and bank.factored:
+            each += 2 * _LEVEL * sum(rows * n**2 for rows, n in shapes) / speed
+            copied = self._gib(sum(rows * n for rows, n in shapes))
+        elif "budget" in cfg and cfg.budget.name == "bytes":
             copied = self._gib(self._in_layers)
         there, on_host = (0.0, copied) if self._offload else (copied / self._devices, 0.0)
-        memory = self._of_bank + (len(self._layers) + 1) * self._states(tokens) + there
-        name, on_host = f"{self.labels} labels", self.processes * on_host
-        return self._need(name, memory, 0, self.labels * each, on_host)
-
-    def _tokens(self, part: str) -> int:
-        """Tokens of a part of the text."""
-        return int(self.cfg.text.windows[part] or _ALL) * int(self.cfg.text.window)
+        memory = self._of_bank + (layers + 1) * labelling * state + there
+        given = memory, 0, self.labels * each
+        found.append(self._need(f"{self.labels} labels", *given, self.processes * on_host))
+        return found
 
     def _gib(self, numbers: float) -> float:
         """GiB of numbers in the widest dtype in which the weights are loaded."""
         return numbers * self._dtype.itemsize / GIB
-
-    def _states(self, tokens: int) -> float:
-        """GiB of hidden states in front of one layer."""
-        return self._gib(tokens * self._hidden)
 
     def _need(
         self, stage: str, memory: float, disk: float, seconds: float, on_host: float = 0.0

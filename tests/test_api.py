@@ -14,7 +14,6 @@ import ppf
 from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
-from ppf.overrides import written
 from tests.articles import write_articles
 from tests.searched import write_search
 
@@ -30,13 +29,6 @@ _KINDS = ("attention", "mlp")
 
 
 def test_arguments_are_written_as_overrides() -> None:
-    given = {"agent": "ppo", "labels": {"count": 8}, "tasks": ["a", "b c"], "policy": None}
-    assert list(written(given)) == [
-        "agent=ppo",
-        "labels.count=8",
-        'tasks=[a,"b c"]',
-        "policy=null",
-    ]
     screened = {"predictor": "oracle", "predictor.screening": [{"windows": 1, "keep": 4}]}
     cfg = api._composed("search", screened)
     assert cfg.predictor.screening == [{"windows": 1, "keep": 4}]

@@ -42,8 +42,8 @@ LINES = {
     "evaluation": 477,
     "export": 1470,
     "labels": 970,
-    "llm": 1800,
-    "modules": 1838,
+    "llm": 1750,
+    "modules": 1825,
     "policy_search": 1190,
     "predictor": 2320,
     "pruning": 3830,
@@ -53,8 +53,8 @@ LINES = {
     "runtime": 720,
     "server": 1060,
     "space": 520,
-    "stages": 1840,
-    "text": 740,
+    "stages": 1825,
+    "text": 720,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}

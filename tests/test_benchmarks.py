@@ -10,11 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks import scale
-from ppf.errors import PPFError
 from ppf.llm import load
 from tests.cli.conftest import HASTY
-from tests.records import examples
-from tests.records.gadgets import gadgets
 
 LITTLE = ("text.window=64", "text.windows={calibration:4,labelling:2,test:2}")
 MORE = ("text.window=64", "text.windows={calibration:4,labelling:16,test:2}")
@@ -56,17 +53,3 @@ def test_a_random_checkpoint_of_the_benchmark_of_scale_loads(tmp_path: Path) -> 
         ids = torch.arange(8)[None]
         assert lm.model(ids).logits.isfinite().all()
         assert lm.model.config.num_hidden_layers == shape["num_hidden_layers"]
-
-
-def test_the_benchmark_of_the_server_runs_nothing_of_a_search(tmp_path: Path) -> None:
-    from benchmarks.serve import read_search
-
-    found, gadget = examples.policy(), gadgets(tmp_path)["torch.load"]
-    file = tmp_path / "policy.json"
-    file.write_text(json.dumps(found))
-    assert read_search(tmp_path)["kept"] == found["kept"]
-    found["config"]["model"]["source"] = gadget
-    file.write_text(json.dumps(found))
-    with pytest.raises(PPFError):
-        read_search(tmp_path)
-    assert not (tmp_path / "ran").exists()

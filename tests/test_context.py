@@ -11,6 +11,7 @@ from ppf.errors import PPFError
 from ppf.policy_file import checked_config, provenance
 from ppf.pruning.observed import Observed
 from ppf.text.windows import evenly
+from tests.articles import write_articles
 from tests.searched import QUICK, write_search
 
 
@@ -21,11 +22,12 @@ def test_too_little_text_to_label_is_refused_before_calibration(
         raise AssertionError("the long work has begun")
 
     monkeypatch.setattr(Observed, "make", calibrate)
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} says nothing." * 8 for i in range(64)))
-    given = [f"text.path={text}", f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]
+    text, paths = write_articles(tmp_path), [f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("collect", ["model=tiny", *QUICK, *given, "text.windows.labelling=1000"])
+        cfg = compose(
+            "collect",
+            ["model=tiny", *QUICK, *paths, f"text.path={text}", "text.windows.labelling=1000"],
+        )
     with pytest.raises(PPFError, match="lower text.windows.labelling"):
         stage.prepare(cfg, Fabric(accelerator="cpu", devices=1))
 

@@ -58,7 +58,7 @@ def test_every_named_model_is_planned_without_its_weights() -> None:
 def test_a_model_of_an_unknown_structure_is_not_planned(tmp_path: Path) -> None:
     LlamaConfig(hidden_size=64, num_hidden_layers=1).save_pretrained(tmp_path)
     other = config("model=llama3_8b", f"model.source.repository={tmp_path}")
-    assert skeleton(other.model).model.config.hidden_size == 64
+    assert skeleton(other.model)[0].config.hidden_size == 64
     T5Config().save_pretrained(tmp_path)
     with pytest.raises(PPFError, match="model family 't5' is not supported"):
         Plan(config(f"model.path={tmp_path}"), CPU)
@@ -71,7 +71,7 @@ def test_offloaded_layers_take_no_memory_and_a_bank_that_fits_no_disk() -> None:
     large = planned("model=llama2_7b", "bank.max_gib=14.0")
     assert small[BANK].disk == pytest.approx(large[BANK].disk) == pytest.approx(11.9, abs=0.5)
     assert large["gradients"].memory - small["gradients"].memory == pytest.approx(small[BANK].disk)
-    assert planned("model=llama2_7b", "compensation=none")[BANK].disk == 0
+    assert BANK not in planned("model=llama2_7b", "compensation=none")
     two = planned("model=llama2_7b", processes=2)
     for stage in ("observing the dense model", BANK, "48 labels"):
         assert two[stage].memory == pytest.approx(2 * small[stage].memory)

@@ -46,7 +46,7 @@ def load_folder(
     config, tokenizer = read_description(folder)
     pruned = hasattr(config, "pruned_blocks")
     made = _pruned_class(folder, config) if pruned else AutoModelForCausalLM
-    return read_model(str(folder), config, dtype, "path", made), tokenizer
+    return read_model(str(folder), config, dtype, made), tokenizer
 
 
 def read_description(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
@@ -55,13 +55,13 @@ def read_description(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenize
     Raises:
         PPFError: one of them or the weights are missing or damaged, or the folder needs its code.
     """
-    config = read_config(str(folder), "path")
+    config = read_config(str(folder))
     if hasattr(config, "auto_map") and not hasattr(config, "pruned_blocks"):
         raise PPFError(
             f"path={folder} needs its own Python code, which PPF does not run: give another folder."
         )
-    check_files(str(folder), "path")
-    return config, read_tokenizer(str(folder), config, "path")
+    check_files(str(folder))
+    return config, read_tokenizer(str(folder), config)
 
 
 def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:

@@ -36,20 +36,17 @@ _LONGEST = 4096  # characters in a path
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def read_config(
-    source: str, override: str = "model.path", revision: str | None = None
-) -> PreTrainedConfig:
+def read_config(source: str, revision: str | None = None) -> PreTrainedConfig:
     """The config of a folder or of a hub repository.
 
     Args:
         source: the folder or the id of the repository.
-        override: the override that names another checkpoint, for error messages.
         revision: branch, tag or commit of the repository; None: its main branch.
 
     Raises:
         PPFError: the config is missing or damaged.
     """
-    with _reading(source, override):
+    with _reading(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     config._attn_implementation = None  # transformers would download a kernel of that name
     vars(config).pop("custom_pipelines", None)  # exports must not name code of others
@@ -58,10 +55,7 @@ def read_config(
 
 
 def read_tokenizer(
-    source: str,
-    config: PreTrainedConfig,
-    override: str = "model.path",
-    revision: str | None = None,
+    source: str, config: PreTrainedConfig, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a hub repository; arguments as for `read_model`.
 
@@ -70,7 +64,7 @@ def read_tokenizer(
     Raises:
         PPFError: the tokenizer is missing or damaged, or names files elsewhere on this machine.
     """
-    with _reading(source, override):
+    with _reading(source):
         _refuse_foreign_files(source, revision)
         given = {"revision": revision, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
@@ -129,7 +123,6 @@ def read_model(
     source: str,
     config: PreTrainedConfig,
     dtype: torch.dtype,
-    override: str = "model.path",
     architecture: Any = AutoModelForCausalLM,
     revision: str | None = None,
     *,
@@ -138,7 +131,7 @@ def read_model(
     """The model of a folder or of a hub repository, on the CPU.
 
     Args:
-        source, override, revision: as for `read_config`.
+        source, revision: as for `read_config`.
         config: the result of `read_config`.
         dtype: dtype that the weights will be used in.
         architecture: class that builds the model; by default transformers chooses it by the config.
@@ -149,7 +142,7 @@ def read_model(
         PPFError: a file is damaged; a tensor is missing, unknown, quantised, not finite or has a
             wrong shape; or the checkpoint needs its own code.
     """
-    with _reading(source, override), quiet():
+    with _reading(source), quiet():
         own_code = getattr(config, "auto_map", None) or {}
         if architecture is AutoModelForCausalLM and "AutoModelForCausalLM" in own_code:
             raise ValueError("it needs its own modelling code, which PPF does not run")
@@ -161,7 +154,7 @@ def read_model(
                 "it has an adapter (adapter_config.json), which PPF does not load: merge it with"
                 " PEFT's `merge_and_unload`"
             )
-        check_files(source, override)
+        check_files(source)
         model, found = architecture.from_pretrained(
             source,
             config=config,
@@ -181,16 +174,14 @@ def read_model(
     return model
 
 
-def check_files(source: str, override: str = "model.path") -> None:
+def check_files(source: str) -> None:
     """Checks that all weight files of a folder can be opened; does nothing for a hub repository.
-
-    Its arguments are those of `read_config`.
 
     Raises:
         PPFError: a safetensors file is empty or truncated.
     """
     for file in sorted(Path(source).glob("*.safetensors")):
-        with _reading(str(file), override), safe_open(file, "pt"):
+        with _reading(str(file)), safe_open(file, "pt"):
             pass
 
 
@@ -232,7 +223,7 @@ def weights_fault(
 
 
 @contextmanager
-def _reading(what: str, override: str) -> Iterator[None]:
+def _reading(what: str) -> Iterator[None]:
     """Turns every error inside the context into a PPFError."""
     try:
         yield
@@ -240,5 +231,5 @@ def _reading(what: str, override: str) -> Iterator[None]:
         raise
     except Exception as error:  # transformers raises many types on damaged files
         raise PPFError(
-            f"cannot load '{what}' ({reason(error)}): give a local folder with {override}=FOLDER."
+            f"cannot load '{what}' ({reason(error)}): give another folder or model."
         ) from error

@@ -15,7 +15,6 @@ from ppf.runtime import DynamicModel
 from ppf.server.app import create_app
 from ppf.server.scheduler import Scheduler
 from tests.articles import write_articles
-from tests.cli.conftest import HASTY
 from tests.pretended_gpu import pretended_gpus
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
@@ -34,8 +33,8 @@ STATIC = (
 )
 DYNAMIC = (
     *("mode=dynamic", "agent.episodes=8", "agent.iterations=2", "search.rounds=1"),
-    *("search.points=4", "search.stride=2", "search.polish.generations=1", "labels.count=12"),
-    *HASTY,
+    *("search.points=2", "search.stride=1", "search.polish.generations=1", "labels.count=12"),
+    *("predictor.members=2", "trainer.max_epochs=1", "predictor.residual_steps=2"),
 )
 REFIT = "refit_windows=2"
 RECOVERY = (
@@ -108,6 +107,6 @@ def generate(commands: Commands, searched: Path) -> None:
 
 
 @SLOW
-@pytest.mark.parametrize("commands", [(), PLACES[0]], indirect=True, scope="module")
+@pytest.mark.parametrize("commands", [()], indirect=True, scope="module")
 def test_a_search_for_all_ratios_that_trains_an_agent(commands: Commands) -> None:
     commands.search(*DYNAMIC, "ratios=[0.3]", run_in="dynamic")

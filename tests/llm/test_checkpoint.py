@@ -45,7 +45,7 @@ def refusal(folder: Path, **options: Any) -> str:
     with pytest.raises(PPFError) as caught:
         loaded(folder, **options)
     sentence = str(caught.value)
-    assert "model.path=FOLDER" in sentence and "\n" not in sentence
+    assert "give another folder" in sentence and "\n" not in sentence
     return sentence
 
 
