@@ -40,7 +40,7 @@ LINES = {
     "cli": 739,
     "conf": 170,
     "evaluation": 477,
-    "export": 1470,
+    "export": 1450,
     "labels": 970,
     "llm": 1750,
     "modules": 1825,
@@ -50,10 +50,10 @@ LINES = {
     "records": 618,
     "recovery": 1240,
     "report": 1558,
-    "runtime": 720,
+    "runtime": 700,
     "server": 1060,
     "space": 520,
-    "stages": 1825,
+    "stages": 1820,
     "text": 720,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
