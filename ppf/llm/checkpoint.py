@@ -23,12 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.tokenization_utils_base import SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
-from transformers.utils import (
-    CHAT_TEMPLATE_DIR,
-    cached_file,
-    find_adapter_config_file,
-    logging,
-)
+from transformers.utils import CHAT_TEMPLATE_DIR, cached_file, find_adapter_config_file, logging
 
 from ppf.errors import PPFError, reason
 
