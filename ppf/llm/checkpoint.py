@@ -173,9 +173,13 @@ def check_files(source: str) -> None:
     """Checks that all weight files of a folder can be opened; does nothing for a hub repository.
 
     Raises:
-        PPFError: a safetensors file is empty or truncated.
+        PPFError: a folder has no safetensors file, or one is empty or truncated.
     """
-    for file in sorted(Path(source).glob("*.safetensors")):
+    files = sorted(Path(source).glob("*.safetensors"))
+    with _reading(source):
+        if Path(source).is_dir() and not files:
+            raise ValueError("it has no safetensors")
+    for file in files:
         with _reading(str(file)), safe_open(file, "pt"):
             pass
 
