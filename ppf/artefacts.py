@@ -40,7 +40,7 @@ FORMATS = {
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12
 _SHORT = 2.0  # seconds; shorter waits for another process are not mentioned
-_FOLDERS = "paths.outputs, paths.artefacts or paths.cache"
+_FOLDERS = "paths.outputs, paths.artefacts, paths.cache or out"
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,8 @@ def draft(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path, override: str = _FOLDERS) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turns errors of the disk into a PPFError of one sentence.
-
-    Args:
-        override: the config key that chooses the folder.
 
     Raises:
         PPFError: the disk is full, or `path` cannot be written.
@@ -142,7 +139,7 @@ def writing(path: Path, override: str = _FOLDERS) -> Iterator[None]:
     except PPFError:
         raise
     except Exception as error:
-        if (sentence := disk_failure(error, path, override)) is None:
+        if (sentence := disk_failure(error, path)) is None:
             raise
         raise PPFError(sentence) from error
 
@@ -198,14 +195,11 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def disk_failure(
-    error: BaseException, path: Path | None = None, override: str = _FOLDERS
-) -> str | None:
+def disk_failure(error: BaseException, path: Path | None = None) -> str | None:
     """A sentence for an error that the disk caused; None for other errors.
 
     Args:
         path: what was being written; None: what the error names.
-        override: the config keys that choose its folder.
     """
     text = str(error).split("\n")[0]
     named, number = getattr(error, "filename", None), getattr(error, "errno", None)
@@ -220,7 +214,7 @@ def disk_failure(
     forbidden = path is None and number in (errno.EACCES, errno.EPERM)
     return (
         f"cannot {'read or write' if forbidden else 'write'} {path or named or 'a file'} ({text}):"
-        f" free some space, change the permissions, or choose another folder with {override}."
+        f" free some space, change the permissions, or choose another folder with {_FOLDERS}."
     )
 
 

@@ -122,10 +122,14 @@ def _own_file(target: str | None) -> Path | None:
     if target is None or target.startswith("ppf."):
         return None
     try:
-        module = sys.modules[_module_of(target)]
-    except (ImportError, AttributeError, ValueError, KeyError):  # reported where it is used
+        found = resolve_name(target)
+    except (ImportError, AttributeError, ValueError):  # reported where it is used
         return None
-    if module.__name__ in sys.builtin_module_names:
+    defined = inspect.isclass(found) or inspect.isroutine(found)
+    # Another object, such as a partial function, is of the module that holds it.
+    name = found.__module__ if defined else target.replace(":", ".").rpartition(".")[0]
+    module = sys.modules.get(name)
+    if module is None or name in sys.builtin_module_names:
         return None
     file = Path(getattr(module, "__file__", None) or "")
     if not file.is_file():
@@ -134,14 +138,3 @@ def _own_file(target: str | None) -> Path | None:
             " apart: define the class in a module, not in a notebook."
         )
     return file if not _INSTALLED & {*file.parts} else None
-
-
-def _module_of(target: str) -> str:
-    """The name of the module that defines a class or function, or that holds another object."""
-    found = resolve_name(target)
-    if inspect.isclass(found) or inspect.isroutine(found):
-        return found.__module__
-    name = target.replace(":", ".")
-    while name not in sys.modules:
-        name, _, _ = name.rpartition(".")
-    return name

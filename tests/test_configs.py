@@ -65,10 +65,11 @@ def inside(group: str) -> set[tuple[str, str]]:
 def cases(stage: str) -> list[tuple[str, str, Choices]]:
     """Each option that a stage can choose: its group, its name, and the choices that lead there."""
     found: dict[tuple[str, str], Choices] = {}
-    waiting: list[tuple[Choices, set[tuple[str, str]]]] = [({}, set())]
+    waiting: list[tuple[Choices, set[str]]] = [({}, set())]
+    others = {f for f in FOLDERS if f.rpartition("/")[2] in {*STAGES} - {stage}}
     while waiting:
         so_far, inner = waiting.pop()
-        if so_far and {group for group, _ in inner} <= {group for group, _ in found}:
+        if so_far and inner <= {group for group, _ in found}:
             continue
         cfg = composed(stage, so_far)
         for key in dict.fromkeys([*cfg.hydra.runtime.choices, *taken_groups(cfg)]):
@@ -78,7 +79,8 @@ def cases(stage: str) -> list[tuple[str, str, Choices]]:
                     continue
                 if (group, option) not in found:
                     found[group, option] = so_far | {key: option}
-                    waiting.append((found[group, option], inside(group)))
+                    own = {place for place, _ in inside(group) if place not in others}
+                    waiting.append((found[group, option], own))
     return [(group, option, choices) for (group, option), choices in sorted(found.items())]
 
 

@@ -142,7 +142,7 @@ def check(cfg: DictConfig) -> None:
             check_construction(OmegaConf.select(cfg, ".".join(keys)))
     for key in _FOLDERS:
         if folder := OmegaConf.select(cfg, key):
-            check_folder(Path(folder), key)
+            check_folder(Path(folder))
 
 
 def check_values(given: Any) -> None:
@@ -181,13 +181,13 @@ def check_construction(component: DictConfig) -> None:
         raise PPFError(refusal(error)) from error
 
 
-def check_folder(folder: Path, key: str) -> None:
+def check_folder(folder: Path) -> None:
     """Makes the folder and writes one byte in it.
 
     Raises:
         PPFError: that fails.
     """
-    with writing(folder, key):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
             file.write(b"0")

@@ -43,16 +43,6 @@ def test_an_experiment_fills_its_table_and_goes_on(
     assert rows(folder / "results.json").keys() == {"uniform", "owl", "flap"}
     assert rows(folder / "results.json")["owl"]["test_ppl"] == first["owl"]["test_ppl"]
 
-    articles = Path(quick[-1].removeprefix("text.path="))
-    whole = articles.read_text()
-    articles.write_text("Too short.")
-    failed = run(*given, "agent=owl", ok=False).stdout
-    assert "Jobs that did not finish: 1" in failed
-    assert rows(folder / "results.json").keys() == {"uniform", "flap"}
-    articles.write_text(whole)
-    assert "Already finished" not in run(*given, "agent=owl").stdout
-    assert "Already finished" in run(*given, "agent=owl").stdout
-
 
 @pytest.mark.slow
 def test_two_multiruns_of_one_experiment_run_each_job_once(

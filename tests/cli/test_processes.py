@@ -15,13 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from pyarrow import parquet
 
-from ppf.context import prepare
-from ppf.stages.collect import collect
-from ppf.stages.fit import fitted
 from tests.articles import write_articles
 from tests.cli.conftest import HASTY
 from tests.commands import exit_code
@@ -51,17 +46,6 @@ def labels_in(outputs: Path) -> dict[str, dict[tuple[int, ...], float]]:
     for row in rows:
         found[row["source"]][tuple(row["kept"])] = row["nll"]
     return found
-
-
-def alone(folder: Path, *overrides: str) -> Path:
-    """The predictor that one process, this one, trains on the same labels."""
-    places = [f"paths.outputs={folder}", f"paths.run={folder}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", [*overrides, *places])
-    fabric = instantiate(cfg.fabric)
-    fabric.launch()
-    context = prepare(cfg, fabric)
-    return fitted(cfg, fabric, context, None, collect(cfg, context)).folder
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -96,14 +80,11 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
         only(two, file)
     assert len(list(two.glob("search/*/*"))) == 1
 
-    predictor = alone(one, *given)
+    assert exit_code("search", [*given, "logger=none", f"paths.outputs={one}"]) == 0
     labels, expected = labels_in(two), labels_in(one)
     assert labels["sampler"] == pytest.approx(expected["sampler"])
-    same = two / "artefacts" / "predictor" / predictor.name / "predictor.ckpt"
-    states = [torch.load(file, weights_only=True) for file in (same, predictor / "predictor.ckpt")]
+    states = [torch.load(only(at, "predictor.ckpt"), weights_only=True) for at in (two, one)]
     torch.testing.assert_close(*states)
-
-    assert exit_code("search", [*given, "logger=none", f"paths.outputs={one}"]) == 0
     own = json.loads(only(one, "policy.json").read_text())
     # Both gain about 0.16 nats per token over uniform pruning.
     assert policy["measured"]["nll"] <= own["measured"]["nll"] + 0.03
