@@ -8,10 +8,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hydra
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from tests import composing
+
+hydra.compose = composing.compose
 # Before the first import of these packages.
 install_import_hook(
     ["ppf.space", "ppf.pruning", "ppf.predictor", "ppf.agents", "ppf.recovery"], "beartype.beartype"

@@ -121,7 +121,7 @@ def metadata(model: PreTrainedModel, config: Mapping[str, Any], library: str) ->
         own.pop("base_model", None)
     if not (config.get("path") and config.get("source")):  # the folder may hold another model
         own |= {key: value for key, value in (config.get("card") or {}).items() if value}
-    known = {key: own[key] for key in _COPIED if _is_names(own.get(key))}
+    known = {key: own[key] for key in _COPIED if own.get(key)}
     return ModelCardData(
         library_name=library,
         pipeline_tag="text-generation",
@@ -140,9 +140,3 @@ def _own_card(source: str, revision: str | None) -> dict[str, Any]:
         return (metadata_load(file) if file.is_file() else None) or {}
     except Exception:  # the hub cannot be reached, or any text stands at the top of the README
         return {}
-
-
-def _is_names(value: Any) -> bool:
-    """Whether a value of a card is a text or a list of texts; any other value is left out."""
-    texts = [value] if isinstance(value, str) else value
-    return bool(texts) and isinstance(texts, list) and all(isinstance(x, str) for x in texts)

@@ -1,6 +1,6 @@
 """A pruned model in the form that all export formats read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,18 +61,6 @@ class Pruned:
         config: Any = self.lm.model.config
         given = getattr(config, "head_dim", None)
         return given or config.hidden_size // config.num_attention_heads
-
-    def has_policy(self, kept: Mapping[str, int], units: Mapping[str, int]) -> bool:
-        """Whether the blocks have the widths of a policy.
-
-        Args:
-            kept: units that each site keeps, by the site's name; other sites stay whole.
-            units: the same of the dense model.
-        """
-        found = zip(self.couplings, self.atoms, self.whole, strict=True)
-        return all(
-            atoms * units.get(c.name, 1) == whole * kept.get(c.name, 1) for c, atoms, whole in found
-        )
 
     def tensors(self, atoms: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
         """All parameters by their names in transformers, of a family with Llama's names.

@@ -103,6 +103,10 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     named = {key: "+".join(training[key]) for key in ("tune", "loss")}
     if fabric.is_global_zero:
         job.write(training, validated)
+        given = f"search={quoted(cfg.out)}" if cfg.search else f"path={quoted(cfg.out)}"
+        following = {"Measure it on the test part": next_command("evaluate", given, "latency=true")}
+        if cfg.search:
+            following = {"Serve the model at any ratio": next_command("serve", given)}
         summary = {
             **origin_of_run("recover"),
             "title": f"Recovery of {cfg.policy or cfg.path or cfg.search}",
@@ -111,7 +115,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
             "test": test,
             "curve": [(point.tokens, point.nll) for point in curve],
             "settings": training | named,
-            "next_commands": _next_commands(cfg),
+            "next_commands": following,
         }
         folder = Path(cfg.paths.run)
         write_json(folder / "summary.json", summary)
@@ -251,14 +255,6 @@ class _AllRatios(_Recovery):
 
     def write(self, training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
         save_adapters(self.cfg, self.adapters, self.context, training)
-
-
-def _next_commands(cfg: DictConfig) -> dict[str, str]:
-    """Useful next commands: purpose → command."""
-    out = quoted(cfg.out)
-    if cfg.search:
-        return {"Serve the model at any ratio": next_command("serve", f"search={out}")}
-    return {"Measure it on the test part": next_command("evaluate", f"path={out}", "latency=true")}
 
 
 def _policy_file(cfg: DictConfig) -> Path:

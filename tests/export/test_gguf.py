@@ -1,4 +1,3 @@
-import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -62,30 +61,6 @@ def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) 
     assert json.loads(value(reader, "ppf.policy")) == POLICY
 
 
-@ONE_FAMILY
-def test_a_name_with_a_slash_is_no_path(pruner: LivePruner, tmp_path: Path) -> None:
-    policy = POLICY | {"model": "../someone/model"}
-    path = export_gguf(pruner, tmp_path / "out", policy, type="f16")
-    assert (path.parent, path.name) == (tmp_path / "out", ".._someone_model-f16.gguf")
-    assert value(GGUFReader(path), "general.name") == "../someone/model"
-
-
-@ONE_FAMILY
-def test_an_export_that_fails_leaves_the_earlier_file(
-    pruner: LivePruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = export_gguf(pruner, tmp_path, POLICY, type="f16")
-    earlier = path.read_bytes()
-
-    def full(*given: Any, **named: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("gguf.GGUFWriter.write_tensor_data", full)
-    with pytest.raises(PPFError, match="free some space"):
-        export_gguf(pruner, tmp_path, POLICY, type="f16")
-    assert path.read_bytes() == earlier and not [*tmp_path.glob("*.draft")]
-
-
 def test_tensors_are_the_models_own(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.apply(policies(pruner.space)["random"])
     found = values(GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16")))
@@ -120,20 +95,13 @@ def test_the_file_shrinks_by_what_the_policy_removed(type: str, tmp_path: Path) 
     assert dense.stat().st_size - pruned.stat().st_size == pytest.approx(removed, rel=0.01)
 
 
-def test_q8_0_is_close_and_rows_that_it_cannot_divide_stay_f16(
-    pruner: LivePruner, tmp_path: Path
-) -> None:
+@ONE_FAMILY
+def test_rows_that_no_blocks_divide_are_f16(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.apply([1, 1, *pruner.space.dense.tolist()[2:]])
-    full, small = (
-        GGUFReader(export_gguf(pruner, tmp_path, POLICY, type=type)) for type in ("f16", "q8_0")
-    )
-    types = {t.name: t.tensor_type.name for t in small.tensors}
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="q8_0"))
+    types = {t.name: t.tensor_type.name for t in reader.tensors}
     assert types["blk.0.ffn_down.weight"] == "F16"  # 16 channels
-    wide = pruner.lm.model.config.hidden_size % 32 == 0
-    assert types["token_embd.weight"] == ("Q8_0" if wide else "F16")
-    exact = values(full)
-    for name, tensor in values(small).items():
-        torch.testing.assert_close(tensor, exact[name], atol=0.01, rtol=0)
+    assert types["blk.1.ffn_down.weight"] == "Q8_0"
 
 
 @pytest.mark.parametrize(("type", "error"), [("q5_0", 0.05), ("q4_0", 0.1)])
@@ -265,7 +233,6 @@ def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -
 def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) -> None:
     vocabulary = {"<unk>": 0, "<0x41>": 1, "a": 2, "▁": 3}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.add_tokens([AddedToken("▁▁", normalized=False, special=False)])
     pruner.lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))

@@ -143,16 +143,6 @@ def test_the_code_needs_only_torch_and_transformers(folder: Path) -> None:
 
 
 @ONE_FAMILY
-def test_another_dtype_and_gradients(pruner: LivePruner, folder: Path) -> None:
-    model = loaded(folder, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    ids = random_windows()
-    model(ids, labels=ids).loss.backward()
-    # A norm whose block is gone is asked for nothing.
-    assert all(p.grad is not None for name, p in model.named_parameters() if "norm" not in name)
-
-
-@ONE_FAMILY
 def test_tokenizer_and_generation_config_are_exported(pruner: LivePruner, folder: Path) -> None:
     text = "Ünïcode, too."
     tokenizer = AutoTokenizer.from_pretrained(folder)

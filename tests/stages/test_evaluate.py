@@ -87,7 +87,7 @@ def evaluated(cfg: DictConfig, folder: Path, *names: str) -> dict[str, Any]:
 def test_a_folder_that_cannot_be_measured_is_refused_before_the_first_one_is(
     folders_config: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bos" / "model.safetensors").unlink()
+    (tmp_path / "bos" / "config.json").unlink()
     with pytest.raises(PPFError, match="bos"):
         evaluated(folders_config, tmp_path, "plain", "bos")
     assert "Measuring" not in capsys.readouterr().out
