@@ -17,13 +17,7 @@ from ppf.llm import LanguageModel, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
 from ppf.plan import check_capacity
-from ppf.pruning import (
-    Bank,
-    Compensation,
-    LivePruner,
-    order_atoms,
-    retained_importance,
-)
+from ppf.pruning import Bank, Compensation, LivePruner, order_atoms, retained_importance
 from ppf.pruning.calibration import Calibration, UnitSites
 from ppf.pruning.observed import observe
 from ppf.pruning.prunable import PrunableModel
@@ -60,11 +54,7 @@ class PruningContext:
 
 
 def prepare(
-    cfg: DictConfig,
-    fabric: Fabric,
-    *,
-    dtype: str | None = None,
-    choose: Choose | None = None,
+    cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
 ) -> PruningContext:
     """Loads the model and everything for pruning it; makes missing statistics, orders and banks.
 
@@ -102,31 +92,11 @@ def prepare(
     )
     pruner, artefacts = LivePruner(lm, space, bank), Artefacts(Path(cfg.paths.artefacts), fabric)
     prunable = PrunableModel(space, pruner, compensation, parameters(lm.model))
-    passes = dict[Hashable, int]()
-    calibration = Calibration(
-        pruner,
-        observed.windows,
-        text.others("calibration", lm.tokenizer),
-        observed.first,
-        names.bank,
-        artefacts,
-        passes,
-    )
-    return PruningContext(
-        prunable,
-        text,
-        calibration,
-        UnitSites(calibration, retained_importance(lm, space, scores), observed.traits()),
-        Labelling(
-            prunable,
-            text.tokens("labelling", lm.tokenizer),
-            text.others("labelling", lm.tokenizer),
-            config.labels,
-            names.labels,
-            artefacts,
-            passes,
-        ),
-        config,
-        names,
-        artefacts,
-    )
+    passes, others = dict[Hashable, int](), text.others("calibration", lm.tokenizer)
+    read = observed.windows, others, observed.first
+    calibration = Calibration(pruner, *read, names.bank, artefacts, passes)
+    sites = UnitSites(calibration, retained_importance(lm, space, scores), observed.traits())
+    labelled, others = (part("labelling", lm.tokenizer) for part in (text.tokens, text.others))
+    given = config.labels, names.labels, artefacts, passes
+    labelling = Labelling(prunable, labelled, others, *given)
+    return PruningContext(prunable, text, calibration, sites, labelling, config, names, artefacts)

@@ -45,7 +45,7 @@ LINES = {
     "llm": 1750,
     "modules": 1825,
     "policy_search": 1190,
-    "predictor": 2320,
+    "predictor": 2310,
     "pruning": 3830,
     "records": 618,
     "recovery": 1220,

@@ -67,10 +67,7 @@ def write_files(page: str, folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_text")
 def test_the_python_page_runs(
-    cache: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")

@@ -6,10 +6,7 @@ from hydra import compose, initialize_config_module
 
 from ppf.conf import plain
 from ppf.errors import PPFError
-from ppf.policy_file import (
-    policy_config,
-    refuse_recovered,
-)
+from ppf.policy_file import policy_config, refuse_recovered
 from ppf.pruning.signatures import recorded
 
 

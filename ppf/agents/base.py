@@ -202,11 +202,6 @@ class Candidates:
         """The first `count` policies."""
         return Candidates(self.kept[:count], self.cost[:count])
 
-    def without(self, known: Int[Tensor, "known sites"]) -> "Candidates":
-        """The policies that are not rows of `known`."""
-        new = ~(self.kept[:, None] == known.to(self.kept.device)).all(2).any(1)
-        return Candidates(self.kept[new], self.cost[new])
-
     def to(self, device: torch.device | str) -> "Candidates":
         """The same policies on another device."""
         return Candidates(self.kept.to(device), self.cost.to(device))
@@ -302,7 +297,10 @@ class Agent(ABC):
         if self.polish is not None:
             generator = torch.Generator(objective.device).manual_seed(seed)
             found = self.polish.improve(objective, found, generator)
-        return found if known is None else found.without(known)
+        if known is None:
+            return found
+        new = ~(found.kept[:, None] == known.to(found.kept.device)).all(2).any(1)
+        return Candidates(found.kept[new], found.cost[new])
 
 
 def predictions(

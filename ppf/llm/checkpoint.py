@@ -23,12 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.tokenization_utils_base import SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
-from transformers.utils import (
-    CHAT_TEMPLATE_DIR,
-    cached_file,
-    find_adapter_config_file,
-    logging,
-)
+from transformers.utils import CHAT_TEMPLATE_DIR, cached_file, find_adapter_config_file, logging
 
 from ppf.errors import PPFError, reason
 
@@ -178,9 +173,13 @@ def check_files(source: str) -> None:
     """Checks that all weight files of a folder can be opened; does nothing for a hub repository.
 
     Raises:
-        PPFError: a safetensors file is empty or truncated.
+        PPFError: a folder has no safetensors file, or one is empty or truncated.
     """
-    for file in sorted(Path(source).glob("*.safetensors")):
+    files = sorted(Path(source).glob("*.safetensors"))
+    with _reading(source):
+        if Path(source).is_dir() and not files:
+            raise ValueError("it has no safetensors")
+    for file in files:
         with _reading(str(file)), safe_open(file, "pt"):
             pass
 

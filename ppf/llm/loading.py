@@ -75,11 +75,7 @@ def place_of_layers(config: DictConfig, device: torch.device) -> Place | None:
 
 
 def load(
-    config: DictConfig,
-    cache: str,
-    *,
-    device: torch.device | str = "cpu",
-    window: int | None = None,
+    config: DictConfig, cache: str, *, device: torch.device | str = "cpu", window: int | None = None
 ) -> LanguageModel:
     """Loads the model of a `model=` config.
 

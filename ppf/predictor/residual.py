@@ -64,7 +64,7 @@ class GaussianProcess(GP):
         super().__init__()
         self.steps, self.huber = steps, huber
         self.load_strict_shapes(False)  # of the buffers: a checkpoint has any number of rows
-        self.features = PolicyFeatures(space, effects=_EFFECTS, shares=_SHARES)
+        self.features = PolicyFeatures(space)
         self.kernel = policy_kernel(self.features.columns)
         self.noise = GrowingNoise(self.features.columns[ROOTS])
         for name in ("points", "inverse_cholesky", "coefficients"):
@@ -265,8 +265,6 @@ def _double(process: GaussianProcess) -> Iterator[None]:
         process.float()
 
 
-_EFFECTS = (0.0, 0.2, 1.0)  # groups of layers, as shares of all, whose effects are summed
-_SHARES = (0.0, 0.1)  # the same for removed shares
 _ROWS = 1024  # largest number of rows that hyper-parameters are fitted to
 _IN_CACHE = 1 << 17  # covariances that a CPU works on at a time
 _RATE = 0.1  # of a logarithm, in one step of the fit

@@ -27,9 +27,7 @@ NEW = ("training", "validation")
 
 def text(name: str = "wikipedia_sample", cache: str = "unused", **overrides: object) -> Text:
     config = OmegaConf.merge(
-        read_option("text", name),
-        {"window": 16, "windows": {part: 4 for part in PARTS}},
-        overrides,
+        read_option("text", name), {"window": 16, "windows": {part: 4 for part in PARTS}}, overrides
     )
     return build_text(config, cache)
 
