@@ -42,8 +42,8 @@ LINES = {
     "evaluation": 477,
     "export": 1440,
     "labels": 970,
-    "llm": 1750,
-    "modules": 1825,
+    "llm": 1745,
+    "modules": 1780,
     "policy_search": 1190,
     "predictor": 2310,
     "pruning": 3830,
@@ -53,7 +53,7 @@ LINES = {
     "runtime": 700,
     "server": 1060,
     "space": 520,
-    "stages": 1820,
+    "stages": 1815,
     "text": 720,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
